@@ -1,0 +1,1 @@
+"""What every service shares: the vocabulary, the ports, and the worker that runs between them."""

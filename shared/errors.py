@@ -1,0 +1,86 @@
+"""Every error dpstream raises on purpose.
+
+    DpstreamError
+    ├── SpecError            the user's input is wrong: one line with file, key, value, remedy
+    ├── StoreError
+    │   ├── NotFound         no object under this key
+    │   └── DigestMismatch   an object's bytes are not what its reference says
+    ├── BusError
+    │   └── Unroutable       nothing is bound to receive this message
+    ├── Fenced               a newer coordinator has taken this campaign over
+    └── TaskError            raised by a handler to end its task
+        ├── Temporary        worth another try, and not held against the task's attempts
+        ├── Permanent        would fail the same way again: the task is abandoned at once
+        ├── EngineError      the engine said no (a Python exception inside the child)
+        ├── EngineCrashed    the engine process died; counts against the task's attempts
+        └── Stopped          cancelled, superseded or asked to go: no result is wanted
+
+Anything else that escapes a handler counts as a crash of the task.
+"""
+
+from __future__ import annotations
+
+
+class DpstreamError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class SpecError(DpstreamError):
+    """The user's input is wrong."""
+
+
+class StoreError(DpstreamError):
+    """The object store could not do what was asked."""
+
+
+class NotFound(StoreError):
+    """No object under this key."""
+
+
+class DigestMismatch(StoreError):
+    """An object's bytes are not what its reference says."""
+
+
+class BusError(DpstreamError):
+    """The bus could not do what was asked."""
+
+
+class Unroutable(BusError):
+    """Nothing is bound to receive this message."""
+
+
+class Fenced(DpstreamError):
+    """A newer coordinator has taken this campaign over."""
+
+
+class TaskError(DpstreamError):
+    """Raised by a handler to end its task."""
+
+
+class Temporary(TaskError):
+    """Worth another try after `delay` seconds; not held against the task's attempts."""
+
+    def __init__(self, reason: str, delay: float = 5.0) -> None:
+        super().__init__(reason)
+        self.delay = delay
+
+
+class Permanent(TaskError):
+    """Would fail the same way again."""
+
+
+class EngineError(TaskError):
+    """The engine said no; `kind` is the exception's class name inside the child."""
+
+    def __init__(self, message: str, kind: str = "", trace: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.trace = trace
+
+
+class EngineCrashed(TaskError):
+    """The engine process died."""
+
+
+class Stopped(TaskError):
+    """No result is wanted any more."""

@@ -1,0 +1,258 @@
+"""Frames, batches of frames and labels: arrays, canonical form, content identity, encodings.
+
+Units everywhere: eV, Å, amu, ps, K, bar (LAMMPS `metal`). Cells are row vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+GRID = 1e-6
+"""Å; cells and positions are rounded to this, and the rounded frame is what is computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One atomic configuration.
+
+    species: chemical symbols, `(n_atoms,)`; positions: `(n_atoms, 3)` Å;
+    cell: `(3, 3)` row vectors in Å, or None for a molecule in vacuum.
+    """
+
+    species: tuple[str, ...]
+    positions: Floats
+    cell: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != (len(self.species), 3):
+            raise ValueError(
+                f"positions have shape {self.positions.shape}, expected ({len(self.species)}, 3)"
+            )
+        if self.cell is not None and self.cell.shape != (3, 3):
+            raise ValueError(f"cell has shape {self.cell.shape}, expected (3, 3)")
+
+    @property
+    def formula(self) -> str:
+        """Composition in alphabetical order, e.g. `C1H4`."""
+        return "".join(f"{s}{self.species.count(s)}" for s in sorted(set(self.species)))
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """Energy `()` eV, forces `(n_atoms, 3)` eV/Å, virial `(3, 3)` = −dE/dε in eV (periodic
+    frames only) of one frame from one labeling recipe."""
+
+    energy: float
+    forces: Floats
+    virial: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frames of one composition in one atom order.
+
+    species `(n_atoms,)`; positions `(n_frames, n_atoms, 3)` Å; cells `(n_frames, 3, 3)` Å or None;
+    `arrays` holds further per-frame arrays, first axis n_frames (deviations in eV/Å, steps, …).
+    """
+
+    species: tuple[str, ...]
+    positions: Floats
+    cells: Floats | None = None
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Frame:
+        cell = None if self.cells is None else self.cells[index]
+        return Frame(self.species, self.positions[index], cell)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        rows = np.asarray(indices, dtype=np.int64)
+        return Batch(
+            self.species,
+            self.positions[rows],
+            None if self.cells is None else self.cells[rows],
+            {name: values[rows] for name, values in self.arrays.items()},
+        )
+
+    def dumps(self) -> bytes:
+        """The batch as an `.npz` archive (no pickled objects)."""
+        columns: dict[str, npt.NDArray[Any]] = {f"x_{k}": v for k, v in self.arrays.items()}
+        columns |= {"species": np.array(self.species), "positions": self.positions}
+        if self.cells is not None:
+            columns["cells"] = self.cells
+        out = io.BytesIO()
+        np.savez(out, **columns)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    @staticmethod
+    def loads(data: bytes) -> Batch:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return Batch(
+                tuple(str(s) for s in archive["species"]),
+                archive["positions"],
+                archive["cells"] if "cells" in archive.files else None,
+                {k[2:]: archive[k] for k in archive.files if k.startswith("x_")},
+            )
+
+    @staticmethod
+    def of(frames: Sequence[Frame], **arrays: npt.NDArray[Any]) -> Batch:
+        """One batch from frames that share species order and periodicity (ValueError if not)."""
+        first = frames[0]
+        for frame in frames:
+            if frame.species != first.species or (frame.cell is None) != (first.cell is None):
+                raise ValueError("a batch holds frames of one species order and periodicity")
+        cells = (
+            None if first.cell is None else np.stack([f.cell for f in frames if f.cell is not None])
+        )
+        return Batch(first.species, np.stack([f.positions for f in frames]), cells, arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """A frame in canonical form, and how to carry vectors back to the caller's.
+
+    `order[i]` is the caller's index of canonical atom i; `rotation` turns the caller's row vectors
+    into canonical ones (`v @ rotation`).
+    """
+
+    frame: Frame
+    order: Ints
+    rotation: Floats
+
+    def forces_back(self, forces: Floats) -> Floats:
+        """Forces `(n_atoms, 3)` in the caller's order and orientation."""
+        result = np.empty_like(forces)
+        result[self.order] = forces @ self.rotation.T
+        return result
+
+
+def canonical(frame: Frame) -> Canonical:
+    """Restricted lower-triangular cell, stable species sort, everything on the 1e-6 Å grid and
+    wrapped there in integer arithmetic, so that canonical frames are fixed points."""
+    order = np.array(
+        sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
+    )
+    species = tuple(frame.species[i] for i in order)
+    if frame.cell is None:
+        positions = _on_grid(frame.positions[order])
+        return Canonical(Frame(species, _to_floats(positions)), order, np.eye(3))
+    rotation = np.eye(3) if _is_lower_triangular(frame.cell) else _to_lower_triangular(frame.cell)
+    cell = _on_grid(frame.cell @ rotation)
+    cell[np.triu_indices(3, k=1)] = 0
+    positions = _wrap(_on_grid(frame.positions[order] @ rotation), cell)
+    return Canonical(Frame(species, _to_floats(positions), _to_floats(cell)), order, rotation)
+
+
+def frame_key(frame: Frame) -> str:
+    """Content identity of a canonical frame: sha256 over species and integer coordinates."""
+    digest = hashlib.sha256(" ".join(frame.species).encode())
+    for array in (frame.cell, frame.positions):
+        digest.update(b"|" if array is None else _on_grid(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _on_grid(values: Floats) -> Ints:
+    grid: Ints = np.rint(values / GRID).astype(np.int64)
+    return grid
+
+
+def _to_floats(grid: Ints) -> Floats:
+    # Division by a power of ten rounds correctly: 1234567 becomes the float nearest 1.234567.
+    values: Floats = grid / round(1 / GRID)
+    return values
+
+
+def _is_lower_triangular(cell: Floats) -> bool:
+    return bool(np.all(np.triu(cell, 1) == 0) and np.all(np.diag(cell) > 0))
+
+
+def _to_lower_triangular(cell: Floats) -> Floats:
+    """The rotation R with `cell @ R` lower triangular, diagonal positive (ValueError for a
+    left-handed or flat cell, which no rotation can bring there)."""
+    if np.linalg.det(cell) <= 0:
+        raise ValueError("the cell vectors must be right-handed and span a volume")
+    q, r = np.linalg.qr(cell.T)
+    signs = np.sign(np.diag(r))
+    rotation: Floats = q * signs
+    return rotation
+
+
+def _wrap(positions: Ints, cell: Ints) -> Ints:
+    wrapped: Ints = positions.copy()
+    for axis in (2, 1, 0):
+        images = wrapped[:, axis] // cell[axis, axis]
+        wrapped -= np.outer(images, cell[axis])
+    return wrapped
+
+
+def min_distance(frame: Frame) -> float:
+    """Shortest interatomic distance in Å, over periodic images too; inf for a lone atom."""
+    from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
+
+    atoms = to_ase(frame)
+    for cutoff in (1.5, 6.0):
+        distances = neighbor_list("d", atoms, cutoff)
+        if len(distances):
+            return float(distances.min())
+    return float("inf")
+
+
+def to_ase(frame: Frame) -> Any:
+    """The frame as `ase.Atoms`."""
+    from ase import Atoms
+
+    return Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
+
+
+def from_ase(atoms: Any) -> Frame:
+    """A frame from `ase.Atoms`; periodic in three directions or in none."""
+    cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
+    return Frame(
+        tuple(atoms.get_chemical_symbols()), np.array(atoms.positions, dtype=np.float64), cell
+    )
+
+
+def encode_labelled(frame: Frame, label: Label, provenance: Mapping[str, Any]) -> bytes:
+    """One labelled frame as JSON; floats are written so that they read back to the bit."""
+    document = {
+        "species": list(frame.species),
+        "positions": frame.positions.tolist(),
+        "cell": None if frame.cell is None else frame.cell.tolist(),
+        "energy": label.energy,
+        "forces": label.forces.tolist(),
+        "virial": None if label.virial is None else label.virial.tolist(),
+        "provenance": dict(provenance),
+    }
+    return json.dumps(document).encode()
+
+
+def decode_labelled(data: bytes) -> tuple[Frame, Label, dict[str, Any]]:
+    document = json.loads(data)
+    cell, virial = document["cell"], document["virial"]
+    frame = Frame(
+        tuple(document["species"]),
+        np.array(document["positions"], dtype=np.float64).reshape(-1, 3),
+        None if cell is None else np.array(cell, dtype=np.float64),
+    )
+    label = Label(
+        float(document["energy"]),
+        np.array(document["forces"], dtype=np.float64).reshape(-1, 3),
+        None if virial is None else np.array(virial, dtype=np.float64),
+    )
+    return frame, label, document["provenance"]

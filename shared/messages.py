@@ -1,0 +1,510 @@
+"""The vocabulary, in loop order: every command and event that crosses the bus.
+
+Commands are imperatives and go to one work queue; events are past tense and go to whoever listens.
+All are frozen, carry references instead of arrays, and stay under 64 KB on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from shared.values import (
+    Accepted,
+    Chosen,
+    Committee,
+    Condition,
+    Counts,
+    FrameKey,
+    FrameRef,
+    Name,
+    PoolItem,
+    Recipe,
+    Ref,
+    Rejected,
+    Rmse,
+    Trust,
+    Value,
+)
+
+MAX_BODY = 64 * 1024
+
+
+class Message(Value):
+    """What every message carries. `cause` is the id of the message that led to this one; `time`
+    is seconds since the epoch (UTC) at its writer's clock."""
+
+    ROUTE: ClassVar[str] = ""
+    """Commands: their queue, `{}` filled by `capability`. Events: the last word of the topic."""
+
+    id: str
+    campaign: Name
+    time: float
+    cause: str | None = None
+
+
+# ---------------------------------------------------------------------------- the campaign begins
+
+
+class CampaignSubmitted(Message):
+    """A frozen spec and its initial data have been stored."""
+
+    ROUTE: ClassVar[str] = "campaign-submitted"
+    type: Literal["campaign-submitted/1"] = "campaign-submitted/1"
+    spec: Ref
+    packs: tuple[Ref, ...] = Field(default=(), description="imported labelled batches")
+    pack_frames: int = 0
+    frames: tuple[FrameRef, ...] = Field(default=(), description="to be labelled before version 1")
+    systems: dict[str, tuple[FrameRef, ...]] = Field(description="starting structures by system")
+    test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
+    recipe: Recipe
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+class Command(Message):
+    """Work for one worker. `attempt` counts issues of the same task; every attempt writes under a
+    folder of its own."""
+
+    task: str
+    attempt: int = 1
+    title: str = Field(description="for people: what this task is")
+    max_seconds: float
+    spec: Ref
+
+
+class Train(Command):
+    """Train one member of a committee."""
+
+    ROUTE: ClassVar[str] = "train"
+    type: Literal["train/1"] = "train/1"
+    version: int
+    member: int
+    seed: int
+    dataset: Ref
+    steps: int
+    start: Ref | None = Field(default=None, description="checkpoint for a warm start")
+    resume: Ref | None = Field(default=None, description="checkpoint of an earlier attempt")
+    audit: Ref | None = None
+    test: Ref | None = None
+    final: bool = False
+
+
+class Explore(Command):
+    """Run one trajectory and judge its frames. `pinned`: one committee version from start to end
+    in one chunk (lockstep); otherwise the worker moves to a newer committee between chunks."""
+
+    ROUTE: ClassVar[str] = "explore"
+    type: Literal["explore/1"] = "explore/1"
+    committee: Ref
+    version: int
+    stage: int
+    condition: Condition
+    structure: FrameRef
+    seed: int
+    driver: int = Field(description="committee member that drives the dynamics")
+    trust: Trust
+    pinned: bool
+    from_chunk: int = 0
+    resume: Ref | None = Field(default=None, description="restart file of the last accepted chunk")
+
+
+class Judge(Command):
+    """Judge batches of frames again by a newer committee."""
+
+    ROUTE: ClassVar[str] = "explore"
+    type: Literal["judge/1"] = "judge/1"
+    committee: Ref
+    version: int
+    trust: Trust
+    pool: Ref = Field(description="JSON list of PoolItem")
+
+
+class Select(Command):
+    """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
+
+    ROUTE: ClassVar[str] = "explore"
+    type: Literal["select/1"] = "select/1"
+    committee: Ref
+    version: int
+    stage: int
+    seed: int
+    pool: Ref = Field(description="JSON object: Pool")
+    labels: int = Field(description="at most so many frames for training")
+    per_system: int | None = None
+    audits: int = Field(description="at most so many frames for the audit")
+
+
+class Label(Command):
+    """Compute labels of a few frames by the campaign's recipe."""
+
+    ROUTE: ClassVar[str] = "label.{}"
+    type: Literal["label/1"] = "label/1"
+    capability: Name
+    recipe: str
+    frames: tuple[FrameRef, ...]
+
+
+class Reference(Command):
+    """Run reference-driven molecular dynamics and keep spaced frames as the held-out test set."""
+
+    ROUTE: ClassVar[str] = "label.{}"
+    type: Literal["reference/1"] = "reference/1"
+    capability: Name
+    recipe: str
+    structure: FrameRef
+    trajectory: int
+    seed: int
+
+
+class Audit(Command):
+    """Measure a committee's true error on labelled audit frames."""
+
+    ROUTE: ClassVar[str] = "explore"
+    type: Literal["audit/1"] = "audit/1"
+    committee: Ref
+    version: int
+    stage: int
+    trust: Trust
+    audit: Ref = Field(description="dataset manifest")
+    seed: int
+
+
+class Verify(Command):
+    """Run the final model alone at constant energy and measure it on the held-out set."""
+
+    ROUTE: ClassVar[str] = "explore"
+    type: Literal["verify/1"] = "verify/1"
+    model: Ref
+    type_map: tuple[str, ...]
+    structure: FrameRef
+    seed: int
+    test: Ref | None = None
+
+
+# ---------------------------------------------------------------------------- events about tasks
+
+
+class TaskEvent(Message):
+    task: str
+    attempt: int
+
+
+class TaskClaimed(TaskEvent):
+    ROUTE: ClassVar[str] = "task-claimed"
+    type: Literal["task-claimed/1"] = "task-claimed/1"
+    worker: str
+
+
+class TaskHeartbeat(TaskEvent):
+    """Neither ledgered nor decided upon."""
+
+    ROUTE: ClassVar[str] = "task-heartbeat"
+    type: Literal["task-heartbeat/1"] = "task-heartbeat/1"
+    worker: str
+    progress: str = ""
+
+
+class TaskReleased(TaskEvent):
+    """The worker gave the task back, through no fault of the task."""
+
+    ROUTE: ClassVar[str] = "task-released"
+    type: Literal["task-released/1"] = "task-released/1"
+    reason: str
+    delay: float = 0.0
+
+
+class TaskFailed(TaskEvent):
+    ROUTE: ClassVar[str] = "task-failed"
+    type: Literal["task-failed/1"] = "task-failed/1"
+    permanent: bool
+    reason: str
+    trace: str = ""
+
+
+class LeaseLapsed(TaskEvent):
+    """Said by the coordinator's own edge: no heartbeat for a whole lease."""
+
+    ROUTE: ClassVar[str] = "lease-lapsed"
+    type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
+
+
+class TaskRevoked(TaskEvent):
+    """Said by the coordinator's own edge: it won the claim of a task nobody had started."""
+
+    ROUTE: ClassVar[str] = "task-revoked"
+    type: Literal["task-revoked/1"] = "task-revoked/1"
+
+
+class CheckpointSaved(TaskEvent):
+    ROUTE: ClassVar[str] = "checkpoint-saved"
+    type: Literal["checkpoint-saved/1"] = "checkpoint-saved/1"
+    checkpoint: Ref
+    step: int
+
+
+# ---------------------------------------------------------------------------- results
+
+
+class Result(TaskEvent):
+    """A terminal event: the first accepted one of a task stands. `seconds` is time worked."""
+
+    seconds: float = 0.0
+
+
+class MemberTrained(Result):
+    ROUTE: ClassVar[str] = "member-trained"
+    type: Literal["member-trained/1"] = "member-trained/1"
+    version: int
+    member: int
+    steps: int
+    model: Ref = Field(description="compressed where the descriptor allows, else frozen")
+    frozen: Ref
+    compressed: bool
+    checkpoint: Ref
+    lcurve: Ref
+    train: Rmse
+    audit: Rmse | None = None
+    test: Rmse | None = None
+
+
+class ModelsReady(Message):
+    """A committee is complete. Also stored as `campaigns/<c>/committees/<version>.json`."""
+
+    ROUTE: ClassVar[str] = "models-ready"
+    type: Literal["models-ready/1"] = "models-ready/1"
+    committee: Committee
+    manifest: Ref
+    labels: int
+
+
+class ChunkExplored(Result):
+    """One chunk of a trajectory; the task ends with the chunk that is `last`. `histogram` counts
+    frames by deviation in `shared.deviation.BINS`. `dropped`: planned checks never made because the
+    trajectory was stopped early; they count as failed."""
+
+    ROUTE: ClassVar[str] = "candidates-found"
+    type: Literal["candidates-found/1"] = "candidates-found/1"
+    version: int
+    chunk: int
+    last: bool
+    counts: Counts
+    dropped: int = 0
+    stopped: str | None = None
+    uniform: bool = Field(default=True, description="one version from the trajectory's start on")
+    candidates: PoolItem | None = None
+    reservoir: PoolItem | None = None
+    restart: Ref | None = None
+    histogram: tuple[int, ...]
+
+
+class FramesJudged(Result):
+    """Waiting candidates after a new verdict: what remains of each pool item, in the same order
+    (None: nothing left). `accurate` names frames that need no label any more."""
+
+    ROUTE: ClassVar[str] = "frames-judged"
+    type: Literal["frames-judged/1"] = "frames-judged/1"
+    version: int
+    pool: Ref = Field(description="JSON list of PoolItem")
+    counts: Counts
+    accurate: tuple[FrameKey, ...] = ()
+
+
+class CandidatesSelected(Result):
+    ROUTE: ClassVar[str] = "candidates-selected"
+    type: Literal["candidates-selected/1"] = "candidates-selected/1"
+    version: int
+    stage: int
+    batches: tuple[Ref, ...] = ()
+    labels: tuple[Chosen, ...] = ()
+    audits: tuple[Chosen, ...] = ()
+    refused: dict[str, int] = Field(default={}, description="candidates not taken, by reason")
+
+
+class LabelsDone(Result):
+    ROUTE: ClassVar[str] = "labels-done"
+    type: Literal["labels-done/1"] = "labels-done/1"
+    accepted: tuple[Accepted, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+
+class ReferenceDone(Result):
+    """Held-out labelled frames of one reference trajectory, as a labelled batch."""
+
+    ROUTE: ClassVar[str] = "reference-done"
+    type: Literal["reference-done/1"] = "reference-done/1"
+    trajectory: int
+    pack: Ref
+    frames: int
+
+
+class AuditDone(Result):
+    """Force RMSE (eV/Å) of the committee on audit frames it does not judge failed, and
+    P(max-atom error > target | accurate), each with its bootstrap 95 % upper bound over
+    trajectories. `deviation_over_error` is mean ε / mean ε̂."""
+
+    ROUTE: ClassVar[str] = "audit-done"
+    type: Literal["audit-done/1"] = "audit-done/1"
+    version: int
+    stage: int
+    frames: int
+    trajectories: int
+    force: float
+    force_upper: float
+    exceed: float
+    exceed_upper: float
+    deviation_over_error: float
+    pairs: Ref = Field(description="per frame: deviation, true error, weight, class")
+
+
+class Verified(Result):
+    ROUTE: ClassVar[str] = "verified"
+    type: Literal["verified/1"] = "verified/1"
+    stable: bool
+    drift: float = Field(description="total-energy drift, eV per atom per ps")
+    length_ps: float
+    detail: str = ""
+    test: Rmse | None = None
+
+
+# --------------------------------------------------------------------------- the coordinator's word
+
+
+class ManifestFrozen(Message):
+    """A list too long for a message, stored under its key before anything refers to it."""
+
+    ROUTE: ClassVar[str] = "manifest-frozen"
+    type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
+    manifest: Ref
+    body: str
+
+
+class RoundJudged(Message):
+    """One committee version has been tried on every condition of its stage."""
+
+    ROUTE: ClassVar[str] = "round-judged"
+    type: Literal["round-judged/1"] = "round-judged/1"
+    stage: int
+    round: int
+    version: int
+    counts: dict[str, Counts] = Field(description="by condition")
+    passed: bool
+    why: str
+
+
+class TrustChanged(Message):
+    ROUTE: ClassVar[str] = "trust-changed"
+    type: Literal["trust-changed/1"] = "trust-changed/1"
+    stage: int
+    version: int
+    trust: Trust
+    why: str
+
+
+class StageEnded(Message):
+    ROUTE: ClassVar[str] = "stage-ended"
+    type: Literal["stage-ended/1"] = "stage-ended/1"
+    stage: int
+    verdict: Literal["converged", "stuck", "out-of-budget"]
+    why: str
+
+
+class TaskCancelled(Message):
+    """Not wanted any more. The edge revokes the task by winning its claim, or else asks the
+    worker to stop through `claims/<task>/<attempt>.stop`."""
+
+    ROUTE: ClassVar[str] = "task-cancelled"
+    type: Literal["task-cancelled/1"] = "task-cancelled/1"
+    task: str
+    attempt: int
+    why: str
+
+
+class TaskAbandoned(Message):
+    ROUTE: ClassVar[str] = "task-abandoned"
+    type: Literal["task-abandoned/1"] = "task-abandoned/1"
+    task: str
+    title: str
+    why: str
+
+
+class CampaignPaused(Message):
+    """An event could not be processed: it is in the ledger, with its traceback."""
+
+    ROUTE: ClassVar[str] = "campaign-paused"
+    type: Literal["campaign-paused/1"] = "campaign-paused/1"
+    event: str
+    trace: str
+
+
+class CampaignFinished(Message):
+    ROUTE: ClassVar[str] = "campaign-finished"
+    type: Literal["campaign-finished/1"] = "campaign-finished/1"
+    verdict: Literal["converged", "not-converged"]
+    why: str
+
+
+AnyCommand = Train | Explore | Judge | Select | Label | Reference | Audit | Verify
+AnyResult = (
+    MemberTrained
+    | ChunkExplored
+    | FramesJudged
+    | CandidatesSelected
+    | LabelsDone
+    | ReferenceDone
+    | AuditDone
+    | Verified
+)
+AnyTaskEvent = (
+    TaskClaimed
+    | TaskHeartbeat
+    | TaskReleased
+    | TaskFailed
+    | LeaseLapsed
+    | TaskRevoked
+    | CheckpointSaved
+)
+AnyDecision = (
+    ModelsReady
+    | ManifestFrozen
+    | RoundJudged
+    | TrustChanged
+    | StageEnded
+    | TaskCancelled
+    | TaskAbandoned
+    | CampaignPaused
+    | CampaignFinished
+)
+AnyEvent = CampaignSubmitted | AnyTaskEvent | AnyResult | AnyDecision
+AnyMessage = Annotated[AnyCommand | AnyEvent, Field(discriminator="type")]
+
+ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    """Canonical JSON bytes of a message (ValueError above 64 KB)."""
+    body = message.model_dump_json().encode()
+    if len(body) > MAX_BODY:
+        raise ValueError(f"{type(message).__name__} is {len(body)} bytes, above {MAX_BODY}")
+    return body
+
+
+def decode(body: bytes) -> Any:
+    """The message in `body`; pydantic.ValidationError when it is none of ours."""
+    return ADAPTER.validate_json(body)
+
+
+def queue_of(command: Command) -> str:
+    return command.ROUTE.format(getattr(command, "capability", ""))
+
+
+def topic_of(event: Message) -> str:
+    return f"{event.campaign}.{event.ROUTE}"
+
+
+def message_schema() -> str:
+    """JSON Schema of everything that crosses the bus, as committed in `docs/`."""
+    return json.dumps(ADAPTER.json_schema(), indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,216 @@
+"""The values that messages are made of: references, conditions, trust levels, counts, manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+NAMESPACE = uuid.UUID("5d7c1c3e-8d0f-5d2c-9a51-0f3e6a9b7d11")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Key = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=512
+    ),
+]
+
+
+def stable_id(*parts: object) -> str:
+    """uuid5 of what something is: the same parts give the same id, on any machine."""
+    return str(uuid.uuid5(NAMESPACE, "\x1f".join(str(part) for part in parts)))
+
+
+def stable_seed(*parts: object) -> int:
+    """A positive 31-bit seed from what it is for."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % (2**31 - 1) + 1
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Ref(Value):
+    """An object in the store: its key, its digest, its size."""
+
+    uri: Key
+    sha256: Sha256
+    size: int = Field(ge=0, description="bytes")
+
+    @staticmethod
+    def to(uri: str, data: bytes) -> Ref:
+        return Ref(uri=uri, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+class Condition(Value):
+    """Where exploration happens: one starting system at one temperature and pressure."""
+
+    system: str
+    temperature: float = Field(description="K")
+    pressure: float | None = Field(default=None, description="bar; None without a barostat")
+
+    def __str__(self) -> str:
+        pressure = "" if self.pressure is None else f" {self.pressure:g} bar"
+        return f"{self.system} {self.temperature:g} K{pressure}"
+
+
+class Trust(Value):
+    """Trust levels of the model deviation. `low`/`high` in eV/Å on forces; `low_v`/`high_v` in eV
+    per atom on the virial (None: not judged). With `relative` the force deviation is divided by
+    |mean force| + relative (eV/Å); likewise `relative_v` (eV)."""
+
+    low: float
+    high: float
+    low_v: float | None = None
+    high_v: float | None = None
+    relative: float | None = None
+    relative_v: float | None = None
+
+
+class Counts(Value):
+    """Frames by verdict."""
+
+    accurate: int = 0
+    candidate: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.accurate + self.candidate + self.failed
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            accurate=self.accurate + other.accurate,
+            candidate=self.candidate + other.candidate,
+            failed=self.failed + other.failed,
+        )
+
+
+class FrameRef(Value):
+    """One frame of a batch object (`shared.frames.Batch`)."""
+
+    batch: Ref
+    index: int = Field(ge=0)
+    key: FrameKey
+
+
+class Rmse(Value):
+    """Root mean square errors: energy per atom (eV), force component (eV/Å), virial per atom (eV);
+    `rms_force` is the root mean square of the labels' own force components (eV/Å)."""
+
+    frames: int
+    energy: float
+    force: float
+    virial: float | None = None
+    rms_force: float
+
+
+class Committee(Value):
+    """Version v: N models trained on one dataset version with different seeds."""
+
+    version: int
+    models: tuple[Ref, ...]
+    type_map: tuple[str, ...]
+
+
+class PoolItem(Value):
+    """Frames of one trajectory that one committee version judged, waiting to be chosen from."""
+
+    frames: Ref
+    count: int
+    trajectory: str
+    condition: Condition
+    version: int
+    planned_ps: float = Field(description="planned length of the trajectory, ps")
+
+
+class Chosen(Value):
+    """One frame picked by a select task: row `index` of batch `batch` of its event."""
+
+    batch: int
+    index: int
+    key: FrameKey
+    trajectory: str
+    version: int
+    time_ps: float
+    deviation: float = Field(description="max force deviation, eV/Å")
+    weight: float = Field(default=1.0, description="inverse inclusion probability")
+    reason: str
+
+
+class Accepted(Value):
+    key: FrameKey
+    label: Ref
+    reused: bool
+    max_force: float
+    seconds: float
+
+
+class Rejected(Value):
+    """A label that broke the acceptance contract: `rule` is the first one broken."""
+
+    key: FrameKey
+    rule: str
+    detail: str
+    seconds: float = 0.0
+
+
+class Pool(Value):
+    """What a select task chooses from; stored beside the command, which names it."""
+
+    candidates: tuple[PoolItem, ...] = ()
+    reservoirs: tuple[PoolItem, ...] = ()
+    fallback: bool = Field(default=False, description="no candidates: take least-deviating failed")
+    taken: dict[str, tuple[float, ...]] = Field(
+        default={}, description="times in ps already chosen, by trajectory"
+    )
+
+
+class Dataset(Value):
+    """A dataset version: its parent plus what was added. `packs` are labelled batches (`Batch`
+    with arrays energy, forces and, when periodic, virial), `labels` single labelled frames."""
+
+    version: int
+    parent: Ref | None = None
+    packs: tuple[Ref, ...] = ()
+    labels: tuple[Ref, ...] = ()
+    origins: tuple[str, ...] = Field(
+        default=(), description="audit sets: the trajectory each label comes from"
+    )
+    weights: tuple[float, ...] = Field(
+        default=(), description="audit sets: inverse inclusion probability of each label"
+    )
+
+
+class Recipe(Value):
+    """How labels are computed: what changes the numbers, and nothing else. `settings` are the
+    code's own, complete and normalised; `version` is the code's stated version."""
+
+    code: Name
+    version: str
+    settings: dict[str, Any]
+    charge: int
+    multiplicity: int
+
+    @property
+    def digest(self) -> str:
+        """Content identity, and the folder name of its labels."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def label_uri(recipe: str, key: str) -> str:
+    """Where the label of frame `key` by recipe digest `recipe` lives, for all campaigns."""
+    return f"labels/{recipe}/{key[:2]}/{key}.json"
+
+
+def campaign_uri(campaign: str, *parts: object) -> str:
+    """A key inside a campaign's folder."""
+    return "/".join(["campaigns", campaign, *(str(part) for part in parts)])
