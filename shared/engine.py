@@ -18,7 +18,9 @@ import subprocess
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +37,8 @@ PINNED = (
 )
 PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
 TAIL = 2000
+MAX_REPLY = 16 * 1024 * 1024
+"""Bytes; arrays travel as files, so a longer reply is a fault."""
 
 
 class Engine:
@@ -45,14 +49,19 @@ class Engine:
         self.module, self.scratch, self.threads = module, scratch, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._number = 0
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the child ahead of its first call; it imports its libraries meanwhile."""
+        """Start the child ahead of its first call; it imports its libraries meanwhile.
+
+        Linux ends the child with the *thread* that started it (see `die_with_parent`), so start
+        it from a thread that outlives it.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
@@ -67,9 +76,10 @@ class Engine:
                 cwd=self.scratch,
                 env=self._environment(),
                 pass_fds=(writing,),
+                start_new_session=True,  # whatever the child starts is killed with it
             )
         os.close(writing)
-        self._replies, self._buffer = reading, b""
+        self._replies, self._buffer = reading, bytearray()
 
     def call(
         self,
@@ -86,8 +96,10 @@ class Engine:
         of wall time were over).
         """
         self.start()
+        self._number += 1
+        request = {"number": self._number, "operation": operation, "arguments": dict(arguments)}
         try:
-            self._send({"operation": operation, "arguments": dict(arguments)})
+            self._send(request)
             reply = self._receive(tick, None if seconds is None else time.monotonic() + seconds)
         except BaseException:
             self.kill()
@@ -95,16 +107,18 @@ class Engine:
         if "crashed" in reply:
             raise EngineCrashed(f"{operation}: {reply['crashed']}; {self.log_tail()}")
         if "error" in reply:
-            raise EngineError(reply["error"], reply["kind"], reply["trace"])
+            raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
         return reply["result"]
 
     def kill(self) -> None:
         """End the child at once; the next call starts another."""
         if self._process is not None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             if self._process.stdin is not None:
-                self._process.stdin.close()
+                with suppress(BrokenPipeError):  # the rest of a request nobody reads any more
+                    self._process.stdin.close()
             self._process = None
         if self._replies >= 0:
             os.close(self._replies)
@@ -112,15 +126,21 @@ class Engine:
 
     def log_tail(self) -> str:
         """The end of what the engine printed."""
-        log = self.scratch / "engine.log"
-        text = log.read_bytes()[-TAIL:].decode(errors="replace") if log.exists() else ""
+        path = self.scratch / "engine.log"
+        if not path.exists():
+            return ""
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - TAIL))
+            text = log.read().decode(errors="replace")
         return " | ".join(line for line in text.splitlines()[-5:] if line.strip())
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the parent's secrets: no broker URL, no cloud keys."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
-        return kept | pinned | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        python = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}  # all that is said is logged
+        home = {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        return kept | pinned | python | home
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None
@@ -132,19 +152,36 @@ class Engine:
             raise EngineCrashed(f"{self.module} died; {self.log_tail()}") from error
 
     def _receive(self, tick: Callable[[], None] | None, deadline: float | None) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._replies], [], [], 1.0)
+        while not self._buffer.endswith(b"\n"):
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            if left <= 0:
+                raise EngineCrashed(f"{self.module} took longer than its time limit")
+            ready, _, _ = select.select([self._replies], [], [], left)
             if ready:
-                data = os.read(self._replies, 1 << 16)
-                if not data:
-                    raise EngineCrashed(f"{self.module} died; {self.log_tail()}")
-                self._buffer += data
+                self._read()
             if tick is not None:
                 tick()
-            if deadline is not None and time.monotonic() > deadline:
-                raise EngineCrashed(f"{self.module} took longer than its time limit")
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        reply: dict[str, Any] = json.loads(line)
+        line, self._buffer = bytes(self._buffer), bytearray()
+        return self._understood(line)
+
+    def _read(self) -> None:
+        data = os.read(self._replies, 1 << 16)
+        if not data:
+            raise EngineCrashed(f"{self.module} died; {self.log_tail()}")
+        self._buffer += data
+        if len(self._buffer) > MAX_REPLY:
+            raise EngineCrashed(f"{self.module} replied more than {MAX_REPLY} bytes")
+
+    def _understood(self, line: bytes) -> dict[str, Any]:
+        """The reply, which an engine gone wild may have garbled, or given twice."""
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, not JSON") from error
+        if not isinstance(reply, dict) or reply.get("number") != self._number:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r} to request {self._number}")
+        if not reply.keys() & {"result", "error", "crashed"}:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, which is no reply")
         return reply
 
 
@@ -154,32 +191,46 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _answer(operation: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(module: types.ModuleType, request: Mapping[str, Any]) -> bytes:
+    """The reply to one request, as a JSON line."""
     try:
-        return {"result": operation(**arguments)}
+        operation = module.OPERATIONS[request["operation"]]
+        return _reply(request, result=operation(**request["arguments"]))
     except Exception as error:
-        return {
-            "error": str(error) or type(error).__name__,
-            "kind": type(error).__name__,
-            "trace": traceback.format_exc()[-TAIL * 2 :],
-        }
+        return _reply(
+            request,
+            error=str(error) or type(error).__name__,
+            kind=type(error).__name__,
+            trace=traceback.format_exc()[-TAIL * 2 :],
+        )
 
 
-def _answer_in_fork(operation: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> bytes:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        die_with_parent()
-        os.write(writing, json.dumps(_answer(operation, arguments)).encode())
-        os._exit(0)
+        try:
+            die_with_parent()
+            _write(writing, _answer(module, request))
+        finally:  # whatever is raised: this process must never return into the caller's loop
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         data = pipe.read()
     _, status = os.waitpid(child, 0)
-    if not data:
-        return {"crashed": f"ended with status {os.waitstatus_to_exitcode(status)}"}
-    reply: dict[str, Any] = json.loads(data)
-    return reply
+    if not data.endswith(b"\n"):
+        crashed = f"ended with status {os.waitstatus_to_exitcode(status)}"
+        return _reply(request, crashed=crashed)
+    return data
+
+
+def _reply(request: Mapping[str, Any], **content: Any) -> bytes:
+    return json.dumps({"number": request["number"], **content}).encode() + b"\n"
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with os.fdopen(os.dup(descriptor), "wb") as pipe:
+        pipe.write(data)
 
 
 def _serve(module_name: str, replies: int) -> NoReturn:
@@ -188,9 +239,7 @@ def _serve(module_name: str, replies: int) -> NoReturn:
     module = importlib.import_module(module_name)
     answer = _answer_in_fork if getattr(module, "FORK", False) else _answer
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        reply = answer(module.OPERATIONS[request["operation"]], request["arguments"])
-        os.write(replies, json.dumps(reply).encode() + b"\n")
+        _write(replies, answer(module, json.loads(line)))
     sys.exit(0)
 
 

@@ -21,6 +21,9 @@ Ints = npt.NDArray[np.int64]
 GRID = 1e-6
 """Å; cells and positions are rounded to this, and the rounded frame is what is computed."""
 
+FARTHEST = 1e8
+"""Å; beyond it the grid is finer than floating point."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -91,7 +94,10 @@ class Batch:
         )
 
     def dumps(self) -> bytes:
-        """The batch as an `.npz` archive (no pickled objects)."""
+        """The batch as an `.npz` archive: the same batch, the same bytes. ValueError for arrays of
+        Python objects, which would have to be pickled."""
+        if any(values.dtype.hasobject for values in self.arrays.values()):
+            raise ValueError("a batch holds arrays of numbers, not of Python objects")
         columns: dict[str, npt.NDArray[Any]] = {f"x_{k}": v for k, v in self.arrays.items()}
         columns |= {"species": np.array(self.species), "positions": self.positions}
         if self.cells is not None:
@@ -144,7 +150,10 @@ class Canonical:
 
 def canonical(frame: Frame) -> Canonical:
     """Restricted lower-triangular cell, stable species sort, everything on the 1e-6 Å grid and
-    wrapped there in integer arithmetic, so that canonical frames are fixed points."""
+    wrapped there in integer arithmetic, so that canonical frames are fixed points.
+
+    Raises ValueError for a left-handed or flat cell and for coordinates that are no numbers.
+    """
     order = np.array(
         sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
     )
@@ -155,6 +164,8 @@ def canonical(frame: Frame) -> Canonical:
     rotation = np.eye(3) if _is_lower_triangular(frame.cell) else _to_lower_triangular(frame.cell)
     cell = _on_grid(frame.cell @ rotation)
     cell[np.triu_indices(3, k=1)] = 0
+    if not np.all(np.diag(cell) > 0):
+        raise ValueError("the cell is flat on the 1e-6 Å grid")
     positions = _wrap(_on_grid(frame.positions[order] @ rotation), cell)
     return Canonical(Frame(species, _to_floats(positions), _to_floats(cell)), order, rotation)
 
@@ -163,11 +174,13 @@ def frame_key(frame: Frame) -> str:
     """Content identity of a canonical frame: sha256 over species and integer coordinates."""
     digest = hashlib.sha256(" ".join(frame.species).encode())
     for array in (frame.cell, frame.positions):
-        digest.update(b"|" if array is None else _on_grid(array).tobytes())
+        digest.update(b"|" if array is None else _on_grid(array).astype("<i8").tobytes())
     return digest.hexdigest()[:32]
 
 
 def _on_grid(values: Floats) -> Ints:
+    if not np.all(np.abs(values) < FARTHEST):  # true of NaN too
+        raise ValueError("coordinates must be finite, and within 1e8 Å")
     grid: Ints = np.rint(values / GRID).astype(np.int64)
     return grid
 
@@ -202,7 +215,7 @@ def _wrap(positions: Ints, cell: Ints) -> Ints:
 
 
 def min_distance(frame: Frame) -> float:
-    """Shortest interatomic distance in Å, over periodic images too; inf for a lone atom."""
+    """Shortest interatomic distance in Å, over periodic images too; inf beyond 6 Å."""
     from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
 
     atoms = to_ase(frame)

@@ -25,6 +25,7 @@ from shared.values import (
     Ref,
     Rejected,
     Rmse,
+    TaskId,
     Trust,
     Value,
 )
@@ -59,6 +60,7 @@ class CampaignSubmitted(Message):
     frames: tuple[FrameRef, ...] = Field(default=(), description="to be labelled before version 1")
     systems: dict[str, tuple[FrameRef, ...]] = Field(description="starting structures by system")
     test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
+    atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
 
 
@@ -69,8 +71,8 @@ class Command(Message):
     """Work for one worker. `attempt` counts issues of the same task; every attempt writes under a
     folder of its own."""
 
-    task: str
-    attempt: int = 1
+    task: TaskId
+    attempt: int = Field(default=1, ge=1)
     title: str = Field(description="for people: what this task is")
     max_seconds: float
     spec: Ref
@@ -102,6 +104,7 @@ class Explore(Command):
     committee: Ref
     version: int
     stage: int
+    trajectory: str = Field(description="its name, the same in every campaign of the same spec")
     condition: Condition
     structure: FrameRef
     seed: int
@@ -113,14 +116,15 @@ class Explore(Command):
 
 
 class Judge(Command):
-    """Judge batches of frames again by a newer committee."""
+    """Judge waiting candidates, and frames that wait for their label, by a newer committee."""
 
     ROUTE: ClassVar[str] = "explore"
     type: Literal["judge/1"] = "judge/1"
     committee: Ref
     version: int
     trust: Trust
-    pool: Ref = Field(description="JSON list of PoolItem")
+    pool: tuple[PoolItem, ...] = Field(default=(), max_length=60)
+    frames: tuple[FrameRef, ...] = Field(default=(), max_length=60)
 
 
 class Select(Command):
@@ -170,6 +174,9 @@ class Audit(Command):
     stage: int
     trust: Trust
     audit: Ref = Field(description="dataset manifest")
+    pairs: Ref | None = Field(
+        default=None, description="labels of this round, not yet trained on: calibrates levels"
+    )
     seed: int
 
 
@@ -189,7 +196,7 @@ class Verify(Command):
 
 
 class TaskEvent(Message):
-    task: str
+    task: TaskId
     attempt: int
 
 
@@ -302,13 +309,13 @@ class ChunkExplored(Result):
 
 
 class FramesJudged(Result):
-    """Waiting candidates after a new verdict: what remains of each pool item, in the same order
-    (None: nothing left). `accurate` names frames that need no label any more."""
+    """Waiting candidates after a new verdict: `pool` holds what remains of them. `accurate` names
+    those of the command's `frames` that need no label any more."""
 
     ROUTE: ClassVar[str] = "frames-judged"
     type: Literal["frames-judged/1"] = "frames-judged/1"
     version: int
-    pool: Ref = Field(description="JSON list of PoolItem")
+    pool: tuple[PoolItem, ...]
     counts: Counts
     accurate: tuple[FrameKey, ...] = ()
 
@@ -358,6 +365,10 @@ class AuditDone(Result):
     exceed_upper: float
     deviation_over_error: float
     pairs: Ref = Field(description="per frame: deviation, true error, weight, class")
+    levels: tuple[float, float] | None = Field(
+        default=None, description="calibrated low and high, where trust levels are `auto`"
+    )
+    levels_why: str = ""
 
 
 class Verified(Result):
@@ -378,8 +389,23 @@ class ManifestFrozen(Message):
 
     ROUTE: ClassVar[str] = "manifest-frozen"
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
+    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee"]
     manifest: Ref
     body: str
+
+
+class TrainingJudged(Message):
+    """Whether a committee learned what its dataset has to teach. *training-limited*: its error on
+    its own training frames is too high, and longer training may help; *label-noise-limited*:
+    longer training did not."""
+
+    ROUTE: ClassVar[str] = "training-judged"
+    type: Literal["training-judged/1"] = "training-judged/1"
+    version: int
+    verdict: Literal["sound", "training-limited", "label-noise-limited"]
+    force: float = Field(description="largest training force RMSE of a member, eV/Å")
+    lengthen: float = Field(description="factor on the steps from now on")
+    why: str
 
 
 class RoundJudged(Message):
@@ -391,7 +417,7 @@ class RoundJudged(Message):
     round: int
     version: int
     counts: dict[str, Counts] = Field(description="by condition")
-    passed: bool
+    outcome: Literal["passed", "failed", "stuck"]
     why: str
 
 
@@ -418,7 +444,7 @@ class TaskCancelled(Message):
 
     ROUTE: ClassVar[str] = "task-cancelled"
     type: Literal["task-cancelled/1"] = "task-cancelled/1"
-    task: str
+    task: TaskId
     attempt: int
     why: str
 
@@ -426,18 +452,26 @@ class TaskCancelled(Message):
 class TaskAbandoned(Message):
     ROUTE: ClassVar[str] = "task-abandoned"
     type: Literal["task-abandoned/1"] = "task-abandoned/1"
-    task: str
+    task: TaskId
     title: str
     why: str
 
 
 class CampaignPaused(Message):
-    """An event could not be processed: it is in the ledger, with its traceback."""
+    """Something needs a person: an event that could not be processed, or a task the campaign
+    cannot do without. Only this campaign waits."""
 
     ROUTE: ClassVar[str] = "campaign-paused"
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
-    event: str
-    trace: str
+    why: str
+    trace: str = ""
+
+
+class CampaignResumed(Message):
+    """Said by a person: go on, and try abandoned tasks once more."""
+
+    ROUTE: ClassVar[str] = "campaign-resumed"
+    type: Literal["campaign-resumed/1"] = "campaign-resumed/1"
 
 
 class CampaignFinished(Message):
@@ -470,12 +504,14 @@ AnyTaskEvent = (
 AnyDecision = (
     ModelsReady
     | ManifestFrozen
+    | TrainingJudged
     | RoundJudged
     | TrustChanged
     | StageEnded
     | TaskCancelled
     | TaskAbandoned
     | CampaignPaused
+    | CampaignResumed
     | CampaignFinished
 )
 AnyEvent = CampaignSubmitted | AnyTaskEvent | AnyResult | AnyDecision

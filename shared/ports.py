@@ -30,15 +30,17 @@ class Delivery(Protocol):
     def redelivered(self) -> bool: ...
 
     def ack(self) -> None:
-        """Settle for good. Allowed after the subscription was cancelled."""
+        """Settle for good. Allowed after the subscription was cancelled. Settling twice has no
+        effect; nor has settling after the connection was lost: the message is delivered again."""
 
     def reject(self) -> None:
-        """Put the message back for another consumer."""
+        """Put the message back for another consumer, marked redelivered."""
 
 
 class Subscription(Protocol):
     def next(self, timeout: float | None = None) -> Delivery | None:
-        """The next delivery; None after `timeout` seconds without one, or when cancelled."""
+        """The next delivery; None after `timeout` seconds without one, or at once when cancelled
+        or when the bus was closed."""
 
     def cancel(self) -> None:
         """Receive nothing more. Deliveries already handed out stay the consumer's to settle;
@@ -55,16 +57,25 @@ class Bus(Protocol):
         Raises `Unroutable` when a message has nowhere to go, `BusError` when it is not confirmed.
         """
 
-    def consume(self, queue: str, prefetch: int = 1) -> Subscription: ...
+    def consume(self, queue: str, prefetch: int = 1) -> Subscription:
+        """At most `prefetch` messages are held unsettled by this subscription. Raises `BusError`
+        for a queue that neither the topology nor `bind` declares."""
+
+    def bind(self, queue: str, pattern: str) -> None:
+        """Declare a temporary queue for public events whose topic matches `pattern` (`*` one word,
+        `#` any number). It goes with its last subscription. Raises `BusError` for a taken name."""
 
     def depth(self, queue: str) -> int:
         """Messages ready in `queue`: a hint, nothing more."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End this connection: its consumers wake, and what they have not settled goes back.
+        Everything else then raises `BusError`."""
 
 
 class Store(Protocol):
-    """Objects under slash-separated keys. Keys are relative, without `..`, of printable ASCII."""
+    """Objects under slash-separated keys (`values.Key`): relative, without `..`, printable ASCII.
+    Every method raises `StoreError` for what is no key and for what the store refuses."""
 
     def get(self, key: str) -> bytes:
         """Raises `NotFound`."""

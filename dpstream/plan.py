@@ -1,0 +1,316 @@
+"""The plan that `dpstream validate` and the head of every run print, and the cross-check of
+imported labels against the recipe."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dpstream.inputs import Gathered
+from services.labeler.codes import CODES
+from shared.errors import SpecError
+from shared.frames import Frame, Label
+from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
+from shared.values import Recipe, stable_seed
+
+SEMI_EMPIRICAL = "semi-empirical demo labels"
+CHECKED = 5
+"""Imported frames that are labelled again."""
+ENERGY_OFFSET = 0.05
+"""eV per atom; other settings of the same theory differ by less, another energy zero by more."""
+AUTO_LOW = 0.2
+"""Automatic trust levels begin at this times the RMS force (practical guide of DP-GEN)."""
+
+
+def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:
+    """What a run of `spec` will do, as rich renderables: systems, stages, recipe, training,
+    convergence, the largest number of labels it may buy, warnings."""
+    spec = expand_material(spec)
+    return [
+        _heading(spec),
+        _systems_table(spec, gathered),
+        _stages_table(spec, gathered),
+        _facts_table(spec, gathered, recipe),
+        *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
+    ]
+
+
+def plan_text(spec: Spec, gathered: Gathered, recipe: Recipe, width: int = 110) -> str:
+    """The plan as plain text."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False)
+    for part in plan(spec, gathered, recipe):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _heading(spec: Spec) -> Text:
+    return Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold")
+
+
+# ------------------------------------------------------------------------------ systems, stages
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _systems_table(spec: Spec, gathered: Gathered) -> Table:
+    table = _table("system", "structures", "formula", "atoms", "periodic", "initial frames")
+    for name, frames in gathered.systems.items():
+        table.add_row(
+            name,
+            str(len(frames)),
+            _listed(frame.formula for frame in frames),
+            _listed(str(len(frame.species)) for frame in frames),
+            _listed("no" if frame.cell is None else _edges(frame.cell) for frame in frames),
+            str(0 if spec.initial.perturb is None else spec.initial.perturb.copies),
+        )
+    return table
+
+
+def _listed(values: Iterator[str] | Any, most: int = 3) -> str:
+    """Distinct values in order of appearance, the first few."""
+    distinct = list(dict.fromkeys(values))
+    return ", ".join(distinct[:most]) + (", …" if len(distinct) > most else "")
+
+
+def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Lengths of the cell vectors, Å."""
+    return " × ".join(f"{length:.2f}" for length in np.linalg.norm(cell, axis=1)) + " Å"
+
+
+def _stages_table(spec: Spec, gathered: Gathered) -> Table:
+    table = _table("stage", "dynamics", "T (K)", "P (bar)", "per round", "per trajectory", "trust")
+    for number, stage in enumerate(spec.stages, start=1):
+        md = stage.md
+        table.add_row(
+            f"{number} {stage.name}",
+            f"{md.ensemble} of {', '.join(stage.systems)}",
+            ", ".join(f"{t:g}" for t in stage.temperatures),
+            ", ".join(f"{p:g}" for p in stage.pressures) or "–",
+            _trajectories(stage),
+            f"{md.steps * md.timestep:g} ps, {md.steps // md.every} checks",
+            _trust(stage.trust or spec.trust),
+        )
+    return table
+
+
+def conditions(stage: Stage) -> int:
+    """Systems × temperatures × pressures explored in one round."""
+    return len(stage.systems) * len(stage.temperatures) * max(1, len(stage.pressures))
+
+
+def _trajectories(stage: Stage) -> str:
+    count = conditions(stage)
+    total = count * stage.md.trajectories
+    return f"{total} trajectories ({count} condition{'s' if count > 1 else ''})"
+
+
+def _trust(trust: TrustLevels | AutoTrust) -> str:
+    if isinstance(trust, AutoTrust):
+        return f"auto, for a force error of {trust.target:g} eV/Å"
+    text = f"{trust.low:g}–{trust.high:g} eV/Å"
+    if trust.relative is not None:
+        text = f"{trust.low:g}–{trust.high:g} relative + {trust.relative:g} eV/Å"
+    if trust.low_v is not None and trust.high_v is not None:
+        text += f"; virial {trust.low_v:g}–{trust.high_v:g} eV/atom"
+    return text
+
+
+# ------------------------------------------------------------------------------ facts
+
+
+def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in (
+        ("labels", recipe_words(recipe)),
+        ("initial data", _initial_words(gathered)),
+        ("training", _training_words(spec)),
+        ("selection", _selection_words(spec)),
+        ("converged when", _convergence_words(spec)),
+        ("verification", _verification_words(spec, gathered)),
+        ("labels at most", _budget_words(spec, gathered)),
+    ):
+        table.add_row(name, text)
+    return table
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """Code, version and settings; says so where the labels are semi-empirical."""
+    code = CODES[recipe.code]
+    settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
+    text = (
+        f"{code.method(recipe.settings)} by {recipe.code} {recipe.version} ({settings}; charge "
+        f"{recipe.charge}, multiplicity {recipe.multiplicity}; recipe {recipe.digest})"
+    )
+    return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
+
+
+def _initial_words(gathered: Gathered) -> str:
+    parts = []
+    if gathered.initial:
+        parts.append(f"{len(gathered.initial)} perturbed copies to label")
+    if gathered.labelled:
+        counts = Counter(frame.formula for frame, _ in gathered.labelled)
+        formulas = ", ".join(f"{count} {formula}" for formula, count in sorted(counts.items()))
+        parts.append(f"{len(gathered.labelled)} imported labelled frames ({formulas})")
+    return "; ".join(parts)
+
+
+def _training_words(spec: Spec) -> str:
+    training = spec.training
+    warm = (
+        f"; warm starts train {training.warm:.0%} of that, every {training.cold_every}th version "
+        "is cold"
+        if training.warm
+        else "; always from scratch"
+    )
+    return (
+        f"{training.members} members ({training.backend}), steps = {training.epochs:g} × frames / "
+        f"batch, between {training.min_steps} and {training.max_steps}{warm}; final model "
+        f"{training.final.steps_factor:g} × as long"
+    )
+
+
+def _selection_words(spec: Spec) -> str:
+    selection = spec.selection
+    return (
+        f"{selection.policy}, at most {selection.per_round} labels a round, "
+        f"{selection.per_trajectory} of a trajectory and version, {selection.min_separation:g} ps "
+        f"apart; {spec.audit.per_round} audit labels a round, never trained on"
+    )
+
+
+def _convergence_words(spec: Spec) -> str:
+    rule, audit = spec.convergence, spec.audit
+    text = (
+        f"the worst condition is ≥ {rule.accurate_ratio:.0%} accurate and ≤ {rule.max_failed:.0%} "
+        f"failed, ≤ {rule.max_rejected:.0%} of labels rejected, {rule.rounds} round(s) in a row"
+    )
+    if audit.per_round:
+        text += (
+            f", and on ≥ {audit.min_frames} audit frames of ≥ {audit.min_trajectories} "
+            f"trajectories the 95 % upper bounds hold: force RMSE ≤ {audit.force_rmse:g} eV/Å, "
+            f"P(error > {audit.error_target:g} eV/Å | accurate) ≤ {audit.exceed:g}"
+        )
+    return f"{text}; at most {spec.budget.rounds} rounds a stage"
+
+
+def _verification_words(spec: Spec, gathered: Gathered) -> str:
+    rule, parts = spec.verification, []
+    held_out = len(gathered.test) + held_out_frames(spec)
+    if held_out:
+        parts.append(
+            f"force RMSE ≤ {rule.max_force_error:.0%} of RMS force on {held_out} held-out frames"
+        )
+    if rule.nve_ps:
+        parts.append(
+            f"a stable {rule.nve_ps:g} ps run at constant energy from {rule.nve_temperature:g} K"
+        )
+    return "; ".join(parts) or "none"
+
+
+def held_out_frames(spec: Spec) -> int:
+    """Frames that reference dynamics will keep, beside the label budget."""
+    reference = spec.verification.reference_md
+    return 0 if reference is None else reference.trajectories * reference.frames
+
+
+def most_labels(spec: Spec, initial: int) -> int:
+    """Largest number of labels a campaign may buy: initial frames, then every round of every
+    stage at its cap (audit included), bounded by the budget. Reused labels count."""
+    spec = expand_material(spec)
+    per_round = spec.selection.per_round + spec.audit.per_round
+    return min(spec.budget.labels, initial + spec.budget.rounds * per_round * len(spec.stages))
+
+
+def _budget_words(spec: Spec, gathered: Gathered) -> str:
+    most = most_labels(spec, len(gathered.initial))
+    text = (
+        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + "
+        f"{len(spec.stages)} stages × {spec.budget.rounds} rounds × ({spec.selection.per_round} + "
+        f"{spec.audit.per_round} audit))"
+    )
+    reference = spec.verification.reference_md
+    if reference is not None:
+        length = reference.equilibrate + reference.frames * reference.spacing
+        points = reference.trajectories * math.ceil(length / reference.timestep)
+        text += (
+            f"; beside them {held_out_frames(spec)} held-out frames from "
+            f"{reference.trajectories} reference trajectories ({points} single points)"
+        )
+    return text
+
+
+# ------------------------------------------------------------------------------ cross-check
+
+
+def cross_check(
+    gathered: Gathered, spec: Spec, label_frames: Callable[[list[Frame]], list[Label | str]]
+) -> None:
+    """Label a few imported frames again and compare.
+
+    `label_frames` gives a label, or the reason of a rejection, for each frame. Raises `SpecError`
+    when a force differs by more than low / 2 (norm over one atom, eV/Å), when an energy differs
+    by more than another energy zero would explain, or when the recipe rejects a frame.
+    """
+    if not gathered.labelled:
+        return
+    rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
+    count = min(CHECKED, len(gathered.labelled))
+    chosen = [gathered.labelled[i] for i in rng.choice(len(gathered.labelled), count, False)]
+    answers = label_frames([frame for frame, _ in chosen])
+    pairs = []
+    for (frame, imported), answer in zip(chosen, answers, strict=True):
+        if isinstance(answer, str):
+            raise SpecError(
+                f"initial.data: {frame.formula}: the recipe of `labels` rejects an imported frame: "
+                f"{answer}"
+            )
+        pairs.append((imported, answer))
+    _compare(pairs, _lowest(spec, gathered) / 2)
+
+
+def _compare(pairs: Sequence[tuple[Label, Label]], tolerance: float) -> None:
+    forces = [_force_difference(a, b) for a, b in pairs]
+    energies = [abs(a.energy - b.energy) / len(a.forces) for a, b in pairs]
+    shown = ", ".join(f"{value:.3g}" for value in forces)
+    if max(forces) > tolerance:
+        raise SpecError(
+            f"initial.data: its forces are not those of the recipe in `labels`: max |ΔF| of "
+            f"{len(pairs)} frames labelled again is {shown} eV/Å, allowed is low/2 = "
+            f"{tolerance:.3g} eV/Å"
+        )
+    if max(energies) > ENERGY_OFFSET:
+        raise SpecError(
+            f"initial.data: its energies are not those of the recipe in `labels`: they differ by "
+            f"up to {max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
+            f"allowed is {ENERGY_OFFSET:g}"
+        )
+
+
+def _force_difference(first: Label, second: Label) -> float:
+    return float(np.linalg.norm(first.forces - second.forces, axis=1).max())
+
+
+def _lowest(spec: Spec, gathered: Gathered) -> float:
+    """The smallest force level `low` in use, eV/Å; automatic levels as they begin."""
+    spec = expand_material(spec)
+    levels = {stage.trust or spec.trust for stage in spec.stages}
+    forces = np.concatenate([label.forces.ravel() for _, label in gathered.labelled])
+    automatic = AUTO_LOW * float(np.sqrt(np.mean(forces**2)))
+    return min(automatic if isinstance(t, AutoTrust) else t.low for t in levels)

@@ -1,0 +1,221 @@
+"""Freezing a campaign: its spec and inputs go to the store, and the event that begins it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpstream.inputs import Gathered
+from shared.errors import SpecError
+from shared.frames import Batch, Frame, Label, frame_key
+from shared.messages import CampaignSubmitted, decode, encode
+from shared.ports import Store
+from shared.spec import Spec, expand_material
+from shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
+
+MOST_CHANGES = 5
+"""Changed keys that an error names."""
+
+
+def submit(
+    spec: Spec, gathered: Gathered, recipe: Recipe, store: Store, now: float
+) -> CampaignSubmitted:
+    """Store the campaign's inputs and return the event that begins it, at `now` (s, UTC).
+
+    The same campaign submitted again is the same event, to the byte. Raises `SpecError` when the
+    name is taken by a campaign with another spec, other structures or another recipe.
+    """
+    spec_ref = _freeze_spec(expand_material(spec), store)
+    event = _event(spec_ref, spec.name, gathered, recipe, store, now)
+    try:
+        body = encode(event)
+    except ValueError as error:
+        raise SpecError(
+            f"systems, initial: too many structures for one campaign ({error}); list fewer"
+        ) from error
+    key = campaign_uri(spec.name, "submitted.json")
+    if store.create(key, body):
+        return event
+    earlier = decode(store.get(key))
+    assert isinstance(earlier, CampaignSubmitted)
+    _check_same(earlier, event)
+    return earlier
+
+
+def _event(
+    spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
+) -> CampaignSubmitted:
+    inputs = _Inputs(name, store)
+    return CampaignSubmitted(
+        id=stable_id("campaign", name),
+        campaign=name,
+        time=now,
+        spec=spec,
+        packs=inputs.packs(gathered.labelled),
+        pack_frames=len(gathered.labelled),
+        frames=inputs.frames(gathered.initial),
+        systems={system: inputs.frames(frames) for system, frames in gathered.systems.items()},
+        test=inputs.dataset(gathered.test) if gathered.test else None,
+        atoms={
+            system: max(len(frame.species) for frame in frames)
+            for system, frames in gathered.systems.items()
+        },
+        recipe=recipe,
+    )
+
+
+# ------------------------------------------------------------------------------ the spec
+
+
+def _freeze_spec(spec: Spec, store: Store) -> Ref:
+    key = campaign_uri(spec.name, "spec.json")
+    body = _canonical_json(spec.model_dump(mode="json"))
+    if not store.create(key, body):
+        earlier = store.get(key)
+        if earlier != body:
+            _check_unchanged(spec, json.loads(earlier))
+            body = earlier  # written by a version that knew fewer keys
+    return Ref.to(key, body)
+
+
+def _canonical_json(document: Any) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check_unchanged(spec: Spec, earlier: dict[str, Any]) -> None:
+    """`SpecError` naming the keys that differ from the stored spec, defaults filled in."""
+    before = _flat(Spec.model_validate(earlier).model_dump(mode="json"))
+    after = _flat(spec.model_dump(mode="json"))
+    changes = [
+        f"{key} ({_shown(before, key)} → {_shown(after, key)})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    ]
+    if changes:
+        more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+        raise SpecError(
+            f"campaign {spec.name} exists with another spec: changed keys: "
+            f"{', '.join(changes[:MOST_CHANGES])}{more}; use another name"
+        )
+
+
+_ABSENT = object()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted key. Lists of plain values are leaves."""
+    if isinstance(value, dict) and value:
+        items: Iterator[tuple[Any, Any]] = iter(value.items())
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        items = iter(enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not given"
+
+
+# ------------------------------------------------------------------------------ the inputs
+
+
+class _Inputs:
+    """Objects under `campaigns/<name>/inputs/`, named by their content."""
+
+    def __init__(self, campaign: str, store: Store) -> None:
+        self._campaign, self._store = campaign, store
+
+    def frames(self, frames: Sequence[Frame]) -> tuple[FrameRef, ...]:
+        """References to frames, in their order; one batch per composition."""
+        keys = [frame_key(frame) for frame in frames]
+        refs: dict[int, FrameRef] = {}
+        for rows in _alike(frames):
+            batch = self._put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
+            refs |= {
+                i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
+            }
+        return tuple(refs[i] for i in range(len(frames)))
+
+    def packs(self, labelled: Sequence[tuple[Frame, Label]]) -> tuple[Ref, ...]:
+        """Labelled batches, one per composition."""
+        frames = [frame for frame, _ in labelled]
+        virial = [label.virial is not None for _, label in labelled]
+        return tuple(
+            self._put(_pack([labelled[i] for i in rows]).dumps(), "npz")
+            for rows in _alike(frames, virial)
+        )
+
+    def dataset(self, labelled: Sequence[tuple[Frame, Label]]) -> Ref:
+        """A dataset manifest of packs."""
+        manifest = Dataset(version=0, packs=self.packs(labelled))
+        return self._put(_canonical_json(manifest.model_dump(mode="json")), "json")
+
+    def _put(self, data: bytes, suffix: str) -> Ref:
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
+        self._store.create(key, data)
+        return Ref.to(key, data)
+
+
+def _alike(frames: Sequence[Frame], also: Sequence[bool] = ()) -> list[list[int]]:
+    """Indices of frames that fit in one batch, in order of first appearance."""
+    groups: dict[Any, list[int]] = {}
+    for i, frame in enumerate(frames):
+        kind = (frame.species, frame.cell is None, also[i] if also else None)
+        groups.setdefault(kind, []).append(i)
+    return list(groups.values())
+
+
+def _pack(labelled: Sequence[tuple[Frame, Label]]) -> Batch:
+    """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, where there, virial
+    `(n, 3, 3)` eV."""
+    arrays = {
+        "energy": np.array([label.energy for _, label in labelled]),
+        "forces": np.stack([label.forces for _, label in labelled]),
+    }
+    virials = [label.virial for _, label in labelled if label.virial is not None]
+    if virials:
+        arrays["virial"] = np.stack(virials)
+    return Batch.of([frame for frame, _ in labelled], **arrays)
+
+
+# ------------------------------------------------------------------------------ submitted before
+
+
+def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
+    """`SpecError` naming what differs from the campaign that has the name already. Frames are
+    compared by content, packs by digest."""
+    for key, before, after in (
+        ("the structures of systems", _keys_by_system(earlier), _keys_by_system(event)),
+        ("the initial frames", _keys(earlier.frames), _keys(event.frames)),
+        ("initial.data", earlier.packs, event.packs),
+        ("verification.data", earlier.test, event.test),
+        ("the labeling recipe", _recipe(earlier), _recipe(event)),
+    ):
+        if before != after:
+            shown = f" ({before} → {after})" if isinstance(before, str) else ""
+            raise SpecError(
+                f"campaign {event.campaign} exists with other inputs: {key} changed{shown}; "
+                "use another name"
+            )
+
+
+def _keys(frames: Sequence[FrameRef]) -> list[str]:
+    return [frame.key for frame in frames]
+
+
+def _keys_by_system(event: CampaignSubmitted) -> dict[str, list[str]]:
+    return {name: _keys(frames) for name, frames in event.systems.items()}
+
+
+def _recipe(event: CampaignSubmitted) -> str:
+    recipe = event.recipe
+    return f"{recipe.code} {recipe.version} {recipe.digest}"

@@ -1,0 +1,42 @@
+"""The training input, checked by DeePMD-kit's own rules before anything starts."""
+
+from __future__ import annotations
+
+import re
+
+from services.trainer.training_input import Run, build_input
+from shared.errors import SpecError
+from shared.spec import Spec
+
+
+def check_training(spec: Spec) -> None:
+    """Complete the input of every member that has one of its own, and let DeePMD-kit judge it.
+
+    Raises `SpecError` naming section and key. Where DeePMD-kit is not installed, nothing is
+    checked: the trainer will.
+    """
+    try:
+        from deepmd.utils.argcheck import normalize  # deferred: not needed to submit
+    except ImportError:
+        return
+    for member in [0, *sorted(set(spec.training.member_input) - {0})]:
+        own = member in spec.training.member_input
+        run = Run(type_map=spec.type_map, systems=("data",), steps=1, seed=1, member=member)
+        try:
+            normalize(build_input(spec.training, run))
+        except SpecError:
+            raise
+        except Exception as error:  # its checker raises several kinds, all with one-line messages
+            key = f"training.member_input.{member} or training.input" if own else "training.input"
+            raise SpecError(f"{key}: {_plain(str(error))}") from error
+
+
+def _plain(message: str) -> str:
+    """`[at location `a/b`] text` as `a.b: text`."""
+    text = " ".join(message.split())
+    match = re.match(r"\[at (?:location `(?P<where>[^`]*)`|root location)\] (?P<what>.*)", text)
+    if match is None:
+        return text
+    where = (match["where"] or "").replace("/", ".")
+    what = match["what"].replace(" in strict mode", "")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,220 @@
+"""One campaign's append-only ledger in the store: what was heard, and what was decided.
+
+A segment is `campaigns/<c>/ledger/<seq>-<epoch>.json`, created once and never changed. Rebuilding
+folds segments through `evolve` and never calls `decide`, so an upgrade does not rewrite history.
+Whoever opens a ledger for writing takes the next epoch; an older writer finds out before its next
+segment and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version as package_version
+from typing import Any
+
+from services.coordinator.state import State, evolve
+from shared.errors import Fenced, NotFound
+from shared.messages import ADAPTER, CampaignSubmitted, Message
+from shared.ports import Store
+from shared.spec import Spec
+from shared.values import campaign_uri
+
+SNAPSHOT_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One event heard and the decisions it led to."""
+
+    heard: Message
+    decided: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Segment:
+    seq: int
+    epoch: int
+    nonce: str
+    entries: tuple[Entry, ...]
+
+    def dumps(self) -> bytes:
+        document = {
+            "seq": self.seq,
+            "epoch": self.epoch,
+            "nonce": self.nonce,
+            "code": code_version(),
+            "entries": [
+                {
+                    "heard": entry.heard.model_dump(mode="json"),
+                    "decided": [message.model_dump(mode="json") for message in entry.decided],
+                }
+                for entry in self.entries
+            ],
+        }
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    @staticmethod
+    def loads(data: bytes) -> Segment:
+        document = json.loads(data)
+        entries = tuple(
+            Entry(
+                ADAPTER.validate_python(entry["heard"]),
+                tuple(ADAPTER.validate_python(message) for message in entry["decided"]),
+            )
+            for entry in document["entries"]
+        )
+        return Segment(document["seq"], document["epoch"], document["nonce"], entries)
+
+
+@dataclass
+class Ledger:
+    """The ledger of one campaign, opened for writing under `epoch`."""
+
+    store: Store
+    campaign: str
+    epoch: int
+    seq: int = 0
+    last: Segment | None = None
+    """The newest segment: its messages are published again after a restart."""
+    orphans: tuple[Message, ...] = field(default=())
+    """Events that only an overtaken writer had folded: to be heard like redeliveries."""
+
+    @staticmethod
+    def open(store: Store, campaign: str) -> tuple[Ledger, State]:
+        """Take the next epoch, and the state the ledger tells (NotFound without the campaign)."""
+        spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
+        epoch = take_epoch(store, campaign)
+        ledger = Ledger(store, campaign, epoch)
+        state, done = _newest_snapshot(store, campaign, State(spec=spec))
+        segments, orphans = read_segments(store, campaign, after=done - 1)
+        for segment in segments:
+            if segment.seq > done:
+                state = replay(state, segment)
+        if segments:
+            ledger.seq, ledger.last = segments[-1].seq, segments[-1]
+        ledger.orphans = orphans
+        return ledger, state
+
+    def append(self, entries: Sequence[Entry]) -> Segment:
+        """Write the next segment; durable on return. Raises `Fenced` when a newer coordinator
+        has taken over."""
+        self.check()
+        segment = Segment(self.seq + 1, self.epoch, uuid.uuid4().hex, tuple(entries))
+        key = _segment_uri(self.campaign, segment.seq, self.epoch)
+        data = segment.dumps()
+        if not self.store.create(key, data) and self.store.get(key) != data:
+            raise Fenced(f"{self.campaign}: segment {segment.seq} was written by another process")
+        self.seq, self.last = segment.seq, segment
+        return segment
+
+    def check(self) -> None:
+        """Raises `Fenced` when a newer coordinator has taken over."""
+        if self.store.exists(_epoch_uri(self.campaign, self.epoch + 1)):
+            raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
+
+    def snapshot(self, state: State) -> None:
+        """Now and then, keep the state, so that opening the ledger stays quick."""
+        if self.seq % SNAPSHOT_EVERY == 0:
+            document = {
+                "seq": self.seq,
+                "code": code_version(),
+                "state": state.model_dump(mode="json"),
+            }
+            key = campaign_uri(self.campaign, "snapshots", f"{self.seq:08d}-{self.epoch:06d}.json")
+            self.store.create(key, json.dumps(document).encode())
+
+
+def replay(state: State, segment: Segment) -> State:
+    """The state after a segment: facts are applied, nothing is decided again."""
+    for entry in segment.entries:
+        for message in (entry.heard, *entry.decided):
+            state = evolve(state, message)
+    return state
+
+
+def read_segments(
+    store: Store, campaign: str, after: int = -1
+) -> tuple[list[Segment], tuple[Message, ...]]:
+    """Segments with numbers above `after` in order, the highest epoch's for each number; and the
+    events that only overtaken siblings hold."""
+    by_seq: dict[int, list[Segment]] = {}
+    for key in store.list(campaign_uri(campaign, "ledger") + "/"):
+        if int(key.rsplit("/", 1)[1].split("-")[0]) <= after:
+            continue
+        segment = Segment.loads(store.get(key))
+        by_seq.setdefault(segment.seq, []).append(segment)
+    valid: list[Segment] = []
+    overtaken: list[Segment] = []
+    for seq in sorted(by_seq):
+        *lower, highest = sorted(by_seq[seq], key=lambda segment: segment.epoch)
+        # A late write of an overtaken writer may stand alone at the end: its epoch gives it away.
+        stale = bool(valid) and highest.epoch < valid[-1].epoch
+        overtaken += [*lower, highest] if stale else lower
+        valid += [] if stale else [highest]
+    known = {entry.heard.id for segment in valid for entry in segment.entries}
+    orphans = [e.heard for s in overtaken for e in s.entries if e.heard.id not in known]
+    return valid, tuple(orphans)
+
+
+def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
+    """Every message of a campaign's ledger, in order: for reports and questions."""
+    for segment in read_segments(store, campaign)[0]:
+        for entry in segment.entries:
+            yield entry.heard
+            yield from entry.decided
+
+
+def load_state(store: Store, campaign: str) -> State:
+    """The state a ledger tells, read only (NotFound without the campaign)."""
+    state = State(spec=Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json"))))
+    for segment in read_segments(store, campaign)[0]:
+        state = replay(state, segment)
+    return state
+
+
+def campaigns(store: Store) -> list[str]:
+    """Names of all campaigns in a store."""
+    names = {key.split("/")[1] for key in store.list("campaigns/") if key.endswith("/spec.json")}
+    return sorted(names)
+
+
+def take_epoch(store: Store, campaign: str) -> int:
+    """The first epoch nobody has taken, now ours."""
+    taken = [
+        int(key.rsplit("/", 1)[1]) for key in store.list(campaign_uri(campaign, "epoch") + "/")
+    ]
+    epoch = max(taken, default=0) + 1
+    while not store.create(_epoch_uri(campaign, epoch), uuid.uuid4().hex.encode()):
+        epoch += 1
+    return epoch
+
+
+def code_version() -> str:
+    return package_version("dpstream")
+
+
+def _epoch_uri(campaign: str, epoch: int) -> str:
+    return campaign_uri(campaign, "epoch", f"{epoch:06d}")
+
+
+def _segment_uri(campaign: str, seq: int, epoch: int) -> str:
+    return campaign_uri(campaign, "ledger", f"{seq:08d}-{epoch:06d}.json")
+
+
+def _newest_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, int]:
+    for key in sorted(store.list(campaign_uri(campaign, "snapshots") + "/"), reverse=True):
+        try:
+            document: dict[str, Any] = json.loads(store.get(key))
+        except NotFound:
+            continue
+        if document["code"] == code_version():
+            return State.model_validate(document["state"]), document["seq"]
+    return empty, 0
+
+
+def submission(messages: Iterable[Message]) -> CampaignSubmitted:
+    """The event a campaign began with."""
+    return next(message for message in messages if isinstance(message, CampaignSubmitted))

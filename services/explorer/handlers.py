@@ -1,0 +1,23 @@
+"""What the explorer does with each command. All of it runs at a `Bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.explorer.bench import Bench
+from services.explorer.evaluation import audit, judge
+from services.explorer.select import select
+from services.explorer.trajectory import explore
+from services.explorer.verification import verify
+from shared.messages import Audit, Command, Explore, Judge, Select, Verify
+from shared.worker import Handler
+
+__all__ = ["HANDLERS", "Bench", "audit", "explore", "judge", "select", "verify"]
+
+HANDLERS: Mapping[type[Command], Handler] = {
+    Explore: explore,
+    Judge: judge,
+    Select: select,
+    Audit: audit,
+    Verify: verify,
+}

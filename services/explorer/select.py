@@ -1,0 +1,290 @@
+"""The `select` task: load a pool, choose from it, write what was chosen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from services.explorer.audit_draw import AuditRules, draw_audit
+from services.explorer.diversity import Environments
+from services.explorer.geometry import Limits, limits_for, refusal
+from services.explorer.selection import OVER, Candidate, Pick, Rules, Selected, choose
+from shared.frames import Batch, Floats, Frame, frame_key
+from shared.messages import MAX_BODY, CandidatesSelected, Select
+from shared.spec import Spec, TrustLevels
+from shared.values import Chosen, Pool, PoolItem, Ref, stable_seed
+from shared.worker import Context
+
+HEADROOM = 4096
+"""Bytes of the event kept for its envelope and its counts."""
+DIGITS = 6
+"""Significant digits of the numbers that travel with a pick."""
+
+
+class Bench(Protocol):
+    """What a diverse draw asks of the explorer's warm engine."""
+
+    def descriptors(
+        self, committee: Ref, batch: Batch, context: Context
+    ) -> tuple[Sequence[Floats], Sequence[Floats]]:
+        """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
+        committee's force deviation of each atom `(n_atoms,)`, in the trust levels' unit: eV/Å, or
+        relative where they are."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Pool items in memory: the records to choose from, and the batches they point into."""
+
+    batches: Sequence[Batch]
+    candidates: Sequence[Candidate]
+    reservoir: Sequence[Candidate]
+    taken: Mapping[str, Sequence[float]]
+    fallback: bool
+
+    def frame(self, candidate: Candidate) -> Frame:
+        return self.batches[candidate.item][candidate.row]
+
+
+def select(bench: Bench, command: Select, context: Context) -> CandidatesSelected:
+    """Filters, dedupe, spacing, batch policy and audit draw over the command's pool.
+
+    Writes one `chosen-<n>.npz` (arrays `devi_f` in eV/Å, `time_ps`) per composition.
+    """
+    spec = context.spec()
+    loaded = load(Pool.model_validate_json(context.fetch(command.pool)), context)
+    context.check()
+    limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
+    refused: Counter[str] = Counter()
+    for_labels, failed_instead = _asked_for(loaded)
+    good = _sound(loaded, for_labels, limits, "", refused)
+    labels = choose(
+        good,
+        _rules(spec, command, failed_instead),
+        loaded.taken,
+        lambda pool: _described(bench, command, context, loaded, pool),
+    )
+    audits = _audits(spec, command, loaded, limits, labels, refused)
+    refused.update(labels.refused)
+    kept_audits, kept_labels = _fitting(audits.picks, labels.picks, loaded, context)
+    left_out = len(labels.picks) - len(kept_labels) + len(audits.picks) - len(kept_audits)
+    refused.update({"no room in the message": left_out} if left_out else {})
+    return _event(command, context, loaded, kept_labels, kept_audits, refused)
+
+
+def load(pool: Pool, context: Context) -> Loaded:
+    """The pool's batches and a record of every frame in them."""
+    items = [*pool.candidates, *pool.reservoirs]
+    batches = [Batch.loads(context.fetch(item.frames)) for item in items]
+    records = [_records(n, *pair) for n, pair in enumerate(zip(items, batches, strict=True))]
+    split = len(pool.candidates)
+    return Loaded(
+        batches,
+        [c for group in records[:split] for c in group],
+        [c for group in records[split:] for c in group],
+        pool.taken,
+        pool.fallback,
+    )
+
+
+def _records(number: int, item: PoolItem, batch: Batch) -> list[Candidate]:
+    ones, zeros = np.ones(len(batch)), np.zeros(len(batch), dtype=np.bool_)
+    weight, failed = batch.arrays.get("weight", ones), batch.arrays.get("failed", zeros)
+    return [
+        Candidate(
+            key=frame_key(frame),
+            trajectory=item.trajectory,
+            condition=item.condition,
+            version=item.version,
+            time_ps=float(batch.arrays["time_ps"][row]),
+            planned_ps=item.planned_ps,
+            deviation=float(batch.arrays["devi_f"][row]),
+            item=number,
+            row=row,
+            weight=float(weight[row]),
+            failed=bool(failed[row]),
+        )
+        for row, frame in enumerate(batch)
+    ]
+
+
+def _asked_for(loaded: Loaded) -> tuple[Sequence[Candidate], bool]:
+    """What labels are chosen from: the candidates; failed frames if there are none and the
+    coordinator asked for them."""
+    if loaded.fallback and not loaded.candidates:
+        return [c for c in loaded.reservoir if c.failed], True
+    return loaded.candidates, False
+
+
+def _sound(
+    loaded: Loaded,
+    candidates: Iterable[Candidate],
+    limits: Limits,
+    prefix: str,
+    refused: Counter[str],
+) -> list[Candidate]:
+    """The candidates that pass the geometry filters; the others are counted in `refused`."""
+    sound = []
+    for candidate in candidates:
+        reason = refusal(loaded.frame(candidate), limits)
+        if reason is None:
+            sound.append(candidate)
+        else:
+            refused[prefix + reason] += 1
+    return sound
+
+
+def _rules(spec: Spec, command: Select, failed_instead: bool) -> Rules:
+    selection = spec.selection
+    return Rules(
+        labels=command.labels,
+        seed=command.seed,
+        policy="least-deviation" if failed_instead else selection.policy,
+        per_system=command.per_system,
+        per_trajectory=selection.per_trajectory,
+        min_separation=selection.min_separation,
+        time_bins=selection.time_bins,
+    )
+
+
+def _audits(
+    spec: Spec,
+    command: Select,
+    loaded: Loaded,
+    limits: Limits,
+    labels: Selected,
+    refused: Counter[str],
+) -> Selected:
+    if command.audits == 0:
+        return Selected((), {})
+    rules = AuditRules(
+        command.audits,
+        stable_seed(command.seed, "audit"),
+        spec.audit.min_trajectories,
+        spec.selection.min_separation,
+    )
+    reservoir = _sound(loaded, loaded.reservoir, limits, "audit: ", refused)
+    trained = [pick.candidate for pick in labels.picks]
+    drawn = draw_audit(reservoir, rules, loaded.taken, trained)
+    # Reservoir frames never asked for a label: those left over are not refused anything.
+    refused.update({f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER})
+    return drawn
+
+
+def _described(
+    bench: Bench, command: Select, context: Context, loaded: Loaded, pool: Sequence[Candidate]
+) -> Environments:
+    """Descriptors of the pool's atoms, evaluated one composition at a time."""
+    descriptors: dict[int, Floats] = {}
+    deviations: dict[int, Floats] = {}
+    frames = [loaded.frame(c) for c in pool]
+    for members in _by_composition(frames):
+        context.check()
+        batch = Batch.of([frames[i] for i in members])
+        values, by_atom = bench.descriptors(command.committee, batch, context)
+        descriptors.update(zip(members, values, strict=True))
+        deviations.update(zip(members, by_atom, strict=True))
+    return Environments(
+        [frame.species for frame in frames],
+        [descriptors[i] for i in range(len(frames))],
+        [deviations[i] for i in range(len(frames))],
+        _low(context.spec(), command, pool),
+    )
+
+
+def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
+    """The lower trust level. Calibrated levels are not in the command; there the smallest
+    deviation of a candidate stands for the level that all of them passed."""
+    trust = spec.stages[command.stage].trust or spec.trust
+    if isinstance(trust, TrustLevels):
+        return trust.low
+    return min((c.deviation for c in pool), default=0.0)
+
+
+def _by_composition(frames: Sequence[Frame]) -> list[list[int]]:
+    """Indices of frames that share species order and periodicity, in order of appearance."""
+    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    for index, frame in enumerate(frames):
+        groups.setdefault((frame.species, frame.cell is None), []).append(index)
+    return list(groups.values())
+
+
+def _fitting(
+    audits: Sequence[Pick], labels: Sequence[Pick], loaded: Loaded, context: Context
+) -> tuple[list[Pick], list[Pick]]:
+    """As many picks, audits first, as one event can name."""
+    room = MAX_BODY - HEADROOM
+    seen: set[tuple[tuple[str, ...], bool]] = set()
+    batch_cost = len(Ref.to(f"{context.prefix}/chosen-000.npz", b"").model_dump_json()) + 10
+    kept: tuple[list[Pick], list[Pick]] = ([], [])
+    for number, picks in enumerate((audits, labels)):
+        for pick in picks:
+            frame = loaded.frame(pick.candidate)
+            composition = (frame.species, frame.cell is None)
+            cost = len(_chosen(pick, 999, 999).model_dump_json().encode()) + 1
+            cost += 0 if composition in seen else batch_cost
+            if cost <= room:
+                room -= cost
+                seen.add(composition)
+                kept[number].append(pick)
+    return kept
+
+
+def _event(
+    command: Select,
+    context: Context,
+    loaded: Loaded,
+    labels: Sequence[Pick],
+    audits: Sequence[Pick],
+    refused: Mapping[str, int],
+) -> CandidatesSelected:
+    picks = [*labels, *audits]
+    places: dict[int, tuple[int, int]] = {}
+    refs = []
+    groups = _by_composition([loaded.frame(pick.candidate) for pick in picks])
+    for number, members in enumerate(groups):
+        batch = _batch([picks[i].candidate for i in members], loaded)
+        refs.append(context.put(f"chosen-{number}.npz", batch.dumps()))
+        places.update({i: (number, row) for row, i in enumerate(members)})
+    chosen = tuple(_chosen(pick, *places[i]) for i, pick in enumerate(picks))
+    return CandidatesSelected(
+        **context.envelope(),
+        version=command.version,
+        stage=command.stage,
+        batches=tuple(refs),
+        labels=chosen[: len(labels)],
+        audits=chosen[len(labels) :],
+        refused=dict(sorted(refused.items())),
+    )
+
+
+def _batch(candidates: Sequence[Candidate], loaded: Loaded) -> Batch:
+    arrays: dict[str, npt.NDArray[np.float64]] = {
+        "devi_f": np.array([c.deviation for c in candidates]),
+        "time_ps": np.array([c.time_ps for c in candidates]),
+    }
+    return Batch.of([loaded.frame(c) for c in candidates], **arrays)
+
+
+def _chosen(pick: Pick, batch: int, index: int) -> Chosen:
+    c = pick.candidate
+    return Chosen(
+        batch=batch,
+        index=index,
+        key=c.key,
+        trajectory=c.trajectory,
+        version=c.version,
+        time_ps=round(c.time_ps, DIGITS),
+        deviation=_rounded(c.deviation),
+        weight=_rounded(pick.weight),
+        reason=pick.reason,
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

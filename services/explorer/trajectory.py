@@ -1,0 +1,293 @@
+"""The `explore` task: one trajectory, judged as it goes.
+
+Pinned (lockstep): one committee from start to end, one event. Streaming: an event per chunk, each
+with the restart file that another attempt would go on from; between chunks the newest committee
+takes over. Step 0 is not checked, so a trajectory has `steps // every` checks, and every one of
+them is counted: accurate, candidate, failed or, after an early stop, dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.explorer import md_script
+from services.explorer.bench import Bench, Loaded
+from services.explorer.sampling import Reservoir, joined
+from shared.deviation import Verdict, count, histogram, verdict
+from shared.errors import NotFound, Permanent
+from shared.frames import Batch, Frame, canonical
+from shared.messages import ChunkExplored, Explore
+from shared.sections import Md
+from shared.values import Committee, FrameRef, PoolItem, Ref, campaign_uri
+from shared.worker import Context
+
+
+def explore(bench: Bench, command: Explore, context: Context) -> ChunkExplored:
+    """Run the command's trajectory from `from_chunk` on. All events but the last are published
+    here, the last is returned.
+
+    Raises Permanent for a system without dynamics, EngineError when LAMMPS refuses the set-up,
+    EngineCrashed when its process dies; a trajectory that goes astray is stopped early, which is a
+    result.
+    """
+    walk = Walk(bench, command, context)
+    walk.start()
+    while True:
+        walk.advance()
+        if walk.over:
+            return walk.report(last=True)
+        context.publish(walk.report(last=False))
+        walk.catch_up()
+
+
+@dataclass
+class Walk:
+    """A trajectory under way. `made`: checks so far; `streak`: failed ones in a row up to now;
+    `uniform`: one committee version since the start; `fresh`: frames `(n,)` of the current chunk
+    with arrays devi_f, devi_v, time_ps, version, and `verdicts` on them."""
+
+    bench: Bench
+    command: Explore
+    context: Context
+    made: int = 0
+    streak: int = 0
+    stopped: str | None = None
+    uniform: bool = True
+    chunk: int = 0
+    fresh: list[Batch] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @cached_property
+    def md(self) -> Md:
+        return self.context.spec().stages[self.command.stage].md
+
+    @cached_property
+    def frame(self) -> Frame:
+        return starting_frame(self.command.structure, self.context)
+
+    @cached_property
+    def committee(self) -> Loaded:
+        return self.bench.committee(self.command.committee, self.context)
+
+    @cached_property
+    def reach(self) -> float | None:
+        """The models' cutoff in Å for a molecule in vacuum, else None."""
+        if self.frame.cell is not None:
+            return None
+        return self.bench.cutoff(self.committee.models[0], self.context)
+
+    @cached_property
+    def reservoir(self) -> Reservoir:
+        return Reservoir(self.context.spec().audit.reservoir, self.command.seed)
+
+    @property
+    def planned(self) -> int:
+        return self.md.steps // self.md.every
+
+    @property
+    def over(self) -> bool:
+        return self.stopped is not None or self.made >= self.planned
+
+    @property
+    def folder(self) -> Path:
+        return self.context.scratch.resolve()
+
+    def start(self) -> None:
+        """Set LAMMPS up: at the first step, or where the last accepted chunk ended."""
+        self.chunk = self.command.from_chunk
+        try:
+            if self.command.resume is None:
+                commands = self._start_commands()
+            else:
+                commands = self._resume_commands(self.command.resume)
+        except ValueError as error:
+            raise Permanent(f"{self.command.condition}: {error}") from error
+        self.bench.call("begin", {"commands": commands}, self.context)
+
+    def advance(self) -> None:
+        """One chunk; with a pinned committee, the whole trajectory in pieces of one chunk."""
+        self.fresh, self.verdicts = [], []
+        while True:
+            self._piece(min(self.md.chunk, self.planned - self.made))
+            self.context.progress(f"{self.made} of {self.planned} checks")
+            if self.over or not self.command.pinned:
+                return
+
+    def catch_up(self) -> None:
+        """Hand over to the newest committee, if there is a newer one."""
+        self.chunk += 1
+        newest = newest_committee(self.committee.version, self.context)
+        if newest is None:
+            return
+        self.committee, self.uniform = self.bench.load(newest, self.context), False
+        self.bench.call("change", {"commands": self._pair()}, self.context)
+
+    def report(self, last: bool) -> ChunkExplored:
+        """What the current chunk found; its frames are uploaded."""
+        devi_f = [batch.arrays["devi_f"] for batch in self.fresh]
+        return ChunkExplored(
+            **self.context.envelope(),
+            version=self.committee.version,
+            chunk=self.chunk,
+            last=last,
+            counts=count(self.verdicts),
+            dropped=self.planned - self.made if last else 0,
+            stopped=self.stopped,
+            uniform=self.uniform,
+            candidates=self._candidates(),
+            reservoir=self._item("reservoir.npz", self.reservoir.batch()) if last else None,
+            restart=None if last else self._checkpoint(),
+            histogram=tuple(histogram(np.concatenate([*devi_f, np.empty(0)])).tolist()),
+        )
+
+    def _piece(self, checks: int) -> None:
+        arguments = {
+            "checks": checks,
+            "every": self.md.every,
+            "overlap": self.md.overlap,
+            "reach": self.reach,
+            "trust": self.command.trust.model_dump(),
+            "streak": self.streak,
+            "stop_after": self.md.stop_after,
+            "out_file": str(self.folder / "deviation.out"),
+            "frames": str(self.folder / "frames.npz"),
+        }
+        outcome = self.bench.call("advance", arguments, self.context)
+        self.made += outcome["made"]
+        self.streak, self.stopped = outcome["streak"], outcome["stopped"]
+        if outcome["made"]:
+            self._judge(self._read_frames())
+
+    def _read_frames(self) -> Batch:
+        """The frames of the last piece, canonical."""
+        with np.load(self.folder / "frames.npz", allow_pickle=False) as found:
+            vacuum = self.frame.cell is None
+            frames = [
+                canonical(Frame(self.frame.species, positions, None if vacuum else cell)).frame
+                for positions, cell in zip(found["positions"], found["cells"], strict=True)
+            ]
+            return Batch.of(
+                frames,
+                devi_f=found["devi_f"],
+                devi_v=found["devi_v"],
+                time_ps=found["steps"] * self.md.timestep,
+                version=np.full(len(frames), self.committee.version),
+            )
+
+    def _judge(self, batch: Batch) -> None:
+        vacuum, trust = batch.cells is None, self.command.trust
+        for row, pair in enumerate(
+            zip(batch.arrays["devi_f"], batch.arrays["devi_v"], strict=True)
+        ):
+            kind = verdict(float(pair[0]), None if vacuum else float(pair[1]), trust)
+            self.verdicts.append(kind)
+            self.reservoir.offer(kind, batch.take([row]))
+        self.fresh.append(batch)
+
+    def _candidates(self) -> PoolItem | None:
+        rows = [row for row, kind in enumerate(self.verdicts) if kind == "candidate"]
+        batch = joined(self.fresh).take(rows) if rows else None
+        return self._item(f"candidates-{self.chunk}.npz", batch)
+
+    def _item(self, name: str, batch: Batch | None) -> PoolItem | None:
+        if batch is None:
+            return None
+        return PoolItem(
+            frames=self.context.put(name, batch.dumps()),
+            count=len(batch),
+            trajectory=self.command.trajectory,
+            condition=self.command.condition,
+            version=self.committee.version,
+            planned_ps=self.md.steps * self.md.timestep,
+        )
+
+    def _pair(self) -> list[str]:
+        return md_script.pair_commands(
+            self.committee.models,
+            self.command.driver,
+            self.committee.type_map,
+            self.md.every,
+            self.folder / "deviation.out",
+            self.command.trust,
+        )
+
+    def _start_commands(self) -> list[str]:
+        data = self.folder / "start.data"
+        type_map = self.committee.type_map
+        data.write_text(md_script.data_file(self.frame, type_map, self.md.masses))
+        condition, seed = self.command.condition, self.command.seed
+        return md_script.start_commands(self.frame, data, self.md, condition, seed, self._pair())
+
+    def _resume_commands(self, ref: Ref) -> list[str]:
+        """From the checkpoint of another attempt, under the newest committee there is now."""
+        restart, state, reservoir = read_checkpoint(self.context.fetch(ref))
+        path = self.folder / "start.restart"
+        path.write_bytes(restart)
+        self.made, self.streak, self.uniform = state["made"], state["streak"], state["uniform"]
+        self.reservoir.restore(state["seen"], reservoir)
+        newest = newest_committee(self.committee.version, self.context)
+        if newest is not None:
+            self.committee = self.bench.load(newest, self.context)
+        self.uniform = self.uniform and self.committee.version == state["version"]
+        return md_script.resume_commands(
+            self.frame, path, self.md, self.command.condition, self._pair()
+        )
+
+    def _checkpoint(self) -> Ref:
+        path = self.folder / "restart"
+        self.bench.call("write_restart", {"path": str(path)}, self.context)
+        state = {
+            "made": self.made,
+            "streak": self.streak,
+            "uniform": self.uniform,
+            "version": self.committee.version,
+            "seen": self.reservoir.seen,
+        }
+        data = write_checkpoint(path.read_bytes(), state, self.reservoir.batch())
+        return self.context.put(f"restart-{self.chunk}.npz", data)
+
+
+def starting_frame(ref: FrameRef, context: Context) -> Frame:
+    """The frame a trajectory starts from, canonical."""
+    return canonical(Batch.loads(context.fetch(ref.batch))[ref.index]).frame
+
+
+def newest_committee(version: int, context: Context) -> Committee | None:
+    """The newest committee of the campaign after `version`; None if that is the newest."""
+    newest = None
+    while True:
+        version += 1
+        key = campaign_uri(context.command.campaign, "committees", f"{version}.json")
+        try:
+            newest = Committee.model_validate_json(context.store.get(key))
+        except NotFound:
+            return newest
+
+
+def write_checkpoint(restart: bytes, state: dict[str, Any], reservoir: Batch | None) -> bytes:
+    """A LAMMPS restart file and what else a trajectory must remember, as an `.npz` archive."""
+    kept = b"" if reservoir is None else reservoir.dumps()
+    out = io.BytesIO()
+    np.savez(
+        out,
+        restart=np.frombuffer(restart, dtype=np.uint8),
+        reservoir=np.frombuffer(kept, dtype=np.uint8),
+        state=np.array(json.dumps(state)),
+    )
+    return out.getvalue()
+
+
+def read_checkpoint(data: bytes) -> tuple[bytes, dict[str, Any], Batch | None]:
+    """The inverse of `write_checkpoint`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        kept: Sequence[int] = archive["reservoir"]
+        reservoir = Batch.loads(bytes(kept)) if len(kept) else None
+        return bytes(archive["restart"]), json.loads(str(archive["state"])), reservoir

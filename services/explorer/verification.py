@@ -1,0 +1,98 @@
+"""The `verify` task: does the final model conserve energy, and what is its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from services.explorer import md_script
+from services.explorer.bench import Bench
+from services.explorer.evaluation import rmse
+from services.explorer.trajectory import starting_frame
+from shared.dataset import load_dataset
+from shared.errors import Permanent
+from shared.frames import Frame
+from shared.messages import Verified, Verify
+from shared.sections import Md
+from shared.values import Condition, Rmse, Trust
+from shared.worker import Context
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a constant-energy run showed: `drift` in eV per atom per ps, `length` in ps."""
+
+    stable: bool
+    drift: float
+    length: float
+    detail: str
+
+
+def verify(bench: Bench, command: Verify, context: Context) -> Verified:
+    """Run the model alone at constant energy (not at all where `nve_ps` is 0), and measure it on
+    the held-out set. Raises Permanent for a system without dynamics."""
+    model = bench.model(command.model, context)
+    run = Run(True, 0.0, 0.0, "no run asked for")
+    if context.spec().verification.nve_ps > 0:
+        run = _constant_energy(bench, model, command, context)
+    return Verified(
+        **context.envelope(),
+        stable=run.stable,
+        drift=run.drift,
+        length_ps=run.length,
+        detail=run.detail,
+        test=_test(bench, model, command, context),
+    )
+
+
+def drift_of(energies: list[float], n_atoms: int, spacing: float) -> float:
+    """Slope of the straight line through total energies (eV) `spacing` ps apart, in eV per atom
+    per ps; 0 for fewer than two."""
+    if len(energies) < 2:
+        return 0.0
+    times = np.arange(len(energies)) * spacing
+    slope, _ = np.polyfit(times, (np.array(energies) - energies[0]) / n_atoms, 1)
+    return float(slope)
+
+
+def _constant_energy(bench: Bench, model: Path, command: Verify, context: Context) -> Run:
+    spec = context.spec()
+    md = spec.md.model_copy(update={"ensemble": "nve"})
+    frame = starting_frame(command.structure, context)
+    commands = _commands(model, frame, md, command, context)
+    bench.call("begin", {"commands": commands}, context)
+    arguments = {
+        "checks": max(1, round(spec.verification.nve_ps / (md.timestep * md.every))),
+        "every": md.every,
+        "overlap": md.overlap,
+        "reach": bench.cutoff(model, context) if frame.cell is None else None,
+    }
+    outcome = bench.call("conserve", arguments, context)
+    energies, spacing = outcome["energies"], md.every * md.timestep
+    drift = drift_of(energies, len(frame.species), spacing)
+    length, limit = (len(energies) - 1) * spacing, spec.verification.max_drift
+    detail = outcome["stopped"] or ("" if abs(drift) <= limit else f"drift above {limit:g}")
+    return Run(not detail, drift, length, detail)
+
+
+def _commands(model: Path, frame: Frame, md: Md, command: Verify, context: Context) -> list[str]:
+    folder = context.scratch.resolve()
+    data, unused = folder / "start.data", Trust(low=1.0, high=2.0)
+    data.write_text(md_script.data_file(frame, command.type_map, md.masses))
+    temperature = context.spec().verification.nve_temperature
+    condition = Condition(system="verification", temperature=temperature)
+    pair = md_script.pair_commands(
+        [model], 0, command.type_map, md.every, folder / "deviation.out", unused
+    )
+    try:
+        return md_script.start_commands(frame, data, md, condition, command.seed, pair)
+    except ValueError as error:
+        raise Permanent(str(error)) from error
+
+
+def _test(bench: Bench, model: Path, command: Verify, context: Context) -> Rmse | None:
+    if command.test is None:
+        return None
+    return rmse(bench, model, load_dataset(context.fetch, command.test), context)

@@ -1,0 +1,299 @@
+"""The acceptance contract that every label of every code passes, before and after computing.
+
+A frame or label that breaks it is rejected with the first rule broken: data, not an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from shared.frames import Floats, Frame, Label, min_distance
+from shared.spec import Labels
+from shared.values import Recipe
+
+POSITION_TOLERANCE = 1e-5
+"""Å; codes echo positions with as few as five decimals, after conversions of units."""
+MIN_VOLUME = 1e-3
+"""Å³ per atom; a flatter cell is no cell."""
+
+
+class Broken(NamedTuple):
+    """The rule broken and what was found."""
+
+    rule: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A campaign's own caps: `min_distance` Å, `max_force` eV/Å (norm over one atom). `force`
+    computes where a code would refuse by default."""
+
+    min_distance: float = 0.5
+    max_force: float = 50.0
+    force: bool = False
+
+    @staticmethod
+    def of(labels: Labels) -> Limits:
+        return Limits(labels.min_distance, labels.max_force, labels.force)
+
+
+class Scope(Protocol):
+    """What the contract asks of a labeling code."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def molecular(self) -> bool:
+        """Takes frames without a cell."""
+
+    @property
+    def periodic(self) -> bool:
+        """Takes periodic frames, and gives their virial."""
+
+    @property
+    def electronic(self) -> bool:
+        """Has electrons to count: charge and multiplicity mean something."""
+
+    @property
+    def max_z(self) -> int:
+        """Largest atomic number supported."""
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        """Why this frame is not computed unless the campaign says `force`; None to go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Raw facts of one single point, before judgement: what the run said and left behind.
+
+    energies eV, each one found; `frames` configurations found; forces `(n_atoms, 3)` eV/Å;
+    virial `(3, 3)` = −dE/dε eV; positions `(n_atoms, 3)` Å as the code echoes them (None: it
+    does not). `fault` is a rule that the code itself named. `seconds` is time in the code.
+    """
+
+    exit_status: int = 0
+    end_marker: bool = True
+    converged: bool = True
+    """The marker of convergence was seen."""
+    not_converged: bool = False
+    """Somewhere the output says "not converged"."""
+    energies: tuple[float, ...] = ()
+    frames: int = 1
+    forces: Floats | None = None
+    virial: Floats | None = None
+    positions: Floats | None = None
+    fault: str | None = None
+    messages: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values; floats read back to the bit."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
+
+    @staticmethod
+    def of(facts: dict[str, Any]) -> Outcome:
+        arrays = {
+            name: None if facts[name] is None else np.array(facts[name], dtype=np.float64)
+            for name in ("forces", "virial", "positions")
+        }
+        lists = {name: tuple(facts[name]) for name in ("energies", "messages")}
+        return Outcome(**{**facts, **arrays, **lists})
+
+    @staticmethod
+    def of_label(frame: Frame, label: Label) -> Outcome:
+        """The facts of a label that was accepted before, to be judged by other caps."""
+        return Outcome(
+            energies=(label.energy,),
+            forces=label.forces,
+            virial=label.virial,
+            positions=frame.positions,
+        )
+
+    def label(self) -> Label:
+        """The label of an accepted outcome."""
+        assert self.forces is not None
+        return Label(self.energies[0], self.forces, self.virial)
+
+
+def largest_force(forces: Floats) -> float:
+    """Largest norm over atoms of forces `(n_atoms, 3)`, eV/Å."""
+    return float(np.linalg.norm(forces, axis=1).max())
+
+
+# ---------------------------------------------------------------------------- before computing
+
+
+def _finite_positions(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    if not frame.species:
+        return "the frame holds no atoms"
+    return None if np.isfinite(frame.positions).all() else "a coordinate is not a finite number"
+
+
+def _sound_cell(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    if frame.cell is None:
+        return None
+    if not np.isfinite(frame.cell).all():
+        return "a cell component is not a finite number"
+    volume = float(np.linalg.det(frame.cell))
+    flat = volume < MIN_VOLUME * len(frame.species)
+    return f"the cell's volume is {volume:.3g} Å³" if flat else None
+
+
+def _known_elements(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    for symbol in sorted(set(frame.species)):
+        z = atomic_numbers.get(symbol, 0)
+        if not 0 < z <= code.max_z:
+            return f"{code.name} has no {symbol} (Z = {z}, at most {code.max_z})"
+    return None
+
+
+def _periodicity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    if frame.cell is not None and not code.periodic:
+        return f"{code.name} labels molecules only, and this frame has a cell"
+    if frame.cell is None and not code.molecular:
+        return f"{code.name} labels periodic frames only, and this one has no cell"
+    return None
+
+
+def _distance(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    shortest = min_distance(frame)
+    if shortest >= limits.min_distance:
+        return None
+    return f"atoms {shortest:.3f} Å apart, below {limits.min_distance:g} Å"
+
+
+def _parity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    if not code.electronic:
+        return None
+    electrons = sum(atomic_numbers[symbol] for symbol in frame.species) - recipe.charge
+    unpaired = recipe.multiplicity - 1
+    if unpaired <= electrons and (electrons - unpaired) % 2 == 0:
+        return None
+    return (
+        f"{electrons} electrons (charge {recipe.charge}) cannot have multiplicity "
+        f"{recipe.multiplicity}"
+    )
+
+
+def _refused(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+    return None if limits.force else code.refusal(frame, recipe.settings)
+
+
+Before = Callable[[Frame, Recipe, Scope, Limits], str | None]
+
+BEFORE: tuple[tuple[str, Before], ...] = (
+    ("finite-positions", _finite_positions),
+    ("cell", _sound_cell),
+    ("unsupported-element", _known_elements),
+    ("periodicity", _periodicity),
+    ("min-distance", _distance),
+    ("electron-parity", _parity),
+    ("refused", _refused),
+)
+
+
+def check_before(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> Broken | None:
+    """The first rule that forbids computing this frame; None when it may be computed."""
+    for rule, check in BEFORE:
+        detail = check(frame, recipe, code, limits)
+        if detail is not None:
+            return Broken(rule, detail)
+    return None
+
+
+# ---------------------------------------------------------------------------- after computing
+
+
+def _exit_status(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    return None if outcome.exit_status == 0 else f"exit status {outcome.exit_status}"
+
+
+def _end_marker(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    return None if outcome.end_marker else "the output stops before its end"
+
+
+def _converged(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    if outcome.not_converged:
+        return "the electronic iterations did not converge"
+    return None if outcome.converged else "nothing says that the iterations converged"
+
+
+def _one_energy(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    if len(outcome.energies) != 1 or outcome.frames != 1:
+        return f"{len(outcome.energies)} energies of {outcome.frames} frames, expected one of one"
+    energy = outcome.energies[0]
+    return None if np.isfinite(energy) else f"the energy is {energy}"
+
+
+def _all_forces(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    expected = (len(frame.species), 3)
+    if outcome.forces is None:
+        return "no forces"
+    if outcome.forces.shape != expected:
+        return f"forces of shape {outcome.forces.shape}, expected {expected}"
+    return None if np.isfinite(outcome.forces).all() else "a force is not a finite number"
+
+
+def _virial(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    if frame.cell is None:
+        return None
+    if outcome.virial is None:
+        return "no virial of a periodic frame"
+    if outcome.virial.shape != (3, 3):
+        return f"a virial of shape {outcome.virial.shape}, expected (3, 3)"
+    return None if np.isfinite(outcome.virial).all() else "the virial is not finite"
+
+
+def _max_force(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    assert outcome.forces is not None
+    largest = largest_force(outcome.forces)
+    if largest <= limits.max_force:
+        return None
+    return f"largest force {largest:.4g} eV/Å, above {limits.max_force:g} eV/Å"
+
+
+def _same_positions(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+    if outcome.positions is None:
+        return None
+    if outcome.positions.shape != frame.positions.shape:
+        return f"{len(outcome.positions)} atoms came back, {len(frame.positions)} were submitted"
+    # Written so that a NaN is a difference.
+    moved = np.abs(outcome.positions - frame.positions)
+    same = bool((moved <= POSITION_TOLERANCE).all())
+    return None if same else f"positions differ from the submitted ones by {moved.max():.3g} Å"
+
+
+After = Callable[[Frame, Outcome, Limits], str | None]
+
+AFTER: tuple[tuple[str, After], ...] = (
+    ("exit-status", _exit_status),
+    ("end-marker", _end_marker),
+    ("not-converged", _converged),
+    ("one-energy", _one_energy),
+    ("forces", _all_forces),
+    ("virial", _virial),
+    ("max-force", _max_force),
+    ("positions", _same_positions),
+)
+
+
+def check_after(frame: Frame, outcome: Outcome, limits: Limits) -> Broken | None:
+    """The first rule that this outcome breaks; None when it is a label."""
+    said = "; ".join(outcome.messages)
+    if outcome.fault is not None:
+        return Broken(outcome.fault, said)
+    for rule, check in AFTER:
+        detail = check(frame, outcome, limits)
+        if detail is not None:
+            return Broken(rule, f"{detail}: {said}" if said else detail)
+    return None

@@ -1,0 +1,80 @@
+"""Any calculator of the Atomic Simulation Environment, by dotted name.
+
+A. H. Larsen et al., J. Phys.: Condens. Matter 29, 273002 (2017). A worker computes only with the
+calculators in its own allow-list.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from services.labeler.codes.base import Settings, installed_version
+from shared.errors import SpecError
+from shared.frames import Frame
+
+SHIPPED = frozenset(
+    {
+        "ase.calculators.emt.EMT",
+        "ase.calculators.lj.LennardJones",
+        "ase.calculators.morse.MorsePotential",
+        "tblite.ase.TBLite",
+    }
+)
+"""Calculators that can run no program and read no file: what a worker allows by default. All of
+them are classical or semi-empirical."""
+
+
+class AseSettings(Settings):
+    calculator: str = Field(
+        description="dotted name of the class, e.g. ase.calculators.emt.EMT",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="its keyword arguments")
+
+    @field_validator("calculator")
+    @classmethod
+    def _dotted(cls, name: str) -> str:
+        parts = name.split(".")
+        if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+            raise ValueError("give the class by dotted name, e.g. ase.calculators.emt.EMT")
+        return name
+
+
+class Ase:
+    """An ASE calculator in the warm engine child. Charge and spin are the calculator's own."""
+
+    name = "ase"
+    molecular = True
+    periodic = True
+    electronic = False
+    max_z = 118
+    settings: type[Settings] = AseSettings
+
+    def version(self, settings: dict[str, Any]) -> str:
+        """Versions of ASE and, when the class is not ASE's, of the package it comes from."""
+        package = str(settings["calculator"]).split(".")[0]
+        ase = f"ase {installed_version('ase')}"
+        if package == "ase":
+            return ase
+        return f"{package} {installed_version(_distribution_of(package))}, {ase}"
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return str(settings["calculator"])
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return str(settings["calculator"]) in SHIPPED
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
+
+
+def _distribution_of(package: str) -> str:
+    names = metadata.packages_distributions().get(package)
+    if not names:
+        raise SpecError(f"labels.settings.calculator: no package {package!r} is installed")
+    return names[0]

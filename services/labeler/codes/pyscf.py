@@ -1,0 +1,54 @@
+"""Density-functional and Hartree-Fock labels of molecules through PySCF.
+
+Q. Sun et al., J. Chem. Phys. 153, 024109 (2020). Its periodic forces and stress are partial, so
+only molecules are offered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from services.labeler.codes.base import Settings, installed_version
+from shared.frames import Frame
+
+
+class PyscfSettings(Settings):
+    xc: str = Field(default="pbe", min_length=1, description="functional as PySCF names it, or hf")
+    basis: str = Field(default="def2-svp", min_length=1, description="basis set")
+    ecp: str | None = Field(
+        default=None,
+        description="effective core potential of all elements; default: with a def2 basis its own "
+        "for elements beyond Kr, else none",
+    )
+    conv_tol: float = Field(default=1e-9, gt=0, description="SCF convergence, hartree")
+    max_cycle: int = Field(default=50, ge=1, description="most SCF iterations")
+    grid_level: int = Field(default=3, ge=0, le=9, description="integration grid")
+    density_fit: bool = Field(default=False, description="density fitting of Coulomb integrals")
+
+
+class Pyscf:
+    """PySCF in the warm engine child; unrestricted when the multiplicity is above one."""
+
+    name = "pyscf"
+    molecular = True
+    periodic = False
+    electronic = True
+    max_z = 118
+    settings: type[Settings] = PyscfSettings
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return installed_version("pyscf")
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return f"{settings['xc']}/{settings['basis']}"
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return False
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []

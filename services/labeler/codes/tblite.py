@@ -1,0 +1,72 @@
+"""GFN1-xTB and GFN2-xTB through tblite: molecules and periodic cells, semi-empirical.
+
+C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from services.labeler.codes.base import Settings, cell_widths, installed_version
+from shared.frames import Frame
+
+GAMMA_WIDTH = 8.0
+"""Å; tblite samples the Gamma point only, and narrower cells feel it (Si2, Si8 and Si64 come out
+at −41.7, −46.0 and −46.4 eV per atom)."""
+
+# fmt: off
+NON_METALS = frozenset({
+    "H", "He", "B", "C", "N", "O", "F", "Ne", "Si", "P", "S", "Cl", "Ar", "Ge", "As", "Se", "Br",
+    "Kr", "Te", "I", "Xe", "At", "Rn",
+})
+# fmt: on
+
+
+class TbliteSettings(Settings):
+    method: Literal["GFN2-xTB", "GFN1-xTB"] = Field(
+        default="GFN2-xTB", description="parametrisation"
+    )
+    accuracy: float = Field(
+        default=0.1, gt=0, description="factor on all thresholds; smaller is tighter"
+    )
+    max_iterations: int = Field(default=250, ge=1, description="most SCF iterations")
+    electronic_temperature: float = Field(default=300.0, gt=0, description="K, Fermi smearing")
+
+
+class Tblite:
+    """tblite in the warm engine child."""
+
+    name = "tblite"
+    molecular = True
+    periodic = True
+    electronic = True
+    max_z = 86
+    settings: type[Settings] = TbliteSettings
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return installed_version("tblite")
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return str(settings["method"])
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return True
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        """A metal in a narrow cell: at the Gamma point its energy means nothing."""
+        if _is_narrow(frame) and not NON_METALS.intersection(frame.species):
+            return (
+                f"a metal's cell narrower than {GAMMA_WIDTH:g} Å at the Gamma point; use a "
+                "supercell, or labels.force"
+            )
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        narrow = f"Gamma point only, in a cell narrower than {GAMMA_WIDTH:g} Å"
+        return [narrow] if _is_narrow(frame) else []
+
+
+def _is_narrow(frame: Frame) -> bool:
+    return frame.cell is not None and float(cell_widths(frame.cell).min()) < GAMMA_WIDTH

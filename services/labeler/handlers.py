@@ -1,0 +1,323 @@
+"""What the labeler does with a command: labels of given frames, and held-out reference frames.
+
+A label is looked up before it is computed and shared afterwards by all campaigns in the store. A
+frame that cannot be labelled is a rejection with a reason, never an exception.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from services.labeler.acceptance import (
+    Broken,
+    Limits,
+    Outcome,
+    check_after,
+    check_before,
+    largest_force,
+)
+from services.labeler.codes.ase import SHIPPED
+from services.labeler.codes.base import Code, FileCode
+from services.labeler.dynamics import Plan
+from services.labeler.engine import frame_facts, frame_of
+from services.labeler.recipes import code_of, make_recipe
+from services.labeler.runner import run_files
+from shared.engine import Engine
+from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
+from shared.frames import (
+    Batch,
+    Frame,
+    canonical,
+    decode_labelled,
+    encode_labelled,
+    frame_key,
+)
+from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
+from shared.spec import Labels
+from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
+from shared.worker import PATIENCE, Context, Handler, insist
+
+T = TypeVar("T")
+
+MAX_DETAIL = 300
+"""Characters of a rejection's detail: a bundle's rejections fit into one message."""
+PREPARE_SECONDS = 300.0
+"""For a fresh child to import its libraries."""
+TRIES = 2
+"""Of one frame, each in a fresh child, before it is rejected as crashed."""
+
+
+class Bench:
+    """The labeler's warm engine, and what this worker allows."""
+
+    def __init__(
+        self, scratch: Path, threads: int = 1, allowed_calculators: frozenset[str] = SHIPPED
+    ) -> None:
+        """`scratch`: a private folder; `threads` of one label; `allowed_calculators`: ASE
+        calculators by dotted name that campaigns may ask for."""
+        self.engine = Engine("services.labeler.engine", scratch.resolve() / "labeler", threads)
+        self.allowed_calculators = allowed_calculators
+
+    def start(self) -> None:
+        """Start the engine child ahead of the first task."""
+        self.engine.start()
+
+    def close(self) -> None:
+        self.engine.kill()
+
+
+@dataclass
+class Desk:
+    """One task's frame-by-frame work: everything that stays the same between frames."""
+
+    bench: Bench
+    context: Context
+    labels: Labels
+    recipe: Recipe
+    _batches: dict[str, Batch] = field(default_factory=dict)
+
+    @cached_property
+    def code(self) -> Code:
+        return code_of(self.labels)
+
+    @cached_property
+    def limits(self) -> Limits:
+        return Limits.of(self.labels)
+
+    def label(self, ref: FrameRef) -> Accepted | Rejected:
+        """The verdict on one frame."""
+        self.context.check()
+        frame = self.frame(ref)
+        if isinstance(frame, Broken):
+            return rejected(ref.key, frame)
+        broken = check_before(frame, self.recipe, self.code, self.limits)
+        if broken is not None:
+            return rejected(ref.key, broken)
+        return self._known(ref.key) or self._new(ref.key, frame)
+
+    def frame(self, ref: FrameRef) -> Frame | Broken:
+        """The canonical frame behind a reference, or what is wrong with it."""
+        if ref.batch.sha256 not in self._batches:
+            self._batches[ref.batch.sha256] = Batch.loads(self.context.fetch(ref.batch))
+        batch = self._batches[ref.batch.sha256]
+        if ref.index >= len(batch):
+            return Broken("frame-key", f"row {ref.index} of a batch of {len(batch)}")
+        raw = batch[ref.index]
+        if not np.isfinite(raw.positions).all():
+            return Broken("finite-positions", "a coordinate is not a finite number")
+        try:
+            frame = canonical(raw).frame
+        except (ValueError, np.linalg.LinAlgError) as error:
+            return Broken("cell", str(error))
+        key = frame_key(frame)
+        return frame if key == ref.key else Broken("frame-key", f"the frame's key is {key}")
+
+    def _known(self, key: str) -> Accepted | Rejected | None:
+        """The verdict by this campaign's caps on a label computed before, if there is one."""
+        uri = label_uri(self.recipe.digest, key)
+        try:
+            data = self._insist(lambda: self.context.store.get(uri))
+        except NotFound:
+            return None
+        return self._verdict(key, data, reused=True, seconds=0.0)
+
+    def _verdict(
+        self, key: str, data: bytes, *, reused: bool, seconds: float
+    ) -> Accepted | Rejected:
+        frame, label, _ = decode_labelled(data)
+        broken = check_after(frame, Outcome.of_label(frame, label), self.limits)
+        if broken is not None:
+            return rejected(key, broken, seconds)
+        return Accepted(
+            key=key,
+            label=Ref.to(label_uri(self.recipe.digest, key), data),
+            reused=reused,
+            max_force=largest_force(label.forces),
+            seconds=seconds,
+        )
+
+    def _new(self, key: str, frame: Frame) -> Accepted | Rejected:
+        outcome = self._compute(key, frame)
+        broken = check_after(frame, outcome, self.limits)
+        if broken is not None:
+            return rejected(key, broken, outcome.seconds)
+        provenance = self._provenance(key, frame, outcome)
+        data = encode_labelled(frame, outcome.label(), provenance)
+        uri = label_uri(self.recipe.digest, key)
+        store = self.context.store
+        first = self._insist(lambda: store.create(uri, data))
+        standing = data if first else self._insist(lambda: store.get(uri))
+        # Bytes equal to ours mean that our own create went through and its answer was lost.
+        return self._verdict(key, standing, reused=standing != data, seconds=outcome.seconds)
+
+    def _compute(self, key: str, frame: Frame) -> Outcome:
+        """The facts of a single point; a crash or time-out is tried again in a fresh child."""
+        reason, started = "", time.monotonic()
+        for attempt in range(TRIES):
+            try:
+                return self._point(f"{key}-{attempt}", frame)
+            except EngineCrashed as crash:
+                reason = str(crash)
+        seconds = time.monotonic() - started
+        self._engine_is_sound()
+        return Outcome(fault="crashed", messages=(reason,), seconds=seconds)
+
+    def _engine_is_sound(self) -> None:
+        """Raise EngineCrashed where the child dies without any frame: the worker is at fault then,
+        and no frame may be blamed."""
+        if not isinstance(self.code, FileCode):
+            self.call("prepare", {"recipe": self.recipe.model_dump()}, PREPARE_SECONDS)
+
+    def _point(self, name: str, frame: Frame) -> Outcome:
+        if isinstance(self.code, FileCode):
+            return run_files(
+                self.code,
+                self.recipe,
+                frame,
+                self.context.scratch / name,
+                cores=self.bench.engine.threads,
+                seconds=self.labels.max_seconds,
+                tick=self.context.check,
+            )
+        arguments = {"recipe": self.recipe.model_dump(), "frames": [frame_facts(frame)]}
+        return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
+
+    def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
+        """The engine's answer; an error there is not one frame's but the recipe's: Permanent."""
+        try:
+            return self.bench.engine.call(
+                operation, arguments, tick=self.context.check, seconds=seconds
+            )
+        except EngineError as error:
+            raise Permanent(f"{self.recipe.code}: {error.kind}: {error}") from error
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        return insist(call, self.context.stopping, PATIENCE)
+
+    def _provenance(self, key: str, frame: Frame, outcome: Outcome) -> dict[str, Any]:
+        settings = self.recipe.settings
+        return {
+            "code": self.recipe.code,
+            "version": self.recipe.version,
+            "method": self.code.method(settings),
+            "semi_empirical": self.code.semi_empirical(settings),
+            "recipe": self.recipe.digest,
+            "frame": key,
+            "seconds": outcome.seconds,
+            "warnings": self.code.warnings(frame),
+            "worker": self.context.worker,
+            "campaign": self.context.command.campaign,
+        }
+
+
+def rejected(key: str, broken: Broken, seconds: float = 0.0) -> Rejected:
+    return Rejected(key=key, rule=broken.rule, detail=broken.detail[:MAX_DETAIL], seconds=seconds)
+
+
+def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
+    """The recipe of the campaign, if this worker computes it alike (Permanent if not)."""
+    try:
+        recipe = make_recipe(labels)
+    except SpecError as error:
+        raise Permanent(f"this worker cannot label for the campaign: {error}") from error
+    if recipe.digest != command.recipe:
+        raise Permanent(
+            f"this worker's recipe is {recipe.digest} ({recipe.code} {recipe.version}), the "
+            f"campaign's is {command.recipe}: another version of the code or of its settings"
+        )
+    return recipe
+
+
+def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
+    labels = context.spec().labels
+    recipe = agreed_recipe(labels, command)
+    calculator = recipe.settings.get("calculator")
+    if recipe.code == "ase" and calculator not in bench.allowed_calculators:
+        raise Permanent(f"{calculator} is not among this worker's allowed calculators")
+    return Desk(bench, context, labels, recipe)
+
+
+def label(bench: Bench, command: Label, context: Context) -> LabelsDone:
+    """Label every frame of the bundle or say why not. Raises Permanent when this worker's code
+    is not the campaign's. What an earlier attempt has labelled is found, not computed again."""
+    desk = _desk(bench, command, context)
+    verdicts: list[Accepted | Rejected] = []
+    for number, ref in enumerate(command.frames):
+        context.progress(f"frame {number + 1} of {len(command.frames)}")
+        verdicts.append(desk.label(ref))
+    return LabelsDone(
+        **context.envelope(),
+        accepted=tuple(v for v in verdicts if isinstance(v, Accepted)),
+        rejected=tuple(v for v in verdicts if isinstance(v, Rejected)),
+    )
+
+
+def reference(bench: Bench, command: Reference, context: Context) -> ReferenceDone:
+    """One trajectory of held-out frames: a labelled batch of canonical frames with `energy`,
+    `forces` and, when periodic, `virial`. Raises Permanent when the dynamics breaks down or the
+    code is a program."""
+    desk = _desk(bench, command, context)
+    if isinstance(desk.code, FileCode):
+        raise Permanent(f"{desk.code.name} cannot drive dynamics: it is not a Python library")
+    start = desk.frame(command.structure)
+    if isinstance(start, Broken):
+        raise Permanent(f"the starting structure: {start.rule}: {start.detail}")
+    arguments = {
+        "recipe": desk.recipe.model_dump(),
+        "frame": frame_facts(start),
+        "plan": asdict(_plan(command, context)),
+    }
+    kept = desk.call("reference_md", arguments, command.max_seconds)
+    batch = _pack(list(_sound(desk, kept)))
+    pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
+    return ReferenceDone(
+        **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
+    )
+
+
+def _plan(command: Reference, context: Context) -> Plan:
+    wanted = context.spec().verification.reference_md
+    if wanted is None:
+        raise Permanent("the spec has no verification.reference_md")
+    return Plan(
+        seed=command.seed,
+        temperature=wanted.temperature,
+        timestep=wanted.timestep,
+        equilibrate=wanted.equilibrate,
+        spacing=wanted.spacing,
+        frames=wanted.frames,
+    )
+
+
+def _sound(desk: Desk, kept: list[dict[str, Any]]) -> Iterator[tuple[Frame, Outcome]]:
+    """Every kept frame passes the acceptance contract, or the trajectory is no reference."""
+    for number, item in enumerate(kept):
+        frame, outcome = frame_of(item["frame"]), Outcome.of(item["outcome"])
+        broken = check_before(frame, desk.recipe, desk.code, desk.limits) or check_after(
+            frame, outcome, desk.limits
+        )
+        if broken is not None:
+            raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")
+        yield frame, outcome
+
+
+def _pack(kept: list[tuple[Frame, Outcome]]) -> Batch:
+    labels = [outcome.label() for _, outcome in kept]
+    arrays: dict[str, Any] = {
+        "energy": np.array([label.energy for label in labels]),
+        "forces": np.stack([label.forces for label in labels]),
+    }
+    virials = [label.virial for label in labels if label.virial is not None]
+    if virials:
+        arrays["virial"] = np.stack(virials)
+    return Batch.of([frame for frame, _ in kept], **arrays)
+
+
+HANDLERS: dict[type[Command], Handler] = {Label: label, Reference: reference}

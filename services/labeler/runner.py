@@ -1,0 +1,92 @@
+"""Runs a labeling program: fresh folder, empty environment, time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import FileCode
+from shared.engine import PASSED, PINNED
+from shared.errors import EngineCrashed, Permanent
+from shared.frames import Frame
+from shared.values import Recipe
+
+POLL = 0.05
+"""s between looks at a running program."""
+
+
+def run_files(
+    code: FileCode,
+    recipe: Recipe,
+    frame: Frame,
+    folder: Path,
+    *,
+    cores: int,
+    seconds: float,
+    tick: Callable[[], None],
+) -> Outcome:
+    """One single point by a program, in `folder`, which must not exist yet.
+
+    Raises EngineCrashed after `seconds`, Permanent when the program is not installed; whatever
+    `tick` raises ends the program and passes on.
+    """
+    folder.mkdir(parents=True)
+    code.write_inputs(frame, recipe, folder)
+    status = run(code.command(recipe, cores), folder, cores=cores, seconds=seconds, tick=tick)
+    return code.read_outputs(folder, frame, status)
+
+
+def run(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    cores: int,
+    seconds: float,
+    tick: Callable[[], None],
+) -> int:
+    """Exit status of `command` (negative: the signal that ended it); see `run_files`."""
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=_environment(folder, cores),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise Permanent(f"{command[0]}: no such program on this worker") from error
+    try:
+        return _wait(process, time.monotonic() + seconds, tick)
+    finally:
+        _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]) -> int:
+    while True:
+        try:
+            return process.wait(POLL)
+        except subprocess.TimeoutExpired:
+            tick()
+        if time.monotonic() > deadline:
+            raise EngineCrashed("the program took longer than its time limit")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The program and all it started: a whole MPI job is one session."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _environment(folder: Path, cores: int) -> dict[str, str]:
+    """Nothing of the worker's secrets: no broker URL, no cloud keys."""
+    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return kept | {name: str(cores) for name in PINNED} | {"HOME": str(folder)}

@@ -1,0 +1,75 @@
+"""Checkpoints of a training as one object each: found, packed, unpacked.
+
+A packed checkpoint is a zip archive of DeePMD-kit's own files, the loss curve so far and the input
+with every default filled in, so that another worker can go on from it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVED, Backend
+
+STEP = re.compile(rf"{re.escape(CHECKPOINT)}-(\d+)")
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Zip's zero: the same files always make the same archive."""
+
+
+def newest_step(folder: Path, backend: Backend) -> int | None:
+    """Step of the newest complete checkpoint in `folder`."""
+    link = folder / backend.newest
+    if not link.exists():
+        return None
+    match = STEP.match(link.resolve().name)
+    return None if match is None else int(match.group(1))
+
+
+def pack(folder: Path, backend: Backend, step: int) -> bytes:
+    """The checkpoint of `step` as one zip archive."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in _files(folder, backend.checkpoint(step)):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), EPOCH)
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
+    return out.getvalue()
+
+
+def _files(folder: Path, name: str) -> Iterator[Path]:
+    found = [folder / name, *folder.glob(f"{name}.*"), *(folder / name).rglob("*")]
+    yield from sorted(path for path in found if path.is_file())
+    for extra in (LCURVE, RESOLVED):
+        if (folder / extra).exists():
+            yield folder / extra
+
+
+def unpack(data: bytes, folder: Path) -> int:
+    """Lay the packed checkpoint out in `folder`; its step. ValueError when it is none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"not a packed checkpoint: {error}") from error
+    return step_in(folder)
+
+
+def step_in(folder: Path) -> int:
+    """Step of the one checkpoint unpacked in `folder` (ValueError without one)."""
+    for path in sorted(folder.iterdir()):
+        match = STEP.match(path.name)
+        if match is not None:
+            return int(match.group(1))
+    raise ValueError("not a packed checkpoint: no model inside")
+
+
+def neighbour_numbers(folder: Path) -> Any:
+    """`sel` of the unpacked model: its weights fit no other. None where it has none."""
+    resolved = folder / RESOLVED
+    if not resolved.exists():
+        return None
+    return json.loads(resolved.read_text())["model"].get("descriptor", {}).get("sel")

@@ -1,0 +1,232 @@
+"""From the campaign's training section to a complete DeePMD-kit `input.json` and the `dp` command
+lines. Pure: nothing here touches a file."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.spec import Training
+from shared.values import stable_seed
+
+Json = dict[str, Any]
+
+LCURVE = "lcurve.out"
+INPUT = "input.json"
+RESOLVED = "out.json"
+"""What DeePMD-kit made of the input: every default filled in, `sel` counted."""
+CHECKPOINT = "model.ckpt"
+ROWS = 100
+"""Lines of the loss curve, about."""
+
+DEFAULTS: Json = {
+    "model": {
+        "type": "standard",
+        "descriptor": {
+            "type": "se_e2_a",
+            "rcut": 6.0,
+            "rcut_smth": 0.5,
+            # Room for neighbourhoods denser than any the training set has seen.
+            "sel": "auto:1.2",
+            "neuron": [10, 20, 40],
+            "axis_neuron": 8,
+            "type_one_side": True,
+            "resnet_dt": False,
+        },
+        "fitting_net": {"type": "ener", "neuron": [64, 64, 64], "resnet_dt": False},
+    },
+    "learning_rate": {
+        "type": "exp",
+        "start_lr": 5e-3,
+        "stop_lr": 1e-5,
+        "smooth": True,
+        "warmup_ratio": 0.05,
+    },
+    "optimizer": {"type": "Adam", "adam_beta2": 0.95},
+    "loss": {
+        "type": "ener",
+        "start_pref_e": 0.02,
+        "limit_pref_e": 1.0,
+        "start_pref_f": 1000.0,
+        "limit_pref_f": 10.0,
+        "start_pref_v": 0.0,
+        "limit_pref_v": 0.0,
+    },
+    "training": {"time_training": False},
+}
+
+ALIASES = {"se_a": "se_e2_a", "se_at": "se_e3", "se_a_3be": "se_e3", "se_r": "se_e2_r"}
+EITHER_OR = (("stop_lr_ratio", "stop_lr"), ("warmup_steps", "warmup_ratio"))
+"""Two ways to say one thing, of which DeePMD-kit accepts one: the first silences the second."""
+NOT_THE_USERS = ("numb_epoch", "num_epoch", "numb_epochs", "validation_data", "stop_batch")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as far as its input file goes. `warm`: it begins from another model's
+    weights; `checkpoint_every`: steps between checkpoints, None for one at the end;
+    `sel`: the neighbour numbers of the model it begins from."""
+
+    type_map: tuple[str, ...]
+    systems: tuple[str, ...]
+    steps: int
+    seed: int
+    member: int
+    warm: bool = False
+    checkpoint_every: int | None = None
+    sel: Any = None
+
+
+def build_input(training: Training, run: Run) -> Json:
+    """The complete `input.json`: defaults, then `training.input`, then the member's own overrides,
+    key by key; then what is dpstream's to say (types, systems, seeds, steps, files).
+
+    A section whose `type` differs from the default's replaces it whole: its keys mean something
+    else. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
+    """
+    document = merge(DEFAULTS, training.input)
+    document = merge(document, training.member_input.get(run.member, {}))
+    _set_model(document["model"], run)
+    document["learning_rate"] = _learning_rate(document["learning_rate"], training, run)
+    document["training"] = _training(document["training"], training, run)
+    return document
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
+    """`over` on top of `base`, section by section; neither is changed."""
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        mine = result.get(key)
+        if isinstance(mine, dict) and isinstance(value, Mapping) and _same_kind(mine, value):
+            result[key] = merge(mine, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    for said, also in EITHER_OR:
+        if said in over and also not in over:
+            result.pop(also, None)
+    return result
+
+
+def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    kind = over.get("type", base.get("type"))
+    return bool(ALIASES.get(str(kind), kind) == base.get("type"))
+
+
+def _set_model(model: Json, run: Run) -> None:
+    model["type_map"] = list(run.type_map)
+    _seed(model.get("descriptor"), run.seed, "descriptor")
+    _seed(model.get("fitting_net"), run.seed, "fitting")
+    _seed(model.get("type_embedding"), run.seed, "type embedding")
+    if run.sel is not None:
+        model["descriptor"]["sel"] = run.sel
+
+
+def _seed(section: Any, seed: int, *what: object) -> None:
+    """A seed of its own for every network of `section`; a hybrid descriptor has several."""
+    if not isinstance(section, dict):
+        return
+    parts = section.get("list")
+    if isinstance(parts, list):
+        # Separate copies: with YAML anchors the parts may be one and the same object.
+        section["list"] = [copy.deepcopy(part) for part in parts]
+        for number, part in enumerate(section["list"]):
+            _seed(part, seed, *what, number)
+    elif "type" in section or "neuron" in section:
+        section["seed"] = stable_seed(seed, *what)
+
+
+def _learning_rate(given: Mapping[str, Any], training: Training, run: Run) -> Json:
+    rate = dict(given)
+    if run.warm:
+        rate["start_lr"] = training.warm_start_lr
+        if rate.get("stop_lr", 0.0) >= rate["start_lr"]:
+            rate["stop_lr"] = rate["start_lr"] * 0.1
+    if training.decay == "scaled" and rate.get("type", "exp") == "exp":
+        rate["decay_steps"] = _scaled_decay(rate, run.steps)
+    return rate
+
+
+def _scaled_decay(rate: Mapping[str, Any], steps: int) -> int:
+    """`decay_steps` with which the rate is at `stop_lr` when the last step is done. Without a
+    `decay_rate` DeePMD-kit derives one that ends there, for any number not above `steps`."""
+    decay = rate.get("decay_rate")
+    start, stop = rate.get("start_lr", 1e-3), rate.get("stop_lr")
+    if decay is None or stop is None or not 0 < decay < 1 or not 0 < stop < start:
+        return max(1, steps // ROWS)
+    return max(1, round(steps * math.log(decay) / math.log(stop / start)))
+
+
+def _training(given: Mapping[str, Any], training: Training, run: Run) -> Json:
+    section = {key: value for key, value in given.items() if key not in NOT_THE_USERS}
+    data = dict(section.get("training_data", {}))
+    data.setdefault("batch_size", f"auto:{training.batch_atoms}")
+    display = int(section.get("disp_freq", max(1, run.steps // ROWS)))
+    every = run.steps if run.checkpoint_every is None else run.checkpoint_every
+    return section | {
+        "training_data": data | {"systems": list(run.systems)},
+        "numb_steps": run.steps,
+        "seed": stable_seed(run.seed, "batches"),
+        "disp_file": LCURVE,
+        "disp_freq": display,
+        # Checkpoints are written on steps that are also displayed.
+        "save_freq": max(1, math.ceil(every / display)) * display,
+        "save_ckpt": CHECKPOINT,
+        "max_ckpt_keep": 3,
+    }
+
+
+# ---------------------------------------------------------------------------------- command lines
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How one backend of DeePMD-kit is called: the flag of `dp`, the ending of model files, the
+    Python package it needs and how to get that. `newest` is the symbolic link that DeePMD-kit sets
+    once a checkpoint is complete; `ending` is what a checkpoint's name has after its step."""
+
+    flag: str
+    suffix: str
+    package: str
+    install: str
+    newest: str
+    ending: str
+
+    def checkpoint(self, step: int) -> str:
+        """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files."""
+        return f"{CHECKPOINT}-{step}{self.ending}"
+
+
+BACKENDS: dict[str, Backend] = {
+    "tensorflow": Backend(
+        "--tf", ".pb", "tensorflow", "deepmd-kit[cpu]", f"{CHECKPOINT}.index", ""
+    ),
+    "pytorch": Backend("--pt", ".pth", "torch", "deepmd-kit[torch]", f"{CHECKPOINT}.pt", ".pt"),
+    "jax": Backend("--jax", ".hlo", "jax", "deepmd-kit[jax]", f"{CHECKPOINT}.jax", ".jax"),
+}
+
+
+def train_line(backend: Backend, restart: str | None, init_model: str | None) -> list[str]:
+    """`dp train` in the folder of its input file, from scratch, from a checkpoint of the same
+    training (`restart`) or from the weights of another (`init_model`)."""
+    options: Sequence[str] = ()
+    if restart is not None:
+        options = ("--restart", restart)
+    elif init_model is not None:
+        options = ("--init-model", init_model)
+    return [*_dp(backend), "train", INPUT, "--output", RESOLVED, *options]
+
+
+def freeze_line(backend: Backend, checkpoint: str, model: str) -> list[str]:
+    return [*_dp(backend), "freeze", "--checkpoint-folder", checkpoint, "--output", model]
+
+
+def compress_line(backend: Backend, frozen: str, model: str) -> list[str]:
+    return [*_dp(backend), "compress", "--input", frozen, "--output", model]
+
+
+def _dp(backend: Backend) -> list[str]:
+    return [sys.executable, "-m", "deepmd", backend.flag]

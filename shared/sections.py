@@ -1,0 +1,295 @@
+"""The sections of a campaign spec, each a frozen model with every key described.
+
+Units: eV, Å, ps, K, bar.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from shared.values import Name, Trust
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class System(Section):
+    structures: tuple[str, ...] = Field(
+        min_length=1,
+        description="files (globs allowed) that ASE reads: POSCAR, extxyz, xyz, cif…; relative to "
+        "the spec. Every frame of every file is a starting structure",
+    )
+    periodic: bool | None = Field(
+        default=None, description="default: as the file says; false drops the cell"
+    )
+
+
+class Perturb(Section):
+    """Perturbed copies of the starting structures, labelled before the first training."""
+
+    copies: int = Field(default=20, ge=1, description="per system")
+    displace: Positive = Field(default=0.1, description="Å, largest displacement of one atom")
+    strain: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.03, description="largest change of a cell component, as a fraction"
+    )
+
+
+class Initial(Section):
+    data: tuple[str, ...] = Field(
+        default=(),
+        description="labelled sets: DeePMD npy folders or HDF5 files, extxyz, VASP OUTCAR",
+    )
+    perturb: Perturb | None = Field(
+        default=None, description="perturbed copies of the starting structures"
+    )
+
+
+class Final(Section):
+    """The one long cold training on all labels that ends a campaign."""
+
+    steps_factor: Positive = Field(default=3.0, description="times the steps of a cold training")
+
+
+class Training(Section):
+    members: int = Field(default=4, ge=2, le=16, description="models in the committee")
+    backend: Literal["tensorflow", "pytorch", "jax"] = Field(
+        default="tensorflow", description="DeePMD-kit's"
+    )
+    input: dict[str, Any] = Field(
+        default={},
+        description="sections of a DeePMD-kit input.json, merged over the defaults key by key; "
+        "type_map, seeds, systems and number of steps are dpstream's",
+    )
+    member_input: dict[int, dict[str, Any]] = Field(
+        default={}, description="further overrides by member number, from 0"
+    )
+    batch_atoms: int = Field(
+        default=32, ge=1, description="frames per batch = ceil(batch_atoms / n_atoms)"
+    )
+    epochs: Positive = Field(default=60.0, description="passes over the dataset")
+    min_steps: int = Field(default=1000, ge=1, description="steps, however small the dataset")
+    max_steps: int = Field(default=1_000_000, ge=1, description="steps, however large it is")
+    decay: Literal["scaled", "fixed"] = Field(
+        default="scaled",
+        description="scaled: the learning rate reaches its end with the last step; fixed: "
+        "decay_steps as given, like DP-GEN",
+    )
+    warm: Share = Field(
+        default=0.0,
+        description="warm starts train this fraction of a cold training's steps; 0: always cold",
+    )
+    warm_start_lr: Positive = Field(
+        default=1e-4, description="learning rate a warm start begins at"
+    )
+    cold_every: int = Field(default=4, ge=1, description="every so many versions start cold")
+    limited_above: Positive = Field(
+        default=0.5,
+        description="training-limited when a member's force RMSE on its own training frames is "
+        "above this fraction of the trust level `low`",
+    )
+    lengthen: Annotated[float, Field(ge=1)] = Field(
+        default=2.0, description="factor on the steps after a training-limited verdict"
+    )
+    max_lengthen: Annotated[float, Field(ge=1)] = Field(
+        default=4.0, description="largest such factor in all; 1 never lengthens"
+    )
+    compress: bool = Field(default=True, description="compress models where the descriptor allows")
+    checkpoint_steps: int = Field(default=1000, ge=1, description="steps between checkpoints")
+    max_hours: Positive = Field(default=24.0, description="longest wall time of one training")
+    final: Final = Field(default=Final(), description="the training that ends the campaign")
+
+
+class Md(Section):
+    ensemble: Literal["nve", "nvt", "npt", "npt-iso", "npt-aniso", "npt-tri"] = Field(
+        default="nvt", description="npt means npt-iso"
+    )
+    timestep: Positive = Field(default=0.001, description="ps")
+    steps: int = Field(default=1000, ge=1)
+    every: int = Field(default=10, ge=1, description="steps between deviation checks")
+    trajectories: int = Field(default=1, ge=1, description="per condition and round")
+    tau_t: Positive = Field(default=0.1, description="thermostat damping, ps")
+    tau_p: Positive = Field(default=0.5, description="barostat damping, ps")
+    chunk: int = Field(default=25, ge=1, description="checks per chunk in streaming mode")
+    stop_after: int = Field(default=5, ge=1, description="checks in a row above `high`")
+    overlap: Positive = Field(default=0.4, description="Å; closer atoms stop the trajectory")
+    masses: dict[str, Positive] = Field(default={}, description="amu, instead of the standard ones")
+
+
+class AutoTrust(Section):
+    """Trust levels found from the labels: low, high = 0.2, 0.5 × RMS force, then calibrated."""
+
+    target: Positive = Field(description="force error to aim at, eV/Å")
+    min_pairs: int = Field(
+        default=30, ge=5, description="pairs of deviation and true error before calibrating"
+    )
+
+
+class TrustLevels(Section):
+    """Levels of the model deviation: force in eV/Å, virial in eV per atom."""
+
+    low: Positive = Field(description="eV/Å; below: accurate")
+    high: Positive = Field(description="eV/Å; from here on: failed, between the two: candidate")
+    low_v: Positive | None = Field(default=None, description="eV per atom; with high_v")
+    high_v: Positive | None = Field(default=None, description="eV per atom; with low_v")
+    relative: Positive | None = Field(
+        default=None, description="divide the force deviation by |mean force| + this (eV/Å)"
+    )
+    relative_v: Positive | None = Field(
+        default=None, description="likewise for the virial deviation (eV)"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrustLevels:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if (self.low_v is None) != (self.high_v is None):
+            raise ValueError("low_v and high_v come together")
+        if self.low_v is not None and self.high_v is not None and self.low_v >= self.high_v:
+            raise ValueError(f"low_v ({self.low_v:g}) must be below high_v ({self.high_v:g})")
+        return self
+
+    def values(self) -> Trust:
+        return Trust(**self.model_dump())
+
+
+def _trust_kind(value: Any) -> str | None:
+    """Which of the two forms of `trust` a value means; None when that cannot be told."""
+    if isinstance(value, TrustLevels):
+        return "levels"
+    if isinstance(value, AutoTrust):
+        return "auto"
+    if not isinstance(value, dict):
+        return None
+    auto, levels = value.keys() & {"target", "min_pairs"}, value.keys() & {"low", "high"}
+    if auto and levels:
+        return None
+    return "auto" if auto else "levels"
+
+
+TRUST_TAGS = ("levels", "auto")
+AnyTrust = Annotated[
+    Annotated[TrustLevels, Tag("levels")] | Annotated[AutoTrust, Tag("auto")],
+    Discriminator(
+        _trust_kind,
+        custom_error_type="trust",
+        custom_error_message="give either levels {low, high, …} or automatic {target, min_pairs}",
+    ),
+]
+
+
+class Selection(Section):
+    policy: Literal["random", "max-deviation", "diverse"] = Field(
+        default="random", description="which candidates are labelled"
+    )
+    per_round: int = Field(default=20, ge=1, le=150, description="most new labels per round")
+    per_system: int | None = Field(default=None, ge=1, description="most per system and round")
+    per_trajectory: int = Field(
+        default=1, ge=1, description="most frames of one trajectory per committee version"
+    )
+    min_separation: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="ps between frames of one trajectory"
+    )
+    time_bins: int = Field(
+        default=4, ge=1, description="bins of trajectory time dealt from in turn"
+    )
+    select_every: int = Field(default=10, ge=1, description="streaming: candidates per selection")
+    min_distance: dict[str, Positive] = Field(
+        default={}, description="Å by pair, e.g. {C-H: 0.6}; default 0.5 × sum of covalent radii"
+    )
+    max_skew: Positive = Field(
+        default=1.0, description="largest tilt of the cell over the length it tilts along"
+    )
+
+
+class Stage(Section):
+    name: Name = Field(description="what the stage is called")
+    systems: tuple[str, ...] = Field(min_length=1, description="names from `systems`")
+    temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
+    pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
+    md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
+    trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
+
+
+class Material(Section):
+    """A stage plan from the melting point and bulk modulus: temperatures in four groups 0–0.5,
+    0.5–1, 1–1.5 and 1.5–2 Tm, pressures 0, 0.03, 0.06 and 0.09 B, each group a stage; below Tm
+    also −0.01 B. (DP-GEN's practical guide: W. Jiang et al.)"""
+
+    Tm: Positive = Field(description="melting point, K")
+    B: Positive = Field(description="bulk modulus, GPa")
+    temperatures_per_group: int = Field(default=2, ge=1, description="evenly spaced")
+
+
+class Labels(Section):
+    code: Name = Field(default="tblite", description="labeling code: tblite, pyscf or ase")
+    settings: dict[str, Any] = Field(default={}, description="the code's own settings")
+    charge: int = Field(default=0, description="of every frame, in e")
+    multiplicity: int = Field(default=1, ge=1, description="2S + 1")
+    bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
+    max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")
+    min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
+    force: bool = Field(default=False, description="compute where the code would refuse by default")
+    max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+
+
+class Audit(Section):
+    """Labels of frames nobody asked for, never trained on: the measure of the true error."""
+
+    per_round: int = Field(default=10, ge=0, le=50, description="0: no audit")
+    min_frames: int = Field(default=30, ge=1, description="per stage, before it may converge")
+    min_trajectories: int = Field(default=5, ge=1, description="that these frames come from")
+    reservoir: int = Field(default=4, ge=1, description="frames kept per trajectory and class")
+    force_rmse: Positive = Field(default=0.1, description="eV/Å, on the 95 % upper bound")
+    error_target: Positive = Field(default=0.5, description="eV/Å, max-atom force error")
+    exceed: Share = Field(
+        default=0.2,
+        description="largest P(max-atom error > error_target | accurate), on the upper bound",
+    )
+
+
+class Convergence(Section):
+    accurate_ratio: Share = Field(default=0.95, description="of the worst condition")
+    max_failed: Share = Field(default=0.02, description="failed share, of the worst condition")
+    max_rejected: Share = Field(default=0.2, description="rejected labels over labels tried")
+    rounds: int = Field(default=1, ge=1, description="good rounds in a row")
+
+
+class Budget(Section):
+    labels: int = Field(default=10_000, ge=1, description="labels computed or reused, of any kind")
+    rounds: int = Field(default=20, ge=1, description="most rounds of one stage")
+
+
+class Streaming(Section):
+    retrain_after: int = Field(default=10, ge=1, description="new labels that start a training")
+    max_staleness: int = Field(default=1, ge=0, description="versions a candidate may lag behind")
+
+
+class ReferenceMd(Section):
+    """Held-out frames from dynamics driven by the labeling code itself (in-process codes)."""
+
+    system: str = Field(description="a name from `systems`; its first structure starts")
+    temperature: Positive = Field(default=300.0, description="K")
+    trajectories: int = Field(default=10, ge=1, description="independent ones")
+    frames: int = Field(default=5, ge=1, description="kept per trajectory")
+    spacing: Positive = Field(default=0.1, description="ps between kept frames")
+    equilibrate: Annotated[float, Field(ge=0)] = Field(default=0.2, description="ps thrown away")
+    timestep: Positive = Field(default=0.0005, description="ps")
+
+
+class Verification(Section):
+    """What the final model must show."""
+
+    data: tuple[str, ...] = Field(default=(), description="held-out labelled sets")
+    reference_md: ReferenceMd | None = Field(
+        default=None, description="held-out frames made by the labeling code"
+    )
+    max_force_error: Share = Field(default=0.05, description="force RMSE over RMS force")
+    nve_ps: Annotated[float, Field(ge=0)] = Field(default=10.0, description="0: no such run")
+    nve_temperature: Positive = Field(default=300.0, description="K")
+    max_drift: Positive = Field(default=1e-3, description="eV per atom per ps")

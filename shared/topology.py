@@ -1,0 +1,50 @@
+"""Which queues there are and what flows into them: one table, the same for every broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EVENTS = "dpstream.events"
+"""The topic exchange of public events; topics are `<campaign>.<event>`."""
+
+COORDINATOR = "coordinator"
+"""Its queue, which hears every event of every campaign."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A durable queue. `name` may end in `*`: one queue for every capability that is asked for,
+    declared on demand. `pattern` binds it to public events (`*` one word, `#` any number)."""
+
+    name: str
+    pattern: str | None = None
+
+
+TOPOLOGY = (
+    Queue("train"),
+    Queue("explore"),
+    Queue("label.*"),
+    Queue(COORDINATOR, pattern="*.*"),
+)
+
+
+def declared(queue: str) -> Queue | None:
+    """The row of the table that `queue` belongs to; None for a queue nobody should use."""
+    for row in TOPOLOGY:
+        stem = row.name.removesuffix("*")
+        if queue == row.name or (stem != row.name and queue.startswith(stem) and queue != stem):
+            return row if not queue.endswith("*") else None
+    return None
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """AMQP topic matching, word by word: `*` stands for one word, `#` for any number of words."""
+    return _match(pattern.split("."), topic.split("."))
+
+
+def _match(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_match(pattern[1:], words[i:]) for i in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _match(pattern[1:], words[1:])

@@ -1,0 +1,453 @@
+"""The labeler's handlers on a real store, a real engine child and real codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from services.labeler import recipes
+from services.labeler.acceptance import Outcome
+from services.labeler.codes import CODES
+from services.labeler.codes.ase import Ase
+from services.labeler.codes.base import Settings
+from services.labeler.handlers import HANDLERS, Bench, label, reference
+from services.labeler.recipes import make_recipe
+from shared.embedded import FolderStore, InProcessBus
+from shared.engine import Engine
+from shared.errors import EngineCrashed, Permanent, Stopped
+from shared.frames import Batch, Frame, canonical, decode_labelled, frame_key, from_ase
+from shared.messages import Label, LabelsDone, Reference, encode
+from shared.spec import Spec
+from shared.values import FrameRef, Recipe, Ref, label_uri
+from shared.worker import Context
+
+EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
+
+
+def make_spec(labels: dict[str, Any], **verification: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "name": "demo",
+            "type_map": ["H", "C", "O", "Cu", "Al"],
+            "systems": {"s": {"structures": ["s.xyz"]}},
+            "initial": {"perturb": {}},
+            "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
+            "labels": labels,
+            "verification": verification,
+        }
+    )
+
+
+def methanes(count: int, seed: int = 0, size: float = 0.05) -> list[Frame]:
+    frames = []
+    for number in range(count):
+        atoms = molecule("CH4")
+        atoms.rattle(size, seed=seed + number)
+        frames.append(canonical(from_ase(atoms)).frame)
+    return frames
+
+
+@dataclass
+class Lab:
+    """One store and one bench; every call is a task of its own."""
+
+    store: FolderStore
+    bench: Bench
+    root: Path
+    tasks: int = 0
+
+    def put(self, name: str, data: bytes) -> Ref:
+        ref = Ref.to(f"campaigns/demo/{name}", data)
+        self.store.create(ref.uri, data)
+        return ref
+
+    def refs(self, frames: list[Frame]) -> tuple[FrameRef, ...]:
+        data = Batch.of(frames).dumps()
+        batch = self.put(f"batches/{Ref.to('x', data).sha256}.npz", data)
+        return tuple(FrameRef(batch=batch, index=i, key=frame_key(f)) for i, f in enumerate(frames))
+
+    def envelope(self, spec: Spec) -> dict[str, Any]:
+        self.tasks += 1
+        body = spec.model_dump_json().encode()
+        return {
+            "id": f"id-{self.tasks}",
+            "campaign": "demo",
+            "time": 0.0,
+            "task": f"task-{self.tasks}",
+            "title": "test",
+            "max_seconds": 600.0,
+            "spec": self.put(f"specs/{self.tasks}.json", body),
+            "capability": spec.labels.code,
+            "recipe": make_recipe(spec.labels).digest,
+        }
+
+    def context(self, command: Label | Reference) -> Context:
+        scratch = self.root / command.task
+        scratch.mkdir()
+        return Context(self.store, InProcessBus(), command, scratch, "worker-1", threading.Event())
+
+    def label(self, labels: dict[str, Any], refs: tuple[FrameRef, ...]) -> LabelsDone:
+        command = Label(**self.envelope(make_spec(labels)), frames=refs)
+        done = label(self.bench, command, self.context(command))
+        encode(done)
+        return done
+
+    def rules(self, labels: dict[str, Any], frames: list[Frame]) -> list[str]:
+        done = self.label(labels, self.refs(frames))
+        assert len(done.accepted) + len(done.rejected) == len(frames)
+        return [verdict.rule for verdict in done.rejected]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.start()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def lab(bench: Bench, tmp_path: Path) -> Lab:
+    return Lab(FolderStore(tmp_path / "store"), bench, tmp_path)
+
+
+def test_a_bundle_is_labelled_with_its_provenance(lab: Lab) -> None:
+    frames = methanes(3)
+    done = lab.label({}, lab.refs(frames))
+    assert done.rejected == ()
+    for frame, accepted in zip(frames, done.accepted, strict=True):
+        data = lab.store.get(accepted.label.uri)
+        assert Ref.to(accepted.label.uri, data) == accepted.label
+        stored, made, provenance = decode_labelled(data)
+        assert (stored.positions == frame.positions).all()
+        assert made.energy == pytest.approx(-113.6, abs=2)
+        assert made.virial is None
+        assert accepted.max_force == pytest.approx(np.linalg.norm(made.forces, axis=1).max())
+        assert not accepted.reused
+        assert provenance["method"] == "GFN2-xTB"
+        assert provenance["semi_empirical"] is True
+        assert provenance["frame"] == accepted.key
+        assert provenance["worker"] == "worker-1"
+        assert 0 < provenance["seconds"] < 5
+
+
+def test_a_periodic_label_has_a_virial_and_a_warning(lab: Lab) -> None:
+    water = molecule("H2O", cell=np.diag([6.0, 6.5, 9.0]), pbc=True)
+    done = lab.label({}, lab.refs([canonical(from_ase(water)).frame]))
+    _, made, provenance = decode_labelled(lab.store.get(done.accepted[0].label.uri))
+    assert made.virial is not None
+    assert made.virial.shape == (3, 3)
+    assert "Gamma" in provenance["warnings"][0]
+
+
+def test_a_known_label_is_reused_and_not_written_again(lab: Lab) -> None:
+    frames = methanes(3)
+    first = lab.label({}, lab.refs(frames[:2]))
+    again = lab.label({}, lab.refs(frames))
+    assert [a.reused for a in again.accepted] == [True, True, False]
+    assert [a.label for a in again.accepted[:2]] == [a.label for a in first.accepted]
+    assert len(list(lab.store.list("labels/"))) == 3
+
+
+def broken_bench(scratch: Path) -> Bench:
+    bench = Bench(scratch)
+    bench.engine = Engine("no.such.module", scratch)
+    return bench
+
+
+def test_reuse_needs_no_engine(lab: Lab, tmp_path: Path) -> None:
+    frames = methanes(2)
+    lab.label({}, lab.refs(frames))
+    lab.bench = broken_bench(tmp_path / "none")
+    done = lab.label({}, lab.refs(frames))
+    assert all(a.reused for a in done.accepted)
+    assert lab.bench.engine.pid is None
+
+
+def test_no_frame_is_blamed_for_a_broken_worker(lab: Lab, tmp_path: Path) -> None:
+    lab.bench = broken_bench(tmp_path / "none")
+    with pytest.raises(EngineCrashed, match=r"no\.such|No module"):
+        lab.label({}, lab.refs(methanes(1)))
+
+
+def test_a_cached_label_above_a_stricter_cap_is_rejected(lab: Lab) -> None:
+    frames = methanes(1, size=0.1)
+    accepted = lab.label({}, lab.refs(frames)).accepted[0]
+    done = lab.label({"max_force": accepted.max_force * 0.9}, lab.refs(frames))
+    assert [r.rule for r in done.rejected] == ["max-force"]
+    assert len(lab.label({"max_force": accepted.max_force * 1.1}, lab.refs(frames)).accepted) == 1
+
+
+def test_another_recipe_shares_nothing(lab: Lab) -> None:
+    frames = methanes(1)
+    one = lab.label({}, lab.refs(frames)).accepted[0]
+    other = lab.label({"settings": {"method": "GFN1-xTB"}}, lab.refs(frames)).accepted[0]
+    assert not other.reused
+    assert one.label.uri != other.label.uri
+
+
+def test_the_winner_of_a_race_stands(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = methanes(1)
+    key = frame_key(frames[0])
+    winner = lab.label({}, lab.refs(frames)).accepted[0]
+    monkeypatch.setattr("services.labeler.handlers.Desk._known", lambda desk, key: None)
+    loser = lab.label({}, lab.refs(frames)).accepted[0]
+    assert loser.label == winner.label
+    assert loser.reused
+    assert list(lab.store.list("labels/")) == [
+        label_uri(make_recipe(make_spec({}).labels).digest, key)
+    ]
+
+
+def test_bad_frames_are_rejections_and_the_rest_is_labelled(lab: Lab) -> None:
+    good, overlap, coincident, far = methanes(4)
+    overlap = moved(overlap, 1, overlap.positions[0] + [0.3, 0, 0])
+    coincident = moved(coincident, 1, coincident.positions[0])
+    done = lab.label({"max_force": 20}, lab.refs([overlap, good, coincident, far]))
+    assert [r.rule for r in done.rejected] == ["min-distance", "min-distance"]
+    assert "0.300 Å" in done.rejected[0].detail
+    assert [a.key for a in done.accepted] == [frame_key(good), frame_key(far)]
+    assert all(r.seconds == 0 for r in done.rejected)
+
+
+def moved(frame: Frame, atom: int, to: Any) -> Frame:
+    positions = frame.positions.copy()
+    positions[atom] = to
+    return canonical(replace(frame, positions=positions)).frame
+
+
+@pytest.mark.parametrize(
+    ("labels", "rule"),
+    [
+        ({"settings": {"max_iterations": 1}}, "not-converged"),
+        ({"code": "pyscf", "settings": {"max_cycle": 1}}, "not-converged"),
+        ({"multiplicity": 2}, "electron-parity"),
+        ({"charge": 1}, "electron-parity"),
+        ({"max_force": 0.01}, "max-force"),
+        ({"min_distance": 1.5}, "min-distance"),
+        (EMT, "exit-status"),  # EMT's answer to carbon is a KeyError or the like
+        ({"code": "pyscf", "settings": {"basis": "no-such-basis"}}, "unsupported-element"),
+    ],
+)
+def test_why_methane_is_rejected(lab: Lab, labels: dict[str, Any], rule: str) -> None:
+    if labels is EMT:
+        frames = [replace(methanes(1)[0], species=("Cu", "He", "He", "He", "He"))]
+        assert lab.rules(labels, [canonical(frames[0]).frame]) == [rule]
+    else:
+        assert lab.rules(labels, methanes(1)) == [rule]
+    assert list(lab.store.list("labels/")) == []
+
+
+def test_why_other_frames_are_rejected(lab: Lab) -> None:
+    metal = [canonical(from_ase(bulk("Al"))).frame]
+    assert lab.rules({"multiplicity": 2}, metal) == ["refused"]
+    assert lab.rules({"code": "pyscf"}, metal) == ["periodicity"]
+    francium = [Frame(("Fr", "H"), np.array([[0, 0, 0], [0, 0, 2.5]]))]
+    assert lab.rules({}, francium) == ["unsupported-element"]
+    assert lab.rules({"force": True, "multiplicity": 2}, metal) == []
+
+
+def test_a_frame_that_is_not_what_its_reference_says(lab: Lab) -> None:
+    frames = methanes(2)
+    first, second = lab.refs(frames)
+    swapped = first.model_copy(update={"key": second.key})
+    beyond = first.model_copy(update={"index": 7})
+    done = lab.label({}, (swapped, beyond, second))
+    assert [r.rule for r in done.rejected] == ["frame-key", "frame-key"]
+    assert len(done.accepted) == 1
+
+
+def test_another_version_is_refused_naming_it(lab: Lab) -> None:
+    spec = make_spec({})
+    envelope = lab.envelope(spec) | {"recipe": "0123456789abcdef"}
+    command = Label(**envelope, frames=lab.refs(methanes(1)))
+    with pytest.raises(Permanent, match=r"tblite 0\..*0123456789abcdef"):
+        label(lab.bench, command, lab.context(command))
+
+
+def test_a_calculator_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path) -> None:
+    copper = [canonical(from_ase(bulk("Cu", cubic=True))).frame]
+    assert lab.rules(EMT, copper) == []
+    lab.bench = Bench(tmp_path / "strict", allowed_calculators=frozenset())
+    with pytest.raises(Permanent, match=r"ase\.calculators\.emt\.EMT is not among"):
+        lab.rules(EMT, copper)
+
+
+def test_what_is_wrong_with_the_recipe_ends_the_task(lab: Lab) -> None:
+    with pytest.raises(Permanent, match="PBEE"):
+        lab.label({"code": "pyscf", "settings": {"xc": "pbee"}}, lab.refs(methanes(1)))
+
+
+def test_a_killed_engine_costs_nothing_but_time(lab: Lab) -> None:
+    lab.label({"code": "pyscf"}, lab.refs(methanes(1, seed=50)))
+    victim = lab.bench.engine.pid
+    assert victim is not None
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    done = lab.label({"code": "pyscf"}, lab.refs(methanes(2)))
+    assert len(done.accepted) == 2
+    assert lab.bench.engine.pid != victim
+
+
+def test_a_frame_that_takes_too_long_is_rejected_alone(lab: Lab) -> None:
+    known = methanes(2)
+    lab.label({"code": "pyscf"}, lab.refs(known[1:]))
+    lab.bench.engine.kill()
+    done = lab.label({"code": "pyscf", "max_seconds": 0.01}, lab.refs(known))
+    assert [r.rule for r in done.rejected] == ["crashed"]
+    assert "time limit" in done.rejected[0].detail
+    assert [a.key for a in done.accepted] == [frame_key(known[1])]
+
+
+def test_a_stopped_task_ends_between_frames_and_keeps_its_labels(lab: Lab) -> None:
+    frames = methanes(3)
+    command = Label(**lab.envelope(make_spec({})), frames=lab.refs(frames))
+    context = lab.context(command)
+    context.progress = lambda text: context.stopping.set() if "3 of" in text else None  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        label(lab.bench, command, context)
+    done = lab.label({}, lab.refs(frames))
+    assert [a.reused for a in done.accepted] == [True, True, False]
+
+
+def reference_command(lab: Lab, labels: dict[str, Any], **changes: Any) -> Reference:
+    plan = {
+        "system": "s",
+        "frames": 3,
+        "spacing": 0.02,
+        "equilibrate": 0.02,
+        "trajectories": 1,
+    } | changes
+    envelope = lab.envelope(make_spec(labels, reference_md=plan))
+    structure = lab.refs(methanes(1, size=0.0))[0]
+    return Reference(**envelope, structure=structure, trajectory=4, seed=9)
+
+
+def test_reference_frames_are_a_labelled_pack(lab: Lab) -> None:
+    command = reference_command(lab, {})
+    context = lab.context(command)
+    done = reference(lab.bench, command, context)
+    assert (done.trajectory, done.frames) == (4, 3)
+    pack = Batch.loads(context.fetch(done.pack))
+    assert pack.arrays["energy"].shape == (3,)
+    assert pack.arrays["forces"].shape == (3, 5, 3)
+    assert "virial" not in pack.arrays
+    labelled = lab.label({}, lab.refs(list(pack)))
+    for index, accepted in enumerate(labelled.accepted):
+        _, made, _ = decode_labelled(lab.store.get(accepted.label.uri))
+        assert made.energy == pack.arrays["energy"][index]
+        assert (made.forces == pack.arrays["forces"][index]).all()
+
+
+def test_reference_dynamics_that_breaks_down_is_permanent(lab: Lab) -> None:
+    command = reference_command(lab, {"settings": {"max_iterations": 2}})
+    with pytest.raises(Permanent, match="not-converged"):
+        reference(lab.bench, command, lab.context(command))
+
+
+class PairProgram(Ase):
+    """A labeling program: ASE's EMT in a script that reads and writes files."""
+
+    name = "pair"
+    settings = type("NoSettings", (Settings,), {})
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return "1"
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return "EMT"
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return True
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        assert frame.cell is not None
+        document = {
+            "symbols": frame.species,
+            "positions": frame.positions.tolist(),
+            "cell": frame.cell.tolist(),
+        }
+        (folder / "input.json").write_text(json.dumps(document))
+
+    def command(self, recipe: Recipe, cores: int) -> list[str]:
+        return [sys.executable, "-c", SCRIPT]
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        text = (folder / "stdout").read_text()
+        if "DONE" not in text:
+            return Outcome(exit_status=exit_status, end_marker=False, energies=(), frames=0)
+        facts = json.loads(text.splitlines()[0])
+        return Outcome(
+            exit_status=exit_status,
+            energies=(facts["energy"],),
+            forces=np.array(facts["forces"]),
+            virial=np.array(facts["virial"]),
+        )
+
+
+SCRIPT = """
+import json, os, sys, time
+from ase import Atoms
+from ase.calculators.emt import EMT
+assert 'SECRET' not in os.environ
+atoms = Atoms(**json.load(open('input.json')), pbc=True, calculator=EMT())
+if len(atoms) == 1: time.sleep(60)
+if len(atoms) == 2: sys.exit(3)
+virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
+print(json.dumps({'energy': atoms.get_potential_energy(), 'forces': atoms.get_forces().tolist(),
+                  'virial': virial.tolist()}))
+print('DONE')
+"""
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODES, "pair", PairProgram())
+    monkeypatch.setenv("SECRET", "amqp://user:password@broker")
+    assert recipes.CODES is CODES
+
+
+@pytest.mark.usefixtures("program")
+def test_a_program_passes_the_same_contract(lab: Lab) -> None:
+    atoms = bulk("Cu", a=3.5, cubic=True)
+    atoms.rattle(0.05, seed=1)
+    frame = canonical(from_ase(atoms)).frame
+    by_program = lab.label({"code": "pair"}, lab.refs([frame])).accepted[0]
+    in_process = lab.label(EMT, lab.refs([frame])).accepted[0]
+    one, other = (decode_labelled(lab.store.get(a.label.uri))[1] for a in (by_program, in_process))
+    assert one.energy == pytest.approx(other.energy)
+    assert one.virial is not None
+    assert other.virial is not None
+    np.testing.assert_allclose(one.virial, other.virial, atol=1e-9)
+
+
+@pytest.mark.usefixtures("program")
+def test_how_a_program_fails(lab: Lab) -> None:
+    dimer = Frame(("Cu", "Cu"), np.array([[0, 0, 0], [2.5, 0, 0]]), np.eye(3) * 9)
+    assert lab.rules({"code": "pair"}, [dimer]) == ["exit-status"]
+    started = time.monotonic()
+    alone = Frame(("Cu",), np.zeros((1, 3)), np.eye(3) * 9)
+    assert lab.rules({"code": "pair", "max_seconds": 0.5}, [alone]) == ["crashed"]
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("program")
+def test_a_program_drives_no_dynamics(lab: Lab) -> None:
+    command = reference_command(lab, {"code": "pair"})
+    with pytest.raises(Permanent, match="cannot drive dynamics"):
+        reference(lab.bench, command, lab.context(command))
+
+
+def test_every_command_of_the_labeler_has_a_handler() -> None:
+    assert set(HANDLERS) == {Label, Reference}

@@ -1,0 +1,371 @@
+"""The trainer with real DeePMD-kit: a small methane set, trained, resumed, compressed, measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from tblite.ase import TBLite
+
+from services.trainer import checkpoints
+from services.trainer.handlers import HANDLERS, Bench
+from services.trainer.training_input import BACKENDS, Run, build_input
+from shared.dataset import load_dataset, write_deepmd
+from shared.embedded import FolderStore, InProcessBus
+from shared.errors import EngineCrashed, EngineError, Permanent, Stopped
+from shared.frames import Batch, Frame, Label, canonical, encode_labelled
+from shared.messages import CheckpointSaved, MemberTrained, Train, decode
+from shared.spec import Spec
+from shared.values import Dataset, Ref
+from shared.worker import Context
+
+FRAMES = 24
+TENSORFLOW = BACKENDS["tensorflow"]
+
+
+def labels(count: int, seed: int) -> list[tuple[Frame, Label]]:
+    """Methane, randomly displaced by 0.1 Å at most, labelled with GFN2-xTB."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for _ in range(count):
+        atoms = molecule("CH4")
+        atoms.positions += rng.uniform(-0.1, 0.1, (5, 3))
+        frame = canonical(Frame(tuple(atoms.get_chemical_symbols()), atoms.positions)).frame
+        atoms.symbols, atoms.positions = "".join(frame.species), frame.positions
+        atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+        label = Label(float(atoms.get_potential_energy()), atoms.get_forces())
+        result.append((frame, label))
+    return result
+
+
+class World:
+    """A store with a dataset, a spec and a test set in it, a bus and a warm bench."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = FolderStore(root / "store")
+        self.bus = InProcessBus()
+        self.bus.bind("heard", "#")
+        self.heard = self.bus.consume("heard", prefetch=1000)
+        self.bench = Bench(root / "bench")
+        first = self.manifest(1, packs=[self.pack(labels(FRAMES - 4, 1))])
+        loose = [self.label(*pair) for pair in labels(4, 2)]
+        self.dataset = self.manifest(2, parent=first, labels=loose)
+        self.test = self.manifest(3, packs=[self.pack(labels(6, 3))])
+        self.serial = 0
+
+    def put(self, key: str, data: bytes) -> Ref:
+        self.store.put(key, data)
+        return Ref.to(key, data)
+
+    def manifest(self, version: int, **fields: Any) -> Ref:
+        body = Dataset.model_validate({"version": version, **fields}).model_dump_json()
+        return self.put(f"campaigns/t/dataset/{version}.json", body.encode())
+
+    def pack(self, pairs: list[tuple[Frame, Label]]) -> Ref:
+        energy = np.array([label.energy for _, label in pairs])
+        forces = np.stack([label.forces for _, label in pairs])
+        data = Batch.of([frame for frame, _ in pairs], energy=energy, forces=forces).dumps()
+        return self.put(f"campaigns/t/packs/{Ref.to('x', data).sha256}.npz", data)
+
+    def label(self, frame: Frame, label: Label) -> Ref:
+        data = encode_labelled(frame, label, {})
+        return self.put(f"labels/x/{Ref.to('x', data).sha256}.json", data)
+
+    def command(self, spec: dict[str, Any], **fields: Any) -> Train:
+        self.serial += 1
+        body = spec_of(**spec).model_dump_json().encode()
+        ref = self.put(f"campaigns/t/specs/{self.serial}.json", body)
+        settings: dict[str, Any] = {
+            "id": f"c{self.serial}",
+            "campaign": "t",
+            "time": 0.0,
+            "task": f"train-{self.serial}",
+            "title": "a training",
+            "max_seconds": 120.0,
+            "spec": ref,
+            "version": 1,
+            "member": 0,
+            "seed": 11,
+            "dataset": self.dataset,
+            "steps": 60,
+        }
+        return Train(**{**settings, **fields})
+
+    def context(self, command: Train) -> Context:
+        scratch = self.root / "scratch" / command.task
+        scratch.mkdir(parents=True)
+        return Context(self.store, self.bus, command, scratch, "w", threading.Event())
+
+    def train(self, spec: dict[str, Any] | None = None, **fields: Any) -> MemberTrained:
+        command = self.command(spec or {}, **fields)
+        result = HANDLERS[Train](self.bench, command, self.context(command))
+        assert decode(result.model_dump_json().encode()) == result
+        return result
+
+    def saved(self) -> list[CheckpointSaved]:
+        """Checkpoints announced since the last call."""
+        events = []
+        while (delivery := self.heard.next(timeout=0.05)) is not None:
+            event = decode(delivery.body)
+            delivery.ack()
+            events += [event] if isinstance(event, CheckpointSaved) else []
+        return events
+
+    def file(self, ref: Ref) -> Path:
+        path = self.root / "files" / ref.uri.replace("/", "-")
+        path.parent.mkdir(exist_ok=True)
+        self.store.download(ref.uri, path)
+        return path
+
+
+def spec_of(mode: str = "lockstep", **training: Any) -> Spec:
+    document = {
+        "name": "t",
+        "mode": mode,
+        "type_map": ["H", "C"],
+        "systems": {"methane": {"structures": ["CH4.xyz"]}},
+        "initial": {"perturb": {"copies": 4}},
+        "stages": [{"name": "s", "systems": ["methane"], "temperatures": [300]}],
+        "training": training,
+    }
+    return Spec.model_validate(document)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("trainer"))
+    world.bench.start()
+    yield world
+    world.bench.close()
+
+
+@pytest.fixture(scope="module")
+def trained(world: World) -> MemberTrained:
+    return world.train(steps=400, test=world.test, audit=world.test)
+
+
+def evaluate_elsewhere(models: list[Path], world: World, manifest: Ref) -> list[dict[str, float]]:
+    """Errors by DeePMD-kit's own `DeepPot` in a process of its own."""
+    items = load_dataset(lambda ref: world.store.get(ref.uri), manifest)
+    (system,) = write_deepmd(items, world.root / "elsewhere", ["H", "C"])
+    script = """
+import json, sys, numpy as np
+from deepmd.infer import DeepPot
+system, *models = sys.argv[1:]
+load = lambda name: np.load(f"{system}/set.000/{name}.npy")
+types = np.loadtxt(f"{system}/type.raw", dtype=int)
+rms = lambda values: float(np.sqrt(np.mean(values ** 2)))
+def errors(model):
+    energy, force, _ = DeepPot(model).eval(load("coord"), None, types)
+    force = force.reshape(load("force").shape)
+    return {"energy": rms(energy[:, 0] - load("energy")) / 5,
+            "force": rms(force - load("force")), "rms_force": rms(load("force"))}
+print(json.dumps([errors(model) for model in models]))
+"""
+    line = [sys.executable, "-c", script, str(system), *map(str, models)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    result: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_errors_are_those_deepmd_measures(world: World, trained: MemberTrained) -> None:
+    """Of both models: the compressed one says the same as the frozen one."""
+    assert trained.compressed
+    assert trained.model != trained.frozen
+    models = [world.file(trained.model), world.file(trained.frozen)]
+    for other in evaluate_elsewhere(models, world, world.dataset):
+        assert other["energy"] == pytest.approx(trained.train.energy, rel=1e-6)
+        assert other["force"] == pytest.approx(trained.train.force, rel=1e-6)
+        assert other["rms_force"] == pytest.approx(trained.train.rms_force, rel=1e-9)
+
+
+def test_the_loss_curve_is_kept(world: World, trained: MemberTrained) -> None:
+    lines = world.store.get(trained.lcurve.uri).decode().splitlines()
+    assert lines[0].split()[:2] == ["#", "step"]
+    assert int(lines[-1].split()[0]) == 400
+
+
+def test_same_command_same_weights_to_the_bit(world: World) -> None:
+    """In two engines, so that nothing hangs on the process; another seed gives another model."""
+    first = world.train({"compress": False}, steps=40)
+    again = world.train({"compress": False}, steps=40)
+    world.bench.close()
+    elsewhere = world.train({"compress": False}, steps=40)
+    other = world.train({"compress": False}, steps=40, seed=12)
+    assert first.train == again.train == elsewhere.train
+    assert other.train.force != first.train.force
+    weights = [weights_of(world, result) for result in (first, again, elsewhere, other)]
+    assert weights[0] == weights[1] == weights[2]
+    assert weights[3] != weights[0]
+    assert first.frozen.sha256 == again.frozen.sha256
+
+
+def weights_of(world: World, result: MemberTrained) -> bytes:
+    """The bytes of all variables in a checkpoint, the optimizer's too."""
+    folder = world.root / "weights" / result.task
+    step = checkpoints.unpack(world.store.get(result.checkpoint.uri), folder)
+    return (folder / f"{TENSORFLOW.checkpoint(step)}.data-00000-of-00001").read_bytes()
+
+
+def test_checkpoints_are_announced_and_gone_on_from(world: World) -> None:
+    """Streaming: stop in the middle, and another attempt takes up at the newest checkpoint."""
+    world.saved()
+    command = world.command({"mode": "streaming", "checkpoint_steps": 100}, steps=3000)
+    context = world.context(command)
+    stopper = threading.Thread(target=stop_after_checkpoint, args=(context,))
+    stopper.start()
+    with pytest.raises(Stopped):
+        HANDLERS[Train](world.bench, command, context)
+    stopper.join()
+    saved = world.saved()
+    assert saved
+    assert saved[-1].task == command.task
+    step = saved[-1].step
+    settings = {"mode": "streaming", "checkpoint_steps": 1000}
+    result = world.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
+    steps = curve(world, result)
+    assert steps[-1] == step + 200
+    assert steps == sorted(steps)
+    assert any(s <= step for s in steps)
+    assert result.train.force < result.train.rms_force
+
+
+def stop_after_checkpoint(context: Context) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if checkpoints.newest_step(context.scratch, TENSORFLOW):
+            break
+        time.sleep(0.05)
+    context.stopping.set()
+
+
+def curve(world: World, result: MemberTrained) -> list[int]:
+    lines = world.store.get(result.lcurve.uri).decode().splitlines()
+    return [int(line.split()[0]) for line in lines if not line.startswith("#")]
+
+
+def test_lockstep_starts_over_and_announces_nothing(world: World, trained: MemberTrained) -> None:
+    world.saved()
+    settings = {"checkpoint_steps": 10, "compress": False}
+    plain = world.train(settings, steps=60)
+    resumed = world.train(settings, steps=60, resume=trained.checkpoint)
+    assert resumed.train == plain.train
+    assert world.saved() == []
+
+
+def test_warm_start_begins_with_the_weights(world: World, trained: MemberTrained) -> None:
+    warm = world.train({"compress": False}, steps=20, start=trained.checkpoint)
+    cold = world.train({"compress": False}, steps=20)
+    assert warm.train.force < 1.5 * trained.train.force
+    assert cold.train.force > 3 * warm.train.force
+
+
+def test_descriptor_that_cannot_be_compressed_stays_frozen(world: World) -> None:
+    descriptor = {"resnet_dt": True}
+    result = world.train({"input": {"model": {"descriptor": descriptor}}}, steps=5)
+    assert not result.compressed
+    assert result.model == result.frozen
+
+
+def test_periodic_virials_are_learned_and_measured(world: World) -> None:
+    from ase.build import bulk
+    from ase.calculators.emt import EMT
+
+    rng = np.random.default_rng(5)
+    loose = []
+    for _ in range(6):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell * (1 + rng.uniform(-0.02, 0.02)), scale_atoms=True)
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = EMT()
+        virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
+        frame = Frame(tuple(atoms.get_chemical_symbols()), atoms.positions, np.array(atoms.cell[:]))
+        label = Label(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
+        loose.append(world.label(frame, label))
+    manifest = world.manifest(9, labels=loose)
+    spec = spec_of(input={"loss": {"start_pref_v": 1.0, "limit_pref_v": 1.0}}, compress=False)
+    body = spec.model_copy(update={"type_map": ("Cu",)}).model_dump_json().encode()
+    ref = world.put("campaigns/t/specs/copper.json", body)
+    result = world.train(dataset=manifest, spec=ref, steps=200)
+    assert result.train.virial is not None
+    rms_virial = np.sqrt(np.mean([(v / 4) ** 2 for v in virials(world, manifest)]))
+    assert result.train.virial < 0.5 * rms_virial
+
+
+def virials(world: World, manifest: Ref) -> list[Any]:
+    items = load_dataset(lambda ref: world.store.get(ref.uri), manifest)
+    return [item.label.virial for item in items]
+
+
+def test_input_deepmd_refuses_is_permanent_and_says_why(world: World) -> None:
+    with pytest.raises(Permanent, match="neurons"):
+        world.train({"input": {"model": {"descriptor": {"neurons": [1]}}}})
+
+
+def test_element_outside_the_type_map_is_permanent(world: World) -> None:
+    frame = Frame(("He",), np.zeros((1, 3)))
+    loose = world.label(frame, Label(0.0, np.zeros((1, 3))))
+    with pytest.raises(Permanent, match="He not in type_map"):
+        world.train(dataset=world.manifest(8, labels=[loose]))
+
+
+def test_missing_backend_is_permanent_and_names_the_package(world: World) -> None:
+    pytest.importorskip("deepmd")
+    with pytest.raises(EngineError, match=r"pip install 'deepmd-kit\[jax\]'") as caught:
+        world.bench.engine.call("train", {"folder": str(world.root), "backend": "jax"})
+    assert caught.value.kind == "MissingBackend"
+
+
+def test_engine_killed_in_the_middle_is_a_crash(world: World) -> None:
+    command = world.command({"mode": "streaming", "checkpoint_steps": 50}, steps=100_000)
+    context = world.context(command)
+    killer = threading.Thread(target=kill_after_checkpoint, args=(world, context))
+    killer.start()
+    with pytest.raises(EngineCrashed):
+        HANDLERS[Train](world.bench, command, context)
+    killer.join()
+    assert world.train({"compress": False}, steps=5).steps == 5
+
+
+def kill_after_checkpoint(world: World, context: Context) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (context.scratch / "lcurve.out").exists():
+            break
+        time.sleep(0.05)
+    assert world.bench.engine.pid is not None
+    os.kill(world.bench.engine.pid, 9)
+
+
+def test_time_limit_ends_the_training(world: World) -> None:
+    with pytest.raises(EngineCrashed, match="time limit"):
+        world.train(steps=100_000, max_seconds=8.0)
+
+
+def test_defaults_pass_deepmds_own_check(world: World) -> None:
+    """Every selectable schedule and start, through DeePMD-kit's strict argument check."""
+    script = "import json,sys; from deepmd.utils.argcheck import normalize; "
+    script += "[normalize(d) for d in json.load(sys.stdin)]"
+    training = spec_of().training
+    cosine = {"type": "cosine", "start_lr": 1e-3, "stop_lr": 1e-6}
+    schedules = [{}, {"learning_rate": cosine}, {"learning_rate": {"stop_lr_ratio": 1e-3}}]
+    runs = [Run(("H", "C"), ("x",), 500, 3, 0, warm=warm) for warm in (False, True)]
+    documents = [
+        build_input(training.model_copy(update={"input": schedule}), run)
+        for schedule in schedules
+        for run in runs
+    ]
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, input=json.dumps(documents), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,318 @@
+"""The engine child, driven with an engine of the standard library alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from shared import engine as engine_module
+from shared.engine import Engine
+from shared.errors import EngineCrashed, EngineError, Stopped
+
+TOY = Path(__file__).with_name("toy_engine.py")
+
+
+def prepared(scratch: Path, fork: bool = False) -> Path:
+    """A scratch folder with the toy in it, where the child finds it."""
+    scratch.mkdir()
+    shutil.copy(TOY, scratch / "toy_engine.py")
+    if fork:
+        (scratch / "forking_engine.py").write_text("from toy_engine import *\nFORK = True\n")
+    return scratch
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine("toy_engine", prepared(tmp_path / "scratch"))
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture
+def forking(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine("forking_engine", prepared(tmp_path / "forking", fork=True))
+    yield engine
+    engine.kill()
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------- calls
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0.1 + 0.2, 1e-300, -(2**62), "ä\n\udc80 📎", [1, [2]], {"a": {"b": None}}],
+    ids=repr,
+)
+def test_values_come_back_as_they_went(engine: Engine, value: object) -> None:
+    assert engine.call("echo", {"value": value}) == value
+
+
+def test_large_requests_and_replies_pass(engine: Engine) -> None:
+    value = "x" * 3_000_000
+    assert engine.call("echo", {"value": value}) == value
+
+
+def test_the_child_stays_warm(engine: Engine) -> None:
+    assert [engine.call("count", {}) for _ in range(3)] == [1, 2, 3]
+    assert engine.call("pid", {}) == engine.pid
+
+
+def test_an_exception_is_the_engine_saying_no(engine: Engine) -> None:
+    first = engine.call("pid", {})
+    with pytest.raises(EngineError, match="lost atoms") as raised:
+        engine.call("refuse", {"text": "lost atoms"})
+    assert raised.value.kind == "LookupError"
+    assert "toy_engine.py" in raised.value.trace
+    assert "raise LookupError(text)" in raised.value.trace
+    assert engine.call("pid", {}) == first
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "kind"),
+    [
+        ("no_such_operation", {}, "KeyError"),
+        ("echo", {"wrong": 1}, "TypeError"),
+        ("unspeakable", {}, "TypeError"),
+    ],
+)
+def test_a_faulty_call_is_no_crash(
+    engine: Engine, operation: str, arguments: dict[str, object], kind: str
+) -> None:
+    with pytest.raises(EngineError) as raised:
+        engine.call(operation, arguments)
+    assert raised.value.kind == kind
+    assert engine.call("count", {}) == 1
+
+
+def test_a_started_child_serves_the_first_call(engine: Engine) -> None:
+    engine.start()
+    started = engine.pid
+    engine.start()
+    assert engine.call("pid", {}) == started
+
+
+# ----------------------------------------------------------------------------------------- crashes
+
+
+def test_a_killed_child_is_a_crash_and_the_next_call_works(engine: Engine) -> None:
+    first = engine.call("pid", {})
+    with pytest.raises(EngineCrashed, match="last words"):
+        engine.call("die", {})
+    assert engine.pid is None
+    assert engine.call("pid", {}) != first
+
+
+def test_a_child_killed_while_idle_is_replaced(engine: Engine) -> None:
+    first = engine.call("pid", {})
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: not is_running(first))
+    assert engine.call("pid", {}) != first
+
+
+def test_a_segmentation_fault_says_where(engine: Engine) -> None:
+    with pytest.raises(EngineCrashed, match="toy_engine"):
+        engine.call("die", {"number": signal.SIGSEGV})
+
+
+def test_an_exit_is_a_crash(engine: Engine) -> None:
+    with pytest.raises(EngineCrashed):
+        engine.call("leave", {"status": 3})
+
+
+def test_a_module_that_cannot_be_imported_says_why(tmp_path: Path) -> None:
+    engine = Engine("no_such_engine", tmp_path / "scratch")
+    with pytest.raises(EngineCrashed, match="No module named 'no_such_engine'"):
+        engine.call("echo", {"value": 1})
+    with pytest.raises(EngineCrashed):  # a request longer than the pipe, to nobody
+        engine.call("echo", {"value": "x" * 3_000_000})
+
+
+def test_a_time_limit_ends_the_child(engine: Engine) -> None:
+    first = engine.call("pid", {})
+    began = time.monotonic()
+    with pytest.raises(EngineCrashed, match="time limit"):
+        engine.call("sleep", {"seconds": 60}, seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+    assert not is_running(first)
+    assert engine.call("sleep", {"seconds": 0}, seconds=30) == "woken"
+
+
+def test_what_a_tick_raises_ends_the_child(engine: Engine) -> None:
+    first = engine.call("pid", {})
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 2:
+            raise Stopped("cancelled")
+
+    with pytest.raises(Stopped):
+        engine.call("sleep", {"seconds": 60}, tick=tick)
+    assert not is_running(first)
+    assert engine.call("count", {}) == 1
+
+
+def test_what_the_child_started_ends_with_it(engine: Engine) -> None:
+    spawned = engine.call("spawn", {})
+    assert is_running(spawned)
+    engine.kill()
+    eventually(lambda: not is_running(spawned))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no JSON\n", "[]\n", "{}\n", "1\n", "[" * 100_000 + "\n", "\xff\n"],
+    ids=lambda t: t[:5],
+)
+def test_a_garbled_reply_is_a_crash(engine: Engine, text: str) -> None:
+    with pytest.raises(EngineCrashed):
+        engine.call("garble", {"text": text})
+    assert engine.call("count", {}) == 1
+
+
+def test_two_replies_to_one_request_are_never_shifted(engine: Engine) -> None:
+    forged = '{"number": 1, "result": "forged"}\n'
+    with suppress(EngineCrashed):  # both lines read at once
+        assert engine.call("garble", {"text": forged}) == "forged"
+    with suppress(EngineCrashed):  # the second line read now
+        assert engine.call("echo", {"value": "honest"}) == "honest"
+    assert engine.call("echo", {"value": "honest"}) == "honest"
+
+
+def test_an_endless_reply_is_cut(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MAX_REPLY", 1_000_000)
+    with pytest.raises(EngineCrashed, match="more than 1000000 bytes"):
+        engine.call("flood", {"size": 2_000_000})
+    assert len(engine.call("flood", {"size": 900_000})) == 900_000
+
+
+def test_the_end_of_the_log_is_kept(engine: Engine) -> None:
+    engine.call("say", {"text": "\n".join(f"line {n}" for n in range(10_000))})
+    engine.call("say", {"text": "ERROR: lost atoms"})
+    assert engine.log_tail().endswith("ERROR: lost atoms | ERROR: lost atoms")
+    assert len(engine.log_tail()) < 3000
+
+
+# ------------------------------------------------------------------------------------------- forks
+
+
+def test_forks_share_nothing_but_the_warm_start(forking: Engine) -> None:
+    assert [forking.call("count", {}) for _ in range(3)] == [1, 1, 1]
+    pids = {forking.call("pid", {}) for _ in range(3)}
+    assert len(pids) == 3
+    assert forking.pid not in pids
+
+
+def test_a_forks_crash_leaves_the_warm_child(forking: Engine) -> None:
+    forking.start()
+    warm = forking.pid
+    with pytest.raises(EngineCrashed, match=r"status -9.*last words"):
+        forking.call("die", {})
+    with pytest.raises(EngineCrashed):
+        forking.call("leave", {"status": 0})
+    with pytest.raises(EngineError, match="lost atoms"):
+        forking.call("refuse", {"text": "lost atoms"})
+    assert forking.call("echo", {"value": 1}) == 1
+    assert forking.pid == warm
+
+
+def test_large_replies_pass_through_a_fork(forking: Engine) -> None:
+    assert len(forking.call("flood", {"size": 3_000_000})) == 3_000_000
+
+
+def test_a_fork_ends_with_its_engine(forking: Engine) -> None:
+    spawned = forking.call("spawn", {})
+    with pytest.raises(EngineCrashed):
+        forking.call("sleep", {"seconds": 60}, seconds=0.2)
+    eventually(lambda: not is_running(spawned))
+
+
+# ------------------------------------------------------------------------------------- containment
+
+
+def test_the_childs_environment_holds_no_secrets(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY": "sesame",
+        "DPSTREAM_BROKER": "amqps://user:sesame@broker",
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "sesame",
+        "PYTHONPATH": "/sesame",
+        "LD_PRELOAD": "",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    environment = engine.call("environment", {})
+    assert not secrets.keys() & environment.keys()
+    assert "sesame" not in str(environment)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["HOME"] == str(engine.scratch)
+
+
+def test_the_child_works_in_its_scratch_folder(engine: Engine) -> None:
+    assert Path(engine.call("working_directory", {})).samefile(engine.scratch)
+
+
+def test_threads_are_pinned_as_asked(tmp_path: Path) -> None:
+    engine = Engine("toy_engine", prepared(tmp_path / "scratch"), threads=3)
+    assert engine.call("environment", {})["TF_INTRA_OP_PARALLELISM_THREADS"] == "3"
+    engine.kill()
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from shared.engine import Engine
+engine = Engine(sys.argv[1], Path(sys.argv[2]))
+engine.start()
+print(engine.pid, flush=True)
+engine.call("sleep", {"seconds": 600})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
+@pytest.mark.parametrize("module", ["toy_engine", "forking_engine"])
+def test_the_child_dies_with_a_killed_parent(tmp_path: Path, module: str) -> None:
+    scratch = prepared(tmp_path / "scratch", fork=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, module, str(scratch)], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)
+    assert is_running(child)
+    family = [child, *children_of(child)]
+    assert len(family) == (2 if module == "forking_engine" else 1)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    eventually(lambda: not any(is_running(pid) for pid in family))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,0 +1,455 @@
+"""What a spec names is read, checked and brought into canonical form; problems are one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import dpdata
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from dpstream.imported import Imported, read_labelled
+from dpstream.inputs import MOST_FRAMES, closest_pair, gather, perturbed
+from shared.errors import SpecError
+from shared.frames import Frame, canonical, frame_key, from_ase, min_distance
+from shared.spec import Spec
+
+RNG = np.random.default_rng(5)
+
+
+def spec(elements: Sequence[str] = ("C", "H"), **sections: Any) -> Spec:
+    document: dict[str, Any] = {
+        "name": "test",
+        "type_map": list(elements),
+        "systems": {"a": {"structures": ["a.*"]}},
+        "initial": {"perturb": {"copies": 3}},
+        "stages": [{"name": "warm", "systems": ["a"], "temperatures": [300]}],
+    }
+    return Spec.model_validate({**document, **sections})
+
+
+def problem(tmp_path: Path, wanted: Spec) -> str:
+    with pytest.raises(SpecError) as caught:
+        gather(wanted, tmp_path)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def copper(seed: int = 0, cell: Any = None) -> Atoms:
+    """A rattled, sheared copper cell with EMT energy, forces and stress; in upper-triangular and
+    unsorted form, so that canonicalising has something to do."""
+    atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))
+    atoms.symbols[[0, 3]] = "Al"
+    atoms.rattle(0.1, seed=seed)
+    strain = np.array([[0.03, 0.02, 0.01], [0.0, -0.02, 0.03], [0.0, 0.0, 0.01]])
+    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + strain), scale_atoms=True)
+    atoms.calc = EMT()
+    return atoms
+
+
+def frozen(atoms: Atoms, **results: Any) -> Atoms:
+    """A copy that carries results as a file would."""
+    copy = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, **results)
+    return copy
+
+
+def labelled(atoms: Atoms) -> Atoms:
+    return frozen(
+        atoms,
+        energy=atoms.get_potential_energy(),
+        forces=atoms.get_forces(),
+        stress=atoms.get_stress(),
+    )
+
+
+# ------------------------------------------------------------------------------ structures
+
+
+def test_a_molecule_is_read_and_perturbed(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    gathered = gather(spec(), tmp_path)
+    (frame,) = gathered.systems["a"]
+    assert frame.formula == "C1H4"
+    assert frame.cell is None
+    assert len(gathered.initial) == 3
+    assert len({frame_key(copy) for copy in gathered.initial}) == 3
+    assert gathered.warnings == []
+
+
+def test_everything_gathered_is_canonical_and_repeatable(tmp_path: Path) -> None:
+    copper().write(tmp_path / "a.extxyz")
+    wanted = spec(["Al", "Cu"], labels={"force": True})
+    first, second = gather(wanted, tmp_path), gather(wanted, tmp_path)
+    frames = first.systems["a"] + first.initial
+    for frame, again in zip(frames, second.systems["a"] + second.initial, strict=True):
+        assert frame_key(frame) == frame_key(canonical(frame).frame) == frame_key(again)
+    other = gather(spec(["Al", "Cu"], labels={"force": True}, seed=2), tmp_path)
+    assert frame_key(other.initial[0]) != frame_key(first.initial[0])
+
+
+def test_files_are_poscar_cif_and_several_frames(tmp_path: Path) -> None:
+    cell = bulk("Si", cubic=True).repeat(2)
+    ase.io.write(tmp_path / "a.POSCAR", cell, format="vasp")
+    ase.io.write(tmp_path / "a.cif", bulk("Si", cubic=True).repeat((2, 2, 3)))
+    ase.io.write(tmp_path / "a.extxyz", [cell.repeat((2, 1, 1)), cell.repeat((1, 1, 2))])
+    frames = gather(spec(["Si"]), tmp_path).systems["a"]
+    assert sorted(len(frame.species) for frame in frames) == [64, 96, 128, 128]
+
+
+def test_no_file_matches(tmp_path: Path) -> None:
+    text = problem(tmp_path, spec())
+    assert text == f"systems.a.structures: no file matches 'a.*' in {tmp_path}"
+
+
+def test_unreadable_and_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "a.POSCAR").write_text("methane\n1.0\nthis is no cell\n")
+    text = problem(tmp_path, spec())
+    assert text.startswith(f"systems.a.structures: {tmp_path / 'a.POSCAR'}: cannot be read as a ")
+    (tmp_path / "a.POSCAR").write_text("")
+    text = problem(tmp_path, spec())
+    assert text == f"systems.a.structures: {tmp_path / 'a.POSCAR'}: is empty"
+
+
+def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.d").mkdir()
+    assert "a.d: is a folder" in problem(tmp_path, spec())
+
+
+def test_element_outside_the_type_map(tmp_path: Path) -> None:
+    molecule("CH3OH").write(tmp_path / "a.xyz")
+    assert problem(tmp_path, spec()).endswith("a.xyz: element O is not in type_map (C, H)")
+
+
+def test_overlap_names_pair_distance_and_file(tmp_path: Path) -> None:
+    atoms = Atoms("HCH", [[0, 0, 0.0], [0, 0, 1.1], [0, 0, 1.4]])
+    atoms.write(tmp_path / "a.xyz")
+    text = problem(tmp_path, spec())
+    assert "a.xyz: atoms C1 and H3 are 0.300 Å apart, closer than labels.min_distance" in text
+
+
+def test_overlap_through_the_boundary(tmp_path: Path) -> None:
+    Atoms("H2", [[0.1, 5, 5], [9.8, 5, 5]], cell=[10, 10, 10], pbc=True).write(
+        tmp_path / "a.extxyz"
+    )
+    assert "0.300 Å apart" in problem(tmp_path, spec())
+
+
+def test_closest_pair_of_a_sound_frame_is_none() -> None:
+    assert closest_pair(from_ase(molecule("CH4")), 0.5) is None
+
+
+def test_partly_periodic(tmp_path: Path) -> None:
+    atoms = Atoms("C", cell=[8, 8, 8], pbc=[True, True, False])
+    atoms.write(tmp_path / "a.extxyz")
+    assert "periodic along x, y only; allowed: all three directions or none" in problem(
+        tmp_path, spec()
+    )
+    dropped = {"a": {"structures": ["a.*"], "periodic": False}}
+    assert gather(spec(systems=dropped), tmp_path).systems["a"][0].cell is None
+
+
+def test_left_handed_and_flat_cells(tmp_path: Path) -> None:
+    Atoms("C", cell=[[0, 9, 0], [9, 0, 0], [0, 0, 9]], pbc=True).write(tmp_path / "a.extxyz")
+    assert problem(tmp_path, spec()).endswith("must be right-handed and span a volume")
+    Atoms("C", cell=[[9, 0, 0], [0, 9, 0], [9, 9, 0]], pbc=True).write(tmp_path / "a.extxyz")
+    assert problem(tmp_path, spec()).endswith("periodic, but its cell is flat or missing")
+
+
+def test_periodic_asked_of_a_file_without_cell(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    wanted = spec(systems={"a": {"structures": ["a.xyz"], "periodic": True}})
+    assert "periodic, but its cell is flat or missing" in problem(tmp_path, wanted)
+
+
+def test_too_many_structures_are_thinned_evenly_with_a_warning(tmp_path: Path) -> None:
+    frames = [Atoms("CH", [[0, 0, 0], [0, 0, 1.0 + 0.001 * i]]) for i in range(300)]
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    gathered = gather(spec(labels={"multiplicity": 2}), tmp_path)
+    lengths = [min_distance(frame) for frame in gathered.systems["a"]]
+    assert 100 < len(lengths) <= MOST_FRAMES - 3
+    assert np.ptp(lengths) > 0.29
+    assert np.diff(lengths).max() < 0.005
+    assert gathered.warnings[-1].endswith("of 300 starting structures are used, taken evenly")
+
+
+# ------------------------------------------------------------------------------ perturbation
+
+
+def test_displacements_fill_the_ball_uniformly() -> None:
+    frame = Frame(("H",) * 4000, RNG.uniform(0, 1e3, (4000, 3)))
+    moved = perturbed(frame, 0.2, 0.0, np.random.default_rng(1))
+    radii = np.linalg.norm(moved.positions - frame.positions, axis=1)
+    assert radii.max() <= 0.2 + 1e-5
+    # Uniform in a ball: P(r < R/2) = 1/8; uniform in radius it would be 1/2.
+    assert np.mean(radii < 0.1) == pytest.approx(0.125, abs=0.02)
+
+
+def test_strain_is_symmetric_and_carries_the_atoms() -> None:
+    frame = canonical(from_ase(bulk("Cu", cubic=True).repeat(2))).frame
+    copy = perturbed(frame, 1e-9, 0.1, np.random.default_rng(2))
+    assert frame.cell is not None
+    assert copy.cell is not None
+    assert np.all(np.triu(copy.cell, 1) == 0)
+    ratio = np.linalg.inv(frame.cell) @ copy.cell
+    # The metric survives the rotation back to lower-triangular form: C = (1 + ε)².
+    metric = ratio @ ratio.T
+    values = np.sqrt(np.linalg.eigvalsh(metric)) - 1
+    assert 0.01 < np.abs(values).max() <= 0.3
+    before = np.linalg.solve(frame.cell.T, frame.positions.T).T
+    after = np.linalg.solve(copy.cell.T, copy.positions.T).T
+    assert np.allclose((after - before + 0.5) % 1, 0.5, atol=1e-5)
+
+
+def test_copies_too_close_are_drawn_again_or_refused(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    wanted = spec(
+        initial={"perturb": {"copies": 40, "displace": 0.5}}, labels={"min_distance": 0.9}
+    )
+    assert min(min_distance(copy) for copy in gather(wanted, tmp_path).initial) >= 0.9
+    molecule("C60").write(tmp_path / "a.xyz")
+    wanted = spec(initial={"perturb": {"displace": 2.0}}, labels={"min_distance": 1.2})
+    assert problem(tmp_path, wanted).startswith("initial.perturb.displace: 2 Å keeps bringing")
+
+
+# ------------------------------------------------------------------------------ labelled sets
+
+
+def read(tmp_path: Path, pattern: str, elements: Sequence[str] = ("Al", "Cu")) -> list[Imported]:
+    return read_labelled([pattern], tmp_path, elements, "initial.data")
+
+
+def check_against_emt(items: Sequence[Imported]) -> None:
+    """The labels are those of the canonical frames: rotated and reordered together, the virial
+    being −dE/dε by finite differences."""
+    for item in items:
+        atoms = Atoms(item.frame.species, item.frame.positions, cell=item.frame.cell, pbc=True)
+        atoms.calc = EMT()
+        assert item.label.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        assert np.allclose(item.label.forces, atoms.get_forces(), atol=1e-4)
+        assert item.label.virial is not None
+        numeric = np.array([[_virial(atoms, i, j) for j in range(3)] for i in range(3)])
+        assert np.allclose(item.label.virial, numeric, atol=2e-3)
+
+
+def _virial(atoms: Atoms, i: int, j: int, step: float = 1e-4) -> float:
+    energies = []
+    for sign in (1, -1):
+        strain = np.zeros((3, 3))
+        strain[i, j] += sign * step / 2
+        strain[j, i] += sign * step / 2
+        copy = atoms.copy()
+        copy.set_cell(atoms.cell[:] @ (np.eye(3) + strain), scale_atoms=True)
+        copy.calc = EMT()
+        energies.append(copy.get_potential_energy())
+    return float(-(energies[0] - energies[1]) / (2 * step))
+
+
+def test_extxyz_is_canonicalised_with_its_vectors(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "set.extxyz", [labelled(copper(seed)) for seed in range(2)])
+    items = read(tmp_path, "set.extxyz")
+    assert [item.frame.species for item in items] == [("Al",) * 2 + ("Cu",) * 6] * 2
+    check_against_emt(items)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> dpdata.LabeledSystem:
+    ase.io.write(tmp_path / "set.extxyz", [labelled(copper(seed)) for seed in range(3)])
+    frames = ase.io.read(tmp_path / "set.extxyz", index=":")
+    merged = dpdata.LabeledSystem(frames[0], fmt="ase/structure")
+    for atoms in frames[1:]:
+        merged.append(dpdata.LabeledSystem(atoms, fmt="ase/structure"))
+    return merged
+
+
+@pytest.mark.parametrize("form", ["deepmd/npy", "deepmd/raw"])
+def test_deepmd_folders(tmp_path: Path, system: dpdata.LabeledSystem, form: str) -> None:
+    system.to(form, str(tmp_path / "data" / "alcu"))
+    for pattern in ("data/alcu", "data", "dat*"):
+        items = read(tmp_path, pattern)
+        assert len(items) == 3
+        check_against_emt(items)
+
+
+def test_deepmd_hdf5_with_and_without_a_system(
+    tmp_path: Path, system: dpdata.LabeledSystem
+) -> None:
+    system.to("deepmd/hdf5", f"{tmp_path}/data.hdf5#/one")
+    with h5py.File(tmp_path / "data.hdf5", "a") as file:
+        file.copy("one", "two")
+    assert len(read(tmp_path, "data.hdf5")) == 6
+    items = read(tmp_path, "data.hdf5#/one")
+    assert len(items) == 3
+    check_against_emt(items)
+    with pytest.raises(SpecError, match=r"data\.hdf5: cannot be read as a labelled set"):
+        read(tmp_path, "data.hdf5#/none")
+
+
+def test_deepmd_types_without_names_count_in_model_order(
+    tmp_path: Path, system: dpdata.LabeledSystem
+) -> None:
+    system.to("deepmd/npy", str(tmp_path / "data"))
+    names = (tmp_path / "data/type_map.raw").read_text().split()
+    (tmp_path / "data/type_map.raw").unlink()
+    items = read(tmp_path, "data", names)
+    check_against_emt(items)
+
+
+def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
+    atoms = frozen(molecule("CH4"), energy=-1.0, forces=np.zeros((5, 3)))
+    ase.io.write(tmp_path / "set.extxyz", atoms)
+    (item,) = read(tmp_path, "set.extxyz", ["C", "H"])
+    assert item.frame.cell is None
+    assert item.label.virial is None
+
+
+def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
+    atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
+    ase.io.write(tmp_path / "set.extxyz", atoms)
+    (item,) = read(tmp_path, "set.extxyz", ["C", "H"])
+    assert item.label.energy == -1.5
+
+
+def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
+    ase.io.write(tmp_path / "bare.extxyz", molecule("CH4"))
+    with pytest.raises(SpecError, match="frame 0 has no energy: a labelled set needs both"):
+        read(tmp_path, "bare.extxyz", ["C", "H"])
+    ase.io.write(tmp_path / "half.extxyz", frozen(molecule("CH4"), energy=-1.0))
+    with pytest.raises(SpecError, match="frame 0 has no forces"):
+        read(tmp_path, "half.extxyz", ["C", "H"])
+    system.to("deepmd/npy", str(tmp_path / "data"))
+    (tmp_path / "data/set.000/force.npy").unlink()
+    with pytest.raises(SpecError, match=r"has no force\.npy"):
+        read(tmp_path, "data")
+
+
+def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
+    system.to("deepmd/npy", str(tmp_path / "data"))
+    with pytest.raises(SpecError, match=r"data: element Cu is not in type_map \(Al\)"):
+        read(tmp_path, "data", ["Al"])
+    forces = np.load(tmp_path / "data/set.000/force.npy")
+    forces[1, 0] = np.nan
+    np.save(tmp_path / "data/set.000/force.npy", forces)
+    with pytest.raises(SpecError, match="numbers that are not finite"):
+        read(tmp_path, "data")
+    with pytest.raises(SpecError, match=r"initial\.data: no file matches 'gone'"):
+        read(tmp_path, "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpecError, match="empty: holds no labelled frame"):
+        read(tmp_path, "empty")
+
+
+def test_garbage_named_outcar(tmp_path: Path) -> None:
+    (tmp_path / "OUTCAR").write_text("not from VASP\n")
+    with pytest.raises(SpecError, match="OUTCAR"):
+        read(tmp_path, "OUTCAR")
+
+
+def test_imported_frames_are_taken_once_and_never_held_out_too(tmp_path: Path) -> None:
+    atoms = labelled(copper())
+    ase.io.write(tmp_path / "set.extxyz", [atoms, atoms])
+    atoms.write(tmp_path / "a.extxyz")
+    common: dict[str, Any] = {"initial": {"data": ["set.extxyz"]}, "labels": {"force": True}}
+    gathered = gather(spec(["Al", "Cu"], **common), tmp_path)
+    assert len(gathered.labelled) == 1
+    assert gathered.initial == []
+    held_out = spec(["Al", "Cu"], **common, verification={"data": ["set.extxyz"]})
+    assert "held-out frames must not be trained on" in problem(tmp_path, held_out)
+
+
+# ------------------------------------------------------------------------------ consistency
+
+
+def test_periodic_frames_need_a_code_for_cells(tmp_path: Path) -> None:
+    bulk("C", cubic=True).write(tmp_path / "a.extxyz")
+    text = problem(tmp_path, spec(labels={"code": "pyscf"}))
+    assert "is periodic, but labels.code pyscf computes molecules only" in text
+    assert "tblite" in text
+
+
+def test_unknown_labeling_code(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    text = problem(tmp_path, spec(labels={"code": "tblit"}))
+    assert text.startswith("labels.code: ")
+    assert "did you mean 'tblite'?" in text
+
+
+def test_electrons_that_cannot_have_the_spin(tmp_path: Path) -> None:
+    molecule("CH3").write(tmp_path / "a.xyz")
+    assert "9 electrons" in problem(tmp_path, spec())
+    assert gather(spec(labels={"multiplicity": 2}), tmp_path).systems
+
+
+def test_barostat_needs_cell_and_virial(tmp_path: Path) -> None:
+    stage = {
+        "name": "npt",
+        "systems": ["a"],
+        "temperatures": [300],
+        "pressures": [1],
+        "md": {"ensemble": "npt"},
+    }
+    molecule("CH4").write(tmp_path / "a.xyz")
+    assert problem(tmp_path, spec(stages=[stage])) == (
+        "stages.0.md.ensemble: npt needs a cell; systems.a has none"
+    )
+    Atoms("C2", [[0, 0, 0], [0, 0, 1.2]], cell=[9, 9, 9], pbc=True).write(tmp_path / "a.extxyz")
+    (tmp_path / "a.xyz").unlink()
+    assert "needs models that learn the virial" in problem(tmp_path, spec(stages=[stage]))
+    zero = {"input": {"loss": {"start_pref_v": 0, "limit_pref_v": 0.0}}}
+    assert "start_pref_v" in problem(tmp_path, spec(stages=[stage], training=zero))
+    loss = {"input": {"loss": {"start_pref_v": 0.02, "limit_pref_v": 1}}}
+    assert gather(spec(stages=[stage], training=loss), tmp_path).systems
+
+
+def test_material_needs_cells(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    wanted = spec(stages=[], material={"Tm": 90, "B": 1})
+    assert "systems.a has no cell" in problem(tmp_path, wanted)
+
+
+def test_budget_below_the_initial_frames(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    text = problem(tmp_path, spec(budget={"labels": 2}))
+    assert text == "budget.labels: 2 is less than the 3 initial frames"
+
+
+def test_warnings(tmp_path: Path) -> None:
+    bulk("Si", cubic=True).write(tmp_path / "a.extxyz")
+    wanted = spec(
+        ["Si"],
+        md={"timestep": 1.0},
+        audit={"per_round": 1, "min_frames": 30},
+        stages=[{"name": "warm", "systems": ["a"], "temperatures": [300]}],
+    )
+    said = "\n".join(gather(wanted, tmp_path).warnings)
+    assert "5.43 Å wide, less than the model's cutoff (6 Å)" in said
+    assert "1 ps is 1000 fs" in said
+    assert "audit.min_frames: 30 cannot be reached" in said
+    assert "Gamma point only" in said
+    unaudited = gather(spec(["Si"], audit={"per_round": 0}), tmp_path)
+    assert any("no audit" in warning for warning in unaudited.warnings)
+
+
+BAD_INPUTS = [
+    ({"model": {"descriptor": {"rcutt": 5.0}}}, "training.input: model.descriptor: undefined key"),
+    ({"los": {}}, "training.input: undefined key `los`"),
+    ({"learning_rate": {"start_lr": "fast"}}, "training.input: learning_rate: key `start_lr`"),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), BAD_INPUTS)
+def test_training_input_is_judged_by_deepmd(
+    tmp_path: Path, given: dict[str, Any], expected: str
+) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    pytest.importorskip("deepmd")
+    assert problem(tmp_path, spec(training={"input": given})).startswith(expected)

@@ -1,0 +1,176 @@
+"""The plan says what will be done and bought; the cross-check refuses data of another recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import molecule
+
+from dpstream.inputs import Gathered, gather
+from dpstream.plan import CHECKED, cross_check, most_labels, plan_text
+from dpstream.template import new_campaign, template
+from services.labeler.recipes import make_recipe
+from shared.errors import SpecError
+from shared.frames import Frame, Label, canonical, from_ase
+from shared.spec import Spec, load_spec
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["methane", "methane-pbe", "water"])
+def test_examples_load_and_print_their_plan(name: str) -> None:
+    path = EXAMPLES / name / "campaign.yaml"
+    spec = load_spec(path)
+    assert spec.name == name
+    gathered = gather(spec, path.parent)
+    text = plan_text(spec, gathered, make_recipe(spec.labels))
+    for stage in spec.stages:
+        assert stage.name in text
+        assert all(f"{temperature:g}" in text for temperature in stage.temperatures)
+    semi_empirical = spec.labels.code == "tblite"
+    assert ("semi-empirical demo labels" in text) == semi_empirical
+    assert f"{most_labels(spec, len(gathered.initial))} = min(budget" in text
+    for warning in gathered.warnings:
+        assert warning in text
+
+
+def spec(**sections: Any) -> Spec:
+    document: dict[str, Any] = {
+        "name": "test",
+        "type_map": ["C", "H"],
+        "systems": {"a": {"structures": ["a.xyz"]}},
+        "initial": {"perturb": {"copies": 4}},
+        "stages": [
+            {"name": "one", "systems": ["a"], "temperatures": [300]},
+            {"name": "two", "systems": ["a"], "temperatures": [600]},
+        ],
+        "selection": {"per_round": 10},
+        "audit": {"per_round": 5},
+        "budget": {"labels": 1000, "rounds": 3},
+    }
+    return Spec.model_validate({**document, **sections})
+
+
+def test_most_labels_counts_every_round_of_every_stage_and_the_audit() -> None:
+    assert most_labels(spec(), 4) == 4 + 3 * (10 + 5) * 2
+    assert most_labels(spec(budget={"labels": 50, "rounds": 3}), 4) == 50
+
+
+def test_material_is_planned_as_its_stages(tmp_path: Path) -> None:
+    wanted = spec(stages=[], material={"Tm": 900, "B": 100})
+    assert most_labels(wanted, 4) == 4 + 3 * 15 * 4
+
+
+def gathered(count: int = 20) -> Gathered:
+    rng = np.random.default_rng(0)
+    labelled = []
+    for _ in range(count):
+        atoms = molecule("CH4")
+        atoms.positions += rng.normal(0, 0.05, (5, 3))
+        frame = canonical(from_ase(atoms)).frame
+        labelled.append((frame, Label(-20.0, rng.normal(0, 1, (5, 3)))))
+    return Gathered({}, [], labelled, [], [])
+
+
+def answers(data: Gathered, force: float = 0.0, energy: float = 0.0) -> Any:
+    """A labeling code that is off by `force` eV/Å on one atom and `energy` eV per atom."""
+    known = {frame.positions.tobytes(): label for frame, label in data.labelled}
+    asked: list[Frame] = []
+
+    def label_frames(frames: list[Frame]) -> list[Label | str]:
+        asked.extend(frames)
+        replies: list[Label | str] = []
+        for frame in frames:
+            label = known[frame.positions.tobytes()]
+            forces = label.forces.copy()
+            forces[2, 1] += force
+            replies.append(Label(label.energy + 5 * energy, forces))
+        return replies
+
+    label_frames.asked = asked  # type: ignore[attr-defined]
+    return label_frames
+
+
+def test_cross_check_passes_data_of_the_recipe() -> None:
+    data = gathered()
+    code = answers(data, force=0.049, energy=0.01)
+    cross_check(data, spec(), code)
+    again = answers(data)
+    cross_check(data, spec(), again)
+    assert len(code.asked) == CHECKED
+    assert [id(frame) for frame in code.asked] == [id(frame) for frame in again.asked]
+
+
+def test_cross_check_refuses_other_forces() -> None:
+    data = gathered()
+    with pytest.raises(SpecError, match=r"max \|ΔF\| of 5 .* 0\.051, .*low/2 = 0\.05 eV/Å"):
+        cross_check(data, spec(), answers(data, force=0.051))
+
+
+def test_cross_check_uses_the_tightest_level_in_use() -> None:
+    data = gathered()
+    stages = [
+        {"name": "one", "systems": ["a"], "temperatures": [300]},
+        {"name": "two", "systems": ["a"], "temperatures": [9], "trust": {"low": 0.02, "high": 1}},
+    ]
+    with pytest.raises(SpecError, match=r"low/2 = 0\.01 eV/Å"):
+        cross_check(data, spec(stages=stages), answers(data, force=0.02))
+    # RMS force 1: automatic levels begin at low = 0.2.
+    with pytest.raises(SpecError, match=r"low/2 = 0\.10"):
+        cross_check(data, spec(trust={"target": 0.1}), answers(data, force=0.2))
+    cross_check(data, spec(trust={"target": 0.1}), answers(data, force=0.08))
+
+
+def test_cross_check_refuses_another_energy_zero() -> None:
+    data = gathered()
+    with pytest.raises(SpecError, match="differ by up to 3 eV per atom"):
+        cross_check(data, spec(), answers(data, energy=3.0))
+
+
+def test_cross_check_refuses_what_the_recipe_rejects() -> None:
+    with pytest.raises(SpecError, match="rejects an imported frame: min-distance"):
+        cross_check(gathered(), spec(), lambda frames: ["min-distance"] * len(frames))
+
+
+def test_cross_check_of_fewer_frames_or_none() -> None:
+    data = gathered(2)
+    code = answers(data)
+    cross_check(data, spec(), code)
+    assert len(code.asked) == 2
+    cross_check(gathered(0), spec(), code)
+    assert len(code.asked) == 2
+
+
+# ------------------------------------------------------------------------------ dpstream new
+
+
+def test_the_template_is_a_spec_with_every_default(tmp_path: Path) -> None:
+    path = new_campaign("mine", tmp_path)
+    molecule("CH4").write(path.parent / "structures" / "methane.xyz")
+    loaded = load_spec(path)
+    needed = {key: loaded.model_dump()[key] for key in ("name", "type_map", "systems", "stages")}
+    for stage in needed["stages"]:
+        del stage["md"]
+    assert loaded == Spec.model_validate({**needed, "initial": {"perturb": {}}})
+    assert len(gather(loaded, path.parent).initial) == 20
+
+
+def test_the_template_names_every_key() -> None:
+    text = template("mine")
+    for section in (Spec, *(f.annotation for f in Spec.model_fields.values())):
+        for key in getattr(section, "model_fields", {}):
+            assert f"{key}:" in text, key
+
+
+def test_new_refuses_bad_names_and_existing_folders(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="'My One': use lower-case"):
+        new_campaign("My One", tmp_path)
+    new_campaign("mine", tmp_path)
+    with pytest.raises(SpecError, match="exists already"):
+        new_campaign("mine", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match="cannot be written"):
+        new_campaign("mine", tmp_path / "file")

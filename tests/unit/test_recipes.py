@@ -1,0 +1,134 @@
+"""From `labels` to a recipe: complete, normalised, and wrong input said in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.labeler.codes import CODES
+from services.labeler.codes.base import FileCode, cell_widths
+from services.labeler.recipes import make_recipe
+from shared.errors import SpecError
+from shared.spec import Labels
+
+EMT = "ase.calculators.emt.EMT"
+
+
+def test_defaults_are_written_out() -> None:
+    recipe = make_recipe(Labels())
+    assert recipe.code == "tblite"
+    assert recipe.version == metadata.version("tblite")
+    assert recipe.settings["method"] == "GFN2-xTB"
+    assert set(recipe.settings) == {
+        "method",
+        "accuracy",
+        "max_iterations",
+        "electronic_temperature",
+    }
+
+
+def test_same_numbers_same_recipe() -> None:
+    implicit = make_recipe(Labels())
+    explicit = make_recipe(Labels(settings={"method": "GFN2-xTB", "electronic_temperature": 300}))
+    assert implicit.digest == explicit.digest
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": {"method": "GFN1-xTB"}},
+        {"settings": {"accuracy": 0.01}},
+        {"charge": 2},
+        {"multiplicity": 3},
+        {"code": "pyscf"},
+    ],
+)
+def test_other_numbers_other_recipe(changed: dict[str, Any]) -> None:
+    assert make_recipe(Labels(**changed)).digest != make_recipe(Labels()).digest
+
+
+def test_caps_are_no_part_of_the_recipe() -> None:
+    capped = Labels(max_force=5.0, min_distance=0.9, force=True, bundle=1, max_seconds=1.0)
+    assert make_recipe(capped).digest == make_recipe(Labels()).digest
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"code": "tblit"}, ["labels.code", "'tblit'", "did you mean 'tblite'"]),
+        ({"code": "qqqq"}, ["labels.code", "ase, pyscf, tblite"]),
+        ({"settings": {"metod": 1}}, ["labels.settings.metod", "did you mean 'method'"]),
+        ({"settings": {"method": "GFN3"}}, ["labels.settings.method", "GFN3", "GFN1-xTB"]),
+        ({"settings": {"max_iterations": 0}}, ["labels.settings.max_iterations", "0"]),
+        ({"code": "pyscf", "settings": {"functional": "pbe"}}, ["functional", "allowed", "xc"]),
+        ({"code": "ase"}, ["labels.settings.calculator", "missing"]),
+        ({"code": "ase", "settings": {"calculator": "EMT"}}, ["calculator", "dotted name"]),
+        (
+            {"code": "ase", "settings": {"calculator": "nosuchpackage.Calc"}},
+            ["calculator", "nosuchpackage"],
+        ),
+        ({"code": "ase", "settings": {"calculator": EMT}, "charge": 1}, ["labels.charge"]),
+    ],
+)
+def test_wrong_input_is_one_line(labels: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SpecError) as raised:
+        make_recipe(Labels(**labels))
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_code_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(SpecError, match=r"tblite is not installed; pip install 'dpstream\[lab"):
+        make_recipe(Labels())
+
+
+def test_an_ase_calculators_version_names_its_package() -> None:
+    emt = make_recipe(Labels(code="ase", settings={"calculator": EMT}))
+    assert emt.version == f"ase {metadata.version('ase')}"
+    other = make_recipe(Labels(code="ase", settings={"calculator": "tblite.ase.TBLite"}))
+    assert other.version.startswith(f"tblite {metadata.version('tblite')}")
+
+
+def test_codes_are_registered_under_their_names_with_described_settings() -> None:
+    for name, code in CODES.items():
+        assert code.name == name
+        assert not isinstance(code, FileCode)
+        for setting in code.settings.model_fields.values():
+            assert setting.description
+
+
+def test_what_is_no_first_principles_result_says_so() -> None:
+    assert CODES["tblite"].semi_empirical({})
+    assert not CODES["pyscf"].semi_empirical({})
+    assert CODES["ase"].semi_empirical({"calculator": EMT})
+    assert CODES["pyscf"].method({"xc": "pbe", "basis": "def2-svp"}) == "pbe/def2-svp"
+
+
+def test_cell_widths_are_between_faces() -> None:
+    fcc = 4.05 / 2 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
+    np.testing.assert_allclose(cell_widths(fcc), 4.05 / np.sqrt(3))
+
+
+def test_submitting_imports_no_code() -> None:
+    script = (
+        "import sys\n"
+        "from services.labeler.recipes import make_recipe\n"
+        "from shared.spec import Labels\n"
+        "make_recipe(Labels()), make_recipe(Labels(code='pyscf'))\n"
+        "print([m for m in ('tblite', 'pyscf', 'tensorflow') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

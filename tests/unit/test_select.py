@@ -1,0 +1,244 @@
+"""The select task end to end, on a real store: pool in, event and batches out."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from services.explorer.select import select
+from shared.embedded import Broker, FolderStore, InProcessBus
+from shared.frames import Batch, Frame, canonical, frame_key
+from shared.messages import MAX_BODY, Select, encode
+from shared.spec import Spec
+from shared.values import Condition, Pool, PoolItem, Ref
+from shared.worker import Context
+
+CARBON_HYDROGEN = np.array(
+    [
+        [0, 0, 0],
+        [0.63, 0.63, 0.63],
+        [-0.63, -0.63, 0.63],
+        [-0.63, 0.63, -0.63],
+        [0.63, -0.63, -0.63],
+    ]
+)
+
+
+def spec(**more):
+    return Spec.model_validate(
+        {
+            "name": "c",
+            "type_map": ["C", "H"],
+            "systems": {"methane": {"structures": ["m.xyz"]}},
+            "initial": {"perturb": {}},
+            "stages": [{"name": "s", "systems": ["methane"], "temperatures": [300]}],
+            **more,
+        }
+    )
+
+
+class Descriptors:
+    """A bench that sees atoms as their coordinates; deviations grow with the distance from 0."""
+
+    def descriptors(self, committee, batch, context):
+        return list(batch.positions), list(np.linalg.norm(batch.positions, axis=2))
+
+
+class Workplace:
+    """A store with a spec and pool items in it, and contexts to select in."""
+
+    def __init__(self, folder, **spec_more):
+        self.folder, self.store = folder, FolderStore(folder / "store")
+        self.rng = np.random.default_rng(4)
+        self.items = 0
+        self.spec = self.put("spec.json", spec(**spec_more).model_dump_json().encode())
+
+    def put(self, key, data):
+        self.store.put(key, data)
+        return Ref.to(key, data)
+
+    def frame(self, extra=(), noise=0.02, cell=None):
+        species = ("C", "H", "H", "H", "H", *extra)
+        line = np.array([[4.0 + i, 0.0, 0.0] for i in range(len(extra))]).reshape(-1, 3)
+        positions = np.vstack([CARBON_HYDROGEN, line])
+        positions = positions + self.rng.normal(0, noise, positions.shape)
+        return canonical(Frame(species, positions, cell)).frame
+
+    def item(self, name, frames, deviation=0.2, temperature=300.0, **arrays):
+        n = len(frames)
+        columns = {
+            "devi_f": np.full(n, deviation),
+            "devi_v": np.zeros(n),
+            "time_ps": 0.2 * np.arange(n),
+            **{k: np.array(v) for k, v in arrays.items()},
+        }
+        data = Batch.of(frames, **columns).dumps()
+        self.items += 1
+        ref = self.put(f"pool/{self.items}.npz", data)
+        return PoolItem(
+            frames=ref,
+            count=n,
+            trajectory=name,
+            condition=Condition(system="methane", temperature=temperature),
+            version=3,
+            planned_ps=1.0,
+        )
+
+    def select(self, pool, bench=None, labels=10, audits=0, attempt=1, **more):
+        command = Select(
+            id="1",
+            campaign="c",
+            time=0.0,
+            task="select",
+            attempt=attempt,
+            title="select",
+            max_seconds=60,
+            spec=self.spec,
+            committee=self.spec,
+            version=3,
+            stage=0,
+            seed=7,
+            pool=self.put("pool.json", pool.model_dump_json().encode()),
+            labels=labels,
+            audits=audits,
+            **more,
+        )
+        bus = InProcessBus(Broker())
+        context = Context(self.store, bus, command, self.folder, "w", threading.Event())
+        return select(bench, command, context)
+
+    def frame_of(self, event, chosen):
+        return Batch.loads(self.store.get(event.batches[chosen.batch].uri))[chosen.index]
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Workplace(tmp_path)
+
+
+def test_chosen_frames_are_where_the_event_says_one_batch_per_composition(place):
+    items = [place.item(f"a{i}", [place.frame()] * 1) for i in range(4)]
+    items += [place.item(f"b{i}", [place.frame(("H",))]) for i in range(3)]
+    items += [place.item("p", [place.frame(cell=np.eye(3) * 12)])]
+    event = place.select(Pool(candidates=tuple(items)))
+    assert len(event.labels) == 8
+    assert len(event.batches) == 3
+    for chosen in event.labels:
+        assert frame_key(place.frame_of(event, chosen)) == chosen.key
+    assert event.refused == {}
+
+
+def test_garbage_is_refused_and_counted(place):
+    close = place.frame()
+    close.positions[1] = close.positions[0] + [0.3, 0, 0]
+    tilted = np.array([[12.0, 0, 0], [14.0, 12, 0], [0, 0, 12]])
+    items = [
+        place.item("close", [close]),
+        place.item("tilted", [place.frame(cell=tilted)]),
+        place.item("good", [place.frame()]),
+    ]
+    event = place.select(Pool(candidates=tuple(items)))
+    assert [c.trajectory for c in event.labels] == ["good"]
+    assert event.refused == {"C-H too close": 1, "skewed cell": 1}
+
+
+def test_taken_times_use_up_a_trajectorys_share(place):
+    items = (place.item("a", [place.frame()]), place.item("b", [place.frame()]))
+    event = place.select(Pool(candidates=items, taken={"a": (0.9,)}))
+    assert [c.trajectory for c in event.labels] == ["b"]
+
+
+def test_audits_come_from_the_reservoirs_with_weights_and_never_from_the_labels(place):
+    candidates = tuple(place.item(f"c{i}", [place.frame()]) for i in range(3))
+    reservoirs = tuple(
+        place.item(f"c{i}", [place.frame() for _ in range(5)], weight=[5.0] * 5, failed=[False] * 5)
+        for i in range(8)
+    )
+    event = place.select(Pool(candidates=candidates, reservoirs=reservoirs), audits=6)
+    assert (len(event.labels), len(event.audits)) == (3, 6)
+    assert not {c.key for c in event.labels} & {c.key for c in event.audits}
+    assert len({c.trajectory for c in event.audits}) == 6
+    for chosen in event.audits:
+        # Six of eight trajectories, one of five reservoir frames each, worth five frames.
+        assert chosen.weight == pytest.approx(5.0 * (8 / 6) * 5, rel=1e-4)
+        assert frame_key(place.frame_of(event, chosen)) == chosen.key
+    # Frames left over in a reservoir never asked for a label: they are no refusals.
+    assert event.refused == {}
+
+
+def test_failed_garbage_is_no_audit(place):
+    broken = place.frame()
+    broken.positions[2] = broken.positions[1]
+    item = place.item("a", [broken], weight=[1.0], failed=[True])
+    event = place.select(Pool(reservoirs=(item,)), audits=5)
+    assert event.audits == ()
+    assert event.refused == {"audit: H-H too close": 1}
+
+
+def failing(place):
+    broken = place.frame()
+    broken.positions[2] = broken.positions[1]
+    return [
+        place.item("broken", [broken], 0.4, weight=[1.0], failed=[True]),
+        place.item("worse", [place.frame()], 3.0, weight=[1.0], failed=[True]),
+        place.item("better", [place.frame()], 0.5, weight=[1.0], failed=[True]),
+        place.item("accurate", [place.frame()], 0.01, weight=[9.0], failed=[False]),
+    ]
+
+
+def test_without_candidates_the_least_deviating_sound_failed_frames_are_labelled(place):
+    event = place.select(Pool(reservoirs=tuple(failing(place)), fallback=True), labels=1)
+    assert [c.trajectory for c in event.labels] == ["better"]
+    assert event.refused == {"H-H too close": 1, "over the cap": 1}
+
+
+def test_failed_frames_are_not_labelled_unless_asked_for(place):
+    pool = Pool(reservoirs=tuple(failing(place)))
+    assert place.select(pool).labels == ()
+    candidates = (place.item("candidate", [place.frame()]),)
+    event = place.select(Pool(candidates=candidates, fallback=True), attempt=2)
+    assert [c.trajectory for c in event.labels] == ["candidate"]
+
+
+def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
+    place = Workplace(tmp_path, selection={"policy": "diverse"})
+    frames = [place.frame(noise=0.001) for _ in range(5)]
+    frames[3].positions[1] *= 1.6
+    items = [place.item(f"a{i}", [f], 0.3 if i == 0 else 0.2) for i, f in enumerate(frames)]
+    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=2)
+    assert [c.trajectory for c in event.labels] == ["a0", "a3"]
+
+
+@pytest.mark.parametrize("policy", ["random", "max-deviation", "diverse"])
+def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
+    place = Workplace(tmp_path, selection={"policy": policy})
+    items = [place.item(f"a{i}", [place.frame() for _ in range(3)]) for i in range(12)]
+    first = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=5)
+    again = place.select(Pool(candidates=tuple(items[::-1])), Descriptors(), labels=5, attempt=2)
+    assert first.labels == again.labels
+    assert [b.sha256 for b in first.batches] == [b.sha256 for b in again.batches]
+
+
+def test_200_chosen_frames_fit_into_one_message(place):
+    names = [f"{'x' * 50}-{i:04}" for i in range(220)]
+    candidates = tuple(place.item(n, [place.frame()]) for n in names[:160])
+    reservoirs = tuple(
+        place.item(n, [place.frame()], weight=[3.0], failed=[False]) for n in names[160:]
+    )
+    pool = Pool(candidates=candidates, reservoirs=reservoirs)
+    event = place.select(pool, labels=150, audits=50)
+    assert (len(event.labels), len(event.audits)) == (150, 50)
+    assert len(encode(event)) < MAX_BODY
+
+
+def test_what_one_message_cannot_name_is_left_out_and_counted(place):
+    items = [
+        place.item(f"{'y' * 100}-{i:04}", [place.frame(("H",) * i, noise=0.001)])
+        for i in range(170)
+    ]
+    event = place.select(Pool(candidates=tuple(items)), labels=170)
+    assert 80 < len(event.labels) < 170
+    assert event.refused == {"no room in the message": 170 - len(event.labels)}
+    assert 0.8 * MAX_BODY < len(encode(event)) <= MAX_BODY
+    for chosen in event.labels:
+        assert frame_key(place.frame_of(event, chosen)) == chosen.key

@@ -1,0 +1,199 @@
+"""A campaign is frozen once; the same one again is the same event, another one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from dpstream.inputs import Gathered, gather
+from dpstream.submission import submit
+from services.labeler.recipes import make_recipe
+from shared.errors import SpecError
+from shared.folder_store import FolderStore
+from shared.frames import Batch, Frame, Label, canonical, frame_key, from_ase
+from shared.messages import MAX_BODY, CampaignSubmitted, decode, encode
+from shared.spec import Spec
+from shared.values import Dataset, FrameRef, Recipe, Ref, stable_id
+
+NAME = "a-campaign-with-the-longest-name-that-the-pattern-of-names-takes"[:63]
+
+
+def spec(**sections: Any) -> Spec:
+    document: dict[str, Any] = {
+        "name": NAME,
+        "type_map": ["C", "H"],
+        "systems": {"a": {"structures": ["a.xyz"]}},
+        "initial": {"perturb": {"copies": 4}},
+        "stages": [{"name": "one", "systems": ["a"], "temperatures": [300]}],
+    }
+    return Spec.model_validate({**document, **sections})
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return make_recipe(spec().labels)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+@pytest.fixture
+def gathered(tmp_path: Path) -> Gathered:
+    """Molecules and cells, imported with and without virial, in mixed order."""
+    molecule("CH4").write(tmp_path / "a.xyz")
+    rng = np.random.default_rng(3)
+    atoms = [molecule("CH4"), bulk("C", cubic=True), molecule("CH4"), bulk("C", cubic=True)]
+    labelled = []
+    for number, item in enumerate(atoms):
+        item.rattle(0.05, seed=number)
+        frame = canonical(from_ase(item)).frame
+        virial = None if number < 3 else rng.normal(size=(3, 3))
+        label = Label(float(number), rng.normal(size=(len(item), 3)), virial)
+        labelled.append((frame, label))
+    return replace(gather(spec(), tmp_path), labelled=labelled, test=labelled[:1])
+
+
+def frame_of(store: FolderStore, ref: FrameRef) -> Frame:
+    return Batch.loads(_checked(store, ref.batch))[ref.index]
+
+
+def _checked(store: FolderStore, ref: Ref) -> bytes:
+    data = store.get(ref.uri)
+    assert Ref.to(ref.uri, data) == ref
+    return data
+
+
+def test_every_reference_leads_to_its_frame(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    event = submit(spec(), gathered, recipe, store, 100.0)
+    assert event.id == stable_id("campaign", NAME)
+    assert decode(encode(event)) == event
+    assert Spec.model_validate_json(_checked(store, event.spec)) == spec()
+    assert event.atoms == {"a": 5}
+    for refs, frames in (
+        (event.frames, gathered.initial),
+        (event.systems["a"], gathered.systems["a"]),
+    ):
+        assert [ref.key for ref in refs] == [frame_key(frame) for frame in frames]
+        assert [frame_key(frame_of(store, ref)) for ref in refs] == [ref.key for ref in refs]
+
+
+def test_packs_hold_every_label_once(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    event = submit(spec(), gathered, recipe, store, 100.0)
+    assert event.pack_frames == 4
+    packs = [Batch.loads(_checked(store, ref)) for ref in event.packs]
+    found = {
+        float(pack.arrays["energy"][i]): (pack[i], pack.arrays["forces"][i], pack.arrays)
+        for pack in packs
+        for i in range(len(pack))
+    }
+    for frame, label in gathered.labelled:
+        stored, forces, arrays = found[label.energy]
+        assert frame_key(stored) == frame_key(frame)
+        assert np.array_equal(forces, label.forces)
+        assert ("virial" in arrays) == (label.virial is not None)
+    assert event.test is not None
+    manifest = Dataset.model_validate_json(_checked(store, event.test))
+    assert [len(Batch.loads(_checked(store, ref))) for ref in manifest.packs] == [1]
+
+
+def test_again_is_the_same_event_and_writes_nothing(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    first = submit(spec(), gathered, recipe, store, 100.0)
+    before = list(store.list(""))
+    assert encode(submit(spec(), gathered, recipe, store, 999.0)) == encode(first)
+    assert list(store.list("")) == before
+
+
+def test_a_submission_cut_short_is_completed(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    first = submit(spec(), gathered, recipe, store, 100.0)
+    store.delete(f"campaigns/{NAME}/submitted.json")
+    store.delete(first.frames[0].batch.uri)
+    assert submit(spec(), gathered, recipe, store, 100.0) == first
+    assert frame_of(store, first.frames[0]).formula == "C1H4"
+
+
+CHANGES: list[tuple[Mapping[str, Any], str]] = [
+    ({"seed": 2}, "seed (1 → 2)"),
+    (
+        {"md": {"timestep": 0.002}},
+        "md.timestep (0.001 → 0.002), stages.0.md.timestep (0.001 → 0.002)",
+    ),
+    ({"trust": {"low": 0.2, "high": 0.3}}, "trust.low (0.1 → 0.2)"),
+    ({"type_map": ["H", "C"]}, 'type_map (["C", "H"] → ["H", "C"])'),
+    ({"training": {"input": {"loss": {"start_pref_f": 1}}}}, "training.input.loss.start_pref_f"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES)
+def test_another_spec_of_the_same_name_is_refused(
+    gathered: Gathered, recipe: Recipe, store: FolderStore, change: Mapping[str, Any], named: str
+) -> None:
+    submit(spec(), gathered, recipe, store, 100.0)
+    with pytest.raises(SpecError) as caught:
+        submit(spec(**change), gathered, recipe, store, 100.0)
+    text = str(caught.value)
+    assert text.startswith(f"campaign {NAME} exists with another spec: changed keys: ")
+    assert named in text
+    assert text.endswith("; use another name")
+
+
+def test_other_inputs_of_the_same_name_are_refused(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    submit(spec(), gathered, recipe, store, 100.0)
+    moved = canonical(Frame(("C",), np.ones((1, 3)))).frame
+    for other, named in (
+        (replace(gathered, systems={"a": [moved]}), "the structures of systems changed"),
+        (replace(gathered, initial=gathered.initial[1:]), "the initial frames changed"),
+        (replace(gathered, labelled=gathered.labelled[1:]), "initial.data changed"),
+        (replace(gathered, test=[]), "verification.data changed"),
+    ):
+        with pytest.raises(SpecError, match=named):
+            submit(spec(), other, recipe, store, 100.0)
+    newer = recipe.model_copy(update={"version": "99"})
+    with pytest.raises(SpecError, match=r"the labeling recipe changed \(tblite .* → tblite 99 "):
+        submit(spec(), gathered, newer, store, 100.0)
+
+
+def test_a_spec_written_before_a_key_existed_is_the_same(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    first = submit(spec(), gathered, recipe, store, 100.0)
+    body = store.get(first.spec.uri).replace(b'"max_attempts":3,', b"")
+    assert body != store.get(first.spec.uri)
+    store.put(first.spec.uri, body)
+    store.delete(f"campaigns/{NAME}/submitted.json")
+    assert submit(spec(), gathered, recipe, store, 100.0).spec == Ref.to(first.spec.uri, body)
+
+
+def many(count: int) -> Gathered:
+    frames = [Frame(("C",) * (1 + i), 2.0 * np.eye(3)[np.zeros(1 + i, int)]) for i in range(count)]
+    return Gathered({"a": frames[:1]}, frames[1:], [], [], [])
+
+
+def test_as_many_frames_as_gather_lets_through_fit_in_the_message(
+    recipe: Recipe, store: FolderStore
+) -> None:
+    event = submit(spec(), many(150), recipe, store, 100.0)
+    assert isinstance(event, CampaignSubmitted)
+    assert MAX_BODY // 2 < len(encode(event)) <= MAX_BODY
+
+
+def test_more_are_refused_with_a_remedy(recipe: Recipe, store: FolderStore) -> None:
+    with pytest.raises(SpecError, match=r"too many structures for one campaign .* list fewer"):
+        submit(spec(), many(400), recipe, store, 100.0)

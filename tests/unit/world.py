@@ -1,0 +1,298 @@
+"""A world without engines: answers every command at once, the same way every time, so that the
+policy can be driven to the end of a campaign under any order of deliveries."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from services.coordinator.state import State
+from shared import messages as m
+from shared.spec import Spec
+from shared.values import (
+    Accepted,
+    Chosen,
+    Counts,
+    FrameRef,
+    Pool,
+    PoolItem,
+    Recipe,
+    Ref,
+    Rejected,
+    Rmse,
+    stable_id,
+)
+
+CHECKS = 10
+RECIPE = Recipe(code="tblite", version="1", settings={}, charge=0, multiplicity=1)
+
+
+def spec(**changes: Any) -> Spec:
+    data: dict[str, Any] = {
+        "name": "world",
+        "mode": "lockstep",
+        "type_map": ["H", "C"],
+        "systems": {"methane": {"structures": ["x"]}},
+        "initial": {"perturb": {"copies": 6}},
+        "training": {"members": 3},
+        "md": {"steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
+        "trust": {"low": 0.1, "high": 0.3},
+        "stages": [
+            {"name": "cold", "systems": ["methane"], "temperatures": [50.0, 100.0]},
+            {"name": "hot", "systems": ["methane"], "temperatures": [300.0]},
+        ],
+        "selection": {"per_round": 4, "select_every": 2},
+        "labels": {"bundle": 3},
+        "audit": {"per_round": 3, "min_frames": 4, "min_trajectories": 2},
+        "convergence": {"rounds": 1},
+        "streaming": {"retrain_after": 3},
+        "verification": {
+            "reference_md": {"system": "methane", "trajectories": 2},
+        },
+    }
+    return Spec.model_validate(data | changes)
+
+
+def key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def ref(name: str) -> Ref:
+    return Ref.to(f"objects/{name}", name.encode())
+
+
+def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
+    start = FrameRef(batch=ref("start"), index=0, key=key("start"))
+    return m.CampaignSubmitted(
+        id=stable_id("campaign", of.name),
+        campaign=of.name,
+        time=1.0,
+        spec=ref("spec"),
+        frames=tuple(
+            FrameRef(batch=ref("initial"), index=i, key=key("initial", i)) for i in range(frames)
+        ),
+        systems={name: (start,) for name in of.systems},
+        atoms=dict.fromkeys(of.systems, 5),
+        recipe=RECIPE,
+    )
+
+
+class World:
+    """Answers commands. `ripe`: the committee version from which on all frames are accurate."""
+
+    def __init__(self, ripe: int = 3, reject: Callable[[str], bool] = lambda key: False) -> None:
+        self.ripe, self.reject = ripe, reject
+        self.manifests: dict[str, str] = {}
+        self.labelled: list[str] = []
+
+    def learn(self, decision: m.Message) -> None:
+        """What a decision leaves in the store."""
+        if isinstance(decision, m.ManifestFrozen):
+            self.manifests[decision.manifest.uri] = decision.body
+
+    def answer(self, command: Any) -> list[m.Message]:
+        """The claim and the results of one command."""
+        claimed = m.TaskClaimed(**self._envelope(command, "claim"), worker="w")
+        results: list[m.Message] = getattr(self, f"_{type(command).__name__.lower()}")(command)
+        return [claimed, *results]
+
+    @staticmethod
+    def _envelope(command: Any, what: object = "result") -> dict[str, Any]:
+        return {
+            "id": stable_id(command.task, command.attempt, what),
+            "campaign": command.campaign,
+            "time": 2.0,
+            "task": command.task,
+            "attempt": command.attempt,
+        }
+
+    def _train(self, command: m.Train) -> list[m.Message]:
+        rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
+        model = ref(f"model-{command.version}-{command.member}")
+        return [
+            m.MemberTrained(
+                **self._envelope(command),
+                version=command.version,
+                member=command.member,
+                steps=command.steps,
+                model=model,
+                frozen=model,
+                compressed=False,
+                checkpoint=model,
+                lcurve=model,
+                train=rmse,
+                audit=rmse if command.audit else None,
+                test=rmse if command.test else None,
+            )
+        ]
+
+    def _explore(self, command: m.Explore) -> list[m.Message]:
+        accurate = command.version >= self.ripe + 2 * command.stage
+        chunks = 1 if command.pinned else 2
+        each = CHECKS // chunks
+        return [
+            self._chunk(command, number, each, accurate, last=number == chunks - 1)
+            for number in range(chunks)
+        ]
+
+    def _chunk(
+        self, command: m.Explore, number: int, checks: int, accurate: bool, last: bool
+    ) -> m.Message:
+        found = 0 if accurate else 2
+        item = PoolItem(
+            frames=ref(f"{command.trajectory}-{command.version}-{number}"),
+            count=found,
+            trajectory=command.trajectory,
+            condition=command.condition,
+            version=command.version,
+            planned_ps=0.1,
+        )
+        reservoir = item.model_copy(
+            update={"frames": ref(f"reservoir-{command.trajectory}"), "count": 3}
+        )
+        return m.ChunkExplored(
+            **self._envelope(command, number),
+            version=command.version,
+            chunk=number,
+            last=last,
+            counts=Counts(accurate=checks - found, candidate=found),
+            candidates=item if found else None,
+            reservoir=reservoir if last else None,
+            histogram=(checks,),
+        )
+
+    def _judge(self, command: m.Judge) -> list[m.Message]:
+        accurate = command.version >= self.ripe
+        pool = () if accurate else command.pool
+        return [
+            m.FramesJudged(
+                **self._envelope(command),
+                version=command.version,
+                pool=tuple(i.model_copy(update={"version": command.version}) for i in pool),
+                counts=Counts(),
+                accurate=tuple(f.key for f in command.frames) if accurate else (),
+            )
+        ]
+
+    def _select(self, command: m.Select) -> list[m.Message]:
+        pool = Pool.model_validate_json(self.manifests[command.pool.uri])
+        labels = [self._pick(i, n, "candidate") for i in pool.candidates for n in range(i.count)]
+        audits = [self._pick(i, n, "reservoir") for i in pool.reservoirs for n in range(i.count)]
+        return [
+            m.CandidatesSelected(
+                **self._envelope(command),
+                version=command.version,
+                stage=command.stage,
+                batches=(ref(f"chosen-{command.task}"),),
+                labels=tuple(sorted(labels, key=lambda c: c.key)[: command.labels]),
+                audits=tuple(sorted(audits, key=lambda c: c.key)[: command.audits]),
+            )
+        ]
+
+    @staticmethod
+    def _pick(item: PoolItem, number: int, why: str) -> Chosen:
+        return Chosen(
+            batch=0,
+            index=number,
+            key=key(item.frames.uri, number),
+            trajectory=item.trajectory,
+            version=item.version,
+            time_ps=0.01 * number,
+            deviation=0.2,
+            reason=why,
+        )
+
+    def _label(self, command: m.Label) -> list[m.Message]:
+        accepted, rejected = [], []
+        for frame in command.frames:
+            self.labelled.append(frame.key)
+            if self.reject(frame.key):
+                rejected.append(Rejected(key=frame.key, rule="not-converged", detail="no"))
+            else:
+                accepted.append(
+                    Accepted(
+                        key=frame.key,
+                        label=ref(f"label-{frame.key}"),
+                        reused=False,
+                        max_force=1.0,
+                        seconds=0.1,
+                    )
+                )
+        return [
+            m.LabelsDone(
+                **self._envelope(command), accepted=tuple(accepted), rejected=tuple(rejected)
+            )
+        ]
+
+    def _reference(self, command: m.Reference) -> list[m.Message]:
+        return [
+            m.ReferenceDone(
+                **self._envelope(command),
+                trajectory=command.trajectory,
+                pack=ref(f"reference-{command.trajectory}"),
+                frames=5,
+            )
+        ]
+
+    def _audit(self, command: m.Audit) -> list[m.Message]:
+        error = 0.05 if command.version >= self.ripe else 0.5
+        return [
+            m.AuditDone(
+                **self._envelope(command),
+                version=command.version,
+                stage=command.stage,
+                frames=4,
+                trajectories=3,
+                force=error,
+                force_upper=error * 1.2,
+                exceed=0.0,
+                exceed_upper=0.1,
+                deviation_over_error=0.5,
+                pairs=ref("pairs"),
+            )
+        ]
+
+    def _verify(self, command: m.Verify) -> list[m.Message]:
+        rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
+        return [
+            m.Verified(
+                **self._envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse
+            )
+        ]
+
+
+def run(
+    world: World,
+    of: Spec,
+    deliver: Callable[[list[m.Message]], m.Message],
+    decide: Callable[[State, m.Message], tuple[State, tuple[m.Message, ...]]],
+    steps: int = 20_000,
+) -> tuple[State, list[tuple[m.Message, tuple[m.Message, ...]]]]:
+    """Drive a campaign to its end. `deliver` takes the next event out of those under way (it may
+    leave a copy behind). Returns the state and the ledger."""
+    state, ledger = State(spec=of), []
+    under_way: list[m.Message] = [submission(of)]
+    for _ in range(steps):
+        if not under_way:
+            break
+        event = deliver(under_way)
+        after, decided = decide(state, event)
+        if after is not state:
+            ledger.append((event, decided))
+        state = after
+        for decision in decided:
+            world.learn(decision)
+            if isinstance(decision, m.Command):
+                under_way += world.answer(decision)
+            if isinstance(decision, m.TaskCancelled):
+                under_way.append(
+                    m.TaskRevoked(
+                        id=stable_id("revoked", decision.task),
+                        campaign=of.name,
+                        time=2.0,
+                        task=decision.task,
+                        attempt=decision.attempt,
+                    )
+                )
+    return state, ledger
