@@ -52,7 +52,7 @@ def _read_pattern(
                 f"{key}: {path}: cannot be read as a labelled set: {one_line(error)}"
             ) from error
         if not items:
-            raise SpecError(f"{key}: {path}: holds no labelled frame with energy and forces")
+            raise SpecError(f"{key}: {path}: holds no converged frame with energy and forces")
         yield from items
 
 

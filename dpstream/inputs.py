@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -53,18 +54,27 @@ def gather(spec: Spec, folder: Path) -> Gathered:
     """
     check_training(spec)
     systems = {name: _starting_structures(spec, name, folder) for name in spec.systems}
-    labelled = read_labelled(spec.initial.data, folder, spec.type_map, "initial.data")
-    test = read_labelled(spec.verification.data, folder, spec.type_map, "verification.data")
+    labelled, test, said = _labelled_sets(spec, folder)
     _check_computable(spec, systems, labelled + test)
     spec = _expanded(spec, systems)
     _check_barostat(spec, systems)
     _check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     initial = _perturbed(spec, systems)
-    warnings = [*_warnings(spec, systems, labelled)]
+    warnings = [*said, *_warnings(spec, systems, labelled)]
     systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
     _check_budget(spec, len(initial))
     return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings)
+
+
+def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
+    """Training and held-out data, and what their readers warned of (frames left out…)."""
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        labelled = read_labelled(spec.initial.data, folder, spec.type_map, "initial.data")
+        test = read_labelled(spec.verification.data, folder, spec.type_map, "verification.data")
+    said = [f"labelled sets: {w.message}" for w in caught if w.category is UserWarning]
+    return labelled, test, list(dict.fromkeys(said))
 
 
 def _pairs(items: Sequence[Imported]) -> list[tuple[Frame, Label]]:

@@ -24,7 +24,6 @@ import services.trainer.handlers as trainer
 from services.coordinator.service import Coordinator, Desk
 from services.coordinator.state import State
 from shared.embedded import FolderStore, InProcessBus
-from shared.engine import Engine
 from shared.errors import SpecError
 from shared.messages import CampaignResumed, CampaignSubmitted, encode, topic_of
 from shared.ports import Outgoing
@@ -116,7 +115,7 @@ def _service(service: str, scratch: Path, code: str) -> tuple[str, Mapping[Any, 
     return (
         f"label.{code}",
         labeler.HANDLERS,
-        labeler.Bench(Engine("services.labeler.engine", scratch / "engine")),
+        labeler.Bench(scratch),
     )
 
 

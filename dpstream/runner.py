@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from dpstream.export import export
 from dpstream.inputs import Gathered
 from dpstream.local import LocalCluster, is_over, sole_runner
 from dpstream.submission import submit
-from dpstream.view import errors_line, headline, labels_line, screen, shares
+from dpstream.view import facts, headline, screen
 from services.coordinator.service import Desk
 from shared.embedded import FolderStore
 from shared.spec import Spec
@@ -34,8 +35,9 @@ def run_campaign(
 ) -> int:
     """Run to the end, or to Ctrl-C. Exit status: 0 converged, 1 not converged or paused, 130
     interrupted (everything finished is kept; run again to go on)."""
+    store = FolderStore(root)
     with sole_runner(root, spec.name):
-        submitted = submit(spec, gathered, recipe, FolderStore(root), time.time())
+        submitted = submit(spec, gathered, recipe, store, time.time())
         cluster = LocalCluster(root, workers)
         interrupted = _signals()
         desk = cluster.start(submitted)
@@ -43,12 +45,16 @@ def run_campaign(
             _watch(cluster, desk, interrupted, console)
         finally:
             cluster.stop()
-    if cluster.errors:
-        raise cluster.errors[0]
-    state = desk.state
-    console.print(headline(state))
-    if state.finished is None:
-        return 130 if state.paused is None else 1
+        if cluster.errors:
+            raise cluster.errors[0]
+        state = desk.state
+        console.print(f"{spec.name}: {headline(state)}", soft_wrap=True, markup=False)
+        if state.finished is None:
+            again = "everything finished is kept; the same command goes on from here"
+            console.print(again, soft_wrap=True)
+            return 130 if state.paused is None else 1
+        for line in export(store, spec.name, root / spec.name):
+            console.print(line, soft_wrap=True, markup=False)
     return 0 if state.finished.verdict == "converged" else 1
 
 
@@ -73,21 +79,16 @@ def _watch(
         return
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while going_on():
-            live.update(screen(desk.state, desk.progress, 0, time.monotonic() - started))
+            live.update(screen(desk.state, desk.progress, time.monotonic() - started))
 
 
 def _log(desk: Desk, going_on: Callable[[], bool], console: Console, started: float) -> None:
     """The same facts as plain lines, each said when it changes."""
     said: dict[str, str] = {}
     while going_on():
-        state = desk.state
-        facts = {
-            "": headline(state),
-            "frames": shares(state),
-            "labels": labels_line(state, 0),
-            "errors": errors_line(state),
-        }
-        for name, fact in facts.items():
+        news = {"campaign": headline(desk.state), **facts(desk.state)}
+        for name, fact in news.items():
             if said.get(name) != fact:
                 said[name] = fact
-                console.print(f"{time.monotonic() - started:7.1f} s  {name} {fact}", soft_wrap=True)
+                clock = f"{time.monotonic() - started:7.1f} s"
+                console.print(f"{clock}  {name}: {fact}", soft_wrap=True, markup=False)

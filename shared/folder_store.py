@@ -206,7 +206,7 @@ def _reading(key: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise NotFound(f"no object {key!r}") from error
     except OSError as error:
-        raise StoreError(f"{key}: {error.strerror}") from error
+        raise StoreError(f"{key}: {error.strerror} ({error.filename})") from error
 
 
 @contextmanager

@@ -154,6 +154,9 @@ def canonical(frame: Frame) -> Canonical:
 
     Raises ValueError for a left-handed or flat cell and for coordinates that are no numbers.
     """
+    for array in (frame.positions, frame.cell):
+        if array is not None:
+            _refuse_wild(array)
     order = np.array(
         sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
     )
@@ -179,10 +182,14 @@ def frame_key(frame: Frame) -> str:
 
 
 def _on_grid(values: Floats) -> Ints:
-    if not np.all(np.abs(values) < FARTHEST):  # true of NaN too
-        raise ValueError("coordinates must be finite, and within 1e8 Å")
+    _refuse_wild(values)
     grid: Ints = np.rint(values / GRID).astype(np.int64)
     return grid
+
+
+def _refuse_wild(values: Floats) -> None:
+    if not np.all(np.abs(values) < FARTHEST):  # NaN too is not less
+        raise ValueError("coordinates must be finite, and within 1e8 Å")
 
 
 def _to_floats(grid: Ints) -> Floats:
@@ -207,6 +214,7 @@ def _to_lower_triangular(cell: Floats) -> Floats:
 
 
 def _wrap(positions: Ints, cell: Ints) -> Ints:
+    """Into the brick between 0 and the cell's diagonal: one image of each atom lies in it."""
     wrapped: Ints = positions.copy()
     for axis in (2, 1, 0):
         images = wrapped[:, axis] // cell[axis, axis]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.messages import Command, Explore, Label, Train, encode, queue_of
+from shared.messages import Command, Explore, Label, Reference, Train, encode, queue_of
 from shared.ports import Bus, Outgoing
 
 MINIMUM = 20
 """Tasks in flight per queue, at the least."""
-RANK = {Label: 1, Train: 1, Explore: 2}
+RANK = {Label: 1, Train: 1, Explore: 2, Reference: 2}
 """Short tasks that others wait for (select, judge, audit, verify) go first."""
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from typing import Any
 
-from services.coordinator.state import State, evolve
+from services.coordinator.evolve import evolve
+from services.coordinator.state import State
 from shared.errors import Fenced, NotFound
 from shared.messages import ADAPTER, CampaignSubmitted, Message
 from shared.ports import Store

@@ -17,9 +17,10 @@ import structlog
 from pydantic import ValidationError
 
 from services.coordinator.backlog import Backlog
+from services.coordinator.evolve import evolve
 from services.coordinator.ledger import Entry, Ledger, Segment
 from services.coordinator.policy import decide
-from services.coordinator.state import State, evolve
+from services.coordinator.state import State
 from shared import messages as m
 from shared.errors import Fenced, NotFound
 from shared.ports import Bus, Delivery, Outgoing, Store

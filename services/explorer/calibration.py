@@ -1,4 +1,4 @@
-"""`auto` trust levels: from the practical guide at first, then from pairs of deviation and error.
+"""`auto` trust levels, once there are pairs of deviation and true error.
 
 A pair is (ε, ε̂): the committee's max force deviation of a frame, and the max-atom error of the same
 committee on it, before it trained on that frame's label. Both levels are the point where the
@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from shared.frames import Floats
 
-START = (0.2, 0.5)
-"""`low` and `high` over the RMS force of the stage's labels, before there are pairs."""
 MIN_PAIRS = 30
 EXCEED = 0.05
 """Below `low` the error is above the target in at most this share of frames."""
@@ -31,11 +29,6 @@ STEP = 2.0
 
 Levels = tuple[float, float]
 Bools = npt.NDArray[np.bool_]
-
-
-def starting_levels(rms_force: float) -> Levels:
-    """(low, high) in eV/Å from the RMS force of the stage's labels in eV/Å."""
-    return START[0] * rms_force, START[1] * rms_force
 
 
 def calibrate(

@@ -36,8 +36,17 @@ def pack(folder: Path, backend: Backend, step: int) -> bytes:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in _files(folder, backend.checkpoint(step)):
             entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), EPOCH)
-            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
+            data = path.read_bytes()
+            if path.name == LCURVE:
+                data = _curve_until(data, step)
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED, 1)
     return out.getvalue()
+
+
+def _curve_until(curve: bytes, step: int) -> bytes:
+    """The loss curve up to `step`: the training may have gone on since the checkpoint."""
+    lines = curve.splitlines(keepends=True)
+    return b"".join(line for line in lines if line[:1] == b"#" or int(line.split()[0]) <= step)
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:

@@ -69,6 +69,7 @@ def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
         _dp(freeze_line(chosen, checkpoint, model))
         return
     tf_freeze(checkpoint_folder=checkpoint, output=model, node_names=None)
+    _same_bytes(Path(model))
 
 
 def compress(folder: str, backend: str, frozen: str, model: str) -> None:
@@ -91,6 +92,14 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
         log_level=logging.WARNING,
         log_path=None,
     )
+    _same_bytes(Path(model))
+
+
+def _same_bytes(model: Path) -> None:
+    """Write a TensorFlow model again so that the same model has the same bytes: protobuf puts the
+    entries of its maps in an order that differs from one writing to the next."""
+    graph = tf.GraphDef.FromString(model.read_bytes())
+    model.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,20 +16,34 @@ import pytest
 from shared.engine import PINNED
 
 
+SCRIPT = Path(__file__).with_name("tiny_training.py")
+
+
 @pytest.fixture(scope="session")
-def tiny_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `tiny_training.py` filled."""
-    folder = tmp_path_factory.mktemp("committees")
-    script = Path(__file__).with_name("tiny_training.py")
+def tiny_training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `tiny_training.py` filled; kept in pytest's cache (`--cache-clear` empties
+    it) under the digest of the script and the version of DeePMD-kit."""
+    recipe = SCRIPT.read_bytes() + version("deepmd-kit").encode()
+    name = f"committees-{hashlib.sha256(recipe).hexdigest()[:12]}"
+    kept = request.config.cache.mkdir(name) / "trained"
+    if not kept.exists():
+        fresh = tmp_path_factory.mktemp("committees")
+        _train(fresh)
+        with contextlib.suppress(OSError):  # another session was faster
+            Path(shutil.copytree(fresh, kept.with_name(fresh.name))).replace(kept)
+    return kept
+
+
+def _train(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
+        [sys.executable, str(SCRIPT), str(folder)],
         env=os.environ | dict.fromkeys(PINNED, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 def _models(folder: Path, name: str) -> list[Path]:

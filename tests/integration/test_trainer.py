@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,11 @@ class World:
         return path
 
 
-def spec_of(mode: str = "lockstep", **training: Any) -> Spec:
+def spec_of(mode: str = "lockstep", type_map: Sequence[str] = ("H", "C"), **training: Any) -> Spec:
     document = {
         "name": "t",
         "mode": mode,
-        "type_map": ["H", "C"],
+        "type_map": type_map,
         "systems": {"methane": {"structures": ["CH4.xyz"]}},
         "initial": {"perturb": {"copies": 4}},
         "stages": [{"name": "s", "systems": ["methane"], "temperatures": [300]}],
@@ -153,6 +154,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def trained(world: World) -> MemberTrained:
     return world.train(steps=400, test=world.test, audit=world.test)
+
+
+@pytest.fixture(scope="module")
+def short(world: World) -> MemberTrained:
+    return world.train({"compress": False}, steps=40)
 
 
 def evaluate_elsewhere(models: list[Path], world: World, manifest: Ref) -> list[dict[str, float]]:
@@ -196,19 +202,14 @@ def test_the_loss_curve_is_kept(world: World, trained: MemberTrained) -> None:
     assert int(lines[-1].split()[0]) == 400
 
 
-def test_same_command_same_weights_to_the_bit(world: World) -> None:
-    """In two engines, so that nothing hangs on the process; another seed gives another model."""
-    first = world.train({"compress": False}, steps=40)
-    again = world.train({"compress": False}, steps=40)
+def test_same_command_same_model_to_the_bit(world: World, short: MemberTrained) -> None:
+    """In another process too, which hashes its strings in another order; not with another seed."""
     world.bench.close()
-    elsewhere = world.train({"compress": False}, steps=40)
+    again = world.train({"compress": False}, steps=40)
     other = world.train({"compress": False}, steps=40, seed=12)
-    assert first.train == again.train == elsewhere.train
-    assert other.train.force != first.train.force
-    weights = [weights_of(world, result) for result in (first, again, elsewhere, other)]
-    assert weights[0] == weights[1] == weights[2]
-    assert weights[3] != weights[0]
-    assert first.frozen.sha256 == again.frozen.sha256
+    assert again.frozen.sha256 == short.frozen.sha256 != other.frozen.sha256
+    assert again.train == short.train != other.train
+    assert weights_of(world, again) == weights_of(world, short) != weights_of(world, other)
 
 
 def weights_of(world: World, result: MemberTrained) -> bytes:
@@ -235,7 +236,7 @@ def test_checkpoints_are_announced_and_gone_on_from(world: World) -> None:
     settings = {"mode": "streaming", "checkpoint_steps": 1000}
     result = world.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
     steps = curve(world, result)
-    assert steps[-1] == step + 200
+    assert step + 190 < steps[-1] <= step + 200
     assert steps == sorted(steps)
     assert any(s <= step for s in steps)
     assert result.train.force < result.train.rms_force
@@ -255,20 +256,20 @@ def curve(world: World, result: MemberTrained) -> list[int]:
     return [int(line.split()[0]) for line in lines if not line.startswith("#")]
 
 
-def test_lockstep_starts_over_and_announces_nothing(world: World, trained: MemberTrained) -> None:
+def test_lockstep_starts_over_and_announces_nothing(world: World, short: MemberTrained) -> None:
     world.saved()
     settings = {"checkpoint_steps": 10, "compress": False}
-    plain = world.train(settings, steps=60)
-    resumed = world.train(settings, steps=60, resume=trained.checkpoint)
-    assert resumed.train == plain.train
+    resumed = world.train(settings, steps=40, resume=short.checkpoint)
+    assert resumed.frozen.sha256 == short.frozen.sha256
     assert world.saved() == []
 
 
-def test_warm_start_begins_with_the_weights(world: World, trained: MemberTrained) -> None:
+def test_warm_start_begins_with_the_weights(
+    world: World, trained: MemberTrained, short: MemberTrained
+) -> None:
     warm = world.train({"compress": False}, steps=20, start=trained.checkpoint)
-    cold = world.train({"compress": False}, steps=20)
     assert warm.train.force < 1.5 * trained.train.force
-    assert cold.train.force > 3 * warm.train.force
+    assert short.train.force > 3 * warm.train.force
 
 
 def test_descriptor_that_cannot_be_compressed_stays_frozen(world: World) -> None:
@@ -294,10 +295,9 @@ def test_periodic_virials_are_learned_and_measured(world: World) -> None:
         label = Label(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
         loose.append(world.label(frame, label))
     manifest = world.manifest(9, labels=loose)
-    spec = spec_of(input={"loss": {"start_pref_v": 1.0, "limit_pref_v": 1.0}}, compress=False)
-    body = spec.model_copy(update={"type_map": ("Cu",)}).model_dump_json().encode()
-    ref = world.put("campaigns/t/specs/copper.json", body)
-    result = world.train(dataset=manifest, spec=ref, steps=200)
+    loss = {"start_pref_f": 10.0, "start_pref_v": 100.0, "limit_pref_v": 100.0}
+    settings = {"input": {"loss": loss}, "compress": False, "type_map": ["Cu"]}
+    result = world.train(settings, dataset=manifest, steps=100)
     assert result.train.virial is not None
     rms_virial = np.sqrt(np.mean([(v / 4) ** 2 for v in virials(world, manifest)]))
     assert result.train.virial < 0.5 * rms_virial
@@ -321,36 +321,9 @@ def test_element_outside_the_type_map_is_permanent(world: World) -> None:
 
 
 def test_missing_backend_is_permanent_and_names_the_package(world: World) -> None:
-    pytest.importorskip("deepmd")
     with pytest.raises(EngineError, match=r"pip install 'deepmd-kit\[jax\]'") as caught:
         world.bench.engine.call("train", {"folder": str(world.root), "backend": "jax"})
     assert caught.value.kind == "MissingBackend"
-
-
-def test_engine_killed_in_the_middle_is_a_crash(world: World) -> None:
-    command = world.command({"mode": "streaming", "checkpoint_steps": 50}, steps=100_000)
-    context = world.context(command)
-    killer = threading.Thread(target=kill_after_checkpoint, args=(world, context))
-    killer.start()
-    with pytest.raises(EngineCrashed):
-        HANDLERS[Train](world.bench, command, context)
-    killer.join()
-    assert world.train({"compress": False}, steps=5).steps == 5
-
-
-def kill_after_checkpoint(world: World, context: Context) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if (context.scratch / "lcurve.out").exists():
-            break
-        time.sleep(0.05)
-    assert world.bench.engine.pid is not None
-    os.kill(world.bench.engine.pid, 9)
-
-
-def test_time_limit_ends_the_training(world: World) -> None:
-    with pytest.raises(EngineCrashed, match="time limit"):
-        world.train(steps=100_000, max_seconds=8.0)
 
 
 def test_defaults_pass_deepmds_own_check(world: World) -> None:
@@ -369,3 +342,27 @@ def test_defaults_pass_deepmds_own_check(world: World) -> None:
     line = [sys.executable, "-c", script]
     done = subprocess.run(line, input=json.dumps(documents), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_engine_killed_in_the_middle_is_a_crash(world: World) -> None:
+    command = world.command({}, steps=100_000)
+    context = world.context(command)
+    killer = threading.Thread(target=kill_while_training, args=(world, context))
+    killer.start()
+    with pytest.raises(EngineCrashed):
+        HANDLERS[Train](world.bench, command, context)
+    killer.join()
+    assert world.train({"compress": False}, steps=5).steps == 5
+
+
+def kill_while_training(world: World, context: Context) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (context.scratch / "lcurve.out").exists():
+        time.sleep(0.05)
+    assert world.bench.engine.pid is not None
+    os.kill(world.bench.engine.pid, signal.SIGKILL)
+
+
+def test_time_limit_ends_the_training(world: World) -> None:
+    with pytest.raises(EngineCrashed, match="time limit"):
+        world.train(steps=100_000, max_seconds=3.0)

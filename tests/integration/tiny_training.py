@@ -98,8 +98,7 @@ def training_input(system: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def train_and_freeze(folder: Path, system: Path, seed: int) -> None:
-    from deepmd.tf.entrypoints.freeze import freeze
+def train_member(folder: Path, system: Path, seed: int) -> None:
     from deepmd.tf.entrypoints.train import train
 
     folder.mkdir()
@@ -116,11 +115,17 @@ def train_and_freeze(folder: Path, system: Path, seed: int) -> None:
         log_path=None,
         skip_neighbor_stat=True,
     )
-    in_fork(lambda: freeze(checkpoint_folder=".", output="frozen.pb"))
+
+
+def freeze_member(folder: Path) -> None:
+    from deepmd.tf.entrypoints.freeze import freeze
+
+    os.chdir(folder)
+    freeze(checkpoint_folder=".", output="frozen.pb")
 
 
 def in_fork(work: Callable[[], Any]) -> None:
-    """TensorFlow starts clean in each fork; sys.exit with what went wrong there."""
+    """TensorFlow starts clean in each fork, if nothing ran it before; exits if `work` raises."""
     child = os.fork()
     if child == 0:
         try:
@@ -142,7 +147,8 @@ def main(root: Path) -> None:
     for name, members in MEMBERS.items():
         for member in range(members):
             folder = root / f"{name}-{member}"
-            in_fork(lambda f=folder, n=name, m=member: train_and_freeze(f, root / n, m + 1))
+            in_fork(lambda f=folder, n=name, m=member: train_member(f, root / n, m + 1))
+            in_fork(lambda f=folder: freeze_member(f))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.explorer.calibration import calibrate, starting_levels
+from services.explorer.calibration import calibrate
 
 TARGET = 0.2
 
@@ -22,10 +22,6 @@ def settle(eps, eps_hat, current, weights=None, versions=8):
         low, high, _ = calibrate(eps, eps_hat, weights, TARGET, current)
         current = (low, high)
     return current
-
-
-def test_levels_start_from_the_rms_force():
-    assert starting_levels(1.5) == pytest.approx((0.3, 0.75))
 
 
 def test_a_calibrated_committee_gets_the_levels_its_ratio_implies():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -344,7 +345,7 @@ def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> N
     with pytest.raises(SpecError, match=r"initial\.data: no file matches 'gone'"):
         read(tmp_path, "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SpecError, match="empty: holds no labelled frame"):
+    with pytest.raises(SpecError, match="empty: holds no converged frame"):
         read(tmp_path, "empty")
 
 
@@ -352,6 +353,25 @@ def test_garbage_named_outcar(tmp_path: Path) -> None:
     (tmp_path / "OUTCAR").write_text("not from VASP\n")
     with pytest.raises(SpecError, match="OUTCAR"):
         read(tmp_path, "OUTCAR")
+
+
+def test_what_a_reader_warns_of_is_a_warning_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dpdata leaves unconverged steps of an OUTCAR out and says so by a Python warning."""
+    atoms = labelled(copper())
+    ase.io.write(tmp_path / "set.extxyz", atoms)
+    atoms.write(tmp_path / "a.extxyz")
+
+    def reading(path: Path, index: str) -> list[Atoms]:
+        warnings.warn("structures were unconverged: [2]", UserWarning, stacklevel=2)
+        return [atoms]
+
+    wanted = spec(["Al", "Cu"], initial={"data": ["set.extxyz"]}, labels={"force": True})
+    with monkeypatch.context() as patched:
+        patched.setattr(ase.io, "read", reading)
+        said = gather(wanted, tmp_path).warnings
+    assert said[0] == "labelled sets: structures were unconverged: [2]"
 
 
 def test_imported_frames_are_taken_once_and_never_held_out_too(tmp_path: Path) -> None:

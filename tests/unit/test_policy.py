@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.coordinator.policy import decide
-from services.coordinator.state import State, evolve
+from services.coordinator.evolve import evolve
+from services.coordinator.state import State
 from shared import messages as m
 from tests.unit.world import World, key, run, spec, submission
 

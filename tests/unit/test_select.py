@@ -117,7 +117,7 @@ def place(tmp_path):
 
 
 def test_chosen_frames_are_where_the_event_says_one_batch_per_composition(place):
-    items = [place.item(f"a{i}", [place.frame()] * 1) for i in range(4)]
+    items = [place.item(f"a{i}", [place.frame()]) for i in range(4)]
     items += [place.item(f"b{i}", [place.frame(("H",))]) for i in range(3)]
     items += [place.item("p", [place.frame(cell=np.eye(3) * 12)])]
     event = place.select(Pool(candidates=tuple(items)))
@@ -219,26 +219,25 @@ def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     assert [b.sha256 for b in first.batches] == [b.sha256 for b in again.batches]
 
 
-def test_200_chosen_frames_fit_into_one_message(place):
-    names = [f"{'x' * 50}-{i:04}" for i in range(220)]
-    candidates = tuple(place.item(n, [place.frame()]) for n in names[:160])
-    reservoirs = tuple(
-        place.item(n, [place.frame()], weight=[3.0], failed=[False]) for n in names[160:]
-    )
-    pool = Pool(candidates=candidates, reservoirs=reservoirs)
+def test_200_chosen_frames_fit_into_one_message(tmp_path):
+    place = Workplace(tmp_path, selection={"per_trajectory": 200, "min_separation": 0.0})
+    name = "x" * 55
+    candidates = place.item(name, [place.frame() for _ in range(160)])
+    reservoirs = [
+        place.item(f"{name}-{i}", [place.frame()], weight=[3.0], failed=[False]) for i in range(60)
+    ]
+    pool = Pool(candidates=(candidates,), reservoirs=tuple(reservoirs))
     event = place.select(pool, labels=150, audits=50)
     assert (len(event.labels), len(event.audits)) == (150, 50)
     assert len(encode(event)) < MAX_BODY
 
 
-def test_what_one_message_cannot_name_is_left_out_and_counted(place):
-    items = [
-        place.item(f"{'y' * 100}-{i:04}", [place.frame(("H",) * i, noise=0.001)])
-        for i in range(170)
-    ]
-    event = place.select(Pool(candidates=tuple(items)), labels=170)
-    assert 80 < len(event.labels) < 170
-    assert event.refused == {"no room in the message": 170 - len(event.labels)}
-    assert 0.8 * MAX_BODY < len(encode(event)) <= MAX_BODY
+def test_what_one_message_cannot_name_is_left_out_and_counted(place, monkeypatch):
+    monkeypatch.setattr("services.explorer.select.HEADROOM", MAX_BODY - 12_000)
+    items = [place.item(f"{'y' * 100}-{i}", [place.frame(("H",) * i)]) for i in range(40)]
+    event = place.select(Pool(candidates=tuple(items)), labels=40)
+    assert 15 < len(event.labels) < 40
+    assert event.refused == {"no room in the message": 40 - len(event.labels)}
+    assert 10_000 < len(encode(event)) < 12_000 + 1_000
     for chosen in event.labels:
         assert frame_key(place.frame_of(event, chosen)) == chosen.key

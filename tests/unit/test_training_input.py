@@ -218,7 +218,7 @@ def write_checkpoint(folder: Path, names: list[str], link: tuple[str, str]) -> N
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     (folder / link[0]).symlink_to(link[1])
-    (folder / "lcurve.out").write_text("# step\n 500 1 2\n")
+    (folder / "lcurve.out").write_text("# step\n 500 1 2\n 600 1 2\n")
     (folder / "out.json").write_text('{"model": {"descriptor": {"sel": [8, 4]}}}')
 
 
@@ -251,6 +251,7 @@ def test_checkpoints_pack_and_unpack(name: str, tmp_path: Path) -> None:
     assert checkpoints.unpack(packed, there) == 500
     found = {p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()}
     assert found == {n for n in names if "-500." in n} | {"lcurve.out", "out.json"}
+    assert (there / "lcurve.out").read_text() == "# step\n 500 1 2\n"
     assert checkpoints.neighbour_numbers(there) == [8, 4]
 
 

@@ -256,9 +256,7 @@ class World:
     def _verify(self, command: m.Verify) -> list[m.Message]:
         rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
         return [
-            m.Verified(
-                **self._envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse
-            )
+            m.Verified(**self._envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse)
         ]
 
 

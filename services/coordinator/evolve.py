@@ -1,0 +1,121 @@
+"""`evolve(state, message)`: a pure fold.
+
+The ledger replayed through it gives the state back, byte for byte, without deciding anything again.
+Times, ids of messages and the order of deliveries leave no trace in the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from services.coordinator.folds.exploration import (
+    candidates_selected,
+    chunk_explored,
+    explore_issued,
+    frames_judged,
+    judge_issued,
+    select_issued,
+)
+from services.coordinator.folds.labels import (
+    campaign_submitted,
+    label_issued,
+    labels_done,
+    reference_done,
+    task_revoked,
+)
+from services.coordinator.folds.tasks import (
+    changed,
+    checkpoint_saved,
+    count_live,
+    task_cancelled,
+    task_claimed,
+    task_lost,
+    timeless,
+)
+from services.coordinator.folds.training import (
+    manifest_frozen,
+    member_trained,
+    models_ready,
+    train_issued,
+    training_judged,
+)
+from services.coordinator.folds.verdicts import (
+    audit_done,
+    campaign_finished,
+    campaign_paused,
+    campaign_resumed,
+    round_judged,
+    stage_ended,
+    task_abandoned,
+    trust_changed,
+    verified,
+)
+from services.coordinator.state import (
+    State,
+    Task,
+)
+from shared import messages as m
+
+
+def evolve(state: State, message: m.Message) -> State:
+    """The state after `message`; the very same object when the message changes nothing."""
+    change = EVOLVE.get(type(message))
+    return state if change is None else change(state, message)
+
+
+def _issued(state: State, command: Any) -> State:
+    """A command: a new task, or the next attempt of one that was lost."""
+    known = state.tasks.get(command.task)
+    if known is not None:
+        task = known.model_copy(update={"command": timeless(command), "status": "open"})
+        live = state.live if known.status == "lost" else count_live(state.live, command, 1)
+        return changed(state, tasks=state.tasks.set(command.task, task), live=live)
+    task = Task(command=timeless(command))
+    state = changed(
+        state,
+        tasks=state.tasks.set(command.task, task),
+        live=count_live(state.live, command, 1),
+    )
+    change = ISSUED.get(type(command))
+    return state if change is None else change(state, command)
+
+
+ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
+    m.Train: train_issued,
+    m.Explore: explore_issued,
+    m.Judge: judge_issued,
+    m.Select: select_issued,
+    m.Label: label_issued,
+}
+
+
+EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
+    m.CampaignSubmitted: campaign_submitted,
+    **dict.fromkeys(get_args(m.AnyCommand), _issued),
+    m.TaskClaimed: task_claimed,
+    m.TaskReleased: task_lost(held_against=False),
+    m.TaskFailed: task_lost(held_against=True),
+    m.LeaseLapsed: task_lost(held_against=True),
+    m.TaskRevoked: task_revoked,
+    m.CheckpointSaved: checkpoint_saved,
+    m.MemberTrained: member_trained,
+    m.ChunkExplored: chunk_explored,
+    m.FramesJudged: frames_judged,
+    m.CandidatesSelected: candidates_selected,
+    m.LabelsDone: labels_done,
+    m.ReferenceDone: reference_done,
+    m.AuditDone: audit_done,
+    m.Verified: verified,
+    m.ManifestFrozen: manifest_frozen,
+    m.TrainingJudged: training_judged,
+    m.ModelsReady: models_ready,
+    m.RoundJudged: round_judged,
+    m.TrustChanged: trust_changed,
+    m.StageEnded: stage_ended,
+    m.TaskCancelled: task_cancelled,
+    m.TaskAbandoned: task_abandoned,
+    m.CampaignPaused: campaign_paused,
+    m.CampaignResumed: campaign_resumed,
+    m.CampaignFinished: campaign_finished,
+}

@@ -1,0 +1,1 @@
+"""How each message changes the state; `evolve.py` has the table."""

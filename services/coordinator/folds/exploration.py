@@ -1,0 +1,158 @@
+"""How rounds fill with frames, and the pool with candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.coordinator.folds.labels import ask_labels
+from services.coordinator.folds.tasks import changed, is_live, settle
+from services.coordinator.state import (
+    ByCondition,
+    KnownFrame,
+    Round,
+    State,
+    Tally,
+    Task,
+)
+from shared import messages as m
+from shared.values import Chosen, Counts, FrameRef, PoolItem
+
+
+def explore_issued(state: State, command: m.Explore) -> State:
+    current = state.round
+    if current is None:
+        number = state.waves + 1
+        current = Round(number=number, version=command.version)
+        stage = state.stage.model_copy(update={"rounds": state.stage.rounds + 1})
+        state = changed(state, waves=number, stage=stage, verdict=None)
+    condition = str(command.condition)
+    update = {
+        "tallies": current.tallies.set(command.task, Tally(condition=condition)),
+        "conditions": current.conditions.set(
+            condition, current.conditions.get(condition, ByCondition())
+        ),
+        "unfinished": current.unfinished + 1,
+    }
+    return changed(state, round=current.model_copy(update=update))
+
+
+def chunk_explored(state: State, event: m.ChunkExplored) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or event.chunk in task.chunks or not is_live(task):
+        return state
+    state = add_to_tally(state, event.task, event.counts, event.dropped, done=False)
+    if event.candidates is not None:
+        state = _offer_candidates(state, event.candidates)
+    if event.reservoir is not None and state.round and event.task in state.round.tallies:
+        reservoirs = state.round.reservoirs.set(event.reservoir.frames.uri, event.reservoir)
+        state = changed(state, round=state.round.model_copy(update={"reservoirs": reservoirs}))
+    return _chunk_counted(state, task, event)
+
+
+def _chunk_counted(state: State, task: Task, event: m.ChunkExplored) -> State:
+    """Chunk k is counted once; the trajectory is over when its last and all before are in."""
+    chunks = task.chunks | {event.chunk}
+    last = event.chunk if event.last else task.last_chunk
+    command = task.command
+    if event.restart is not None and event.chunk == max(chunks):
+        command = command.model_copy(
+            update={"resume": event.restart, "from_chunk": event.chunk + 1}
+        )
+    changes = {"chunks": chunks, "last_chunk": last, "command": command}
+    if last is not None and len(chunks) == last + 1:
+        state = settle(state, task, "done", **changes)
+        return add_to_tally(state, event.task, Counts(), 0, done=True)
+    return changed(state, tasks=state.tasks.set(event.task, task.model_copy(update=changes)))
+
+
+def add_to_tally(state: State, task: str, counts: Counts, dropped: int, done: bool) -> State:
+    if state.round is None or task not in state.round.tallies:
+        return state
+    old = state.round.tallies[task]
+    checks = old.checks + counts.total + dropped
+    new = old.model_copy(update={"checks": checks, "done": old.done or done})
+    sums = state.round.conditions[old.condition]
+    sums = ByCondition(counts=sums.counts + counts, dropped=sums.dropped + dropped)
+    update = {
+        "tallies": state.round.tallies.set(task, new),
+        "conditions": state.round.conditions.set(old.condition, sums),
+        "unfinished": state.round.unfinished - (new.done and not old.done),
+    }
+    return changed(state, round=state.round.model_copy(update=update))
+
+
+def checks_left(state: State, command: m.Explore) -> int:
+    md = state.spec.stages[command.stage].md
+    tally = state.round.tallies.get(command.task) if state.round else None
+    return md.steps // md.every - (tally.checks if tally else 0)
+
+
+def _offer_candidates(state: State, item: PoolItem) -> State:
+    """Candidates enter the pool, or the queue for a newer verdict when theirs is too old."""
+    if state.version - item.version > state.spec.streaming.max_staleness:
+        return changed(state, stale=state.stale.set(item.frames.uri, item))
+    return changed(
+        state, pool=state.pool.set(item.frames.uri, item), pool_new=state.pool_new + item.count
+    )
+
+
+def judge_issued(state: State, command: m.Judge) -> State:
+    stale = state.stale
+    for item in command.pool:
+        stale = stale.delete(item.frames.uri)
+    return changed(state, stale=stale)
+
+
+def frames_judged(state: State, event: m.FramesJudged) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or not is_live(task):
+        return state
+    state = settle(state, task, "done")
+    for item in event.pool:
+        state = _offer_candidates(state, item)
+    frames = state.frames
+    for key in event.accurate:
+        frames = frames.set(key, frames[key].model_copy(update={"accurate": True}))
+    return changed(state, frames=frames)
+
+
+def select_issued(state: State, command: m.Select) -> State:
+    current = state.round
+    if current is not None and current.unfinished == 0:
+        state = changed(state, round=current.model_copy(update={"closing": command.task}))
+    return changed(state, pool_new=0)
+
+
+def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or not is_live(task):
+        return state
+    state = settle(state, task, "done")
+    room = state.spec.budget.labels - len(state.frames)
+    new = [c for c in event.labels if c.key not in state.frames][: max(room, 0)]
+    room -= len(new)
+    audits = [c for c in event.audits if c.key not in state.frames][: max(room, 0)]
+    picked = [_chosen_frame(event, c, "train") for c in new] + [
+        _chosen_frame(event, c, "audit") for c in audits
+    ]
+    taken = state.taken
+    for choice in new:
+        times = (*taken.get(choice.trajectory, ()), choice.time_ps)
+        taken = taken.set(choice.trajectory, tuple(sorted(times)))
+    state = changed(ask_labels(state, picked), taken=taken, selected=state.selected + len(new))
+    current = state.round
+    if current is None:
+        return state
+    update = {"asked": current.asked + len(new), "closed": current.closing == event.task}
+    return changed(state, round=current.model_copy(update=update))
+
+
+def _chosen_frame(event: m.CandidatesSelected, choice: Chosen, purpose: Any) -> KnownFrame:
+    return KnownFrame(
+        ref=FrameRef(batch=event.batches[choice.batch], index=choice.index, key=choice.key),
+        purpose=purpose,
+        stage=event.stage,
+        version=choice.version,
+        origin=choice.trajectory,
+        weight=choice.weight,
+    )

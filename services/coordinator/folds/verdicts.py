@@ -1,0 +1,110 @@
+"""What verdicts leave behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from immutables import Map
+
+from services.coordinator.folds.exploration import add_to_tally, checks_left
+from services.coordinator.folds.labels import reject_frame
+from services.coordinator.folds.tasks import changed, is_live, settle, timeless
+from services.coordinator.state import (
+    StageState,
+    State,
+)
+from shared import messages as m
+from shared.values import Counts
+
+
+def audit_done(state: State, event: m.AuditDone) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or not is_live(task):
+        return state
+    state = settle(state, task, "done")
+    if state.round is None or event.version != state.version:
+        return state
+    plain = event.model_copy(update={"time": 0.0, "cause": None, "seconds": 0.0, "id": ""})
+    found, cold = event.deviation_over_error, state.cold_version == state.version
+    ratio = found if cold and event.frames else state.ratio
+    fell = state.ratio is not None and event.frames > 0 and found < state.ratio * 2 / 3
+    return changed(
+        state,
+        round=state.round.model_copy(update={"audited": True}),
+        stage=state.stage.model_copy(update={"audit": plain}),
+        ratio=ratio,
+        force_cold=state.force_cold or (fell and not cold),
+    )
+
+
+def round_judged(state: State, decision: m.RoundJudged) -> State:
+    good = state.stage.good + 1 if decision.outcome == "passed" else 0
+    asked = state.round.asked if state.round else 0
+    barren = 0 if asked or good else state.stage.barren + 1
+    stage = state.stage.model_copy(update={"good": good, "barren": barren})
+    suspect = good >= state.spec.convergence.rounds and state.cold_version != state.version
+    drained: dict[str, Any] = (
+        {"pool": Map(), "pool_new": 0} if state.spec.mode == "lockstep" else {}
+    )
+    return changed(
+        state,
+        stage=stage,
+        round=None,
+        verdict=timeless(decision),
+        force_cold=state.force_cold or suspect,
+        taken=Map(),
+        selected=0,
+        **drained,
+    )
+
+
+def trust_changed(state: State, decision: m.TrustChanged) -> State:
+    return changed(state, stage=state.stage.model_copy(update={"trust": decision.trust}))
+
+
+def stage_ended(state: State, decision: m.StageEnded) -> State:
+    following = StageState(index=state.stage.index + 1)
+    return changed(
+        state,
+        ended=(*state.ended, timeless(decision)),
+        stage=following,
+        round=None,
+        verdict=None,
+        pool=Map(),
+        pool_new=0,
+        stale=Map(),
+    )
+
+
+def verified(state: State, event: m.Verified) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or not is_live(task):
+        return state
+    return changed(settle(state, task, "done"), verified=event)
+
+
+def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
+    task = state.tasks[decision.task]
+    state = settle(state, task, "abandoned")
+    if isinstance(task.command, m.Label):
+        for ref in task.command.frames:
+            state = reject_frame(state, ref.key)
+    elif isinstance(task.command, m.Explore):
+        state = add_to_tally(
+            state, decision.task, Counts(), checks_left(state, task.command), done=True
+        )
+    elif isinstance(task.command, m.Verify):
+        state = changed(state, verify_failed=decision.why)
+    return state
+
+
+def campaign_paused(state: State, decision: m.CampaignPaused) -> State:
+    return changed(state, paused=decision.why)
+
+
+def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
+    return changed(state, paused=None) if state.paused is not None else state
+
+
+def campaign_finished(state: State, decision: m.CampaignFinished) -> State:
+    return changed(state, finished=timeless(decision))

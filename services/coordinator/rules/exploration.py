@@ -1,0 +1,120 @@
+"""Exploration by the newest committee, and what to do with verdicts of older ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from services.coordinator.rules.training import must_train_first
+from services.coordinator.rules.trust import current_trust, opening_trust, set_trust, stage_of
+from services.coordinator.rules.turn import Turn, already_decided, cancel, tasks_of
+from services.coordinator.state import State, Task
+from shared import messages as m
+from shared.spec import Stage
+from shared.values import (
+    Condition,
+    FrameRef,
+    stable_seed,
+)
+
+JUDGE_BATCH = 60
+
+
+def supersede(turn: Turn) -> None:
+    """A new committee: what waits to explore by the old one is not wanted any more, and what
+    waits to be labelled is judged again."""
+    if not isinstance(turn.decided[-1] if turn.decided else None, m.ModelsReady):
+        return
+    for task in tasks_of(turn.state, m.Explore, "open"):
+        cancel(turn, task, f"committee {turn.state.version} is ready")
+
+
+def rejudge(turn: Turn) -> None:
+    """Waiting candidates, and frames whose label nobody has started, before the new committee."""
+    state = turn.state
+    frames: tuple[FrameRef, ...] = ()
+    if already_decided(turn, m.ModelsReady) and not already_decided(turn, m.Judge):
+        frames = _frames_to_judge(state)
+    items = tuple(state.stale[uri] for uri in sorted(state.stale))
+    for first in range(0, max(len(items), len(frames)), JUDGE_BATCH):
+        pool, waiting = items[first : first + JUDGE_BATCH], frames[first : first + JUDGE_BATCH]
+        turn.command(
+            m.Judge,
+            state.version,
+            *(item.frames.uri for item in pool),
+            *(ref.key for ref in waiting),
+            title=f"judge {sum(i.count for i in pool) + len(waiting)} frames again",
+            committee=state.manifest,
+            version=state.version,
+            trust=current_trust(state),
+            pool=pool,
+            frames=waiting,
+        )
+
+
+def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:
+    """Frames of label tasks that nobody has started, chosen by an older committee."""
+    if state.spec.mode == "lockstep":
+        return ()
+    refs = (ref for task in tasks_of(state, m.Label, "open") for ref in label_frames(task))
+    return tuple(ref for ref in refs if state.frames[ref.key].purpose == "train")
+
+
+def label_frames(task: Task) -> tuple[FrameRef, ...]:
+    return task.command.frames if isinstance(task.command, m.Label) else ()
+
+
+def revoke_accurate(turn: Turn) -> None:
+    """Labels nobody has started and nobody needs any more."""
+    event = turn.event
+    assert isinstance(event, m.FramesJudged)
+    accurate = set(event.accurate)
+    for task in tasks_of(turn.state, m.Label, "open") if accurate else []:
+        if accurate & {ref.key for ref in label_frames(task)}:
+            cancel(turn, task, f"accurate under committee {event.version}")
+
+
+def begin_round(turn: Turn) -> None:
+    """Try the newest committee on every condition of the stage, from the start."""
+    state = turn.state
+    if not state.version or state.training is not None or state.round is not None:
+        return
+    if state.stages_over or must_train_first(state):
+        return
+    if state.stage.trust is None:
+        set_trust(turn, *opening_trust(state))
+    for index, (condition, number) in enumerate(_planned_trajectories(stage_of(state))):
+        _issue_trajectory(turn, index, condition, number)
+
+
+def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int) -> None:
+    state = turn.state
+    assert state.submitted is not None
+    stage, wave = stage_of(state), state.waves + (state.round is None)
+    structures = state.submitted.systems[condition.system]
+    name = f"{stage.name}/{wave}/{str(condition).replace(' ', '-')}/{number}"
+    turn.command(
+        m.Explore,
+        name,
+        title=f"explore {condition}, trajectory {number}",
+        committee=state.manifest,
+        version=state.version,
+        stage=state.stage.index,
+        trajectory=name,
+        condition=condition,
+        structure=structures[(wave + index) % len(structures)],
+        seed=stable_seed(state.spec.seed, "explore", name),
+        driver=index % state.spec.training.members,
+        trust=current_trust(state),
+        pinned=state.spec.mode == "lockstep",
+    )
+
+
+def _planned_trajectories(stage: Stage) -> Iterator[tuple[Condition, int]]:
+    for number in range(stage.md.trajectories):
+        for system in stage.systems:
+            for temperature in stage.temperatures:
+                for pressure in stage.pressures or (None,):
+                    yield (
+                        Condition(system=system, temperature=temperature, pressure=pressure),
+                        number,
+                    )

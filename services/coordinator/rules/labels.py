@@ -1,0 +1,101 @@
+"""Labels: bundles, the held-out set, manifests of labelled frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from services.coordinator.rules.trust import stage_of
+from services.coordinator.rules.turn import Turn, frozen_once
+from services.coordinator.state import KnownFrame
+from shared import messages as m
+from shared.spec import AutoTrust
+from shared.values import (
+    Dataset,
+    Ref,
+    stable_id,
+    stable_seed,
+)
+
+
+def begin_references(turn: Turn) -> None:
+    """Reference dynamics for the held-out set, beside everything else."""
+    state = turn.state
+    reference, submitted = state.spec.verification.reference_md, state.submitted
+    assert submitted is not None
+    if reference is None:
+        return
+    structures = submitted.systems[reference.system]
+    for number in range(reference.trajectories):
+        turn.command(
+            m.Reference,
+            number,
+            title=f"reference trajectory {number}",
+            capability=state.spec.labels.code,
+            recipe=submitted.recipe.digest,
+            structure=structures[number % len(structures)],
+            trajectory=number,
+            seed=stable_seed(state.spec.seed, "reference", number),
+        )
+
+
+def label_waiting(turn: Turn) -> None:
+    """Frames that wait for a label, in bundles."""
+    state = turn.state
+    if not state.waiting:
+        return
+    assert state.submitted is not None
+    keys, size = sorted(state.waiting), state.spec.labels.bundle
+    for first in range(0, len(keys), size):
+        refs = tuple(state.frames[key].ref for key in keys[first : first + size])
+        turn.command(
+            m.Label,
+            state.version,
+            *(ref.key for ref in refs),
+            title=f"label {len(refs)} frames",
+            capability=state.spec.labels.code,
+            recipe=state.submitted.recipe.digest,
+            frames=refs,
+            max_seconds=state.spec.labels.max_seconds * len(refs),
+        )
+
+
+def freeze_test(turn: Turn) -> None:
+    """The held-out set, once every reference trajectory has ended."""
+    state = turn.state
+    if state.test is not None or not state.references or state.alive(m.Reference):
+        return
+    packs = tuple(state.references[key].pack for key in sorted(state.references, key=int))
+    turn.manifest("test", "test", Dataset(version=1, packs=packs).model_dump_json())
+
+
+def audit_manifest(turn: Turn, stages: Iterable[int]) -> Ref | None:
+    """Audit labels drawn under these stages."""
+    wanted = set(stages)
+    frames = {
+        key: frame
+        for key, frame in turn.state.frames.items()
+        if frame.purpose == "audit" and frame.label and frame.stage in wanted
+    }
+    if not frames:
+        return None
+    body = _labelled_manifest([frames[key] for key in sorted(frames)])
+    return frozen_once(turn, "audit", f"audit-{stable_id(body)[:8]}", body)
+
+
+def pairs_manifest(turn: Turn) -> Ref | None:
+    """Labels that this version has not trained on: what calibrates `auto` trust levels."""
+    state = turn.state
+    given = stage_of(state).trust or state.spec.trust
+    if not isinstance(given, AutoTrust) or not state.fresh:
+        return None
+    body = _labelled_manifest([state.frames[key] for key in sorted(state.fresh)])
+    return frozen_once(turn, "pairs", f"pairs-{state.waves}", body)
+
+
+def _labelled_manifest(frames: Sequence[KnownFrame]) -> str:
+    return Dataset(
+        version=1,
+        labels=tuple(frame.label for frame in frames if frame.label),
+        origins=tuple(frame.origin for frame in frames),
+        weights=tuple(frame.weight for frame in frames),
+    ).model_dump_json()

@@ -1,0 +1,61 @@
+"""Work that was released, failed or lost: the next attempt, or the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.coordinator.rules.turn import Turn
+from services.coordinator.state import Task
+from shared import messages as m
+from shared.values import (
+    stable_id,
+)
+
+ESSENTIAL = (m.Train, m.Select, m.Audit)
+"""The campaign cannot go on without these: abandoning one pauses it."""
+
+
+def reissue_lost(turn: Turn) -> None:
+    """The next attempt of a task that was released, failed or lapsed; or its end."""
+    event = turn.event
+    assert isinstance(event, m.TaskEvent)
+    task = turn.state.tasks.get(event.task)
+    if task is None or task.status != "lost":
+        return
+    permanent = isinstance(event, m.TaskFailed) and event.permanent
+    if permanent or task.lapses >= turn.state.spec.max_attempts:
+        reason = getattr(event, "reason", "its worker was lost")
+        _abandon(turn, task, reason)
+    else:
+        _reissue(turn, task)
+
+
+def _reissue(turn: Turn, task: Task) -> None:
+    command, attempt = task.command, task.command.attempt + 1
+    update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
+    if turn.state.spec.starts_over and isinstance(command, m.Train):
+        update["resume"] = None
+    turn.decide(command.model_copy(update={**update, "time": turn.event.time}))
+
+
+def _abandon(turn: Turn, task: Task, reason: str) -> None:
+    command = task.command
+    attempts = f"after {command.attempt} attempt{'s' if command.attempt > 1 else ''}"
+    why = f"{attempts}: {reason}"
+    turn.fact(
+        m.TaskAbandoned,
+        command.task,
+        command.attempt,
+        task=command.task,
+        title=command.title,
+        why=why,
+    )
+    if isinstance(command, ESSENTIAL):
+        turn.fact(m.CampaignPaused, command.task, command.attempt, why=f"{command.title}: {why}")
+
+
+def retry_abandoned(turn: Turn) -> None:
+    """A person said go on: what paused the campaign gets another attempt."""
+    for task in turn.state.tasks.values():
+        if task.status == "abandoned" and isinstance(task.command, ESSENTIAL):
+            _reissue(turn, task)

@@ -1,0 +1,67 @@
+"""When to choose from the pool, and how many."""
+
+from __future__ import annotations
+
+from services.coordinator import convergence
+from services.coordinator.rules.turn import Turn
+from services.coordinator.state import State
+from shared import messages as m
+from shared.values import (
+    Pool,
+    stable_id,
+    stable_seed,
+)
+
+
+def select(turn: Turn) -> None:
+    """Choose from the pool: at the end of a round, and while streaming whenever enough wait."""
+    state = turn.state
+    if state.round is None or state.alive(m.Select) or state.round.closed:
+        return
+    if state.alive(m.Judge):
+        return
+    over = state.round.unfinished == 0
+    enough = state.spec.mode == "streaming" and state.pool_new >= state.spec.selection.select_every
+    if over or (enough and _free_slots(state)):
+        _ask_selection(turn, over)
+
+
+def _free_slots(state: State) -> int:
+    """Labels that may still be asked for under this version."""
+    budget = state.spec.budget.labels - len(state.frames)
+    return max(0, min(state.spec.selection.per_round - state.selected, budget))
+
+
+def _ask_selection(turn: Turn, over: bool) -> None:
+    state = turn.state
+    assert state.round is not None
+    reservoirs = state.round.reservoirs if over else {}
+    pool = Pool(
+        candidates=tuple(state.pool[uri] for uri in sorted(state.pool)),
+        reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
+        fallback=over and not state.pool and not convergence.looks_good(state),
+        taken=dict(state.taken),
+    )
+    body = pool.model_dump_json()
+    name = f"pool-{state.round.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
+    ref = turn.manifest("pool", name, body)
+    turn.command(
+        m.Select,
+        name,
+        title=f"select from {sum(item.count for item in pool.candidates)} candidates",
+        committee=state.manifest,
+        version=state.version,
+        stage=state.stage.index,
+        seed=stable_seed(state.spec.seed, "select", state.round.number, state.selected),
+        pool=ref,
+        labels=_free_slots(state),
+        per_system=state.spec.selection.per_system,
+        audits=_audits_wanted(state) if over else 0,
+    )
+
+
+def _audits_wanted(state: State) -> int:
+    """So many per round, until there are twice as many as the stage needs."""
+    audit = state.spec.audit
+    room = state.spec.budget.labels - len(state.frames)
+    return max(0, min(audit.per_round, 2 * audit.min_frames - len(state.stage.audits), room))

@@ -1,0 +1,193 @@
+"""Training follows the data: when, on what, from where, how long."""
+
+from __future__ import annotations
+
+import math
+
+from services.coordinator import convergence
+from services.coordinator.rules.labels import audit_manifest
+from services.coordinator.rules.trust import current_trust
+from services.coordinator.rules.turn import Turn
+from services.coordinator.state import State
+from shared import messages as m
+from shared.values import (
+    Committee,
+    Dataset,
+    Ref,
+    campaign_uri,
+    stable_seed,
+)
+
+
+def train_first(turn: Turn) -> None:
+    """The first committee, as soon as the initial labels are in."""
+    state = turn.state
+    if state.version or state.training is not None or state.pending or state.stages_over:
+        return
+    if state.spec.mode == "lockstep" and state.alive(m.Reference):
+        return
+    assert state.submitted is not None
+    if not state.fresh and not state.submitted.pack_frames:
+        turn.fact(m.CampaignFinished, verdict="not-converged", why="no initial label was accepted")
+        return
+    start_training(turn)
+
+
+def start_training(turn: Turn) -> None:
+    """Freeze what is known into a dataset version and train a committee on it."""
+    _freeze_dataset(turn)
+    state = turn.state
+    version = _next_version(state)
+    cold = _is_cold(state, version)
+    steps, audit = _training_steps(state, cold), audit_manifest(turn, range(len(state.spec.stages)))
+    for member in range(state.spec.training.members):
+        turn.command(
+            m.Train,
+            version,
+            member,
+            title=f"train committee {version}, member {member}",
+            version=version,
+            member=member,
+            seed=stable_seed(state.spec.seed, "train", version, member),
+            dataset=state.dataset,
+            steps=steps,
+            start=None if cold else state.checkpoints[member],
+            audit=audit,
+            test=state.test,
+            max_seconds=state.spec.training.max_hours * 3600,
+        )
+
+
+def _next_version(state: State) -> int:
+    return (state.judged_training.version if state.judged_training else 0) + 1
+
+
+def _freeze_dataset(turn: Turn) -> None:
+    state = turn.state
+    assert state.submitted is not None
+    if not state.fresh and state.dataset is not None:
+        return
+    version = state.dataset_version + 1
+    dataset = Dataset(
+        version=version,
+        parent=state.dataset,
+        packs=() if state.dataset else state.submitted.packs,
+        labels=tuple(state.fresh[key] for key in sorted(state.fresh)),
+    )
+    turn.manifest("dataset", f"dataset-{version}", dataset.model_dump_json())
+
+
+def _is_cold(state: State, version: int) -> bool:
+    """Cold: the first, every `cold_every`-th, and whenever warm starts became suspect."""
+    training = state.spec.training
+    return (
+        not training.warm
+        or not state.checkpoints
+        or state.force_cold
+        or version - state.cold_version >= training.cold_every
+        or bool(state.ended and state.stage.rounds == 0 and _new_systems(state))
+    )
+
+
+def _new_systems(state: State) -> bool:
+    seen = {name for stage in state.spec.stages[: state.stage.index] for name in stage.systems}
+    return bool(set(state.spec.stages[state.stage.index].systems) - seen)
+
+
+def _training_steps(state: State, cold: bool) -> int:
+    """Steps follow the data: `epochs` passes, within the spec's bounds."""
+    training, submitted = state.spec.training, state.submitted
+    assert submitted is not None
+    batch = math.ceil(training.batch_atoms / max(submitted.atoms.values(), default=1))
+    lengthen = state.judged_training.lengthen if state.judged_training else 1.0
+    steps = max(training.min_steps, training.epochs * state.trained / batch) * lengthen
+    share = 1.0 if cold else training.warm
+    return max(1, min(training.max_steps, round(steps * share)))
+
+
+def complete_committee(turn: Turn) -> None:
+    """All members are in: a committee, unless it has not learned its own training frames."""
+    state = turn.state
+    if state.training is None or len(state.members) < state.spec.training.members:
+        return
+    judged = convergence.judge_training(state, current_trust(state))
+    turn.fact(m.TrainingJudged, state.training, version=state.training, **judged)
+    if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
+        start_training(turn)
+    else:
+        _announce(turn)
+
+
+def _lengthened(state: State) -> float:
+    return state.judged_training.lengthen if state.judged_training else 1.0
+
+
+def _announce(turn: Turn) -> None:
+    state = turn.state
+    assert state.training is not None
+    members = [state.members[str(i)] for i in range(len(state.members))]
+    committee = Committee(
+        version=state.training,
+        models=tuple(member.model for member in members),
+        type_map=state.spec.type_map,
+    )
+    body = committee.model_dump_json()
+    ref = Ref.to(_committee_uri(state.spec.name, committee.version), body.encode())
+    turn.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
+    turn.fact(
+        m.ModelsReady, committee.version, committee=committee, manifest=ref, labels=state.trained
+    )
+
+
+def _committee_uri(campaign: str, version: int) -> str:
+    """Where a committee's manifest appears, once and for all; workers look for the next version."""
+    return campaign_uri(campaign, "committees", f"{version}.json")
+
+
+def retrain_early(turn: Turn) -> None:
+    """Streaming: enough new labels start a training while exploration goes on; but a round that
+    looks good is let finish."""
+    state = turn.state
+    if state.spec.mode != "streaming" or state.round is None or state.training is not None:
+        return
+    if state.version and len(state.fresh) >= state.spec.streaming.retrain_after:
+        if convergence.looks_good(state):
+            return
+        start_training(turn)
+
+
+def begin_stage(turn: Turn) -> None:
+    """Labels that the last stage left over are learned before the next one begins."""
+    state = turn.state
+    if state.stages_over or state.training is not None or state.round is not None:
+        return
+    if state.version and must_train_first(state):
+        start_training(turn)
+
+
+def must_train_first(state: State) -> bool:
+    """A stage begins with everything the last one taught."""
+    return state.stage.rounds == 0 and bool(state.ended) and bool(state.fresh)
+
+
+def train_final(turn: Turn) -> None:
+    _freeze_dataset(turn)
+    state = turn.state
+    training = state.spec.training
+    steps = min(
+        training.max_steps, round(_training_steps(state, cold=True) * training.final.steps_factor)
+    )
+    turn.command(
+        m.Train,
+        "final",
+        title="train the final model",
+        version=_next_version(state),
+        member=0,
+        seed=stable_seed(state.spec.seed, "train", "final"),
+        dataset=state.dataset,
+        steps=min(training.max_steps, steps),
+        audit=audit_manifest(turn, range(len(state.spec.stages))),
+        test=state.test,
+        final=True,
+        max_seconds=training.max_hours * 3600,
+    )

@@ -1,0 +1,60 @@
+"""Trust levels: given, or calibrated from audits."""
+
+from __future__ import annotations
+
+from services.coordinator.rules.turn import Turn, already_decided
+from services.coordinator.state import State
+from shared import messages as m
+from shared.spec import AutoTrust, Stage
+from shared.values import (
+    Trust,
+)
+
+
+def stage_of(state: State) -> Stage:
+    return state.spec.stages[min(state.stage.index, len(state.spec.stages) - 1)]
+
+
+def current_trust(state: State) -> Trust:
+    return state.stage.trust or opening_trust(state)[0]
+
+
+def opening_trust(state: State) -> tuple[Trust, str]:
+    """As given; or, `auto`, 0.2 and 0.5 × the RMS force of the labels (practical guide)."""
+    given = stage_of(state).trust or state.spec.trust
+    if not isinstance(given, AutoTrust):
+        return given.values(), "as given"
+    trained = list(state.members.values())
+    rms = max((member.train.rms_force for member in trained), default=1.0)
+    return (
+        Trust(low=0.2 * rms, high=0.5 * rms),
+        f"0.2 and 0.5 times the RMS force of the labels, {rms:.3g} eV/Å",
+    )
+
+
+def set_trust(turn: Turn, trust: Trust, why: str) -> None:
+    state = turn.state
+    stage = state.stage.index
+    turn.fact(
+        m.TrustChanged,
+        stage,
+        state.version,
+        stage=stage,
+        version=state.version,
+        trust=trust,
+        why=why,
+    )
+
+
+def calibrate_trust(turn: Turn) -> None:
+    """`auto`: levels move between versions only, to what the last audit found."""
+    state, audit = turn.state, turn.state.stage.audit
+    given = stage_of(state).trust or state.spec.trust
+    if not isinstance(given, AutoTrust) or audit is None or audit.levels is None:
+        return
+    if not already_decided(turn, m.ModelsReady) or already_decided(turn, m.TrustChanged):
+        return
+    low, high = audit.levels
+    set_trust(
+        turn, current_trust(state).model_copy(update={"low": low, "high": high}), audit.levels_why
+    )

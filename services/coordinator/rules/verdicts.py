@@ -1,0 +1,125 @@
+"""Audit, verdict, and what follows: another training, the next stage, the end."""
+
+from __future__ import annotations
+
+from services.coordinator import convergence
+from services.coordinator.rules.labels import audit_manifest, pairs_manifest
+from services.coordinator.rules.training import start_training, train_final
+from services.coordinator.rules.trust import current_trust
+from services.coordinator.rules.turn import Turn, cancel, tasks_of
+from services.coordinator.state import State
+from shared import messages as m
+from shared.values import (
+    stable_seed,
+)
+
+
+def audit_round(turn: Turn) -> None:
+    """The true error of the version just tried, before it trains on this round's labels."""
+    state = turn.state
+    if not _round_is_settled(state) or state.alive(m.Audit):
+        return
+    assert state.round is not None
+    if state.round.audited or not state.stage.audits:
+        return
+    manifest = audit_manifest(turn, [state.stage.index])
+    turn.command(
+        m.Audit,
+        state.version,
+        state.round.number,
+        title=f"audit committee {state.version}",
+        committee=state.manifest,
+        version=state.version,
+        stage=state.stage.index,
+        trust=current_trust(state),
+        audit=manifest,
+        pairs=pairs_manifest(turn),
+        seed=stable_seed(state.spec.seed, "audit", state.round.number),
+    )
+
+
+def _round_is_settled(state: State) -> bool:
+    return state.round is not None and state.round.closed and state.pending == 0
+
+
+def judge_round(turn: Turn) -> None:
+    """What the round says of the version."""
+    state = turn.state
+    if not _round_is_settled(state) or state.alive(m.Audit):
+        return
+    assert state.round is not None
+    if state.stage.audits and not state.round.audited:
+        return
+    outcome, why = convergence.judge_round(state)
+    turn.fact(
+        m.RoundJudged,
+        state.round.number,
+        state.version,
+        stage=state.stage.index,
+        round=state.round.number,
+        version=state.version,
+        counts=convergence.by_condition(state.round),
+        outcome=outcome,
+        why=why,
+    )
+
+
+def act_on_verdict(turn: Turn) -> None:
+    """After a round: next stage, another training, or the end. Another round begins by itself."""
+    state, verdict = turn.state, turn.state.verdict
+    if verdict is None or state.training is not None:
+        return
+    spec, stage = state.spec, state.stage
+    if verdict.outcome == "passed" and stage.good >= spec.convergence.rounds:
+        if state.cold_version == state.version:
+            _end_stage(turn, "converged", verdict.why)
+        else:  # warm starts shrink disagreement: a cold committee has to confirm it
+            start_training(turn)
+    elif verdict.outcome == "stuck":
+        _end_stage(turn, "stuck", verdict.why)
+    elif stage.rounds >= spec.budget.rounds:
+        _end_stage(turn, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
+    elif len(state.frames) >= spec.budget.labels:
+        _end_stage(turn, "out-of-budget", f"{len(state.frames)} labels; {verdict.why}")
+    elif state.fresh:
+        start_training(turn)
+
+
+def _end_stage(turn: Turn, verdict: str, why: str) -> None:
+    stage = turn.state.stage.index
+    for task in tasks_of(turn.state, m.Explore, "open", "running"):
+        cancel(turn, task, "the stage has ended")
+    turn.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
+
+
+def finish(turn: Turn) -> None:
+    """One long cold training on all labels, its verification, and the campaign's verdict."""
+    state = turn.state
+    if not state.stages_over or state.pending or state.alive(m.Reference):
+        return
+    if state.final is None:
+        if not state.alive(m.Train):
+            train_final(turn)
+    elif state.verified is None and state.verify_failed is None:
+        if not state.alive(m.Verify):
+            _verify_final(turn)
+    else:
+        verdict, why = convergence.judge_campaign(state)
+        turn.fact(m.CampaignFinished, verdict=verdict, why=why)
+
+
+def _verify_final(turn: Turn) -> None:
+    state = turn.state
+    assert state.final is not None
+    assert state.submitted is not None
+    reference = state.spec.verification.reference_md
+    system = reference.system if reference else next(iter(state.submitted.systems))
+    turn.command(
+        m.Verify,
+        title="verify the final model",
+        model=state.final.model,
+        type_map=state.spec.type_map,
+        structure=state.submitted.systems[system][0],
+        seed=stable_seed(state.spec.seed, "verify"),
+        test=state.test,
+    )

@@ -1,0 +1,7 @@
+"""Settings of the whole suite."""
+
+from hypothesis import settings
+
+# The same examples on every machine, and no verdict that depends on how busy it is.
+settings.register_profile("dpstream", derandomize=True, deadline=None)
+settings.load_profile("dpstream")
