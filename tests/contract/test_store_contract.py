@@ -252,7 +252,8 @@ def together(count: int, work: Callable[[int], object]) -> None:
 def test_of_eight_creators_one_wins(store_factory: Connect) -> None:
     stores = [store_factory() for _ in range(8)]
     for round_ in range(20):
-        key, winners = f"claims/task-{round_}/1", []
+        key = f"claims/task-{round_}/1"
+        winners: list[int] = []
 
         def create(number: int, key: str = key, winners: list[int] = winners) -> None:
             if stores[number].create(key, f"worker {number}".encode()):

@@ -15,7 +15,6 @@ import pytest
 
 from shared.engine import PINNED
 
-
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
 

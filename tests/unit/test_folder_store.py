@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from shared import folder_store
 from shared.embedded import FolderStore
 from shared.errors import NotFound, StoreError
 
@@ -119,7 +118,7 @@ def test_a_full_disk_leaves_the_old_object(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(folder_store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="No space left"):
         store.put("a", b"new")
     with pytest.raises(StoreError, match="No space left"):

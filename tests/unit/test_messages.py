@@ -298,7 +298,8 @@ def test_a_recipe_is_identified_by_what_it_says_not_how() -> None:
     turned = recipe.model_copy(update={"settings": {"b": 2, "a": 1}})
     assert turned.digest == recipe.digest
     assert re.fullmatch(r"[0-9a-f]{16}", recipe.digest)
-    for change in ({"version": "0.5"}, {"charge": 1}, {"multiplicity": 3}, {"settings": {}}):
+    changes: list[dict[str, Any]] = [{"version": "0.5"}, {"charge": 1}, {"multiplicity": 3}]
+    for change in [*changes, {"settings": {}}]:
         assert recipe.model_copy(update=change).digest != recipe.digest
     TypeAdapter(Key).validate_python(label_uri(recipe.digest, "0" * 32))
 

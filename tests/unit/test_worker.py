@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from shared.errors import (
     Temporary,
 )
 from shared.ports import Bus, Outgoing, Store
-from shared.values import Ref
+from shared.values import FrameRef, Ref, Rejected
 from shared.worker import Context, Worker, claim_uri
 from tests.contract.faults import FaultyBus, FlakyBus, FlakyStore, first
 
@@ -60,7 +60,7 @@ class Journal:
         self.bus, self.store = bus, store
         self.entries: list[str] = []
 
-    def publish(self, messages: list[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> None:
         self.bus.publish(messages)
         self.entries += [json.loads(message.body)["type"] for message in messages]
 
@@ -409,7 +409,7 @@ def test_what_an_error_says_never_breaks_the_worker(
 
 def test_a_result_too_long_for_the_wire_fails_its_task(shop: Shop) -> None:
     def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
-        rejected = m.Rejected(key="0" * 32, rule="unconverged", detail="x" * 70_000)
+        rejected = Rejected(key="0" * 32, rule="unconverged", detail="x" * 70_000)
         return m.LabelsDone(**context.envelope(), rejected=(rejected,))
 
     shop.send(label())
@@ -520,7 +520,7 @@ def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
                 spec=SPEC,
                 model=SPEC,
                 type_map=("C",),
-                structure=m.FrameRef(batch=SPEC, index=0, key="0" * 32),
+                structure=FrameRef(batch=SPEC, index=0, key="0" * 32),
                 seed=1,
             )
         ),
@@ -595,7 +595,12 @@ def test_a_worker_asked_to_go_during_an_outage_goes(shop: Shop) -> None:
 def test_a_worker_whose_bus_was_closed_waits_without_spinning(shop: Shop) -> None:
     bus = InProcessBus(shop.broker)
     asked: list[str] = []
-    shop.worker(bus=FlakyBus(bus, lambda operation: asked.append(operation) is not None))
+
+    def count(operation: str) -> bool:
+        asked.append(operation)
+        return False
+
+    shop.worker(bus=FlakyBus(bus, count))
     time.sleep(0.1)
     bus.close()
     time.sleep(0.5)

@@ -1,0 +1,35 @@
+# `make demo` and `make test` each work on a fresh machine: they set themselves up.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check soak install schema clean
+
+demo: $(STAMP)
+	$(BIN)/dpstream run examples/methane/campaign.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit tests/contract
+
+soak: $(STAMP)
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests
+
+schema: $(STAMP)
+	$(BIN)/python -c "from shared.messages import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,102 @@
+"""The benchmark's campaign as a dpstream spec. Pure.
+
+One stage stands for one of DP-GEN's iterations and passes after exactly one round. A last stage,
+whose one short trajectory finds nothing, has the committee trained once more on all labels, as
+DP-GEN does when its list of jobs has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from benchmarks.vs_dpgen.size import MEMBERS, NETWORK, SETTINGS, TAU_T, TIMESTEP, TYPE_MAP, Size
+from shared.spec import Spec, Training
+
+Mode = Literal["lockstep", "streaming"]
+NOTHING = {"low": 1e6, "high": 2e6}
+"""eV/Å; between these lies nothing."""
+FINAL_STEPS = 10
+"""dpstream's one last long training is not part of the comparison."""
+
+
+def training(size: Size) -> Training:
+    return Training.model_validate(_training(size))
+
+
+def spec(size: Size, mode: Mode, seed: int) -> Spec:
+    """Files are named relative to the folder that holds `initial/` and `structures/`."""
+    return Spec.model_validate(
+        {
+            "name": f"vs-dpgen-{mode}",
+            "seed": seed,
+            "mode": mode,
+            "type_map": TYPE_MAP,
+            "systems": {"methane": {"structures": ["structures/*.vasp"], "periodic": False}},
+            "initial": {"data": ["initial/C1H4-nopbc"]},
+            "training": _training(size),
+            "md": {
+                "ensemble": "nvt",
+                "timestep": TIMESTEP,
+                "tau_t": TAU_T,
+                "every": size.every,
+                "steps": size.md_steps,
+                "trajectories": size.structures,
+                "stop_after": size.md_steps // size.every,  # DP-GEN stops no trajectory early
+            },
+            "trust": {"low": size.low, "high": size.high},
+            "stages": _stages(size),
+            "selection": _selection(size),
+            "labels": {"code": "pyscf", "settings": SETTINGS, "bundle": 3},
+            "audit": {"per_round": 0},
+            "convergence": {"accurate_ratio": 0, "max_failed": 1, "max_rejected": 1, "rounds": 1},
+            "budget": {"rounds": 1},
+            "streaming": {"retrain_after": size.labels},
+            "verification": {"nve_ps": 0},
+        }
+    )
+
+
+def _training(size: Size) -> dict[str, Any]:
+    return {
+        "members": MEMBERS,
+        "input": NETWORK,
+        "min_steps": size.train_steps,
+        "max_steps": size.train_steps,
+        "warm": 0,
+        "max_lengthen": 1,
+        "checkpoint_steps": size.train_steps,
+        "final": {"steps_factor": FINAL_STEPS / size.train_steps},
+    }
+
+
+def _selection(size: Size) -> dict[str, Any]:
+    """DP-GEN's draw: any candidates, up to the cap."""
+    return {
+        "policy": "random",
+        "per_round": size.labels,
+        "per_trajectory": size.md_steps // size.every,
+        "min_separation": 0,
+        "time_bins": 1,
+    }
+
+
+def _stages(size: Size) -> list[dict[str, Any]]:
+    plan = {
+        "timestep": TIMESTEP,
+        "tau_t": TAU_T,
+        "every": size.every,
+        "stop_after": size.md_steps // size.every,
+    }
+    explore = {**plan, "steps": size.md_steps, "trajectories": size.structures}
+    stages: list[dict[str, Any]] = [
+        {
+            "name": f"{temperature:g}-k",
+            "systems": ["methane"],
+            "temperatures": [temperature],
+            "md": explore,
+        }
+        for temperature in size.temperatures
+    ]
+    last = {**plan, "steps": size.every, "trajectories": 1}
+    ending = {"name": "ending", "systems": ["methane"], "temperatures": [50.0]}
+    return [*stages, {**ending, "md": last, "trust": NOTHING}]

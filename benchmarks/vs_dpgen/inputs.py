@@ -1,0 +1,173 @@
+"""What all arms start from and are measured on, labelled by PySCF once and kept under the workdir."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+from ase.io import read, write
+
+from benchmarks.vs_dpgen.size import SETTINGS, TYPE_MAP, Size
+from dpstream.inputs import perturbed
+from services.labeler.engine import frame_facts, frame_of
+from services.labeler.recipes import make_recipe
+from shared.dataset import Labelled, write_deepmd
+from shared.engine import Engine
+from shared.frames import Batch, Frame, Label, canonical, from_ase, to_ase
+from shared.spec import Labels
+from shared.values import Recipe, stable_seed
+
+METHANE = Path(__file__).parents[2] / "examples" / "methane-pbe" / "structures" / "CH4.xyz"
+BOX = 30.0
+"""Å; a POSCAR needs a cell, which both sides drop."""
+DISPLACED = 0.15
+"""Å, of initial frames."""
+NUDGED = 0.03
+"""Å, of starting structures."""
+DRIVE = {"grid_level": 1, "conv_tol": 1e-6}
+"""Settings that move reference dynamics: forces within 0.002 eV/Å of the full ones, three times
+as fast."""
+TIMESTEP = 0.001
+"""ps, of reference dynamics."""
+
+Call = Callable[[str, Mapping[str, Any]], Any]
+
+
+def recipe(code: str = "pyscf", **settings: Any) -> Recipe:
+    own = {**SETTINGS, **settings} if code == "pyscf" else settings
+    return make_recipe(Labels(code=code, settings=own))
+
+
+@contextmanager
+def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], Any], list[Any]]]:
+    """A map over `count` warm labeling engines: `each(items, work)` is `[work(call, item), …]`."""
+    pool = [Engine("services.labeler.engine", scratch / f"engine-{i}") for i in range(count)]
+    for engine in pool:
+        engine.start()  # from here: an engine ends with the thread that started it
+    free: Queue[Engine] = Queue()
+    for engine in pool:
+        free.put(engine)
+
+    def one(pair: tuple[Any, Any]) -> Any:
+        engine = free.get()
+        try:
+            return pair[1](engine.call, pair[0])
+        finally:
+            free.put(engine)
+
+    try:
+        with ThreadPoolExecutor(count) as threads:
+            yield lambda items, work: list(threads.map(one, [(item, work) for item in items]))
+    finally:
+        for engine in pool:
+            engine.kill()
+
+
+def labelled(outcome: Mapping[str, Any], frame: Frame) -> Labelled:
+    """RuntimeError for a frame that PySCF could not do: nothing here should be beyond it."""
+    if not outcome["converged"] or len(outcome["energies"]) != 1:
+        raise RuntimeError(f"PySCF gave no label: {outcome}")
+    forces = np.array(outcome["forces"], dtype=np.float64)
+    return Labelled(frame, Label(float(outcome["energies"][0]), forces), {})
+
+
+def label_all(frames: Sequence[Frame], each: Any) -> list[Labelled]:
+    full = recipe().model_dump()
+
+    def work(call: Call, frame: Frame) -> Labelled:
+        facts = {"recipe": full, "frames": [frame_facts(frame)]}
+        return labelled(call("single_points", facts)[0], frame)
+
+    return list(each(frames, work))
+
+
+def methane() -> Frame:
+    return canonical(from_ase(read(METHANE))).frame
+
+
+def copies(count: int, displace: float, *seed: object) -> list[Frame]:
+    """Perturbed copies of methane, Å."""
+    return [
+        perturbed(methane(), displace, 0.0, np.random.default_rng(stable_seed(*seed, i)))
+        for i in range(count)
+    ]
+
+
+def make_inputs(size: Size, seed: int, folder: Path) -> None:
+    """`initial/C1H4-nopbc` (labelled, DeePMD npy) and `structures/NNN.vasp`; once."""
+    if (folder / "done").exists():
+        return
+    (folder / "structures").mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(copies(size.structures, NUDGED, "structures", seed)):
+        atoms = to_ase(frame)
+        atoms.set_cell(np.eye(3) * BOX)
+        write(folder / "structures" / f"{i:03d}.vasp", atoms, format="vasp")
+    with engines(folder / "scratch") as each:
+        initial = label_all(copies(size.initial, DISPLACED, "initial", seed), each)
+    write_deepmd(initial, folder / "initial", TYPE_MAP)
+    (folder / "done").touch()
+
+
+# ------------------------------------------------------------------------------- the held-out set
+
+
+def held_out(size: Size, folder: Path) -> dict[str, Batch]:
+    """By temperature, a batch with arrays forces `(n, a, 3)` eV/Å and trajectory `(n,)`. Each
+    trajectory is kept as soon as it is done, so an interrupted run goes on where it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [
+        (temperature, number)
+        for temperature in size.temperatures
+        for number in range(size.held_out.trajectories)
+        if not _kept(folder, temperature, number).exists()
+    ]
+    if missing:
+        with engines(folder / "scratch") as each:
+            each(missing, lambda call, item: _make_trajectory(call, size, folder, *item))
+    return {f"{t:g} K": _gathered(size, folder, t) for t in size.temperatures}
+
+
+def _kept(folder: Path, temperature: float, number: int) -> Path:
+    return folder / f"{temperature:g}-{number:02d}.json"
+
+
+def _make_trajectory(
+    call: Call, size: Size, folder: Path, temperature: float, number: int
+) -> None:
+    plan = size.held_out
+    driver = recipe(**DRIVE) if plan.driver == "pyscf" else recipe("tblite", method="GFN2-xTB")
+    path = {
+        "seed": stable_seed("held-out", temperature, number),
+        "temperature": temperature,
+        "timestep": TIMESTEP,
+        "equilibrate": 0.0,
+        "spacing": plan.spacing,
+        "frames": plan.frames,
+    }
+    start = {"recipe": driver.model_dump(), "frame": frame_facts(methane()), "plan": path}
+    frames = [row["frame"] for row in call("reference_md", start)]
+    outcomes = call("single_points", {"recipe": recipe().model_dump(), "frames": frames})
+    rows = [
+        {"frame": frame, "forces": labelled(outcome, frame_of(frame)).label.forces.tolist()}
+        for frame, outcome in zip(frames, outcomes, strict=True)
+    ]
+    target = _kept(folder, temperature, number)
+    target.with_suffix(".part").write_text(json.dumps(rows))
+    target.with_suffix(".part").rename(target)
+
+
+def _gathered(size: Size, folder: Path, temperature: float) -> Batch:
+    rows, numbers = [], []
+    for number in range(size.held_out.trajectories):
+        found = json.loads(_kept(folder, temperature, number).read_text())
+        rows += found
+        numbers += [number] * len(found)
+    frames = [frame_of(row["frame"]) for row in rows]
+    forces = np.array([row["forces"] for row in rows])
+    return Batch.of(frames, forces=forces, trajectory=np.array(numbers))

@@ -1,0 +1,5 @@
+"""`python -m dpstream`."""
+
+from dpstream.cli import main
+
+main()

@@ -1,0 +1,345 @@
+"""A campaign's yield as a folder: models, data, report, and a molecular dynamics run to begin with.
+
+With `full` the folder is a store of its own besides: ledger, manifests, results and the shared
+labels they point to.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dpstream.history import History, Life
+from dpstream.report import write_report
+from services.coordinator.ledger import heard_and_decided
+from services.explorer.md_script import data_file, pair_commands, start_commands
+from services.labeler.codes import CODES
+from services.trainer.training_input import Run, build_input
+from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
+from shared.errors import SpecError
+from shared.frames import Batch, Frame, canonical, decode_labelled
+from shared.messages import MemberTrained, Message, ModelsReady, Train
+from shared.ports import Store
+from shared.spec import Spec
+from shared.values import Condition, Recipe, Ref, Trust, campaign_uri, stable_seed
+from shared.worker import fetch
+
+MARKER = ".dpstream-export.json"
+"""Says which campaign a folder is an export of. No object's key begins with a dot."""
+PARTS = ("models", "dataset", "audit", "held-out", "md-example")
+"""Folders that an export makes, and makes anew when it is repeated."""
+EXAMPLE_STEPS = 2000
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def export(store: Store, campaign: str, folder: Path, full: bool = False) -> list[str]:
+    """Write the campaign's models, data sets, report and an MD example into `folder`; with `full`
+    also the campaign itself with all labels it points to, so that the folder can be a root. The
+    lines returned say what is where.
+
+    Raises SpecError for a folder that holds anything but an earlier export of this campaign, or
+    that cannot be written; NotFound where the store has no such campaign.
+    """
+    harvest = Harvest.of(store, campaign)
+    try:
+        _prepare(folder, harvest)
+        return list(_written(harvest, folder, full))
+    except OSError as error:
+        raise SpecError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}"
+        ) from error
+
+
+def _written(harvest: Harvest, folder: Path, full: bool) -> Iterator[str]:
+    yield from _models(harvest, folder / "models")
+    yield from _data(harvest, folder)
+    write_report(harvest.store, harvest.campaign, folder / "report.html")
+    yield f"{folder / 'report.html'}: how it came about"
+    if harvest.best is not None:
+        yield from _example(harvest, folder / "md-example", harvest.best)
+    if full:
+        yield _copy_campaign(harvest, folder)
+    _write_readme(harvest, folder, full)
+    yield f"{folder / 'README.txt'}: what is what, and how to run it"
+
+
+# ----------------------------------------------------------------------------------- what there is
+
+
+@dataclass
+class Harvest:
+    """What a campaign has to give, from its ledger."""
+
+    store: Store
+    campaign: str
+    spec_bytes: bytes
+    history: History
+    committee: list[MemberTrained]
+    """Members of the newest complete committee."""
+    final: MemberTrained | None
+    commands: dict[str, Train]
+
+    @staticmethod
+    def of(store: Store, campaign: str) -> Harvest:
+        spec_bytes = store.get(campaign_uri(campaign, "spec.json"))
+        messages = list(heard_and_decided(store, campaign))
+        members, final, commands = _trained(messages)
+        version = max(
+            (e.committee.version for e in messages if isinstance(e, ModelsReady)), default=0
+        )
+        committee = [member for _, member in sorted(members.get(version, {}).items())]
+        history = History.of(messages)
+        return Harvest(store, campaign, spec_bytes, history, committee, final, commands)
+
+    @cached_property
+    def spec(self) -> Spec:
+        return Spec.model_validate_json(self.spec_bytes)
+
+    @property
+    def best(self) -> MemberTrained | None:
+        """The final model, or else the first of the newest committee."""
+        return self.final or (self.committee[0] if self.committee else None)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.history.submitted.recipe if self.history.submitted else None
+
+    def fetch(self, ref: Ref) -> bytes:
+        return fetch(self.store, ref)
+
+    def training_set(self) -> list[Labelled]:
+        """Everything trained on, oldest first, then labels no dataset version holds yet."""
+        datasets = self.history.datasets
+        known = load_dataset(self.fetch, datasets[-1].manifest) if datasets else []
+        fresh = self._labelled(
+            life
+            for life in self.history.lives.values()
+            if life.purpose != "audit" and life.trained is None
+        )
+        return [*known, *fresh]
+
+    def audit_set(self) -> list[Labelled]:
+        """Labels never trained on, by frame key."""
+        return self._labelled(x for x in self.history.lives.values() if x.purpose == "audit")
+
+    def _labelled(self, lives: Iterator[Life]) -> list[Labelled]:
+        accepted = {life.ref.key: life for life in lives if life.accepted is not None}
+        return [self._item(accepted[key]) for key in sorted(accepted)]
+
+    def _item(self, life: Life) -> Labelled:
+        assert life.accepted is not None
+        origin = life.chosen.trajectory if life.chosen else ""
+        weight = life.chosen.weight if life.chosen else 1.0
+        return Labelled(*decode_labelled(self.fetch(life.accepted.label)), origin, weight)
+
+    def test_set(self) -> list[Labelled]:
+        return load_dataset(self.fetch, self.history.test) if self.history.test else []
+
+
+def _trained(
+    messages: Sequence[Message],
+) -> tuple[dict[int, dict[int, MemberTrained]], MemberTrained | None, dict[str, Train]]:
+    """Members by version and number, the final model, and the commands by task."""
+    commands: dict[str, Train] = {}
+    members: dict[int, dict[int, MemberTrained]] = {}
+    final: MemberTrained | None = None
+    for message in messages:
+        if isinstance(message, Train):
+            commands[message.task] = message
+        elif isinstance(message, MemberTrained) and message.task in commands:
+            if commands[message.task].final:
+                final = final or message
+            else:
+                members.setdefault(message.version, {}).setdefault(message.member, message)
+    return members, final, commands
+
+
+# ----------------------------------------------------------------------------------- the folder
+
+
+def _prepare(folder: Path, harvest: Harvest) -> None:
+    """An empty folder, or one that this campaign was exported to before."""
+    identity = {"campaign": harvest.campaign, "spec": Ref.to("spec", harvest.spec_bytes).sha256}
+    if folder.exists() and not folder.is_dir():
+        raise SpecError(f"{folder}: is a file; name a folder to write to")
+    if folder.exists() and any(folder.iterdir()) and _marker(folder) != identity:
+        raise SpecError(
+            f"{folder}: holds something else than an export of {harvest.campaign}; "
+            "name another folder with --output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps(identity) + "\n")
+    for part in PARTS:
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _marker(folder: Path) -> object:
+    try:
+        return json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _models(harvest: Harvest, folder: Path) -> Iterator[str]:
+    """The final model and the newest committee, each also as it was before compression."""
+    named = [(f"committee-{m.member}", m) for m in harvest.committee]
+    if harvest.final is not None:
+        named.insert(0, ("final", harvest.final))
+    folder.mkdir()
+    for name, member in named:
+        _download(harvest.store, member.model, folder / model_file(name, member))
+        if member.compressed:
+            suffix = Path(member.frozen.uri).suffix
+            _download(harvest.store, member.frozen, folder / f"{name}-frozen{suffix}")
+    if not named:
+        yield "no committee is complete yet: no models"
+        return
+    if harvest.final is not None:
+        yield f"{folder / model_file('final', harvest.final)}: the final model"
+    if harvest.committee:
+        version, count = harvest.committee[0].version, len(harvest.committee)
+        yield f"{folder}: {count} models of committee {version}"
+
+
+def model_file(name: str, member: MemberTrained) -> str:
+    return f"{name}{Path(member.model.uri).suffix}"
+
+
+def _download(store: Store, ref: Ref, path: Path) -> None:
+    path.write_bytes(fetch(store, ref))
+
+
+def _data(harvest: Harvest, folder: Path) -> Iterator[str]:
+    trained = harvest.training_set()
+    systems = write_deepmd(trained, folder / "dataset" / "deepmd", harvest.spec.type_map)
+    if trained:
+        write_extxyz(trained, folder / "dataset" / "dataset.extxyz")
+    names = [f"deepmd/{system.name}" for system in systems]
+    _write_input(harvest, folder / "dataset", names)
+    yield f"{folder / 'dataset'}: {len(trained)} labelled frames, for DeePMD-kit and as extxyz"
+    for name, items in (("audit", harvest.audit_set()), ("held-out", harvest.test_set())):
+        if items:
+            (folder / name).mkdir()
+            write_extxyz(items, folder / name / f"{name}.extxyz")
+            yield f"{folder / name}: {len(items)} labelled frames never trained on"
+
+
+def _write_input(harvest: Harvest, folder: Path, systems: Sequence[str]) -> None:
+    """The training of the best model over again, on the exported dataset: `dp train input.json`."""
+    if harvest.best is None:
+        return
+    command = harvest.commands[harvest.best.task]
+    run = Run(
+        type_map=harvest.spec.type_map,
+        systems=tuple(systems),
+        steps=command.steps,
+        seed=command.seed,
+        member=command.member,
+    )
+    document = build_input(harvest.spec.training, run)
+    (folder / "input.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+# ----------------------------------------------------------------------------------- an MD run
+
+
+def _example(harvest: Harvest, folder: Path, best: MemberTrained) -> Iterator[str]:
+    """A LAMMPS run with the best model, from a starting structure of the campaign."""
+    frame = _start(harvest)
+    model = model_file("final" if harvest.final else "committee-0", best)
+    try:
+        text = lammps_input(harvest.spec, frame, Path("../models") / model)
+    except ValueError:  # one atom alone
+        return
+    folder.mkdir()
+    data = data_file(frame, harvest.spec.type_map, harvest.spec.md.masses)
+    (folder / "structure.data").write_text(data)
+    (folder / "in.lammps").write_text(text)
+    _write_structure(frame, folder / "structure.extxyz")
+    yield f"molecular dynamics with the model: cd {folder} && lmp -in in.lammps"
+
+
+def _start(harvest: Harvest) -> Frame:
+    assert harvest.history.submitted is not None
+    systems = harvest.history.submitted.systems
+    ref = systems[harvest.spec.stages[0].systems[0]][0]
+    return canonical(Batch.loads(harvest.fetch(ref.batch))[ref.index]).frame
+
+
+def _write_structure(frame: Frame, path: Path) -> None:
+    from ase.io import write  # deferred: ASE is slow to import
+
+    from shared.frames import to_ase
+
+    write(path, to_ase(frame), format="extxyz")
+
+
+def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
+    """A complete LAMMPS input: thermostatted dynamics of `frame`, at constant volume, from
+    `structure.data`. Units `metal`. Raises ValueError for what has no dynamics."""
+    md = spec.md.model_copy(update={"ensemble": "nvt"})
+    temperature = spec.verification.nve_temperature
+    condition = Condition(system="example", temperature=temperature)
+    pair = pair_commands([model], 0, spec.type_map, md.every, Path("unused"), Trust(low=1, high=2))
+    seed = stable_seed(spec.seed, "md-example")
+    lines = [
+        f"# {spec.name}: {EXAMPLE_STEPS * md.timestep:g} ps at {temperature:g} K, constant volume.",
+        "# units metal: eV, Å, ps, K, bar.",
+        *start_commands(frame, Path("structure.data"), md, condition, seed, pair),
+        "thermo 100",
+        "dump positions all custom 100 trajectory.lammpstrj id type element x y z",
+        "dump_modify positions sort id element " + " ".join(spec.type_map),
+        f"run {EXAMPLE_STEPS}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------- a root
+
+
+def _copy_campaign(harvest: Harvest, folder: Path) -> str:
+    """The campaign and the shared labels it points to. Objects never change, so what an earlier
+    export has copied stays."""
+    store = harvest.store
+    prefix = campaign_uri(harvest.campaign) + "/"
+    lock = prefix + "lock"
+    keys = [key for key in store.list(prefix) if key != lock]
+    lives = harvest.history.lives.values()
+    keys += [life.accepted.label.uri for life in lives if life.accepted is not None]
+    for key in keys:
+        if not (folder / key).exists():
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            store.download(key, folder / key)
+    return f"{folder}: also a root of its own: dpstream status --root {folder}"
+
+
+def _write_readme(harvest: Harvest, folder: Path, full: bool) -> None:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # plain text
+    )
+    recipe, best = harvest.recipe, harvest.best
+    text = environment.get_template("README.txt.j2").render(
+        campaign=harvest.campaign,
+        final=harvest.final,
+        model=model_file("final" if harvest.final else "committee-0", best) if best else None,
+        committee=harvest.committee,
+        example=(folder / "md-example" / "in.lammps").exists(),
+        has_input=(folder / "dataset" / "input.json").exists(),
+        type_map=" ".join(harvest.spec.type_map),
+        recipe=recipe,
+        method=CODES[recipe.code].method(recipe.settings) if recipe else "",
+        semi_empirical=recipe is not None and CODES[recipe.code].semi_empirical(recipe.settings),
+        full=full,
+    )
+    (folder / "README.txt").write_text(text)

@@ -1,0 +1,190 @@
+"""`dpstream why FRAME`: the life of one frame, from the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from dpstream.history import History, Life
+from services.coordinator.ledger import heard_and_decided
+from shared.errors import SpecError
+from shared.frames import Batch, frame_key
+from shared.messages import CandidatesSelected, ChunkExplored, Explore, Message
+from shared.ports import Store
+from shared.values import Chosen, PoolItem
+from shared.worker import fetch
+
+NEAR = 5
+"""Keys named where none or several fit."""
+
+
+def why(store: Store, campaign: str, frame: str) -> list[str]:
+    """Why the frame whose key begins with `frame` was labelled, or was not: lines in the order of
+    its life. Frames that were found but never chosen are looked for in the uploaded batches.
+
+    Raises SpecError for a key that no frame of the campaign has, or that several begin with,
+    naming some.
+    """
+    messages = list(heard_and_decided(store, campaign))
+    history = History.of(messages)
+    matches = [key for key in history.lives if key.startswith(frame)]
+    if frame in matches:
+        matches = [frame]
+    if len(matches) == 1:
+        return list(_life(history, history.lives[matches[0]]))
+    found = dict(_sightings(store, messages)) if not matches else {}
+    matches = matches or [key for key in found if key.startswith(frame)]
+    if len(matches) == 1:
+        return list(_passed_over(history, messages, matches[0], found[matches[0]]))
+    raise SpecError(_no_such(frame, campaign, matches, [*history.lives, *found]))
+
+
+def _no_such(frame: str, campaign: str, matches: list[str], known: list[str]) -> str:
+    if matches:
+        some = ", ".join(sorted(matches)[:NEAR])
+        return f"{frame}: {len(matches)} frames of {campaign} begin so: {some}"
+    near = get_close_matches(frame, [key[: len(frame)] for key in known], NEAR, cutoff=0.0)
+    full = [next(key for key in known if key.startswith(start)) for start in dict.fromkeys(near)]
+    hint = f"; near: {', '.join(full)}" if full else "; it has no frames yet"
+    return f"{frame}: no frame of {campaign} has such a key{hint}"
+
+
+# ----------------------------------------------------------------------------------- a known life
+
+
+def _life(history: History, life: Life) -> Iterator[str]:
+    yield f"frame {life.ref.key}"
+    yield from _origin(history, life)
+    for command in life.tasks:
+        yield _task(history, command)
+    for judged in life.judged_accurate:
+        yield f"{_at(history, judged.time)}: committee {judged.version} judged it accurate"
+    yield from _verdict(history, life)
+    yield _use(history, life)
+
+
+def _origin(history: History, life: Life) -> Iterator[str]:
+    if life.chosen is None or life.selection is None:
+        yield "submitted with the campaign, to be labelled before the first training"
+        return
+    chosen, event = life.chosen, life.selection
+    yield _found(history, chosen.trajectory, chosen.time_ps, chosen.version, chosen.deviation)
+    purpose = "the audit" if life.purpose == "audit" else "training"
+    weight = f", standing for {chosen.weight:g} frames" if life.purpose == "audit" else ""
+    yield (
+        f"{_at(history, event.time)}: chosen for {purpose} in stage {event.stage + 1}, "
+        f"under committee {event.version}{weight}: {chosen.reason}"
+    )
+
+
+def _found(
+    history: History, trajectory: str, time_ps: float, version: int, deviation: float
+) -> str:
+    command = history.explored.get(trajectory)
+    return (
+        f"found in trajectory {trajectory}{_where(command)} at {time_ps:g} ps by committee "
+        f"{version}: deviation {deviation:.4g}{_window(command)}"
+    )
+
+
+def _where(command: Explore | None) -> str:
+    return "" if command is None else f" ({command.condition})"
+
+
+def _window(command: Explore | None) -> str:
+    if command is None:
+        return ""
+    trust = command.trust
+    unit = " eV/Å" if trust.relative is None else " (relative)"
+    return f"{unit}; the trajectory began with trust levels {trust.low:g} and {trust.high:g}"
+
+
+def _task(history: History, command: Any) -> str:
+    claim = history.claims.get((command.task, command.attempt))
+    by = f"taken by {claim.worker}" if claim else "not taken yet"
+    return (
+        f"{_at(history, command.time)}: label task {command.task}, attempt {command.attempt}, {by}"
+    )
+
+
+def _verdict(history: History, life: Life) -> Iterator[str]:
+    if life.answered is None:
+        yield "no label yet"
+        return
+    at = _at(history, life.answered.time)
+    if life.accepted is not None:
+        label = life.accepted
+        how = "found in the store" if label.reused else f"computed in {label.seconds:.3g} s"
+        yield f"{at}: label accepted, {how}; largest force {label.max_force:.3g} eV/Å"
+        yield f"label: {label.label.uri}"
+    elif life.rejected is not None:
+        yield f"{at}: label rejected by the rule {life.rejected.rule}: {life.rejected.detail}"
+
+
+def _use(history: History, life: Life) -> str:
+    if life.purpose == "audit":
+        return "never trained on: an audit frame measures the true error"
+    if life.trained is None:
+        return "in no dataset version" if life.answered else "in no dataset version yet"
+    text = f"{_at(history, life.trained.time)}: in dataset version {life.trained.dataset}"
+    command = life.trained.command
+    if command is None:
+        return text
+    first = "the final model" if command.final else f"committee {command.version}"
+    return f"{text}, first trained on by {first}"
+
+
+def _at(history: History, time: float) -> str:
+    """Time since the campaign began, h:mm:ss."""
+    began = history.submitted.time if history.submitted else time
+    seconds = max(0, round(time - began))
+    return f"+{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+# ----------------------------------------------------------------------------------- never chosen
+
+
+class Sighting:
+    """A frame in an uploaded batch: where it is, and what kind of batch that is."""
+
+    def __init__(self, event: ChunkExplored, item: PoolItem, batch: Batch, row: int) -> None:
+        self.event, self.item = event, item
+        self.kind = "candidate" if item == event.candidates else "reservoir sample"
+        self.time_ps = float(batch.arrays["time_ps"][row])
+        self.deviation = float(batch.arrays["devi_f"][row])
+
+
+def _sightings(store: Store, messages: Iterable[Message]) -> Iterator[tuple[str, Sighting]]:
+    """Every frame that explorers uploaded, by key."""
+    for event in messages:
+        if not isinstance(event, ChunkExplored):
+            continue
+        for item in filter(None, (event.reservoir, event.candidates)):
+            batch = Batch.loads(fetch(store, item.frames))
+            for row, frame in enumerate(batch):
+                yield frame_key(frame), Sighting(event, item, batch, row)
+
+
+def _passed_over(
+    history: History, messages: Iterable[Message], key: str, seen: Sighting
+) -> Iterator[str]:
+    item = seen.item
+    yield f"frame {key}"
+    yield _found(history, item.trajectory, seen.time_ps, item.version, seen.deviation)
+    yield f"{_at(history, seen.event.time)}: uploaded as {seen.kind}; never chosen for a label"
+    selections = [
+        e for e in messages if isinstance(e, CandidatesSelected) and e.version == item.version
+    ]
+    for event in selections:
+        yield f"{_at(history, event.time)}: a selection under committee {event.version} {_took(event)}"
+
+
+def _took(event: CandidatesSelected) -> str:
+    taken = _count(event.labels, "for training") + ", " + _count(event.audits, "for the audit")
+    refused = "; ".join(f"{why}: {count}" for why, count in event.refused.items())
+    return f"took {taken}" + (f"; refused {refused}" if refused else "")
+
+
+def _count(chosen: tuple[Chosen, ...], purpose: str) -> str:
+    return f"{len(chosen)} {purpose}"

@@ -1,0 +1,105 @@
+"""Killed at random and started again, a campaign ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from services.coordinator.ledger import heard_and_decided
+from shared.embedded import FolderStore
+from shared.messages import LabelsDone
+from tests.e2e.campaign import (
+    children_of,
+    finish,
+    kill_tree,
+    labelled,
+    start,
+    state_of,
+    wait_until,
+    write_spec,
+)
+
+KILLS = 10 if os.environ.get("DPSTREAM_SOAK") else 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a lockstep campaign that ran through in peace."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(write_spec(folder), folder / "root")
+    return folder / "root"
+
+
+def test_killed_and_resumed_it_labels_the_same_frames(undisturbed: Path, tmp_path: Path) -> None:
+    spec, root, rng = write_spec(tmp_path), tmp_path / "root", random.Random(7)
+    kills = 0
+    print(f"{KILLS} kills")
+    while kills < KILLS:
+        process = start(spec, root)
+        time.sleep(rng.uniform(2.0, 20.0))
+        if process.poll() is not None:
+            break
+        kill_tree(process)
+        kills += 1
+    finish(spec, root)
+    assert labelled(state_of(root)) == labelled(state_of(undisturbed))
+    assert kills >= 1
+    assert _computed_twice(root) == []
+
+
+def _computed_twice(root: Path) -> list[str]:
+    """Frames whose label was computed more than once."""
+    computed = [
+        accepted.key
+        for message in heard_and_decided(FolderStore(root), "small")
+        if isinstance(message, LabelsDone)
+        for accepted in message.accepted
+        if not accepted.reused
+    ]
+    return [key for key in computed if computed.count(key) > 1]
+
+
+def test_an_engine_that_is_killed_costs_one_attempt(undisturbed: Path, tmp_path: Path) -> None:
+    spec, root, rng = write_spec(tmp_path), tmp_path / "root", random.Random(11)
+    process = start(spec, root)
+    killed = 0
+    while process.poll() is None and killed < 2:
+        time.sleep(rng.uniform(6.0, 9.0))
+        children = children_of(process.pid)
+        if children:
+            os.kill(rng.choice(children), signal.SIGKILL)
+            killed += 1
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert killed
+    assert labelled(state_of(root)) == labelled(state_of(undisturbed))
+
+
+def test_ctrl_c_leaves_everything_resumable(undisturbed: Path, tmp_path: Path) -> None:
+    spec, root = write_spec(tmp_path), tmp_path / "root"
+    process = start(spec, root)
+    wait_until(lambda: (root / "campaigns/small/ledger").exists() and _labels(root) >= 6)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on from here" in output
+    assert not children_of(process.pid)
+    finish(spec, root)
+    assert labelled(state_of(root)) == labelled(state_of(undisturbed))
+
+
+def _labels(root: Path) -> int:
+    return len(labelled(state_of(root)))
+
+
+def test_a_second_campaign_reuses_every_label(undisturbed: Path, tmp_path: Path) -> None:
+    output = finish(write_spec(tmp_path), undisturbed, "--name", "second")
+    second = state_of(undisturbed, "second")
+    assert labelled(second) == labelled(state_of(undisturbed))
+    assert second.reused == len(labelled(second))
+    assert f"{second.reused} reused" in output

@@ -1,0 +1,613 @@
+"""The explorer with real LAMMPS and real committees."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from services.explorer import md_script
+from services.explorer.handlers import Bench, audit, explore, judge, verify
+from services.explorer.trajectory import read_checkpoint
+from shared.deviation import max_force_deviation, verdict, virial_deviation
+from shared.embedded import FolderStore, InProcessBus
+from shared.engine import Engine
+from shared.errors import EngineCrashed, Permanent, Stopped
+from shared.frames import Batch, Frame, canonical, frame_key, from_ase
+from shared.messages import Audit, ChunkExplored, Explore, Judge, Verify, decode
+from shared.sections import Md
+from shared.spec import Spec
+from shared.values import (
+    Committee,
+    Condition,
+    Dataset,
+    FrameRef,
+    PoolItem,
+    Ref,
+    Trust,
+    campaign_uri,
+)
+from shared.worker import Context
+
+CH4 = canonical(from_ase(molecule("CH4"))).frame
+AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame
+OPEN = Trust(low=0.1, high=1e9)
+"""Levels that stop nothing."""
+COLD = Condition(system="s", temperature=300)
+
+
+# ------------------------------------------------------------------------------------- the engine
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.start()
+    yield bench
+    bench.close()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    outcome: dict[str, Any]
+    arrays: Mapping[str, Any]
+
+    def batch(self, frame: Frame) -> Batch:
+        cells = None if frame.cell is None else self.arrays["cells"]
+        return Batch(frame.species, self.arrays["positions"], cells)
+
+
+def run(
+    engine: Engine,
+    folder: Path,
+    frame: Frame,
+    models: Sequence[Path],
+    condition: Condition = COLD,
+    trust: Trust = OPEN,
+    checks: int = 10,
+    **md: Any,
+) -> Trajectory:
+    """A trajectory straight through the engine, driver 1."""
+    folder.mkdir(exist_ok=True)
+    settings = Md.model_validate({"timestep": 0.0005, "every": 5, **md})
+    type_map = sorted(set(frame.species))
+    data, out = folder / "data", folder / "devi.out"
+    data.write_text(md_script.data_file(frame, type_map, {}))
+    pair = md_script.pair_commands(models, 1, type_map, settings.every, out, trust)
+    commands = md_script.start_commands(frame, data, settings, condition, 5, pair)
+    engine.call("begin", {"commands": commands})
+    arguments = {
+        "checks": checks,
+        "every": settings.every,
+        "overlap": settings.overlap,
+        "reach": 4.0 if frame.cell is None else None,
+        "trust": trust.model_dump(),
+        "streak": 0,
+        "stop_after": settings.stop_after,
+        "out_file": str(out),
+        "frames": str(folder / "frames.npz"),
+    }
+    outcome = engine.call("advance", arguments)
+    with np.load(folder / "frames.npz", allow_pickle=False) as found:
+        return Trajectory(outcome, dict(found))
+
+
+def evaluated(
+    engine: Engine, folder: Path, models: Sequence[Path], batch: Batch
+) -> Mapping[str, Any]:
+    (folder / "batch.npz").write_bytes(batch.dumps())
+    files = {"batch": str(folder / "batch.npz"), "result": str(folder / "result.npz")}
+    engine.call("evaluate", {"models": [str(m) for m in models], **files})
+    with np.load(folder / "result.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def test_same_seed_same_bits_in_one_process_and_in_another(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path], periodic_committee: list[Path]
+) -> None:
+    squeezed = Condition(system="s", temperature=600, pressure=1000)
+    cases: list[tuple[Frame, list[Path], Condition, str]] = [
+        (CH4, methane_committee, COLD, "nvt"),
+        (AL8, periodic_committee, squeezed, "npt-tri"),
+    ]
+    other = Engine("services.explorer.lammps_engine", tmp_path / "other")
+    try:
+        for frame, models, condition, ensemble in cases:
+            first, again, elsewhere = (
+                run(engine, tmp_path / "t", frame, models, condition, ensemble=ensemble)
+                for engine in (bench.engine, bench.engine, other)
+            )
+            for name, values in first.arrays.items():
+                assert np.array_equal(values, again.arrays[name]), name
+                assert np.array_equal(values, elsewhere.arrays[name]), name
+            assert first.outcome["made"] == 10
+    finally:
+        other.kill()
+
+
+@pytest.mark.parametrize("relative", [None, 0.3])
+def test_deviation_of_the_pair_style_is_that_of_the_forces(
+    bench: Bench, tmp_path: Path, periodic_committee: list[Path], relative: float | None
+) -> None:
+    trust = Trust(low=0.1, high=1e9, relative=relative, relative_v=relative)
+    hot = Condition(system="s", temperature=600)
+    found = run(bench.engine, tmp_path, AL8, periodic_committee, hot, trust)
+    forces = evaluated(bench.engine, tmp_path, periodic_committee, found.batch(AL8))
+    devi_f = max_force_deviation(forces["forces"], relative)
+    devi_v = virial_deviation(forces["virials"], len(AL8.species), relative)
+    np.testing.assert_allclose(found.arrays["devi_f"], devi_f, rtol=1e-6)
+    np.testing.assert_allclose(found.arrays["devi_v"], devi_v, rtol=1e-6)
+    assert devi_f.min() > 1e-4  # a committee in perfect agreement would prove nothing
+
+
+COMPARE = """
+import json, sys
+import numpy as np
+from deepmd.infer import DeepPot, calc_model_devi
+for case in json.loads(sys.argv[1]):
+    with np.load(case["frames"]) as found:
+        coord, box = found["positions"], found["cells"]
+    n, models = len(coord), [DeepPot(model) for model in case["models"]]
+    box = box.reshape(n, 9) if case["periodic"] else None
+    np.save(case["out"], calc_model_devi(coord.reshape(n, -1), box, case["types"], models))
+"""
+
+
+def test_deviation_is_that_of_calc_model_devi(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path], periodic_committee: list[Path]
+) -> None:
+    molecule = run(bench.engine, tmp_path / "molecule", CH4, methane_committee)
+    crystal = run(bench.engine, tmp_path / "crystal", AL8, periodic_committee)
+    cases = [
+        {
+            "frames": str(tmp_path / name / "frames.npz"),
+            "out": str(tmp_path / name / "devi.npy"),
+            "models": [str(model) for model in models],
+            "types": types,
+            "periodic": name == "crystal",
+        }
+        for name, models, types in (
+            ("molecule", methane_committee, [0, 1, 1, 1, 1]),
+            ("crystal", periodic_committee, [0] * 8),
+        )
+    ]
+    command = [sys.executable, "-c", COMPARE, json.dumps(cases)]
+    subprocess.run(command, check=True, capture_output=True)
+    columns = np.load(tmp_path / "molecule/devi.npy")
+    np.testing.assert_allclose(molecule.arrays["devi_f"], columns[:, 4], rtol=1e-6)
+    columns = np.load(tmp_path / "crystal/devi.npy")
+    np.testing.assert_allclose(crystal.arrays["devi_f"], columns[:, 4], rtol=1e-6)
+    np.testing.assert_allclose(crystal.arrays["devi_v"], columns[:, 1], rtol=1e-6)
+
+
+def test_deviation_is_that_of_dp_model_devi(
+    bench: Bench, tmp_path: Path, periodic_committee: list[Path], periodic_system: Path
+) -> None:
+    models, out = list(map(str, periodic_committee)), tmp_path / "model_devi.out"
+    dp = [str(Path(sys.executable).with_name("dp")), "--tf", "model-devi"]
+    command = [*dp, "-m", *models, "-s", str(periodic_system), "-o", str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    columns = np.loadtxt(out)
+    batch = Batch(
+        ("Al",) * 8,
+        np.load(periodic_system / "set.000/coord.npy").reshape(-1, 8, 3),
+        np.load(periodic_system / "set.000/box.npy").reshape(-1, 3, 3),
+    )
+    found = evaluated(bench.engine, tmp_path, periodic_committee, batch)
+    np.testing.assert_allclose(max_force_deviation(found["forces"]), columns[:, 4], rtol=1e-6)
+    np.testing.assert_allclose(virial_deviation(found["virials"], 8), columns[:, 1], rtol=1e-6)
+
+
+def test_a_molecule_has_the_temperature_it_was_given(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    """Neither drift nor rotation, and the kinetic energy of 3 n − 6 freedoms at the start."""
+    found = run(bench.engine, tmp_path, CH4, methane_committee, timestep=1e-6, every=1, checks=2)
+    path = np.concatenate([[CH4.positions], found.arrays["positions"]])
+    velocities = (path[2] - path[1]) / 1e-6  # Å/ps
+    masses = np.array([12.011, 1.008, 1.008, 1.008, 1.008])
+    momentum = masses @ velocities
+    angular = (masses[:, None] * np.cross(path[1], velocities)).sum(axis=0)
+    kinetic = 0.5 * masses @ np.square(velocities).sum(axis=1) * 1.0364269e-4  # eV
+    assert abs(momentum).max() < 1e-2
+    assert abs(angular).max() < 1e-2
+    assert kinetic == pytest.approx(0.5 * 9 * 8.617333e-5 * 300, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"), [(CH4, "fragments"), (AL8, "apart")], ids=["molecule", "crystal"]
+)
+def test_what_flies_apart_or_collides_is_stopped_not_a_crash(
+    bench: Bench,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    periodic_committee: list[Path],
+    frame: Frame,
+    reason: str,
+) -> None:
+    models = methane_committee if frame is CH4 else periodic_committee
+    inferno = Condition(system="s", temperature=3e5)
+    found = run(bench.engine, tmp_path, frame, models, inferno, timestep=0.005, every=10, checks=50)
+    assert found.outcome["made"] < 50
+    assert reason in found.outcome["stopped"]
+    pid = bench.engine.pid
+    calm = run(bench.engine, tmp_path, frame, models)
+    assert calm.outcome["made"] == 10
+    assert bench.engine.pid == pid
+
+
+# ------------------------------------------------------------------------------------ the handlers
+
+
+@dataclass
+class World:
+    """A campaign's store, one bus that hears everything, and commands with their context."""
+
+    root: Path
+    frame: Frame
+    models: Sequence[Path]
+    md: Mapping[str, Any] = field(default_factory=dict)
+    spec_extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.store, self.bus = FolderStore(self.root / "store"), InProcessBus()
+        self.numbers = itertools.count(1)
+        self.type_map = tuple(sorted(set(self.frame.species)))
+        spec = Spec.model_validate(
+            {
+                "name": "c",
+                "type_map": self.type_map,
+                "systems": {"s": {"structures": ["unused.xyz"]}},
+                "initial": {"perturb": {}},
+                "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
+                "md": {"timestep": 0.0005, "every": 5, "steps": 100, "chunk": 5, **self.md},
+                **self.spec_extra,
+            }
+        )
+        self.spec = self.put("spec.json", spec.model_dump_json().encode())
+        self.structure = self.frame_refs("start.npz", Batch.of([self.frame]))[0]
+        self.committee = self.add_committee(1, self.models)
+
+    def put(self, name: str, data: bytes) -> Ref:
+        uri = campaign_uri("c", name)
+        self.store.put(uri, data)
+        return Ref.to(uri, data)
+
+    def frame_refs(self, name: str, batch: Batch) -> list[FrameRef]:
+        ref = self.put(name, batch.dumps())
+        keys = [frame_key(frame) for frame in batch]
+        return [FrameRef(batch=ref, index=i, key=key) for i, key in enumerate(keys)]
+
+    def add_committee(self, version: int, models: Sequence[Path]) -> Ref:
+        refs = [self.put(f"models/{m.parent.name}.pb", m.read_bytes()) for m in models]
+        committee = Committee(version=version, models=tuple(refs), type_map=self.type_map)
+        return self.put(f"committees/{version}.json", committee.model_dump_json().encode())
+
+    def fields(self, **more: Any) -> dict[str, Any]:
+        common = {"id": "i", "campaign": "c", "time": 0.0, "task": "t", "title": "x"}
+        number = next(self.numbers)
+        return {**common, "attempt": number, "max_seconds": 120, "spec": self.spec, **more}
+
+    def explore(self, **more: Any) -> Explore:
+        fields = self.fields(
+            committee=self.committee,
+            version=1,
+            stage=0,
+            trajectory="one-0",
+            condition=COLD,
+            structure=self.structure,
+            seed=5,
+            driver=1,
+            trust=OPEN,
+            pinned=True,
+        )
+        return Explore(**{**fields, **more})
+
+    def context(self, command: Any) -> Context:
+        scratch = self.root / "scratch" / str(command.attempt)
+        scratch.mkdir(parents=True)
+        return Context(self.store, self.bus, command, scratch, "w", threading.Event())
+
+    def published(self) -> list[ChunkExplored]:
+        """Events of this world since the last call."""
+        subscription = self.bus.consume("coordinator", prefetch=100)
+        events = []
+        while (delivery := subscription.next(timeout=0.01)) is not None:
+            events.append(decode(delivery.body))
+            delivery.ack()
+        subscription.cancel()
+        return events
+
+    def batch(self, item: PoolItem | None) -> Batch:
+        assert item is not None
+        batch = Batch.loads(self.store.get(item.frames.uri))
+        assert len(batch) == item.count
+        return batch
+
+
+def total(event: ChunkExplored) -> int:
+    return event.counts.total + event.dropped
+
+
+def test_a_pinned_trajectory_is_one_event_that_counts_every_check(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    calm = world.explore()
+    seen = explore(bench, calm, world.context(calm))
+    assert world.published() == []
+    assert (seen.last, seen.chunk, seen.version, seen.stopped) == (True, 0, 1, None)
+    assert seen.counts.total == sum(seen.histogram) == 20
+    devi = world.batch(seen.candidates).arrays["devi_f"] if seen.candidates else np.empty(0)
+    split = float(np.median(devi))
+    strict = world.explore(trust=Trust(low=float(devi.min()) * 1.001, high=split))
+    event = explore(bench, strict, world.context(strict))
+    assert total(event) == 20
+    levels = strict.trust
+    for item, kinds in (
+        (event.candidates, {"candidate"}),
+        (event.reservoir, {"accurate", "failed"}),
+    ):
+        batch = world.batch(item)
+        assert {verdict(x, None, levels) for x in batch.arrays["devi_f"]} == kinds
+        for frame in batch:
+            assert frame_key(frame) == frame_key(canonical(frame).frame)
+    reservoir = world.batch(event.reservoir)
+    assert reservoir.arrays["weight"][~reservoir.arrays["failed"]].sum() == event.counts.accurate
+    assert reservoir.arrays["weight"][reservoir.arrays["failed"]].sum() == event.counts.failed
+
+
+def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    command = world.explore(trust=Trust(low=1e-9, high=2e-9))
+    event = explore(bench, command, world.context(command))
+    assert (event.counts.failed, event.dropped) == (5, 15)
+    assert event.stopped is not None
+    assert "in a row" in event.stopped
+    assert event.reservoir is not None
+
+
+def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    whole = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
+    last = explore(bench, whole, world.context(whole))
+    chunks = [*world.published(), last]
+    assert [event.chunk for event in chunks] == [0, 1, 2, 3]
+    assert [event.last for event in chunks] == [False, False, False, True]
+    assert sum(map(total, chunks)) == 20
+    assert all(event.uniform for event in chunks)
+    times = [t for event in chunks for t in world.batch(event.candidates).arrays["time_ps"]]
+    np.testing.assert_allclose(times, np.arange(1, 21) * 0.0025)
+
+    more = world.explore(pinned=False, trust=whole.trust, from_chunk=2, resume=chunks[1].restart)
+    last_again = explore(bench, more, world.context(more))
+    again = [*world.published(), last_again]
+    assert [event.chunk for event in again] == [2, 3]
+    for one, other in zip(chunks[2:], again, strict=True):
+        assert total(one) == total(other)
+        expected = world.batch(one.candidates)
+        found = world.batch(other.candidates)
+        np.testing.assert_allclose(found.positions, expected.positions, atol=2e-6)
+
+
+def test_a_newer_committee_takes_over_between_chunks(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    command = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
+    world.add_committee(2, methane_committee[::-1])
+    world.add_committee(3, methane_committee[1:])
+    last = explore(bench, command, world.context(command))
+    chunks = [*world.published(), last]
+    assert [event.version for event in chunks] == [1, 3, 3, 3]
+    assert [event.uniform for event in chunks] == [True, False, False, False]
+    assert sum(map(total, chunks)) == 20
+    batch = world.batch(chunks[1].candidates)
+    assert set(batch.arrays["version"]) == {3}
+    forces = evaluated(bench.engine, tmp_path, methane_committee[1:], batch)["forces"]
+    np.testing.assert_allclose(batch.arrays["devi_f"], max_force_deviation(forces), rtol=1e-4)
+    assert chunks[1].restart is not None
+    _, state, _ = read_checkpoint(world.store.get(chunks[1].restart.uri))
+    assert (state["version"], state["made"], state["uniform"]) == (3, 10, False)
+
+
+def test_a_killed_engine_is_a_crash_and_the_next_task_works(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee, md={"steps": 200_000})
+    command = world.explore()
+    pid = bench.engine.pid
+    assert pid is not None
+    killer = threading.Timer(3.0, os.kill, [pid, signal.SIGKILL])
+    killer.start()
+    with pytest.raises(EngineCrashed):
+        explore(bench, command, world.context(command))
+    killer.join()
+    small = World(tmp_path / "small", CH4, methane_committee)
+    command = small.explore()
+    assert explore(bench, command, small.context(command)).counts.total == 20
+
+
+def test_a_task_nobody_wants_ends_soon(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee, md={"steps": 2_000_000})
+    command = world.explore()
+    context = world.context(command)
+    stopper = threading.Timer(2.0, context.stopping.set)
+    stopper.start()
+    with pytest.raises(Stopped):
+        explore(bench, command, context)
+
+
+def test_what_can_never_work_is_permanent(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    lone = Frame(("C",), np.zeros((1, 3)))
+    world = World(tmp_path / "lone", lone, methane_committee)
+    command = world.explore()
+    with pytest.raises(Permanent, match="supercell"):
+        explore(bench, command, world.context(command))
+    world = World(tmp_path / "format", CH4, methane_committee)
+    ref = world.put("models/evil.pth", b"anything")
+    committee = Committee(version=1, models=(ref,), type_map=world.type_map)
+    manifest = world.put("evil.json", committee.model_dump_json().encode())
+    command = world.explore(committee=manifest)
+    with pytest.raises(Permanent, match=r"evil\.pth"):
+        explore(bench, command, world.context(command))
+
+
+def test_judge_keeps_candidates_and_names_what_is_accurate(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    first = world.explore(trust=Trust(low=1e-9, high=1e9))
+    event = explore(bench, first, world.context(first))
+    assert event.candidates is not None
+    waiting = world.batch(event.candidates)
+    newer = world.add_committee(2, methane_committee[1:])
+    forces = evaluated(bench.engine, tmp_path, methane_committee[1:], waiting)["forces"]
+    devi = np.sort(max_force_deviation(forces))
+    trust = Trust(low=float(devi[5] * 1.0001), high=float(devi[15] * 1.0001))
+    refs = world.frame_refs("pending.npz", waiting)
+    command = Judge(
+        **world.fields(
+            committee=newer,
+            version=2,
+            trust=trust,
+            pool=(event.candidates,),
+            frames=tuple(refs),
+        )
+    )
+    done = judge(bench, command, world.context(command))
+    assert (done.counts.accurate, done.counts.candidate, done.counts.failed) == (12, 20, 8)
+    remaining = world.batch(done.pool[0])
+    assert done.pool[0].version == 2
+    assert set(remaining.arrays["version"]) == {2}
+    assert len(remaining) == 10
+    assert "time_ps" in remaining.arrays
+    expected = [
+        r.key for r, d in zip(refs, max_force_deviation(forces), strict=True) if d < trust.low
+    ]
+    assert list(done.accurate) == expected
+
+
+def labelled_pack(world: World, system: Path, name: str) -> Ref:
+    """A DeePMD system as a dataset manifest of one pack."""
+    folder, n_atoms = system / "set.000", len(world.frame.species)
+    columns = {
+        "energy": np.load(folder / "energy.npy"),
+        "forces": np.load(folder / "force.npy").reshape(-1, n_atoms, 3),
+    }
+    cells = None
+    if (folder / "virial.npy").exists():
+        columns["virial"] = np.load(folder / "virial.npy").reshape(-1, 3, 3)
+        cells = np.load(folder / "box.npy").reshape(-1, 3, 3)
+    positions = np.load(folder / "coord.npy").reshape(-1, n_atoms, 3)
+    pack = world.put(f"{name}.npz", Batch(world.frame.species, positions, cells, columns).dumps())
+    dataset = Dataset(version=1, packs=(pack,))
+    return world.put(f"{name}.json", dataset.model_dump_json().encode())
+
+
+def test_audit_measures_the_true_error_and_calibrates_auto_levels(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path], methane_system: Path
+) -> None:
+    auto = {"trust": {"target": 0.5, "min_pairs": 10}}
+    world = World(tmp_path, CH4, methane_committee, spec_extra=auto)
+    labels = labelled_pack(world, methane_system, "audit")
+    trust = Trust(low=0.5, high=5.0)
+    command = Audit(
+        **world.fields(
+            committee=world.committee,
+            version=1,
+            stage=0,
+            trust=trust,
+            audit=labels,
+            pairs=labels,
+            seed=3,
+        )
+    )
+    done = audit(bench, command, world.context(command))
+    pairs = json.loads(world.store.get(done.pairs.uri))
+    assert len(pairs["audit"]) == len(pairs["pairs"]) == 24
+    reference = np.load(methane_system / "set.000/force.npy").reshape(-1, 5, 3)
+    batch = Batch(CH4.species, np.load(methane_system / "set.000/coord.npy").reshape(-1, 5, 3))
+    forces = evaluated(bench.engine, tmp_path, methane_committee, batch)["forces"]
+    for row, pair in enumerate(pairs["audit"]):
+        off = np.linalg.norm(forces[:, row] - reference[row], axis=-1)
+        assert pair["error"] == pytest.approx(np.sqrt((off**2).mean(axis=0)).max())
+        assert pair["deviation"] == pytest.approx(max_force_deviation(forces[:, row]))
+        assert pair["verdict"] == verdict(pair["deviation"], None, trust)
+    kept = [pair["squared"] for pair in pairs["audit"] if pair["verdict"] != "failed"]
+    assert done.force == pytest.approx(np.sqrt(np.mean(kept)))
+    assert done.levels is not None
+    assert done.levels_why
+
+
+def test_verify_measures_drift_and_errors(
+    bench: Bench,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    periodic_committee: list[Path],
+    periodic_system: Path,
+) -> None:
+    short = {"verification": {"nve_ps": 0.5, "max_drift": 1e-3}}
+    world = World(tmp_path / "al", AL8, periodic_committee, spec_extra=short)
+    test = labelled_pack(world, periodic_system, "test")
+    model = world.put("models/final.pb", periodic_committee[0].read_bytes())
+    fields = world.fields(
+        model=model, type_map=("Al",), structure=world.structure, seed=5, test=test
+    )
+    done = verify(bench, Verify(**fields), world.context(Verify(**fields)))
+    assert done.stable, done.detail
+    assert done.length_ps == pytest.approx(0.5)
+    assert abs(done.drift) < 1e-3
+    assert done.test is not None
+    batch = Batch(
+        AL8.species,
+        np.load(periodic_system / "set.000/coord.npy").reshape(-1, 8, 3),
+        np.load(periodic_system / "set.000/box.npy").reshape(-1, 3, 3),
+    )
+    found = evaluated(bench.engine, tmp_path, periodic_committee[:1], batch)
+    reference = np.load(periodic_system / "set.000/virial.npy").reshape(-1, 3, 3)
+    off = (found["virials"][0] - reference) / 8
+    assert done.test.virial == pytest.approx(np.sqrt(np.mean(off**2)))
+
+    hasty = World(tmp_path / "ch4", CH4, methane_committee, md={"timestep": 0.01}, spec_extra=short)
+    model = hasty.put("models/final.pb", methane_committee[0].read_bytes())
+    fields = hasty.fields(model=model, type_map=("C", "H"), structure=hasty.structure, seed=5)
+    done = verify(bench, Verify(**fields), hasty.context(Verify(**fields)))
+    assert not done.stable
+    assert done.detail
+
+
+def test_descriptors_and_deviations_for_a_diverse_draw(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    world = World(tmp_path, CH4, methane_committee)
+    found = run(bench.engine, tmp_path / "run", CH4, methane_committee)
+    context = world.context(world.explore())
+    values, by_atom = bench.descriptors(world.committee, found.batch(CH4), context)
+    assert len(values) == len(by_atom) == 10
+    assert values[0].shape[0] == 5
+    np.testing.assert_allclose([d.max() for d in by_atom], found.arrays["devi_f"], rtol=1e-6)
+    # Hydrogens of a frame resemble one another more than the carbon.
+    carbon, hydrogens = values[0][0], values[0][1:]
+    spread = np.linalg.norm(hydrogens - hydrogens.mean(axis=0), axis=1).max()
+    assert np.linalg.norm(carbon - hydrogens.mean(axis=0)) > spread
