@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dpstream.history import History, Life
 from dpstream.report import write_report
 from services.coordinator.ledger import heard_and_decided
-from services.explorer.md_script import data_file, pair_commands, start_commands
+from services.explorer.md_script import data_file
 from services.labeler.codes import CODES
 from services.trainer.training_input import Run, build_input
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
@@ -27,7 +27,7 @@ from shared.frames import Batch, Frame, canonical, decode_labelled
 from shared.messages import MemberTrained, Message, ModelsReady, Train
 from shared.ports import Store
 from shared.spec import Spec
-from shared.values import Condition, Recipe, Ref, Trust, campaign_uri, stable_seed
+from shared.values import Recipe, Ref, campaign_uri, stable_seed
 from shared.worker import fetch
 
 MARKER = ".dpstream-export.json"
@@ -252,14 +252,13 @@ def _write_input(harvest: Harvest, folder: Path, systems: Sequence[str]) -> None
 def _example(harvest: Harvest, folder: Path, best: MemberTrained) -> Iterator[str]:
     """A LAMMPS run with the best model, from a starting structure of the campaign."""
     frame = _start(harvest)
-    model = model_file("final" if harvest.final else "committee-0", best)
-    try:
-        text = lammps_input(harvest.spec, frame, Path("../models") / model)
-    except ValueError:  # one atom alone
+    if len(frame.species) == 1:  # one atom alone has no dynamics
         return
+    model = model_file("final" if harvest.final else "committee-0", best)
     folder.mkdir()
     data = data_file(frame, harvest.spec.type_map, harvest.spec.md.masses)
     (folder / "structure.data").write_text(data)
+    text = lammps_input(harvest.spec, frame, Path("../models") / model)
     (folder / "in.lammps").write_text(text)
     _write_structure(frame, folder / "structure.extxyz")
     yield f"molecular dynamics with the model: cd {folder} && lmp -in in.lammps"
@@ -281,23 +280,21 @@ def _write_structure(frame: Frame, path: Path) -> None:
 
 
 def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
-    """A complete LAMMPS input: thermostatted dynamics of `frame`, at constant volume, from
-    `structure.data`. Units `metal`. Raises ValueError for what has no dynamics."""
-    md = spec.md.model_copy(update={"ensemble": "nvt"})
-    temperature = spec.verification.nve_temperature
-    condition = Condition(system="example", temperature=temperature)
-    pair = pair_commands([model], 0, spec.type_map, md.every, Path("unused"), Trust(low=1, high=2))
-    seed = stable_seed(spec.seed, "md-example")
-    lines = [
-        f"# {spec.name}: {EXAMPLE_STEPS * md.timestep:g} ps at {temperature:g} K, constant volume.",
-        "# units metal: eV, Å, ps, K, bar.",
-        *start_commands(frame, Path("structure.data"), md, condition, seed, pair),
-        "thermo 100",
-        "dump positions all custom 100 trajectory.lammpstrj id type element x y z",
-        "dump_modify positions sort id element " + " ".join(spec.type_map),
-        f"run {EXAMPLE_STEPS}",
-    ]
-    return "\n".join(lines) + "\n"
+    """A complete LAMMPS input: thermostatted dynamics of `frame` at constant volume, from
+    `structure.data`. Units `metal`."""
+    return _render(
+        "in.lammps.j2",
+        name=spec.name,
+        vacuum=frame.cell is None,
+        model=model,
+        type_map=spec.type_map,
+        timestep=spec.md.timestep,
+        tau_t=spec.md.tau_t,
+        temperature=spec.verification.nve_temperature,
+        seed=stable_seed(spec.seed, "md-example"),
+        steps=EXAMPLE_STEPS,
+        length_ps=f"{EXAMPLE_STEPS * spec.md.timestep:g}",
+    )
 
 
 # ----------------------------------------------------------------------------------- a root
@@ -320,16 +317,9 @@ def _copy_campaign(harvest: Harvest, folder: Path) -> str:
 
 
 def _write_readme(harvest: Harvest, folder: Path, full: bool) -> None:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # plain text
-    )
     recipe, best = harvest.recipe, harvest.best
-    text = environment.get_template("README.txt.j2").render(
+    text = _render(
+        "README.txt.j2",
         campaign=harvest.campaign,
         final=harvest.final,
         model=model_file("final" if harvest.final else "committee-0", best) if best else None,
@@ -343,3 +333,15 @@ def _write_readme(harvest: Harvest, folder: Path, full: bool) -> None:
         full=full,
     )
     (folder / "README.txt").write_text(text)
+
+
+def _render(template: str, **facts: object) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # plain text
+    )
+    return environment.get_template(template).render(facts)

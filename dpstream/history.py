@@ -1,4 +1,4 @@
-"""The life of every frame of a campaign, read off its ledger: proposed, chosen, labelled, trained on.
+"""The life of every frame of a campaign, read off its ledger: chosen, labelled, trained on.
 
 The ledger holds more than the facts that counted: doubled deliveries, late results. What is read
 here is the first word on each matter, as the coordinator took it.
@@ -134,7 +134,8 @@ class History:
                 self.lives[ref.key].tasks.append(command)
 
     def _labelled(self, event: LabelsDone) -> None:
-        for verdict in (*event.accepted, *event.rejected):
+        verdicts: list[Accepted | Rejected] = [*event.accepted, *event.rejected]
+        for verdict in verdicts:
             life = self.lives.get(verdict.key)
             if life is None or life.accepted is not None:
                 continue

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any
 
 from dpstream.history import History, Life
 from services.coordinator.ledger import heard_and_decided
 from shared.errors import SpecError
 from shared.frames import Batch, frame_key
-from shared.messages import CandidatesSelected, ChunkExplored, Explore, Message
+from shared.messages import (
+    CandidatesSelected,
+    ChunkExplored,
+    Explore,
+    Label,
+    ManifestFrozen,
+    Message,
+    Select,
+)
 from shared.ports import Store
 from shared.values import Chosen, PoolItem
 from shared.worker import fetch
@@ -100,7 +107,7 @@ def _window(command: Explore | None) -> str:
     return f"{unit}; the trajectory began with trust levels {trust.low:g} and {trust.high:g}"
 
 
-def _task(history: History, command: Any) -> str:
+def _task(history: History, command: Label) -> str:
     claim = history.claims.get((command.task, command.attempt))
     by = f"taken by {claim.worker}" if claim else "not taken yet"
     return (
@@ -126,7 +133,7 @@ def _use(history: History, life: Life) -> str:
     if life.purpose == "audit":
         return "never trained on: an audit frame measures the true error"
     if life.trained is None:
-        return "in no dataset version" if life.answered else "in no dataset version yet"
+        return "in no dataset version" + ("" if life.rejected else " yet")
     text = f"{_at(history, life.trained.time)}: in dataset version {life.trained.dataset}"
     command = life.trained.command
     if command is None:
@@ -173,11 +180,24 @@ def _passed_over(
     yield f"frame {key}"
     yield _found(history, item.trajectory, seen.time_ps, item.version, seen.deviation)
     yield f"{_at(history, seen.event.time)}: uploaded as {seen.kind}; never chosen for a label"
-    selections = [
-        e for e in messages if isinstance(e, CandidatesSelected) and e.version == item.version
-    ]
-    for event in selections:
-        yield f"{_at(history, event.time)}: a selection under committee {event.version} {_took(event)}"
+    for event in _offered_to(messages, item):
+        under = f"a selection under committee {event.version}, which had it to choose from,"
+        yield f"{_at(history, event.time)}: {under} {_took(event)}"
+
+
+def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[CandidatesSelected]:
+    """Selections from a pool with this batch in it."""
+    pools: set[str] = set()
+    tasks: set[str] = set()
+    for message in messages:
+        if isinstance(message, ManifestFrozen) and message.purpose == "pool":
+            if item.frames.uri in message.body:
+                pools.add(message.manifest.uri)
+        elif isinstance(message, Select) and message.pool.uri in pools:
+            tasks.add(message.task)
+        elif isinstance(message, CandidatesSelected) and message.task in tasks:
+            tasks.discard(message.task)
+            yield message
 
 
 def _took(event: CandidatesSelected) -> str:

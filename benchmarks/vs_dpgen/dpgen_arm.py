@@ -18,7 +18,7 @@ from shared.engine import PINNED
 from shared.spec import Training
 
 PACKAGES = ("dpgen==0.14.0", "deepmd-kit[cpu,lmp]==3.2.0")
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
 WRAPPER = """#!/bin/bash
 started=$EPOCHREALTIME
 "$@"
@@ -48,22 +48,24 @@ def environment(venv: Path) -> dict[str, str]:
 
 
 def run(size: Size, training: Training, inputs: Path, folder: Path, venv: Path) -> Outcome:
-    """From an empty folder to the committee trained on all labels, where `dpgen run` ends."""
+    """From an empty folder to the committee trained on all labels, where `dpgen run` ends.
+    RuntimeError when it does not get there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     processes = folder / "processes.tsv"
     _write_files(size, training, inputs, folder, venv, processes)
     started = time.time()
     with (folder / "output").open("w") as output:
-        subprocess.run(
+        done = subprocess.run(
             [str(venv / "bin" / "dpgen"), "run", "param.json", "machine.json"],
             cwd=folder,
             env=environment(venv),
             stdout=output,
             stderr=output,
-            check=True,
         )
     ended = time.time()
+    if done.returncode:
+        raise RuntimeError(f"dpgen ended with status {done.returncode}; see {folder / 'output'}")
     ran = dpgen_log.processes(processes.read_text())
     last = folder / f"iter.{len(size.temperatures):06d}" / "00.train"
     return Outcome(

@@ -1,4 +1,4 @@
-"""What all arms start from and are measured on, labelled by PySCF once and kept under the workdir."""
+"""What all arms start from and are measured on: labelled by PySCF once, kept in the workdir."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ase.io import read, write
 
 from benchmarks.vs_dpgen.size import SETTINGS, TYPE_MAP, Size
 from dpstream.inputs import perturbed
+from services.labeler.acceptance import Limits, Outcome, check_after
 from services.labeler.engine import frame_facts, frame_of
 from services.labeler.recipes import make_recipe
 from shared.dataset import Labelled, write_deepmd
 from shared.engine import Engine
-from shared.frames import Batch, Frame, Label, canonical, from_ase, to_ase
+from shared.frames import Batch, Frame, canonical, from_ase, to_ase
 from shared.spec import Labels
 from shared.values import Recipe, stable_seed
 
@@ -30,7 +31,7 @@ DISPLACED = 0.15
 """Å, of initial frames."""
 NUDGED = 0.03
 """Å, of starting structures."""
-DRIVE = {"grid_level": 1, "conv_tol": 1e-6}
+DRIVE: dict[str, Any] = {"grid_level": 1, "conv_tol": 1e-6}
 """Settings that move reference dynamics: forces within 0.002 eV/Å of the full ones, three times
 as fast."""
 TIMESTEP = 0.001
@@ -69,12 +70,13 @@ def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], 
             engine.kill()
 
 
-def labelled(outcome: Mapping[str, Any], frame: Frame) -> Labelled:
+def labelled(facts: dict[str, Any], frame: Frame) -> Labelled:
     """RuntimeError for a frame that PySCF could not do: nothing here should be beyond it."""
-    if not outcome["converged"] or len(outcome["energies"]) != 1:
-        raise RuntimeError(f"PySCF gave no label: {outcome}")
-    forces = np.array(outcome["forces"], dtype=np.float64)
-    return Labelled(frame, Label(float(outcome["energies"][0]), forces), {})
+    outcome = Outcome.of(facts)
+    broken = check_after(frame, outcome, Limits.of(Labels()))
+    if broken is not None:
+        raise RuntimeError(f"no label ({broken.rule}): {broken.detail}")
+    return Labelled(frame, outcome.label(), {})
 
 
 def label_all(frames: Sequence[Frame], each: Any) -> list[Labelled]:
@@ -137,9 +139,7 @@ def _kept(folder: Path, temperature: float, number: int) -> Path:
     return folder / f"{temperature:g}-{number:02d}.json"
 
 
-def _make_trajectory(
-    call: Call, size: Size, folder: Path, temperature: float, number: int
-) -> None:
+def _make_trajectory(call: Call, size: Size, folder: Path, temperature: float, number: int) -> None:
     plan = size.held_out
     driver = recipe(**DRIVE) if plan.driver == "pyscf" else recipe("tblite", method="GFN2-xTB")
     path = {

@@ -61,10 +61,6 @@ class Size:
     high: float
     held_out: HeldOut
 
-    @property
-    def structures_named(self) -> str:
-        return f"{self.structures} trajectories of {self.md_steps} steps"
-
 
 FULL = Size(
     name="full",

@@ -22,7 +22,6 @@ from dpstream.report.plots import (
     duration,
     linear,
     logarithmic,
-    number,
     percent,
     polyline,
 )
@@ -112,10 +111,10 @@ def rounds(title: str, bars: Sequence[RoundBar], accurate_ratio: float) -> Plot:
     plot.y_ticks = y.ticks(4, percent)
     slot = (xs[1] - xs[0]) / max(len(bars), 4)
     every = math.ceil(26 / slot)
-    for number_, bar in enumerate(bars):
-        left = xs[0] + number_ * slot
+    for position, bar in enumerate(bars):
+        left = xs[0] + position * slot
         plot.rects += _stack(bar, left + slot * 0.12, slot * 0.76, y)
-        if number_ % every == 0:
+        if position % every == 0:
             plot.x_ticks.append(Tick(left + slot / 2, bar.name))
     plot.rules = [_horizontal(plot, y(accurate_ratio), f"needed {percent(accurate_ratio)}")]
     return plot
@@ -197,7 +196,7 @@ def _x_scale(values: Sequence[float], ends: tuple[float, float], named: bool) ->
 
 def _named_ticks(x: Scale, names: Mapping[float, str]) -> list[Tick]:
     every = math.ceil(len(names) / 12)
-    return [Tick(x(at), text) for i, (at, text) in enumerate(sorted(names.items())) if not i % every]
+    return [Tick(x(at), text) for at, text in sorted(names.items())[::every]]
 
 
 def _mark(point: Point, kind: str, x: Scale, y: Scale) -> Mark:
@@ -302,17 +301,3 @@ def _bar(span: Span, lane: int, x: Scale, clock: Clock, unit: float) -> Rect:
     about = f"{span.title}: {took}" + ("" if span.outcome == "done" else f", {span.outcome}")
     kind = f"k-{span.kind}" + ("" if span.outcome in ("done", "running") else " lost")
     return Rect(left, TOP + LANE * lane + 3, max(right - left, 0.8), LANE - 6, kind, about)
-
-
-__all__ = [
-    "Judged",
-    "Point",
-    "RoundBar",
-    "histogram",
-    "lanes",
-    "number",
-    "parity",
-    "rounds",
-    "series",
-    "truth",
-]

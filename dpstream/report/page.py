@@ -13,8 +13,19 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dpstream.report import charts, lanes
+from dpstream.report import charts
 from dpstream.report.facts import Facts, headline, learning_verdict
+from dpstream.report.lanes import (
+    SERVICES,
+    Clock,
+    Share,
+    Span,
+    activity,
+    beside,
+    length,
+    service_shares,
+    spans_of,
+)
 from dpstream.report.plots import Plot, duration, number, percent
 from services.coordinator.ledger import code_version, heard_and_decided
 from services.labeler.codes import CODES
@@ -49,7 +60,7 @@ def render(store: Store, campaign: str) -> str:
     """The report's HTML. Whatever came out of the ledger is escaped."""
     spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
     messages: list[Message] = list(heard_and_decided(store, campaign))
-    page = Page(store, spec, Facts.of(messages), lanes.spans_of(messages))
+    page = Page(store, spec, Facts.of(messages), spans_of(messages))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -69,7 +80,7 @@ class Page:
     store: Store
     spec: Spec
     facts: Facts
-    spans: Sequence[lanes.Span]
+    spans: Sequence[Span]
 
     @property
     def headline(self) -> tuple[str, str]:
@@ -203,8 +214,8 @@ class Page:
         number of frames trained on."""
         points: dict[str, list[charts.Point]] = {"train": [], "audit": [], "test": []}
         for version in self.facts.versions.values():
-            x = version.number if names else version.frames
-            if x is None:
+            x = float(version.number if names else version.frames or 0)
+            if not version.members:
                 continue
             members = list(version.members.values())
             for kind in ("train", "test"):
@@ -214,7 +225,7 @@ class Page:
             ]
         final = self.facts.final
         if final is not None:
-            x = max(names) if names else final.train.frames
+            x = max(names) if names else float(final.train.frames)
             for kind in points:
                 points[kind] += _spread(kind, "final model", x, [final], hollow=True)
         return points
@@ -265,31 +276,31 @@ class Page:
 
     @property
     def lanes(self) -> Plot:
-        return charts.lanes(self.spans, lanes.Clock(lanes.activity(self.spans)))
+        return charts.lanes(self.spans, Clock(activity(self.spans)))
 
     @property
     def kinds(self) -> list[str]:
         """Kinds of tasks that were worked on, in loop order."""
         seen = {span.kind for span in self.spans}
-        return [kind for kind in lanes.SERVICES if kind in seen]
+        return [kind for kind in SERVICES if kind in seen]
 
     @property
     def hidden_lanes(self) -> int:
         return max(0, len({span.worker for span in self.spans}) - charts.MOST_LANES)
 
     @property
-    def shares(self) -> list[lanes.Share]:
-        return lanes.service_shares(self.spans)
+    def shares(self) -> list[Share]:
+        return service_shares(self.spans)
 
     @property
     def active(self) -> float:
-        return lanes.length(lanes.activity(self.spans))
+        return length(activity(self.spans))
 
     @property
     def overlaps(self) -> list[tuple[str, float]]:
         """How much of the labeling and of the training ran while trajectories were running."""
         found = [
-            (name, lanes.beside(self.spans, kind, ("explore",)))
+            (name, beside(self.spans, kind, ("explore",)))
             for kind, name in (("label", "labeling"), ("train", "training"))
         ]
         return [(name, share) for name, share in found if share is not None]
@@ -344,5 +355,3 @@ def _audited(audit: AuditDone, x: float) -> charts.Point:
         f"at most {audit.force_upper:.4g} (95 %), {audit.frames} frames"
     )
     return charts.Point(x, audit.force, text, (audit.force, audit.force_upper))
-
-

@@ -137,9 +137,9 @@ def _steps(low: float, high: float, most: int) -> list[float]:
 
 
 def _log_steps(low: float, high: float) -> list[float]:
-    """Powers of ten, and between them 2 and 5 where there is room."""
+    """Powers of ten, and steps between them where there is room."""
     decades = math.log10(high / low)
-    factors = (1, 2, 5) if decades <= 2.5 else (1,)
+    factors = (1, 2, 5) if decades <= 2.2 else (1, 3) if decades <= 4 else (1,)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     return [f * 10.0**e for e in range(first, last + 1) for f in factors]
 

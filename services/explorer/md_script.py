@@ -7,6 +7,7 @@ DeePMD-kit's `pair_style deepmd`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from shared.values import Condition, Trust
 
 PADDING = 10.0
 """Å between a molecule and the walls of its box, which move out with it."""
+OUT_FILE = "<deviations>"
+"""Stands for the file that deviations go to; whoever runs the commands puts a path there."""
 COLDEST = 0.1
 """K; the Nose–Hoover equations divide by the target temperature."""
 
@@ -43,60 +46,83 @@ def data_file(frame: Frame, type_map: Sequence[str], masses: Mapping[str, float]
 
 
 def _box(frame: Frame) -> list[str]:
-    if frame.cell is None:
-        low = (frame.positions.min(axis=0) - PADDING).tolist()
-        high = (frame.positions.max(axis=0) + PADDING).tolist()
-        return [f"{low[i]!r} {high[i]!r} {axis}lo {axis}hi" for i, axis in enumerate("xyz")]
-    cell = frame.cell.tolist()
-    box = [f"0.0 {cell[i][i]!r} {axis}lo {axis}hi" for i, axis in enumerate("xyz")]
-    return [*box, f"{cell[1][0]!r} {cell[2][0]!r} {cell[2][1]!r} xy xz yz"]
+    bounds = zip("xyz", *_bounds(frame), strict=True)
+    box = [f"{low!r} {high!r} {axis}lo {axis}hi" for axis, low, high in bounds]
+    tilt = " ".join(map(repr, _tilt(frame)))
+    return box if frame.cell is None else [*box, f"{tilt} xy xz yz"]
 
 
-def start_commands(
-    frame: Frame, data: Path, md: Md, condition: Condition, seed: int, pair: Sequence[str]
-) -> list[str]:
-    """Everything from an empty LAMMPS to the first step. Raises ValueError for what has no
-    dynamics: one atom alone, or a barostat around a molecule in vacuum."""
-    _refuse(frame, md)
+def _change_box(frame: Frame) -> str:
+    bounds = zip("xyz", *_bounds(frame), strict=True)
+    words = [f"{axis} final {low!r} {high!r}" for axis, low, high in bounds]
+    if frame.cell is not None:
+        tilts = zip(("xy", "xz", "yz"), _tilt(frame), strict=True)
+        words += [f"{name} final {tilt!r}" for name, tilt in tilts]
+    return f"change_box all {' '.join(words)} units box"
+
+
+def _bounds(frame: Frame) -> tuple[list[float], list[float]]:
+    if frame.cell is not None:
+        return [0.0, 0.0, 0.0], np.diag(frame.cell).tolist()
+    low, high = frame.positions.min(axis=0), frame.positions.max(axis=0)
+    return (low - PADDING).tolist(), (high + PADDING).tolist()
+
+
+def _tilt(frame: Frame) -> list[float]:
+    cell = np.zeros((3, 3)) if frame.cell is None else frame.cell
+    return [float(cell[1, 0]), float(cell[2, 0]), float(cell[2, 1])]
+
+
+@dataclass(frozen=True)
+class Script:
+    """Everything from an empty LAMMPS to the first step, in order: `header` before there is a box,
+    `source` the data file or restart file with the atoms, `pair` the committee, `dynamics` what
+    moves the atoms, `velocity` at the start. `box` sets the box of `source` where there is another
+    one already."""
+
+    header: list[str]
+    box: str
+    source: str
+    pair: list[str]
+    dynamics: list[str]
+    velocity: list[str]
+
+
+def start_script(
+    frame: Frame, data: Path, md: Md, condition: Condition, seed: int, pair: list[str]
+) -> Script:
+    """A trajectory from the frame that `data` holds. Raises ValueError for what has no dynamics:
+    one atom alone, or a barostat around a molecule in vacuum."""
+    script = resume_script(frame, data, md, condition, pair)
     temperature = max(condition.temperature, COLDEST)
     spin = "yes" if frame.cell is None else "no"
-    return [
-        *_header(frame),
-        f'read_data "{data}"',
-        *_settings(frame, md, condition, pair),
+    velocity = (
         f"velocity all create {temperature!r} {seed} temp thermo_temp mom yes rot {spin} "
-        "dist gaussian",
-    ]
+        "dist gaussian"
+    )
+    return replace(script, velocity=[velocity])
 
 
-def resume_commands(
-    frame: Frame, restart: Path, md: Md, condition: Condition, pair: Sequence[str]
-) -> list[str]:
+def resume_script(
+    frame: Frame, restart: Path, md: Md, condition: Condition, pair: list[str]
+) -> Script:
     """The same from a restart file; thermostat and barostat go on where they were."""
     _refuse(frame, md)
-    return [
-        *_header(frame),
-        f'read_restart "{restart}"',
-        *_settings(frame, md, condition, pair),
-    ]
+    dynamics = _dynamics(frame, md, condition)
+    return Script(header(frame.cell is None), _change_box(frame), str(restart), pair, dynamics, [])
 
 
 def pair_commands(
-    models: Sequence[Path],
-    driver: int,
-    type_map: Sequence[str],
-    every: int,
-    out_file: Path,
-    trust: Trust,
+    models: Sequence[Path], driver: int, type_map: Sequence[str], every: int, trust: Trust
 ) -> list[str]:
     """The committee as pair style: `driver` first, because the first model drives; the others
-    are evaluated every `every` steps, when a line of deviations goes to `out_file`. LAMMPS types
+    are evaluated every `every` steps, when a line of deviations goes to `OUT_FILE`. LAMMPS types
     1, 2, … are the elements of `type_map` in order."""
     first = driver % len(models)
     ring = [*models[first:], *models[:first]]
     words = ["pair_style deepmd", *(f'"{model}"' for model in ring)]
     if len(ring) > 1:
-        words.append(f'out_file "{out_file}" out_freq {every}')
+        words.append(f'out_file "{OUT_FILE}" out_freq {every}')
         if trust.relative is not None:
             words.append(f"relative {trust.relative!r}")
         if trust.relative_v is not None:
@@ -111,10 +137,10 @@ def _refuse(frame: Frame, md: Md) -> None:
         raise ValueError(f"{md.ensemble}: a molecule in vacuum has no pressure to hold")
 
 
-def _header(frame: Frame) -> list[str]:
+def header(vacuum: bool) -> list[str]:
+    """What LAMMPS must know before there is a box."""
     # Shrink-wrapped walls with a minimum follow a molecule wherever it goes, so no atom is lost;
     # all-pairs neighbour search, because fragments flying apart would ask for too many bins.
-    vacuum = frame.cell is None
     return [
         "units metal",
         "atom_style atomic",
@@ -125,9 +151,8 @@ def _header(frame: Frame) -> list[str]:
     ]
 
 
-def _settings(frame: Frame, md: Md, condition: Condition, pair: Sequence[str]) -> list[str]:
+def _dynamics(frame: Frame, md: Md, condition: Condition) -> list[str]:
     return [
-        *pair,
         "neigh_modify every 1 delay 0 check yes",
         f"timestep {md.timestep!r}",
         "thermo_style custom step temp pe etotal press",

@@ -105,12 +105,12 @@ class Walk:
         self.chunk = self.command.from_chunk
         try:
             if self.command.resume is None:
-                commands = self._start_commands()
+                operation, script = "begin", self._start_script()
             else:
-                commands = self._resume_commands(self.command.resume)
+                operation, script = "resume", self._resume_script(self.command.resume)
         except ValueError as error:
             raise Permanent(f"{self.command.condition}: {error}") from error
-        self.bench.call("begin", {"commands": commands}, self.context)
+        self.bench.call(operation, {"script": vars(script)}, self.context)
 
     def advance(self) -> None:
         """One chunk; with a pinned committee, the whole trajectory in pieces of one chunk."""
@@ -128,7 +128,8 @@ class Walk:
         if newest is None:
             return
         self.committee, self.uniform = self.bench.load(newest, self.context), False
-        self.bench.call("change", {"commands": self._pair()}, self.context)
+        header = md_script.header(self.frame.cell is None)
+        self.bench.call("change", {"header": header, "pair": self._pair()}, self.context)
 
     def report(self, last: bool) -> ChunkExplored:
         """What the current chunk found; its frames are uploaded."""
@@ -157,7 +158,6 @@ class Walk:
             "trust": self.command.trust.model_dump(),
             "streak": self.streak,
             "stop_after": self.md.stop_after,
-            "out_file": str(self.folder / "deviation.out"),
             "frames": str(self.folder / "frames.npz"),
         }
         outcome = self.bench.call("advance", arguments, self.context)
@@ -215,18 +215,17 @@ class Walk:
             self.command.driver,
             self.committee.type_map,
             self.md.every,
-            self.folder / "deviation.out",
             self.command.trust,
         )
 
-    def _start_commands(self) -> list[str]:
+    def _start_script(self) -> md_script.Script:
         data = self.folder / "start.data"
         type_map = self.committee.type_map
         data.write_text(md_script.data_file(self.frame, type_map, self.md.masses))
         condition, seed = self.command.condition, self.command.seed
-        return md_script.start_commands(self.frame, data, self.md, condition, seed, self._pair())
+        return md_script.start_script(self.frame, data, self.md, condition, seed, self._pair())
 
-    def _resume_commands(self, ref: Ref) -> list[str]:
+    def _resume_script(self, ref: Ref) -> md_script.Script:
         """From the checkpoint of another attempt, under the newest committee there is now."""
         restart, state, reservoir = read_checkpoint(self.context.fetch(ref))
         path = self.folder / "start.restart"
@@ -237,7 +236,7 @@ class Walk:
         if newest is not None:
             self.committee = self.bench.load(newest, self.context)
         self.uniform = self.uniform and self.committee.version == state["version"]
-        return md_script.resume_commands(
+        return md_script.resume_script(
             self.frame, path, self.md, self.command.condition, self._pair()
         )
 

@@ -61,8 +61,8 @@ def _constant_energy(bench: Bench, model: Path, command: Verify, context: Contex
     spec = context.spec()
     md = spec.md.model_copy(update={"ensemble": "nve"})
     frame = starting_frame(command.structure, context)
-    commands = _commands(model, frame, md, command, context)
-    bench.call("begin", {"commands": commands}, context)
+    script = _script(model, frame, md, command, context)
+    bench.call("begin", {"script": vars(script)}, context)
     arguments = {
         "checks": max(1, round(spec.verification.nve_ps / (md.timestep * md.every))),
         "every": md.every,
@@ -77,17 +77,17 @@ def _constant_energy(bench: Bench, model: Path, command: Verify, context: Contex
     return Run(not detail, drift, length, detail)
 
 
-def _commands(model: Path, frame: Frame, md: Md, command: Verify, context: Context) -> list[str]:
+def _script(
+    model: Path, frame: Frame, md: Md, command: Verify, context: Context
+) -> md_script.Script:
     folder = context.scratch.resolve()
     data, unused = folder / "start.data", Trust(low=1.0, high=2.0)
     data.write_text(md_script.data_file(frame, command.type_map, md.masses))
     temperature = context.spec().verification.nve_temperature
     condition = Condition(system="verification", temperature=temperature)
-    pair = md_script.pair_commands(
-        [model], 0, command.type_map, md.every, folder / "deviation.out", unused
-    )
+    pair = md_script.pair_commands([model], 0, command.type_map, md.every, unused)
     try:
-        return md_script.start_commands(frame, data, md, condition, command.seed, pair)
+        return md_script.start_script(frame, data, md, condition, command.seed, pair)
     except ValueError as error:
         raise Permanent(str(error)) from error
 

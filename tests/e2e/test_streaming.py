@@ -16,6 +16,8 @@ STREAMING = {
     "mode": "streaming",
     "md": {"timestep": 0.0005, "steps": 2000, "every": 10, "trajectories": 3, "chunk": 20},
     "selection": {"per_round": 6, "per_trajectory": 2, "min_separation": 0.02, "select_every": 4},
+    "trust": {"low": 0.05, "high": 100.0},
+    "audit": {"per_round": 0},
     "stages": [{"name": "warm", "systems": ["methane"], "temperatures": [300]}],
 }
 

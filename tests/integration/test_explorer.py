@@ -83,11 +83,11 @@ def run(
     folder.mkdir(exist_ok=True)
     settings = Md.model_validate({"timestep": 0.0005, "every": 5, **md})
     type_map = sorted(set(frame.species))
-    data, out = folder / "data", folder / "devi.out"
+    data = folder / "data"
     data.write_text(md_script.data_file(frame, type_map, {}))
-    pair = md_script.pair_commands(models, 1, type_map, settings.every, out, trust)
-    commands = md_script.start_commands(frame, data, settings, condition, 5, pair)
-    engine.call("begin", {"commands": commands})
+    pair = md_script.pair_commands(models, 1, type_map, settings.every, trust)
+    script = md_script.start_script(frame, data, settings, condition, 5, pair)
+    engine.call("begin", {"script": vars(script)})
     arguments = {
         "checks": checks,
         "every": settings.every,
@@ -96,7 +96,6 @@ def run(
         "trust": trust.model_dump(),
         "streak": 0,
         "stop_after": settings.stop_after,
-        "out_file": str(out),
         "frames": str(folder / "frames.npz"),
     }
     outcome = engine.call("advance", arguments)
@@ -135,6 +134,44 @@ def test_same_seed_same_bits_in_one_process_and_in_another(
             assert first.outcome["made"] == 10
     finally:
         other.kill()
+
+
+def test_a_used_session_gives_the_bits_of_a_fresh_one(
+    bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+) -> None:
+    """Whatever ran in it before: another size, another box, another ensemble, a crash."""
+    cells = (np.diag([4.05, 4.1, 4.0]), np.array([[8.3, 0, 0], [0.3, 8.2, 0], [-0.2, 0.1, 4.1]]))
+    small, skewed = (
+        canonical(from_ase(bulk("Al", cubic=True) * n)).frame for n in ((1, 1, 1), (2, 2, 1))
+    )
+    frames = [
+        Frame(frame.species, frame.positions @ np.linalg.solve(frame.cell, cell), cell)
+        for frame, cell in zip((small, skewed), cells, strict=True)
+        if frame.cell is not None
+    ]
+    squeezed = Condition(system="s", temperature=500, pressure=3000)
+    inferno = Condition(system="s", temperature=3e5)
+
+    def work(engine: Engine, which: Sequence[int]) -> list[Trajectory]:
+        cases: list[tuple[Frame, Condition, dict[str, Any]]] = [
+            (canonical(frames[0]).frame, COLD, {}),
+            (canonical(frames[1]).frame, squeezed, {"ensemble": "npt-tri"}),
+            (AL8, inferno, {"timestep": 0.005}),
+            (AL8, COLD, {"ensemble": "npt-aniso"}),
+        ]
+        return [
+            run(engine, tmp_path / "t", cases[i][0], periodic_committee, cases[i][1], **cases[i][2])
+            for i in which
+        ]
+
+    bench.engine.kill()
+    used = work(bench.engine, [3, 0, 1, 2, 3, 1, 0])
+    bench.engine.kill()
+    fresh = work(bench.engine, [1])[0]
+    assert fresh.outcome["made"] == 10
+    for one, other in ((fresh, used[2]), (fresh, used[5]), (used[0], used[4]), (used[1], used[6])):
+        for name, values in one.arrays.items():
+            assert np.array_equal(values, other.arrays[name]), name
 
 
 @pytest.mark.parametrize("relative", [None, 0.3])

@@ -11,8 +11,8 @@ from services.explorer.md_script import (
     COLDEST,
     data_file,
     pair_commands,
-    resume_commands,
-    start_commands,
+    resume_script,
+    start_script,
 )
 from shared.frames import Frame
 from shared.sections import Md
@@ -34,7 +34,8 @@ TRUST = Trust(low=0.1, high=0.3)
 
 
 def started(frame: Frame, condition: Condition = ROOM, **md: object) -> list[str]:
-    return start_commands(frame, Path("/t/d"), Md.model_validate(md), condition, 11, ["PAIR"])
+    script = start_script(frame, Path("/t/d"), Md.model_validate(md), condition, 11, ["PAIR"])
+    return [*script.header, *script.dynamics, *script.velocity]
 
 
 def starting(commands: list[str], words: str) -> list[str]:
@@ -95,28 +96,36 @@ def test_zero_temperature_is_not_divided_by() -> None:
 
 
 def test_a_restart_keeps_its_velocities() -> None:
-    commands = resume_commands(METHANE, Path("/t/r"), Md(), ROOM, ["PAIR"])
-    assert 'read_restart "/t/r"' in commands
-    assert not starting(commands, "velocity")
-    assert not starting(commands, "read_data")
+    script = resume_script(METHANE, Path("/t/r"), Md(), ROOM, ["PAIR"])
+    assert script.source == "/t/r"
+    assert script.velocity == []
+
+
+def test_the_box_of_a_reused_session_is_that_of_the_data_file() -> None:
+    script = start_script(TRICLINIC, Path("/t/d"), Md(), ROOM, 1, ["PAIR"])
+    assert script.box == (
+        "change_box all x final 0.0 4.1 y final 0.0 4.2 z final 0.0 4.3 "
+        "xy final 0.5 xz final -0.25 yz final 0.125 units box"
+    )
+    assert "xy" not in start_script(METHANE, Path("/t/d"), Md(), ROOM, 1, ["PAIR"]).box
 
 
 def test_the_driver_comes_first_and_the_order_rotates() -> None:
-    style, coefficients = pair_commands(MODELS, 2, ["C", "H"], 10, Path("/t/o"), TRUST)
+    style, coefficients = pair_commands(MODELS, 2, ["C", "H"], 10, TRUST)
     models = [word for word in style.split() if "/models/" in word]
     assert models == [f'"/models/{n}.pb"' for n in (2, 3, 0, 1)]
-    assert style.endswith('out_file "/t/o" out_freq 10')
+    assert style.endswith('out_file "<deviations>" out_freq 10')
     assert coefficients == "pair_coeff * * C H"
 
 
 def test_relative_levels_reach_the_pair_style() -> None:
     trust = TRUST.model_copy(update={"relative": 0.5, "relative_v": 0.25})
-    style = pair_commands(MODELS, 0, ["C"], 10, Path("/t/o"), trust)[0]
+    style = pair_commands(MODELS, 0, ["C"], 10, trust)[0]
     assert style.endswith("out_freq 10 relative 0.5 relative_v 0.25")
 
 
 def test_one_model_alone_has_no_deviation() -> None:
-    style = pair_commands(MODELS[:1], 0, ["C"], 10, Path("/t/o"), TRUST)[0]
+    style = pair_commands(MODELS[:1], 0, ["C"], 10, TRUST)[0]
     assert style == 'pair_style deepmd "/models/0.pb"'
 
 

@@ -1,0 +1,66 @@
+"""`python -m benchmarks.vs_dpgen [--quick] --workdir DIR [--seeds N] [--arms …]`."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.vs_dpgen import ablation, accuracy, dpgen_arm, dpstream_arm, dpstream_spec
+from benchmarks.vs_dpgen import inputs as inputs_
+from benchmarks.vs_dpgen.outcome import Outcome
+from benchmarks.vs_dpgen.report import Run, save, show
+from benchmarks.vs_dpgen.size import FULL, QUICK, Size
+
+ARMS = ("dpgen", "lockstep", "streaming")
+VENV = ".venv-dpgen"
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    size: Size = QUICK if arguments.quick else FULL
+    folder: Path = arguments.workdir.resolve() / size.name
+    venv: Path = (arguments.venv or arguments.workdir / VENV).resolve()
+    console = Console()
+    dpgen_arm.install(venv, version("pyscf"))
+    cold = ablation.cold_starts(venv, dpgen_arm.environment(venv))
+    console.print("cold start, s: " + ", ".join(f"{k} {v:.1f}" for k, v in cold.items()))
+    test = inputs_.held_out(size, folder / "held-out")
+    rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
+    runs: dict[str, list[Run]] = {arm: [] for arm in arguments.arms}
+    for seed in range(1, arguments.seeds + 1):
+        for arm in arguments.arms:
+            console.print(f"seed {seed}: {arm}")
+            outcome = run_arm(arm, size, seed, folder / f"seed-{seed}", venv)
+            errors = accuracy.measure(outcome.models, test, folder / "scratch")
+            runs[arm].append(Run(outcome, errors, ablation.share(outcome, cold)))
+            save(folder / "results.json", size, runs, rms)
+    show(console, size, runs, rms)
+    console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vs_dpgen", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a reduced size: does it all work?")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/vs-dpgen"))
+    parser.add_argument("--seeds", type=int, default=1, help="runs of every arm")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--venv", type=Path, help=f"DP-GEN's environment; default WORKDIR/{VENV}")
+    return parser
+
+
+def run_arm(arm: str, size: Size, seed: int, folder: Path, venv: Path) -> Outcome:
+    """One arm from the inputs that all arms of this seed share."""
+    shared_inputs = folder / "inputs"
+    inputs_.make_inputs(size, seed, shared_inputs)
+    if arm == "dpgen":
+        training = dpstream_spec.training(size)
+        return dpgen_arm.run(size, training, shared_inputs, folder / arm, venv)
+    mode: dpstream_spec.Mode = "lockstep" if arm == "lockstep" else "streaming"
+    return dpstream_arm.run(size, mode, seed, shared_inputs, folder / arm)
+
+
+if __name__ == "__main__":
+    main()

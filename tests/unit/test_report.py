@@ -1,0 +1,416 @@
+"""The report: right figures, well-formed, self-contained, harmless."""
+
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dpstream.report import charts, write_report
+from dpstream.report.facts import Facts, headline, learning_verdict
+from dpstream.report.lanes import (
+    Clock,
+    Span,
+    activity,
+    beside,
+    overlap,
+    service_shares,
+    spans_of,
+    union,
+)
+from dpstream.report.page import render
+from dpstream.report.plots import Scale, duration, linear, logarithmic, number
+from services.coordinator.ledger import heard_and_decided
+from shared import messages as m
+from shared.deviation import BINS
+from shared.errors import NotFound, SpecError
+from shared.values import Condition, Counts, Trust
+from tests.unit import told
+
+VOID = {"meta", "br"}
+
+
+class Wellformed(HTMLParser):
+    """Every element closed in the order it was opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _parsed(html: str) -> Wellformed:
+    parser = Wellformed()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture
+def html(tmp_path: Path) -> str:
+    return render(told.tell(tmp_path), told.NAME)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Facts:
+    return Facts.of(heard_and_decided(told.tell(tmp_path), told.NAME))
+
+
+# ------------------------------------------------------------------------------- the page
+
+
+def test_one_file_that_needs_nothing_else(html: str) -> None:
+    page = _parsed(html)
+    assert page.links == []
+    assert "script" not in page.seen
+    assert not re.search(r"url\(|@import|https?://", html)
+
+
+def test_what_came_from_outside_is_escaped(html: str) -> None:
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;more&#34;" in html
+
+
+def test_no_chart_has_a_coordinate_that_is_no_number(html: str) -> None:
+    svgs = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(svgs) > 5
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', "".join(svgs))
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "not converged",
+        "stage cold ended stuck",
+        "Semi-empirical demo labels",
+        "GFN2-xTB by tblite 0.8.0",
+        "nothing left to label",
+        "3 labels of 4 frames asked for: 1 initial, 1 chosen for training, 1 for the audit",
+        "2 were computed, 1 found in the store. 1 rejected.",
+        "overlap (1)",
+        "its trajectory has had its share",
+        "cold · methane 50 K",
+        "cold · committee 1",
+        "data-limited",
+        "1 frames, 1 without a finite error",
+    ],
+)
+def test_it_tells(html: str, fact: str) -> None:
+    assert fact in html
+
+
+def test_first_principles_labels_carry_no_banner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"xc": "pbe", "basis": "def2-svp"}
+    recipe = told.RECIPE.model_copy(update={"code": "pyscf", "settings": settings})
+    monkeypatch.setattr(told, "RECIPE", recipe)
+    assert "emi-empirical" not in render(told.tell(tmp_path), told.NAME)
+
+
+@pytest.mark.parametrize("tell", [told.tell_beginning, told.tell_half])
+def test_an_unfinished_campaign_has_a_report(tmp_path: Path, tell: object) -> None:
+    assert callable(tell)
+    html = render(tell(tmp_path), told.NAME)
+    _parsed(html)
+    assert "under way" in html
+
+
+def test_the_running_round_is_shown_before_its_verdict(tmp_path: Path) -> None:
+    html = render(told.tell_half(tmp_path), told.NAME)
+    assert "the running round: 2 of 10 accurate, 20 %" in html
+
+
+def test_force_parity_where_the_audit_tells_it(tmp_path: Path) -> None:
+    parity = {"label": [0.0, 1.0, -1.0], "model": [0.1, 1.0, -1.0]}
+    html = render(told.tell(tmp_path, parity=parity), told.NAME)
+    assert "3 components, RMSE 0.0577 eV/Å" in html
+
+
+def test_cleared_results_cost_only_their_chart(tmp_path: Path) -> None:
+    store = told.tell(tmp_path)
+    store.delete("campaigns/told/results/pairs.json")
+    html = render(store, told.NAME)
+    assert "true max-atom error" not in html
+    assert "not converged" in html
+
+
+def test_deadletters_are_counted(tmp_path: Path) -> None:
+    store = told.tell(tmp_path)
+    store.put("deadletters/abc", b"?")
+    assert "1 undecodable messages" in render(store, told.NAME)
+
+
+def test_it_replaces_an_older_report(tmp_path: Path) -> None:
+    store = told.tell(tmp_path / "root")
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    write_report(store, told.NAME, path)
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["report.html"]
+
+
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    store = told.tell(tmp_path / "root")
+    with pytest.raises(SpecError, match="cannot be written"):
+        write_report(store, told.NAME, tmp_path / "nowhere" / "report.html")
+
+
+def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        write_report(told.tell(tmp_path / "root"), "other", tmp_path / "report.html")
+
+
+# ------------------------------------------------------------------------------- facts
+
+
+def test_a_chunk_delivered_twice_counts_once(facts: Facts) -> None:
+    assert facts.histograms[(0, 1)].sum() == 5
+
+
+def test_checks_cut_off_count_as_failed(tmp_path: Path) -> None:
+    facts = Facts.of(heard_and_decided(told.tell_half(tmp_path), told.NAME))
+    assert facts.running == {(0, "methane 50 K"): Counts(accurate=2, candidate=3, failed=5)}
+
+
+def test_the_final_model_is_no_member(facts: Facts) -> None:
+    assert facts.final is not None
+    assert sorted(facts.versions) == [1]
+    assert sorted(facts.versions[1].members) == [0, 1]
+
+
+def test_trust_levels_in_force(facts: Facts) -> None:
+    later = m.TrustChanged(
+        id="t", campaign="told", time=9.0, stage=0, version=4, trust=Trust(low=1, high=2), why=""
+    )
+    facts.hear(later)
+    found = [facts.trust_at((0, version)) for version in (0, 1, 3, 4)]
+    assert found == [None, told.TRUST, told.TRUST, later.trust]
+    assert facts.trust_at((1, 5)) is None
+
+
+def _judged(verdict: str) -> m.TrainingJudged:
+    return m.TrainingJudged.model_validate(
+        {
+            "id": "j",
+            "campaign": "told",
+            "time": 1.0,
+            "version": 1,
+            "verdict": verdict,
+            "force": 0.1,
+            "lengthen": 1.0,
+            "why": "measured",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ((), "not known yet"),
+        (("sound",), "data-limited"),
+        (("sound", "training-limited"), "training-limited"),
+        (("training-limited", "label-noise-limited"), "label-noise-limited"),
+        (("training-limited", "sound"), "data-limited"),
+    ],
+)
+def test_what_limits_the_learning(verdicts: tuple[str, ...], expected: str) -> None:
+    assert learning_verdict(Facts.of(map(_judged, verdicts)))[0] == expected
+
+
+def test_converged_overrules_what_training_said() -> None:
+    end = m.CampaignFinished(id="f", campaign="told", time=2.0, verdict="converged", why="all good")
+    assert learning_verdict(Facts.of([_judged("sound"), end])) == ("converged", "all good")
+    assert headline(Facts.of([end])) == ("converged", "all good")
+
+
+def test_a_paused_campaign_says_so_until_resumed() -> None:
+    pause = m.CampaignPaused(id="p", campaign="told", time=2.0, why="look at this")
+    resume = m.CampaignResumed(id="r", campaign="told", time=3.0)
+    assert headline(Facts.of([pause])) == ("paused", "look at this")
+    assert headline(Facts.of([pause, resume]))[0] == "under way"
+
+
+# ------------------------------------------------------------------------------- time
+
+
+def _span(kind: str, start: float, end: float, worker: str = "w") -> Span:
+    return Span(worker, kind, kind, start, end, "done")
+
+
+def test_spans_from_claim_to_result(tmp_path: Path) -> None:
+    spans = spans_of(heard_and_decided(told.tell(tmp_path), told.NAME))
+    explored = [span for span in spans if span.kind == "explore"]
+    assert [(s.worker, s.end - s.start, s.outcome) for s in explored] == [("explorer-0", 1, "done")]
+    assert {span.service for span in spans} == {"trainer", "explorer", "labeler"}
+
+
+def _events(*kinds: type[m.TaskEvent]) -> list[m.Message]:
+    told_of = {m.TaskReleased: {"reason": "asked to go"}, m.TaskClaimed: {"worker": "e"}}
+    told_of[m.TaskFailed] = {"permanent": False, "reason": "no"}  # type: ignore[dict-item]
+    command = m.Verify(
+        id="c",
+        campaign="told",
+        time=0.0,
+        task="t",
+        title="verify",
+        max_seconds=1.0,
+        spec=told.Ref.to("spec", b""),
+        model=told.Ref.to("model", b""),
+        type_map=("C",),
+        structure=told.FrameRef(batch=told.Ref.to("b", b""), index=0, key="0" * 32),
+        seed=1,
+    )
+    events = [
+        kind(id=str(i), campaign="told", time=i + 1.0, task="t", attempt=1, **told_of.get(kind, {}))
+        for i, kind in enumerate(kinds)
+    ]
+    return [command, *events]
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [(m.TaskReleased, "released"), (m.TaskFailed, "failed"), (m.LeaseLapsed, "lapsed")],
+)
+def test_how_an_attempt_ended(end: type[m.TaskEvent], outcome: str) -> None:
+    (span,) = spans_of(_events(m.TaskClaimed, end, m.TaskReleased))
+    assert (span.start, span.end, span.outcome) == (1.0, 2.0, outcome)
+
+
+def test_what_has_no_end_runs_until_the_last_message() -> None:
+    later = m.CampaignResumed(id="r", campaign="told", time=9.0)
+    (span,) = spans_of([*_events(m.TaskClaimed), later])
+    assert (span.end, span.outcome) == (9.0, "running")
+
+
+def test_idle_share_counts_all_workers_of_a_service() -> None:
+    spans = [
+        _span("explore", 0, 10, "a"),
+        _span("explore", 0, 5, "b"),
+        _span("label", 8, 10, "c"),
+    ]
+    shares = {share.service: share for share in service_shares(spans)}
+    assert shares["explorer"].idle == pytest.approx(0.25)
+    assert shares["labeler"].idle == pytest.approx(0.8)
+    assert "trainer" not in shares
+
+
+def test_nights_without_anybody_are_no_idleness() -> None:
+    spans = [_span("label", 0, 10), _span("label", 50_000, 50_010)]
+    assert service_shares(spans)[0].idle == 0
+    clock = Clock(activity(spans))
+    assert (clock.total, clock.breaks, clock(50_005)) == (20, [10], 15)
+
+
+def test_short_gaps_are_idleness() -> None:
+    spans = [_span("label", 0, 10), _span("label", 30, 40)]
+    assert service_shares(spans)[0].idle == pytest.approx(0.5)
+
+
+def test_overlap_of_labeling_with_exploration() -> None:
+    spans = [_span("explore", 0, 10), _span("explore", 5, 12), _span("label", 8, 16)]
+    assert beside(spans, "label", ("explore",)) == pytest.approx(0.5)
+    assert beside(spans, "train", ("explore",)) is None
+
+
+def test_unions_and_overlaps() -> None:
+    assert union([(5, 6), (0, 2), (1, 3)]) == [(0, 3), (5, 6)]
+    assert overlap([(0, 3), (5, 6)], [(2, 5.5)]) == pytest.approx(1.5)
+
+
+def test_lanes_of_a_cloud_campaign_are_bounded() -> None:
+    spans = [_span("label", 0, 1, f"labeler-{i:04}") for i in range(500)]
+    assert len(charts.lanes(spans, Clock(activity(spans))).y_ticks) == charts.MOST_LANES
+
+
+# ------------------------------------------------------------------------------- charts
+
+
+def test_histogram_bars_stand_on_the_axis_and_know_their_verdict() -> None:
+    counts = charts.np.zeros(48, dtype=int)
+    counts[[20, 26, 40]] = 2, 1, 1
+    plot = charts.histogram("h", counts, Trust(low=0.1, high=0.3))
+    assert [rect.kind for rect in plot.rects] == ["accurate", "candidate", "failed"]
+    assert all(r.y + r.height == pytest.approx(plot.bottom) for r in plot.rects)
+    assert plot.rects[0].height == pytest.approx(2 * plot.rects[1].height, abs=0.2)
+    middle = (BINS[26] * BINS[27]) ** 0.5
+    assert 0.1 < middle < 0.3
+
+
+def test_stacked_bars_fill_the_whole_height() -> None:
+    bar = charts.RoundBar("1", "round 1", Counts(accurate=5, candidate=3, failed=2))
+    plot = charts.rounds("r", [bar], 0.95)
+    assert [r.kind for r in plot.rects] == ["accurate", "candidate", "failed"]
+    assert sum(r.height for r in plot.rects) == pytest.approx(plot.bottom - plot.top, abs=0.3)
+
+
+def test_a_bound_without_limit_reaches_the_top() -> None:
+    point = charts.Point(1, 0.1, "p", (0.1, float("inf")))
+    plot = charts.series("s", "x", "y", {"audit": [point]}, {"limit": 0.2})
+    assert plot is not None
+    assert plot.marks[0].whisker is not None
+    assert plot.marks[0].whisker[1] == plot.top
+
+
+def test_a_series_without_finite_values_is_no_chart() -> None:
+    point = charts.Point(1, float("inf"), "p")
+    assert charts.series("s", "x", "y", {"audit": [point]}, {"limit": 0.2}) is None
+
+
+def test_values_apart_by_decades_get_a_logarithmic_axis() -> None:
+    points = [charts.Point(i, 10.0**-i, "p") for i in range(4)]
+    plot = charts.series("s", "x", "y", {"train": points}, {})
+    assert plot is not None
+    heights = [mark.y for mark in plot.marks]
+    steps = [b - a for a, b in itertools.pairwise(heights)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.2)
+
+
+def test_a_point_on_the_diagonal() -> None:
+    pair = charts.Judged("k", 0.2, 0.2, "candidate")
+    plot = charts.truth("t", [pair], Trust(low=0.1, high=0.3))
+    assert plot is not None
+    rule = plot.rules[0]
+    mark = plot.marks[0]
+    slope = (rule.y2 - rule.y1) / (rule.x2 - rule.x1)
+    assert mark.y == pytest.approx(rule.y1 + slope * (mark.x - rule.x1), abs=0.3)
+
+
+@pytest.mark.parametrize("scale", [linear([0.03, 7.1], 0, 100), logarithmic([2e-4, 0.7], 0, 100)])
+def test_scales_hold_their_values_and_have_ticks(scale: Scale) -> None:
+    assert 0 <= scale(0.03) < scale(0.5) <= 100
+    assert len(scale.ticks()) >= 3
+    assert all(0 <= tick.at <= 100 for tick in scale.ticks())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.001, "0.001"), (0.12345, "0.1235"), (12345, "12,345"), (2e-7, "2e-7")],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (48, "48 s"), (750, "12.5 min"), (11160, "3.1 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_condition_names_its_chart(html: str) -> None:
+    assert f"cold · {Condition(system='methane', temperature=50.0)}" in html
