@@ -8,7 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.vs_dpgen import ablation, accuracy, dpgen_arm, dpstream_arm, dpstream_spec
+from benchmarks.vs_dpgen import (
+    ablation,
+    accuracy,
+    cross_check,
+    dpgen_arm,
+    dpstream_arm,
+    dpstream_spec,
+)
 from benchmarks.vs_dpgen import inputs as inputs_
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Run, save, show
@@ -31,9 +38,12 @@ def main() -> None:
     rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
     runs: dict[str, list[Run]] = {arm: [] for arm in arguments.arms}
     for seed in range(1, arguments.seeds + 1):
+        at = folder / f"seed-{seed}"
+        inputs_.make_inputs(size, seed, at / "inputs")
+        _say_labels_agree(console, at, venv)
         for arm in arguments.arms:
             console.print(f"seed {seed}: {arm}")
-            outcome = run_arm(arm, size, seed, folder / f"seed-{seed}", venv)
+            outcome = run_arm(arm, size, seed, at, venv)
             errors = accuracy.measure(outcome.models, test, folder / "scratch")
             runs[arm].append(Run(outcome, errors, ablation.share(outcome, cold)))
             save(folder / "results.json", size, runs, rms)
@@ -51,15 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say_labels_agree(console: Console, folder: Path, venv: Path) -> None:
+    system, python = folder / "inputs" / "initial" / "C1H4-nopbc", venv / "bin" / "python"
+    environment = dpgen_arm.environment(venv)
+    difference = cross_check.check_labels(system, python, environment, folder / "cross-check")
+    console.print(f"labels of both sides differ by {difference:.1g} eV/Å")
+
+
 def run_arm(arm: str, size: Size, seed: int, folder: Path, venv: Path) -> Outcome:
     """One arm from the inputs that all arms of this seed share."""
-    shared_inputs = folder / "inputs"
-    inputs_.make_inputs(size, seed, shared_inputs)
+    given = folder / "inputs"
     if arm == "dpgen":
         training = dpstream_spec.training(size)
-        return dpgen_arm.run(size, training, shared_inputs, folder / arm, venv)
+        return dpgen_arm.run(size, training, given, folder / arm, venv)
     mode: dpstream_spec.Mode = "lockstep" if arm == "lockstep" else "streaming"
-    return dpstream_arm.run(size, mode, seed, shared_inputs, folder / arm)
+    return dpstream_arm.run(size, mode, seed, given, folder / arm)
 
 
 if __name__ == "__main__":
