@@ -34,6 +34,7 @@ def main() -> None:
     dpgen_arm.install(venv, version("pyscf"))
     cold = ablation.cold_starts(venv, dpgen_arm.environment(venv))
     console.print("cold start, s: " + ", ".join(f"{k} {v:.1f}" for k, v in cold.items()))
+    console.print(f"held-out set in {folder / 'held-out'}: made once", soft_wrap=True)
     test = inputs_.held_out(size, folder / "held-out")
     rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
     runs: dict[str, list[Run]] = {arm: [] for arm in arguments.arms}

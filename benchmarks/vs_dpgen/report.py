@@ -49,19 +49,20 @@ class Comparison:
 
 
 def compare(runs: Runs) -> list[Comparison]:
-    """Every arm but the control, seed by seed; nothing without the control."""
-    control = runs.get(CONTROL)
-    if not control:
-        return []
-    return [
-        Comparison(
-            arm,
-            tuple(t.outcome.wall / o.outcome.wall for o, t in zip(own, control, strict=True)),
-            accuracy.ratio([r.errors for r in own], [r.errors for r in control]),
-        )
-        for arm, own in runs.items()
-        if arm != CONTROL
-    ]
+    """Every arm but the control, over the seeds that both have run."""
+    control = runs.get(CONTROL, ())
+    pairs = {
+        arm: list(zip(own, control, strict=False)) for arm, own in runs.items() if arm != CONTROL
+    }
+    return [_compared(arm, found) for arm, found in pairs.items() if found]
+
+
+def _compared(arm: str, pairs: Sequence[tuple[Run, Run]]) -> Comparison:
+    return Comparison(
+        arm,
+        tuple(theirs.outcome.wall / ours.outcome.wall for ours, theirs in pairs),
+        accuracy.ratio([ours.errors for ours, _ in pairs], [theirs.errors for _, theirs in pairs]),
+    )
 
 
 def verdict(comparison: Comparison) -> str:

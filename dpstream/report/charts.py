@@ -164,7 +164,7 @@ def series(
     plot, xs, ys = _blank(title, x_title, y_title)
     values = [v for p in points for v in (p.y, *(p.whisker or ()))] + list(rules.values())
     y = _value_scale(values, ys)
-    x = _x_scale([p.x for p in points], xs, names is not None)
+    x = _x_scale([*(p.x for p in points), *(names or ())], xs, names is not None)
     plot.x_ticks = x.ticks() if names is None else _named_ticks(x, names)
     plot.y_ticks = y.ticks()
     for kind, group in groups.items():

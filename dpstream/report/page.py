@@ -119,6 +119,12 @@ class Page:
         }
 
     @property
+    def committees(self) -> int:
+        """Complete ones."""
+        size = self.spec.training.members
+        return sum(len(version.members) == size for version in self.facts.versions.values())
+
+    @property
     def held_out(self) -> Rmse | None:
         """The error on the held-out set of the final model, or of the newest member."""
         if self.facts.verified is not None and self.facts.verified.test is not None:

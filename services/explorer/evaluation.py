@@ -31,6 +31,10 @@ from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust
 from shared.worker import Context
 
 
+PARITY_POINTS = 1500
+"""Force components told to the report."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One labelled frame under one committee: `deviation` ε and `error` ε̂ in eV/Å, `squared` the
@@ -139,7 +143,8 @@ def audit(bench: Bench, command: Audit, context: Context) -> AuditDone:
     if command.pairs is not None:
         labelled = load_dataset(context.fetch, command.pairs)
         fresh = pairs_of(bench, models, labelled, command.trust, context)
-    document = json.dumps({"audit": _rows(pairs), "pairs": _rows(fresh)})
+    parity = _parity(bench, models, audited, context)
+    document = json.dumps({"audit": _rows(pairs), "pairs": _rows(fresh), "parity": parity})
     return AuditDone(
         **context.envelope(),
         version=command.version,
@@ -190,6 +195,19 @@ def evaluated(
     for rows in groups.values():
         batch = Batch.of([labelled[row].frame for row in rows])
         yield rows, bench.evaluate(models, batch, context)
+
+
+def _parity(
+    bench: Bench, models: Sequence[Path], labelled: Sequence[Labelled], context: Context
+) -> dict[str, list[float]]:
+    """Force components of labels and of the committee's mean, eV/Å, evenly thinned."""
+    label, model = [], []
+    for rows, evaluation in evaluated(bench, models, labelled, context):
+        label += [labelled[row].label.forces.ravel() for row in rows]
+        model += list(evaluation.forces.mean(axis=0).reshape(len(rows), -1))
+    columns = {"label": np.concatenate(label), "model": np.concatenate(model)}
+    every = -(-len(columns["label"]) // PARITY_POINTS)
+    return {name: np.round(values[::every], 5).tolist() for name, values in columns.items()}
 
 
 def _summary(pairs: Sequence[Pair], command: Audit, context: Context) -> AuditSummary:

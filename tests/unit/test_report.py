@@ -366,6 +366,14 @@ def test_a_bound_without_limit_reaches_the_top() -> None:
     assert plot.marks[0].whisker[1] == plot.top
 
 
+def test_every_named_version_lies_on_the_axis() -> None:
+    names = {1.0: "1", 2.0: "2", 3.0: "3"}
+    plot = charts.series("s", "x", "y", {"cold": [charts.Point(1, 0.5, "p")]}, {}, names)
+    assert plot is not None
+    assert [tick.text for tick in plot.x_ticks] == ["1", "2", "3"]
+    assert all(plot.left < tick.at < plot.right for tick in plot.x_ticks)
+
+
 def test_a_series_without_finite_values_is_no_chart() -> None:
     point = charts.Point(1, float("inf"), "p")
     assert charts.series("s", "x", "y", {"audit": [point]}, {"limit": 0.2}) is None

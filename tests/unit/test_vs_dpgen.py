@@ -260,6 +260,8 @@ def test_arms_are_compared_seed_by_seed() -> None:
 
     (found,) = compare({"dpgen": [run(300), run(200)], "lockstep": [run(100), run(100)]})
     assert found.speed == (3.0, 2.0)
+    (found,) = compare({"dpgen": [run(300)], "lockstep": [run(100), run(50)], "streaming": []})
+    assert found.speed == (3.0,)
     assert compare({"lockstep": [run(100)]}) == []
 
 
