@@ -9,17 +9,17 @@ demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/contract
 
 soak: $(STAMP)
-	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 schema: $(STAMP)
 	$(BIN)/python -c "from shared.messages import message_schema; print(message_schema(), end='')" > docs/messages.schema.json

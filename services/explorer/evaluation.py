@@ -30,7 +30,6 @@ from shared.sections import AutoTrust
 from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust
 from shared.worker import Context
 
-
 PARITY_POINTS = 1500
 """Force components told to the report."""
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.coordinator.policy import decide
 from services.coordinator.evolve import evolve
+from services.coordinator.policy import decide
 from services.coordinator.state import State
 from shared import messages as m
-from tests.unit.world import World, key, run, spec, submission
+from tests.unit.world import World, run, spec
 
 
 def in_order(under_way: list[m.Message]) -> m.Message:

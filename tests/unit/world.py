@@ -72,7 +72,7 @@ def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
         frames=tuple(
             FrameRef(batch=ref("initial"), index=i, key=key("initial", i)) for i in range(frames)
         ),
-        systems={name: (start,) for name in of.systems},
+        systems=dict.fromkeys(of.systems, (start,)),
         atoms=dict.fromkeys(of.systems, 5),
         recipe=RECIPE,
     )
