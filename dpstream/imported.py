@@ -61,10 +61,15 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
     base = Path(pattern).expanduser()
     if base.is_absolute():
         folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
+    if not pattern:
+        raise SpecError(f"{key}: '' names no file")
     exact = folder / pattern
-    matches = [exact] if exact.exists() else sorted(folder.glob(pattern)) if pattern else []
+    try:
+        matches = [exact] if exact.exists() else sorted(folder.glob(pattern))
+    except (ValueError, OSError) as error:
+        raise SpecError(f"{key}: {pattern!r}: {one_line(error)}") from error
     if not matches:
-        raise SpecError(f"{key}: no file matches {pattern!r} in {folder}")
+        raise SpecError(f"{key}: no file matches {pattern!r} in {folder.absolute()}")
     return matches
 
 

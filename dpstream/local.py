@@ -58,7 +58,7 @@ class LocalCluster:
         desk = self.coordinator.open(submitted.campaign, workers_are_gone=True)
         if desk.state.paused is not None:
             desk.inbox.append(_resume(submitted.campaign))
-        for service, count in self.workers.items():
+        for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
                 self._hire(service, number, submitted.recipe.code)
         self._run("coordinator", self.coordinator.run, self.stopping)
@@ -112,11 +112,9 @@ def _service(service: str, scratch: Path, code: str) -> tuple[str, Mapping[Any, 
         return "train", trainer.HANDLERS, trainer.Bench(scratch)
     if service == "explorer":
         return "explore", explorer.HANDLERS, explorer_bench.Bench(scratch)
-    return (
-        f"label.{code}",
-        labeler.HANDLERS,
-        labeler.Bench(scratch),
-    )
+    if service == "judge":
+        return "judge", explorer.HANDLERS, explorer_bench.Bench(scratch)
+    return f"label.{code}", labeler.HANDLERS, labeler.Bench(scratch)
 
 
 def _resume(campaign: str) -> CampaignResumed:

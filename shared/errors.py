@@ -8,6 +8,7 @@
     ├── BusError
     │   └── Unroutable       nothing is bound to receive this message
     ├── Fenced               a newer coordinator has taken this campaign over
+    ├── CorruptLedger        a campaign's ledger cannot be read as it was written
     └── TaskError            raised by a handler to end its task
         ├── Temporary        worth another try, and not held against the task's attempts
         ├── Permanent        would fail the same way again: the task is abandoned at once
@@ -51,6 +52,10 @@ class Unroutable(BusError):
 
 class Fenced(DpstreamError):
     """A newer coordinator has taken this campaign over."""
+
+
+class CorruptLedger(DpstreamError):
+    """A segment of a campaign's ledger is missing or is not what was written."""
 
 
 class TaskError(DpstreamError):

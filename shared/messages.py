@@ -118,7 +118,7 @@ class Explore(Command):
 class Judge(Command):
     """Judge waiting candidates, and frames that wait for their label, by a newer committee."""
 
-    ROUTE: ClassVar[str] = "explore"
+    ROUTE: ClassVar[str] = "judge"
     type: Literal["judge/1"] = "judge/1"
     committee: Ref
     version: int
@@ -130,7 +130,7 @@ class Judge(Command):
 class Select(Command):
     """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
 
-    ROUTE: ClassVar[str] = "explore"
+    ROUTE: ClassVar[str] = "judge"
     type: Literal["select/1"] = "select/1"
     committee: Ref
     version: int
@@ -167,7 +167,7 @@ class Reference(Command):
 class Audit(Command):
     """Measure a committee's true error on labelled audit frames."""
 
-    ROUTE: ClassVar[str] = "explore"
+    ROUTE: ClassVar[str] = "judge"
     type: Literal["audit/1"] = "audit/1"
     committee: Ref
     version: int

@@ -69,6 +69,10 @@ __all__ = [
 ]
 
 
+SECTIONS = ("model", "learning_rate", "optimizer", "loss", "training")
+"""Sections of a DeePMD-kit input.json, each a mapping."""
+
+
 class Spec(Section):
     """One attempt to grow one potential."""
 
@@ -150,12 +154,36 @@ def _problems(spec: Spec) -> Iterator[str]:
         yield "initial: give `data`, `perturb` or both: the first committee needs labels"
     yield from _unknown_elements(spec)
     yield from _stage_problems(spec)
+    yield from _training_problems(spec.training)
     reference = spec.verification.reference_md
     if reference is not None and reference.system not in spec.systems:
         yield f"verification.reference_md.system: {reference.system!r} is not among systems"
-    bad = [m for m in spec.training.member_input if not 0 <= m < spec.training.members]
-    if bad:
-        yield f"training.member_input: {bad[0]} is not a member (0 to {spec.training.members - 1})"
+
+def _training_problems(training: Training) -> Iterator[str]:
+    if training.min_steps > training.max_steps:
+        yield (
+            f"training.min_steps: {training.min_steps} is more than max_steps "
+            f"({training.max_steps})"
+        )
+    for member in training.member_input:
+        if not 0 <= member < training.members:
+            yield f"training.member_input: {member} is not a member (0 to {training.members - 1})"
+    own = {f"member_input.{member}": given for member, given in training.member_input.items()}
+    for where, given in {"input": training.input, **own}.items():
+        for section, value in given.items():
+            if section in SECTIONS and not isinstance(value, dict):
+                yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
+        steps = _section(given, "training").keys() & {"numb_steps", "stop_batch", "numb_epoch"}
+        if steps:
+            yield (
+                f"training.{where}.training.{min(steps)}: the number of steps is dpstream's; use "
+                "training.epochs, min_steps and max_steps"
+            )
+
+
+def _section(given: dict[str, Any], name: str) -> dict[str, Any]:
+    section = given.get(name, {})
+    return section if isinstance(section, dict) else {}
 
 
 def _unknown_elements(spec: Spec) -> Iterator[str]:

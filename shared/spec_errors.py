@@ -23,7 +23,7 @@ def read_document(path: Path) -> dict[Any, Any]:
     text = _read_text(path)
     try:
         data = _load_json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
-    except (yaml.YAMLError, json.JSONDecodeError, _Duplicate) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, _Duplicate) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SpecError(f"{path}: not valid {kind}: {_where(error)}") from error
     if data is None:
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = getattr(key_node, "value", None)
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark

@@ -23,6 +23,7 @@ class Queue:
 TOPOLOGY = (
     Queue("train"),
     Queue("explore"),
+    Queue("judge"),
     Queue("label.*"),
     Queue(COORDINATOR, pattern="*.*"),
 )

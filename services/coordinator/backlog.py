@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from shared.errors import BusError
 from shared.messages import Command, Explore, Label, Reference, Train, encode, queue_of
 from shared.ports import Bus, Outgoing
 
@@ -19,43 +22,81 @@ class Waiting:
     number: int
     command: Command = field(compare=False)
     not_before: float = field(compare=False)
-    published: float | None = field(default=None, compare=False)
+
+
+@dataclass
+class Line:
+    """The tasks of one queue. What left the backlog is only skipped over in the heaps."""
+
+    ranked: list[Waiting] = field(default_factory=list)
+    delayed: list[tuple[float, Waiting]] = field(default_factory=list)
+    in_flight: dict[str, tuple[float, Waiting]] = field(default_factory=dict)
+    """Published tasks and when, the oldest first."""
+
+    def join(self, task: Waiting) -> None:
+        if task.not_before:
+            heapq.heappush(self.delayed, (task.not_before, task))
+        else:
+            heapq.heappush(self.ranked, task)
+
+    def due(self, now: float, limit: int, reissue_after: float) -> Iterable[Waiting]:
+        """Published too long ago, then the best ranked up to `limit` in flight."""
+        while self.delayed and self.delayed[0][0] <= now:
+            heapq.heappush(self.ranked, heapq.heappop(self.delayed)[1])
+        while self.in_flight:
+            name, (published, task) = next(iter(self.in_flight.items()))
+            if now - published <= reissue_after:
+                break
+            del self.in_flight[name]
+            yield task
+        while self.ranked and len(self.in_flight) < limit:
+            yield heapq.heappop(self.ranked)
 
 
 @dataclass
 class Backlog:
     """Publishes at most a bounded number of tasks per queue; a task that nobody claims for
-    `reissue_after` seconds is published again, under the same attempt."""
+    `reissue_after` seconds is published again, under the same attempt. What one call costs does
+    not depend on how many tasks wait."""
 
     reissue_after: float
     limits: dict[str, int] = field(default_factory=dict)
     """By queue: twice its workers; never fewer than `MINIMUM`."""
     _tasks: dict[str, Waiting] = field(default_factory=dict)
+    _lines: dict[str, Line] = field(default_factory=dict)
     _numbered: int = 0
 
     def add(self, command: Command, not_before: float) -> None:
+        """A task to be published `not_before` a time (seconds since the epoch); of one that is
+        known already only this newer attempt counts."""
+        self.claimed(command.task)
         self._numbered += 1
-        rank = RANK.get(type(command), 0)
-        self._tasks[command.task] = Waiting(rank, self._numbered, command, not_before)
+        task = Waiting(RANK.get(type(command), 0), self._numbered, command, not_before)
+        self._tasks[command.task] = task
+        self._lines.setdefault(queue_of(command), Line()).join(task)
 
     def claimed(self, task: str) -> None:
-        self._tasks.pop(task, None)
-
-    def waiting(self, queue: str) -> int:
-        return sum(queue_of(w.command) == queue for w in self._tasks.values())
+        """Nothing to publish any more."""
+        known = self._tasks.pop(task, None)
+        if known is not None:
+            self._lines[queue_of(known.command)].in_flight.pop(task, None)
 
     def publish(self, bus: Bus, now: float, share: int) -> None:
         """Fill every queue up to this campaign's share of its limit (`share` campaigns)."""
-        due: list[Outgoing] = []
-        in_flight: dict[str, int] = {}
-        for task in sorted(self._tasks.values()):
-            queue = queue_of(task.command)
-            limit = max(1, max(MINIMUM, self.limits.get(queue, 0)) // share)
-            if in_flight.setdefault(queue, 0) >= limit or now < task.not_before:
-                continue
-            in_flight[queue] += 1
-            if task.published is None or now - task.published > self.reissue_after:
-                task.published = now
-                due.append(Outgoing(encode(task.command), queue=queue))
-        if due:
-            bus.publish(due)
+        due = [task for queue in self._lines for task in self._due(queue, now, share)]
+        if not due:
+            return
+        try:
+            bus.publish([Outgoing(encode(t.command), queue=queue_of(t.command)) for t in due])
+        except BusError:
+            for task in due:
+                self.add(task.command, task.not_before)
+            raise
+
+    def _due(self, queue: str, now: float, share: int) -> Iterable[Waiting]:
+        line, limit = self._lines[queue], max(MINIMUM, self.limits.get(queue, 0))
+        for task in line.due(now, max(1, limit // share), self.reissue_after):
+            name = task.command.task
+            if self._tasks.get(name) is task:
+                line.in_flight[name] = now, task
+                yield task

@@ -53,10 +53,9 @@ def judge_training(state: State, trust: Trust) -> dict[str, Any]:
     why = f"{error} is below {limit:.3g}, {training.limited_above:g} × low"
     if force > limit:
         verdict, why = "training-limited", f"{error} is above {limit:.3g}"
-        retried = before is not None and before.verdict == "training-limited"
-        if before is not None and retried and force > 0.9 * before.force:
+        if before is not None and before.verdict != "sound" and force > 0.9 * before.force:
             verdict = "label-noise-limited"
-            why = f"{error}, hardly below {before.force:.3g} of the shorter training"
+            why = f"{error}, hardly below {before.force:.3g} of the training before"
         else:
             factor = longer
     return {"verdict": verdict, "force": force, "lengthen": factor, "why": why}
@@ -86,7 +85,8 @@ def _conditions(state: State) -> str | None:
     """The *worst* condition must be accurate enough and fail seldom enough."""
     assert state.round is not None
     limits = state.spec.convergence
-    for name, found in sorted(state.round.conditions.items(), key=lambda item: shares(item[1])[0]):
+    worst_first = sorted((shares(c)[0], name, c) for name, c in state.round.conditions.items())
+    for _, name, found in worst_first:
         accurate, failed = shares(found)
         if accurate < limits.accurate_ratio:
             return f"{name}: {accurate:.1%} accurate, below {limits.accurate_ratio:.1%}"
@@ -130,8 +130,8 @@ def _audit(state: State) -> str | None:
 
 def _praise(state: State) -> str:
     assert state.round is not None
-    worst, found = min(state.round.conditions.items(), key=lambda item: shares(item[1])[0])
-    text = f"worst condition {worst}: {shares(found)[0]:.1%} accurate"
+    accurate, worst = min((shares(c)[0], name) for name, c in state.round.conditions.items())
+    text = f"worst condition {worst}: {accurate:.1%} accurate"
     audit = state.stage.audit
     if state.spec.audit.per_round and audit is not None:
         text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"

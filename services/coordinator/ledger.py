@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
-from typing import Any
+
+from pydantic import ValidationError
 
 from services.coordinator.evolve import evolve
 from services.coordinator.state import State
-from shared.errors import Fenced, NotFound
-from shared.messages import ADAPTER, CampaignSubmitted, Message
+from shared.errors import CorruptLedger, Fenced, NotFound
+from shared.messages import ADAPTER, CampaignPaused, Message
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import campaign_uri
@@ -32,6 +33,11 @@ class Entry:
 
     heard: Message
     decided: tuple[Message, ...] = ()
+
+    @property
+    def unprocessable(self) -> bool:
+        """Whether `decide` raised on the event: it left no trace in the state but the pause."""
+        return any(isinstance(fact, CampaignPaused) and fact.trace for fact in self.decided)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Segment:
 
     @staticmethod
     def loads(data: bytes) -> Segment:
+        """Raises ValueError or KeyError for what `dumps` has not written."""
         document = json.loads(data)
         entries = tuple(
             Entry(
@@ -85,18 +92,17 @@ class Ledger:
 
     @staticmethod
     def open(store: Store, campaign: str) -> tuple[Ledger, State]:
-        """Take the next epoch, and the state the ledger tells (NotFound without the campaign)."""
+        """Take the next epoch, and the state the ledger tells. Raises NotFound without the
+        campaign, CorruptLedger naming the segment that cannot be read."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
-        epoch = take_epoch(store, campaign)
-        ledger = Ledger(store, campaign, epoch)
+        ledger = Ledger(store, campaign, take_epoch(store, campaign))
         state, done = _newest_snapshot(store, campaign, State(spec=spec))
-        segments, orphans = read_segments(store, campaign, after=done - 1)
+        segments, ledger.orphans = read_segments(store, campaign, after=done - 1)
         for segment in segments:
             if segment.seq > done:
                 state = replay(state, segment)
         if segments:
             ledger.seq, ledger.last = segments[-1].seq, segments[-1]
-        ledger.orphans = orphans
         return ledger, state
 
     def append(self, entries: Sequence[Entry]) -> Segment:
@@ -131,7 +137,9 @@ class Ledger:
 def replay(state: State, segment: Segment) -> State:
     """The state after a segment: facts are applied, nothing is decided again."""
     for entry in segment.entries:
-        for message in (entry.heard, *entry.decided):
+        if not entry.unprocessable:
+            state = evolve(state, entry.heard)
+        for message in entry.decided:
             state = evolve(state, message)
     return state
 
@@ -141,23 +149,42 @@ def read_segments(
 ) -> tuple[list[Segment], tuple[Message, ...]]:
     """Segments with numbers above `after` in order, the highest epoch's for each number; and the
     events that only overtaken siblings hold."""
-    by_seq: dict[int, list[Segment]] = {}
-    for key in store.list(campaign_uri(campaign, "ledger") + "/"):
-        if int(key.rsplit("/", 1)[1].split("-")[0]) <= after:
-            continue
-        segment = Segment.loads(store.get(key))
-        by_seq.setdefault(segment.seq, []).append(segment)
-    valid: list[Segment] = []
-    overtaken: list[Segment] = []
-    for seq in sorted(by_seq):
-        *lower, highest = sorted(by_seq[seq], key=lambda segment: segment.epoch)
-        # A late write of an overtaken writer may stand alone at the end: its epoch gives it away.
-        stale = bool(valid) and highest.epoch < valid[-1].epoch
-        overtaken += [*lower, highest] if stale else lower
-        valid += [] if stale else [highest]
+    valid_keys, overtaken_keys = _ranked(store, campaign)
+    valid = [_read(store, campaign, *key) for key in valid_keys if key[0] > after]
+    overtaken = [_read(store, campaign, *key) for key in overtaken_keys if key[0] > after]
     known = {entry.heard.id for segment in valid for entry in segment.entries}
     orphans = [e.heard for s in overtaken for e in s.entries if e.heard.id not in known]
     return valid, tuple(orphans)
+
+
+def _ranked(store: Store, campaign: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Number and epoch of the segments that count, in order, and of the overtaken ones. Raises
+    CorruptLedger when one is missing."""
+    by_seq: dict[int, list[int]] = {}
+    for key in store.list(campaign_uri(campaign, "ledger") + "/"):
+        seq, epoch = _numbers(key)
+        by_seq.setdefault(seq, []).append(epoch)
+    valid: list[tuple[int, int]] = []
+    overtaken: list[tuple[int, int]] = []
+    for seq in sorted(by_seq):
+        *lower, highest = sorted(by_seq[seq])
+        # A late write of an overtaken writer may stand alone at the end: its epoch gives it away.
+        stale = bool(valid) and highest < valid[-1][1]
+        overtaken += [(seq, epoch) for epoch in (*lower, *([highest] if stale else []))]
+        valid += [] if stale else [(seq, highest)]
+    for number, (seq, _) in enumerate(valid, start=1):
+        if seq != number:
+            raise CorruptLedger(f"{campaign}: segment {number} of the ledger is missing")
+    return valid, overtaken
+
+
+def _read(store: Store, campaign: str, seq: int, epoch: int) -> Segment:
+    key = _segment_uri(campaign, seq, epoch)
+    try:
+        return Segment.loads(store.get(key))
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
+        raise CorruptLedger(f"{key}: not a segment of a ledger: {what}") from error
 
 
 def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
@@ -205,17 +232,25 @@ def _segment_uri(campaign: str, seq: int, epoch: int) -> str:
     return campaign_uri(campaign, "ledger", f"{seq:08d}-{epoch:06d}.json")
 
 
+def _numbers(key: str) -> tuple[int, int]:
+    """Number and epoch that the key of a segment or a snapshot begins with."""
+    try:
+        seq, epoch = key.rsplit("/", 1)[1].removesuffix(".json").split("-")
+        return int(seq), int(epoch)
+    except ValueError as error:
+        raise CorruptLedger(f"{key}: not the name of a segment") from error
+
+
 def _newest_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, int]:
+    """The newest snapshot that this code has made of segments that count."""
+    valid = set(_ranked(store, campaign)[0])
     for key in sorted(store.list(campaign_uri(campaign, "snapshots") + "/"), reverse=True):
-        try:
-            document: dict[str, Any] = json.loads(store.get(key))
-        except NotFound:
+        if _numbers(key) not in valid:
             continue
-        if document["code"] == code_version():
-            return State.model_validate(document["state"]), document["seq"]
+        try:
+            document = json.loads(store.get(key))
+            if document["code"] == code_version():
+                return State.model_validate(document["state"]), document["seq"]
+        except (NotFound, ValueError, KeyError):  # it saves time; the segments tell the same
+            continue
     return empty, 0
-
-
-def submission(messages: Iterable[Message]) -> CampaignSubmitted:
-    """The event a campaign began with."""
-    return next(message for message in messages if isinstance(message, CampaignSubmitted))

@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,19 +19,24 @@ from pydantic import ValidationError
 
 from services.coordinator.backlog import Backlog
 from services.coordinator.evolve import evolve
+from services.coordinator.folds.tasks import is_live
 from services.coordinator.ledger import Entry, Ledger, Segment
 from services.coordinator.policy import decide
 from services.coordinator.state import State
 from shared import messages as m
-from shared.errors import Fenced, NotFound
-from shared.ports import Bus, Delivery, Outgoing, Store
+from shared.errors import BusError, CorruptLedger, Fenced, StoreError
+from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.topology import COORDINATOR
-from shared.values import Ref, stable_id
+from shared.values import Ref, campaign_uri, stable_id
 from shared.worker import claim_uri
 
 log = structlog.get_logger()
 
 BATCH = 64
+WAIT = 0.5
+"""Seconds between looks at the clock when nothing is heard."""
+PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds before another try during an outage: doubled every time."""
 PUBLIC = (m.ModelsReady, m.StageEnded, m.CampaignFinished, m.CampaignPaused)
 """Decisions that the outside may listen to."""
 
@@ -46,7 +52,13 @@ class Desk:
     """Deadlines of running tasks."""
     progress: dict[str, str] = field(default_factory=dict)
     inbox: list[m.Message] = field(default_factory=list)
-    """Events that this edge says itself."""
+    """Events that this edge says itself; they come before those of the bus."""
+    in_doubt: bool = False
+    """A call to bus or store failed half-way: what holds is read from the ledger again."""
+
+    @property
+    def active(self) -> bool:
+        return self.state.paused is None and self.state.finished is None
 
 
 @dataclass
@@ -59,22 +71,43 @@ class Coordinator:
     reissue_after: float = 600.0
     clock: Callable[[], float] = time.time
     desks: dict[str, Desk] = field(default_factory=dict)
-    fenced: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    """Campaigns whose ledger cannot be read, and why."""
+    _tended: float | None = None
 
     def run(self, stopping: threading.Event) -> None:
-        """Serve until `stopping` is set."""
-        subscription = self.bus.consume(COORDINATOR, prefetch=BATCH)
+        """Serve until `stopping` is set; outages of bus and store are waited out. Raises `Fenced`
+        when a newer coordinator is at work."""
+        pause = PAUSE
         while not stopping.is_set():
-            self.hear(self._take(subscription.next(timeout=0.5), subscription.next))
-            self.tend()
-        subscription.cancel()
+            try:
+                for _ in self._served(stopping):
+                    pause = PAUSE
+            except (BusError, StoreError) as error:
+                log.warning("bus or store failed, trying again", reason=str(error), after=pause)
+                stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _served(self, stopping: threading.Event) -> Iterator[None]:
+        """One subscription, until it fails or `stopping` is set; yields after every turn."""
+        subscription = self.bus.consume(COORDINATOR, prefetch=BATCH)
+        try:
+            while not stopping.is_set():
+                self.hear(self._take(subscription))
+                self.tend()
+                yield
+        finally:
+            with suppress(BusError):
+                subscription.cancel()
 
     def open(self, campaign: str, workers_are_gone: bool = False) -> Desk:
         """Take a campaign over: rebuild its state, say the last segment's messages again. With
         `workers_are_gone` (everything ran in one process, which ended) running tasks are free."""
         ledger, state = Ledger.open(self.store, campaign)
-        desk = Desk(ledger, state, Backlog(self.reissue_after))
-        self.desks[campaign] = desk
+        backlog = Backlog(self.reissue_after)
+        desk = self.desks.setdefault(campaign, Desk(ledger, state, backlog))
+        desk.ledger, desk.state, desk.backlog = ledger, state, backlog
+        desk.leases.clear()
         for task in state.tasks.values():
             if task.status == "open":
                 desk.backlog.add(task.command, task.not_before)
@@ -83,46 +116,93 @@ class Coordinator:
             elif task.status == "running":
                 desk.leases[task.command.task] = self.clock() + self.lease_seconds
         desk.inbox += ledger.orphans
+        desk.in_doubt = True
         if ledger.last is not None:
             self._act(desk, ledger.last)
+        desk.in_doubt = False
         return desk
 
     def hear(self, deliveries: Sequence[Delivery]) -> None:
-        """One batch: fold it, append it, publish what follows, then acknowledge."""
-        by_campaign: dict[str, list[m.Message]] = {}
-        for delivery in deliveries:
-            event = self._read(delivery)
-            if event is not None:
-                by_campaign.setdefault(event.campaign, []).append(event)
-        for campaign, events in by_campaign.items():
-            self._serve(campaign, events)
-        for delivery in deliveries:
-            delivery.ack()
+        """One batch: fold it, append it, publish what follows, then acknowledge. What an outage
+        (`BusError`, `StoreError`, raised in the end) kept from the ledger goes back to the bus."""
+        read: list[tuple[Delivery, m.Message | None]] = []
+        try:
+            read = [(delivery, self._read(delivery)) for delivery in deliveries]
+            self._hear(read)
+        except (BusError, StoreError, Fenced):
+            with suppress(BusError):
+                for delivery in reversed(deliveries):
+                    delivery.reject()  # has no effect on what is acknowledged
+            raise
+
+    def _hear(self, read: Sequence[tuple[Delivery, m.Message | None]]) -> None:
+        by_campaign: dict[str | None, list[tuple[Delivery, m.Message | None]]] = {}
+        for delivery, event in read:
+            by_campaign.setdefault(event.campaign if event else None, []).append((delivery, event))
+        outage: Exception | None = None
+        for campaign, batch in by_campaign.items():
+            try:
+                if campaign is not None:
+                    self._serve(campaign, [event for _, event in batch if event is not None])
+            except (BusError, StoreError) as error:  # the other campaigns may fare better
+                outage = error
+                continue
+            for delivery, _ in batch:
+                delivery.ack()
+        if outage is not None:
+            raise outage
 
     def tend(self) -> None:
         """What the clock asks for: leases, events of our own, tasks to publish."""
         now = self.clock()
+        self._excuse_absence(now)
         for campaign, desk in list(self.desks.items()):
             lapsed = self._lapsed(desk, now)
-            if desk.inbox or lapsed:
-                events, desk.inbox = [*desk.inbox, *lapsed], []
-                self._serve(campaign, events)
-        for desk in self.desks.values():
-            if desk.state.paused is None and desk.state.finished is None:
-                desk.backlog.publish(self.bus, now, share=len(self.desks))
+            if desk.inbox or lapsed or desk.in_doubt:
+                self._serve(campaign, lapsed)
+            self._publish_tasks(desk)
 
-    def _serve(self, campaign: str, events: Iterable[m.Message]) -> None:
-        if campaign in self.fenced:
+    def _excuse_absence(self, now: float) -> None:
+        """Nobody's lease runs while this coordinator is not looking: a laptop asleep, an outage."""
+        absence = 0.0 if self._tended is None else now - self._tended
+        self._tended = now
+        if absence > self.lease_seconds / 4:
+            for desk in self.desks.values():
+                desk.leases = {task: end + absence for task, end in desk.leases.items()}
+
+    def _publish_tasks(self, desk: Desk) -> None:
+        if desk.active:
+            share = sum(other.active for other in self.desks.values())
+            desk.backlog.publish(self.bus, self.clock(), share)
+
+    def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
+        desk = self._desk(campaign)
+        if desk is None:
             return
+        own = tuple(desk.inbox)
         try:
-            desk = self.desks.get(campaign) or self.open(campaign)
-            self._handle(desk, events)
-        except NotFound:
+            self._handle(desk, [*own, *events])
+        except (BusError, StoreError):
+            desk.in_doubt = True
+            raise
+        del desk.inbox[: len(own)]
+        self._publish_tasks(desk)
+
+    def _desk(self, campaign: str) -> Desk | None:
+        """The campaign's desk, opened if need be; None for one that is unknown or broken."""
+        desk = self.desks.get(campaign)
+        if campaign in self.broken or (desk is not None and not desk.in_doubt):
+            return desk
+        if not self.store.exists(campaign_uri(campaign, "spec.json")):
             log.warning("event of an unknown campaign", campaign=campaign)
-        except Fenced as error:
-            log.error("fenced off", campaign=campaign, reason=str(error))
-            self.fenced[campaign] = str(error)
+            return None
+        try:
+            return self.open(campaign)
+        except CorruptLedger as error:
+            log.error("ledger cannot be read", campaign=campaign, reason=str(error))
+            self.broken[campaign] = str(error)
             self.desks.pop(campaign, None)
+            return None
 
     def _handle(self, desk: Desk, events: Iterable[m.Message]) -> None:
         entries: list[Entry] = []
@@ -145,7 +225,11 @@ class Coordinator:
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
         """`decide`; an event it raises on pauses its campaign, and nothing else."""
         try:
-            return decide(state, event)
+            after, decided = decide(state, event)
+            for command in decided:
+                if isinstance(command, m.Command):
+                    m.encode(command)  # refuses what is too long for the wire
+            return after, decided
         except Exception as error:
             log.exception("unprocessable event", campaign=event.campaign, type=type(event).__name__)
             paused = m.CampaignPaused(
@@ -162,7 +246,7 @@ class Coordinator:
         """Heartbeats are neither ledgered nor decided: they renew a lease."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.ChunkExplored)):
             task = desk.state.tasks.get(event.task)
-            if task is not None and task.command.attempt == event.attempt:
+            if task is not None and is_live(task) and task.command.attempt == event.attempt:
                 desk.leases[event.task] = self.clock() + self.lease_seconds
         if isinstance(event, m.TaskHeartbeat):
             desk.progress[event.task] = event.progress
@@ -172,17 +256,21 @@ class Coordinator:
     def _track(self, desk: Desk, segment: Segment) -> None:
         """Keep the backlog and the leases in step with the ledger."""
         for entry in segment.entries:
-            if isinstance(entry.heard, m.TaskEvent):
-                task = desk.state.tasks.get(entry.heard.task)
-                if task is None or task.status != "open":
-                    desk.backlog.claimed(entry.heard.task)
-                if task is None or task.status != "running":
-                    desk.leases.pop(entry.heard.task, None)
-                    desk.progress.pop(entry.heard.task, None)
-            for decision in entry.decided:
-                if isinstance(decision, m.Command):
-                    task = desk.state.tasks[decision.task]
-                    desk.backlog.add(decision, task.not_before)
+            for message in (entry.heard, *entry.decided):
+                if isinstance(message, m.Command):
+                    task = desk.state.tasks[message.task]
+                    if task.status == "open" and task.command.attempt == message.attempt:
+                        desk.backlog.add(message, task.not_before)
+                elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
+                    self._put_away(desk, message.task)
+
+    def _put_away(self, desk: Desk, task_id: str) -> None:
+        task = desk.state.tasks.get(task_id)
+        if task is None or task.status != "open":
+            desk.backlog.claimed(task_id)
+        if task is None or task.status != "running":
+            desk.leases.pop(task_id, None)
+            desk.progress.pop(task_id, None)
 
     def _act(self, desk: Desk, segment: Segment) -> None:
         """Carry a segment's decisions out. Doing it again changes nothing."""
@@ -262,13 +350,15 @@ class Coordinator:
         assert isinstance(message, m.Message)
         return message
 
-    def _take(
-        self, first: Delivery | None, following: Callable[[float], Delivery | None]
-    ) -> list[Delivery]:
-        """What has come in by now, up to a batch."""
+    def _take(self, subscription: Subscription) -> list[Delivery]:
+        """What has come in by now, up to a batch. BusError when the subscription has ended."""
+        asked = time.monotonic()
+        first = subscription.next(timeout=WAIT)
+        if first is None and time.monotonic() - asked < WAIT / 2:
+            raise BusError("the subscription ended")
         taken = [] if first is None else [first]
         while taken and len(taken) < BATCH:
-            delivery = following(0.0)
+            delivery = subscription.next(timeout=0.0)
             if delivery is None:
                 break
             taken.append(delivery)

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from services.coordinator.state import State
 from shared import messages as m
 from shared.spec import Spec
 from shared.values import (
@@ -93,12 +92,12 @@ class World:
 
     def answer(self, command: Any) -> list[m.Message]:
         """The claim and the results of one command."""
-        claimed = m.TaskClaimed(**self._envelope(command, "claim"), worker="w")
+        claimed = m.TaskClaimed(**self.envelope(command, "claim"), worker="w")
         results: list[m.Message] = getattr(self, f"_{type(command).__name__.lower()}")(command)
         return [claimed, *results]
 
     @staticmethod
-    def _envelope(command: Any, what: object = "result") -> dict[str, Any]:
+    def envelope(command: Any, what: object = "result") -> dict[str, Any]:
         return {
             "id": stable_id(command.task, command.attempt, what),
             "campaign": command.campaign,
@@ -112,7 +111,7 @@ class World:
         model = ref(f"model-{command.version}-{command.member}")
         return [
             m.MemberTrained(
-                **self._envelope(command),
+                **self.envelope(command),
                 version=command.version,
                 member=command.member,
                 steps=command.steps,
@@ -133,7 +132,7 @@ class World:
         each = CHECKS // chunks
         return [
             self._chunk(command, number, each, accurate, last=number == chunks - 1)
-            for number in range(chunks)
+            for number in range(command.from_chunk, chunks)
         ]
 
     def _chunk(
@@ -152,13 +151,14 @@ class World:
             update={"frames": ref(f"reservoir-{command.trajectory}"), "count": 3}
         )
         return m.ChunkExplored(
-            **self._envelope(command, number),
+            **self.envelope(command, number),
             version=command.version,
             chunk=number,
             last=last,
             counts=Counts(accurate=checks - found, candidate=found),
             candidates=item if found else None,
             reservoir=reservoir if last else None,
+            restart=None if last else ref(f"restart-{command.trajectory}-{number}"),
             histogram=(checks,),
         )
 
@@ -167,7 +167,7 @@ class World:
         pool = () if accurate else command.pool
         return [
             m.FramesJudged(
-                **self._envelope(command),
+                **self.envelope(command),
                 version=command.version,
                 pool=tuple(i.model_copy(update={"version": command.version}) for i in pool),
                 counts=Counts(),
@@ -181,7 +181,7 @@ class World:
         audits = [self._pick(i, n, "reservoir") for i in pool.reservoirs for n in range(i.count)]
         return [
             m.CandidatesSelected(
-                **self._envelope(command),
+                **self.envelope(command),
                 version=command.version,
                 stage=command.stage,
                 batches=(ref(f"chosen-{command.task}"),),
@@ -221,14 +221,14 @@ class World:
                 )
         return [
             m.LabelsDone(
-                **self._envelope(command), accepted=tuple(accepted), rejected=tuple(rejected)
+                **self.envelope(command), accepted=tuple(accepted), rejected=tuple(rejected)
             )
         ]
 
     def _reference(self, command: m.Reference) -> list[m.Message]:
         return [
             m.ReferenceDone(
-                **self._envelope(command),
+                **self.envelope(command),
                 trajectory=command.trajectory,
                 pack=ref(f"reference-{command.trajectory}"),
                 frames=5,
@@ -239,7 +239,7 @@ class World:
         error = 0.05 if command.version >= self.ripe else 0.5
         return [
             m.AuditDone(
-                **self._envelope(command),
+                **self.envelope(command),
                 version=command.version,
                 stage=command.stage,
                 frames=4,
@@ -256,41 +256,5 @@ class World:
     def _verify(self, command: m.Verify) -> list[m.Message]:
         rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
         return [
-            m.Verified(**self._envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse)
+            m.Verified(**self.envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse)
         ]
-
-
-def run(
-    world: World,
-    of: Spec,
-    deliver: Callable[[list[m.Message]], m.Message],
-    decide: Callable[[State, m.Message], tuple[State, tuple[m.Message, ...]]],
-    steps: int = 20_000,
-) -> tuple[State, list[tuple[m.Message, tuple[m.Message, ...]]]]:
-    """Drive a campaign to its end. `deliver` takes the next event out of those under way (it may
-    leave a copy behind). Returns the state and the ledger."""
-    state, ledger = State(spec=of), []
-    under_way: list[m.Message] = [submission(of)]
-    for _ in range(steps):
-        if not under_way:
-            break
-        event = deliver(under_way)
-        after, decided = decide(state, event)
-        if after is not state:
-            ledger.append((event, decided))
-        state = after
-        for decision in decided:
-            world.learn(decision)
-            if isinstance(decision, m.Command):
-                under_way += world.answer(decision)
-            if isinstance(decision, m.TaskCancelled):
-                under_way.append(
-                    m.TaskRevoked(
-                        id=stable_id("revoked", decision.task),
-                        campaign=of.name,
-                        time=2.0,
-                        task=decision.task,
-                        attempt=decision.attempt,
-                    )
-                )
-    return state, ledger

@@ -50,16 +50,19 @@ def chunk_explored(state: State, event: m.ChunkExplored) -> State:
 
 
 def _chunk_counted(state: State, task: Task, event: m.ChunkExplored) -> State:
-    """Chunk k is counted once; the trajectory is over when its last and all before are in."""
+    """Chunk k is counted once; the trajectory is over when its last and all before are in.
+    Another attempt would go on from the last chunk that none before is missing from."""
     chunks = task.chunks | {event.chunk}
     last = event.chunk if event.last else task.last_chunk
     command = task.command
-    if event.restart is not None and event.chunk == max(chunks):
+    assert isinstance(command, m.Explore)
+    unbroken = event.chunk >= command.from_chunk and chunks.issuperset(range(event.chunk))
+    if event.restart is not None and unbroken:
         command = command.model_copy(
             update={"resume": event.restart, "from_chunk": event.chunk + 1}
         )
     changes = {"chunks": chunks, "last_chunk": last, "command": command}
-    if last is not None and len(chunks) == last + 1:
+    if last is not None and chunks.issuperset(range(last + 1)):
         state = settle(state, task, "done", **changes)
         return add_to_tally(state, event.task, Counts(), 0, done=True)
     return changed(state, tasks=state.tasks.set(event.task, task.model_copy(update=changes)))
@@ -110,10 +113,19 @@ def frames_judged(state: State, event: m.FramesJudged) -> State:
     state = settle(state, task, "done")
     for item in event.pool:
         state = _offer_candidates(state, item)
-    frames = state.frames
-    for key in event.accurate:
-        frames = frames.set(key, frames[key].model_copy(update={"accurate": True}))
+    assert isinstance(task.command, m.Judge)
+    frames, accurate = state.frames, set(event.accurate)
+    for ref in task.command.frames:
+        frame = frames[ref.key].model_copy(update={"accurate": ref.key in accurate})
+        frames = frames.set(ref.key, frame)
     return changed(state, frames=frames)
+
+
+def judge_abandoned(state: State, command: m.Judge) -> State:
+    """Nobody could judge these again: their old verdict stands until the next committee."""
+    pool = state.pool.update({item.frames.uri: item for item in command.pool})
+    count = sum(item.count for item in command.pool)
+    return changed(state, pool=pool, pool_new=state.pool_new + count)
 
 
 def select_issued(state: State, command: m.Select) -> State:

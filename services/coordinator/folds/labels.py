@@ -47,14 +47,17 @@ def label_issued(state: State, command: m.Label) -> State:
 
 
 def labels_done(state: State, event: m.LabelsDone) -> State:
+    """The first answer stands. One that comes after the task was given up or revoked still brings
+    its labels; its rejections count only while nobody else is asked."""
     task = state.tasks.get(event.task)
-    if task is None or task.status in ("done", "cancelled"):
+    if task is None or task.status == "done":
         return state
+    cancelled = task.status == "cancelled"
     state = settle(state, task, "done")
     state = changed(state, reused=state.reused + sum(a.reused for a in event.accepted))
     for accepted in event.accepted:
         state = _accept_label(state, accepted.key, accepted.label)
-    for rejection in event.rejected:
+    for rejection in () if cancelled else event.rejected:
         state = reject_frame(state, rejection.key)
     return state
 
@@ -63,22 +66,19 @@ def _accept_label(state: State, key: str, label: Ref) -> State:
     frame = state.frames[key]
     if frame.status == "labelled":
         return state
+    awaited, redeemed = frame.status in ("waiting", "pending"), frame.status == "rejected"
+    known = frame.model_copy(update={"status": "labelled", "label": label})
+    stage = _count_tried(state.stage, frame, tried=not redeemed, rejected=-redeemed)
     changes: dict[str, Any] = {
-        "frames": state.frames.set(
-            key, frame.model_copy(update={"status": "labelled", "label": label})
-        ),
+        "frames": state.frames.set(key, known),
+        "waiting": state.waiting.delete(key) if key in state.waiting else state.waiting,
+        "pending": state.pending - awaited,
     }
-    if frame.status != "rejected":
-        changes["pending"] = state.pending - 1
-    if frame.purpose == "audit":
-        audits = state.stage.audits
-        if frame.stage == state.stage.index:
-            audits = audits.set(key, frame.origin)
-        changes["stage"] = _count_tried(state.stage, frame, 0).model_copy(update={"audits": audits})
-    else:
+    if frame.purpose != "audit":
         changes["fresh"] = state.fresh.set(key, label)
-        changes["stage"] = _count_tried(state.stage, frame, 0)
-    return changed(state, **changes)
+    elif frame.stage == stage.index:
+        stage = stage.model_copy(update={"audits": stage.audits.set(key, frame.origin)})
+    return changed(state, stage=stage, **changes)
 
 
 def reject_frame(state: State, key: str) -> State:
@@ -88,16 +88,17 @@ def reject_frame(state: State, key: str) -> State:
     return changed(
         state,
         frames=state.frames.set(key, frame.model_copy(update={"status": "rejected"})),
+        waiting=state.waiting.delete(key) if key in state.waiting else state.waiting,
         pending=state.pending - 1,
-        stage=_count_tried(state.stage, frame, 1),
+        stage=_count_tried(state.stage, frame, tried=1, rejected=1),
     )
 
 
-def _count_tried(stage: StageState, frame: KnownFrame, rejected: int) -> StageState:
+def _count_tried(stage: StageState, frame: KnownFrame, tried: int, rejected: int) -> StageState:
     if frame.stage != stage.index:
         return stage
     return stage.model_copy(
-        update={"tried": stage.tried + 1, "rejected": stage.rejected + rejected}
+        update={"tried": stage.tried + tried, "rejected": stage.rejected + rejected}
     )
 
 
@@ -119,6 +120,8 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
     frames, waiting, pending = state.frames, state.waiting, state.pending
     for ref in task.command.frames:
         frame = frames[ref.key]
+        if frame.status != "pending":  # a label of a lapsed attempt came in meanwhile
+            continue
         status = "revoked" if frame.accurate else "waiting"
         frames = frames.set(ref.key, frame.model_copy(update={"status": status}))
         if frame.accurate:

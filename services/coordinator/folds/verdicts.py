@@ -6,7 +6,11 @@ from typing import Any
 
 from immutables import Map
 
-from services.coordinator.folds.exploration import add_to_tally, checks_left
+from services.coordinator.folds.exploration import (
+    add_to_tally,
+    checks_left,
+    judge_abandoned,
+)
 from services.coordinator.folds.labels import reject_frame
 from services.coordinator.folds.tasks import changed, is_live, settle, timeless
 from services.coordinator.state import (
@@ -93,6 +97,8 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
         state = add_to_tally(
             state, decision.task, Counts(), checks_left(state, task.command), done=True
         )
+    elif isinstance(task.command, m.Judge):
+        state = judge_abandoned(state, task.command)
     elif isinstance(task.command, m.Verify):
         state = changed(state, verify_failed=decision.why)
     return state

@@ -13,6 +13,11 @@ from shared.values import (
 
 ESSENTIAL = (m.Train, m.Select, m.Audit)
 """The campaign cannot go on without these: abandoning one pauses it."""
+FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
+    m.Train: {"resume": None},
+    m.Explore: {"resume": None, "from_chunk": 0},
+}
+"""What a new attempt forgets of the earlier ones in a reproducible campaign."""
 
 
 def reissue_lost(turn: Turn) -> None:
@@ -33,8 +38,8 @@ def reissue_lost(turn: Turn) -> None:
 def _reissue(turn: Turn, task: Task) -> None:
     command, attempt = task.command, task.command.attempt + 1
     update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
-    if turn.state.spec.starts_over and isinstance(command, m.Train):
-        update["resume"] = None
+    if turn.state.spec.starts_over:
+        update |= FROM_THE_START.get(type(command), {})
     turn.decide(command.model_copy(update={**update, "time": turn.event.time}))
 
 
@@ -56,6 +61,7 @@ def _abandon(turn: Turn, task: Task, reason: str) -> None:
 
 def retry_abandoned(turn: Turn) -> None:
     """A person said go on: what paused the campaign gets another attempt."""
-    for task in turn.state.tasks.values():
-        if task.status == "abandoned" and isinstance(task.command, ESSENTIAL):
+    given_up = [task for task in turn.state.tasks.values() if task.status == "abandoned"]
+    for task in sorted(given_up, key=lambda task: task.command.task):
+        if isinstance(task.command, ESSENTIAL):
             _reissue(turn, task)

@@ -33,12 +33,14 @@ def train_first(turn: Turn) -> None:
     start_training(turn)
 
 
-def start_training(turn: Turn) -> None:
-    """Freeze what is known into a dataset version and train a committee on it."""
+def start_training(turn: Turn, again_cold: bool = False) -> None:
+    """Freeze what is known into a dataset version and train a committee on it; with `again_cold`
+    from scratch, because the training it replaces was."""
+    news = _first_of_new_systems(turn.state)
     _freeze_dataset(turn)
     state = turn.state
     version = _next_version(state)
-    cold = _is_cold(state, version)
+    cold = again_cold or news or _is_cold(state, version)
     steps, audit = _training_steps(state, cold), audit_manifest(turn, range(len(state.spec.stages)))
     for member in range(state.spec.training.members):
         turn.command(
@@ -85,13 +87,24 @@ def _is_cold(state: State, version: int) -> bool:
         or not state.checkpoints
         or state.force_cold
         or version - state.cold_version >= training.cold_every
-        or bool(state.ended and state.stage.rounds == 0 and _new_systems(state))
     )
 
 
-def _new_systems(state: State) -> bool:
-    seen = {name for stage in state.spec.stages[: state.stage.index] for name in stage.systems}
-    return bool(set(state.spec.stages[state.stage.index].systems) - seen)
+def _first_of_new_systems(state: State) -> bool:
+    """Whether the labels about to be learned are the first of a stage that explores systems no
+    stage before it has."""
+    if state.stages_over or not state.ended:
+        return False
+    stages, current = state.spec.stages, state.stage.index
+    seen = {name for stage in stages[:current] for name in stage.systems}
+    if not set(stages[current].systems) - seen:
+        return False
+    labels = {
+        key
+        for key, frame in state.frames.items()
+        if frame.stage == current and frame.purpose == "train" and frame.label
+    }
+    return bool(labels) and all(key in state.fresh for key in labels)
 
 
 def _training_steps(state: State, cold: bool) -> int:
@@ -113,7 +126,7 @@ def complete_committee(turn: Turn) -> None:
     judged = convergence.judge_training(state, current_trust(state))
     turn.fact(m.TrainingJudged, state.training, version=state.training, **judged)
     if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
-        start_training(turn)
+        start_training(turn, again_cold=state.cold_version == state.training)
     else:
         _announce(turn)
 

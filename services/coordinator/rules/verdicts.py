@@ -87,8 +87,9 @@ def act_on_verdict(turn: Turn) -> None:
 
 def _end_stage(turn: Turn, verdict: str, why: str) -> None:
     stage = turn.state.stage.index
-    for task in tasks_of(turn.state, m.Explore, "open", "running"):
-        cancel(turn, task, "the stage has ended")
+    for kind in (m.Explore, m.Judge):
+        for task in tasks_of(turn.state, kind, "open", "running"):
+            cancel(turn, task, "the stage has ended")
     turn.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
 
 
