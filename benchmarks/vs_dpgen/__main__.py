@@ -1,4 +1,4 @@
-"""`python -m benchmarks.vs_dpgen [--quick] --workdir DIR [--seeds N] [--arms …]`."""
+"""`python -m benchmarks.vs_dpgen [--size quick] --workdir DIR [--seeds N] [--arms …]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.vs_dpgen import (
 from benchmarks.vs_dpgen import inputs as inputs_
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Run, save, show
-from benchmarks.vs_dpgen.size import FULL, QUICK, Size
+from benchmarks.vs_dpgen.size import SIZES, Size
 
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"
@@ -27,7 +27,7 @@ VENV = ".venv-dpgen"
 
 def main() -> None:
     arguments = _parser().parse_args()
-    size: Size = QUICK if arguments.quick else FULL
+    size = next(size for size in SIZES if size.name == arguments.size)
     folder: Path = arguments.workdir.resolve() / size.name
     venv: Path = (arguments.venv or arguments.workdir / VENV).resolve()
     console = Console()
@@ -54,7 +54,8 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vs_dpgen", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a reduced size: does it all work?")
+    names = [size.name for size in SIZES]
+    parser.add_argument("--size", choices=names, default="full", help="quick: does it all work?")
     parser.add_argument("--workdir", type=Path, default=Path("runs/vs-dpgen"))
     parser.add_argument("--seeds", type=int, default=1, help="runs of every arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)

@@ -75,6 +75,19 @@ FULL = Size(
     high=1.0,
     held_out=HeldOut(trajectories=10, frames=3, spacing=0.1, driver="pyscf"),
 )
+MEDIUM = Size(
+    name="medium",
+    temperatures=(50.0, 300.0, 600.0),
+    train_steps=1500,
+    initial=12,
+    structures=10,
+    md_steps=1000,
+    every=20,
+    labels=20,
+    low=0.03,
+    high=5.0,
+    held_out=HeldOut(trajectories=10, frames=2, spacing=0.1, driver="tblite"),
+)
 QUICK = Size(
     name="quick",
     temperatures=(50.0, 300.0),
@@ -88,3 +101,4 @@ QUICK = Size(
     high=20.0,
     held_out=HeldOut(trajectories=4, frames=1, spacing=0.1, driver="tblite"),
 )
+SIZES = (QUICK, MEDIUM, FULL)
