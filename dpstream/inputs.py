@@ -18,6 +18,7 @@ from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
 from services.labeler.recipes import code_of, make_recipe
+from services.trainer.training_input import NOT_THE_USERS
 from shared.errors import SpecError
 from shared.frames import Floats, Frame, Label, canonical, frame_key, to_ase
 from shared.spec import Md, Perturb, Spec, expand_material
@@ -315,6 +316,7 @@ def _warnings(
         said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
         yield from (f"systems.{name}: {text}" for text in said)
     yield from _dubious_labels(spec, labelled)
+    yield from _not_taken(spec)
     for number, stage in enumerate(spec.stages):
         yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
     reachable = spec.audit.per_round * spec.budget.rounds
@@ -350,6 +352,15 @@ def _dubious_labels(spec: Spec, labelled: Sequence[Imported]) -> Iterator[str]:
         yield (
             f"initial.data: a force of {largest:.1f} eV/Å is above labels.max_force "
             f"({spec.labels.max_force:g}), at which own labels are rejected"
+        )
+
+
+def _not_taken(spec: Spec) -> Iterator[str]:
+    given = spec.training.input.get("training", {})
+    for key in sorted(given.keys() & {"numb_steps", *NOT_THE_USERS}):
+        yield (
+            f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
+            "epochs, min_steps, max_steps) and the data"
         )
 
 

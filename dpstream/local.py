@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,19 @@ class LocalCluster:
         self.bus.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def kill(self) -> None:
+        """End everything at once. The coordinator goes first: it must not hear of engines that
+        were killed as of engines that crashed."""
+        self.stopping.set()
+        for thread in self.threads:
+            if thread.name == "coordinator":
+                thread.join(timeout=5)
+        for worker in self.crew:
+            worker.stopping.set()
+        for bench in self.benches:
+            bench.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
     def _hire(self, service: str, number: int, code: str) -> None:
         name = f"{service}-{number}"
         scratch = self.scratch / name
@@ -126,17 +139,35 @@ def _resume(campaign: str) -> CampaignResumed:
 def sole_runner(root: Path, campaign: str) -> Iterator[None]:
     """Two runs of one campaign in one folder would fence each other off: the second is told."""
     folder = root / "campaigns" / campaign
+    made = _absent(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        raise SpecError(f"{folder}: cannot be written: {error.strerror}") from error
+        _remove(made)
+        raise SpecError(f"--root: {root}: cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpecError(f"{campaign}: another dpstream run is at work in {root}") from error
-        yield
+        try:
+            yield
+        finally:
+            if made and not (folder / "spec.json").exists():  # nothing was begun
+                (folder / "lock").unlink(missing_ok=True)
+                _remove(made)
+
+
+def _absent(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # somebody else's files are in it by now
+            folder.rmdir()
 
 
 def is_over(state: State) -> bool:

@@ -92,7 +92,7 @@ def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 
 
 def _stages_table(spec: Spec, gathered: Gathered) -> Table:
-    table = _table("stage", "dynamics", "T (K)", "P (bar)", "per round", "per trajectory", "trust")
+    table = _table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
     for number, stage in enumerate(spec.stages, start=1):
         md = stage.md
         table.add_row(
@@ -115,7 +115,7 @@ def conditions(stage: Stage) -> int:
 def _trajectories(stage: Stage) -> str:
     count = conditions(stage)
     total = count * stage.md.trajectories
-    return f"{total} trajectories ({count} condition{'s' if count > 1 else ''})"
+    return f"{total} ({count} condition{'s' if count > 1 else ''})"
 
 
 def _trust(trust: TrustLevels | AutoTrust) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from dpstream.inputs import Gathered
-from shared.errors import SpecError
+from shared.errors import CorruptLedger, SpecError
 from shared.frames import Batch, Frame, Label, frame_key
 from shared.messages import CampaignSubmitted, decode, encode
 from shared.ports import Store
@@ -40,9 +41,17 @@ def submit(
     key = campaign_uri(spec.name, "submitted.json")
     if store.create(key, body):
         return event
-    earlier = decode(store.get(key))
-    assert isinstance(earlier, CampaignSubmitted)
+    earlier = _submitted(key, store.get(key))
     _check_same(earlier, event)
+    return earlier
+
+
+def _submitted(key: str, body: bytes) -> CampaignSubmitted:
+    try:
+        earlier = decode(body)
+    except ValidationError as error:
+        raise CorruptLedger(f"{key}: not the event that was written: {_first(error)}") from error
+    assert isinstance(earlier, CampaignSubmitted)
     return earlier
 
 
@@ -77,7 +86,7 @@ def _freeze_spec(spec: Spec, store: Store) -> Ref:
     if not store.create(key, body):
         earlier = store.get(key)
         if earlier != body:
-            _check_unchanged(spec, json.loads(earlier))
+            _check_unchanged(spec, stored_spec(store, spec.name))
             body = earlier  # written by a version that knew fewer keys
     return Ref.to(key, body)
 
@@ -86,9 +95,24 @@ def _canonical_json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _check_unchanged(spec: Spec, earlier: dict[str, Any]) -> None:
+def stored_spec(store: Store, campaign: str) -> Spec:
+    """The spec that a campaign was begun with; CorruptLedger where it cannot be read."""
+    key = campaign_uri(campaign, "spec.json")
+    try:
+        return Spec.model_validate_json(store.get(key))
+    except ValidationError as error:
+        raise CorruptLedger(f"{key}: not the spec that was written: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg']}" if key else problem["msg"]
+
+
+def _check_unchanged(spec: Spec, earlier: Spec) -> None:
     """`SpecError` naming the keys that differ from the stored spec, defaults filled in."""
-    before = _flat(Spec.model_validate(earlier).model_dump(mode="json"))
+    before = _flat(earlier.model_dump(mode="json"))
     after = _flat(spec.model_dump(mode="json"))
     changes = [
         f"{key} ({_shown(before, key)} → {_shown(after, key)})"

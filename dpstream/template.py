@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from shared.errors import SpecError
 from shared.sections import AutoTrust, Material, Perturb, ReferenceMd, TrustLevels
 from shared.spec import Spec
+from shared.spec_errors import NAMES, shown
 from shared.values import Name
 
 COLUMN = 44
@@ -70,11 +71,11 @@ def new_campaign(name: str, parent: Path) -> Path:
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
-        raise SpecError(
-            f"{name!r}: use lower-case letters, digits, - and _, beginning with a letter or digit"
-        ) from error
+        raise SpecError(f"NAME: {shown(name)}: {NAMES}") from error
     folder = parent / name
     try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(folder)
         (folder / "structures").mkdir(parents=True)
         (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
         (folder / "campaign.yaml").write_text(template(name), encoding="utf-8")

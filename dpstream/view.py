@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,6 +23,44 @@ SERVICES: Mapping[str, tuple[type[m.Command], ...]] = {
 }
 SHOWN = 2
 """Running tasks named per service."""
+VERSIONS = 5
+"""Newest committees whose errors are shown."""
+FINAL = 1 << 30
+"""The final model's place among the versions: after all of them."""
+
+
+@dataclass
+class Learning:
+    """Members trained so far, by committee version and number: what their errors were."""
+
+    members: dict[int, dict[int, m.MemberTrained]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(messages: Iterable[m.Message]) -> Learning:
+        """From a ledger's messages, heard and decided."""
+        learning, final = Learning(), set[str]()
+        for message in messages:
+            if isinstance(message, m.Train) and message.final:
+                final.add(message.task)
+            elif isinstance(message, m.MemberTrained):
+                learning._add(FINAL if message.task in final else message.version, message)
+        return learning
+
+    def watch(self, state: State) -> None:
+        """Take in what is new in the state."""
+        for member in state.members.values():
+            self._add(member.version, member)
+        if state.final is not None:
+            self._add(FINAL, state.final)
+
+    def _add(self, version: int, member: m.MemberTrained) -> None:
+        self.members.setdefault(version, {})[member.member] = member
+
+    def lines(self) -> Iterator[str]:
+        """Mean force RMSE over the members of each of the newest versions, eV/Å."""
+        for version in sorted(self.members)[-VERSIONS:]:
+            name = "final model" if version == FINAL else f"committee {version}"
+            yield f"{name}: {_errors(self.members[version].values())}"
 
 
 def headline(state: State) -> str:
@@ -35,55 +75,83 @@ def headline(state: State) -> str:
     training = "" if state.training is None else f", training {state.training}"
     return (
         f"stage {stage.name} ({state.stage.index + 1} of {len(state.spec.stages)})"
-        f" · committee {state.version}{training} · round {state.stage.rounds}"
+        f" · committee {state.version or 'none yet'}{training}"
+        f" · round {state.stage.rounds} of at most {state.spec.budget.rounds}"
     )
 
 
-def facts(state: State) -> dict[str, str]:
+def facts(state: State, learning: Learning) -> dict[str, str]:
     """The figures worth following, by name."""
+    learning.watch(state)
+    explored = {} if state.stages_over else {"frames explored": _shares(state)}
     return {
-        "accurate / candidate / failed": _shares(state),
+        **explored,
         "labels": _labels(state),
-        "force RMSE (eV/Å)": ", ".join(_errors(state)) or "-",
+        "force RMSE (eV/Å)": "\n".join(learning.lines()) or "nothing trained yet",
+        "stages over": _stages(state),
     }
 
 
-def screen(state: State, progress: Mapping[str, str], elapsed: float) -> RenderableType:
-    """The live view."""
+def screen(
+    state: State,
+    learning: Learning,
+    progress: Mapping[str, str],
+    elapsed: float,
+    warning: str = "",
+) -> RenderableType:
+    """The live view, `elapsed` seconds after the start; `warning`: the newest, if any."""
+    clock = f"{elapsed // 3600:.0f}:{elapsed // 60 % 60:02.0f}:{elapsed % 60:02.0f}"
     return Group(
         Text(f"{state.spec.name}: {headline(state)}", style="bold"),
         _services(state, progress),
-        *(Text(f"{name:32s}{fact}") for name, fact in facts(state).items()),
-        Text(f"{'elapsed':32s}{elapsed / 60:.1f} min"),
+        _table({**facts(state, learning), "elapsed": clock}),
+        *([Text(f"warning: {warning}", style="yellow")] if warning else []),
+        Text("Ctrl-C stops; the same command goes on from there", style="dim"),
     )
 
 
-def summary(state: State) -> RenderableType:
+def summary(state: State, learning: Learning) -> RenderableType:
     """One look, at rest."""
-    stages = [f"{state.spec.stages[e.stage].name} {e.verdict}" for e in state.ended]
-    return Group(
-        Text(f"{state.spec.name}: {headline(state)}", style="bold"),
-        _services(state, {}),
-        *(Text(f"{name:32s}{fact}") for name, fact in facts(state).items()),
-        Text(f"{'stages ended':32s}{', '.join(stages) or '-'}"),
-    )
+    parts: list[RenderableType] = [Text(f"{state.spec.name}: {headline(state)}", style="bold")]
+    if state.finished is None:
+        parts.append(_services(state, {}))
+    return Group(*parts, figures(state, learning))
+
+
+def figures(state: State, learning: Learning) -> RenderableType:
+    """The figures alone."""
+    return _table(facts(state, learning))
+
+
+def _table(named: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in named.items():
+        table.add_row(name, Text(fact))
+    return table
 
 
 def _services(state: State, progress: Mapping[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for column in ("service", "running", "waiting", "at work on"):
-        table.add_column(column, justify="right" if column in ("running", "waiting") else "left")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("service", "running", "waiting"):
+        right = column != "service"
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    table.add_column("at work on", overflow="ellipsis", no_wrap=True)
     for service, kinds in SERVICES.items():
         live = [t for t in state.tasks.values() if is_live(t) and isinstance(t.command, kinds)]
         running = [task for task in live if task.status == "running"]
         words = "; ".join(_task_words(task, progress) for task in running[:SHOWN])
-        table.add_row(service, str(len(running)), str(len(live) - len(running)), words)
+        more = f"; {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+        waiting = str(len(live) - len(running))
+        table.add_row(service, str(len(running)), waiting, Text(words + more))
     return table
 
 
 def _task_words(task: Task, progress: Mapping[str, str]) -> str:
     detail = progress.get(task.command.task)
-    return task.command.title + (f" ({detail})" if detail else "")
+    again = f", attempt {task.command.attempt}" if task.command.attempt > 1 else ""
+    return task.command.title + again + (f" ({detail})" if detail else "")
 
 
 def _shares(state: State) -> str:
@@ -91,13 +159,13 @@ def _shares(state: State) -> str:
     counts = list(by_condition(state.round).values()) if state.round else []
     total = sum(c.total for c in counts)
     if not total:
-        return "-"
-    parts = (
-        sum(c.accurate for c in counts),
-        sum(c.candidate for c in counts),
-        sum(c.failed for c in counts),
+        return "none yet in this round"
+    shares = (
+        ("accurate", sum(c.accurate for c in counts)),
+        ("candidate", sum(c.candidate for c in counts)),
+        ("failed", sum(c.failed for c in counts)),
     )
-    return " / ".join(f"{part / total:.1%}" for part in parts)
+    return ", ".join(f"{part / total:.1%} {name}" for name, part in shares) + f" of {total}"
 
 
 def _labels(state: State) -> str:
@@ -111,11 +179,18 @@ def _labels(state: State) -> str:
     )
 
 
-def _errors(state: State) -> Iterator[str]:
-    """Training, audit and held-out errors of the newest models, mean over members."""
-    members = [state.final] if state.final else list(state.members.values())
-    for name in ("train", "audit", "test"):
-        found = [getattr(member, name) for member in members]
-        forces = [rmse.force for rmse in found if rmse is not None]
+def _errors(members: Iterable[m.MemberTrained]) -> str:
+    """Training, audit and held-out errors, mean over members."""
+    words = []
+    trained = list(members)
+    for name, key in (("train", "train"), ("audit", "audit"), ("held-out", "test")):
+        measured = [getattr(member, key) for member in trained]
+        forces = [rmse.force for rmse in measured if rmse is not None]
         if forces:
-            yield f"{name} {sum(forces) / len(forces):.4f}"
+            words.append(f"{name} {fmean(forces):.4f}")
+    return ", ".join(words)
+
+
+def _stages(state: State) -> str:
+    over = [f"{state.spec.stages[e.stage].name} {e.verdict}" for e in state.ended]
+    return ", ".join(over) or "none"

@@ -159,6 +159,7 @@ def _problems(spec: Spec) -> Iterator[str]:
     if reference is not None and reference.system not in spec.systems:
         yield f"verification.reference_md.system: {reference.system!r} is not among systems"
 
+
 def _training_problems(training: Training) -> Iterator[str]:
     if training.min_steps > training.max_steps:
         yield (
@@ -173,17 +174,6 @@ def _training_problems(training: Training) -> Iterator[str]:
         for section, value in given.items():
             if section in SECTIONS and not isinstance(value, dict):
                 yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
-        steps = _section(given, "training").keys() & {"numb_steps", "stop_batch", "numb_epoch"}
-        if steps:
-            yield (
-                f"training.{where}.training.{min(steps)}: the number of steps is dpstream's; use "
-                "training.epochs, min_steps and max_steps"
-            )
-
-
-def _section(given: dict[str, Any], name: str) -> dict[str, Any]:
-    section = given.get(name, {})
-    return section if isinstance(section, dict) else {}
 
 
 def _unknown_elements(spec: Spec) -> Iterator[str]:

@@ -17,6 +17,11 @@ from pydantic_core import ErrorDetails
 from shared.errors import SpecError
 from shared.sections import TRUST_TAGS
 
+NAMES = (
+    "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
+)
+"""What a name may be."""
+
 
 def read_document(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML or JSON file; `SpecError` names the file, the line and the remedy."""
@@ -104,7 +109,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         return message
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}"
-    return f"{key}: {_shown(problem['input'])}: {message}"
+    return f"{key}: {shown(problem['input'])}: {message}"
 
 
 def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
@@ -116,7 +121,7 @@ def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
 def _message(problem: ErrorDetails) -> str:
     """Pydantic's message in our words."""
     if problem["type"] == "string_pattern_mismatch":
-        return "use lower-case letters, digits, - and _, beginning with a letter or digit"
+        return NAMES
     if problem["type"] == "too_short":
         return "should not be empty"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -124,7 +129,8 @@ def _message(problem: ErrorDetails) -> str:
     return message.replace("valid tuple", "list").replace("valid dictionary", "mapping of keys")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is written, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

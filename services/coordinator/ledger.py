@@ -12,19 +12,22 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version as package_version
 
 from pydantic import ValidationError
 
 from services.coordinator.evolve import evolve
 from services.coordinator.state import State
-from shared.errors import CorruptLedger, Fenced, NotFound
+from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
 from shared.messages import ADAPTER, CampaignPaused, Message
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import campaign_uri
 
-SNAPSHOT_EVERY = 100
+SNAPSHOT_EVERY, TASKS_PER_SEGMENT = 100, 10
+"""Segments between two snapshots: so many, or more in a large campaign, by its number of tasks, so
+that what snapshots cost per segment stays the same."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Ledger:
     """The newest segment: its messages are published again after a restart."""
     orphans: tuple[Message, ...] = field(default=())
     """Events that only an overtaken writer had folded: to be heard like redeliveries."""
+    snapshotted: int = 0
+    """The last segment in a snapshot."""
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this writer: tells its own segments from those of another."""
 
     @staticmethod
     def open(store: Store, campaign: str) -> tuple[Ledger, State]:
@@ -97,6 +104,7 @@ class Ledger:
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
         state, done = _newest_snapshot(store, campaign, State(spec=spec))
+        ledger.snapshotted = done
         segments, ledger.orphans = read_segments(store, campaign, after=done - 1)
         for segment in segments:
             if segment.seq > done:
@@ -107,15 +115,28 @@ class Ledger:
 
     def append(self, entries: Sequence[Entry]) -> Segment:
         """Write the next segment; durable on return. Raises `Fenced` when a newer coordinator
-        has taken over."""
+        has taken over; after a `StoreError`, `recover` tells what was written."""
         self.check()
-        segment = Segment(self.seq + 1, self.epoch, uuid.uuid4().hex, tuple(entries))
+        segment = Segment(self.seq + 1, self.epoch, self.nonce, tuple(entries))
         key = _segment_uri(self.campaign, segment.seq, self.epoch)
         data = segment.dumps()
-        if not self.store.create(key, data) and self.store.get(key) != data:
-            raise Fenced(f"{self.campaign}: segment {segment.seq} was written by another process")
+        if not self.store.create(key, data):
+            found = self.store.get(key)
+            if found != data and _nonce(found) != self.nonce:
+                raise Fenced(f"{key} was written by another process")
+            if found != data:
+                raise StoreError(f"{key}: an earlier write of ours has arrived late")
         self.seq, self.last = segment.seq, segment
         return segment
+
+    def recover(self, state: State) -> State:
+        """After a failed `append`: `state` with the segment if it was written after all."""
+        key = _segment_uri(self.campaign, self.seq + 1, self.epoch)
+        if not self.store.exists(key):
+            return state
+        self.last = _read(self.store, self.campaign, self.seq + 1, self.epoch)
+        self.seq = self.last.seq
+        return replay(state, self.last)
 
     def check(self) -> None:
         """Raises `Fenced` when a newer coordinator has taken over."""
@@ -124,7 +145,8 @@ class Ledger:
 
     def snapshot(self, state: State) -> None:
         """Now and then, keep the state, so that opening the ledger stays quick."""
-        if self.seq % SNAPSHOT_EVERY == 0:
+        rest = max(SNAPSHOT_EVERY, len(state.tasks) // TASKS_PER_SEGMENT)
+        if self.seq - self.snapshotted >= rest:
             document = {
                 "seq": self.seq,
                 "code": code_version(),
@@ -132,6 +154,14 @@ class Ledger:
             }
             key = campaign_uri(self.campaign, "snapshots", f"{self.seq:08d}-{self.epoch:06d}.json")
             self.store.create(key, json.dumps(document).encode())
+            self.snapshotted = self.seq
+
+
+def _nonce(data: bytes) -> object:
+    try:
+        return Segment.loads(data).nonce
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def replay(state: State, segment: Segment) -> State:
@@ -220,6 +250,7 @@ def take_epoch(store: Store, campaign: str) -> int:
     return epoch
 
 
+@cache
 def code_version() -> str:
     return package_version("dpstream")
 
@@ -251,6 +282,11 @@ def _newest_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, 
             document = json.loads(store.get(key))
             if document["code"] == code_version():
                 return State.model_validate(document["state"]), document["seq"]
-        except (NotFound, ValueError, KeyError):  # it saves time; the segments tell the same
+        except (
+            NotFound,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # it saves time; the segments tell the same
             continue
     return empty, 0

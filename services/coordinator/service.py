@@ -22,7 +22,7 @@ from services.coordinator.evolve import evolve
 from services.coordinator.folds.tasks import is_live
 from services.coordinator.ledger import Entry, Ledger, Segment
 from services.coordinator.policy import decide
-from services.coordinator.state import State
+from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.errors import BusError, CorruptLedger, Fenced, StoreError
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
@@ -54,7 +54,7 @@ class Desk:
     inbox: list[m.Message] = field(default_factory=list)
     """Events that this edge says itself; they come before those of the bus."""
     in_doubt: bool = False
-    """A call to bus or store failed half-way: what holds is read from the ledger again."""
+    """A call to bus or store failed half-way: what holds is what the ledger tells."""
 
     @property
     def active(self) -> bool:
@@ -102,25 +102,31 @@ class Coordinator:
 
     def open(self, campaign: str, workers_are_gone: bool = False) -> Desk:
         """Take a campaign over: rebuild its state, say the last segment's messages again. With
-        `workers_are_gone` (everything ran in one process, which ended) running tasks are free."""
+        `workers_are_gone` (everything ran in one process, which ended) claimed tasks are free."""
         ledger, state = Ledger.open(self.store, campaign)
-        backlog = Backlog(self.reissue_after)
-        desk = self.desks.setdefault(campaign, Desk(ledger, state, backlog))
-        desk.ledger, desk.state, desk.backlog = ledger, state, backlog
-        desk.leases.clear()
+        desk = self.desks[campaign] = Desk(ledger, state, Backlog(self.reissue_after))
         for task in state.tasks.values():
-            if task.status == "open":
-                desk.backlog.add(task.command, task.not_before)
-            elif task.status == "running" and workers_are_gone:
+            if workers_are_gone and self._is_claimed(task):
                 desk.inbox.append(self._released(task.command))
+            elif task.status == "open":
+                desk.backlog.add(task.command, task.not_before)
             elif task.status == "running":
                 desk.leases[task.command.task] = self.clock() + self.lease_seconds
         desk.inbox += ledger.orphans
-        desk.in_doubt = True
-        if ledger.last is not None:
-            self._act(desk, ledger.last)
-        desk.in_doubt = False
+        self._recover(desk)
         return desk
+
+    def _recover(self, desk: Desk) -> None:
+        """Take up what an outage or a restart cut off: a segment written though nobody said so,
+        the last segment's messages."""
+        desk.in_doubt = True
+        state = desk.ledger.recover(desk.state)
+        if state is not desk.state and desk.ledger.last is not None:
+            desk.state = state
+            self._track(desk, desk.ledger.last)
+        if desk.ledger.last is not None:
+            self._act(desk, desk.ledger.last)
+        desk.in_doubt = False
 
     def hear(self, deliveries: Sequence[Delivery]) -> None:
         """One batch: fold it, append it, publish what follows, then acknowledge. What an outage
@@ -179,8 +185,10 @@ class Coordinator:
         desk = self._desk(campaign)
         if desk is None:
             return
-        own = tuple(desk.inbox)
         try:
+            if desk.in_doubt:
+                self._recover(desk)
+            own = tuple(desk.inbox)
             self._handle(desk, [*own, *events])
         except (BusError, StoreError):
             desk.in_doubt = True
@@ -190,9 +198,8 @@ class Coordinator:
 
     def _desk(self, campaign: str) -> Desk | None:
         """The campaign's desk, opened if need be; None for one that is unknown or broken."""
-        desk = self.desks.get(campaign)
-        if campaign in self.broken or (desk is not None and not desk.in_doubt):
-            return desk
+        if campaign in self.desks or campaign in self.broken:
+            return self.desks.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
             log.warning("event of an unknown campaign", campaign=campaign)
             return None
@@ -201,7 +208,6 @@ class Coordinator:
         except CorruptLedger as error:
             log.error("ledger cannot be read", campaign=campaign, reason=str(error))
             self.broken[campaign] = str(error)
-            self.desks.pop(campaign, None)
             return None
 
     def _handle(self, desk: Desk, events: Iterable[m.Message]) -> None:
@@ -218,9 +224,9 @@ class Coordinator:
             return
         segment = desk.ledger.append(entries)
         desk.state = state
-        desk.ledger.snapshot(state)
         self._track(desk, segment)
         self._act(desk, segment)
+        desk.ledger.snapshot(state)
 
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
         """`decide`; an event it raises on pauses its campaign, and nothing else."""
@@ -327,6 +333,13 @@ class Coordinator:
                 )
             )
         return events
+
+    def _is_claimed(self, task: Task) -> bool:
+        """Whether a worker has it, be it that nobody has heard of that yet."""
+        command = task.command
+        if task.status != "open":
+            return task.status == "running"
+        return self.store.exists(claim_uri(command.campaign, command.task, command.attempt))
 
     def _released(self, command: m.Command) -> m.Message:
         return m.TaskReleased(

@@ -92,6 +92,7 @@ class Round(Known):
     closing: str | None = None
     closed: bool = False
     asked: int = 0
+    """Frames chosen that the stage learns from: for training, or for an audit still too small."""
     audited: bool = False
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from services.coordinator.evolve import evolve
 from services.coordinator.folds.tasks import is_live
@@ -18,6 +19,7 @@ from shared.spec import Spec
 from shared.values import stable_id
 from tests.unit.world import World, submission
 
+Said = TypeVar("Said", bound=m.Message)
 Heard = tuple[m.Message, tuple[m.Message, ...]]
 """An event and what was decided upon it."""
 
@@ -81,6 +83,23 @@ class Storm:
             elif isinstance(decision, m.TaskCancelled):
                 self._cancel(decision)
         return decided
+
+    def hold(self, kind: type[m.Command]) -> list[m.Command]:
+        """Take the published commands of a kind away, so that nobody claims them."""
+        held = [command for command in self.commands if isinstance(command, kind)]
+        self.commands = [command for command in self.commands if not isinstance(command, kind)]
+        return held
+
+    def take(self, command: m.Command) -> list[m.Message]:
+        """A worker claims the command; what it will say in the end."""
+        self.claims[command.task, command.attempt] = True
+        claimed, *results = self.world.answer(command)
+        self.hear(claimed)
+        return results
+
+    def said(self, kind: type[Said]) -> list[Said]:
+        """Everything of a kind that was decided."""
+        return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
 
     def _cancel(self, decision: m.TaskCancelled) -> None:
         claim = decision.task, decision.attempt

@@ -1,87 +1,511 @@
-"""The loop, without engines: order, loss and repetition of deliveries change nothing."""
+"""The loop, without engines: order, loss and repetition of deliveries change nothing, and what is
+done about versions, modes and the end of stages."""
 
 from __future__ import annotations
 
-import random
+import json
+from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from immutables import Map
 
 from services.coordinator.evolve import evolve
 from services.coordinator.policy import decide
-from services.coordinator.state import State
+from services.coordinator.state import ByCondition, State
 from shared import messages as m
-from tests.unit.world import World, run, spec
+from shared.values import Counts, Pool, Trust
+from tests.unit.storm import Storm, check_books, replayed, resumed
+from tests.unit.world import World, key, ref, spec
+
+SEEDS = st.integers(0, 2**32)
+MODES = st.sampled_from(["lockstep", "streaming"])
 
 
-def in_order(under_way: list[m.Message]) -> m.Message:
-    return under_way.pop(0)
-
-
-def faulty(seed: int) -> Any:
-    """Shuffled, some doubled, some dropped and delivered again later."""
-    rng = random.Random(seed)
-
-    def deliver(under_way: list[m.Message]) -> m.Message:
-        event = under_way.pop(rng.randrange(len(under_way)))
-        if rng.random() < 0.2:
-            under_way.append(event)  # doubled: this one and a later copy
-        return event
-
-    return deliver
-
-
-def replayed(start: State, ledger: list[tuple[m.Message, tuple[m.Message, ...]]]) -> State:
-    state = start
-    for event, decided in ledger:
-        for message in (event, *decided):
-            state = evolve(state, message)
-    return state
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32))
+@settings(max_examples=8, deadline=None)
+@given(SEEDS)
 def test_lockstep_ends_in_the_same_state_whatever_the_deliveries(seed: int) -> None:
-    calm, _ = run(World(), spec(), in_order, decide)
-    stormy, _ = run(World(), spec(), faulty(seed), decide)
+    calm, stormy = Storm(World(), spec()).run(), Storm(World(), spec(), seed).run()
     assert calm.finished is not None
     assert stormy.dumps() == calm.dumps()
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from(["lockstep", "streaming"]))
-def test_replaying_the_ledger_gives_the_state_byte_for_byte(seed: int, mode: str) -> None:
-    of = spec(mode=mode)
-    state, ledger = run(World(), of, faulty(seed), decide)
-    assert replayed(State(spec=of), ledger).dumps() == state.dumps()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32))
+@settings(max_examples=8, deadline=None)
+@given(SEEDS)
 def test_streaming_finishes_and_asks_for_no_label_twice(seed: int) -> None:
     world = World()
-    state, _ = run(world, spec(mode="streaming"), faulty(seed), decide)
+    state = Storm(world, spec(mode="streaming"), seed).run(check_books)
     assert state.finished is not None
     assert state.finished.verdict == "converged"
     assert len(world.labelled) == len(set(world.labelled))
     assert state.pending == 0
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32))
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, MODES, st.sampled_from([0.05, 0.2, 0.5]), st.booleans())
+def test_the_worst_weather_ends_in_a_verdict_and_true_books(
+    seed: int, mode: str, faults: float, warm: bool
+) -> None:
+    of = spec(mode=mode, training={"members": 2, "warm": 0.5 * warm})
+    storm = Storm(World(reject=lambda key: key[0] == "7"), of, seed, faults)
+    state = storm.run(check_books)
+    for number in range(50):
+        if state.paused is None:
+            break
+        storm.events.append(resumed(number))
+        state = storm.run(check_books)
+    assert state.finished is not None, "nothing is under way, and it has not ended"
+    assert replayed(of, storm.ledger).dumps() == state.dumps()
+    _assert_asked_once(storm)
+    _assert_audits_never_trained_on(storm)
+
+
+def _assert_asked_once(storm: Storm) -> None:
+    """A frame is in one label task, unless an earlier one was revoked."""
+    tasks = [t for t in storm.state.tasks.values() if isinstance(t.command, m.Label)]
+    asked = Counter(r.key for t in tasks if t.status != "cancelled" for r in t.command.frames)
+    late = {r.key for t in tasks if t.status == "cancelled" for r in t.command.frames}
+    assert {key for key, count in asked.items() if count > 1} <= late
+
+
+def _assert_audits_never_trained_on(storm: Storm) -> None:
+    frozen = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "dataset"]
+    learned = Counter(label["uri"] for f in frozen for label in json.loads(f.body)["labels"])
+    assert set(learned.values()) == {1}, "a label enters one version, and its children inherit it"
+    frames = storm.state.frames.values()
+    audits = {f.label.uri for f in frames if f.purpose == "audit" and f.label}
+    assert not audits & set(learned)
+
+
+def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None:
+    storm = Storm(World(), spec())
+    state = storm.run(check_books)
+    audits = [f for f in state.frames.values() if f.purpose == "audit"]
+    assert len(audits) > 5
+    _assert_audits_never_trained_on(storm)
+
+
+@settings(max_examples=5, deadline=None)
+@given(SEEDS)
 def test_a_snapshot_reads_back_to_the_same_state(seed: int) -> None:
-    state, _ = run(World(), spec(mode="streaming"), faulty(seed), decide, steps=60)
-    assert State.model_validate_json(state.dumps()).dumps() == state.dumps()
+    storm = Storm(World(), spec(mode="streaming"), seed)
+    for _ in range(90):
+        storm.step()
+    assert State.model_validate_json(storm.state.dumps()).dumps() == storm.state.dumps()
 
 
 def test_a_doubled_event_is_not_even_ledgered() -> None:
-    _, ledger = run(
-        World(),
-        spec(),
-        lambda u: (u.append(u[0]), u.pop(0))[1] if len(u) < 50 else u.pop(0),
-        decide,
-        400,
+    storm = Storm(World(), spec())
+    storm.run()
+    before = storm.state
+    for event, _ in tuple(storm.ledger):
+        assert decide(before, event) == (before, ())
+
+
+def test_our_own_words_coming_back_change_nothing() -> None:
+    storm = Storm(World(), spec())
+    storm.until(lambda state: state.version == 1)
+    for _, decided in storm.ledger:
+        for word in decided:
+            assert decide(storm.state, word) == (storm.state, ())
+
+
+# ----------------------------------------------------------------------------------------- modes
+
+
+def test_lockstep_never_overlaps() -> None:
+    def check(state: State) -> None:
+        exploring, training = state.alive(m.Explore), state.alive(m.Train)
+        assert not (exploring and training)
+        assert not (exploring and state.pending)
+        assert not (training and state.pending)
+
+    assert Storm(World(), spec(), seed=3).run(check).finished
+
+
+def streaming(world: World | None = None, **changes: Any) -> Storm:
+    """A streaming campaign whose first round has just begun, its commands held."""
+    storm = Storm(world or World(), spec(mode="streaming", **changes))
+    storm.until(lambda state: state.alive(m.Explore))
+    return storm
+
+
+def test_streaming_labels_and_retrains_while_a_trajectory_is_still_going_on() -> None:
+    storm = streaming()
+    slow = storm.commands.pop()
+    storm.take(slow)
+    storm.until(lambda state: state.pending)
+    assert storm.state.round is not None
+    assert storm.state.round.unfinished == 1
+    storm.until(lambda state: state.training == 2)
+    assert storm.state.tasks[slow.task].status == "running"
+
+
+def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
+    storm = Storm(World(), spec())
+    storm.until(lambda state: state.alive(m.Explore))
+    slow = storm.commands.pop()
+    results = storm.take(slow)
+    state = storm.run()
+    assert state.alive(m.Select) == state.pending == 0
+    storm.events += results
+    assert storm.run().finished
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> None:
+    storm = streaming(World(ripe=1 if good else 5), selection={"select_every": 1000})
+    slow = storm.commands.pop()
+    storm.run()
+    labels = {key("new", i): ref(f"new-{i}") for i in range(3)}
+    storm.state = storm.state.model_copy(update={"fresh": Map(labels)})
+    storm.take(slow)
+    assert storm.state.training == (None if good else 2)
+
+
+# ------------------------------------------------------------------------------- a newer version
+
+
+class Choosy(World):
+    """Of the frames that wait for a label, the first of each judge task is accurate by now."""
+
+    def _judge(self, command: m.Judge) -> list[m.Message]:
+        judged = super()._judge(command)[0]
+        return [judged.model_copy(update={"accurate": tuple(f.key for f in command.frames[:1])})]
+
+
+def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
+    world = Choosy(ripe=9)
+    storm = streaming(world, selection={"select_every": 2, "per_round": 12})
+    unclaimed, labels = storm.commands.pop(), []
+    while storm.commands or storm.events:
+        storm.step()
+        labels += storm.hold(m.Label)
+    first, second, *rest = labels
+    asked = [frame.key for command in rest for frame in _frames(command)]
+    storm.events += [*storm.take(first), *storm.take(second)]
+    storm.until(lambda state: state.version == 2)
+    assert storm.state.tasks[unclaimed.task].status == "cancelled"
+    judge = next(c for c in storm.issued if isinstance(c, m.Judge))
+    assert sorted(frame.key for frame in judge.frames) == sorted(asked)
+    assert {item.version for item in judge.pool} == {1}
+
+    accurate = judge.frames[0].key
+    storm.until(lambda state: state.frames[accurate].status == "revoked")
+    check_books(storm.state)
+    gone = next(c for c in rest if accurate in [frame.key for frame in _frames(c)])
+    assert storm.state.tasks[gone.task].status == "cancelled"
+    mates = [frame.key for frame in _frames(gone) if frame.key != accurate]
+    again = {frame.key for c in storm.issued if c.task != gone.task for frame in _frames(c)}
+    assert mates
+    assert set(mates) <= again
+    storm.commands += rest
+    assert storm.run(check_books).finished
+    assert accurate not in world.labelled
+    assert set(mates) <= set(world.labelled)
+
+
+def _frames(command: m.Command) -> tuple[Any, ...]:
+    return command.frames if isinstance(command, m.Label) else ()
+
+
+def test_the_last_judgement_of_a_frame_counts() -> None:
+    storm = streaming(World(ripe=99), selection={"select_every": 2, "per_round": 12})
+    frame = storm.state.frames[next(iter(storm.state.frames))]
+    judge = m.Judge(
+        id="j", campaign="world", time=0.0, task="j", title="", max_seconds=1.0, spec=ref("spec"),
+        committee=ref("c"), version=1, trust=Trust(low=0.1, high=0.3), frames=(frame.ref,),
+    )  # fmt: skip
+    for number, accurate in enumerate([(frame.ref.key,), ()]):
+        command = judge.model_copy(update={"task": f"judge-{number}"})
+        state = evolve(storm.state, command)
+        fields = World.envelope(command) | {"version": 1, "pool": (), "counts": Counts()}
+        storm.state = evolve(state, m.FramesJudged(**fields, accurate=accurate))
+        assert storm.state.frames[frame.ref.key].accurate is bool(accurate)
+
+
+def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_from() -> None:
+    storm = streaming(World(ripe=99), streaming={"retrain_after": 3, "max_staleness": 1})
+    late = storm.take(storm.commands.pop())
+    storm.until(lambda state: state.version == 3)
+    storm.hold(m.Judge)
+    offered = late[0]
+    assert isinstance(offered, m.ChunkExplored)
+    assert offered.candidates is not None
+    judged = [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
+    assert [item for c in judged for item in c.pool] == [offered.candidates]
+    assert offered.candidates.frames.uri not in storm.state.pool
+
+
+def test_a_chunk_one_version_old_is_good_enough() -> None:
+    storm = streaming(World(ripe=99))
+    late = storm.take(storm.commands.pop())
+    storm.until(lambda state: state.version == 2)
+    offered = late[0]
+    assert isinstance(offered, m.ChunkExplored)
+    assert offered.candidates is not None
+    assert not [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
+    assert storm.state.pool[offered.candidates.frames.uri] == offered.candidates
+
+
+# ----------------------------------------------------------------------------- warm, cold, longer
+
+
+def starts(storm: Storm) -> dict[int, bool]:
+    """By version trained, whether it started cold (the final model aside)."""
+    trained = [c for c in storm.issued if isinstance(c, m.Train) and not c.final]
+    return {c.version: c.start is None for c in trained}
+
+
+def test_warm_starts_are_cold_first_now_and_then_and_in_the_end() -> None:
+    warm = {"members": 2, "warm": 0.5, "cold_every": 3}
+    storm = Storm(World(ripe=6), spec(training=warm, stages=[STAGE]))
+    state = storm.run()
+    found = starts(storm)
+    assert [v for v in range(1, 7) if found[v]] == [1, 4]
+    assert found[state.version], "a cold committee confirms convergence"
+    assert state.ended[0].verdict == "converged"
+    final = next(c for c in storm.issued if isinstance(c, m.Train) and c.final)
+    assert final.start is None
+
+
+STAGE = {"name": "cold", "systems": ["methane"], "temperatures": [50.0]}
+
+
+def test_without_warm_all_is_cold() -> None:
+    storm = Storm(World(ripe=4), spec(training={"members": 2, "warm": 0.0}))
+    storm.run()
+    assert all(starts(storm).values())
+
+
+class Deluded(World):
+    """A warm committee agrees with itself more than it should."""
+
+    def _audit(self, command: m.Audit) -> list[m.Message]:
+        ratio = {1: 0.6, 2: 0.41, 3: 0.39}.get(command.version, 0.6)
+        audit = super()._audit(command)[0]
+        return [audit.model_copy(update={"deviation_over_error": ratio})]
+
+
+def test_cold_again_when_deviation_over_error_has_fallen_by_a_third() -> None:
+    warm = {"members": 2, "warm": 0.5, "cold_every": 99}
+    storm = Storm(Deluded(ripe=6), spec(training=warm, stages=[STAGE]))
+    storm.run()
+    assert [v for v, cold in starts(storm).items() if cold][:2] == [1, 4]
+
+
+def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
+    warm = {"members": 2, "warm": 0.5, "cold_every": 99}
+    systems = {name: {"structures": ["x"]} for name in ("methane", "water")}
+    stages = [STAGE, {"name": "wet", "systems": ["water"], "temperatures": [50.0]}]
+    for known, expected in [(["water"], 1), (["methane"], 0)]:
+        stages[1] = {**stages[1], "systems": known}
+        storm = Storm(World(ripe=2), spec(training=warm, systems=systems, stages=stages))
+        storm.until(lambda state: state.stage.index == 1)
+        begun, storm.world.ripe = storm.state.version, 99
+        storm.until(lambda state, begun=begun: state.version > begun + 1)
+        cold = [v for v, is_cold in starts(storm).items() if is_cold and v > begun]
+        assert len(cold) == expected
+
+
+class Slow(World):
+    """Trainings that reach a force RMSE by steps: `errors` by version, then 0.03 eV/Å."""
+
+    def __init__(self, errors: dict[int, float]) -> None:
+        super().__init__()
+        self.errors = errors
+
+    def _train(self, command: m.Train) -> list[m.Message]:
+        trained = super()._train(command)[0]
+        assert isinstance(trained, m.MemberTrained)
+        force = self.errors.get(command.version, 0.03)
+        rmse = trained.train.model_copy(update={"force": force})
+        return [trained.model_copy(update={"train": rmse})]
+
+
+@pytest.mark.parametrize(
+    ("errors", "lengthened", "announced"),
+    [
+        ({1: 0.1}, [1, 2], 2),
+        ({1: 0.1, 2: 0.09}, [1, 2, 4], 3),
+        ({1: 0.1, 2: 0.099}, [1, 2], 2),
+        ({1: 0.3, 2: 0.2, 3: 0.1}, [1, 2, 4], 3),
+    ],
+    ids=["longer helps", "twice", "label noise", "longest"],
+)
+def test_training_limited_trains_longer_instead_of_buying_labels(
+    errors: dict[int, float], lengthened: list[int], announced: int
+) -> None:
+    storm = Storm(Slow(errors), spec())
+    storm.until(lambda state: state.version)
+    assert storm.state.version == announced
+    steps = {c.version: c.steps for c in storm.issued if isinstance(c, m.Train)}
+    assert [n / steps[1] for n in steps.values()] == lengthened
+    assert not [c for c in storm.issued if isinstance(c, m.Explore) and c.version < announced]
+    assert len(storm.state.frames) == 6, "no label was bought meanwhile"
+
+
+def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
+    warm = {"members": 2, "warm": 0.5, "cold_every": 3}
+    storm = Storm(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
+    storm.world.ripe = 9
+    storm.until(lambda state: state.version == 5)
+    assert starts(storm) == {1: True, 2: False, 3: False, 4: True, 5: True}
+
+
+# --------------------------------------------------------------------- pool, trust levels, budgets
+
+
+class Brittle(World):
+    """Nothing is a candidate: frames are failed until the committee is ripe."""
+
+    def _chunk(self, command: m.Explore, *rest: Any, **named: Any) -> m.Message:
+        chunk = super()._chunk(command, *rest, **named)
+        assert isinstance(chunk, m.ChunkExplored)
+        accurate = chunk.counts.accurate
+        counts = Counts(accurate=accurate, failed=chunk.counts.candidate)
+        return chunk.model_copy(update={"counts": counts, "candidates": None})
+
+
+def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() -> None:
+    storm = Storm(Brittle(), spec())
+    storm.until(lambda state: state.alive(m.Select))
+    select = next(c for c in storm.issued if isinstance(c, m.Select))
+    pool = Pool.model_validate_json(storm.world.manifests[select.pool.uri])
+    assert (pool.candidates, pool.fallback) == ((), True)
+    assert storm.run().ended[-1].verdict == "stuck"
+
+
+@pytest.mark.parametrize("world", [World(ripe=1), World(ripe=9)], ids=["accurate", "candidates"])
+def test_no_fallback_where_frames_are_accurate_or_candidates(world: World) -> None:
+    storm = Storm(world, spec())
+    storm.until(lambda state: state.alive(m.Select))
+    select = next(c for c in storm.issued if isinstance(c, m.Select))
+    assert not Pool.model_validate_json(world.manifests[select.pool.uri]).fallback
+
+
+class Calibrating(World):
+    def _audit(self, command: m.Audit) -> list[m.Message]:
+        levels = {"levels": (0.1 * command.version, 0.5), "levels_why": "30 pairs"}
+        return [super()._audit(command)[0].model_copy(update=levels)]
+
+
+def test_automatic_trust_levels_change_between_versions_only_and_are_recorded() -> None:
+    storm = Storm(Calibrating(ripe=4), spec(trust={"target": 0.1}, stages=[STAGE]))
+    state = storm.run()
+    changes = storm.said(m.TrustChanged)
+    assert [(c.version, c.trust.low, c.trust.high) for c in changes] == [
+        (1, 0.2, 0.5),  # 0.2 and 0.5 times the RMS force of the labels
+        (2, 0.1, 0.5),
+        (3, 0.2, 0.5),
+        (4, 0.1 * 3, 0.5),
+    ]
+    explored = {(c.version, c.trust) for c in storm.issued if isinstance(c, m.Explore)}
+    assert explored == {(c.version, c.trust) for c in changes}
+    assert state.finished
+
+
+def test_given_trust_levels_never_move() -> None:
+    storm = Storm(Calibrating(ripe=4), spec())
+    storm.run()
+    assert {c.trust for c in storm.said(m.TrustChanged)} == {Trust(low=0.1, high=0.3)}
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "streaming"])
+@pytest.mark.parametrize("labels", [9, 14, 15])
+def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels: int) -> None:
+    storm = Storm(World(ripe=99), spec(mode=mode, budget={"labels": labels}))
+    state = storm.run(check_books)
+    assert len(state.frames) == labels
+    assert state.ended[-1].verdict == "out-of-budget"
+    assert {f.purpose for f in state.frames.values()} == {"initial", "train"} | (
+        {"audit"} if labels > 10 else set()
     )
-    heard = [event.id for event, _ in ledger]
-    assert len(heard) == len(set(heard))
+
+
+def test_the_budget_of_rounds_ends_the_stage() -> None:
+    state = Storm(World(ripe=99), spec(budget={"rounds": 3})).run()
+    assert state.ended[-1].verdict == "out-of-budget"
+    assert state.ended[-1].why.startswith("3 rounds")
+    assert state.waves == 3
+
+
+# -------------------------------------------------------------------------------- stages, the end
+
+
+def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
+    storm = Storm(World(ripe=1), spec(audit={"per_round": 0}))
+    storm.until(lambda state: state.alive(m.Explore))
+    late = {key("late"): ref("label-late")}
+    storm.state = storm.state.model_copy(update={"fresh": Map(late)})
+    storm.until(lambda state: state.stage.index == 1)
+    assert storm.state.training == 2
+    assert storm.state.round is None
+    storm.until(lambda state: state.round)
+    assert storm.state.version == 2
+
+
+def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
+    storm = Storm(World(), spec())
+    state = storm.run(check_books)
+    final = [c for c in storm.issued if isinstance(c, m.Train) and c.final]
+    assert len(final) == 1
+    assert final[0].steps == 3 * max(
+        c.steps for c in storm.issued if isinstance(c, m.Train) and not c.final
+    )
+    assert final[0].dataset == state.dataset
+    assert not state.fresh, "the final model learns from every label"
+    decided = [type(d).__name__ for _, ds in storm.ledger for d in ds]
+    assert decided[-3:] == ["Train", "Verify", "CampaignFinished"]
+
+
+def test_without_one_accepted_initial_label_it_ends_at_once() -> None:
+    state = Storm(World(reject=lambda key: True), spec()).run(check_books)
+    assert state.finished is not None
+    assert state.finished.why == "no initial label was accepted"
+
+
+def test_a_round_is_judged_only_when_every_condition_is_complete() -> None:
+    storm = Storm(World(ripe=1), spec())
+    storm.until(lambda state: state.alive(m.Explore))
+    storm.take(storm.commands.pop())
+    storm.run()
+    assert not storm.said(m.RoundJudged)
+    assert storm.state.round is not None
+    assert storm.state.round.conditions["methane 50 K"] == ByCondition(
+        counts=Counts(accurate=2 * 10)
+    )
+
+
+def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
+    name = "n" * 63
+    condition = {"system": name, "temperature": 1234.5, "pressure": -12345.6}
+    uri = f"campaigns/{name}/results/{'t' * 36}/100/candidates-100.npz"
+    item = {
+        "frames": ref("x").model_copy(update={"uri": uri, "size": 10**9}).model_dump(),
+        "count": 100,
+        "trajectory": f"{name}/100/{name}-1234.5-K--12345.6-bar/100",
+        "condition": condition,
+        "version": 100,
+        "planned_ps": 1000.123,
+    }
+    frame = {"batch": item["frames"], "index": 1000, "key": key("x")}
+    judge = m.Judge.model_validate(
+        {
+            "id": "i" * 36,
+            "campaign": name,
+            "time": 1.0e9,
+            "task": "t" * 36,
+            "title": "judge 120 frames again",
+            "max_seconds": 1.0,
+            "spec": item["frames"],
+            "committee": item["frames"],
+            "version": 100,
+            "trust": {"low": 0.1, "high": 0.3},
+            "pool": [item] * 60,
+            "frames": [frame] * 60,
+        }
+    )
+    assert 40_000 < len(m.encode(judge)) <= m.MAX_BODY

@@ -155,7 +155,9 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     current = state.round
     if current is None:
         return state
-    update = {"asked": current.asked + len(new), "closed": current.closing == event.task}
+    missing = len(state.stage.audits) < state.spec.audit.min_frames
+    useful = len(new) + (len(audits) if missing else 0)
+    update = {"asked": current.asked + useful, "closed": current.closing == event.task}
     return changed(state, round=current.model_copy(update=update))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from services.coordinator.rules.trust import stage_of
 from services.coordinator.rules.turn import Turn, frozen_once
-from services.coordinator.state import KnownFrame
+from services.coordinator.state import KnownFrame, State
 from shared import messages as m
 from shared.spec import AutoTrust
 from shared.values import (
@@ -49,14 +49,21 @@ def label_waiting(turn: Turn) -> None:
         refs = tuple(state.frames[key].ref for key in keys[first : first + size])
         turn.command(
             m.Label,
-            state.version,
-            *(ref.key for ref in refs),
+            *_never_asked(state, state.version, *(ref.key for ref in refs)),
             title=f"label {len(refs)} frames",
             capability=state.spec.labels.code,
             recipe=state.submitted.recipe.digest,
             frames=refs,
             max_seconds=state.spec.labels.max_seconds * len(refs),
         )
+
+
+def _never_asked(state: State, *what: object) -> tuple[object, ...]:
+    """`what` as the identity of a new label task: the same frames may be asked for once more
+    after their task was revoked."""
+    while stable_id(state.spec.name, m.Label.__name__, *what) in state.tasks:
+        what = (*what, "again")
+    return what
 
 
 def freeze_test(turn: Turn) -> None:

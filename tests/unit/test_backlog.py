@@ -1,0 +1,171 @@
+"""What waits is ranked; what is published is bounded, and published again when nobody claims it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from services.coordinator.backlog import MINIMUM, Backlog
+from shared.embedded import InProcessBus
+from shared.errors import BusError
+from shared.messages import Command, Explore, Label, Reference, Train, decode
+from shared.values import FrameRef
+from tests.contract.faults import FlakyBus, first
+from tests.unit.test_convergence import train_command
+from tests.unit.world import key, ref
+
+FRAME = FrameRef(batch=ref("batch"), index=0, key=key("frame"))
+
+
+def command(kind: type[Command], number: int = 0, attempt: int = 1) -> Any:
+    common: dict[str, Any] = train_command(number).model_dump()
+    common |= {
+        "task": f"{kind.__name__.lower()}-{number}",
+        "attempt": attempt,
+        "stage": 0,
+        "committee": ref("committee"),
+        "capability": "tblite",
+        "recipe": "r",
+        "frames": (FRAME,),
+        "trajectory": "t" if kind is Explore else 0,
+        "condition": {"system": "methane", "temperature": 300.0},
+        "structure": FRAME,
+        "driver": 0,
+        "trust": {"low": 0.1, "high": 0.3},
+        "pinned": True,
+    }
+    known = kind.model_fields.keys() - {"type"}
+    return kind.model_validate({name: common[name] for name in common.keys() & known})
+
+
+def drained(bus: InProcessBus, queue: str) -> list[Any]:
+    subscription, found = bus.consume(queue, prefetch=10**6), []
+    while (delivery := subscription.next(timeout=0.0)) is not None:
+        delivery.ack()
+        found.append(decode(delivery.body))
+    subscription.cancel()
+    return found
+
+
+def tasks(bus: InProcessBus, queue: str) -> list[str]:
+    return [message.task for message in drained(bus, queue)]
+
+
+def backlog_of(count: int, kind: type[Command] = Explore) -> Backlog:
+    backlog = Backlog(reissue_after=600.0)
+    for number in range(count):
+        backlog.add(command(kind, number), 0.0)
+    return backlog
+
+
+def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
+    bus, backlog = InProcessBus(), backlog_of(100)
+    backlog.publish(bus, 0.0, share=1)
+    assert tasks(bus, "explore") == [f"explore-{i}" for i in range(MINIMUM)]
+    backlog.publish(bus, 1.0, share=1)
+    assert tasks(bus, "explore") == []
+    for number in (3, 5):
+        backlog.claimed(f"explore-{number}")
+    backlog.publish(bus, 2.0, share=1)
+    assert tasks(bus, "explore") == ["explore-20", "explore-21"]
+
+
+def test_each_queue_has_a_limit_of_its_own() -> None:
+    bus, backlog = InProcessBus(), backlog_of(50)
+    backlog.limits["explore"] = 30
+    for number in range(50):
+        backlog.add(command(Label, number), 0.0)
+    backlog.publish(bus, 0.0, share=1)
+    assert len(tasks(bus, "explore")) == 30
+    assert len(tasks(bus, "label.tblite")) == MINIMUM
+
+
+@pytest.mark.parametrize(("share", "published"), [(1, 20), (2, 10), (3, 6), (50, 1)])
+def test_campaigns_share_equally(share: int, published: int) -> None:
+    bus, backlog = InProcessBus(), backlog_of(100)
+    backlog.publish(bus, 0.0, share)
+    assert len(tasks(bus, "explore")) == published
+
+
+def test_labels_go_before_reference_dynamics_whenever_they_came() -> None:
+    bus, backlog = InProcessBus(), backlog_of(MINIMUM, Reference)
+    backlog.add(command(Label), 0.0)
+    backlog.publish(bus, 0.0, share=1)
+    published = tasks(bus, "label.tblite")
+    assert published == ["label-0", *(f"reference-{i}" for i in range(MINIMUM - 1))]
+
+
+def test_an_unclaimed_task_is_published_again_under_the_same_attempt() -> None:
+    bus, backlog = InProcessBus(), backlog_of(2, Train)
+    backlog.publish(bus, 0.0, share=1)
+    backlog.claimed("train-0")
+    tasks(bus, "train")
+    backlog.publish(bus, 600.0, share=1)
+    assert tasks(bus, "train") == []
+    backlog.publish(bus, 600.1, share=1)
+    assert [(c.task, c.attempt) for c in drained(bus, "train")] == [("train-1", 1)]
+    backlog.publish(bus, 1200.0, share=1)
+    assert tasks(bus, "train") == []
+
+
+def test_what_waits_out_a_delay_takes_no_place() -> None:
+    bus, backlog = InProcessBus(), Backlog(reissue_after=600.0)
+    for number in range(MINIMUM):
+        backlog.add(command(Explore, number), 50.0)
+    backlog.add(command(Explore, 99), 0.0)
+    backlog.publish(bus, 49.9, share=1)
+    assert tasks(bus, "explore") == ["explore-99"]
+    backlog.publish(bus, 50.0, share=1)
+    assert tasks(bus, "explore") == [f"explore-{i}" for i in range(MINIMUM - 1)]
+
+
+def test_a_newer_attempt_replaces_the_older_one() -> None:
+    bus, backlog = InProcessBus(), backlog_of(1, Train)
+    backlog.add(command(Train, 0, attempt=2), 0.0)
+    backlog.publish(bus, 0.0, share=1)
+    assert [c.attempt for c in drained(bus, "train")] == [2]
+    backlog.add(command(Train, 0, attempt=3), 0.0)
+    backlog.publish(bus, 0.0, share=1)
+    assert [c.attempt for c in drained(bus, "train")] == [3]
+
+
+def test_a_claimed_task_is_never_published_again() -> None:
+    bus, backlog = InProcessBus(), backlog_of(1)
+    backlog.claimed("explore-0")
+    backlog.claimed("unheard-of")
+    backlog.publish(bus, 0.0, share=1)
+    backlog.publish(bus, 1e9, share=1)
+    assert tasks(bus, "explore") == []
+
+
+@pytest.mark.parametrize("when", ["publish", "published"])
+def test_an_outage_loses_no_task(when: str) -> None:
+    bus, backlog = InProcessBus(), backlog_of(30)
+    flaky = FlakyBus(bus, first(1, when))
+    with pytest.raises(BusError):
+        backlog.publish(flaky, 0.0, share=1)
+    backlog.publish(flaky, 0.0, share=1)
+    for number in range(MINIMUM):
+        backlog.claimed(f"explore-{number}")
+    for number in range(MINIMUM, 30):
+        backlog.claimed(f"explore-{number}")
+    seen = Counter(tasks(bus, "explore"))
+    assert len(seen) >= MINIMUM
+    assert set(seen) <= {f"explore-{i}" for i in range(30)}
+
+
+def test_every_task_is_published_in_the_end_whatever_the_outages() -> None:
+    bus, backlog = InProcessBus(), backlog_of(100)
+    calls = iter(range(10**6))
+    flaky, seen = FlakyBus(bus, lambda operation: next(calls) % 3 == 0), set[str]()
+    for now in range(200):
+        try:
+            backlog.publish(flaky, float(now), share=1)
+        except BusError:
+            continue
+        for task in tasks(bus, "explore"):
+            seen.add(task)
+            backlog.claimed(task)
+    assert len(seen) == 100

