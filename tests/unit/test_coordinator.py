@@ -455,10 +455,10 @@ def test_a_running_task_other_than_a_label_is_asked_to_stop(
     while not (commands := site.published("explore")):
         site.work()
         site.turn()
-    command = commands[0]
+    command, other = commands
     cancelling(command)
     assert site.claim(command)
-    site.say(trigger(command))
+    site.say(trigger(other))
     site.turn()
     assert status(desk, command) == "cancelled"
     assert site.store.exists(claim_uri("world", command.task, 1) + ".stop")

@@ -232,6 +232,10 @@ def statuses(state: State, command: m.Label) -> set[str]:
     return {state.frames[frame.key].status for frame in command.frames}
 
 
+def _keys(command: m.Command) -> list[str]:
+    return [frame.key for frame in command.frames] if isinstance(command, m.Label) else []
+
+
 def test_a_label_of_a_lapsed_attempt_is_kept() -> None:
     storm, command = begun(m.Label)
     claim(storm, command)
@@ -262,15 +266,42 @@ def test_a_label_of_a_lapsed_attempt_of_a_revoked_task_is_kept(accurate: bool) -
     storm.state = storm.state.model_copy(update={"frames": frames})
     claim(storm, command)
     second = again(storm, lapsed(command))
-    cancelled = m.TaskCancelled(
-        id="c", campaign="world", time=2.0, task=second.task, attempt=second.attempt, why=""
-    )
-    storm.hear(revoked(cancelled))
+    storm.hear(revoked(cancelled(second)))
     assert task(storm, command).status == "cancelled"
     storm.hear(results(command))
     assert statuses(storm.state, command) == {"labelled"}
     check_books(storm.state)
     assert storm.run(check_books).finished
+
+
+def test_a_revoked_task_takes_no_label_back() -> None:
+    storm, command = begun(m.Label)
+    claim(storm, command)
+    second = again(storm, lapsed(command))
+    storm.hear(revoked(cancelled(second)))
+    third = storm.issued[-1]
+    assert (third.task != command.task, _keys(third)) == (True, _keys(command))
+    storm.hear(results(command))  # of the first attempt, after all
+    storm.hear(revoked(cancelled(third)))
+    assert statuses(storm.state, command) == {"labelled"}
+    check_books(storm.state)
+
+
+def test_a_revoked_task_rejects_nothing_that_another_is_asked_for() -> None:
+    storm, command = begun(m.Label)
+    claim(storm, command)
+    second = again(storm, lapsed(command))
+    storm.hear(revoked(cancelled(second)))
+    refused = World(reject=lambda key: True).answer(command)[1]
+    storm.hear(refused)
+    assert statuses(storm.state, command) == {"pending"}
+    check_books(storm.state)
+
+
+def cancelled(command: m.Command) -> m.TaskCancelled:
+    return m.TaskCancelled(
+        id="c", campaign="world", time=2.0, task=command.task, attempt=command.attempt, why=""
+    )
 
 
 def test_labels_that_come_while_paused_are_not_asked_for_again() -> None:
@@ -279,10 +310,7 @@ def test_labels_that_come_while_paused_are_not_asked_for_again() -> None:
     second = again(storm, lapsed(command))
     pause = m.CampaignPaused(id="p", campaign="world", time=2.0, why="a person looks at it")
     storm.state = storm.state.model_copy(update={"paused": pause.why})
-    cancelled = m.TaskCancelled(
-        id="c", campaign="world", time=2.0, task=second.task, attempt=second.attempt, why=""
-    )
-    storm.hear(revoked(cancelled))
+    storm.hear(revoked(cancelled(second)))
     assert statuses(storm.state, command) == {"waiting"}
     storm.hear(results(command))
     check_books(storm.state)

@@ -239,6 +239,20 @@ def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_fro
     assert offered.candidates.frames.uri not in storm.state.pool
 
 
+def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
+    def chosen() -> bool:
+        return any(isinstance(c, m.Select) and c.version == 2 for c in storm.issued)
+
+    storm = streaming(World(ripe=99))
+    storm.until(lambda state: state.version == 2)
+    held = storm.hold(m.Judge)
+    storm.run()
+    assert held
+    assert not chosen()
+    storm.commands += held
+    storm.until(lambda state: chosen())
+
+
 def test_a_chunk_one_version_old_is_good_enough() -> None:
     storm = streaming(World(ripe=99))
     late = storm.take(storm.commands.pop())
