@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check soak install schema clean
+.PHONY: demo test check lint soak install schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
@@ -11,12 +11,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
-check: $(STAMP)
+check: lint
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/contract
+
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/contract
 
 soak: $(STAMP)
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
