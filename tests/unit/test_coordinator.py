@@ -428,6 +428,7 @@ def test_a_revocation_that_wins_the_claim_ends_the_task(
     site.turn()
     assert status(desk, command) == "cancelled"
     assert not site.claim(command), "no worker can start it any more"
+    assert desk.inbox == []
     asked = {f.key for c in site.published() for f in c.frames}
     assert asked == {f.key for f in command.frames}, "its frames are asked for by another task"
 

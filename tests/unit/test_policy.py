@@ -253,6 +253,23 @@ def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
     storm.until(lambda state: chosen())
 
 
+def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
+    storm = streaming(
+        World(ripe=2),
+        streaming={"retrain_after": 3, "max_staleness": 0},
+        audit={"per_round": 3, "min_frames": 3, "min_trajectories": 1},
+    )
+    late = storm.take(storm.commands.pop())
+    storm.until(lambda state: state.version == 2 and state.round and state.round.closed)
+    decided = storm.hear(late[0])
+    (judge,) = [c for c in decided if isinstance(c, m.Judge)]
+    storm.hold(m.Judge)
+    storm.until(lambda state: state.stage.index == 1)
+    assert storm.state.tasks[judge.task].status == "cancelled"
+    storm.until(lambda state: state.finished)
+    check_books(storm.state)
+
+
 def test_a_chunk_one_version_old_is_good_enough() -> None:
     storm = streaming(World(ripe=99))
     late = storm.take(storm.commands.pop())
