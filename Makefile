@@ -24,7 +24,7 @@ soak: $(STAMP)
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 schema: $(STAMP)
-	$(BIN)/python -c "from shared.messages import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
+	$(BIN)/python -c "from shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
 
 install: $(STAMP)
 

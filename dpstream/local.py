@@ -23,9 +23,10 @@ import services.labeler.handlers as labeler
 import services.trainer.handlers as trainer
 from services.coordinator.service import Coordinator, Desk
 from services.coordinator.state import State
+from shared.codec import encode, topic_of
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError
-from shared.messages import CampaignResumed, CampaignSubmitted, encode, topic_of
+from shared.messages import CampaignResumed, CampaignSubmitted
 from shared.ports import Outgoing
 from shared.values import stable_id
 from shared.worker import Worker

@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from dpstream.inputs import Gathered
+from shared.codec import decode, encode
 from shared.errors import CorruptLedger, SpecError
 from shared.frames import Batch, Frame, Label, frame_key
-from shared.messages import CampaignSubmitted, decode, encode
+from shared.messages import CampaignSubmitted
 from shared.ports import Store
 from shared.spec import Spec, expand_material
 from shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id

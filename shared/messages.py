@@ -6,10 +6,9 @@ All are frozen, carry references instead of arrays, and stay under 64 KB on the 
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from shared.values import (
     Accepted,
@@ -30,15 +29,10 @@ from shared.values import (
     Value,
 )
 
-MAX_BODY = 64 * 1024
-
 
 class Message(Value):
     """What every message carries. `cause` is the id of the message that led to this one; `time`
     is seconds since the epoch (UTC) at its writer's clock."""
-
-    ROUTE: ClassVar[str] = ""
-    """Commands: their queue, `{}` filled by `capability`. Events: the last word of the topic."""
 
     id: str
     campaign: Name
@@ -52,7 +46,6 @@ class Message(Value):
 class CampaignSubmitted(Message):
     """A frozen spec and its initial data have been stored."""
 
-    ROUTE: ClassVar[str] = "campaign-submitted"
     type: Literal["campaign-submitted/1"] = "campaign-submitted/1"
     spec: Ref
     packs: tuple[Ref, ...] = Field(default=(), description="imported labelled batches")
@@ -71,6 +64,9 @@ class Command(Message):
     """Work for one worker. `attempt` counts issues of the same task; every attempt writes under a
     folder of its own."""
 
+    QUEUE: ClassVar[str]
+    """The work queue; `{}` is filled by `capability`."""
+
     task: TaskId
     attempt: int = Field(default=1, ge=1)
     title: str = Field(description="for people: what this task is")
@@ -81,7 +77,7 @@ class Command(Message):
 class Train(Command):
     """Train one member of a committee."""
 
-    ROUTE: ClassVar[str] = "train"
+    QUEUE: ClassVar[str] = "train"
     type: Literal["train/1"] = "train/1"
     version: int
     member: int
@@ -99,7 +95,7 @@ class Explore(Command):
     """Run one trajectory and judge its frames. `pinned`: one committee version from start to end
     in one chunk (lockstep); otherwise the worker moves to a newer committee between chunks."""
 
-    ROUTE: ClassVar[str] = "explore"
+    QUEUE: ClassVar[str] = "explore"
     type: Literal["explore/1"] = "explore/1"
     committee: Ref
     version: int
@@ -118,7 +114,7 @@ class Explore(Command):
 class Judge(Command):
     """Judge waiting candidates, and frames that wait for their label, by a newer committee."""
 
-    ROUTE: ClassVar[str] = "judge"
+    QUEUE: ClassVar[str] = "judge"
     type: Literal["judge/1"] = "judge/1"
     committee: Ref
     version: int
@@ -130,7 +126,7 @@ class Judge(Command):
 class Select(Command):
     """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
 
-    ROUTE: ClassVar[str] = "judge"
+    QUEUE: ClassVar[str] = "judge"
     type: Literal["select/1"] = "select/1"
     committee: Ref
     version: int
@@ -145,7 +141,7 @@ class Select(Command):
 class Label(Command):
     """Compute labels of a few frames by the campaign's recipe."""
 
-    ROUTE: ClassVar[str] = "label.{}"
+    QUEUE: ClassVar[str] = "label.{}"
     type: Literal["label/1"] = "label/1"
     capability: Name
     recipe: str
@@ -155,7 +151,7 @@ class Label(Command):
 class Reference(Command):
     """Run reference-driven molecular dynamics and keep spaced frames as the held-out test set."""
 
-    ROUTE: ClassVar[str] = "label.{}"
+    QUEUE: ClassVar[str] = "label.{}"
     type: Literal["reference/1"] = "reference/1"
     capability: Name
     recipe: str
@@ -167,7 +163,7 @@ class Reference(Command):
 class Audit(Command):
     """Measure a committee's true error on labelled audit frames."""
 
-    ROUTE: ClassVar[str] = "judge"
+    QUEUE: ClassVar[str] = "judge"
     type: Literal["audit/1"] = "audit/1"
     committee: Ref
     version: int
@@ -183,7 +179,7 @@ class Audit(Command):
 class Verify(Command):
     """Run the final model alone at constant energy and measure it on the held-out set."""
 
-    ROUTE: ClassVar[str] = "explore"
+    QUEUE: ClassVar[str] = "explore"
     type: Literal["verify/1"] = "verify/1"
     model: Ref
     type_map: tuple[str, ...]
@@ -201,7 +197,6 @@ class TaskEvent(Message):
 
 
 class TaskClaimed(TaskEvent):
-    ROUTE: ClassVar[str] = "task-claimed"
     type: Literal["task-claimed/1"] = "task-claimed/1"
     worker: str
 
@@ -209,7 +204,6 @@ class TaskClaimed(TaskEvent):
 class TaskHeartbeat(TaskEvent):
     """Neither ledgered nor decided upon."""
 
-    ROUTE: ClassVar[str] = "task-heartbeat"
     type: Literal["task-heartbeat/1"] = "task-heartbeat/1"
     worker: str
     progress: str = ""
@@ -218,14 +212,12 @@ class TaskHeartbeat(TaskEvent):
 class TaskReleased(TaskEvent):
     """The worker gave the task back, through no fault of the task."""
 
-    ROUTE: ClassVar[str] = "task-released"
     type: Literal["task-released/1"] = "task-released/1"
     reason: str
     delay: float = 0.0
 
 
 class TaskFailed(TaskEvent):
-    ROUTE: ClassVar[str] = "task-failed"
     type: Literal["task-failed/1"] = "task-failed/1"
     permanent: bool
     reason: str
@@ -235,19 +227,16 @@ class TaskFailed(TaskEvent):
 class LeaseLapsed(TaskEvent):
     """Said by the coordinator's own edge: no heartbeat for a whole lease."""
 
-    ROUTE: ClassVar[str] = "lease-lapsed"
     type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
 
 
 class TaskRevoked(TaskEvent):
     """Said by the coordinator's own edge: it won the claim of a task nobody had started."""
 
-    ROUTE: ClassVar[str] = "task-revoked"
     type: Literal["task-revoked/1"] = "task-revoked/1"
 
 
 class CheckpointSaved(TaskEvent):
-    ROUTE: ClassVar[str] = "checkpoint-saved"
     type: Literal["checkpoint-saved/1"] = "checkpoint-saved/1"
     checkpoint: Ref
     step: int
@@ -263,7 +252,6 @@ class Result(TaskEvent):
 
 
 class MemberTrained(Result):
-    ROUTE: ClassVar[str] = "member-trained"
     type: Literal["member-trained/1"] = "member-trained/1"
     version: int
     member: int
@@ -281,7 +269,6 @@ class MemberTrained(Result):
 class ModelsReady(Message):
     """A committee is complete. Also stored as `campaigns/<c>/committees/<version>.json`."""
 
-    ROUTE: ClassVar[str] = "models-ready"
     type: Literal["models-ready/1"] = "models-ready/1"
     committee: Committee
     manifest: Ref
@@ -293,7 +280,6 @@ class ChunkExplored(Result):
     frames by deviation in `shared.deviation.BINS`. `dropped`: planned checks never made because the
     trajectory was stopped early; they count as failed."""
 
-    ROUTE: ClassVar[str] = "candidates-found"
     type: Literal["candidates-found/1"] = "candidates-found/1"
     version: int
     chunk: int
@@ -312,7 +298,6 @@ class FramesJudged(Result):
     """Waiting candidates after a new verdict: `pool` holds what remains of them. `accurate` names
     those of the command's `frames` that need no label any more."""
 
-    ROUTE: ClassVar[str] = "frames-judged"
     type: Literal["frames-judged/1"] = "frames-judged/1"
     version: int
     pool: tuple[PoolItem, ...]
@@ -321,7 +306,6 @@ class FramesJudged(Result):
 
 
 class CandidatesSelected(Result):
-    ROUTE: ClassVar[str] = "candidates-selected"
     type: Literal["candidates-selected/1"] = "candidates-selected/1"
     version: int
     stage: int
@@ -332,7 +316,6 @@ class CandidatesSelected(Result):
 
 
 class LabelsDone(Result):
-    ROUTE: ClassVar[str] = "labels-done"
     type: Literal["labels-done/1"] = "labels-done/1"
     accepted: tuple[Accepted, ...] = ()
     rejected: tuple[Rejected, ...] = ()
@@ -341,7 +324,6 @@ class LabelsDone(Result):
 class ReferenceDone(Result):
     """Held-out labelled frames of one reference trajectory, as a labelled batch."""
 
-    ROUTE: ClassVar[str] = "reference-done"
     type: Literal["reference-done/1"] = "reference-done/1"
     trajectory: int
     pack: Ref
@@ -353,7 +335,6 @@ class AuditDone(Result):
     P(max-atom error > target | accurate), each with its bootstrap 95 % upper bound over
     trajectories. `deviation_over_error` is mean ε / mean ε̂."""
 
-    ROUTE: ClassVar[str] = "audit-done"
     type: Literal["audit-done/1"] = "audit-done/1"
     version: int
     stage: int
@@ -372,7 +353,6 @@ class AuditDone(Result):
 
 
 class Verified(Result):
-    ROUTE: ClassVar[str] = "verified"
     type: Literal["verified/1"] = "verified/1"
     stable: bool
     drift: float = Field(description="total-energy drift, eV per atom per ps")
@@ -387,7 +367,6 @@ class Verified(Result):
 class ManifestFrozen(Message):
     """A list too long for a message, stored under its key before anything refers to it."""
 
-    ROUTE: ClassVar[str] = "manifest-frozen"
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
     purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee"]
     manifest: Ref
@@ -399,7 +378,6 @@ class TrainingJudged(Message):
     its own training frames is too high, and longer training may help; *label-noise-limited*:
     longer training did not."""
 
-    ROUTE: ClassVar[str] = "training-judged"
     type: Literal["training-judged/1"] = "training-judged/1"
     version: int
     verdict: Literal["sound", "training-limited", "label-noise-limited"]
@@ -411,7 +389,6 @@ class TrainingJudged(Message):
 class RoundJudged(Message):
     """One committee version has been tried on every condition of its stage."""
 
-    ROUTE: ClassVar[str] = "round-judged"
     type: Literal["round-judged/1"] = "round-judged/1"
     stage: int
     round: int
@@ -422,7 +399,6 @@ class RoundJudged(Message):
 
 
 class TrustChanged(Message):
-    ROUTE: ClassVar[str] = "trust-changed"
     type: Literal["trust-changed/1"] = "trust-changed/1"
     stage: int
     version: int
@@ -431,7 +407,6 @@ class TrustChanged(Message):
 
 
 class StageEnded(Message):
-    ROUTE: ClassVar[str] = "stage-ended"
     type: Literal["stage-ended/1"] = "stage-ended/1"
     stage: int
     verdict: Literal["converged", "stuck", "out-of-budget"]
@@ -442,7 +417,6 @@ class TaskCancelled(Message):
     """Not wanted any more. The edge revokes the task by winning its claim, or else asks the
     worker to stop through `claims/<task>/<attempt>.stop`."""
 
-    ROUTE: ClassVar[str] = "task-cancelled"
     type: Literal["task-cancelled/1"] = "task-cancelled/1"
     task: TaskId
     attempt: int
@@ -450,7 +424,6 @@ class TaskCancelled(Message):
 
 
 class TaskAbandoned(Message):
-    ROUTE: ClassVar[str] = "task-abandoned"
     type: Literal["task-abandoned/1"] = "task-abandoned/1"
     task: TaskId
     title: str
@@ -461,7 +434,6 @@ class CampaignPaused(Message):
     """Something needs a person: an event that could not be processed, or a task the campaign
     cannot do without. Only this campaign waits."""
 
-    ROUTE: ClassVar[str] = "campaign-paused"
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
     why: str
     trace: str = ""
@@ -470,77 +442,10 @@ class CampaignPaused(Message):
 class CampaignResumed(Message):
     """Said by a person: go on, and try abandoned tasks once more."""
 
-    ROUTE: ClassVar[str] = "campaign-resumed"
     type: Literal["campaign-resumed/1"] = "campaign-resumed/1"
 
 
 class CampaignFinished(Message):
-    ROUTE: ClassVar[str] = "campaign-finished"
     type: Literal["campaign-finished/1"] = "campaign-finished/1"
     verdict: Literal["converged", "not-converged"]
     why: str
-
-
-AnyCommand = Train | Explore | Judge | Select | Label | Reference | Audit | Verify
-AnyResult = (
-    MemberTrained
-    | ChunkExplored
-    | FramesJudged
-    | CandidatesSelected
-    | LabelsDone
-    | ReferenceDone
-    | AuditDone
-    | Verified
-)
-AnyTaskEvent = (
-    TaskClaimed
-    | TaskHeartbeat
-    | TaskReleased
-    | TaskFailed
-    | LeaseLapsed
-    | TaskRevoked
-    | CheckpointSaved
-)
-AnyDecision = (
-    ModelsReady
-    | ManifestFrozen
-    | TrainingJudged
-    | RoundJudged
-    | TrustChanged
-    | StageEnded
-    | TaskCancelled
-    | TaskAbandoned
-    | CampaignPaused
-    | CampaignResumed
-    | CampaignFinished
-)
-AnyEvent = CampaignSubmitted | AnyTaskEvent | AnyResult | AnyDecision
-AnyMessage = Annotated[AnyCommand | AnyEvent, Field(discriminator="type")]
-
-ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMessage)
-
-
-def encode(message: Message) -> bytes:
-    """Canonical JSON bytes of a message (ValueError above 64 KB)."""
-    body = message.model_dump_json().encode()
-    if len(body) > MAX_BODY:
-        raise ValueError(f"{type(message).__name__} is {len(body)} bytes, above {MAX_BODY}")
-    return body
-
-
-def decode(body: bytes) -> Any:
-    """The message in `body`; pydantic.ValidationError when it is none of ours."""
-    return ADAPTER.validate_json(body)
-
-
-def queue_of(command: Command) -> str:
-    return command.ROUTE.format(getattr(command, "capability", ""))
-
-
-def topic_of(event: Message) -> str:
-    return f"{event.campaign}.{event.ROUTE}"
-
-
-def message_schema() -> str:
-    """JSON Schema of everything that crosses the bus, as committed in `docs/`."""
-    return json.dumps(ADAPTER.json_schema(), indent=1, sort_keys=True) + "\n"

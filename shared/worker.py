@@ -31,6 +31,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from shared.codec import decode, encode, topic_of
 from shared.errors import (
     BusError,
     DigestMismatch,
@@ -48,9 +49,6 @@ from shared.messages import (
     TaskFailed,
     TaskHeartbeat,
     TaskReleased,
-    decode,
-    encode,
-    topic_of,
 )
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.spec import Spec

@@ -6,8 +6,9 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from shared.codec import encode, queue_of
 from shared.errors import BusError
-from shared.messages import Command, Explore, Label, Reference, Train, encode, queue_of
+from shared.messages import Command, Explore, Label, Reference, Train
 from shared.ports import Bus, Outgoing
 
 MINIMUM = 20

@@ -56,6 +56,7 @@ from services.coordinator.state import (
     Task,
 )
 from shared import messages as m
+from shared.codec import AnyCommand
 
 
 def evolve(state: State, message: m.Message) -> State:
@@ -92,7 +93,7 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
 
 EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CampaignSubmitted: campaign_submitted,
-    **dict.fromkeys(get_args(m.AnyCommand), _issued),
+    **dict.fromkeys(get_args(AnyCommand), _issued),
     m.TaskClaimed: task_claimed,
     m.TaskReleased: task_lost(held_against=False),
     m.TaskFailed: task_lost(held_against=True),

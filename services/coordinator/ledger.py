@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from services.coordinator.evolve import evolve
 from services.coordinator.state import State
+from shared.codec import ADAPTER
 from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
-from shared.messages import ADAPTER, CampaignPaused, Message
+from shared.messages import CampaignPaused, Message
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import campaign_uri

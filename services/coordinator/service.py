@@ -24,6 +24,7 @@ from services.coordinator.ledger import Entry, Ledger, Segment
 from services.coordinator.policy import decide
 from services.coordinator.state import State, Task
 from shared import messages as m
+from shared.codec import decode, encode, topic_of
 from shared.errors import BusError, CorruptLedger, Fenced, StoreError
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.topology import COORDINATOR
@@ -234,7 +235,7 @@ class Coordinator:
             after, decided = decide(state, event)
             for command in decided:
                 if isinstance(command, m.Command):
-                    m.encode(command)  # refuses what is too long for the wire
+                    encode(command)  # refuses what is too long for the wire
             return after, decided
         except Exception as error:
             log.exception("unprocessable event", campaign=event.campaign, type=type(event).__name__)
@@ -288,7 +289,7 @@ class Coordinator:
                 elif isinstance(decision, m.TaskCancelled):
                     self._cancel(desk, decision)
                 elif isinstance(decision, PUBLIC):
-                    public.append(Outgoing(m.encode(decision), topic=m.topic_of(decision)))
+                    public.append(Outgoing(encode(decision), topic=topic_of(decision)))
         if public:
             self.bus.publish(public)
 
@@ -304,14 +305,14 @@ class Coordinator:
             attempt=decision.attempt,
         )
         key = claim_uri(decision.campaign, decision.task, decision.attempt)
-        if self.store.create(key, m.encode(revoked)) or self._is_revoked(key):
+        if self.store.create(key, encode(revoked)) or self._is_revoked(key):
             desk.backlog.claimed(decision.task)
             desk.inbox.append(revoked)
         elif not isinstance(desk.state.tasks[decision.task].command, m.Label):
             self.store.put(f"{key}.stop", b"{}")
 
     def _is_revoked(self, key: str) -> bool:
-        return isinstance(m.decode(self.store.get(key)), m.TaskRevoked)
+        return isinstance(decode(self.store.get(key)), m.TaskRevoked)
 
     def _lapsed(self, desk: Desk, now: float) -> list[m.Message]:
         late = [task for task, deadline in desk.leases.items() if now > deadline]
@@ -354,7 +355,7 @@ class Coordinator:
     def _read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery; what cannot be decoded is kept aside and never blocks."""
         try:
-            message = m.decode(delivery.body)
+            message = decode(delivery.body)
         except ValidationError:
             ref = Ref.to("x", delivery.body)
             self.store.create(f"deadletters/{ref.sha256}", delivery.body)

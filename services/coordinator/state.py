@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import core_schema
 
 from shared import messages as m
+from shared.codec import AnyCommand
 from shared.spec import Spec
 from shared.values import Committee, Counts, FrameRef, PoolItem, Ref, Trust
 
@@ -43,7 +44,7 @@ class Known(BaseModel):
 class Task(Known):
     """One piece of work. *lost*: its attempt failed or lapsed, the next is not issued yet."""
 
-    command: m.AnyCommand
+    command: AnyCommand
     status: Literal["open", "running", "lost", "done", "abandoned", "cancelled"] = "open"
     lapses: int = 0
     not_before: float = 0.0

@@ -21,12 +21,13 @@ from ase.build import bulk, molecule
 from services.explorer import md_script
 from services.explorer.handlers import Bench, audit, explore, judge, verify
 from services.explorer.trajectory import read_checkpoint
+from shared.codec import decode
 from shared.deviation import max_force_deviation, verdict, virial_deviation
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
 from shared.frames import Batch, Frame, canonical, frame_key, from_ase
-from shared.messages import Audit, ChunkExplored, Explore, Judge, Verify, decode
+from shared.messages import Audit, ChunkExplored, Explore, Judge, Verify
 from shared.sections import Md
 from shared.spec import Spec
 from shared.values import (

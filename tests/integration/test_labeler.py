@@ -24,11 +24,12 @@ from services.labeler.codes.ase import Ase
 from services.labeler.codes.base import Settings
 from services.labeler.handlers import HANDLERS, Bench, label, reference
 from services.labeler.recipes import make_recipe
+from shared.codec import encode
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
 from shared.frames import Batch, Frame, canonical, decode_labelled, frame_key, from_ase
-from shared.messages import Label, LabelsDone, Reference, encode
+from shared.messages import Label, LabelsDone, Reference
 from shared.spec import Spec
 from shared.values import FrameRef, Recipe, Ref, label_uri
 from shared.worker import Context

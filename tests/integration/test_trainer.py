@@ -21,11 +21,12 @@ from tblite.ase import TBLite
 from services.trainer import checkpoints
 from services.trainer.handlers import HANDLERS, Bench
 from services.trainer.training_input import BACKENDS, Run, build_input
+from shared.codec import decode
 from shared.dataset import load_dataset, write_deepmd
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import EngineCrashed, EngineError, Permanent, Stopped
 from shared.frames import Batch, Frame, Label, canonical, encode_labelled
-from shared.messages import CheckpointSaved, MemberTrained, Train, decode
+from shared.messages import CheckpointSaved, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Dataset, Ref
 from shared.worker import Context

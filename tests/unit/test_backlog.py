@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from services.coordinator.backlog import MINIMUM, Backlog
+from shared.codec import decode
 from shared.embedded import InProcessBus
 from shared.errors import BusError
-from shared.messages import Command, Explore, Label, Reference, Train, decode
+from shared.messages import Command, Explore, Label, Reference, Train
 from shared.values import FrameRef
 from tests.contract.faults import FlakyBus, first
 from tests.unit.test_convergence import train_command

@@ -21,6 +21,7 @@ from services.coordinator.policy import decide
 from services.coordinator.service import Coordinator, Desk
 from services.coordinator.state import State
 from shared import messages as m
+from shared.codec import decode, encode, topic_of
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.errors import BusError, Fenced, StoreError
 from shared.ports import Bus, Outgoing, Store
@@ -60,7 +61,7 @@ class Site:
         return self.coordinator.desks[of.name]
 
     def say(self, *events: m.Message) -> None:
-        self.bus.publish([Outgoing(m.encode(e), topic=m.topic_of(e)) for e in events])
+        self.bus.publish([Outgoing(encode(e), topic=topic_of(e)) for e in events])
 
     def turn(self, of: Coordinator | None = None) -> None:
         """One turn of a coordinator: whatever has come in, then the clock."""
@@ -89,13 +90,13 @@ class Site:
         subscription = self.bus.consume(queue)
         while (delivery := subscription.next(timeout=0.0)) is not None:
             delivery.ack()
-            yield m.decode(delivery.body)
+            yield decode(delivery.body)
         subscription.cancel()
 
     def claim(self, command: m.Command, worker: str = "w") -> bool:
         claimed = m.TaskClaimed(**World.envelope(command, "claim"), worker=worker)
         key = claim_uri(command.campaign, command.task, command.attempt)
-        return self.store.create(key, m.encode(claimed))
+        return self.store.create(key, encode(claimed))
 
     def work(self) -> int:
         """Do everything that is published; how much that was. Where somebody else has the claim,
@@ -103,7 +104,7 @@ class Site:
         published = self.published()
         commands = [c for c in published if self.claim(c)]
         for lost in [c for c in published if c not in commands]:
-            self.say(m.decode(self.store.get(claim_uri(lost.campaign, lost.task, lost.attempt))))
+            self.say(decode(self.store.get(claim_uri(lost.campaign, lost.task, lost.attempt))))
         for command in commands:
             for key in list(self.store.list(f"campaigns/{command.campaign}/manifests/")):
                 self.world.manifests[key] = self.store.get(key).decode()
@@ -219,7 +220,7 @@ class RecordedDelivery:
     redelivered = False
 
     def __init__(self, event: m.Message, recorder: Recorder) -> None:
-        self.body, self.recorder = m.encode(event), recorder
+        self.body, self.recorder = encode(event), recorder
 
     def ack(self) -> None:
         self.recorder.act("ack")
@@ -284,7 +285,7 @@ def test_a_restart_says_the_last_segments_messages_again(site: Site) -> None:
         site.hire().open("world")
         delivery = listener.next(timeout=0.0)
         assert delivery is not None
-        assert isinstance(m.decode(delivery.body), m.ModelsReady)
+        assert isinstance(decode(delivery.body), m.ModelsReady)
         delivery.ack()
     assert len(read_segments(site.store, "world")[0]) == desk.ledger.seq
 
@@ -375,7 +376,7 @@ def test_the_claim_of_a_worker_that_died_unheard_is_found_by_reissue(site: Site)
     same = next(c for c in site.published() if c.task == command.task)
     assert (same.task, same.attempt) == (command.task, 1)
     assert not site.claim(same, "alive")
-    winner = m.decode(site.store.get(claim_uri("world", command.task, 1)))
+    winner = decode(site.store.get(claim_uri("world", command.task, 1)))
     site.say(winner)  # the loser publishes the winner's word once more
     site.turn()
     assert status(desk, command) == "running"
@@ -540,10 +541,10 @@ def test_a_repaired_campaign_goes_on_after_an_unprocessable_event(
 def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(m, "MAX_BODY", 3000)
+    monkeypatch.setattr("shared.codec.MAX_BODY", 3000)
     desk = site.submit(small(labels={"bundle": 100}))
     assert desk.state.paused is None or "above 3000" in desk.state.paused
-    monkeypatch.setattr(m, "MAX_BODY", 900)
+    monkeypatch.setattr("shared.codec.MAX_BODY", 900)
     site.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()

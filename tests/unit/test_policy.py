@@ -16,6 +16,7 @@ from services.coordinator.evolve import evolve
 from services.coordinator.policy import decide
 from services.coordinator.state import ByCondition, State
 from shared import messages as m
+from shared.codec import MAX_BODY, encode
 from shared.values import Counts, Pool, Trust
 from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.world import World, key, ref, spec
@@ -539,4 +540,4 @@ def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
             "frames": [frame] * 60,
         }
     )
-    assert 40_000 < len(m.encode(judge)) <= m.MAX_BODY
+    assert 40_000 < len(encode(judge)) <= MAX_BODY

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from services.explorer.select import select
+from shared.codec import MAX_BODY, encode
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.frames import Batch, Frame, canonical, frame_key
-from shared.messages import MAX_BODY, Select, encode
+from shared.messages import Select
 from shared.spec import Spec
 from shared.values import Condition, Pool, PoolItem, Ref
 from shared.worker import Context

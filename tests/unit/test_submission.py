@@ -14,10 +14,11 @@ from ase.build import bulk, molecule
 from dpstream.inputs import Gathered, gather
 from dpstream.submission import submit
 from services.labeler.recipes import make_recipe
+from shared.codec import MAX_BODY, decode, encode
 from shared.errors import SpecError
 from shared.folder_store import FolderStore
 from shared.frames import Batch, Frame, Label, canonical, frame_key, from_ase
-from shared.messages import MAX_BODY, CampaignSubmitted, decode, encode
+from shared.messages import CampaignSubmitted
 from shared.spec import Spec
 from shared.values import Dataset, FrameRef, Recipe, Ref, stable_id
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.messages import CampaignFinished, topic_of
+from shared.codec import topic_of
+from shared.messages import CampaignFinished
 from shared.topology import COORDINATOR, declared, matches
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shared import messages as m
+from shared.codec import MAX_BODY, decode, encode, queue_of
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.errors import (
     DigestMismatch,
@@ -117,13 +118,13 @@ class Shop:
         self.ear = self.bus.consume("coordinator", prefetch=10**6)
 
     def send(self, *commands: m.Command) -> None:
-        self.bus.publish([Outgoing(m.encode(c), queue=m.queue_of(c)) for c in commands])
+        self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
 
     def hear(self) -> Any:
         """The next event, heartbeats included."""
         delivery = self.ear.next(PROMPT)
         assert delivery is not None, "no event"
-        return m.decode(delivery.body)
+        return decode(delivery.body)
 
     def hear_types(self, count: int) -> list[type[m.Message]]:
         return [type(self.hear()) for _ in range(count)]
@@ -201,7 +202,7 @@ def test_claim_then_acknowledge_then_work(shop: Shop) -> None:
     assert (claimed.campaign, claimed.cause) == ("methane", "command-t1-1")
     assert isinstance(done, m.LabelsDone)
     assert (done.task, done.attempt, done.cause) == ("t1", 1, "command-t1-1")
-    assert m.decode(shop.store.get(claim_uri("methane", "t1", 1))) == claimed
+    assert decode(shop.store.get(claim_uri("methane", "t1", 1))) == claimed
 
 
 def test_a_busy_worker_holds_no_second_delivery(shop: Shop) -> None:
@@ -288,7 +289,7 @@ def test_many_workers_and_a_bad_bus_do_every_task_once(shop: Shop) -> None:
 
     tasks = [f"t{n}" for n in range(30)]
     bad = FaultyBus(InProcessBus(shop.broker), seed=1, double=0.5)
-    bad.publish([Outgoing(m.encode(label(task)), queue="label.toy") for task in tasks])
+    bad.publish([Outgoing(encode(label(task)), queue="label.toy") for task in tasks])
     for seed in range(4):
         shop.worker(handler, bus=FaultyBus(InProcessBus(shop.broker), seed=seed, double=0.0))
     done: set[str] = set()
@@ -304,7 +305,7 @@ def test_a_dead_owner_is_named_and_nobody_else_works(shop: Shop) -> None:
     dead = m.TaskClaimed(
         id="dead", campaign="methane", time=1.0, task="t1", attempt=1, worker="dead"
     )
-    shop.store.create(claim_uri("methane", "t1", 1), m.encode(dead))
+    shop.store.create(claim_uri("methane", "t1", 1), encode(dead))
     shop.send(label())
     shop.worker()
     assert shop.hear() == dead
@@ -316,7 +317,7 @@ def test_a_dead_owner_is_named_and_nobody_else_works(shop: Shop) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        m.encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
+        encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
         b"{}",
         b"\xff\x00 no JSON",
         b"",
@@ -404,7 +405,7 @@ def test_what_an_error_says_never_breaks_the_worker(
     shop: Shop, kind: type[Exception], text: str
 ) -> None:
     event = ending(shop, kind(text))
-    assert len(m.encode(event)) < m.MAX_BODY
+    assert len(encode(event)) < MAX_BODY
 
 
 def test_a_result_too_long_for_the_wire_fails_its_task(shop: Shop) -> None:
@@ -507,9 +508,9 @@ def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
         b"{}",
         b'{"type": "label/2"}',
         b"[" * 60_000,
-        m.encode(label()).replace(b'"t1"', b'"../../etc"'),
-        m.encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
-        m.encode(
+        encode(label()).replace(b'"t1"', b'"../../etc"'),
+        encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
+        encode(
             m.Verify(
                 id="v",
                 campaign="methane",
