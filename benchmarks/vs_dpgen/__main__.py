@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from benchmarks.vs_dpgen import (
@@ -20,6 +23,7 @@ from benchmarks.vs_dpgen import inputs as inputs_
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Run, save, show
 from benchmarks.vs_dpgen.size import SIZES, Size
+from shared.frames import Batch
 
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"
@@ -34,22 +38,43 @@ def main() -> None:
     dpgen_arm.install(venv, version("pyscf"))
     cold = ablation.cold_starts(venv, dpgen_arm.environment(venv))
     console.print("cold start, s: " + ", ".join(f"{k} {v:.1f}" for k, v in cold.items()))
-    console.print(f"held-out set in {folder / 'held-out'}: made once", soft_wrap=True)
-    test = inputs_.held_out(size, folder / "held-out")
-    rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
-    runs: dict[str, list[Run]] = {arm: [] for arm in arguments.arms}
+    outcomes: dict[str, list[Outcome]] = {arm: [] for arm in arguments.arms}
     for seed in range(1, arguments.seeds + 1):
         at = folder / f"seed-{seed}"
         inputs_.make_inputs(size, seed, at / "inputs")
         _say_labels_agree(console, at, venv)
         for arm in arguments.arms:
             console.print(f"seed {seed}: {arm}")
-            outcome = run_arm(arm, size, seed, at, venv)
-            errors = accuracy.measure(outcome.models, test, folder / "scratch")
-            runs[arm].append(Run(outcome, errors, ablation.share(outcome, cold)))
-            save(folder / "results.json", size, runs, rms)
+            outcomes[arm].append(
+                kept(at / f"{arm}.json", partial(run_arm, arm, size, seed, at, venv))
+            )
+    console.print(f"held-out set in {folder / 'held-out'}: made once", soft_wrap=True)
+    test = inputs_.held_out(size, folder / "held-out")
+    rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
+    runs = {
+        arm: [_measured(outcome, test, cold, folder) for outcome in own]
+        for arm, own in outcomes.items()
+    }
+    save(folder / "results.json", size, runs, rms)
     show(console, size, runs, rms)
     console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
+
+
+def kept(path: Path, run: Callable[[], Outcome]) -> Outcome:
+    """What `path` keeps of an arm that has run before; else run it, and keep its outcome."""
+    adapter = TypeAdapter(Outcome)
+    if path.exists():
+        return adapter.validate_json(path.read_bytes())
+    outcome = run()
+    path.write_bytes(adapter.dump_json(outcome))
+    return outcome
+
+
+def _measured(
+    outcome: Outcome, test: Mapping[str, Batch], cold: Mapping[str, float], folder: Path
+) -> Run:
+    errors = accuracy.measure(outcome.models, test, folder / "scratch")
+    return Run(outcome, errors, ablation.share(outcome, cold))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ LIMIT = 1.05
 """A speed is claimed only where the error ratio's upper bound is below this."""
 
 Errors = Mapping[str, Floats]
-"""By temperature: mean square error of a force component, (eV/Å)², of every held-out trajectory
-`(n_trajectories,)`, mean over its frames and the committee's models."""
+"""By temperature: mean square error of a force component, (eV/Å)², of every model on every held-out
+trajectory `(n_models, n_trajectories)`, mean over its frames."""
 
 
 def measure(models: Sequence[str], test: Mapping[str, Batch], scratch: Path) -> Errors:
@@ -34,13 +34,13 @@ def _errors(engine: Engine, models: Sequence[str], batch: Batch, scratch: Path) 
     engine.call("evaluate", {"models": list(models), "batch": str(given), "result": str(result)})
     with np.load(result, allow_pickle=False) as found:
         squared = (found["forces"] - batch.arrays["forces"]) ** 2
-    return by_trajectory(squared.mean(axis=(0, 2, 3)), batch.arrays["trajectory"])
+    return by_trajectory(squared.mean(axis=(2, 3)), batch.arrays["trajectory"])
 
 
 def by_trajectory(values: Floats, trajectory: Sequence[int] | Floats) -> Floats:
-    """Means of `values` `(n_frames,)` over each trajectory, in order of their numbers."""
+    """Means of `values` `(n_models, n_frames)` over each trajectory, in order of their numbers."""
     numbers = np.asarray(trajectory)
-    return np.array([values[numbers == n].mean() for n in np.unique(numbers)])
+    return np.stack([values[:, numbers == n].mean(axis=1) for n in np.unique(numbers)], axis=1)
 
 
 def rmse(errors: Floats) -> float:
@@ -60,17 +60,20 @@ def rms_force(batch: Batch) -> float:
 def ratio(ours: Sequence[Errors], theirs: Sequence[Errors]) -> tuple[float, float, float]:
     """Overall force RMSE of `ours` over `theirs`, and its bootstrap 95 % bounds.
 
-    One item per seed. Seeds and, within each temperature, trajectories are drawn with replacement;
-    both sides get the same draw, because they share inputs and held-out frames.
+    One item per seed. Drawn with replacement: seeds and, within each temperature, trajectories,
+    the same for both sides, because they share inputs and held-out frames; and the models, for
+    each side on its own, because a training's outcome depends on its random numbers.
     """
     random = np.random.default_rng(1)
     seeds = random.integers(len(ours), size=(RESAMPLES, len(ours)))
-    draws = {
-        name: random.integers(len(values), size=(RESAMPLES, len(values)))
+    rows = {
+        name: random.integers(values.shape[1], size=(RESAMPLES, values.shape[1]))
         for name, values in ours[0].items()
     }
     value = np.sqrt(_mean_square(ours) / _mean_square(theirs))
-    resampled = np.sqrt(_resampled(ours, seeds, draws) / _resampled(theirs, seeds, draws))
+    resampled = np.sqrt(
+        _resampled(ours, seeds, rows, random) / _resampled(theirs, seeds, rows, random)
+    )
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(value), float(low), float(high)
 
@@ -79,12 +82,26 @@ def _mean_square(side: Sequence[Errors]) -> float:
     return float(np.mean([overall(errors) ** 2 for errors in side]))
 
 
-def _resampled(side: Sequence[Errors], seeds: Ints, draws: Mapping[str, Ints]) -> Floats:
-    """Mean square errors `(n_draws,)`; `seeds` `(n_draws, n_seeds)`, `draws` by temperature
-    `(n_draws, n_trajectories)`."""
+def _resampled(
+    side: Sequence[Errors],
+    seeds: Ints,
+    rows: Mapping[str, Ints],
+    random: np.random.Generator,
+) -> Floats:
+    """Mean square errors `(n_draws,)`; `seeds` `(n_draws, n_seeds)`, `rows` by temperature the
+    trajectories drawn `(n_draws, n_trajectories)`."""
+    models = next(iter(side[0].values())).shape[0]
+    columns = random.integers(models, size=(*seeds.shape, models))
     by_temperature = [
-        np.stack([errors[name] for errors in side])[seeds[:, :, None], rows[:, None, :]]
-        for name, rows in draws.items()
+        _drawn(np.stack([errors[name] for errors in side]), seeds, columns, chosen)
+        for name, chosen in rows.items()
     ]
-    means: Floats = np.mean([drawn.mean(axis=(1, 2)) for drawn in by_temperature], axis=0)
+    means: Floats = np.mean(by_temperature, axis=0)
+    return means
+
+
+def _drawn(values: Floats, seeds: Ints, models: Ints, rows: Ints) -> Floats:
+    """Means `(n_draws,)` of `values` `(n_seeds, n_models, n_trajectories)` over what is drawn."""
+    index = seeds[:, :, None, None], models[:, :, :, None], rows[:, None, None, :]
+    means: Floats = values[index].mean(axis=(1, 2, 3))
     return means

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.vs_dpgen import accuracy, dpgen_files, dpgen_log, dpstream_arm, dpstream_spec
+from benchmarks.vs_dpgen.__main__ import kept
 from benchmarks.vs_dpgen.ablation import occupancy, share
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Comparison, Run, compare, provenance, spread, verdict
@@ -205,14 +206,18 @@ def test_shares_of_the_wall_time() -> None:
 # ------------------------------------------------------------------------------------ accuracy
 
 
+MODELS = 4
+
+
 def errors(scale: float, seed: int = 0, count: int = 10) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    return {"50 K": scale * random.uniform(1, 2, count), "300 K": scale * np.ones(count)}
+    varied = np.tile(random.uniform(1, 2, count), (MODELS, 1))
+    return {"50 K": scale * varied, "300 K": scale * np.ones((MODELS, count))}
 
 
 def test_frames_are_averaged_by_trajectory() -> None:
-    means = accuracy.by_trajectory(np.array([1.0, 3.0, 10.0]), [0, 0, 4])
-    assert means.tolist() == [2.0, 10.0]
+    means = accuracy.by_trajectory(np.array([[1.0, 3.0, 10.0], [0.0, 2.0, 5.0]]), [0, 0, 4])
+    assert means.tolist() == [[2.0, 10.0], [1.0, 5.0]]
 
 
 def test_errors_weigh_temperatures_alike() -> None:
@@ -231,6 +236,25 @@ def test_the_interval_widens_with_differing_trajectories() -> None:
     value, low, high = accuracy.ratio([errors(1.0, 1)], [errors(1.0, 2)])
     assert low < value < high
     assert low < 1 < high
+
+
+def test_the_interval_knows_that_trainings_differ() -> None:
+    uneven = {name: values.copy() for name, values in errors(1.0).items()}
+    for values in uneven.values():
+        values[0] *= 9  # one member of the four came out badly
+    value, low, high = accuracy.ratio([uneven], [errors(1.0)])
+    assert value == pytest.approx(np.sqrt(3))
+    assert low == pytest.approx(1.0)
+    assert high > 2
+
+
+def test_an_arm_that_has_run_is_not_run_again(tmp_path: Path) -> None:
+    def never() -> Outcome:
+        raise AssertionError("run again")
+
+    first = Outcome("dpgen", 0.0, 5.0, 6.0, 3, ("a.pb",), ((0.0, 1.0),), {"dp": 2}, 1.0)
+    assert kept(tmp_path / "dpgen.json", lambda: first) == first
+    assert kept(tmp_path / "dpgen.json", never) == first
 
 
 def test_the_interval_knows_of_seeds() -> None:
