@@ -66,13 +66,13 @@ FULL = Size(
     name="full",
     temperatures=(50.0, 300.0, 600.0),
     train_steps=4000,
-    initial=20,
+    initial=10,
     structures=20,
     md_steps=2000,
     every=20,
     labels=60,
-    low=0.05,
-    high=1.0,
+    low=0.015,
+    high=5.0,
     held_out=HeldOut(trajectories=10, frames=3, spacing=0.1, driver="pyscf"),
 )
 MEDIUM = Size(
