@@ -25,6 +25,7 @@ soak: $(STAMP)
 
 schema: $(STAMP)
 	$(BIN)/python -c "from shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
+	$(BIN)/python -c "from shared.asyncapi import document; print(document(), end='')" > docs/asyncapi.json
 
 install: $(STAMP)
 

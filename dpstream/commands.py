@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
-from dpstream.engines import check_engines
+from dpstream import remote
+from dpstream.access import access
+from dpstream.deployment import is_folder
 from dpstream.export import export as export_campaign
-from dpstream.inputs import Gathered, gather
+from dpstream.mixed import run_mixed
+from dpstream.options import (
+    DEFAULT_ROOT,
+    Broker,
+    Campaign,
+    Mode,
+    NewName,
+    Root,
+    SpecFile,
+    console,
+    named,
+    prepared,
+    within,
+)
 from dpstream.plan import cross_check, plan
+from dpstream.propose import propose
 from dpstream.relabel import label_frames
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
-from dpstream.submission import stored_spec
 from dpstream.template import new_campaign
 from dpstream.view import Learning, summary
-from dpstream.why import why as why_frame
-from services.coordinator.ledger import campaigns, heard_and_decided, load_state
-from services.labeler.recipes import make_recipe
-from shared.embedded import FolderStore
-from shared.errors import CorruptLedger, SpecError, StoreError
-from shared.spec import Spec, expand_material, load_spec
-from shared.spec_errors import did_you_mean, explain
-from shared.values import Recipe
+from services.coordinator.inbound import BURIED
+from services.coordinator.ledger import heard_and_decided, load_state
+from services.coordinator.why import why as why_frame
+from shared.errors import SpecError
+from shared.spec import Spec
 
 app = typer.Typer(
     name="dpstream",
@@ -42,37 +50,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
-
 MOST_WORKERS = 64
 """Of one service: each has a warm engine of some 0.5 GB."""
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
-
-DEFAULT_ROOT = Path("runs")
-SpecFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SPEC", help="Campaign spec, YAML or JSON; `dpstream new` writes one to edit."
-    ),
-]
-Root = Annotated[
-    Path,
-    typer.Option(
-        metavar="DIR", help="Folder of all campaigns; the labels in it are shared between them."
-    ),
-]
-Campaign = Annotated[
-    str | None,
-    typer.Argument(metavar="[NAME]", help="Campaign; may be left out when there is only one."),
-]
-Mode = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODE",
-        help="lockstep (DP-GEN's rounds, reproducible) or streaming (no barriers), instead of "
-        "the spec's.",
-    ),
-]
 
 
 @app.command()
@@ -82,29 +62,35 @@ def run(
     workers: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Workers of each service here; those not named keep their number."
+            metavar="LIST",
+            help="Workers of each service here; those not named keep their number. With --broker "
+            "it may be 0, and coordinator=1 runs a coordinator here.",
         ),
     ] = ",".join(f"{service}={count}" for service, count in WORKERS.items()),
     root: Root = DEFAULT_ROOT,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Campaign name, instead of the spec's: the same spec begun anew."
-        ),
-    ] = None,
+    broker: Broker = None,
+    name: NewName = None,
 ) -> None:
     """Run a campaign on this machine; an existing one is resumed.
 
     Models, dataset and report end up in DIR/NAME.
     Ctrl-C or a crash loses only the work in flight; the same command goes on.
 
+    With --broker and --store, the campaign is one of that deployment: it is submitted there, the
+    workers started here work beside its own, and the end is watched for. A coordinator has to be
+    at work there, or here by --workers coordinator=1 (it takes over from one that is there).
+
     Exit status: 0 converged, 1 not converged, 2 bad input,
     3 a fault of dpstream itself, 130 interrupted.
     """
-    crew = _parse_workers(workers)
-    loaded, gathered, recipe = _prepared(spec, mode, name)
-    with _in(root):
-        raise typer.Exit(run_campaign(loaded, gathered, recipe, root, crew, console))
+    crew = _parse_workers(workers, broker)
+    if broker is None and not is_folder(root):
+        raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
+    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None)
+    with within(root):
+        if broker is None:
+            raise typer.Exit(run_campaign(loaded, gathered, recipe, Path(root), crew, console))
+        raise typer.Exit(run_mixed(loaded, gathered, recipe, root, broker, crew, console))
 
 
 @app.command()
@@ -113,7 +99,7 @@ def validate(spec: SpecFile, mode: Mode = None) -> None:
 
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
-    loaded, gathered, recipe = _prepared(spec, mode, None)
+    loaded, gathered, recipe = prepared(spec, mode, None)
     cross_check(gathered, loaded, lambda frames: label_frames(loaded, recipe, frames))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
@@ -122,10 +108,13 @@ def validate(spec: SpecFile, mode: Mode = None) -> None:
 @app.command()
 def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     """Where a campaign stands, from its ledger; also while it runs."""
-    with _in(root):
-        store, name = _named(campaign, root)
+    with within(root):
+        store, name = named(campaign, root)
         learning = Learning.of(heard_and_decided(store, name))
         console.print(summary(load_state(store, name), learning))
+        buried = sum(1 for _ in store.list(BURIED))
+    if buried:
+        console.print(f"{buried} messages that nobody could read are kept under {BURIED}")
 
 
 @app.command()
@@ -137,8 +126,8 @@ def report(
     ),
 ) -> None:
     """Write the report: one HTML file that opens offline; also of an unfinished campaign."""
-    with _in(root):
-        store, name = _named(campaign, root)
+    with within(root):
+        store, name = named(campaign, root)
         write_report(store, name, output)
     console.print(f"wrote {output}", soft_wrap=True, markup=False, highlight=False)
 
@@ -155,8 +144,8 @@ def export(
     ] = False,
 ) -> None:
     """Write models, dataset (DeePMD and extxyz) and report into a folder."""
-    with _in(root):
-        store, name = _named(campaign, root)
+    with within(root):
+        store, name = named(campaign, root)
         for line in export_campaign(store, name, output, full):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -173,8 +162,8 @@ def why(
     """Why a frame was labelled, or was not: its life, from the ledger."""
     if not frame:
         raise SpecError("FRAME: '' is no key; give a frame's key, or how it begins")
-    with _in(root):
-        store, name = _named(campaign, root)
+    with within(root):
+        store, name = named(campaign, root)
         for line in why_frame(store, name, frame):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -206,69 +195,36 @@ def schema() -> None:
 # ------------------------------------------------------------------------------ what was asked for
 
 
-def _prepared(path: Path, mode: str | None, name: str | None) -> tuple[Spec, Gathered, Recipe]:
-    """Everything checked that can be checked before anything starts."""
-    given = {key: value for key, value in (("mode", mode), ("name", name)) if value is not None}
-    loaded = load_spec(path)
-    try:
-        spec = Spec.model_validate({**loaded.model_dump(), **given})
-    except ValidationError as error:
-        raise SpecError(f"--{explain(error, Spec)}") from error
-    try:
-        recipe = make_recipe(spec.labels)
-        check_engines(spec)
-        return expand_material(spec), gather(spec, path.parent), recipe
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
-
-
-@contextmanager
-def _in(root: Path) -> Iterator[None]:
-    """Errors of a store and its ledgers name the folder they are in."""
-    try:
-        yield
-    except CorruptLedger as error:
-        raise SpecError(f"{root}: {error}; restore it, or begin anew with --name") from error
-    except StoreError as error:
-        raise SpecError(f"{root}: {error}") from error
-
-
-def _named(campaign: str | None, root: Path) -> tuple[FolderStore, str]:
-    """The store under `root`, and the campaign that is meant. Makes no folder."""
-    if not root.is_dir():
-        there = "is a file" if root.exists() else "no such folder"
-        raise SpecError(f"--root: {root}: {there}; campaigns are in the --root they were run with")
-    store = FolderStore(root)
-    known = campaigns(store)
-    if campaign is None and len(known) == 1:
-        campaign = known[0]
-    if campaign not in known:
-        raise SpecError(f"--root: {root}: {_unnamed(campaign, known)}")
-    stored_spec(store, campaign)
-    return store, campaign
-
-
-def _unnamed(campaign: str | None, known: list[str]) -> str:
-    if not known:
-        return "holds no campaign; dpstream run SPEC begins one"
-    there = ", ".join(known)
-    if campaign is None:
-        return f"holds several campaigns; name one of {there}"
-    return f"no campaign {campaign!r}{did_you_mean(campaign, known)}; there are: {there}"
-
-
-def _parse_workers(text: str) -> dict[str, int]:
-    crew = dict(WORKERS)
+def _parse_workers(text: str, broker: str | None) -> dict[str, int]:
+    """Workers by service; beside a deployment's own, none will do."""
+    crew, least = dict(WORKERS), 1 if broker is None else 0
+    services = (*WORKERS, *(("coordinator",) if broker else ()))
     for part in text.split(","):
         service, _, count = (piece.strip() for piece in part.partition("="))
-        if service not in crew or not _is_count(count):
+        if service not in services or not _is_count(count, least):
+            *most, last = (f"{name}=N" for name in services)
             raise SpecError(
-                f"--workers: {part!r}: expected trainer=N, explorer=N or labeler=N with N from 1 "
+                f"--workers: {part!r}: expected {', '.join(most)} or {last} with N from {least} "
                 f"to {MOST_WORKERS}, separated by commas"
             )
         crew[service] = int(count)
     return crew
 
 
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_WORKERS
+def _is_count(text: str, least: int) -> bool:
+    return text.isascii() and text.isdigit() and least <= int(text[:9]) <= MOST_WORKERS
+
+
+# ------------------------------------------------------------------------------ of a deployment
+
+
+app.command()(remote.submit)
+app.command("list")(remote.list_)
+app.command()(remote.watch)
+app.command()(remote.logs)
+app.command()(remote.pause)
+app.command()(remote.resume)
+app.command()(remote.cancel)
+app.command()(remote.retry)
+app.command()(access)
+app.command()(propose)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dpstream.history import History, Life
 from dpstream.report import write_report
+from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
 from services.explorer.md_script import data_file
 from services.labeler.codes import CODES

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,19 @@ import structlog
 from shared.errors import SpecError
 
 WORTH_SAYING = ("warning", "error", "critical")
+
+
+@contextmanager
+def warnings_aloud() -> Iterator[None]:
+    """What is logged goes to standard error, from warnings on."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
 
 
 class Journal:
@@ -29,14 +44,16 @@ class Journal:
 
     def __enter__(self) -> Journal:
         structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("info"),
             processors=[
+                structlog.contextvars.merge_contextvars,
                 structlog.processors.add_log_level,
                 self._remember,
                 structlog.processors.TimeStamper(fmt="iso"),
                 structlog.processors.format_exc_info,
                 structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
                 self._write,
-            ]
+            ],
         )
         return self
 

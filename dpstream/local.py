@@ -21,13 +21,14 @@ import services.explorer.bench as explorer_bench
 import services.explorer.handlers as explorer
 import services.labeler.handlers as labeler
 import services.trainer.handlers as trainer
-from services.coordinator.service import Coordinator, Desk
-from services.coordinator.state import State
+from services.coordinator.desk import Desk
+from services.coordinator.service import Coordinator
 from shared.codec import encode, topic_of
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError
 from shared.messages import CampaignResumed, CampaignSubmitted
 from shared.ports import Outgoing
+from shared.spec import Labels
 from shared.values import stable_id
 from shared.worker import Worker
 
@@ -61,7 +62,7 @@ class LocalCluster:
             desk.inbox.append(_resume(submitted.campaign))
         for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
-                self._hire(service, number, submitted.recipe.code)
+                self._hire(service, number, desk.state.spec.labels)
         self._run("coordinator", self.coordinator.run, self.stopping)
         self.bus.publish([Outgoing(encode(submitted), topic=topic_of(submitted))])
         return desk
@@ -95,11 +96,11 @@ class LocalCluster:
             bench.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _hire(self, service: str, number: int, code: str) -> None:
+    def _hire(self, service: str, number: int, labels: Labels) -> None:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        queue, handlers, bench = _service(service, scratch, code)
+        queue, handlers, bench = _service(service, scratch, labels)
         self.benches.append(bench)
         bench.start()
         worker: Worker[Any] = Worker(
@@ -120,7 +121,7 @@ class LocalCluster:
         thread.start()
 
 
-def _service(service: str, scratch: Path, code: str) -> tuple[str, Mapping[Any, Any], Any]:
+def _service(service: str, scratch: Path, labels: Labels) -> tuple[str, Mapping[Any, Any], Any]:
     """Queue, handlers and bench of one service."""
     if service == "trainer":
         return "train", trainer.HANDLERS, trainer.Bench(scratch)
@@ -128,7 +129,8 @@ def _service(service: str, scratch: Path, code: str) -> tuple[str, Mapping[Any, 
         return "explore", explorer.HANDLERS, explorer_bench.Bench(scratch)
     if service == "judge":
         return "judge", explorer.HANDLERS, explorer_bench.Bench(scratch)
-    return f"label.{code}", labeler.HANDLERS, labeler.Bench(scratch)
+    bench = labeler.Bench.at_home(scratch, labels)
+    return f"label.{labels.capability}", labeler.HANDLERS, bench
 
 
 def _resume(campaign: str) -> CampaignResumed:
@@ -169,7 +171,3 @@ def _remove(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):  # somebody else's files are in it by now
             folder.rmdir()
-
-
-def is_over(state: State) -> bool:
-    return state.finished is not None or state.paused is not None

@@ -3,14 +3,13 @@ imported labels against the recipe."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -41,15 +40,6 @@ def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]
         _facts_table(spec, gathered, recipe),
         *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
     ]
-
-
-def plan_text(spec: Spec, gathered: Gathered, recipe: Recipe, width: int = 110) -> str:
-    """The plan as plain text."""
-    out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None, force_terminal=False)
-    for part in plan(spec, gathered, recipe):
-        console.print(part)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def _heading(spec: Spec) -> Text:

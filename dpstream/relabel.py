@@ -11,7 +11,7 @@ from shared.embedded import FolderStore, InProcessBus
 from shared.frames import Batch, Frame, Label, decode_labelled, frame_key
 from shared.messages import Label as LabelCommand
 from shared.messages import LabelsDone
-from shared.spec import Spec
+from shared.spec import Labels, Spec
 from shared.values import FrameRef, Recipe, Ref
 from shared.worker import Context
 
@@ -28,21 +28,21 @@ def label_frames(spec: Spec, recipe: Recipe, frames: list[Frame]) -> list[Label 
             title=f"label {len(frames)} frames",
             max_seconds=spec.labels.max_seconds,
             spec=_stored(store, "spec.json", spec.model_dump_json().encode()),
-            capability=spec.labels.code,
+            capability=spec.labels.capability,
             recipe=recipe.digest,
             frames=tuple(_frame_ref(store, frame) for frame in frames),
         )
-        done = _done(store, command, Path(folder))
+        done = _done(store, command, Path(folder), spec.labels)
         answers: dict[str, Label | str] = {r.key: f"{r.rule}: {r.detail}" for r in done.rejected}
         for accepted in done.accepted:
             answers[accepted.key] = decode_labelled(store.get(accepted.label.uri))[1]
         return [answers[frame_key(frame)] for frame in frames]
 
 
-def _done(store: FolderStore, command: LabelCommand, folder: Path) -> LabelsDone:
+def _done(store: FolderStore, command: LabelCommand, folder: Path, labels: Labels) -> LabelsDone:
     scratch = folder / "scratch"
     scratch.mkdir()
-    bench = labeler.Bench(scratch)
+    bench = labeler.Bench.at_home(scratch, labels)
     try:
         context = Context(store, InProcessBus(), command, scratch, "relabel", threading.Event())
         return labeler.label(bench, command, context)

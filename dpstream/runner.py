@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 
 from dpstream.export import export
 from dpstream.inputs import Gathered
 from dpstream.journal import Journal
-from dpstream.local import LocalCluster, is_over, sole_runner
+from dpstream.local import LocalCluster, sole_runner
 from dpstream.plan import cross_check, plan
 from dpstream.relabel import label_frames
+from dpstream.signals import INTERRUPTED, signals
 from dpstream.submission import submit
-from dpstream.view import Learning, facts, figures, headline, screen
+from dpstream.view import Learning, figures
+from dpstream.watch import Watched, say
+from services.coordinator.desk import Desk
 from services.coordinator.ledger import heard_and_decided, load_state
-from services.coordinator.service import Desk
+from services.coordinator.overview import headline, is_over
 from services.coordinator.state import State
 from shared.embedded import FolderStore
 from shared.messages import CampaignSubmitted
@@ -32,7 +31,7 @@ from shared.values import Recipe, campaign_uri
 
 LOOK = 0.5
 """Seconds between looks at the state."""
-INTERRUPTED = 130
+STOPS = "Ctrl-C stops; the same command goes on from there"
 
 
 def run_campaign(
@@ -61,7 +60,7 @@ def run_campaign(
             for part in plan(spec, gathered, recipe):
                 console.print(part)
             if known:
-                _say(console, _taken_up(state))
+                say(console, _taken_up(state))
             state = _grow(submitted, root, workers, console)
         return _verdict(state, store, root / spec.name, console)
 
@@ -80,12 +79,13 @@ def _grow(
     store = FolderStore(root)
     learning = Learning.of(heard_and_decided(store, submitted.campaign))
     folder = root / campaign_uri(submitted.campaign)
-    with Journal(folder / "run.log") as journal, _signals(console) as asked:
+    with Journal(folder / "run.log") as journal, signals(console) as asked:
         cluster = LocalCluster(root, workers)
         with _at_work(cluster, submitted) as desk:
-            _watch(Watched(desk, learning, journal, console), cluster, asked)
+            watched = Watched(desk, learning, console, STOPS, lambda: journal.worst)
+            watched.watch(lambda: not (is_over(desk.state) or cluster.errors or asked.wait(LOOK)))
             if asked.is_set():
-                _say(console, "stopping; what is at work is handed back (again: end at once)")
+                say(console, "stopping; what is at work is handed back (again: end at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return desk.state
@@ -106,104 +106,19 @@ def _at_work(cluster: LocalCluster, submitted: CampaignSubmitted) -> Iterator[De
         raise
 
 
-@contextmanager
-def _signals(console: Console) -> Iterator[threading.Event]:
-    """Set on the first Ctrl-C, SIGTERM or hang-up; the second raises KeyboardInterrupt, and from
-    then on there is nothing left to ask for. Signals that whoever started us has silenced (nohup)
-    stay silenced."""
-    asked, insisted = threading.Event(), threading.Event()
-
-    def handle(number: int, _frame: Any) -> None:
-        if number == signal.SIGHUP:
-            console.quiet = True  # nobody is there to read it, and writing would fail
-        if not asked.is_set():
-            asked.set()
-        elif not insisted.is_set():
-            insisted.set()
-            raise KeyboardInterrupt
-
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-    heard = [kind for kind, handler in before.items() if handler != signal.SIG_IGN]
-    for kind in heard:
-        signal.signal(kind, handle)
-    try:
-        yield asked
-    finally:
-        for kind in heard:
-            signal.signal(kind, signal.SIG_IGN if insisted.is_set() else before[kind])
-
-
-# ------------------------------------------------------------------------------ to look at
-
-
-class Watched:
-    """A campaign at work and where to show it."""
-
-    def __init__(self, desk: Desk, learning: Learning, journal: Journal, console: Console) -> None:
-        self.desk, self.learning, self.journal, self.console = desk, learning, journal, console
-        self._started = time.monotonic()
-        self._said: dict[str, str] = {}
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds."""
-        return time.monotonic() - self._started
-
-    def draw(self, live: Live) -> None:
-        """The live screen."""
-        shown = screen(
-            self.desk.state, self.learning, self.desk.progress, self.elapsed, self.journal.worst
-        )
-        live.update(shown)
-
-    def log(self) -> None:
-        """The same facts as plain lines, each said when it changes."""
-        news = {
-            "campaign": headline(self.desk.state),
-            **facts(self.desk.state, self.learning),
-            "last warning": self.journal.worst,
-        }
-        for name, fact in news.items():
-            line = fact.splitlines()[-1] if fact else ""
-            if line and self._said.get(name) != line:
-                self._said[name] = line
-                _say(self.console, f"{self.elapsed:7.1f} s  {name}: {line}")
-
-
-def _watch(watched: Watched, cluster: LocalCluster, asked: threading.Event) -> None:
-    def going_on() -> bool:
-        return not (is_over(watched.desk.state) or cluster.errors or asked.wait(LOOK))
-
-    if not watched.console.is_terminal:
-        _repeat(watched.log, going_on)
-        return
-    with Live(console=watched.console, refresh_per_second=2, transient=True) as live:
-        _repeat(partial(watched.draw, live), going_on)
-
-
-def _repeat(look: Callable[[], None], going_on: Callable[[], bool]) -> None:
-    while going_on():
-        look()
-
-
 # ------------------------------------------------------------------------------ at the end
 
 
 def _verdict(state: State, store: FolderStore, folder: Path, console: Console) -> int:
     """Say how it stands, export what is finished; the exit status."""
-    _say(console, f"{state.spec.name}: {headline(state)}")
+    say(console, f"{state.spec.name}: {headline(state)}")
     if state.finished is None:
-        _say(console, "everything finished is kept; the same command goes on from here")
+        say(console, "everything finished is kept; the same command goes on from here")
         return INTERRUPTED if state.paused is None else 1
     console.print(figures(state, Learning.of(heard_and_decided(store, state.spec.name))))
     if (folder / "README.txt").exists():  # an export's last file
-        _say(console, f"{folder / 'README.txt'}: what is what, and how to run it")
+        say(console, f"{folder / 'README.txt'}: what is what, and how to run it")
     else:
         for line in export(store, state.spec.name, folder):
-            _say(console, line)
+            say(console, line)
     return 0 if state.finished.verdict == "converged" else 1
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)

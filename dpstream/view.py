@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.coordinator.convergence import by_condition
 from services.coordinator.folds.tasks import is_live
+from services.coordinator.overview import headline, label_counts, round_counts
 from services.coordinator.state import State, Task
 from shared import messages as m
 
@@ -63,23 +63,6 @@ class Learning:
             yield f"{name}: {_errors(self.members[version].values())}"
 
 
-def headline(state: State) -> str:
-    """Stage, committee version and round in one line; at the end, the verdict."""
-    if state.finished is not None:
-        return f"{state.finished.verdict}: {state.finished.why}"
-    if state.paused is not None:
-        return f"paused: {state.paused}"
-    if state.stages_over:
-        return "stages over, final model"
-    stage = state.spec.stages[state.stage.index]
-    training = "" if state.training is None else f", training {state.training}"
-    return (
-        f"stage {stage.name} ({state.stage.index + 1} of {len(state.spec.stages)})"
-        f" · committee {state.version or 'none yet'}{training}"
-        f" · round {state.stage.rounds} of at most {state.spec.budget.rounds}"
-    )
-
-
 def facts(state: State, learning: Learning) -> dict[str, str]:
     """The figures worth following, by name."""
     learning.watch(state)
@@ -97,16 +80,18 @@ def screen(
     learning: Learning,
     progress: Mapping[str, str],
     elapsed: float,
+    foot: str,
     warning: str = "",
 ) -> RenderableType:
-    """The live view, `elapsed` seconds after the start; `warning`: the newest, if any."""
+    """The live view, `elapsed` seconds after the start; `foot`: what Ctrl-C does; `warning`: the
+    newest, if any."""
     clock = f"{elapsed // 3600:.0f}:{elapsed // 60 % 60:02.0f}:{elapsed % 60:02.0f}"
     return Group(
         Text(f"{state.spec.name}: {headline(state)}", style="bold"),
         _services(state, progress),
         _table({**facts(state, learning), "elapsed": clock}),
         *([Text(f"warning: {warning}", style="yellow")] if warning else []),
-        Text("Ctrl-C stops; the same command goes on from there", style="dim"),
+        Text(foot, style="dim"),
     )
 
 
@@ -156,26 +141,19 @@ def _task_words(task: Task, progress: Mapping[str, str]) -> str:
 
 def _shares(state: State) -> str:
     """Of the running round."""
-    counts = list(by_condition(state.round).values()) if state.round else []
-    total = sum(c.total for c in counts)
-    if not total:
+    counts = round_counts(state)
+    if not counts.total:
         return "none yet in this round"
-    shares = (
-        ("accurate", sum(c.accurate for c in counts)),
-        ("candidate", sum(c.candidate for c in counts)),
-        ("failed", sum(c.failed for c in counts)),
-    )
-    return ", ".join(f"{part / total:.1%} {name}" for name, part in shares) + f" of {total}"
+    shares = counts.model_dump().items()
+    words = ", ".join(f"{part / counts.total:.1%} {name}" for name, part in shares)
+    return f"{words} of {counts.total}"
 
 
 def _labels(state: State) -> str:
-    frames = list(state.frames.values())
-    done = [frame for frame in frames if frame.status == "labelled"]
-    audits = sum(frame.purpose == "audit" for frame in done)
-    rejected = sum(frame.status == "rejected" for frame in frames)
+    labels = label_counts(state)
     return (
-        f"{len(done)} done ({state.reused} reused, {audits} for the audit), "
-        f"{rejected} rejected, {state.pending} waiting"
+        f"{labels.labelled} done ({labels.reused} reused, {labels.audits} for the audit), "
+        f"{labels.rejected} rejected, {labels.pending} waiting"
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from shared.messages import (
     Audit,
     AuditDone,
+    CampaignCancelled,
     CampaignFinished,
     CampaignPaused,
     CampaignResumed,
@@ -31,8 +32,12 @@ from shared.messages import (
     Reference,
     ReferenceDone,
     RoundJudged,
+    Screen,
     Select,
     StageEnded,
+    StructuresJudged,
+    StructuresProposed,
+    StructuresScreened,
     TaskAbandoned,
     TaskCancelled,
     TaskClaimed,
@@ -40,6 +45,7 @@ from shared.messages import (
     TaskHeartbeat,
     TaskReleased,
     TaskRevoked,
+    TasksRetried,
     Train,
     TrainingJudged,
     TrustChanged,
@@ -50,11 +56,12 @@ from shared.messages import (
 MAX_BODY = 64 * 1024
 """Bytes; larger things are objects in the store."""
 
-AnyCommand = Train | Explore | Judge | Select | Label | Reference | Audit | Verify
+AnyCommand = Train | Explore | Judge | Screen | Select | Label | Reference | Audit | Verify
 AnyResult = (
     MemberTrained
     | ChunkExplored
     | FramesJudged
+    | StructuresScreened
     | CandidatesSelected
     | LabelsDone
     | ReferenceDone
@@ -75,15 +82,18 @@ AnyDecision = (
     | ManifestFrozen
     | TrainingJudged
     | RoundJudged
+    | StructuresJudged
     | TrustChanged
     | StageEnded
     | TaskCancelled
     | TaskAbandoned
     | CampaignPaused
     | CampaignResumed
+    | CampaignCancelled
+    | TasksRetried
     | CampaignFinished
 )
-AnyEvent = CampaignSubmitted | AnyTaskEvent | AnyResult | AnyDecision
+AnyEvent = CampaignSubmitted | StructuresProposed | AnyTaskEvent | AnyResult | AnyDecision
 AnyMessage = Annotated[AnyCommand | AnyEvent, Field(discriminator="type")]
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMessage)

@@ -7,6 +7,8 @@
     │   └── DigestMismatch   an object's bytes are not what its reference says
     ├── BusError
     │   └── Unroutable       nothing is bound to receive this message
+    ├── Refused              a BusError and StoreError: wrong credentials, or a server that lacks
+    │                        what is needed; at the start of a process no reason to wait
     ├── Fenced               a newer coordinator has taken this campaign over
     ├── CorruptLedger        a campaign's ledger cannot be read as it was written
     └── TaskError            raised by a handler to end its task
@@ -48,6 +50,10 @@ class BusError(DpstreamError):
 
 class Unroutable(BusError):
     """Nothing is bound to receive this message."""
+
+
+class Refused(BusError, StoreError):
+    """The broker or store does not accept the credentials, or cannot do what is needed."""
 
 
 class Fenced(DpstreamError):

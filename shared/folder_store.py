@@ -11,12 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import TypeAdapter, ValidationError
-
 from shared.errors import NotFound, StoreError
-from shared.values import Key
+from shared.objects import arriving, checked, checked_prefix, file_errors
+from shared.values import is_key
 
-_KEY: TypeAdapter[str] = TypeAdapter(Key)
 _STAGING = ".staging"
 """Where objects are written before they get their name. No key begins with a dot."""
 
@@ -63,11 +61,9 @@ class FolderStore:
 
     def list(self, prefix: str) -> Iterable[str]:
         """Keys that start with the string `prefix`, sorted; StoreError if no key can."""
-        if prefix:
-            self._path(prefix.removesuffix("/"))
-        folder, slash, start = prefix.rpartition("/")
+        folder, slash, start = checked_prefix(prefix).rpartition("/")
         with _reading(prefix):
-            return sorted(filter(_is_key, self._walk(folder + slash, start)))
+            return sorted(filter(is_key, self._walk(folder + slash, start)))
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -80,24 +76,16 @@ class FolderStore:
 
     def upload(self, key: str, path: Path) -> None:
         target = self._path(key)
-        with _writing(path), path.open("rb") as source:
+        with file_errors(path), path.open("rb") as source:
             self._write(target, lambda file: _copy(source, file), _replace)
 
     def download(self, key: str, path: Path) -> None:
         source = self._path(key)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        with _reading(key), source.open("rb") as reader, _writing(path):
-            try:
-                with partial.open("xb") as writer:
-                    _copy(reader, writer)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with _reading(key), source.open("rb") as reader, arriving(path) as writer:
+            _copy(reader, writer)
 
     def _path(self, key: str) -> Path:
-        if not _is_key(key):
-            raise StoreError(f"{key!r} is not a key: printable words between slashes, no dot first")
-        return self.root / key
+        return self.root / checked(key)
 
     def _walk(self, folder: str, start: str = "") -> Iterator[str]:
         try:
@@ -114,7 +102,7 @@ class FolderStore:
                 yield name
 
     def _write(self, path: Path, fill: Fill, give_name: Callable[[Path, Path], bool]) -> bool:
-        with _writing(self.root):
+        with file_errors(self.root):
             try:
                 return self._place(path, fill, give_name)
             except FileNotFoundError:  # somebody removed folders that we had made
@@ -153,14 +141,6 @@ class FolderStore:
             folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
         self._made.add(folder)
-
-
-def _is_key(key: str) -> bool:
-    try:
-        _KEY.validate_python(key, strict=True)
-    except ValidationError:
-        return False
-    return True
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
@@ -207,12 +187,3 @@ def _reading(key: str) -> Iterator[None]:
         raise NotFound(f"no object {key!r}") from error
     except OSError as error:
         raise StoreError(f"{key}: {error.strerror} ({error.filename})") from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = "" if error.filename in (None, str(path)) else f" ({error.filename})"
-        raise StoreError(f"{path}: {error.strerror}{where}") from error

@@ -15,15 +15,19 @@ from shared.values import (
     Chosen,
     Committee,
     Condition,
+    Correlation,
     Counts,
     FrameKey,
     FrameRef,
+    FrameVerdict,
     Name,
+    OfferedFrame,
     PoolItem,
     Recipe,
     Ref,
     Rejected,
     Rmse,
+    Screened,
     TaskId,
     Trust,
     Value,
@@ -55,6 +59,25 @@ class CampaignSubmitted(Message):
     test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
     atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
+
+
+class StructuresProposed(Message):
+    """An external generator offers frames, written out in `frames` (small ones) or as an object
+    under `campaigns/<campaign>/proposals/`: a `.npz` batch or `.extxyz`. *screen*: the committee
+    judges them, and what it disagrees on waits to be chosen like any candidate; *label*: they go
+    straight to labeling. The same frames under the same correlation are the same proposal.
+    `time` is set anew by who hears it."""
+
+    type: Literal["structures-proposed/1"] = "structures-proposed/1"
+    id: str = Field(max_length=100)
+    generator: Name
+    correlation: Correlation
+    mode: Literal["screen", "label"] = "screen"
+    priority: int = Field(default=0, description="of labels: higher first; the campaign's own: 0")
+    first: int = Field(default=0, ge=0, description="index of the first frame in the proposal")
+    frames: tuple[OfferedFrame, ...] = Field(default=(), max_length=1000)
+    batch: Ref | None = None
+    count: int = Field(default=0, ge=0, description="frames in `batch`")
 
 
 # ---------------------------------------------------------------------------- commands
@@ -123,6 +146,20 @@ class Judge(Command):
     frames: tuple[FrameRef, ...] = Field(default=(), max_length=60)
 
 
+class Screen(Command):
+    """Check frames that a generator offers and, with a committee, judge them by it."""
+
+    QUEUE: ClassVar[str] = "judge"
+    type: Literal["screen/1"] = "screen/1"
+    proposal: str
+    frames: Ref = Field(description="JSON object `Offered`, a batch as `.npz`, or `.extxyz`")
+    count: int
+    first: int
+    committee: Ref | None = None
+    version: int = 0
+    trust: Trust | None = None
+
+
 class Select(Command):
     """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
 
@@ -146,6 +183,7 @@ class Label(Command):
     capability: Name
     recipe: str
     frames: tuple[FrameRef, ...]
+    priority: int = Field(default=0, description="higher first")
 
 
 class Reference(Command):
@@ -296,13 +334,26 @@ class ChunkExplored(Result):
 
 class FramesJudged(Result):
     """Waiting candidates after a new verdict: `pool` holds what remains of them. `accurate` names
-    those of the command's `frames` that need no label any more."""
+    those of the command's `frames` that need no label any more. `offered`: what became of frames
+    from generators that are no candidates any more."""
 
     type: Literal["frames-judged/1"] = "frames-judged/1"
     version: int
     pool: tuple[PoolItem, ...]
     counts: Counts
     accurate: tuple[FrameKey, ...] = ()
+    offered: dict[FrameKey, Literal["accurate", "failed"]] = Field(default={})
+
+
+class StructuresScreened(Result):
+    """The judge's word on a proposal. `batches` keep the frames that `found` refers to; `refused`:
+    why none of them could be looked at."""
+
+    type: Literal["structures-screened/1"] = "structures-screened/1"
+    version: int
+    batches: tuple[Ref, ...] = ()
+    found: tuple[Screened, ...] = ()
+    refused: str = ""
 
 
 class CandidatesSelected(Result):
@@ -368,7 +419,7 @@ class ManifestFrozen(Message):
     """A list too long for a message, stored under its key before anything refers to it."""
 
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
-    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee"]
+    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal"]
     manifest: Ref
     body: str
 
@@ -396,6 +447,21 @@ class RoundJudged(Message):
     counts: dict[str, Counts] = Field(description="by condition")
     outcome: Literal["passed", "failed", "stuck"]
     why: str
+
+
+class StructuresJudged(Message):
+    """What became of frames that a generator offered. `refused`: why none of the proposal's `count`
+    frames from index `first` on was looked at. `version`: the committee that judged, 0 for none."""
+
+    type: Literal["structures-judged/1"] = "structures-judged/1"
+    generator: Name
+    correlation: Correlation
+    proposal: str
+    version: int
+    verdicts: tuple[FrameVerdict, ...] = ()
+    refused: str = ""
+    first: int = 0
+    count: int = 0
 
 
 class TrustChanged(Message):
@@ -432,7 +498,7 @@ class TaskAbandoned(Message):
 
 class CampaignPaused(Message):
     """Something needs a person: an event that could not be processed, or a task the campaign
-    cannot do without. Only this campaign waits."""
+    cannot do without; or a person says so. Only this campaign waits."""
 
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
     why: str
@@ -445,7 +511,21 @@ class CampaignResumed(Message):
     type: Literal["campaign-resumed/1"] = "campaign-resumed/1"
 
 
+class CampaignCancelled(Message):
+    """Said by a person: end it. What is computed stays."""
+
+    type: Literal["campaign-cancelled/1"] = "campaign-cancelled/1"
+    why: str = Field(default="", max_length=2000)
+
+
+class TasksRetried(Message):
+    """Said by a person: give abandoned tasks another try. `tasks` names them; none means all."""
+
+    type: Literal["tasks-retried/1"] = "tasks-retried/1"
+    tasks: tuple[TaskId, ...] = Field(default=(), max_length=500)
+
+
 class CampaignFinished(Message):
     type: Literal["campaign-finished/1"] = "campaign-finished/1"
-    verdict: Literal["converged", "not-converged"]
+    verdict: Literal["converged", "not-converged", "cancelled"]
     why: str

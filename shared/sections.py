@@ -236,6 +236,17 @@ class Labels(Section):
     min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
     force: bool = Field(default=False, description="compute where the code would refuse by default")
     max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+    worker_class: Name | None = Field(
+        default=None,
+        max_length=30,
+        description="label only on workers of this class (e.g. 32-cores); default: of none",
+    )
+
+    @property
+    def capability(self) -> str:
+        """The label queue of this campaign: the code, and the class of worker where one is asked
+        for."""
+        return self.code if self.worker_class is None else f"{self.code}-{self.worker_class}"
 
 
 class Audit(Section):
@@ -268,6 +279,24 @@ class Budget(Section):
 class Streaming(Section):
     retrain_after: int = Field(default=10, ge=1, description="new labels that start a training")
     max_staleness: int = Field(default=1, ge=0, description="versions a candidate may lag behind")
+
+
+class Proposals(Section):
+    """Frames that external generators offer, and how many."""
+
+    enabled: bool = Field(default=True, description="false: every proposal is refused")
+    max_frames: int = Field(default=100, ge=1, le=100, description="per message")
+    max_atoms: int = Field(default=500, ge=1, description="per frame")
+    max_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=1, description="of frames given by reference, unpacked"
+    )
+    frames_per_hour: int = Field(default=2000, ge=1, description="per generator")
+    outstanding: int = Field(
+        default=1000, ge=1, description="frames of one generator that wait to be judged"
+    )
+    labels: int = Field(
+        default=1000, ge=0, description="most labels of frames that go straight to labeling"
+    )
 
 
 class ReferenceMd(Section):

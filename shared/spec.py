@@ -26,6 +26,7 @@ from shared.sections import (
     Md,
     Perturb,
     Positive,
+    Proposals,
     ReferenceMd,
     Section,
     Selection,
@@ -53,6 +54,7 @@ __all__ = [
     "Md",
     "Perturb",
     "Positive",
+    "Proposals",
     "ReferenceMd",
     "Section",
     "Selection",
@@ -108,6 +110,9 @@ class Spec(Section):
     )
     budget: Budget = Field(default=Budget(), description="what the campaign may spend")
     streaming: Streaming = Field(default=Streaming(), description="of mode streaming")
+    proposals: Proposals = Field(
+        default=Proposals(), description="frames offered by external generators"
+    )
     verification: Verification = Field(
         default=Verification(), description="what the final model must show"
     )

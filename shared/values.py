@@ -5,14 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+OFFERED = "generator:"
+"""What origins and conditions of offered frames begin with; a stage's name has no colon."""
+LONGEST_REASON = 100
+"""Characters of a verdict's reason: a hundred verdicts have to fit in one message."""
 
 NAMESPACE = uuid.UUID("5d7c1c3e-8d0f-5d2c-9a51-0f3e6a9b7d11")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+Correlation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+"""A generator's own name for a proposal; every verdict repeats it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Key = Annotated[
@@ -21,6 +37,16 @@ Key = Annotated[
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=512
     ),
 ]
+_KEY: TypeAdapter[str] = TypeAdapter(Key)
+
+
+def is_key(text: str) -> bool:
+    """Whether an object may be stored under this key."""
+    try:
+        _KEY.validate_python(text, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def stable_id(*parts: object) -> str:
@@ -146,12 +172,78 @@ class Chosen(Value):
     reason: str
 
 
+def is_offered(trajectory: str) -> bool:
+    """Whether frames of that origin come from an external generator, not from exploration."""
+    return trajectory.startswith(OFFERED)
+
+
+class OfferedFrame(Value):
+    """A frame as a generator writes it. Whatever is wrong with it is for its judge to say:
+    reading never fails. species `(n_atoms,)`; positions `(n_atoms, 3)` Å; cell `(3, 3)` row
+    vectors in Å, or None for a molecule."""
+
+    species: tuple[str, ...] = ()
+    positions: tuple[tuple[float, ...], ...] = ()
+    cell: tuple[tuple[float, ...], ...] | None = None
+    malformed: str = Field(default="", description="why it could not be read; not for senders")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _leniently(cls, given: Any, read: ModelWrapValidatorHandler[OfferedFrame]) -> OfferedFrame:
+        try:
+            return read(given)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            where = "".join(f"{part}: " for part in problem["loc"])
+            return cls(malformed=f"malformed: {where}{problem['msg']}"[:LONGEST_REASON])
+
+
+class Offered(Value):
+    """The frames of a proposal, stored beside the command that names them."""
+
+    frames: tuple[OfferedFrame, ...]
+
+
+class FrameVerdict(Value):
+    """What became of one offered frame; `index` counts from 0 in the generator's proposal.
+
+    *accurate*, *candidate*, *failed*: by its model deviation, *candidate* too for one that goes
+    straight to labeling; *duplicate*: known or offered already; *refused*: not usable;
+    *labelled*, *rejected*: what its label came to; *dropped*: a candidate nobody asks for any
+    more."""
+
+    index: int = Field(ge=0)
+    key: FrameKey | None = None
+    verdict: Literal[
+        "accurate",
+        "candidate",
+        "failed",
+        "duplicate",
+        "refused",
+        "labelled",
+        "rejected",
+        "dropped",
+    ]
+    deviation: float | None = Field(default=None, description="max force deviation, eV/Å")
+    energy: float | None = Field(default=None, description="eV")
+    reason: str = ""
+
+
+class Screened(FrameVerdict):
+    """The judge's word on one offered frame, and where it is kept: row `row` of batch `batch` of
+    the event, if it is to be labelled or chosen from."""
+
+    batch: int | None = None
+    row: int | None = None
+
+
 class Accepted(Value):
     key: FrameKey
     label: Ref
     reused: bool
     max_force: float
     seconds: float
+    energy: float | None = Field(default=None, description="eV")
 
 
 class Rejected(Value):

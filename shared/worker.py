@@ -7,51 +7,43 @@ Whoever loses a claim publishes the winner's word once more and acknowledges.
 
 from __future__ import annotations
 
+import contextvars
+import itertools
 import shutil
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
 from pydantic import ValidationError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    stop_after_delay,
-    stop_any,
-    stop_when_event_set,
-    wait_random_exponential,
-)
 
-from shared.codec import decode, encode, topic_of
+from shared.codec import MAX_BODY, decode, encode, topic_of
+from shared.endings import ending_of, outcome_of
 from shared.errors import (
     BusError,
     DigestMismatch,
     NotFound,
-    Permanent,
     Stopped,
     StoreError,
-    Temporary,
 )
 from shared.messages import (
     Command,
     Message,
     Result,
     TaskClaimed,
-    TaskFailed,
     TaskHeartbeat,
-    TaskReleased,
 )
+from shared.outages import insist
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
+from shared.shift import Shift
 from shared.spec import Spec
+from shared.telemetry import Phase, Silence, Telemetry
 from shared.values import Ref, campaign_uri
 
 log = structlog.get_logger()
@@ -65,36 +57,16 @@ _spec_cache: dict[str, Spec] = {}
 IDLE_SECONDS = 1.0
 """How long an idle worker takes at most to notice that it was asked to stop."""
 
+TURN_SECONDS = 0.25
+"""How long a worker of several queues listens to each in turn."""
+
+GRACE = 900.0
+"""Seconds beyond its `max_seconds` after which a task in hand counts as stuck."""
+
 PATIENCE = 600.0
 """Seconds for which a handler's reads and writes wait out an outage of the store."""
 
 T = TypeVar("T")
-
-
-def insist(call: Callable[[], T], stopping: threading.Event, patience: float = float("inf")) -> T:
-    """The result of `call`, tried again at growing intervals (to 30 s) while bus or store fail.
-    Their error passes on once `stopping` is set or `patience` seconds are over; what another try
-    cannot mend (`NotFound`, `DigestMismatch`) passes on at once."""
-    retrying = Retrying(
-        retry=retry_if_exception(is_outage),
-        wait=wait_random_exponential(multiplier=0.1, max=30),
-        stop=stop_any(stop_when_event_set(stopping), stop_after_delay(patience)),
-        sleep=sleep_using_event(stopping),
-        before_sleep=_say_again,
-        reraise=True,
-    )
-    return retrying(call)
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the same call may succeed later."""
-    lasting = isinstance(error, (NotFound, DigestMismatch))
-    return isinstance(error, (BusError, StoreError)) and not lasting
-
-
-def _say_again(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    log.warning("bus or store failed, trying again", reason=str(state.outcome.exception()))
 
 
 def fetch(store: Store, ref: Ref) -> bytes:
@@ -117,6 +89,7 @@ class Context:
     worker: str
     stopping: threading.Event
     """Set when the worker was asked to go (SIGTERM)."""
+    telemetry: Telemetry = field(default_factory=Silence)
     _stop_asked: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
 
@@ -124,6 +97,10 @@ class Context:
     def prefix(self) -> str:
         c = self.command
         return campaign_uri(c.campaign, "results", c.task, c.attempt)
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """The result of a call to the store; outages are waited out with patience."""
+        return insist(call, self.stopping, PATIENCE, self.telemetry)
 
     def spec(self) -> Spec:
         """The campaign's spec, cached by digest."""
@@ -134,7 +111,7 @@ class Context:
 
     def fetch(self, ref: Ref) -> bytes:
         """The object a reference names, its digest checked; outages of the store are waited out."""
-        return insist(lambda: fetch(self.store, ref), self.stopping, PATIENCE)
+        return self.insist(lambda: fetch(self.store, ref))
 
     def download(self, ref: Ref, path: Path) -> Path:
         """The object as a file, digest checked."""
@@ -146,14 +123,14 @@ class Context:
         """Store a result of this attempt under `name`; never over another object."""
         uri = f"{self.prefix}/{name}"
         ref = Ref.to(uri, data)
-        if not insist(lambda: self.store.create(uri, data), self.stopping, PATIENCE):
+        if not self.insist(lambda: self.store.create(uri, data)):
             self.fetch(ref)  # the same bytes are fine: a lost reply; others raise
         return ref
 
     def publish(self, event: Message) -> None:
         """Publish an event and wait for the broker's confirmation, through outages if need be."""
         outgoing = [Outgoing(encode(event), topic=topic_of(event))]
-        insist(lambda: self.bus.publish(outgoing), self.stopping)
+        insist(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
 
     def envelope(self) -> dict[str, Any]:
         """The fields every event about this attempt begins with: `Event(**envelope(), …)`."""
@@ -171,10 +148,14 @@ class Context:
         """What the next heartbeats say about this task."""
         self._progress = text
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self._stop_asked.is_set()
+
     def check(self) -> None:
         """Raise `Stopped` if nobody wants this result any more, or this worker was asked to go.
         Made to be an engine call's `tick`."""
-        if self._stop_asked.is_set():
+        if self.is_cancelled:
             raise Stopped("cancelled")
         if self.stopping.is_set():
             raise Stopped("worker asked to stop")
@@ -182,7 +163,7 @@ class Context:
 
 @dataclass
 class Worker(Generic[Bench]):
-    """One worker: one queue, one task at a time."""
+    """One worker: one task at a time, from one queue or, in turn, from `others` too."""
 
     name: str
     bus: Bus
@@ -193,26 +174,50 @@ class Worker(Generic[Bench]):
     scratch: Path
     heartbeat_seconds: float = 60.0
     stopping: threading.Event = field(default_factory=threading.Event)
+    others: tuple[str, ...] = ()
+    telemetry: Telemetry = field(default_factory=Silence)
+    shift: Shift = field(default_factory=Shift)
+    _deadline: float | None = None
+    """On the monotonic clock: when the task in hand counts as stuck."""
 
     def run(self) -> None:
-        """Work until `stopping` is set; the task in hand is then released. Outages of bus and
-        store are waited out."""
-        try:
-            while not self.stopping.is_set():
-                command = insist(self._take, self.stopping)
-                if command is not None:
-                    self._work(command)
-        except (BusError, StoreError) as error:
-            log.warning("stopped during an outage", worker=self.name, reason=str(error))
+        """Work until `stopping` is set, when the task in hand is released, or until the shift is
+        over. Outages of bus and store are waited out."""
+        with structlog.contextvars.bound_contextvars(worker=self.name):
+            try:
+                self._run()
+            except (BusError, StoreError) as error:
+                log.warning("stopped during an outage", reason=str(error))
 
-    def _take(self) -> Command | None:
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the task in hand should have ended long ago."""
+        deadline = self._deadline
+        return deadline is not None and time.monotonic() > deadline
+
+    def _run(self) -> None:
+        for queue in itertools.cycle((self.queue, *self.others)):
+            if not self._is_on_duty():
+                return
+            command = self._insist(partial(self._take, queue))
+            if command is not None:
+                self._work_on(command)
+
+    def _is_on_duty(self) -> bool:
+        return not (self.stopping.is_set() or self.shift.over)
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        return insist(call, self.stopping, telemetry=self.telemetry)
+
+    def _take(self, queue: str) -> Command | None:
         """Wait for a delivery and settle it; the command, if it is ours to work on."""
-        subscription = self.bus.consume(self.queue, prefetch=1)
+        subscription = self.bus.consume(queue, prefetch=1)
         try:
             delivery = self._wait(subscription)
             if delivery is None:
                 return None
-            command = self._claim_or_reject(delivery)
+            with self._spending("claim"):
+                command = self._admitted(delivery)
         finally:
             with suppress(BusError):
                 subscription.cancel()
@@ -221,14 +226,40 @@ class Worker(Generic[Bench]):
         return command
 
     def _wait(self, subscription: Subscription) -> Delivery | None:
-        while not self.stopping.is_set():
-            asked = time.monotonic()
-            delivery = subscription.next(timeout=IDLE_SECONDS)
-            if delivery is not None:
-                return delivery
-            if time.monotonic() - asked < IDLE_SECONDS / 2 and not self.stopping.is_set():
-                raise BusError("the subscription ended")
+        """The next delivery; None when there is a reason to listen no longer."""
+        patience = TURN_SECONDS if self.others else IDLE_SECONDS
+        with self._spending("wait"):
+            while self._is_on_duty():
+                asked = time.monotonic()
+                delivery = subscription.next(timeout=patience)
+                if delivery is not None:
+                    return delivery
+                if time.monotonic() - asked < patience / 2 and not self.stopping.is_set():
+                    raise BusError("the subscription ended")
+                if self.others:
+                    return None
         return None
+
+    @contextmanager
+    def _spending(self, phase: Phase) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.telemetry.spent(phase, time.monotonic() - started)
+
+    def _admitted(self, delivery: Delivery) -> Command | None:
+        """The command, if the shift has room for it and its claim is ours."""
+        if not self.shift.admit():
+            delivery.reject()
+            return None
+        command = None
+        try:
+            command = self._claim_or_reject(delivery)
+        finally:
+            if command is None:
+                self.shift.left(worked=False)
+        return command
 
     def _claim_or_reject(self, delivery: Delivery) -> Command | None:
         try:
@@ -240,7 +271,7 @@ class Worker(Generic[Bench]):
 
     def _claim(self, delivered: bytes) -> Command | None:
         """The command, if its claim is ours; None if the delivery needs no work."""
-        command = _decoded(delivered)
+        command = _decoded(delivered) if len(delivered) <= MAX_BODY else None
         if not isinstance(command, Command) or type(command) not in self.handlers:
             self._bury(delivered)
             return None
@@ -256,8 +287,11 @@ class Worker(Generic[Bench]):
         winner = self._winner(claimed)
         if isinstance(_decoded(winner), TaskClaimed):  # a revocation is the coordinator's to say
             said = [Outgoing(winner, topic=topic_of(claimed))]
-            insist(lambda: self.bus.publish(said), self.stopping)
-        return command if winner == encode(claimed) else None
+            self._insist(lambda: self.bus.publish(said))
+        if winner == encode(claimed):
+            return command
+        self.telemetry.lost_claim(command)
+        return None
 
     def _winner(self, claimed: TaskClaimed) -> bytes:
         """The body of the claim object: this very one, or that of whoever came first. Its id is
@@ -270,41 +304,63 @@ class Worker(Generic[Bench]):
                     return self.store.get(key)
             return body
 
-        return insist(create_or_get, self.stopping)
+        return self._insist(create_or_get)
 
     def _bury(self, body: bytes) -> None:
         """Keep what cannot be understood where people can look at it; it never blocks a queue."""
         ref = Ref.to("body", body)
-        insist(lambda: self.store.create(f"deadletters/{ref.sha256}", body), self.stopping)
-        log.warning("undecodable message buried", queue=self.queue, sha256=ref.sha256)
+        self._insist(lambda: self.store.create(f"deadletters/{ref.sha256}", body))
+        log.warning("message not understood, buried", sha256=ref.sha256, bytes=len(body))
+        self.telemetry.buried()
+
+    def _work_on(self, command: Command) -> None:
+        """Work on a task that is ours, every log line naming it."""
+        about = {"campaign": command.campaign, "task": command.task, "attempt": command.attempt}
+        self._deadline = time.monotonic() + command.max_seconds + GRACE
+        self.telemetry.began(command)
+        with structlog.contextvars.bound_contextvars(**about):
+            log.info("task begun", title=command.title)
+            try:
+                self._work(command)
+            finally:
+                self._deadline = None
+                self.shift.left(worked=True)
 
     def _work(self, command: Command) -> None:
         scratch = self.scratch / f"{command.task}-{command.attempt}"
-        scratch.mkdir(parents=True, exist_ok=True)
-        context = Context(self.store, self.bus, command, scratch, self.name, self.stopping)
+        context = Context(
+            self.store, self.bus, command, scratch, self.name, self.stopping, self.telemetry
+        )
         finished = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(context, finished), daemon=True)
+        bound = contextvars.copy_context()
+        beat = threading.Thread(target=bound.run, args=(self._beat, context, finished), daemon=True)
         beat.start()
         try:
-            outcome = self._outcome(command, context)
+            with self._spending("work"):
+                event = self._event(command, context)
         finally:
             finished.set()
             beat.join()
             shutil.rmtree(scratch, ignore_errors=True)
-        context.publish(outcome)
+        outcome = outcome_of(event, context)
+        self.telemetry.ended(command, outcome)
+        with self._spending("publish"):
+            context.publish(event)
+        log.info("task ended", title=command.title, outcome=outcome)
 
-    def _outcome(self, command: Command, context: Context) -> Message:
+    def _event(self, command: Command, context: Context) -> Message:
         """The handler's result, or its failure as an event."""
         started = time.monotonic()
         try:
+            context.scratch.mkdir(parents=True, exist_ok=True)
             context.check()
             result = self.handlers[type(command)](self.bench, command, context)
             result = result.model_copy(update={"seconds": time.monotonic() - started})
             encode(result)  # refuses what is too long for the wire, while it can still be said
             return result
         except Exception as error:
-            log.info("task ended without a result", task=command.title, reason=str(error))
-            return _ending(error, context)
+            log.info("task ended without a result", title=command.title, reason=str(error))
+            return ending_of(error, context)
 
     def _beat(self, context: Context, finished: threading.Event) -> None:
         """Heartbeats while the handler works; with each, a look for the stop object."""
@@ -315,11 +371,11 @@ class Worker(Generic[Bench]):
                 if self.store.exists(stop):
                     context._stop_asked.set()
             except Exception as error:  # asked again at the next beat
-                log.warning("stop object not looked for", task=command.title, reason=str(error))
+                log.warning("stop object not looked for", reason=str(error))
             try:
                 self._say_alive(context)
             except Exception as error:  # a beat lost is a beat lost; the lease decides
-                log.warning("heartbeat failed", task=command.title, reason=str(error))
+                log.warning("heartbeat failed", reason=str(error))
 
     def _say_alive(self, context: Context) -> None:
         heartbeat = TaskHeartbeat(
@@ -333,27 +389,6 @@ def _decoded(body: bytes) -> Any:
         return decode(body)
     except ValidationError:
         return None
-
-
-def _ending(error: Exception, context: Context) -> TaskReleased | TaskFailed:
-    """What a handler's exception means for its task. Whatever nobody foresaw counts as a crash."""
-    if isinstance(error, Stopped):
-        return TaskReleased(**context.envelope(), reason=_text(str(error)))
-    if isinstance(error, Temporary) or is_outage(error):
-        delay = getattr(error, "delay", 5.0)
-        return TaskReleased(**context.envelope(), reason=_text(str(error)), delay=delay)
-    trace = getattr(error, "trace", "") or "".join(traceback.format_exception(error))
-    return TaskFailed(
-        **context.envelope(),
-        permanent=isinstance(error, Permanent),
-        reason=_text(f"{type(error).__name__}: {error}"),
-        trace=_text(trace[-4000:], 4000),
-    )
-
-
-def _text(text: str, limit: int = 2000) -> str:
-    """Fit for a message, whatever an engine printed: bounded, and without lone surrogates."""
-    return text[:limit].encode(errors="replace").decode()
 
 
 def claim_uri(campaign: str, task: str, attempt: int) -> str:

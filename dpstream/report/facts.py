@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpstream.history import History
+from services.coordinator.history import History
 from shared import messages as m
 from shared.deviation import BINS
 from shared.frames import Ints

@@ -322,7 +322,7 @@ class Page:
                     {
                         "key": key,
                         "purpose": life.purpose,
-                        "origin": life.chosen.trajectory if life.chosen else "initial",
+                        "origin": life.chosen.trajectory if life.chosen else life.purpose,
                         "rule": life.rejected.rule,
                         "detail": life.rejected.detail,
                         "after": life.answered.time - self.facts.began,

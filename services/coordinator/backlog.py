@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 from shared.codec import encode, queue_of
 from shared.errors import BusError
-from shared.messages import Command, Explore, Label, Reference, Train
+from shared.messages import Command, Explore, Label, Reference, Screen, Train
 from shared.ports import Bus, Outgoing
 
 MINIMUM = 20
 """Tasks in flight per queue, at the least."""
-RANK = {Label: 1, Train: 1, Explore: 2, Reference: 2}
+RANK = {Label: 1, Train: 1, Screen: 1, Explore: 2, Reference: 2}
 """Short tasks that others wait for (select, judge, audit, verify) go first."""
 
 
 @dataclass(order=True)
 class Waiting:
-    rank: int
+    rank: tuple[int, int]
     number: int
     command: Command = field(compare=False)
     not_before: float = field(compare=False)
@@ -72,7 +72,8 @@ class Backlog:
         known already only this newer attempt counts."""
         self.claimed(command.task)
         self._numbered += 1
-        task = Waiting(RANK.get(type(command), 0), self._numbered, command, not_before)
+        rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
+        task = Waiting(rank, self._numbered, command, not_before)
         self._tasks[command.task] = task
         self._lines.setdefault(queue_of(command), Line()).join(task)
 

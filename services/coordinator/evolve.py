@@ -1,7 +1,8 @@
 """`evolve(state, message)`: a pure fold.
 
 The ledger replayed through it gives the state back, byte for byte, without deciding anything again.
-Times, ids of messages and the order of deliveries leave no trace in the state.
+Times, ids of messages and the order of deliveries leave no trace in the state; but what people
+said is remembered by its id.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ from services.coordinator.folds.exploration import (
     select_issued,
 )
 from services.coordinator.folds.labels import (
+    asked_again,
     campaign_submitted,
     label_issued,
     labels_done,
     reference_done,
     task_revoked,
+)
+from services.coordinator.folds.proposals import (
+    screen_issued,
+    structures_judged,
+    structures_proposed,
+    structures_screened,
 )
 from services.coordinator.folds.tasks import (
     changed,
@@ -42,12 +50,14 @@ from services.coordinator.folds.training import (
 )
 from services.coordinator.folds.verdicts import (
     audit_done,
+    campaign_cancelled,
     campaign_finished,
     campaign_paused,
     campaign_resumed,
     round_judged,
     stage_ended,
     task_abandoned,
+    tasks_retried,
     trust_changed,
     verified,
 )
@@ -69,9 +79,7 @@ def _issued(state: State, command: Any) -> State:
     """A command: a new task, or the next attempt of one that was lost."""
     known = state.tasks.get(command.task)
     if known is not None:
-        task = known.model_copy(update={"command": timeless(command), "status": "open"})
-        live = state.live if known.status == "lost" else count_live(state.live, command, 1)
-        return changed(state, tasks=state.tasks.set(command.task, task), live=live)
+        return _issued_again(state, known, command)
     task = Task(command=timeless(command))
     state = changed(
         state,
@@ -82,10 +90,21 @@ def _issued(state: State, command: Any) -> State:
     return state if change is None else change(state, command)
 
 
+def _issued_again(state: State, known: Task, command: Any) -> State:
+    """The next attempt; one that a person asked for begins with a clean sheet."""
+    given_up = known.status == "abandoned"
+    update = {"command": timeless(command), "status": "open"}
+    task = known.model_copy(update={**update, "lapses": 0} if given_up else update)
+    live = state.live if known.status == "lost" else count_live(state.live, command, 1)
+    state = changed(state, tasks=state.tasks.set(command.task, task), live=live)
+    return asked_again(state, command) if given_up and isinstance(command, m.Label) else state
+
+
 ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Train: train_issued,
     m.Explore: explore_issued,
     m.Judge: judge_issued,
+    m.Screen: screen_issued,
     m.Select: select_issued,
     m.Label: label_issued,
 }
@@ -103,6 +122,9 @@ EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.MemberTrained: member_trained,
     m.ChunkExplored: chunk_explored,
     m.FramesJudged: frames_judged,
+    m.StructuresProposed: structures_proposed,
+    m.StructuresScreened: structures_screened,
+    m.StructuresJudged: structures_judged,
     m.CandidatesSelected: candidates_selected,
     m.LabelsDone: labels_done,
     m.ReferenceDone: reference_done,
@@ -118,5 +140,7 @@ EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.TaskAbandoned: task_abandoned,
     m.CampaignPaused: campaign_paused,
     m.CampaignResumed: campaign_resumed,
+    m.CampaignCancelled: campaign_cancelled,
+    m.TasksRetried: tasks_retried,
     m.CampaignFinished: campaign_finished,
 }

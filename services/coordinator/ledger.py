@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version as package_version
@@ -21,7 +21,7 @@ from services.coordinator.evolve import evolve
 from services.coordinator.state import State
 from shared.codec import ADAPTER
 from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
-from shared.messages import CampaignPaused, Message
+from shared.messages import CampaignFinished, CampaignPaused, Message
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import campaign_uri
@@ -218,26 +218,80 @@ def _read(store: Store, campaign: str, seq: int, epoch: int) -> Segment:
         raise CorruptLedger(f"{key}: not a segment of a ledger: {what}") from error
 
 
-def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
-    """Every message of a campaign's ledger, in order: for reports and questions."""
-    for segment in read_segments(store, campaign)[0]:
+@dataclass
+class Reading:
+    """A ledger followed from outside while its coordinator writes it: `state` is what it told when
+    it was last looked at, `seq` the last segment folded."""
+
+    store: Store
+    campaign: str
+    state: State
+    seq: int = 0
+
+    @staticmethod
+    def begin(store: Store, campaign: str) -> Reading:
+        """Before the first segment (NotFound without the campaign)."""
+        spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
+        return Reading(store, campaign, State(spec=spec))
+
+    @staticmethod
+    def open(store: Store, campaign: str) -> Reading:
+        """At the last segment, by way of the newest snapshot."""
+        reading = Reading.begin(store, campaign)
+        reading.state, reading.seq = _newest_snapshot(store, campaign, reading.state)
+        reading.look()
+        return reading
+
+    def look(self) -> list[Segment]:
+        """Fold the segments written since, and return them."""
+        segments = read_segments(self.store, self.campaign, after=self.seq)[0]
+        for segment in segments:
+            self.state, self.seq = replay(self.state, segment), segment.seq
+        return segments
+
+
+def load_state(store: Store, campaign: str) -> State:
+    """The state a ledger tells, read only (NotFound without the campaign)."""
+    return Reading.open(store, campaign).state
+
+
+def messages_of(segments: Iterable[Segment]) -> Iterator[Message]:
+    """Every message, in order."""
+    for segment in segments:
         for entry in segment.entries:
             yield entry.heard
             yield from entry.decided
 
 
-def load_state(store: Store, campaign: str) -> State:
-    """The state a ledger tells, read only (NotFound without the campaign)."""
-    state = State(spec=Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json"))))
-    for segment in read_segments(store, campaign)[0]:
-        state = replay(state, segment)
-    return state
+def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
+    """Every message of a campaign's ledger, in order: for reports and questions."""
+    return messages_of(read_segments(store, campaign)[0])
 
 
 def campaigns(store: Store) -> list[str]:
     """Names of all campaigns in a store."""
-    names = {key.split("/")[1] for key in store.list("campaigns/") if key.endswith("/spec.json")}
-    return sorted(names)
+    return sorted(begun_and_ended(store)[0])
+
+
+def begun_and_ended(store: Store) -> tuple[set[str], set[str]]:
+    """Names of the campaigns in a store, and of those that have ended, as far as a look at the
+    keys can tell."""
+    begun, ended = set[str](), set[str]()
+    for key in store.list("campaigns/"):
+        _, name, *rest = key.split("/")
+        if rest == ["spec.json"]:
+            begun.add(name)
+        elif rest == ["finished.json"]:
+            ended.add(name)
+    return begun, ended
+
+
+def verdict(store: Store, campaign: str) -> CampaignFinished | None:
+    """A campaign's last word, without reading its ledger; None while it goes on."""
+    try:
+        return CampaignFinished.model_validate_json(store.get(finished_uri(campaign)))
+    except NotFound:
+        return None
 
 
 def take_epoch(store: Store, campaign: str) -> int:
@@ -254,6 +308,10 @@ def take_epoch(store: Store, campaign: str) -> int:
 @cache
 def code_version() -> str:
     return package_version("dpstream")
+
+
+def finished_uri(campaign: str) -> str:
+    return campaign_uri(campaign, "finished.json")
 
 
 def _epoch_uri(campaign: str, epoch: int) -> str:

@@ -12,7 +12,12 @@ from collections.abc import Callable
 from services.coordinator.evolve import evolve
 from services.coordinator.rules.exploration import begin_round, rejudge, revoke_accurate, supersede
 from services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
-from services.coordinator.rules.lost_work import reissue_lost, retry_abandoned
+from services.coordinator.rules.lost_work import reissue_lost, retry_abandoned, retry_asked
+from services.coordinator.rules.proposals import (
+    screen_proposals,
+    take_proposal,
+    tell_generators,
+)
 from services.coordinator.rules.selection import select
 from services.coordinator.rules.training import (
     begin_stage,
@@ -22,11 +27,25 @@ from services.coordinator.rules.training import (
 )
 from services.coordinator.rules.trust import calibrate_trust
 from services.coordinator.rules.turn import Turn
-from services.coordinator.rules.verdicts import act_on_verdict, audit_round, finish, judge_round
+from services.coordinator.rules.verdicts import (
+    act_on_verdict,
+    audit_round,
+    cancel_campaign,
+    finish,
+    judge_round,
+)
 from services.coordinator.state import State
 from shared import messages as m
 
-HEARD = (m.CampaignSubmitted, m.CampaignResumed, m.TaskEvent)
+HEARD = (
+    m.CampaignSubmitted,
+    m.StructuresProposed,
+    m.CampaignPaused,
+    m.CampaignResumed,
+    m.CampaignCancelled,
+    m.TasksRetried,
+    m.TaskEvent,
+)
 """Events to act upon. Everything else on the bus is our own word coming back."""
 
 
@@ -46,6 +65,7 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
         settled = len(turn.decided)
         for rule in RULES:
             rule(turn)
+    tell_generators(turn)
     return turn.state, tuple(turn.decided)
 
 
@@ -55,11 +75,14 @@ def _may_go_on(state: State) -> bool:
 
 REACTIONS: dict[type[m.Message], Callable[[Turn], None]] = {
     m.CampaignSubmitted: begin_references,
+    m.StructuresProposed: take_proposal,
     m.TaskReleased: reissue_lost,
     m.TaskFailed: reissue_lost,
     m.LeaseLapsed: reissue_lost,
     m.FramesJudged: revoke_accurate,
     m.CampaignResumed: retry_abandoned,
+    m.CampaignCancelled: cancel_campaign,
+    m.TasksRetried: retry_asked,
 }
 
 
@@ -71,6 +94,7 @@ RULES: tuple[Callable[[Turn], None], ...] = (
     supersede,
     calibrate_trust,
     rejudge,
+    screen_proposals,
     select,
     retrain_early,
     audit_round,

@@ -11,24 +11,24 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import structlog
-from pydantic import ValidationError
 
 from services.coordinator.backlog import Backlog
+from services.coordinator.desk import Desk
 from services.coordinator.evolve import evolve
-from services.coordinator.folds.tasks import is_live
-from services.coordinator.ledger import Entry, Ledger, Segment
+from services.coordinator.inbound import Inbound, take, waiting
+from services.coordinator.ledger import Entry, Ledger, Segment, begun_and_ended, finished_uri
 from services.coordinator.policy import decide
 from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.codec import decode, encode, topic_of
-from shared.errors import BusError, CorruptLedger, Fenced, StoreError
+from shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
-from shared.topology import COORDINATOR
-from shared.values import Ref, campaign_uri, stable_id
+from shared.topology import COORDINATOR, DEADLETTERS
+from shared.values import campaign_uri, stable_id
 from shared.worker import claim_uri
 
 log = structlog.get_logger()
@@ -38,28 +38,17 @@ WAIT = 0.5
 """Seconds between looks at the clock when nothing is heard."""
 PAUSE, LONGEST_PAUSE = 0.1, 30.0
 """Seconds before another try during an outage: doubled every time."""
-PUBLIC = (m.ModelsReady, m.StageEnded, m.CampaignFinished, m.CampaignPaused)
+FENCE_CHECK = 20.0
+"""Seconds between looks for a newer coordinator while there is nothing to write: an overtaken one
+would go on taking heartbeats off the queue."""
+PUBLIC = (
+    m.ModelsReady,
+    m.StructuresJudged,
+    m.StageEnded,
+    m.CampaignFinished,
+    m.CampaignPaused,
+)
 """Decisions that the outside may listen to."""
-
-
-@dataclass
-class Desk:
-    """One campaign at hand."""
-
-    ledger: Ledger
-    state: State
-    backlog: Backlog
-    leases: dict[str, float] = field(default_factory=dict)
-    """Deadlines of running tasks."""
-    progress: dict[str, str] = field(default_factory=dict)
-    inbox: list[m.Message] = field(default_factory=list)
-    """Events that this edge says itself; they come before those of the bus."""
-    in_doubt: bool = False
-    """A call to bus or store failed half-way: what holds is what the ledger tells."""
-
-    @property
-    def active(self) -> bool:
-        return self.state.paused is None and self.state.finished is None
 
 
 @dataclass
@@ -74,7 +63,26 @@ class Coordinator:
     desks: dict[str, Desk] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Campaigns whose ledger cannot be read, and why."""
+    ended: set[str] = field(default_factory=set)
+    """Campaigns that had ended when this coordinator began."""
+    timed: Callable[[float], object] = lambda seconds: None
+    """Told how long each `decide` took, s."""
+    connected: bool = False
+    turned: float = field(default_factory=time.monotonic)
+    """When the service loop was last seen alive, by the monotonic clock."""
     _tended: float | None = None
+    _fences_checked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.inbound = Inbound(self.store, self.clock)
+
+    def open_all(self) -> None:
+        """Take over every campaign in the store that has not ended."""
+        self.inbound.count()
+        begun, self.ended = begun_and_ended(self.store)
+        for campaign in sorted(begun - self.ended):
+            self._desk(campaign)
+            self.turned = time.monotonic()
 
     def run(self, stopping: threading.Event) -> None:
         """Serve until `stopping` is set; outages of bus and store are waited out. Raises `Fenced`
@@ -83,29 +91,40 @@ class Coordinator:
         while not stopping.is_set():
             try:
                 for _ in self._served(stopping):
-                    pause = PAUSE
+                    pause, self.connected, self.turned = PAUSE, True, time.monotonic()
             except (BusError, StoreError) as error:
+                self.connected, self.turned = False, time.monotonic()
                 log.warning("bus or store failed, trying again", reason=str(error), after=pause)
                 stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _served(self, stopping: threading.Event) -> Iterator[None]:
-        """One subscription, until it fails or `stopping` is set; yields after every turn."""
-        subscription = self.bus.consume(COORDINATOR, prefetch=BATCH)
-        try:
+        """Our subscriptions, until one fails or `stopping` is set; yields after every turn."""
+        with ExitStack() as until_then:
+            events, dead = (
+                self._subscribed(queue, until_then) for queue in (COORDINATOR, DEADLETTERS)
+            )
             while not stopping.is_set():
-                self.hear(self._take(subscription))
+                self.hear(take(events, BATCH, WAIT))
+                self.hear(waiting(dead, BATCH))
                 self.tend()
                 yield
-        finally:
+
+    def _subscribed(self, queue: str, until: ExitStack) -> Subscription:
+        subscription = self.bus.consume(queue, prefetch=BATCH)
+
+        def cancel() -> None:
             with suppress(BusError):
                 subscription.cancel()
+
+        until.callback(cancel)
+        return subscription
 
     def open(self, campaign: str, workers_are_gone: bool = False) -> Desk:
         """Take a campaign over: rebuild its state, say the last segment's messages again. With
         `workers_are_gone` (everything ran in one process, which ended) claimed tasks are free."""
         ledger, state = Ledger.open(self.store, campaign)
-        desk = self.desks[campaign] = Desk(ledger, state, Backlog(self.reissue_after))
+        desk = Desk(ledger, state, Backlog(self.reissue_after))
         for task in state.tasks.values():
             if workers_are_gone and self._is_claimed(task):
                 desk.inbox.append(self._released(task.command))
@@ -114,8 +133,24 @@ class Coordinator:
             elif task.status == "running":
                 desk.leases[task.command.task] = self.clock() + self.lease_seconds
         desk.inbox += ledger.orphans
+        if state.submitted is None:
+            desk.inbox += self._submission(campaign)
+        self.desks[campaign] = desk
         self._recover(desk)
+        if desk.state.finished is not None:
+            self._mark_finished(desk.state.finished)
         return desk
+
+    def _submission(self, campaign: str) -> list[m.Message]:
+        """The event that begins a campaign, where the bus has lost it."""
+        try:
+            return [decode(self.store.get(campaign_uri(campaign, "submitted.json")))]
+        except NotFound:
+            return []
+
+    def _mark_finished(self, finished: m.CampaignFinished) -> None:
+        """For those who would otherwise have to read the whole ledger to know."""
+        self.store.create(finished_uri(finished.campaign), encode(finished))
 
     def _recover(self, desk: Desk) -> None:
         """Take up what an outage or a restart cut off: a segment written though nobody said so,
@@ -124,7 +159,7 @@ class Coordinator:
         state = desk.ledger.recover(desk.state)
         if state is not desk.state and desk.ledger.last is not None:
             desk.state = state
-            self._track(desk, desk.ledger.last)
+            desk.track(desk.ledger.last)
         if desk.ledger.last is not None:
             self._act(desk, desk.ledger.last)
         desk.in_doubt = False
@@ -134,7 +169,7 @@ class Coordinator:
         (`BusError`, `StoreError`, raised in the end) kept from the ledger goes back to the bus."""
         read: list[tuple[Delivery, m.Message | None]] = []
         try:
-            read = [(delivery, self._read(delivery)) for delivery in deliveries]
+            read = [(delivery, self.inbound.read(delivery)) for delivery in deliveries]
             self._hear(read)
         except (BusError, StoreError, Fenced):
             with suppress(BusError):
@@ -163,6 +198,7 @@ class Coordinator:
         """What the clock asks for: leases, events of our own, tasks to publish."""
         now = self.clock()
         self._excuse_absence(now)
+        self._check_fences(now)
         for campaign, desk in list(self.desks.items()):
             lapsed = self._lapsed(desk, now)
             if desk.inbox or lapsed or desk.in_doubt:
@@ -176,6 +212,14 @@ class Coordinator:
         if absence > self.lease_seconds / 4:
             for desk in self.desks.values():
                 desk.leases = {task: end + absence for task, end in desk.leases.items()}
+
+    def _check_fences(self, now: float) -> None:
+        if abs(now - self._fences_checked) < FENCE_CHECK:
+            return
+        self._fences_checked = now
+        for desk in self.desks.values():
+            if desk.state.finished is None:
+                desk.ledger.check()
 
     def _publish_tasks(self, desk: Desk) -> None:
         if desk.active:
@@ -206,7 +250,7 @@ class Coordinator:
             return None
         try:
             return self.open(campaign)
-        except CorruptLedger as error:
+        except (CorruptLedger, ValueError) as error:  # or a spec that this version cannot read
             log.error("ledger cannot be read", campaign=campaign, reason=str(error))
             self.broken[campaign] = str(error)
             return None
@@ -215,7 +259,7 @@ class Coordinator:
         entries: list[Entry] = []
         state = desk.state
         for event in events:
-            if self._is_sign_of_life(desk, event):
+            if desk.is_sign_of_life(event, self.clock() + self.lease_seconds):
                 continue
             after, decided = self._decide(state, event)
             if after is not state:
@@ -225,14 +269,16 @@ class Coordinator:
             return
         segment = desk.ledger.append(entries)
         desk.state = state
-        self._track(desk, segment)
+        desk.track(segment)
         self._act(desk, segment)
         desk.ledger.snapshot(state)
 
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
         """`decide`; an event it raises on pauses its campaign, and nothing else."""
         try:
+            began = time.perf_counter()
             after, decided = decide(state, event)
+            self.timed(time.perf_counter() - began)
             for command in decided:
                 if isinstance(command, m.Command):
                     encode(command)  # refuses what is too long for the wire
@@ -249,36 +295,6 @@ class Coordinator:
             )
             return evolve(state, paused), (paused,)
 
-    def _is_sign_of_life(self, desk: Desk, event: m.Message) -> bool:
-        """Heartbeats are neither ledgered nor decided: they renew a lease."""
-        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.ChunkExplored)):
-            task = desk.state.tasks.get(event.task)
-            if task is not None and is_live(task) and task.command.attempt == event.attempt:
-                desk.leases[event.task] = self.clock() + self.lease_seconds
-        if isinstance(event, m.TaskHeartbeat):
-            desk.progress[event.task] = event.progress
-            return True
-        return False
-
-    def _track(self, desk: Desk, segment: Segment) -> None:
-        """Keep the backlog and the leases in step with the ledger."""
-        for entry in segment.entries:
-            for message in (entry.heard, *entry.decided):
-                if isinstance(message, m.Command):
-                    task = desk.state.tasks[message.task]
-                    if task.status == "open" and task.command.attempt == message.attempt:
-                        desk.backlog.add(message, task.not_before)
-                elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
-                    self._put_away(desk, message.task)
-
-    def _put_away(self, desk: Desk, task_id: str) -> None:
-        task = desk.state.tasks.get(task_id)
-        if task is None or task.status != "open":
-            desk.backlog.claimed(task_id)
-        if task is None or task.status != "running":
-            desk.leases.pop(task_id, None)
-            desk.progress.pop(task_id, None)
-
     def _act(self, desk: Desk, segment: Segment) -> None:
         """Carry a segment's decisions out. Doing it again changes nothing."""
         public: list[Outgoing] = []
@@ -290,6 +306,8 @@ class Coordinator:
                     self._cancel(desk, decision)
                 elif isinstance(decision, PUBLIC):
                     public.append(Outgoing(encode(decision), topic=topic_of(decision)))
+                if isinstance(decision, m.CampaignFinished):
+                    self._mark_finished(decision)
         if public:
             self.bus.publish(public)
 
@@ -315,25 +333,12 @@ class Coordinator:
         return isinstance(decode(self.store.get(key)), m.TaskRevoked)
 
     def _lapsed(self, desk: Desk, now: float) -> list[m.Message]:
-        late = [task for task, deadline in desk.leases.items() if now > deadline]
+        late = desk.overdue(now)
         if late and self.bus.depth(COORDINATOR):
             # Their heartbeats may be waiting in our own queue: nobody lapses while we lag behind.
             desk.leases.update(dict.fromkeys(late, now + self.lease_seconds))
             return []
-        events: list[m.Message] = []
-        for task in late:
-            del desk.leases[task]
-            attempt = desk.state.tasks[task].command.attempt
-            events.append(
-                m.LeaseLapsed(
-                    id=stable_id("lapsed", task, attempt),
-                    campaign=desk.ledger.campaign,
-                    time=now,
-                    task=task,
-                    attempt=attempt,
-                )
-            )
-        return events
+        return [desk.lapse(task, now) for task in late]
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker has it, be it that nobody has heard of that yet."""
@@ -351,29 +356,3 @@ class Coordinator:
             attempt=command.attempt,
             reason="the process ended",
         )
-
-    def _read(self, delivery: Delivery) -> m.Message | None:
-        """The event in a delivery; what cannot be decoded is kept aside and never blocks."""
-        try:
-            message = decode(delivery.body)
-        except ValidationError:
-            ref = Ref.to("x", delivery.body)
-            self.store.create(f"deadletters/{ref.sha256}", delivery.body)
-            log.warning("undecodable event buried", sha256=ref.sha256)
-            return None
-        assert isinstance(message, m.Message)
-        return message
-
-    def _take(self, subscription: Subscription) -> list[Delivery]:
-        """What has come in by now, up to a batch. BusError when the subscription has ended."""
-        asked = time.monotonic()
-        first = subscription.next(timeout=WAIT)
-        if first is None and time.monotonic() - asked < WAIT / 2:
-            raise BusError("the subscription ended")
-        taken = [] if first is None else [first]
-        while taken and len(taken) < BATCH:
-            delivery = subscription.next(timeout=0.0)
-            if delivery is None:
-                break
-            taken.append(delivery)
-        return taken

@@ -11,7 +11,7 @@ from pydantic_core import core_schema
 from shared import messages as m
 from shared.codec import AnyCommand
 from shared.spec import Spec
-from shared.values import Committee, Counts, FrameRef, PoolItem, Ref, Trust
+from shared.values import OFFERED, Committee, Counts, FrameRef, PoolItem, Ref, Trust
 
 V = TypeVar("V")
 
@@ -56,7 +56,8 @@ class KnownFrame(Known):
     """A frame that was asked to be labelled. *waiting*: in no label task yet."""
 
     ref: FrameRef
-    purpose: Literal["initial", "train", "audit"]
+    purpose: Literal["initial", "train", "audit", "proposed"]
+    """*proposed*: a generator asked for its label straight away."""
     status: Literal["waiting", "pending", "labelled", "rejected", "revoked"] = "waiting"
     label: Ref | None = None
     stage: int = -1
@@ -64,6 +65,41 @@ class KnownFrame(Known):
     origin: str = ""
     weight: float = 1.0
     accurate: bool = False
+
+
+class Proposal(Known):
+    """Frames of a generator that wait for their judge. `wave`: the round that heard of them."""
+
+    generator: str
+    correlation: str
+    mode: Literal["screen", "label"]
+    priority: int
+    first: int
+    frames: Ref
+    count: int
+    wave: int
+
+    @property
+    def origin(self) -> str:
+        return f"{OFFERED}{self.generator}/{self.correlation}"
+
+
+class Offer(Known):
+    """A frame of a generator whose last word is not spoken: what to call it then."""
+
+    proposal: str
+    generator: str
+    correlation: str
+    index: int
+    priority: int
+    deviation: float | None
+
+
+class Intake(Known):
+    """Frames one generator has offered in the newest hour (since the epoch) it was heard in."""
+
+    hour: int
+    frames: int
 
 
 class Tally(Known):
@@ -115,6 +151,8 @@ class State(Known):
     submitted: m.CampaignSubmitted | None = None
     paused: str | None = None
     finished: m.CampaignFinished | None = None
+    heeded: Table[None] = Map()
+    """Ids of what people said, and of pauses: each counts once, however often it is heard."""
 
     tasks: Table[Task] = Map()
     live: Table[int] = Map()
@@ -124,6 +162,9 @@ class State(Known):
     waiting: Table[None] = Map()
     """Keys of frames in no label task yet."""
     pending: int = 0
+    """Frames that wait for their label, in a task or in none."""
+    proposed: int = 0
+    """Those of them that generators asked for straight away."""
     reused: int = 0
     """Labels that were known already and cost nothing."""
     fresh: Table[Ref] = Map()
@@ -162,6 +203,19 @@ class State(Known):
     selected: int = 0
     """Frames selected for training under this version."""
 
+    proposals: Table[Proposal] = Map()
+    """What is not judged yet, by content id."""
+    unscreened: Table[None] = Map()
+    """Those of them that no judge has been asked about."""
+    answered: Table[None] = Map()
+    """Ids of the proposals that are judged."""
+    offers: Table[Offer] = Map()
+    """By frame key."""
+    intake: Table[Intake] = Map()
+    """By generator."""
+    offered_labels: int = 0
+    """Labels asked for straight away, so far."""
+
     final: m.MemberTrained | None = None
     verified: m.Verified | None = None
     verify_failed: str | None = None
@@ -170,6 +224,12 @@ class State(Known):
     def stages_over(self) -> bool:
         stuck = bool(self.ended) and self.ended[-1].verdict != "converged"
         return stuck or self.stage.index >= len(self.spec.stages)
+
+    @property
+    def awaited(self) -> int:
+        """Frames whose label the loop waits for. While streaming nobody waits for those that
+        generators asked for straight away: they may never cease."""
+        return self.pending - (self.proposed if self.spec.mode == "streaming" else 0)
 
     def alive(self, kind: type[m.Command]) -> int:
         return self.live.get(kind.__name__, 0)

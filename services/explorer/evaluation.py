@@ -27,7 +27,7 @@ from shared.deviation import (
 from shared.frames import Batch, Floats, frame_key
 from shared.messages import Audit, AuditDone, FramesJudged, Judge
 from shared.sections import AutoTrust
-from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust
+from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust, is_offered
 from shared.worker import Context
 
 PARITY_POINTS = 1500
@@ -56,12 +56,16 @@ def judge(bench: Bench, command: Judge, context: Context) -> FramesJudged:
     pool, and frames whose label is pending but that are accurate now are named."""
     models = bench.committee(command.committee, context).models
     kinds: list[Verdict] = []
-    pool = []
+    pool, offered = [], dict[str, Any]()
     for number, item in enumerate(command.pool):
         batch = Batch.loads(context.fetch(item.frames))
         batch, verdicts = _judged(bench, models, batch, command, context)
         kinds += verdicts
         rows = [row for row, kind in enumerate(verdicts) if kind == "candidate"]
+        if is_offered(item.trajectory):
+            keys = [frame_key(frame) for frame in batch]
+            pairs = zip(keys, verdicts, strict=True)
+            offered |= {key: kind for key, kind in pairs if kind != "candidate"}
         if rows:
             pool.append(_remaining(item, batch.take(rows), number, command, context))
     pending = _pending(bench, models, command, context)
@@ -72,6 +76,7 @@ def judge(bench: Bench, command: Judge, context: Context) -> FramesJudged:
         pool=tuple(pool),
         counts=count(kinds),
         accurate=tuple(ref.key for ref, kind in pending if kind == "accurate"),
+        offered=offered,
     )
 
 

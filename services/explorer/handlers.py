@@ -6,17 +6,19 @@ from collections.abc import Mapping
 
 from services.explorer.bench import Bench
 from services.explorer.evaluation import audit, judge
+from services.explorer.proposals import screen
 from services.explorer.select import select
 from services.explorer.trajectory import explore
 from services.explorer.verification import verify
-from shared.messages import Audit, Command, Explore, Judge, Select, Verify
+from shared.messages import Audit, Command, Explore, Judge, Screen, Select, Verify
 from shared.worker import Handler
 
-__all__ = ["HANDLERS", "Bench", "audit", "explore", "judge", "select", "verify"]
+__all__ = ["HANDLERS", "Bench", "audit", "explore", "judge", "screen", "select", "verify"]
 
 HANDLERS: Mapping[type[Command], Handler] = {
     Explore: explore,
     Judge: judge,
+    Screen: screen,
     Select: select,
     Audit: audit,
     Verify: verify,

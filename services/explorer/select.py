@@ -94,12 +94,15 @@ def load(pool: Pool, context: Context) -> Loaded:
 
 
 def _records(number: int, item: PoolItem, batch: Batch) -> list[Candidate]:
+    """One record per frame. Each frame that a generator offered (array `offered`: its index in the
+    proposal) is a trajectory of its own."""
     ones, zeros = np.ones(len(batch)), np.zeros(len(batch), dtype=np.bool_)
+    offered = batch.arrays.get("offered")
     weight, failed = batch.arrays.get("weight", ones), batch.arrays.get("failed", zeros)
     return [
         Candidate(
             key=frame_key(frame),
-            trajectory=item.trajectory,
+            trajectory=item.trajectory if offered is None else f"{item.trajectory}/{offered[row]}",
             condition=item.condition,
             version=item.version,
             time_ps=float(batch.arrays["time_ps"][row]),

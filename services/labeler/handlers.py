@@ -7,11 +7,11 @@ frame that cannot be labelled is a rejection with a reason, never an exception.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
+from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode
 from services.labeler.dynamics import Plan
@@ -42,14 +43,14 @@ from shared.frames import (
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from shared.spec import Labels
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
-from shared.worker import PATIENCE, Context, Handler, insist
-
-T = TypeVar("T")
+from shared.worker import Context, Handler
 
 MAX_DETAIL = 300
 """Characters of a rejection's detail: a bundle's rejections fit into one message."""
 PREPARE_SECONDS = 300.0
 """For a fresh child to import its libraries."""
+PROGRAMS = frozenset({"command", "profile", "label", "directory"})
+"""Arguments by which ASE's calculators are told what to run, and where to write."""
 TRIES = 2
 """Of one frame, each in a fresh child, before it is rejected as crashed."""
 
@@ -58,12 +59,40 @@ class Bench:
     """The labeler's warm engine, and what this worker allows."""
 
     def __init__(
-        self, scratch: Path, threads: int = 1, allowed_calculators: frozenset[str] = SHIPPED
+        self,
+        scratch: Path,
+        threads: int = 1,
+        allowed_calculators: frozenset[str] = SHIPPED,
+        allowed_codes: Collection[str] = CODES,
+        allow_programs: bool = False,
     ) -> None:
         """`scratch`: a private folder; `threads` of one label; `allowed_calculators`: ASE
-        calculators by dotted name that campaigns may ask for."""
+        calculators by dotted name that campaigns may ask for; `allowed_codes`: labeling codes;
+        `allow_programs`: whether a campaign may name a program in a calculator's arguments."""
         self.engine = Engine("services.labeler.engine", scratch.resolve() / "labeler", threads)
         self.allowed_calculators = allowed_calculators
+        self.allowed_codes = allowed_codes
+        self.allow_programs = allow_programs
+
+    @classmethod
+    def at_home(cls, scratch: Path, labels: Labels) -> Bench:
+        """For a user's own campaign on the user's own machine: what the spec names is allowed."""
+        named = {str(labels.settings["calculator"])} if "calculator" in labels.settings else set()
+        return cls(scratch, allowed_calculators=SHIPPED | named, allow_programs=True)
+
+    def refusal(self, recipe: Recipe) -> str | None:
+        """Why this worker must not compute by `recipe`, if so."""
+        if recipe.code not in self.allowed_codes:
+            return f"{recipe.code} is not among this worker's allowed codes"
+        if recipe.code != "ase":
+            return None
+        calculator = recipe.settings["calculator"]
+        if calculator not in self.allowed_calculators:
+            return f"{calculator} is not among this worker's allowed calculators"
+        programs = PROGRAMS.intersection(recipe.settings["arguments"])
+        if programs and not self.allow_programs:
+            return f"a campaign may not name a program: arguments.{min(programs)}"
+        return None
 
     def start(self) -> None:
         """Start the engine child ahead of the first task."""
@@ -123,7 +152,7 @@ class Desk:
         """The verdict by this campaign's caps on a label computed before, if there is one."""
         uri = label_uri(self.recipe.digest, key)
         try:
-            data = self._insist(lambda: self.context.store.get(uri))
+            data = self.context.insist(lambda: self.context.store.get(uri))
         except NotFound:
             return None
         return self._verdict(key, data, reused=True, seconds=0.0)
@@ -141,6 +170,7 @@ class Desk:
             reused=reused,
             max_force=largest_force(label.forces),
             seconds=seconds,
+            energy=label.energy,
         )
 
     def _new(self, key: str, frame: Frame) -> Accepted | Rejected:
@@ -152,8 +182,8 @@ class Desk:
         data = encode_labelled(frame, outcome.label(), provenance)
         uri = label_uri(self.recipe.digest, key)
         store = self.context.store
-        first = self._insist(lambda: store.create(uri, data))
-        standing = data if first else self._insist(lambda: store.get(uri))
+        first = self.context.insist(lambda: store.create(uri, data))
+        standing = data if first else self.context.insist(lambda: store.get(uri))
         # Bytes equal to ours mean that our own create went through and its answer was lost.
         return self._verdict(key, standing, reused=standing != data, seconds=outcome.seconds)
 
@@ -198,9 +228,6 @@ class Desk:
         except EngineError as error:
             raise Permanent(f"{self.recipe.code}: {error.kind}: {error}") from error
 
-    def _insist(self, call: Callable[[], T]) -> T:
-        return insist(call, self.context.stopping, PATIENCE)
-
     def _provenance(self, key: str, frame: Frame, outcome: Outcome) -> dict[str, Any]:
         settings = self.recipe.settings
         return {
@@ -238,9 +265,9 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
 def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
     labels = context.spec().labels
     recipe = agreed_recipe(labels, command)
-    calculator = recipe.settings.get("calculator")
-    if recipe.code == "ase" and calculator not in bench.allowed_calculators:
-        raise Permanent(f"{calculator} is not among this worker's allowed calculators")
+    refusal = bench.refusal(recipe)
+    if refusal is not None:
+        raise Permanent(refusal)
     return Desk(bench, context, labels, recipe)
 
 

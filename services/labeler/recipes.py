@@ -44,6 +44,24 @@ def make_recipe(labels: Labels) -> Recipe:
     )
 
 
+def installed_codes() -> tuple[str, ...]:
+    """Names of the codes that this machine can run."""
+    return tuple(name for name, code in CODES.items() if _is_installed(code))
+
+
+def _is_installed(code: Code) -> bool:
+    """One with a setting that only a campaign can give is asked when a campaign gives it."""
+    try:
+        settings = _validated(code, {})
+    except SpecError:
+        return True
+    try:
+        code.version(settings)
+    except SpecError:
+        return False
+    return True
+
+
 def _validated(code: Code, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         return code.settings.model_validate(settings).model_dump(mode="json")

@@ -6,39 +6,64 @@ An entry opens an empty broker or store and gives a function that makes one more
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.devcluster.seaweed import SeaweedServer
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.ports import Bus, Store
+from shared.rabbit import RabbitBus, RabbitSettings
+from shared.s3 import IF_NONE_MATCH, S3Store
+from tests.s3_server import BUCKET
 
 
 @contextmanager
-def in_process() -> Iterator[Callable[[], Bus]]:
+def in_process(_: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
     broker = Broker()
     yield lambda: InProcessBus(broker)
 
 
 @contextmanager
-def folder() -> Iterator[Callable[[], Store]]:
+def rabbitmq(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
+    node: RabbitNode = request.getfixturevalue("rabbit_node")
+    node.purge()
+    yield lambda: RabbitBus(RabbitSettings(url=SecretStr(node.url)))
+
+
+@contextmanager
+def folder(_: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
     with tempfile.TemporaryDirectory() as root:
         yield lambda: FolderStore(Path(root))
 
 
-BUSES: dict[str, Callable[[], AbstractContextManager[Callable[[], Bus]]]] = {
-    "in-process": in_process
+@contextmanager
+def s3(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
+    server: SeaweedServer = request.getfixturevalue("seaweed")
+    settings = server.settings(BUCKET, f"contract/{uuid.uuid4().hex}")
+    probed = settings.model_copy(update={"create_by": IF_NONE_MATCH})
+    yield lambda: S3Store(probed)
+
+
+BUSES: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Callable[[], Bus]]]] = {
+    "in-process": in_process,
+    "rabbitmq": rabbitmq,
 }
-STORES: dict[str, Callable[[], AbstractContextManager[Callable[[], Store]]]] = {"folder": folder}
+STORES: dict[
+    str, Callable[[pytest.FixtureRequest], AbstractContextManager[Callable[[], Store]]]
+] = {"folder": folder, "s3": s3}
 
 
 @pytest.fixture(params=sorted(BUSES))
 def bus_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
     """Makes connections to one empty broker; all are closed after the test."""
     made: list[Bus] = []
-    with BUSES[request.param]() as connect:
+    with BUSES[request.param](request) as connect:
 
         def factory() -> Bus:
             made.append(connect())
@@ -57,7 +82,7 @@ def bus(bus_factory: Callable[[], Bus]) -> Bus:
 @pytest.fixture(params=sorted(STORES))
 def store_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
     """Makes connections to one empty store."""
-    with STORES[request.param]() as connect:
+    with STORES[request.param](request) as connect:
         yield connect
 
 

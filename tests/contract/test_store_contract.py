@@ -347,6 +347,8 @@ def test_a_killed_writer_leaves_no_half_object(store_factory: Connect) -> None:
     store.put("replaced", signed(0))
     for round_ in range(12):
         child = in_child(lambda r=round_: write_for_ever(store_factory(), r))  # type: ignore[misc]
+        while not store.exists(f"created/{round_}/0"):  # it is connected, and at work
+            time.sleep(0.001)
         time.sleep(chance.uniform(0.01, 0.15))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

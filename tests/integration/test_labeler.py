@@ -286,6 +286,27 @@ def test_a_calculator_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path
         lab.rules(EMT, copper)
 
 
+def test_a_code_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path) -> None:
+    lab.bench = Bench(tmp_path / "strict", allowed_codes=("pyscf",))
+    with pytest.raises(Permanent, match="tblite is not among"):
+        lab.rules({}, methanes(1))
+
+
+def test_a_campaign_may_not_name_a_program_except_at_home(lab: Lab, tmp_path: Path) -> None:
+    arguments = {"command": "touch /tmp/owned"}
+    named = {"calculator": "ase.calculators.mopac.MOPAC", "arguments": arguments}
+    labels = make_spec({"code": "ase", "settings": named}).labels
+    recipe = make_recipe(labels)
+    listed = frozenset({"ase.calculators.mopac.MOPAC"})
+    strict = Bench(tmp_path / "strict", allowed_calculators=listed)
+    assert strict.refusal(recipe) == "a campaign may not name a program: arguments.command"
+    lab.bench = strict
+    command = Label(**lab.envelope(make_spec({"code": "ase", "settings": named})), frames=())
+    with pytest.raises(Permanent, match=r"arguments\.command"):
+        label(lab.bench, command, lab.context(command))
+    assert Bench.at_home(tmp_path / "home", labels).refusal(recipe) is None
+
+
 def test_what_is_wrong_with_the_recipe_ends_the_task(lab: Lab) -> None:
     with pytest.raises(Permanent, match="PBEE"):
         lab.label({"code": "pyscf", "settings": {"xc": "pbee"}}, lab.refs(methanes(1)))

@@ -159,6 +159,7 @@ def check_books(state: State) -> None:
     frames = state.frames
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
     assert state.pending == len(awaited)
+    assert state.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
     assert set(state.waiting) == {key for key, f in frames.items() if f.status == "waiting"}
     asked = Counter(
         ref.key

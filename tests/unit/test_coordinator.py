@@ -16,9 +16,10 @@ import pytest
 from structlog.testing import capture_logs
 
 import services.coordinator.service as service
+from services.coordinator.desk import Desk
 from services.coordinator.ledger import load_state, read_segments
 from services.coordinator.policy import decide
-from services.coordinator.service import Coordinator, Desk
+from services.coordinator.service import Coordinator
 from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import decode, encode, topic_of

@@ -8,7 +8,7 @@ import pytest
 from ase.io import read
 
 from dpstream.export import MARKER, export
-from dpstream.why import why
+from services.coordinator.why import why
 from shared.embedded import FolderStore
 from shared.errors import SpecError
 from shared.frames import frame_key, from_ase

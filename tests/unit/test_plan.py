@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ase.build import molecule
+from rich.console import Console, RenderableType
 
 from dpstream.inputs import Gathered, gather
-from dpstream.plan import CHECKED, cross_check, most_labels, plan_text
+from dpstream.plan import CHECKED, cross_check, most_labels, plan
 from dpstream.template import new_campaign, template
 from services.labeler.recipes import make_recipe
 from shared.errors import SpecError
@@ -20,13 +22,20 @@ from shared.spec import Spec, load_spec
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+def as_text(parts: list[RenderableType]) -> str:
+    console = Console(file=io.StringIO(), width=110, record=True)
+    for part in parts:
+        console.print(part)
+    return console.export_text()
+
+
 @pytest.mark.parametrize("name", ["methane", "methane-pbe", "water"])
 def test_examples_load_and_print_their_plan(name: str) -> None:
     path = EXAMPLES / name / "campaign.yaml"
     spec = load_spec(path)
     assert spec.name == name
     gathered = gather(spec, path.parent)
-    text = plan_text(spec, gathered, make_recipe(spec.labels))
+    text = as_text(plan(spec, gathered, make_recipe(spec.labels)))
     for stage in spec.stages:
         assert stage.name in text
         assert all(f"{temperature:g}" in text for temperature in stage.temperatures)

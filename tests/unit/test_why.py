@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.why import why
+from services.coordinator.why import why
 from shared.errors import SpecError
 from tests.unit import told
 

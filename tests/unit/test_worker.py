@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import threading
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from shared import messages as m
 from shared.codec import MAX_BODY, decode, encode, queue_of
@@ -24,10 +27,15 @@ from shared.errors import (
     StoreError,
     Temporary,
 )
+from shared.logs import configure
 from shared.ports import Bus, Outgoing, Store
+from shared.shift import Shift
 from shared.values import FrameRef, Ref, Rejected
 from shared.worker import Context, Worker, claim_uri
 from tests.contract.faults import FaultyBus, FlakyBus, FlakyStore, first
+from tests.unit.test_logs import lines, out
+
+__all__ = ["out"]
 
 PROMPT = 15.0
 SPEC = Ref.to("campaigns/methane/spec.json", b"{}")
@@ -368,6 +376,20 @@ def test_a_store_outage_releases(shop: Shop) -> None:
     assert (event.reason, event.delay) == ("disk full", 5.0)
 
 
+def test_a_full_disk_releases(shop: Shop) -> None:
+    event = ending(shop, OSError(errno.ENOSPC, "No space left on device", "/scratch/x"))
+    assert isinstance(event, m.TaskReleased)
+    assert (event.reason, event.delay) == ("this worker's machine: No space left on device", 60.0)
+
+
+def test_a_scratch_that_cannot_be_made_ends_the_task_not_the_worker(shop: Shop) -> None:
+    (shop.folder / "worker-0").write_bytes(b"a file where the folder should be")
+    shop.send(label())
+    shop.worker()
+    assert shop.hear_types(2) == [m.TaskClaimed, m.TaskFailed]
+    assert shop.alive()
+
+
 def test_a_permanent_error_fails_for_good(shop: Shop) -> None:
     event = ending(shop, Permanent("no such element: Xx"))
     assert isinstance(event, m.TaskFailed)
@@ -497,6 +519,85 @@ def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
     assert types[:3] == [m.TaskClaimed, m.TaskHeartbeat, m.TaskHeartbeat]
 
 
+# ---------------------------------------------------------------------- several queues, and shifts
+
+
+def test_a_worker_of_several_queues_serves_each_in_turn(shop: Shop) -> None:
+    commands = [label(f"t{n}").model_copy(update={"capability": c}) for n, c in enumerate("abbc")]
+    shop.send(*commands)
+    shop.worker(others=("label.a", "label.b", "label.c"))
+    done = [e.task for e in (shop.hear() for _ in range(8)) if isinstance(e, m.LabelsDone)]
+    assert done[:3] == ["t0", "t1", "t3"], "c has not waited until b was empty"
+    assert done[3] == "t2"
+
+
+def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
+    shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
+    shop.worker(shift=Shift(max_tasks=2))
+    assert shop.hear_types(5).count(m.LabelsDone) == 2
+    shop.running[0][1].join(PROMPT)
+    assert not shop.alive()
+    assert shop.silent()
+    left = shop.bus.consume("label.toy").next(PROMPT)
+    assert left is not None
+    assert not left.redelivered, "looked at, though there was no room for it"
+
+
+def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
+    shift = Shift(max_tasks=3)
+    for _ in range(3):
+        shop.worker(shift=shift)
+    shop.send(*(label(f"t{n}") for n in range(6)))
+    for _, thread in shop.running:
+        thread.join(PROMPT)
+    assert not any(thread.is_alive() for _, thread in shop.running)
+    assert shop.hear_types(6).count(m.LabelsDone) == 3
+    assert shop.silent()
+    assert shop.bus.depth("label.toy") == 3
+
+
+def test_an_idle_worker_goes_home(shop: Shop) -> None:
+    shop.send(label())
+    shop.worker(shift=Shift(idle_exit=0.2))
+    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+    shop.running[0][1].join(PROMPT)
+    assert not shop.alive()
+
+
+def test_lines_about_a_task_name_it(shop: Shop, out: io.StringIO) -> None:
+    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+        structlog.get_logger().info("from the handler")
+        time.sleep(0.1)
+        return succeed(bench, command, context)
+
+    configure(form="json", stream=out, service="labeler")
+    shop.send(label("t1", attempt=2))
+    store = FlakyStore(shop.store, lambda operation: operation == "exists")
+    shop.worker(handler, store=store, heartbeat_seconds=0.03)
+    while not isinstance(shop.hear(), m.LabelsDone):
+        pass
+    shop.stop()
+    said = lines(out)
+    events = {line["event"] for line in said}
+    assert {"task begun", "from the handler", "stop object not looked for", "task ended"} <= events
+    expected = ("labeler", "worker-0", "methane", "t1", 2)
+    keys = ("service", "worker", "campaign", "task", "attempt")
+    for line in said:
+        assert tuple(line[key] for key in keys) == expected
+
+
+def test_a_password_in_an_error_is_not_published(shop: Shop) -> None:
+    event = ending(shop, RuntimeError("no answer from amqp://user:hunter2@host"))
+    assert isinstance(event, m.TaskFailed)
+    assert "hunter2" not in encode(event).decode()
+    assert "amqp://***@host" in event.reason
+
+
+def test_a_password_at_the_cut_is_not_published_in_part(shop: Shop) -> None:
+    event = ending(shop, RuntimeError("x" * 1970 + " amqp://user:hunter2hunter2hunter2@host"))
+    assert "hunter" not in encode(event).decode()
+
+
 # --------------------------------------------------------------------------- what is not understood
 
 
@@ -508,6 +609,7 @@ def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
         b"{}",
         b'{"type": "label/2"}',
         b"[" * 60_000,
+        encode(label()).ljust(MAX_BODY + 1),
         encode(label()).replace(b'"t1"', b'"../../etc"'),
         encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
         encode(
@@ -526,7 +628,17 @@ def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
             )
         ),
     ],
-    ids=["empty", "binary", "object", "future", "deep", "traversal", "event", "other-command"],
+    ids=[
+        "empty",
+        "binary",
+        "object",
+        "future",
+        "deep",
+        "huge",
+        "traversal",
+        "event",
+        "other-command",
+    ],
 )
 def test_what_is_not_understood_is_buried_and_never_blocks(shop: Shop, body: bytes) -> None:
     shop.bus.publish([Outgoing(body, queue="label.toy")])

@@ -14,12 +14,15 @@ from shared.values import (
     Chosen,
     Counts,
     FrameRef,
+    Offered,
+    OfferedFrame,
     Pool,
     PoolItem,
     Recipe,
     Ref,
     Rejected,
     Rmse,
+    Screened,
     stable_id,
 )
 
@@ -57,6 +60,10 @@ def key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
+def offered_key(frame: OfferedFrame) -> str:
+    return key("offered", frame)
+
+
 def ref(name: str) -> Ref:
     return Ref.to(f"objects/{name}", name.encode())
 
@@ -84,6 +91,8 @@ class World:
         self.ripe, self.reject = ripe, reject
         self.manifests: dict[str, str] = {}
         self.labelled: list[str] = []
+        self.offered: dict[str, list[tuple[int, str]]] = {}
+        """Indices and keys of offered frames in a batch, by its key."""
 
     def learn(self, decision: m.Message) -> None:
         """What a decision leaves in the store."""
@@ -165,6 +174,7 @@ class World:
     def _judge(self, command: m.Judge) -> list[m.Message]:
         accurate = command.version >= self.ripe
         pool = () if accurate else command.pool
+        gone = [i.frames.uri for i in command.pool if accurate and i.frames.uri in self.offered]
         return [
             m.FramesJudged(
                 **self.envelope(command),
@@ -172,6 +182,38 @@ class World:
                 pool=tuple(i.model_copy(update={"version": command.version}) for i in pool),
                 counts=Counts(),
                 accurate=tuple(f.key for f in command.frames) if accurate else (),
+                offered={name: "accurate" for uri in gone for _, name in self.offered[uri]},
+            )
+        ]
+
+    def _screen(self, command: m.Screen) -> list[m.Message]:
+        """Argon is alien here; in a vacuum what the committee is sure of is told by its version."""
+        offered = Offered.model_validate_json(self.manifests[command.frames.uri])
+        ripe = command.committee is not None and command.version >= self.ripe
+        found, row = [], 0
+        kept = self.offered[ref(f"offered-{command.proposal}").uri] = []
+        for index, frame in enumerate(offered.frames, start=command.first):
+            if "Ar" in frame.species:
+                found.append(Screened(index=index, verdict="refused", reason="alien"))
+                continue
+            place = {} if ripe else {"batch": 0, "row": row}
+            row += 1
+            kept.append((index, offered_key(frame)))
+            found.append(
+                Screened(
+                    index=index,
+                    key=offered_key(frame),
+                    verdict="accurate" if ripe else "candidate",
+                    deviation=None if command.committee is None else 0.2,
+                    **place,
+                )
+            )
+        return [
+            m.StructuresScreened(
+                **self.envelope(command),
+                version=command.version,
+                batches=(ref(f"offered-{command.proposal}"),),
+                found=tuple(found),
             )
         ]
 
@@ -190,13 +232,16 @@ class World:
             )
         ]
 
-    @staticmethod
-    def _pick(item: PoolItem, number: int, why: str) -> Chosen:
+    def _pick(self, item: PoolItem, number: int, why: str) -> Chosen:
+        trajectory, name = item.trajectory, key(item.frames.uri, number)
+        if item.frames.uri in self.offered:
+            index, name = self.offered[item.frames.uri][number]
+            trajectory = f"{trajectory}/{index}"
         return Chosen(
             batch=0,
             index=number,
-            key=key(item.frames.uri, number),
-            trajectory=item.trajectory,
+            key=name,
+            trajectory=trajectory,
             version=item.version,
             time_ps=0.01 * number,
             deviation=0.2,

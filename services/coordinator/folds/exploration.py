@@ -15,7 +15,7 @@ from services.coordinator.state import (
     Task,
 )
 from shared import messages as m
-from shared.values import Chosen, Counts, FrameRef, PoolItem
+from shared.values import Chosen, Counts, FrameRef, PoolItem, is_offered
 
 
 def explore_issued(state: State, command: m.Explore) -> State:
@@ -42,7 +42,7 @@ def chunk_explored(state: State, event: m.ChunkExplored) -> State:
         return state
     state = add_to_tally(state, event.task, event.counts, event.dropped, done=False)
     if event.candidates is not None:
-        state = _offer_candidates(state, event.candidates)
+        state = offer_candidates(state, event.candidates)
     if event.reservoir is not None and state.round and event.task in state.round.tallies:
         reservoirs = state.round.reservoirs.set(event.reservoir.frames.uri, event.reservoir)
         state = changed(state, round=state.round.model_copy(update={"reservoirs": reservoirs}))
@@ -90,7 +90,7 @@ def checks_left(state: State, command: m.Explore) -> int:
     return md.steps // md.every - (tally.checks if tally else 0)
 
 
-def _offer_candidates(state: State, item: PoolItem) -> State:
+def offer_candidates(state: State, item: PoolItem) -> State:
     """Candidates enter the pool, or the queue for a newer verdict when theirs is too old."""
     if state.version - item.version > state.spec.streaming.max_staleness:
         return changed(state, stale=state.stale.set(item.frames.uri, item))
@@ -112,7 +112,7 @@ def frames_judged(state: State, event: m.FramesJudged) -> State:
         return state
     state = settle(state, task, "done")
     for item in event.pool:
-        state = _offer_candidates(state, item)
+        state = offer_candidates(state, item)
     assert isinstance(task.command, m.Judge)
     frames, accurate = state.frames, set(event.accurate)
     for ref in task.command.frames:
@@ -156,7 +156,8 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     if current is None:
         return state
     missing = len(state.stage.audits) < state.spec.audit.min_frames
-    useful = len(new) + (len(audits) if missing else 0)
+    own = sum(not is_offered(choice.trajectory) for choice in new)
+    useful = own + (len(audits) if missing else 0)
     update = {"asked": current.asked + useful, "closed": current.closing == event.task}
     return changed(state, round=current.model_copy(update=update))
 
@@ -165,7 +166,7 @@ def _chosen_frame(event: m.CandidatesSelected, choice: Chosen, purpose: Any) -> 
     return KnownFrame(
         ref=FrameRef(batch=event.batches[choice.batch], index=choice.index, key=choice.key),
         purpose=purpose,
-        stage=event.stage,
+        stage=-1 if is_offered(choice.trajectory) else event.stage,
         version=choice.version,
         origin=choice.trajectory,
         weight=choice.weight,

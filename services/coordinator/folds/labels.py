@@ -28,14 +28,20 @@ def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
 
 
 def ask_labels(state: State, frames: Iterable[KnownFrame]) -> State:
-    known, waiting, pending = state.frames, state.waiting, state.pending
+    known, waiting, proposed = state.frames, state.waiting, 0
     for frame in frames:
         key = frame.ref.key
         if key not in known:
             known = known.set(key, frame)
             waiting = waiting.set(key, None)
-            pending += 1
-    return changed(state, frames=known, waiting=waiting, pending=pending)
+            proposed += frame.purpose == "proposed"
+    return changed(
+        state,
+        frames=known,
+        waiting=waiting,
+        pending=state.pending + len(known) - len(state.frames),
+        proposed=state.proposed + proposed,
+    )
 
 
 def label_issued(state: State, command: m.Label) -> State:
@@ -73,12 +79,29 @@ def _accept_label(state: State, key: str, label: Ref) -> State:
         "frames": state.frames.set(key, known),
         "waiting": state.waiting.delete(key) if key in state.waiting else state.waiting,
         "pending": state.pending - awaited,
+        "proposed": state.proposed - (awaited and frame.purpose == "proposed"),
     }
     if frame.purpose != "audit":
         changes["fresh"] = state.fresh.set(key, label)
     elif frame.stage == stage.index:
         stage = stage.model_copy(update={"audits": stage.audits.set(key, frame.origin)})
     return changed(state, stage=stage, **changes)
+
+
+def asked_again(state: State, command: m.Label) -> State:
+    """Frames rejected because their task was given up are awaited once more."""
+    for ref in command.frames:
+        frame = state.frames[ref.key]
+        if frame.status == "rejected":
+            known = frame.model_copy(update={"status": "pending"})
+            state = changed(
+                state,
+                frames=state.frames.set(ref.key, known),
+                pending=state.pending + 1,
+                proposed=state.proposed + (frame.purpose == "proposed"),
+                stage=_count_tried(state.stage, frame, tried=-1, rejected=-1),
+            )
+    return state
 
 
 def reject_frame(state: State, key: str) -> State:
@@ -90,6 +113,7 @@ def reject_frame(state: State, key: str) -> State:
         frames=state.frames.set(key, frame.model_copy(update={"status": "rejected"})),
         waiting=state.waiting.delete(key) if key in state.waiting else state.waiting,
         pending=state.pending - 1,
+        proposed=state.proposed - (frame.purpose == "proposed"),
         stage=_count_tried(state.stage, frame, tried=1, rejected=1),
     )
 

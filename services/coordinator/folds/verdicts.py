@@ -18,7 +18,7 @@ from services.coordinator.state import (
     State,
 )
 from shared import messages as m
-from shared.values import Counts
+from shared.values import Counts, PoolItem, is_offered
 
 
 def audit_done(state: State, event: m.AuditDone) -> State:
@@ -48,7 +48,7 @@ def round_judged(state: State, decision: m.RoundJudged) -> State:
     stage = state.stage.model_copy(update={"good": good, "barren": barren})
     suspect = good >= state.spec.convergence.rounds and state.cold_version != state.version
     drained: dict[str, Any] = (
-        {"pool": Map(), "pool_new": 0} if state.spec.mode == "lockstep" else {}
+        {"pool": _offered(state.pool), "pool_new": 0} if state.spec.mode == "lockstep" else {}
     )
     return changed(
         state,
@@ -74,10 +74,15 @@ def stage_ended(state: State, decision: m.StageEnded) -> State:
         stage=following,
         round=None,
         verdict=None,
-        pool=Map(),
+        pool=_offered(state.pool),
         pool_new=0,
-        stale=Map(),
+        stale=_offered(state.stale),
     )
+
+
+def _offered(pool: Map[str, PoolItem]) -> Map[str, PoolItem]:
+    """What generators have offered: no round and no stage will find it again."""
+    return Map({uri: item for uri, item in pool.items() if is_offered(item.trajectory)})
 
 
 def verified(state: State, event: m.Verified) -> State:
@@ -104,12 +109,29 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
     return state
 
 
-def campaign_paused(state: State, decision: m.CampaignPaused) -> State:
-    return changed(state, paused=decision.why)
+def campaign_paused(state: State, word: m.CampaignPaused) -> State:
+    """Decided, or said by a person."""
+    return _heeded(state, word, paused=word.why)
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
-    return changed(state, paused=None) if state.paused is not None else state
+    return _heeded(state, event, paused=None)
+
+
+def campaign_cancelled(state: State, event: m.CampaignCancelled) -> State:
+    return _heeded(state, event, paused=None)
+
+
+def tasks_retried(state: State, event: m.TasksRetried) -> State:
+    return _heeded(state, event)
+
+
+def _heeded(state: State, word: m.Message, **changes: Any) -> State:
+    """A word that was heard before, or that comes too late, changes nothing: a day-old `resume`
+    must not end today's pause."""
+    if word.id in state.heeded or state.finished is not None:
+        return state
+    return changed(state, heeded=state.heeded.set(word.id, None), **changes)
 
 
 def campaign_finished(state: State, decision: m.CampaignFinished) -> State:

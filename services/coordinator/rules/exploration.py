@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 from services.coordinator.rules.training import must_train_first
 from services.coordinator.rules.trust import current_trust, opening_trust, set_trust, stage_of
@@ -13,10 +14,12 @@ from shared.spec import Stage
 from shared.values import (
     Condition,
     FrameRef,
+    PoolItem,
+    is_offered,
     stable_seed,
 )
 
-JUDGE_BATCH = 60
+JUDGE_BATCH, MOST_NAMED = 60, 500
 
 
 def supersede(turn: Turn) -> None:
@@ -34,21 +37,35 @@ def rejudge(turn: Turn) -> None:
     frames: tuple[FrameRef, ...] = ()
     if already_decided(turn, m.ModelsReady) and not already_decided(turn, m.Judge):
         frames = _frames_to_judge(state)
-    items = tuple(state.stale[uri] for uri in sorted(state.stale))
-    for first in range(0, max(len(items), len(frames)), JUDGE_BATCH):
-        pool, waiting = items[first : first + JUDGE_BATCH], frames[first : first + JUDGE_BATCH]
+    pools = _batches(state.stale[uri] for uri in sorted(state.stale))
+    waits = (frames[i : i + JUDGE_BATCH] for i in range(0, len(frames), JUDGE_BATCH))
+    for pool, waiting in zip_longest(pools, waits, fillvalue=()):
         turn.command(
             m.Judge,
             state.version,
             *(item.frames.uri for item in pool),
             *(ref.key for ref in waiting),
-            title=f"judge {sum(i.count for i in pool) + len(waiting)} frames again",
+            title=f"judge {sum(item.count for item in pool) + len(waiting)} frames again",
             committee=state.manifest,
             version=state.version,
             trust=current_trust(state),
             pool=pool,
             frames=waiting,
         )
+
+
+def _batches(items: Iterable[PoolItem]) -> Iterator[tuple[PoolItem, ...]]:
+    """So many at a time that the answer can name every offered frame among them."""
+    batch, named = list[PoolItem](), 0
+    for item in items:
+        offered = item.count if is_offered(item.trajectory) else 0
+        if len(batch) == JUDGE_BATCH or named + offered > MOST_NAMED:
+            yield tuple(batch)
+            batch, named = [], 0
+        batch.append(item)
+        named += offered
+    if batch:
+        yield tuple(batch)
 
 
 def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:

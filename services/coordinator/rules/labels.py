@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from services.coordinator.rules.trust import stage_of
 from services.coordinator.rules.turn import Turn, frozen_once
@@ -11,7 +12,9 @@ from shared import messages as m
 from shared.spec import AutoTrust
 from shared.values import (
     Dataset,
+    FrameRef,
     Ref,
+    is_offered,
     stable_id,
     stable_seed,
 )
@@ -30,7 +33,7 @@ def begin_references(turn: Turn) -> None:
             m.Reference,
             number,
             title=f"reference trajectory {number}",
-            capability=state.spec.labels.code,
+            capability=state.spec.labels.capability,
             recipe=submitted.recipe.digest,
             structure=structures[number % len(structures)],
             trajectory=number,
@@ -44,18 +47,32 @@ def label_waiting(turn: Turn) -> None:
     if not state.waiting:
         return
     assert state.submitted is not None
-    keys, size = sorted(state.waiting), state.spec.labels.bundle
-    for first in range(0, len(keys), size):
-        refs = tuple(state.frames[key].ref for key in keys[first : first + size])
+    for priority, refs in _bundles(state):
         turn.command(
             m.Label,
             *_never_asked(state, state.version, *(ref.key for ref in refs)),
             title=f"label {len(refs)} frames",
-            capability=state.spec.labels.code,
+            capability=state.spec.labels.capability,
             recipe=state.submitted.recipe.digest,
             frames=refs,
+            priority=priority,
             max_seconds=state.spec.labels.max_seconds * len(refs),
         )
+
+
+def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
+    """Frames that wait, and their priority. Those of a generator share no task with others: one
+    that no code survives costs nobody else's label."""
+
+    def owner(key: str) -> tuple[int, str]:
+        offer = state.offers.get(key)
+        return (0, "") if offer is None else (-offer.priority, offer.generator)
+
+    size = state.spec.labels.bundle
+    for (rank, _), group in groupby(sorted(sorted(state.waiting), key=owner), owner):
+        keys = list(group)
+        for first in range(0, len(keys), size):
+            yield -rank, tuple(state.frames[key].ref for key in keys[first : first + size])
 
 
 def _never_asked(state: State, *what: object) -> tuple[object, ...]:
@@ -90,12 +107,17 @@ def audit_manifest(turn: Turn, stages: Iterable[int]) -> Ref | None:
 
 
 def pairs_manifest(turn: Turn) -> Ref | None:
-    """Labels that this version has not trained on: what calibrates `auto` trust levels."""
+    """Labels of explored frames that this version has not trained on: what calibrates `auto` trust
+    levels."""
     state = turn.state
     given = stage_of(state).trust or state.spec.trust
-    if not isinstance(given, AutoTrust) or not state.fresh:
+    if not isinstance(given, AutoTrust):
         return None
-    body = _labelled_manifest([state.frames[key] for key in sorted(state.fresh)])
+    frames = [state.frames[key] for key in sorted(state.fresh)]
+    explored = [frame for frame in frames if not is_offered(frame.origin)]
+    if not explored:
+        return None
+    body = _labelled_manifest(explored)
     return frozen_once(turn, "pairs", f"pairs-{state.waves}", body)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.coordinator.rules.turn import Turn
-from services.coordinator.state import Task
+from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.values import (
     stable_id,
@@ -25,7 +25,7 @@ def reissue_lost(turn: Turn) -> None:
     event = turn.event
     assert isinstance(event, m.TaskEvent)
     task = turn.state.tasks.get(event.task)
-    if task is None or task.status != "lost":
+    if task is None or task.status != "lost" or turn.state.finished is not None:
         return
     permanent = isinstance(event, m.TaskFailed) and event.permanent
     if permanent or task.lapses >= turn.state.spec.max_attempts:
@@ -61,7 +61,29 @@ def _abandon(turn: Turn, task: Task, reason: str) -> None:
 
 def retry_abandoned(turn: Turn) -> None:
     """A person said go on: what paused the campaign gets another attempt."""
-    given_up = [task for task in turn.state.tasks.values() if task.status == "abandoned"]
-    for task in sorted(given_up, key=lambda task: task.command.task):
+    for task in abandoned(turn.state):
         if isinstance(task.command, ESSENTIAL):
             _reissue(turn, task)
+
+
+def retry_asked(turn: Turn) -> None:
+    """A person wants the tasks named, or all, tried again: those that are still of use."""
+    event = turn.event
+    assert isinstance(event, m.TasksRetried)
+    for task in abandoned(turn.state):
+        named = not event.tasks or task.command.task in event.tasks
+        if named and is_of_use(turn.state, task):
+            _reissue(turn, task)
+
+
+def abandoned(state: State) -> list[Task]:
+    given_up = [task for task in state.tasks.values() if task.status == "abandoned"]
+    return sorted(given_up, key=lambda task: task.command.task)
+
+
+def is_of_use(state: State, task: Task) -> bool:
+    """Whether a new attempt of an abandoned task could still change anything. Trajectories and
+    verdicts given up are in the books of their round already."""
+    if isinstance(task.command, m.Reference):
+        return state.test is None
+    return isinstance(task.command, (*ESSENTIAL, m.Label))

@@ -8,6 +8,7 @@ from services.coordinator.state import State
 from shared import messages as m
 from shared.values import (
     Pool,
+    is_offered,
     stable_id,
     stable_seed,
 )
@@ -18,7 +19,7 @@ def select(turn: Turn) -> None:
     state = turn.state
     if state.round is None or state.alive(m.Select) or state.round.closed:
         return
-    if state.alive(m.Judge):
+    if state.alive(m.Judge) or (state.spec.mode == "lockstep" and state.alive(m.Screen)):
         return
     over = state.round.unfinished == 0
     enough = state.spec.mode == "streaming" and state.pool_new >= state.spec.selection.select_every
@@ -36,11 +37,13 @@ def _ask_selection(turn: Turn, over: bool) -> None:
     state = turn.state
     assert state.round is not None
     reservoirs = state.round.reservoirs if over else {}
+    explored = any(not is_offered(item.trajectory) for item in state.pool.values())
+    fallback = over and not explored and not convergence.looks_good(state)
     pool = Pool(
-        candidates=tuple(state.pool[uri] for uri in sorted(state.pool)),
+        candidates=() if fallback else tuple(state.pool[uri] for uri in sorted(state.pool)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
-        fallback=over and not state.pool and not convergence.looks_good(state),
-        taken=dict(state.taken),
+        fallback=fallback,
+        taken=_taken(state),
     )
     body = pool.model_dump_json()
     name = f"pool-{state.round.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
@@ -58,6 +61,13 @@ def _ask_selection(turn: Turn, over: bool) -> None:
         per_system=state.spec.selection.per_system,
         audits=_audits_wanted(state) if over else 0,
     )
+
+
+def _taken(state: State) -> dict[str, tuple[float, ...]]:
+    """Times chosen already, by trajectory. Explored trajectories begin anew with every version;
+    an offered frame stays in the pool until it is accurate, and is not asked for twice."""
+    asked = {f.origin: (0.0,) for f in state.frames.values() if is_offered(f.origin)}
+    return {**state.taken, **asked}
 
 
 def _audits_wanted(state: State) -> int:

@@ -22,7 +22,7 @@ from shared.values import (
 def train_first(turn: Turn) -> None:
     """The first committee, as soon as the initial labels are in."""
     state = turn.state
-    if state.version or state.training is not None or state.pending or state.stages_over:
+    if state.version or state.training is not None or state.awaited or state.stages_over:
         return
     if state.spec.mode == "lockstep" and state.alive(m.Reference):
         return

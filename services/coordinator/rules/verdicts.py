@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.coordinator import convergence
+from services.coordinator.folds.tasks import is_live
 from services.coordinator.rules.labels import audit_manifest, pairs_manifest
 from services.coordinator.rules.training import start_training, train_final
 from services.coordinator.rules.trust import current_trust
@@ -39,7 +40,7 @@ def audit_round(turn: Turn) -> None:
 
 
 def _round_is_settled(state: State) -> bool:
-    return state.round is not None and state.round.closed and state.pending == 0
+    return state.round is not None and state.round.closed and state.awaited == 0
 
 
 def judge_round(turn: Turn) -> None:
@@ -107,6 +108,17 @@ def finish(turn: Turn) -> None:
     else:
         verdict, why = convergence.judge_campaign(state)
         turn.fact(m.CampaignFinished, verdict=verdict, why=why)
+
+
+def cancel_campaign(turn: Turn) -> None:
+    """A person said end it: nothing more is begun; labels under way are let finish and kept."""
+    event = turn.event
+    assert isinstance(event, m.CampaignCancelled)
+    why = event.why or "a person said so"
+    live = [task for task in turn.state.tasks.values() if is_live(task)]
+    for task in sorted(live, key=lambda task: task.command.task):
+        cancel(turn, task, "the campaign was cancelled")
+    turn.fact(m.CampaignFinished, verdict="cancelled", why=why)
 
 
 def _verify_final(turn: Turn) -> None:

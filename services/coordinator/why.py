@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
-from dpstream.history import History, Life
+from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
 from shared.errors import SpecError
 from shared.frames import Batch, frame_key
@@ -19,7 +19,7 @@ from shared.messages import (
     Select,
 )
 from shared.ports import Store
-from shared.values import Chosen, PoolItem
+from shared.values import Chosen, PoolItem, is_offered
 from shared.worker import fetch
 
 NEAR = 5
@@ -40,6 +40,10 @@ def why(store: Store, campaign: str, frame: str) -> list[str]:
         matches = [frame]
     if len(matches) == 1:
         return list(_life(history, history.lives[matches[0]]))
+    if not matches:
+        matches = [key for key in history.told if key.startswith(frame)]
+        if len(matches) == 1:
+            return [f"frame {matches[0]}", *_told(history, matches[0])]
     found = dict(_sightings(store, messages)) if not matches else {}
     matches = matches or [key for key in found if key.startswith(frame)]
     if len(matches) == 1:
@@ -72,17 +76,32 @@ def _life(history: History, life: Life) -> Iterator[str]:
 
 
 def _origin(history: History, life: Life) -> Iterator[str]:
+    yield from _told(history, life.ref.key)
     if life.chosen is None or life.selection is None:
-        yield "submitted with the campaign, to be labelled before the first training"
+        if life.purpose == "initial":
+            yield "submitted with the campaign, to be labelled before the first training"
         return
     chosen, event = life.chosen, life.selection
-    yield _found(history, chosen.trajectory, chosen.time_ps, chosen.version, chosen.deviation)
+    if not is_offered(chosen.trajectory):
+        yield _found(history, chosen.trajectory, chosen.time_ps, chosen.version, chosen.deviation)
     purpose = "the audit" if life.purpose == "audit" else "training"
     weight = f", standing for {chosen.weight:g} frames" if life.purpose == "audit" else ""
     yield (
         f"{_at(history, event.time)}: chosen for {purpose} in stage {event.stage + 1}, "
         f"under committee {event.version}{weight}: {chosen.reason}"
     )
+
+
+def _told(history: History, key: str) -> Iterator[str]:
+    """What the generators that offered the frame have heard."""
+    for event, word in history.told.get(key, ()):
+        under = f" by committee {event.version}" if event.version else ""
+        deviation = "" if word.deviation is None else f", deviation {word.deviation:.4g}"
+        reason = f": {word.reason}" if word.reason else ""
+        yield (
+            f"{_at(history, event.time)}: generator {event.generator}, frame {word.index} of "
+            f"{event.correlation}: {word.verdict}{under}{deviation}{reason}"
+        )
 
 
 def _found(

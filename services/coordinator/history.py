@@ -19,12 +19,13 @@ from shared.messages import (
     LabelsDone,
     ManifestFrozen,
     Message,
+    StructuresJudged,
     TaskClaimed,
     Train,
 )
-from shared.values import Accepted, Chosen, Dataset, FrameRef, Ref, Rejected
+from shared.values import Accepted, Chosen, Dataset, FrameRef, FrameVerdict, Ref, Rejected
 
-Purpose = Literal["initial", "train", "audit"]
+Purpose = Literal["initial", "train", "audit", "proposed"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Trained:
 @dataclass
 class Life:
     """One frame that was asked to be labelled. `asked`: seconds since the epoch; `chosen` and
-    `selection` tell how exploration came by it (None: an initial frame)."""
+    `selection` tell how it was come by (None: an initial frame, or one that a generator had
+    labelled straight away)."""
 
     ref: FrameRef
     purpose: Purpose
@@ -73,6 +75,8 @@ class History:
     claims: dict[tuple[str, int], TaskClaimed] = field(default_factory=dict)
     datasets: list[ManifestFrozen] = field(default_factory=list)
     test: Ref | None = None
+    told: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
+    """What generators were told of a frame, by its key."""
     _by_label: dict[str, Life] = field(default_factory=dict)
 
     @staticmethod
@@ -94,6 +98,8 @@ class History:
             self.claims.setdefault((message.task, message.attempt), message)
         elif isinstance(message, FramesJudged):
             self._judged(message)
+        elif isinstance(message, StructuresJudged):
+            self._told(message)
         else:
             self._hear_of_labels(message)
 
@@ -128,10 +134,15 @@ class History:
             if key in self.lives:
                 self.lives[key].judged_accurate.append(event)
 
+    def _told(self, event: StructuresJudged) -> None:
+        for word in event.verdicts:
+            if word.key is not None:
+                self.told.setdefault(word.key, []).append((event, word))
+
     def _issued(self, command: Label) -> None:
         for ref in command.frames:
-            if ref.key in self.lives:
-                self.lives[ref.key].tasks.append(command)
+            new = Life(ref, "proposed", command.time)
+            self.lives.setdefault(ref.key, new).tasks.append(command)
 
     def _labelled(self, event: LabelsDone) -> None:
         verdicts: list[Accepted | Rejected] = [*event.accepted, *event.rejected]

@@ -1,0 +1,1 @@
+"""Real servers on this machine, for development: private, loopback only, one folder each."""

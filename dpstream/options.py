@@ -1,0 +1,135 @@
+"""What several commands ask for, and how it is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from dpstream.deployment import is_folder, open_store
+from dpstream.engines import check_engines
+from dpstream.inputs import Gathered, gather
+from dpstream.submission import stored_spec
+from services.coordinator.ledger import campaigns
+from services.labeler.recipes import make_recipe
+from shared.errors import CorruptLedger, SpecError, StoreError
+from shared.ports import Store
+from shared.spec import Spec, expand_material, load_spec
+from shared.spec_errors import did_you_mean, explain
+from shared.values import Recipe
+
+console = Console()
+
+DEFAULT_ROOT = "runs"
+SpecFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SPEC", help="Campaign spec, YAML or JSON; `dpstream new` writes one to edit."
+    ),
+]
+Root = Annotated[
+    str,
+    typer.Option(
+        "--root",
+        "--store",
+        envvar="DPSTREAM_STORE",
+        metavar="DIR|URL",
+        help="Where all campaigns are, and the labels they share: a folder, or s3://bucket/prefix "
+        "(endpoint, region and keys by DPSTREAM_STORE_…).",
+    ),
+]
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DPSTREAM_BROKER",
+        metavar="URL",
+        help="Message broker of a deployment, amqp://user:password@host:port/vhost "
+        "(certificates by DPSTREAM_BROKER_…).",
+        show_envvar=True,
+    ),
+]
+Campaign = Annotated[
+    str | None,
+    typer.Argument(metavar="[NAME]", help="Campaign; may be left out when there is only one."),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="lockstep (DP-GEN's rounds, reproducible) or streaming (no barriers), instead of "
+        "the spec's.",
+    ),
+]
+NewName = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Campaign name, instead of the spec's: the same spec begun anew.",
+    ),
+]
+
+
+def prepared(
+    path: Path, mode: str | None, name: str | None, engines: bool = True
+) -> tuple[Spec, Gathered, Recipe]:
+    """Everything checked that can be checked before anything starts; `engines` are to be here."""
+    given = {key: value for key, value in (("mode", mode), ("name", name)) if value is not None}
+    loaded = load_spec(path)
+    try:
+        spec = Spec.model_validate({**loaded.model_dump(), **given})
+    except ValidationError as error:
+        raise SpecError(f"--{explain(error, Spec)}") from error
+    try:
+        recipe = make_recipe(spec.labels)
+        if engines:
+            check_engines(spec)
+        return expand_material(spec), gather(spec, path.parent), recipe
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+@contextmanager
+def within(root: str) -> Iterator[None]:
+    """Errors of a store and its ledgers name the place they are in."""
+    try:
+        yield
+    except CorruptLedger as error:
+        raise SpecError(f"{root}: {error}; restore it, or begin anew with --name") from error
+    except StoreError as error:
+        raise SpecError(f"{root}: {error}") from error
+
+
+def there(root: str) -> Store:
+    """The store at `root`, which is to be there already. Makes no folder."""
+    path = Path(root)
+    if is_folder(root) and not path.is_dir():
+        found = "is a file" if path.exists() else "no such folder"
+        raise SpecError(f"--root: {root}: {found}; campaigns are in the --root they were run with")
+    return open_store(root)
+
+
+def named(campaign: str | None, root: str) -> tuple[Store, str]:
+    """The store at `root`, and the campaign that is meant."""
+    store = there(root)
+    known = campaigns(store)
+    if campaign is None and len(known) == 1:
+        campaign = known[0]
+    if campaign not in known:
+        raise SpecError(f"--root: {root}: {_unnamed(campaign, known)}")
+    stored_spec(store, campaign)
+    return store, campaign
+
+
+def _unnamed(campaign: str | None, known: list[str]) -> str:
+    if not known:
+        return "holds no campaign; dpstream run SPEC begins one"
+    those = ", ".join(known)
+    if campaign is None:
+        return f"holds several campaigns; name one of {those}"
+    return f"no campaign {campaign!r}{did_you_mean(campaign, known)}; there are: {those}"

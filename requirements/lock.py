@@ -1,0 +1,109 @@
+"""Writes the lock of every image: `.venv/bin/python requirements/lock.py [IMAGE…]`.
+
+Each is the whole closure of what an image imports, at the versions of the environment it is run in
+(the tested one), so that an image installs it without resolving anything.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+FOLDER = Path(__file__).parent
+COMMON = (
+    "ase",
+    "boto3",
+    "numpy",
+    "pika",
+    "prometheus-client",
+    "pydantic",
+    "pydantic-settings",
+    "pyyaml",
+    "structlog",
+    "tenacity",
+)
+DEEPMD = {"cpu": "cpu", "cuda": "gpu,cu12"}
+IMAGES = {
+    "coordinator": (*COMMON, "fastapi", "immutables", "uvicorn"),
+    "labeler": (*COMMON, "pyscf", "scipy", "tblite[ase]"),
+    **{
+        f"trainer-{variant}": (*COMMON, f"deepmd-kit[{extras}]")
+        for variant, extras in DEEPMD.items()
+    },
+    **{
+        f"explorer-{variant}": (*COMMON, f"deepmd-kit[{extras},lmp]", "scipy")
+        for variant, extras in DEEPMD.items()
+    },
+}
+LEFT_OUT = frozenset({"matplotlib"})
+"""ASE asks for it to plot; no service plots."""
+
+
+def lock(image: str, tested: Path) -> str:
+    """The text of an image's lock."""
+    roots = [Requirement(root) for root in IMAGES[image]]
+    resolved = resolve([str(root) for root in roots], tested)
+    kept: dict[str, str] = {}
+    for root in roots:
+        keep(root, resolved, kept)
+    pins = "".join(f"{name}=={version}\n" for name, version in sorted(kept.items()))
+    return f"# Written by requirements/lock.py for the image {image}.\n{pins}"
+
+
+def keep(wanted: Requirement, resolved: Mapping[str, Any], kept: dict[str, str]) -> None:
+    """Add a package and all that it needs to `kept`."""
+    name = canonicalize_name(wanted.name)
+    if name in LEFT_OUT or name not in resolved:
+        return
+    found = resolved[name]
+    known, kept[name] = name in kept, found["version"]
+    if known and not wanted.extras:
+        return
+    for text in found.get("requires_dist", ()):
+        needed = Requirement(text)
+        if _applies(needed, wanted.extras):
+            keep(needed, resolved, kept)
+
+
+def _applies(needed: Requirement, extras: set[str]) -> bool:
+    marker = needed.marker
+    return marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras))
+
+
+def resolve(roots: list[str], tested: Path) -> dict[str, Any]:
+    """Metadata of everything pip would install, by name."""
+    command = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *command, "--constraint", str(tested), *roots],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+    return {canonicalize_name(each["name"]): each for each in found}
+
+
+def main(images: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tested = Path(folder, "tested.txt")
+        pins = {each.name: each.version for each in metadata.distributions()}
+        pins.pop("dpstream", None)
+        tested.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
+        for image in images or IMAGES:
+            (FOLDER / f"{image}.txt").write_text(lock(image, tested))
+            print(f"wrote requirements/{image}.txt", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

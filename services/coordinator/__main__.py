@@ -1,0 +1,112 @@
+"""`python -m services.coordinator`: decides what every campaign does next.
+
+Exit status: 0 asked to stop, 2 bad settings, 3 overtaken by a newer coordinator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import structlog
+
+from services.coordinator.api import make_app, serving
+from services.coordinator.books import Books
+from services.coordinator.metrics import Metrics
+from services.coordinator.service import Coordinator
+from services.coordinator.settings import CoordinatorSettings
+from shared.connect import connect_bus, connect_store
+from shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
+from shared.logs import configure, redacted
+from shared.outages import insist
+from shared.ports import Bus, Store
+from shared.settings import misspelt_variables, read_settings, secrets_in, variables
+from shared.signals import asked_to_stop
+
+log = structlog.get_logger()
+
+BAD_INPUT, OVERTAKEN = 2, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    _parser().parse_args(arguments)
+    try:
+        settings = read_settings(CoordinatorSettings)
+        configure(
+            settings.log_level, settings.log_format, secrets_in(settings), service="coordinator"
+        )
+        with asked_to_stop() as stopping:
+            serve(settings, stopping)
+    except Fenced as error:
+        return _ended(f"stopped: {error}", OVERTAKEN)
+    except DpstreamError as error:
+        return _ended(str(error), BAD_INPUT)
+    return 0
+
+
+def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
+    """Until `stopping` is set. Raises `Fenced` when a newer coordinator is at work, `Refused` when
+    broker or store refuse the credentials, `SpecError` when the API's address cannot be had."""
+    for variable, meant in misspelt_variables(CoordinatorSettings):
+        log.warning("variable is not known", variable=variable, meant=meant)
+    connected = _connected(settings, stopping)
+    if connected is None:
+        return
+    bus, store = connected
+    with closing(bus):
+        coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
+        with _api(coordinator, settings):
+            insist(coordinator.open_all, stopping)
+            log.info("at work", campaigns=len(coordinator.desks))
+            coordinator.run(stopping)
+    log.info("stopped")
+
+
+def _connected(
+    settings: CoordinatorSettings, stopping: threading.Event
+) -> tuple[Bus, Store] | None:
+    """None when asked to stop before both answered."""
+    try:
+        store = connect_store(settings, stopping)
+        return connect_bus(settings, stopping), store
+    except Refused:
+        raise
+    except (BusError, StoreError):
+        if stopping.is_set():
+            return None
+        raise
+
+
+@contextmanager
+def _api(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[None]:
+    if not settings.http_port:
+        yield
+        return
+    books = Books(coordinator)
+    app = make_app(books, Metrics(books), settings.api_token)
+    with serving(app, settings.http_host, settings.http_port) as (host, port):
+        log.info("serving", host=host, port=port)
+        yield
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name}\n      {text}" for name, text in variables(CoordinatorSettings))
+    return argparse.ArgumentParser(
+        prog="python -m services.coordinator",
+        description="Decides what every campaign in a store does next, and serves the API. One of "
+        "them at a time: a second one takes over, and the first stops with exit status 3.",
+        epilog=f"environment:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _ended(text: str, status: int) -> int:
+    print(f"coordinator: {redacted(' '.join(text.split()))}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

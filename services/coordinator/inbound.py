@@ -1,0 +1,107 @@
+"""What comes off the queues, as events. What cannot be read is kept where people can look at it,
+and never blocks; what the broker gave up becomes a failure of its task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from pydantic import ValidationError
+
+from shared import messages as m
+from shared.codec import MAX_BODY, decode, encode
+from shared.errors import BusError
+from shared.ports import Delivery, Store, Subscription
+from shared.values import Ref, campaign_uri, stable_id
+from shared.worker import claim_uri
+
+log = structlog.get_logger()
+
+BURIED = "deadletters/"
+"""Where undecodable bodies are kept."""
+
+
+@dataclass
+class Inbound:
+    store: Store
+    clock: Callable[[], float]
+    buried: int = 0
+    """Bodies kept because they could not be decoded."""
+    given_up: int = 0
+    """Commands that no worker survived taking."""
+
+    def count(self) -> None:
+        """Take earlier coordinators' dead letters into account."""
+        self.buried = sum(1 for _ in self.store.list(BURIED))
+
+    def read(self, delivery: Delivery) -> m.Message | None:
+        """The event in a delivery, if there is one."""
+        message = _decoded(delivery.body)
+        if message is None:
+            self._bury(delivery.body)
+        if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
+            return message.model_copy(update={"time": self.clock()})
+        return self._given_up(message) if isinstance(message, m.Command) else message
+
+    def _bury(self, body: bytes) -> None:
+        ref = Ref.to("x", body)
+        self.buried += self.store.create(f"{BURIED}{ref.sha256}", body)
+        log.warning("undecodable event buried", sha256=ref.sha256)
+
+    def _given_up(self, command: m.Command) -> m.Message | None:
+        """A command that the broker took back from one dying worker after the other: a failure of
+        that attempt, unless somebody has claimed it after all."""
+        if not self.store.exists(campaign_uri(command.campaign, "spec.json")):
+            return None
+        failed = m.TaskFailed(
+            id=stable_id("given up", command.task, command.attempt),
+            campaign=command.campaign,
+            time=self.clock(),
+            cause=command.id,
+            task=command.task,
+            attempt=command.attempt,
+            permanent=False,
+            reason="no worker survived taking it: the broker gave it up",
+        )
+        key = claim_uri(command.campaign, command.task, command.attempt)
+        if self.store.create(key, encode(failed)):
+            self.given_up += 1
+            log.warning(failed.reason, campaign=command.campaign, task=command.task)
+            return failed
+        ours = failed.id.encode() in self.store.get(key)  # before a crash, or a lost reply
+        return failed if ours else None
+
+
+def _decoded(body: bytes) -> m.Message | None:
+    """None for what is none of ours."""
+    if len(body) > MAX_BODY:
+        return None
+    try:
+        message = decode(body)
+    except ValidationError:
+        return None
+    assert isinstance(message, m.Message)
+    return message
+
+
+def take(subscription: Subscription, most: int, wait: float) -> list[Delivery]:
+    """What has come in by now, or comes first within `wait` seconds. BusError when the
+    subscription has ended."""
+    asked = time.monotonic()
+    first = subscription.next(timeout=wait)
+    if first is None and time.monotonic() - asked < wait / 2:
+        raise BusError("the subscription ended")
+    return [] if first is None else [first, *waiting(subscription, most - 1)]
+
+
+def waiting(subscription: Subscription, most: int) -> list[Delivery]:
+    """What is there already."""
+    taken: list[Delivery] = []
+    while len(taken) < most:
+        delivery = subscription.next(timeout=0.0)
+        if delivery is None:
+            break
+        taken.append(delivery)
+    return taken

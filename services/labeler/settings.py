@@ -1,0 +1,62 @@
+"""What a labeler is told by its environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from services.labeler.codes import CODES
+from services.labeler.codes.ase import SHIPPED
+from services.labeler.recipes import installed_codes
+from shared.messages import Label
+from shared.settings import Separated, WorkerSettings
+from shared.spec_errors import did_you_mean
+from shared.values import Name
+
+
+class LabelerSettings(WorkerSettings):
+    labeler_codes: Annotated[tuple[str, ...], Separated] = Field(
+        default_factory=installed_codes,
+        min_length=1,
+        description=f"comma-separated labeling codes ({' | '.join(CODES)}), one task at a time "
+        "from the queue of each in turn; no other code is ever run [all that are installed]",
+    )
+    labeler_class: Name | None = Field(
+        default=None,
+        max_length=30,
+        description="serve only campaigns that ask for this class of worker (labels.worker_class "
+        "in their spec), e.g. 32-cores; default: those that ask for none",
+    )
+    labeler_calculators: Annotated[tuple[str, ...], Separated] = Field(
+        default=tuple(sorted(SHIPPED)),
+        description="comma-separated dotted names of the ASE calculators that campaigns may use; "
+        "campaigns choose their arguments",
+    )
+
+    @field_validator("labeler_codes")
+    @classmethod
+    def _known(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
+        for code in codes:
+            if code not in CODES:
+                hint = did_you_mean(code, CODES)
+                raise ValueError(
+                    f"no labeling code {code!r}{hint or '; known: ' + ', '.join(CODES)}"
+                )
+        return tuple(dict.fromkeys(codes))
+
+    @field_validator("labeler_calculators")
+    @classmethod
+    def _dotted(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            parts = name.split(".")
+            if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+                raise ValueError(
+                    f"{name!r} should be a dotted name such as ase.calculators.emt.EMT"
+                )
+        return names
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        suffix = "" if self.labeler_class is None else f"-{self.labeler_class}"
+        return tuple(Label.QUEUE.format(code + suffix) for code in self.labeler_codes)

@@ -1,0 +1,152 @@
+"""Who may do what on bus and store: one table, from which broker users and bucket policies are
+made.
+
+Nobody but the coordinator declares, deletes or fills a work queue; what others say, they say under
+the topics of their own events. Keys are patterns in which `*` stands for any characters. Whoever
+creates an object may read it: a lost reply is told from a lost race by looking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+LISTENERS = "watch-*"
+"""Temporary queues of those who listen to public events."""
+SETTLING = "settling-*"
+"""Queues made and deleted at once, by who declares those that stay."""
+
+SPECS, SUBMISSIONS = "campaigns/*/spec.json", "campaigns/*/submitted.json"
+INPUTS, PROPOSALS = "campaigns/*/inputs/*", "campaigns/*/proposals/*"
+MANIFESTS, COMMITTEES = "campaigns/*/manifests/*", "campaigns/*/committees/*"
+CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
+STOPS = "campaigns/*/claims/*.stop"
+LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
+SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
+LABELS, DEADLETTERS, PROBES = "labels/*", "deadletters/*", ".probe/*"
+EVERYTHING = "*"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one kind of process needs; nothing else is granted. `consumes` are queues of the
+    topology, `says` and `hears` kinds of events. `creates` is create-if-absent, `replaces` an
+    unconditional write, `lists` the beginnings of keys that may be listed."""
+
+    consumes: tuple[str, ...] = ()
+    commands: bool = False
+    says: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    creates: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    deletes: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+
+
+TASK_EVENTS = ("task-claimed", "task-heartbeat", "task-released", "task-failed")
+"""What every worker says."""
+
+WORKER_READS = (SPECS, INPUTS, MANIFESTS, COMMITTEES, CLAIMS, RESULTS, LABELS)
+WORKER_CREATES = (CLAIMS, RESULTS, DEADLETTERS, PROBES)
+
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        "coordinator": Role(
+            consumes=("coordinator", "deadletters"),
+            commands=True,
+            says=(
+                "models-ready",
+                "stage-ended",
+                "structures-judged",
+                "campaign-paused",
+                "campaign-finished",
+            ),
+            hears=("*",),
+            reads=("campaigns/*", "labels/*", "deadletters/*"),
+            creates=(
+                CLAIMS,
+                LEDGERS,
+                EPOCHS,
+                SNAPSHOTS,
+                ENDS,
+                MANIFESTS,
+                COMMITTEES,
+                DEADLETTERS,
+                PROBES,
+            ),
+            replaces=(STOPS,),
+            deletes=(PROBES,),
+            lists=("campaigns/", "deadletters/"),
+        ),
+        "trainer": Role(
+            consumes=("train",),
+            says=(*TASK_EVENTS, "checkpoint-saved", "member-trained"),
+            reads=WORKER_READS,
+            creates=WORKER_CREATES,
+            deletes=(PROBES,),
+        ),
+        "explorer": Role(
+            consumes=("explore", "judge"),
+            says=(
+                *TASK_EVENTS,
+                "candidates-found",
+                "candidates-selected",
+                "frames-judged",
+                "structures-screened",
+                "audit-done",
+                "verified",
+            ),
+            reads=(*WORKER_READS, PROPOSALS),
+            creates=WORKER_CREATES,
+            deletes=(PROBES,),
+        ),
+        "labeler": Role(
+            consumes=("label.*",),
+            says=(*TASK_EVENTS, "labels-done", "reference-done"),
+            reads=WORKER_READS,
+            creates=(*WORKER_CREATES, LABELS),
+            deletes=(PROBES,),
+        ),
+        "generator": Role(
+            says=("structures-proposed",),
+            hears=("structures-judged", "models-ready", "campaign-finished"),
+            reads=(SPECS, COMMITTEES, RESULTS, PROPOSALS),
+            creates=(PROPOSALS, PROBES),
+            deletes=(PROBES,),
+        ),
+        "operator": Role(
+            says=(
+                "campaign-submitted",
+                "campaign-paused",
+                "campaign-resumed",
+                "campaign-cancelled",
+                "tasks-retried",
+            ),
+            hears=("*",),
+            reads=(EVERYTHING,),
+            creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
+            deletes=(PROBES,),
+            lists=("campaigns/", "deadletters/"),
+        ),
+    }
+)
+
+
+def merged(names: Sequence[str]) -> Role:
+    """One role that may do what any of these may, for a process that is several things."""
+    roles = [ROLES[name] for name in names]
+    words: dict[str, tuple[str, ...]] = {
+        each.name: tuple(dict.fromkeys(word for role in roles for word in getattr(role, each.name)))
+        for each in fields(Role)
+        if each.name != "commands"
+    }
+    return Role(commands=any(role.commands for role in roles), **words)
+
+
+def kept_from(role: Role) -> tuple[str, ...]:
+    """Keys that only the coordinator creates. Denied by name, because `*` in what is granted
+    (`campaigns/*/results/*`) also stands for `x/ledger`."""
+    own = ROLES["coordinator"].creates
+    return tuple(pattern for pattern in own if pattern not in role.creates)

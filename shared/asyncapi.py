@@ -1,0 +1,141 @@
+"""What crosses the bus as an AsyncAPI 3 document, made from the message models: for people and
+tools outside, committed in `docs/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from inspect import getdoc
+from typing import Any, get_args
+
+from shared import messages as m
+from shared.codec import ADAPTER, AnyCommand, AnyResult
+from shared.topology import EVENTS, TASKS
+
+HEARD_FROM_OUTSIDE: tuple[type[m.Message], ...] = (
+    m.CampaignSubmitted,
+    m.StructuresProposed,
+    m.CampaignPaused,
+    m.CampaignResumed,
+    m.CampaignCancelled,
+    m.TasksRetried,
+)
+SAID_BY_WORKERS: tuple[type[m.Message], ...] = (
+    m.TaskClaimed,
+    m.TaskHeartbeat,
+    m.TaskReleased,
+    m.TaskFailed,
+    m.CheckpointSaved,
+    *get_args(AnyResult),
+)
+SAID_BY_THE_COORDINATOR: tuple[type[m.Message], ...] = (
+    m.ModelsReady,
+    m.StructuresJudged,
+    m.StageEnded,
+    m.CampaignPaused,
+    m.CampaignFinished,
+)
+SCHEMAS = "#/components/schemas/"
+
+
+def document() -> str:
+    """The document as JSON text."""
+    said = (*SAID_BY_THE_COORDINATOR, *SAID_BY_WORKERS)
+    commands: tuple[type[m.Command], ...] = get_args(AnyCommand)
+    queues = sorted({kind.QUEUE for kind in commands})
+    schemas = ADAPTER.json_schema(ref_template=SCHEMAS + "{model}")["$defs"]
+    events = dict.fromkeys((*HEARD_FROM_OUTSIDE, *said))
+    api = {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "dpstream",
+            "version": version("dpstream"),
+            "description": "Concurrent learning of interatomic potentials as a stream of events. "
+            "Bodies are JSON of at most 64 KB; larger things are objects in the store.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": {
+            **{_kind(event): _topic(event) for event in events},
+            **{_word(queue): _queue(queue, commands) for queue in queues},
+        },
+        "operations": {
+            **dict(_operations("receive", HEARD_FROM_OUTSIDE)),
+            **dict(_operations("send", said)),
+            **{f"send-{_word(q)}": _operation("send", _word(q), _of(q, commands)) for q in queues},
+        },
+        "components": {
+            "messages": {kind.__name__: _message(kind) for kind in (*events, *commands)},
+            "schemas": schemas,
+        },
+    }
+    return json.dumps(api, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _kind(event: type[m.Message]) -> str:
+    """The name of a kind of event, as topics have it: `models-ready`."""
+    return str(event.model_fields["type"].default).partition("/")[0]
+
+
+def _word(queue: str) -> str:
+    """A queue's channel: `label.{}` has many queues."""
+    return f"queue-{queue.partition('.')[0]}"
+
+
+def _topic(event: type[m.Message]) -> dict[str, Any]:
+    return {
+        "address": f"{{campaign}}.{_kind(event)}",
+        "parameters": {"campaign": {"description": "name of the campaign"}},
+        "messages": _references([event]),
+        "bindings": {
+            "amqp": {
+                "is": "routingKey",
+                "exchange": {"name": EVENTS, "type": "topic", "durable": True},
+            }
+        },
+    }
+
+
+def _queue(queue: str, commands: Iterable[type[m.Command]]) -> dict[str, Any]:
+    channel: dict[str, Any] = {
+        "address": queue.replace("{}", "{capability}"),
+        "description": f"Work queue, reached through the direct exchange {TASKS}.",
+        "messages": _references(_of(queue, commands)),
+        "bindings": {"amqp": {"is": "queue", "queue": {"name": queue, "durable": True}}},
+    }
+    if "{}" in queue:
+        channel["parameters"] = {"capability": {"description": "labeling code"}}
+    return channel
+
+
+def _of(queue: str, commands: Iterable[type[m.Command]]) -> list[type[m.Command]]:
+    return [kind for kind in commands if queue == kind.QUEUE]
+
+
+def _references(kinds: Iterable[type[m.Message]]) -> dict[str, Any]:
+    names = [kind.__name__ for kind in kinds]
+    return {name: {"$ref": f"#/components/messages/{name}"} for name in names}
+
+
+def _operations(
+    action: str, kinds: Iterable[type[m.Message]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind in kinds:
+        yield f"{action}-{_kind(kind)}", _operation(action, _kind(kind), [kind])
+
+
+def _operation(action: str, channel: str, kinds: Iterable[type[m.Message]]) -> dict[str, Any]:
+    """`action` is dpstream's own: what it receives, others send."""
+    of = f"#/channels/{channel}"
+    messages = [{"$ref": f"{of}/messages/{kind.__name__}"} for kind in kinds]
+    return {"action": action, "channel": {"$ref": of}, "messages": messages}
+
+
+def _message(kind: type[m.Message]) -> dict[str, Any]:
+    return {
+        "name": kind.model_fields["type"].default,
+        "summary": " ".join((getdoc(kind) or "").split()),
+        "contentType": "application/json",
+        "payload": {"$ref": SCHEMAS + kind.__name__},
+    }

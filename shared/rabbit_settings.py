@@ -1,0 +1,75 @@
+"""How to reach a RabbitMQ broker, and what it shall be asked for."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
+
+
+class RabbitSettings(BaseModel):
+    """`url`: amqp://user:password@host:port/vhost, or amqps://… with TLS. `queue_type`: quorum, or
+    classic where the broker has no quorum queues. `ca_file`: a private authority; `cert_file`,
+    `key_file`: this client's certificate (all PEM). `heartbeat` in seconds. `prefix` goes before
+    every queue and exchange name, so that deployments can share a virtual host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: SecretStr
+    queue_type: Literal["quorum", "classic"] = "quorum"
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
+    heartbeat: int = Field(default=60, ge=1, le=3600)
+    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RabbitSettings:
+        parts = self.parts
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.query:
+            raise ValueError("url: should be amqp://user:password@host:port/vhost or amqps://…")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if parts.scheme == "amqp" and (self.ca_file or self.cert_file):
+            raise ValueError("url: certificates are given, so it should be amqps://…")
+        return self
+
+    @property
+    def parts(self) -> SplitResult:
+        """The URL's parts; ValueError, which never quotes it, where it is none."""
+        try:
+            parts = urlsplit(self.url.get_secret_value())
+            _ = parts.port  # parsed when asked for
+        except ValueError:
+            raise ValueError(
+                "url: special characters of user and password must be percent-encoded"
+            ) from None
+        return parts
+
+    @property
+    def port(self) -> int:
+        return self.parts.port or (5671 if self.parts.scheme == "amqps" else 5672)
+
+    @property
+    def virtual_host(self) -> str:
+        return unquote(self.parts.path.removeprefix("/")) or "/"
+
+    @property
+    def address(self) -> str:
+        """Where the broker is, fit for logs and errors: without user and password."""
+        return f"{self.parts.scheme}://{self.parts.hostname}:{self.port}"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The context of an amqps URL. OSError (ssl.SSLError among them) for unusable files."""
+        if self.parts.scheme == "amqp":
+            return None
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.cert_file is not None:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        return context
+
+    def name(self, plain: str) -> str:
+        """What a queue or exchange is called at the broker."""
+        return self.prefix + plain

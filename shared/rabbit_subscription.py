@@ -1,0 +1,186 @@
+"""Consuming from one RabbitMQ queue: deliveries come in on the I/O thread, are taken and settled
+on any other."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from shared.errors import BusError
+from shared.rabbit_channel import Channel, fulfil
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, eq=False)
+class RabbitDelivery:
+    """A message handed out by a subscription. Settling it twice, or after its channel was lost,
+    has no effect."""
+
+    body: bytes
+    redelivered: bool
+    tag: int
+    subscription: RabbitSubscription
+
+    def ack(self) -> None:
+        self.subscription.settle(self.tag, put_back=False)
+
+    def reject(self) -> None:
+        self.subscription.settle(self.tag, put_back=True)
+
+
+class RabbitSubscription:
+    """One consumer, on a channel of its own, which it keeps until all it received is settled."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        queue: str,
+        prefetch: int,
+        limit: int | None,
+        release: Callable[[Channel], None],
+        left: Callable[[], None],
+    ) -> None:
+        """`limit`: bytes; a longer body goes to the dead letters. `release` takes the channel back
+        (I/O thread); `left` is called when the consumer was cancelled by us."""
+        self.queue, self._channel, self._limit = queue, channel, limit
+        self._release, self._left = release, left
+        self._changed = threading.Condition()
+        self._waiting: deque[RabbitDelivery] = deque()
+        self._unsettled: set[int] = set()  # delivery tags, those waiting among them
+        self._open = True
+        self._consuming = True  # as the I/O thread knows it
+        self._tag = ""
+        channel.on_lost, channel.on_cancelled = self._lost, self._ended
+        channel.ask(lambda future: self._begin(prefetch, future))
+
+    def _begin(self, prefetch: int, consuming: Future[Any]) -> None:
+        self._channel.raw.basic_qos(prefetch_count=prefetch)
+        self._tag = self._channel.raw.basic_consume(
+            self.queue, self._arrived, callback=lambda frame: fulfil(consuming, frame)
+        )
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may still come."""
+        return self._open
+
+    def next(self, timeout: float | None = None) -> RabbitDelivery | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or not self._open, timeout)
+            if not self._open or not self._waiting:
+                return None
+            return self._waiting.popleft()
+
+    def settle(self, tag: int, put_back: bool) -> None:
+        with self._changed:
+            if tag not in self._unsettled:
+                return
+            self._unsettled.discard(tag)
+        self._channel.connection.post(lambda: self._settle(tag, put_back))
+
+    def cancel(self) -> None:
+        with self._changed:
+            if not self._open:
+                return
+            self._open = False
+            self._changed.notify_all()
+        with suppress(BusError):  # lost: the broker has put everything back
+            self._channel.ask(self._cancel)
+        self._left()
+
+    def close(self) -> None:
+        """The consumer goes, and its channel: the broker puts back what is not settled."""
+        with suppress(BusError):  # closed, which is what is asked for
+            self._channel.ask(self._close_channel)
+
+    # ------------------------------------------------------------------- on the I/O thread
+
+    def _arrived(self, _: object, method: Any, __: object, body: bytes) -> None:
+        if self._limit is not None and len(body) > self._limit:
+            log.warning("oversized message set aside", queue=self.queue, size=len(body))
+            self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
+            return
+        delivery = RabbitDelivery(body, method.redelivered, method.delivery_tag, self)
+        with self._changed:
+            self._unsettled.add(delivery.tag)
+            self._waiting.append(delivery)
+            self._changed.notify()
+
+    def _settle(self, tag: int, put_back: bool) -> None:
+        raw = self._channel.raw
+        if not raw.is_open:
+            return
+        if put_back:
+            raw.basic_reject(tag, requeue=True)
+        else:
+            raw.basic_ack(tag)
+        self._release_if_done()
+
+    def _cancel(self, done: Future[Any]) -> None:
+        raw = self._channel.raw
+        if self._has_channel and self._tag in raw.consumer_tags:
+            raw.basic_cancel(self._tag, callback=lambda _: self._give_back(done))
+        else:  # by the broker, just now
+            fulfil(done, None)
+
+    def _give_back(self, done: Future[Any]) -> None:
+        """What nobody has taken; `done` once the broker has it, so that the next consumer finds
+        the order kept."""
+        self._put_back()
+        self._channel.raw.basic_qos(callback=lambda _: fulfil(done, None))
+        self._release_if_done()
+
+    def _put_back(self) -> None:
+        self._consuming = False
+        with self._changed:
+            tags = [delivery.tag for delivery in self._waiting]
+            self._waiting.clear()
+            self._unsettled.difference_update(tags)
+        for tag in tags:
+            self._channel.raw.basic_reject(tag, requeue=True)
+
+    def _close_channel(self, done: Future[Any]) -> None:
+        if not self._has_channel:
+            fulfil(done, None)
+            return
+        # pika would cancel the consumer first, and the broker then put back what is under way
+        # before what has arrived: a consumer that goes with its channel keeps the order.
+        getattr(self._channel.raw, "_consumers", {}).clear()
+        self._channel.raw.close()
+
+    def _ended(self) -> None:
+        """The broker cancelled the consumer: its queue was deleted, or has lost its leader."""
+        self._close()
+        self._put_back()
+        self._release_if_done()
+
+    def _lost(self) -> None:
+        with self._changed:
+            self._waiting.clear()
+            self._unsettled.clear()
+        self._close()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def _release_if_done(self) -> None:
+        """Once; a channel in the pool no longer reports to us."""
+        with self._changed:
+            done = not self._consuming and not self._unsettled
+        if done and self._has_channel:
+            self._release(self._channel)
+
+    @property
+    def _has_channel(self) -> bool:
+        """Back in the pool, a channel reports to somebody else."""
+        return self._channel.on_lost == self._lost

@@ -1,0 +1,209 @@
+"""A whole deployment on a real broker and a real object store, whose processes are started again
+when they die, and what a campaign should come to whatever happens to them."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.devcluster.seaweed import SeaweedServer
+from services.coordinator.ledger import heard_and_decided, load_state, verdict
+from services.coordinator.state import State
+from shared import messages as m
+from shared.codec import encode, topic_of
+from shared.errors import StoreError
+from shared.ports import Outgoing
+from shared.settings import Settings
+from shared.spec import Spec
+from shared.values import Ref, campaign_uri
+from tests.e2e.campaign import labelled
+from tests.e2e.chaos.standin import COMPUTED, RIPE
+from tests.integration.deployed import Deployment, Started
+from tests.unit.storm import Storm, check_books
+from tests.unit.world import World, spec, submission
+
+BUCKET = "chaos"
+NAME = "world"
+LEASE, REISSUE, HEARTBEAT = "3", "2", "0.3"
+SECONDS = 150.0
+"""That a campaign, or anything in it, may take."""
+STANDIN = "tests.e2e.chaos.standin"
+ROLES = ("trainer", "explorer", "labeler")
+SOAK = bool(os.environ.get("DPSTREAM_SOAK"))
+
+
+def plan(**changes: Any) -> Spec:
+    """Two rounds of two conditions; no task is given up for having lost a few workers."""
+    smaller: dict[str, Any] = {
+        "training": {"members": 2},
+        "stages": [{"name": "cold", "systems": ["methane"], "temperatures": [50.0, 100.0]}],
+        "labels": {"bundle": 2},
+        "max_attempts": 12,
+    }
+    return spec(**(smaller | changes))
+
+
+@cache
+def undisturbed() -> State:
+    """What the campaign comes to where nothing ever fails, by the policy alone: the same frames
+    for every choice of bundles and attempts."""
+    return Storm(World(RIPE), plan()).run()
+
+
+@dataclass
+class Cluster(Deployment):
+    posts: dict[str, tuple[tuple[str, ...], dict[str, str]]] = field(default_factory=dict)
+    """How to start what is to be there, by name."""
+    crew: dict[str, Started] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+
+    # ------------------------------------------------------------------------------- processes
+
+    def hire(self, name: str, /, *module: str, **environment: str) -> Started:
+        """A process that is started again whenever it is found dead."""
+        self.posts[name] = module, environment
+        self.crew[name] = self.start(*module, **environment)
+        return self.crew[name]
+
+    def coordinate(self, name: str = "coordinator", **environment: str) -> Started:
+        given = {
+            "http_port": "0",
+            "lease_seconds": LEASE,
+            "reissue_after": REISSUE,
+            **environment,
+        }
+        return self.hire(name, "services.coordinator", **given)
+
+    def work(self, role: str, name: str = "", **environment: str) -> Started:
+        given = {"name": name or role, "task_heartbeat": HEARTBEAT, **environment}
+        return self.hire(name or role, STANDIN, role, **given)
+
+    def staff(self, roles: Sequence[str] = ROLES, **environment: str) -> None:
+        """A coordinator and one worker of each kind."""
+        self.coordinate()
+        for role in roles:
+            self.work(role, **environment)
+
+    def dismiss(self, name: str) -> Started:
+        """No longer started again."""
+        del self.posts[name]
+        return self.crew.pop(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL; another is started at once."""
+        self.crew[name].process.kill()
+        self.crew[name].process.wait()
+        self.revive()
+
+    def revive(self) -> None:
+        for name, started in list(self.crew.items()):
+            if started.process.poll() is not None:
+                self.deaths[name] += 1
+                module, environment = self.posts[name]
+                self.crew[name] = self.start(*module, **environment)
+
+    # -------------------------------------------------------------------------------- campaigns
+
+    def submit(self, of: Spec) -> m.CampaignSubmitted:
+        """As `dpstream submit` does."""
+        body = of.model_dump_json().encode()
+        key = campaign_uri(of.name, "spec.json")
+        self.store.create(key, body)
+        event = submission(of).model_copy(update={"spec": Ref.to(key, body)})
+        self.store.create(campaign_uri(of.name, "submitted.json"), encode(event))
+        with closing(self.bus()) as bus:
+            bus.publish([Outgoing(encode(event), topic=topic_of(event))])
+        return event
+
+    def until(self, met: Callable[[], Any], what: str) -> Any:
+        """What `met` says as soon as it says something; the dead are replaced meanwhile."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            self.revive()
+            if found := met():
+                return found
+            assert time.monotonic() < deadline, f"{what}: waited in vain; {self.last_words()}"
+            time.sleep(0.05)
+
+    def finish(self) -> State:
+        self.until(lambda: verdict(self.store, NAME), "the campaign's end")
+        return self.state()
+
+    def state(self) -> State:
+        return load_state(self.store, NAME)
+
+    def until_state(self, met: Callable[[State], Any], what: str) -> Any:
+        def begun() -> Any:
+            try:
+                return met(self.state())
+            except StoreError:
+                return None
+
+        return self.until(begun, what)
+
+    def heard(self, *kinds: type[m.Message]) -> list[Any]:
+        """All of a kind in the ledger, decisions included."""
+        return [e for e in heard_and_decided(self.store, NAME) if isinstance(e, kinds)]
+
+    def last_words(self) -> str:
+        said = {name: (s.said[-3:], s.plain[-5:]) for name, s in self.crew.items()}
+        tasks = [t for t in self.state().tasks.values() if t.status in ("open", "running", "lost")]
+        return f"{said}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
+
+
+def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = None) -> Cluster:
+    """Queue names and keys that no other test sees. `endpoint`: where the processes find the
+    store, if not at the server itself."""
+    server.make_bucket(BUCKET)
+    name = uuid.uuid4().hex
+    given = {
+        "broker": node.url,
+        "broker_prefix": f"{name}.",
+        "store": f"s3://{BUCKET}/{name}",
+        "store_endpoint": server.endpoint,
+        "store_access_key": server.access_key,
+        "store_secret_key": server.secret_key,
+        "store_addressing": "path",
+    }
+    seen = given | {"store_endpoint": endpoint or server.endpoint}
+    environment = {f"DPSTREAM_{key.upper()}": value for key, value in seen.items()}
+    return Cluster(Settings(**given), environment)  # type: ignore[arg-type]
+
+
+def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:
+    """The same frames are labelled as in peace (but for those `without`), for the same purpose;
+    none was counted twice, none computed anew once it was stored."""
+    calm = undisturbed()
+    assert state.finished is not None
+    assert calm.finished is not None
+    assert state.finished.verdict == calm.finished.verdict == "converged"
+    wanted = {key: what for key, what in labelled(calm).items() if key not in without}
+    assert labelled(state) == wanted
+    assert state.trained + len(state.fresh) == sum(what != "audit" for what in wanted.values())
+    check_books(state)
+    assert computed_twice(cluster) == []
+    assert not cluster.heard(m.CampaignPaused)
+
+
+def computed_twice(cluster: Cluster) -> list[str]:
+    """Frames with two labels that were both accepted as new."""
+    fresh = Counter(
+        accepted.key
+        for done in cluster.heard(m.LabelsDone)
+        for accepted in done.accepted
+        if not accepted.reused
+    )
+    return [key for key, times in fresh.items() if times > 1]
+
+
+def computations(cluster: Cluster) -> Counter[str]:
+    """How often the label of each frame was computed, be it in vain."""
+    return Counter(key.split("/")[1] for key in cluster.store.list(f"{COMPUTED}/"))

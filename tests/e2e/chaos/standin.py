@@ -1,0 +1,146 @@
+"""`python -m tests.e2e.chaos.standin trainer|explorer|labeler`: a worker service without engines.
+
+Everything but the engines is real: settings, process, worker runtime, bus and store. What it
+answers is `World`'s; what it writes is content, so that it can be lost, doubled or overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+import shared.endings
+from shared import messages as m
+from shared.messages import Command, Result
+from shared.process import Post, Service, main
+from shared.settings import WorkerSettings
+from shared.values import Accepted, Ref
+from shared.worker import Context, Handler
+from tests.unit.world import World
+
+QUEUES = {
+    "trainer": ("train",),
+    "explorer": ("explore", "judge"),
+    "labeler": ("label.tblite",),
+}
+RIPE = 2
+WAVEFUNCTION = 256 * 1024
+"""Bytes that every task writes to its scratch folder, as engines do."""
+COMPUTED = "computed"
+"""Where every computation of a label leaves a trace, by frame."""
+FULL_SECONDS = 1.0
+
+
+class StandInSettings(WorkerSettings):
+    standin_seconds: float = Field(default=0.05, description="per task")
+    standin_gate: Path | None = Field(
+        default=None, description="a task goes on when this file is there"
+    )
+    standin_gated: str = Field(default="", description="only tasks with this in their title wait")
+    standin_fatal: str = Field(
+        default="", description="key of a frame whose label kills its worker"
+    )
+
+
+@dataclass
+class Bench:
+    settings: StandInSettings
+
+    def start(self) -> None:
+        """Nothing to warm up."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def answer(bench: Bench, command: Any, context: Context) -> Result:
+    (context.scratch / "wavefunction").write_bytes(bytes(WAVEFUNCTION))
+    _work(bench.settings, command, context)
+    world = World(RIPE)
+    if isinstance(command, m.Select):
+        world.manifests[command.pool.uri] = context.fetch(command.pool).decode()
+    (result,) = world.answer(command)[1:]
+    assert isinstance(result, Result)
+    result = result.model_copy(update=context.envelope())
+    if isinstance(result, m.MemberTrained):
+        mark = f"{command.title} by {context.worker}".encode()
+        result = result.model_copy(update={"model": context.put("model.pb", mark)})
+    elif isinstance(result, m.LabelsDone):
+        accepted = tuple(_label(label, context) for label in result.accepted)
+        return result.model_copy(update={"accepted": accepted})
+    for ref in _refs(result):
+        _keep(ref, context)
+    return result
+
+
+def _work(settings: StandInSettings, command: Command, context: Context) -> None:
+    if isinstance(command, m.Label) and settings.standin_fatal in [f.key for f in command.frames]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    over = time.monotonic() + settings.standin_seconds
+    gate = settings.standin_gate if settings.standin_gated in command.title else None
+    while time.monotonic() < over or (gate is not None and not gate.exists()):
+        context.check()
+        time.sleep(0.01)
+
+
+def _label(label: Accepted, context: Context) -> Accepted:
+    """As the labeler does: look it up, compute it, be the first to store it or not."""
+    known = context.insist(lambda: context.store.exists(label.label.uri))
+    if not known:
+        trace = f"{COMPUTED}/{label.key}/{uuid.uuid4().hex}"
+        context.insist(lambda: context.store.create(trace, context.worker.encode()))
+    return label.model_copy(update={"reused": known or not _keep(label.label, context)})
+
+
+def _keep(ref: Ref, context: Context) -> bool:
+    """Whether this made the object; `World` refers to objects that hold their own names."""
+    body = ref.uri.removeprefix("objects/").encode()
+    if Ref.to(ref.uri, body) != ref:
+        return False
+    return context.insist(lambda: context.store.create(ref.uri, body))
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _refs(getattr(value, name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _refs(item)
+
+
+KINDS = (
+    m.Train,
+    m.Explore,
+    m.Judge,
+    m.Screen,
+    m.Select,
+    m.Label,
+    m.Reference,
+    m.Audit,
+    m.Verify,
+)
+HANDLERS: dict[type[Command], Handler] = dict.fromkeys(KINDS, answer)
+
+
+def service(role: str) -> Service[StandInSettings]:
+    def posts(settings: StandInSettings, scratch: Path) -> Sequence[Post]:
+        return [Post((queue,), HANDLERS, Bench(settings)) for queue in QUEUES[role]]
+
+    return Service(role, "Answers at once.", StandInSettings, posts)
+
+
+if __name__ == "__main__":
+    shared.endings.FULL_SECONDS = FULL_SECONDS
+    sys.exit(main(service(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,160 @@
+"""Processes that are killed, paused, overtaken or doomed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.coordinator.state import State, Task
+from shared import messages as m
+from shared.codec import decode, encode
+from shared.values import Committee
+from shared.worker import claim_uri
+from tests.e2e.campaign import labelled
+from tests.e2e.chaos.cluster import (
+    NAME,
+    ROLES,
+    SOAK,
+    Cluster,
+    check,
+    computations,
+    plan,
+    undisturbed,
+)
+
+KILLS = 30 if SOAK else 4
+
+
+def test_in_peace_a_campaign_is_what_the_policy_alone_makes_of_it(cluster: Cluster) -> None:
+    cluster.staff()
+    cluster.submit(plan())
+    check(cluster, cluster.finish())
+    assert len(computations(cluster)) == len(labelled(undisturbed()))
+    assert computations(cluster).most_common(1)[0][1] == 1
+
+
+def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
+    print(f"{KILLS} kills")
+    chance = random.Random(1)
+    pace = str(0.4 * KILLS / 4)
+    cluster.staff(standin_seconds=pace)
+    cluster.submit(plan())
+    victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
+    chance.shuffle(victims)
+    for victim in victims:
+        cluster.until(lambda: cluster.crew[victim].has_said("at work"), f"{victim} at work")  # noqa: B023
+        busy = victim == "coordinator" or cluster.crew[victim].has_said("task begun")
+        time.sleep(chance.uniform(0.0, 1.0 if busy else 3.0))
+        cluster.kill(victim)
+    state = cluster.finish()
+    assert sum(cluster.deaths.values()) == KILLS
+    check(cluster, state)
+
+
+# --------------------------------------------------------------------------------------- overtaken
+
+
+def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(cluster: Cluster) -> None:
+    cluster.staff(standin_seconds="0.3")
+    cluster.submit(plan())
+    cluster.until_state(lambda state: labelled(state), "a label")
+    stale = cluster.dismiss("coordinator")
+    cluster.coordinate("newer")
+    cluster.until(lambda: stale.process.poll() is not None, "the end of the stale coordinator")
+    assert stale.ended() == 3
+    assert stale.plain[-1] == f"coordinator: stopped: {NAME}: taken over by a newer coordinator\n"
+    check(cluster, cluster.finish())
+    assert not cluster.deaths
+
+
+# ------------------------------------------------------------------------------------------ paused
+
+
+@pytest.mark.parametrize(
+    ("role", "kind"), [("trainer", m.Train), ("labeler", m.Label)], ids=["trainer", "labeler"]
+)
+def test_a_worker_that_wakes_too_late_changes_nothing(
+    cluster: Cluster, tmp_path: Path, role: str, kind: type[m.Command]
+) -> None:
+    gate = tmp_path / "gate"
+    cluster.staff([other for other in ROLES if other != role])
+    sleeper = cluster.work(role, "sleeper", standin_gate=str(gate))
+    cluster.submit(plan())
+    task = cluster.until_state(lambda state: _running(state, kind), "the sleeper's task")
+    sleeper.process.send_signal(signal.SIGSTOP)
+    cluster.work(role, "awake")
+    name = task.command.task
+    cluster.until_state(
+        lambda state: state.tasks[name].status == "done", "another attempt's result"
+    )
+    key = f"campaigns/{NAME}/results/{name}/"
+    before = {uri: cluster.store.get(uri) for uri in cluster.store.list(key)}
+    gate.touch()
+    sleeper.process.send_signal(signal.SIGCONT)
+    cluster.until(lambda: sleeper.has_said("task ended"), "the sleeper's own result")
+    state = cluster.finish()
+    check(cluster, state)
+    assert state.tasks[name].command.attempt == 2
+    assert [e.attempt for e in cluster.heard(m.LeaseLapsed) if e.task == name] == [1]
+    assert {uri: cluster.store.get(uri) for uri in before} == before
+    if kind is m.Train:
+        first = cluster.heard(m.ModelsReady)[0]
+        models = Committee.model_validate_json(cluster.store.get(first.manifest.uri)).models
+        used = {uri for uri in (ref.uri for ref in models) if uri.startswith(key)}
+        assert used == {f"{key}2/model.pb"}
+        assert cluster.store.exists(f"{key}1/model.pb")
+
+
+def _running(state: State, kind: type[m.Command]) -> Task | None:
+    tasks = [t for t in state.tasks.values() if isinstance(t.command, kind)]
+    return next((task for task in tasks if task.status == "running"), None)
+
+
+# ------------------------------------------------------------------------------------------ doomed
+
+
+def test_a_task_that_kills_its_workers_is_abandoned_and_the_rest_goes_on(
+    cluster: Cluster,
+) -> None:
+    doomed = f"{plan().name} initial"
+    fatal = undisturbed().submitted
+    assert fatal is not None
+    key = fatal.frames[3].key
+    cluster.staff(["trainer", "explorer"])
+    cluster.work("labeler", standin_fatal=key)
+    cluster.submit(plan(labels={"bundle": 1}, max_attempts=2))
+    state = cluster.finish()
+    check(cluster, state, without=[key])
+    (abandoned,) = cluster.heard(m.TaskAbandoned)
+    (task,) = [t for t in state.tasks.values() if t.status == "abandoned"]
+    assert isinstance(task.command, m.Label)
+    assert [frame.key for frame in task.command.frames] == [key]
+    assert abandoned.why == "after 2 attempts: its worker was lost"
+    assert cluster.deaths == {"labeler": 2}
+    assert doomed
+
+
+def test_a_claim_whose_worker_died_before_saying_so(cluster: Cluster) -> None:
+    cluster.staff(["trainer", "explorer"])
+    cluster.submit(plan())
+    task = cluster.until_state(_open_label, "a label to be claimed").command
+    dead = m.TaskClaimed(
+        id="dead", campaign=NAME, time=1.0, task=task.task, attempt=1, worker="dead"
+    )
+    assert cluster.store.create(claim_uri(NAME, task.task, 1), encode(dead))
+    cluster.work("labeler")
+    state = cluster.finish()
+    check(cluster, state)
+    assert state.tasks[task.task].command.attempt == 2
+    assert dead in cluster.heard(m.TaskClaimed)
+    assert decode(cluster.store.get(claim_uri(NAME, task.task, 1))) == dead
+
+
+def _open_label(state: State) -> Any:
+    labels = [t for t in state.tasks.values() if isinstance(t.command, m.Label)]
+    return next((task for task in labels if task.status == "open"), None)

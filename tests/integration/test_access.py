@@ -1,0 +1,399 @@
+"""The files of `dpstream access` at a real broker and a real S3 server: every user can do its own
+work, and nobody else's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from ase.build import molecule
+from structlog.testing import capture_logs
+
+from dpstream.devcluster.rabbitmq import RabbitNode
+from services.coordinator.service import Coordinator
+from services.labeler.recipes import make_recipe
+from shared import messages as m
+from shared.access import ROLES
+from shared.codec import decode, encode, queue_of
+from shared.errors import NotFound, Refused, StoreError
+from shared.frames import Batch, canonical, frame_key, from_ase
+from shared.ports import Outgoing, Subscription
+from shared.rabbit import RabbitBus
+from shared.s3 import S3Store
+from shared.spec import Spec
+from shared.values import FrameRef, Ref
+from tests.integration.test_rabbit import Authority
+from tests.least_privilege import PREFIX, VHOST
+
+WORKERS = ("trainer", "explorer", "labeler")
+
+
+# --------------------------------------------------------------------------------------- the broker
+
+
+def say(kind: str) -> list[Outgoing]:
+    return [Outgoing(b"{}", topic=f"methane.{kind}")]
+
+
+def test_the_coordinator_may_declare_whatever_it_declares(
+    bus_of: Callable[[str], RabbitBus], rabbit_node: RabbitNode
+) -> None:
+    with capture_logs() as said:
+        coordinator = RabbitBus(bus_of("coordinator").settings)
+        coordinator.publish([Outgoing(b"{}", queue="label.fresh")])
+        coordinator.consume("label.fresh").cancel()
+        coordinator.close()
+    assert not [line for line in said if line["event"] == "not declared"]
+    queues = {queue["name"] for queue in rabbit_node.manage("GET", f"/api/queues/{VHOST}")}
+    assert "label.fresh" in queues
+
+
+@pytest.mark.parametrize(
+    ("user", "queue", "result"),
+    [
+        ("trainer", "train", "member-trained"),
+        ("explorer", "explore", "candidates-found"),
+        ("explorer", "judge", "candidates-selected"),
+        ("labeler", "label.tblite", "labels-done"),
+    ],
+)
+def test_a_worker_takes_its_tasks_and_says_its_results(
+    bus_of: Callable[[str], RabbitBus], user: str, queue: str, result: str
+) -> None:
+    coordinator, worker = bus_of("coordinator"), bus_of(user)
+    coordinator.publish([Outgoing(b"command", queue=queue)])
+    tasks = worker.consume(queue)
+    taken = tasks.next(timeout=10)
+    assert taken is not None
+    assert taken.body == b"command"
+    taken.ack()
+    tasks.cancel()
+    for kind in ("task-claimed", "task-heartbeat", "task-released", "task-failed", result):
+        worker.publish(say(kind))
+    heard = coordinator.consume("coordinator", prefetch=10)
+    for _ in range(5):
+        event = heard.next(timeout=10)
+        assert event is not None
+        event.ack()
+    heard.cancel()
+
+
+@pytest.mark.parametrize("user", WORKERS)
+@pytest.mark.parametrize(
+    "kind", ["campaign-finished", "campaign-submitted", "models-ready", "lease-lapsed"]
+)
+def test_a_worker_does_not_speak_for_others(
+    bus_of: Callable[[str], RabbitBus], user: str, kind: str
+) -> None:
+    with pytest.raises(Refused, match=kind):
+        bus_of(user).publish(say(kind))
+
+
+@pytest.mark.parametrize(
+    ("user", "kind"),
+    [
+        ("labeler", "member-trained"),
+        ("trainer", "labels-done"),
+        ("explorer", "labels-done"),
+        ("generator", "structures-judged"),
+        ("generator", "labels-done"),
+        ("operator", "labels-done"),
+        ("coordinator", "labels-done"),
+    ],
+)
+def test_results_of_others_cannot_be_made_up(
+    bus_of: Callable[[str], RabbitBus], user: str, kind: str
+) -> None:
+    with pytest.raises(Refused):
+        bus_of(user).publish(say(kind))
+
+
+@pytest.mark.parametrize(
+    ("user", "queue"),
+    [
+        ("labeler", "train"),
+        ("labeler", "coordinator"),
+        ("labeler", "deadletters"),
+        ("trainer", "explore"),
+        ("explorer", "train"),
+        ("generator", "judge"),
+        ("operator", "coordinator"),
+    ],
+)
+def test_queues_of_others_cannot_be_read(
+    bus_of: Callable[[str], RabbitBus], user: str, queue: str
+) -> None:
+    with pytest.raises(Refused):
+        bus_of(user).consume(queue).next(timeout=10)
+
+
+@pytest.mark.parametrize("user", [*WORKERS, "generator", "operator"])
+def test_only_the_coordinator_gives_commands(bus_of: Callable[[str], RabbitBus], user: str) -> None:
+    with pytest.raises(Refused):
+        bus_of(user).publish([Outgoing(b"{}", queue="train")])
+
+
+@pytest.mark.parametrize("user", [*WORKERS, "generator", "operator"])
+@pytest.mark.parametrize(
+    "method", ["queue_delete", "queue_purge", "queue_declare", "basic_publish"]
+)
+def test_queues_are_neither_made_nor_emptied_nor_filled_nor_deleted(
+    bus_of: Callable[[str], RabbitBus], url_of: Callable[[str], str], user: str, method: str
+) -> None:
+    bus_of("coordinator").depth("train")
+    arguments: dict[str, Any] = {
+        "queue_delete": {"queue": "coordinator"},
+        "queue_purge": {"queue": "coordinator"},
+        "queue_declare": {"queue": "mine", "durable": True},
+        "basic_publish": {"exchange": "", "routing_key": "coordinator", "body": b"{}"},
+    }[method]
+    with pika.BlockingConnection(pika.URLParameters(url_of(user))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+            getattr(channel, method)(**arguments)
+        assert refused.value.reply_code == 403
+
+
+def test_a_generator_proposes_and_hears_the_verdict(bus_of: Callable[[str], RabbitBus]) -> None:
+    generator, coordinator = bus_of("generator"), bus_of("coordinator")
+    queue = f"watch-{uuid.uuid4()}"
+    generator.bind(queue, "methane.structures-judged")
+    verdicts = generator.consume(queue)
+    generator.publish(say("structures-proposed"))
+    coordinator.publish(say("structures-judged"))
+    verdict = verdicts.next(timeout=10)
+    assert verdict is not None
+    verdict.ack()
+
+
+@pytest.mark.parametrize("pattern", ["methane.labels-done", "methane.*", "#", "*.task-claimed"])
+def test_a_generator_hears_nothing_else(bus_of: Callable[[str], RabbitBus], pattern: str) -> None:
+    with pytest.raises(Refused):
+        bus_of("generator").bind(f"watch-{uuid.uuid4()}", pattern)
+
+
+def test_an_operator_submits_and_watches(bus_of: Callable[[str], RabbitBus]) -> None:
+    operator, queue = bus_of("operator"), f"watch-{uuid.uuid4()}"
+    operator.bind(queue, "methane.*")
+    watching = operator.consume(queue)
+    operator.publish(say("campaign-submitted"))
+    heard = watching.next(timeout=10)
+    assert heard is not None
+    heard.ack()
+
+
+# ---------------------------------------------------------------------------------------- the store
+
+
+WRITERS = {
+    "campaigns/c/spec.json": {"operator"},
+    "campaigns/c/submitted.json": {"operator"},
+    "campaigns/c/inputs/1.npz": {"operator"},
+    "campaigns/c/proposals/{}.npz": {"generator"},
+    "campaigns/c/claims/t/{}": {"coordinator", *WORKERS},
+    "campaigns/c/results/t/1/{}": set(WORKERS),
+    "campaigns/c/ledger/{}": {"coordinator"},
+    "campaigns/c/ledger/results/{}": {"coordinator"},
+    "campaigns/c/epoch/{}": {"coordinator"},
+    "campaigns/c/snapshots/{}": {"coordinator"},
+    "campaigns/c/manifests/{}.json": {"coordinator"},
+    "campaigns/c/committees/{}.json": {"coordinator"},
+    "campaigns/c/finished.json": {"coordinator"},
+    "labels/recipe/ab/{}.json": {"labeler"},
+    "deadletters/{}": {"coordinator", *WORKERS},
+    "elsewhere/{}": set[str](),
+}
+
+
+@pytest.mark.parametrize("key", WRITERS)
+@pytest.mark.parametrize("user", ROLES)
+def test_only_its_owners_create_an_object(
+    store_of: Callable[..., S3Store], user: str, key: str
+) -> None:
+    name = key.format(uuid.uuid4().hex)
+    if user in WRITERS[key]:
+        as_admin(store_of).delete(name)
+        assert store_of(user).create(name, b"1")
+        assert not store_of(user).create(name, b"2")
+    else:
+        with pytest.raises(Refused):
+            store_of(user).create(name, b"1")
+
+
+def as_admin(store_of: Callable[..., S3Store]) -> S3Store:
+    return store_of("admin")
+
+
+@pytest.mark.parametrize("user", ROLES)
+def test_everybody_passes_the_probe_of_its_start(
+    store_of: Callable[..., S3Store], user: str
+) -> None:
+    store_of(user).probe()
+
+
+@pytest.mark.parametrize("user", ROLES)
+@pytest.mark.parametrize(
+    "key", ["labels/r/ab/1.json", "campaigns/c/ledger/1", "campaigns/c/results/t/1/model.pb"]
+)
+def test_nobody_deletes_what_was_computed(
+    store_of: Callable[..., S3Store], user: str, key: str
+) -> None:
+    as_admin(store_of).put(key, b"1")
+    with pytest.raises(Refused):
+        store_of(user).delete(key)
+    assert as_admin(store_of).get(key) == b"1"
+
+
+@pytest.mark.parametrize("user", WORKERS)
+def test_a_worker_reads_what_its_task_refers_to(
+    store_of: Callable[..., S3Store], user: str
+) -> None:
+    for key in (
+        "campaigns/c/spec.json",
+        "campaigns/c/inputs/1.npz",
+        "campaigns/c/results/t/1/chosen.npz",
+        "campaigns/c/manifests/1.json",
+        "campaigns/c/committees/1.json",
+        "labels/r/ab/2.json",
+    ):
+        as_admin(store_of).put(key, b"1")
+        assert store_of(user).get(key) == b"1"
+    with pytest.raises(NotFound):
+        store_of(user).get("labels/r/ab/absent.json")
+    assert not store_of(user).exists("campaigns/c/claims/t/1.stop")
+
+
+@pytest.mark.parametrize("user", [*WORKERS, "generator"])
+def test_the_ledger_is_not_read_by_workers(store_of: Callable[..., S3Store], user: str) -> None:
+    as_admin(store_of).put("campaigns/c/ledger/1", b"1")
+    with pytest.raises(Refused):
+        store_of(user).get("campaigns/c/ledger/1")
+    with pytest.raises(Refused):
+        list(store_of(user).list("campaigns/"))
+
+
+def test_the_coordinator_lists_campaigns_and_asks_workers_to_stop(
+    store_of: Callable[..., S3Store],
+) -> None:
+    coordinator = store_of("coordinator")
+    coordinator.put("campaigns/c/claims/t/1.stop", b"{}")
+    assert "campaigns/c/claims/t/1.stop" in list(coordinator.list("campaigns/c/"))
+    with pytest.raises(Refused):
+        coordinator.put("campaigns/c/results/t/1/x", b"1")
+
+
+@pytest.mark.parametrize("user", ROLES)
+def test_nobody_sees_beyond_the_prefix(store_of: Callable[..., S3Store], user: str) -> None:
+    store_of("admin", "other").put("campaigns/c/spec.json", b"1")
+    with pytest.raises(Refused):
+        store_of(user, "other").get("campaigns/c/spec.json")
+    with pytest.raises(Refused):
+        list(store_of(user, "other").list("campaigns/"))
+
+
+def test_only_who_trusts_the_authority_speaks_to_the_store(
+    store_of: Callable[..., S3Store], tmp_path: Path
+) -> None:
+    trusting = store_of("labeler")
+    with pytest.raises(NotFound):
+        trusting.get("labels/r/ab/absent.json")
+    for ca_file in (None, Authority(tmp_path).file):
+        wary = S3Store(trusting.settings.model_copy(update={"ca_file": ca_file}))
+        with pytest.raises(StoreError, match="certificate verify failed"):
+            wary.get("labels/r/ab/absent.json")
+
+
+# --------------------------------------------------------------------------- services as themselves
+
+
+def test_a_labeler_labels_as_itself_and_a_coordinator_opens_the_campaign(
+    bus_of: Callable[[str], RabbitBus],
+    store_of: Callable[..., S3Store],
+    url_of: Callable[[str], str],
+    secret_of: Callable[[str, str], str],
+    access_endpoint: str,
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    coordinator = bus_of("coordinator")
+    heard = coordinator.consume("coordinator", prefetch=10)
+    command = stored_label(store_of("operator"))
+    coordinator.publish([Outgoing(encode(command), queue=queue_of(command))])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.labeler", "--max-tasks", "1"],
+        env={
+            "DPSTREAM_BROKER": url_of("labeler"),
+            "DPSTREAM_STORE": f"s3://dpstream/{PREFIX}",
+            "DPSTREAM_STORE_ENDPOINT": access_endpoint,
+            "DPSTREAM_STORE_ADDRESSING": "path",
+            "DPSTREAM_STORE_CA_FILE": str(authority.file),
+            "DPSTREAM_STORE_ACCESS_KEY": secret_of("labeler", "ACCESS_KEY"),
+            "DPSTREAM_STORE_SECRET_KEY": secret_of("labeler", "SECRET_KEY"),
+            "DPSTREAM_LABELER_CODES": "tblite",
+            "DPSTREAM_SCRATCH": str(tmp_path / "scratch"),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        done = next(filter(lambda e: isinstance(e, m.LabelsDone), events(heard)))
+        assert [accepted.key for accepted in done.accepted] == [command.frames[0].key]
+        assert store_of("trainer").exists(done.accepted[0].label.uri)
+        assert secret_of("labeler", "PASSWORD") not in said
+    finally:
+        process.kill()
+        heard.cancel()
+    desk = Coordinator(coordinator, store_of("coordinator")).open("demo")
+    assert desk.ledger.campaign == "demo"
+
+
+def stored_label(operator: S3Store) -> m.Label:
+    """A command whose spec and frame an operator has stored."""
+    spec = Spec.model_validate(
+        {
+            "name": "demo",
+            "type_map": ["H", "C"],
+            "systems": {"methane": {"structures": ["methane.xyz"]}},
+            "initial": {"perturb": {}},
+            "stages": [{"name": "one", "systems": ["methane"], "temperatures": [300]}],
+            "labels": {"code": "tblite"},
+            "verification": {"reference_md": {"system": "methane"}},
+        }
+    )
+    frame = canonical(from_ase(molecule("CH4"))).frame
+    bodies = {
+        "campaigns/demo/spec.json": spec.model_dump_json().encode(),
+        "campaigns/demo/inputs/frames.npz": Batch.of([frame]).dumps(),
+    }
+    for key, body in bodies.items():
+        assert operator.create(key, body)
+    stored, batch = (Ref.to(key, body) for key, body in bodies.items())
+    return m.Label(
+        id="command",
+        campaign="demo",
+        time=0.0,
+        task="label-methane",
+        title="label methane",
+        max_seconds=600.0,
+        spec=stored,
+        capability="tblite",
+        recipe=make_recipe(spec.labels).digest,
+        frames=(FrameRef(batch=batch, index=0, key=frame_key(frame)),),
+    )
+
+
+def events(heard: Subscription) -> Iterator[Any]:
+    """What arrives, but for what other tests said."""
+    while (delivery := heard.next(timeout=10)) is not None:
+        delivery.ack()
+        if delivery.body != b"{}":
+            yield decode(delivery.body)

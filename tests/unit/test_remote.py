@@ -1,0 +1,243 @@
+"""The commands of a deployment where no server is needed: a folder as store, the embedded bus."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import dpstream.deployment as deployment
+from dpstream import cli
+from dpstream.deployment import Followed, heard, say_it, word
+from dpstream.logs import Lines
+from dpstream.view import Learning
+from dpstream.watch import Watched
+from services.coordinator.ledger import Entry, Ledger, Reading, heard_and_decided
+from shared import messages as m
+from shared.embedded import FolderStore, InProcessBus
+from shared.errors import SpecError
+from tests.unit import told
+from tests.unit.test_coordinator import Site, first_task, quietly, small
+
+__all__ = ["quietly"]
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line as typed beside a folder `runs`; exit status and what was said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    for variable in ("DPSTREAM_BROKER", "DPSTREAM_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def called(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return called
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
+    told.tell(Path("runs"))
+    assert "not-converged: stage cold ended stuck" in call("list")[1]
+    status, said = call("logs")
+    assert status == 0
+    assert "claimed" in said
+    assert "by labeler-0" in said
+    assert len(call("logs", "--task", "label-2")[1].splitlines()) == 3
+    assert call("logs", "--follow")[1] == said  # it has ended: nothing to wait for
+    assert call("watch")[0] == 1
+    assert call("list", "--store", "runs") == call("list", "--root", "runs")
+
+
+def test_the_store_may_be_named_in_the_environment(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told.tell(Path("elsewhere"))
+    monkeypatch.setenv("DPSTREAM_STORE", "elsewhere")
+    assert "not-converged" in call("list")[1]
+    assert call("status", "--root", "none")[0] == 2
+
+
+def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = told.tell_half(Path("runs"))
+
+    def finish(seconds: float) -> None:
+        ledger, _ = Ledger.open(store, told.NAME)
+        last = m.CampaignFinished(
+            id="f", campaign=told.NAME, time=0.0, verdict="cancelled", why="enough"
+        )
+        ledger.append([Entry(last)])
+
+    monkeypatch.setattr("dpstream.remote.time.sleep", finish)
+    said = call("logs", "--follow")[1]
+    assert "campaign-finished" in said.splitlines()[-1]
+    assert "cancelled: enough" in said.splitlines()[-1]
+    assert said.count("campaign-submitted") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("list",), "--root: runs: no such folder; campaigns are in the --root they were run with"),
+        (("pause", "told"), "Missing option '--why'; see dpstream pause --help"),
+        (("list", "--store", "s3://UPPER"), "--store: 's3://UPPER': should be s3://bucket/prefix"),
+        (("retry",), "Missing argument 'NAME'; see dpstream retry --help"),
+    ],
+)
+def test_bad_input_is_one_line(call: Call, words: tuple[str, ...], line: str) -> None:
+    status, said = call(*words)
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith(f"dpstream: {line}")
+
+
+@pytest.mark.parametrize("words", [("pause", "--why", "x"), ("resume",), ("cancel",)])
+def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -> None:
+    told.tell_half(Path("runs"))
+    command, *options = words
+    status, said = call(command, told.NAME, *options)
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith("dpstream: --broker: missing: give amqp://")
+
+
+def test_what_has_ended_is_told_no_more(call: Call) -> None:
+    store = told.tell(Path("runs"))
+    last = m.CampaignFinished(id="f", campaign=told.NAME, time=0.0, verdict="converged", why="good")
+    store.put(f"campaigns/{told.NAME}/finished.json", last.model_dump_json().encode())
+    assert call("resume", told.NAME) == (2, "dpstream: told: it has ended, converged: good\n")
+
+
+def test_nothing_abandoned_nothing_to_retry(call: Call) -> None:
+    told.tell_half(Path("runs"))
+    assert call("retry", told.NAME) == (
+        2,
+        "dpstream: told: no abandoned task that another try could help\n",
+    )
+
+
+# ----------------------------------------------------------------------------------------- logs
+
+
+def command(task: str = "abcdefgh-1") -> m.Label:
+    ref = told.Ref.to("x", b"x")
+    return m.Label(
+        id="c",
+        campaign="told",
+        time=0.0,
+        task=task,
+        title="label 3 frames",
+        max_seconds=1.0,
+        spec=ref,
+        capability="tblite",
+        recipe="r",
+        frames=(),
+    )
+
+
+def failed(task: str = "abcdefgh-1", **fields: str) -> m.TaskFailed:
+    given = {"reason": "it broke", "trace": "Traceback:\n  line 2", **fields}
+    return m.TaskFailed(
+        id="f", campaign="told", time=1.0, task=task, attempt=2, permanent=False, **given
+    )
+
+
+def test_a_failure_shows_its_task_and_its_trace() -> None:
+    first, *trace = list(Lines().of([command(), failed()]))[1:]
+    assert first.endswith("task-failed          abcdefgh/2 label 3 frames: it broke")
+    assert trace == ["        Traceback:", "          line 2"]
+
+
+def test_only_the_task_that_was_asked_for() -> None:
+    both = [command(), command("other"), failed("other"), failed()]
+    assert len(list(Lines("abc").of(both))) == 4
+    paused = m.CampaignPaused(id="p", campaign="told", time=0.0, why="x")
+    assert list(Lines("abc").of([paused])) == []
+
+
+def test_what_an_engine_printed_does_not_steer_the_terminal() -> None:
+    hostile = failed(reason="\x1b[2J\x07red\u202e", trace="\x1b]0;title\x07")
+    assert not set("\x1b\x07\u202e") & set("".join(Lines().of([command(), hostile])))
+
+
+# --------------------------------------------------------------------------------- looking on
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(FolderStore(tmp_path))
+
+
+def followed(site: Site) -> Followed:
+    bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
+    return Followed(Reading.open(site.store, "world"), bus)
+
+
+def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    _, task = first_task(site)
+    seen = followed(site)
+    assert seen.goes_on()
+    site.say(site.world.answer(task)[0])
+    site.heartbeat(task)
+    site.turn()
+    while seen.state.tasks[task.task].status != "running":
+        assert seen.goes_on()
+    assert seen.progress == {task.task: "half way"}
+
+
+def test_without_news_the_ledger_is_left_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    site.submit(small())
+    seen, looks = followed(site), list[int]()
+    look = seen.reading.look
+    monkeypatch.setattr(seen.reading, "look", lambda: looks.append(1) or look())
+    for _ in range(10):
+        seen.goes_on()
+    assert len(looks) == 1
+
+
+def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    site.submit(small())
+    seen, console = followed(site), Console(record=True, width=200, force_terminal=False)
+    working = threading.Thread(target=site.finish)
+    working.start()
+    learning = Learning.of(heard_and_decided(site.store, "world"))
+    Watched(seen, learning, console, "").watch(seen.goes_on)
+    working.join(timeout=10)
+    assert seen.state.finished is not None
+    assert "committee 1" in console.export_text()
+
+
+# ------------------------------------------------------------------------------------- saying
+
+
+def test_a_word_is_heard_once_the_ledger_holds_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    site.submit(small())
+    pause = word(m.CampaignPaused, "world", why="x")
+    say_it(site.bus, pause)
+    assert heard(site.store, pause, wait=0.0) is None
+    state = heard(site.store, pause, wait=10.0, meanwhile=site.turn)
+    assert state is not None
+    assert state.paused == "x"
+
+
+def test_no_word_without_a_broker() -> None:
+    with pytest.raises(SpecError, match="--broker: missing"):
+        deployment.open_bus(None)

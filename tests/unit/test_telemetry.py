@@ -1,0 +1,203 @@
+"""Metrics of a worker's own work, and the HTTP endpoints that tell them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.embedded import Broker, InProcessBus
+from shared.errors import BusError, Permanent, SpecError, Temporary
+from shared.health import Health, served
+from shared.ports import Outgoing
+from shared.shift import Shift
+from shared.telemetry import Metrics
+from shared.worker import Worker
+from tests.contract.faults import FlakyStore, first
+from tests.unit.test_worker import Shop, label, patient, shop, succeed
+
+__all__ = ["shop"]
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"dpstream_worker_{name}", labels) or 0.0
+
+
+def hear_all(shop: Shop, count: int) -> None:
+    for _ in range(count):
+        shop.hear()
+
+
+def test_what_a_worker_did_is_counted(shop: Shop) -> None:
+    metrics = Metrics()
+    ends: dict[str, Exception] = {"t2": Temporary("busy"), "t3": Permanent("never")}
+
+    def handler(bench: Any, command: Any, context: Any) -> Any:
+        assert value(metrics, "busy") == 1
+        if command.task in ends:
+            raise ends[command.task]
+        return succeed(bench, command, context)
+
+    shop.bus.publish([Outgoing(b"{}", queue="label.toy")])
+    shop.send(label("t1"), label("t1"), label("t2", attempt=2), label("t3"))
+    worker = shop.worker(
+        handler, store=FlakyStore(shop.store, first(1, "create")), telemetry=metrics
+    )
+    hear_all(shop, 7)
+    worker.stopping.set()
+    shop.stop()
+    for outcome in ("done", "released", "failed-for-good"):
+        assert value(metrics, "tasks_total", kind="label", outcome=outcome) == 1
+    assert value(metrics, "attempts_total", kind="label", repeated="false") == 2
+    assert value(metrics, "attempts_total", kind="label", repeated="true") == 1
+    assert value(metrics, "claims_lost_total", kind="label") == 1
+    assert value(metrics, "deadletters_total") == 1
+    assert value(metrics, "retries_total", port="store") == 1
+    assert value(metrics, "busy") == 0
+    for phase in ("work", "publish"):
+        assert value(metrics, "phase_seconds_count", phase=phase) == 3
+    assert value(metrics, "phase_seconds_count", phase="claim") >= 5
+    assert value(metrics, "phase_seconds_count", phase="wait") >= 5
+
+
+def test_a_preemption_is_told_from_other_releases(shop: Shop) -> None:
+    metrics = Metrics()
+    shop.send(label())
+    worker = shop.worker(patient, telemetry=metrics)
+    shop.hear()
+    worker.stopping.set()
+    shop.stop()
+    assert value(metrics, "preemptions_total", kind="label") == 1
+    assert value(metrics, "tasks_total", kind="label", outcome="preempted") == 1
+
+
+def test_two_processes_share_nothing() -> None:
+    one, other = Metrics(), Metrics()
+    one.buried()
+    assert value(other, "deadletters_total") == 0
+
+
+# -------------------------------------------------------------------------------------------- HTTP
+
+
+class State:
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        self.metrics = Metrics()
+        self.health = Health(self.metrics.registry, lambda: self.trouble)
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+@pytest.fixture
+def port(state: State, free_port: int) -> Iterator[int]:
+    with served(state.health, "127.0.0.1", free_port):
+        yield free_port
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        found: int = listener.getsockname()[1]
+        return found
+
+
+def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_liveness_is_the_process_itself(state: State, port: int) -> None:
+    assert ask(port, "/healthz") == (200, "ok\n")
+    state.trouble = "a worker died"
+    assert ask(port, "/healthz") == (503, "a worker died\n")
+
+
+def test_readiness_is_bus_and_store(state: State, port: int) -> None:
+    assert ask(port, "/readyz") == (503, "not connected yet\n")
+    bus = InProcessBus(Broker())
+    state.health.reach.append(lambda: bus.depth("train"))
+    assert ask(port, "/readyz") == (200, "ok\n")
+    bus.close()
+    assert ask(port, "/readyz") == (503, "the bus is closed\n")
+    assert ask(port, "/healthz")[0] == 200
+
+
+def test_readiness_answers_while_the_bus_does_not(
+    state: State, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.health.READINESS_SECONDS", 0.05)
+    hanging, done = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hanging.set()
+        done.wait(10)
+        raise BusError("gone")
+
+    state.health.reach.append(hang)
+    first_probe = threading.Thread(target=ask, args=(port, "/readyz"))
+    first_probe.start()
+    assert hanging.wait(10)
+    assert ask(port, "/readyz") == (503, "bus or store do not answer\n")
+    assert ask(port, "/healthz")[0] == 200
+    done.set()
+    first_probe.join()
+
+
+def test_metrics_are_in_the_format_of_prometheus(state: State, port: int) -> None:
+    state.metrics.spent("wait", 0.02)
+    status, text = ask(port, "/metrics")
+    assert status == 200
+    assert 'dpstream_worker_phase_seconds_bucket{le="0.03",phase="wait"} 1.0' in text
+    assert ask(port, "/")[0] == 404
+    assert ask(port, "/metrics", "POST")[0] == 405
+
+
+def test_a_taken_port_is_told(state: State, port: int) -> None:
+    with (
+        pytest.raises(SpecError, match="DPSTREAM_HTTP_PORT"),
+        served(state.health, "127.0.0.1", port),
+    ):
+        pass
+
+
+# ------------------------------------------------------------------------------------ being stuck
+
+
+def test_a_task_far_beyond_its_time_is_stuck(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
+    shop.send(label())
+    worker: Worker[Any] = shop.worker(patient)
+    assert not worker.is_stuck
+    shop.hear()
+    waited = threading.Event()
+    while not worker.is_stuck:
+        assert not waited.wait(0.01)
+    worker.stopping.set()
+    shop.stop()
+    assert not worker.is_stuck
+
+
+def test_an_idle_shift_ends_only_when_nobody_works() -> None:
+    shift = Shift(idle_exit=0.05)
+    assert shift.admit()
+    threading.Event().wait(0.1)
+    assert not shift.over
+    shift.left(worked=True)
+    assert not shift.over
+    threading.Event().wait(0.1)
+    assert shift.over
