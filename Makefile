@@ -3,12 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check lint soak install schema clean
+# Debian's package starts no daemon: the tests run broker nodes of their own.
+RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
+
+.PHONY: demo test check lint soak install servers schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
-test: $(STAMP)
+test: $(STAMP) servers
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: lint
@@ -20,7 +24,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(STAMP)
+soak: $(STAMP) servers
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 schema: $(STAMP)
@@ -28,6 +32,11 @@ schema: $(STAMP)
 	$(BIN)/python -c "from shared.asyncapi import document; print(document(), end='')" > docs/asyncapi.json
 
 install: $(STAMP)
+
+servers:
+	@test -x $(RABBITMQ) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
+	  --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server >/dev/null; } \
+	  || echo "rabbitmq-server is missing and cannot be installed: its tests are skipped"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

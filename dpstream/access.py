@@ -80,9 +80,9 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
             for provider in ("aws", "alibaba"):
                 document = policy(role, place, DIALECTS[provider])
                 documents[Path(provider) / f"{user}.json"] = (document, PUBLIC)
-        _write(out / PASSWORDS, lines, OURS)
+        write_whole(out / PASSWORDS, lines, OURS)
         for name, (document, mode) in documents.items():
-            _write(out / name, json.dumps(document, indent=1) + "\n", mode)
+            write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)
     except OSError as error:
         raise SpecError(f"--out: {error.filename}: {error.strerror}") from error
     return [out / PASSWORDS, *(out / name for name in documents)]
@@ -131,7 +131,7 @@ def _role(name: str) -> str:
 
 def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]:
     """The secrets of all users, kept in `file` or new, and the file's new text."""
-    kept = _read(file)
+    kept = read_passwords(file)
 
     def keep(name: str, make: Callable[[int], str]) -> str:
         return kept.setdefault(name, make(30))
@@ -153,7 +153,8 @@ def variable(user: str, what: str) -> str:
     return f"{user.replace('-', '_').upper()}_{what}"
 
 
-def _read(file: Path) -> dict[str, str]:
+def read_passwords(file: Path) -> dict[str, str]:
+    """The secrets in a `passwords.env`, by variable."""
     if not file.exists():
         return {}
     pairs = (line.partition("=") for line in file.read_text().splitlines())
@@ -165,7 +166,7 @@ def _lines(values: Mapping[str, Any]) -> str:
     return "\n".join(["# Made by dpstream access.", *lines, ""])
 
 
-def _write(file: Path, text: str, mode: int) -> None:
+def write_whole(file: Path, text: str, mode: int) -> None:
     """Whole or not at all, and at no moment readable by more than `mode` says."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")

@@ -23,6 +23,7 @@ from dpstream.options import (
     SpecFile,
     console,
     named,
+    parse_workers,
     prepared,
     within,
 )
@@ -32,6 +33,7 @@ from dpstream.relabel import label_frames
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
 from dpstream.template import new_campaign
+from dpstream.up import down, up
 from dpstream.view import Learning, summary
 from services.coordinator.inbound import BURIED
 from services.coordinator.ledger import heard_and_decided, load_state
@@ -50,8 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-MOST_WORKERS = 64
-"""Of one service: each has a warm engine of some 0.5 GB."""
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 
 
@@ -83,7 +83,8 @@ def run(
     Exit status: 0 converged, 1 not converged, 2 bad input,
     3 a fault of dpstream itself, 130 interrupted.
     """
-    crew = _parse_workers(workers, broker)
+    services = (*WORKERS, "coordinator") if broker else tuple(WORKERS)
+    crew = {**WORKERS, **parse_workers(workers, services, least=0 if broker else 1)}
     if broker is None and not is_folder(root):
         raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
     loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None)
@@ -192,29 +193,6 @@ def schema() -> None:
     print(json.dumps(Spec.model_json_schema(), indent=1))
 
 
-# ------------------------------------------------------------------------------ what was asked for
-
-
-def _parse_workers(text: str, broker: str | None) -> dict[str, int]:
-    """Workers by service; beside a deployment's own, none will do."""
-    crew, least = dict(WORKERS), 1 if broker is None else 0
-    services = (*WORKERS, *(("coordinator",) if broker else ()))
-    for part in text.split(","):
-        service, _, count = (piece.strip() for piece in part.partition("="))
-        if service not in services or not _is_count(count, least):
-            *most, last = (f"{name}=N" for name in services)
-            raise SpecError(
-                f"--workers: {part!r}: expected {', '.join(most)} or {last} with N from {least} "
-                f"to {MOST_WORKERS}, separated by commas"
-            )
-        crew[service] = int(count)
-    return crew
-
-
-def _is_count(text: str, least: int) -> bool:
-    return text.isascii() and text.isdigit() and least <= int(text[:9]) <= MOST_WORKERS
-
-
 # ------------------------------------------------------------------------------ of a deployment
 
 
@@ -228,3 +206,5 @@ app.command()(remote.cancel)
 app.command()(remote.retry)
 app.command()(access)
 app.command()(propose)
+app.command()(up)
+app.command()(down)

@@ -7,12 +7,10 @@ in the folder knows everything that was finished.
 from __future__ import annotations
 
 import fcntl
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError
 from shared.messages import CampaignResumed, CampaignSubmitted
 from shared.ports import Outgoing
+from shared.scratch import private_folder
 from shared.spec import Labels
 from shared.values import stable_id
 from shared.worker import Worker
@@ -50,7 +49,8 @@ class LocalCluster:
     def __post_init__(self) -> None:
         self.store = FolderStore(self.root)
         self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
-        self.scratch = Path(tempfile.mkdtemp(prefix="dpstream-"))
+        self._leaving = ExitStack()
+        self.scratch = self._leaving.enter_context(private_folder(None))
         self.benches: list[Any] = []
         self.threads: list[threading.Thread] = []
         self.crew: list[Worker[Any]] = []
@@ -81,7 +81,7 @@ class LocalCluster:
         for bench in self.benches:
             bench.close()
         self.bus.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._leaving.close()
 
     def kill(self) -> None:
         """End everything at once. The coordinator goes first: it must not hear of engines that
@@ -94,7 +94,7 @@ class LocalCluster:
             worker.stopping.set()
         for bench in self.benches:
             bench.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._leaving.close()
 
     def _hire(self, service: str, number: int, labels: Labels) -> None:
         name = f"{service}-{number}"

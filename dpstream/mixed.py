@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dpstream.deployment import HEARD, Followed, heard, open_bus, open_store, say_it
+from dpstream.devcluster.processes import last_line, spawn
 from dpstream.inputs import Gathered
 from dpstream.plan import cross_check
 from dpstream.relabel import label_frames
@@ -44,15 +45,9 @@ class Crew:
         for service, count in workers.items():
             for number in range(count):
                 name = f"{service}-{number}"
-                with (self.logs / f"{name}.log").open("wb") as log:
-                    self._processes[name] = subprocess.Popen(
-                        [sys.executable, "-m", f"services.{service}"],
-                        env=self.environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
+                command = [sys.executable, "-m", f"services.{service}"]
+                log = self.logs / f"{name}.log"
+                self._processes[name] = spawn(command, self.environment, Path.cwd(), log)
 
     def check(self) -> None:
         """Raises `SpecError` with the last word of a service that has ended."""
@@ -60,8 +55,7 @@ class Crew:
             status = process.poll()
             if status is not None:
                 log = self.logs / f"{name}.log"
-                last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
-                raise SpecError(f"{name} ended with status {status}: {last[0]}; see {log}")
+                raise SpecError(f"{name} ended with status {status}: {last_line(log)}; see {log}")
 
     def stop(self) -> None:
         for process in self._processes.values():

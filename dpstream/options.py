@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,8 @@ from shared.values import Recipe
 console = Console()
 
 DEFAULT_ROOT = "runs"
+MOST_WORKERS = 64
+"""Of one service: each has a warm engine of some 0.5 GB."""
 SpecFile = Annotated[
     Path,
     typer.Argument(
@@ -133,3 +135,22 @@ def _unnamed(campaign: str | None, known: list[str]) -> str:
     if campaign is None:
         return f"holds several campaigns; name one of {those}"
     return f"no campaign {campaign!r}{did_you_mean(campaign, known)}; there are: {those}"
+
+
+def parse_workers(text: str, services: Sequence[str], least: int) -> dict[str, int]:
+    """`trainer=1,labeler=2` as numbers by service, `least` or more of each. Raises `SpecError`."""
+    crew: dict[str, int] = {}
+    for part in text.split(","):
+        service, _, count = (piece.strip() for piece in part.partition("="))
+        if service not in services or not _is_count(count, least):
+            *most, last = (f"{name}=N" for name in services)
+            raise SpecError(
+                f"--workers: {part!r}: expected {', '.join(most)} or {last} with N from {least} "
+                f"to {MOST_WORKERS}, separated by commas"
+            )
+        crew[service] = int(count)
+    return crew
+
+
+def _is_count(text: str, least: int) -> bool:
+    return text.isascii() and text.isdigit() and least <= int(text[:9]) <= MOST_WORKERS

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import NotFound, StoreError
-from shared.objects import arriving, checked, checked_prefix, file_errors
+from shared.objects import arriving, bounded, checked, checked_prefix, file_errors
 from shared.values import is_key
 
 _STAGING = ".staging"
@@ -39,10 +39,11 @@ class FolderStore:
         self.root = root.absolute()
         self._made: set[Path] = set()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         path = self._path(key)
-        with _reading(key):
-            return path.read_bytes()
+        with _reading(key), path.open("rb") as file:
+            bounded(key, os.fstat(file.fileno()).st_size, most)
+            return file.read()
 
     def put(self, key: str, data: bytes) -> None:
         self._write(self._path(key), lambda file: file.write(data), _replace)

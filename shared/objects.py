@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shared.errors import StoreError
+from shared.errors import DigestMismatch, StoreError
 from shared.values import is_key
 
 _CHUNK = 1 << 20
@@ -27,6 +27,12 @@ def checked_prefix(prefix: str) -> str:
     if prefix:
         checked(prefix.removesuffix("/"))
     return prefix
+
+
+def bounded(key: str, size: int, most: int | None) -> None:
+    """DigestMismatch for an object of more bytes than are expected."""
+    if most is not None and size > most:
+        raise DigestMismatch(f"{key}: {size} bytes, above {most}")
 
 
 @contextmanager

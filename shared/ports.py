@@ -77,8 +77,8 @@ class Store(Protocol):
     """Objects under slash-separated keys (`values.Key`): relative, without `..`, printable ASCII.
     Every method raises `StoreError` for what is no key and for what the store refuses."""
 
-    def get(self, key: str) -> bytes:
-        """Raises `NotFound`."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """Raises `NotFound`; and `DigestMismatch`, unread, for more than `most` bytes."""
 
     def put(self, key: str, data: bytes) -> None:
         """Atomic and durable; replaces what was there."""

@@ -45,8 +45,9 @@ log = structlog.get_logger()
 BAD_INPUT = 2
 GOING = 25.0
 """Seconds that a stop may take; orchestrators kill after 30."""
-NO_OBJECT = "campaigns/none"
-"""Looked for by the readiness check; whether it is there does not matter."""
+NO_OBJECT = "labels/none"
+"""Looked for by the readiness check: every worker may read there. Whether it is there does not
+matter."""
 
 
 class Bench(Protocol):

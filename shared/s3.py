@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from shared.errors import DigestMismatch, NotFound, Refused, StoreError
-from shared.objects import arriving, checked, checked_prefix, digested, file_errors
+from shared.objects import arriving, bounded, checked, checked_prefix, digested, file_errors
 from shared.values import is_key
 
 P = ParamSpec("P")
@@ -168,9 +168,9 @@ class S3Store:
         with suppress(_Taken), self._asking("the bucket"):
             self._client.create_bucket(Bucket=self.settings.bucket, **where)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         name, body = self._name(key), BytesIO()
-        self._read(name, body)
+        self._read(name, body, most)
         return body.getvalue()
 
     def put(self, key: str, data: bytes) -> None:
@@ -235,13 +235,14 @@ class S3Store:
             self._client.delete_object(**self._address(name))
 
     @_again(_Cut)
-    def _read(self, name: str, file: BinaryIO) -> None:
+    def _read(self, name: str, file: BinaryIO, most: int | None = None) -> None:
         file.seek(0)
         file.truncate()
         digest = hashlib.sha256()
         with self._asking(name):
             found = self._client.get_object(**self._address(name))
         with closing(found["Body"]) as body:
+            bounded(name, found["ContentLength"], most)
             for chunk in self._chunks(name, body):
                 digest.update(chunk)
                 file.write(chunk)

@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 def fetch(store: Store, ref: Ref) -> bytes:
     """The object a reference names, its digest checked (`DigestMismatch`)."""
-    data = store.get(ref.uri)
+    data = store.get(ref.uri, most=ref.size)
     if Ref.to(ref.uri, data) != ref:
         raise DigestMismatch(f"{ref.uri}: {len(data)} bytes are not the {ref.size} referred to")
     return data

@@ -26,7 +26,7 @@ from dpstream.devcluster.seaweed import server_binary
 from shared.access import ROLES
 from shared.rabbit import RabbitBus, RabbitSettings
 from shared.s3 import S3Settings, S3Store
-from tests.integration.test_rabbit import Authority
+from tests.authority import Authority
 from tests.s3_server import require_seaweed
 
 COMPOSE = yaml.safe_load(Path(__file__).parents[1].joinpath("compose.yaml").read_text())

@@ -76,11 +76,7 @@ def end(processes: Sequence[Process], grace: float) -> None:
             return
 
 
-def last_line(log: Path, after: int = 0) -> str:
-    """The last that was said, `after` so many bytes."""
-    try:
-        said = log.read_bytes()[after:]
-    except OSError:
-        said = b""
-    lines = said.decode(errors="replace").strip().splitlines()
+def last_line(log: Path) -> str:
+    """The last that was said."""
+    lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "without a word"

@@ -87,6 +87,11 @@ class RabbitNode:
             return pid if self._is_node(pid) else None
         return None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was ever started."""
+        return (self.folder / "ports.json").exists()
+
     def start(self) -> None:
         """Return when the node is usable; at once when it is running. BusError with the end of its
         log when it does not come up."""

@@ -1,10 +1,9 @@
-"""A structure generator in a page: random molecules of CH₄ with the symmetry of a random point
-group, offered to a campaign; those that the committee does not know are labelled.
+"""A structure generator in a page: methane distorted within a random subgroup of its symmetry,
+offered to a campaign. What the committee does not know is labelled.
 
     python generate.py --campaign methane [--frames 12] [--seed 1]
 
-DPSTREAM_BROKER and DPSTREAM_STORE say where the deployment is (`source DIR/env` after
-`dpstream up`).
+DPSTREAM_BROKER and DPSTREAM_STORE say where the deployment is.
 """
 
 from __future__ import annotations
@@ -19,17 +18,25 @@ from dpstream.generator import Generator
 from dpstream.journal import warnings_aloud
 from dpstream.propose import HEADER, OPEN, row
 
-GROUPS = {
+IDEAL = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
+"""Å; the carbon and its four hydrogens."""
+C2, C2X = np.diag([-1.0, -1.0, 1.0]), np.diag([1.0, -1.0, -1.0])
+C3 = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+MIRROR = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
+S4 = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, -1]])
+SUBGROUPS = {
     "C1": [],
-    "C2": [np.diag([-1.0, -1.0, 1.0])],
-    "Cs": [np.diag([1.0, 1.0, -1.0])],
-    "C2v": [np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])],
-    "D2": [np.diag([-1.0, -1.0, 1.0]), np.diag([1.0, -1.0, -1.0])],
-    "S4": [np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])],
+    "C2": [C2],
+    "Cs": [MIRROR],
+    "C2v": [C2, MIRROR],
+    "D2": [C2, C2X],
+    "S4": [S4],
+    "C3": [C3],
+    "C3v": [C3, MIRROR],
 }
-"""Point groups by their generators, about the carbon atom at the origin."""
-SHORTEST, BOND = 1.2, (0.95, 1.35)
-"""Å: between hydrogens, and from the carbon."""
+"""Subgroups of the tetrahedron's symmetry, by operations that generate them."""
+AMPLITUDE = (0.02, 0.15)
+"""Å; standard deviation of a displacement before it is made symmetric."""
 
 
 def group(generators: list[np.ndarray]) -> list[np.ndarray]:
@@ -43,31 +50,28 @@ def group(generators: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def methane(rng: np.random.Generator, operations: list[np.ndarray]) -> Atoms | None:
-    """Four hydrogens around a carbon, orbits of random points; None where they do not fit."""
-    hydrogens: list[np.ndarray] = []
-    while len(hydrogens) < 4:
-        point = rng.normal(size=3)
-        point *= rng.uniform(*BOND) / np.linalg.norm(point)
-        orbit = [operation @ point for operation in operations]
-        hydrogens += orbit
-    atoms = Atoms("C" + "H" * len(hydrogens), [np.zeros(3), *hydrogens])
-    distances = atoms.get_all_distances()[1:, 1:] + 9 * np.eye(len(hydrogens))
-    return atoms if len(hydrogens) == 4 and distances.min() > SHORTEST else None
+def symmetric(displacement: np.ndarray, operations: list[np.ndarray]) -> np.ndarray:
+    """The part of a displacement `(5, 3)` that every operation leaves as it is."""
+    total = np.zeros_like(displacement)
+    for operation in operations:
+        images = IDEAL @ operation.T
+        sites = np.linalg.norm(images[:, None] - IDEAL[None], axis=-1).argmin(axis=1)
+        total[sites] += displacement @ operation.T
+    return total / len(operations)
 
 
 def generate(count: int, seed: int) -> list[Atoms]:
-    rng, names = np.random.default_rng(seed), list(GROUPS)
-    made: list[Atoms] = []
-    while len(made) < count:
-        atoms = methane(rng, group(GROUPS[names[rng.integers(len(names))]]))
-        if atoms is not None:
-            made.append(atoms)
+    rng, names = np.random.default_rng(seed), list(SUBGROUPS)
+    made = []
+    for _ in range(count):
+        operations = group(SUBGROUPS[names[rng.integers(len(names))]])
+        noise = rng.normal(0, rng.uniform(*AMPLITUDE), IDEAL.shape)
+        made.append(Atoms("CH4", IDEAL + symmetric(noise, operations)))
     return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Offer random symmetric methane to a campaign.")
+    parser = argparse.ArgumentParser(description="Offer distorted methane to a campaign.")
     parser.add_argument("--campaign", required=True)
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from shared.codec import encode, queue_of
 from shared.errors import BusError
@@ -13,6 +15,7 @@ from shared.ports import Bus, Outgoing
 
 MINIMUM = 20
 """Tasks in flight per queue, at the least."""
+NOBODY: Mapping[str, int] = MappingProxyType({})
 RANK = {Label: 1, Train: 1, Screen: 1, Explore: 2, Reference: 2}
 """Short tasks that others wait for (select, judge, audit, verify) go first."""
 
@@ -61,8 +64,9 @@ class Backlog:
     not depend on how many tasks wait."""
 
     reissue_after: float
-    limits: dict[str, int] = field(default_factory=dict)
-    """By queue: twice its workers; never fewer than `MINIMUM`."""
+    busy: Counter[str] = field(default_factory=Counter)
+    """By queue: tasks at work, one per busy worker."""
+    _at_work: dict[str, str] = field(default_factory=dict)
     _tasks: dict[str, Waiting] = field(default_factory=dict)
     _lines: dict[str, Line] = field(default_factory=dict)
     _numbered: int = 0
@@ -70,7 +74,7 @@ class Backlog:
     def add(self, command: Command, not_before: float) -> None:
         """A task to be published `not_before` a time (seconds since the epoch); of one that is
         known already only this newer attempt counts."""
-        self.claimed(command.task)
+        self.ended(command.task)
         self._numbered += 1
         rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
         task = Waiting(rank, self._numbered, command, not_before)
@@ -83,9 +87,29 @@ class Backlog:
         if known is not None:
             self._lines[queue_of(known.command)].in_flight.pop(task, None)
 
-    def publish(self, bus: Bus, now: float, share: int) -> None:
-        """Fill every queue up to this campaign's share of its limit (`share` campaigns)."""
-        due = [task for queue in self._lines for task in self._due(queue, now, share)]
+    def started(self, command: Command) -> None:
+        """A worker has it."""
+        self.claimed(command.task)
+        if command.task not in self._at_work:
+            self._at_work[command.task] = queue = queue_of(command)
+            self.busy[queue] += 1
+
+    def ended(self, task: str) -> None:
+        """Nobody has it any more, and nobody should."""
+        self.claimed(task)
+        queue = self._at_work.pop(task, None)
+        if queue is not None:
+            self.busy[queue] -= 1
+
+    def publish(self, bus: Bus, now: float, share: int, busy: Mapping[str, int] = NOBODY) -> None:
+        """Fill every queue up to this campaign's share (of `share` campaigns) of its limit: twice
+        as many tasks as workers are `busy` there for any campaign, and at least `MINIMUM`. Idle
+        workers need no counting: they take what is there, and then they are busy."""
+        due = [
+            task
+            for queue in self._lines
+            for task in self._due(queue, now, max(MINIMUM, 2 * busy.get(queue, 0)) // share)
+        ]
         if not due:
             return
         try:
@@ -95,9 +119,9 @@ class Backlog:
                 self.add(task.command, task.not_before)
             raise
 
-    def _due(self, queue: str, now: float, share: int) -> Iterable[Waiting]:
-        line, limit = self._lines[queue], max(MINIMUM, self.limits.get(queue, 0))
-        for task in line.due(now, max(1, limit // share), self.reissue_after):
+    def _due(self, queue: str, now: float, limit: int) -> Iterable[Waiting]:
+        line = self._lines[queue]
+        for task in line.due(now, max(1, limit), self.reissue_after):
             name = task.command.task
             if self._tasks.get(name) is task:
                 line.in_flight[name] = now, task

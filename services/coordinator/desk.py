@@ -61,12 +61,13 @@ class Desk:
 
     def _put_away(self, task_id: str) -> None:
         task = self.state.tasks.get(task_id)
+        if task is not None and task.status == "running":
+            self.backlog.started(task.command)
+            return
         if task is None or task.status != "open":
-            self.backlog.claimed(task_id)
-        if task is None or task.status != "running":
-            self.leases.pop(task_id, None)
-            self.progress.pop(task_id, None)
-            self.workers.pop(task_id, None)
+            self.backlog.ended(task_id)
+        for table in (self.leases, self.progress, self.workers):
+            table.pop(task_id, None)
 
     def overdue(self, now: float) -> list[str]:
         """Tasks whose lease has ended."""

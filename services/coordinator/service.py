@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class Coordinator:
                 desk.backlog.add(task.command, task.not_before)
             elif task.status == "running":
                 desk.leases[task.command.task] = self.clock() + self.lease_seconds
+                desk.backlog.started(task.command)
         desk.inbox += ledger.orphans
         if state.submitted is None:
             desk.inbox += self._submission(campaign)
@@ -224,7 +226,8 @@ class Coordinator:
     def _publish_tasks(self, desk: Desk) -> None:
         if desk.active:
             share = sum(other.active for other in self.desks.values())
-            desk.backlog.publish(self.bus, self.clock(), share)
+            busy = sum((other.backlog.busy for other in self.desks.values()), Counter[str]())
+            desk.backlog.publish(self.bus, self.clock(), share, busy)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
         desk = self._desk(campaign)

@@ -165,6 +165,8 @@ class State(Known):
     """Frames that wait for their label, in a task or in none."""
     proposed: int = 0
     """Those of them that generators asked for straight away."""
+    revoked: int = 0
+    """Frames nobody labels any more, because a newer version finds them accurate."""
     reused: int = 0
     """Labels that were known already and cost nothing."""
     fresh: Table[Ref] = Map()
@@ -219,6 +221,11 @@ class State(Known):
     final: m.MemberTrained | None = None
     verified: m.Verified | None = None
     verify_failed: str | None = None
+
+    @property
+    def label_room(self) -> int:
+        """Labels that the budget still allows to ask for."""
+        return max(0, self.spec.budget.labels - len(self.frames) + self.revoked)
 
     @property
     def stages_over(self) -> bool:

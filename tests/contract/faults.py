@@ -118,9 +118,9 @@ class FlakyStore:
         if self._fails(operation):
             raise StoreError(f"outage at {operation}")
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         self._perhaps_fail("get")
-        return self.store.get(key)
+        return self.store.get(key, most)
 
     def put(self, key: str, data: bytes) -> None:
         self._perhaps_fail("put")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import NotFound, StoreError
+from shared.errors import DigestMismatch, NotFound, StoreError
 from shared.ports import Store
 
 Connect = Callable[[], Store]
@@ -112,6 +112,13 @@ def test_what_is_absent_is_not_found(store: Store, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             store.download(key, tmp_path / "absent")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_longer_than_expected_is_not_read(store: Store) -> None:
+    store.put("a", b"1234")
+    assert store.get("a", most=4) == b"1234"
+    with pytest.raises(DigestMismatch, match="4 bytes, above 3"):
+        store.get("a", most=3)
 
 
 def test_exists(store: Store) -> None:

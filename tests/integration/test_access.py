@@ -28,7 +28,7 @@ from shared.rabbit import RabbitBus
 from shared.s3 import S3Store
 from shared.spec import Spec
 from shared.values import FrameRef, Ref
-from tests.integration.test_rabbit import Authority
+from tests.authority import Authority
 from tests.least_privilege import PREFIX, VHOST
 
 WORKERS = ("trainer", "explorer", "labeler")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import logging
 import os
 import signal
@@ -15,10 +13,6 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pydantic import SecretStr, ValidationError
 
 from dpstream.devcluster.rabbitmq import RabbitNode, TlsFiles
@@ -27,6 +21,7 @@ from shared.errors import BusError, Refused, Unroutable
 from shared.ports import Delivery, Outgoing, Subscription
 from shared.rabbit import RabbitBus, RabbitSettings
 from shared.topology import COORDINATOR, DEADLETTERS, TOPOLOGY, declared
+from tests.authority import Authority
 from tests.rabbit_server import require_rabbitmq
 
 Connect = Callable[..., RabbitBus]
@@ -401,55 +396,6 @@ def test_wrong_settings_are_named_and_secrets_are_not(
         RabbitSettings.model_validate(values)
     assert reason in str(raised.value)
     assert "s3cret" not in str(raised.value)
-
-
-class Authority:
-    """A private certificate authority."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private authority")])
-        builder = self._builder(self._name, self._key.public_key())
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        self.file = self._write("ca.pem", builder)
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of `name` at 127.0.0.1."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        builder = self._builder(subject, key.public_key())
-        builder = builder.add_extension(x509.SubjectAlternativeName([address]), False)
-        key_file = self.folder / f"{name}.key"
-        key_file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return self._write(f"{name}.pem", builder), key_file
-
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey
-    ) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    def _write(self, name: str, builder: x509.CertificateBuilder) -> Path:
-        file = self.folder / name
-        certificate = builder.sign(self._key, hashes.SHA256())
-        file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        return file
 
 
 def test_tls_with_a_private_authority_and_client_certificates(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -75,6 +76,7 @@ def call(
     status and what was said, errors included."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "methane.xyz").write_text(METHANE)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPEC))
 

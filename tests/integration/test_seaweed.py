@@ -18,7 +18,7 @@ from dpstream.devcluster.seaweed import SeaweedServer
 from dpstream.devcluster.waiting import within
 from shared.errors import Refused, StoreError
 from shared.s3 import S3Store
-from tests.integration.test_rabbit import Authority
+from tests.authority import Authority
 from tests.s3_server import require_seaweed
 
 

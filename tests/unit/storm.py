@@ -160,6 +160,8 @@ def check_books(state: State) -> None:
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
     assert state.pending == len(awaited)
     assert state.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
+    bought = sum(f.status != "revoked" for f in frames.values())
+    assert state.label_room == max(0, state.spec.budget.labels - bought)
     assert set(state.waiting) == {key for key, f in frames.items() if f.status == "waiting"}
     asked = Counter(
         ref.key

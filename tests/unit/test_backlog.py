@@ -73,14 +73,24 @@ def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
     assert tasks(bus, "explore") == ["explore-20", "explore-21"]
 
 
-def test_each_queue_has_a_limit_of_its_own() -> None:
+def test_the_limit_of_a_queue_is_twice_its_busy_workers() -> None:
     bus, backlog = InProcessBus(), backlog_of(50)
-    backlog.limits["explore"] = 30
     for number in range(50):
         backlog.add(command(Label, number), 0.0)
-    backlog.publish(bus, 0.0, share=1)
+    backlog.publish(bus, 0.0, share=1, busy={"explore": 15, "label.tblite": 3})
     assert len(tasks(bus, "explore")) == 30
     assert len(tasks(bus, "label.tblite")) == MINIMUM
+
+
+def test_workers_are_busy_from_claim_to_end() -> None:
+    backlog = backlog_of(3)
+    for number in (0, 1, 1):  # heard of twice
+        backlog.started(command(Explore, number))
+    assert backlog.busy == {"explore": 2}
+    backlog.ended("explore-0")
+    backlog.ended("explore-0")
+    backlog.add(command(Explore, 1, attempt=2), 0.0)  # its worker is lost
+    assert backlog.busy["explore"] == 0
 
 
 @pytest.mark.parametrize(("share", "published"), [(1, 20), (2, 10), (3, 6), (50, 1)])

@@ -140,10 +140,9 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     if task is None or not is_live(task):
         return state
     state = settle(state, task, "done")
-    room = state.spec.budget.labels - len(state.frames)
-    new = [c for c in event.labels if c.key not in state.frames][: max(room, 0)]
-    room -= len(new)
-    audits = [c for c in event.audits if c.key not in state.frames][: max(room, 0)]
+    room = state.label_room
+    new = [c for c in event.labels if c.key not in state.frames][:room]
+    audits = [c for c in event.audits if c.key not in state.frames][: room - len(new)]
     picked = [_chosen_frame(event, c, "train") for c in new] + [
         _chosen_frame(event, c, "audit") for c in audits
     ]

@@ -79,6 +79,7 @@ def _accept_label(state: State, key: str, label: Ref) -> State:
         "frames": state.frames.set(key, known),
         "waiting": state.waiting.delete(key) if key in state.waiting else state.waiting,
         "pending": state.pending - awaited,
+        "revoked": state.revoked - (frame.status == "revoked"),
         "proposed": state.proposed - (awaited and frame.purpose == "proposed"),
     }
     if frame.purpose != "audit":
@@ -141,7 +142,7 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
     state = settle(state, task, "cancelled")
     if not isinstance(task.command, m.Label):
         return state
-    frames, waiting, pending = state.frames, state.waiting, state.pending
+    frames, waiting, revoked = state.frames, state.waiting, 0
     for ref in task.command.frames:
         frame = frames[ref.key]
         if frame.status != "pending":  # a label of a lapsed attempt came in meanwhile
@@ -149,7 +150,13 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
         status = "revoked" if frame.accurate else "waiting"
         frames = frames.set(ref.key, frame.model_copy(update={"status": status}))
         if frame.accurate:
-            pending -= 1
+            revoked += 1
         else:
             waiting = waiting.set(ref.key, None)
-    return changed(state, frames=frames, waiting=waiting, pending=pending)
+    return changed(
+        state,
+        frames=frames,
+        waiting=waiting,
+        pending=state.pending - revoked,
+        revoked=state.revoked + revoked,
+    )

@@ -139,8 +139,7 @@ def label_room(state: State) -> int:
     """Labels that generators may still ask for straight away."""
     if state.stages_over or state.finished is not None:
         return 0
-    budget = state.spec.budget.labels - len(state.frames)
-    return max(0, min(budget, state.spec.proposals.labels - state.offered_labels))
+    return max(0, min(state.label_room, state.spec.proposals.labels - state.offered_labels))
 
 
 def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> PoolItem:

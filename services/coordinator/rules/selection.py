@@ -29,8 +29,7 @@ def select(turn: Turn) -> None:
 
 def _free_slots(state: State) -> int:
     """Labels that may still be asked for under this version."""
-    budget = state.spec.budget.labels - len(state.frames)
-    return max(0, min(state.spec.selection.per_round - state.selected, budget))
+    return max(0, min(state.spec.selection.per_round - state.selected, state.label_room))
 
 
 def _ask_selection(turn: Turn, over: bool) -> None:
@@ -73,5 +72,5 @@ def _taken(state: State) -> dict[str, tuple[float, ...]]:
 def _audits_wanted(state: State) -> int:
     """So many per round, until there are twice as many as the stage needs."""
     audit = state.spec.audit
-    room = state.spec.budget.labels - len(state.frames)
-    return max(0, min(audit.per_round, 2 * audit.min_frames - len(state.stage.audits), room))
+    wanted = 2 * audit.min_frames - len(state.stage.audits)
+    return max(0, min(audit.per_round, wanted, state.label_room))

@@ -80,8 +80,8 @@ def act_on_verdict(turn: Turn) -> None:
         _end_stage(turn, "stuck", verdict.why)
     elif stage.rounds >= spec.budget.rounds:
         _end_stage(turn, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
-    elif len(state.frames) >= spec.budget.labels:
-        _end_stage(turn, "out-of-budget", f"{len(state.frames)} labels; {verdict.why}")
+    elif not state.label_room:
+        _end_stage(turn, "out-of-budget", f"{spec.budget.labels} labels; {verdict.why}")
     elif state.fresh:
         start_training(turn)
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from dpstream.devcluster.rabbitmq import RabbitNode
 from dpstream.devcluster.seaweed import SeaweedServer
-from services.coordinator.ledger import heard_and_decided, load_state, verdict
+from services.coordinator.ledger import Reading, heard_and_decided, load_state, verdict
 from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import encode, topic_of
-from shared.errors import StoreError
 from shared.ports import Outgoing
 from shared.settings import Settings
 from shared.spec import Spec
@@ -33,6 +32,8 @@ from tests.unit.world import World, spec, submission
 BUCKET = "chaos"
 NAME = "world"
 LEASE, REISSUE, HEARTBEAT = "3", "2", "0.3"
+PATIENT = "60"
+"""A lease that no task outlives, however busy this machine is."""
 SECONDS = 150.0
 """That a campaign, or anything in it, may take."""
 STANDIN = "tests.e2e.chaos.standin"
@@ -46,6 +47,8 @@ def plan(**changes: Any) -> Spec:
         "training": {"members": 2},
         "stages": [{"name": "cold", "systems": ["methane"], "temperatures": [50.0, 100.0]}],
         "labels": {"bundle": 2},
+        "md": {"steps": 100, "every": 10, "trajectories": 1, "chunk": 5},
+        "verification": {"reference_md": {"system": "methane", "trajectories": 1}},
         "max_attempts": 12,
     }
     return spec(**(smaller | changes))
@@ -87,8 +90,9 @@ class Cluster(Deployment):
         return self.hire(name or role, STANDIN, role, **given)
 
     def staff(self, roles: Sequence[str] = ROLES, **environment: str) -> None:
-        """A coordinator and one worker of each kind."""
-        self.coordinate()
+        """A coordinator, if there is none yet, and one worker of each kind."""
+        if "coordinator" not in self.posts:
+            self.coordinate()
         for role in roles:
             self.work(role, **environment)
 
@@ -135,19 +139,17 @@ class Cluster(Deployment):
 
     def finish(self) -> State:
         self.until(lambda: verdict(self.store, NAME), "the campaign's end")
-        return self.state()
-
-    def state(self) -> State:
         return load_state(self.store, NAME)
 
     def until_state(self, met: Callable[[State], Any], what: str) -> Any:
-        def begun() -> Any:
-            try:
-                return met(self.state())
-            except StoreError:
-                return None
+        """What `met` says of a state that the ledger tells."""
+        reading = Reading.begin(self.store, NAME)
 
-        return self.until(begun, what)
+        def look() -> Any:
+            reading.look()
+            return met(reading.state)
+
+        return self.until(look, what)
 
     def heard(self, *kinds: type[m.Message]) -> list[Any]:
         """All of a kind in the ledger, decisions included."""
@@ -155,7 +157,8 @@ class Cluster(Deployment):
 
     def last_words(self) -> str:
         said = {name: (s.said[-3:], s.plain[-5:]) for name, s in self.crew.items()}
-        tasks = [t for t in self.state().tasks.values() if t.status in ("open", "running", "lost")]
+        state = load_state(self.store, NAME)
+        tasks = [t for t in state.tasks.values() if t.status in ("open", "running", "lost")]
         return f"{said}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
 
 

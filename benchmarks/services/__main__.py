@@ -1,0 +1,72 @@
+"""`python -m benchmarks.services NAME…|all [--full] [--no-fsync] [--workdir DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.services import fresh_label, idle, latency, ledger, throughput
+from benchmarks.services.figures import Figure, show
+from benchmarks.services.site import Servers, servers
+from shared.logs import configure
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. `trajectories` per condition, `crews`: numbers of workers."""
+
+    idle: int
+    trajectories: int
+    events: int
+    tasks: int
+    crews: tuple[int, ...]
+    fresh: int
+    ledger: tuple[int, ...]
+
+
+TINY = Size(5, 2, 3, 40, (1,), 1, (500,))
+USUAL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000))
+FULL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
+
+BENCHMARKS: Mapping[str, Callable[[Servers, Size], Iterable[Figure]]] = {
+    "idle": lambda on, size: idle.measure(on, size.idle),
+    "latency": lambda on, size: latency.measure(on, size.trajectories, size.events),
+    "throughput": lambda on, size: throughput.measure(on, size.tasks, size.crews),
+    "fresh-label": lambda on, size: fresh_label.measure(on, size.fresh),
+    "ledger": lambda on, size: ledger.measure(on, size.ledger),
+}
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    names = list(BENCHMARKS) if "all" in arguments.names else arguments.names
+    configure("error")
+    with tempfile.TemporaryDirectory(dir=arguments.workdir) as folder:
+        for name in names:
+            run(name, FULL if arguments.full else USUAL, Path(folder) / name, arguments.fsync)
+
+
+def run(name: str, size: Size, folder: Path, fsync: bool) -> None:
+    """One benchmark on fresh servers, and its table."""
+    with servers(folder, fsync) as on:
+        figures = list(BENCHMARKS[name](on, size))
+    durable = "every PUT synced to the disk" if fsync else "PUTs not synced"
+    show(f"{name}: RabbitMQ (quorum queues), SeaweedFS ({durable})", figures)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.services", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME")
+    parser.add_argument("--full", action="store_true", help="a ledger of 1,000,000 events too")
+    parser.add_argument(
+        "--no-fsync", dest="fsync", action="store_false", help="what syncing every PUT costs"
+    )
+    parser.add_argument("--workdir", type=Path, help="for servers' data; default: a temporary one")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Campaigns that consist of labels alone: their first training is asked for when all are in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ase.build import molecule
+
+from services.labeler.recipes import make_recipe
+from shared import messages as m
+from shared.codec import encode, topic_of
+from shared.frames import Batch, Frame, canonical, frame_key, from_ase
+from shared.ports import Bus, Outgoing, Store
+from shared.spec import Spec
+from shared.values import FrameRef, Recipe, Ref, campaign_uri, stable_id
+
+CAPABILITY = "noop"
+"""The queue of no-op labels."""
+NO_RECIPE = Recipe(code=CAPABILITY, version="1", settings={}, charge=0, multiplicity=1)
+
+
+def spec(name: str, bundle: int, code: str) -> Spec:
+    return Spec.model_validate(
+        {
+            "name": name,
+            "mode": "lockstep",
+            "type_map": ["C", "H"],
+            "systems": {"methane": {"structures": ["CH4.xyz"]}},
+            "initial": {"perturb": {}},
+            "training": {"members": 2},
+            "stages": [{"name": "one", "systems": ["methane"], "temperatures": [300.0]}],
+            "labels": {"code": code, "bundle": bundle},
+            "budget": {"labels": 10_000_000},
+        }
+    )
+
+
+def methanes(count: int, first: int = 0) -> list[Frame]:
+    """Different distorted CH4 molecules."""
+    found = []
+    for number in range(first, first + count):
+        atoms = molecule("CH4")
+        atoms.rattle(0.05, seed=number)
+        found.append(canonical(from_ase(atoms)).frame)
+    return found
+
+
+def real(store: Store, name: str, frames: Sequence[Frame], bundle: int) -> None:
+    """A campaign of real GFN2-xTB labels."""
+    of = spec(name, bundle, "tblite")
+    refs = _stored(store, name, frames, [frame_key(frame) for frame in frames])
+    _store(store, of, refs, make_recipe(of.labels))
+
+
+def empty(store: Store, name: str, labels: int, bundle: int) -> None:
+    """A campaign of labels that nobody computes: one frame under many names."""
+    keys = [hashlib.sha256(f"{name} {n}".encode()).hexdigest()[:32] for n in range(labels)]
+    refs = _stored(store, name, methanes(1), keys)
+    _store(store, spec(name, bundle, CAPABILITY), refs, NO_RECIPE)
+
+
+def wake(bus: Bus, campaign: str) -> None:
+    """Make the coordinator take the campaign over: its submission is too long for a message."""
+    word = m.CampaignResumed(id=stable_id("wake", campaign), campaign=campaign, time=0.0)
+    bus.publish([Outgoing(encode(word), topic=topic_of(word))])
+
+
+def _stored(
+    store: Store, name: str, frames: Sequence[Frame], keys: Sequence[str]
+) -> tuple[FrameRef, ...]:
+    """References under `keys` to the frames, over and over."""
+    data = Batch.of(frames).dumps()
+    batch = Ref.to(campaign_uri(name, "inputs", "frames.npz"), data)
+    store.put(batch.uri, data)
+    return tuple(
+        FrameRef(batch=batch, index=n % len(frames), key=key) for n, key in enumerate(keys)
+    )
+
+
+def _store(store: Store, of: Spec, frames: tuple[FrameRef, ...], recipe: Recipe) -> None:
+    body = of.model_dump_json().encode()
+    key = campaign_uri(of.name, "spec.json")
+    submitted = m.CampaignSubmitted(
+        id=stable_id("campaign", of.name),
+        campaign=of.name,
+        time=0.0,
+        spec=Ref.to(key, body),
+        frames=frames,
+        systems={"methane": frames[:1]},
+        atoms={"methane": 5},
+        recipe=recipe,
+    )
+    store.put(campaign_uri(of.name, "submitted.json"), submitted.model_dump_json().encode())
+    store.put(key, body)

@@ -1,0 +1,49 @@
+"""A figure beside what others have published, as a row of a table."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number. `better`: how many times better than the anchor; None where nobody has
+    published one."""
+
+    what: str
+    measured: str
+    anchor: str = ""
+    better: float | None = None
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile."""
+    ordered = sorted(seconds)
+    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+
+def milliseconds(what: str, seconds: Sequence[float], anchor: float | None = None) -> Figure:
+    """Median and 95th percentile of durations; `anchor`: a published median, ms."""
+    median, high = spread(seconds)
+    measured = f"{1e3 * median:.2f} ms median, {1e3 * high:.2f} ms p95 (n = {len(seconds)})"
+    if anchor is None:
+        return Figure(what, measured)
+    return Figure(what, measured, f"{anchor:g} ms median", anchor / (1e3 * median))
+
+
+def show(title: str, figures: Sequence[Figure]) -> None:
+    """Print a table, and how busy the machine was."""
+    table = Table("what", "measured", "anchor", "better", title=title, title_justify="left")
+    for figure in figures:
+        times = "" if figure.better is None else f"{figure.better:.3g} ×"
+        table.add_row(figure.what, figure.measured, figure.anchor, times)
+    console = Console(width=None if os.isatty(1) else 140)
+    console.print(table)
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    console.print(f"{os.cpu_count()} cores, load average {load} (1, 5, 15 min)\n")

@@ -1,0 +1,93 @@
+"""The coordinator: deciding and encoding by itself; then from an event on the broker to the command
+that follows from it, through a ledger in the store."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+
+from benchmarks.services import campaigns
+from benchmarks.services.figures import Figure, milliseconds
+from benchmarks.services.site import Servers, Site, at
+from services.coordinator.ledger import Entry, Segment
+from services.coordinator.policy import decide
+from services.coordinator.state import State
+from shared import messages as m
+from shared.codec import encode, topic_of
+from shared.ports import Outgoing
+from tests.unit.world import World, spec, submission
+
+ANCHOR, ANCHOR_P95 = 5.2, 9.6
+"""ms: Colmena's thinker."""
+PROMPT = 30.0
+"""Seconds that the answer to one event may take."""
+
+
+def measure(servers: Servers, trajectories: int, events: int) -> Iterator[Figure]:
+    """`trajectories` per condition of a campaign that is driven to its end; `events` on the
+    broker."""
+    yield milliseconds("decide + encode, one event", decided(trajectories), ANCHOR)
+    with at(servers, "latency") as site:
+        yield milliseconds("durable event → command", list(answered(site, events)), ANCHOR)
+    yield Figure("the same anchor's 95th percentile", "", f"{ANCHOR_P95:g} ms")
+
+
+def decided(trajectories: int) -> list[float]:
+    """Seconds of every event of a campaign in a world without engines: deciding, encoding what
+    follows, and the ledger's entry."""
+    of = spec(
+        md={"steps": 100, "every": 10, "trajectories": trajectories, "chunk": 5},
+        selection={"per_round": trajectories, "select_every": 4},
+        budget={"labels": 100_000},
+        initial={"perturb": {"copies": 50}},
+        labels={"bundle": 1},
+        mode="streaming",
+    )
+    world, state, spent = World(ripe=5), State(spec=of), list[float]()
+    events = deque[m.Message]([submission(of, frames=50)])
+    while events:
+        event = events.popleft()
+        began = time.perf_counter()
+        state, decisions = decide(state, event)
+        Segment(1, 1, "", (Entry(event, decisions),)).dumps()
+        commands = [command for command in decisions if isinstance(command, m.Command)]
+        for command in commands:
+            encode(command)
+        spent.append(time.perf_counter() - began)
+        for decision in decisions:
+            world.learn(decision)
+        for command in commands:
+            events += world.answer(command)
+    return spent
+
+
+def answered(site: Site, events: int) -> Iterator[float]:
+    """Seconds from saying that a task was given back to its next attempt on the work queue."""
+    campaigns.empty(site.store, "back-and-forth", labels=1, bundle=1)
+    site.employ("coordinator")
+    queue = m.Label.QUEUE.format(campaigns.CAPABILITY)
+    subscription, began = site.bus.consume(queue), 0.0
+    for number in range(events + 1):
+        delivery = subscription.next(timeout=PROMPT)
+        arrived = time.monotonic()
+        assert delivery is not None, "no command has come"
+        delivery.ack()
+        if number:
+            yield arrived - began
+        released = _released(m.Label.model_validate_json(delivery.body))
+        began = time.monotonic()
+        site.bus.publish([Outgoing(encode(released), topic=topic_of(released))])
+    site.end()
+
+
+def _released(command: m.Label) -> m.TaskReleased:
+    return m.TaskReleased(
+        id=str(uuid.uuid4()),
+        campaign=command.campaign,
+        time=time.time(),
+        task=command.task,
+        attempt=command.attempt,
+        reason="to and fro",
+    )

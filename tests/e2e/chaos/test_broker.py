@@ -1,0 +1,200 @@
+"""A broker that dies, forgets, repeats itself, or brings what nobody can read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.devcluster.seaweed import SeaweedServer
+from services.coordinator.state import State, Task
+from shared import messages as m
+from shared.codec import MAX_BODY, encode, queue_of, topic_of
+from shared.ports import Outgoing
+from shared.values import Ref
+from tests.e2e.campaign import labelled
+from tests.e2e.chaos.cluster import (
+    NAME,
+    PATIENT,
+    ROLES,
+    SECONDS,
+    STANDIN,
+    Cluster,
+    check,
+    computations,
+    deployed,
+    plan,
+)
+from tests.integration.deployed import QUEUES
+from tests.rabbit_server import require_rabbitmq
+from tests.unit.world import submission
+
+DAY = 86_400.0
+
+
+# ------------------------------------------------------------------------------------ dies, forgets
+
+
+def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: RabbitNode) -> None:
+    cluster.staff(standin_seconds="0.3")
+    cluster.submit(plan())
+    cluster.until_state(labelled, "a label")
+    rabbit_node.kill()
+    rabbit_node.start()
+    cluster.until_state(lambda state: state.version, "a committee")
+    rabbit_node.wipe()
+    check(cluster, cluster.finish())
+    assert not cluster.deaths
+
+
+# --------------------------------------------------------------------------------- repeats itself
+
+
+def test_everything_is_delivered_twice(cluster: Cluster) -> None:
+    given = {"lease_seconds": PATIENT, "http_port": "0"}
+    cluster.hire("coordinator", "tests.e2e.chaos.doubled", "services.coordinator", **given)
+    for role in ROLES:
+        cluster.hire(role, "tests.e2e.chaos.doubled", STANDIN, role, name=role)
+    cluster.submit(plan())
+    state = cluster.finish()
+    check(cluster, state)
+    assert computations(cluster).most_common(1)[0][1] == 1
+    assert {task.command.attempt for task in state.tasks.values()} == {1}
+
+
+def test_a_day_later_everything_comes_once_more(cluster: Cluster) -> None:
+    """All that was ever said, and every command, while the campaign is in its second round."""
+    cluster.coordinate(lease_seconds=PATIENT)
+    cluster.staff(standin_seconds="0.2")
+    cluster.submit(plan())
+    cluster.until_state(lambda state: state.version > 1, "the second committee")
+    old = [_a_day_older(message) for message in cluster.heard(m.Message)]
+    with closing(cluster.bus()) as bus:
+        bus.publish([_addressed(message) for message in old])
+    state = cluster.finish()
+    check(cluster, state)
+    assert computations(cluster).most_common(1)[0][1] == 1
+    assert {task.command.attempt for task in state.tasks.values()} == {1}
+    assert len(old) > 50
+
+
+def _a_day_older(message: m.Message) -> m.Message:
+    return message.model_copy(update={"time": message.time - DAY})
+
+
+def _addressed(message: m.Message) -> Outgoing:
+    if isinstance(message, m.Command):
+        return Outgoing(encode(message), queue=queue_of(message))
+    return Outgoing(encode(message), topic=topic_of(message))
+
+
+# ------------------------------------------------------------------------------------- is poisoned
+
+
+def _poison() -> Iterator[bytes]:
+    yield b""
+    yield b"\xff\x00 no JSON"
+    yield b"[" * 50_000
+    yield b'{"type": "label/9", "campaign": "world"}'
+    yield encode(submission(plan())).replace(b'"campaign":"world"', b'"campaign":"../../etc"')
+    yield json.dumps({"type": "task-claimed/1", "campaign": NAME, "attempt": "x"}).encode()
+    yield b'{"pad": "' + b"x" * MAX_BODY + b'"}'
+
+
+def _misplaced(label: m.Command) -> Iterator[Outgoing]:
+    """Well-formed, but nothing that whoever hears it could do anything with."""
+    event = encode(m.TaskClaimed(id="x", campaign=NAME, time=1.0, task="t", attempt=1, worker="w"))
+    unknown = label.model_copy(update={"campaign": "unknown"})
+    yield from (Outgoing(event, queue=queue) for queue in QUEUES)
+    yield Outgoing(encode(unknown), queue="coordinator")
+    yield Outgoing(event, topic="unknown.task-claimed")
+    yield Outgoing(encode(unknown), topic=f"{NAME}.task-claimed")
+
+
+def test_poison_in_every_queue_blocks_none(cluster: Cluster) -> None:
+    cluster.staff(["trainer", "explorer"])
+    cluster.submit(plan())
+    (label, *_) = cluster.until_state(_labels, "commands")
+    bodies = list(_poison())
+    queues = (*QUEUES, "coordinator", "deadletters")
+    with closing(cluster.bus()) as bus:
+        for queue in queues:
+            bus.publish([Outgoing(body, queue=queue) for body in bodies])
+        bus.publish(list(_misplaced(label.command)))
+        cluster.work("labeler")
+        state = cluster.finish()
+        cluster.until(lambda: all(bus.depth(queue) == 0 for queue in queues), "empty queues")
+    check(cluster, state)
+    kept = {f"deadletters/{Ref.to('x', body).sha256}" for body in bodies}
+    cluster.until(lambda: kept <= set(cluster.store.list("deadletters/")), "what was buried")
+    assert not cluster.deaths
+
+
+def _labels(state: State) -> list[Task]:
+    return [task for task in state.tasks.values() if isinstance(task.command, m.Label)]
+
+
+# ------------------------------------------------------------------------------------- is impatient
+
+IMPATIENCE = 1.0
+"""Seconds for which this broker lets a delivery be held."""
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    require_rabbitmq()
+    folder = tmp_path_factory.mktemp("impatient")
+    timeout = f"{{consumer_timeout, {IMPATIENCE * 1000:.0f}}}, {{channel_tick_interval, 100}}"
+    (folder / "advanced.config").write_text(f"[{{rabbit, [{timeout}]}}].\n")
+    node = RabbitNode(folder)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+def test_a_label_outlasts_the_broker_s_patience(
+    impatient: RabbitNode, seaweed: SeaweedServer, tmp_path: Path
+) -> None:
+    cluster = deployed(impatient, seaweed)
+    try:
+        _outlast(cluster, tmp_path / "gate")
+    finally:
+        cluster.close()
+
+
+def _outlast(cluster: Cluster, gate: Path) -> None:
+    cluster.coordinate(reissue_after="600", lease_seconds=PATIENT)
+    cluster.staff(["trainer", "explorer"])
+    labeler = cluster.work("labeler", standin_gate=str(gate))
+    cluster.submit(plan())
+    task = cluster.until_state(_running_label, "a label to be begun").command
+    with closing(cluster.bus()) as bus:
+        waiting = cluster.until(lambda: bus.depth("label.tblite"), "further labels to wait")
+        over = time.monotonic() + 10 * IMPATIENCE
+        while time.monotonic() < over:
+            assert bus.depth("label.tblite") == waiting  # ready, so not held by the busy worker
+            time.sleep(IMPATIENCE / 4)
+        held = bus.consume("label.tblite", prefetch=1)
+        delivery = held.next(timeout=SECONDS)
+        assert delivery is not None
+        assert not delivery.redelivered
+        assert held.next(timeout=SECONDS) is None  # ours was held for too long, and is taken back
+    gate.touch()
+    state = cluster.finish()
+    check(cluster, state)
+    assert computations(cluster).most_common(1)[0][1] == 1
+    assert state.tasks[task.task].command.attempt == 1
+    assert not cluster.heard(m.LeaseLapsed)
+    assert [line for line in labeler.said if "trying again" in line["event"]] == []
+
+
+def _running_label(state: State) -> Any:
+    return next((task for task in _labels(state) if task.status == "running"), None)

@@ -1,0 +1,90 @@
+"""Real engines behind real services that are killed at random: the labels are those of one
+undisturbed process."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from services.coordinator.ledger import verdict
+from tests.e2e.campaign import finish, labelled, state_of, write_spec
+from tests.e2e.chaos.cluster import NAME, ROLES, SOAK, Cluster, computed_twice
+from tests.unit.storm import check_books
+
+KILLS = 12 if SOAK else 4
+TINY = {
+    "name": NAME,
+    "initial": {"perturb": {"copies": 4, "displace": 0.1}},
+    "training": {
+        "members": 2,
+        "input": {
+            "model": {
+                "descriptor": {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2},
+                "fitting_net": {"neuron": [8, 8]},
+            }
+        },
+        "min_steps": 60,
+        "max_steps": 60,
+        "max_lengthen": 1.0,
+        "compress": False,
+        "final": {"steps_factor": 1},
+    },
+    "md": {"timestep": 0.0005, "steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
+    "stages": [{"name": "warm", "systems": ["methane"], "temperatures": [300]}],
+    "audit": {
+        "per_round": 2,
+        "min_frames": 2,
+        "min_trajectories": 1,
+        "force_rmse": 1000.0,
+        "error_target": 100.0,
+        "exceed": 1.0,
+    },
+    "max_attempts": 40,
+}
+
+
+def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    print(f"{KILLS} kills")
+    chance, spec = random.Random(3), write_spec(tmp_path, **TINY)
+    finish(spec, tmp_path / "root")
+    cluster.coordinate(lease_seconds="8")
+    for role in ROLES:
+        scratch = tmp_path / role
+        scratch.mkdir()
+        given = {"name": role, "scratch": str(scratch), "task_heartbeat": "1"}
+        cluster.hire(role, f"services.{role}", **given)
+    _submit(cluster, spec)
+    victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
+    chance.shuffle(victims)
+    for victim in victims:
+        cluster.crew[victim].wait_for("at work")
+        time.sleep(chance.uniform(0.0, 4.0))
+        cluster.kill(victim)
+    assert verdict(cluster.store, NAME) is None
+    state = cluster.finish()
+    assert sum(cluster.deaths.values()) == KILLS
+    peaceful = state_of(tmp_path / "root", NAME)
+    assert labelled(state) == labelled(peaceful)
+    assert len(labelled(state)) > 6
+    assert state.finished is not None
+    assert peaceful.finished is not None
+    assert state.finished.verdict == peaceful.finished.verdict
+    check_books(state)
+    assert computed_twice(cluster) == []
+
+
+def _submit(cluster: Cluster, spec: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dpstream", "submit", str(spec), "--wait", "0"],
+        env={**os.environ, **cluster.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

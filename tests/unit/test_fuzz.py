@@ -1,0 +1,234 @@
+"""Whatever comes over the bus: nothing crashes, and nothing is written where it should not be.
+
+Every kind of message is drawn from its fields, then mutated as JSON and as bytes, and given to the
+decoder, to a coordinator in the middle of a campaign, and to a worker that takes it off its queue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from services.coordinator.service import Coordinator
+from shared import messages as m
+from shared.codec import decode, encode
+from shared.embedded import Broker, InProcessBus
+from shared.errors import NotFound
+from shared.messages import Command
+from shared.ports import Outgoing
+from shared.values import Ref, campaign_uri, is_key
+from shared.worker import Context, Worker
+from tests.unit.test_messages import EVERY, JSON, instances
+from tests.unit.world import spec, submission
+
+INPUTS = 10_000 if os.environ.get("DPSTREAM_SOAK") else 1_000
+PER_KIND = -(-INPUTS // len(EVERY))
+CAMPAIGN = "world"
+NASTY = st.sampled_from(
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "a/../../b",
+        "campaigns/world/../../x",
+        ".",
+        "..",
+        "",
+        "\x00",
+        "world\n",
+        "wörld",
+        "world\u202e",
+        "\ud800",
+        "$(id)",
+        "x" * 600,
+        "world/claims",
+    ]
+)
+"""What somebody might put where a name or a key belongs."""
+
+
+class RecordingStore:
+    """In memory; keeps every key that anybody tried to write, good or not."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.written: list[str] = []
+
+    def get(self, key: str, most: int | None = None) -> bytes:
+        if key not in self.objects:
+            raise NotFound(key)
+        return self.objects[key]
+
+    def put(self, key: str, data: bytes) -> None:
+        self.written.append(key)
+        self.objects[key] = data
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.written.append(key)
+        if key in self.objects:
+            return False
+        self.objects[key] = data
+        return True
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+    def list(self, prefix: str) -> Iterable[str]:
+        return sorted(key for key in self.objects if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self.written.append(key)
+        self.objects.pop(key, None)
+
+    def upload(self, key: str, path: Path) -> None:
+        self.put(key, path.read_bytes())
+
+    def download(self, key: str, path: Path) -> None:
+        path.write_bytes(self.get(key))
+
+
+class Target:
+    """A coordinator with a campaign that has begun, and a worker of all trades beside it."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.store, self.bus = RecordingStore(), InProcessBus(Broker())
+        key = campaign_uri(CAMPAIGN, "spec.json")
+        self.store.objects[key] = spec().model_dump_json().encode()
+        self.coordinator = Coordinator(self.bus, self.store, clock=lambda: 1e9)
+        kinds = [kind for kind in EVERY if issubclass(kind, Command)]
+        self.worker: Worker[None] = Worker(
+            "worker",
+            self.bus,
+            self.store,
+            "train",
+            dict.fromkeys(kinds, _handled),
+            None,
+            scratch,
+        )
+        self.events = self.bus.consume("coordinator", prefetch=1000)
+        self.say(encode(submission(spec())))
+        assert self.coordinator.desks[CAMPAIGN].state.submitted is not None
+        self.tasks = tuple(self.coordinator.desks[CAMPAIGN].state.tasks)
+
+    def say(self, body: bytes) -> None:
+        """To the coordinator, which then does all that the clock asks for."""
+        self.bus.publish([Outgoing(body, topic=f"{CAMPAIGN}.fuzz")])
+        while (delivery := self.events.next(0.0)) is not None:
+            self.coordinator.hear([delivery])
+        self.coordinator.tend()
+
+    def order(self, body: bytes) -> None:
+        """To the worker: taken, claimed, worked on, answered."""
+        self.bus.publish([Outgoing(body, queue="train")])
+        command = self.worker._take("train")
+        if command is not None:
+            self.worker._work_on(command)
+
+    def check(self) -> None:
+        """Keys inside the store, in the folders that are a coordinator's or a worker's to write."""
+        for key in self.store.written:
+            assert is_key(key), key
+            top, _, rest = key.partition("/")
+            assert top in ("campaigns", "deadletters"), key
+            if top == "campaigns":
+                inner = rest.split("/")[1]
+                assert inner in FOLDERS, key
+        self.store.written.clear()
+
+
+FOLDERS = {
+    "claims",
+    "epoch",
+    "finished.json",
+    "ledger",
+    "manifests",
+    "results",
+    "snapshots",
+}
+
+
+def _handled(bench: None, command: Any, context: Context) -> m.Result:
+    context.put("result", b"x")
+    return m.AuditDone.model_construct(**context.envelope())
+
+
+# ------------------------------------------------------------------------------- what is said
+
+
+def paths(document: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON document, but its root."""
+    if isinstance(document, dict):
+        inner = list(document.items())
+    else:
+        inner = list(enumerate(document)) if isinstance(document, list) else []
+    return [p for key, value in inner for p in ((*here, key), *paths(value, (*here, key)))]
+
+
+def replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copied = document.copy()
+    copied[path[0]] = replaced(document[path[0]], path[1:], value)
+    return copied
+
+
+@st.composite
+def bodies(draw: st.DrawFn, kind: type[m.Message], tasks: tuple[str, ...]) -> bytes:
+    """A message of that kind about the campaign under attack, as it should be or spoilt."""
+    document = json.loads(draw(instances(kind)).model_dump_json())
+    document["campaign"] = CAMPAIGN
+    if "task" in document and draw(st.booleans()):
+        document |= {"task": draw(st.sampled_from(tasks)), "attempt": 1}
+    for _ in range(draw(st.integers(0, 2))):
+        path = draw(st.sampled_from(paths(document)))
+        document = replaced(document, path, draw(NASTY | JSON))
+    body = json.dumps(document).encode()
+    if draw(st.integers(0, 4)):
+        return body
+    at = draw(st.integers(0, len(body)))
+    return body[:at] + draw(st.binary(max_size=3)) + body[at + draw(st.integers(0, 3)) :]
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    """One for all messages of a kind: what an earlier one has broken, the later ones find."""
+    return Target(tmp_path)
+
+
+def test_how_many() -> None:
+    print(f"{PER_KIND * len(EVERY)} inputs")
+    assert PER_KIND * len(EVERY) >= INPUTS
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+@settings(max_examples=PER_KIND, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_nothing_crashes_and_nothing_is_written_elsewhere(
+    kind: type[m.Message], data: st.DataObject, target: Target
+) -> None:
+    body = data.draw(bodies(kind, target.tasks))
+    decoded = understood(body)
+    target.say(body)
+    target.order(body)
+    target.check()
+    paused = target.coordinator.desks[CAMPAIGN].state.paused
+    assert "unprocessable" not in (paused or "")
+    if decoded is None:
+        assert f"deadletters/{Ref.to('x', body).sha256}" in target.store.objects
+
+
+def understood(body: bytes) -> m.Message | None:
+    """No bytes raise anything but what says that they are no message."""
+    try:
+        message = decode(body)
+    except ValidationError:
+        return None
+    assert isinstance(message, m.Message)
+    return message
