@@ -7,15 +7,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from dpstream.devcluster.cluster import WORKERS, Cluster, settings_for_services
+from dpstream.devcluster.record import WORKERS
 from dpstream.options import console, parse_workers
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.watch import say
+
+if TYPE_CHECKING:
+    from dpstream.devcluster.cluster import Cluster
 
 Dir = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="Folder of the cluster, for it alone.")
@@ -41,6 +44,8 @@ def up(
     terminal is closed. On a cluster that is running already, what is missing is started.
     Variables DPSTREAM_… (threads, allowed calculators, …) are handed on to the services.
     """
+    from dpstream.devcluster.cluster import Cluster, settings_for_services  # boto3 is slow
+
     crew = parse_workers(workers, tuple(WORKERS), least=0) if workers else {}
     cluster = Cluster(folder)
     with signals(console) as asked:
@@ -49,6 +54,8 @@ def up(
         print("dpstream: interrupted; dpstream up goes on from here", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     console.print(_table(cluster, started))
+    if not started:
+        say(console, "it was running already")
     for line in _next(cluster, folder):
         say(console, line)
 
@@ -60,6 +67,8 @@ def down(
     ] = False,
 ) -> None:
     """End the cluster of DIR. What it keeps stays there for the next dpstream up."""
+    from dpstream.devcluster.cluster import Cluster  # boto3 is slow
+
     cluster = Cluster(folder)
     ended = cluster.wipe() if wipe else cluster.down()
     say(console, f"ended: {', '.join(ended)}" if ended else "nothing was running")

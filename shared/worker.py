@@ -8,11 +8,11 @@ Whoever loses a claim publishes the winner's word once more and acknowledges.
 from __future__ import annotations
 
 import contextvars
-import itertools
 import shutil
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ IDLE_SECONDS = 1.0
 """How long an idle worker takes at most to notice that it was asked to stop."""
 
 TURN_SECONDS = 0.25
-"""How long a worker of several queues listens to each in turn."""
+"""How long a worker of several queues listens to each in turn while all are empty."""
 
 GRACE = 900.0
 """Seconds beyond its `max_seconds` after which a task in hand counts as stuck."""
@@ -196,12 +196,21 @@ class Worker(Generic[Bench]):
         return deadline is not None and time.monotonic() > deadline
 
     def _run(self) -> None:
-        for queue in itertools.cycle((self.queue, *self.others)):
-            if not self._is_on_duty():
-                return
+        queues = deque((self.queue, *self.others))
+        while self._is_on_duty():
+            queue = self._insist(partial(self._next_in_turn, queues))
             command = self._insist(partial(self._take, queue))
             if command is not None:
                 self._work_on(command)
+
+    def _next_in_turn(self, queues: deque[str]) -> str:
+        """The first queue that has anything, or else the first; it is the last from now on."""
+        if self.others:
+            waiting = (queue for queue in queues if self.bus.depth(queue))
+            found = next(waiting, queues[0])
+            queues.remove(found)
+            queues.append(found)
+        return queues[-1]
 
     def _is_on_duty(self) -> bool:
         return not (self.stopping.is_set() or self.shift.over)

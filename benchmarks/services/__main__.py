@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ class Size:
     ledger: tuple[int, ...]
 
 
-TINY = Size(5, 2, 3, 40, (1,), 1, (500,))
+TINY = Size(8, 2, 3, 40, (1,), 1, (500,))
 USUAL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000))
 FULL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
 
@@ -42,6 +44,7 @@ BENCHMARKS: Mapping[str, Callable[[Servers, Size], Iterable[Figure]]] = {
 
 def main() -> None:
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     names = list(BENCHMARKS) if "all" in arguments.names else arguments.names
     configure("error")
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as folder:

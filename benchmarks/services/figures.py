@@ -28,13 +28,20 @@ def spread(seconds: Sequence[float]) -> tuple[float, float]:
     return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
 
 
-def milliseconds(what: str, seconds: Sequence[float], anchor: float | None = None) -> Figure:
-    """Median and 95th percentile of durations; `anchor`: a published median, ms."""
-    median, high = spread(seconds)
-    measured = f"{1e3 * median:.2f} ms median, {1e3 * high:.2f} ms p95 (n = {len(seconds)})"
+def milliseconds(
+    what: str, seconds: Sequence[float], anchor: float | None = None, high: float | None = None
+) -> Figure:
+    """Median and 95th percentile of durations; `anchor`: a published median, ms, `high`: its 95th
+    percentile."""
+    median, p95 = (1e3 * value for value in spread(seconds))
+    measured = f"{_both(median, p95)} (n = {len(seconds):,})"
     if anchor is None:
         return Figure(what, measured)
-    return Figure(what, measured, f"{anchor:g} ms median", anchor / (1e3 * median))
+    return Figure(what, measured, _both(anchor, high), anchor / median)
+
+
+def _both(median: float, p95: float | None) -> str:
+    return f"{median:.3g} ms median" + ("" if p95 is None else f", {p95:.3g} ms p95")
 
 
 def show(title: str, figures: Sequence[Figure]) -> None:

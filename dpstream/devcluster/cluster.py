@@ -15,11 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import SecretStr
 
 from dpstream.access import (
     PASSWORDS,
@@ -32,51 +32,23 @@ from dpstream.access import (
 from dpstream.devcluster.ports import free_ports, is_free
 from dpstream.devcluster.processes import Process, end, last_line, spawn
 from dpstream.devcluster.rabbitmq import RabbitNode, server_script
+from dpstream.devcluster.record import COORDINATOR, WORKERS, Record, Service
 from dpstream.devcluster.seaweed import SeaweedServer, is_answered, server_binary
 from dpstream.devcluster.waiting import within
+from services.labeler.codes import CODES
+from services.labeler.settings import LabelerSettings
 from shared.engine import PASSED
 from shared.errors import DpstreamError, SpecError
+from shared.rabbit import RabbitBus, RabbitSettings
 
-WORKERS = {"trainer": 1, "explorer": 1, "labeler": 2}
-COORDINATOR, OPERATOR = "coordinator", "operator"
+OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))
 PLACE = parse_deployment(USERS, "dpstream", "", "dpstream", "")
 PARTS = ("access", "broker", "env", "logs", "scratch", "store", "cluster.json", "lock")
 """All that is ever in the folder."""
 READY_SECONDS, GRACE_SECONDS = 120.0, 30.0
-HASTE = {"DPSTREAM_LEASE_SECONDS": "60", "DPSTREAM_TASK_HEARTBEAT": "5"}
-"""On one machine a worker that was killed need not be waited for as long as on many."""
 OWN = ("DPSTREAM_BROKER", "DPSTREAM_STORE")
 """Beginnings of variables that only the cluster sets."""
-
-
-class Service(BaseModel):
-    """A service started once, and where it answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    process: Process
-    port: int
-
-
-class Record(BaseModel):
-    """What the folder remembers from one `up` to the next: workers by service, variables that
-    services were given, and their processes by name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    workers: dict[str, int] = WORKERS
-    settings: dict[str, str] = HASTE
-    services: dict[str, Service] = {}
-
-    @property
-    def wanted(self) -> list[str]:
-        """Names of all services."""
-        crew = [f"{kind}-{n + 1}" for kind, count in self.workers.items() for n in range(count)]
-        return [COORDINATOR, *crew]
-
-    def is_running(self, name: str) -> bool:
-        return name in self.services and self.services[name].process.is_running
 
 
 @dataclass(frozen=True)
@@ -112,9 +84,11 @@ class Cluster:
         self._make_folder()
         with self._alone():
             known = self._recall()
-            record = known.model_copy(update={"workers": {**known.workers, **workers}})
+            wanted = {"workers": {**known.workers, **workers}}
+            record = self._remember(known.model_copy(update=wanted))
             given = {**known.settings, **settings}
             started = self._start_servers()
+            self._declare_label_queues(given)
             record = self._dismiss(record)
             for name in record.wanted:
                 if not record.is_running(name) and not stopping.is_set():
@@ -195,6 +169,17 @@ class Cluster:
         self.store.start()
         self.store.make_bucket(PLACE.bucket)
 
+    def _declare_label_queues(self, settings: Mapping[str, str]) -> None:
+        """Those of all codes: a labeler waits at each of its own, and may not declare it; the
+        coordinator does so only when it has a first task for that code."""
+        labeler = LabelerSettings.model_construct(
+            labeler_codes=tuple(CODES), labeler_class=settings.get("DPSTREAM_LABELER_CLASS") or None
+        )
+        url = SecretStr(self._access(COORDINATOR)["DPSTREAM_BROKER"])
+        with closing(RabbitBus(RabbitSettings(url=url))) as bus:
+            for queue in labeler.queues:
+                bus.depth(queue)
+
     def _document(self, name: str) -> dict[str, list[dict[str, str]]]:
         document = json.loads((self.folder / "access" / name).read_text())
         assert isinstance(document, dict)
@@ -261,10 +246,12 @@ class Cluster:
         waiting = dict(record.services)
 
         def is_over() -> bool:
+            if stopping.is_set():
+                return True
             for name, service in list(waiting.items()):
                 if self._is_ready(name, service):
                     del waiting[name]
-            return not waiting or stopping.is_set()
+            return not waiting
 
         if not within(READY_SECONDS, is_over):
             name = next(iter(waiting))
@@ -331,14 +318,7 @@ class Cluster:
         return self.folder / "cluster.json"
 
     def _recall(self) -> Record:
-        try:
-            return Record.model_validate_json(self._memory.read_bytes())
-        except FileNotFoundError:
-            return Record()
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            raise SpecError(f"{self._memory}: {key}: {problem['msg']}") from error
+        return Record.read(self._memory)
 
     def _remember(self, record: Record) -> Record:
         write_whole(self._memory, record.model_dump_json(indent=1) + "\n", 0o600)

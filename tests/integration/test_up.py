@@ -169,6 +169,7 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     ups = how(site.call("up"))
     assert [name for name in sorted(ups) if ups[name] == "started"] == ["labeler-1"]
     assert set(ups) == ALL
+    assert "it was running already" in site.call("up")
 
     said, _ = watching.communicate(timeout=2 * PROMPT)
     assert (watching.returncode, said.splitlines()[-1][:16]) == (0, "small: converged"), said

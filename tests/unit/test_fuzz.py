@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from services.coordinator.service import Coordinator
+from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import decode, encode
 from shared.embedded import Broker, InProcessBus
@@ -98,6 +100,11 @@ class Target:
     """A coordinator with a campaign that has begun, and a worker of all trades beside it."""
 
     def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.begin()
+
+    def begin(self) -> None:
+        """A fresh campaign."""
         self.store, self.bus = RecordingStore(), InProcessBus(Broker())
         key = campaign_uri(CAMPAIGN, "spec.json")
         self.store.objects[key] = spec().model_dump_json().encode()
@@ -110,12 +117,16 @@ class Target:
             "train",
             dict.fromkeys(kinds, _handled),
             None,
-            scratch,
+            self.scratch,
         )
         self.events = self.bus.consume("coordinator", prefetch=1000)
         self.say(encode(submission(spec())))
-        assert self.coordinator.desks[CAMPAIGN].state.submitted is not None
-        self.tasks = tuple(self.coordinator.desks[CAMPAIGN].state.tasks)
+        assert self.state.submitted is not None
+        self.tasks = tuple(self.state.tasks)
+
+    @property
+    def state(self) -> State:
+        return self.coordinator.desks[CAMPAIGN].state
 
     def say(self, body: bytes) -> None:
         """To the coordinator, which then does all that the clock asks for."""
@@ -198,7 +209,7 @@ def bodies(draw: st.DrawFn, kind: type[m.Message], tasks: tuple[str, ...]) -> by
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    """One for all messages of a kind: what an earlier one has broken, the later ones find."""
+    """One for all messages of a kind, unless one of them ends the campaign."""
     return Target(tmp_path)
 
 
@@ -215,13 +226,14 @@ def test_nothing_crashes_and_nothing_is_written_elsewhere(
 ) -> None:
     body = data.draw(bodies(kind, target.tasks))
     decoded = understood(body)
-    target.say(body)
-    target.order(body)
+    with capture_logs():
+        target.say(body)
+        target.order(body)
     target.check()
-    paused = target.coordinator.desks[CAMPAIGN].state.paused
-    assert "unprocessable" not in (paused or "")
     if decoded is None:
         assert f"deadletters/{Ref.to('x', body).sha256}" in target.store.objects
+    if not (target.state.paused is None and target.state.finished is None):
+        target.begin()  # a lie of a worker's, or somebody's word, has ended what there was
 
 
 def understood(body: bytes) -> m.Message | None:
