@@ -198,19 +198,28 @@ class Worker(Generic[Bench]):
     def _run(self) -> None:
         queues = deque((self.queue, *self.others))
         while self._is_on_duty():
-            queue = self._insist(partial(self._next_in_turn, queues))
-            command = self._insist(partial(self._take, queue))
+            command = self._insist(partial(self._take, self._next_in_turn(queues)))
             if command is not None:
                 self._work_on(command)
 
     def _next_in_turn(self, queues: deque[str]) -> str:
-        """The first queue that has anything, or else the first; it is the last from now on."""
+        """The first queue that has anything, or else the first there is; it is the last from now
+        on. One that nobody has declared yet is passed over, so that it keeps no other waiting."""
         if self.others:
-            waiting = (queue for queue in queues if self.bus.depth(queue))
-            found = next(waiting, queues[0])
+            depths = {queue: self._depth(queue) for queue in queues}
+            there = [queue for queue in queues if depths[queue] is not None]
+            filled = (queue for queue in there if depths[queue])
+            found = next(filled, there[0] if there else queues[0])
             queues.remove(found)
             queues.append(found)
         return queues[-1]
+
+    def _depth(self, queue: str) -> int | None:
+        """None where it cannot be told."""
+        try:
+            return self.bus.depth(queue)
+        except BusError:
+            return None
 
     def _is_on_duty(self) -> bool:
         return not (self.stopping.is_set() or self.shift.over)

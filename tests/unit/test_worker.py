@@ -531,6 +531,13 @@ def test_a_worker_of_several_queues_serves_each_in_turn(shop: Shop) -> None:
     assert done[3] == "t2"
 
 
+def test_a_queue_that_is_not_declared_keeps_no_other_waiting(shop: Shop) -> None:
+    shop.worker(others=("nowhere",))
+    for number in range(3):
+        shop.send(label(f"t{number}"))
+        assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+
+
 def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
     shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
     shop.worker(shift=Shift(max_tasks=2))

@@ -27,7 +27,7 @@ from tests.e2e.campaign import labelled
 from tests.e2e.chaos.standin import COMPUTED, RIPE
 from tests.integration.deployed import Deployment, Started
 from tests.unit.storm import Storm, check_books
-from tests.unit.world import World, spec, submission
+from tests.unit.world import RECIPE, World, spec, submission
 
 BUCKET = "chaos"
 NAME = "world"
@@ -121,7 +121,9 @@ class Cluster(Deployment):
         body = of.model_dump_json().encode()
         key = campaign_uri(of.name, "spec.json")
         self.store.create(key, body)
-        event = submission(of).model_copy(update={"spec": Ref.to(key, body)})
+        recipe = RECIPE.model_copy(update={"settings": {"method": "GFN2-xTB"}})
+        spec_ref = Ref.to(key, body)
+        event = submission(of).model_copy(update={"spec": spec_ref, "recipe": recipe})
         self.store.create(campaign_uri(of.name, "submitted.json"), encode(event))
         with closing(self.bus()) as bus:
             bus.publish([Outgoing(encode(event), topic=topic_of(event))])
