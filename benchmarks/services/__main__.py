@@ -30,8 +30,8 @@ class Size:
 
 
 TINY = Size(8, 2, 3, 40, (1,), 1, (500,))
-USUAL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000))
-FULL = Size(300, 20, 300, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
+USUAL = Size(100, 20, 200, 10_000, (2,), 15, (10_000, 100_000))
+FULL = Size(300, 20, 1000, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
 
 BENCHMARKS: Mapping[str, Callable[[Servers, Size], Iterable[Figure]]] = {
     "idle": lambda on, size: idle.measure(on, size.idle),
@@ -63,7 +63,11 @@ def run(name: str, size: Size, folder: Path, fsync: bool) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.services", description=__doc__)
     parser.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME")
-    parser.add_argument("--full", action="store_true", help="a ledger of 1,000,000 events too")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="more of everything: 1,000,000 events, crews of 1 and 4",
+    )
     parser.add_argument(
         "--no-fsync", dest="fsync", action="store_false", help="what syncing every PUT costs"
     )

@@ -81,23 +81,21 @@ WORK: dict[str, tuple[str, dict[type[m.Command], Handler]]] = {
 }
 
 
-def serve_as(role: str, bus: Bus, store: CountedStore, stopping: threading.Event) -> None:
-    """Until `stopping` is set."""
+def serve_as(role: str, bus: Bus, store: CountedStore, stopping: threading.Event) -> float:
+    """Until `stopping` is set; seconds of CPU since it was at work."""
     if role == "coordinator":
         coordinator = Coordinator(bus, store)
         coordinator.open_all()
-        _at_work(bus, COORDINATOR, lambda: coordinator.run(stopping))
-        return
+        return _at_work(bus, COORDINATOR, lambda: coordinator.run(stopping))
     with private_folder(None) as scratch:
         if role == "labeler":
-            _label(bus, store, stopping, scratch)
-            return
+            return _label(bus, store, stopping, scratch)
         queue, handlers = WORK[role]
         worker = Worker(role, bus, store, queue, handlers, None, scratch, HASTE, stopping)
-        _at_work(bus, queue, worker.run)
+        return _at_work(bus, queue, worker.run)
 
 
-def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Path) -> None:
+def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Path) -> float:
     """As `python -m services.labeler` does with these settings."""
     (post,) = LABELER.posts(read_settings(LabelerSettings), scratch)
     post.bench.start()
@@ -107,15 +105,17 @@ def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Pa
     )
     worker.others = tuple(others)
     try:
-        _at_work(bus, queue, worker.run)
+        return _at_work(bus, queue, worker.run)
     finally:
         post.bench.close()
 
 
-def _at_work(bus: Bus, queue: str, work: Callable[[], None]) -> None:
+def _at_work(bus: Bus, queue: str, work: Callable[[], None]) -> float:
     bus.depth(queue)  # it is declared from here on
     print("at work", flush=True)
+    before = time.process_time()
     work()
+    return time.process_time() - before
 
 
 def main() -> None:
@@ -123,8 +123,8 @@ def main() -> None:
     configure("error")
     with asked_to_stop() as stopping, closing(connect_bus(settings, stopping)) as bus:
         store = CountedStore(connect_store(settings, stopping))
-        serve_as(sys.argv[1], bus, store, stopping)
-    print(json.dumps({"requests": store.requests, "cpu": time.process_time()}))
+        cpu = serve_as(sys.argv[1], bus, store, stopping)
+    print(json.dumps({"requests": store.requests, "cpu": cpu}))
 
 
 if __name__ == "__main__":

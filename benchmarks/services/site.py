@@ -133,7 +133,8 @@ def at(servers: Servers, name: str) -> Iterator[Site]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a process of ours tells at its end: requests to the store by method, seconds of CPU."""
+    """What a process of ours tells at its end: requests to the store by method, seconds of CPU
+    at work."""
 
     requests: Mapping[str, int]
     cpu: float

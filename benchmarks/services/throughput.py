@@ -43,7 +43,7 @@ def _run(servers: Servers, tasks: int, bundle: int, workers: int) -> Iterator[Fi
     yield Figure("  requests per task: coordinator", per(coordinator.requests, tasks))
     busy = sum(report.cpu for report in crew)
     cpu = f"{1e3 * coordinator.cpu / tasks:.2f} ms coordinator, {1e3 * busy / tasks:.2f} ms workers"
-    yield Figure("  CPU per task, start-up included", cpu)
+    yield Figure("  CPU per task", cpu)
 
 
 def _sum(reports: Sequence[Report]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 import services.coordinator.service as service
 from services.coordinator.desk import Desk
+from services.coordinator.inbound import take
 from services.coordinator.ledger import load_state, read_segments
 from services.coordinator.policy import decide
 from services.coordinator.service import Coordinator
@@ -259,6 +260,29 @@ def test_a_crash_between_any_two_acts_loses_nothing(
     undisturbed = Site(FolderStore(tmp_path / "quiet"))
     undisturbed.submit(small())
     assert state.dumps() == undisturbed.finish().dumps()
+
+
+def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.inbound.LINGER", 60.0)
+    _, command = first_task(site)
+    claimed, *results = site.world.answer(command)
+    subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
+    site.say(claimed)
+    later = threading.Timer(0.05, site.say, results)
+    later.start()
+    found = take(subscription, service.BATCH, 1.0)
+    later.join()
+    assert [decode(delivery.body) for delivery in found] == [claimed, *results]
+
+
+def test_a_claim_alone_is_heard_all_the_same(site: Site) -> None:
+    _, command = first_task(site)
+    claimed, *_ = site.world.answer(command)
+    subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
+    site.say(claimed)
+    assert [decode(delivery.body) for delivery in take(subscription, 64, 1.0)] == [claimed]
 
 
 def test_a_wiped_broker_at_any_moment_loses_nothing(site: Site) -> None:

@@ -538,6 +538,16 @@ def test_a_queue_that_is_not_declared_keeps_no_other_waiting(shop: Shop) -> None
         assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
+def test_nobody_listens_at_an_empty_queue_while_another_holds_work(shop: Shop) -> None:
+    shop.send(*(label(f"t{n}").model_copy(update={"capability": "c"}) for n in range(3)))
+    journal = Journal(InProcessBus(shop.broker), shop.store)
+    shop.worker(bus=journal, store=journal, others=("label.a", "label.b", "label.c"))
+    shop.hear_types(6)
+    entries = list(journal.entries)
+    first, last = entries.index("consume 1"), len(entries) - entries[::-1].index("labels-done/1")
+    assert entries[first:last].count("consume 1") == 3
+
+
 def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
     shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
     shop.worker(shift=Shift(max_tasks=2))

@@ -45,7 +45,6 @@ class StandInSettings(WorkerSettings):
     standin_gate: Path | None = Field(
         default=None, description="a task goes on when this file is there"
     )
-    standin_gated: str = Field(default="", description="only tasks with this in their title wait")
     standin_fatal: str = Field(
         default="", description="key of a frame whose label kills its worker"
     )
@@ -70,23 +69,29 @@ def answer(bench: Bench, command: Any, context: Context) -> Result:
         world.manifests[command.pool.uri] = context.fetch(command.pool).decode()
     (result,) = world.answer(command)[1:]
     assert isinstance(result, Result)
-    result = result.model_copy(update=context.envelope())
-    if isinstance(result, m.MemberTrained):
-        mark = f"{command.title} by {context.worker}".encode()
-        result = result.model_copy(update={"model": context.put("model.pb", mark)})
-    elif isinstance(result, m.LabelsDone):
+    return _kept(result.model_copy(update=context.envelope()), context)
+
+
+def _kept(result: Result, context: Context) -> Result:
+    """With all that it refers to in the store; a model tells which attempt it is of."""
+    if isinstance(result, m.LabelsDone):
         accepted = tuple(_label(label, context) for label in result.accepted)
         return result.model_copy(update={"accepted": accepted})
+    own = {}
+    if isinstance(result, m.MemberTrained):
+        own["model"] = context.put("model.pb", f"a model of {context.worker}".encode())
+    if isinstance(result, m.AuditDone):
+        own["pairs"] = context.put("pairs.json", b"{}")
     for ref in _refs(result):
         _keep(ref, context)
-    return result
+    return result.model_copy(update=own)
 
 
 def _work(settings: StandInSettings, command: Command, context: Context) -> None:
     if isinstance(command, m.Label) and settings.standin_fatal in [f.key for f in command.frames]:
         os.kill(os.getpid(), signal.SIGKILL)
     over = time.monotonic() + settings.standin_seconds
-    gate = settings.standin_gate if settings.standin_gated in command.title else None
+    gate = settings.standin_gate
     while time.monotonic() < over or (gate is not None and not gate.exists()):
         context.check()
         time.sleep(0.01)
