@@ -161,8 +161,8 @@ class PoolItem(Value):
 class Chosen(Value):
     """One frame picked by a select task: row `index` of batch `batch` of its event."""
 
-    batch: int
-    index: int
+    batch: int = Field(ge=0)
+    index: int = Field(ge=0)
     key: FrameKey
     trajectory: str
     version: int
@@ -233,7 +233,7 @@ class Screened(FrameVerdict):
     """The judge's word on one offered frame, and where it is kept: row `row` of batch `batch` of
     the event, if it is to be labelled or chosen from."""
 
-    batch: int | None = None
+    batch: int | None = Field(default=None, ge=0)
     row: int | None = None
 
 

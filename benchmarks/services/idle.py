@@ -56,7 +56,7 @@ def _requests(reports: Sequence[Report], labels: int, bundle: int) -> Figure:
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report.requests)
-    what = f"requests per label, bundles of {bundle}: worker and coordinator"
+    what = f"requests per label, bundles of {bundle}: worker and coordinator, start included"
     allowed = ", ".join(f"≤ {most} {method}" for method, most in AT_MOST.items())
     return Figure(what, per(total, labels), f"design: {allowed}")
 

@@ -26,6 +26,8 @@ from tests.unit.world import World, spec, submission
 CAMPAIGN = "world"
 FRAMES = 50
 NEVER = 1_000_000_000
+RECENT = 100
+"""Manifests that somebody may still read."""
 LAST = 0.1
 """Share of the events that the cost at the end is taken over."""
 
@@ -77,6 +79,22 @@ def _apart(act: Callable[[Settings, int], T], settings: Settings, events: int) -
         return pool.submit(act, settings, events).result()
 
 
+class Endless(World):
+    """Every committee finds new candidates, and the next one has learned them: nothing piles up
+    but what a campaign keeps for good."""
+
+    def __init__(self) -> None:
+        super().__init__(ripe=NEVER)
+
+    def learn(self, decision: m.Message) -> None:
+        super().learn(decision)
+        if len(self.manifests) > RECENT:
+            del self.manifests[next(iter(self.manifests))]
+
+    def _judge(self, command: m.Judge) -> list[m.Message]:
+        return World(ripe=0)._judge(command)
+
+
 def fold(settings: Settings, events: int) -> Folded:
     """A campaign that never ends, in a world without engines, as a coordinator serves it: a batch
     is decided upon, then appended; now and then a snapshot."""
@@ -93,7 +111,7 @@ def fold(settings: Settings, events: int) -> Folded:
     store = connect_store(settings)
     store.put(campaign_uri(CAMPAIGN, "spec.json"), of.model_dump_json().encode())
     ledger, state = Ledger.open(store, CAMPAIGN)
-    waiting, world = deque[m.Message]([submission(of, FRAMES)]), World(ripe=NEVER)
+    waiting, world = deque[m.Message]([submission(of, FRAMES)]), Endless()
     heard, deciding, began = 0, 0.0, time.monotonic()
     marks: list[tuple[int, float, float]] = []
     while heard < events:

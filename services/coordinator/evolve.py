@@ -7,7 +7,7 @@ said is remembered by its id.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from services.coordinator.folds.exploration import (
@@ -67,12 +67,33 @@ from services.coordinator.state import (
 )
 from shared import messages as m
 from shared.codec import AnyCommand
+from shared.values import Ref
 
 
 def evolve(state: State, message: m.Message) -> State:
     """The state after `message`; the very same object when the message changes nothing."""
     change = EVOLVE.get(type(message))
-    return state if change is None else change(state, message)
+    if change is None or (isinstance(message, m.Result) and not _is_answer(state, message)):
+        return state
+    return change(state, message)
+
+
+def _is_answer(state: State, result: m.Result) -> bool:
+    """Whether such a task was given to anybody: whoever may publish may say anything."""
+    task = state.tasks.get(result.task)
+    if task is None or type(task.command) is not ANSWERED[type(result)]:
+        return False
+    return all(batch < len(batches) for batches, batch in _named(result))
+
+
+def _named(result: m.Result) -> Iterator[tuple[tuple[Ref, ...], int]]:
+    """The batches a result brings, with the numbers of those it speaks of."""
+    if isinstance(result, m.CandidatesSelected):
+        for chosen in (*result.labels, *result.audits):
+            yield result.batches, chosen.batch
+    elif isinstance(result, m.StructuresScreened):
+        for word in result.found:
+            yield result.batches, word.batch or 0 if word.row is not None else -1
 
 
 def _issued(state: State, command: Any) -> State:
@@ -108,6 +129,20 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Select: select_issued,
     m.Label: label_issued,
 }
+
+
+ANSWERED: dict[type[m.Result], type[m.Command]] = {
+    m.MemberTrained: m.Train,
+    m.ChunkExplored: m.Explore,
+    m.FramesJudged: m.Judge,
+    m.StructuresScreened: m.Screen,
+    m.CandidatesSelected: m.Select,
+    m.LabelsDone: m.Label,
+    m.ReferenceDone: m.Reference,
+    m.AuditDone: m.Audit,
+    m.Verified: m.Verify,
+}
+"""What each result is the result of."""
 
 
 EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {

@@ -105,6 +105,30 @@ def test_a_doubled_event_is_not_even_ledgered() -> None:
         assert decide(before, event) == (before, ())
 
 
+def test_a_result_of_another_kind_of_task_changes_nothing() -> None:
+    storm = Storm(World(), spec())
+    storm.until(lambda state: state.alive(m.Train))
+    train = storm.hold(m.Train)[0]
+    label = next(command for command in storm.issued if isinstance(command, m.Label))
+    answer = storm.world.answer(label)[-1]
+    before = storm.state
+    assert storm.hear(answer.model_copy(update={"id": "x", "task": train.task})) == ()
+    assert storm.state is before
+
+
+def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
+    storm = Storm(World(), spec())
+    storm.until(lambda state: state.alive(m.Label) > 1)
+    first, second = storm.hold(m.Label)[:2]
+    answer = storm.take(first)[-1]
+    before = storm.state
+    storm.hear(answer.model_copy(update={"task": second.task}))
+    storm.hear(answer.model_copy(update={"accepted": (), "rejected": ()}))
+    assert storm.state is before
+    storm.hear(answer)
+    assert storm.state.tasks[first.task].status == "done"
+
+
 def test_our_own_words_coming_back_change_nothing() -> None:
     storm = Storm(World(), spec())
     storm.until(lambda state: state.version == 1)

@@ -10,6 +10,7 @@ from services.coordinator.state import (
     KnownFrame,
     StageState,
     State,
+    Task,
 )
 from shared import messages as m
 from shared.values import Ref
@@ -53,10 +54,11 @@ def label_issued(state: State, command: m.Label) -> State:
 
 
 def labels_done(state: State, event: m.LabelsDone) -> State:
-    """The first answer stands. One that comes after the task was given up or revoked still brings
-    its labels; its rejections count only while nobody else is asked."""
+    """The first answer stands, if it is about the frames that were asked for. One that comes after
+    the task was given up or revoked still brings its labels; its rejections count only while nobody
+    else is asked."""
     task = state.tasks.get(event.task)
-    if task is None or task.status == "done":
+    if task is None or task.status == "done" or not _covers(event, task):
         return state
     cancelled = task.status == "cancelled"
     state = settle(state, task, "done")
@@ -66,6 +68,12 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
     for rejection in () if cancelled else event.rejected:
         state = reject_frame(state, rejection.key)
     return state
+
+
+def _covers(event: m.LabelsDone, task: Task) -> bool:
+    assert isinstance(task.command, m.Label)
+    accepted, rejected = (a.key for a in event.accepted), (r.key for r in event.rejected)
+    return sorted((*accepted, *rejected)) == sorted(ref.key for ref in task.command.frames)
 
 
 def _accept_label(state: State, key: str, label: Ref) -> State:

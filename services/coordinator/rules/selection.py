@@ -65,6 +65,8 @@ def _ask_selection(turn: Turn, over: bool) -> None:
 def _taken(state: State) -> dict[str, tuple[float, ...]]:
     """Times chosen already, by trajectory. Explored trajectories begin anew with every version;
     an offered frame stays in the pool until it is accurate, and is not asked for twice."""
+    if not any(is_offered(item.trajectory) for item in state.pool.values()):
+        return dict(state.taken)
     asked = {f.origin: (0.0,) for f in state.frames.values() if is_offered(f.origin)}
     return {**state.taken, **asked}
 
