@@ -21,6 +21,7 @@ class Size:
     """How much of everything. `trajectories` per condition, `crews`: numbers of workers."""
 
     idle: int
+    bundles: tuple[int, ...]
     trajectories: int
     events: int
     tasks: int
@@ -29,12 +30,12 @@ class Size:
     ledger: tuple[int, ...]
 
 
-TINY = Size(8, 2, 3, 40, (1,), 1, (500,))
-USUAL = Size(100, 20, 200, 10_000, (2,), 15, (10_000, 100_000))
-FULL = Size(300, 20, 1000, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
+TINY = Size(8, (5,), 2, 3, 40, (1,), 1, (500,))
+USUAL = Size(100, (1, 5), 20, 200, 10_000, (2,), 15, (10_000, 100_000))
+FULL = Size(300, (1, 5), 20, 1000, 10_000, (1, 2, 4), 30, (10_000, 100_000, 1_000_000))
 
 BENCHMARKS: Mapping[str, Callable[[Servers, Size], Iterable[Figure]]] = {
-    "idle": lambda on, size: idle.measure(on, size.idle),
+    "idle": lambda on, size: idle.measure(on, size.idle, size.bundles),
     "latency": lambda on, size: latency.measure(on, size.trajectories, size.events),
     "throughput": lambda on, size: throughput.measure(on, size.tasks, size.crews),
     "fresh-label": lambda on, size: fresh_label.measure(on, size.fresh),
@@ -54,10 +55,14 @@ def main() -> None:
 
 def run(name: str, size: Size, folder: Path, fsync: bool) -> None:
     """One benchmark on fresh servers, and its table."""
-    with servers(folder, fsync) as on:
-        figures = list(BENCHMARKS[name](on, size))
     durable = "every PUT synced to the disk" if fsync else "PUTs not synced"
-    show(f"{name}: RabbitMQ (quorum queues), SeaweedFS ({durable})", figures)
+    title, figures = f"{name}: RabbitMQ (quorum queues), SeaweedFS ({durable})", list[Figure]()
+    try:
+        with servers(folder, fsync) as on:
+            for figure in BENCHMARKS[name](on, size):
+                figures.append(figure)
+    finally:  # what was measured until somebody lost patience
+        show(title, figures)
 
 
 def _parser() -> argparse.ArgumentParser:

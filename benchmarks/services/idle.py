@@ -20,13 +20,13 @@ AT_MOST = {"PUT": 4, "GET": 4, "LIST": 0}
 """Requests per label that the design allows."""
 
 
-def measure(servers: Servers, labels: int) -> Iterator[Figure]:
-    """Labels that nobody computes, then GFN2-xTB labels of methane."""
+def measure(servers: Servers, labels: int, bundles: Sequence[int]) -> Iterator[Figure]:
+    """Labels that nobody computes, then GFN2-xTB labels of methane, `bundles` to a task."""
     with at(servers, "idle-noop") as site:
         campaigns.empty(site.store, "noop", labels, bundle=1)
         _label_all(site, "noop", "no-op")
         yield milliseconds("idle between two no-op label tasks", _idle(site, "noop"), ANCHOR)
-    for bundle in (1, 5):
+    for bundle in bundles:
         name, count = f"tblite-{bundle}", max(WARM_UP + 2, labels // 5) * bundle
         with at(servers, f"idle-{name}") as site:
             campaigns.real(site.store, name, campaigns.methanes(count), bundle)

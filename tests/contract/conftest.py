@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -59,7 +60,16 @@ STORES: dict[
 ] = {"folder": folder, "s3": s3}
 
 
-@pytest.fixture(params=sorted(BUSES))
+def adapters(names: Iterable[str]) -> list[Any]:
+    """Those that need a server are marked: `make check` leaves them to `make test`."""
+    servers = {"rabbitmq", "s3"}
+    return [
+        pytest.param(name, marks=[pytest.mark.server] if name in servers else [])
+        for name in sorted(names)
+    ]
+
+
+@pytest.fixture(params=adapters(BUSES))
 def bus_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
     """Makes connections to one empty broker; all are closed after the test."""
     made: list[Bus] = []
@@ -79,7 +89,7 @@ def bus(bus_factory: Callable[[], Bus]) -> Bus:
     return bus_factory()
 
 
-@pytest.fixture(params=sorted(STORES))
+@pytest.fixture(params=adapters(STORES))
 def store_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
     """Makes connections to one empty store."""
     with STORES[request.param](request) as connect:
