@@ -1,6 +1,13 @@
 """Settings of the whole suite."""
 
+import signal
+
 from hypothesis import settings
+
+# A suite started in the background by a shell inherits a silenced Ctrl-C, and so would the commands
+# whose answer to Ctrl-C is tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine, and no verdict that depends on how busy it is.
 settings.register_profile("dpstream", derandomize=True, deadline=None)

@@ -24,7 +24,7 @@ from tests.e2e.campaign import (
     write_spec,
 )
 
-KILLS = 10 if os.environ.get("DPSTREAM_SOAK") else 3
+KILLS = 10 if os.environ.get("DPSTREAM_SOAK") else 2
 
 
 @pytest.fixture(scope="module")
