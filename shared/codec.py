@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.messages import (
     Audit,
@@ -110,6 +110,16 @@ def encode(message: Message) -> bytes:
 def decode(body: bytes) -> Any:
     """The message in `body`; pydantic.ValidationError when it is none of ours."""
     return ADAPTER.validate_json(body)
+
+
+def understood(body: bytes) -> Any:
+    """The message in `body`; None for what is too long or none of ours."""
+    if len(body) > MAX_BODY:
+        return None
+    try:
+        return decode(body)
+    except ValidationError:
+        return None
 
 
 def queue_of(command: Command) -> str:

@@ -83,7 +83,7 @@ class Declared:
             self._settle()
 
     def _settle(self) -> None:
-        """Make and delete a queue after those that stay. RabbitMQ 3.8 to 3.10 (issue 10070), killed
+        """Make and delete a queue after those that stay. RabbitMQ 3.8 to 3.10 (bug 10070), killed
         within seconds of the declaration of its newest quorum queue, leaves that one without a
         leader for ever: its term is on disk only when the next queue's is."""
         if self._settings.queue_type == "quorum":

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
-from pydantic import ValidationError
 
-from shared.codec import MAX_BODY, decode, encode, topic_of
+from shared.codec import encode, topic_of, understood
 from shared.endings import ending_of, outcome_of
 from shared.errors import (
     BusError,
@@ -289,7 +288,7 @@ class Worker(Generic[Bench]):
 
     def _claim(self, delivered: bytes) -> Command | None:
         """The command, if its claim is ours; None if the delivery needs no work."""
-        command = _decoded(delivered) if len(delivered) <= MAX_BODY else None
+        command = understood(delivered)
         if not isinstance(command, Command) or type(command) not in self.handlers:
             self._bury(delivered)
             return None
@@ -303,7 +302,7 @@ class Worker(Generic[Bench]):
             worker=self.name,
         )
         winner = self._winner(claimed)
-        if isinstance(_decoded(winner), TaskClaimed):  # a revocation is the coordinator's to say
+        if isinstance(understood(winner), TaskClaimed):  # a revocation is the coordinator's to say
             said = [Outgoing(winner, topic=topic_of(claimed))]
             self._insist(lambda: self.bus.publish(said))
         if winner == encode(claimed):
@@ -400,13 +399,6 @@ class Worker(Generic[Bench]):
             **context.envelope(), worker=self.name, progress=context._progress
         )
         self.bus.publish([Outgoing(encode(heartbeat), topic=topic_of(heartbeat))])
-
-
-def _decoded(body: bytes) -> Any:
-    try:
-        return decode(body)
-    except ValidationError:
-        return None
 
 
 def claim_uri(campaign: str, task: str, attempt: int) -> str:

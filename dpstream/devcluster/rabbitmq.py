@@ -13,10 +13,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dpstream.devcluster.ports import free_ports, is_free
+from dpstream.devcluster.waiting import within
 from shared.errors import BusError
 
 DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -243,7 +242,7 @@ class RabbitNode:
         def has_ended() -> bool:
             return self._child is not None and self._child.poll() is not None
 
-        up = _within(START_SECONDS, lambda: has_ended() or self._is_usable()) and not has_ended()
+        up = within(START_SECONDS, lambda: has_ended() or self._is_usable()) and not has_ended()
         if not up:
             last_words = self._last_words()
             self.stop()
@@ -277,7 +276,7 @@ class RabbitNode:
         """Whether the node is gone some time after this signal."""
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-        gone = _within(STOP_SECONDS, lambda: not self._is_node(pid))
+        gone = within(STOP_SECONDS, lambda: not self._is_node(pid))
         if gone and self._child is not None:
             self._child.wait(STOP_SECONDS)  # the script around it
         return gone
@@ -293,12 +292,3 @@ def _write_once(file: Path, text: str, mode: int) -> None:
         file.touch(0o600)
         file.write_text(text)
         file.chmod(mode)
-
-
-def _within(seconds: float, holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

@@ -93,7 +93,8 @@ def _named(result: m.Result) -> Iterator[tuple[tuple[Ref, ...], int]]:
             yield result.batches, chosen.batch
     elif isinstance(result, m.StructuresScreened):
         for word in result.found:
-            yield result.batches, word.batch or 0 if word.row is not None else -1
+            if word.row is not None:
+                yield result.batches, word.batch or 0
 
 
 def _issued(state: State, command: Any) -> State:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from pydantic import ValidationError
 
 from shared import messages as m
-from shared.codec import MAX_BODY, decode, encode
+from shared.codec import encode, understood
 from shared.errors import BusError
 from shared.ports import Delivery, Store, Subscription
 from shared.values import Ref, campaign_uri, stable_id
@@ -41,7 +40,7 @@ class Inbound:
 
     def read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery, if there is one."""
-        message = _decoded(delivery.body)
+        message = understood(delivery.body)
         if message is None:
             self._bury(delivery.body)
         if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
@@ -77,18 +76,6 @@ class Inbound:
         return failed if ours else None
 
 
-def _decoded(body: bytes) -> m.Message | None:
-    """None for what is none of ours."""
-    if len(body) > MAX_BODY:
-        return None
-    try:
-        message = decode(body)
-    except ValidationError:
-        return None
-    assert isinstance(message, m.Message)
-    return message
-
-
 def take(subscription: Subscription, most: int, wait: float) -> list[Delivery]:
     """What has come in by now, or comes first within `wait` seconds; mere claims are given
     `LINGER` seconds for company. BusError when the subscription has ended."""
@@ -109,7 +96,7 @@ def take(subscription: Subscription, most: int, wait: float) -> list[Delivery]:
 
 
 def _is_claim(delivery: Delivery) -> bool:
-    return isinstance(_decoded(delivery.body), m.TaskClaimed)
+    return isinstance(understood(delivery.body), m.TaskClaimed)
 
 
 def waiting(subscription: Subscription, most: int) -> list[Delivery]:

@@ -570,6 +570,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     desk = site.submit(small(labels={"bundle": 100}))
     assert desk.state.paused is None or "above 3000" in desk.state.paused
     monkeypatch.setattr("shared.codec.MAX_BODY", 900)
+    monkeypatch.setattr("services.coordinator.inbound.understood", decode)  # any length is heard
     site.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
