@@ -32,6 +32,7 @@ from dpstream.propose import propose
 from dpstream.relabel import label_frames
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
+from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
@@ -112,7 +113,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     with within(root):
         store, name = named(campaign, root)
         learning = Learning.of(heard_and_decided(store, name))
-        console.print(summary(load_state(store, name), learning))
+        state = load_state(store, name)
+        check_submitted(store, name, state.submitted)
+        console.print(summary(state, learning))
         buried = sum(1 for _ in store.list(BURIED))
     if buried:
         console.print(f"{buried} messages that nobody could read are kept under {BURIED}")

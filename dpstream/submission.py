@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dpstream.inputs import Gathered
 from shared.codec import decode, encode
-from shared.errors import CorruptLedger, SpecError
+from shared.errors import CorruptLedger, NotFound, SpecError
 from shared.frames import Batch, Frame, Label, frame_key
 from shared.messages import CampaignSubmitted
 from shared.ports import Store
@@ -21,6 +21,8 @@ from shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_i
 
 MOST_CHANGES = 5
 """Changed keys that an error names."""
+SHOWN = 12
+"""Digits of a digest in an error."""
 
 
 def submit(
@@ -52,8 +54,34 @@ def _submitted(key: str, body: bytes) -> CampaignSubmitted:
         earlier = decode(body)
     except ValidationError as error:
         raise CorruptLedger(f"{key}: not the event that was written: {_first(error)}") from error
-    assert isinstance(earlier, CampaignSubmitted)
+    if not isinstance(earlier, CampaignSubmitted):
+        raise CorruptLedger(f"{key}: not the event that was written: {earlier.type}")
     return earlier
+
+
+def check_submitted(store: Store, campaign: str, told: CampaignSubmitted | None) -> None:
+    """CorruptLedger where the submission kept in the store is not what the ledger tells (None:
+    it tells of none yet), or the spec is not the one that was submitted."""
+    key, spec_key = (campaign_uri(campaign, name) for name in ("submitted.json", "spec.json"))
+    try:
+        body = store.get(key)
+    except NotFound:
+        return
+    kept = _submitted(key, body)
+    if told is not None and kept != told:
+        raise CorruptLedger(
+            f"{key}: sha256 {_digest(body)} is not {_digest(encode(told))}, that of the event in "
+            "the ledger"
+        )
+    if (found := Ref.to(spec_key, store.get(spec_key))) != kept.spec:
+        raise CorruptLedger(
+            f"{spec_key}: sha256 {found.sha256[:SHOWN]} is not {kept.spec.sha256[:SHOWN]}, that of "
+            "the spec submitted"
+        )
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:SHOWN]
 
 
 def _event(

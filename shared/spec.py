@@ -39,7 +39,7 @@ from shared.sections import (
     Verification,
 )
 from shared.spec_errors import did_you_mean, explain, read_document
-from shared.values import Name
+from shared.values import ROOMS, Name
 
 __all__ = [
     "AnyTrust",
@@ -147,6 +147,8 @@ class Spec(Section):
 
 
 def _problems(spec: Spec) -> Iterator[str]:
+    if spec.name in ROOMS:
+        yield f"name: {spec.name!r} is a folder of every store; use another name"
     for symbol in spec.type_map:
         if symbol not in atomic_numbers or symbol == "X":
             hint = did_you_mean(symbol, atomic_numbers)

@@ -264,6 +264,15 @@ class Pool(Value):
     taken: dict[str, tuple[float, ...]] = Field(
         default={}, description="times in ps already chosen, by trajectory"
     )
+    used: dict[str, int] = Field(
+        default={}, description="frames chosen under this committee version, by trajectory"
+    )
+
+
+class RefusedFrames(Value):
+    """Why single frames of a pool were not chosen; stored beside the event, which names it."""
+
+    frames: dict[FrameKey, str]
 
 
 class Dataset(Value):
@@ -297,6 +306,10 @@ class Recipe(Value):
         """Content identity, and the folder name of its labels."""
         canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+ROOMS = ("campaigns", "labels", "deadletters")
+"""Folders of a store, for objects alone; exports of campaigns may lie beside them."""
 
 
 def label_uri(recipe: str, key: str) -> str:
