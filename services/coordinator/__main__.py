@@ -11,8 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import structlog
-
 from services.coordinator.api import make_app, serving
 from services.coordinator.books import Books
 from services.coordinator.metrics import Metrics
@@ -20,13 +18,13 @@ from services.coordinator.service import Coordinator
 from services.coordinator.settings import CoordinatorSettings
 from shared.connect import connect_bus, connect_store
 from shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
-from shared.logs import configure, redacted
+from shared.logs import configure, logger, redacted
 from shared.outages import insist
 from shared.ports import Bus, Store
 from shared.settings import misspelt_variables, read_settings, secrets_in, variables
 from shared.signals import asked_to_stop
 
-log = structlog.get_logger()
+log = logger()
 
 BAD_INPUT, OVERTAKEN = 2, 3
 

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from services.trainer import checkpoints
 from services.trainer.training_input import (
     BACKENDS,
@@ -25,12 +23,13 @@ from services.trainer.training_input import (
 from shared.dataset import load_dataset, write_deepmd
 from shared.engine import Engine
 from shared.errors import EngineError, Permanent, Stopped, Temporary
+from shared.logs import logger
 from shared.messages import CheckpointSaved, Command, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Ref, Rmse
 from shared.worker import Context
 
-log = structlog.get_logger()
+log = logger()
 
 MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownError")
 """What DeePMD-kit raises for want of memory or disk: no fault of the task."""
