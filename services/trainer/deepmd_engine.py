@@ -177,7 +177,7 @@ def _dp(line: Sequence[str]) -> None:
         line, check=False, capture_output=True, text=True, preexec_fn=die_with_parent
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(line[3:5])}: {(done.stdout + done.stderr)[-TAIL:]}")
+        raise RuntimeError(f"{' '.join(line[4:6])}: {(done.stdout + done.stderr)[-TAIL:]}")
 
 
 OPERATIONS = {"train": train, "freeze": freeze, "compress": compress, "evaluate": evaluate}

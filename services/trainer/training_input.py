@@ -231,4 +231,4 @@ def compress_line(backend: Backend, frozen: str, model: str) -> list[str]:
 
 
 def _dp(backend: Backend) -> list[str]:
-    return [sys.executable, "-m", "deepmd", backend.flag]
+    return [sys.executable, "-I", "-m", "deepmd", backend.flag]

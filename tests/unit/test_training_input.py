@@ -189,7 +189,7 @@ def test_merge_leaves_both_sides_alone() -> None:
 )
 def test_command_lines(name: str, flag: str, checkpoint: str, model: str) -> None:
     backend = BACKENDS[name]
-    dp = [sys.executable, "-m", "deepmd", flag]
+    dp = [sys.executable, "-I", "-m", "deepmd", flag]
     assert backend.checkpoint(500) == checkpoint
     assert f"frozen{backend.suffix}" == model
     assert train_line(backend, None, None) == [*dp, "train", "input.json", "--output", "out.json"]
