@@ -364,6 +364,7 @@ class CandidatesSelected(Result):
     labels: tuple[Chosen, ...] = ()
     audits: tuple[Chosen, ...] = ()
     refused: dict[str, int] = Field(default={}, description="candidates not taken, by reason")
+    refusals: Ref | None = Field(default=None, description="JSON object: RefusedFrames")
 
 
 class LabelsDone(Result):

@@ -208,7 +208,8 @@ def _usable(frame: Read, rules: Rules) -> Read:
         frame = canonical(frame).frame
     except (ValueError, np.linalg.LinAlgError) as error:
         return str(error)
-    return refusal(frame, rules.limits) or frame
+    refused = refusal(frame, rules.limits)
+    return frame if refused is None else str(refused)
 
 
 # ------------------------------------------------------------------------------------- judging

@@ -15,11 +15,11 @@ from shared import messages as m
 from shared.codec import decode, encode
 from shared.values import Committee
 from shared.worker import claim_uri
+from tests.amounts import SOAK
 from tests.e2e.campaign import labelled
 from tests.e2e.chaos.cluster import (
     NAME,
     ROLES,
-    SOAK,
     Cluster,
     check,
     computations,
