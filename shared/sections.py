@@ -187,7 +187,12 @@ class Selection(Section):
     policy: Literal["random", "max-deviation", "diverse"] = Field(
         default="random", description="which candidates are labelled"
     )
-    per_round: int = Field(default=20, ge=1, le=150, description="most new labels per round")
+    per_round: int = Field(
+        default=20,
+        ge=1,
+        le=150,
+        description="most new labels per round; one message names them all, hence 150 at most",
+    )
     per_system: int | None = Field(default=None, ge=1, description="most per system and round")
     per_trajectory: int = Field(
         default=1, ge=1, description="most frames of one trajectory per committee version"

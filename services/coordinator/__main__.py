@@ -27,6 +27,7 @@ from shared.signals import asked_to_stop
 log = logger()
 
 BAD_INPUT, OVERTAKEN = 2, 3
+REMEDY = "one is enough: stop that one before this is started again"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         with asked_to_stop() as stopping:
             serve(settings, stopping)
     except Fenced as error:
-        return _ended(f"stopped: {error}", OVERTAKEN)
+        return _ended(f"stopped: {error}; {REMEDY}", OVERTAKEN)
     except DpstreamError as error:
         return _ended(str(error), BAD_INPUT)
     return 0
