@@ -241,6 +241,11 @@ class Labels(Section):
     min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
     force: bool = Field(default=False, description="compute where the code would refuse by default")
     max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of the code, e.g. 2023.1; needed where the submitting machine has none",
+    )
     worker_class: Name | None = Field(
         default=None,
         max_length=30,

@@ -23,6 +23,7 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
+from services.labeler.attachments import attached
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode
@@ -120,6 +121,15 @@ class Desk:
     def limits(self) -> Limits:
         return Limits.of(self.labels)
 
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The files that came with the campaign, by name."""
+        campaign = self.context.command.campaign
+        return {
+            each.file: self.context.fetch(each.ref(campaign))
+            for each in attached(self.recipe.settings)
+        }
+
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """The verdict on one frame."""
         self.context.check()
@@ -212,6 +222,7 @@ class Desk:
                 self.recipe,
                 frame,
                 self.context.scratch / name,
+                files=self.files,
                 cores=self.bench.engine.threads,
                 seconds=self.labels.max_seconds,
                 tick=self.context.check,

@@ -46,6 +46,9 @@ class Code(Scope, Protocol):
 class FileCode(Code, Protocol):
     """A code that is a program: it reads files, runs in a fresh folder, leaves files."""
 
+    def is_here(self) -> bool:
+        """Whether this machine can run it."""
+
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None: ...
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
