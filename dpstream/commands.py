@@ -103,7 +103,7 @@ def validate(spec: SpecFile, mode: Mode = None) -> None:
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
     loaded, gathered, recipe = prepared(spec, mode, None)
-    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.files))
+    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
 

@@ -19,9 +19,10 @@ from dpstream.report import write_report
 from dpstream.submission import check_submitted
 from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
-from services.explorer.md_script import data_file
+from services.explorer.md_script import data_file, parameter_words
 from services.labeler.codes import CODES
-from services.trainer.training_input import Run, build_input
+from services.trainer.repulsion import table_text
+from services.trainer.training_input import TABLE, Run, build_input
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
 from shared.errors import SpecError
 from shared.folder_store import FolderStore
@@ -264,6 +265,9 @@ def _write_input(harvest: Harvest, folder: Path, systems: Sequence[str]) -> None
     )
     document = build_input(harvest.spec.training, run)
     (folder / "input.json").write_text(json.dumps(document, indent=1) + "\n")
+    table = table_text(harvest.spec, command.files, harvest.fetch)
+    if table is not None:
+        (folder / TABLE).write_text(table)
 
 
 # ----------------------------------------------------------------------------------- an MD run
@@ -306,7 +310,7 @@ def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
         "in.lammps.j2",
         name=spec.name,
         vacuum=frame.cell is None,
-        model=model,
+        model=" ".join([str(model), *parameter_words(frame)]),
         type_map=spec.type_map,
         timestep=spec.md.timestep,
         tau_t=spec.md.tau_t,

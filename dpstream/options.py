@@ -89,12 +89,12 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
-        labels, files = read_files(spec.labels, path.parent)
+        labels, attachments = read_files(spec.labels, path.parent)
         spec = spec.model_copy(update={"labels": labels})
         recipe = make_recipe(labels)
         if engines:
             check_engines(spec)
-        gathered = replace(gather(spec, path.parent), files=files)
+        gathered = replace(gather(spec, path.parent), attachments=attachments)
         return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

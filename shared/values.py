@@ -31,6 +31,7 @@ Correlation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 """A generator's own name for a proposal; every verdict repeats it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Key = Annotated[
     str,
     StringConstraints(
@@ -58,6 +59,11 @@ def stable_seed(*parts: object) -> int:
     """A positive 31-bit seed from what it is for."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") % (2**31 - 1) + 1
+
+
+def given_model(number: int) -> str:
+    """What a campaign calls the model that its user gave as the `number`-th."""
+    return f"given-model-{number}"
 
 
 class Value(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -227,10 +227,10 @@ def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
 
 
 def _by_composition(frames: Sequence[Frame]) -> list[list[int]]:
-    """Indices of frames that share species order and periodicity, in order of appearance."""
-    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    """Indices of frames that fit in one batch, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, frame in enumerate(frames):
-        groups.setdefault((frame.species, frame.cell is None), []).append(index)
+        groups.setdefault(frame.kind, []).append(index)
     return list(groups.values())
 
 

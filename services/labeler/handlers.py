@@ -31,6 +31,7 @@ from services.labeler.dynamics import Plan
 from services.labeler.engine import frame_facts, frame_of
 from services.labeler.recipes import code_of, make_recipe
 from services.labeler.runner import run_files
+from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
 from shared.frames import (
@@ -42,7 +43,7 @@ from shared.frames import (
     frame_key,
 )
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
-from shared.spec import Labels
+from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
 from shared.worker import Context, Handler
 
@@ -109,16 +110,23 @@ class Desk:
 
     bench: Bench
     context: Context
-    labels: Labels
+    spec: Spec
     recipe: Recipe
     _batches: dict[str, Batch] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Labels:
+        return self.spec.labels
 
     @cached_property
     def code(self) -> Code:
         return code_of(self.labels)
 
-    @cached_property
-    def limits(self) -> Limits:
+    def limits(self, key: str) -> Limits:
+        """The caps that the frame of this key has to keep."""
+        dimers = self.spec.initial.dimers
+        if dimers is not None and key in dimer_keys(self.spec):
+            return Limits.of_dimers(dimers, self.labels)
         return Limits.of(self.labels)
 
     @cached_property
@@ -136,7 +144,7 @@ class Desk:
         frame = self.frame(ref)
         if isinstance(frame, Broken):
             return rejected(ref.key, frame)
-        broken = check_before(frame, self.recipe, self.code, self.limits)
+        broken = check_before(frame, self.recipe, self.code, self.limits(ref.key))
         if broken is not None:
             return rejected(ref.key, broken)
         return self._known(ref.key) or self._new(ref.key, frame)
@@ -171,7 +179,7 @@ class Desk:
         self, key: str, data: bytes, *, reused: bool, seconds: float
     ) -> Accepted | Rejected:
         frame, label, _ = decode_labelled(data)
-        broken = check_after(frame, Outcome.of_label(frame, label), self.limits)
+        broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
         return Accepted(
@@ -185,7 +193,7 @@ class Desk:
 
     def _new(self, key: str, frame: Frame) -> Accepted | Rejected:
         outcome = self._compute(key, frame)
-        broken = check_after(frame, outcome, self.limits)
+        broken = check_after(frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, outcome.seconds)
         provenance = self._provenance(key, frame, outcome)
@@ -274,12 +282,12 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
 
 
 def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
-    labels = context.spec().labels
-    recipe = agreed_recipe(labels, command)
+    spec = context.spec()
+    recipe = agreed_recipe(spec.labels, command)
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
-    return Desk(bench, context, labels, recipe)
+    return Desk(bench, context, spec, recipe)
 
 
 def label(bench: Bench, command: Label, context: Context) -> LabelsDone:
@@ -313,7 +321,7 @@ def reference(bench: Bench, command: Reference, context: Context) -> ReferenceDo
         "plan": asdict(_plan(command, context)),
     }
     kept = desk.call("reference_md", arguments, command.max_seconds)
-    batch = _pack(list(_sound(desk, kept)))
+    batch = _pack(list(_sound(desk, kept, start)))
     pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
     return ReferenceDone(
         **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
@@ -334,12 +342,15 @@ def _plan(command: Reference, context: Context) -> Plan:
     )
 
 
-def _sound(desk: Desk, kept: list[dict[str, Any]]) -> Iterator[tuple[Frame, Outcome]]:
-    """Every kept frame passes the acceptance contract, or the trajectory is no reference."""
+def _sound(desk: Desk, kept: list[dict[str, Any]], start: Frame) -> Iterator[tuple[Frame, Outcome]]:
+    """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
+    trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame, outcome = frame_of(item["frame"]), Outcome.of(item["outcome"])
-        broken = check_before(frame, desk.recipe, desk.code, desk.limits) or check_after(
-            frame, outcome, desk.limits
+        frame = frame_of(item["frame"]).given(start.parameters)
+        outcome = Outcome.of(item["outcome"])
+        limits = Limits.of(desk.labels)
+        broken = check_before(frame, desk.recipe, desk.code, limits) or check_after(
+            frame, outcome, limits
         )
         if broken is not None:
             raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")

@@ -170,9 +170,8 @@ def test_a_spec_that_cannot_be_read(
         ("initial.data", ["no.xyz"], "initial.data: no file matches 'no.xyz' in "),
         (
             "training.backend",
-            "pytorch",
-            "training.backend: 'pytorch': explorers load .pb models only, not .pth, which can run "
-            "code of its own; allowed here: tensorflow",
+            "jax",
+            "training.backend: 'jax': LAMMPS loads no .hlo models; allowed: tensorflow, pytorch",
         ),
     ],
 )
