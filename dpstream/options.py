@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dpstream.deployment import is_folder, open_store
-from dpstream.engines import check_engines
+from dpstream.engines import check_engines, check_program
 from dpstream.inputs import Gathered, gather
+from dpstream.label_inputs import with_label_inputs
 from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe
@@ -88,9 +89,11 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
+        spec = with_label_inputs(spec, path.parent)
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
+            check_program(recipe)
         return expand_material(spec), gather(spec, path.parent), recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from shared.values import Name, Trust
+from shared.values import Kpoints, LabelInputs, Name, Trust
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,6 +17,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SystemLabel(Section):
+    """What the labels of a system are computed with, where it is not what `labels` says. It holds
+    for every frame of the same composition."""
+
+    charge: int | None = Field(default=None, description="e")
+    multiplicity: int | None = Field(
+        default=None, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh, [4, 4, 4]")
+    magmom: dict[str, float] | tuple[float, ...] | None = Field(
+        default=None, description="µB by element, or of each atom in the order of the file"
+    )
 
 
 class System(Section):
@@ -27,6 +41,9 @@ class System(Section):
     )
     periodic: bool | None = Field(
         default=None, description="default: as the file says; false drops the cell"
+    )
+    label: SystemLabel | None = Field(
+        default=None, description="label inputs of this system: charge, kpoints, magmom…"
     )
 
 
@@ -227,15 +244,27 @@ class Material(Section):
 
 
 class Labels(Section):
-    code: Name = Field(default="tblite", description="labeling code: tblite, pyscf or ase")
-    settings: dict[str, Any] = Field(default={}, description="the code's own settings")
+    code: Name = Field(default="tblite", description="labeling code; docs/labeling lists them")
+    settings: dict[str, Any] = Field(
+        default={}, description="the code's own settings; {file: NAME} stands for a file's text"
+    )
     charge: int = Field(default=0, description="of every frame, in e")
-    multiplicity: int = Field(default=1, ge=1, description="2S + 1")
+    multiplicity: int = Field(
+        default=1, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    compositions: dict[str, LabelInputs] = Field(
+        default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+    )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
     max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")
     min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
     force: bool = Field(default=False, description="compute where the code would refuse by default")
     max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of the code, e.g. 2023.1; needed where the submitting machine has none",
+    )
     worker_class: Name | None = Field(
         default=None,
         max_length=30,

@@ -13,6 +13,7 @@ from ase.data import atomic_numbers
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import SpecError
+from shared.inlined import with_texts
 from shared.sections import (
     AnyTrust,
     Audit,
@@ -34,6 +35,7 @@ from shared.sections import (
     Stage,
     Streaming,
     System,
+    SystemLabel,
     Training,
     TrustLevels,
     Verification,
@@ -63,6 +65,7 @@ __all__ = [
     "Stage",
     "Streaming",
     "System",
+    "SystemLabel",
     "Training",
     "TrustLevels",
     "Verification",
@@ -243,7 +246,7 @@ def _npt(ensemble: str) -> str:
 
 def load_spec(path: Path) -> Spec:
     """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
-    data = read_document(path)
+    data = with_texts(read_document(path), path)
     try:
         return Spec.model_validate(data)
     except ValidationError as error:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode
+from services.labeler.codes.program import is_stated
 from shared.engine import PASSED, PINNED
-from shared.errors import EngineCrashed, Permanent
+from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -32,13 +34,31 @@ def run_files(
 ) -> Outcome:
     """One single point by a program, in `folder`, which must not exist yet.
 
-    Raises EngineCrashed after `seconds`, Permanent when the program is not installed; whatever
-    `tick` raises ends the program and passes on.
+    Raises EngineCrashed after `seconds`, Permanent when the program is not installed or of
+    another version; whatever `tick` raises ends the program and passes on.
     """
     folder.mkdir(parents=True)
     code.write_inputs(frame, recipe, folder)
-    status = run(code.command(recipe, cores), folder, cores=cores, seconds=seconds, tick=tick)
-    return code.read_outputs(folder, frame, status)
+    started = time.monotonic()
+    command = _command(code, recipe, cores)
+    status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
+    outcome = code.read_outputs(folder, frame, status)
+    _check_version(recipe, outcome)
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
+    try:
+        return code.command(recipe, cores)
+    except SpecError as error:
+        raise Permanent(str(error)) from error
+
+
+def _check_version(recipe: Recipe, outcome: Outcome) -> None:
+    if not is_stated(recipe.version, outcome.program):
+        raise Permanent(
+            f"this worker's {recipe.code} is {outcome.program}, the campaign's is {recipe.version}"
+        )
 
 
 def run(
