@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +102,7 @@ def validate(spec: SpecFile, mode: Mode = None) -> None:
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
     loaded, gathered, recipe = prepared(spec, mode, None)
-    cross_check(gathered, loaded, lambda frames: label_frames(loaded, recipe, frames))
+    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.files))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
 

@@ -6,7 +6,7 @@ Each problem is one `SpecError` line: key, file, what is there and what is allow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
@@ -38,7 +38,8 @@ class Gathered:
     """What a campaign starts from, in canonical frames.
 
     systems: starting structures by system; initial: perturbed copies to be labelled first;
-    labelled: imported training data; test: held-out labelled frames; warnings: for people.
+    labelled: imported training data; test: held-out labelled frames; warnings: for people;
+    files: what the labeling recipe needs besides, by digest.
     """
 
     systems: dict[str, list[Frame]]
@@ -46,6 +47,7 @@ class Gathered:
     labelled: list[tuple[Frame, Label]]
     test: list[tuple[Frame, Label]]
     warnings: list[str]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def gather(spec: Spec, folder: Path) -> Gathered:

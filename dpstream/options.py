@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from dpstream.inputs import Gathered, gather
 from dpstream.label_inputs import with_label_inputs
 from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
-from services.labeler.recipes import make_recipe
+from services.labeler.recipes import make_recipe, read_files
 from shared.errors import CorruptLedger, SpecError, StoreError
 from shared.ports import Store
 from shared.spec import Spec, expand_material, load_spec
@@ -89,12 +90,15 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
+        labels, files = read_files(spec.labels, path.parent)
+        spec = spec.model_copy(update={"labels": labels})
         spec = with_label_inputs(spec, path.parent)
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
             check_program(recipe)
-        return expand_material(spec), gather(spec, path.parent), recipe
+        gathered = replace(gather(spec, path.parent), files=files)
+        return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

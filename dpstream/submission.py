@@ -60,6 +60,7 @@ def _event(
     spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
 ) -> CampaignSubmitted:
     inputs = _Inputs(name, store)
+    inputs.files(gathered.files)
     return CampaignSubmitted(
         id=stable_id("campaign", name),
         campaign=name,
@@ -182,6 +183,11 @@ class _Inputs:
         """A dataset manifest of packs."""
         manifest = Dataset(version=0, packs=self.packs(labelled))
         return self._put(_canonical_json(manifest.model_dump(mode="json")), "json")
+
+    def files(self, files: Mapping[str, bytes]) -> None:
+        """What the labeling recipe refers to by digest."""
+        for digest, data in files.items():
+            self._store.create(campaign_uri(self._campaign, "inputs", digest), data)
 
     def _put(self, data: bytes, suffix: str) -> Ref:
         digest = hashlib.sha256(data).hexdigest()[:16]

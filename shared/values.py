@@ -312,7 +312,6 @@ class Recipe(Value):
     settings: dict[str, Any]
     charge: int
     multiplicity: int
-    kpoints: Kpoints | None = None
     magmom: tuple[float, ...] | None = None
     compositions: dict[str, LabelInputs] = {}
 
@@ -326,8 +325,12 @@ class Recipe(Value):
     def of(self, formula: str, electrons: int) -> Recipe:
         """What frames of one composition, with `electrons` when neutral, are computed by: the same
         recipe, hence the same labels, as that of a campaign which knows this composition alone."""
-        inputs = self.compositions.get(formula, LabelInputs()).given
-        own = self.model_copy(update={"compositions": {}, **inputs})
+        given = self.compositions.get(formula, LabelInputs()).given
+        settings = self.settings
+        if "kpoints" in given:
+            spaced = {"kspacing": None} if "kspacing" in settings else {}
+            settings = {**settings, **spaced, "kpoints": list(given.pop("kpoints"))}
+        own = self.model_copy(update={"compositions": {}, "settings": settings, **given})
         if own.multiplicity:
             return own
         return own.model_copy(update={"multiplicity": 1 + (electrons - own.charge) % 2})

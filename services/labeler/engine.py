@@ -18,15 +18,12 @@ from ase.data import atomic_numbers
 
 from services.labeler.acceptance import Outcome
 from services.labeler.dynamics import Plan, run
+from services.labeler.units import BOHR, HARTREE
 from shared.frames import Frame, to_ase
 from shared.values import Recipe
 
-HARTREE = 27.211386245988
-"""eV; CODATA 2018, as the next two."""
-BOHR = 0.529177210903
-"""Å."""
 KELVIN = 3.166811563e-6
-"""hartree."""
+"""hartree; CODATA 2018."""
 MAX_MESSAGE = 300
 LAST_WITHOUT_ECP = 36
 """Kr: the def2 basis sets are all-electron up to here (F. Weigend, R. Ahlrichs, Phys. Chem. Chem.

@@ -23,6 +23,7 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
+from services.labeler.attachments import attached
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode, Localized
@@ -119,6 +120,15 @@ class Desk:
     @cached_property
     def limits(self) -> Limits:
         return Limits.of(self.labels)
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The files that came with the campaign, by name."""
+        campaign = self.context.command.campaign
+        return {
+            each.file: self.context.fetch(each.ref(campaign))
+            for each in attached(self.recipe.settings)
+        }
 
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """The verdict on one frame."""
@@ -218,6 +228,7 @@ class Desk:
                 recipe,
                 frame,
                 self.context.scratch / name,
+                files=self.files,
                 cores=self.bench.engine.threads,
                 seconds=self.labels.max_seconds,
                 tick=self.context.check,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ase.data import atomic_numbers
 from pydantic import ValidationError
 
+from services.labeler.attachments import Reading
 from services.labeler.codes import CODES
-from services.labeler.codes.base import Code, FileCode, Stated
+from services.labeler.codes.base import Brought, Code, Stated
 from shared.errors import SpecError
 from shared.frames import Frame
 from shared.spec import Labels
@@ -24,6 +26,20 @@ def code_of(labels: Labels) -> Code:
         hint = did_you_mean(labels.code, CODES) or f"; known: {', '.join(sorted(CODES))}"
         raise SpecError(f"labels.code: no labeling code {labels.code!r}{hint}")
     return code
+
+
+def read_files(labels: Labels, folder: Path) -> tuple[Labels, Mapping[str, bytes]]:
+    """`labels` with digests in place of the names of the files that are to go with the campaign,
+    and these files by digest. Names are relative to `folder`.
+
+    Raises SpecError for a wrong setting, or a file that cannot be read.
+    """
+    code, reading = code_of(labels), Reading(folder)
+    complete = _validated(code, labels.settings, reading)
+    if not reading.files:
+        return labels, {}
+    settings = {key: complete[key] for key in labels.settings}
+    return labels.model_copy(update={"settings": settings}), reading.files
 
 
 def make_recipe(labels: Labels) -> Recipe:
@@ -86,7 +102,7 @@ def installed_codes() -> tuple[str, ...]:
 
 def _is_installed(code: Code) -> bool:
     """One with a setting that only a campaign can give is asked when a campaign gives it."""
-    if isinstance(code, FileCode):
+    if isinstance(code, Brought):
         return code.is_here()
     try:
         settings = _validated(code, {})
@@ -99,8 +115,10 @@ def _is_installed(code: Code) -> bool:
     return True
 
 
-def _validated(code: Code, settings: dict[str, Any]) -> dict[str, Any]:
+def _validated(
+    code: Code, settings: dict[str, Any], reading: Reading | None = None
+) -> dict[str, Any]:
     try:
-        return code.settings.model_validate(settings).model_dump(mode="json")
+        return code.settings.model_validate(settings, context=reading).model_dump(mode="json")
     except ValidationError as error:
         raise SpecError(f"labels.settings.{explain(error, code.settings)}") from error

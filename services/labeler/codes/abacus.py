@@ -26,19 +26,17 @@ from services.labeler.codes.potentials import (
 )
 from services.labeler.codes.program import Program, refuse
 from services.labeler.codes.reading import (
-    KBAR,
     by_element,
-    floats_after,
     fractions,
     from_fractions,
     keywords,
     last_line,
-    rows,
     table,
-    text_of,
+    triples,
     volume,
 )
-from services.labeler.engine import BOHR
+from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.units import BOHR, KBAR
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
 
@@ -116,15 +114,15 @@ class Abacus(Program):
                 shutil.copy(orbital, folder / _orb(symbol))
         (folder / "INPUT").write_text(_input_text(frame, recipe))
         (folder / "STRU").write_text(stru(frame, recipe))
-        mesh = recipe.kpoints or settings["kpoints"]
+        mesh = settings["kpoints"]
         if mesh is not None:
             numbers = " ".join(map(str, mesh))
             (folder / "KPT").write_text(f"K_POINTS\n0\nGamma\n{numbers} 0 0 0\n")
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        text = text_of(folder / f"OUT.{SUFFIX}" / "running_scf.log")
+        text = read_text(folder / f"OUT.{SUFFIX}" / "running_scf.log")
         lines = text.splitlines()
-        found = (floats_after(text, pattern + r"\s*=?") for pattern in ENERGIES)
+        found = (numbers(rf"{words}\s*=?\s*({NUMBER})", text) for words in ENERGIES)
         return Outcome(
             exit_status=exit_status,
             end_marker=re.search(r"^\s*Total\s+Time\s*:", text, re.MULTILINE) is not None,
@@ -199,7 +197,7 @@ def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
     at = last_line(lines, heading)
     if at is None:
         return None
-    tables = (rows(lines, first, columns) for first in range(at + 1, at + 10))
+    tables = (triples(lines, first, columns) for first in range(at + 1, at + 10))
     return next((found for found in tables if found is not None), None)
 
 
@@ -213,7 +211,7 @@ def _positions(lines: list[str], frame: Frame) -> Floats | None:
     """From the table of coordinates, as fractions of the cell or in units of the lattice
     constant."""
     at = last_line(lines, r"^\s*(DIRECT|CARTESIAN) COORDINATES")
-    found = None if at is None else rows(lines, at + 2, slice(1, 4))
+    found = None if at is None else triples(lines, at + 2, slice(1, 4))
     if at is None or found is None or frame.cell is None:
         return None
     unit = re.search(r"UNIT = (\S+) Bohr", lines[at])

@@ -63,11 +63,16 @@ class Stated(Protocol):
 
 
 @runtime_checkable
-class FileCode(Code, Protocol):
-    """A code that is a program: it reads files, runs in a fresh folder, leaves files."""
+class Brought(Protocol):
+    """A code that needs what only a machine's own settings can tell."""
 
     def is_here(self) -> bool:
         """Whether this machine can run it."""
+
+
+@runtime_checkable
+class FileCode(Code, Brought, Protocol):
+    """A code that is a program: it reads files, runs in a fresh folder, leaves files."""
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None: ...
 

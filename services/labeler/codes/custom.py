@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
 from services.labeler.codes.potentials import PotentialName
-from services.labeler.codes.reading import from_fractions, text_of
+from services.labeler.codes.reading import from_fractions
+from services.labeler.codes.textual import read_text
 from services.labeler.site import site
 from shared.errors import SpecError
 from shared.frames import Floats, Frame, to_ase
@@ -129,7 +130,7 @@ class Custom:
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         recipe = Recipe.model_validate_json((folder / RECIPE).read_text())
         said = CustomSettings.model_validate(recipe.settings)
-        log = text_of(folder / said.log)
+        log = read_text(folder / said.log)
         found, trouble = _read(frame, said.output, folder)
         return Outcome(
             exit_status=exit_status,

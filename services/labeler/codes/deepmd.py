@@ -5,12 +5,14 @@ J. Zeng et al., J. Chem. Phys. 159, 054801 (2023).
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import Field
 
 from services.labeler.codes.base import Settings, installed_version
 from services.labeler.codes.potentials import PotentialName, digests, potential
+from services.labeler.site import site
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -43,6 +45,9 @@ class Deepmd:
             "labels.settings",
         )
         return f"{installed}; {model}"
+
+    def is_here(self) -> bool:
+        return find_spec("deepmd") is not None and site().folder(self.name) is not None
 
     def method(self, settings: dict[str, Any]) -> str:
         return f"Deep Potential {settings['model']}"

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
 from services.labeler.codes.program import Program
-from services.labeler.codes.reading import floats_after, last_line, rows, table, text_of
-from services.labeler.engine import BOHR, HARTREE
+from services.labeler.codes.reading import last_line, table, triples
+from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.units import BOHR, HARTREE
 from shared.frames import Floats, Frame
 from shared.values import Recipe
 
@@ -67,9 +68,9 @@ class Gaussian(Program):
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         """Forces and positions are those of the input orientation, also with symmetry."""
-        text = text_of(folder / "input.log") or text_of(folder / "stdout")
+        text = read_text(folder / "input.log") or read_text(folder / "stdout")
         lines = text.splitlines()
-        energies = floats_after(text, r"SCF Done:  E\([^)]*\) =")
+        energies = numbers(rf"SCF Done:  E\([^)]*\) =\s*({NUMBER})", text)
         correlated = CORRELATED.search(_archive(text)) is not None
         return Outcome(
             exit_status=exit_status,
@@ -97,13 +98,13 @@ def _archive(text: str) -> str:
 
 def _forces(lines: list[str]) -> Floats | None:
     at = last_line(lines, r"Forces \(Hartrees/Bohr\)")
-    found = None if at is None else rows(lines, at + 3, slice(2, 5))
+    found = None if at is None else triples(lines, at + 3, slice(2, 5))
     return None if found is None else found * (HARTREE / BOHR)
 
 
 def _positions(lines: list[str]) -> Floats | None:
     at = last_line(lines, "Input orientation:")
-    return None if at is None else rows(lines, at + 5, slice(3, 6))
+    return None if at is None else triples(lines, at + 5, slice(3, 6))
 
 
 def _program(text: str) -> str | None:

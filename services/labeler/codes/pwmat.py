@@ -24,10 +24,10 @@ from services.labeler.codes.reading import (
     from_fractions,
     keywords,
     last_line,
-    rows,
     table,
-    text_of,
+    triples,
 )
+from services.labeler.codes.textual import read_text
 from shared.frames import Floats, Frame
 from shared.values import Recipe
 
@@ -80,8 +80,8 @@ class Pwmat(Program):
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         """Why the SCF ended is said in REPORT alone. OUT.MLMD holds dE/dR, forces with the
         opposite sign, and beside the cell the virial in eV where a stress was asked for."""
-        lines = text_of(folder / "OUT.MLMD").splitlines()
-        reasons = REASON.findall(text_of(folder / "REPORT"))
+        lines = read_text(folder / "OUT.MLMD").splitlines()
+        reasons = REASON.findall(read_text(folder / "REPORT"))
         gradients = _block(lines, r"^\s*Force", slice(1, 4))
         return Outcome(
             exit_status=exit_status,
@@ -116,11 +116,11 @@ def _potential_energy(line: str) -> float:
 
 def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
     at = last_line(lines, heading)
-    return None if at is None else rows(lines, at + 1, columns)
+    return None if at is None else triples(lines, at + 1, columns)
 
 
 def _virial(lines: list[str]) -> Floats | None:
     """Rows of the cell, each with `stress (eV):` and a row of the virial."""
     after = [line.partition("stress (eV):")[2] for line in lines if "stress (eV):" in line]
-    found = rows(after, 0, slice(0, 3))
+    found = triples(after, 0, slice(0, 3))
     return None if found is None else np.asarray(found, dtype=np.float64)

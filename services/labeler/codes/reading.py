@@ -1,29 +1,17 @@
-"""Reading the text that programs print: tables of numbers, cell images, units."""
+"""Reading the text that programs print: tables of numbers, cell images."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared.frames import Floats, Frame
 
-KBAR = 1 / 1602.176634
-"""eV/Å³; the charge of the electron is exact since 2019."""
 
-
-def text_of(path: Path) -> str:
-    """What a file says; nothing where there is none."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def rows(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
+def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
     """The rows of three numbers that begin at line `first`; they end with the first line that is
     none. A row with a garbled number (Fortran's asterisks) ends them too."""
     found: list[list[float]] = []
@@ -42,18 +30,6 @@ def last_line(lines: Sequence[str], pattern: str) -> int | None:
     """Number of the last line in which `pattern` is found."""
     matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
     return next(matching, None)
-
-
-def floats_after(text: str, pattern: str) -> tuple[float, ...]:
-    """The number after each occurrence of `pattern`; NaN for one that cannot be read."""
-    return tuple(_float(word) for word in re.findall(pattern + r"\s*(\S+)", text))
-
-
-def _float(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return float("nan")
 
 
 def volume(frame: Frame) -> float:

@@ -19,14 +19,13 @@ from services.labeler.codes.potentials import WithPotentials, potential
 from services.labeler.codes.program import Program
 from services.labeler.codes.reading import (
     by_element,
-    floats_after,
     keywords,
     last_line,
-    rows,
     table,
-    text_of,
+    triples,
     volume,
 )
+from services.labeler.codes.textual import NUMBER, numbers, read_text
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
 
@@ -88,9 +87,9 @@ class Siesta(Program):
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         """The free energy has six decimals where `E_KS` has four."""
-        text = text_of(folder / "stdout")
+        text = read_text(folder / "stdout")
         lines = text.splitlines()
-        free = floats_after(text, r"siesta: FreeEng =")[-1:]
+        free = numbers(rf"siesta: FreeEng =\s*({NUMBER})", text)[-1:]
         return Outcome(
             exit_status=exit_status,
             end_marker=">> End of run" in text,
@@ -107,7 +106,7 @@ class Siesta(Program):
 
 def fdf(frame: Frame, recipe: Recipe) -> str:
     """Ours first: of a keyword given twice SIESTA takes the first."""
-    mesh = recipe.kpoints or recipe.settings["kpoints"]
+    mesh = recipe.settings["kpoints"]
     parts = [_geometry(frame), "WriteForces T\nWriteCoorStep T"]
     if recipe.charge:
         parts.append(f"NetCharge {recipe.charge}")
@@ -148,7 +147,7 @@ def _block(name: str, body: str) -> str:
 
 def _final(lines: list[str], heading: str, columns: slice) -> Floats | None:
     at = last_line(lines, heading)
-    return None if at is None else rows(lines, at + 1, columns)
+    return None if at is None else triples(lines, at + 1, columns)
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:

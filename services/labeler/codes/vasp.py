@@ -17,18 +17,17 @@ from services.labeler.codes.base import Settings
 from services.labeler.codes.potentials import WithPotentials, potential
 from services.labeler.codes.program import Program, refuse
 from services.labeler.codes.reading import (
-    KBAR,
     by_element,
-    floats_after,
     fractions,
     from_fractions,
     keywords,
     last_line,
-    rows,
     table,
-    text_of,
+    triples,
     volume,
 )
+from services.labeler.codes.textual import NUMBER, number, numbers, read_text
+from services.labeler.units import KBAR
 from shared.errors import Permanent
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
@@ -80,20 +79,20 @@ class Vasp(Program):
         (folder / "POSCAR").write_text(poscar(frame))
         (folder / "POTCAR").write_text("".join(potcars))
         (folder / "INCAR").write_text(_own_tags(frame, recipe, potcars) + recipe.settings["incar"])
-        mesh = recipe.kpoints or recipe.settings["kpoints"]
+        mesh = recipe.settings["kpoints"]
         if mesh is not None:
             (folder / "KPOINTS").write_text(mesh if isinstance(mesh, str) else _gamma(mesh))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         """The facts in OUTCAR; vasprun.xml has fewer digits of the energy."""
-        text = text_of(folder / "OUTCAR")
+        text = read_text(folder / "OUTCAR")
         lines = text.splitlines()
         return Outcome(
             exit_status=exit_status,
             end_marker=END in text,
             converged=_converged(text),
             not_converged=NOT_REACHED in text,
-            energies=floats_after(text, r"free  energy   TOTEN  ="),
+            energies=numbers(rf"free  energy   TOTEN  =\s*({NUMBER})", text),
             frames=text.count("TOTAL-FORCE (eV/Angst)"),
             forces=_after(lines, r"TOTAL-FORCE \(eV/Angst\)", slice(3, 6), skip=2),
             virial=_virial(lines, frame),
@@ -164,16 +163,16 @@ def _converged(text: str) -> bool:
 
 def _settled(text: str) -> bool:
     """Whether total and band energy changed by less than EDIFF in the last step."""
-    limit = floats_after(text, r"EDIFF  =")
-    changes = re.findall(r"total energy-change \(2\. order\) :\s*(\S+)\s*\(\s*(\S+)\)", text)
+    limit = numbers(rf"EDIFF  =\s*({NUMBER})", text)
+    changes = re.findall(rf"\(2\. order\) :\s*({NUMBER})\s*\(\s*({NUMBER})\)", text)
     if not limit or not changes:
         return False
-    return all(abs(float(change)) < limit[0] for change in changes[-1])
+    return all(abs(number(change)) < limit[0] for change in changes[-1])
 
 
 def _after(lines: list[str], heading: str, columns: slice, skip: int = 1) -> Floats | None:
     at = last_line(lines, heading)
-    return None if at is None else rows(lines, at + skip, columns)
+    return None if at is None else triples(lines, at + skip, columns)
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
