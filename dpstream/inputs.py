@@ -20,10 +20,10 @@ from dpstream.training_check import check_training
 from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
-from services.labeler.recipes import code_of, make_recipe
+from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.trainer.training_input import NOT_THE_USERS
 from shared.errors import SpecError
-from shared.frames import Floats, Frame, Label, canonical, frame_key, to_ase
+from shared.frames import Canonical, Floats, Frame, Label, canonical, frame_key, to_ase
 from shared.spec import Md, Perturb, Spec, System, expand_material
 from shared.values import stable_seed
 
@@ -100,20 +100,24 @@ def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
 
 
 def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
+    found = dict(structures(spec, name, folder))
+    for where, each in found.items():
+        _check_frame(each.frame, spec, where)
+    return [each.frame for each in found.values()]
+
+
+def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
+    """The starting structures of system `name`, each with where it stands."""
     system, key = spec.systems[name], f"systems.{name}.structures"
     paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
-    frames = []
     for path in dict.fromkeys(paths):
         for number, atoms in enumerate(_read(path, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
-                frame = canonical(_with_parameters(atoms, system, where)).frame
+                yield f"{key}: {where}", canonical(_with_parameters(atoms, system, where))
             except (SpecError, ValueError) as error:
                 text = str(error).removeprefix(f"{where}: ")
                 raise SpecError(f"{key}: {where}: {text}") from error
-            _check_frame(frame, spec, f"{key}: {where}")
-            frames.append(frame)
-    return frames
 
 
 def _with_parameters(atoms: object, system: System, where: str) -> Frame:
@@ -249,7 +253,7 @@ def _check_computable(
     for name, frames in systems.items():
         for frame in frames:
             _check_periodicity(frame, code, f"systems.{name}")
-            broken = check_before(frame, recipe, code, limits)
+            broken = check_before(frame, recipe_for(recipe, frame), code, limits)
             if broken is not None:
                 raise SpecError(
                     f"systems.{name}: {frame.formula} cannot be labelled ({broken.rule}): "

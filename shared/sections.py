@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from shared.frames import PARAMETERS
-from shared.values import Name, Trust
+from shared.values import Kpoints, LabelInputs, Name, Trust
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +26,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SystemLabel(Section):
+    """What the labels of a system are computed with, where it is not what `labels` says. It holds
+    for every frame of the same composition."""
+
+    charge: int | None = Field(default=None, description="e")
+    multiplicity: int | None = Field(
+        default=None, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh, [4, 4, 4]")
+    magmom: dict[str, float] | tuple[float, ...] | None = Field(
+        default=None, description="µB by element, or of each atom in the order of the file"
+    )
 
 
 class System(Section):
@@ -44,6 +58,9 @@ class System(Section):
     )
     aparam: tuple[float, ...] = Field(
         default=(), description="likewise of every atom, as many as numb_aparam says"
+    )
+    label: SystemLabel | None = Field(
+        default=None, description="label inputs of this system: charge, kpoints, magmom…"
     )
 
 
@@ -329,10 +346,17 @@ class Material(Section):
 
 
 class Labels(Section):
-    code: Name = Field(default="tblite", description="labeling code: tblite, pyscf or ase")
-    settings: dict[str, Any] = Field(default={}, description="the code's own settings")
+    code: Name = Field(default="tblite", description="labeling code; docs/labeling lists them")
+    settings: dict[str, Any] = Field(
+        default={}, description="the code's own settings; {file: NAME} stands for a file's text"
+    )
     charge: int = Field(default=0, description="of every frame, in e")
-    multiplicity: int = Field(default=1, ge=1, description="2S + 1")
+    multiplicity: int = Field(
+        default=1, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    compositions: dict[str, LabelInputs] = Field(
+        default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+    )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
     max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")
     min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")

@@ -297,21 +297,58 @@ class Dataset(Value):
     )
 
 
+Kpoints = tuple[
+    Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+]
+
+
+class LabelInputs(Value):
+    """What the labels of one composition are computed with, where it is not the recipe's own."""
+
+    charge: int | None = Field(default=None, description="e")
+    multiplicity: int | None = Field(default=None, ge=0, description="2S + 1; 0: the lowest")
+    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh")
+    magmom: tuple[float, ...] | None = Field(
+        default=None, description="µB of each atom, atoms sorted by element"
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in self if value is not None}
+
+
 class Recipe(Value):
     """How labels are computed: what changes the numbers, and nothing else. `settings` are the
-    code's own, complete and normalised; `version` is the code's stated version."""
+    code's own, complete and normalised; `version` is the code's stated version. A `multiplicity`
+    of 0 is the lowest that the electrons allow. `compositions` are by formula, as `C1H4`."""
 
     code: Name
     version: str
     settings: dict[str, Any]
     charge: int
     multiplicity: int
+    magmom: tuple[float, ...] | None = None
+    compositions: dict[str, LabelInputs] = {}
 
     @property
     def digest(self) -> str:
         """Content identity, and the folder name of its labels."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        said = self.model_dump(exclude_defaults=True)
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def of(self, formula: str, electrons: int) -> Recipe:
+        """What frames of one composition, with `electrons` when neutral, are computed by: the same
+        recipe, hence the same labels, as that of a campaign which knows this composition alone."""
+        given = self.compositions.get(formula, LabelInputs()).given
+        settings = self.settings
+        if "kpoints" in given:
+            spaced = {"kspacing": None} if "kspacing" in settings else {}
+            settings = {**settings, **spaced, "kpoints": list(given.pop("kpoints"))}
+        own = self.model_copy(update={"compositions": {}, "settings": settings, **given})
+        if own.multiplicity:
+            return own
+        return own.model_copy(update={"multiplicity": 1 + (electrons - own.charge) % 2})
 
 
 ROOMS = ("campaigns", "labels", "deadletters")

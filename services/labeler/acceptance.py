@@ -96,6 +96,8 @@ class Outcome:
     virial: Floats | None = None
     positions: Floats | None = None
     fault: str | None = None
+    program: str | None = None
+    """Version of the program, as its output names it."""
     messages: tuple[str, ...] = ()
     seconds: float = 0.0
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode
+from services.labeler.codes.program import is_stated
 from services.labeler.programs import environment, threads_of
-from shared.errors import EngineCrashed, Permanent
+from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -36,18 +37,34 @@ def run_files(
     put there first.
 
     Raises EngineCrashed after `seconds` and where a signal ended the program, Permanent when it is
-    not installed; whatever `tick` raises ends the program and passes on.
+    not installed or of another version; whatever `tick` raises ends the program and passes on.
     """
     folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
     code.write_inputs(frame, recipe, folder)
     started = time.monotonic()
-    status = run(code.command(recipe, cores), folder, cores=cores, seconds=seconds, tick=tick)
+    command = _command(code, recipe, cores)
+    status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
     outcome = code.read_outputs(folder, frame, status)
+    _check_version(recipe, outcome)
     return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
+    try:
+        return code.command(recipe, cores)
+    except SpecError as error:
+        raise Permanent(str(error)) from error
+
+
+def _check_version(recipe: Recipe, outcome: Outcome) -> None:
+    if not is_stated(recipe.version, outcome.program):
+        raise Permanent(
+            f"this worker's {recipe.code} is {outcome.program}, the campaign's is {recipe.version}"
+        )
 
 
 def run(
