@@ -120,7 +120,7 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(folder: Path) -> None:
             ["potentials.Na", "inside the worker"],
         ),
         ("vasp", {"potentials": {"Na": "Na_sv"}}, ["potentials.Na", "'Na_sv'", "no such file in"]),
-        ("vasp", {"potentials": {}}, ["potentials", "at least 1"]),
+        ("vasp", {"potentials": {}}, ["potentials", "should not be empty"]),
         ("vasp", {"sha256": {"Na": "0" * 16}}, ["potentials.Na", "as stated"]),
         ("vasp", {"encut": 400}, ["encut", "unknown key"]),
         ("gaussian", {"keywords": "b3lyp/6-31g**"}, ["keywords", "force"]),
