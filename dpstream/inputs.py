@@ -19,8 +19,9 @@ from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
 from services.labeler.recipes import code_of, make_recipe
 from services.trainer.training_input import NOT_THE_USERS
+from shared.builders import perturbed
 from shared.errors import SpecError
-from shared.frames import Floats, Frame, Label, canonical, frame_key, to_ase
+from shared.frames import Frame, Label, canonical, frame_key, to_ase
 from shared.spec import Md, Perturb, Spec, expand_material
 from shared.values import stable_seed
 
@@ -196,27 +197,6 @@ def _perturbed_copy(
         f"initial.perturb.displace: {perturb.displace:g} Å keeps bringing atoms of {frame.formula} "
         f"closer than labels.min_distance ({shortest:g} Å); give a smaller one"
     )
-
-
-def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Generator) -> Frame:
-    """A canonical copy of `frame`: atoms moved uniformly within a ball of radius `displace` Å; a
-    cell strained by a symmetric tensor with components within ±`strain`, atoms along with it, and
-    brought back to lower-triangular form."""
-    positions, cell = frame.positions, frame.cell
-    if cell is not None:
-        upper = np.triu(rng.uniform(-strain, strain, (3, 3)))
-        deformation = np.eye(3) + upper + np.triu(upper, 1).T
-        positions, cell = positions @ deformation, cell @ deformation
-    moved = positions + displace * _in_ball(len(positions), rng)
-    return canonical(Frame(frame.species, moved, cell)).frame
-
-
-def _in_ball(count: int, rng: np.random.Generator) -> Floats:
-    """Points `(count, 3)` uniform in the unit ball."""
-    directions = rng.normal(size=(count, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    radii = np.cbrt(rng.uniform(size=(count, 1)))
-    return np.asarray(directions * radii, dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------ consistency

@@ -18,9 +18,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import MOST_FRAMES, closest_pair, gather, perturbed
+from dpstream.inputs import MOST_FRAMES, closest_pair, gather
 from shared.errors import SpecError
-from shared.frames import Frame, canonical, frame_key, from_ase, min_distance
+from shared.frames import canonical, frame_key, from_ase, min_distance
 from shared.spec import Spec
 
 RNG = np.random.default_rng(5)
@@ -184,31 +184,6 @@ def test_too_many_structures_are_thinned_evenly_with_a_warning(tmp_path: Path) -
 
 
 # ------------------------------------------------------------------------------ perturbation
-
-
-def test_displacements_fill_the_ball_uniformly() -> None:
-    frame = Frame(("H",) * 4000, RNG.uniform(0, 1e3, (4000, 3)))
-    moved = perturbed(frame, 0.2, 0.0, np.random.default_rng(1))
-    radii = np.linalg.norm(moved.positions - frame.positions, axis=1)
-    assert radii.max() <= 0.2 + 1e-5
-    # Uniform in a ball: P(r < R/2) = 1/8; uniform in radius it would be 1/2.
-    assert np.mean(radii < 0.1) == pytest.approx(0.125, abs=0.02)
-
-
-def test_strain_is_symmetric_and_carries_the_atoms() -> None:
-    frame = canonical(from_ase(bulk("Cu", cubic=True).repeat(2))).frame
-    copy = perturbed(frame, 1e-9, 0.1, np.random.default_rng(2))
-    assert frame.cell is not None
-    assert copy.cell is not None
-    assert np.all(np.triu(copy.cell, 1) == 0)
-    ratio = np.linalg.inv(frame.cell) @ copy.cell
-    # The metric survives the rotation back to lower-triangular form: C = (1 + ε)².
-    metric = ratio @ ratio.T
-    values = np.sqrt(np.linalg.eigvalsh(metric)) - 1
-    assert 0.01 < np.abs(values).max() <= 0.3
-    before = np.linalg.solve(frame.cell.T, frame.positions.T).T
-    after = np.linalg.solve(copy.cell.T, copy.positions.T).T
-    assert np.allclose((after - before + 0.5) % 1, 0.5, atol=1e-5)
 
 
 def test_copies_too_close_are_drawn_again_or_refused(tmp_path: Path) -> None:
