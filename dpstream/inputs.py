@@ -14,6 +14,7 @@ import numpy as np
 
 from dpstream.imported import Imported, find_files, frame_of, read_ase, read_labelled
 from dpstream.training_check import check_training
+from services.explorer.engines.preview import check_engine
 from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
@@ -49,8 +50,9 @@ class Gathered:
     warnings: list[str]
 
 
-def gather(spec: Spec, folder: Path) -> Gathered:
-    """Read all that `spec` names, relative to `folder`, and check that it fits together.
+def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
+    """Read all that `spec` names, relative to `folder`, and check that it fits together;
+    `trusting`: it is for other workers to say which inputs for LAMMPS they take.
 
     Raises `SpecError`, one line, at the first problem.
     """
@@ -61,6 +63,7 @@ def gather(spec: Spec, folder: Path) -> Gathered:
     spec = _expanded(spec, systems)
     _check_barostat(spec, systems)
     _check_held_out(labelled, test)
+    _check_stage_engines(spec, systems, trusting)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     initial = _perturbed(spec, systems)
     warnings = [*said, *_warnings(spec, systems, labelled)]
@@ -265,6 +268,17 @@ def _check_barostat(spec: Spec, systems: Mapping[str, list[Frame]]) -> None:
                 f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
             )
+
+
+def _check_stage_engines(spec: Spec, systems: Mapping[str, list[Frame]], trusting: bool) -> None:
+    """What drives a stage must make sense for every structure that it may start from."""
+    for number, stage in enumerate(spec.stages):
+        for condition in stage.conditions():
+            for frame in systems[condition.system]:
+                try:
+                    check_engine(stage, condition, frame, trusting)
+                except ValueError as error:
+                    raise SpecError(f"stages.{number}.engine: {condition}: {error}") from error
 
 
 def _check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:

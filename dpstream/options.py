@@ -91,7 +91,7 @@ def prepared(
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
-        return expand_material(spec), gather(spec, path.parent), recipe
+        return expand_material(spec), gather(spec, path.parent, not engines), recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

@@ -5,18 +5,14 @@ Units: eV, Å, ps, K, bar.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from shared.values import Name, Trust
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from shared.explorers import AnyEngine, Plain, Template
+from shared.section import Positive, Section, Share
+from shared.values import Condition, Name, Trust
 
 
 class System(Section):
@@ -213,7 +209,27 @@ class Stage(Section):
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
     pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
     md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
+    engine: AnyEngine = Field(
+        default=Plain(), description="what drives the trajectories, with its settings"
+    )
     trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
+
+    def conditions(self) -> Iterator[Condition]:
+        """Systems × temperatures × pressures, and the revisions of a template."""
+        for system in self.systems:
+            for temperature in self.temperatures:
+                for pressure in self.pressures or (None,):
+                    for revision in self._revisions(system):
+                        yield Condition(
+                            system=system,
+                            temperature=temperature,
+                            pressure=pressure,
+                            revision=revision,
+                        )
+
+    def _revisions(self, system: str) -> tuple[int | None, ...]:
+        rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
+        return tuple(range(len(rows))) if len(rows) > 1 else (None,)
 
 
 class Material(Section):

@@ -6,6 +6,7 @@ Units: eV, Å, ps, K, bar. Every key has a description; `dpstream schema` prints
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from ase.data import atomic_numbers
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import SpecError
+from shared.explorers import inline, problems
+from shared.section import Positive, Section, Share
 from shared.sections import (
     AnyTrust,
     Audit,
@@ -25,12 +28,9 @@ from shared.sections import (
     Material,
     Md,
     Perturb,
-    Positive,
     Proposals,
     ReferenceMd,
-    Section,
     Selection,
-    Share,
     Stage,
     Streaming,
     System,
@@ -204,6 +204,8 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
             if system not in spec.systems:
                 known = ", ".join(spec.systems)
                 yield f"{where}.systems: {system!r} is not among systems ({known})"
+        for problem in problems(stage.engine, spec.type_map, stage.systems):
+            yield f"{where}.engine.{problem}"
         is_npt = stage.md.ensemble.startswith("npt")
         if is_npt and not stage.pressures:
             yield f"{where}.pressures: {stage.md.ensemble} needs at least one pressure (bar)"
@@ -243,8 +245,32 @@ def _npt(ensemble: str) -> str:
 
 def load_spec(path: Path) -> Spec:
     """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
-    data = read_document(path)
+    data = _with_texts(read_document(path), path)
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error, Spec)}") from error
+
+
+def _with_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """`data` with files that engines name replaced by their text: workers have no such files."""
+    stages = data.get("stages")
+    if not isinstance(stages, list):
+        return data
+    read = partial(_beside, path)
+    inlined = [
+        {**stage, "engine": inline(stage["engine"], read)}
+        if isinstance(stage, dict) and "engine" in stage
+        else stage
+        for stage in stages
+    ]
+    return {**data, "stages": inlined}
+
+
+def _beside(spec: Path, name: str) -> str:
+    file = spec.parent / name
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
+        raise SpecError(f"{spec}: {file} cannot be read: {reason}") from error
