@@ -20,10 +20,10 @@ from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
 from services.labeler.recipes import code_of, make_recipe
 from services.trainer.training_input import NOT_THE_USERS
-from shared.builders import perturbed
+from shared.builders import perturbed, scaled, slab, supercell
 from shared.errors import SpecError
 from shared.frames import Frame, Label, canonical, frame_key, to_ase
-from shared.spec import Md, Perturb, Spec, expand_material
+from shared.spec import Md, Perturb, Spec, System, expand_material
 from shared.values import stable_seed
 
 MOST_FRAMES = 150
@@ -103,12 +103,27 @@ def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
             where = f"{path}: frame {number}" if number else str(path)
             try:
                 frame = canonical(frame_of(atoms, system.periodic, where)).frame
+                built = built_from(frame, system)
             except (SpecError, ValueError) as error:
                 text = str(error).removeprefix(f"{where}: ")
                 raise SpecError(f"{key}: {where}: {text}") from error
-            _check_frame(frame, spec, f"{key}: {where}")
-            frames.append(frame)
+            for each in built:
+                _check_frame(each, spec, f"{key}: {where}")
+            frames += built
     return frames
+
+
+def built_from(frame: Frame, system: System) -> list[Frame]:
+    """What the `slabs` and `supercell` of a system make of one of its structures."""
+    built, cuts = [frame], system.slabs
+    if cuts is not None:
+        built = [
+            slab(frame, miller, vacuum, layers=cuts.layers, thickness=cuts.thickness)
+            for miller in cuts.miller
+            for vacuum in cuts.vacuum
+        ]
+    repeat = system.supercell
+    return built if repeat is None else [supercell(each, repeat) for each in built]
 
 
 def _read(path: Path, key: str) -> list[object]:
@@ -178,7 +193,10 @@ def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
         return []
     return [
         _perturbed_copy(
-            structures[k * len(structures) // perturb.copies],
+            scaled(
+                structures[k * len(structures) // perturb.copies],
+                perturb.scale[k % len(perturb.scale)],
+            ),
             perturb,
             spec.labels.min_distance,
             np.random.default_rng(stable_seed(spec.seed, "perturb", name, k)),

@@ -26,13 +26,13 @@ Group = Annotated[tuple[AtomNames, ...], Field(min_length=1)]
 class Plain(Section):
     """Molecular dynamics driven by a member of the committee."""
 
-    kind: Literal["md"] = "md"
+    kind: Literal["md"] = Field(default="md", description="plain molecular dynamics")
 
 
 class SwapMc(Section):
     """Monte Carlo swaps of unlike atoms between the steps of dynamics (LAMMPS fix atom/swap)."""
 
-    kind: Literal["swap-mc"]
+    kind: Literal["swap-mc"] = Field(description="dynamics with swaps")
     swaps: tuple[tuple[str, str], ...] = Field(
         min_length=1, description="pairs of elements that change places, e.g. [[Cu, Au]]"
     )
@@ -63,18 +63,18 @@ class Walls(Section):
 
 
 class Distance(Walls):
-    kind: Literal["distance"]
+    kind: Literal["distance"] = Field(description="of two groups")
     groups: tuple[Group, Group] = Field(description="between their centres of mass, Å")
 
 
 class Coordination(Walls):
-    kind: Literal["coordination"]
+    kind: Literal["coordination"] = Field(description="number of neighbours")
     groups: tuple[Group, Group] = Field(description="atoms of the second around those of the first")
     cutoff: Positive = Field(description="Å, where a pair counts one half")
 
 
 class Dihedral(Walls):
-    kind: Literal["dihedral"]
+    kind: Literal["dihedral"] = Field(description="angle")
     atoms: tuple[AtomNames, AtomNames, AtomNames, AtomNames] = Field(description="degrees")
 
 
@@ -94,7 +94,7 @@ class Metadynamics(Section):
 class Colvars(Section):
     """Dynamics with a bias on collective variables, by the Colvars library in LAMMPS."""
 
-    kind: Literal["colvars"]
+    kind: Literal["colvars"] = Field(description="biased dynamics")
     variables: tuple[Variable, ...] = Field(default=(), description="biased by metadynamics")
     metadynamics: Metadynamics = Field(default=Metadynamics(), description="of `variables`")
     input: Text | None = Field(
@@ -114,7 +114,7 @@ class Colvars(Section):
 class Plumed(Section):
     """Dynamics with a bias by PLUMED, where the worker's LAMMPS has it."""
 
-    kind: Literal["plumed"]
+    kind: Literal["plumed"] = Field(description="biased dynamics")
     input: Text = Field(
         description="a PLUMED input, as text or the name of a file beside the spec; `@C1` and `@H` "
         "as in colvars"
@@ -124,7 +124,7 @@ class Plumed(Section):
 class Potential(Section):
     """Dynamics driven by any pair style of LAMMPS; the committee only judges."""
 
-    kind: Literal["potential"]
+    kind: Literal["potential"] = Field(description="dynamics by another potential")
     pair: tuple[str, ...] = Field(
         min_length=2,
         description="LAMMPS commands pair_style and pair_coeff, units metal; atom types are the "
@@ -162,7 +162,7 @@ def _product(values: Mapping[str, Sequence[Word]]) -> list[dict[str, Word]]:
 class Template(Section):
     """The user's own LAMMPS input around the committee."""
 
-    kind: Literal["template"]
+    kind: Literal["template"] = Field(description="the user's LAMMPS input")
     lammps: Text = Field(
         description="a LAMMPS input with at most one `run`, as text or the name of a file beside "
         "the spec. V_NSTEPS, V_TEMP, V_PRES, V_DT and V_SEED stand for md.steps, the condition's "
@@ -189,7 +189,7 @@ class Search(Section):
     the mean of the committee. A check is one structure, so a trajectory tries md.steps / md.every;
     compositions are those of the stage's systems."""
 
-    kind: Literal["search"]
+    kind: Literal["search"] = Field(description="random and bred crystals")
     volume: tuple[Positive, Positive] = Field(
         default=(0.8, 1.4), description="range of random volumes, times that of the system's own"
     )

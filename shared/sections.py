@@ -8,11 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from shared.explorers import AnyEngine, Plain, Template
 from shared.section import Positive, Section, Share
 from shared.values import Condition, Name, Trust
+
+
+class Slabs(Section):
+    """Surfaces cut from crystals, instead of the crystals."""
+
+    miller: tuple[tuple[int, int, int], ...] = Field(
+        min_length=1, description="indices in the cell of the file, usually the conventional one"
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="cells along the normal; or thickness"
+    )
+    thickness: Positive | None = Field(default=None, description="Å, instead of layers")
+    vacuum: tuple[Positive, ...] = Field(
+        default=(10.0,), min_length=1, description="Å in all, each a slab of its own"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Slabs:
+        if (self.layers is None) == (self.thickness is None):
+            raise ValueError("give either layers or thickness")
+        if (0, 0, 0) in self.miller:
+            raise ValueError("miller: [0, 0, 0] is no plane")
+        return self
 
 
 class System(Section):
@@ -24,6 +47,10 @@ class System(Section):
     periodic: bool | None = Field(
         default=None, description="default: as the file says; false drops the cell"
     )
+    slabs: Slabs | None = Field(default=None, description="surfaces of the structures, instead")
+    supercell: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None, description="repeats along the cell vectors, of slabs too"
+    )
 
 
 class Perturb(Section):
@@ -33,6 +60,12 @@ class Perturb(Section):
     displace: Positive = Field(default=0.1, description="Å, largest displacement of one atom")
     strain: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.03, description="largest change of a cell component, as a fraction"
+    )
+    scale: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        description="factors on every length first, dealt over the copies in turn, e.g. "
+        "[0.96, 1.0, 1.04]",
     )
 
 

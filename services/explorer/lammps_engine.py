@@ -18,6 +18,7 @@ from ase.neighborlist import neighbor_list
 
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
+from services.explorer.relaxation import relaxed
 from shared.deviation import max_force_deviation, verdict, virial_deviation
 from shared.frames import Batch, Floats, Frame, Ints
 from shared.values import Trust
@@ -154,6 +155,32 @@ def _evaluated(models: Sequence[str], frames: Batch) -> tuple[Floats, Floats, Fl
     return np.array(energies), np.array(forces), np.array(virials)
 
 
+def relax(
+    models: Sequence[str],
+    batch: str,
+    result: str,
+    steps: int,
+    max_force: float,
+    pressure: float,
+    overlap: float,
+) -> None:
+    """Relax the one frame of a batch file by the mean of `models`. Writes `result` (`.npz`):
+    positions `(n_atoms, 3)` Å, cell `(3, 3)` Å, enthalpy `()` eV, and each model's forces and
+    virials there, `(n_models, n_atoms, 3)` eV/Å and `(n_models, 3, 3)` eV."""
+    frame = Batch.loads(Path(batch).read_bytes())[0]
+    evaluate = functools.partial(_evaluated, models)
+    found = relaxed(frame, evaluate, steps, max_force, pressure, overlap)
+    assert found.frame.cell is not None
+    _save_arrays(
+        result,
+        positions=found.frame.positions,
+        cell=found.frame.cell,
+        enthalpy=found.enthalpy,
+        forces=found.forces,
+        virials=found.virials,
+    )
+
+
 def cutoff(model: str) -> float:
     """How far a model's atoms see, Å."""
     return float(_model(model).get_rcut())
@@ -247,6 +274,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "write_restart": write_restart,
     "has_fix": has_fix,
     "evaluate": evaluate,
+    "relax": relax,
     "cutoff": cutoff,
     "descriptors": descriptors,
 }

@@ -105,6 +105,9 @@ CASES["template"] = Case(
         "should be units metal": altered("units metal", "units real"),
     },
 )
+CASES["search"] = Case(
+    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.2, 0.3]}}
+)
 
 
 @pytest.fixture(scope="module")

@@ -448,3 +448,39 @@ def test_training_input_is_judged_by_deepmd(
     molecule("CH4").write(tmp_path / "a.xyz")
     pytest.importorskip("deepmd")
     assert problem(tmp_path, spec(training={"input": given})).startswith(expected)
+
+
+def test_copies_are_dealt_over_scales(tmp_path: Path) -> None:
+    copper().write(tmp_path / "a.extxyz")
+    perturb = {"copies": 4, "displace": 1e-6, "strain": 0.0, "scale": [0.9, 1.1]}
+    wanted = spec(["Al", "Cu"], labels={"force": True}, initial={"perturb": perturb})
+    gathered = gather(wanted, tmp_path)
+    (frame,) = gathered.systems["a"]
+    assert frame.cell is not None
+    volumes = [np.linalg.det(f.cell) for f in gathered.initial if f.cell is not None]
+    expected = [np.linalg.det(frame.cell) * factor**3 for factor in (0.9, 1.1, 0.9, 1.1)]
+    assert volumes == pytest.approx(expected, rel=1e-4)
+
+
+def test_slabs_and_supercells_of_a_structure(tmp_path: Path) -> None:
+    bulk("Cu", cubic=True).write(tmp_path / "a.extxyz")
+    slabs = {"miller": [[1, 0, 0], [1, 1, 1]], "layers": 2, "vacuum": [8, 12]}
+    system = {"structures": ["a.extxyz"], "slabs": slabs, "supercell": [2, 1, 1]}
+    wanted = spec(["Cu"], systems={"a": system}, labels={"force": True})
+    frames = gather(wanted, tmp_path).systems["a"]
+    assert [len(frame.species) for frame in frames] == [16] * 4
+    molecule("CH4").write(tmp_path / "a.extxyz")
+    wanted = spec(systems={"a": {**system, "structures": ["a.extxyz"]}})
+    assert problem(tmp_path, wanted).endswith("a.extxyz: C1H4 has no cell")
+
+
+def test_engines_are_checked_on_every_structure(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    stage = {"name": "warm", "systems": ["a"], "temperatures": [300]}
+    bond = {"kind": "distance", "groups": [["C1"], ["H7"]], "width": 0.1}
+    wanted = spec(stages=[{**stage, "engine": {"kind": "colvars", "variables": [bond]}}])
+    said = "stages.0.engine: a 300 K: there is no atom H7: the structure has 4 H"
+    assert problem(tmp_path, wanted) == said
+    wanted = spec(stages=[{**stage, "engine": {"kind": "plumed", "input": "LOAD FILE=x.cpp"}}])
+    assert "line 1: 'LOAD' runs code" in problem(tmp_path, wanted)
+    assert gather(wanted, tmp_path, trusting=True).systems

@@ -8,6 +8,7 @@ from services.explorer.engines.base import Explorer, Piece, Trip
 from services.explorer.engines.bias import ColvarsBias, PlumedBias
 from services.explorer.engines.dynamics import Dynamics
 from services.explorer.engines.potential import OtherPotential
+from services.explorer.engines.search import StructureSearch
 from services.explorer.engines.swap_mc import Swaps
 from services.explorer.engines.template import UserTemplate
 
@@ -20,4 +21,5 @@ ENGINES: Mapping[str, Callable[[Trip], Explorer]] = {
     "plumed": PlumedBias,
     "potential": OtherPotential,
     "template": UserTemplate,
+    "search": StructureSearch,
 }
