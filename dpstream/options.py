@@ -97,7 +97,8 @@ def prepared(
         if engines:
             check_engines(spec)
             check_program(recipe)
-        gathered = replace(gather(spec, path.parent), attachments=attachments)
+        gathered = gather(spec, path.parent, trusting=not engines)
+        gathered = replace(gathered, attachments=attachments)
         return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

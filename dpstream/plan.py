@@ -89,7 +89,7 @@ def _stages_table(spec: Spec, gathered: Gathered) -> Table:
         md = stage.md
         table.add_row(
             f"{number} {stage.name}",
-            f"{md.ensemble} of {', '.join(stage.systems)}",
+            f"{_dynamics(stage)} of {', '.join(stage.systems)}",
             ", ".join(f"{t:g}" for t in stage.temperatures),
             ", ".join(f"{p:g}" for p in stage.pressures) or "–",
             _trajectories(stage),
@@ -99,9 +99,14 @@ def _stages_table(spec: Spec, gathered: Gathered) -> Table:
     return table
 
 
+def _dynamics(stage: Stage) -> str:
+    kind = stage.engine.kind
+    return stage.md.ensemble if kind == "md" else f"{kind} ({stage.md.ensemble})"
+
+
 def conditions(stage: Stage) -> int:
-    """Systems × temperatures × pressures explored in one round."""
-    return len(stage.systems) * len(stage.temperatures) * max(1, len(stage.pressures))
+    """How many conditions one round explores."""
+    return len(list(stage.conditions()))
 
 
 def _trajectories(stage: Stage) -> str:

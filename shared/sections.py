@@ -5,27 +5,38 @@ Units: eV, Å, ps, K, bar.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
+from shared.explorers import AnyEngine, Plain, Template
 from shared.frames import PARAMETERS
-from shared.values import Kpoints, LabelInputs, Name, Trust
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from shared.section import Positive, Section, Share
+from shared.values import Condition, Kpoints, LabelInputs, Name, Trust
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Slabs(Section):
+    """Surfaces cut from crystals, instead of the crystals."""
+
+    miller: tuple[tuple[int, int, int], ...] = Field(
+        min_length=1, description="indices in the cell of the file, usually the conventional one"
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="cells along the normal; or thickness"
+    )
+    thickness: Positive | None = Field(default=None, description="Å, instead of layers")
+    vacuum: tuple[Positive, ...] = Field(
+        default=(10.0,), min_length=1, description="Å in all, each a slab of its own"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Slabs:
+        if (self.layers is None) == (self.thickness is None):
+            raise ValueError("give either layers or thickness")
+        if (0, 0, 0) in self.miller:
+            raise ValueError("miller: [0, 0, 0] is no plane")
+        return self
 
 
 class SystemLabel(Section):
@@ -62,6 +73,10 @@ class System(Section):
     label: SystemLabel | None = Field(
         default=None, description="label inputs of this system: charge, kpoints, magmom…"
     )
+    slabs: Slabs | None = Field(default=None, description="surfaces of the structures, instead")
+    supercell: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None, description="repeats along the cell vectors, of slabs too"
+    )
 
 
 class Perturb(Section):
@@ -71,6 +86,12 @@ class Perturb(Section):
     displace: Positive = Field(default=0.1, description="Å, largest displacement of one atom")
     strain: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.03, description="largest change of a cell component, as a fraction"
+    )
+    scale: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        description="factors on every length first, dealt over the copies in turn, e.g. "
+        "[0.96, 1.0, 1.04]",
     )
 
 
@@ -332,7 +353,27 @@ class Stage(Section):
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
     pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
     md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
+    engine: AnyEngine = Field(
+        default=Plain(), description="what drives the trajectories, with its settings"
+    )
     trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
+
+    def conditions(self) -> Iterator[Condition]:
+        """Systems × temperatures × pressures, and the revisions of a template."""
+        for system in self.systems:
+            for temperature in self.temperatures:
+                for pressure in self.pressures or (None,):
+                    for revision in self._revisions(system):
+                        yield Condition(
+                            system=system,
+                            temperature=temperature,
+                            pressure=pressure,
+                            revision=revision,
+                        )
+
+    def _revisions(self, system: str) -> tuple[int | None, ...]:
+        rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
+        return tuple(range(len(rows))) if len(rows) > 1 else (None,)
 
 
 class Material(Section):

@@ -13,7 +13,9 @@ from ase.data import atomic_numbers
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import SpecError
-from shared.inlined import with_texts
+from shared.explorers import inline, problems
+from shared.inlined import text_of, with_texts
+from shared.section import Positive, Section, Share
 from shared.sections import (
     AnyTrust,
     Audit,
@@ -26,12 +28,9 @@ from shared.sections import (
     Material,
     Md,
     Perturb,
-    Positive,
     Proposals,
     ReferenceMd,
-    Section,
     Selection,
-    Share,
     Stage,
     Streaming,
     System,
@@ -231,6 +230,8 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
             if system not in spec.systems:
                 known = ", ".join(spec.systems)
                 yield f"{where}.systems: {system!r} is not among systems ({known})"
+        for problem in problems(stage.engine, spec.type_map, stage.systems):
+            yield f"{where}.engine.{problem}"
         is_npt = stage.md.ensemble.startswith("npt")
         if is_npt and not stage.pressures:
             yield f"{where}.pressures: {stage.md.ensemble} needs at least one pressure (bar)"
@@ -270,8 +271,26 @@ def _npt(ensemble: str) -> str:
 
 def load_spec(path: Path) -> Spec:
     """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
-    data = with_texts(read_document(path), path)
+    data = _with_engine_texts(with_texts(read_document(path), path), path)
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error, Spec)}") from error
+
+
+def _with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """`data` with files that engines name replaced by their text: workers have no such files."""
+    stages = data.get("stages")
+    if not isinstance(stages, list):
+        return data
+
+    def read(name: str) -> str:
+        return text_of(path.parent / name, f"{path}: stages")
+
+    inlined = [
+        {**stage, "engine": inline(stage["engine"], read)}
+        if isinstance(stage, dict) and "engine" in stage
+        else stage
+        for stage in stages
+    ]
+    return {**data, "stages": inlined}

@@ -88,10 +88,14 @@ class Condition(Value):
     system: str
     temperature: float = Field(description="K")
     pressure: float | None = Field(default=None, description="bar; None without a barostat")
+    revision: int | None = Field(
+        default=None, description="row of a template's revisions; None where there is one only"
+    )
 
     def __str__(self) -> str:
         pressure = "" if self.pressure is None else f" {self.pressure:g} bar"
-        return f"{self.system} {self.temperature:g} K{pressure}"
+        revision = "" if self.revision is None else f" revision {self.revision}"
+        return f"{self.system} {self.temperature:g} K{pressure}{revision}"
 
 
 class Trust(Value):

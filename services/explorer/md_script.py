@@ -78,7 +78,7 @@ class Script:
     """Everything from an empty LAMMPS to the first step, in order: `header` before there is a box,
     `source` the data file or restart file with the atoms, `pair` the committee, `dynamics` what
     moves the atoms, `velocity` at the start. `box` sets the box of `source` where there is another
-    one already."""
+    one already. `single_use`: nothing else may run in the same LAMMPS afterwards."""
 
     header: list[str]
     box: str
@@ -86,6 +86,7 @@ class Script:
     pair: list[str]
     dynamics: list[str]
     velocity: list[str]
+    single_use: bool = False
 
 
 def start_script(

@@ -62,6 +62,12 @@ def periodic_committee(tiny_training: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def alloy_committee(tiny_training: Path) -> list[Path]:
+    """Two frozen models of Au4Cu4, periodic, cutoff 5 Å."""
+    return _models(tiny_training, "copper-gold")
+
+
+@pytest.fixture(scope="session")
 def methane_system(tiny_training: Path) -> Path:
     """The labelled frames behind `methane_committee` (GFN2-xTB), as a DeePMD system."""
     return tiny_training / "methane"
