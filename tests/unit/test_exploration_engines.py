@@ -80,7 +80,7 @@ def test_an_engine_is_named_or_spelt_out() -> None:
         ),
         (
             {"kind": "template", "lammps": "in.lmp"},
-            "in.lmp cannot be read: No such file or directory",
+            "in.lmp: cannot be read: No such file or directory",
         ),
     ],
 )
