@@ -23,7 +23,7 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
-from services.labeler.attachments import attached
+from services.labeler.attachments import Attached, attached
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode, Localized
@@ -110,13 +110,13 @@ class Desk:
 
     bench: Bench
     context: Context
-    spec: Spec
+    labels: Labels
     recipe: Recipe
+    spec: Spec | None = None
+    """The campaign's; None outside any."""
+    given: Mapping[str, bytes] | None = None
+    """The recipe's files by digest, where no campaign brought them."""
     _batches: dict[str, Batch] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> Labels:
-        return self.spec.labels
 
     @cached_property
     def code(self) -> Code:
@@ -124,31 +124,34 @@ class Desk:
 
     def limits(self, key: str) -> Limits:
         """The caps that the frame of this key has to keep."""
-        dimers = self.spec.initial.dimers
-        if dimers is not None and key in dimer_keys(self.spec):
+        dimers = None if self.spec is None else self.spec.initial.dimers
+        if self.spec is not None and dimers is not None and key in dimer_keys(self.spec):
             return Limits.of_dimers(dimers, self.labels)
         return Limits.of(self.labels)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
         """The files that came with the campaign, by name."""
-        campaign = self.context.command.campaign
-        return {
-            each.file: self.context.fetch(each.ref(campaign))
-            for each in attached(self.recipe.settings)
-        }
+        return {each.file: self._file(each) for each in attached(self.recipe.settings)}
+
+    def _file(self, each: Attached) -> bytes:
+        if self.given is not None:
+            return self.given[each.sha256]
+        return self.context.fetch(each.ref(self.context.command.campaign))
 
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """The verdict on one frame."""
-        self.context.check()
         frame = self.frame(ref)
-        if isinstance(frame, Broken):
-            return rejected(ref.key, frame)
+        return rejected(ref.key, frame) if isinstance(frame, Broken) else self.judge(ref.key, frame)
+
+    def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
+        """The verdict on a canonical frame with this key."""
+        self.context.check()
         recipe = recipe_for(self.recipe, frame)
-        broken = check_before(frame, recipe, self.code, self.limits(ref.key))
+        broken = check_before(frame, recipe, self.code, self.limits(key))
         if broken is not None:
-            return rejected(ref.key, broken)
-        return self._known(ref.key, recipe) or self._new(ref.key, frame, recipe)
+            return rejected(key, broken)
+        return self._known(key, recipe) or self._new(key, frame, recipe)
 
     def frame(self, ref: FrameRef) -> Frame | Broken:
         """The canonical frame behind a reference, or what is wrong with it."""
@@ -298,7 +301,7 @@ def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
-    return Desk(bench, context, spec, recipe)
+    return Desk(bench, context, spec.labels, recipe, spec)
 
 
 def label(bench: Bench, command: Label, context: Context) -> LabelsDone:
