@@ -11,8 +11,13 @@ import typer
 
 from dpstream import remote
 from dpstream.access import access
+from dpstream.collect import collect
 from dpstream.deployment import is_folder
+from dpstream.doctor import doctor
 from dpstream.export import export as export_campaign
+from dpstream.initial.command import init_bulk, init_surf
+from dpstream.label import label
+from dpstream.library import library
 from dpstream.mixed import run_mixed
 from dpstream.options import (
     DEFAULT_ROOT,
@@ -29,6 +34,7 @@ from dpstream.options import (
     within,
 )
 from dpstream.plan import cross_check, plan
+from dpstream.properties.command import compare_properties
 from dpstream.propose import propose
 from dpstream.relabel import label_frames
 from dpstream.report import write_report
@@ -195,6 +201,18 @@ def new(
 def schema() -> None:
     """Print the JSON Schema of the spec, e.g. for an editor."""
     print(json.dumps(Spec.model_json_schema(), indent=1))
+
+
+# ------------------------------------------------------------------------------ tools around it
+
+
+app.command()(label)
+app.command()(doctor)
+app.command()(collect)
+app.command()(init_bulk)
+app.command()(init_surf)
+app.command("test")(compare_properties)
+app.add_typer(library, name="library")
 
 
 # ------------------------------------------------------------------------------ of a deployment

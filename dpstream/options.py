@@ -115,12 +115,13 @@ def within(root: str) -> Iterator[None]:
         raise SpecError(f"{root}: {error}") from error
 
 
-def there(root: str) -> Store:
+def there(root: str, option: str = "--root") -> Store:
     """The store at `root`, which is to be there already. Makes no folder."""
     path = Path(root)
     if is_folder(root) and not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
-        raise SpecError(f"--root: {root}: {found}; campaigns are in the --root they were run with")
+        hint = "; campaigns are in the --root they were run with" if option == "--root" else ""
+        raise SpecError(f"{option}: {root}: {found}{hint}")
     return open_store(root)
 
 
