@@ -25,6 +25,7 @@ from shared.topology import COORDINATOR
 log = logger()
 
 SECURE = {"http": "https", "amqp": "amqps"}
+PLAIN = {secure: plain for plain, secure in SECURE.items()}
 PORTS = {"http": 80, "https": 443}
 """Where a URL names none."""
 ANSWER_SECONDS = 3.0
@@ -96,11 +97,10 @@ def check_scheme(variable: str, url: str) -> None:
     way round. Silence is no answer."""
     parts = urlsplit(url)
     answer = _answer_to_tls(str(parts.hostname), parts.port or PORTS[parts.scheme])
-    plain = {secure: plain for plain, secure in SECURE.items()}
     if answer in TLS_RECORDS and parts.scheme in SECURE:
         meant, found = SECURE[parts.scheme], "TLS"
-    elif answer and answer not in TLS_RECORDS and parts.scheme in plain:
-        meant, found = plain[parts.scheme], "no TLS"
+    elif answer and answer not in TLS_RECORDS and parts.scheme in PLAIN:
+        meant, found = PLAIN[parts.scheme], "no TLS"
     else:
         return
     raise Refused(f"{variable}: {url}: the server there speaks {found}; write {meant}://")
@@ -108,10 +108,10 @@ def check_scheme(variable: str, url: str) -> None:
 
 def _answer_to_tls(host: str, port: int) -> bytes:
     """The first byte that the server answers to a TLS greeting; none when it does not."""
-    greeting = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), greeting, server_hostname=host)
+    context, greeting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    context.check_hostname = False  # nothing but the greeting is ever said
     with suppress(ssl.SSLWantReadError):
-        client.do_handshake()
+        context.wrap_bio(ssl.MemoryBIO(), greeting).do_handshake()
     try:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as line:
             line.sendall(greeting.read())
