@@ -13,7 +13,7 @@ from pathlib import Path
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode
 from services.labeler.programs import environment, threads_of
-from shared.errors import EngineCrashed, Permanent
+from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -43,11 +43,19 @@ def run_files(
         (folder / name).write_bytes(data)
     code.write_inputs(frame, recipe, folder)
     started = time.monotonic()
-    status = run(code.command(recipe, cores), folder, cores=cores, seconds=seconds, tick=tick)
+    command = _command(code, recipe, cores)
+    status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
     outcome = code.read_outputs(folder, frame, status)
     return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
+    try:
+        return code.command(recipe, cores)
+    except SpecError as error:
+        raise Permanent(str(error)) from error
 
 
 def run(
