@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dpstream.deployment import is_folder, open_store
-from dpstream.engines import check_engines
+from dpstream.engines import check_engines, check_program
 from dpstream.inputs import Gathered, gather
+from dpstream.label_inputs import with_label_inputs
 from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe, read_files
@@ -89,12 +90,14 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
-        labels, files = read_files(spec.labels, path.parent)
+        labels, attachments = read_files(spec.labels, path.parent)
         spec = spec.model_copy(update={"labels": labels})
-        recipe = make_recipe(labels)
+        spec = with_label_inputs(spec, path.parent)
+        recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
-        gathered = replace(gather(spec, path.parent), files=files)
+            check_program(recipe)
+        gathered = replace(gather(spec, path.parent), attachments=attachments)
         return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ase.data import atomic_numbers
 from pydantic import ValidationError
 
 from services.labeler.attachments import Reading
 from services.labeler.codes import CODES
-from services.labeler.codes.base import Code, FileCode
+from services.labeler.codes.base import Brought, Code, Stated
 from shared.errors import SpecError
+from shared.frames import Frame
 from shared.spec import Labels
 from shared.spec_errors import did_you_mean, explain
 from shared.values import Recipe
@@ -48,11 +50,10 @@ def make_recipe(labels: Labels) -> Recipe:
     nor stated in its version, or another version than the one stated.
     """
     code = code_of(labels)
-    if not code.electronic and (labels.charge, labels.multiplicity) != (0, 1):
-        raise SpecError(
-            f"labels.charge, labels.multiplicity: {code.name} takes neither; give them in "
-            "labels.settings, as the code has them"
-        )
+    own = {"charge": labels.charge, "multiplicity": labels.multiplicity - 1}
+    check_inputs(code, [name for name, value in own.items() if value], "labels")
+    for formula, inputs in labels.compositions.items():
+        check_inputs(code, inputs.given, f"labels.compositions.{formula}")
     settings = _validated(code, labels.settings)
     return Recipe(
         code=code.name,
@@ -60,10 +61,27 @@ def make_recipe(labels: Labels) -> Recipe:
         settings=settings,
         charge=labels.charge,
         multiplicity=labels.multiplicity,
+        compositions=labels.compositions,
     )
 
 
+def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
+    """Raises SpecError for label inputs that `code` would not heed."""
+    for name in given:
+        if name not in code.inputs:
+            taken = ", ".join(sorted(code.inputs)) or "none; see labels.settings"
+            raise SpecError(f"{where}.{name}: {code.name} does not take it; it takes {taken}")
+
+
+def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
+    """What `frame` is computed by, and where its label is kept."""
+    electrons = sum(atomic_numbers.get(symbol, 0) for symbol in frame.species)
+    return recipe.of(frame.formula, electrons)
+
+
 def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
+    if isinstance(code, Stated):
+        return code.stated_version(settings, stated)
     try:
         installed = code.version(settings)
     except SpecError:
@@ -84,7 +102,7 @@ def installed_codes() -> tuple[str, ...]:
 
 def _is_installed(code: Code) -> bool:
     """One with a setting that only a campaign can give is asked when a campaign gives it."""
-    if isinstance(code, FileCode):
+    if isinstance(code, Brought):
         return code.is_here()
     try:
         settings = _validated(code, {})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode
+from services.labeler.codes.program import is_stated
 from services.labeler.programs import environment, threads_of
 from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
@@ -36,7 +37,7 @@ def run_files(
     put there first.
 
     Raises EngineCrashed after `seconds` and where a signal ended the program, Permanent when it is
-    not installed; whatever `tick` raises ends the program and passes on.
+    not installed or of another version; whatever `tick` raises ends the program and passes on.
     """
     folder.mkdir(parents=True)
     for name, data in files.items():
@@ -48,6 +49,7 @@ def run_files(
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
     outcome = code.read_outputs(folder, frame, status)
+    _check_version(recipe, outcome)
     return replace(outcome, seconds=time.monotonic() - started)
 
 
@@ -56,6 +58,13 @@ def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
         return code.command(recipe, cores)
     except SpecError as error:
         raise Permanent(str(error)) from error
+
+
+def _check_version(recipe: Recipe, outcome: Outcome) -> None:
+    if not is_stated(recipe.version, outcome.program):
+        raise Permanent(
+            f"this worker's {recipe.code} is {outcome.program}, the campaign's is {recipe.version}"
+        )
 
 
 def run(

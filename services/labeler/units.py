@@ -8,3 +8,5 @@ RYDBERG = HARTREE / 2
 """eV."""
 GPA = 1 / 160.2176634
 """eV/Å³."""
+KBAR = GPA / 10
+"""eV/Å³."""

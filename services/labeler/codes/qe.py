@@ -154,6 +154,7 @@ class Qe:
     molecular = False
     periodic = True
     electronic = False
+    inputs = frozenset({"kpoints"})
     max_z = 118
     settings: type[Settings] = QeSettings
 
