@@ -20,7 +20,7 @@ from shared.frames import Frame, canonical, from_ase
 from shared.spec import Labels
 from tests.programs import direction, force_along, point, require, rule, virial_along
 
-SETTINGS: dict[str, Any] = {"cutoff": 120}
+SETTINGS: dict[str, Any] = {"cutoff": 120, "basis": {"H": "SZV-MOLOPT-SR-GTH"}}
 FINER: dict[str, Any] = {"cutoff": 250}
 """A coarser grid adds its own part to a force's difference quotient."""
 SKEWED = [[4.2, 0, 0], [0.3, 4.4, 0], [-0.2, 0.4, 4.6]]
@@ -115,7 +115,7 @@ def test_a_template_gives_what_its_keywords_give(done: tuple[Outcome, Path], run
     text = input_text(frame, make_recipe(Labels(code="cp2k", settings=SETTINGS)))
     ours = ("CHARGE", "MULTIPLICITY", "A ", "B ", "C ", "H ")
     template = [line for line in text.splitlines() if not line.strip().startswith(ours)]
-    outcome = run(frame, template="\n".join(template), **dict.fromkeys(SETTINGS, 400.0))
+    outcome = run(frame, template="\n".join(template), cutoff=400.0, basis={})
     assert rule(frame, outcome) is None
     assert outcome.energies == pytest.approx(done[0].energies, abs=1e-6)
 
