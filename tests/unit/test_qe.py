@@ -41,8 +41,8 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     return Qe.settings.model_validate(labels.settings).model_dump(mode="json")
 
 
-def written(folder: Path, **changes: Any) -> list[str]:
-    lines = input_lines(ALLOY, settings(folder, **changes))
+def written(folder: Path, charge: int = 0, **changes: Any) -> list[str]:
+    lines = input_lines(ALLOY, settings(folder, **changes), charge)
     return [" ".join(line.split()) for line in lines]
 
 
@@ -75,6 +75,11 @@ def test_smearing_and_spin(folder: Path) -> None:
     )
     smeared = {"occupations = 'smearing'", "smearing = 'marzari-vanderbilt'", "degauss = 0.02"}
     assert smeared | {"nspin = 2", "starting_magnetization(2) = 0.6"} <= set(found)
+
+
+def test_a_charge(folder: Path) -> None:
+    assert "tot_charge = -1" in written(folder, charge=-1)
+    assert not any("tot_charge" in line for line in written(folder))
 
 
 def test_free_keywords_pass_through(folder: Path) -> None:
