@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from dpstream.deployment import is_folder, open_bus, open_store
 from dpstream.engines import check_engines
 from dpstream.inputs import gather
 from dpstream.options import DEFAULT_ROOT, Broker, Root, console
-from dpstream.relabel import at_desk
+from dpstream.relabel import Method, at_desk
 from dpstream.watch import say
 from services.labeler.codes import CODES
 from services.labeler.codes.base import FileCode
-from services.labeler.recipes import installed_codes, make_recipe
+from services.labeler.recipes import installed_codes, make_recipe, read_files
 from services.labeler.settings import LabelerSettings
 from services.trainer.training_input import BACKENDS
 from shared.embedded import FolderStore
@@ -40,7 +40,7 @@ from shared.frames import Frame, frame_key
 from shared.sections import Labels
 from shared.settings import read_settings, variable_of
 from shared.spec import Spec, load_spec
-from shared.values import Accepted, Recipe, Rejected
+from shared.values import Accepted, Rejected
 
 PROBE_SECONDS = 120.0
 """For a library to be imported in a process of its own, on a busy machine."""
@@ -62,6 +62,7 @@ DEEPMD_PROBE = """
 import deepmd, deepmd.tf
 print(deepmd.__version__)
 """
+Own = tuple[Labels, Mapping[str, bytes], Frame]
 State = Literal["works", "missing", "absent"]
 MARKS = {"works": "[green]works[/]", "missing": "[red]missing[/]", "absent": "[dim]not here[/]"}
 
@@ -104,10 +105,10 @@ def doctor(
 
 def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
     """All findings, in the table's order; slow ones are made at the same time."""
-    spec, smallest, said = _spec(path)
+    spec, own, said = _spec(path)
     with ThreadPoolExecutor(2) as pool:
         engines = [pool.submit(_deepmd, spec), pool.submit(_lammps)]
-        labels = list(_labels(spec, smallest))
+        labels = list(_labels(own))
         servers = [*_folders(), *_store(root), *_broker(broker)]
         first = [_machine(), _disk(root), *said]
         return [*first, *(engine.result() for engine in engines), *labels, *servers]
@@ -143,19 +144,21 @@ def _disk(root: str) -> Finding:
     return Finding("disk", "works", detail)
 
 
-def _spec(path: Path | None) -> tuple[Spec | None, Frame | None, list[Finding]]:
-    """The spec, and its smallest structure."""
+def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
+    """The spec, and how it labels which structure, its smallest."""
     if path is None:
         return None, None, []
     spec = load_spec(path)
     try:
+        labels, files = read_files(spec.labels, path.parent)
+        spec = spec.model_copy(update={"labels": labels})
         systems = gather(spec, path.parent).systems
     except SpecError as error:
         return spec, None, [_missing("spec", error)]
     frames = [frame for those in systems.values() for frame in those]
     smallest = min(frames, key=lambda frame: len(frame.species))
     about = f"{len(frames)} starting structures of {len(systems)} systems"
-    return spec, smallest, [Finding("spec", "works", about)]
+    return spec, (labels, files, smallest), [Finding("spec", "works", about)]
 
 
 def _missing(part: str, error: DpstreamError, state: State = "missing") -> Finding:
@@ -207,15 +210,13 @@ def _probe(program: str) -> tuple[bool, str]:
 # ------------------------------------------------------------------------------ labeling codes
 
 
-def _labels(spec: Spec | None, smallest: Frame | None) -> Iterator[Finding]:
+def _labels(own: Own | None) -> Iterator[Finding]:
     """The spec's own code with a single point, then all others."""
-    own = None
-    if spec is not None and smallest is not None:
-        own = spec.labels.code
-        yield _tried(spec.labels, smallest, "missing")
-    found = [_code(name) for name in CODES if name != own]
+    if own is not None:
+        yield _tried(*own, "missing")
+    found = [_code(name) for name in CODES if own is None or name != own[0].code]
     yield from found
-    if spec is None and not any(finding.state == "works" for finding in found):
+    if own is None and not any(finding.state == "works" for finding in found):
         yield Finding("labels", "missing", "no code works", "pip install 'dpstream[labeler]'")
 
 
@@ -231,15 +232,17 @@ def _code(name: str) -> Finding:
     if isinstance(code, FileCode) or not code.molecular:
         return Finding(part, "works", f"{recipe.version}; not tried without a SPEC")
     hydrogen = Frame(("H", "H"), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
-    return _tried(Labels(code=name), hydrogen, "absent")
+    return _tried(Labels(code=name), {}, hydrogen, "absent")
 
 
-def _tried(labels: Labels, frame: Frame, otherwise: State) -> Finding:
+def _tried(labels: Labels, files: Mapping[str, bytes], frame: Frame, otherwise: State) -> Finding:
     """A single point by the labeler's own desk, kept nowhere."""
     part = f"labels: {labels.code}"
     try:
         recipe = make_recipe(labels)
-        verdict = _point(labels, recipe, frame)
+        limit = min(labels.max_seconds, POINT_SECONDS)
+        bounded = labels.model_copy(update={"max_seconds": limit})
+        verdict = _point(Method(bounded, recipe, files), frame)
     except DpstreamError as error:
         return _missing(part, error, otherwise)
     about = f"{recipe.version}; {frame.formula}"
@@ -251,12 +254,10 @@ def _tried(labels: Labels, frame: Frame, otherwise: State) -> Finding:
     return Finding(part, otherwise, f"{about}: {verdict.rule}: {verdict.detail}", "change labels")
 
 
-def _point(labels: Labels, recipe: Recipe, frame: Frame) -> Accepted | Rejected:
-    limit = min(labels.max_seconds, POINT_SECONDS)
-    bounded = labels.model_copy(update={"max_seconds": limit})
+def _point(method: Method, frame: Frame) -> Accepted | Rejected:
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         store = FolderStore(Path(folder))
-        with at_desk(bounded, recipe, store, "doctor", threading.Event()) as desk:
+        with at_desk(method, store, "doctor", threading.Event()) as desk:
             return desk.judge(frame_key(frame), frame)
 
 

@@ -20,7 +20,7 @@ from dpstream.generator import as_frame
 from dpstream.options import DEFAULT_ROOT, MOST_WORKERS, Root, console, within
 from dpstream.progress import progress
 from dpstream.recipe_file import RecipeOption, read_recipe
-from dpstream.relabel import work_at_desks
+from dpstream.relabel import Method, work_at_desks
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.structures import read_structures
 from dpstream.watch import say
@@ -30,8 +30,7 @@ from shared.dataset import Labelled
 from shared.errors import SpecError, TaskError
 from shared.frames import Frame, canonical, decode_labelled, frame_key
 from shared.ports import Store
-from shared.spec import Labels
-from shared.values import Accepted, Recipe, Rejected
+from shared.values import Accepted, Rejected
 
 COMMAND = "label"
 REJECTED = "rejected.jsonl"
@@ -71,17 +70,17 @@ def label(
 
     Example: dpstream label frames.extxyz --recipe recipe.yaml -o labelled
     """
-    given, known = read_recipe(recipe)
+    method, default = read_recipe(recipe)
     read = read_frames(frames)
-    elements = type_map_for(type_map, given.type_map, read.elements)
+    elements = type_map_for(type_map, default, read.elements)
     claim(output, COMMAND)
     with within(root):
         store = open_store(root)
-        job = Job(given.labels, known, store, output, read)
+        job = Job(method, store, output, read)
         job.recall(retry)
         stopped = job.run(workers)
         labelled = job.labelled()
-    about = {"recipe": known.model_dump(), "sources": [str(path) for path in frames]}
+    about = {"recipe": method.recipe.model_dump(), "sources": [str(path) for path in frames]}
     say(console, f"{read.count} frames, {len(read.unique)} of them different: {job.summary}")
     say(console, write_dataset(labelled, output, COMMAND, elements, **about))
     if stopped:
@@ -134,8 +133,7 @@ def read_frames(paths: list[Path]) -> Frames:
 class Job:
     """One run over the frames; what was rejected is written down as it falls."""
 
-    labels: Labels
-    recipe: Recipe
+    method: Method
     store: Store
     folder: Path
     frames: Frames
@@ -150,8 +148,9 @@ class Job:
     @property
     def _terms(self) -> dict[str, Any]:
         """What a rejection holds under: another recipe or other caps judge anew."""
-        limits = vars(Limits.of(self.labels))
-        return {"recipe": self.recipe.digest, **limits, "max_seconds": self.labels.max_seconds}
+        limits = vars(Limits.of(self.method.labels))
+        seconds = self.method.labels.max_seconds
+        return {"recipe": self.method.recipe.digest, **limits, "max_seconds": seconds}
 
     def recall(self, retry: bool) -> None:
         """Rejections of an earlier run under the same terms stand, unless they are to be tried
@@ -180,8 +179,7 @@ class Job:
                 work_at_desks(
                     waiting.items(),
                     work,
-                    self.labels,
-                    self.recipe,
+                    self.method,
                     self.store,
                     purpose=COMMAND,
                     workers=workers,

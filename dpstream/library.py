@@ -235,7 +235,7 @@ def entries(store: Store) -> Iterator[Entry]:
 
 def _is(recipe: Recipe, wanted: str) -> bool:
     if Path(wanted).suffix:
-        return recipe.digest == read_recipe(Path(wanted))[1].digest
+        return recipe.digest == read_recipe(Path(wanted))[0].recipe.digest
     return recipe.digest.startswith(wanted)
 
 

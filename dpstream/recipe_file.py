@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from pydantic import Field, ValidationError
 
-from services.labeler.recipes import make_recipe
+from dpstream.relabel import Method
+from services.labeler.recipes import make_recipe, read_files
 from shared.errors import SpecError
 from shared.sections import Labels, Section
 from shared.spec import load_spec
 from shared.spec_errors import explain, read_document
-from shared.values import Recipe
 
 RecipeOption = Annotated[
     Path,
@@ -31,12 +31,13 @@ class RecipeFile(Section):
     type_map: tuple[str, ...] = Field(default=(), description="chemical symbols, in model order")
 
 
-def read_recipe(path: Path) -> tuple[RecipeFile, Recipe]:
-    """What the file says, and the recipe on this machine. `SpecError` names file, key, value and
-    remedy."""
+def read_recipe(path: Path) -> tuple[Method, tuple[str, ...]]:
+    """How labels are computed on this machine, files that the settings name included, and the type
+    map where there is one. `SpecError` names file, key, value and remedy."""
     try:
         given = _read(path)
-        return given, make_recipe(given.labels)
+        labels, files = read_files(given.labels, path.parent)
+        return Method(labels, make_recipe(labels), files), given.type_map
     except SpecError as error:
         text = str(error)
         raise SpecError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error

@@ -22,8 +22,8 @@ from dpstream.label import Workers
 from dpstream.options import DEFAULT_ROOT, Root, console, within
 from dpstream.progress import progress
 from dpstream.properties.basis import How, like, relaxed
-from dpstream.recipe_file import RecipeFile, RecipeOption, read_recipe
-from dpstream.relabel import work_at_desks
+from dpstream.recipe_file import RecipeOption, read_recipe
+from dpstream.relabel import Method, work_at_desks
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.watch import say
 from services.labeler import dynamics
@@ -33,7 +33,7 @@ from shared.dataset import Labelled
 from shared.errors import SpecError, TaskError
 from shared.frames import Frame, canonical, decode_labelled, frame_key, from_ase, to_ase
 from shared.ports import Store
-from shared.values import Recipe, Rejected, stable_seed
+from shared.values import Rejected, stable_seed
 
 FEMTOSECOND = 1e-3
 """ps."""
@@ -151,8 +151,7 @@ class Job:
     workers: int
     fmax: float
     root: str
-    recipe: Recipe = field(init=False)
-    given: RecipeFile = field(init=False)
+    method: Method = field(init=False)
     store: Store = field(init=False)
 
     def run(
@@ -164,9 +163,9 @@ class Job:
     ) -> None:
         """From cells to a dataset; says what it does, and raises `typer.Exit` where not all went
         well."""
-        self.given, self.recipe = read_recipe(self.recipe_path)
+        self.method, default = read_recipe(self.recipe_path)
         species = {symbol for cell in cells.values() for symbol in cell.species}
-        symbols = type_map_for(None, self.params.type_map or self.given.type_map, species)
+        symbols = type_map_for(None, self.params.type_map or default, species)
         claim(self.output, self.command)
         for line in unused:
             say(console, line)
@@ -188,7 +187,7 @@ class Job:
     ) -> list[Trajectory]:
         if not self.params.skip_relax:
             cells = self._relaxed(cells, asked)
-        shortest = self.given.labels.min_distance
+        shortest = self.method.labels.min_distance
         starts = [
             Trajectory(f"{name}: {wide}{variant}", frame)
             for name, cell in cells.items()
@@ -235,8 +234,7 @@ class Job:
             work_at_desks(
                 items,
                 work,
-                self.given.labels,
-                self.recipe,
+                self.method,
                 self.store,
                 purpose=self.command,
                 workers=self.workers,
@@ -249,7 +247,7 @@ class Job:
         labelled = [item for trajectory in trajectories for item in trajectory.kept]
         kept = labelled[: self.params.coll_ndata]
         about = {
-            "recipe": self.recipe.model_dump(),
+            "recipe": self.method.recipe.model_dump(),
             "parameters": self.params.model_dump(mode="json"),
         }
         say(console, write_dataset(kept, self.output, self.command, symbols, **about))

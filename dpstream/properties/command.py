@@ -101,7 +101,8 @@ def compare_properties(
         compared = [compare(n, a, wanted, sides, how, _tell) for n, a in named]
     for each in compared:
         console.print(table(each, list(sides)))
-    about = {"model": str(model), "recipe": read_recipe(recipe)[1].model_dump(), "how": vars(how)}
+    taught = read_recipe(recipe)[0].recipe.model_dump()
+    about = {"model": str(model), "recipe": taught, "how": vars(how)}
     for path in write(compared, folder, about):
         say(console, f"wrote {path}")
     if not all(each.complete for each in compared):
@@ -174,8 +175,7 @@ def _sides(model: Path, recipe: Path, store: Store, log: Path) -> Iterator[dict[
     with ExitStack() as stack:
 
         def by_recipe(path: Path) -> Any:
-            given, known = read_recipe(path)
-            desk = at_desk(given.labels, known, store, "test", threading.Event())
+            desk = at_desk(read_recipe(path)[0], store, "test", threading.Event())
             return RecipeCalculator(stack.enter_context(desk))
 
         taught = by_recipe(recipe)

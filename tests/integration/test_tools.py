@@ -69,12 +69,14 @@ def test_label_computes_once_lists_rejections_and_writes_a_dataset(
     close = bulk("Cu", cubic=True)
     close.positions[1] = close.positions[0] + [0.2, 0, 0]
     write("frames.extxyz", [*frames, close, frames[0]])
-    status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml")
+    status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
     assert status == 1
     assert "5 frames, 4 of them different: 3 computed, 0 known, 1 rejected" in said
     assert "min-distance  1       3        atoms 0.200 Å apart, below 0.5 Å" in said
     kept = {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
-    status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml", "--retry")
+    status, said = call(
+        "label", "frames.extxyz", "--recipe", "emt.yaml", "--retry", "--workers", "1"
+    )
     assert "0 computed, 3 known, 1 rejected" in said
     assert len(Path("labelled/rejected.jsonl").read_text().splitlines()) == 1
     assert kept == {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
@@ -145,14 +147,14 @@ def test_a_bad_recipe_is_one_line(call: Call, recipe: str, problem: str) -> None
 def test_the_recipe_as_calculator_gives_what_the_code_gives_and_remembers(tmp_path: Path) -> None:
     """Atoms in any order, a cell in any orientation; each point is computed once."""
     (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
-    given, recipe = read_recipe(tmp_path / "emt.yaml")
+    method, _ = read_recipe(tmp_path / "emt.yaml")
     atoms = bulk("Cu") * 2
     atoms.symbols[3] = "Au"
     atoms.rattle(0.1, seed=3)
     expected = atoms.copy()
     expected.calc = EMT()
     store = FolderStore(tmp_path / "root")
-    with at_desk(given.labels, recipe, store, "test", threading.Event()) as desk:
+    with at_desk(method, store, "test", threading.Event()) as desk:
         for reused in (False, True):
             calculator = RecipeCalculator(desk)
             atoms.calc = calculator
@@ -223,7 +225,14 @@ def init_params(**changes: Any) -> str:
 
 
 def test_init_bulk_relaxes_perturbs_moves_and_collects(call: Call, tmp_path: Path) -> None:
-    words = ("init-bulk", init_params(md_nstep=3, coll_ndata=11), "--recipe", "emt.yaml")
+    words = (
+        "init-bulk",
+        init_params(md_nstep=3, coll_ndata=11),
+        "--recipe",
+        "emt.yaml",
+        "--workers",
+        "1",
+    )
     status, said = call(*words)
     assert status == 0, said
     assert "potcars: not used: the recipe says which potentials" in said
@@ -247,8 +256,10 @@ def test_init_bulk_relaxes_perturbs_moves_and_collects(call: Call, tmp_path: Pat
 def test_a_trajectory_that_breaks_down_keeps_its_frames(call: Call) -> None:
     recipe = {"labels": {**EMT_RECIPE["labels"], "max_force": 0.5}}
     Path("emt.yaml").write_text(yaml.safe_dump(recipe))
-    param = init_params(md_nstep=2, pert_numb=0, scale=[1.0, 0.8], pert_atom=0.0, pert_box=0.0)
-    words = (param, "--recipe", "emt.yaml", "--temperature", "2000", "--timestep", "20")
+    still = {"pert_numb": 0, "pert_atom": 0.0, "pert_box": 0.0, "skip_relax": True}
+    param = init_params(md_nstep=2, scale=[0.97, 0.8], **still)
+    heat = ("--temperature", "2000", "--timestep", "20", "--workers", "1")
+    words = (param, "--recipe", "emt.yaml", *heat)
     status, said = call("init-bulk", *words)
     assert status == 1
     assert "max-force: largest force" in said
@@ -259,7 +270,9 @@ def test_init_surf_labels_slabs_pulled_apart(call: Call) -> None:
     param = init_params(
         millers=[[1, 1, 1]], layer_numb=2, vacuum_max=5.0, vacuum_resol=[2.0], scale=[1.0]
     )
-    status, said = call("init-surf", param, "--recipe", "emt.yaml", "--fmax", "0.1")
+    status, said = call(
+        "init-surf", param, "--recipe", "emt.yaml", "--fmax", "0.1", "--workers", "1"
+    )
     assert status == 0, said
     assert "6 structures, at most 6 labels" in said
     slabs = read("init-surf/dataset.extxyz", ":")
