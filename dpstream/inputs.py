@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from dpstream.imported import Imported, find_files, frame_of, read_ase, read_labelled
+from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
 from dpstream.training_check import check_training
 from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
@@ -95,7 +96,7 @@ def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
     paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
     frames = []
     for path in dict.fromkeys(paths):
-        for number, atoms in enumerate(_read(path, key)):
+        for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
                 frame = canonical(frame_of(atoms, system.periodic, where)).frame
@@ -107,9 +108,9 @@ def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
     return frames
 
 
-def _read(path: Path, key: str) -> list[object]:
+def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
     try:
-        return read_ase(path)
+        return read_ase(path) if form is None else read_dpdata(path, form, type_map)
     except SpecError as error:
         raise SpecError(f"{key}: {error}") from error
 
@@ -279,12 +280,19 @@ def _check_barostat(spec: Spec, systems: Mapping[str, list[Frame]]) -> None:
         for name in stage.systems:
             if any(frame.cell is None for frame in systems[name]):
                 raise SpecError(f"{key}: {stage.md.ensemble} needs a cell; systems.{name} has none")
-        loss = spec.training.input.get("loss", {})
-        if not any(float(loss.get(k, 0.0)) > 0 for k in ("start_pref_v", "limit_pref_v")):
+        if not _virial_prefactors(spec):
             raise SpecError(
                 f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
             )
+
+
+def _virial_prefactors(spec: Spec) -> list[float]:
+    """Those that the spec gives, of all members."""
+    inputs = (spec.training.input, *spec.training.member_input.values())
+    losses = [given.get("loss", {}) for given in inputs]
+    keys = ("start_pref_v", "limit_pref_v")
+    return [float(loss[key]) for loss in losses for key in keys if key in loss]
 
 
 def _check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:
@@ -317,6 +325,7 @@ def _warnings(
         yield from (f"systems.{name}: {text}" for text in said)
     yield from _dubious_labels(spec, labelled)
     yield from _not_taken(spec)
+    yield from _unlearnt_virial(spec)
     for number, stage in enumerate(spec.stages):
         yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
     reachable = spec.audit.per_round * spec.budget.rounds
@@ -361,6 +370,15 @@ def _not_taken(spec: Spec) -> Iterator[str]:
         yield (
             f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
             "epochs, min_steps, max_steps) and the data"
+        )
+
+
+def _unlearnt_virial(spec: Spec) -> Iterator[str]:
+    barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
+    if barostats and not any(_virial_prefactors(spec)):
+        yield (
+            f"stages {', '.join(barostats)}: a barostat follows models that never learn the "
+            "virial: training.input.loss has start_pref_v and limit_pref_v 0"
         )
 
 

@@ -10,11 +10,11 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from services.explorer.diversity import Environments, FarthestPoint
-from shared.values import Condition
+from shared.values import Condition, is_offered
 
 SLACK = 1e-6
 """ps; times are written to this, so frames exactly `min_separation` apart pass."""
@@ -26,6 +26,7 @@ DUPLICATE = "duplicate"
 SHARE = "its trajectory has had its share"
 NEAR = "near another of its trajectory"
 OVER_SYSTEM = "over the cap of its system"
+TOO_FEW = "too few of its system"
 OVER = "over the cap"
 
 
@@ -82,9 +83,16 @@ class Rules:
     seed: int
     policy: Literal["random", "max-deviation", "diverse", "least-deviation"] = "random"
     per_system: int | None = None
+    caps: Mapping[str, int] = field(default_factory=dict)
+    min_per_system: int = 0
     per_trajectory: int = 1
     min_separation: float = 0.1
     time_bins: int = 4
+
+    def cap(self, system: str) -> float:
+        """Most frames of one system."""
+        default = math.inf if self.per_system is None else self.per_system
+        return self.caps.get(system, default)
 
 
 class Spacing:
@@ -123,8 +131,8 @@ class Room:
             return SHARE
         if self.spacing.is_near(candidate):
             return NEAR
-        cap = self.rules.per_system
-        if cap is not None and self._by_system[candidate.condition.system] >= cap:
+        system = candidate.condition.system
+        if self._by_system[system] >= self.rules.cap(system):
             return OVER_SYSTEM
         return OVER if self.full else None
 
@@ -158,7 +166,7 @@ def choose(
     the given candidates, needed by `diverse` only. Raises ValueError without it.
     """
     refused: Counter[str] = Counter()
-    pool = distinct(candidates, refused)
+    pool = _worthwhile(distinct(candidates, refused), rules, refused)
     room = Room(rules, taken or {})
     if rules.policy == "diverse":
         picks = _diverse(pool, room, describe)
@@ -183,6 +191,16 @@ def distinct(candidates: Iterable[Candidate], refused: Counter[str]) -> list[Can
         else:
             pool[c.key] = c
     return list(pool.values())
+
+
+def _worthwhile(pool: Sequence[Candidate], rules: Rules, refused: Counter[str]) -> list[Candidate]:
+    """The candidates of systems with enough to label; the others are counted in `refused`.
+    Offered frames belong to no system."""
+    found = Counter(c.condition.system for c in pool)
+    poor = {s for s, n in found.items() if min(n, rules.cap(s)) < rules.min_per_system}
+    worth = [c for c in pool if c.condition.system not in poor or is_offered(c.trajectory)]
+    refused.update({TOO_FEW: len(pool) - len(worth)} if len(worth) < len(pool) else {})
+    return worth
 
 
 def _identity(c: Candidate) -> tuple[str, int, str, float, str, float, bool]:

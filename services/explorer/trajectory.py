@@ -164,7 +164,10 @@ class Walk:
         self.made += outcome["made"]
         self.streak, self.stopped = outcome["streak"], outcome["stopped"]
         if outcome["made"]:
-            self._judge(self._read_frames())
+            batch = self._read_frames()
+            rows = np.flatnonzero(batch.arrays["time_ps"] > (self.md.skip - 0.5) * self.md.timestep)
+            if len(rows):
+                self._judge(batch.take(rows.tolist()))
 
     def _read_frames(self) -> Batch:
         """The frames of the last piece, canonical."""

@@ -85,13 +85,15 @@ class Run:
 
 def build_input(training: Training, run: Run) -> Json:
     """The complete `input.json`: defaults, then `training.input`, then the member's own overrides,
-    key by key; then what is dpstream's to say (types, systems, seeds, steps, files).
+    then those of warm starts, key by key; then what is dpstream's to say (types, systems, seeds, steps, files).
 
     A section whose `type` differs from the default's replaces it whole: its keys mean something
     else. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
     """
     document = merge(DEFAULTS, training.input)
     document = merge(document, training.member_input.get(run.member, {}))
+    if run.warm:
+        document = merge(document, training.warm_input)
     _set_model(document["model"], run)
     document["learning_rate"] = _learning_rate(document["learning_rate"], training, run)
     document["training"] = _training(document["training"], training, run)

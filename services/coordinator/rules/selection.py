@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.coordinator import convergence
+from services.coordinator.rules.trust import stage_of
 from services.coordinator.rules.turn import Turn
 from services.coordinator.state import State
 from shared import messages as m
@@ -37,7 +38,8 @@ def _ask_selection(turn: Turn, over: bool) -> None:
     assert state.round is not None
     reservoirs = state.round.reservoirs if over else {}
     explored = any(not is_offered(item.trajectory) for item in state.pool.values())
-    fallback = over and not explored and not convergence.looks_good(state)
+    hopeless = over and not explored and not convergence.looks_good(state)
+    fallback = hopeless and stage_of(state).repeat
     pool = Pool(
         candidates=() if fallback else tuple(state.pool[uri] for uri in sorted(state.pool)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
@@ -58,6 +60,7 @@ def _ask_selection(turn: Turn, over: bool) -> None:
         pool=ref,
         labels=_free_slots(state),
         per_system=state.spec.selection.per_system,
+        caps=_caps(state),
         audits=_audits_wanted(state) if over else 0,
     )
 
@@ -69,6 +72,29 @@ def _taken(state: State) -> dict[str, tuple[float, ...]]:
         return dict(state.taken)
     asked = {f.origin: (0.0,) for f in state.frames.values() if is_offered(f.origin)}
     return {**state.taken, **asked}
+
+
+def _caps(state: State) -> dict[str, int]:
+    """Labels for systems so accurate that they get less than `per_system`."""
+    none_above = state.spec.selection.none_above
+    if none_above is None:
+        return {}
+    soft = state.spec.selection.fewer_above
+    fewer_above = none_above if soft is None else soft
+    shares = convergence.accurate_by_system(state)
+    return {
+        system: 0 if share >= none_above else _shrunk(state, share, none_above)
+        for system, share in shares.items()
+        if share >= fewer_above
+    }
+
+
+def _shrunk(state: State, share: float, none_above: float) -> int:
+    rules = state.spec.selection
+    assert rules.fewer_above is not None
+    assert rules.per_system is not None
+    left = (none_above - share) / (none_above - rules.fewer_above)
+    return int(rules.per_system * left + 1e-9)  # 1.9999… of shares such as 0.9 − 0.8 means 2
 
 
 def _audits_wanted(state: State) -> int:
