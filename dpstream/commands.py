@@ -11,12 +11,15 @@ import typer
 from dpstream import remote
 from dpstream.access import access
 from dpstream.deployment import is_folder
+from dpstream.dpgen.command import check_machine, import_
 from dpstream.export import export as export_campaign
 from dpstream.mixed import run_mixed
 from dpstream.options import (
     DEFAULT_ROOT,
     Broker,
     Campaign,
+    Code,
+    MachineFile,
     Mode,
     NewName,
     Root,
@@ -58,6 +61,7 @@ WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 @app.command()
 def run(
     spec: SpecFile,
+    machine: MachineFile = None,
     mode: Mode = None,
     workers: Annotated[
         str,
@@ -70,6 +74,7 @@ def run(
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     name: NewName = None,
+    code: Code = None,
 ) -> None:
     """Run a campaign on this machine; an existing one is resumed.
 
@@ -87,7 +92,8 @@ def run(
     crew = {**WORKERS, **parse_workers(workers, services, least=0 if broker else 1)}
     if broker is None and not is_folder(root):
         raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
-    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None)
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None, code=code)
     with within(root):
         if broker is None:
             raise typer.Exit(run_campaign(loaded, gathered, recipe, Path(root), crew, console))
@@ -95,12 +101,15 @@ def run(
 
 
 @app.command()
-def validate(spec: SpecFile, mode: Mode = None) -> None:
+def validate(
+    spec: SpecFile, machine: MachineFile = None, mode: Mode = None, code: Code = None
+) -> None:
     """Check a spec and all that it names, and print the plan. Starts nothing.
 
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
-    loaded, gathered, recipe = prepared(spec, mode, None)
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, None, code=code)
     cross_check(gathered, loaded, lambda frames: label_frames(loaded, recipe, frames))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
@@ -185,6 +194,9 @@ def new(
     )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+app.command("import")(import_)
 
 
 @app.command()
