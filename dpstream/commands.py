@@ -12,6 +12,7 @@ from dpstream import remote
 from dpstream.access import access
 from dpstream.deployment import is_folder
 from dpstream.dpgen.command import check_machine, import_
+from dpstream.dpgen.layout import export_layout
 from dpstream.export import export as export_campaign
 from dpstream.mixed import run_mixed
 from dpstream.options import (
@@ -152,11 +153,24 @@ def export(
     full: Annotated[
         bool, typer.Option("--full", help="Also the ledger and all labels: a root of its own.")
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as DP-GEN's."),
+    ] = "dpstream",
 ) -> None:
     """Write models, dataset (DeePMD and extxyz) and report into a folder."""
+    if layout not in ("dpstream", "dpgen"):
+        raise SpecError(f"--layout: {layout!r}: should be dpstream or dpgen")
+    if layout == "dpgen" and full:
+        raise SpecError("--full: goes with --layout dpstream only")
     with within(root):
         store, name = named(campaign, root)
-        for line in export_campaign(store, name, output, full):
+        lines = (
+            export_layout(store, name, output)
+            if layout == "dpgen"
+            else export_campaign(store, name, output, full)
+        )
+        for line in lines:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -78,10 +78,11 @@ def is_param(document: Mapping[Any, Any]) -> bool:
 
 
 def account(values: Mapping[str, Any], table: Sequence[Key], where: str = "") -> list[Line]:
-    """What becomes of each key of `values`. Raises `SpecError` for a key nobody knows, or one that
-    asks for what cannot be done."""
+    """What becomes of each key of `values`. Raises `SpecError` for one that asks for what cannot be
+    done, or else for a key nobody knows."""
     known = {key.name: key for key in table}
-    return [_line(where, name, value, known) for name, value in values.items()]
+    names = sorted(values, key=lambda name: name not in known)
+    return [_line(where, name, values[name], known) for name in names]
 
 
 def _line(where: str, name: str, value: Any, known: Mapping[str, Key]) -> Line:
@@ -91,7 +92,7 @@ def _line(where: str, name: str, value: Any, known: Mapping[str, Key]) -> Line:
     idle = any(value is given or value == given for given in key.harmless)
     if key.fate == "refused" and not idle:
         raise SpecError(f"{where}{name}: {_brief(value)}: {key.words}")
-    words = "asks for nothing" if key.fate == "refused" else key.words
+    words = "as it is here anyway" if key.fate == "refused" else key.words
     fate: Fate = "unused" if key.fate == "refused" else key.fate
     return Line(where + name, _brief(value), fate, words)
 

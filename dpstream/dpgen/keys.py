@@ -148,4 +148,27 @@ LABELING: tuple[Key, ...] = (
     mapped("ratio_failed", "convergence.max_rejected; above it a round has not passed"),
 )
 
-PARAM = (*DATA, *TRAINING, *EXPLORATION, *LABELING)
+OTHERS = "belongs to another model_devi_engine than lammps"
+OTHER_ENGINES: dict[str, tuple[str, ...]] = {
+    "amber": (
+        *("low_level", "cutoff", "parm7_prefix", "parm7", "mdin_prefix", "mdin", "qm_region"),
+        *("qm_charge", "nsteps", "r", "disang_prefix", "disang"),
+    ),
+    "calypso": ("calypso_input_path", "model_devi_max_iter", "vsc"),
+    "gromacs": ("gromacs_settings",),
+}
+OTHER_JOBS = (
+    *("restart_from_iter", "lambdas", "times", "NameOfAtoms", "NumberOfAtoms", "NumberOfFormula"),
+    *("Volume", "DistanceOfIon", "PsoRatio", "PopSize", "MaxStep", "ICode", "Split", "VSC"),
+    *("MaxNumAtom", "CtrlRange", "PSTRESS", "fmax", "task_min"),
+)
+"""Keys of other engines' jobs."""
+
+PARAM = (
+    *DATA,
+    *TRAINING,
+    *EXPLORATION,
+    *LABELING,
+    *(refused(name, OTHERS) for names in OTHER_ENGINES.values() for name in names),
+)
+JOBS = (*JOB, *(refused(name, OTHERS) for name in OTHER_JOBS))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpstream.dpgen.document import Key, Line, account, mapped, unused
+from dpstream.dpgen.document import Line, account, mapped, unused
 from shared.errors import SpecError
 
 SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
@@ -137,7 +137,3 @@ def _worker(service: str, command: Any, resources: Mapping[str, Any]) -> Worker:
         cores if isinstance(cores, int) else None,
         tuple(before),
     )
-
-
-KEYS: dict[str, tuple[Key, ...]] = {"": TOP, "train, model_devi, fp": PART, "resources": RESOURCES}
-"""All tables of this file, by where their keys stand."""

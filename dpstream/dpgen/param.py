@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpstream.dpgen.document import Line, account
-from dpstream.dpgen.keys import JOB, PARAM
+from dpstream.dpgen.keys import JOBS, PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
 from dpstream.dpgen.stages import expanded, jobs_left, read_stages, system_name
-from dpstream.dpgen.training import read_training
 from dpstream.dpgen.styles import Given
+from dpstream.dpgen.training import read_training
 from dpstream.dpgen.values import Job, Param
 from shared.errors import SpecError
 from shared.sections import Selection
@@ -93,6 +93,8 @@ def _document(
 ) -> tuple[Json, list[str]]:
     """The spec, and what is not the same as in DP-GEN."""
     jobs, differences = jobs_left(param, begun.jobs), list[str]()
+    if not jobs:
+        raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
     document = {
         "name": name,
@@ -129,7 +131,7 @@ def _account_jobs(values: Mapping[str, Any]) -> list[Line]:
     """One line for each key, with its value in the first job that has it."""
     lines: dict[str, Line] = {}
     for number, job in enumerate(_jobs(values)):
-        for line in account(job, JOB, f"model_devi_jobs.{number}."):
+        for line in account(job, JOBS, f"model_devi_jobs.{number}."):
             key = line.key.replace(f".{number}.", "[].", 1)
             lines.setdefault(key, replace(line, key=key))
     return list(lines.values())

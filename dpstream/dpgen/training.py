@@ -30,7 +30,7 @@ DEEPMD: Json = {
     "learning_rate": {
         "type": "exp",
         "start_lr": 1e-3,
-        "stop_lr": 1e-8,
+        "stop_lr": 5e-8,
         "smooth": False,
         "warmup_steps": 0,
     },

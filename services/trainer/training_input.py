@@ -116,8 +116,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
 
 
 def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    kind = over.get("type", base.get("type"))
-    return bool(ALIASES.get(str(kind), kind) == base.get("type"))
+    mine = base.get("type")
+    kind = over.get("type", mine)
+    return bool(ALIASES.get(str(kind), kind) == ALIASES.get(str(mine), mine))
 
 
 def _set_model(model: Json, run: Run) -> None:
