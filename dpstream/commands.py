@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ from dpstream.propose import propose
 from dpstream.relabel import label_frames
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
+from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
@@ -111,7 +113,7 @@ def validate(
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
-    cross_check(gathered, loaded, lambda frames: label_frames(loaded, recipe, frames))
+    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
 
@@ -122,7 +124,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     with within(root):
         store, name = named(campaign, root)
         learning = Learning.of(heard_and_decided(store, name))
-        console.print(summary(load_state(store, name), learning))
+        state = load_state(store, name)
+        check_submitted(store, name, state.submitted)
+        console.print(summary(state, learning))
         buried = sum(1 for _ in store.list(BURIED))
     if buried:
         console.print(f"{buried} messages that nobody could read are kept under {BURIED}")

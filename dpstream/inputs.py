@@ -6,23 +6,26 @@ Each problem is one `SpecError` line: key, file, what is there and what is allow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
+from dpstream.contacts import gather_dimers
+from dpstream.given import Given, given_files
 from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
+from dpstream.loss_check import check_loss, loss_warnings
 from dpstream.training_check import check_training
 from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
-from services.labeler.recipes import code_of, make_recipe
+from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.trainer.training_input import NOT_THE_USERS
 from shared.errors import SpecError
-from shared.frames import Floats, Frame, Label, canonical, frame_key, to_ase
-from shared.spec import Md, Perturb, Spec, expand_material
+from shared.frames import Canonical, Floats, Frame, Label, canonical, frame_key, to_ase
+from shared.spec import Md, Perturb, Spec, System, expand_material
 from shared.values import stable_seed
 
 MOST_FRAMES = 150
@@ -38,8 +41,9 @@ TRIES = 100
 class Gathered:
     """What a campaign starts from, in canonical frames.
 
-    systems: starting structures by system; initial: perturbed copies to be labelled first;
-    labelled: imported training data; test: held-out labelled frames; warnings: for people.
+    systems: starting structures by system; initial: frames to be labelled first; labelled:
+    imported training data; test: held-out labelled frames; warnings: for people; files: what
+    trainings are given; attachments: what the labeling recipe names by digest.
     """
 
     systems: dict[str, list[Frame]]
@@ -47,6 +51,8 @@ class Gathered:
     labelled: list[tuple[Frame, Label]]
     test: list[tuple[Frame, Label]]
     warnings: list[str]
+    files: dict[str, Given] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def gather(spec: Spec, folder: Path) -> Gathered:
@@ -57,16 +63,19 @@ def gather(spec: Spec, folder: Path) -> Gathered:
     check_training(spec)
     systems = {name: _starting_structures(spec, name, folder) for name in spec.systems}
     labelled, test, said = _labelled_sets(spec, folder)
+    check_loss(spec, labelled, test)
     _check_computable(spec, systems, labelled + test)
     spec = _expanded(spec, systems)
     _check_barostat(spec, systems)
     _check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
-    initial = _perturbed(spec, systems)
-    warnings = [*said, *_warnings(spec, systems, labelled)]
+    dimers, left_out = gather_dimers(spec)
+    initial = [*_perturbed(spec, systems), *dimers]
+    warnings = [*said, *left_out, *_warnings(spec, systems, labelled)]
     systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
     _check_budget(spec, len(initial))
-    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings)
+    files = given_files(spec, folder)
+    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings, files)
 
 
 def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
@@ -92,20 +101,33 @@ def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
 
 
 def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
+    found = dict(structures(spec, name, folder))
+    for where, each in found.items():
+        _check_frame(each.frame, spec, where)
+    return [each.frame for each in found.values()]
+
+
+def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
+    """The starting structures of system `name`, each with where it stands."""
     system, key = spec.systems[name], f"systems.{name}.structures"
     paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
-    frames = []
     for path in dict.fromkeys(paths):
         for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
-                frame = canonical(frame_of(atoms, system.periodic, where)).frame
+                yield f"{key}: {where}", canonical(_with_parameters(atoms, system, where))
             except (SpecError, ValueError) as error:
                 text = str(error).removeprefix(f"{where}: ")
                 raise SpecError(f"{key}: {where}: {text}") from error
-            _check_frame(frame, spec, f"{key}: {where}")
-            frames.append(frame)
-    return frames
+
+
+def _with_parameters(atoms: object, system: System, where: str) -> Frame:
+    """The structure, with the parameters that its system gives to all of it."""
+    frame = frame_of(atoms, system.periodic, where)
+    own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
+    if system.aparam:
+        own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
+    return frame.given(own)
 
 
 def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
@@ -149,8 +171,8 @@ def _thinned(
     total = sum(len(frames) for frames in systems.values())
     if room < len(systems):
         raise SpecError(
-            f"initial.perturb.copies: leaves no room for starting structures; at most "
-            f"{MOST_FRAMES - len(systems)} copies in all"
+            f"initial: its perturbed copies and dimers leave no room for starting structures; at "
+            f"most {MOST_FRAMES - len(systems)} in all"
         )
     if total <= room:
         return dict(systems)
@@ -209,7 +231,7 @@ def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Gener
         deformation = np.eye(3) + upper + np.triu(upper, 1).T
         positions, cell = positions @ deformation, cell @ deformation
     moved = positions + displace * _in_ball(len(positions), rng)
-    return canonical(Frame(frame.species, moved, cell)).frame
+    return canonical(replace(frame, positions=moved, cell=cell)).frame
 
 
 def _in_ball(count: int, rng: np.random.Generator) -> Floats:
@@ -232,7 +254,7 @@ def _check_computable(
     for name, frames in systems.items():
         for frame in frames:
             _check_periodicity(frame, code, f"systems.{name}")
-            broken = check_before(frame, recipe, code, limits)
+            broken = check_before(frame, recipe_for(recipe, frame), code, limits)
             if broken is not None:
                 raise SpecError(
                     f"systems.{name}: {frame.formula} cannot be labelled ({broken.rule}): "
@@ -324,6 +346,7 @@ def _warnings(
         said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
         yield from (f"systems.{name}: {text}" for text in said)
     yield from _dubious_labels(spec, labelled)
+    yield from loss_warnings(spec, labelled)
     yield from _not_taken(spec)
     yield from _unlearnt_virial(spec)
     for number, stage in enumerate(spec.stages):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from dpstream.deployment import is_folder, open_store
 from dpstream.dpgen.load import load_campaign
-from dpstream.engines import check_engines
+from dpstream.engines import check_engines, check_program
 from dpstream.inputs import Gathered, gather
+from dpstream.label_inputs import with_label_inputs
 from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
-from services.labeler.recipes import make_recipe
+from services.labeler.recipes import make_recipe, read_files
 from shared.errors import CorruptLedger, SpecError, StoreError
 from shared.ports import Store
 from shared.spec import Spec, expand_material
@@ -105,10 +107,15 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
+        labels, attachments = read_files(spec.labels, path.parent)
+        spec = spec.model_copy(update={"labels": labels})
+        spec = with_label_inputs(spec, path.parent)
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
-        return expand_material(spec), gather(spec, path.parent), recipe
+            check_program(recipe)
+        gathered = replace(gather(spec, path.parent), attachments=attachments)
+        return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

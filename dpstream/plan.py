@@ -27,6 +27,8 @@ ENERGY_OFFSET = 0.05
 """eV per atom; other settings of the same theory differ by less, another energy zero by more."""
 AUTO_LOW = 0.2
 """Automatic trust levels begin at this times the RMS force (practical guide of DP-GEN)."""
+LONGEST_SETTING = 60
+"""Characters shown of one label setting."""
 
 
 def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:
@@ -148,21 +150,29 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
     return table
 
 
+def _in_short(value: object) -> str:
+    """A setting in one line, cut where it is a file's text."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_SETTING else text[: LONGEST_SETTING - 1] + "…"
+
+
 def recipe_words(recipe: Recipe) -> str:
     """Code, version and settings; says so where the labels are semi-empirical."""
     code = CODES[recipe.code]
-    settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
+    settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
     text = (
         f"{code.method(recipe.settings)} by {recipe.code} {recipe.version} ({settings}; charge "
-        f"{recipe.charge}, multiplicity {recipe.multiplicity}; recipe {recipe.digest})"
+        f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
     )
+    for formula, inputs in recipe.compositions.items():
+        text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
     return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
 
 
 def _initial_words(gathered: Gathered) -> str:
     parts = []
     if gathered.initial:
-        parts.append(f"{len(gathered.initial)} perturbed copies to label")
+        parts.append(f"{len(gathered.initial)} frames to label first")
     if gathered.labelled:
         counts = Counter(frame.formula for frame, _ in gathered.labelled)
         formulas = ", ".join(f"{count} {formula}" for formula, count in sorted(counts.items()))
@@ -305,7 +315,11 @@ def cross_check(
 
 def _compare(pairs: Sequence[tuple[Label, Label]], tolerance: float) -> None:
     forces = [_force_difference(a, b) for a, b in pairs]
-    energies = [abs(a.energy - b.energy) / len(a.forces) for a, b in pairs]
+    # The energy of an imported frame with coefficients is a weighted sum, not its own.
+    energies = [
+        0.0 if a.atom_ener_coeff is not None else abs(a.energy - b.energy) / len(a.forces)
+        for a, b in pairs
+    ]
     shown = ", ".join(f"{value:.3g}" for value in forces)
     if max(forces) > tolerance:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import services.labeler.handlers as labeler
@@ -12,14 +13,19 @@ from shared.frames import Batch, Frame, Label, decode_labelled, frame_key
 from shared.messages import Label as LabelCommand
 from shared.messages import LabelsDone
 from shared.spec import Labels, Spec
-from shared.values import FrameRef, Recipe, Ref
+from shared.values import FrameRef, Recipe, Ref, campaign_uri
 from shared.worker import Context
 
 
-def label_frames(spec: Spec, recipe: Recipe, frames: list[Frame]) -> list[Label | str]:
-    """The label of each canonical frame, or the reason of its rejection."""
+def label_frames(
+    spec: Spec, recipe: Recipe, files: Mapping[str, bytes], frames: list[Frame]
+) -> list[Label | str]:
+    """The label of each canonical frame, or the reason of its rejection; `files` are those that
+    the recipe refers to, by digest."""
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         store = FolderStore(Path(folder) / "store")
+        for digest, data in files.items():
+            store.create(campaign_uri(spec.name, "inputs", digest), data)
         command = LabelCommand(
             id="relabel",
             campaign=spec.name,

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from shared.values import Name, Trust
+from shared.frames import PARAMETERS
+from shared.values import Kpoints, LabelInputs, Name, Trust
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,6 +26,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SystemLabel(Section):
+    """What the labels of a system are computed with, where it is not what `labels` says. It holds
+    for every frame of the same composition."""
+
+    charge: int | None = Field(default=None, description="e")
+    multiplicity: int | None = Field(
+        default=None, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh, [4, 4, 4]")
+    magmom: dict[str, float] | tuple[float, ...] | None = Field(
+        default=None, description="µB by element, or of each atom in the order of the file"
+    )
 
 
 class System(Section):
@@ -33,6 +56,17 @@ class System(Section):
         description="dpdata's name of the files' format, e.g. lammps/lmp, abacus/stru; default: as "
         "ASE tells from the file",
     )
+    fparam: tuple[float, ...] = Field(
+        default=(),
+        description="frame parameters of every frame that comes from these structures (an electron "
+        "temperature…), as many as model.fitting_net.numb_fparam says",
+    )
+    aparam: tuple[float, ...] = Field(
+        default=(), description="likewise of every atom, as many as numb_aparam says"
+    )
+    label: SystemLabel | None = Field(
+        default=None, description="label inputs of this system: charge, kpoints, magmom…"
+    )
 
 
 class Perturb(Section):
@@ -45,6 +79,30 @@ class Perturb(Section):
     )
 
 
+class Dimers(Section):
+    """Two atoms alone at given distances, labelled before the first training. They are not
+    rejected as too close, and do not count in a member's error on its training frames."""
+
+    pairs: tuple[str, ...] = Field(
+        default=(), description="e.g. [C-H, H-H]; default: all that the recipe can compute"
+    )
+    distances: tuple[Annotated[float, Field(ge=0.1, le=20)], ...] = Field(
+        min_length=1, max_length=50, description="Å, of every pair"
+    )
+    box: Positive | None = Field(
+        default=None, description="Å, edge of a cubic cell; default: in vacuum"
+    )
+    max_force: Positive = Field(
+        default=500.0, description="eV/Å; a label above is rejected (instead of labels.max_force)"
+    )
+
+    @model_validator(mode="after")
+    def _inside(self) -> Dimers:
+        if self.box is not None and max(self.distances) > self.box / 2:
+            raise ValueError(f"distances: above half the box ({self.box / 2:g} Å) meet an image")
+        return self
+
+
 class Initial(Section):
     data: tuple[str, ...] = Field(
         default=(),
@@ -52,6 +110,50 @@ class Initial(Section):
     )
     perturb: Perturb | None = Field(
         default=None, description="perturbed copies of the starting structures"
+    )
+    dimers: Dimers | None = Field(default=None, description="two atoms at given distances")
+
+
+ZBL = "zbl"
+
+
+class Repulsion(Section):
+    """Where an atom's nearest neighbour is nearer than `inner` a table of pair energies replaces
+    the model, between `inner` and `outer` both share (H. Wang et al., Appl. Phys. Lett. 114,
+    244101 (2019); DeePMD-kit's use_srtab)."""
+
+    table: str = Field(
+        default=ZBL,
+        description="zbl: the universal potential of Ziegler, Biersack and Littmark; or a file: "
+        "r (Å), then the energies (eV) of all pairs of types, evenly spaced, down to zero",
+    )
+    inner: Positive = Field(description="Å; below: the table alone")
+    outer: Positive = Field(description="Å; above: the model alone")
+    smin_alpha: Positive = Field(
+        default=0.1, description="softness of the nearest distance, DeePMD-kit's"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Repulsion:
+        if self.inner >= self.outer:
+            raise ValueError(f"inner ({self.inner:g}) must be below outer ({self.outer:g})")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Init(Section):
+    """A given model in whose weights every training begins that would else begin from scratch. Its
+    architecture is taken with it: `training.input.model` counts for nothing."""
+
+    model: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        min_length=1, description="file, or one file for each member"
+    )
+    how: Literal["init-model", "init-frz-model", "finetune"] = Field(
+        description="init-model: from a checkpoint; init-frz-model: from a frozen model; "
+        "finetune: likewise, with the energies of atoms adapted to the data (DeePMD-kit's words)"
     )
 
 
@@ -90,7 +192,7 @@ class Training(Section):
         description="warm starts train this fraction of a cold training's steps; 0: always cold",
     )
     warm_start_lr: Positive = Field(
-        default=1e-4, description="learning rate a warm start begins at"
+        default=1e-4, description="learning rate a warm start begins at, or one from a given model"
     )
     warm_input: dict[str, Any] = Field(
         default={}, description="sections of input.json for warm starts, over all others"
@@ -111,6 +213,18 @@ class Training(Section):
     checkpoint_steps: int = Field(default=1000, ge=1, description="steps between checkpoints")
     max_hours: Positive = Field(default=24.0, description="longest wall time of one training")
     final: Final = Field(default=Final(), description="the training that ends the campaign")
+    repulsion: Repulsion | None = Field(
+        default=None, description="at short range, instead of the model"
+    )
+    init: Init | None = Field(default=None, description="a given model to begin from")
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many frame and atomic parameters the models take."""
+        model = self.input.get("model", {})
+        fitting = model.get("fitting_net", {}) if isinstance(model, dict) else {}
+        sizes = fitting if isinstance(fitting, dict) else {}
+        return {name: sizes.get(f"numb_{name}", 0) for name in PARAMETERS}
 
 
 class Md(Section):
@@ -196,7 +310,12 @@ class Selection(Section):
     policy: Literal["random", "max-deviation", "diverse"] = Field(
         default="random", description="which candidates are labelled"
     )
-    per_round: int = Field(default=20, ge=1, le=150, description="most new labels per round")
+    per_round: int = Field(
+        default=20,
+        ge=1,
+        le=150,
+        description="most new labels per round; one message names them all, hence 150 at most",
+    )
     per_system: int | None = Field(default=None, ge=1, description="most per system and round")
     min_per_system: int = Field(
         default=0, ge=0, description="a system with less to label in a round has none labelled"
@@ -273,15 +392,27 @@ class Material(Section):
 
 
 class Labels(Section):
-    code: Name = Field(default="tblite", description="labeling code: tblite, pyscf or ase")
-    settings: dict[str, Any] = Field(default={}, description="the code's own settings")
+    code: Name = Field(default="tblite", description="labeling code; docs/labeling lists them")
+    settings: dict[str, Any] = Field(
+        default={}, description="the code's own settings; {file: NAME} stands for a file's text"
+    )
     charge: int = Field(default=0, description="of every frame, in e")
-    multiplicity: int = Field(default=1, ge=1, description="2S + 1")
+    multiplicity: int = Field(
+        default=1, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+    )
+    compositions: dict[str, LabelInputs] = Field(
+        default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+    )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
     max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")
     min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
     force: bool = Field(default=False, description="compute where the code would refuse by default")
     max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of the code, e.g. 2023.1; needed where the submitting machine has none",
+    )
     worker_class: Name | None = Field(
         default=None,
         max_length=30,

@@ -31,6 +31,7 @@ Correlation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 """A generator's own name for a proposal; every verdict repeats it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Key = Annotated[
     str,
     StringConstraints(
@@ -58,6 +59,11 @@ def stable_seed(*parts: object) -> int:
     """A positive 31-bit seed from what it is for."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") % (2**31 - 1) + 1
+
+
+def given_model(number: int) -> str:
+    """What a campaign calls the model that its user gave as the `number`-th."""
+    return f"given-model-{number}"
 
 
 class Value(BaseModel):
@@ -264,6 +270,15 @@ class Pool(Value):
     taken: dict[str, tuple[float, ...]] = Field(
         default={}, description="times in ps already chosen, by trajectory"
     )
+    used: dict[str, int] = Field(
+        default={}, description="frames chosen under this committee version, by trajectory"
+    )
+
+
+class RefusedFrames(Value):
+    """Why single frames of a pool were not chosen; stored beside the event, which names it."""
+
+    frames: dict[FrameKey, str]
 
 
 class Dataset(Value):
@@ -282,21 +297,62 @@ class Dataset(Value):
     )
 
 
+Kpoints = tuple[
+    Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+]
+
+
+class LabelInputs(Value):
+    """What the labels of one composition are computed with, where it is not the recipe's own."""
+
+    charge: int | None = Field(default=None, description="e")
+    multiplicity: int | None = Field(default=None, ge=0, description="2S + 1; 0: the lowest")
+    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh")
+    magmom: tuple[float, ...] | None = Field(
+        default=None, description="µB of each atom, atoms sorted by element"
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in self if value is not None}
+
+
 class Recipe(Value):
     """How labels are computed: what changes the numbers, and nothing else. `settings` are the
-    code's own, complete and normalised; `version` is the code's stated version."""
+    code's own, complete and normalised; `version` is the code's stated version. A `multiplicity`
+    of 0 is the lowest that the electrons allow. `compositions` are by formula, as `C1H4`."""
 
     code: Name
     version: str
     settings: dict[str, Any]
     charge: int
     multiplicity: int
+    magmom: tuple[float, ...] | None = None
+    compositions: dict[str, LabelInputs] = {}
 
     @property
     def digest(self) -> str:
         """Content identity, and the folder name of its labels."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        said = self.model_dump(exclude_defaults=True)
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def of(self, formula: str, electrons: int) -> Recipe:
+        """What frames of one composition, with `electrons` when neutral, are computed by: the same
+        recipe, hence the same labels, as that of a campaign which knows this composition alone."""
+        given = self.compositions.get(formula, LabelInputs()).given
+        settings = self.settings
+        if "kpoints" in given:
+            spaced = {"kspacing": None} if "kspacing" in settings else {}
+            settings = {**settings, **spaced, "kpoints": list(given.pop("kpoints"))}
+        own = self.model_copy(update={"compositions": {}, "settings": settings, **given})
+        if own.multiplicity:
+            return own
+        return own.model_copy(update={"multiplicity": 1 + (electrons - own.charge) % 2})
+
+
+ROOMS = ("campaigns", "labels", "deadletters")
+"""Folders of a store, for objects alone; exports of campaigns may lie beside them."""
 
 
 def label_uri(recipe: str, key: str) -> str:

@@ -10,7 +10,7 @@ TEMPLATE = (
     "user templates are not read from DP-GEN's files; give the stage an exploration engine of its "
     "own in the imported campaign"
 )
-START = "start from the labels instead: they are what carries over; drop the key"
+START = "freeze those models and give them as training_init_frozen_model"
 
 DATA: tuple[Key, ...] = (
     mapped("type_map", "type_map"),
@@ -38,8 +38,8 @@ TRAINING: tuple[Key, ...] = (
         "training.min_steps = max_steps; a list: training.member_input",
     ),
     refused("training_iter0_model_path", START, []),
-    refused("training_init_frozen_model", START, []),
-    refused("training_finetune_model", START, []),
+    mapped("training_init_frozen_model", "training.init, how: init-frz-model"),
+    mapped("training_finetune_model", "training.init, how: finetune"),
     mapped("training_init_model", "training.warm: 1 and no cold starts; false: always cold"),
     mapped("training_reuse_iter", "training.warm; from the second training on"),
     unused("training_reuse_old_ratio", "old and new labels weigh the same, by frames"),
@@ -51,7 +51,9 @@ TRAINING: tuple[Key, ...] = (
     mapped("model_devi_activation_func", "training.member_input, both networks of each member"),
     unused("dp_train_skip_neighbor_stat", "the statistics take a second"),
     mapped("dp_compress", "training.compress"),
-    refused("srtab_file_path", "no table is taken over; drop it, or train without use_srtab"),
+    mapped(
+        "srtab_file_path", "training.repulsion.table; inner, outer: the model's sw_rmin, sw_rmax"
+    ),
     unused("one_h5", "each worker writes its own training set"),
 )
 

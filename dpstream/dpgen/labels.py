@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpstream.dpgen.document import Key, Line, account
-from dpstream.dpgen.styles import ELSEWHERE, STYLES, Given, Json
+from dpstream.dpgen.style import Given, Json
+from dpstream.dpgen.styles import ELSEWHERE, STYLES
 from shared.errors import SpecError
 from shared.spec_errors import did_you_mean
 

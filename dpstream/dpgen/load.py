@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.unfinished import look_at
 from dpstream.training_check import check_training
 from shared.errors import SpecError
+from shared.inlined import with_texts
 from shared.spec import Spec, load_spec
 from shared.spec_errors import explain, read_document
 
@@ -20,7 +22,8 @@ def load_campaign(path: Path, code: str | None) -> Spec:
     """The spec in a file, or that of a DP-GEN param file, labelled by `code` instead of its
     fp_style where given. Raises `SpecError`."""
     if is_param(read_document(path)):
-        return spec_of(convert_file(path, path.parent, None, code, None), path)
+        converted = convert_file(path, path.parent, None, code, None)
+        return spec_of(replace(converted, document=with_texts(converted.document, path)), path)
     if code is not None:
         raise SpecError(f"--code: {path} is no param file of DP-GEN; it has labels.code")
     return load_spec(path)

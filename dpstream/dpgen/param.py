@@ -17,7 +17,7 @@ from dpstream.dpgen.document import Line, account
 from dpstream.dpgen.keys import JOBS, PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
 from dpstream.dpgen.stages import expanded, jobs_left, read_stages, system_name
-from dpstream.dpgen.styles import Given
+from dpstream.dpgen.style import Given
 from dpstream.dpgen.training import read_training
 from dpstream.dpgen.values import Job, Param
 from shared.errors import SpecError
@@ -102,7 +102,7 @@ def _document(
         "type_map": param.type_map,
         "systems": _systems(param, jobs, places, differences),
         "initial": {"data": [*data, *begun.labels]},
-        "training": read_training(param, differences),
+        "training": read_training(param, places.place, differences),
         "md": _md(param),
         "stages": read_stages(param, begun.jobs),
         "selection": _selection(param, jobs, differences),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpstream.dpgen.values import Param
@@ -54,13 +54,15 @@ MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
 BACKENDS = ("tensorflow", "pytorch", "jax")
 
 
-def read_training(param: Param, differences: list[str]) -> Json:
-    """The training section; what will not be as DP-GEN has it is added to `differences`."""
+def read_training(param: Param, place: Callable[[str], str], differences: list[str]) -> Json:
+    """The training section; `place`: a path of the file as one of the campaign; what will not be as
+    DP-GEN has it is added to `differences`."""
     if param.train_backend not in BACKENDS:
         raise SpecError(
             f"train_backend: {param.train_backend!r}: should be one of {', '.join(BACKENDS)}"
         )
-    inputs = _inputs(param)
+    inputs = [copy.deepcopy(given) for given in _inputs(param)]
+    given = _given_files(param, inputs, place, differences)
     steps = _steps(inputs)
     batch = _batch_size(param, inputs, differences)
     cleaned = [_cleaned(given, batch, differences) for given in inputs]
@@ -77,6 +79,7 @@ def read_training(param: Param, differences: list[str]) -> Json:
         "max_lengthen": 1.0,
         "compress": param.dp_compress,
         **_warm(param, steps, cleaned[0]),
+        **given,
         "final": {"steps_factor": 1.0},
     }
 
@@ -90,6 +93,30 @@ def _inputs(param: Param) -> list[Json]:
             f"default_training_param: {len(given)} inputs for {param.numb_models} models"
         )
     return list(given)
+
+
+def _given_files(
+    param: Param, inputs: Sequence[Json], place: Callable[[str], str], differences: list[str]
+) -> Json:
+    """Models to begin from, and a table of repulsion, which is taken out of `inputs`."""
+    found: Json = {}
+    for key, how in (("init_frozen", "init-frz-model"), ("finetune", "finetune")):
+        models = getattr(param, f"training_{key}_model")
+        if models:
+            found["init"] = {"model": [place(model) for model in models], "how": how}
+            differences.append(f"training_{key}_model: every cold training begins there")
+    for given in inputs:
+        model = _section(given, "model")
+        own = {ours: model.pop(key, None) for key, ours in TABLE_KEYS.items()}
+        if model.pop("use_srtab", None) is not None or param.srtab_file_path is not None:
+            if param.srtab_file_path is None:
+                raise SpecError("srtab_file_path: missing; use_srtab needs it")
+            table = {"table": place(param.srtab_file_path)}
+            found["repulsion"] = table | {k: v for k, v in own.items() if v is not None}
+    return found
+
+
+TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"}
 
 
 def _steps(inputs: Sequence[Json]) -> int:
@@ -130,7 +157,7 @@ def _sizes(given: Any) -> list[Any]:
 
 def _cleaned(given: Json, batch: Any, differences: list[str]) -> Json:
     """One input.json without what is dpstream's to say, DeePMD-kit's defaults below it."""
-    document = copy.deepcopy(given)
+    document = given
     model = _section(document, "model")
     training = document["training"] = _section(document, "training")
     model.pop("type_map", None)

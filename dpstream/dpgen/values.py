@@ -61,6 +61,9 @@ class Param(Given):
     training_reuse_start_pref_f: float | None = None
     model_devi_activation_func: list[list[str]] | list[str] | None = None
     dp_compress: bool = False
+    training_init_frozen_model: list[str] | None = None
+    training_finetune_model: list[str] | None = None
+    srtab_file_path: str | None = None
 
     model_devi_jobs: list[Job] = Field(min_length=1)
     model_devi_dt: float = Field(gt=0)

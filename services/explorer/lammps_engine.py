@@ -19,7 +19,7 @@ from ase.neighborlist import neighbor_list
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
 from shared.deviation import verdict
-from shared.frames import Batch, Floats
+from shared.frames import PARAMETERS, Batch, Floats
 from shared.values import Trust
 
 from deepmd.infer import DeepPot  # isort: skip
@@ -117,7 +117,7 @@ def evaluate(models: Sequence[str], batch: str, result: str) -> None:
     n, atoms = frames.positions.shape[:2]
     energies, forces, virials = [], [], []
     for path in models:
-        energy, force, virial = _model(path).eval(*_input(path, frames))[:3]
+        energy, force, virial = _model(path).eval(*_input(path, frames), **_parameters(frames))[:3]
         energies.append(energy.reshape(n))
         forces.append(force.reshape(n, atoms, 3))
         virials.append(virial.reshape(n, 3, 3))
@@ -133,7 +133,7 @@ def descriptors(model: str, batch: str, result: str) -> None:
     """Writes `result` (`.npz`): descriptors `(n_frames, n_atoms, n_features)` of one model."""
     frames = Batch.loads(Path(batch).read_bytes())
     n, atoms = frames.positions.shape[:2]
-    values = _model(model).eval_descriptor(*_input(model, frames))
+    values = _model(model).eval_descriptor(*_input(model, frames), **_parameters(frames))
     _save_arrays(result, descriptors=values.reshape(n, atoms, -1))
 
 
@@ -205,6 +205,11 @@ def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
     n = len(frames)
     cells = None if frames.cells is None else frames.cells.reshape(n, 9)
     return frames.positions.reshape(n, -1), cells, [numbers[s] for s in frames.species]
+
+
+def _parameters(frames: Batch) -> dict[str, Floats]:
+    """The parameters of frames; models that take none leave them aside."""
+    return {name: frames.arrays[name] for name in PARAMETERS if name in frames.arrays}
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,9 @@ class Walk:
         with np.load(self.folder / "frames.npz", allow_pickle=False) as found:
             vacuum = self.frame.cell is None
             frames = [
-                canonical(Frame(self.frame.species, positions, None if vacuum else cell)).frame
+                canonical(
+                    replace(self.frame, positions=positions, cell=None if vacuum else cell)
+                ).frame
                 for positions, cell in zip(found["positions"], found["cells"], strict=True)
             ]
             return Batch.of(
@@ -219,6 +221,7 @@ class Walk:
             self.committee.type_map,
             self.md.every,
             self.command.trust,
+            self.frame,
         )
 
     def _start_script(self) -> md_script.Script:

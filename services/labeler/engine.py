@@ -10,6 +10,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,12 @@ from ase.data import atomic_numbers
 
 from services.labeler.acceptance import Outcome
 from services.labeler.dynamics import Plan, run
+from services.labeler.units import BOHR, HARTREE
 from shared.frames import Frame, to_ase
 from shared.values import Recipe
 
-HARTREE = 27.211386245988
-"""eV; CODATA 2018, as the next two."""
-BOHR = 0.529177210903
-"""Å."""
 KELVIN = 3.166811563e-6
-"""hartree."""
+"""hartree; CODATA 2018."""
 MAX_MESSAGE = 300
 LAST_WITHOUT_ECP = 36
 """Kr: the def2 basis sets are all-electron up to here (F. Weigend, R. Ahlrichs, Phys. Chem. Chem.
@@ -145,6 +143,23 @@ def _ase_virial(atoms: Any) -> Any:
         return None
 
 
+def deepmd_point(recipe: Recipe, frame: Frame, model: Any) -> Outcome:
+    """Energy, forces and virial of a Deep Potential; its virial is −dE/dε as ours."""
+    type_map = model.get_type_map()
+    unknown = sorted(set(frame.species) - set(type_map))
+    if unknown:
+        message = f"the model knows {', '.join(type_map)}, not {', '.join(unknown)}"
+        return Outcome(fault="unsupported-element", messages=(message,))
+    cell = None if frame.cell is None else frame.cell.reshape(1, 9)
+    kinds = [type_map.index(symbol) for symbol in frame.species]
+    energy, forces, virial = model.eval(frame.positions.reshape(1, -1), cell, kinds)[:3]
+    return Outcome(
+        energies=(float(energy[0, 0]),),
+        forces=np.asarray(forces[0], dtype=np.float64),
+        virial=None if cell is None else np.asarray(virial[0], dtype=np.float64).reshape(3, 3),
+    )
+
+
 def _prepare_tblite(recipe: Recipe) -> None:
     importlib.import_module("tblite.interface")
 
@@ -161,6 +176,17 @@ def _prepare_ase(recipe: Recipe) -> Any:
     return kind(**recipe.settings["arguments"])
 
 
+def _prepare_deepmd(recipe: Recipe) -> Any:
+    return _model(recipe.settings["model"])
+
+
+@lru_cache(maxsize=1)
+def _model(path: str) -> Any:
+    from deepmd.infer import DeepPot
+
+    return DeepPot(path)
+
+
 Prepare = Callable[[Recipe], Any]
 SinglePoint = Callable[[Recipe, Frame, Any], Outcome]
 
@@ -168,6 +194,7 @@ SINGLE_POINTS: dict[str, tuple[Prepare, SinglePoint]] = {
     "tblite": (_prepare_tblite, tblite_point),
     "pyscf": (_prepare_pyscf, pyscf_point),
     "ase": (_prepare_ase, ase_point),
+    "deepmd": (_prepare_deepmd, deepmd_point),
 }
 """By code: what fails the same way for every frame of a recipe, and the single point itself, which
 is given what the first returned."""

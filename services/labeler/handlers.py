@@ -23,13 +23,15 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
+from services.labeler.attachments import attached
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
-from services.labeler.codes.base import Code, FileCode
+from services.labeler.codes.base import Code, FileCode, Localized
 from services.labeler.dynamics import Plan
 from services.labeler.engine import frame_facts, frame_of
-from services.labeler.recipes import code_of, make_recipe
+from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.labeler.runner import run_files
+from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
 from shared.frames import (
@@ -41,7 +43,7 @@ from shared.frames import (
     frame_key,
 )
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
-from shared.spec import Labels
+from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
 from shared.worker import Context, Handler
 
@@ -108,17 +110,33 @@ class Desk:
 
     bench: Bench
     context: Context
-    labels: Labels
+    spec: Spec
     recipe: Recipe
     _batches: dict[str, Batch] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Labels:
+        return self.spec.labels
 
     @cached_property
     def code(self) -> Code:
         return code_of(self.labels)
 
-    @cached_property
-    def limits(self) -> Limits:
+    def limits(self, key: str) -> Limits:
+        """The caps that the frame of this key has to keep."""
+        dimers = self.spec.initial.dimers
+        if dimers is not None and key in dimer_keys(self.spec):
+            return Limits.of_dimers(dimers, self.labels)
         return Limits.of(self.labels)
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The files that came with the campaign, by name."""
+        campaign = self.context.command.campaign
+        return {
+            each.file: self.context.fetch(each.ref(campaign))
+            for each in attached(self.recipe.settings)
+        }
 
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """The verdict on one frame."""
@@ -126,10 +144,11 @@ class Desk:
         frame = self.frame(ref)
         if isinstance(frame, Broken):
             return rejected(ref.key, frame)
-        broken = check_before(frame, self.recipe, self.code, self.limits)
+        recipe = recipe_for(self.recipe, frame)
+        broken = check_before(frame, recipe, self.code, self.limits(ref.key))
         if broken is not None:
             return rejected(ref.key, broken)
-        return self._known(ref.key) or self._new(ref.key, frame)
+        return self._known(ref.key, recipe) or self._new(ref.key, frame, recipe)
 
     def frame(self, ref: FrameRef) -> Frame | Broken:
         """The canonical frame behind a reference, or what is wrong with it."""
@@ -148,51 +167,51 @@ class Desk:
         key = frame_key(frame)
         return frame if key == ref.key else Broken("frame-key", f"the frame's key is {key}")
 
-    def _known(self, key: str) -> Accepted | Rejected | None:
+    def _known(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
         """The verdict by this campaign's caps on a label computed before, if there is one."""
-        uri = label_uri(self.recipe.digest, key)
+        uri = label_uri(recipe.digest, key)
         try:
             data = self.context.insist(lambda: self.context.store.get(uri))
         except NotFound:
             return None
-        return self._verdict(key, data, reused=True, seconds=0.0)
+        return self._verdict(key, uri, data, reused=True, seconds=0.0)
 
     def _verdict(
-        self, key: str, data: bytes, *, reused: bool, seconds: float
+        self, key: str, uri: str, data: bytes, *, reused: bool, seconds: float
     ) -> Accepted | Rejected:
         frame, label, _ = decode_labelled(data)
-        broken = check_after(frame, Outcome.of_label(frame, label), self.limits)
+        broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
         return Accepted(
             key=key,
-            label=Ref.to(label_uri(self.recipe.digest, key), data),
+            label=Ref.to(uri, data),
             reused=reused,
             max_force=largest_force(label.forces),
             seconds=seconds,
             energy=label.energy,
         )
 
-    def _new(self, key: str, frame: Frame) -> Accepted | Rejected:
-        outcome = self._compute(key, frame)
-        broken = check_after(frame, outcome, self.limits)
+    def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
+        outcome = self._compute(key, frame, recipe)
+        broken = check_after(frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, outcome.seconds)
-        provenance = self._provenance(key, frame, outcome)
+        provenance = self._provenance(key, frame, recipe, outcome)
         data = encode_labelled(frame, outcome.label(), provenance)
-        uri = label_uri(self.recipe.digest, key)
+        uri = label_uri(recipe.digest, key)
         store = self.context.store
         first = self.context.insist(lambda: store.create(uri, data))
         standing = data if first else self.context.insist(lambda: store.get(uri))
         # Bytes equal to ours mean that our own create went through and its answer was lost.
-        return self._verdict(key, standing, reused=standing != data, seconds=outcome.seconds)
+        return self._verdict(key, uri, standing, reused=standing != data, seconds=outcome.seconds)
 
-    def _compute(self, key: str, frame: Frame) -> Outcome:
+    def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The facts of a single point; a crash or time-out is tried again in a fresh child."""
         reason, started = "", time.monotonic()
         for attempt in range(TRIES):
             try:
-                return self._point(f"{key}-{attempt}", frame)
+                return self._point(f"{key}-{attempt}", frame, recipe)
             except EngineCrashed as crash:
                 reason = str(crash)
         seconds = time.monotonic() - started
@@ -203,20 +222,26 @@ class Desk:
         """Raise EngineCrashed where the child dies without any frame: the worker is at fault then,
         and no frame may be blamed."""
         if not isinstance(self.code, FileCode):
-            self.call("prepare", {"recipe": self.recipe.model_dump()}, PREPARE_SECONDS)
+            self.call("prepare", {"recipe": self.for_engine(self.recipe)}, PREPARE_SECONDS)
 
-    def _point(self, name: str, frame: Frame) -> Outcome:
+    def for_engine(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe as the engine child is given it."""
+        local = self.code.localized(recipe) if isinstance(self.code, Localized) else recipe
+        return local.model_dump()
+
+    def _point(self, name: str, frame: Frame, recipe: Recipe) -> Outcome:
         if isinstance(self.code, FileCode):
             return run_files(
                 self.code,
-                self.recipe,
+                recipe,
                 frame,
                 self.context.scratch / name,
+                files=self.files,
                 cores=self.bench.engine.threads,
                 seconds=self.labels.max_seconds,
                 tick=self.context.check,
             )
-        arguments = {"recipe": self.recipe.model_dump(), "frames": [frame_facts(frame)]}
+        arguments = {"recipe": self.for_engine(recipe), "frames": [frame_facts(frame)]}
         return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
@@ -228,14 +253,19 @@ class Desk:
         except EngineError as error:
             raise Permanent(f"{self.recipe.code}: {error.kind}: {error}") from error
 
-    def _provenance(self, key: str, frame: Frame, outcome: Outcome) -> dict[str, Any]:
-        settings = self.recipe.settings
+    def _provenance(
+        self, key: str, frame: Frame, recipe: Recipe, outcome: Outcome
+    ) -> dict[str, Any]:
+        settings = recipe.settings
         return {
-            "code": self.recipe.code,
-            "version": self.recipe.version,
+            "code": recipe.code,
+            "version": recipe.version,
+            "program": outcome.program,
+            "charge": recipe.charge,
+            "multiplicity": recipe.multiplicity,
             "method": self.code.method(settings),
             "semi_empirical": self.code.semi_empirical(settings),
-            "recipe": self.recipe.digest,
+            "recipe": recipe.digest,
             "frame": key,
             "seconds": outcome.seconds,
             "warnings": self.code.warnings(frame),
@@ -263,12 +293,12 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
 
 
 def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
-    labels = context.spec().labels
-    recipe = agreed_recipe(labels, command)
+    spec = context.spec()
+    recipe = agreed_recipe(spec.labels, command)
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
-    return Desk(bench, context, labels, recipe)
+    return Desk(bench, context, spec, recipe)
 
 
 def label(bench: Bench, command: Label, context: Context) -> LabelsDone:
@@ -297,12 +327,12 @@ def reference(bench: Bench, command: Reference, context: Context) -> ReferenceDo
     if isinstance(start, Broken):
         raise Permanent(f"the starting structure: {start.rule}: {start.detail}")
     arguments = {
-        "recipe": desk.recipe.model_dump(),
+        "recipe": desk.for_engine(recipe_for(desk.recipe, start)),
         "frame": frame_facts(start),
         "plan": asdict(_plan(command, context)),
     }
     kept = desk.call("reference_md", arguments, command.max_seconds)
-    batch = _pack(list(_sound(desk, kept)))
+    batch = _pack(list(_sound(desk, kept, start)))
     pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
     return ReferenceDone(
         **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
@@ -323,12 +353,15 @@ def _plan(command: Reference, context: Context) -> Plan:
     )
 
 
-def _sound(desk: Desk, kept: list[dict[str, Any]]) -> Iterator[tuple[Frame, Outcome]]:
-    """Every kept frame passes the acceptance contract, or the trajectory is no reference."""
+def _sound(desk: Desk, kept: list[dict[str, Any]], start: Frame) -> Iterator[tuple[Frame, Outcome]]:
+    """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
+    trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame, outcome = frame_of(item["frame"]), Outcome.of(item["outcome"])
-        broken = check_before(frame, desk.recipe, desk.code, desk.limits) or check_after(
-            frame, outcome, desk.limits
+        frame = frame_of(item["frame"]).given(start.parameters)
+        outcome = Outcome.of(item["outcome"])
+        recipe, limits = recipe_for(desk.recipe, frame), Limits.of(desk.labels)
+        broken = check_before(frame, recipe, desk.code, limits) or check_after(
+            frame, outcome, limits
         )
         if broken is not None:
             raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")

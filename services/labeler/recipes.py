@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ase.data import atomic_numbers
 from pydantic import ValidationError
 
+from services.labeler.attachments import Reading
 from services.labeler.codes import CODES
-from services.labeler.codes.base import Code
+from services.labeler.codes.base import Brought, Code, Stated
 from shared.errors import SpecError
+from shared.frames import Frame
 from shared.spec import Labels
 from shared.spec_errors import did_you_mean, explain
 from shared.values import Recipe
@@ -23,25 +28,71 @@ def code_of(labels: Labels) -> Code:
     return code
 
 
-def make_recipe(labels: Labels) -> Recipe:
-    """The recipe of `labels`: settings complete and normalised, version as installed here.
+def read_files(labels: Labels, folder: Path) -> tuple[Labels, Mapping[str, bytes]]:
+    """`labels` with digests in place of the names of the files that are to go with the campaign,
+    and these files by digest. Names are relative to `folder`.
 
-    Raises SpecError for an unknown code or setting, a wrong value, or a code not installed.
+    Raises SpecError for a wrong setting, or a file that cannot be read.
+    """
+    code, reading = code_of(labels), Reading(folder)
+    complete = _validated(code, labels.settings, reading)
+    if not reading.files:
+        return labels, {}
+    settings = {key: complete[key] for key in labels.settings}
+    return labels.model_copy(update={"settings": settings}), reading.files
+
+
+def make_recipe(labels: Labels) -> Recipe:
+    """The recipe of `labels`: settings complete and normalised, version as installed here, or as
+    stated where it is not.
+
+    Raises SpecError for an unknown code or setting, a wrong value, a code that is neither installed
+    nor stated in its version, or another version than the one stated.
     """
     code = code_of(labels)
-    if not code.electronic and (labels.charge, labels.multiplicity) != (0, 1):
-        raise SpecError(
-            f"labels.charge, labels.multiplicity: {code.name} takes neither; give them to the "
-            "calculator in labels.settings.arguments"
-        )
+    own = {"charge": labels.charge, "multiplicity": labels.multiplicity - 1}
+    check_inputs(code, [name for name, value in own.items() if value], "labels")
+    for formula, inputs in labels.compositions.items():
+        check_inputs(code, inputs.given, f"labels.compositions.{formula}")
     settings = _validated(code, labels.settings)
     return Recipe(
         code=code.name,
-        version=code.version(settings),
+        version=_version(code, settings, labels.version),
         settings=settings,
         charge=labels.charge,
         multiplicity=labels.multiplicity,
+        compositions=labels.compositions,
     )
+
+
+def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
+    """Raises SpecError for label inputs that `code` would not heed."""
+    for name in given:
+        if name not in code.inputs:
+            taken = ", ".join(sorted(code.inputs)) or "none; see labels.settings"
+            raise SpecError(f"{where}.{name}: {code.name} does not take it; it takes {taken}")
+
+
+def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
+    """What `frame` is computed by, and where its label is kept."""
+    electrons = sum(atomic_numbers.get(symbol, 0) for symbol in frame.species)
+    return recipe.of(frame.formula, electrons)
+
+
+def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
+    if isinstance(code, Stated):
+        return code.stated_version(settings, stated)
+    try:
+        installed = code.version(settings)
+    except SpecError:
+        if stated is None:
+            raise
+        return stated
+    if stated not in (None, installed):
+        raise SpecError(
+            f"labels.version: {stated!r}, but {code.name} {installed} is installed here"
+        )
+    return installed
 
 
 def installed_codes() -> tuple[str, ...]:
@@ -51,6 +102,8 @@ def installed_codes() -> tuple[str, ...]:
 
 def _is_installed(code: Code) -> bool:
     """One with a setting that only a campaign can give is asked when a campaign gives it."""
+    if isinstance(code, Brought):
+        return code.is_here()
     try:
         settings = _validated(code, {})
     except SpecError:
@@ -62,8 +115,10 @@ def _is_installed(code: Code) -> bool:
     return True
 
 
-def _validated(code: Code, settings: dict[str, Any]) -> dict[str, Any]:
+def _validated(
+    code: Code, settings: dict[str, Any], reading: Reading | None = None
+) -> dict[str, Any]:
     try:
-        return code.settings.model_validate(settings).model_dump(mode="json")
+        return code.settings.model_validate(settings, context=reading).model_dump(mode="json")
     except ValidationError as error:
         raise SpecError(f"labels.settings.{explain(error, code.settings)}") from error

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode
-from shared.engine import PASSED, PINNED
-from shared.errors import EngineCrashed, Permanent
+from services.labeler.codes.program import is_stated
+from services.labeler.programs import environment, threads_of
+from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -26,19 +28,43 @@ def run_files(
     frame: Frame,
     folder: Path,
     *,
+    files: Mapping[str, bytes],
     cores: int,
     seconds: float,
     tick: Callable[[], None],
 ) -> Outcome:
-    """One single point by a program, in `folder`, which must not exist yet.
+    """One single point by a program, in `folder`, which must not exist yet; `files` by name are
+    put there first.
 
-    Raises EngineCrashed after `seconds`, Permanent when the program is not installed; whatever
-    `tick` raises ends the program and passes on.
+    Raises EngineCrashed after `seconds` and where a signal ended the program, Permanent when it is
+    not installed or of another version; whatever `tick` raises ends the program and passes on.
     """
     folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     code.write_inputs(frame, recipe, folder)
-    status = run(code.command(recipe, cores), folder, cores=cores, seconds=seconds, tick=tick)
-    return code.read_outputs(folder, frame, status)
+    started = time.monotonic()
+    command = _command(code, recipe, cores)
+    status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
+    if status < 0:
+        raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
+    outcome = code.read_outputs(folder, frame, status)
+    _check_version(recipe, outcome)
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
+    try:
+        return code.command(recipe, cores)
+    except SpecError as error:
+        raise Permanent(str(error)) from error
+
+
+def _check_version(recipe: Recipe, outcome: Outcome) -> None:
+    if not is_stated(recipe.version, outcome.program):
+        raise Permanent(
+            f"this worker's {recipe.code} is {outcome.program}, the campaign's is {recipe.version}"
+        )
 
 
 def run(
@@ -55,7 +81,7 @@ def run(
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=_environment(folder, cores),
+                env=environment(str(folder), threads_of(command, cores)),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -84,9 +110,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _environment(folder: Path, cores: int) -> dict[str, str]:
-    """Nothing of the worker's secrets: no broker URL, no cloud keys."""
-    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
-    return kept | {name: str(cores) for name in PINNED} | {"HOME": str(folder)}

@@ -9,13 +9,14 @@ from pydantic import Field, field_validator
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.recipes import installed_codes
+from services.labeler.site import Site
 from shared.messages import Label
 from shared.settings import Separated, WorkerSettings
 from shared.spec_errors import did_you_mean
 from shared.values import Name
 
 
-class LabelerSettings(WorkerSettings):
+class LabelerSettings(WorkerSettings, Site):
     labeler_codes: Annotated[tuple[str, ...], Separated] = Field(
         default_factory=installed_codes,
         min_length=1,

@@ -13,6 +13,7 @@ import pytest
 from services.coordinator.ledger import heard_and_decided
 from shared.embedded import FolderStore
 from shared.messages import LabelsDone
+from tests.amounts import SOAK
 from tests.e2e.campaign import (
     children_of,
     finish,
@@ -24,7 +25,7 @@ from tests.e2e.campaign import (
     write_spec,
 )
 
-KILLS = 10 if os.environ.get("DPSTREAM_SOAK") else 2
+KILLS = 10 if SOAK else 2
 
 
 @pytest.fixture(scope="module")

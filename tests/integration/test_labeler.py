@@ -384,6 +384,9 @@ class PairProgram(Ase):
     name = "pair"
     settings = type("NoSettings", (Settings,), {})
 
+    def is_here(self) -> bool:
+        return True
+
     def version(self, settings: dict[str, Any]) -> str:
         return "1"
 

@@ -26,9 +26,11 @@ from dpstream.dpgen.table import markdown
 from dpstream.dpgen.training import DEEPMD
 from dpstream.imported import read_dpdata
 from dpstream.training_check import check_training
+from services.labeler.recipes import read_files
 from services.trainer.training_input import DEFAULTS, Run, build_input
 from shared.errors import SpecError
-from shared.spec import Spec, TrustLevels
+from shared.inlined import with_texts
+from shared.spec import Labels, Spec, TrustLevels
 from tests import dpgen_methane
 from tests.unit import dpgen_keys
 
@@ -138,7 +140,7 @@ def test_deepmd_kits_defaults_are_what_it_says() -> None:
     """Every default of ours that could show through has its counterpart."""
     bare = {
         "model": {"type_map": ["H"], "descriptor": {"type": "se_e2_a"}, "fitting_net": {}},
-        "learning_rate": {},
+        "learning_rate": {"type": "exp", "start_lr": 1e-3},
         "optimizer": {"type": "Adam"},
         "loss": {},
         "training": {"training_data": {"systems": ["x"]}, "numb_steps": 1},
@@ -183,6 +185,19 @@ def test_an_input_for_each_member_and_activation_functions() -> None:
     assert own["descriptor"]["neuron"] == [5, 10]
     assert own["fitting_net"]["activation_function"] == "relu"
     assert "1 inputs for 2 models" in refusal(default_training_param=inputs[:1])
+
+
+def test_given_models_and_a_table_of_repulsion() -> None:
+    given = dpgen_methane.param()["default_training_param"]
+    given["model"] |= {"use_srtab": "zbl.tab", "sw_rmin": 0.6, "sw_rmax": 1.0, "smin_alpha": 0.1}
+    training = spec(default_training_param=given, srtab_file_path="tables/zbl.tab").training
+    assert training.repulsion is not None
+    assert (training.repulsion.table, training.repulsion.outer) == ("tables/zbl.tab", 1.0)
+    assert "use_srtab" not in training.input["model"]
+    assert refusal(default_training_param=given).startswith("srtab_file_path: missing")
+    training = spec(training_finetune_model=["a.pb", "b.pb"]).training
+    assert training.init is not None
+    assert (training.init.model, training.init.how) == (("a.pb", "b.pb"), "finetune")
 
 
 def test_levels_by_system_and_by_job() -> None:
@@ -258,108 +273,132 @@ def test_barostats_molecules_and_formats() -> None:
 
 # ---------------------------------------------------------------------------------------- labels
 
-PP = {"fp_pp_path": "./", "fp_pp_files": ["h.upf", "c.upf"], "fp_incar": ...}
-BY_ELEMENT = {"H": "h.upf", "C": "c.upf"}
+PP = {"fp_pp_path": "pp", "fp_pp_files": ["h.upf", "c.upf"], "fp_incar": ...}
+BY_ELEMENT = {"potentials": {"H": "h.upf", "C": "c.upf"}}
+TRAVELLING = {"pseudopotentials": {"H": "pp/h.upf", "C": "pp/c.upf"}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "settings"),
+    ("style", "changes", "settings"),
     [
-        ({"fp_style": "vasp", **PP, "fp_incar": "INCAR"}, "vasp", {"incar": "INCAR"}),
+        ("vasp", {"fp_incar": "INCAR"}, {**BY_ELEMENT, "incar": {"file": "INCAR"}}),
+        ("vasp", {"user_fp_params": {"KSPACING": 0.2}}, {**BY_ELEMENT, "incar": {"KSPACING": 0.2}}),
         (
-            {"fp_style": "vasp", **PP, "user_fp_params": {"ENCUT": 600}},
-            "vasp",
-            {"keywords": {"ENCUT": 600}},
-        ),
-        (
+            "pwscf",
             {
-                "fp_style": "pwscf",
-                **PP,
                 "user_fp_params": {
                     "control": {"calculation": "scf", "pseudo_dir": "./", "etot_conv_thr": 1e-5},
-                    "system": {"ecutwfc": 110, "nat": 192, "ntyp": 1},
+                    "system": {"ecutwfc": 110, "nat": 192, "ntyp": 1, "input_dft": "revpbe"},
+                    "electrons": {"conv_thr": 1e-8, "mixing_beta": 0.5},
                     "kspacing": 0.2,
-                },
+                }
             },
-            "qe",
-            {"control": {"etot_conv_thr": 1e-5}, "system": {"ecutwfc": 110}, "kspacing": 0.2},
+            {
+                **TRAVELLING,
+                "kspacing": 0.2,
+                "control": {"etot_conv_thr": 1e-5},
+                "ecutwfc": 110,
+                "system": {"input_dft": "revpbe"},
+                "conv_thr": 1e-8,
+                "electrons": {"mixing_beta": 0.5},
+            },
         ),
         (
+            "pwscf",
+            {"fp_params": {"ecut": 90, "kspacing": 0.1, "smearing": "mp:1", "sigma": 0.02}},
             {
-                "fp_style": "pwscf",
-                **PP,
-                "fp_params": {
-                    "ecut": 90,
-                    "ediff": 1e-8,
-                    "smearing": "mp:1",
-                    "sigma": 0.02,
-                    "kspacing": 0.1,
-                },
-            },
-            "qe",
-            {
-                "system": {
-                    "ecutwfc": 90,
-                    "occupations": "smearing",
-                    "smearing": "methfessel-paxton",
-                    "degauss": 0.02,
-                },
-                "electrons": {"conv_thr": 1e-8},
+                **TRAVELLING,
+                "ecutwfc": 90,
                 "kspacing": 0.1,
+                "smearing": "methfessel-paxton",
+                "degauss": 0.02,
             },
         ),
         (
-            {"fp_style": "abacus", **PP, "fp_orb_files": ["h.orb", "c.orb"], "fp_incar": "INPUT"},
             "abacus",
-            {"input": "INPUT", "orbitals": {"H": "h.orb", "C": "c.orb"}},
+            {
+                "fp_orb_files": ["h.orb", "c.orb"],
+                "user_fp_params": {"ecutwfc": 80, "ntype": 2, "gamma_only": 1},
+                "k_points": [3, 3, 3, 0, 0, 0],
+            },
+            {
+                **BY_ELEMENT,
+                "orbitals": {"H": "h.orb", "C": "c.orb"},
+                "input": {"ecutwfc": 80, "gamma_only": 1},
+                "kpoints": [3, 3, 3],
+            },
         ),
         (
-            {"fp_style": "siesta", **PP, "fp_params": {"ecut": 300, "kspacing": 0.3}},
             "siesta",
-            {"keywords": {"MeshCutoff": 300}, "kspacing": 0.3},
+            {"fp_params": {"ecut": 300, "kspacing": 0.5}},
+            {
+                **BY_ELEMENT,
+                "fdf": {
+                    "XC.functional": "GGA",
+                    "XC.authors": "PBE",
+                    "MeshCutoff": "300 Ry",
+                    "kgrid.Cutoff": "6.283185 Ang",
+                },
+            },
         ),
-        (
-            {"fp_style": "pwmat", **PP, "user_fp_params": {"ecut": 50, "in.atom": "atom.config"}},
-            "pwmat",
-            {"keywords": {"ecut": 50, "in.atom": "atom.config"}},
-        ),
+        ("pwmat", {"fp_incar": "etot"}, {**BY_ELEMENT, "etot_input": {"file": "etot"}}),
     ],
 )
-def test_styles_with_pseudopotentials(
-    changes: dict[str, Any], code: str, settings: dict[str, Any]
+def test_styles_with_a_potential_for_each_element(
+    style: str, changes: dict[str, Any], settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    labels = converted(**changes).document["labels"]
-    assert labels["code"] == code
-    assert labels["settings"] == {"pseudopotentials": BY_ELEMENT, **settings}
+    labels = converted(**{**PP, "fp_style": style, **changes}).document["labels"]
+    assert labels["settings"] == settings
+    for name in ("INCAR", "etot", "pp/h.upf", "pp/c.upf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("KSPACING = 0.2\n")
+    assert taken(labels, tmp_path)
+
+
+def taken(labels: dict[str, Any], folder: Path) -> bool:
+    """Whether the labeling code takes these settings; SpecError where it does not."""
+    document = with_texts({"labels": labels}, folder / "campaign.yaml")
+    return read_files(Labels.model_validate(document["labels"]), folder) is not None
 
 
 NO_PP: dict[str, Any] = dict.fromkeys(("fp_pp_path", "fp_pp_files", "fp_incar"), ...)
 
 
-def test_styles_without_pseudopotentials() -> None:
-    keywords = {"FORCE_EVAL": {"SUBSYS": {"KIND": {"_": ["C", "H"]}}}}
+def test_styles_without_potentials(tmp_path: Path) -> None:
+    kinds = {"KIND": {"_": ["C", "H"], "POTENTIAL": ["GTH-PBE-q4", "GTH-PBE-q1"]}}
+    keywords = {"FORCE_EVAL": {"DFT": {"MGRID": {"CUTOFF": 400}}, "SUBSYS": kinds}}
     cp2k = converted(fp_style="cp2k", user_fp_params=keywords, **NO_PP).document["labels"]
-    assert cp2k == {"code": "cp2k", "settings": {"keywords": keywords}}, "a bare _ is CP2K's own"
+    assert cp2k["settings"]["keywords"]["FORCE_EVAL"]["SUBSYS"]["KIND"] == [
+        {"_": "C", "POTENTIAL": "GTH-PBE-q4"},
+        {"_": "H", "POTENTIAL": "GTH-PBE-q1"},
+    ]
     own = converted(fp_style="cp2k", external_input_path="cp2k/template.inp", **NO_PP)
-    assert own.document["labels"]["settings"] == {"template": "cp2k/template.inp"}
+    assert own.document["labels"]["settings"] == {"template": {"file": "cp2k/template.inp"}}
     params = {"keywords": "force b3lyp/6-31g**", "nproc": 4, "charge": 1, "multiplicity": 2}
     gaussian = converted(fp_style="gaussian", fp_params=params, **NO_PP).document["labels"]
     assert gaussian["settings"] == {"keywords": "force b3lyp/6-31g**"}
     assert (gaussian["charge"], gaussian["multiplicity"]) == (1, 2)
-    params = {"input_fmt": "a", "input_fn": "b", "output_fmt": "c", "output_fn": "d"}
+    params = {
+        "input_fmt": "vasp/poscar",
+        "input_fn": "POSCAR",
+        "output_fmt": "deepmd/npy",
+        "output_fn": "data",
+    }
     custom = converted(fp_style="custom", fp_params=params, **NO_PP).document["labels"]
-    assert custom["settings"]["output_format"] == "c"
+    assert custom["settings"]["output"] == {"format": "deepmd/npy", "file": "data"}
+    for labels in (cp2k, gaussian, custom):
+        assert taken(labels, tmp_path)
 
 
-def test_old_parameters_of_vasp_become_keywords() -> None:
+def test_old_parameters_of_vasp_become_an_incar() -> None:
     params = {"ecut": 400, "ediff": 1e-6, "kspacing": 0.2, "smearing": "mp:2", "sigma": 0.1}
     more = {"npar": 4, "metagga": "SCAN", "user_vasp_params": {"gga": "PS"}}
-    labels = converted(**{**PP, "fp_params": {**params, **more}}).document["labels"]
-    keywords = labels["settings"]["keywords"]
-    wanted = {"ENCUT": 400, "EDIFF": 1e-6, "KSPACING": 0.2, "ISMEAR": 2, "SIGMA": 0.1}
-    assert wanted.items() <= keywords.items()
-    assert (keywords["METAGGA"], keywords["GGA"], keywords["NSW"]) == ("SCAN", "PS", 0)
-    assert "NPAR" not in keywords
+    incar = converted(**{**PP, "fp_params": {**params, **more}}).document["labels"]["settings"][
+        "incar"
+    ]
+    wanted = {"ENCUT": 400, "EDIFF": 1e-6, "KSPACING": 0.2, "ISMEAR": 2, "SIGMA": 0.1, "NPAR": 4}
+    assert wanted.items() <= incar.items()
+    assert (incar["METAGGA"], incar["GGA"], incar["NSW"]) == ("SCAN", "PS", 0)
 
 
 def test_another_code_may_label_instead() -> None:

@@ -49,6 +49,7 @@ class Ase:
     molecular = True
     periodic = True
     electronic = False
+    inputs: frozenset[str] = frozenset()
     max_z = 118
     settings: type[Settings] = AseSettings
 

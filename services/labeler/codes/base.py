@@ -28,6 +28,10 @@ class Code(Scope, Protocol):
     @property
     def settings(self) -> type[Settings]: ...
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Which `LabelInputs` it takes: charge, multiplicity, kpoints, magmom."""
+
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         """True when the numbers are no first-principles result; kept in every provenance."""
 
@@ -43,7 +47,31 @@ class Code(Scope, Protocol):
 
 
 @runtime_checkable
-class FileCode(Code, Protocol):
+class Localized(Protocol):
+    """A code in the engine child that reads files of the worker's own."""
+
+    def localized(self, recipe: Recipe) -> Recipe:
+        """The recipe with their paths on this worker. Raises Permanent where one is missing."""
+
+
+@runtime_checkable
+class Stated(Protocol):
+    """A code whose version is known from its output at the earliest: the campaign states it."""
+
+    def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
+        """What goes into the recipe. Raises SpecError where it cannot be told."""
+
+
+@runtime_checkable
+class Brought(Protocol):
+    """A code that needs what only a machine's own settings can tell."""
+
+    def is_here(self) -> bool:
+        """Whether this machine can run it."""
+
+
+@runtime_checkable
+class FileCode(Code, Brought, Protocol):
     """A code that is a program: it reads files, runs in a fresh folder, leaves files."""
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None: ...

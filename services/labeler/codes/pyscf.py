@@ -35,6 +35,7 @@ class Pyscf:
     molecular = True
     periodic = False
     electronic = True
+    inputs = frozenset({"charge", "multiplicity"})
     max_z = 118
     settings: type[Settings] = PyscfSettings
 

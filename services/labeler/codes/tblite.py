@@ -42,6 +42,7 @@ class Tblite:
     molecular = True
     periodic = True
     electronic = True
+    inputs = frozenset({"charge", "multiplicity"})
     max_z = 86
     settings: type[Settings] = TbliteSettings
 

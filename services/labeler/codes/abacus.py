@@ -1,0 +1,226 @@
+"""ABACUS, in plane waves or numerical atomic orbitals: the user's INPUT, our STRU and KPT.
+
+M. Chen, G.-C. Guo, L. He, J. Phys.: Condens. Matter 22, 445501 (2010); P. Li et al., Comput. Mater.
+Sci. 112, 503 (2016).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from ase.data import atomic_masses, atomic_numbers
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.potentials import (
+    PotentialName,
+    WithPotentials,
+    digests,
+    lacking,
+    potential,
+)
+from services.labeler.codes.program import Program, refuse
+from services.labeler.codes.reading import (
+    by_element,
+    fractions,
+    from_fractions,
+    keywords,
+    last_line,
+    table,
+    triples,
+    volume,
+)
+from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.units import BOHR, KBAR
+from shared.frames import Floats, Frame
+from shared.values import Kpoints, Recipe
+
+SUFFIX = "label"
+ORBITALS = "labels.settings.orbitals"
+OURS = "dpstream writes it"
+NOT_THE_USERS = {
+    **dict.fromkeys(("SUFFIX", "STRU_FILE", "KPOINT_FILE", "PSEUDO_DIR", "ORBITAL_DIR"), OURS),
+    **dict.fromkeys(("CALCULATION", "CAL_FORCE", "CAL_STRESS", "NTYPE"), OURS),
+    **dict.fromkeys(("NELEC", "NELEC_DELTA"), "give systems.NAME.label.charge"),
+}
+CONVERGED = ("charge density convergence is achieved", "#SCF IS CONVERGED#")
+BROKEN = re.compile("convergence has not been achieved|SCF IS NOT CONVERGED", re.IGNORECASE)
+ENERGIES = (r"FINAL_ETOT_IS", r"final etot is", r"#TOTAL ENERGY#")
+"""As versions 2 to 3, long-term and development versions print the last energy."""
+
+
+def _input(given: Any) -> Any:
+    return keywords(given, "{key} {value}", {True: "1", False: "0"})
+
+
+class AbacusSettings(WithPotentials):
+    input: Annotated[str, BeforeValidator(_input)] = Field(
+        min_length=1,
+        description="keywords of INPUT: a text, {file: INPUT} or a mapping; passed untouched",
+    )
+    orbitals: dict[str, PotentialName] = Field(
+        default={}, description="numerical orbitals by element, for basis_type lcao"
+    )
+    orbitals_sha256: dict[str, str] = Field(default={}, description="as sha256, of the orbitals")
+    kpoints: Kpoints | None = Field(
+        default=None, description="mesh around Γ; default: kspacing or gamma_only in the input"
+    )
+
+    @field_validator("input")
+    @classmethod
+    def _general(cls, text: str) -> str:
+        return refuse(text.replace("INPUT_PARAMETERS", ""), NOT_THE_USERS, "input")
+
+    @model_validator(mode="after")
+    def _whole(self) -> AbacusSettings:
+        said = self.input.lower()
+        if self.kpoints is None and "kspacing" not in said and "gamma_only" not in said:
+            raise ValueError("kpoints: give them, or kspacing or gamma_only in the input")
+        missing = sorted(self.potentials.keys() - self.orbitals.keys())
+        if re.search(r"basis_type\s+lcao", said) and missing:
+            raise ValueError(f"orbitals: basis_type lcao needs one of {', '.join(missing)}")
+        return self
+
+
+class Abacus(Program):
+    name = "abacus"
+    default_command = ("abacus",)
+    settings: type[Settings] = AbacusSettings
+
+    def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
+        said = super().stated_version(settings, stated)
+        if not settings["orbitals"]:
+            return said
+        known = settings["orbitals_sha256"]
+        return f"{said}; {digests(self.name, settings['orbitals'], known, ORBITALS)}"
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        orbitals = settings["orbitals"]
+        return super().refusal(frame, settings) or (
+            lacking(frame.species, orbitals) if orbitals else None
+        )
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        settings = recipe.settings
+        for symbol, _ in by_element(frame):
+            shutil.copy(potential(self.name, settings["potentials"], symbol), folder / _upf(symbol))
+            if settings["orbitals"]:
+                orbital = potential(self.name, settings["orbitals"], symbol)
+                shutil.copy(orbital, folder / _orb(symbol))
+        (folder / "INPUT").write_text(_input_text(frame, recipe))
+        (folder / "STRU").write_text(stru(frame, recipe))
+        mesh = settings["kpoints"]
+        if mesh is not None:
+            numbers = " ".join(map(str, mesh))
+            (folder / "KPT").write_text(f"K_POINTS\n0\nGamma\n{numbers} 0 0 0\n")
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        text = read_text(folder / f"OUT.{SUFFIX}" / "running_scf.log")
+        lines = text.splitlines()
+        found = (numbers(rf"{words}\s*=?\s*({NUMBER})", text) for words in ENERGIES)
+        return Outcome(
+            exit_status=exit_status,
+            end_marker=re.search(r"^\s*Total\s+Time\s*:", text, re.MULTILINE) is not None,
+            converged=any(words in text for words in CONVERGED),
+            not_converged=BROKEN.search(text) is not None,
+            energies=next((energies for energies in found if energies), ()),
+            frames=len(re.findall(r"TOTAL-FORCE \(eV/Angstrom\)", text)),
+            forces=_block(lines, r"TOTAL-FORCE \(eV/Angstrom\)", slice(1, 4)),
+            virial=_virial(lines, frame),
+            positions=_positions(lines, frame),
+            program=_program(text),
+        )
+
+
+def _upf(symbol: str) -> str:
+    return f"{symbol}.upf"
+
+
+def _orb(symbol: str) -> str:
+    return f"{symbol}.orb"
+
+
+def _input_text(frame: Frame, recipe: Recipe) -> str:
+    ours = {
+        "suffix": SUFFIX,
+        "calculation": "scf",
+        "ntype": len(by_element(frame)),
+        "pseudo_dir": "./",
+        "orbital_dir": "./",
+        "cal_force": 1,
+        "cal_stress": 1,
+    }
+    if recipe.charge:
+        ours["nelec_delta"] = -recipe.charge
+    lines = "".join(f"{key} {value}\n" for key, value in ours.items())
+    return f"INPUT_PARAMETERS\n{lines}{recipe.settings['input'].strip()}\n"
+
+
+def stru(frame: Frame, recipe: Recipe) -> str:
+    """STRU, fractional coordinates. Moments in µB, one per atom."""
+    assert frame.cell is not None
+    symbols = [symbol for symbol, _ in by_element(frame)]
+    sections = [
+        ("ATOMIC_SPECIES", "\n".join(f"{s} {_mass(s):.4f} {_upf(s)}" for s in symbols)),
+        ("LATTICE_CONSTANT", f"{1 / BOHR:.15f}"),
+        ("LATTICE_VECTORS", table(frame.cell, 6)),
+        ("ATOMIC_POSITIONS", "Direct\n" + "\n".join(_atoms(frame, recipe))),
+    ]
+    if recipe.settings["orbitals"]:
+        sections.insert(1, ("NUMERICAL_ORBITAL", "\n".join(map(_orb, symbols))))
+    return "\n\n".join(f"{title}\n{body}" for title, body in sections) + "\n"
+
+
+def _mass(symbol: str) -> float:
+    return float(atomic_masses[atomic_numbers[symbol]])
+
+
+def _atoms(frame: Frame, recipe: Recipe) -> list[str]:
+    rows_of = table(fractions(frame), 16).splitlines()
+    moments = recipe.magmom or (0.0,) * len(rows_of)
+    lines, first = [], 0
+    for symbol, count in by_element(frame):
+        of_element = range(first, first + count)
+        lines += [symbol, "0.0", str(count)]
+        lines += [f"{rows_of[i]} 1 1 1 mag {moments[i]:g}" for i in of_element]
+        first += count
+    return lines
+
+
+def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
+    """The first rows of numbers within ten lines of a heading: versions rule tables differently."""
+    at = last_line(lines, heading)
+    if at is None:
+        return None
+    tables = (triples(lines, first, columns) for first in range(at + 1, at + 10))
+    return next((found for found in tables if found is not None), None)
+
+
+def _virial(lines: list[str], frame: Frame) -> Floats | None:
+    """The printed stress is pressure-like: times the volume, it is −dE/dε."""
+    stress = _block(lines, r"TOTAL-STRESS \(KBAR\)", slice(0, None))
+    return None if stress is None else stress * KBAR * volume(frame)
+
+
+def _positions(lines: list[str], frame: Frame) -> Floats | None:
+    """From the table of coordinates, as fractions of the cell or in units of the lattice
+    constant."""
+    at = last_line(lines, r"^\s*(DIRECT|CARTESIAN) COORDINATES")
+    found = None if at is None else triples(lines, at + 2, slice(1, 4))
+    if at is None or found is None or frame.cell is None:
+        return None
+    unit = re.search(r"UNIT = (\S+) Bohr", lines[at])
+    if unit is None:
+        return from_fractions(found, frame)
+    cartesian = found * float(unit[1]) * BOHR
+    return from_fractions(np.linalg.solve(frame.cell.T, cartesian.T).T, frame)
+
+
+def _program(text: str) -> str | None:
+    found = re.search(r"\bv(\d+(?:\.\d+)+\S*)", text)
+    return None if found is None else found[1]

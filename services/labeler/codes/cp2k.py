@@ -1,0 +1,293 @@
+"""Density-functional labels of periodic frames through CP2K's Quickstep.
+
+T. D. Kühne et al., J. Chem. Phys. 152, 194103 (2020). The defaults are those of DP-GEN's methane
+demonstration: PBE, GTH pseudopotentials, MOLOPT basis sets, D3, orbital transformation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from services.labeler import programs
+from services.labeler.acceptance import Outcome
+from services.labeler.attachments import Attached, attachment
+from services.labeler.codes import cp2k_input as cp2k
+from services.labeler.codes.base import Settings
+from services.labeler.codes.kpoints import Mesh, mesh_of
+from services.labeler.codes.textual import NUMBER, block, numbers, read_text, rows, scaled
+from services.labeler.units import BOHR, GPA, HARTREE
+from shared.frames import Floats, Frame
+from shared.values import Recipe
+
+PROGRAM = "cp2k.psmp"
+INPUT = "cp2k.inp"
+BASIS = "DZVP-MOLOPT-SR-GTH"
+PRESSURES = {"GPa": GPA, "bar": GPA * 1e-4}
+"""eV/Å³."""
+
+ENERGY = rf"ENERGY\| Total FORCE_EVAL.*?\s({NUMBER})\s*$"
+FORCES = r"ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\]"
+FORCES_END = r"SUM OF ATOMIC FORCES|FORCES\| Sum"
+FORCE = rf"^ *(?:FORCES\| +\d+|\d+ +\d+ +\S+) +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +{NUMBER})? *$"
+"""Of one atom; the first form since version 2025.1."""
+STRESS = r"STRESS(?: TENSOR|\|.*tensor) \[(\w+)\]"
+STRESS_ROW = rf"^ *(?:STRESS\|)? +[xyzXYZ] +({NUMBER}) +({NUMBER}) +({NUMBER}) *$"
+POSITIONS, POSITIONS_END = r"ATOMIC COORDINATES IN (?i:angstrom)", r"SCF PARAMETERS|^ *SCF WAVE"
+POSITION = rf"^ +\d+ +\d+ +\S+ +\d+ +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +{NUMBER}){{2}} *$"
+FIGURE = re.compile(r"^ *\* *(?:\\___/|\||O/\||/\| \||/ \\)?")
+"""The little person who shows the way in the box of an error."""
+MOST_SAID = 300
+MISSING = re.compile(r"not found in the (?:potential file|basis set files?)", re.IGNORECASE)
+
+
+class Cp2kSettings(Settings):
+    functional: str = Field(
+        default="PBE", pattern=r"^[A-Za-z0-9_]+$", description="section parameter of XC_FUNCTIONAL"
+    )
+    dispersion: bool = Field(default=True, description="Grimme's D3 of the functional")
+    cutoff: float = Field(default=400.0, gt=0, description="plane-wave cutoff of the density, Ry")
+    rel_cutoff: float = Field(default=60.0, gt=0, description="of the Gaussians' grid level, Ry")
+    basis: dict[str, str] = Field(
+        default={}, description=f"basis set of an element; of others {BASIS}"
+    )
+    potential: dict[str, str] = Field(
+        default={}, description="pseudopotential of an element; of others GTH-<functional>"
+    )
+    kpoints: Mesh | None = Field(default=None, description="Monkhorst-Pack mesh, for metals")
+    kspacing: float | None = Field(
+        default=None, gt=0, description="mesh from the cell instead: Å⁻¹, 2π included"
+    )
+    keywords: dict[str, Any] = Field(
+        default={},
+        description="any input: nested sections and keywords, put over the defaults (FORCE_EVAL: "
+        "{DFT: {SCF: {MAX_SCF: 100}}}); null removes, _ is a section's parameter",
+    )
+    template: str | None = Field(
+        default=None,
+        description="a whole input, {file: template.inp} or its text, instead of all of these; "
+        "cell, atoms, charge and multiplicity are filled in",
+    )
+    files: tuple[Annotated[Attached, attachment()], ...] = Field(
+        default=(), description="files that the input names (basis sets, potentials), put beside it"
+    )
+
+    @field_validator("keywords")
+    @classmethod
+    def _checked(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        return cp2k.checked(keywords)
+
+    @field_validator("template")
+    @classmethod
+    def _whole(cls, template: str | None) -> str | None:
+        if template is not None:
+            cp2k.check_template(template)
+        return template
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Cp2kSettings:
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        beside = [
+            name
+            for name in sorted(given - {"template", "files"})
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if self.template is not None and beside:
+            raise ValueError(f"{beside[0]}: leave it out; the template says it")
+        if self.kpoints is not None and self.kspacing is not None:
+            raise ValueError("kpoints and kspacing: give one of them")
+        return self
+
+
+class Cp2k:
+    """CP2K in a folder of its own for every frame."""
+
+    name = "cp2k"
+    molecular = False
+    periodic = True
+    electronic = True
+    inputs = frozenset({"charge", "multiplicity"})
+    max_z = 118
+    settings: type[Settings] = Cp2kSettings
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
+
+    def is_here(self) -> bool:
+        return programs.is_installed(self.name, PROGRAM)
+
+    def method(self, settings: dict[str, Any]) -> str:
+        if settings["template"] is not None:
+            return "CP2K, as its template says"
+        dispersion = "-D3" if settings["dispersion"] else ""
+        changed = ", with keywords" if settings["keywords"] else ""
+        return f"{settings['functional']}{dispersion}/{BASIS}, {settings['cutoff']:g} Ry{changed}"
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        """xTB, DFTB and their like are methods of CP2K too."""
+        text = settings["template"] or "\n".join(cp2k.render(settings["keywords"]))
+        return re.search(r"METHOD\s+(?:XTB|DFTB|PM\d|AM1|MNDO|RM1)", text.upper()) is not None
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        (folder / INPUT).write_text(input_text(frame, recipe))
+
+    def command(self, recipe: Recipe, cores: int) -> list[str]:
+        return [*programs.command_of(self.name, PROGRAM, cores), "-i", INPUT]
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        text = read_text(folder / "stdout")
+        said = abort_message(text)
+        return Outcome(
+            exit_status=exit_status,
+            end_marker="PROGRAM ENDED AT" in text,
+            converged="SCF run converged in" in text or "outer SCF loop converged in" in text,
+            not_converged="NOT converged" in text or "FAILED to converge" in text,
+            energies=tuple(energy * HARTREE for energy in numbers(ENERGY, text)),
+            frames=max(1, len(re.findall(FORCES, text))),
+            forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), HARTREE / BOHR),
+            virial=virial(text, frame),
+            positions=rows(POSITION, block(text, POSITIONS, POSITIONS_END)),
+            fault="unsupported-element" if MISSING.search(said) else None,
+            messages=(said,) if said else (),
+        )
+
+
+# ------------------------------------------------------------------------------------- input
+
+
+def input_text(frame: Frame, recipe: Recipe) -> str:
+    """The whole input: the template filled in, or the keywords over the defaults."""
+    settings = recipe.settings
+    if settings["template"] is None:
+        over = settings["keywords"]
+        return "\n".join(cp2k.render(cp2k.merged(_defaults(frame, recipe), over))) + "\n"
+    spin = [f"{key} {value}" for key, value in _spin(recipe).items()]
+    if cp2k.has_keyword(settings["template"], cp2k.DFT, ("UKS", "LSD")):
+        spin = [line for line in spin if not line.startswith("UKS")]
+    return cp2k.filled(settings["template"], _cell(frame), _coord(frame), spin)
+
+
+def _spin(recipe: Recipe) -> dict[str, Any]:
+    unrestricted = {"UKS": ".TRUE."} if recipe.multiplicity > 1 else {}
+    return {"CHARGE": recipe.charge, "MULTIPLICITY": recipe.multiplicity, **unrestricted}
+
+
+def _cell(frame: Frame) -> list[str]:
+    assert frame.cell is not None
+    return [f"{name} {_vector(row)}" for name, row in zip("ABC", frame.cell, strict=True)]
+
+
+def _coord(frame: Frame) -> list[str]:
+    return [f"{s} {_vector(p)}" for s, p in zip(frame.species, frame.positions, strict=True)]
+
+
+def _vector(values: Floats) -> str:
+    return " ".join(f"{value:.10f}" for value in values)
+
+
+def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
+    settings = recipe.settings
+    dft = {
+        "BASIS_SET_FILE_NAME": "BASIS_MOLOPT",
+        "POTENTIAL_FILE_NAME": "GTH_POTENTIALS",
+        **_spin(recipe),
+        "MGRID": {"CUTOFF": settings["cutoff"], "REL_CUTOFF": settings["rel_cutoff"]},
+        "QS": {"EPS_DEFAULT": "1.0E-13"},
+        **_sampling(frame, settings),
+        "XC": _exchange(settings),
+    }
+    subsys = {
+        "CELL": {"*": _cell(frame)},
+        "COORD": {"*": _coord(frame)},
+        "KIND": _kinds(frame, settings),
+    }
+    return {
+        "GLOBAL": {"PROJECT": "dpstream", "RUN_TYPE": "ENERGY_FORCE"},
+        "FORCE_EVAL": {
+            "METHOD": "QS",
+            "STRESS_TENSOR": "ANALYTICAL",
+            "DFT": dft,
+            "SUBSYS": subsys,
+            "PRINT": {"FORCES": {"_": "ON"}, "STRESS_TENSOR": {"_": "ON"}},
+        },
+    }
+
+
+def _sampling(frame: Frame, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Orbital transformation at the Gamma point; diagonalisation with a mesh, which OT has not."""
+    scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": {"_": "OFF"}}}
+    mesh = _mesh(frame, settings)
+    if mesh is None:
+        ot = {"MINIMIZER": "DIIS", "PRECONDITIONER": "FULL_SINGLE_INVERSE"}
+        outer = {"EPS_SCF": "3.0E-7", "MAX_SCF": 15}
+        return {"SCF": {**scf, "MAX_SCF": 50, "OT": ot, "OUTER_SCF": outer}}
+    mixing = {"METHOD": "BROYDEN_MIXING", "ALPHA": 0.4}
+    points = {"SCHEME": f"MONKHORST-PACK {mesh[0]} {mesh[1]} {mesh[2]}"}
+    diagonal = {"ALGORITHM": "STANDARD"}
+    return {
+        "SCF": {**scf, "MAX_SCF": 300, "DIAGONALIZATION": diagonal, "MIXING": mixing},
+        "KPOINTS": points,
+    }
+
+
+def _mesh(frame: Frame, settings: Mapping[str, Any]) -> Mesh | None:
+    if settings["kspacing"] is None:
+        return None if settings["kpoints"] is None else tuple(settings["kpoints"])
+    assert frame.cell is not None
+    return mesh_of(frame.cell, settings["kspacing"])
+
+
+def _exchange(settings: Mapping[str, Any]) -> dict[str, Any]:
+    functional = settings["functional"]
+    pair = {
+        "TYPE": "DFTD3",
+        "PARAMETER_FILE_NAME": "dftd3.dat",
+        "REFERENCE_FUNCTIONAL": functional,
+    }
+    dispersion = {"POTENTIAL_TYPE": "PAIR_POTENTIAL", "PAIR_POTENTIAL": pair}
+    only = {"VDW_POTENTIAL": dispersion} if settings["dispersion"] else {}
+    return {"XC_FUNCTIONAL": {"_": functional}, **only}
+
+
+def _kinds(frame: Frame, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "_": symbol,
+            "BASIS_SET": settings["basis"].get(symbol, BASIS),
+            "POTENTIAL": settings["potential"].get(symbol, f"GTH-{settings['functional']}"),
+        }
+        for symbol in dict.fromkeys(frame.species)
+    ]
+
+
+# ------------------------------------------------------------------------------------- output
+
+
+def virial(text: str, frame: Frame) -> Floats | None:
+    """The printed stress times the volume; the cell is the submitted one, for CP2K prints its own
+    with three decimals."""
+    found = re.search(STRESS, text)
+    if found is None or found[1] not in PRESSURES or frame.cell is None:
+        return None
+    stress = rows(STRESS_ROW, text[found.end() :][:600])
+    factor = PRESSURES[found[1]] * abs(float(np.linalg.det(frame.cell)))
+    return scaled(None if stress is None else stress[:3], factor)
+
+
+def abort_message(text: str) -> str:
+    """What stands in the box of `[ABORT]`, in one line; the stack of routines follows it."""
+    _, _, after = text.partition("[ABORT]")
+    box, _, _ = after.partition("Routine Calling Stack")
+    words = [FIGURE.sub("", line).strip(" *=") for line in box.splitlines()]
+    return " ".join(word for word in words if word)[:MOST_SAID]

@@ -1,0 +1,208 @@
+"""CP2K's input: nested keywords as text, and a user's template filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Tree = Mapping[str, Any]
+"""Sections and keywords by name in capitals. `_` is a section's parameter, `*` its bare lines; a
+list is a section or keyword that is repeated."""
+Path = tuple[str, ...]
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*|_")
+KIND: Path = ("FORCE_EVAL", "SUBSYS", "KIND")
+CELL: Path = ("FORCE_EVAL", "SUBSYS", "CELL")
+COORD: Path = ("FORCE_EVAL", "SUBSYS", "COORD")
+DFT: Path = ("FORCE_EVAL", "DFT")
+NEEDED: tuple[Path, ...] = (
+    CELL,
+    COORD,
+    DFT,
+    ("FORCE_EVAL", "PRINT", "FORCES"),
+    ("FORCE_EVAL", "PRINT", "STRESS_TENSOR"),
+)
+"""Sections that a template has once each."""
+ALLOWED = ("GLOBAL", "FORCE_EVAL")
+SECTIONS = frozenset({("GLOBAL",), ("FORCE_EVAL",), DFT, KIND[:-1]})
+"""Names that can be nothing but sections."""
+ELSEWHERE: Mapping[Path, str] = {
+    CELL: "the cell is the frame's",
+    COORD: "the atoms are the frame's",
+    ("FORCE_EVAL", "SUBSYS", "TOPOLOGY"): "the atoms are the frame's",
+    (*DFT, "CHARGE"): "give labels.charge",
+    (*DFT, "MULTIPLICITY"): "give labels.multiplicity",
+    ("GLOBAL", "RUN_TYPE"): "a label is one ENERGY_FORCE",
+}
+"""Keywords that are not the user's to give."""
+
+
+# ----------------------------------------------------------------------------------- keywords
+
+
+def checked(tree: Any, path: Path = ()) -> dict[str, Any]:
+    """A user's nested keywords with names in capitals. ValueError names the first wrong one."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{'.'.join(path)}: should be a mapping of keys")
+    return {
+        key.upper(): _checked_value(value, (*path, key.upper()))
+        for key, value in ((_checked_name(key, path), value) for key, value in tree.items())
+    }
+
+
+def _checked_name(key: Any, path: Path) -> str:
+    if not isinstance(key, str) or not NAME.fullmatch(key):
+        raise ValueError(f"{'.'.join((*path, str(key)))}: not a keyword of CP2K")
+    if not path and key.upper() not in ALLOWED:
+        raise ValueError(f"{key}: allowed at the top: {', '.join(ALLOWED)}")
+    reason = ELSEWHERE.get((*path, key.upper()))
+    if reason is not None:
+        raise ValueError(f"{'.'.join((*path, key))}: leave it out; {reason}")
+    return key
+
+
+def _checked_value(value: Any, path: Path) -> Any:
+    if path == KIND:
+        sections = value if isinstance(value, list) else [value]
+        return [kind for each in sections for kind in kinds(checked(each, path))]
+    if isinstance(value, dict) or path in SECTIONS:
+        return checked(value, path)
+    if isinstance(value, list):
+        return [_checked_value(each, path) for each in value]
+    if isinstance(value, str) and ("\n" in value or value.startswith("&")):
+        raise ValueError(f"{'.'.join(path)}: a value is one line of text")
+    return value
+
+
+def kinds(tree: Tree) -> list[dict[str, Any]]:
+    """`KIND: {_: [H, O], POTENTIAL: [a, b]}` as one section per kind."""
+    names = tree.get("_")
+    if not isinstance(names, list):
+        return [dict(tree)]
+    for key, value in tree.items():
+        if not isinstance(value, list) or len(value) != len(names):
+            raise ValueError(f"{'.'.join(KIND)}.{key}: should be a list as long as _ ({names})")
+    return [{key: value[i] for key, value in tree.items()} for i in range(len(names))]
+
+
+def merged(base: Tree, over: Tree) -> dict[str, Any]:
+    """`base` with `over` put over it: sections merge, keywords replace, null removes, and a `KIND`
+    goes over the one of its name."""
+    result = dict(base)
+    for key, value in over.items():
+        known = result.pop(key, None)
+        if key == "KIND":
+            result[key] = _merged_kinds(known or [], value if isinstance(value, list) else [value])
+        elif isinstance(value, dict):
+            result[key] = merged(known if isinstance(known, dict) else {}, value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def _merged_kinds(base: Sequence[Tree], over: Sequence[Tree]) -> list[dict[str, Any]]:
+    named = {kind["_"]: dict(kind) for kind in base}
+    for kind in over:
+        named[kind.get("_")] = merged(named.get(kind.get("_"), {}), kind)
+    return list(named.values())
+
+
+def render(tree: Tree, indent: str = "") -> Iterator[str]:
+    """Lines of input."""
+    for key, value in tree.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                yield f"{indent}&{key} {_word(each.get('_', ''))}".rstrip()
+                yield from render(each, indent + "  ")
+                yield f"{indent}&END {key}"
+            elif key != "_":
+                yield f"{indent}{'' if key == '*' else key + ' '}{_word(each)}"
+
+
+def _word(value: Any) -> str:
+    return f".{str(value).upper()}." if isinstance(value, bool) else str(value)
+
+
+# ----------------------------------------------------------------------------------- a template
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a template: the sections it stands in (its own included, where it begins or ends
+    one) and its words, without comments, in capitals."""
+
+    text: str
+    path: Path
+    words: tuple[str, ...]
+
+    @property
+    def opens(self) -> bool:
+        return bool(self.words) and self.words[0].startswith("&") and not self.closes
+
+    @property
+    def closes(self) -> bool:
+        return bool(self.words) and self.words[0].startswith("&END")
+
+
+def lines_of(template: str) -> list[Line]:
+    """ValueError where its sections do not close."""
+    path: Path = ()
+    found = []
+    for text in template.splitlines():
+        line = Line(text, path, tuple(re.split(r"[!#]", text)[0].upper().split()))
+        if line.opens:
+            path = (*path, line.words[0][1:])
+        found.append(Line(text, path, line.words))
+        if line.closes:
+            path = path[:-1]
+    if path:
+        raise ValueError(f"section &{path[-1]} is not closed")
+    return found
+
+
+def check_template(template: str) -> None:
+    """ValueError where a template would not give a label, or takes on what is not its to say."""
+    lines = lines_of(template)
+    for needed in NEEDED:
+        count = sum(line.opens and line.path == needed for line in lines)
+        if count != 1:
+            raise ValueError(f"&{'/&'.join(needed)}: {count} of them, expected one")
+    for line in lines:
+        _check_line(line)
+
+
+def _check_line(line: Line) -> None:
+    if not line.words or line.opens or line.closes:
+        return
+    key, value = (*line.path, line.words[0]), line.words[1:]
+    if key in ((*DFT, "CHARGE"), (*DFT, "MULTIPLICITY")):
+        raise ValueError(f"{'/'.join(key)}: leave it out; {ELSEWHERE[key]}")
+    if key == ("GLOBAL", "RUN_TYPE") and value != ("ENERGY_FORCE",):
+        raise ValueError(f"{'/'.join(key)}: {ELSEWHERE[key]}")
+    if key == (*CELL, "PERIODIC") and value != ("XYZ",):
+        raise ValueError(f"{'/'.join(key)}: frames are periodic along XYZ")
+    if key[:-1] == (*COORD[:-1], "TOPOLOGY") and key[-1].startswith("COORD_FILE"):
+        raise ValueError(f"{'/'.join(key)}: leave it out; {ELSEWHERE[COORD]}")
+
+
+def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequence[str]) -> str:
+    """The template with these lines as the keywords of its &CELL and &COORD, and `dft` added to its
+    &DFT; everything else as it is."""
+    own = {CELL: cell, COORD: coord}
+    lines: list[str] = []
+    for line in lines_of(template):
+        if line.path not in own or line.opens or line.closes:
+            lines.append(line.text)
+        if line.opens:
+            lines += own.get(line.path, ())
+            lines += dft if line.path == DFT else ()
+    return "\n".join(lines) + "\n"
+
+
+def has_keyword(template: str, path: Path, names: Sequence[str]) -> bool:
+    return any(
+        line.path == path and line.words[:1] and line.words[0] in names
+        for line in lines_of(template)
+    )

@@ -1,0 +1,258 @@
+"""Any program that a worker allows, between a format that can be written and one that can be read.
+
+Formats are dpdata's (`vasp/poscar`, `psi4/out`, `deepmd/npy`…) or, as `ase:NAME`, those of the
+Atomic Simulation Environment (`ase:nwchem-in`, `ase:abinit-out`…).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.potentials import PotentialName
+from services.labeler.codes.reading import from_fractions
+from services.labeler.codes.textual import read_text
+from services.labeler.site import site
+from shared.errors import SpecError
+from shared.frames import Floats, Frame, to_ase
+from shared.spec_errors import did_you_mean
+from shared.values import Name, Recipe
+
+ASE = "ase:"
+RECIPE = "recipe.json"
+VACUUM = 100.0
+"""Å of a cell for a molecule, where a format must have one."""
+MAX_MESSAGE = 300
+
+
+def _known(name: str) -> str:
+    known = _ase_formats() if name.startswith(ASE) else _dpdata_formats()
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; {ASE}NAME is one of ASE's"
+        raise ValueError(f"no such format of dpdata{hint}")
+    return name
+
+
+def _dpdata_formats() -> set[str]:
+    import dpdata.plugins  # deferred: slow to import
+    from dpdata.format import Format
+
+    assert dpdata.plugins  # importing registers them
+    return set(Format.get_formats())
+
+
+def _ase_formats() -> set[str]:
+    from ase.io.formats import ioformats
+
+    return {ASE + name for name in ioformats}
+
+
+class FormattedFile(Settings):
+    format: Annotated[str, AfterValidator(_known)] = Field(
+        description="as dpdata names it, or ase:NAME"
+    )
+    file: PotentialName = Field(description="its name in the working folder")
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of the format")
+
+
+class CustomSettings(Settings):
+    program: Name = Field(description="as the workers name it in DPSTREAM_LABELER_COMMANDS")
+    method: str = Field(min_length=1, description="level of theory, for the labels' provenance")
+    semi_empirical: bool = Field(default=False, description="no first-principles result")
+    input: FormattedFile = Field(description="what is written for the program")
+    output: FormattedFile = Field(description="what is read from it; stdout is a file too")
+    files: dict[PotentialName, str] = Field(
+        default={}, description="further files by name: a text or {file: NAME}"
+    )
+    log: PotentialName = Field(default="stdout", description="where the marks below are looked for")
+    end_marker: str | None = Field(default=None, description="the log's last words")
+    converged: str | None = Field(default=None, description="said when iterations converged")
+    not_converged: tuple[str, ...] = Field(
+        default=("not converged",), description="said when they did not; upper and lower case alike"
+    )
+
+
+class Custom:
+    """The worker's command may hold {cores}, {charge} and {multiplicity}."""
+
+    name = "custom"
+    molecular = True
+    periodic = True
+    electronic = False
+    max_z = 118
+    settings: type[Settings] = CustomSettings
+    inputs = frozenset({"charge", "multiplicity"})
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return str(settings["program"])
+
+    def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
+        if stated is None:
+            raise SpecError("labels.version: missing: state the version of your custom program")
+        return f"{settings['program']} {stated}"
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return str(settings["method"])
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return bool(settings["semi_empirical"])
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
+
+    def is_here(self) -> bool:
+        """Whether this machine has any command that is not one of a known code."""
+        return bool(site().labeler_commands)
+
+    def command(self, recipe: Recipe, cores: int) -> list[str]:
+        given = {"{charge}": str(recipe.charge), "{multiplicity}": str(recipe.multiplicity)}
+        words = site().command(recipe.settings["program"], cores)
+        for mark, value in given.items():
+            words = [word.replace(mark, value) for word in words]
+        return words
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        for name, text in recipe.settings["files"].items():
+            _made(folder / name).write_text(text)
+        (folder / RECIPE).write_text(recipe.model_dump_json())
+        wanted = FormattedFile.model_validate(recipe.settings["input"])
+        _write(frame, wanted, _made(folder / wanted.file))
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        recipe = Recipe.model_validate_json((folder / RECIPE).read_text())
+        said = CustomSettings.model_validate(recipe.settings)
+        log = read_text(folder / said.log)
+        found, trouble = _read(frame, said.output, folder)
+        return Outcome(
+            exit_status=exit_status,
+            end_marker=said.end_marker is None or said.end_marker in log,
+            converged=said.converged is None or said.converged in log,
+            not_converged=any(words.lower() in log.lower() for words in said.not_converged),
+            energies=found.energies,
+            frames=found.frames,
+            forces=found.forces,
+            virial=found.virial,
+            positions=found.positions,
+            messages=trouble,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a reader found, atoms sorted by element: see `Outcome`."""
+
+    energies: tuple[float, ...] = ()
+    frames: int = 0
+    forces: Floats | None = None
+    virial: Floats | None = None
+    positions: Floats | None = None
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(frame: Frame, wanted: FormattedFile, path: Path) -> None:
+    if wanted.format.startswith(ASE):
+        from ase.io import write
+
+        write(path, to_ase(frame), format=wanted.format.removeprefix(ASE), **wanted.options)
+        return
+    import dpdata
+
+    system = dpdata.System(data=_dpdata_system(frame))
+    system.to(wanted.format, str(path), **wanted.options)
+
+
+def _dpdata_system(frame: Frame) -> dict[str, Any]:
+    names = sorted(set(frame.species))
+    cell = np.eye(3) * VACUUM if frame.cell is None else frame.cell
+    return {
+        "atom_names": names,
+        "atom_numbs": [frame.species.count(name) for name in names],
+        "atom_types": np.array([names.index(symbol) for symbol in frame.species]),
+        "orig": np.zeros(3),
+        "cells": cell[None],
+        "coords": frame.positions[None],
+        "nopbc": frame.cell is None,
+    }
+
+
+def _read(frame: Frame, wanted: FormattedFile, folder: Path) -> tuple[Found, tuple[str, ...]]:
+    """What was found, and why if nothing was. Readers raise whatever they meet."""
+    path = folder / wanted.file
+    reader = _by_ase if wanted.format.startswith(ASE) else _by_dpdata
+    try:
+        if not path.exists():
+            return Found(), (f"the program left no {wanted.file}",)
+        return reader(frame, wanted, path), ()
+    except Exception as error:
+        said = f"{wanted.file}: not read as {wanted.format}: {type(error).__name__}: {error}"
+        return Found(), (" ".join(said.split())[:MAX_MESSAGE],)
+
+
+def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> Found:
+    import dpdata
+
+    data = dpdata.LabeledSystem(str(path), fmt=wanted.format, **wanted.options).data
+    count = len(data["energies"])
+    if count != 1:
+        return Found(tuple(map(float, data["energies"])), count)
+    symbols = [data["atom_names"][kind] for kind in data["atom_types"]]
+    virial = data.get("virials")
+    return _sorted(
+        frame,
+        symbols,
+        float(data["energies"][0]),
+        np.asarray(data["coords"][0], dtype=np.float64),
+        np.asarray(data["forces"][0], dtype=np.float64),
+        None if virial is None else np.asarray(virial[0], dtype=np.float64),
+    )
+
+
+def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> Found:
+    from ase.io import read
+
+    images = read(path, index=":", format=wanted.format.removeprefix(ASE), **wanted.options)
+    if len(images) != 1:
+        return Found(tuple(float(image.get_potential_energy()) for image in images), len(images))
+    atoms = images[0]
+    results = atoms.calc.results
+    stress = atoms.get_stress(voigt=False) if "stress" in results else None
+    return _sorted(
+        frame,
+        atoms.get_chemical_symbols(),
+        float(results.get("free_energy", results["energy"])),
+        np.asarray(atoms.positions, dtype=np.float64),
+        np.asarray(atoms.get_forces(), dtype=np.float64),
+        None if stress is None else -np.asarray(stress) * atoms.get_volume(),
+    )
+
+
+def _sorted(
+    frame: Frame,
+    symbols: list[str],
+    energy: float,
+    positions: Floats,
+    forces: Floats,
+    virial: Floats | None,
+) -> Found:
+    """As canonical frames have them: by element, in the order of the program within one."""
+    order = sorted(range(len(symbols)), key=lambda i: symbols[i])
+    if tuple(symbols[i] for i in order) != frame.species:
+        raise ValueError(f"the output's atoms are {''.join(symbols)}, not {frame.formula}")
+    positions = positions[order]
+    if frame.cell is not None:
+        wrapped = np.linalg.solve(frame.cell.T, positions.T).T
+        positions = from_fractions(wrapped, frame)  # type: ignore[assignment]
+    return Found((energy,), 1, forces[order], virial, positions)

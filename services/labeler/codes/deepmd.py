@@ -1,0 +1,67 @@
+"""A trained Deep Potential as labeling code: a teacher to distil from, a dry run without any DFT.
+
+J. Zeng et al., J. Chem. Phys. 159, 054801 (2023).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import Field
+
+from services.labeler.codes.base import Settings, installed_version
+from services.labeler.codes.potentials import PotentialName, digests, potential
+from services.labeler.site import site
+from shared.frames import Frame
+from shared.values import Recipe
+
+
+class DeepmdSettings(Settings):
+    model: PotentialName = Field(
+        description="frozen model in the worker's folder (DPSTREAM_LABELER_POTENTIALS)"
+    )
+    sha256: str = Field(default="", description="its first digits, as of pseudopotentials")
+
+
+class Deepmd:
+    """DeePMD-kit in the warm engine child, the model loaded once."""
+
+    name = "deepmd"
+    molecular = True
+    periodic = True
+    electronic = False
+    max_z = 118
+    settings: type[Settings] = DeepmdSettings
+    inputs: frozenset[str] = frozenset()
+
+    def version(self, settings: dict[str, Any]) -> str:
+        """DeePMD-kit's, and which model."""
+        installed = installed_version("deepmd-kit", "trainer")
+        model = digests(
+            self.name,
+            {"model": settings["model"]},
+            {"model": settings["sha256"]},
+            "labels.settings",
+        )
+        return f"{installed}; {model}"
+
+    def is_here(self) -> bool:
+        return find_spec("deepmd") is not None and site().folder(self.name) is not None
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return f"Deep Potential {settings['model']}"
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return True
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
+
+    def localized(self, recipe: Recipe) -> Recipe:
+        """The recipe with the model's path on this worker, for the engine child."""
+        path = potential(self.name, recipe.settings, "model")
+        return recipe.model_copy(update={"settings": {**recipe.settings, "model": str(path)}})

@@ -1,0 +1,112 @@
+"""Gaussian: molecules, by the user's route section.
+
+Gaussian 16, M. J. Frisch et al., Gaussian, Inc., Wallingford CT (2016). Licensed: each worker
+brings its own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.program import Program
+from services.labeler.codes.reading import last_line, table, triples
+from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.units import BOHR, HARTREE
+from shared.frames import Floats, Frame
+from shared.values import Recipe
+
+INPUT = "input.gjf"
+BEYOND_SCF = "forces of a method beyond SCF: only SCF energies (HF, DFT) are read"
+CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
+"""Marks of an energy beyond the SCF's, whose derivative the forces then are."""
+BROKEN = (">>>>>>>>>> Convergence criterion not met", "Convergence failure")
+
+
+class GaussianSettings(Settings):
+    keywords: str = Field(
+        min_length=1, description="route section, e.g. force b3lyp/6-31g(d,p) nosymm scf=tight"
+    )
+    extra: str = Field(default="", description="what follows the geometry: a basis set, charges…")
+
+    @field_validator("keywords")
+    @classmethod
+    def _with_forces(cls, text: str) -> str:
+        words = text.lower().lstrip("#pnt ").split()
+        if not any(re.split(r"[=(]", word)[0] == "force" for word in words):
+            raise ValueError("should contain force: a label needs forces")
+        if "\n" in text.strip():
+            raise ValueError("should be one line; what follows the geometry is `extra`")
+        return text.strip()
+
+
+class Gaussian(Program):
+    name = "gaussian"
+    default_command = ("g16", INPUT)
+    molecular = True
+    periodic = False
+    electronic = True
+    settings: type[Settings] = GaussianSettings
+    inputs = frozenset({"charge", "multiplicity"})
+
+    def method(self, settings: dict[str, Any]) -> str:
+        return str(settings["keywords"])
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        atoms = zip(frame.species, table(frame.positions, 6).splitlines(), strict=True)
+        geometry = "\n".join(f"{symbol} {position}" for symbol, position in atoms)
+        route = recipe.settings["keywords"]
+        route = route if route.startswith("#") else f"# {route}"
+        spin = f"{recipe.charge} {recipe.multiplicity}"
+        parts = (route, frame.formula, f"{spin}\n{geometry}", recipe.settings["extra"].strip())
+        (folder / INPUT).write_text("\n\n".join(part for part in parts if part) + "\n\n")
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        """Forces and positions are those of the input orientation, also with symmetry."""
+        text = read_text(folder / "input.log") or read_text(folder / "stdout")
+        lines = text.splitlines()
+        energies = numbers(rf"SCF Done:  E\([^)]*\) =\s*({NUMBER})", text)
+        correlated = CORRELATED.search(_archive(text)) is not None
+        return Outcome(
+            exit_status=exit_status,
+            end_marker="Normal termination of Gaussian" in _tail(lines),
+            converged=bool(energies),
+            not_converged=any(words in text for words in BROKEN),
+            energies=() if correlated else tuple(energy * HARTREE for energy in energies),
+            frames=text.count("Forces (Hartrees/Bohr)"),
+            forces=_forces(lines),
+            positions=_positions(lines),
+            messages=(BEYOND_SCF,) if correlated else (),
+            program=_program(text),
+        )
+
+
+def _tail(lines: list[str]) -> str:
+    return lines[-1] if lines else ""
+
+
+def _archive(text: str) -> str:
+    """The last archive entry, whose lines break anywhere, and all excited-state lines."""
+    entry = text[max(text.rfind("1\\1\\"), 0) :].replace("\n ", "")
+    return entry + " ".join(re.findall(r"E\(TD-HF/TD-DFT\)", text))
+
+
+def _forces(lines: list[str]) -> Floats | None:
+    at = last_line(lines, r"Forces \(Hartrees/Bohr\)")
+    found = None if at is None else triples(lines, at + 3, slice(2, 5))
+    return None if found is None else found * (HARTREE / BOHR)
+
+
+def _positions(lines: list[str]) -> Floats | None:
+    at = last_line(lines, "Input orientation:")
+    return None if at is None else triples(lines, at + 5, slice(3, 6))
+
+
+def _program(text: str) -> str | None:
+    found = re.search(r"Gaussian (\d+), Revision ([^,\s]+),", text)
+    return None if found is None else f"{found[1]}.{found[2]}"

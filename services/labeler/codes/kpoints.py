@@ -1,0 +1,24 @@
+"""Meshes of k-points."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from shared.frames import Floats
+
+Divisions = Annotated[int, Field(ge=1)]
+Mesh = tuple[Divisions, Divisions, Divisions]
+ROUNDING = 1e-6
+"""Relative; a cell's own rounding must not tip the mesh."""
+
+
+def mesh_of(cell: Floats, spacing: float) -> Mesh:
+    """The coarsest mesh whose points are at most `spacing` Å⁻¹ apart along each reciprocal vector
+    (which includes 2π), as VASP's KSPACING has it."""
+    lengths = 2 * math.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
+    a, b, c = (max(1, math.ceil(length / spacing * (1 - ROUNDING))) for length in lengths)
+    return a, b, c

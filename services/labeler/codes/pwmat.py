@@ -1,0 +1,126 @@
+"""PWmat: the user's etot.input, our atom.config.
+
+W. Jia et al., Comput. Phys. Commun. 184, 9 (2013). Licensed: each worker brings its own.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from ase.data import atomic_numbers
+from pydantic import BeforeValidator, Field, field_validator
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.potentials import WithPotentials, potential
+from services.labeler.codes.program import Program
+from services.labeler.codes.reading import (
+    by_element,
+    fractions,
+    from_fractions,
+    keywords,
+    last_line,
+    table,
+    triples,
+)
+from services.labeler.codes.textual import read_text
+from shared.frames import Floats, Frame
+from shared.values import Recipe
+
+NOT_THE_USERS = re.compile(r"^\s*(in\.atom|in\.psp\d*|job|out\.mlmd)\s*=", re.IGNORECASE)
+PARALLEL = re.compile(r"\s*\d+\s+\d+\s*$")
+REASON = re.compile(r"ending_scf_reason\s*=\s*(\S+)")
+
+
+def _etot(given: Any) -> Any:
+    return keywords(given, "{key} = {value}", {True: "T", False: "F"})
+
+
+class PwmatSettings(WithPotentials):
+    etot_input: Annotated[str, BeforeValidator(_etot)] = Field(
+        min_length=1,
+        description="tags of etot.input: a text, {file: etot.input} or a mapping; passed untouched",
+    )
+    parallel: tuple[int, int] = Field(
+        default=(1, 1), description="first line of etot.input: must fit the workers' command"
+    )
+
+    @field_validator("etot_input")
+    @classmethod
+    def _general(cls, text: str) -> str:
+        for line in text.splitlines():
+            if NOT_THE_USERS.match(line):
+                raise ValueError(f"{line.strip()!r} does not belong there: dpstream writes it")
+            if PARALLEL.match(line):
+                raise ValueError(f"{line.strip()!r}: give this line as settings.parallel")
+        return text
+
+
+class Pwmat(Program):
+    name = "pwmat"
+    default_command = ("PWmat",)
+    settings: type[Settings] = PwmatSettings
+    inputs = frozenset({"magmom"})
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        settings = recipe.settings
+        lines = [" ".join(map(str, settings["parallel"])), "JOB = SCF", "IN.ATOM = atom.config"]
+        for number, (symbol, _) in enumerate(by_element(frame), start=1):
+            file = potential(self.name, settings["potentials"], symbol)
+            shutil.copy(file, folder / f"{symbol}.UPF")
+            lines.append(f"IN.PSP{number} = {symbol}.UPF")
+        lines += ["OUT.MLMD = T", settings["etot_input"].strip(), ""]
+        (folder / "etot.input").write_text("\n".join(lines))
+        (folder / "atom.config").write_text(atom_config(frame, recipe))
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        """Why the SCF ended is said in REPORT alone. OUT.MLMD holds dE/dR, forces with the
+        opposite sign, and beside the cell the virial in eV where a stress was asked for."""
+        lines = read_text(folder / "OUT.MLMD").splitlines()
+        reasons = REASON.findall(read_text(folder / "REPORT"))
+        gradients = _block(lines, r"^\s*Force", slice(1, 4))
+        return Outcome(
+            exit_status=exit_status,
+            end_marker=bool(lines) and lines[-1].strip().startswith("------"),
+            converged="tol" in reasons,
+            not_converged=any(reason != "tol" for reason in reasons),
+            energies=tuple(_potential_energy(line) for line in lines if "Etot,Ep,Ek" in line),
+            frames=sum("Lattice vector" in line for line in lines),
+            forces=None if gradients is None else -gradients,
+            virial=_virial(lines),
+            positions=from_fractions(_block(lines, r"^\s*Position", slice(1, 4)), frame),
+        )
+
+
+def atom_config(frame: Frame, recipe: Recipe) -> str:
+    assert frame.cell is not None
+    numbers = [atomic_numbers[symbol] for symbol in frame.species]
+    atoms = zip(numbers, table(fractions(frame), 15).splitlines(), strict=True)
+    lines = [str(len(numbers)), "LATTICE", table(frame.cell, 10), "POSITION"]
+    lines += [f"{z} {position} 1 1 1" for z, position in atoms]
+    if recipe.magmom is not None:
+        lines.append("MAGNETIC")
+        lines += [f"{z} {m:g}" for z, m in zip(numbers, recipe.magmom, strict=True)]
+    return "\n".join((*lines, ""))
+
+
+def _potential_energy(line: str) -> float:
+    """Ep of `Etot,Ep,Ek (eV) = … … …`."""
+    found = re.search(r"Etot,Ep,Ek \(eV\)\s*=\s*\S+\s+(\S+)", line)
+    return float(found[1]) if found else float("nan")
+
+
+def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
+    at = last_line(lines, heading)
+    return None if at is None else triples(lines, at + 1, columns)
+
+
+def _virial(lines: list[str]) -> Floats | None:
+    """Rows of the cell, each with `stress (eV):` and a row of the virial."""
+    after = [line.partition("stress (eV):")[2] for line in lines if "stress (eV):" in line]
+    found = triples(after, 0, slice(0, 3))
+    return None if found is None else np.asarray(found, dtype=np.float64)

@@ -1,0 +1,312 @@
+"""Density-functional labels of periodic frames through Quantum ESPRESSO's pw.x.
+
+P. Giannozzi et al., J. Phys.: Condens. Matter 29, 465901 (2017).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from pydantic import Field, field_validator, model_validator
+
+from services.labeler import programs
+from services.labeler.acceptance import Outcome
+from services.labeler.attachments import Attached, attachment
+from services.labeler.codes.base import Settings
+from services.labeler.codes.kpoints import Mesh, mesh_of
+from services.labeler.codes.textual import (
+    NUMBER,
+    block,
+    numbers,
+    read_text,
+    rows,
+    scaled,
+)
+from services.labeler.units import BOHR, RYDBERG
+from shared.frames import Floats, Frame
+from shared.values import Recipe
+
+PROGRAM = "pw.x"
+INPUT = "pw.in"
+DEBIAN = Path("/usr/share/espresso/pseudo")
+NAME = re.compile(r"[A-Za-z]\w*(?:\(\d+(?:, ?\d+)*\))?")
+LITERAL = re.compile(rf"{NUMBER}|\.(?:true|false)\.", re.IGNORECASE)
+OURS: Mapping[str, frozenset[str]] = {
+    "control": frozenset(
+        {"calculation", "prefix", "outdir", "pseudo_dir", "tprnfor", "tstress", "restart_mode"}
+    ),
+    "system": frozenset(
+        {"ibrav", "nat", "ntyp", "ecutwfc", "ecutrho", "nspin", "smearing", "degauss"}
+    ),
+    "electrons": frozenset({"conv_thr"}),
+}
+"""What a namelist's free keywords leave to settings of their own, or to us."""
+
+END_OF_SCF = "End of self-consistent calculation"
+"""Asked to print often, pw.x prints energies of iterations too, before this."""
+ENERGY = rf"^! +total energy += +({NUMBER}) Ry"
+ACCURACY = rf"estimated scf accuracy +< +({NUMBER}) Ry"
+THRESHOLD = rf"convergence threshold += +({NUMBER})"
+FORCES, FORCES_END = r"Forces acting on atoms.*$", r"Total force|contrib\."
+FORCE = rf"^ +atom +\d+ +type +\d+ +force = +({NUMBER}) +({NUMBER}) +({NUMBER}) *$"
+STRESS = r"total +stress +\(Ry/bohr\*\*3\).*$"
+STRESS_ROW = rf"^ +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +\S+){{3}} *$"
+POSITIONS, POSITIONS_END = r"site n\. +atom +positions \(alat units\)", r"number of k points"
+POSITION = rf"tau\( *\d+\) = \( +({NUMBER}) +({NUMBER}) +({NUMBER}) +\)"
+ERROR = re.compile(r"%{20,}\s*(.*?)\s*%{20,}", re.DOTALL)
+
+
+def pseudopotential_folders() -> list[Path]:
+    """Where pseudopotentials are looked for beside the spec's own folder, as pw.x does."""
+    own = os.environ.get("ESPRESSO_PSEUDO")
+    return [*([Path(own)] if own else []), DEBIAN]
+
+
+Pseudopotential = Annotated[Attached, attachment(pseudopotential_folders)]
+Smearing = Literal["gaussian", "methfessel-paxton", "marzari-vanderbilt", "fermi-dirac"]
+Namelist = dict[str, bool | int | float | str]
+
+
+class QeSettings(Settings):
+    pseudopotentials: dict[str, Pseudopotential] = Field(
+        min_length=1,
+        description="UPF file by element; in the spec's folder, $ESPRESSO_PSEUDO or Debian's "
+        f"({DEBIAN}); they go with the campaign",
+    )
+    ecutwfc: float = Field(gt=0, description="plane-wave cutoff, Ry, as the pseudopotentials need")
+    ecutrho: float | None = Field(
+        default=None, gt=0, description="cutoff of the density, Ry; default: 4 × ecutwfc"
+    )
+    kpoints: Mesh | None = Field(default=None, description="Monkhorst-Pack mesh, e.g. [2, 2, 2]")
+    kspacing: float | None = Field(
+        default=None, gt=0, description="mesh from the cell instead: Å⁻¹, 2π included"
+    )
+    koffset: tuple[Literal[0, 1], Literal[0, 1], Literal[0, 1]] = Field(
+        default=(0, 0, 0), description="1: the mesh is shifted by half a step"
+    )
+    smearing: Smearing | None = Field(default=None, description="of the occupations, for metals")
+    degauss: float | None = Field(default=None, gt=0, description="its width, Ry")
+    nspin: Literal[1, 2] = Field(default=1, description="2: collinear spins")
+    starting_magnetization: dict[str, float] = Field(
+        default={}, description="by element, from -1 to 1"
+    )
+    conv_thr: float = Field(default=1e-9, gt=0, description="SCF convergence, Ry")
+    system: Namelist = Field(default={}, description="more of &SYSTEM (input_dft, vdw_corr, nbnd…)")
+    electrons: Namelist = Field(default={}, description="more of &ELECTRONS (mixing_beta…)")
+    control: Namelist = Field(default={}, description="more of &CONTROL")
+
+    @field_validator("pseudopotentials", "starting_magnetization")
+    @classmethod
+    def _elements(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for symbol in given:
+            if symbol not in chemical_symbols[1:]:
+                raise ValueError(f"{symbol!r} is no element")
+        return given
+
+    @field_validator("system", "electrons", "control")
+    @classmethod
+    def _free(cls, given: Namelist, info: Any) -> Namelist:
+        check_namelist(given, OURS[info.field_name])
+        return {key.lower(): value for key, value in given.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QeSettings:
+        if (self.kpoints is None) == (self.kspacing is None):
+            raise ValueError("kpoints, kspacing: give one of them")
+        if (self.smearing is None) != (self.degauss is None):
+            raise ValueError("smearing, degauss: they go together")
+        if self.starting_magnetization and self.nspin == 1:
+            raise ValueError("starting_magnetization: needs nspin 2")
+        unknown = self.starting_magnetization.keys() - self.pseudopotentials.keys()
+        if unknown:
+            raise ValueError(f"starting_magnetization.{min(unknown)}: has no pseudopotential")
+        return self
+
+
+def check_namelist(given: Namelist, ours: frozenset[str]) -> None:
+    """ValueError where a keyword is none, is not the user's to give here, or would let an
+    unconverged result pass."""
+    for key, value in given.items():
+        if not NAME.fullmatch(key):
+            raise ValueError(f"{key!r} is no keyword")
+        if key.lower() in ours:
+            raise ValueError(f"{key}: leave it out; it is a setting of its own, or dpstream's")
+        if key.lower() == "scf_must_converge" and _is_false(value):
+            raise ValueError(f"{key}: labels that did not converge are refused")
+        if isinstance(value, str) and "\n" in value:
+            raise ValueError(f"{key}: a value is one line of text")
+
+
+def _is_false(value: Any) -> bool:
+    return value is False or str(value).lower().strip(". ") in ("false", "f")
+
+
+class Qe:
+    """pw.x in a folder of its own for every frame. Charge and spin are its own keywords."""
+
+    name = "qe"
+    molecular = False
+    periodic = True
+    electronic = False
+    inputs = frozenset({"kpoints"})
+    max_z = 118
+    settings: type[Settings] = QeSettings
+
+    def version(self, settings: dict[str, Any]) -> str:
+        return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")
+
+    def is_here(self) -> bool:
+        return programs.is_installed(self.name, PROGRAM)
+
+    def method(self, settings: dict[str, Any]) -> str:
+        files = ", ".join(each["file"] for each in settings["pseudopotentials"].values())
+        return f"plane waves, {settings['ecutwfc']:g} Ry, {files}"
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return False
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        missing = sorted(set(frame.species) - settings["pseudopotentials"].keys())
+        named = f"labels.settings.pseudopotentials.{missing[0]}" if missing else ""
+        return f"{missing[0]} has no pseudopotential; give {named}" if missing else None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        (folder / INPUT).write_text("\n".join(input_lines(frame, recipe.settings)) + "\n")
+
+    def command(self, recipe: Recipe, cores: int) -> list[str]:
+        return [*programs.command_of(self.name, PROGRAM, cores), "-in", INPUT]
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        text = read_text(folder / "stdout")
+        said = error_message(text)
+        _, _, ended = text.partition(END_OF_SCF)
+        return Outcome(
+            exit_status=exit_status,
+            end_marker="JOB DONE." in text,
+            converged="convergence has been achieved" in text and is_accurate(text),
+            not_converged="convergence NOT achieved" in text,
+            energies=tuple(energy * RYDBERG for energy in numbers(ENERGY, ended)),
+            frames=max(1, len(re.findall(FORCES, text, re.MULTILINE))),
+            forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
+            virial=virial(text, frame),
+            positions=positions(text, frame),
+            fault="unsupported-element" if "readpp" in said else None,
+            messages=(said,) if said else (),
+        )
+
+
+# ------------------------------------------------------------------------------------- input
+
+
+def input_lines(frame: Frame, settings: Mapping[str, Any]) -> Iterator[str]:
+    kinds = list(dict.fromkeys(frame.species))
+    yield from _namelist("control", _control() | settings["control"])
+    yield from _namelist("system", _system(frame, kinds, settings) | settings["system"])
+    yield from _namelist("electrons", {"conv_thr": settings["conv_thr"], **settings["electrons"]})
+    yield "ATOMIC_SPECIES"
+    for symbol in kinds:
+        known = settings["pseudopotentials"].get(symbol, {"file": f"{symbol}.UPF"})
+        yield f"{symbol} {atomic_masses[atomic_numbers[symbol]]:.4f} {known['file']}"
+    assert frame.cell is not None
+    yield "CELL_PARAMETERS angstrom"
+    yield from map(_vector, frame.cell)
+    yield "ATOMIC_POSITIONS angstrom"
+    for symbol, position in zip(frame.species, frame.positions, strict=True):
+        yield f"{symbol} {_vector(position)}"
+    yield from _kpoints(frame.cell, settings)
+
+
+def _control() -> dict[str, Any]:
+    return {
+        "calculation": "scf",
+        "prefix": "dpstream",
+        "outdir": "./out",
+        "pseudo_dir": "./",
+        "tprnfor": True,
+        "tstress": True,
+        "disk_io": "none",
+    }
+
+
+def _system(frame: Frame, kinds: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = {
+        "ibrav": 0,
+        "nat": len(frame.species),
+        "ntyp": len(kinds),
+        **{key: settings[key] for key in ("ecutwfc", "ecutrho", "nspin", "smearing", "degauss")},
+        **{
+            f"starting_magnetization({number})": settings["starting_magnetization"].get(symbol)
+            for number, symbol in enumerate(kinds, 1)
+        },
+    }
+    smeared = {} if settings["smearing"] is None else {"occupations": "smearing"}
+    return {key: value for key, value in given.items() if value is not None} | smeared
+
+
+def _namelist(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"&{name.upper()}"
+    for key, value in values.items():
+        yield f"  {key} = {_word(value)}"
+    yield "/"
+
+
+def _word(value: Any) -> str:
+    """A value as Fortran reads it; what looks like a number or a logical is none of text."""
+    if isinstance(value, bool):
+        return f".{str(value).lower()}."
+    if isinstance(value, str) and not LITERAL.fullmatch(value):
+        return "'{}'".format(value.replace("'", "''"))
+    return str(value)
+
+
+def _kpoints(cell: Floats, settings: Mapping[str, Any]) -> list[str]:
+    mesh = settings["kpoints"] or mesh_of(cell, settings["kspacing"])
+    offset = settings["koffset"]
+    if (*mesh, *offset) == (1, 1, 1, 0, 0, 0):
+        return ["K_POINTS gamma"]
+    return ["K_POINTS automatic", " ".join(map(str, (*mesh, *offset)))]
+
+
+def _vector(values: Floats) -> str:
+    return " ".join(f"{value:.10f}" for value in values)
+
+
+# ------------------------------------------------------------------------------------- output
+
+
+def is_accurate(text: str) -> bool:
+    """Whether the last estimated accuracy is within the threshold asked for."""
+    wanted, reached = numbers(THRESHOLD, text), numbers(ACCURACY, text)
+    return bool(wanted and reached) and reached[-1] <= wanted[-1]
+
+
+def virial(text: str, frame: Frame) -> Floats | None:
+    """The stress times the volume, from the columns in Ry/bohr³: those in kbar have two digits."""
+    found = re.search(STRESS, text, re.MULTILINE)
+    if found is None or frame.cell is None:
+        return None
+    stress = rows(STRESS_ROW, "\n".join(text[found.end() :].splitlines()[:4]))
+    return scaled(stress, RYDBERG / BOHR**3 * abs(float(np.linalg.det(frame.cell))))
+
+
+def positions(text: str, frame: Frame) -> Floats | None:
+    """What pw.x echoes, in units of the first cell vector: its own `alat` is rounded."""
+    assert frame.cell is not None
+    return scaled(
+        rows(POSITION, block(text, POSITIONS, POSITIONS_END)), float(np.linalg.norm(frame.cell[0]))
+    )
+
+
+def error_message(text: str) -> str:
+    """What stands between the two rows of %, in one line."""
+    found = ERROR.search(text)
+    return " ".join(found[1].split())[:300] if found else ""

@@ -1,0 +1,78 @@
+"""Reading the text that programs print: tables of numbers, cell images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shared.frames import Floats, Frame
+
+
+def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
+    """The rows of three numbers that begin at line `first`; they end with the first line that is
+    none. A row with a garbled number (Fortran's asterisks) ends them too."""
+    found: list[list[float]] = []
+    for line in lines[first:]:
+        try:
+            row = [float(word) for word in line.split()[columns]]
+        except ValueError:
+            break
+        if len(row) != 3:
+            break
+        found.append(row)
+    return np.array(found) if found else None
+
+
+def last_line(lines: Sequence[str], pattern: str) -> int | None:
+    """Number of the last line in which `pattern` is found."""
+    matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
+    return next(matching, None)
+
+
+def volume(frame: Frame) -> float:
+    """Å³ of a periodic frame."""
+    assert frame.cell is not None
+    return float(np.linalg.det(frame.cell))
+
+
+def fractions(frame: Frame) -> Floats:
+    """Fractional coordinates `(n_atoms, 3)`."""
+    assert frame.cell is not None
+    return np.asarray(np.linalg.solve(frame.cell.T, frame.positions.T).T, dtype=np.float64)
+
+
+def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
+    """Å, each atom in the image nearest to where it was submitted: programs wrap as they like."""
+    if fractional is None or frame.cell is None or len(fractional) != len(frame.species):
+        return None if fractional is None or frame.cell is None else fractional @ frame.cell
+    images = np.rint(fractional - fractions(frame))
+    return np.asarray((fractional - images) @ frame.cell, dtype=np.float64)
+
+
+def by_element(frame: Frame) -> list[tuple[str, int]]:
+    """Elements and their numbers of atoms: canonical frames are sorted by element."""
+    return [(symbol, frame.species.count(symbol)) for symbol in sorted(set(frame.species))]
+
+
+def table(array: Floats, digits: int) -> str:
+    """Rows of numbers, one a line."""
+    return "\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in array)
+
+
+def keywords(given: Any, template: str, words: Mapping[bool, str]) -> Any:
+    """Keywords as the lines of an input file: `template` holds `{key}` and `{value}`, `words` what
+    true and false are called. A text is the user's own and stays as it is."""
+    if not isinstance(given, dict):
+        return given
+    return "".join(template.format(key=k, value=_word(v, words)) + "\n" for k, v in given.items())
+
+
+def _word(value: Any, words: Mapping[bool, str]) -> str:
+    if isinstance(value, bool):
+        return words[value]
+    if isinstance(value, (list, tuple)):
+        return " ".join(_word(part, words) for part in value)
+    return str(value)

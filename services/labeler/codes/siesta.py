@@ -1,0 +1,166 @@
+"""SIESTA: the user's fdf keywords, our geometry.
+
+J. M. Soler et al., J. Phys.: Condens. Matter 14, 2745 (2002).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from ase.data import atomic_numbers
+from pydantic import BeforeValidator, Field, field_validator
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.potentials import WithPotentials, potential
+from services.labeler.codes.program import Program
+from services.labeler.codes.reading import (
+    by_element,
+    keywords,
+    last_line,
+    table,
+    triples,
+    volume,
+)
+from services.labeler.codes.textual import NUMBER, numbers, read_text
+from shared.frames import Floats, Frame
+from shared.values import Kpoints, Recipe
+
+INPUT = "input.fdf"
+NOT_THE_USERS = frozenset(
+    {
+        "systemlabel",
+        "numberofatoms",
+        "numberofspecies",
+        "chemicalspecieslabel",
+        "latticeconstant",
+        "latticevectors",
+        "atomiccoordinatesformat",
+        "atomiccoordinatesandatomicspecies",
+        "netcharge",
+        "dminitspin",
+        "writeforces",
+    }
+)
+CONVERGED = re.compile(r"SCF cycle converged after|SCF Convergence by")
+BROKEN = re.compile(r"SCF_NOT_CONV|SCF did not converge", re.IGNORECASE)
+
+
+def _fdf(given: Any) -> Any:
+    return keywords(given, "{key} {value}", {True: "T", False: "F"})
+
+
+class SiestaSettings(WithPotentials):
+    fdf: Annotated[str, BeforeValidator(_fdf)] = Field(
+        min_length=1,
+        description="fdf keywords and blocks but for the geometry: a text, {file: base.fdf} or a "
+        "mapping; passed untouched",
+    )
+    kpoints: Kpoints | None = Field(
+        default=None, description="diagonal of kgrid_Monkhorst_Pack; default: the fdf's own"
+    )
+
+    @field_validator("fdf")
+    @classmethod
+    def _general(cls, text: str) -> str:
+        for line in text.splitlines():
+            words = line.lower().removeprefix("%block").split()
+            if words and re.sub(r"[-_.]", "", words[0]) in NOT_THE_USERS:
+                raise ValueError(f"{line.strip()!r} does not belong into fdf: dpstream writes it")
+        return text
+
+
+class Siesta(Program):
+    name = "siesta"
+    default_command = ("siesta", INPUT)
+    settings: type[Settings] = SiestaSettings
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        names = recipe.settings["potentials"]
+        for symbol, _ in by_element(frame):
+            file = potential(self.name, names, symbol)
+            shutil.copy(file, folder / f"{symbol}{file.suffix}")
+        (folder / INPUT).write_text(fdf(frame, recipe))
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        """The free energy has six decimals where `E_KS` has four."""
+        text = read_text(folder / "stdout")
+        lines = text.splitlines()
+        free = numbers(rf"siesta: FreeEng =\s*({NUMBER})", text)[-1:]
+        return Outcome(
+            exit_status=exit_status,
+            end_marker=">> End of run" in text,
+            converged=CONVERGED.search(text) is not None,
+            not_converged=BROKEN.search(text) is not None,
+            energies=free,
+            frames=text.count("siesta: Final energy (eV):"),
+            forces=_final(lines, r"^siesta: Atomic forces \(eV/Ang\)", slice(2, 5)),
+            virial=_virial(lines, frame),
+            positions=_positions(lines, frame),
+            program=_program(text),
+        )
+
+
+def fdf(frame: Frame, recipe: Recipe) -> str:
+    """Ours first: of a keyword given twice SIESTA takes the first."""
+    mesh = recipe.settings["kpoints"]
+    parts = [_geometry(frame), "WriteForces T\nWriteCoorStep T"]
+    if recipe.charge:
+        parts.append(f"NetCharge {recipe.charge}")
+    if recipe.magmom is not None:
+        moments = "\n".join(f"{i} {m:g}" for i, m in enumerate(recipe.magmom, start=1))
+        parts.append(f"Spin polarized\n{_block('DM.InitSpin', moments)}")
+    if mesh is not None:
+        grid = "\n".join(
+            f"{' '.join(str(n if i == j else 0) for j in range(3))} 0.0" for i, n in enumerate(mesh)
+        )
+        parts.append(_block("kgrid_Monkhorst_Pack", grid))
+    return "\n".join((*parts, recipe.settings["fdf"].strip(), ""))
+
+
+def _geometry(frame: Frame) -> str:
+    assert frame.cell is not None
+    symbols = [symbol for symbol, _ in by_element(frame)]
+    species = "\n".join(f"{i} {atomic_numbers[s]} {s}" for i, s in enumerate(symbols, start=1))
+    numbers = [symbols.index(symbol) + 1 for symbol in frame.species]
+    atoms = zip(table(frame.positions, 6).splitlines(), numbers, strict=True)
+    return "\n".join(
+        (
+            f"SystemLabel {frame.formula}",
+            f"NumberOfAtoms {len(frame.species)}",
+            f"NumberOfSpecies {len(symbols)}",
+            _block("ChemicalSpeciesLabel", species),
+            "LatticeConstant 1.0 Ang",
+            _block("LatticeVectors", table(frame.cell, 6)),
+            "AtomicCoordinatesFormat Ang",
+            _block("AtomicCoordinatesAndAtomicSpecies", "\n".join(f"{p} {n}" for p, n in atoms)),
+        )
+    )
+
+
+def _block(name: str, body: str) -> str:
+    return f"%block {name}\n{body}\n%endblock {name}"
+
+
+def _final(lines: list[str], heading: str, columns: slice) -> Floats | None:
+    at = last_line(lines, heading)
+    return None if at is None else triples(lines, at + 1, columns)
+
+
+def _virial(lines: list[str], frame: Frame) -> Floats | None:
+    """The printed stress is dE/dε over the volume, six decimals in eV/Å³."""
+    stress = _final(lines, r"^siesta: Stress tensor \(static\) \(eV/Ang\*\*3\)", slice(1, 4))
+    return None if stress is None else -stress * volume(frame)
+
+
+def _positions(lines: list[str], frame: Frame) -> Floats | None:
+    """Å, as echoed with eight decimals."""
+    return _final(lines, r"^outcoor: Atomic coordinates \(Ang\)", slice(0, 3))
+
+
+def _program(text: str) -> str | None:
+    found = re.search(r"(?:Siesta Version\s*:\s*v?|^Version\s*:\s*)(\d\S*)", text, re.MULTILINE)
+    return None if found is None else found[1]

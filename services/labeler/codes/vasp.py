@@ -1,0 +1,194 @@
+"""VASP: the user's INCAR, k-points, POTCARs in the order of the elements.
+
+G. Kresse, J. Furthmüller, Phys. Rev. B 54, 11169 (1996). Licensed: each worker brings its own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from services.labeler.acceptance import Outcome
+from services.labeler.codes.base import Settings
+from services.labeler.codes.potentials import WithPotentials, potential
+from services.labeler.codes.program import Program, refuse
+from services.labeler.codes.reading import (
+    by_element,
+    fractions,
+    from_fractions,
+    keywords,
+    last_line,
+    table,
+    triples,
+    volume,
+)
+from services.labeler.codes.textual import NUMBER, number, numbers, read_text
+from services.labeler.units import KBAR
+from shared.errors import Permanent
+from shared.frames import Floats, Frame
+from shared.values import Kpoints, Recipe
+
+PER_SYSTEM = "it belongs to one structure; give systems.NAME.label"
+NOT_THE_USERS = {
+    "MAGMOM": f"{PER_SYSTEM}.magmom, and atoms are written sorted by element",
+    "NELECT": f"{PER_SYSTEM}.charge",
+}
+REACHED = "aborting loop because EDIFF is reached"
+NOT_REACHED = "EDIFF was not reached"
+END = "Voluntary context switches"
+
+
+def _incar(given: Any) -> Any:
+    return keywords(given, "{key} = {value}", {True: ".TRUE.", False: ".FALSE."})
+
+
+class VaspSettings(WithPotentials):
+    incar: Annotated[str, BeforeValidator(_incar)] = Field(
+        min_length=1,
+        description="INCAR: its text, {file: INCAR}, or a mapping of its tags; passed untouched",
+    )
+    kpoints: Kpoints | str | None = Field(
+        default=None,
+        description="[4, 4, 4]: a mesh around Γ; or the text of a KPOINTS file; default: KSPACING "
+        "in the INCAR",
+    )
+
+    @field_validator("incar")
+    @classmethod
+    def _general(cls, text: str) -> str:
+        return refuse(text, NOT_THE_USERS, "incar")
+
+    @model_validator(mode="after")
+    def _sampled(self) -> VaspSettings:
+        if self.kpoints is None and "KSPACING" not in self.incar.upper():
+            raise ValueError("kpoints: give them, or KSPACING in the incar")
+        return self
+
+
+class Vasp(Program):
+    name = "vasp"
+    default_command = ("vasp_std",)
+    settings: type[Settings] = VaspSettings
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        potcars = _potcars(frame, recipe)
+        (folder / "POSCAR").write_text(poscar(frame))
+        (folder / "POTCAR").write_text("".join(potcars))
+        (folder / "INCAR").write_text(_own_tags(frame, recipe, potcars) + recipe.settings["incar"])
+        mesh = recipe.settings["kpoints"]
+        if mesh is not None:
+            (folder / "KPOINTS").write_text(mesh if isinstance(mesh, str) else _gamma(mesh))
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        """The facts in OUTCAR; vasprun.xml has fewer digits of the energy."""
+        text = read_text(folder / "OUTCAR")
+        lines = text.splitlines()
+        return Outcome(
+            exit_status=exit_status,
+            end_marker=END in text,
+            converged=_converged(text),
+            not_converged=NOT_REACHED in text,
+            energies=numbers(rf"free  energy   TOTEN  =\s*({NUMBER})", text),
+            frames=text.count("TOTAL-FORCE (eV/Angst)"),
+            forces=_after(lines, r"TOTAL-FORCE \(eV/Angst\)", slice(3, 6), skip=2),
+            virial=_virial(lines, frame),
+            positions=from_fractions(
+                _after(lines, "position of ions in fractional coordinates", slice(0, 3)), frame
+            ),
+            program=_program(text),
+        )
+
+
+def poscar(frame: Frame) -> str:
+    """POSCAR with fractional coordinates: of Cartesian ones VASP keeps fewer digits."""
+    assert frame.cell is not None
+    names, counts = zip(*by_element(frame), strict=True)
+    return "\n".join(
+        (
+            frame.formula,
+            "1.0",
+            table(frame.cell, 6),
+            " ".join(names),
+            " ".join(map(str, counts)),
+            "Direct",
+            table(fractions(frame), 16),
+            "",
+        )
+    )
+
+
+def _potcars(frame: Frame, recipe: Recipe) -> list[str]:
+    names = recipe.settings["potentials"]
+    return [potential("vasp", names, symbol).read_text() for symbol, _ in by_element(frame)]
+
+
+def _own_tags(frame: Frame, recipe: Recipe, potcars: list[str]) -> str:
+    """Tags of this frame, ahead of the user's: VASP takes the first of two."""
+    tags = ""
+    if recipe.magmom is not None:
+        tags += f"ISPIN = 2\nMAGMOM = {' '.join(f'{m:g}' for m in recipe.magmom)}\n"
+    if recipe.charge:
+        counts = [count for _, count in by_element(frame)]
+        electrons = sum(n * _valence(p) for n, p in zip(counts, potcars, strict=True))
+        tags += f"NELECT = {electrons - recipe.charge:g}\n"
+    return tags
+
+
+def _valence(potcar: str) -> float:
+    found = re.search(r"ZVAL\s*=\s*([\d.]+)", potcar)
+    if found is None:
+        raise Permanent("vasp: a POTCAR without ZVAL on this worker")
+    return float(found[1])
+
+
+def _gamma(mesh: tuple[int, int, int]) -> str:
+    return f"k-points\n0\nGamma\n{' '.join(map(str, mesh))}\n0 0 0\n"
+
+
+def _converged(text: str) -> bool:
+    """VASP 5 says that EDIFF is reached also when NELM ended the loop: at exactly NELM steps the
+    last changes of the energy tell."""
+    if REACHED not in text:
+        return False
+    steps = [int(n) for n in re.findall(r"Iteration +\d+\( *(\d+)\)", text)]
+    most = re.search(r"NELM +=\s*(\d+)", text)
+    if not steps or most is None or steps[-1] < int(most[1]):
+        return bool(steps) and most is not None
+    return _settled(text)
+
+
+def _settled(text: str) -> bool:
+    """Whether total and band energy changed by less than EDIFF in the last step."""
+    limit = numbers(rf"EDIFF  =\s*({NUMBER})", text)
+    changes = re.findall(rf"\(2\. order\) :\s*({NUMBER})\s*\(\s*({NUMBER})\)", text)
+    if not limit or not changes:
+        return False
+    return all(abs(number(change)) < limit[0] for change in changes[-1])
+
+
+def _after(lines: list[str], heading: str, columns: slice, skip: int = 1) -> Floats | None:
+    at = last_line(lines, heading)
+    return None if at is None else triples(lines, at + skip, columns)
+
+
+def _virial(lines: list[str], frame: Frame) -> Floats | None:
+    """`in kB` is pressure-like: times the volume, it is −dE/dε. Order: XX YY ZZ XY YZ ZX."""
+    at = last_line(lines, r"^\s*in kB ")
+    try:
+        found = [float(word) for word in lines[at].split()[2:8]] if at is not None else []
+    except ValueError:
+        return None
+    if len(found) != 6:
+        return None
+    xx, yy, zz, xy, yz, zx = found
+    return np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]]) * KBAR * volume(frame)
+
+
+def _program(text: str) -> str | None:
+    found = re.match(r"\s*vasp\.(\S+)", text)
+    titles = ", ".join(re.findall(r"TITEL  = (.*\S)", text))
+    return None if found is None else f"{found[1]} {titles}".strip()

@@ -1,0 +1,86 @@
+"""Programs found on this machine: what starts them, which version they state."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+
+from services.labeler.site import site
+from shared.engine import PASSED, PINNED
+from shared.errors import SpecError
+
+LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
+"""Programs that start one process per core: each of them gets one thread."""
+PROBE_SECONDS = 60.0
+"""For a program to say its version."""
+PACKAGES = {"cp2k.psmp": "cp2k cp2k-data", "pw.x": "quantum-espresso"}
+"""Debian's, for who has none of their own."""
+
+
+def command_of(code: str, program: str, cores: int) -> list[str]:
+    """What starts `code` on `cores` cores here: as this machine's settings say, else `program`, by
+    mpirun where it is there and the cores are more than one."""
+    parallel = cores > 1 and shutil.which("mpirun") is not None
+    launcher = ["mpirun", "-np", "{cores}"] if parallel else []
+    return site().command(code, cores, [*launcher, program])
+
+
+def threads_of(command: Sequence[str], cores: int) -> int:
+    """Threads of each process that `command` starts, so that `cores` are busy and no more."""
+    return 1 if os.path.basename(command[0]) in LAUNCHERS else cores
+
+
+def is_installed(code: str, program: str) -> bool:
+    try:
+        command_of(code, program, 1)
+    except SpecError:
+        return False
+    return True
+
+
+def stated_version(code: str, program: str, banner: str, *arguments: str) -> str:
+    """The version that the program states, by the first group of `banner`. Raises SpecError where
+    it is not installed, or says nothing of the kind."""
+    try:
+        command = command_of(code, program, 1)
+    except SpecError as error:
+        raise SpecError(
+            f"labels.code: {error}; on Debian: apt install {PACKAGES[program]}; to submit to "
+            "workers that have it, state its labels.version"
+        ) from error
+    found = re.search(banner, _said((*command, *arguments)))
+    if found is None:
+        raise SpecError(f"labels.code: {code}: {shlex.join(command)} does not tell its version")
+    return found[1]
+
+
+@cache
+def _said(command: tuple[str, ...]) -> str:
+    """What the command prints, started once in an empty folder without input."""
+    with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment(folder, 1),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=PROBE_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SpecError(f"labels.code: {shlex.join(command)}: {error}") from error
+    return done.stdout.decode(errors="replace")
+
+
+def environment(home: str, threads: int) -> dict[str, str]:
+    """Nothing of the worker's secrets: no broker URL, no cloud keys."""
+    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return kept | dict.fromkeys(PINNED, str(threads)) | {"HOME": home}

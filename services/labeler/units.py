@@ -1,0 +1,12 @@
+"""Atomic units (CODATA 2018) in those used here."""
+
+HARTREE = 27.211386245988
+"""eV."""
+BOHR = 0.529177210903
+"""Å."""
+RYDBERG = HARTREE / 2
+"""eV."""
+GPA = 1 / 160.2176634
+"""eV/Å³."""
+KBAR = GPA / 10
+"""eV/Å³."""

@@ -1,0 +1,323 @@
+"""What is written for VASP, Gaussian, ABACUS, SIESTA, PWmat and custom programs, and what of the
+user's keywords is refused; potentials by digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+
+from services.labeler.acceptance import Limits, check_before
+from services.labeler.codes import CODES
+from services.labeler.codes.base import FileCode
+from services.labeler.codes.program import UNSTATED, is_stated
+from services.labeler.recipes import make_recipe, recipe_for
+from services.labeler.settings import LabelerSettings
+from services.labeler.site import Site
+from shared.errors import Permanent, SpecError
+from shared.frames import Frame
+from shared.settings import read_settings
+from shared.spec import Labels
+from shared.values import Recipe
+
+NACL = Frame(
+    ("Cl", "Na"),
+    np.array([[2.8, 2.8, 2.8], [0, 0.1, 0]]),
+    np.array([[5.6, 0, 0], [0.1, 5.6, 0], [0, 0, 5.6]]),
+)
+WATER = Frame(("H", "H", "O"), np.array([[0.76, 0.59, 0], [-0.76, 0.59, 0], [0, 0, 0.0]]))
+POTENTIALS = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
+VASP = {"incar": "ENCUT = 400\nKSPACING = 0.3\n", "potentials": POTENTIALS}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "vasp": VASP,
+    "gaussian": {"keywords": "force b3lyp/6-31g** nosymm"},
+    "abacus": {"input": {"ecutwfc": 80, "kspacing": 0.1}, "potentials": POTENTIALS},
+    "siesta": {"fdf": "MeshCutoff 300 Ry\n", "potentials": POTENTIALS, "kpoints": [2, 2, 2]},
+    "pwmat": {"etot_input": "ECUT = 50\nMP_N123 = 2 2 2 0 0 0\n", "potentials": POTENTIALS},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A worker's potentials: a file, and a folder with a POTCAR."""
+    place = tmp_path / "potentials"
+    (place / "Cl").mkdir(parents=True)
+    (place / "Na_pv").write_text("  PAW_PBE Na_pv 19Sep2006\n   POMASS = 22.9; ZVAL   =    7.000\n")
+    (place / "Cl/POTCAR").write_text(
+        "  PAW_PBE Cl 06Sep2000\n   POMASS = 35.5; ZVAL   =    7.000\n"
+    )
+    named = "; ".join(f"{code}={place}" for code in CODES)
+    monkeypatch.setenv("DPSTREAM_LABELER_POTENTIALS", named)
+    return place
+
+
+def recipe_of(code: str, frame: Frame = NACL, changes: Any = None, **labels: Any) -> Recipe:
+    settings = {**SETTINGS[code], **(changes or {})}
+    return recipe_for(make_recipe(Labels(code=code, settings=settings, **labels)), frame)
+
+
+def written(code: str, folder: Path, frame: Frame = NACL, **given: Any) -> dict[str, str]:
+    program = CODES[code]
+    assert isinstance(program, FileCode)
+    run = folder / "run"
+    run.mkdir()
+    program.write_inputs(frame, recipe_of(code, frame, **given), run)
+    return {path.name: path.read_text() for path in run.iterdir()}
+
+
+def complaint(code: str, changes: dict[str, Any], **labels: Any) -> str:
+    with pytest.raises(SpecError) as raised:
+        make_recipe(Labels(code=code, settings={**SETTINGS[code], **changes}, **labels))
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------------------- VASP
+
+
+def test_vasp(folder: Path) -> None:
+    files = written("vasp", folder)
+    assert files.keys() == {"POSCAR", "POTCAR", "INCAR"}
+    assert files["INCAR"] == VASP["incar"]
+    assert [line.split()[1] for line in files["POTCAR"].splitlines()[::2]] == ["Cl", "Na_pv"]
+    back = ase.io.read(folder / "run/POSCAR", format="vasp")
+    assert back.get_chemical_symbols() == ["Cl", "Na"]
+    np.testing.assert_allclose(back.positions, NACL.positions, atol=1e-9)
+    np.testing.assert_allclose(back.cell[:], NACL.cell, atol=1e-9)
+
+
+def test_vasp_tags_of_one_system_come_first(folder: Path) -> None:
+    inputs = {"ClNa": {"charge": 1, "magmom": [0, 0.5], "kpoints": [4, 4, 2]}}
+    inputs = {"Cl1Na1": inputs["ClNa"]}
+    files = written("vasp", folder, compositions=inputs)
+    assert files["INCAR"].splitlines()[:3] == ["ISPIN = 2", "MAGMOM = 0 0.5", "NELECT = 13"]
+    assert files["KPOINTS"] == "k-points\n0\nGamma\n4 4 2\n0 0 0\n"
+
+
+def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(folder: Path) -> None:
+    incar = {"ENCUT": 400, "LWAVE": False, "LDAUU": [0, 4.5]}
+    files = written("vasp", folder, changes={"incar": incar, "kpoints": "k\n0\nM\n1 1 1\n"})
+    assert files["INCAR"] == "ENCUT = 400\nLWAVE = .FALSE.\nLDAUU = 0 4.5\n"
+    assert files["KPOINTS"] == "k\n0\nM\n1 1 1\n"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("code", "changes", "words"),
+    [
+        ("vasp", {"incar": "MAGMOM = 1 1\nKSPACING=1"}, ["incar", "systems.NAME.label.magmom"]),
+        ("vasp", {"incar": "nelect=12\nKSPACING=1"}, ["incar", "systems.NAME.label.charge"]),
+        ("vasp", {"incar": "ENCUT = 400"}, ["kpoints", "KSPACING"]),
+        ("vasp", {"kpoints": [0, 1, 1]}, ["kpoints", "0"]),
+        (
+            "vasp",
+            {"potentials": {"Na": "../../etc/passwd"}},
+            ["potentials.Na", "inside the worker"],
+        ),
+        ("vasp", {"potentials": {"Na": "Na_sv"}}, ["potentials.Na", "'Na_sv'", "no such file in"]),
+        ("vasp", {"potentials": {}}, ["potentials", "at least 1"]),
+        ("vasp", {"sha256": {"Na": "0" * 16}}, ["potentials.Na", "as stated"]),
+        ("vasp", {"encut": 400}, ["encut", "unknown key"]),
+        ("gaussian", {"keywords": "b3lyp/6-31g**"}, ["keywords", "force"]),
+        ("abacus", {"input": "ecutwfc 80\nkspacing 1\nstru_file S"}, ["stru_file", "dpstream"]),
+        ("abacus", {"input": "ecutwfc 80"}, ["kpoints", "kspacing"]),
+        ("abacus", {"input": "basis_type lcao\nkspacing 1"}, ["orbitals", "Cl, Na"]),
+        ("siesta", {"fdf": "%block Lattice-Vectors"}, ["fdf", "Lattice-Vectors"]),
+        ("siesta", {"fdf": "Net.Charge 1"}, ["fdf", "Net.Charge"]),
+        ("pwmat", {"etot_input": "IN.PSP1 = x"}, ["etot_input", "IN.PSP1"]),
+        ("pwmat", {"etot_input": "4 1\nECUT=50"}, ["etot_input", "settings.parallel"]),
+    ],
+)
+def test_what_is_not_the_users_is_refused(
+    code: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    message = complaint(code, changes)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("code", "labels", "words"),
+    [
+        ("vasp", {"multiplicity": 2}, "labels.multiplicity: vasp does not take it"),
+        ("pwmat", {"charge": 1}, "labels.charge: pwmat does not take it; it takes magmom"),
+        (
+            "gaussian",
+            {"compositions": {"H2O1": {"kpoints": [1, 1, 2]}}},
+            "labels.compositions.H2O1.kpoints: gaussian does not take it",
+        ),
+    ],
+)
+def test_label_inputs_that_a_code_would_not_heed_are_refused(
+    code: str, labels: dict[str, Any], words: str
+) -> None:
+    assert words in complaint(code, {}, **labels)
+
+
+# ---------------------------------------------------------------------------- the others
+
+
+def test_gaussian(tmp_path: Path) -> None:
+    files = written("gaussian", tmp_path, WATER, charge=-1, multiplicity=2)
+    assert files["input.gjf"].splitlines() == [
+        "# force b3lyp/6-31g** nosymm",
+        "",
+        "H2O1",
+        "",
+        "-1 2",
+        "H 0.760000 0.590000 0.000000",
+        "H -0.760000 0.590000 0.000000",
+        "O 0.000000 0.000000 0.000000",
+        "",
+    ]
+
+
+def test_gaussian_basis_follows_the_geometry(tmp_path: Path) -> None:
+    changes = {"keywords": "#p force b3lyp/gen", "extra": "H O 0\n6-31G\n****\n"}
+    lines = written("gaussian", tmp_path, WATER, changes=changes)["input.gjf"].splitlines()
+    assert lines[0] == "#p force b3lyp/gen"
+    assert lines[-5:] == ["", "H O 0", "6-31G", "****", ""]
+
+
+def test_abacus_in_plane_waves(folder: Path) -> None:
+    files = written("abacus", folder, charge=1)
+    assert files.keys() == {"INPUT", "STRU", "Cl.upf", "Na.upf"}
+    lines = files["INPUT"].splitlines()
+    assert lines[0] == "INPUT_PARAMETERS"
+    assert {"nelec_delta -1", "cal_force 1", "cal_stress 1", "ntype 2"} < set(lines)
+    assert lines[-2:] == ["ecutwfc 80", "kspacing 0.1"]
+    stru = files["STRU"].splitlines()
+    assert stru[stru.index("LATTICE_CONSTANT") + 1].startswith("1.88972612")
+    assert stru[stru.index("Cl") : stru.index("Cl") + 3] == ["Cl", "0.0", "1"]
+    fractional = [float(word) for word in stru[stru.index("Cl") + 3].split()[:3]]
+    np.testing.assert_allclose(fractional @ NACL.cell, NACL.positions[0], atol=1e-9)
+
+
+def test_abacus_in_orbitals_with_moments_and_a_mesh(folder: Path) -> None:
+    orbitals = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
+    changes = {"input": {"basis_type": "lcao", "gamma_only": 0}, "orbitals": orbitals}
+    inputs = {"Cl1Na1": {"magmom": [0, 1.5], "kpoints": [3, 3, 3]}}
+    files = written("abacus", folder, changes=changes, compositions=inputs)
+    assert {"Cl.orb", "Na.orb", "KPT"} < files.keys()
+    assert files["KPT"] == "K_POINTS\n0\nGamma\n3 3 3 0 0 0\n"
+    assert "NUMERICAL_ORBITAL\nCl.orb\nNa.orb\n" in files["STRU"]
+    assert files["STRU"].splitlines()[-1].endswith("1 1 1 mag 1.5")
+    assert recipe_of("abacus", changes=changes).version.count("; ") == 2
+
+
+def test_siesta(folder: Path) -> None:
+    inputs = {"Cl1Na1": {"charge": -1, "magmom": [0, 1]}}
+    files = written("siesta", folder, compositions=inputs)
+    assert files.keys() == {"input.fdf", "Cl", "Na"}
+    text = files["input.fdf"]
+    assert "%block ChemicalSpeciesLabel\n1 17 Cl\n2 11 Na\n%endblock" in text
+    assert "2.800000 2.800000 2.800000 1\n0.000000 0.100000 0.000000 2\n%endblock" in text
+    assert "NetCharge -1\n" in text
+    assert "%block DM.InitSpin\n1 0\n2 1\n%endblock" in text
+    assert "2 0 0 0.0\n0 2 0 0.0\n0 0 2 0.0\n" in text
+    assert text.endswith("MeshCutoff 300 Ry\n")
+
+
+def test_pwmat(folder: Path) -> None:
+    files = written("pwmat", folder, compositions={"Cl1Na1": {"magmom": [0, 1]}})
+    lines = files["etot.input"].splitlines()
+    assert lines[:3] == ["1 1", "JOB = SCF", "IN.ATOM = atom.config"]
+    assert lines[3:5] == ["IN.PSP1 = Cl.UPF", "IN.PSP2 = Na.UPF"]
+    assert lines[-2:] == ["ECUT = 50", "MP_N123 = 2 2 2 0 0 0"]
+    atoms = files["atom.config"].splitlines()
+    assert (atoms[0], atoms[1], atoms[5]) == ("2", "LATTICE", "POSITION")
+    assert [line.split()[0] for line in atoms[6:8]] == ["17", "11"]
+    assert atoms[8:] == ["MAGNETIC", "17 0", "11 1"]
+
+
+# ---------------------------------------------------------------------------- potentials, versions
+
+
+def test_other_potentials_other_recipe(folder: Path) -> None:
+    before = recipe_of("vasp")
+    assert before.version.startswith(f"{UNSTATED}; Cl ")
+    (folder / "Na_pv").write_text("  PAW_PBE Na_pv 28Sep2000\n   ZVAL   =    7.000\n")
+    assert recipe_of("vasp").digest != before.digest
+    assert recipe_of("vasp", version="6.3").digest != recipe_of("vasp").digest
+
+
+def test_submitting_without_the_potentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        symbol: hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        for symbol, file in (("Na", "Na_pv"), ("Cl", "Cl/POTCAR"))
+    }
+    there = recipe_of("vasp", changes={"sha256": known})
+    monkeypatch.delenv("DPSTREAM_LABELER_POTENTIALS")
+    here = recipe_of("vasp", changes={"sha256": known})
+    assert here.digest == there.digest
+    assert "DPSTREAM_LABELER_POTENTIALS='vasp=FOLDER'" in complaint("vasp", {})
+    program = CODES["vasp"]
+    assert isinstance(program, FileCode)
+    with pytest.raises(Permanent, match="no potential of Cl on this worker"):
+        program.write_inputs(NACL, here, folder)
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_element_without_potential_is_refused_before_computing() -> None:
+    frame = Frame(("Cl", "K"), NACL.positions, NACL.cell)
+    broken = check_before(frame, recipe_of("vasp"), CODES["vasp"], Limits())
+    assert broken is not None
+    assert broken.detail == "labels.settings.potentials: none for K"
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "same"),
+    [
+        ("6.3", "6.3.2 PAW_PBE Al", True),
+        ("6.3", "6.30.1", False),
+        ("5.4.4", "5.4.4.18Apr17-6-g9f103f2a35 PAW", True),
+        ("6.3; Al 0123456789abcdef", "5.4.4", False),
+        (UNSTATED, "5.4.4", True),
+        ("6.3", None, True),
+    ],
+)
+def test_a_stated_version(stated: str, found: str | None, same: bool) -> None:
+    assert is_stated(stated, found) is same
+
+
+# ---------------------------------------------------------------------------- the machine's own
+
+
+def test_commands_are_the_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", "vasp=env -u X -- {cores} 'a b'; mine=true")
+    program = CODES["vasp"]
+    assert isinstance(program, FileCode)
+    recipe = Recipe(code="vasp", version="", settings={}, charge=0, multiplicity=1)
+    assert program.command(recipe, 8) == ["env", "-u", "X", "--", "8", "a b"]
+    assert "vasp" in read_settings(LabelerSettings, store="x", broker="amqp://b").labeler_codes
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("COMMANDS", "vasp", "code=value"),
+        ("COMMANDS", "vasp='x", "No closing quotation"),
+        ("POTENTIALS", "vasp=/no/such/place", "no such folder"),
+    ],
+)
+def test_wrong_settings_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(f"DPSTREAM_LABELER_{variable}", value)
+    with pytest.raises(SpecError, match=words) as raised:
+        read_settings(Site)
+    assert f"DPSTREAM_LABELER_{variable}" in str(raised.value)
+
+
+def test_a_program_that_is_not_here_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", "vasp=no-such-vasp {cores}; mien=true")
+    with pytest.raises(SpecError, match="no-such-vasp: no such program"):
+        Site().command("vasp", 1)
+    with pytest.raises(SpecError, match=r"no command for 'mine'.*did you mean 'mien'"):
+        Site().command("mine", 1)
