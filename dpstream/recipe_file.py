@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 from dpstream.relabel import Method
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import SpecError
-from shared.sections import Labels, Section
+from shared.section import Section
+from shared.sections import Labels
 from shared.spec import load_spec
 from shared.spec_errors import explain, read_document
 

@@ -229,7 +229,7 @@ class State(Known):
 
     @property
     def stages_over(self) -> bool:
-        stuck = bool(self.ended) and self.ended[-1].verdict != "converged"
+        stuck = bool(self.ended) and self.ended[-1].verdict not in ("converged", "explored")
         return stuck or self.stage.index >= len(self.spec.stages)
 
     @property

@@ -165,6 +165,8 @@ def _rules(spec: Spec, command: Select, failed_instead: bool) -> Rules:
         seed=command.seed,
         policy="least-deviation" if failed_instead else selection.policy,
         per_system=command.per_system,
+        caps=command.caps,
+        min_per_system=selection.min_per_system,
         per_trajectory=selection.per_trajectory,
         min_separation=selection.min_separation,
         time_bins=selection.time_bins,

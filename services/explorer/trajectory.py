@@ -147,7 +147,14 @@ class Walk:
         self.made += piece.made
         self.streak, self.stopped = piece.streak, piece.stopped
         if piece.frames is not None:
-            self._judge(piece.frames)
+            self._judge_after_skip(piece.frames)
+
+    def _judge_after_skip(self, batch: Batch) -> None:
+        """The first steps, where nothing is in equilibrium yet, are not looked at."""
+        first = (self.md.skip - 0.5) * self.md.timestep
+        rows = np.flatnonzero(batch.arrays["time_ps"] > first)
+        if len(rows):
+            self._judge(batch.take(rows.tolist()))
 
     def _judge(self, batch: Batch) -> None:
         vacuum, trust = self.trip.vacuum, self.command.trust
