@@ -21,6 +21,7 @@ from services.coordinator.ledger import heard_and_decided
 from services.explorer.md_script import data_file
 from services.labeler.codes import CODES
 from services.trainer.training_input import Run, build_input
+from shared.context import fetch
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
 from shared.errors import SpecError
 from shared.frames import Batch, Frame, canonical, decode_labelled
@@ -28,7 +29,6 @@ from shared.messages import MemberTrained, Message, ModelsReady, Train
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import Recipe, Ref, campaign_uri, stable_seed
-from shared.worker import fetch
 
 MARKER = ".dpstream-export.json"
 """Says which campaign a folder is an export of. No object's key begins with a dot."""

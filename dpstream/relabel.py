@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import services.labeler.handlers as labeler
+from shared.context import Context
 from shared.embedded import FolderStore, InProcessBus
 from shared.frames import Batch, Frame, Label, decode_labelled, frame_key
 from shared.messages import Label as LabelCommand
 from shared.messages import LabelsDone
 from shared.spec import Labels, Spec
 from shared.values import FrameRef, Recipe, Ref
-from shared.worker import Context
 
 
 def label_frames(spec: Spec, recipe: Recipe, frames: list[Frame]) -> list[Label | str]:

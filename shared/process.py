@@ -21,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from shared.connect import connect_bus, connect_store
+from shared.context import Handler
 from shared.errors import DpstreamError, Refused
 from shared.health import Health, served
 from shared.logs import configure, redacted
@@ -38,7 +39,7 @@ from shared.shift import Shift
 from shared.signals import asked_to_stop
 from shared.telemetry import Metrics
 from shared.topology import COORDINATOR
-from shared.worker import Handler, Worker
+from shared.worker import Worker
 
 log = structlog.get_logger()
 

@@ -15,11 +15,11 @@ from services.explorer.diversity import Environments
 from services.explorer.geometry import Limits, limits_for, refusal
 from services.explorer.selection import OVER, Candidate, Pick, Rules, Selected, choose
 from shared.codec import MAX_BODY
+from shared.context import Context
 from shared.frames import Batch, Floats, Frame, frame_key
 from shared.messages import CandidatesSelected, Select
 from shared.spec import Spec, TrustLevels
 from shared.values import Chosen, Pool, PoolItem, Ref, stable_seed
-from shared.worker import Context
 
 HEADROOM = 4096
 """Bytes of the event kept for its envelope and its counts."""

@@ -22,13 +22,13 @@ from services.trainer.training_input import (
     Run,
     build_input,
 )
+from shared.context import Context
 from shared.dataset import load_dataset, write_deepmd
 from shared.engine import Engine
 from shared.errors import EngineError, Permanent, Stopped, Temporary
 from shared.messages import CheckpointSaved, Command, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Ref, Rmse
-from shared.worker import Context
 
 log = structlog.get_logger()
 
