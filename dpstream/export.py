@@ -24,6 +24,7 @@ from services.explorer.md_script import data_file, parameter_words
 from services.labeler.codes import CODES
 from services.trainer.repulsion import table_text
 from services.trainer.training_input import TABLE, Run, build_input
+from shared.context import fetch
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
 from shared.errors import SpecError
 from shared.folder_store import FolderStore
@@ -32,7 +33,6 @@ from shared.messages import MemberTrained, Message, ModelsReady, Train
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import ROOMS, Recipe, Ref, campaign_uri, stable_seed
-from shared.worker import fetch
 
 MARKER = ".dpstream-export.json"
 """Says which campaign a folder is an export of. No object's key begins with a dot."""

@@ -24,11 +24,11 @@ from services.explorer.selection import (
     choose,
 )
 from shared.codec import MAX_BODY
+from shared.context import Context
 from shared.frames import Batch, Floats, Frame, frame_key
 from shared.messages import CandidatesSelected, Select
 from shared.spec import Spec, TrustLevels
 from shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
-from shared.worker import Context
 
 HEADROOM = 4096
 """Bytes of the event kept for its envelope and its counts."""

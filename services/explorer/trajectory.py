@@ -20,13 +20,13 @@ import numpy as np
 from services.explorer.bench import Bench
 from services.explorer.engines import ENGINES, Explorer, Trip
 from services.explorer.sampling import Reservoir, joined
+from shared.context import Context
 from shared.deviation import Verdict, count, histogram, verdict
 from shared.errors import NotFound, Permanent
 from shared.frames import Batch, Frame, canonical
 from shared.messages import ChunkExplored, Explore
 from shared.sections import Md
 from shared.values import Committee, FrameRef, PoolItem, Ref, campaign_uri
-from shared.worker import Context
 
 
 def explore(bench: Bench, command: Explore, context: Context) -> ChunkExplored:

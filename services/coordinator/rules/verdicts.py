@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from services.coordinator import convergence
-from services.coordinator.folds.tasks import is_live
 from services.coordinator.rules.labels import audit_manifest, pairs_manifest
 from services.coordinator.rules.training import start_training, train_final
 from services.coordinator.rules.trust import current_trust, stage_of
@@ -119,8 +118,7 @@ def cancel_campaign(turn: Turn) -> None:
     event = turn.event
     assert isinstance(event, m.CampaignCancelled)
     why = event.why or "a person said so"
-    live = [task for task in turn.state.tasks.values() if is_live(task)]
-    for task in sorted(live, key=lambda task: task.command.task):
+    for task in turn.state.under_way():
         cancel(turn, task, "the campaign was cancelled")
     turn.fact(m.CampaignFinished, verdict="cancelled", why=why)
 
