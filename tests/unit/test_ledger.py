@@ -150,7 +150,9 @@ def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", gzip.compress(b'{"code": "x"}'), gzip.compress(b"[" * 99)[:20]]
+    "damage",
+    [b"", b"{", gzip.compress(b'{"code": "x"}'), gzip.compress(b"[" * 99)[:20]],
+    ids=["empty", "no archive", "another's", "cut"],
 )
 def test_an_unreadable_snapshot_costs_time_only(
     store: FolderStore, told: list[Heard], damage: bytes
