@@ -7,12 +7,12 @@ STAMP := .venv/.installed
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: demo test check lint soak install servers schema clean
+.PHONY: demo test check lint soak install servers codes schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
-test: $(STAMP) servers
+test: $(STAMP) servers codes
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: lint
@@ -24,7 +24,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(STAMP) servers
+soak: $(STAMP) servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 schema: $(STAMP)
@@ -37,6 +37,12 @@ servers:
 	@test -x $(RABBITMQ) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
 	  --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server >/dev/null; } \
 	  || echo "rabbitmq-server is missing and cannot be installed: its tests are skipped"
+
+codes:
+	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null || { \
+	  $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
+	  -o DPkg::Lock::Timeout=300 cp2k cp2k-data quantum-espresso quantum-espresso-data openmpi-bin \
+	  >/dev/null; } || echo "CP2K or Quantum ESPRESSO is missing and cannot be installed: their tests are skipped"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -170,6 +170,9 @@ def write_whole(file: Path, text: str, mode: int) -> None:
     """Whole or not at all, and at no moment readable by more than `mode` says."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as opened:
-        opened.write(text)
-    fresh.replace(file)
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as opened:
+            opened.write(text)
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)

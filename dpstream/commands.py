@@ -11,8 +11,13 @@ import typer
 
 from dpstream import remote
 from dpstream.access import access
+from dpstream.collect import collect
 from dpstream.deployment import is_folder
+from dpstream.doctor import doctor
 from dpstream.export import export as export_campaign
+from dpstream.initial.command import init_bulk, init_surf
+from dpstream.label import label
+from dpstream.library import library
 from dpstream.mixed import run_mixed
 from dpstream.options import (
     DEFAULT_ROOT,
@@ -29,10 +34,12 @@ from dpstream.options import (
     within,
 )
 from dpstream.plan import cross_check, plan
+from dpstream.properties.command import compare_properties
 from dpstream.propose import propose
 from dpstream.relabel import label_frames
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
+from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
@@ -102,7 +109,7 @@ def validate(spec: SpecFile, mode: Mode = None) -> None:
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
     loaded, gathered, recipe = prepared(spec, mode, None)
-    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.files))
+    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
 
@@ -113,7 +120,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     with within(root):
         store, name = named(campaign, root)
         learning = Learning.of(heard_and_decided(store, name))
-        console.print(summary(load_state(store, name), learning))
+        state = load_state(store, name)
+        check_submitted(store, name, state.submitted)
+        console.print(summary(state, learning))
         buried = sum(1 for _ in store.list(BURIED))
     if buried:
         console.print(f"{buried} messages that nobody could read are kept under {BURIED}")
@@ -192,6 +201,18 @@ def new(
 def schema() -> None:
     """Print the JSON Schema of the spec, e.g. for an editor."""
     print(json.dumps(Spec.model_json_schema(), indent=1))
+
+
+# ------------------------------------------------------------------------------ tools around it
+
+
+app.command()(label)
+app.command()(doctor)
+app.command()(collect)
+app.command()(init_bulk)
+app.command()(init_surf)
+app.command("test")(compare_properties)
+app.add_typer(library, name="library")
 
 
 # ------------------------------------------------------------------------------ of a deployment

@@ -16,24 +16,29 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpstream.report import write_report
+from dpstream.submission import check_submitted
 from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
-from services.explorer.md_script import data_file
+from services.explorer.md_script import data_file, parameter_words
 from services.labeler.codes import CODES
-from services.trainer.training_input import Run, build_input
+from services.trainer.repulsion import table_text
+from services.trainer.training_input import TABLE, Run, build_input
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
 from shared.errors import SpecError
+from shared.folder_store import FolderStore
 from shared.frames import Batch, Frame, canonical, decode_labelled
 from shared.messages import MemberTrained, Message, ModelsReady, Train
 from shared.ports import Store
 from shared.spec import Spec
-from shared.values import Recipe, Ref, campaign_uri, stable_seed
+from shared.values import ROOMS, Recipe, Ref, campaign_uri, stable_seed
 from shared.worker import fetch
 
 MARKER = ".dpstream-export.json"
 """Says which campaign a folder is an export of. No object's key begins with a dot."""
 PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 """Folders that an export makes, and makes anew when it is repeated."""
+README = "README.txt"
+"""An export's last file: it is whole where this is there."""
 EXAMPLE_STEPS = 2000
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,7 +71,7 @@ def _written(harvest: Harvest, folder: Path, full: bool) -> Iterator[str]:
     if full:
         yield _copy_campaign(harvest, folder)
     _write_readme(harvest, folder, full)
-    yield f"{folder / 'README.txt'}: what is what, and how to run it"
+    yield f"{folder / README}: what is what, and how to run it"
 
 
 # ----------------------------------------------------------------------------------- what there is
@@ -95,6 +100,7 @@ class Harvest:
         )
         committee = [member for _, member in sorted(members.get(version, {}).items())]
         history = History.of(messages)
+        check_submitted(store, campaign, history.submitted)
         return Harvest(store, campaign, spec_bytes, history, committee, final, commands)
 
     @cached_property
@@ -168,6 +174,11 @@ def _prepare(folder: Path, harvest: Harvest) -> None:
     identity = {"campaign": harvest.campaign, "spec": Ref.to("spec", harvest.spec_bytes).sha256}
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder}: is a file; name a folder to write to")
+    if (room := _kept_room(harvest.store, folder)) is not None:
+        raise SpecError(
+            f"{folder}: is within {room}, where the campaigns keep what they know; "
+            "name another folder with --output"
+        )
     if folder.exists() and any(folder.iterdir()) and _marker(folder) != identity:
         raise SpecError(
             f"{folder}: holds something else than an export of {harvest.campaign}; "
@@ -177,6 +188,16 @@ def _prepare(folder: Path, harvest: Harvest) -> None:
     (folder / MARKER).write_text(json.dumps(identity) + "\n")
     for part in PARTS:
         shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / README).unlink(missing_ok=True)
+
+
+def _kept_room(store: Store, folder: Path) -> Path | None:
+    """The part of the store's own folder that `folder` is in; what is written there would be taken
+    for objects."""
+    if not isinstance(store, FolderStore):
+        return None
+    rooms = [store.root.resolve() / room for room in ROOMS]
+    return next((room for room in rooms if folder.resolve().is_relative_to(room)), None)
 
 
 def _marker(folder: Path) -> object:
@@ -244,6 +265,9 @@ def _write_input(harvest: Harvest, folder: Path, systems: Sequence[str]) -> None
     )
     document = build_input(harvest.spec.training, run)
     (folder / "input.json").write_text(json.dumps(document, indent=1) + "\n")
+    table = table_text(harvest.spec, command.files, harvest.fetch)
+    if table is not None:
+        (folder / TABLE).write_text(table)
 
 
 # ----------------------------------------------------------------------------------- an MD run
@@ -286,7 +310,7 @@ def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
         "in.lammps.j2",
         name=spec.name,
         vacuum=frame.cell is None,
-        model=model,
+        model=" ".join([str(model), *parameter_words(frame)]),
         type_map=spec.type_map,
         timestep=spec.md.timestep,
         tau_t=spec.md.tau_t,
@@ -332,7 +356,7 @@ def _write_readme(harvest: Harvest, folder: Path, full: bool) -> None:
         semi_empirical=recipe is not None and CODES[recipe.code].semi_empirical(recipe.settings),
         full=full,
     )
-    (folder / "README.txt").write_text(text)
+    (folder / README).write_text(text)
 
 
 def _render(template: str, **facts: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import SpecError
-from shared.frames import Floats, Frame, Label, canonical
+from shared.frames import PARAMETERS, WEIGHTS, Floats, Frame, Label, canonical, parameters_in
 
 HDF5 = (".hdf5", ".h5")
 
@@ -22,7 +22,8 @@ HDF5 = (".hdf5", ".h5")
 @dataclass(frozen=True, eq=False)
 class Imported:
     """A canonical frame with its label in the frame's order and orientation, and the file it
-    came from."""
+    came from. Parameters and weights of atoms come from files of DeePMD-kit's names or, in
+    extended xyz, from info and columns of these names."""
 
     frame: Frame
     label: Label
@@ -126,12 +127,24 @@ def _through_dpdata(
 ) -> Iterator[Imported]:
     import dpdata  # deferred: slow to import
 
+    _register_further(dpdata)
     if form == "deepmd/npy/mixed":
         systems = list(dpdata.MultiSystems().load_systems_from_file(name, fmt=form))
     else:
         systems = [_load(dpdata, name, form, type_map)]
     for system in systems:
         yield from _frames(system.data, source)
+
+
+def _register_further(dpdata: Any) -> None:
+    """Tell dpdata of the arrays that it would leave aside."""
+    from dpdata.data_type import Axis, DataType
+
+    shapes = {"fparam": (-1,), "aparam": (Axis.NATOMS, -1)} | dict.fromkeys(WEIGHTS, (Axis.NATOMS,))
+    for name, shape in shapes.items():
+        kind = DataType(name, np.ndarray, (Axis.NFRAMES, *shape), required=False, deepmd_name=name)
+        dpdata.System.register_data_type(kind)
+        dpdata.LabeledSystem.register_data_type(kind)
 
 
 def _load(dpdata: Any, name: str, form: str, type_map: Sequence[str]) -> Any:
@@ -146,12 +159,16 @@ def _frames(data: dict[str, Any], source: str) -> Iterator[Imported]:
     """Frames of dpdata: coords, forces `(n, a, 3)`; cells, virials `(n, 3, 3)`, virial = −dE/dε."""
     species = tuple(str(data["atom_names"][t]) for t in data["atom_types"])
     periodic, virials = not data.get("nopbc", False), data.get("virials")
+    further = [name for name in (*PARAMETERS, *WEIGHTS) if name in data]
     for i, positions in enumerate(data["coords"]):
         cell = np.array(data["cells"][i], dtype=np.float64) if periodic else None
         virial = None if virials is None else np.array(virials[i], dtype=np.float64)
-        frame = Frame(species, np.array(positions, dtype=np.float64), cell)
+        own = {name: np.array(data[name][i], dtype=np.float64) for name in further}
+        parameters = {name: own.pop(name) for name in PARAMETERS if name in own}
+        frame = Frame(species, np.array(positions, dtype=np.float64), cell, **parameters)
         forces = np.array(data["forces"][i], dtype=np.float64)
-        yield _canonical(frame, float(data["energies"][i]), forces, virial, source)
+        label = Label(float(data["energies"][i]), forces, virial, **own)
+        yield _canonical(frame, label, source)
 
 
 def _through_ase(path: Path) -> Iterator[Imported]:
@@ -163,8 +180,15 @@ def _through_ase(path: Path) -> Iterator[Imported]:
             absent = "energy" if energy is None else "forces"
             raise SpecError(f"{path}: frame {number} has no {absent}: a labelled set needs both")
         frame = frame_of(atoms, None, f"{path}: frame {number}")
+        frame = frame.given(parameters_in(atoms))
         forces = np.array(results["forces"], dtype=np.float64)
-        yield _canonical(frame, float(energy), forces, _ase_virial(atoms, results), str(path))
+        own = {
+            name: np.array(atoms.arrays[name], dtype=np.float64)
+            for name in WEIGHTS
+            if name in atoms.arrays
+        }
+        label = Label(float(energy), forces, _ase_virial(atoms, results), **own)
+        yield _canonical(frame, label, str(path))
 
 
 def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
@@ -218,20 +242,18 @@ def frame_of(atoms: Any, periodic: bool | None, source: str) -> Frame:
     return Frame(tuple(atoms.get_chemical_symbols()), positions, cell)
 
 
-def _canonical(
-    frame: Frame, energy: float, forces: Floats, virial: Floats | None, source: str
-) -> Imported:
-    """The frame in canonical form, its vectors turned and reordered with it."""
+def _canonical(frame: Frame, label: Label, source: str) -> Imported:
+    """The frame in canonical form, its label turned and reordered with it."""
     try:
         form = canonical(frame)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from error
-    turned = forces[form.order] @ form.rotation
-    if virial is not None:
-        virial = form.rotation.T @ virial @ form.rotation
-    if form.frame.cell is None:
-        virial = None  # means nothing without a cell
-    return Imported(form.frame, Label(energy, turned, virial), source)
+    turned = label.forces[form.order] @ form.rotation
+    virial = None  # means nothing without a cell
+    if label.virial is not None and form.frame.cell is not None:
+        virial = form.rotation.T @ label.virial @ form.rotation
+    weights = {name: values[form.order] for name, values in label.weights.items()}
+    return Imported(form.frame, Label(label.energy, turned, virial, **weights), source)
 
 
 def _checked(item: Imported, type_map: Sequence[str], key: str) -> Imported:
@@ -240,6 +262,7 @@ def _checked(item: Imported, type_map: Sequence[str], key: str) -> Imported:
         known = ", ".join(type_map)
         raise SpecError(f"{key}: {item.source}: element {unknown[0]} is not in type_map ({known})")
     arrays = [np.array(item.label.energy), item.frame.positions, item.label.forces]
+    arrays += item.label.weights.values()
     if item.label.virial is not None:
         arrays.append(item.label.virial)
     if not all(np.isfinite(array).all() for array in arrays):

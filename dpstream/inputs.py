@@ -6,22 +6,27 @@ Each problem is one `SpecError` line: key, file, what is there and what is allow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
+from dpstream.contacts import gather_dimers
+from dpstream.given import Given, given_files
 from dpstream.imported import Imported, find_files, frame_of, read_ase, read_labelled
+from dpstream.loss_check import check_loss, loss_warnings
 from dpstream.training_check import check_training
+from services.explorer.engines.preview import check_engine
 from services.labeler.acceptance import Limits, check_before
 from services.labeler.codes import CODES
 from services.labeler.codes.base import Code, cell_widths
 from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.trainer.training_input import NOT_THE_USERS
+from shared.builders import perturbed, scaled, slab, supercell
 from shared.errors import SpecError
-from shared.frames import Canonical, Floats, Frame, Label, canonical, frame_key, to_ase
-from shared.spec import Md, Perturb, Spec, expand_material
+from shared.frames import Canonical, Frame, Label, canonical, frame_key, to_ase
+from shared.spec import Md, Perturb, Spec, System, expand_material
 from shared.values import stable_seed
 
 MOST_FRAMES = 150
@@ -37,9 +42,9 @@ TRIES = 100
 class Gathered:
     """What a campaign starts from, in canonical frames.
 
-    systems: starting structures by system; initial: perturbed copies to be labelled first;
-    labelled: imported training data; test: held-out labelled frames; warnings: for people;
-    files: what the labeling recipe needs besides, by digest.
+    systems: starting structures by system; initial: frames to be labelled first; labelled:
+    imported training data; test: held-out labelled frames; warnings: for people; files: what
+    trainings are given; attachments: what the labeling recipe names by digest.
     """
 
     systems: dict[str, list[Frame]]
@@ -47,27 +52,33 @@ class Gathered:
     labelled: list[tuple[Frame, Label]]
     test: list[tuple[Frame, Label]]
     warnings: list[str]
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: dict[str, Given] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def gather(spec: Spec, folder: Path) -> Gathered:
-    """Read all that `spec` names, relative to `folder`, and check that it fits together.
+def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
+    """Read all that `spec` names, relative to `folder`, and check that it fits together;
+    `trusting`: it is for other workers to say which inputs for LAMMPS they take.
 
     Raises `SpecError`, one line, at the first problem.
     """
     check_training(spec)
     systems = {name: _starting_structures(spec, name, folder) for name in spec.systems}
     labelled, test, said = _labelled_sets(spec, folder)
+    check_loss(spec, labelled, test)
     _check_computable(spec, systems, labelled + test)
     spec = _expanded(spec, systems)
     _check_barostat(spec, systems)
     _check_held_out(labelled, test)
+    _check_stage_engines(spec, systems, trusting)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
-    initial = _perturbed(spec, systems)
-    warnings = [*said, *_warnings(spec, systems, labelled)]
+    dimers, left_out = gather_dimers(spec)
+    initial = [*_perturbed(spec, systems), *dimers]
+    warnings = [*said, *left_out, *_warnings(spec, systems, labelled)]
     systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
     _check_budget(spec, len(initial))
-    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings)
+    files = given_files(spec, folder)
+    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings, files)
 
 
 def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
@@ -93,10 +104,11 @@ def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
 
 
 def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
-    found = dict(structures(spec, name, folder))
-    for where, each in found.items():
+    frames = []
+    for where, each in structures(spec, name, folder):
         _check_frame(each.frame, spec, where)
-    return [each.frame for each in found.values()]
+        frames.append(each.frame)
+    return frames
 
 
 def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
@@ -107,10 +119,35 @@ def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canon
         for number, atoms in enumerate(_read(path, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
-                yield f"{key}: {where}", canonical(frame_of(atoms, system.periodic, where))
+                built = built_from(canonical(frame_of(atoms, system.periodic, where)), system)
             except (SpecError, ValueError) as error:
                 text = str(error).removeprefix(f"{where}: ")
                 raise SpecError(f"{key}: {where}: {text}") from error
+            for each in built:
+                yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
+
+
+def _with_parameters(frame: Frame, system: System) -> Frame:
+    """The structure, with the parameters that its system gives to all of it."""
+    own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
+    if system.aparam:
+        own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
+    return frame.given(own)
+
+
+def built_from(structure: Canonical, system: System) -> list[Canonical]:
+    """What the `slabs` and `supercell` of a system make of one of its structures."""
+    cuts, repeat = system.slabs, system.supercell
+    if cuts is None and repeat is None:
+        return [structure]
+    built = [structure.frame]
+    if cuts is not None:
+        built = [
+            slab(structure.frame, miller, vacuum, layers=cuts.layers, thickness=cuts.thickness)
+            for miller in cuts.miller
+            for vacuum in cuts.vacuum
+        ]
+    return [canonical(f if repeat is None else supercell(f, repeat)) for f in built]
 
 
 def _read(path: Path, key: str) -> list[object]:
@@ -154,8 +191,8 @@ def _thinned(
     total = sum(len(frames) for frames in systems.values())
     if room < len(systems):
         raise SpecError(
-            f"initial.perturb.copies: leaves no room for starting structures; at most "
-            f"{MOST_FRAMES - len(systems)} copies in all"
+            f"initial: its perturbed copies and dimers leave no room for starting structures; at "
+            f"most {MOST_FRAMES - len(systems)} in all"
         )
     if total <= room:
         return dict(systems)
@@ -180,7 +217,10 @@ def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
         return []
     return [
         _perturbed_copy(
-            structures[k * len(structures) // perturb.copies],
+            scaled(
+                structures[k * len(structures) // perturb.copies],
+                perturb.scale[k % len(perturb.scale)],
+            ),
             perturb,
             spec.labels.min_distance,
             np.random.default_rng(stable_seed(spec.seed, "perturb", name, k)),
@@ -202,27 +242,6 @@ def _perturbed_copy(
         f"initial.perturb.displace: {perturb.displace:g} Å keeps bringing atoms of {frame.formula} "
         f"closer than labels.min_distance ({shortest:g} Å); give a smaller one"
     )
-
-
-def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Generator) -> Frame:
-    """A canonical copy of `frame`: atoms moved uniformly within a ball of radius `displace` Å; a
-    cell strained by a symmetric tensor with components within ±`strain`, atoms along with it, and
-    brought back to lower-triangular form."""
-    positions, cell = frame.positions, frame.cell
-    if cell is not None:
-        upper = np.triu(rng.uniform(-strain, strain, (3, 3)))
-        deformation = np.eye(3) + upper + np.triu(upper, 1).T
-        positions, cell = positions @ deformation, cell @ deformation
-    moved = positions + displace * _in_ball(len(positions), rng)
-    return canonical(Frame(frame.species, moved, cell)).frame
-
-
-def _in_ball(count: int, rng: np.random.Generator) -> Floats:
-    """Points `(count, 3)` uniform in the unit ball."""
-    directions = rng.normal(size=(count, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    radii = np.cbrt(rng.uniform(size=(count, 1)))
-    return np.asarray(directions * radii, dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------ consistency
@@ -293,6 +312,17 @@ def _check_barostat(spec: Spec, systems: Mapping[str, list[Frame]]) -> None:
             )
 
 
+def _check_stage_engines(spec: Spec, systems: Mapping[str, list[Frame]], trusting: bool) -> None:
+    """What drives a stage must make sense for every structure that it may start from."""
+    for number, stage in enumerate(spec.stages):
+        for condition in stage.conditions():
+            for frame in systems[condition.system]:
+                try:
+                    check_engine(stage, condition, frame, trusting)
+                except ValueError as error:
+                    raise SpecError(f"stages.{number}.engine: {condition}: {error}") from error
+
+
 def _check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:
     trained = {frame_key(item.frame): item for item in labelled}
     for item in test:
@@ -322,6 +352,7 @@ def _warnings(
         said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
         yield from (f"systems.{name}: {text}" for text in said)
     yield from _dubious_labels(spec, labelled)
+    yield from loss_warnings(spec, labelled)
     yield from _not_taken(spec)
     for number, stage in enumerate(spec.stages):
         yield from _long_steps(stage.md, f"stages.{number}.md.timestep")

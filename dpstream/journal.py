@@ -20,6 +20,7 @@ WORTH_SAYING = ("warning", "error", "critical")
 @contextmanager
 def warnings_aloud() -> Iterator[None]:
     """What is logged goes to standard error, from warnings on."""
+    before = structlog.get_config()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
@@ -27,7 +28,7 @@ def warnings_aloud() -> Iterator[None]:
     try:
         yield
     finally:
-        structlog.reset_defaults()
+        structlog.configure(**before)
 
 
 class Journal:
@@ -43,6 +44,7 @@ class Journal:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Journal:
+        self._before = structlog.get_config()
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger("info"),
             processors=[
@@ -63,7 +65,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        structlog.reset_defaults()
+        structlog.configure(**self._before)
         self._file.close()
 
     def _remember(

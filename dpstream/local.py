@@ -21,13 +21,14 @@ import services.labeler.handlers as labeler
 import services.trainer.handlers as trainer
 from services.coordinator.desk import Desk
 from services.coordinator.service import Coordinator
+from services.trainer.training_input import BACKENDS
 from shared.codec import encode, topic_of
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError
 from shared.messages import CampaignResumed, CampaignSubmitted
 from shared.ports import Outgoing
 from shared.scratch import private_folder
-from shared.spec import Labels
+from shared.spec import Spec
 from shared.values import stable_id
 from shared.worker import Worker
 
@@ -62,7 +63,7 @@ class LocalCluster:
             desk.inbox.append(_resume(submitted.campaign))
         for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
-                self._hire(service, number, desk.state.spec.labels)
+                self._hire(service, number, desk.state.spec)
         self._run("coordinator", self.coordinator.run, self.stopping)
         self.bus.publish([Outgoing(encode(submitted), topic=topic_of(submitted))])
         return desk
@@ -96,11 +97,11 @@ class LocalCluster:
             bench.close()
         self._leaving.close()
 
-    def _hire(self, service: str, number: int, labels: Labels) -> None:
+    def _hire(self, service: str, number: int, spec: Spec) -> None:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        queue, handlers, bench = _service(service, scratch, labels)
+        queue, handlers, bench = _service(service, scratch, spec)
         self.benches.append(bench)
         bench.start()
         worker: Worker[Any] = Worker(
@@ -121,16 +122,18 @@ class LocalCluster:
         thread.start()
 
 
-def _service(service: str, scratch: Path, labels: Labels) -> tuple[str, Mapping[Any, Any], Any]:
-    """Queue, handlers and bench of one service."""
+def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any, Any], Any]:
+    """Queue, handlers and bench of one service. The models are the user's own, given or trained
+    here: they are loaded whatever they could do."""
+    formats = frozenset({BACKENDS[spec.training.backend].suffix})
     if service == "trainer":
-        return "train", trainer.HANDLERS, trainer.Bench(scratch)
+        return "train", trainer.HANDLERS, trainer.Bench(scratch, models=trainer.MODELS)
     if service == "explorer":
-        return "explore", explorer.HANDLERS, explorer_bench.Bench(scratch)
+        return "explore", explorer.HANDLERS, explorer_bench.Bench(scratch, formats=formats)
     if service == "judge":
-        return "judge", explorer.HANDLERS, explorer_bench.Bench(scratch)
-    bench = labeler.Bench.at_home(scratch, labels)
-    return f"label.{labels.capability}", labeler.HANDLERS, bench
+        return "judge", explorer.HANDLERS, explorer_bench.Bench(scratch, formats=formats)
+    bench = labeler.Bench.at_home(scratch, spec.labels)
+    return f"label.{spec.labels.capability}", labeler.HANDLERS, bench
 
 
 def _resume(campaign: str) -> CampaignResumed:

@@ -82,7 +82,7 @@ def run_mixed(
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
-            cross_check(gathered, spec, partial(label_frames, spec, recipe))
+            cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, submitted)
         with ExitStack() as until_then:

@@ -90,14 +90,15 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
-        labels, files = read_files(spec.labels, path.parent)
+        labels, attachments = read_files(spec.labels, path.parent)
         spec = spec.model_copy(update={"labels": labels})
         spec = with_label_inputs(spec, path.parent)
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
             check_program(recipe)
-        gathered = replace(gather(spec, path.parent), files=files)
+        gathered = gather(spec, path.parent, trusting=not engines)
+        gathered = replace(gathered, attachments=attachments)
         return expand_material(spec), gathered, recipe
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
@@ -114,12 +115,13 @@ def within(root: str) -> Iterator[None]:
         raise SpecError(f"{root}: {error}") from error
 
 
-def there(root: str) -> Store:
+def there(root: str, option: str = "--root") -> Store:
     """The store at `root`, which is to be there already. Makes no folder."""
     path = Path(root)
     if is_folder(root) and not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
-        raise SpecError(f"--root: {root}: {found}; campaigns are in the --root they were run with")
+        hint = "; campaigns are in the --root they were run with" if option == "--root" else ""
+        raise SpecError(f"{option}: {root}: {found}{hint}")
     return open_store(root)
 
 

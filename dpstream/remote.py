@@ -82,7 +82,9 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.files))
+            cross_check(
+                gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments)
+            )
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, submitted)
         _answer(store, submitted, wait)

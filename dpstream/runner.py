@@ -53,7 +53,7 @@ def run_campaign(
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
         if not known:
-            cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.files))
+            cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))
         submitted = submit(spec, gathered, recipe, store, time.time())
         state = load_state(store, spec.name)
         if state.finished is None:

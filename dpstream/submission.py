@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dpstream.inputs import Gathered
 from shared.codec import decode, encode
-from shared.errors import CorruptLedger, SpecError
+from shared.errors import CorruptLedger, NotFound, SpecError
 from shared.frames import Batch, Frame, Label, frame_key
 from shared.messages import CampaignSubmitted
 from shared.ports import Store
@@ -21,6 +21,8 @@ from shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_i
 
 MOST_CHANGES = 5
 """Changed keys that an error names."""
+SHOWN = 12
+"""Digits of a digest in an error."""
 
 
 def submit(
@@ -52,15 +54,41 @@ def _submitted(key: str, body: bytes) -> CampaignSubmitted:
         earlier = decode(body)
     except ValidationError as error:
         raise CorruptLedger(f"{key}: not the event that was written: {_first(error)}") from error
-    assert isinstance(earlier, CampaignSubmitted)
+    if not isinstance(earlier, CampaignSubmitted):
+        raise CorruptLedger(f"{key}: not the event that was written: {earlier.type}")
     return earlier
+
+
+def check_submitted(store: Store, campaign: str, told: CampaignSubmitted | None) -> None:
+    """CorruptLedger where the submission kept in the store is not what the ledger tells (None:
+    it tells of none yet), or the spec is not the one that was submitted."""
+    key, spec_key = (campaign_uri(campaign, name) for name in ("submitted.json", "spec.json"))
+    try:
+        body = store.get(key)
+    except NotFound:
+        return
+    kept = _submitted(key, body)
+    if told is not None and kept != told:
+        raise CorruptLedger(
+            f"{key}: sha256 {_digest(body)} is not {_digest(encode(told))}, that of the event in "
+            "the ledger"
+        )
+    if (found := Ref.to(spec_key, store.get(spec_key))) != kept.spec:
+        raise CorruptLedger(
+            f"{spec_key}: sha256 {found.sha256[:SHOWN]} is not {kept.spec.sha256[:SHOWN]}, that of "
+            "the spec submitted"
+        )
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:SHOWN]
 
 
 def _event(
     spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
 ) -> CampaignSubmitted:
     inputs = _Inputs(name, store)
-    inputs.files(gathered.files)
+    inputs.attachments(gathered.attachments)
     return CampaignSubmitted(
         id=stable_id("campaign", name),
         campaign=name,
@@ -76,6 +104,7 @@ def _event(
             for system, frames in gathered.systems.items()
         },
         recipe=recipe,
+        files={name: inputs.put(file.data, file.suffix) for name, file in gathered.files.items()},
     )
 
 
@@ -164,7 +193,7 @@ class _Inputs:
         keys = [frame_key(frame) for frame in frames]
         refs: dict[int, FrameRef] = {}
         for rows in _alike(frames):
-            batch = self._put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
+            batch = self.put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
             refs |= {
                 i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
             }
@@ -173,41 +202,41 @@ class _Inputs:
     def packs(self, labelled: Sequence[tuple[Frame, Label]]) -> tuple[Ref, ...]:
         """Labelled batches, one per composition."""
         frames = [frame for frame, _ in labelled]
-        virial = [label.virial is not None for _, label in labelled]
+        held = [(label.virial is not None, *label.weights) for _, label in labelled]
         return tuple(
-            self._put(_pack([labelled[i] for i in rows]).dumps(), "npz")
-            for rows in _alike(frames, virial)
+            self.put(_pack([labelled[i] for i in rows]).dumps(), "npz")
+            for rows in _alike(frames, held)
         )
 
     def dataset(self, labelled: Sequence[tuple[Frame, Label]]) -> Ref:
         """A dataset manifest of packs."""
         manifest = Dataset(version=0, packs=self.packs(labelled))
-        return self._put(_canonical_json(manifest.model_dump(mode="json")), "json")
+        return self.put(_canonical_json(manifest.model_dump(mode="json")), "json")
 
-    def files(self, files: Mapping[str, bytes]) -> None:
+    def attachments(self, attachments: Mapping[str, bytes]) -> None:
         """What the labeling recipe refers to by digest."""
-        for digest, data in files.items():
+        for digest, data in attachments.items():
             self._store.create(campaign_uri(self._campaign, "inputs", digest), data)
 
-    def _put(self, data: bytes, suffix: str) -> Ref:
+    def put(self, data: bytes, suffix: str) -> Ref:
         digest = hashlib.sha256(data).hexdigest()[:16]
         key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
         self._store.create(key, data)
         return Ref.to(key, data)
 
 
-def _alike(frames: Sequence[Frame], also: Sequence[bool] = ()) -> list[list[int]]:
+def _alike(frames: Sequence[Frame], also: Sequence[object] = ()) -> list[list[int]]:
     """Indices of frames that fit in one batch, in order of first appearance."""
     groups: dict[Any, list[int]] = {}
     for i, frame in enumerate(frames):
-        kind = (frame.species, frame.cell is None, also[i] if also else None)
+        kind = (frame.kind, also[i] if also else None)
         groups.setdefault(kind, []).append(i)
     return list(groups.values())
 
 
 def _pack(labelled: Sequence[tuple[Frame, Label]]) -> Batch:
     """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, where there, virial
-    `(n, 3, 3)` eV."""
+    `(n, 3, 3)` eV and weights of atoms `(n, a)`."""
     arrays = {
         "energy": np.array([label.energy for _, label in labelled]),
         "forces": np.stack([label.forces for _, label in labelled]),
@@ -215,6 +244,8 @@ def _pack(labelled: Sequence[tuple[Frame, Label]]) -> Batch:
     virials = [label.virial for _, label in labelled if label.virial is not None]
     if virials:
         arrays["virial"] = np.stack(virials)
+    for name in labelled[0][1].weights:
+        arrays[name] = np.stack([label.weights[name] for _, label in labelled])
     return Batch.of([frame for frame, _ in labelled], **arrays)
 
 
@@ -229,6 +260,7 @@ def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
         ("the initial frames", _keys(earlier.frames), _keys(event.frames)),
         ("initial.data", earlier.packs, event.packs),
         ("verification.data", earlier.test, event.test),
+        ("the files that trainings are given", earlier.files, event.files),
         ("the labeling recipe", _recipe(earlier), _recipe(event)),
     ):
         if before != after:

@@ -12,7 +12,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from shared.errors import SpecError
-from shared.sections import AutoTrust, Material, Perturb, ReferenceMd, TrustLevels
+from shared.sections import (
+    AutoTrust,
+    Dimers,
+    Init,
+    Initial,
+    Material,
+    Perturb,
+    ReferenceMd,
+    Repulsion,
+    TrustLevels,
+)
 from shared.spec import Spec
 from shared.spec_errors import NAMES, shown
 from shared.values import Name
@@ -39,6 +49,7 @@ initial:                                    # labels for the first training: one
 {perturb}
   # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
   #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
+{dimers}
 
 stages:                                     # explored one after another, each until it converges
   - name: warm
@@ -63,6 +74,13 @@ molecule in vacuum.
 
 OWN = ("name", "type_map", "systems", "initial", "stages", "material")
 """Keys that HEAD writes."""
+OPTIONAL: dict[str, type[BaseModel]] = {
+    "dimers": Dimers,
+    "repulsion": Repulsion,
+    "init": Init,
+    "reference_md": ReferenceMd,
+}
+"""Sections that need not be there."""
 
 
 def new_campaign(name: str, parent: Path) -> Path:
@@ -91,6 +109,7 @@ def template(name: str) -> str:
     head = HEAD.format(
         name=name,
         perturb="\n".join(_section("perturb", _field(Perturb), Perturb, "  ")),
+        dimers="\n".join(_optional("dimers", Initial.model_fields["dimers"], "  ")),
         material="\n".join(f"# {line}" for line in _keys(Material, "  ")),
     )
     lines = [line for key, field in Spec.model_fields.items() for line in _top(key, field)]
@@ -141,11 +160,16 @@ def _keys(model: type[BaseModel], indent: str, values: Any = None) -> Iterator[s
         inner = _model(field)
         if inner is not None:
             yield from _section(key, field, inner, indent)
-        elif key == "reference_md":
-            yield _comment(f"{indent}# {key}:", field.description or "")
-            yield from (f"{indent}# {line}" for line in _keys(ReferenceMd, "  "))
+        elif key in OPTIONAL:
+            yield from _optional(key, field, indent)
         else:
             yield _line(key, field, indent, values)
+
+
+def _optional(key: str, field: FieldInfo, indent: str) -> Iterator[str]:
+    """A section that is not there unless somebody asks for it: commented out."""
+    yield _comment(f"{indent}# {key}:", field.description or "")
+    yield from (f"{indent}# {line}" for line in _keys(OPTIONAL[key], "  "))
 
 
 def _line(key: str, field: FieldInfo, indent: str, values: Any = None) -> str:

@@ -40,7 +40,13 @@ IMAGES = {
         for variant, extras in DEEPMD.items()
     },
     **{
-        f"explorer-{variant}": (*COMMON, f"deepmd-kit[{extras},lmp]", "scipy")
+        f"explorer-{variant}": (
+            *COMMON,
+            "ase-ga",
+            f"deepmd-kit[{extras},lmp]",
+            "scipy",
+            "spglib",
+        )
         for variant, extras in DEEPMD.items()
     },
 }

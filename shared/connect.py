@@ -6,20 +6,31 @@ credentials is not.
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import structlog
-
-from shared.errors import DpstreamError, Refused
+from shared.errors import BusError, DpstreamError, Refused
 from shared.folder_store import FolderStore
+from shared.logs import logger
 from shared.outages import insist
 from shared.ports import Bus, Store
 from shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix
 from shared.topology import COORDINATOR
 
-log = structlog.get_logger()
+log = logger()
+
+SECURE = {"http": "https", "amqp": "amqps"}
+PLAIN = {secure: plain for plain, secure in SECURE.items()}
+PORTS = {"http": 80, "https": 443}
+"""Where a URL names none."""
+ANSWER_SECONDS = 3.0
+TLS_RECORDS = (b"\x15", b"\x16")
+"""What an answer in TLS begins with: an alert, or a handshake."""
 
 
 def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = None) -> Bus:
@@ -42,7 +53,11 @@ def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = Non
         raise Refused(f"the broker's certificates cannot be used: {error}") from error
     bus = RabbitBus(wanted)
     try:
-        _reach(lambda: bus.depth(COORDINATOR), stopping)
+        _reach(
+            lambda: bus.depth(COORDINATOR),
+            stopping,
+            lambda: check_scheme("DPSTREAM_BROKER", wanted.address),
+        )
     except DpstreamError:
         bus.close()
         raise
@@ -58,6 +73,8 @@ def connect_store(settings: StoreSettings, stopping: threading.Event | None = No
     from shared.s3 import S3Settings, S3Store  # a folder on a laptop needs no boto3
 
     bucket, prefix = parts
+    if settings.store_endpoint is not None:  # boto3 would try again for a minute
+        check_scheme("DPSTREAM_STORE_ENDPOINT", settings.store_endpoint)
     store = S3Store(
         S3Settings(
             bucket=bucket,
@@ -75,12 +92,45 @@ def connect_store(settings: StoreSettings, stopping: threading.Event | None = No
     return store
 
 
-def _reach(call: Callable[[], object], stopping: threading.Event | None) -> None:
-    """`call`, again and again during an outage; what is refused stays refused."""
+def check_scheme(variable: str, url: str) -> None:
+    """`Refused` where the server at `url` speaks TLS and the scheme says it does not, or the other
+    way round. Silence is no answer."""
+    parts = urlsplit(url)
+    answer = _answer_to_tls(str(parts.hostname), parts.port or PORTS[parts.scheme])
+    if answer in TLS_RECORDS and parts.scheme in SECURE:
+        meant, found = SECURE[parts.scheme], "TLS"
+    elif answer and answer not in TLS_RECORDS and parts.scheme in PLAIN:
+        meant, found = PLAIN[parts.scheme], "no TLS"
+    else:
+        return
+    raise Refused(f"{variable}: {url}: the server there speaks {found}; write {meant}://")
+
+
+def _answer_to_tls(host: str, port: int) -> bytes:
+    """The first byte that the server answers to a TLS greeting; none when it does not."""
+    context, greeting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    context.check_hostname = False  # nothing but the greeting is ever said
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), greeting).do_handshake()
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as line:
+            line.sendall(greeting.read())
+            return line.recv(1)
+    except OSError:
+        return b""
+
+
+def _reach(
+    call: Callable[[], object],
+    stopping: threading.Event | None,
+    explain: Callable[[], None] = lambda: None,
+) -> None:
+    """`call`, again and again during an outage; what is refused stays refused. `explain` may raise
+    `Refused` with the reason of a failure."""
 
     def refused() -> Refused | None:
         try:
-            call()
+            _explained(call, explain)
         except Refused as error:
             return error
         return None
@@ -88,3 +138,11 @@ def _reach(call: Callable[[], object], stopping: threading.Event | None) -> None
     refusal = insist(refused, stopping or threading.Event())
     if refusal is not None:
         raise refusal
+
+
+def _explained(call: Callable[[], object], explain: Callable[[], None]) -> None:
+    try:
+        call()
+    except BusError:
+        explain()
+        raise

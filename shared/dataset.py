@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.frames import Batch, Floats, Frame, Label, decode_labelled, to_ase
+from shared.frames import WEIGHTS, Batch, Floats, Frame, Label, decode_labelled, to_ase
 from shared.values import Dataset, Ref
 
 Fetch = Callable[[Ref], bytes]
@@ -107,17 +107,19 @@ def _decode_label(data: bytes) -> Labelled:
 
 def _decode_pack(data: bytes) -> tuple[Labelled, ...]:
     """The frames of a labelled batch: arrays energy `(n_frames,)`, forces `(n_frames, n_atoms, 3)`
-    and, if known, virial `(n_frames, 3, 3)`."""
+    and, if known, virial `(n_frames, 3, 3)` and the weights of atoms `(n_frames, n_atoms)`."""
     batch = Batch.loads(data)
     missing = [name for name in ("energy", "forces") if name not in batch.arrays]
     if missing:
         raise ValueError(f"a pack of {batch.species} has no {' and no '.join(missing)}")
     energies, forces = batch.arrays["energy"], batch.arrays["forces"]
-    virials = batch.arrays.get("virial")
+    further = [name for name in ("virial", *WEIGHTS) if name in batch.arrays]
     return tuple(
         Labelled(
             frame,
-            Label(float(energies[i]), forces[i], None if virials is None else virials[i]),
+            Label(
+                float(energies[i]), forces[i], **{name: batch.arrays[name][i] for name in further}
+            ),
             {"pack": i},
         )
         for i, frame in enumerate(batch)
@@ -129,10 +131,12 @@ def _decode_pack(data: bytes) -> tuple[Labelled, ...]:
 
 def write_deepmd(labelled: Iterable[Labelled], folder: Path, type_map: Sequence[str]) -> list[Path]:
     """Standard DeePMD-kit systems under `folder`, one per composition and periodicity; the
-    returned folders are named by formula, with `-nopbc` for molecules and `-novirial` for periodic
-    frames labelled without virial. Frames keep their order, atoms are sorted by type.
+    returned folders are named by formula, with `-nopbc` for molecules, `-novirial` for periodic
+    frames labelled without virial, and the names of the parameters and weights that they have.
+    Frames keep their order, atoms are sorted by type.
 
-    Files: type.raw, type_map.raw, set.000/{coord,energy,force,box[,virial]}.npy in Å, eV, eV/Å
+    Files: type.raw, type_map.raw, set.000/{coord,energy,force,box[,virial]}.npy in Å, eV, eV/Å,
+    and {fparam,aparam,atom_pref,atom_ener_coeff}.npy where given
     (https://docs.deepmodeling.com/projects/deepmd, "Formats of a system"). Raises ValueError for
     a species that is not in `type_map`.
     """
@@ -147,9 +151,11 @@ def write_deepmd(labelled: Iterable[Labelled], folder: Path, type_map: Sequence[
 
 
 def _system_name(item: Labelled) -> str:
-    if item.frame.cell is None:
-        return f"{item.frame.formula}-nopbc"
-    return item.frame.formula + ("-novirial" if item.label.virial is None else "")
+    words = [item.frame.formula, *(["nopbc"] if item.frame.cell is None else [])]
+    if item.frame.cell is not None and item.label.virial is None:
+        words.append("novirial")
+    sizes = [f"{name}{values.shape[-1]}" for name, values in item.frame.parameters.items()]
+    return "-".join([*words, *sizes, *item.label.weights])
 
 
 def _write_system(items: Sequence[Labelled], folder: Path, type_map: list[str]) -> None:
@@ -168,6 +174,12 @@ def _write_system(items: Sequence[Labelled], folder: Path, type_map: list[str]) 
     }
     if periodic and items[0].label.virial is not None:
         arrays["virial"] = [i.label.virial for i in items if i.label.virial is not None]
+    if items[0].frame.fparam is not None:
+        arrays["fparam"] = [item.frame.parameters["fparam"] for item in items]
+    if items[0].frame.aparam is not None:
+        arrays["aparam"] = [item.frame.parameters["aparam"][order] for item, order in pairs]
+    for name in items[0].label.weights:
+        arrays[name] = [item.label.weights[name][order] for item, order in pairs]
     (folder / "set.000").mkdir(parents=True, exist_ok=True)
     for name, values in arrays.items():
         flat = np.stack(values).reshape(len(items), -1).astype(np.float64)
@@ -187,7 +199,8 @@ def _by_type(frame: Frame, type_map: Sequence[str]) -> list[int]:
 
 def write_extxyz(labelled: Iterable[Labelled], path: Path) -> None:
     """All frames as extended xyz with energy (eV), forces (eV/Å) and, where the virial is known,
-    stress = −virial / volume (eV/Å³), ASE's sign: positive under tension."""
+    stress = −virial / volume (eV/Å³), ASE's sign: positive under tension. Parameters and weights
+    go with the frames under their names."""
     from ase.io import write  # deferred: ASE is slow to import
 
     write(path, [_atoms(item) for item in labelled], format="extxyz")
@@ -197,6 +210,8 @@ def _atoms(item: Labelled) -> Any:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     atoms = to_ase(item.frame)
+    for name, values in item.label.weights.items():
+        atoms.set_array(name, values)
     results: dict[str, Any] = {"energy": item.label.energy, "forces": item.label.forces}
     if item.label.virial is not None and item.frame.cell is not None:
         results["stress"] = _voigt(-item.label.virial / atoms.get_volume())

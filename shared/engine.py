@@ -1,6 +1,7 @@
 """Engines run in a child process of their own: warm, contained, with an empty environment.
 
-`Engine` is the parent's handle; `python -m shared.engine MODULE` is the child. The module offers
+`Engine` is the parent's handle; `serve` is the child, which looks for modules where its parent does
+and never in its working directory: whatever lies there is data. The module offers
 `OPERATIONS: dict[str, Callable[..., JSON]]`; with `FORK = True` every call runs in a fork of the
 warm child, so that libraries which never let go of memory or global state start clean each time.
 Requests and replies are JSON lines on two pipes; arrays travel as files in the scratch folder.
@@ -36,6 +37,15 @@ PINNED = (
     "DP_INTER_OP_PARALLELISM_THREADS",
 )
 PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
+CHILD = (
+    sys.executable,
+    "-I",
+    "-u",
+    "-Xfaulthandler",
+    "-c",
+    "import sys; sys.path[:] = sys.argv[3:]; from shared.engine import serve; serve()",
+)
+"""Isolated: nothing is imported from the working directory or home. All that is said is logged."""
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
 """Bytes; arrays travel as files, so a longer reply is a fault."""
@@ -69,7 +79,7 @@ class Engine:
         reading, writing = os.pipe()
         with (self.scratch / "engine.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "shared.engine", self.module, str(writing)],
+                [*CHILD, self.module, str(writing), *map(os.path.abspath, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -138,9 +148,8 @@ class Engine:
         """Nothing of the parent's secrets: no broker URL, no cloud keys."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
-        python = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}  # all that is said is logged
         home = {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        return kept | pinned | python | home
+        return kept | pinned | home
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None
@@ -233,7 +242,9 @@ def _write(descriptor: int, data: bytes) -> None:
         pipe.write(data)
 
 
-def _serve(module_name: str, replies: int) -> NoReturn:
+def serve() -> NoReturn:
+    """Answer requests until there are no more: the child, `CHILD` module descriptor path…"""
+    module_name, replies = sys.argv[1], int(sys.argv[2])
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     module = importlib.import_module(module_name)
@@ -241,7 +252,3 @@ def _serve(module_name: str, replies: int) -> NoReturn:
     for line in sys.stdin.buffer:
         _write(replies, answer(module, json.loads(line)))
     sys.exit(0)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,27 @@ GRID = 1e-6
 FARTHEST = 1e8
 """Å; beyond it the grid is finer than floating point."""
 
+PARAMETERS = ("fparam", "aparam")
+"""What a frame may give a model beside its atoms, by the names of DeePMD-kit's files."""
+WEIGHTS = ("atom_pref", "atom_ener_coeff")
+"""What a label may say of its atoms for the loss, by the names of DeePMD-kit's files."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One atomic configuration.
 
     species: chemical symbols, `(n_atoms,)`; positions: `(n_atoms, 3)` Å;
-    cell: `(3, 3)` row vectors in Å, or None for a molecule in vacuum.
+    cell: `(3, 3)` row vectors in Å, or None for a molecule in vacuum;
+    fparam: `(n_fparam,)`, aparam: `(n_atoms, n_aparam)`: what the model takes beside these (an
+    electron temperature…), in units of the user's, or None.
     """
 
     species: tuple[str, ...]
     positions: Floats
     cell: Floats | None = None
+    fparam: Floats | None = None
+    aparam: Floats | None = None
 
     def __post_init__(self) -> None:
         if self.positions.shape != (len(self.species), 3):
@@ -44,21 +53,53 @@ class Frame:
             )
         if self.cell is not None and self.cell.shape != (3, 3):
             raise ValueError(f"cell has shape {self.cell.shape}, expected (3, 3)")
+        if self.fparam is not None and self.fparam.ndim != 1:
+            raise ValueError(f"fparam has shape {self.fparam.shape}, expected (n_fparam,)")
+        if self.aparam is not None and self.aparam.shape[:-1] != (len(self.species),):
+            raise ValueError(
+                f"aparam has shape {self.aparam.shape}, expected ({len(self.species)}, n_aparam)"
+            )
 
     @property
     def formula(self) -> str:
         """Composition in alphabetical order, e.g. `C1H4`."""
         return "".join(f"{s}{self.species.count(s)}" for s in sorted(set(self.species)))
 
+    @property
+    def parameters(self) -> dict[str, Floats]:
+        """The parameters that the frame has, by name."""
+        given = {"fparam": self.fparam, "aparam": self.aparam}
+        return {name: values for name, values in given.items() if values is not None}
+
+    def given(self, parameters: Mapping[str, Floats]) -> Frame:
+        """The frame with these parameters, by name, instead of its own."""
+        fparam, aparam = (parameters.get(name) for name in PARAMETERS)
+        return replace(self, fparam=fparam, aparam=aparam)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What frames of one batch have in common: species in order, periodicity, parameters."""
+        sizes = [(name, values.shape[-1]) for name, values in self.parameters.items()]
+        return (self.species, self.cell is None, *sizes)
+
 
 @dataclass(frozen=True, eq=False)
 class Label:
     """Energy `()` eV, forces `(n_atoms, 3)` eV/Å, virial `(3, 3)` = −dE/dε in eV (periodic
-    frames only) of one frame from one labeling recipe."""
+    frames only) of one frame from one labeling recipe. `atom_pref` `(n_atoms,)` are weights of its
+    forces in the loss; with `atom_ener_coeff` c `(n_atoms,)` the energy is Σ c_i E_i."""
 
     energy: float
     forces: Floats
     virial: Floats | None = None
+    atom_pref: Floats | None = None
+    atom_ener_coeff: Floats | None = None
+
+    @property
+    def weights(self) -> dict[str, Floats]:
+        """The weights of atoms that the label has, by name."""
+        given = {"atom_pref": self.atom_pref, "atom_ener_coeff": self.atom_ener_coeff}
+        return {name: values for name, values in given.items() if values is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +107,8 @@ class Batch:
     """Frames of one composition in one atom order.
 
     species `(n_atoms,)`; positions `(n_frames, n_atoms, 3)` Å; cells `(n_frames, 3, 3)` Å or None;
-    `arrays` holds further per-frame arrays, first axis n_frames (deviations in eV/Å, steps, …).
+    `arrays` holds further per-frame arrays, first axis n_frames (deviations in eV/Å, steps, …;
+    fparam and aparam are those of the frames).
     """
 
     species: tuple[str, ...]
@@ -79,7 +121,8 @@ class Batch:
 
     def __getitem__(self, index: int) -> Frame:
         cell = None if self.cells is None else self.cells[index]
-        return Frame(self.species, self.positions[index], cell)
+        own = {name: self.arrays[name][index] for name in PARAMETERS if name in self.arrays}
+        return Frame(self.species, self.positions[index], cell, **own)
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[i] for i in range(len(self)))
@@ -118,15 +161,18 @@ class Batch:
 
     @staticmethod
     def of(frames: Sequence[Frame], **arrays: npt.NDArray[Any]) -> Batch:
-        """One batch from frames that share species order and periodicity (ValueError if not)."""
+        """One batch from frames of one kind (ValueError if they are not)."""
         first = frames[0]
-        for frame in frames:
-            if frame.species != first.species or (frame.cell is None) != (first.cell is None):
-                raise ValueError("a batch holds frames of one species order and periodicity")
+        if any(frame.kind != first.kind for frame in frames):
+            raise ValueError(
+                "a batch holds frames of one species order and periodicity, with parameters alike"
+            )
+        own = {name: np.stack([f.parameters[name] for f in frames]) for name in first.parameters}
         cells = (
             None if first.cell is None else np.stack([f.cell for f in frames if f.cell is not None])
         )
-        return Batch(first.species, np.stack([f.positions for f in frames]), cells, arrays)
+        positions = np.stack([f.positions for f in frames])
+        return Batch(first.species, positions, cells, {**arrays, **own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,27 +203,34 @@ def canonical(frame: Frame) -> Canonical:
     for array in (frame.positions, frame.cell):
         if array is not None:
             _refuse_wild(array)
+    if not all(np.isfinite(values).all() for values in frame.parameters.values()):
+        raise ValueError("fparam and aparam must be finite numbers")
     order = np.array(
         sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
     )
     species = tuple(frame.species[i] for i in order)
+    aparam = None if frame.aparam is None else frame.aparam[order]
     if frame.cell is None:
-        positions = _on_grid(frame.positions[order])
-        return Canonical(Frame(species, _to_floats(positions)), order, np.eye(3))
+        positions = _to_floats(_on_grid(frame.positions[order]))
+        return Canonical(Frame(species, positions, None, frame.fparam, aparam), order, np.eye(3))
     rotation = np.eye(3) if _is_lower_triangular(frame.cell) else _to_lower_triangular(frame.cell)
     cell = _on_grid(frame.cell @ rotation)
     cell[np.triu_indices(3, k=1)] = 0
     if not np.all(np.diag(cell) > 0):
         raise ValueError("the cell is flat on the 1e-6 Å grid")
-    positions = _wrap(_on_grid(frame.positions[order] @ rotation), cell)
-    return Canonical(Frame(species, _to_floats(positions), _to_floats(cell)), order, rotation)
+    positions = _to_floats(_wrap(_on_grid(frame.positions[order] @ rotation), cell))
+    sorted_frame = Frame(species, positions, _to_floats(cell), frame.fparam, aparam)
+    return Canonical(sorted_frame, order, rotation)
 
 
 def frame_key(frame: Frame) -> str:
-    """Content identity of a canonical frame: sha256 over species and integer coordinates."""
+    """Content identity of a canonical frame: sha256 over species, integer coordinates and, where
+    it has them, its parameters: with another electron temperature it is another frame."""
     digest = hashlib.sha256(" ".join(frame.species).encode())
     for array in (frame.cell, frame.positions):
         digest.update(b"|" if array is None else _on_grid(array).astype("<i8").tobytes())
+    for name, values in frame.parameters.items():
+        digest.update(name.encode() + (values + 0.0).astype("<f8").tobytes())  # no −0
     return digest.hexdigest()[:32]
 
 
@@ -235,18 +288,33 @@ def min_distance(frame: Frame) -> float:
 
 
 def to_ase(frame: Frame) -> Any:
-    """The frame as `ase.Atoms`."""
+    """The frame as `ase.Atoms`, its parameters with it (see `parameters_in`)."""
     from ase import Atoms
 
-    return Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
+    atoms = Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
+    if frame.fparam is not None:
+        atoms.info["fparam"] = frame.fparam
+    if frame.aparam is not None:
+        atoms.set_array("aparam", frame.aparam)
+    return atoms
 
 
 def from_ase(atoms: Any) -> Frame:
     """A frame from `ase.Atoms`; periodic in three directions or in none."""
     cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
-    return Frame(
-        tuple(atoms.get_chemical_symbols()), np.array(atoms.positions, dtype=np.float64), cell
-    )
+    positions = np.array(atoms.positions, dtype=np.float64)
+    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **parameters_in(atoms))
+
+
+def parameters_in(atoms: Any) -> dict[str, Floats]:
+    """Parameters that `ase.Atoms` carry: `fparam` in their info, `aparam` in their arrays."""
+    given: dict[str, Floats] = {}
+    if "fparam" in atoms.info:
+        given["fparam"] = np.array(atoms.info["fparam"], dtype=np.float64).reshape(-1)
+    if "aparam" in atoms.arrays:
+        values = np.array(atoms.arrays["aparam"], dtype=np.float64)
+        given["aparam"] = values.reshape(len(atoms), -1)
+    return given
 
 
 def encode_labelled(frame: Frame, label: Label, provenance: Mapping[str, Any]) -> bytes:
@@ -260,20 +328,29 @@ def encode_labelled(frame: Frame, label: Label, provenance: Mapping[str, Any]) -
         "virial": None if label.virial is None else label.virial.tolist(),
         "provenance": dict(provenance),
     }
+    further = {**frame.parameters, **label.weights}
+    document |= {name: values.tolist() for name, values in further.items()}
     return json.dumps(document).encode()
 
 
 def decode_labelled(data: bytes) -> tuple[Frame, Label, dict[str, Any]]:
     document = json.loads(data)
     cell, virial = document["cell"], document["virial"]
+    further = {
+        name: np.array(document[name], dtype=np.float64)
+        for name in (*PARAMETERS, *WEIGHTS)
+        if name in document
+    }
     frame = Frame(
         tuple(document["species"]),
         np.array(document["positions"], dtype=np.float64).reshape(-1, 3),
         None if cell is None else np.array(cell, dtype=np.float64),
+        **{name: further[name] for name in PARAMETERS if name in further},
     )
     label = Label(
         float(document["energy"]),
         np.array(document["forces"], dtype=np.float64).reshape(-1, 3),
         None if virial is None else np.array(virial, dtype=np.float64),
+        **{name: further[name] for name in WEIGHTS if name in further},
     )
     return frame, label, document["provenance"]

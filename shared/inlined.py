@@ -23,13 +23,14 @@ def with_texts(document: dict[Any, Any], path: Path) -> dict[Any, Any]:
 
 def _inlined(value: Any, path: Path, key: str) -> Any:
     if isinstance(value, dict) and value.keys() == {"file"} and isinstance(value["file"], str):
-        return _text(path.parent / Path(value["file"]).expanduser(), f"{path}: {key}")
+        return text_of(path.parent / Path(value["file"]).expanduser(), f"{path}: {key}")
     if isinstance(value, dict):
         return {name: _inlined(part, path, f"{key}.{name}") for name, part in value.items()}
     return value
 
 
-def _text(file: Path, where: str) -> str:
+def text_of(file: Path, where: str) -> str:
+    """The text of a file that a spec names at `where`. Raises SpecError if it cannot be read."""
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -29,6 +29,26 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     return text
 
 
+def logger() -> Any:
+    """structlog's, for a module. Until somebody configures it (`configure`, or a program that we
+    are a library of), lines go to standard error, with plain tracebacks: the usual ones show every
+    variable on the way."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.dev.set_exc_info,
+                structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+                structlog.dev.ConsoleRenderer(
+                    colors=False, exception_formatter=structlog.dev.plain_traceback
+                ),
+            ],
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        )
+    return structlog.get_logger()
+
+
 def configure(
     level: str = "info",
     form: Literal["auto", "json", "console"] = "auto",

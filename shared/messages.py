@@ -17,6 +17,7 @@ from shared.values import (
     Condition,
     Correlation,
     Counts,
+    FileName,
     FrameKey,
     FrameRef,
     FrameVerdict,
@@ -59,6 +60,9 @@ class CampaignSubmitted(Message):
     test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
     atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
+    files: dict[FileName, Ref] = Field(
+        default={}, description="what trainings are given: models to begin from, a table"
+    )
 
 
 class StructuresProposed(Message):
@@ -112,6 +116,7 @@ class Train(Command):
     audit: Ref | None = None
     test: Ref | None = None
     final: bool = False
+    files: dict[FileName, Ref] = Field(default={}, description="as campaign-submitted has them")
 
 
 class Explore(Command):
@@ -364,6 +369,7 @@ class CandidatesSelected(Result):
     labels: tuple[Chosen, ...] = ()
     audits: tuple[Chosen, ...] = ()
     refused: dict[str, int] = Field(default={}, description="candidates not taken, by reason")
+    refusals: Ref | None = Field(default=None, description="JSON object: RefusedFrames")
 
 
 class LabelsDone(Result):

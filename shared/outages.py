@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import structlog
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -19,9 +18,10 @@ from tenacity import (
 )
 
 from shared.errors import BusError, DigestMismatch, NotFound, StoreError
+from shared.logs import logger
 from shared.telemetry import Silence, Telemetry
 
-log = structlog.get_logger()
+log = logger()
 
 T = TypeVar("T")
 

@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import structlog
-
 from shared.connect import connect_bus, connect_store
 from shared.errors import DpstreamError, Refused
 from shared.health import Health, served
-from shared.logs import configure, redacted
+from shared.logs import configure, logger, redacted
 from shared.messages import Command
 from shared.ports import Bus, Store
 from shared.scratch import private_folder
@@ -40,7 +38,7 @@ from shared.telemetry import Metrics
 from shared.topology import COORDINATOR
 from shared.worker import Handler, Worker
 
-log = structlog.get_logger()
+log = logger()
 
 BAD_INPUT = 2
 GOING = 25.0

@@ -20,11 +20,11 @@ from typing import Any
 from weakref import WeakSet
 
 import pika
-import structlog
 from pika.adapters.select_connection import IOLoop
 
 from shared.codec import MAX_BODY
 from shared.errors import BusError, Refused, Unroutable
+from shared.logs import logger
 from shared.ports import Outgoing
 from shared.rabbit_channel import (
     Answers,
@@ -43,7 +43,7 @@ from shared.topology import DEADLETTERS, EVENTS, TASKS, declared
 
 __all__ = ["RabbitBus", "RabbitSettings"]
 
-log = structlog.get_logger()
+log = logger()
 # Whatever pika has to say about a lost connection reaches the caller as a BusError.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 

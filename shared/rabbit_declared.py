@@ -13,14 +13,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
-import structlog
-
 from shared.errors import BusError, Refused
+from shared.logs import logger
 from shared.rabbit_channel import Channel, Missing
 from shared.rabbit_settings import RabbitSettings
 from shared.topology import DEAD, DEADLETTERS, EVENTS, TASKS, TOPOLOGY, Queue, declared
 
-log = structlog.get_logger()
+log = logger()
 
 EXCHANGES = {EVENTS: "topic", TASKS: "direct", DEAD: "fanout"}
 

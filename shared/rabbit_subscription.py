@@ -11,12 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from shared.errors import BusError
+from shared.logs import logger
 from shared.rabbit_channel import Channel, fulfil
 
-log = structlog.get_logger()
+log = logger()
 
 
 @dataclass(frozen=True, eq=False)

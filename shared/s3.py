@@ -26,6 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3.exceptions import HTTPError
 
 from shared.errors import DigestMismatch, NotFound, Refused, StoreError
 from shared.objects import arriving, bounded, checked, checked_prefix, digested, file_errors
@@ -331,7 +332,7 @@ class S3Store:
             raise Refused(f"{self}: no credentials found") from error
         except SSLError as error:
             raise Refused(f"{self}: {error}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # the second where an error's text is cut off
             raise StoreError(f"{self}: {name}: {error}") from error
 
     def _meaning(self, name: str, error: ClientError) -> StoreError:

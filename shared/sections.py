@@ -5,18 +5,38 @@ Units: eV, Å, ps, K, bar.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from shared.values import Kpoints, LabelInputs, Name, Trust
+from shared.explorers import AnyEngine, Plain, Template
+from shared.frames import PARAMETERS
+from shared.section import Positive, Section, Share
+from shared.values import Condition, Kpoints, LabelInputs, Name, Trust
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
+class Slabs(Section):
+    """Surfaces cut from crystals, instead of the crystals."""
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    miller: tuple[tuple[int, int, int], ...] = Field(
+        min_length=1, description="indices in the cell of the file, usually the conventional one"
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="cells along the normal; or thickness"
+    )
+    thickness: Positive | None = Field(default=None, description="Å, instead of layers")
+    vacuum: tuple[Positive, ...] = Field(
+        default=(10.0,), min_length=1, description="Å in all, each a slab of its own"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Slabs:
+        if (self.layers is None) == (self.thickness is None):
+            raise ValueError("give either layers or thickness")
+        if (0, 0, 0) in self.miller:
+            raise ValueError("miller: [0, 0, 0] is no plane")
+        return self
 
 
 class SystemLabel(Section):
@@ -42,8 +62,20 @@ class System(Section):
     periodic: bool | None = Field(
         default=None, description="default: as the file says; false drops the cell"
     )
+    fparam: tuple[float, ...] = Field(
+        default=(),
+        description="frame parameters of every frame that comes from these structures (an electron "
+        "temperature…), as many as model.fitting_net.numb_fparam says",
+    )
+    aparam: tuple[float, ...] = Field(
+        default=(), description="likewise of every atom, as many as numb_aparam says"
+    )
     label: SystemLabel | None = Field(
         default=None, description="label inputs of this system: charge, kpoints, magmom…"
+    )
+    slabs: Slabs | None = Field(default=None, description="surfaces of the structures, instead")
+    supercell: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        default=None, description="repeats along the cell vectors, of slabs too"
     )
 
 
@@ -55,6 +87,36 @@ class Perturb(Section):
     strain: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.03, description="largest change of a cell component, as a fraction"
     )
+    scale: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        description="factors on every length first, dealt over the copies in turn, e.g. "
+        "[0.96, 1.0, 1.04]",
+    )
+
+
+class Dimers(Section):
+    """Two atoms alone at given distances, labelled before the first training. They are not
+    rejected as too close, and do not count in a member's error on its training frames."""
+
+    pairs: tuple[str, ...] = Field(
+        default=(), description="e.g. [C-H, H-H]; default: all that the recipe can compute"
+    )
+    distances: tuple[Annotated[float, Field(ge=0.1, le=20)], ...] = Field(
+        min_length=1, max_length=50, description="Å, of every pair"
+    )
+    box: Positive | None = Field(
+        default=None, description="Å, edge of a cubic cell; default: in vacuum"
+    )
+    max_force: Positive = Field(
+        default=500.0, description="eV/Å; a label above is rejected (instead of labels.max_force)"
+    )
+
+    @model_validator(mode="after")
+    def _inside(self) -> Dimers:
+        if self.box is not None and max(self.distances) > self.box / 2:
+            raise ValueError(f"distances: above half the box ({self.box / 2:g} Å) meet an image")
+        return self
 
 
 class Initial(Section):
@@ -64,6 +126,50 @@ class Initial(Section):
     )
     perturb: Perturb | None = Field(
         default=None, description="perturbed copies of the starting structures"
+    )
+    dimers: Dimers | None = Field(default=None, description="two atoms at given distances")
+
+
+ZBL = "zbl"
+
+
+class Repulsion(Section):
+    """Where an atom's nearest neighbour is nearer than `inner` a table of pair energies replaces
+    the model, between `inner` and `outer` both share (H. Wang et al., Appl. Phys. Lett. 114,
+    244101 (2019); DeePMD-kit's use_srtab)."""
+
+    table: str = Field(
+        default=ZBL,
+        description="zbl: the universal potential of Ziegler, Biersack and Littmark; or a file: "
+        "r (Å), then the energies (eV) of all pairs of types, evenly spaced, down to zero",
+    )
+    inner: Positive = Field(description="Å; below: the table alone")
+    outer: Positive = Field(description="Å; above: the model alone")
+    smin_alpha: Positive = Field(
+        default=0.1, description="softness of the nearest distance, DeePMD-kit's"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Repulsion:
+        if self.inner >= self.outer:
+            raise ValueError(f"inner ({self.inner:g}) must be below outer ({self.outer:g})")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Init(Section):
+    """A given model in whose weights every training begins that would else begin from scratch. Its
+    architecture is taken with it: `training.input.model` counts for nothing."""
+
+    model: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        min_length=1, description="file, or one file for each member"
+    )
+    how: Literal["init-model", "init-frz-model", "finetune"] = Field(
+        description="init-model: from a checkpoint; init-frz-model: from a frozen model; "
+        "finetune: likewise, with the energies of atoms adapted to the data (DeePMD-kit's words)"
     )
 
 
@@ -102,7 +208,7 @@ class Training(Section):
         description="warm starts train this fraction of a cold training's steps; 0: always cold",
     )
     warm_start_lr: Positive = Field(
-        default=1e-4, description="learning rate a warm start begins at"
+        default=1e-4, description="learning rate a warm start begins at, or one from a given model"
     )
     cold_every: int = Field(default=4, ge=1, description="every so many versions start cold")
     limited_above: Positive = Field(
@@ -120,6 +226,18 @@ class Training(Section):
     checkpoint_steps: int = Field(default=1000, ge=1, description="steps between checkpoints")
     max_hours: Positive = Field(default=24.0, description="longest wall time of one training")
     final: Final = Field(default=Final(), description="the training that ends the campaign")
+    repulsion: Repulsion | None = Field(
+        default=None, description="at short range, instead of the model"
+    )
+    init: Init | None = Field(default=None, description="a given model to begin from")
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many frame and atomic parameters the models take."""
+        model = self.input.get("model", {})
+        fitting = model.get("fitting_net", {}) if isinstance(model, dict) else {}
+        sizes = fitting if isinstance(fitting, dict) else {}
+        return {name: sizes.get(f"numb_{name}", 0) for name in PARAMETERS}
 
 
 class Md(Section):
@@ -204,7 +322,12 @@ class Selection(Section):
     policy: Literal["random", "max-deviation", "diverse"] = Field(
         default="random", description="which candidates are labelled"
     )
-    per_round: int = Field(default=20, ge=1, le=150, description="most new labels per round")
+    per_round: int = Field(
+        default=20,
+        ge=1,
+        le=150,
+        description="most new labels per round; one message names them all, hence 150 at most",
+    )
     per_system: int | None = Field(default=None, ge=1, description="most per system and round")
     per_trajectory: int = Field(
         default=1, ge=1, description="most frames of one trajectory per committee version"
@@ -230,7 +353,27 @@ class Stage(Section):
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
     pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
     md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
+    engine: AnyEngine = Field(
+        default=Plain(), description="what drives the trajectories, with its settings"
+    )
     trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
+
+    def conditions(self) -> Iterator[Condition]:
+        """Systems × temperatures × pressures, and the revisions of a template."""
+        for system in self.systems:
+            for temperature in self.temperatures:
+                for pressure in self.pressures or (None,):
+                    for revision in self._revisions(system):
+                        yield Condition(
+                            system=system,
+                            temperature=temperature,
+                            pressure=pressure,
+                            revision=revision,
+                        )
+
+    def _revisions(self, system: str) -> tuple[int | None, ...]:
+        rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
+        return tuple(range(len(rows))) if len(rows) > 1 else (None,)
 
 
 class Material(Section):

@@ -80,6 +80,14 @@ def bucket_and_prefix(url: str) -> tuple[str, str] | None:
     return bucket, prefix
 
 
+def _endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    _ = parts.port  # ValueError for what is none
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in url:
+        raise ValueError("should be http(s)://host:port")
+    return url
+
+
 def _store_url(url: str) -> str:
     bucket_and_prefix(url)
     return url
@@ -100,8 +108,8 @@ class StoreSettings(BaseSettings):
     store: Annotated[str, AfterValidator(_store_url)] = Field(
         description="object store: s3://bucket/prefix, or a folder"
     )
-    store_endpoint: str | None = Field(
-        default=None, pattern=r"^https?://[^@\s]+$", description="S3 endpoint URL; default: AWS"
+    store_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
+        default=None, description="S3 endpoint URL; default: AWS"
     )
     store_region: str | None = Field(default=None, description="S3 region")
     store_addressing: Literal["auto", "path", "virtual"] = Field(

@@ -13,7 +13,9 @@ from ase.data import atomic_numbers
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import SpecError
-from shared.inlined import with_texts
+from shared.explorers import inline, problems
+from shared.inlined import text_of, with_texts
+from shared.section import Positive, Section, Share
 from shared.sections import (
     AnyTrust,
     Audit,
@@ -26,12 +28,9 @@ from shared.sections import (
     Material,
     Md,
     Perturb,
-    Positive,
     Proposals,
     ReferenceMd,
-    Section,
     Selection,
-    Share,
     Stage,
     Streaming,
     System,
@@ -41,7 +40,7 @@ from shared.sections import (
     Verification,
 )
 from shared.spec_errors import did_you_mean, explain, read_document
-from shared.values import Name
+from shared.values import ROOMS, Name
 
 __all__ = [
     "AnyTrust",
@@ -150,6 +149,8 @@ class Spec(Section):
 
 
 def _problems(spec: Spec) -> Iterator[str]:
+    if spec.name in ROOMS:
+        yield f"name: {spec.name!r} is a folder of every store; use another name"
     for symbol in spec.type_map:
         if symbol not in atomic_numbers or symbol == "X":
             hint = did_you_mean(symbol, atomic_numbers)
@@ -161,6 +162,7 @@ def _problems(spec: Spec) -> Iterator[str]:
     if not spec.initial.data and spec.initial.perturb is None:
         yield "initial: give `data`, `perturb` or both: the first committee needs labels"
     yield from _unknown_elements(spec)
+    yield from _parameter_problems(spec)
     yield from _stage_problems(spec)
     yield from _training_problems(spec.training)
     reference = spec.verification.reference_md
@@ -174,6 +176,11 @@ def _training_problems(training: Training) -> Iterator[str]:
             f"training.min_steps: {training.min_steps} is more than max_steps "
             f"({training.max_steps})"
         )
+    init, members = training.init, training.members
+    if init is not None and len(init.model) not in (1, members):
+        yield f"training.init.model: {len(init.model)} files; give one, or one for each member"
+    if init is not None and training.repulsion is not None:
+        yield "training.repulsion: not with training.init, whose model brings its own architecture"
     for member in training.member_input:
         if not 0 <= member < training.members:
             yield f"training.member_input: {member} is not a member (0 to {training.members - 1})"
@@ -184,13 +191,29 @@ def _training_problems(training: Training) -> Iterator[str]:
                 yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
 
 
+def _parameter_problems(spec: Spec) -> Iterator[str]:
+    """What the models take beside atoms, every system has to give."""
+    for name, system in spec.systems.items():
+        given = {"fparam": len(system.fparam), "aparam": len(system.aparam)}
+        for parameter, size in spec.training.parameters.items():
+            if given[parameter] != size:
+                yield (
+                    f"systems.{name}.{parameter}: {given[parameter]} numbers, but "
+                    f"training.input.model.fitting_net.numb_{parameter} is {size}"
+                )
+
+
 def _unknown_elements(spec: Spec) -> Iterator[str]:
     """Elements named outside type_map that are not in it."""
     known = ", ".join(spec.type_map)
-    for pair in spec.selection.min_distance:
-        elements = pair.split("-")
-        if len(elements) != 2 or not set(elements) <= set(spec.type_map):
-            yield f"selection.min_distance: {pair!r} is not a pair of {known}, e.g. C-H"
+    dimers = spec.initial.dimers
+    named = {"selection.min_distance": tuple(spec.selection.min_distance)}
+    named["initial.dimers.pairs"] = () if dimers is None else dimers.pairs
+    for where, pairs in named.items():
+        for pair in pairs:
+            elements = pair.split("-")
+            if len(elements) != 2 or not set(elements) <= set(spec.type_map):
+                yield f"{where}: {pair!r} is not a pair of {known}, e.g. C-H"
     dynamics = {"md": spec.md} | {f"stages.{i}.md": s.md for i, s in enumerate(spec.stages)}
     for where, md in dynamics.items():
         for symbol in sorted(md.masses.keys() - set(spec.type_map)):
@@ -207,6 +230,8 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
             if system not in spec.systems:
                 known = ", ".join(spec.systems)
                 yield f"{where}.systems: {system!r} is not among systems ({known})"
+        for problem in problems(stage.engine, spec.type_map, stage.systems):
+            yield f"{where}.engine.{problem}"
         is_npt = stage.md.ensemble.startswith("npt")
         if is_npt and not stage.pressures:
             yield f"{where}.pressures: {stage.md.ensemble} needs at least one pressure (bar)"
@@ -246,8 +271,26 @@ def _npt(ensemble: str) -> str:
 
 def load_spec(path: Path) -> Spec:
     """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
-    data = with_texts(read_document(path), path)
+    data = _with_engine_texts(with_texts(read_document(path), path), path)
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error, Spec)}") from error
+
+
+def _with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """`data` with files that engines name replaced by their text: workers have no such files."""
+    stages = data.get("stages")
+    if not isinstance(stages, list):
+        return data
+
+    def read(name: str) -> str:
+        return text_of(path.parent / name, f"{path}: stages")
+
+    inlined = [
+        {**stage, "engine": inline(stage["engine"], read)}
+        if isinstance(stage, dict) and "engine" in stage
+        else stage
+        for stage in stages
+    ]
+    return {**data, "stages": inlined}

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from shared.errors import SpecError
+from shared.explorers import KINDS, VARIABLES
 from shared.sections import TRUST_TAGS
 
 NAMES = (
     "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
 )
 """What a name may be."""
+FORMS = {"engine": KINDS, "variables": VARIABLES}
+"""Keys whose value has one of several forms, told apart by `kind`."""
 
 
 def read_document(path: Path) -> dict[Any, Any]:
@@ -98,7 +101,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem in one line: key, value, what is allowed. Unknown keys go first: a
     misspelt required key is both unknown and missing."""
     problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    location = [p for p in problem["loc"] if p not in TRUST_TAGS]
+    location = _location(problem)
     key = ".".join(str(part) for part in location if part != "[key]")
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(location, root)}"
@@ -107,9 +110,23 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     message = _message(problem)
     if not location:
         return message
+    if problem["type"].startswith("union_tag"):
+        return f"{key}.{message}"
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}"
     return f"{key}: {shown(problem['input'])}: {message}"
+
+
+def _location(problem: ErrorDetails) -> list[Any]:
+    """Where in the document, without pydantic's names of the forms a value may have."""
+    keys = [part for part in problem["loc"] if part not in TRUST_TAGS]
+    return [
+        part for n, part in enumerate(keys) if not (n and part in FORMS.get(_last(keys[:n]), ()))
+    ]
+
+
+def _last(keys: Sequence[Any]) -> Any:
+    return next((key for key in reversed(keys) if isinstance(key, str)), None)
 
 
 def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
@@ -124,6 +141,13 @@ def _message(problem: ErrorDetails) -> str:
         return NAMES
     if problem["type"] == "too_short":
         return "should not be empty"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        kinds = context["expected_tags"].replace("'", "")
+        hint = did_you_mean(context["tag"], kinds.split(", "))
+        return f"kind: {context['tag']!r}{hint or '; allowed: ' + kinds}"
+    if problem["type"] == "union_tag_not_found":
+        return "kind: missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = re.sub(r" or instance of \w+", "", message)
     return message.replace("valid tuple", "list").replace("valid dictionary", "mapping of keys")

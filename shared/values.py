@@ -31,6 +31,7 @@ Correlation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 """A generator's own name for a proposal; every verdict repeats it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Key = Annotated[
     str,
     StringConstraints(
@@ -60,6 +61,11 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") % (2**31 - 1) + 1
 
 
+def given_model(number: int) -> str:
+    """What a campaign calls the model that its user gave as the `number`-th."""
+    return f"given-model-{number}"
+
+
 class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -82,10 +88,14 @@ class Condition(Value):
     system: str
     temperature: float = Field(description="K")
     pressure: float | None = Field(default=None, description="bar; None without a barostat")
+    revision: int | None = Field(
+        default=None, description="row of a template's revisions; None where there is one only"
+    )
 
     def __str__(self) -> str:
         pressure = "" if self.pressure is None else f" {self.pressure:g} bar"
-        return f"{self.system} {self.temperature:g} K{pressure}"
+        revision = "" if self.revision is None else f" revision {self.revision}"
+        return f"{self.system} {self.temperature:g} K{pressure}{revision}"
 
 
 class Trust(Value):
@@ -264,6 +274,15 @@ class Pool(Value):
     taken: dict[str, tuple[float, ...]] = Field(
         default={}, description="times in ps already chosen, by trajectory"
     )
+    used: dict[str, int] = Field(
+        default={}, description="frames chosen under this committee version, by trajectory"
+    )
+
+
+class RefusedFrames(Value):
+    """Why single frames of a pool were not chosen; stored beside the event, which names it."""
+
+    frames: dict[FrameKey, str]
 
 
 class Dataset(Value):
@@ -334,6 +353,10 @@ class Recipe(Value):
         if own.multiplicity:
             return own
         return own.model_copy(update={"multiplicity": 1 + (electrons - own.charge) % 2})
+
+
+ROOMS = ("campaigns", "labels", "deadletters")
+"""Folders of a store, for objects alone; exports of campaigns may lie beside them."""
 
 
 def label_uri(recipe: str, key: str) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 from ase.io import read, write
 
 from benchmarks.vs_dpgen.size import SETTINGS, TYPE_MAP, Size
-from dpstream.inputs import perturbed
 from services.labeler.acceptance import Limits, Outcome, check_after
 from services.labeler.engine import frame_facts, frame_of
 from services.labeler.recipes import make_recipe
+from shared.builders import perturbed
 from shared.dataset import Labelled, write_deepmd
 from shared.engine import Engine
 from shared.frames import Batch, Frame, canonical, from_ase, to_ase

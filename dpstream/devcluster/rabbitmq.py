@@ -25,7 +25,8 @@ from dpstream.devcluster.ports import free_ports, is_free
 from dpstream.devcluster.waiting import within
 from shared.errors import BusError
 
-DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+SCRIPT = "rabbitmq-server"
+DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin", SCRIPT)
 """The server itself; the command in the path wants to become the user `rabbitmq`."""
 USER = "dpstream"
 PORTS = ("amqp", "management", "prometheus", "distribution", "mapper")
@@ -45,7 +46,7 @@ class TlsFiles:
 
 def server_script() -> Path:
     """BusError where RabbitMQ is not installed."""
-    found = shutil.which("rabbitmq-server")
+    found = shutil.which(SCRIPT)
     if DEBIAN_SCRIPT.exists():
         return DEBIAN_SCRIPT
     if found is None:
@@ -80,10 +81,20 @@ class RabbitNode:
 
     @property
     def pid(self) -> int | None:
-        """Of the running node."""
+        """Of the running node, or of its script while it has not written its file yet."""
+        written = self._written_pid()
+        if written is not None and self._is_node(written):
+            return written
+        everything = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return next(filter(self._is_node, everything), None)
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "rabbitmq.pid"
+
+    def _written_pid(self) -> int | None:
         with suppress(OSError, ValueError):
-            pid = int((self.folder / "rabbitmq.pid").read_text())
-            return pid if self._is_node(pid) else None
+            return int(self._pid_file.read_text())
         return None
 
     @property
@@ -107,9 +118,9 @@ class RabbitNode:
 
     def stop(self) -> None:
         """End the node and its port mapper; nothing where it is not running."""
-        pid = self.pid  # it removes its file before it goes
-        if pid is not None and not self._ends(pid, signal.SIGTERM):
-            self._kill(pid)
+        while (pid := self.pid) is not None:  # what is only starting may be deaf, and holds nothing
+            if pid != self._written_pid() or not self._ends(pid, signal.SIGTERM):
+                self._kill(pid)
         self._end_port_mapper()
 
     def kill(self) -> None:
@@ -214,7 +225,7 @@ class RabbitNode:
             "RABBITMQ_DIST_PORT": str(ports["distribution"]),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
-            "RABBITMQ_PID_FILE": str(folder / "rabbitmq.pid"),
+            "RABBITMQ_PID_FILE": str(self._pid_file),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
@@ -226,7 +237,7 @@ class RabbitNode:
         if taken:
             port = self.ports[taken[0]]
             raise BusError(f"{self.folder / 'ports.json'}: {taken[0]}: {port}: the port is taken")
-        (self.folder / "rabbitmq.pid").unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
         with (self.folder / "log" / "output").open("wb") as output:
             self._child = subprocess.Popen(
                 [str(script)],
@@ -262,11 +273,16 @@ class RabbitNode:
         return output.read_text(errors="replace")[-2000:] if output.exists() else ""
 
     def _is_node(self, pid: int) -> bool:
-        """A pid file may be old: the process must be of this folder. That of a zombie is empty."""
+        """Whether the process is this folder's node, or the script around it: a pid file may be
+        old, and the port mapper was given the same environment. All is empty of a zombie."""
+        process = Path(f"/proc/{pid}")
         try:
-            return bytes(self.folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+            command = (process / "cmdline").read_bytes()
+            given = (process / "environ").read_bytes().split(b"\0")
         except OSError:
             return False
+        ours = f"RABBITMQ_PID_FILE={self._pid_file}".encode() in given
+        return ours and (bytes(self.folder) in command or SCRIPT.encode() in command)
 
     def _kill(self, pid: int) -> None:
         if not self._ends(pid, signal.SIGKILL):
@@ -275,7 +291,10 @@ class RabbitNode:
     def _ends(self, pid: int, number: signal.Signals) -> bool:
         """Whether the node is gone some time after this signal."""
         with suppress(ProcessLookupError):
-            os.kill(pid, number)
+            if number == signal.SIGKILL:
+                os.killpg(os.getpgid(pid), number)  # with the script around it
+            else:
+                os.kill(pid, number)
         gone = within(STOP_SECONDS, lambda: not self._is_node(pid))
         if gone and self._child is not None:
             self._child.wait(STOP_SECONDS)  # the script around it

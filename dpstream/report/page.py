@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dpstream.report.lanes import (
     spans_of,
 )
 from dpstream.report.plots import Plot, duration, number, percent
+from dpstream.submission import check_submitted
 from services.coordinator.ledger import code_version, heard_and_decided
 from services.labeler.codes import CODES
 from shared.errors import NotFound, SpecError
@@ -53,6 +55,8 @@ def write_report(store: Store, campaign: str, path: Path) -> None:
         partial.write_text(html, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):  # of the two errors the first is the one to be told
+            partial.unlink(missing_ok=True)
         raise SpecError(f"{path}: cannot be written: {error.strerror}") from error
 
 
@@ -61,6 +65,7 @@ def render(store: Store, campaign: str) -> str:
     spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
     messages: list[Message] = list(heard_and_decided(store, campaign))
     page = Page(store, spec, Facts.of(messages), spans_of(messages))
+    check_submitted(store, campaign, page.facts.history.submitted)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

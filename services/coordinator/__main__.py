@@ -11,8 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import structlog
-
 from services.coordinator.api import make_app, serving
 from services.coordinator.books import Books
 from services.coordinator.metrics import Metrics
@@ -20,15 +18,16 @@ from services.coordinator.service import Coordinator
 from services.coordinator.settings import CoordinatorSettings
 from shared.connect import connect_bus, connect_store
 from shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
-from shared.logs import configure, redacted
+from shared.logs import configure, logger, redacted
 from shared.outages import insist
 from shared.ports import Bus, Store
 from shared.settings import misspelt_variables, read_settings, secrets_in, variables
 from shared.signals import asked_to_stop
 
-log = structlog.get_logger()
+log = logger()
 
 BAD_INPUT, OVERTAKEN = 2, 3
+REMEDY = "one is enough: stop that one before this is started again"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         with asked_to_stop() as stopping:
             serve(settings, stopping)
     except Fenced as error:
-        return _ended(f"stopped: {error}", OVERTAKEN)
+        return _ended(f"stopped: {error}; {REMEDY}", OVERTAKEN)
     except DpstreamError as error:
         return _ended(str(error), BAD_INPUT)
     return 0

@@ -53,8 +53,15 @@ class Line:
                 break
             del self.in_flight[name]
             yield task
-        while self.ranked and len(self.in_flight) < limit:
+        while self.ranked and len(self.in_flight) < limit and not self._enough_references():
             yield heapq.heappop(self.ranked)
+
+    def _enough_references(self) -> bool:
+        """Reference dynamics is long and nobody waits for it: one lies ready, so that labels that
+        are asked for later need not queue behind all of it."""
+        return isinstance(self.ranked[0].command, Reference) and any(
+            isinstance(task.command, Reference) for _, task in self.in_flight.values()
+        )
 
 
 @dataclass

@@ -19,7 +19,7 @@ from shared.messages import (
     Select,
 )
 from shared.ports import Store
-from shared.values import Chosen, PoolItem, is_offered
+from shared.values import Chosen, PoolItem, RefusedFrames, is_offered
 from shared.worker import fetch
 
 NEAR = 5
@@ -47,7 +47,7 @@ def why(store: Store, campaign: str, frame: str) -> list[str]:
     found = dict(_sightings(store, messages)) if not matches else {}
     matches = matches or [key for key in found if key.startswith(frame)]
     if len(matches) == 1:
-        return list(_passed_over(history, messages, matches[0], found[matches[0]]))
+        return list(_passed_over(store, history, messages, matches[0], found[matches[0]]))
     raise SpecError(_no_such(frame, campaign, matches, [*history.lives, *found]))
 
 
@@ -193,7 +193,7 @@ def _sightings(store: Store, messages: Iterable[Message]) -> Iterator[tuple[str,
 
 
 def _passed_over(
-    history: History, messages: Iterable[Message], key: str, seen: Sighting
+    store: Store, history: History, messages: Iterable[Message], key: str, seen: Sighting
 ) -> Iterator[str]:
     item = seen.item
     yield f"frame {key}"
@@ -201,7 +201,7 @@ def _passed_over(
     yield f"{_at(history, seen.event.time)}: uploaded as {seen.kind}; never chosen for a label"
     for event in _offered_to(messages, item):
         under = f"a selection under committee {event.version}, which had it to choose from,"
-        yield f"{_at(history, event.time)}: {under} {_took(event)}"
+        yield f"{_at(history, event.time)}: {under} {_took(event)}{_refused(store, event, key)}"
 
 
 def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[CandidatesSelected]:
@@ -223,6 +223,14 @@ def _took(event: CandidatesSelected) -> str:
     taken = _count(event.labels, "for training") + ", " + _count(event.audits, "for the audit")
     refused = "; ".join(f"{why}: {count}" for why, count in event.refused.items())
     return f"took {taken}" + (f"; refused {refused}" if refused else "")
+
+
+def _refused(store: Store, event: CandidatesSelected, key: str) -> str:
+    """What this frame was refused for, where that was more than want of slots."""
+    if event.refusals is None:
+        return ""
+    told = RefusedFrames.model_validate_json(fetch(store, event.refusals)).frames
+    return f"; this one: {told[key]}" if key in told else ""
 
 
 def _count(chosen: tuple[Chosen, ...], purpose: str) -> str:

@@ -14,9 +14,9 @@ from shared.process import Post, Service, main
 
 def posts(settings: ExplorerSettings, scratch: Path) -> Sequence[Post]:
     """A worker with an engine of its own for every queue: short tasks never wait for long ones."""
-    formats = frozenset(settings.explorer_models)
+    formats, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     return [
-        Post((queue,), HANDLERS, Bench(scratch / queue, settings.threads, formats))
+        Post((queue,), HANDLERS, Bench(scratch / queue, settings.threads, formats, trusting))
         for queue in dict.fromkeys(settings.explorer_queues)
     ]
 

@@ -16,6 +16,7 @@ from services.explorer.selection import (
     OVER,
     Candidate,
     Pick,
+    Refusals,
     Selected,
     Spacing,
     Taken,
@@ -55,16 +56,16 @@ def draw_audit(
     times used earlier; `labels`: frames chosen for training in the same breath, which the audit
     neither repeats nor comes near.
     """
-    refused: Counter[str] = Counter()
+    refusals = Refusals()
     trained = {c.key for c in labels}
-    pool = [c for c in distinct(reservoir, refused) if c.key not in trained]
+    pool = [c for c in distinct(reservoir, refusals) if c.key not in trained]
     draw = _Draw(rules, taken or {}, labels)
     failed_quota = math.ceil(FAILED_SHARE * rules.audits)
     failed = draw.deal([c for c in pool if c.failed], failed_quota)
     accurate = draw.deal([c for c in pool if not c.failed], rules.audits - len(failed))
     picks = _weighted(accurate, pool) + _weighted(failed, pool)
     left = len(pool) - len(picks)
-    return Selected(tuple(picks), dict(refused) | ({OVER: left} if left else {}))
+    return Selected(tuple(picks), dict(refusals.counts) | ({OVER: left} if left else {}))
 
 
 class _Draw:

@@ -21,6 +21,8 @@ from shared.worker import Context
 ENGINE = "services.explorer.lammps_engine"
 DATA_ONLY = frozenset({".pb"})
 """Model files that cannot run code of their own."""
+DRIVES = DATA_ONLY | {".pth"}
+"""Model files that LAMMPS loads."""
 KEPT_MODELS = 64
 """Files on disk, the longest unused deleted first."""
 
@@ -47,11 +49,13 @@ class Loaded:
 @dataclass
 class Bench:
     """`scratch`: a private folder that outlives tasks; `formats`: suffixes of the model files that
-    this worker loads (`.pth` can run code of its own: whoever adds it trusts the store)."""
+    this worker loads (`.pth` can run code of its own: whoever adds it trusts the store);
+    `trusting`: inputs for LAMMPS that a campaign brings along may do anything."""
 
     scratch: Path
     threads: int = 1
     formats: frozenset[str] = DATA_ONLY
+    trusting: bool = False
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:

@@ -193,9 +193,9 @@ def evaluated(
 ) -> Iterator[tuple[list[int], Evaluation]]:
     """The models on labelled frames, one composition at a time: rows of `labelled`, and what the
     models say of those."""
-    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for row, item in enumerate(labelled):
-        groups.setdefault((item.frame.species, item.frame.cell is None), []).append(row)
+        groups.setdefault(item.frame.kind, []).append(row)
     for rows in groups.values():
         batch = Batch.of([labelled[row].frame for row in rows])
         yield rows, bench.evaluate(models, batch, context)

@@ -1,7 +1,7 @@
 """Geometry filters: frames that no first-principles code should be asked about.
 
-Each filter answers None (the frame may be used) or a short reason; reasons are few, so that
-refusals can be counted by them.
+Each filter answers None (the frame may be used) or a refusal with a short reason; reasons are few,
+so that refusals can be counted by them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ MIN_HEIGHT = 0.1
 NOT_FINITE = "not finite"
 COLLAPSED = "collapsed cell"
 SKEWED = "skewed cell"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a frame is not used: `detail` is what was measured, and what would have passed."""
+
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
@@ -47,22 +58,24 @@ def limits_for(elements: Iterable[str], min_distance: Mapping[str, float], skew:
     return Limits(pairs, skew)
 
 
-def refusal(frame: Frame, limits: Limits) -> str | None:
+def refusal(frame: Frame, limits: Limits) -> Refusal | None:
     """Why `frame` may not be used, or None. The cheap tests come first; they also keep broken
     cells away from the neighbour list."""
     if not (np.isfinite(frame.positions).all() and _cell_is_finite(frame)):
-        return NOT_FINITE
+        return Refusal(NOT_FINITE)
     return cell_refusal(frame, limits.max_skew) or distance_refusal(frame, limits.pairs)
 
 
-def cell_refusal(frame: Frame, max_skew: float) -> str | None:
+def cell_refusal(frame: Frame, max_skew: float) -> Refusal | None:
     """`skewed cell` when the largest tilt over the length it tilts along is above `max_skew`;
     None for a molecule."""
     if frame.cell is None:
         return None
-    if _smallest_height(frame.cell) < MIN_HEIGHT:
-        return COLLAPSED
-    return SKEWED if skew(frame.cell) > max_skew else None
+    if (height := _smallest_height(frame.cell)) < MIN_HEIGHT:
+        return Refusal(COLLAPSED, f"{height:.3g} Å high, at least {MIN_HEIGHT:g} Å")
+    if (tilt := skew(frame.cell)) > max_skew:
+        return Refusal(SKEWED, f"tilt {tilt:.3g}, at most {max_skew:g}")
+    return None
 
 
 def skew(cell: Floats) -> float:
@@ -74,7 +87,7 @@ def skew(cell: Floats) -> float:
     return float(np.max(np.tril(restricted, -1) / lengths))
 
 
-def distance_refusal(frame: Frame, pairs: Mapping[tuple[str, str], float]) -> str | None:
+def distance_refusal(frame: Frame, pairs: Mapping[tuple[str, str], float]) -> Refusal | None:
     """`A-B too close`, naming the pair furthest below its limit, over periodic images too."""
     from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
 
@@ -82,8 +95,11 @@ def distance_refusal(frame: Frame, pairs: Mapping[tuple[str, str], float]) -> st
     if not len(distance):
         return None
     found = [_pair(frame.species[a], frame.species[b]) for a, b in zip(i, j, strict=True)]
-    shares = [d / pairs[pair] for d, pair in zip(distance, found, strict=True)]
-    return "{}-{} too close".format(*found[int(np.argmin(shares))])
+    worst = int(np.argmin([d / pairs[pair] for d, pair in zip(distance, found, strict=True)]))
+    pair = found[worst]
+    return Refusal(
+        f"{pair[0]}-{pair[1]} too close", f"{distance[worst]:.3g} Å, at least {pairs[pair]:.3g} Å"
+    )
 
 
 def _pair(a: str, b: str) -> tuple[str, str]:

@@ -18,15 +18,16 @@ from ase.neighborlist import neighbor_list
 
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
-from shared.deviation import verdict
-from shared.frames import Batch, Floats
+from services.explorer.relaxation import relaxed
+from shared.deviation import max_force_deviation, verdict, virial_deviation
+from shared.frames import PARAMETERS, Batch, Floats, Frame, Ints
 from shared.values import Trust
 
 from deepmd.infer import DeepPot  # isort: skip
 
 SESSIONS = Sessions(Path.cwd())
-Check = tuple[Floats, Floats, float, float, int]
-"""Positions, cell, force deviation, virial deviation, step."""
+Check = tuple[Floats, Floats, float, float, int, Ints]
+"""Positions, cell, force deviation, virial deviation, step, types."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -58,21 +59,28 @@ def advance(
     streak: int,
     stop_after: int,
     frames: str,
+    judges: Sequence[str] = (),
+    type_map: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Up to `checks` times `every` steps, each followed by a look at the deviation.
 
     Writes `frames` (`.npz`): positions `(n, n_atoms, 3)` Å by atom id, cells `(n, 3, 3)` Å, devi_f
-    `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`. Returns `made` = n, `streak` of
+    `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`, types `(n, n_atoms)` from 1,
+    which are the elements of `type_map`. Without `judges` the pair style reports the deviations;
+    else they are those of these models. Returns `made` = n, `streak` of
     failed checks up to now, and `stopped`: None or why the trajectory ends here. A check at which
     atoms overlap, are lost or are nowhere is not made. `reach`: None for periodic frames; in vacuum
     the models' cutoff in Å, and nor is a check at which the atoms have come further apart.
     """
     levels, vacuum = Trust.model_validate(trust), reach is not None
+    deviation = SESSIONS.in_use.deviation
+    if judges:
+        deviation = functools.partial(_judged, judges, type_map, levels, vacuum)
     seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
         stopped = _run(every) or _unphysical(overlap, reach)
-        check = None if stopped else _check(vacuum)
+        check = None if stopped else _check(deviation, vacuum)
         if check is None:
             stopped = stopped or "deviation is not a number"
             break
@@ -85,13 +93,27 @@ def advance(
     return {"made": len(seen), "streak": streak, "stopped": stopped}
 
 
-def _check(vacuum: bool) -> Check | None:
+def _check(deviation: Callable[[], tuple[float, float]], vacuum: bool) -> Check | None:
     """The present frame and its deviations; None if these are not numbers."""
     session = SESSIONS.in_use
-    devi_f, devi_v = session.deviation()
+    devi_f, devi_v = deviation()
     if not (math.isfinite(devi_f) and math.isfinite(devi_v)):
         return None
-    return session.positions(), session.cell(), devi_f, 0.0 if vacuum else devi_v, session.step
+    devi_v = 0.0 if vacuum else devi_v
+    return session.positions(), session.cell(), devi_f, devi_v, session.step, session.types()
+
+
+def _judged(
+    judges: Sequence[str], type_map: Sequence[str], trust: Trust, vacuum: bool
+) -> tuple[float, float]:
+    """Force (eV/Å) and virial deviation (eV per atom) of `judges` on the present frame."""
+    session = SESSIONS.in_use
+    species = tuple(type_map[number - 1] for number in session.types())
+    frame = Frame(species, session.positions(), None if vacuum else session.cell())
+    _, forces, virials = _evaluated(judges, Batch.of([frame]))
+    devi_f = max_force_deviation(forces, trust.relative)
+    devi_v = virial_deviation(virials, len(species), trust.relative_v)
+    return float(devi_f[0]), float(devi_v[0])
 
 
 def conserve(checks: int, every: int, overlap: float, reach: float | None) -> dict[str, Any]:
@@ -109,19 +131,54 @@ def write_restart(path: str) -> None:
     SESSIONS.in_use.write_restart(path)
 
 
+def has_fix(style: str) -> bool:
+    """Whether this LAMMPS was built with a fix."""
+    return SESSIONS.has_fix(style)
+
+
 def evaluate(models: Sequence[str], batch: str, result: str) -> None:
     """Every model on every frame of a batch file. Writes `result` (`.npz`): energies
     `(n_models, n_frames)` eV, forces `(n_models, n_frames, n_atoms, 3)` eV/Å, virials
     `(n_models, n_frames, 3, 3)` eV (of no meaning in vacuum)."""
-    frames = Batch.loads(Path(batch).read_bytes())
+    energies, forces, virials = _evaluated(models, Batch.loads(Path(batch).read_bytes()))
+    _save_arrays(result, energies=energies, forces=forces, virials=virials)
+
+
+def _evaluated(models: Sequence[str], frames: Batch) -> tuple[Floats, Floats, Floats]:
     n, atoms = frames.positions.shape[:2]
     energies, forces, virials = [], [], []
     for path in models:
-        energy, force, virial = _model(path).eval(*_input(path, frames))[:3]
+        energy, force, virial = _model(path).eval(*_input(path, frames), **_parameters(frames))[:3]
         energies.append(energy.reshape(n))
         forces.append(force.reshape(n, atoms, 3))
         virials.append(virial.reshape(n, 3, 3))
-    _save_arrays(result, energies=energies, forces=forces, virials=virials)
+    return np.array(energies), np.array(forces), np.array(virials)
+
+
+def relax(
+    models: Sequence[str],
+    batch: str,
+    result: str,
+    steps: int,
+    max_force: float,
+    pressure: float,
+    overlap: float,
+) -> None:
+    """Relax the one frame of a batch file by the mean of `models`. Writes `result` (`.npz`):
+    positions `(n_atoms, 3)` Å, cell `(3, 3)` Å, enthalpy `()` eV, and each model's forces and
+    virials there, `(n_models, n_atoms, 3)` eV/Å and `(n_models, 3, 3)` eV."""
+    frame = Batch.loads(Path(batch).read_bytes())[0]
+    evaluate = functools.partial(_evaluated, models)
+    found = relaxed(frame, evaluate, steps, max_force, pressure, overlap)
+    assert found.frame.cell is not None
+    _save_arrays(
+        result,
+        positions=found.frame.positions,
+        cell=found.frame.cell,
+        enthalpy=found.enthalpy,
+        forces=found.forces,
+        virials=found.virials,
+    )
 
 
 def cutoff(model: str) -> float:
@@ -133,7 +190,7 @@ def descriptors(model: str, batch: str, result: str) -> None:
     """Writes `result` (`.npz`): descriptors `(n_frames, n_atoms, n_features)` of one model."""
     frames = Batch.loads(Path(batch).read_bytes())
     n, atoms = frames.positions.shape[:2]
-    values = _model(model).eval_descriptor(*_input(model, frames))
+    values = _model(model).eval_descriptor(*_input(model, frames), **_parameters(frames))
     _save_arrays(result, descriptors=values.reshape(n, atoms, -1))
 
 
@@ -190,6 +247,7 @@ def _save(path: Path, seen: Sequence[Check]) -> None:
         devi_f=np.array([row[2] for row in seen], dtype=np.float64),
         devi_v=np.array([row[3] for row in seen], dtype=np.float64),
         steps=np.array([row[4] for row in seen], dtype=np.int64),
+        types=np.array([row[5] for row in seen], dtype=np.int64),
     )
 
 
@@ -207,6 +265,11 @@ def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
     return frames.positions.reshape(n, -1), cells, [numbers[s] for s in frames.species]
 
 
+def _parameters(frames: Batch) -> dict[str, Floats]:
+    """The parameters of frames; models that take none leave them aside."""
+    return {name: frames.arrays[name] for name in PARAMETERS if name in frames.arrays}
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "begin": begin,
     "resume": resume,
@@ -214,7 +277,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "advance": advance,
     "conserve": conserve,
     "write_restart": write_restart,
+    "has_fix": has_fix,
     "evaluate": evaluate,
+    "relax": relax,
     "cutoff": cutoff,
     "descriptors": descriptors,
 }

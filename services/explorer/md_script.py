@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 
-from shared.frames import Frame
+from shared.frames import Floats, Frame
 from shared.sections import Md
 from shared.values import Condition, Trust
 
@@ -78,7 +78,7 @@ class Script:
     """Everything from an empty LAMMPS to the first step, in order: `header` before there is a box,
     `source` the data file or restart file with the atoms, `pair` the committee, `dynamics` what
     moves the atoms, `velocity` at the start. `box` sets the box of `source` where there is another
-    one already."""
+    one already. `single_use`: nothing else may run in the same LAMMPS afterwards."""
 
     header: list[str]
     box: str
@@ -86,6 +86,7 @@ class Script:
     pair: list[str]
     dynamics: list[str]
     velocity: list[str]
+    single_use: bool = False
 
 
 def start_script(
@@ -113,11 +114,17 @@ def resume_script(
 
 
 def pair_commands(
-    models: Sequence[Path], driver: int, type_map: Sequence[str], every: int, trust: Trust
+    models: Sequence[Path],
+    driver: int,
+    type_map: Sequence[str],
+    every: int,
+    trust: Trust,
+    frame: Frame,
 ) -> list[str]:
     """The committee as pair style: `driver` first, because the first model drives; the others
     are evaluated every `every` steps, when a line of deviations goes to `OUT_FILE`. LAMMPS types
-    1, 2, … are the elements of `type_map` in order."""
+    1, 2, … are the elements of `type_map` in order. The models' parameters are those of `frame`;
+    ValueError where atoms differ in theirs, which LAMMPS cannot be told."""
     first = driver % len(models)
     ring = [*models[first:], *models[:first]]
     words = ["pair_style deepmd", *(f'"{model}"' for model in ring)]
@@ -127,7 +134,22 @@ def pair_commands(
             words.append(f"relative {trust.relative!r}")
         if trust.relative_v is not None:
             words.append(f"relative_v {trust.relative_v!r}")
+    words += parameter_words(frame)
     return [" ".join(words), "pair_coeff * * " + " ".join(type_map)]
+
+
+def parameter_words(frame: Frame) -> list[str]:
+    """What the pair style is told of a frame's parameters."""
+    words = [f"fparam {_numbers(frame.fparam)}"] if frame.fparam is not None else []
+    if frame.aparam is not None:
+        if np.ptp(frame.aparam, axis=0).any():
+            raise ValueError("LAMMPS takes one aparam for all atoms, and here they differ")
+        words.append(f"aparam {_numbers(frame.aparam[0])}")
+    return words
+
+
+def _numbers(values: Floats) -> str:
+    return " ".join(map(repr, values.tolist()))
 
 
 def _refuse(frame: Frame, md: Md) -> None:

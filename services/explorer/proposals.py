@@ -21,7 +21,7 @@ from services.explorer.evaluation import deviations
 from services.explorer.geometry import Limits, limits_for, refusal
 from shared.deviation import Verdict, verdict
 from shared.errors import DigestMismatch, NotFound
-from shared.frames import Batch, Floats, Frame, canonical, frame_key
+from shared.frames import Batch, Floats, Frame, canonical, frame_key, parameters_in
 from shared.messages import Screen, StructuresScreened
 from shared.spec import Proposals
 from shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
@@ -62,7 +62,7 @@ def screen(bench: Bench, command: Screen, context: Context) -> StructuresScreene
         reason = str(error)[:LONGEST_REASON]
         return StructuresScreened(**context.envelope(), version=command.version, refused=reason)
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
-    rules = Rules(spec.type_map, spec.proposals.max_atoms, limits)
+    rules = Rules(spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters)
     words, sound = _checked(frames, command.first, rules)
     batches: list[Ref] = []
     for group in _by_composition(sound):
@@ -158,7 +158,8 @@ def _extended(data: bytes, limits: Proposals) -> Iterator[Read]:
         else:
             cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
             positions = np.array(atoms.positions, dtype=np.float64)
-            yield Frame(tuple(atoms.get_chemical_symbols()), positions, cell)
+            own = parameters_in(atoms)
+            yield Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **own)
 
 
 READERS = {"json": _written_out, "npz": _archived, "extxyz": _extended}
@@ -172,6 +173,7 @@ class Rules:
     type_map: Sequence[str]
     max_atoms: int
     limits: Limits
+    parameters: Mapping[str, int]
 
 
 def _checked(
@@ -204,20 +206,25 @@ def _usable(frame: Read, rules: Rules) -> Read:
     alien = sorted(set(frame.species) - set(rules.type_map))
     if alien:
         return f"element {alien[0][:20]!r} is not in type_map ({', '.join(rules.type_map)})"
+    for name, size in rules.parameters.items():
+        given = frame.parameters.get(name, np.empty(0)).shape[-1]
+        if given != size:
+            return f"the models take {size} numbers of {name}, this frame has {given}"
     try:
         frame = canonical(frame).frame
     except (ValueError, np.linalg.LinAlgError) as error:
         return str(error)
-    return refusal(frame, rules.limits) or frame
+    refused = refusal(frame, rules.limits)
+    return frame if refused is None else str(refused)
 
 
 # ------------------------------------------------------------------------------------- judging
 
 
 def _by_composition(sound: Sequence[Sound]) -> list[list[Sound]]:
-    groups: dict[tuple[tuple[str, ...], bool], list[Sound]] = {}
+    groups: dict[tuple[Any, ...], list[Sound]] = {}
     for item in sound:
-        groups.setdefault((item.frame.species, item.frame.cell is None), []).append(item)
+        groups.setdefault(item.frame.kind, []).append(item)
     return list(groups.values())
 
 

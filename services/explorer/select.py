@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +12,28 @@ import numpy.typing as npt
 from services.explorer.audit_draw import AuditRules, draw_audit
 from services.explorer.diversity import Environments
 from services.explorer.geometry import Limits, limits_for, refusal
-from services.explorer.selection import OVER, Candidate, Pick, Rules, Selected, choose
+from services.explorer.selection import (
+    OVER,
+    Candidate,
+    Pick,
+    Refusals,
+    Rules,
+    Selected,
+    Taken,
+    Used,
+    choose,
+)
 from shared.codec import MAX_BODY
 from shared.frames import Batch, Floats, Frame, frame_key
 from shared.messages import CandidatesSelected, Select
 from shared.spec import Spec, TrustLevels
-from shared.values import Chosen, Pool, PoolItem, Ref, stable_seed
+from shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
 from shared.worker import Context
 
 HEADROOM = 4096
 """Bytes of the event kept for its envelope and its counts."""
+MOST_TOLD = 2000
+"""Refused frames whose reasons are kept one by one: 200 KB."""
 DIGITS = 6
 """Significant digits of the numbers that travel with a pick."""
 
@@ -45,7 +56,8 @@ class Loaded:
     batches: Sequence[Batch]
     candidates: Sequence[Candidate]
     reservoir: Sequence[Candidate]
-    taken: Mapping[str, Sequence[float]]
+    taken: Taken
+    used: Used
     fallback: bool
 
     def frame(self, candidate: Candidate) -> Frame:
@@ -61,21 +73,23 @@ def select(bench: Bench, command: Select, context: Context) -> CandidatesSelecte
     loaded = load(Pool.model_validate_json(context.fetch(command.pool)), context)
     context.check()
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
-    refused: Counter[str] = Counter()
+    refusals = Refusals()
     for_labels, failed_instead = _asked_for(loaded)
-    good = _sound(loaded, for_labels, limits, "", refused)
+    good = _sound(loaded, for_labels, limits, "", refusals)
     labels = choose(
         good,
         _rules(spec, command, failed_instead),
         loaded.taken,
         lambda pool: _described(bench, command, context, loaded, pool),
+        loaded.used,
     )
-    audits = _audits(spec, command, loaded, limits, labels, refused)
-    refused.update(labels.refused)
+    audits = _audits(spec, command, loaded, limits, labels, refusals)
+    refusals.counts.update(labels.refused)
+    refusals.by_key |= labels.told
     kept_audits, kept_labels = _fitting(audits.picks, labels.picks, loaded, context)
     left_out = len(labels.picks) - len(kept_labels) + len(audits.picks) - len(kept_audits)
-    refused.update({"no room in the message": left_out} if left_out else {})
-    return _event(command, context, loaded, kept_labels, kept_audits, refused)
+    refusals.counts.update({"no room in the message": left_out} if left_out else {})
+    return _event(command, context, loaded, kept_labels, kept_audits, refusals)
 
 
 def load(pool: Pool, context: Context) -> Loaded:
@@ -89,6 +103,7 @@ def load(pool: Pool, context: Context) -> Loaded:
         [c for group in records[:split] for c in group],
         [c for group in records[split:] for c in group],
         pool.taken,
+        pool.used,
         pool.fallback,
     )
 
@@ -130,16 +145,16 @@ def _sound(
     candidates: Iterable[Candidate],
     limits: Limits,
     prefix: str,
-    refused: Counter[str],
+    refusals: Refusals,
 ) -> list[Candidate]:
-    """The candidates that pass the geometry filters; the others are counted in `refused`."""
+    """The candidates that pass the geometry filters; the others are added to `refusals`."""
     sound = []
     for candidate in candidates:
-        reason = refusal(loaded.frame(candidate), limits)
-        if reason is None:
+        refused = refusal(loaded.frame(candidate), limits)
+        if refused is None:
             sound.append(candidate)
         else:
-            refused[prefix + reason] += 1
+            refusals.add(candidate, replace(refused, reason=prefix + refused.reason))
     return sound
 
 
@@ -162,7 +177,7 @@ def _audits(
     loaded: Loaded,
     limits: Limits,
     labels: Selected,
-    refused: Counter[str],
+    refusals: Refusals,
 ) -> Selected:
     if command.audits == 0:
         return Selected((), {})
@@ -172,11 +187,12 @@ def _audits(
         spec.audit.min_trajectories,
         spec.selection.min_separation,
     )
-    reservoir = _sound(loaded, loaded.reservoir, limits, "audit: ", refused)
+    reservoir = _sound(loaded, loaded.reservoir, limits, "audit: ", refusals)
     trained = [pick.candidate for pick in labels.picks]
     drawn = draw_audit(reservoir, rules, loaded.taken, trained)
     # Reservoir frames never asked for a label: those left over are not refused anything.
-    refused.update({f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER})
+    counted = {f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER}
+    refusals.counts.update(counted)
     return drawn
 
 
@@ -211,10 +227,10 @@ def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
 
 
 def _by_composition(frames: Sequence[Frame]) -> list[list[int]]:
-    """Indices of frames that share species order and periodicity, in order of appearance."""
-    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    """Indices of frames that fit in one batch, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, frame in enumerate(frames):
-        groups.setdefault((frame.species, frame.cell is None), []).append(index)
+        groups.setdefault(frame.kind, []).append(index)
     return list(groups.values())
 
 
@@ -245,7 +261,7 @@ def _event(
     loaded: Loaded,
     labels: Sequence[Pick],
     audits: Sequence[Pick],
-    refused: Mapping[str, int],
+    refusals: Refusals,
 ) -> CandidatesSelected:
     picks = [*labels, *audits]
     places: dict[int, tuple[int, int]] = {}
@@ -263,8 +279,17 @@ def _event(
         batches=tuple(refs),
         labels=chosen[: len(labels)],
         audits=chosen[len(labels) :],
-        refused=dict(sorted(refused.items())),
+        refused=dict(sorted(refusals.counts.items())),
+        refusals=_told(refusals, context),
     )
+
+
+def _told(refusals: Refusals, context: Context) -> Ref | None:
+    """What single frames were refused for, the first `MOST_TOLD` by key: an object for people."""
+    told = dict(sorted(refusals.by_key.items())[:MOST_TOLD])
+    if not told:
+        return None
+    return context.put("refused.json", RefusedFrames(frames=told).model_dump_json().encode())
 
 
 def _batch(candidates: Sequence[Candidate], loaded: Loaded) -> Batch:

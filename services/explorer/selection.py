@@ -1,7 +1,7 @@
 """Batch selection: which frames of a pool are labelled, and why.
 
 Pure functions from records to picks. The pool's order does not matter, equal seeds give equal
-picks, and every candidate that is not picked is counted under a reason.
+picks, and every candidate that is not picked is counted under a reason, and told what it lacked.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from services.explorer.diversity import Environments, FarthestPoint
+from services.explorer.geometry import Refusal
 from shared.values import Condition
 
 SLACK = 1e-6
@@ -62,16 +63,34 @@ class Pick:
     weight: float = 1.0
 
 
+@dataclass
+class Refusals:
+    """Candidates not picked: counted by reason; by key what was refused for more than want of
+    slots."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    by_key: dict[str, str] = field(default_factory=dict)
+
+    def add(self, candidate: Candidate, refusal: Refusal) -> None:
+        self.counts[refusal.reason] += 1
+        if refusal.reason not in (OVER, DUPLICATE):  # the key of a duplicate is that of its twin
+            self.by_key.setdefault(candidate.key, str(refusal))
+
+
 @dataclass(frozen=True)
 class Selected:
     """Picks in the order they were made; candidates not picked, counted by reason."""
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, int]
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What some were refused for, by key."""
 
 
 Taken = Mapping[str, Sequence[float]]
-"""Times in ps of frames chosen earlier under this committee version, by trajectory."""
+"""Times in ps of frames chosen earlier, under any committee version, by trajectory."""
+Used = Mapping[str, int]
+"""How many of them were chosen under this version, by trajectory."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +114,12 @@ class Spacing:
         self._times = defaultdict(list, {t: list(times) for t, times in taken.items()})
 
     def is_near(self, candidate: Candidate) -> bool:
+        return self.nearest(candidate) < self.separation - SLACK
+
+    def nearest(self, candidate: Candidate) -> float:
+        """ps to the next time in use; infinite where there is none."""
         times = self._times.get(candidate.trajectory, ())
-        return any(abs(t - candidate.time_ps) < self.separation - SLACK for t in times)
+        return min((abs(t - candidate.time_ps) for t in times), default=math.inf)
 
     def add(self, candidate: Candidate) -> None:
         self._times[candidate.trajectory].append(candidate.time_ps)
@@ -106,8 +129,8 @@ class Room:
     """What may still be chosen: the caps, and the spacing within trajectories. A refusal is for
     good: nothing that is chosen is ever given back."""
 
-    def __init__(self, rules: Rules, taken: Taken) -> None:
-        self.rules, self._taken = rules, taken
+    def __init__(self, rules: Rules, taken: Taken, used: Used) -> None:
+        self.rules, self._used = rules, used
         self.spacing = Spacing(rules.min_separation, taken)
         self._by_system: Counter[str] = Counter()
         self._by_trajectory: Counter[tuple[str, int]] = Counter()
@@ -117,16 +140,18 @@ class Room:
     def full(self) -> bool:
         return len(self.chosen) >= self.rules.labels
 
-    def refuses(self, candidate: Candidate) -> str | None:
+    def refuses(self, candidate: Candidate) -> Refusal | None:
         """Why there is no room for this candidate, or None."""
-        if self._share_used(candidate) >= self.rules.per_trajectory:
-            return SHARE
+        rules = self.rules
+        if self._share_used(candidate) >= rules.per_trajectory:
+            return Refusal(SHARE, f"{rules.per_trajectory} frames")
         if self.spacing.is_near(candidate):
-            return NEAR
-        cap = self.rules.per_system
+            gap = self.spacing.nearest(candidate)
+            return Refusal(NEAR, f"{gap:.3g} ps, at least {rules.min_separation:g} ps")
+        cap = rules.per_system
         if cap is not None and self._by_system[candidate.condition.system] >= cap:
-            return OVER_SYSTEM
-        return OVER if self.full else None
+            return Refusal(OVER_SYSTEM, f"{cap} frames")
+        return Refusal(OVER) if self.full else None
 
     def admit(self, candidate: Candidate) -> bool:
         """Choose the candidate, if there is room for it."""
@@ -140,7 +165,7 @@ class Room:
 
     def _share_used(self, candidate: Candidate) -> int:
         here = self._by_trajectory[candidate.trajectory, candidate.version]
-        return here + len(self._taken.get(candidate.trajectory, ()))
+        return here + self._used.get(candidate.trajectory, 0)
 
 
 Describe = Callable[[Sequence[Candidate]], Environments]
@@ -151,15 +176,16 @@ def choose(
     rules: Rules,
     taken: Taken | None = None,
     describe: Describe | None = None,
+    used: Used | None = None,
 ) -> Selected:
     """Picks from `candidates` (already filtered by geometry), by the policy of `rules`.
 
-    `taken`: frames of the same trajectories chosen earlier; `describe`: descriptors of the atoms of
-    the given candidates, needed by `diverse` only. Raises ValueError without it.
+    `taken`, `used`: frames of the same trajectories chosen earlier; `describe`: descriptors of the
+    atoms of the given candidates, needed by `diverse` only. Raises ValueError without it.
     """
-    refused: Counter[str] = Counter()
-    pool = distinct(candidates, refused)
-    room = Room(rules, taken or {})
+    refusals = Refusals()
+    pool = distinct(candidates, refusals)
+    room = Room(rules, taken or {}, used or {})
     if rules.policy == "diverse":
         picks = _diverse(pool, room, describe)
     elif rules.policy == "random":
@@ -167,19 +193,22 @@ def choose(
     else:
         picks = _by_deviation(pool, room)
     chosen = {pick.candidate.key for pick in picks}
-    refused.update(room.refuses(c) or OVER for c in pool if c.key not in chosen)
-    return Selected(tuple(picks), dict(sorted(refused.items())))
+    for candidate in pool:
+        if candidate.key not in chosen:
+            refusals.add(candidate, room.refuses(candidate) or Refusal(OVER))
+    told = {key: why for key, why in refusals.by_key.items() if key not in chosen}
+    return Selected(tuple(picks), dict(sorted(refusals.counts.items())), told)
 
 
-def distinct(candidates: Iterable[Candidate], refused: Counter[str]) -> list[Candidate]:
+def distinct(candidates: Iterable[Candidate], refusals: Refusals) -> list[Candidate]:
     """The candidates sorted by key, each key once (the newest verdict), with finite deviations;
-    the others are counted in `refused`."""
+    the others are added to `refusals`."""
     pool: dict[str, Candidate] = {}
     for c in sorted(candidates, key=_identity):
         if not math.isfinite(c.deviation):
-            refused[NO_DEVIATION] += 1
+            refusals.add(c, Refusal(NO_DEVIATION))
         elif c.key in pool:
-            refused[DUPLICATE] += 1
+            refusals.add(c, Refusal(DUPLICATE))
         else:
             pool[c.key] = c
     return list(pool.values())

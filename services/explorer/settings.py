@@ -22,3 +22,8 @@ class ExplorerSettings(WorkerSettings):
         description="comma-separated suffixes of model files that are loaded; .pth can run code "
         "of its own, so add it only where nobody else writes to the store",
     )
+    explorer_templates: Literal["safe", "any"] = Field(
+        default="safe",
+        description="what LAMMPS, Colvars and PLUMED inputs of campaigns may do: safe refuses what "
+        "runs code or leaves the worker's folder; any trusts everybody who submits campaigns",
+    )

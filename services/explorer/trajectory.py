@@ -11,15 +11,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from services.explorer import md_script
-from services.explorer.bench import Bench, Loaded
+from services.explorer.bench import Bench
+from services.explorer.engines import ENGINES, Explorer, Trip
 from services.explorer.sampling import Reservoir, joined
 from shared.deviation import Verdict, count, histogram, verdict
 from shared.errors import NotFound, Permanent
@@ -34,7 +33,7 @@ def explore(bench: Bench, command: Explore, context: Context) -> ChunkExplored:
     """Run the command's trajectory from `from_chunk` on. All events but the last are published
     here, the last is returned.
 
-    Raises Permanent for a system without dynamics, EngineError when LAMMPS refuses the set-up,
+    Raises Permanent for what can never work, EngineError when LAMMPS refuses the set-up,
     EngineCrashed when its process dies; a trajectory that goes astray is stopped early, which is a
     result.
     """
@@ -66,27 +65,22 @@ class Walk:
     verdicts: list[Verdict] = field(default_factory=list)
 
     @cached_property
-    def md(self) -> Md:
-        return self.context.spec().stages[self.command.stage].md
+    def trip(self) -> Trip:
+        frame = starting_frame(self.command.structure, self.context)
+        committee = self.bench.committee(self.command.committee, self.context)
+        return Trip(self.bench, self.command, self.context, frame, committee)
 
     @cached_property
-    def frame(self) -> Frame:
-        return starting_frame(self.command.structure, self.context)
-
-    @cached_property
-    def committee(self) -> Loaded:
-        return self.bench.committee(self.command.committee, self.context)
-
-    @cached_property
-    def reach(self) -> float | None:
-        """The models' cutoff in Å for a molecule in vacuum, else None."""
-        if self.frame.cell is not None:
-            return None
-        return self.bench.cutoff(self.committee.models[0], self.context)
+    def explorer(self) -> Explorer:
+        return ENGINES[self.trip.settings.kind](self.trip)
 
     @cached_property
     def reservoir(self) -> Reservoir:
         return Reservoir(self.context.spec().audit.reservoir, self.command.seed)
+
+    @property
+    def md(self) -> Md:
+        return self.trip.md
 
     @property
     def planned(self) -> int:
@@ -96,21 +90,16 @@ class Walk:
     def over(self) -> bool:
         return self.stopped is not None or self.made >= self.planned
 
-    @property
-    def folder(self) -> Path:
-        return self.context.scratch.resolve()
-
     def start(self) -> None:
-        """Set LAMMPS up: at the first step, or where the last accepted chunk ended."""
+        """Set the engine up: at the first step, or where the last accepted chunk ended."""
         self.chunk = self.command.from_chunk
         try:
             if self.command.resume is None:
-                operation, script = "begin", self._start_script()
+                self.explorer.start()
             else:
-                operation, script = "resume", self._resume_script(self.command.resume)
+                self._resume(self.command.resume)
         except ValueError as error:
             raise Permanent(f"{self.command.condition}: {error}") from error
-        self.bench.call(operation, {"script": vars(script)}, self.context)
 
     def advance(self) -> None:
         """One chunk; with a pinned committee, the whole trajectory in pieces of one chunk."""
@@ -124,19 +113,23 @@ class Walk:
     def catch_up(self) -> None:
         """Hand over to the newest committee, if there is a newer one."""
         self.chunk += 1
-        newest = newest_committee(self.committee.version, self.context)
-        if newest is None:
-            return
-        self.committee, self.uniform = self.bench.load(newest, self.context), False
-        header = md_script.header(self.frame.cell is None)
-        self.bench.call("change", {"header": header, "pair": self._pair()}, self.context)
+        if self._take_newest():
+            self.uniform = False
+            self.explorer.hand_over()
+
+    def _take_newest(self) -> bool:
+        """Make the newest committee the trip's; False if it is already."""
+        newest = newest_committee(self.trip.committee.version, self.context)
+        if newest is not None:
+            self.trip.committee = self.bench.load(newest, self.context)
+        return newest is not None
 
     def report(self, last: bool) -> ChunkExplored:
         """What the current chunk found; its frames are uploaded."""
         devi_f = [batch.arrays["devi_f"] for batch in self.fresh]
         return ChunkExplored(
             **self.context.envelope(),
-            version=self.committee.version,
+            version=self.trip.committee.version,
             chunk=self.chunk,
             last=last,
             counts=count(self.verdicts),
@@ -150,40 +143,16 @@ class Walk:
         )
 
     def _piece(self, checks: int) -> None:
-        arguments = {
-            "checks": checks,
-            "every": self.md.every,
-            "overlap": self.md.overlap,
-            "reach": self.reach,
-            "trust": self.command.trust.model_dump(),
-            "streak": self.streak,
-            "stop_after": self.md.stop_after,
-            "frames": str(self.folder / "frames.npz"),
-        }
-        outcome = self.bench.call("advance", arguments, self.context)
-        self.made += outcome["made"]
-        self.streak, self.stopped = outcome["streak"], outcome["stopped"]
-        if outcome["made"]:
-            self._judge(self._read_frames())
-
-    def _read_frames(self) -> Batch:
-        """The frames of the last piece, canonical."""
-        with np.load(self.folder / "frames.npz", allow_pickle=False) as found:
-            vacuum = self.frame.cell is None
-            frames = [
-                canonical(Frame(self.frame.species, positions, None if vacuum else cell)).frame
-                for positions, cell in zip(found["positions"], found["cells"], strict=True)
-            ]
-            return Batch.of(
-                frames,
-                devi_f=found["devi_f"],
-                devi_v=found["devi_v"],
-                time_ps=found["steps"] * self.md.timestep,
-                version=np.full(len(frames), self.committee.version),
-            )
+        piece = self.explorer.advance(checks, self.streak)
+        self.made += piece.made
+        self.streak, self.stopped = piece.streak, piece.stopped
+        if piece.frames is not None:
+            self._judge(piece.frames)
 
     def _judge(self, batch: Batch) -> None:
-        vacuum, trust = batch.cells is None, self.command.trust
+        vacuum, trust = self.trip.vacuum, self.command.trust
+        version = np.full(len(batch), self.trip.committee.version)
+        batch = replace(batch, arrays={**batch.arrays, "version": version})
         for row, pair in enumerate(
             zip(batch.arrays["devi_f"], batch.arrays["devi_v"], strict=True)
         ):
@@ -205,52 +174,28 @@ class Walk:
             count=len(batch),
             trajectory=self.command.trajectory,
             condition=self.command.condition,
-            version=self.committee.version,
+            version=self.trip.committee.version,
             planned_ps=self.md.steps * self.md.timestep,
         )
 
-    def _pair(self) -> list[str]:
-        return md_script.pair_commands(
-            self.committee.models,
-            self.command.driver,
-            self.committee.type_map,
-            self.md.every,
-            self.command.trust,
-        )
-
-    def _start_script(self) -> md_script.Script:
-        data = self.folder / "start.data"
-        type_map = self.committee.type_map
-        data.write_text(md_script.data_file(self.frame, type_map, self.md.masses))
-        condition, seed = self.command.condition, self.command.seed
-        return md_script.start_script(self.frame, data, self.md, condition, seed, self._pair())
-
-    def _resume_script(self, ref: Ref) -> md_script.Script:
+    def _resume(self, ref: Ref) -> None:
         """From the checkpoint of another attempt, under the newest committee there is now."""
-        restart, state, reservoir = read_checkpoint(self.context.fetch(ref))
-        path = self.folder / "start.restart"
-        path.write_bytes(restart)
+        saved, state, reservoir = read_checkpoint(self.context.fetch(ref))
         self.made, self.streak, self.uniform = state["made"], state["streak"], state["uniform"]
         self.reservoir.restore(state["seen"], reservoir)
-        newest = newest_committee(self.committee.version, self.context)
-        if newest is not None:
-            self.committee = self.bench.load(newest, self.context)
-        self.uniform = self.uniform and self.committee.version == state["version"]
-        return md_script.resume_script(
-            self.frame, path, self.md, self.command.condition, self._pair()
-        )
+        self._take_newest()
+        self.uniform = self.uniform and self.trip.committee.version == state["version"]
+        self.explorer.resume(saved)
 
     def _checkpoint(self) -> Ref:
-        path = self.folder / "restart"
-        self.bench.call("write_restart", {"path": str(path)}, self.context)
         state = {
             "made": self.made,
             "streak": self.streak,
             "uniform": self.uniform,
-            "version": self.committee.version,
+            "version": self.trip.committee.version,
             "seen": self.reservoir.seen,
         }
-        data = write_checkpoint(path.read_bytes(), state, self.reservoir.batch())
+        data = write_checkpoint(self.explorer.save(), state, self.reservoir.batch())
         return self.context.put(f"restart-{self.chunk}.npz", data)
 
 
@@ -271,13 +216,13 @@ def newest_committee(version: int, context: Context) -> Committee | None:
             return newest
 
 
-def write_checkpoint(restart: bytes, state: dict[str, Any], reservoir: Batch | None) -> bytes:
-    """A LAMMPS restart file and what else a trajectory must remember, as an `.npz` archive."""
+def write_checkpoint(saved: bytes, state: dict[str, Any], reservoir: Batch | None) -> bytes:
+    """What an engine saved and what else a trajectory must remember, as an `.npz` archive."""
     kept = b"" if reservoir is None else reservoir.dumps()
     out = io.BytesIO()
     np.savez(
         out,
-        restart=np.frombuffer(restart, dtype=np.uint8),
+        saved=np.frombuffer(saved, dtype=np.uint8),
         reservoir=np.frombuffer(kept, dtype=np.uint8),
         state=np.array(json.dumps(state)),
     )
@@ -289,4 +234,4 @@ def read_checkpoint(data: bytes) -> tuple[bytes, dict[str, Any], Batch | None]:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         kept: Sequence[int] = archive["reservoir"]
         reservoir = Batch.loads(bytes(kept)) if len(kept) else None
-        return bytes(archive["restart"]), json.loads(str(archive["state"])), reservoir
+        return bytes(archive["saved"]), json.loads(str(archive["state"])), reservoir

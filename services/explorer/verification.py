@@ -85,7 +85,7 @@ def _script(
     data.write_text(md_script.data_file(frame, command.type_map, md.masses))
     temperature = context.spec().verification.nve_temperature
     condition = Condition(system="verification", temperature=temperature)
-    pair = md_script.pair_commands([model], 0, command.type_map, md.every, unused)
+    pair = md_script.pair_commands([model], 0, command.type_map, md.every, unused, frame)
     try:
         return md_script.start_script(frame, data, md, condition, command.seed, pair)
     except ValueError as error:

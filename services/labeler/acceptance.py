@@ -13,6 +13,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from shared.frames import Floats, Frame, Label, min_distance
+from shared.sections import Dimers
 from shared.spec import Labels
 from shared.values import Recipe
 
@@ -41,6 +42,11 @@ class Limits:
     @staticmethod
     def of(labels: Labels) -> Limits:
         return Limits(labels.min_distance, labels.max_force, labels.force)
+
+    @staticmethod
+    def of_dimers(dimers: Dimers, labels: Labels) -> Limits:
+        """Of frames that are close on purpose: the distances asked for are the ones allowed."""
+        return Limits(0.0, dimers.max_force, labels.force)
 
 
 class Scope(Protocol):

@@ -23,7 +23,7 @@ from services.labeler.acceptance import (
     check_before,
     largest_force,
 )
-from services.labeler.attachments import attached
+from services.labeler.attachments import Attached, attached
 from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode, Localized
@@ -31,6 +31,7 @@ from services.labeler.dynamics import Plan
 from services.labeler.engine import frame_facts, frame_of
 from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.labeler.runner import run_files
+from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
 from shared.frames import (
@@ -42,7 +43,7 @@ from shared.frames import (
     frame_key,
 )
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
-from shared.spec import Labels
+from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
 from shared.worker import Context, Handler
 
@@ -111,36 +112,46 @@ class Desk:
     context: Context
     labels: Labels
     recipe: Recipe
+    spec: Spec | None = None
+    """The campaign's; None outside any."""
+    given: Mapping[str, bytes] | None = None
+    """The recipe's files by digest, where no campaign brought them."""
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     @cached_property
     def code(self) -> Code:
         return code_of(self.labels)
 
-    @cached_property
-    def limits(self) -> Limits:
+    def limits(self, key: str) -> Limits:
+        """The caps that the frame of this key has to keep."""
+        dimers = None if self.spec is None else self.spec.initial.dimers
+        if self.spec is not None and dimers is not None and key in dimer_keys(self.spec):
+            return Limits.of_dimers(dimers, self.labels)
         return Limits.of(self.labels)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
         """The files that came with the campaign, by name."""
-        campaign = self.context.command.campaign
-        return {
-            each.file: self.context.fetch(each.ref(campaign))
-            for each in attached(self.recipe.settings)
-        }
+        return {each.file: self._file(each) for each in attached(self.recipe.settings)}
+
+    def _file(self, each: Attached) -> bytes:
+        if self.given is not None:
+            return self.given[each.sha256]
+        return self.context.fetch(each.ref(self.context.command.campaign))
 
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """The verdict on one frame."""
-        self.context.check()
         frame = self.frame(ref)
-        if isinstance(frame, Broken):
-            return rejected(ref.key, frame)
+        return rejected(ref.key, frame) if isinstance(frame, Broken) else self.judge(ref.key, frame)
+
+    def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
+        """The verdict on a canonical frame with this key."""
+        self.context.check()
         recipe = recipe_for(self.recipe, frame)
-        broken = check_before(frame, recipe, self.code, self.limits)
+        broken = check_before(frame, recipe, self.code, self.limits(key))
         if broken is not None:
-            return rejected(ref.key, broken)
-        return self._known(ref.key, recipe) or self._new(ref.key, frame, recipe)
+            return rejected(key, broken)
+        return self._known(key, recipe) or self._new(key, frame, recipe)
 
     def frame(self, ref: FrameRef) -> Frame | Broken:
         """The canonical frame behind a reference, or what is wrong with it."""
@@ -172,7 +183,7 @@ class Desk:
         self, key: str, uri: str, data: bytes, *, reused: bool, seconds: float
     ) -> Accepted | Rejected:
         frame, label, _ = decode_labelled(data)
-        broken = check_after(frame, Outcome.of_label(frame, label), self.limits)
+        broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
         return Accepted(
@@ -186,7 +197,7 @@ class Desk:
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
-        broken = check_after(frame, outcome, self.limits)
+        broken = check_after(frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, outcome.seconds)
         provenance = self._provenance(key, frame, recipe, outcome)
@@ -285,12 +296,12 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
 
 
 def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
-    labels = context.spec().labels
-    recipe = agreed_recipe(labels, command)
+    spec = context.spec()
+    recipe = agreed_recipe(spec.labels, command)
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
-    return Desk(bench, context, labels, recipe)
+    return Desk(bench, context, spec.labels, recipe, spec)
 
 
 def label(bench: Bench, command: Label, context: Context) -> LabelsDone:
@@ -324,7 +335,7 @@ def reference(bench: Bench, command: Reference, context: Context) -> ReferenceDo
         "plan": asdict(_plan(command, context)),
     }
     kept = desk.call("reference_md", arguments, command.max_seconds)
-    batch = _pack(list(_sound(desk, kept)))
+    batch = _pack(list(_sound(desk, kept, start)))
     pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
     return ReferenceDone(
         **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
@@ -345,13 +356,15 @@ def _plan(command: Reference, context: Context) -> Plan:
     )
 
 
-def _sound(desk: Desk, kept: list[dict[str, Any]]) -> Iterator[tuple[Frame, Outcome]]:
-    """Every kept frame passes the acceptance contract, or the trajectory is no reference."""
+def _sound(desk: Desk, kept: list[dict[str, Any]], start: Frame) -> Iterator[tuple[Frame, Outcome]]:
+    """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
+    trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame, outcome = frame_of(item["frame"]), Outcome.of(item["outcome"])
-        recipe = recipe_for(desk.recipe, frame)
-        broken = check_before(frame, recipe, desk.code, desk.limits) or check_after(
-            frame, outcome, desk.limits
+        frame = frame_of(item["frame"]).given(start.parameters)
+        outcome = Outcome.of(item["outcome"])
+        recipe, limits = recipe_for(desk.recipe, frame), Limits.of(desk.labels)
+        broken = check_before(frame, recipe, desk.code, limits) or check_after(
+            frame, outcome, limits
         )
         if broken is not None:
             raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")

@@ -13,7 +13,13 @@ from shared.process import Post, Service, main
 
 
 def posts(settings: TrainerSettings, scratch: Path) -> Sequence[Post]:
-    return [Post((Train.QUEUE,), HANDLERS, Bench(scratch, settings.threads))]
+    return [
+        Post(
+            (Train.QUEUE,),
+            HANDLERS,
+            Bench(scratch, settings.threads, frozenset(settings.trainer_models)),
+        )
+    ]
 
 
 TRAINER = Service(

@@ -76,9 +76,25 @@ def step_in(folder: Path) -> int:
     raise ValueError("not a packed checkpoint: no model inside")
 
 
-def neighbour_numbers(folder: Path) -> Any:
-    """`sel` of the unpacked model: its weights fit no other. None where it has none."""
+def model_section(folder: Path) -> dict[str, Any] | None:
+    """How the unpacked model was built, `sel` counted: its weights fit no other. None where that
+    is not recorded."""
     resolved = folder / RESOLVED
     if not resolved.exists():
         return None
-    return json.loads(resolved.read_text())["model"].get("descriptor", {}).get("sel")
+    model: dict[str, Any] = json.loads(resolved.read_text())["model"]
+    return model
+
+
+def pack_given(prefix: Path, backend: Backend) -> bytes:
+    """A user's own checkpoint, as if it were of step 0. ValueError where there is none."""
+    name = backend.checkpoint(0)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted({prefix, *prefix.parent.glob(f"{prefix.name}.*")}):
+            if path.is_file():
+                entry = zipfile.ZipInfo(name + path.name.removeprefix(prefix.name), EPOCH)
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
+        if not archive.namelist():
+            raise ValueError("no checkpoint has this name")
+    return out.getvalue()

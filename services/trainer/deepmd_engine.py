@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,15 @@ from services.trainer.training_input import (
     BACKENDS,
     INPUT,
     RESOLVED,
+    SCRIPTED,
     Backend,
+    Begin,
     compress_line,
     freeze_line,
     train_line,
 )
 from shared.engine import TAIL, die_with_parent
+from shared.frames import PARAMETERS
 
 FORK = True
 EVALUATE_ATOMS = 2048
@@ -42,20 +45,24 @@ class MissingBackend(RuntimeError):
 
 
 def train(
-    folder: str, backend: str, restart: str | None = None, init_model: str | None = None
+    folder: str, backend: str, how: Begin | None = None, model: str = "", given: bool = False
 ) -> None:
-    """Train in `folder` by its `input.json`; `restart` and `init_model` are checkpoints (prefixes,
-    relative to it): the same training continued, or another model's weights to begin with."""
+    """Train in `folder` by its `input.json`: from scratch or, by `how`, begun in `model` (the
+    prefix of a checkpoint or a frozen model, relative to the folder), which the user has `given`
+    or dpstream made."""
     chosen = _enter(folder, backend)
     if backend != "tensorflow":
-        _dp(train_line(chosen, restart, init_model))
+        _dp(train_line(chosen, how, model, given))
         return
+    begun = {way: model if way == how else None for way in get_args(Begin)}
     tf_train(
         INPUT=INPUT,
         output=RESOLVED,
-        restart=restart,
-        init_model=init_model,
-        init_frz_model=None,
+        restart=begun["restart"],
+        init_model=begun["init-model"],
+        init_frz_model=begun["init-frz-model"],
+        finetune=begun["finetune"],
+        use_pretrain_script=given and how in SCRIPTED,
         mpi_log="master",
         log_level=logging.WARNING,
         log_path=None,
@@ -150,9 +157,16 @@ def _evaluate_system(potential: Any, system: Path, sums: _Sums) -> None:
     stride = max(1, EVALUATE_ATOMS // atoms)
     for begin in range(0, frames, stride):
         rows = slice(begin, begin + stride)
-        energy, force, virial = potential.eval(
-            data["coord"][rows], None if box is None else box[rows], types
-        )[:3]
+        coeff = data["atom_ener_coeff"][rows] if "atom_ener_coeff" in data else None
+        energy, force, virial, *atomic = potential.eval(
+            data["coord"][rows],
+            None if box is None else box[rows],
+            types,
+            atomic=coeff is not None,
+            **{name: data[name][rows] for name in PARAMETERS if name in data},
+        )
+        if coeff is not None:
+            energy = np.sum(coeff * atomic[0].reshape(coeff.shape), axis=1)
         wanted = data["force"][rows]
         sums.add("energy", (energy.reshape(-1) - data["energy"][rows]) / atoms)
         sums.add("force", force.reshape(wanted.shape) - wanted)
@@ -177,7 +191,7 @@ def _dp(line: Sequence[str]) -> None:
         line, check=False, capture_output=True, text=True, preexec_fn=die_with_parent
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(line[3:5])}: {(done.stdout + done.stderr)[-TAIL:]}")
+        raise RuntimeError(f"{' '.join(line[4:6])}: {(done.stdout + done.stderr)[-TAIL:]}")
 
 
 OPERATIONS = {"train": train, "freeze": freeze, "compress": compress, "evaluate": evaluate}

@@ -11,27 +11,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from services.trainer import checkpoints
+from services.trainer.beginning import Beginning, lay_out
+from services.trainer.repulsion import table_text
 from services.trainer.training_input import (
     BACKENDS,
     INPUT,
     LCURVE,
+    TABLE,
     Backend,
     Run,
     build_input,
 )
-from shared.dataset import load_dataset, write_deepmd
+from shared.dataset import Labelled, load_dataset, write_deepmd
+from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineError, Permanent, Stopped, Temporary
+from shared.frames import frame_key
+from shared.logs import logger
 from shared.messages import CheckpointSaved, Command, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Ref, Rmse
 from shared.worker import Context
 
-log = structlog.get_logger()
+log = logger()
 
+DATA_ONLY = frozenset({".pb", ".pt", ".hlo", ".zip"})
+"""Given models that cannot run code of their own; `.zip` are checkpoints."""
+MODELS = DATA_ONLY | {".pth"}
 MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownError")
 """What DeePMD-kit raises for want of memory or disk: no fault of the task."""
 
@@ -39,8 +46,10 @@ MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownEr
 class Bench:
     """The trainer's warm engine: a child process with DeePMD-kit loaded."""
 
-    def __init__(self, scratch: Path, threads: int = 1) -> None:
-        """`scratch`: a private folder; `threads` of one training."""
+    def __init__(self, scratch: Path, threads: int = 1, models: frozenset[str] = DATA_ONLY) -> None:
+        """`scratch`: a private folder; `threads` of one training; `models`: endings of given models
+        that trainings may begin from."""
+        self.models = models
         self.engine = Engine("services.trainer.deepmd_engine", scratch / "deepmd", threads)
 
     def start(self) -> None:
@@ -54,14 +63,13 @@ class Bench:
 class Job:
     """One training in its private folder."""
 
-    engine: Engine
+    bench: Bench
     command: Train
     context: Context
-    _begun: float = field(default_factory=time.monotonic)
-    _resumed: int | None = None
-    """Step of the checkpoint this training goes on from."""
+    _since: float = field(default_factory=time.monotonic)
+    _begun: Beginning = field(default_factory=Beginning)
     _uploaded: int = 0
-    _written: dict[Ref, tuple[str, ...]] = field(default_factory=dict)
+    _written: dict[tuple[str, Ref], tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -77,16 +85,21 @@ class Job:
 
     def prepare(self) -> None:
         """Lay out the training set, the checkpoint to begin from and `input.json`."""
+        self._begun = lay_out(self.command, self.spec, self.context, self.bench.models)
+        self._uploaded = self._begun.resumed or 0
         run = Run(
             type_map=self.spec.type_map,
             systems=self._write("train", self.command.dataset),
             steps=self.command.steps,
             seed=self.command.seed,
             member=self.command.member,
-            warm=self.command.start is not None,
+            warm=self.command.start is not None or self._begun.given,
             checkpoint_every=self._checkpoint_every(),
-            sel=self._unpack(),
+            model=self._begun.section,
         )
+        table = table_text(self.spec, self.command.files, self.context.fetch)
+        if table is not None:
+            (self.folder / TABLE).write_text(table)
         document = build_input(self.spec.training, run)
         (self.folder / INPUT).write_text(json.dumps(document, indent=1))
 
@@ -96,44 +109,34 @@ class Job:
     def _write(self, name: str, manifest: Ref) -> tuple[str, ...]:
         """A dataset version as DeePMD-kit systems, named relative to the folder so that nothing of
         this machine gets into the model."""
-        if manifest in self._written:
-            return self._written[manifest]
+        if (name, manifest) in self._written:
+            return self._written[name, manifest]
         try:
             labelled = load_dataset(self.context.fetch, manifest)
+            if name == "measured":
+                labelled = self._without_dimers(labelled)
             systems = write_deepmd(labelled, self.folder / name, self.spec.type_map)
         except ValueError as error:
             raise Permanent(f"{name}: {error}") from error
         if not systems and name == "train":
             raise Permanent("the dataset holds no labelled frame")
         paths = tuple(str(system.relative_to(self.folder)) for system in systems)
-        self._written[manifest] = paths
+        self._written[name, manifest] = paths
         return paths
 
-    def _unpack(self) -> Any:
-        """Fetch the checkpoint to begin from, if any; the neighbour numbers it was built with."""
-        resume = None if self.spec.starts_over else self.command.resume
-        ref = resume or self.command.start
-        if ref is None:
-            return None
-        folder = self.folder if resume else self.folder / "start"
-        step = self._lay_out(ref, folder)
-        if resume:
-            self._resumed = self._uploaded = step
-        return checkpoints.neighbour_numbers(folder)
-
-    def _lay_out(self, ref: Ref, folder: Path) -> int:
-        try:
-            return checkpoints.unpack(self.context.fetch(ref), folder)
-        except ValueError as error:
-            raise Permanent(f"{ref.uri}: {error}") from error
+    def _without_dimers(self, labelled: list[Labelled]) -> list[Labelled]:
+        """Frames that say how well a member learnt: not dimers, whose forces dwarf all others."""
+        keys = dimer_keys(self.spec)
+        return [item for item in labelled if frame_key(item.frame) not in keys] or labelled
 
     def train(self) -> int:
         """Train to the end; the last checkpoint's step."""
-        if self._resumed is not None and self._resumed >= self.command.steps:
-            return self._resumed
-        self.context.progress(f"step {self._resumed or 0}/{self.command.steps}")
+        resumed = self._begun.resumed
+        if resumed is not None and resumed >= self.command.steps:
+            return resumed
+        self.context.progress(f"step {resumed or 0}/{self.command.steps}")
         try:
-            self._call("train", tick=self._tick, **self._start())
+            self._call("train", tick=self._tick, **self._begun.options())
         except Stopped:
             self._upload_newest()
             raise
@@ -141,14 +144,6 @@ class Job:
         if step is None:
             raise Permanent("DeePMD-kit ended without a checkpoint")
         return step
-
-    def _start(self) -> dict[str, str]:
-        if self._resumed is not None:
-            return {"restart": self.backend.checkpoint(self._resumed)}
-        if self.command.start is None:
-            return {}
-        step = checkpoints.step_in(self.folder / "start")
-        return {"init_model": f"start/{self.backend.checkpoint(step)}"}
 
     def _tick(self) -> None:
         self.context.check()
@@ -195,7 +190,8 @@ class Job:
         }
 
     def _errors(self, name: str, manifest: Ref, model: Path) -> Rmse | None:
-        systems = self._write(name, manifest)
+        with_dimers = name == "train" and self.spec.initial.dimers is not None
+        systems = self._write("measured" if with_dimers else name, manifest)
         if not systems:
             return None
         paths = [str(self.folder / system) for system in systems]
@@ -204,7 +200,7 @@ class Job:
             raise Permanent(f"the training diverged: force RMSE on {name} is {errors['force']}")
         return Rmse(**errors)
 
-    def _call(self, operation: str, tick: Callable[[], None] | None = None, **options: str) -> Any:
+    def _call(self, operation: str, tick: Callable[[], None] | None = None, **options: Any) -> Any:
         where = {"folder": str(self.folder), "backend": self.spec.training.backend}
         return self._run(operation, where | options, tick)
 
@@ -215,9 +211,9 @@ class Job:
         tick: Callable[[], None] | None = None,
     ) -> Any:
         """Call the engine within what is left of the task's time; its refusals become Permanent."""
-        left = self.command.max_seconds - (time.monotonic() - self._begun)
+        left = self.command.max_seconds - (time.monotonic() - self._since)
         try:
-            return self.engine.call(
+            return self.bench.engine.call(
                 operation, arguments, tick=tick or self.context.check, seconds=max(1.0, left)
             )
         except EngineError as error:
@@ -243,7 +239,7 @@ def train(bench: Bench, command: Train, context: Context) -> MemberTrained:
     or disk, EngineCrashed, and Stopped when no result is wanted (in streaming mode the newest
     checkpoint is stored first).
     """
-    job = Job(bench.engine, command, context)
+    job = Job(bench, command, context)
     job.prepare()
     step = job.train()
     frozen = job.freeze(step)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from shared.settings import WorkerSettings
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shared.settings import Separated, WorkerSettings
 
 
 class TrainerSettings(WorkerSettings):
-    """Nothing beyond what every worker is told."""
+    trainer_models: Annotated[
+        tuple[Literal[".pb", ".pt", ".hlo", ".zip", ".pth"], ...], Separated
+    ] = Field(
+        default=(".pb", ".pt", ".hlo", ".zip"),
+        description="comma-separated suffixes of given models that trainings may begin from (.zip: "
+        "checkpoints); .pth can run code of its own, so add it only where you trust who submits",
+    )

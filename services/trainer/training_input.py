@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shared.spec import Training
 from shared.values import stable_seed
@@ -20,6 +20,7 @@ INPUT = "input.json"
 RESOLVED = "out.json"
 """What DeePMD-kit made of the input: every default filled in, `sel` counted."""
 CHECKPOINT = "model.ckpt"
+TABLE = "repulsion.table"
 ROWS = 100
 """Lines of the loss curve, about."""
 
@@ -71,7 +72,7 @@ NOT_THE_USERS = ("numb_epoch", "num_epoch", "numb_epochs", "validation_data", "s
 class Run:
     """One training, as far as its input file goes. `warm`: it begins from another model's
     weights; `checkpoint_every`: steps between checkpoints, None for one at the end;
-    `sel`: the neighbour numbers of the model it begins from."""
+    `model`: the section that the weights it begins with were made by."""
 
     type_map: tuple[str, ...]
     systems: tuple[str, ...]
@@ -80,7 +81,7 @@ class Run:
     member: int
     warm: bool = False
     checkpoint_every: int | None = None
-    sel: Any = None
+    model: Json | None = None
 
 
 def build_input(training: Training, run: Run) -> Json:
@@ -92,7 +93,9 @@ def build_input(training: Training, run: Run) -> Json:
     """
     document = merge(DEFAULTS, training.input)
     document = merge(document, training.member_input.get(run.member, {}))
-    _set_model(document["model"], run)
+    if run.model is not None:
+        document["model"] = copy.deepcopy(run.model)
+    _set_model(document["model"], training, run)
     document["learning_rate"] = _learning_rate(document["learning_rate"], training, run)
     document["training"] = _training(document["training"], training, run)
     return document
@@ -118,13 +121,19 @@ def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     return bool(ALIASES.get(str(kind), kind) == base.get("type"))
 
 
-def _set_model(model: Json, run: Run) -> None:
-    model["type_map"] = list(run.type_map)
+def _set_model(model: Json, training: Training, run: Run) -> None:
+    if run.model is None:  # a given model may know more elements, in an order of its own
+        model["type_map"] = list(run.type_map)
+    if training.repulsion is not None:
+        model |= {
+            "use_srtab": TABLE,
+            "smin_alpha": training.repulsion.smin_alpha,
+            "sw_rmin": training.repulsion.inner,
+            "sw_rmax": training.repulsion.outer,
+        }
     _seed(model.get("descriptor"), run.seed, "descriptor")
     _seed(model.get("fitting_net"), run.seed, "fitting")
     _seed(model.get("type_embedding"), run.seed, "type embedding")
-    if run.sel is not None:
-        model["descriptor"]["sel"] = run.sel
 
 
 def _seed(section: Any, seed: int, *what: object) -> None:
@@ -188,7 +197,8 @@ def _training(given: Mapping[str, Any], training: Training, run: Run) -> Json:
 class Backend:
     """How one backend of DeePMD-kit is called: the flag of `dp`, the ending of model files, the
     Python package it needs and how to get that. `newest` is the symbolic link that DeePMD-kit sets
-    once a checkpoint is complete; `ending` is what a checkpoint's name has after its step."""
+    once a checkpoint is complete; `ending` is what a checkpoint's name has after its step;
+    `pretrained` are the endings of models that it fine-tunes."""
 
     flag: str
     suffix: str
@@ -196,6 +206,7 @@ class Backend:
     install: str
     newest: str
     ending: str
+    pretrained: tuple[str, ...]
 
     def checkpoint(self, step: int) -> str:
         """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files."""
@@ -204,21 +215,32 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "tensorflow": Backend(
-        "--tf", ".pb", "tensorflow", "deepmd-kit[cpu]", f"{CHECKPOINT}.index", ""
+        "--tf", ".pb", "tensorflow", "deepmd-kit[cpu]", f"{CHECKPOINT}.index", "", (".pb",)
     ),
-    "pytorch": Backend("--pt", ".pth", "torch", "deepmd-kit[torch]", f"{CHECKPOINT}.pt", ".pt"),
-    "jax": Backend("--jax", ".hlo", "jax", "deepmd-kit[jax]", f"{CHECKPOINT}.jax", ".jax"),
+    "pytorch": Backend(
+        "--pt", ".pth", "torch", "deepmd-kit[torch]", f"{CHECKPOINT}.pt", ".pt", (".pt",)
+    ),
+    "jax": Backend(
+        "--jax", ".hlo", "jax", "deepmd-kit[jax]", f"{CHECKPOINT}.jax", ".jax", (".hlo",)
+    ),
 }
 
 
-def train_line(backend: Backend, restart: str | None, init_model: str | None) -> list[str]:
-    """`dp train` in the folder of its input file, from scratch, from a checkpoint of the same
-    training (`restart`) or from the weights of another (`init_model`)."""
-    options: Sequence[str] = ()
-    if restart is not None:
-        options = ("--restart", restart)
-    elif init_model is not None:
-        options = ("--init-model", init_model)
+Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
+"""Ways not to begin from scratch, as `dp train` calls them: from a checkpoint of the same training
+(`restart`), or in the weights of another model."""
+SCRIPTED = ("init-model", "init-frz-model")
+"""Of these, the ones that take a given model's architecture only if they are told to."""
+
+
+def train_line(
+    backend: Backend, how: Begin | None = None, model: str = "", given: bool = False
+) -> list[str]:
+    """`dp train` in the folder of its input file: from scratch, or begun in `model`; `given`: the
+    user gave that, so its architecture counts."""
+    options = [] if how is None else [f"--{how}", model]
+    if given and how in SCRIPTED:
+        options.append("--use-pretrain-script")
     return [*_dp(backend), "train", INPUT, "--output", RESOLVED, *options]
 
 
@@ -231,4 +253,4 @@ def compress_line(backend: Backend, frozen: str, model: str) -> list[str]:
 
 
 def _dp(backend: Backend) -> list[str]:
-    return [sys.executable, "-m", "deepmd", backend.flag]
+    return [sys.executable, "-I", "-m", "deepmd", backend.flag]

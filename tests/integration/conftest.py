@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -21,14 +21,16 @@ SCRIPT = Path(__file__).with_name("tiny_training.py")
 @pytest.fixture(scope="session")
 def tiny_training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `tiny_training.py` filled; kept in pytest's cache (`--cache-clear` empties
-    it) under the digest of the script and the version of DeePMD-kit."""
+    it) under the digest of the script and the version of DeePMD-kit. Of two sessions, or workers of
+    one, that miss it at the same time one trains, and the other waits for it."""
     recipe = SCRIPT.read_bytes() + version("deepmd-kit").encode()
     name = f"committees-{hashlib.sha256(recipe).hexdigest()[:12]}"
     kept = request.config.cache.mkdir(name) / "trained"
-    if not kept.exists():
-        fresh = tmp_path_factory.mktemp("committees")
-        _train(fresh)
-        with contextlib.suppress(OSError):  # another session was faster
+    with kept.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            fresh = tmp_path_factory.mktemp("committees")
+            _train(fresh)
             Path(shutil.copytree(fresh, kept.with_name(fresh.name))).replace(kept)
     return kept
 
@@ -59,6 +61,12 @@ def methane_committee(tiny_training: Path) -> list[Path]:
 def periodic_committee(tiny_training: Path) -> list[Path]:
     """Three frozen models of Al8, periodic, cutoff 5 Å."""
     return _models(tiny_training, "aluminium")
+
+
+@pytest.fixture(scope="session")
+def alloy_committee(tiny_training: Path) -> list[Path]:
+    """Two frozen models of Au4Cu4, periodic, cutoff 5 Å."""
+    return _models(tiny_training, "copper-gold")
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def run(
     type_map = sorted(set(frame.species))
     data = folder / "data"
     data.write_text(md_script.data_file(frame, type_map, {}))
-    pair = md_script.pair_commands(models, 1, type_map, settings.every, trust)
+    pair = md_script.pair_commands(models, 1, type_map, settings.every, trust, frame)
     script = md_script.start_script(frame, data, settings, condition, 5, pair)
     engine.call("begin", {"script": vars(script)})
     arguments = {

@@ -7,7 +7,6 @@ decoder, to a coordinator in the middle of a campaign, and to a worker that take
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from shared.messages import Command
 from shared.ports import Outgoing
 from shared.values import Ref, campaign_uri, is_key
 from shared.worker import Context, Worker
+from tests.amounts import SOAK
 from tests.unit.test_messages import EVERY, JSON, instances
 from tests.unit.world import spec, submission
 
-INPUTS = 10_000 if os.environ.get("DPSTREAM_SOAK") else 1_000
+INPUTS = 10_000 if SOAK else 1_000
 PER_KIND = -(-INPUTS // len(EVERY))
 CAMPAIGN = "world"
 NASTY = st.sampled_from(

@@ -203,7 +203,7 @@ def test_the_winner_of_a_race_stands(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     frames = methanes(1)
     key = frame_key(frames[0])
     winner = lab.label({}, lab.refs(frames)).accepted[0]
-    monkeypatch.setattr("services.labeler.handlers.Desk._known", lambda desk, key: None)
+    monkeypatch.setattr("services.labeler.handlers.Desk._known", lambda desk, key, recipe: None)
     loser = lab.label({}, lab.refs(frames)).accepted[0]
     assert loser.label == winner.label
     assert loser.reused

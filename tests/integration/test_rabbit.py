@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from dpstream.devcluster.rabbitmq import RabbitNode, TlsFiles
+from dpstream.devcluster.waiting import within
 from shared.codec import MAX_BODY
 from shared.errors import BusError, Refused, Unroutable
 from shared.ports import Delivery, Outgoing, Subscription
@@ -457,11 +460,25 @@ def test_a_node_listens_to_this_machine_only_and_keeps_its_secrets(rabbit_node: 
     assert {address.rpartition(":")[0] for address in ours} <= loopback
 
 
+STARTS = """
+import sys
+from pathlib import Path
+from dpstream.devcluster.rabbitmq import RabbitNode
+RabbitNode(Path(sys.argv[1])).start()
+"""
+
+
 def test_a_stopped_node_leaves_nothing_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_rabbitmq()
     node = RabbitNode(tmp_path / "node")
+    starter = subprocess.Popen([sys.executable, "-c", STARTS, str(node.folder)])
+    assert within(60, lambda: node.pid is not None)
+    starter.kill()
+    starter.wait()
+    node.stop()  # though it has not written its file yet
+    assert node.pid is None
     node.start()
     RabbitNode(tmp_path / "node").start()  # it runs: nothing to do
     assert node.pid is not None

@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
-MEMBERS = {"methane": 4, "aluminium": 3}
+MEMBERS = {"methane": 4, "aluminium": 3, "copper-gold": 2}
 FRAMES = 24
 STEPS = 120
 
@@ -37,6 +37,15 @@ def aluminium(rng: np.random.Generator) -> Atoms:
     strain = np.eye(3) + np.tril(rng.normal(0, 0.02, (3, 3)))
     atoms.set_cell(atoms.cell[:] @ strain, scale_atoms=True)
     atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    atoms.calc = EMT()
+    return atoms
+
+
+def copper_gold(rng: np.random.Generator) -> Atoms:
+    atoms = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
+    atoms.symbols[rng.permutation(8)[:4]] = "Au"
+    atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    atoms = atoms[np.argsort(atoms.get_chemical_symbols())]
     atoms.calc = EMT()
     return atoms
 
@@ -71,7 +80,7 @@ def training_input(system: Path, seed: int) -> dict[str, Any]:
     periodic = not (system / "nopbc").exists()
     descriptor = {
         "type": "se_e2_a",
-        "sel": [60] if periodic else [2, 6],
+        "sel": [60] * len(type_map) if periodic else [2, 6],
         "rcut": 5.0 if periodic else 4.0,
         "rcut_smth": 1.0,
         "neuron": [4, 8],
@@ -141,6 +150,7 @@ def in_fork(work: Callable[[], Any]) -> None:
 def main(root: Path) -> None:
     write_system(root / "methane", methane)
     write_system(root / "aluminium", aluminium)
+    write_system(root / "copper-gold", copper_gold)
     import deepmd.tf.entrypoints.train
 
     assert deepmd.tf.entrypoints.train

@@ -104,8 +104,17 @@ def test_labels_go_before_reference_dynamics_whenever_they_came() -> None:
     bus, backlog = InProcessBus(), backlog_of(MINIMUM, Reference)
     backlog.add(command(Label), 0.0)
     backlog.publish(bus, 0.0, share=1)
-    published = tasks(bus, "label.tblite")
-    assert published == ["label-0", *(f"reference-{i}" for i in range(MINIMUM - 1))]
+    assert tasks(bus, "label.tblite") == ["label-0", "reference-0"]
+
+
+def test_one_reference_dynamics_at_a_time_waits_for_a_worker() -> None:
+    bus, backlog = InProcessBus(), backlog_of(3, Reference)
+    seen = []
+    for _ in range(3):
+        backlog.publish(bus, now=1.0, share=1)
+        seen.append(tasks(bus, "label.tblite"))
+        backlog.started(command(Reference, len(seen) - 1))
+    assert seen == [["reference-0"], ["reference-1"], ["reference-2"]]
 
 
 def test_an_unclaimed_task_is_published_again_under_the_same_attempt() -> None:

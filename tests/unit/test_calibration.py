@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.explorer.calibration import calibrate
+from tests.amounts import examples
 
 TARGET = 0.2
 
@@ -115,7 +116,7 @@ def test_the_reason_names_pairs_target_and_both_changes():
     assert "high 0.3 ->" in why
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200, usual=50)
 @given(
     pairs=st.lists(
         st.tuples(st.floats(0.001, 3), st.floats(0, 3), st.floats(0.5, 40)),

@@ -148,6 +148,7 @@ def test_a_spec_that_cannot_be_read(
         ("seed", "x", "seed: 'x': should be a valid integer, unable to parse string as an integer"),
         ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
         ("name", "A b", f"name: 'A b': {NAMES}"),
+        ("name", "labels", "name: 'labels' is a folder of every store; use another name"),
         ("type_map", ["C", "Hh"], "type_map: 'Hh' is not a chemical symbol; did you mean 'H'?"),
         (
             "type_map",
@@ -169,9 +170,8 @@ def test_a_spec_that_cannot_be_read(
         ("initial.data", ["no.xyz"], "initial.data: no file matches 'no.xyz' in "),
         (
             "training.backend",
-            "pytorch",
-            "training.backend: 'pytorch': explorers load .pb models only, not .pth, which can run "
-            "code of its own; allowed here: tensorflow",
+            "jax",
+            "training.backend: 'jax': LAMMPS loads no .hlo models; allowed: tensorflow, pytorch",
         ),
     ],
 )
@@ -387,6 +387,25 @@ def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: lis
     assert said == f"runs: {damaged}{advice}"
 
 
+@pytest.mark.parametrize("words", LOOKS[:3])
+def test_a_damaged_submission(begun: Path, refused: Callable[..., str], words: list[str]) -> None:
+    file = begun / "campaigns/small/submitted.json"
+    good = file.read_text()
+    for bad, said in (
+        (good[:-1], "not the event that was written: "),
+        (good.replace('"time":0.0', '"time":1.0'), "sha256 "),
+        (CampaignPaused(id="1", campaign="small", time=0.0, why="").model_dump_json(), "not the "),
+    ):
+        file.write_text(bad)
+        line = refused(*words)
+        assert line.startswith(f"runs: campaigns/small/submitted.json: {said}")
+        assert line.endswith("; restore it, or begin anew with --name")
+    file.write_text(good)
+    spec = begun / "campaigns/small/spec.json"
+    spec.write_text(spec.read_text().replace('"seed":1', '"seed":2'))
+    assert refused(*words).startswith("runs: campaigns/small/spec.json: sha256 ")
+
+
 def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
     know(begun, CampaignFinished, verdict="not-converged", why="stuck in stage cold")
     status, out, err = call("run", "good.yaml")
@@ -410,6 +429,16 @@ def test_an_export_spares_what_is_not_one(begun: Path, refused: Callable[..., st
         "mine: holds something else than an export of small; name another folder with --output"
     )
     assert refused("export", "--output", "good.yaml").startswith("good.yaml: is a file; ")
+
+
+def test_nothing_is_written_among_the_objects(begun: Path, refused: Callable[..., str]) -> None:
+    for inside in ("campaigns", "campaigns/small", "campaigns/small/out", "labels/out"):
+        said = refused("export", "--output", f"runs/{inside}")
+        assert said.startswith(f"runs/{inside}: is within {begun.absolute()}/{inside[:6]}")
+
+
+def test_a_report_that_cannot_be_written(begun: Path, refused: Callable[..., str]) -> None:
+    assert refused("report", "--output", "runs") == "runs: cannot be written: Is a directory"
 
 
 # ------------------------------------------------------------------------------ faults and signals

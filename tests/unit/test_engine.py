@@ -21,25 +21,27 @@ from shared.errors import EngineCrashed, EngineError, Stopped
 TOY = Path(__file__).with_name("toy_engine.py")
 
 
-def prepared(scratch: Path, fork: bool = False) -> Path:
-    """A scratch folder with the toy in it, where the child finds it."""
-    scratch.mkdir()
-    shutil.copy(TOY, scratch / "toy_engine.py")
-    if fork:
-        (scratch / "forking_engine.py").write_text("from toy_engine import *\nFORK = True\n")
-    return scratch
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toys, where this process finds them."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    shutil.copy(TOY, folder)
+    (folder / "forking_engine.py").write_text("from toy_engine import *\nFORK = True\n")
+    monkeypatch.syspath_prepend(folder)
+    return folder
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine("toy_engine", prepared(tmp_path / "scratch"))
+    engine = Engine("toy_engine", tmp_path / "scratch")
     yield engine
     engine.kill()
 
 
 @pytest.fixture
 def forking(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine("forking_engine", prepared(tmp_path / "forking", fork=True))
+    engine = Engine("forking_engine", tmp_path / "forking")
     yield engine
     engine.kill()
 
@@ -278,8 +280,17 @@ def test_the_child_works_in_its_scratch_folder(engine: Engine) -> None:
     assert Path(engine.call("working_directory", {})).samefile(engine.scratch)
 
 
+def test_what_lies_in_the_scratch_folder_is_never_imported(engine: Engine) -> None:
+    home = engine.scratch / ".local/lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for folder in (engine.scratch, home / "site-packages"):
+        folder.mkdir(parents=True)
+        for module in ("json", "toy_engine", "sitecustomize", "usercustomize"):
+            (folder / f"{module}.py").write_text("raise SystemExit('imported')")
+    assert engine.call("count", {}) == 1
+
+
 def test_threads_are_pinned_as_asked(tmp_path: Path) -> None:
-    engine = Engine("toy_engine", prepared(tmp_path / "scratch"), threads=3)
+    engine = Engine("toy_engine", tmp_path / "scratch", threads=3)
     assert engine.call("environment", {})["TF_INTRA_OP_PARALLELISM_THREADS"] == "3"
     engine.kill()
 
@@ -297,10 +308,11 @@ engine.call("sleep", {"seconds": 600})
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 @pytest.mark.parametrize("module", ["toy_engine", "forking_engine"])
-def test_the_child_dies_with_a_killed_parent(tmp_path: Path, module: str) -> None:
-    scratch = prepared(tmp_path / "scratch", fork=True)
+def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, module: str) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, module, str(scratch)], stdout=subprocess.PIPE
+        [sys.executable, "-c", PARENT, module, str(tmp_path / "scratch")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules), *sys.path])},
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.frames import (
@@ -23,6 +23,7 @@ from shared.frames import (
     min_distance,
     to_ase,
 )
+from tests.amounts import examples
 
 SPECIES = ("C", "H", "O", "Al")
 
@@ -339,7 +340,7 @@ def test_labelled_frames_survive_to_the_bit(frame: Frame, energy: float, seed: i
 
 
 @given(frames())
-@settings(max_examples=30)
+@examples(30, usual=10)
 def test_ase_keeps_a_frame(frame: Frame) -> None:
     assert_same(frame, from_ase(to_ase(frame)))
 

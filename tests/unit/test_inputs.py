@@ -18,9 +18,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import MOST_FRAMES, closest_pair, gather, perturbed
+from dpstream.inputs import MOST_FRAMES, closest_pair, gather
 from shared.errors import SpecError
-from shared.frames import Frame, canonical, frame_key, from_ase, min_distance
+from shared.frames import canonical, frame_key, from_ase, min_distance
 from shared.spec import Spec
 
 RNG = np.random.default_rng(5)
@@ -184,31 +184,6 @@ def test_too_many_structures_are_thinned_evenly_with_a_warning(tmp_path: Path) -
 
 
 # ------------------------------------------------------------------------------ perturbation
-
-
-def test_displacements_fill_the_ball_uniformly() -> None:
-    frame = Frame(("H",) * 4000, RNG.uniform(0, 1e3, (4000, 3)))
-    moved = perturbed(frame, 0.2, 0.0, np.random.default_rng(1))
-    radii = np.linalg.norm(moved.positions - frame.positions, axis=1)
-    assert radii.max() <= 0.2 + 1e-5
-    # Uniform in a ball: P(r < R/2) = 1/8; uniform in radius it would be 1/2.
-    assert np.mean(radii < 0.1) == pytest.approx(0.125, abs=0.02)
-
-
-def test_strain_is_symmetric_and_carries_the_atoms() -> None:
-    frame = canonical(from_ase(bulk("Cu", cubic=True).repeat(2))).frame
-    copy = perturbed(frame, 1e-9, 0.1, np.random.default_rng(2))
-    assert frame.cell is not None
-    assert copy.cell is not None
-    assert np.all(np.triu(copy.cell, 1) == 0)
-    ratio = np.linalg.inv(frame.cell) @ copy.cell
-    # The metric survives the rotation back to lower-triangular form: C = (1 + ε)².
-    metric = ratio @ ratio.T
-    values = np.sqrt(np.linalg.eigvalsh(metric)) - 1
-    assert 0.01 < np.abs(values).max() <= 0.3
-    before = np.linalg.solve(frame.cell.T, frame.positions.T).T
-    after = np.linalg.solve(copy.cell.T, copy.positions.T).T
-    assert np.allclose((after - before + 0.5) % 1, 0.5, atol=1e-5)
 
 
 def test_copies_too_close_are_drawn_again_or_refused(tmp_path: Path) -> None:
@@ -473,3 +448,39 @@ def test_training_input_is_judged_by_deepmd(
     molecule("CH4").write(tmp_path / "a.xyz")
     pytest.importorskip("deepmd")
     assert problem(tmp_path, spec(training={"input": given})).startswith(expected)
+
+
+def test_copies_are_dealt_over_scales(tmp_path: Path) -> None:
+    copper().write(tmp_path / "a.extxyz")
+    perturb = {"copies": 4, "displace": 1e-6, "strain": 0.0, "scale": [0.9, 1.1]}
+    wanted = spec(["Al", "Cu"], labels={"force": True}, initial={"perturb": perturb})
+    gathered = gather(wanted, tmp_path)
+    (frame,) = gathered.systems["a"]
+    assert frame.cell is not None
+    volumes = [np.linalg.det(f.cell) for f in gathered.initial if f.cell is not None]
+    expected = [np.linalg.det(frame.cell) * factor**3 for factor in (0.9, 1.1, 0.9, 1.1)]
+    assert volumes == pytest.approx(expected, rel=1e-4)
+
+
+def test_slabs_and_supercells_of_a_structure(tmp_path: Path) -> None:
+    bulk("Cu", cubic=True).write(tmp_path / "a.extxyz")
+    slabs = {"miller": [[1, 0, 0], [1, 1, 1]], "layers": 2, "vacuum": [8, 12]}
+    system = {"structures": ["a.extxyz"], "slabs": slabs, "supercell": [2, 1, 1]}
+    wanted = spec(["Cu"], systems={"a": system}, labels={"force": True})
+    frames = gather(wanted, tmp_path).systems["a"]
+    assert [len(frame.species) for frame in frames] == [16] * 4
+    molecule("CH4").write(tmp_path / "a.extxyz")
+    wanted = spec(systems={"a": {**system, "structures": ["a.extxyz"]}})
+    assert problem(tmp_path, wanted).endswith("a.extxyz: C1H4 has no cell")
+
+
+def test_engines_are_checked_on_every_structure(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    stage = {"name": "warm", "systems": ["a"], "temperatures": [300]}
+    bond = {"kind": "distance", "groups": [["C1"], ["H7"]], "width": 0.1}
+    wanted = spec(stages=[{**stage, "engine": {"kind": "colvars", "variables": [bond]}}])
+    said = "stages.0.engine: a 300 K: there is no atom H7: the structure has 4 H"
+    assert problem(tmp_path, wanted) == said
+    wanted = spec(stages=[{**stage, "engine": {"kind": "plumed", "input": "LOAD FILE=x.cpp"}}])
+    assert "line 1: 'LOAD' runs code" in problem(tmp_path, wanted)
+    assert gather(wanted, tmp_path, trusting=True).systems

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.logs import configure, redacted
+from shared.logs import configure, logger, redacted
 
 PASSWORD = "hunter/2"
 
@@ -21,9 +21,9 @@ PASSWORD = "hunter/2"
 @pytest.fixture
 def out() -> Iterator[io.StringIO]:
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    before, ours = (root.handlers[:], root.level), structlog.get_config()
     yield io.StringIO()
-    structlog.reset_defaults()
+    structlog.configure(**ours)
     structlog.contextvars.clear_contextvars()
     root.handlers[:], level = before
     root.setLevel(level)
@@ -106,3 +106,19 @@ def test_a_line_is_one_line(out: io.StringIO) -> None:
     configure(form="json", stream=out)
     structlog.get_logger().info("two\nlines", value=float("inf"), text='"')
     assert out.getvalue().count("\n") == 1
+
+
+def test_until_configured_a_traceback_is_plain_and_on_standard_error(
+    out: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    structlog.reset_defaults()
+    variable = "x" * 1000
+    try:
+        raise ValueError(len(variable))
+    except ValueError:
+        logger().exception("failed", task="t1")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "failed" in said.err
+    assert said.err.splitlines()[-1] == "ValueError: 1000"
+    assert len(said.err) < 500

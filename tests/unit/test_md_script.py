@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_the_box_of_a_reused_session_is_that_of_the_data_file() -> None:
 
 
 def test_the_driver_comes_first_and_the_order_rotates() -> None:
-    style, coefficients = pair_commands(MODELS, 2, ["C", "H"], 10, TRUST)
+    style, coefficients = pair_commands(MODELS, 2, ["C", "H"], 10, TRUST, METHANE)
     models = [word for word in style.split() if "/models/" in word]
     assert models == [f'"/models/{n}.pb"' for n in (2, 3, 0, 1)]
     assert style.endswith('out_file "<deviations>" out_freq 10')
@@ -120,13 +121,22 @@ def test_the_driver_comes_first_and_the_order_rotates() -> None:
 
 def test_relative_levels_reach_the_pair_style() -> None:
     trust = TRUST.model_copy(update={"relative": 0.5, "relative_v": 0.25})
-    style = pair_commands(MODELS, 0, ["C"], 10, trust)[0]
+    style = pair_commands(MODELS, 0, ["C"], 10, trust, METHANE)[0]
     assert style.endswith("out_freq 10 relative 0.5 relative_v 0.25")
 
 
 def test_one_model_alone_has_no_deviation() -> None:
-    style = pair_commands(MODELS[:1], 0, ["C"], 10, TRUST)[0]
+    style = pair_commands(MODELS[:1], 0, ["C"], 10, TRUST, METHANE)[0]
     assert style == 'pair_style deepmd "/models/0.pb"'
+
+
+def test_parameters_of_the_frame_reach_the_pair_style() -> None:
+    hot = replace(METHANE, fparam=np.array([0.5, 1.0]), aparam=np.full((5, 1), 2.5))
+    style = pair_commands(MODELS[:1], 0, ["C"], 10, TRUST, hot)[0]
+    assert style == 'pair_style deepmd "/models/0.pb" fparam 0.5 1.0 aparam 2.5'
+    uneven = replace(METHANE, aparam=np.arange(5.0).reshape(5, 1))
+    with pytest.raises(ValueError, match="one aparam for all atoms"):
+        pair_commands(MODELS[:1], 0, ["C"], 10, TRUST, uneven)
 
 
 def test_what_has_no_dynamics_is_refused() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from shared import messages as m
 from shared.codec import MAX_BODY, AnyCommand, AnyEvent, decode, encode, message_schema, topic_of
 from shared.topology import declared
 from shared.values import Key, Recipe, Ref, TaskId, Trust, label_uri, stable_id, stable_seed
+from tests.amounts import examples
 
 EVERY = (*get_args(AnyCommand), *get_args(AnyEvent))
 SCHEMA = Path(__file__).parents[2] / "docs" / "messages.schema.json"
@@ -82,7 +83,7 @@ def instances(model: type[BaseModel]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
-@settings(max_examples=15)
+@examples(15, usual=5)
 @given(data=st.data())
 def test_every_message_survives(kind: type[m.Message], data: st.DataObject) -> None:
     message = data.draw(instances(kind))

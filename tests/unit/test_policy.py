@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from immutables import Map
 
@@ -18,6 +18,7 @@ from services.coordinator.state import ByCondition, State
 from shared import messages as m
 from shared.codec import MAX_BODY, encode
 from shared.values import Counts, Pool, Trust
+from tests.amounts import examples
 from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.world import World, key, ref, spec
 
@@ -25,7 +26,7 @@ SEEDS = st.integers(0, 2**32)
 MODES = st.sampled_from(["lockstep", "streaming"])
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8, usual=4)
 @given(SEEDS)
 def test_lockstep_ends_in_the_same_state_whatever_the_deliveries(seed: int) -> None:
     calm, stormy = Storm(World(), spec()).run(), Storm(World(), spec(), seed).run()
@@ -33,7 +34,7 @@ def test_lockstep_ends_in_the_same_state_whatever_the_deliveries(seed: int) -> N
     assert stormy.dumps() == calm.dumps()
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8, usual=4)
 @given(SEEDS)
 def test_streaming_finishes_and_asks_for_no_label_twice(seed: int) -> None:
     world = World()
@@ -44,7 +45,7 @@ def test_streaming_finishes_and_asks_for_no_label_twice(seed: int) -> None:
     assert state.pending == 0
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15, usual=6)
 @given(SEEDS, MODES, st.sampled_from([0.05, 0.2, 0.5]), st.booleans())
 def test_the_worst_weather_ends_in_a_verdict_and_true_books(
     seed: int, mode: str, faults: float, warm: bool
@@ -88,7 +89,7 @@ def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None
     _assert_audits_never_trained_on(storm)
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5, usual=3)
 @given(SEEDS)
 def test_a_snapshot_reads_back_to_the_same_state(seed: int) -> None:
     storm = Storm(World(), spec(mode="streaming"), seed)
@@ -565,3 +566,32 @@ def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
         }
     )
     assert 40_000 < len(encode(judge)) <= MAX_BODY
+
+
+def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
+    """Candidates that a newer committee judged again meet the times an older one has chosen of
+    their trajectory, and find its share unused."""
+    storm = Storm(World(ripe=9), spec(mode="streaming", streaming={"retrain_after": 1}))
+    chosen: dict[str, list[tuple[int, float]]] = {}
+    renewed = 0
+    while renewed < 3:
+        assert storm.events or storm.commands
+        known = set(storm.state.frames)
+        if not storm.step():
+            continue
+        heard, decided = storm.ledger[-1]
+        if isinstance(heard, m.CandidatesSelected):
+            for version, picks in ((heard.version, heard.labels), (0, heard.audits)):
+                for pick in (pick for pick in picks if pick.key not in known):
+                    chosen.setdefault(pick.trajectory, []).append((version, pick.time_ps))
+        for pool in (Pool.model_validate_json(f.body) for f in decided if is_pool(f)):
+            for name in {item.trajectory for item in pool.candidates}:
+                before = chosen.get(name, [])
+                assert pool.taken.get(name, ()) == tuple(sorted(time for _, time in before))
+                used = sum(version == storm.state.version for version, _ in before)
+                assert pool.used.get(name, 0) == used
+                renewed += used < len(before)
+
+
+def is_pool(fact: m.Message) -> bool:
+    return isinstance(fact, m.ManifestFrozen) and fact.purpose == "pool"

@@ -16,7 +16,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.coordinator.backlog import Backlog
@@ -33,6 +33,7 @@ from shared.frames import Batch, canonical, frame_key, from_ase
 from shared.spec import Spec
 from shared.values import OfferedFrame, Ref, campaign_uri, is_offered
 from shared.worker import Context
+from tests.amounts import examples
 from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.world import World, offered_key, spec
 
@@ -102,7 +103,7 @@ def with_offers(mode: str, seed: int | None = None, faults: float = 0.0) -> Stor
     return storm
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8, usual=4)
 @given(SEEDS)
 def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> None:
     calm, stormy = with_offers("lockstep"), with_offers("lockstep", seed)
@@ -112,7 +113,7 @@ def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> 
     assert told(stormy, "a") == told(calm, "a")
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15, usual=6)
 @given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: float) -> None:
     storm = with_offers(mode, seed, faults)
@@ -558,7 +559,7 @@ def test_references_to_nothing_and_to_something_else(tmp_path: Path) -> None:
     assert desk.screen(missing, 1).refused == "the object is not what the reference says"
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150, usual=40)
 @given(st.data())
 def test_no_bytes_end_the_task(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     name = data.draw(st.sampled_from(["a.extxyz", "a.npz"]))

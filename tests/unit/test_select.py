@@ -11,7 +11,7 @@ from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.frames import Batch, Frame, canonical, frame_key
 from shared.messages import Select
 from shared.spec import Spec
-from shared.values import Condition, Pool, PoolItem, Ref
+from shared.values import Condition, Pool, PoolItem, Ref, RefusedFrames
 from shared.worker import Context
 
 CARBON_HYDROGEN = np.array(
@@ -141,12 +141,33 @@ def test_garbage_is_refused_and_counted(place):
     event = place.select(Pool(candidates=tuple(items)))
     assert [c.trajectory for c in event.labels] == ["good"]
     assert event.refused == {"C-H too close": 1, "skewed cell": 1}
+    told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames
+    assert sorted(told.values()) == [
+        "C-H too close: 0.3 Å, at least 0.535 Å",
+        "skewed cell: tilt 1.17, at most 1",
+    ]
 
 
-def test_taken_times_use_up_a_trajectorys_share(place):
+def test_only_so_many_reasons_are_kept_one_by_one(place, monkeypatch):
+    monkeypatch.setattr("services.explorer.select.MOST_TOLD", 3)
+    close = [place.frame(noise=0.5) for _ in range(9)]
+    event = place.select(Pool(candidates=(place.item("close", close),)))
+    told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames
+    assert (sum(event.refused.values()), len(told)) == (9 - len(event.labels), 3)
+
+
+def test_what_was_chosen_of_a_trajectory_is_its_share(place):
     items = (place.item("a", [place.frame()]), place.item("b", [place.frame()]))
-    event = place.select(Pool(candidates=items, taken={"a": (0.9,)}))
+    event = place.select(Pool(candidates=items, taken={"a": (0.9,)}, used={"a": 1}))
     assert [c.trajectory for c in event.labels] == ["b"]
+
+
+def test_frames_keep_apart_from_those_an_earlier_committee_chose(tmp_path):
+    place = Workplace(tmp_path, selection={"per_trajectory": 3})
+    item = place.item("a", [place.frame() for _ in range(3)])  # at 0, 0.2 and 0.4 ps
+    event = place.select(Pool(candidates=(item,), taken={"a": (0.05, 0.25)}))
+    assert [c.time_ps for c in event.labels] == [0.4]
+    assert event.refused == {"near another of its trajectory": 2}
 
 
 def test_audits_come_from_the_reservoirs_with_weights_and_never_from_the_labels(place):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.explorer import selection
@@ -24,6 +24,7 @@ from services.explorer.selection import (
     choose,
 )
 from shared.values import Condition
+from tests.amounts import examples
 
 COLD, HOT = Condition(system="ch4", temperature=50), Condition(system="ch4", temperature=600)
 WATER = Condition(system="water", temperature=300, pressure=1.0)
@@ -91,16 +92,19 @@ taken_of = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(pools, rules_of, taken_of, st.randoms())
-def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, random):
-    selected = choose(pool, rules, taken, embedding)
+used_of = st.dictionaries(st.sampled_from(["t0", "t1", "t2"]), st.integers(1, 2), max_size=2)
+
+
+@examples(300, usual=75)
+@given(pools, rules_of, taken_of, used_of, st.randoms())
+def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, used, random):
+    selected = choose(pool, rules, taken, embedding, used)
     picked = [pick.candidate for pick in selected.picks]
     assert len(picked) <= rules.labels
     assert len({c.key for c in picked}) == len(picked)
     assert all(math.isfinite(c.deviation) for c in picked)
     for (trajectory, _), count in Counter((c.trajectory, c.version) for c in picked).items():
-        assert count + len(taken.get(trajectory, ())) <= rules.per_trajectory
+        assert count + used.get(trajectory, 0) <= rules.per_trajectory
     for trajectory in {c.trajectory for c in picked}:
         mine = sorted(c.time_ps for c in picked if c.trajectory == trajectory)
         gaps = [*np.diff(mine), *(abs(a - b) for a in mine for b in taken.get(trajectory, ()))]
@@ -111,12 +115,13 @@ def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, random):
     assert sum(selected.refused.values()) + len(picked) == len(pool)
     assert all(0 < len(pick.reason) <= 100 for pick in selected.picks)
 
+    assert selected.told.keys() <= {c.key for c in pool} - {c.key for c in picked}
     shuffled = list(pool)
     random.shuffle(shuffled)
-    assert choose(shuffled, rules, taken, embedding) == selected
+    assert choose(shuffled, rules, taken, embedding, used) == selected
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100, usual=30)
 @given(pools, rules_of, taken_of)
 def test_no_slot_stays_empty_while_a_candidate_would_fit(pool, rules, taken):
     selected = choose(pool, rules, taken, embedding)
@@ -132,16 +137,23 @@ def test_every_refusal_is_counted_under_its_reason(policy):
         candidate(1, "a", 0.05, deviation=0.3),
         candidate(2, "a", 0.50, deviation=float("inf")),
         candidate(3, "used", 0.50),
+        candidate(4, "apart", 0.45),
         *one_each(2, WATER, first=10),
         *one_each(3, HOT, first=20),
     ]
     rules = Rules(3, 1, policy, per_system=2, per_trajectory=2)
-    refused = choose(pool, rules, {"used": (0.1, 0.9), "a": (0.02,)}, embedding).refused
+    taken, used = {"a": (0.02,), "apart": (0.42,)}, {"used": 2}
+    selected = choose(pool, rules, taken, embedding, used)
+    refused, told = selected.refused, selected.told
     assert refused[DUPLICATE] == 1
     assert refused[NO_DEVIATION] == 1
     assert refused[SHARE] == 1
-    assert refused[NEAR] == 2
+    assert refused[NEAR] == 3
     assert refused.get(OVER_SYSTEM, 0) + refused[OVER] == 2
+    assert told[f"{2:032x}"] == NO_DEVIATION
+    assert told[f"{3:032x}"] == f"{SHARE}: 2 frames"
+    assert told[f"{4:032x}"] == f"{NEAR}: 0.03 ps, at least 0.1 ps"
+    assert len(told) == len(pool) - 3 - 1 - refused[OVER]
 
 
 def test_of_equal_frames_the_newest_verdict_counts():
@@ -327,7 +339,7 @@ def test_few_trajectories_do_not_get_more_than_their_share():
     assert len(picks) == 4
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100, usual=30)
 @given(pools, st.integers(0, 12), st.integers(0, 9), taken_of, st.randoms())
 def test_audit_frames_are_apart_from_one_another_and_from_training(
     pool, audits, seed, taken, random

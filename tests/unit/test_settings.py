@@ -166,8 +166,7 @@ def test_the_services_own_lists(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DPSTREAM_EXPLORER_QUEUES", "explore,jugde")
     said = "DPSTREAM_EXPLORER_QUEUES: 'jugde': should be 'explore' or 'judge'"
     assert complaint(ExplorerSettings) == said
-    here = set(read_settings(LabelerSettings).labeler_codes)
-    assert here - {"cp2k", "qe"} == {"tblite", "pyscf", "ase"}
+    assert {"tblite", "pyscf", "ase"} <= set(read_settings(LabelerSettings).labeler_codes)
     environment.setenv("DPSTREAM_LABELER_CODES", "tblite,pyscf,tblite")
     assert read_settings(LabelerSettings).queues == ("label.tblite", "label.pyscf")
     environment.setenv("DPSTREAM_LABELER_CLASS", "32-cores")

@@ -14,6 +14,7 @@ from services.trainer import checkpoints
 from services.trainer.training_input import (
     BACKENDS,
     DEFAULTS,
+    TABLE,
     Run,
     build_input,
     compress_line,
@@ -160,9 +161,23 @@ def test_warm_start_begins_at_its_own_rate() -> None:
     assert low["stop_lr"] == pytest.approx(1e-7)
 
 
-def test_neighbour_numbers_of_the_model_begun_from_are_kept() -> None:
-    assert build(sel=[8, 4])["model"]["descriptor"]["sel"] == [8, 4]
+def test_the_model_begun_from_is_built_as_it_was() -> None:
+    """Its neighbour numbers, its networks, its order of elements; not its seeds."""
+    model = build()["model"]
+    model["descriptor"] |= {"sel": [8, 4], "neuron": [3, 6]}
+    model["type_map"] = ["C", "H", "O"]
+    again = build({"warm": 0.5}, model=model, seed=8)["model"]
+    assert again["descriptor"].pop("seed") != model["descriptor"].pop("seed")
+    assert again["fitting_net"].pop("seed") != model["fitting_net"].pop("seed")
+    assert again == model
     assert str(build()["model"]["descriptor"]["sel"]).startswith("auto")
+
+
+def test_repulsion_tells_where_the_table_is_and_where_it_takes_over() -> None:
+    model = build({"repulsion": {"inner": 0.5, "outer": 0.9}})["model"]
+    assert model["use_srtab"] == TABLE
+    assert (model["sw_rmin"], model["sw_rmax"], model["smin_alpha"]) == (0.5, 0.9, 0.1)
+    assert "use_srtab" not in build()["model"]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1000, 300), (4000, 1000), (7, 1), (100_000, 999)])
@@ -189,12 +204,17 @@ def test_merge_leaves_both_sides_alone() -> None:
 )
 def test_command_lines(name: str, flag: str, checkpoint: str, model: str) -> None:
     backend = BACKENDS[name]
-    dp = [sys.executable, "-m", "deepmd", flag]
+    dp = [sys.executable, "-I", "-m", "deepmd", flag]
     assert backend.checkpoint(500) == checkpoint
     assert f"frozen{backend.suffix}" == model
-    assert train_line(backend, None, None) == [*dp, "train", "input.json", "--output", "out.json"]
-    assert train_line(backend, checkpoint, None)[-2:] == ["--restart", checkpoint]
-    assert train_line(backend, None, "start/x")[-2:] == ["--init-model", "start/x"]
+    scratch = [*dp, "train", "input.json", "--output", "out.json"]
+    assert train_line(backend) == scratch
+    assert train_line(backend, "restart", checkpoint) == [*scratch, "--restart", checkpoint]
+    assert train_line(backend, "init-model", "start/x") == [*scratch, "--init-model", "start/x"]
+    for how in ("init-model", "init-frz-model"):
+        given = [*scratch, f"--{how}", "m", "--use-pretrain-script"]
+        assert train_line(backend, how, "m", given=True) == given
+    assert train_line(backend, "finetune", "m", given=True) == [*scratch, "--finetune", "m"]
     assert freeze_line(backend, checkpoint, model) == [
         *dp,
         "freeze",
@@ -252,7 +272,21 @@ def test_checkpoints_pack_and_unpack(name: str, tmp_path: Path) -> None:
     found = {p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()}
     assert found == {n for n in names if "-500." in n} | {"lcurve.out", "out.json"}
     assert (there / "lcurve.out").read_text() == "# step\n 500 1 2\n"
-    assert checkpoints.neighbour_numbers(there) == [8, 4]
+    assert checkpoints.model_section(there) == {"descriptor": {"sel": [8, 4]}}
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "pytorch"])
+def test_a_users_own_checkpoint_is_packed_as_of_step_0(name: str, tmp_path: Path) -> None:
+    backend, (names, link) = BACKENDS[name], CHECKPOINTS[name]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write_checkpoint(here, names, link)
+    packed = checkpoints.pack_given(here / backend.checkpoint(500), backend)
+    assert checkpoints.unpack(packed, there) == 0
+    found = {p.name for p in there.iterdir()}
+    assert found == {n.replace("-500", "-0") for n in names if "-500" in n}
+    with pytest.raises(ValueError, match="no checkpoint has this name"):
+        checkpoints.pack_given(here / "elsewhere", backend)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.coordinator.folds.tasks import is_live
 from services.coordinator.policy import decide
 from services.coordinator.rules.lost_work import abandoned, is_of_use
 from shared import messages as m
+from tests.amounts import examples
 from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.test_lost_work import begun, claim, failed, give_up, statuses, task
 from tests.unit.world import World, spec
@@ -139,7 +140,7 @@ WORDS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15, usual=6)
 @given(st.integers(0, 2**32), WORDS, st.sampled_from([None, 40, 200]))
 def test_whatever_people_say_in_whatever_weather_the_books_are_true(
     seed: int, words: Any, cancelled_at: int | None

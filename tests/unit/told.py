@@ -27,6 +27,7 @@ from shared.values import (
     PoolItem,
     Recipe,
     Ref,
+    RefusedFrames,
     Rejected,
     Rmse,
     Trust,
@@ -252,6 +253,9 @@ class Teller:
             audits=1,
             **common,
         )
+        told = RefusedFrames(
+            frames={KEYS[PASSED_OVER]: "its trajectory has had its share: 1 frames"}
+        )
         self.say(
             m.CandidatesSelected,
             task="select-1",
@@ -259,6 +263,7 @@ class Teller:
             labels=(self.chosen(TRAINED), self.chosen(REJECTED)),
             audits=(self.chosen(AUDITED, weight=12.0),),
             refused={"its trajectory has had its share": 1},
+            refusals=self.object("refused.json", told.model_dump_json().encode()),
             **common,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from services.coordinator.folds.labels import ask_labels
@@ -146,11 +147,8 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     picked = [_chosen_frame(event, c, "train") for c in new] + [
         _chosen_frame(event, c, "audit") for c in audits
     ]
-    taken = state.taken
-    for choice in new:
-        times = (*taken.get(choice.trajectory, ()), choice.time_ps)
-        taken = taken.set(choice.trajectory, tuple(sorted(times)))
-    state = changed(ask_labels(state, picked), taken=taken, selected=state.selected + len(new))
+    state = _times_taken(state, event.version, new, audits)
+    state = changed(ask_labels(state, picked), selected=state.selected + len(new))
     current = state.round
     if current is None:
         return state
@@ -159,6 +157,24 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     useful = own + (len(audits) if missing else 0)
     update = {"asked": current.asked + useful, "closed": current.closing == event.task}
     return changed(state, round=current.model_copy(update=update))
+
+
+def _times_taken(
+    state: State, version: int, labels: Iterable[Chosen], audits: Iterable[Chosen]
+) -> State:
+    """Times of every trajectory, from which frames chosen later keep apart; and those chosen for
+    training under this version, which make up its share."""
+    taken = state.taken
+    places = [(choice.trajectory, choice) for choice in (*labels, *audits)]
+    places += [(share_key(version, choice.trajectory), choice) for choice in labels]
+    for place, choice in places:
+        taken = taken.set(place, tuple(sorted((*taken.get(place, ()), choice.time_ps))))
+    return changed(state, taken=taken)
+
+
+def share_key(version: int, trajectory: str) -> str:
+    """What a committee version has taken of a trajectory; no name of a trajectory has a space."""
+    return f"{version} {trajectory}"
 
 
 def _chosen_frame(event: m.CandidatesSelected, choice: Chosen, purpose: Any) -> KnownFrame:

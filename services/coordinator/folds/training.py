@@ -72,6 +72,5 @@ def models_ready(state: State, decision: m.ModelsReady) -> State:
         pool=Map(),
         pool_new=0,
         stale=stale,
-        taken=Map(),
         selected=0,
     )

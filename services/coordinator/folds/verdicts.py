@@ -48,7 +48,9 @@ def round_judged(state: State, decision: m.RoundJudged) -> State:
     stage = state.stage.model_copy(update={"good": good, "barren": barren})
     suspect = good >= state.spec.convergence.rounds and state.cold_version != state.version
     drained: dict[str, Any] = (
-        {"pool": _offered(state.pool), "pool_new": 0} if state.spec.mode == "lockstep" else {}
+        {"pool": _offered(state.pool), "pool_new": 0, "taken": Map()}
+        if state.spec.mode == "lockstep"
+        else {}
     )
     return changed(
         state,
@@ -56,7 +58,6 @@ def round_judged(state: State, decision: m.RoundJudged) -> State:
         round=None,
         verdict=timeless(decision),
         force_cold=state.force_cold or suspect,
-        taken=Map(),
         selected=0,
         **drained,
     )

@@ -128,10 +128,5 @@ def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int)
 
 def _planned_trajectories(stage: Stage) -> Iterator[tuple[Condition, int]]:
     for number in range(stage.md.trajectories):
-        for system in stage.systems:
-            for temperature in stage.temperatures:
-                for pressure in stage.pressures or (None,):
-                    yield (
-                        Condition(system=system, temperature=temperature, pressure=pressure),
-                        number,
-                    )
+        for condition in stage.conditions():
+            yield condition, number

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from services.coordinator import convergence
+from services.coordinator.folds.exploration import share_key
 from services.coordinator.rules.turn import Turn
 from services.coordinator.state import State
 from shared import messages as m
 from shared.values import (
     Pool,
+    PoolItem,
     is_offered,
     stable_id,
     stable_seed,
@@ -42,7 +47,7 @@ def _ask_selection(turn: Turn, over: bool) -> None:
         candidates=() if fallback else tuple(state.pool[uri] for uri in sorted(state.pool)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
         fallback=fallback,
-        taken=_taken(state),
+        **_taken(state, reservoirs.values()),
     )
     body = pool.model_dump_json()
     name = f"pool-{state.round.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
@@ -62,13 +67,20 @@ def _ask_selection(turn: Turn, over: bool) -> None:
     )
 
 
-def _taken(state: State) -> dict[str, tuple[float, ...]]:
-    """Times chosen already, by trajectory. Explored trajectories begin anew with every version;
-    an offered frame stays in the pool until it is accurate, and is not asked for twice."""
-    if not any(is_offered(item.trajectory) for item in state.pool.values()):
-        return dict(state.taken)
-    asked = {f.origin: (0.0,) for f in state.frames.values() if is_offered(f.origin)}
-    return {**state.taken, **asked}
+def _taken(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
+    """Times chosen already, under any version, of the trajectories at hand; and how much of its
+    share each has had. An offered frame stays in the pool until it is accurate, and is not asked
+    for twice."""
+    here = {item.trajectory for item in (*state.pool.values(), *reservoirs)}
+    explored = sorted(name for name in here if not is_offered(name))
+    shares = {name: state.taken.get(share_key(state.version, name), ()) for name in explored}
+    taken = {name: state.taken[name] for name in explored if name in state.taken}
+    used = {name: len(times) for name, times in shares.items() if times}
+    if len(explored) < len(here):
+        asked = {f.origin for f in state.frames.values() if is_offered(f.origin)}
+        taken |= dict.fromkeys(sorted(asked), (0.0,))
+        used |= dict.fromkeys(sorted(asked), state.spec.selection.per_trajectory)
+    return {"taken": taken, "used": used}
 
 
 def _audits_wanted(state: State) -> int:

@@ -39,6 +39,7 @@ def start_training(turn: Turn, again_cold: bool = False) -> None:
     news = _first_of_new_systems(turn.state)
     _freeze_dataset(turn)
     state = turn.state
+    assert state.submitted is not None
     version = _next_version(state)
     cold = again_cold or news or _is_cold(state, version)
     steps, audit = _training_steps(state, cold), audit_manifest(turn, range(len(state.spec.stages)))
@@ -56,6 +57,7 @@ def start_training(turn: Turn, again_cold: bool = False) -> None:
             start=None if cold else state.checkpoints[member],
             audit=audit,
             test=state.test,
+            files=state.submitted.files,
             max_seconds=state.spec.training.max_hours * 3600,
         )
 
@@ -186,6 +188,7 @@ def must_train_first(state: State) -> bool:
 def train_final(turn: Turn) -> None:
     _freeze_dataset(turn)
     state = turn.state
+    assert state.submitted is not None
     training = state.spec.training
     steps = min(
         training.max_steps, round(_training_steps(state, cold=True) * training.final.steps_factor)
@@ -201,6 +204,7 @@ def train_final(turn: Turn) -> None:
         steps=min(training.max_steps, steps),
         audit=audit_manifest(turn, range(len(state.spec.stages))),
         test=state.test,
+        files=state.submitted.files,
         final=True,
         max_seconds=training.max_hours * 3600,
     )

@@ -111,7 +111,7 @@ class Cp2k:
     molecular = False
     periodic = True
     electronic = True
-    inputs = frozenset({"charge", "multiplicity"})
+    inputs = frozenset({"charge", "kpoints", "multiplicity"})
     max_z = 118
     settings: type[Settings] = Cp2kSettings
 

@@ -26,6 +26,8 @@ NEEDED: tuple[Path, ...] = (
 )
 """Sections that a template has once each."""
 ALLOWED = ("GLOBAL", "FORCE_EVAL")
+SECTIONS = frozenset({("GLOBAL",), ("FORCE_EVAL",), DFT, KIND[:-1]})
+"""Names that can be nothing but sections."""
 ELSEWHERE: Mapping[Path, str] = {
     CELL: "the cell is the frame's",
     COORD: "the atoms are the frame's",
@@ -65,7 +67,7 @@ def _checked_value(value: Any, path: Path) -> Any:
     if path == KIND:
         sections = value if isinstance(value, list) else [value]
         return [kind for each in sections for kind in kinds(checked(each, path))]
-    if isinstance(value, dict):
+    if isinstance(value, dict) or path in SECTIONS:
         return checked(value, path)
     if isinstance(value, list):
         return [_checked_value(each, path) for each in value]

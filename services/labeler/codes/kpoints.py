@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from shared.frames import Floats
 
-Mesh = tuple[int, int, int]
+Divisions = Annotated[int, Field(ge=1)]
+Mesh = tuple[Divisions, Divisions, Divisions]
 ROUNDING = 1e-6
 """Relative; a cell's own rounding must not tip the mesh."""
 

@@ -42,7 +42,7 @@ OURS: Mapping[str, frozenset[str]] = {
         {"calculation", "prefix", "outdir", "pseudo_dir", "tprnfor", "tstress", "restart_mode"}
     ),
     "system": frozenset(
-        {"ibrav", "nat", "ntyp", "ecutwfc", "ecutrho", "nspin", "smearing", "degauss"}
+        {"ibrav", "nat", "ntyp", "ecutwfc", "ecutrho", "nspin", "smearing", "degauss", "tot_charge"}
     ),
     "electrons": frozenset({"conv_thr"}),
 }
@@ -136,7 +136,7 @@ def check_namelist(given: Namelist, ours: frozenset[str]) -> None:
         if not NAME.fullmatch(key):
             raise ValueError(f"{key!r} is no keyword")
         if key.lower() in ours:
-            raise ValueError(f"{key}: leave it out; it is a setting of its own, or dpstream's")
+            raise ValueError(f"{key}: leave it out; it is given elsewhere, or set by dpstream")
         if key.lower() == "scf_must_converge" and _is_false(value):
             raise ValueError(f"{key}: labels that did not converge are refused")
         if isinstance(value, str) and "\n" in value:
@@ -148,13 +148,14 @@ def _is_false(value: Any) -> bool:
 
 
 class Qe:
-    """pw.x in a folder of its own for every frame. Charge and spin are its own keywords."""
+    """pw.x in a folder of its own for every frame. Levels may be partly filled: it counts electrons
+    itself, and a moment is its own keyword."""
 
     name = "qe"
     molecular = False
     periodic = True
     electronic = False
-    inputs = frozenset({"kpoints"})
+    inputs = frozenset({"charge", "kpoints"})
     max_z = 118
     settings: type[Settings] = QeSettings
 
@@ -180,7 +181,9 @@ class Qe:
         return []
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
-        (folder / INPUT).write_text("\n".join(input_lines(frame, recipe.settings)) + "\n")
+        (folder / INPUT).write_text(
+            "\n".join(input_lines(frame, recipe.settings, recipe.charge)) + "\n"
+        )
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-in", INPUT]
@@ -207,10 +210,11 @@ class Qe:
 # ------------------------------------------------------------------------------------- input
 
 
-def input_lines(frame: Frame, settings: Mapping[str, Any]) -> Iterator[str]:
+def input_lines(frame: Frame, settings: Mapping[str, Any], charge: int) -> Iterator[str]:
     kinds = list(dict.fromkeys(frame.species))
+    charged = {"tot_charge": charge} if charge else {}
     yield from _namelist("control", _control() | settings["control"])
-    yield from _namelist("system", _system(frame, kinds, settings) | settings["system"])
+    yield from _namelist("system", _system(frame, kinds, settings) | charged | settings["system"])
     yield from _namelist("electrons", {"conv_thr": settings["conv_thr"], **settings["electrons"]})
     yield "ATOMIC_SPECIES"
     for symbol in kinds:

@@ -3,7 +3,6 @@ when they die, and what a campaign should come to whatever happens to them."""
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections import Counter
@@ -38,7 +37,6 @@ SECONDS = 150.0
 """That a campaign, or anything in it, may take."""
 STANDIN = "tests.e2e.chaos.standin"
 ROLES = ("trainer", "explorer", "labeler")
-SOAK = bool(os.environ.get("DPSTREAM_SOAK"))
 
 
 def plan(**changes: Any) -> Spec:

@@ -178,7 +178,7 @@ def _outlast(cluster: Cluster, gate: Path) -> None:
     task = cluster.until_state(_running_label, "a label to be begun").command
     with closing(cluster.bus()) as bus:
         waiting = cluster.until(lambda: bus.depth("label.tblite"), "further labels to wait")
-        over = time.monotonic() + 10 * IMPATIENCE
+        over = time.monotonic() + 4 * IMPATIENCE
         while time.monotonic() < over:
             assert bus.depth("label.tblite") == waiting  # ready, so not held by the busy worker
             time.sleep(IMPATIENCE / 4)

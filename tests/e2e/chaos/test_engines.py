@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from services.coordinator.ledger import verdict
+from tests.amounts import SOAK
 from tests.e2e.campaign import labelled, start, state_of, write_spec
-from tests.e2e.chaos.cluster import NAME, ROLES, SOAK, Cluster, computed_twice
+from tests.e2e.chaos.cluster import NAME, ROLES, Cluster, computed_twice
 from tests.unit.storm import check_books
 
 KILLS = 12 if SOAK else 4

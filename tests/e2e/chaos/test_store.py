@@ -11,8 +11,9 @@ import pytest
 from dpstream.devcluster.rabbitmq import RabbitNode
 from dpstream.devcluster.seaweed import SeaweedServer
 from shared import messages as m
+from tests.amounts import SOAK
 from tests.e2e.campaign import labelled
-from tests.e2e.chaos.cluster import PATIENT, SOAK, STANDIN, Cluster, check, deployed, plan
+from tests.e2e.chaos.cluster import PATIENT, STANDIN, Cluster, check, deployed, plan
 from tests.e2e.chaos.full_disk import can_be_had
 from tests.integration.s3_faults import Handler, Proxy
 

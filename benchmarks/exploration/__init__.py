@@ -1,0 +1,1 @@
+"""What exploration engines reach that plain dynamics does not: pictures for the docs."""

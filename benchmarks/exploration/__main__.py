@@ -1,0 +1,16 @@
+"""`python -m benchmarks.exploration [WORKDIR]`: trains small committees (kept in WORKDIR), explores
+with and without each engine, prints the figures, and draws them into docs/images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.exploration import bias, order
+
+if __name__ == "__main__":
+    work = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/exploration").resolve()
+    docs = Path(__file__).parents[2] / "docs" / "images"
+    docs.mkdir(exist_ok=True)
+    for each in (order, bias):
+        each.main(work, docs)

@@ -1,0 +1,105 @@
+"""Small committees, and trajectories that they drive, without a campaign around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.explorer import md_script
+from services.trainer.training_input import Run, build_input
+from shared.dataset import Labelled, write_deepmd
+from shared.engine import Engine
+from shared.frames import Frame, Label, to_ase
+from shared.sections import Md, Training
+from shared.values import Condition, Trust
+
+OPEN = Trust(low=1e-9, high=1e9)
+"""Levels that stop nothing."""
+SMALL = {
+    "model": {
+        "descriptor": {"rcut": 5.0, "rcut_smth": 1.0, "neuron": [8, 16], "axis_neuron": 4},
+        "fitting_net": {"neuron": [32, 32]},
+    }
+}
+Arrays = Mapping[str, Any]
+
+
+@contextmanager
+def engine(module: str, folder: Path) -> Iterator[Engine]:
+    child = Engine(module, folder / "engines" / module)
+    try:
+        yield child
+    finally:
+        child.kill()
+
+
+def labelled(frame: Frame, calculator: Any) -> Labelled:
+    """A canonical frame with energy, forces and virial by an ASE calculator."""
+    atoms = to_ase(frame)
+    atoms.calc = calculator
+    virial = None
+    if frame.cell is not None:
+        virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
+    label = Label(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
+    return Labelled(frame, label, {})
+
+
+def train(
+    data: Sequence[Labelled], type_map: Sequence[str], folder: Path, members: int, steps: int
+) -> list[Path]:
+    """Frozen models in `folder`, trained there unless they are there already."""
+    models = [folder / f"{member}" / "frozen.pb" for member in range(members)]
+    if all(model.exists() for model in models):
+        return models
+    systems = tuple(map(str, write_deepmd(data, folder / "data", type_map)))
+    with engine("services.trainer.deepmd_engine", folder) as child:
+        for member, model in enumerate(models):
+            model.parent.mkdir(parents=True, exist_ok=True)
+            run = Run(tuple(type_map), systems, steps, seed=member + 1, member=member)
+            document = build_input(Training(input=SMALL), run)
+            (model.parent / "input.json").write_text(json.dumps(document))
+            where = {"folder": str(model.parent), "backend": "tensorflow"}
+            child.call("train", where)
+            child.call("freeze", {**where, "checkpoint": ".", "model": "frozen.pb"})
+    return models
+
+
+def trajectory(
+    child: Engine,
+    folder: Path,
+    frame: Frame,
+    models: Sequence[Path],
+    temperature: float,
+    md: Md,
+    added: Callable[[Sequence[str]], Sequence[str]],
+) -> Arrays:
+    """What dynamics of `frame` meets: arrays positions, types, devi_f, steps of every check.
+    `added`: LAMMPS commands on top of plain dynamics, from the type map."""
+    folder.mkdir(parents=True, exist_ok=True)
+    type_map = sorted(set(frame.species))
+    data = folder / "start.data"
+    data.write_text(md_script.data_file(frame, type_map, {}))
+    pair = md_script.pair_commands(models, 0, type_map, md.every, OPEN)
+    condition = Condition(system="s", temperature=temperature)
+    script = md_script.start_script(frame, data, md, condition, 7, pair)
+    commands = [*script.dynamics, *added(type_map)]
+    child.call("begin", {"script": {**vars(script), "dynamics": commands, "single_use": True}})
+    arguments = {
+        "checks": md.steps // md.every,
+        "every": md.every,
+        "overlap": md.overlap,
+        "reach": 5.0 if frame.cell is None else None,
+        "trust": OPEN.model_dump(),
+        "streak": 0,
+        "stop_after": md.steps,
+        "frames": str(folder / "frames.npz"),
+    }
+    outcome = child.call("advance", arguments)
+    print(f"  {outcome['made']} checks; stopped: {outcome['stopped']}")
+    with np.load(folder / "frames.npz", allow_pickle=False) as found:
+        return dict(found)

@@ -1,0 +1,80 @@
+"""Files that a spec names for its trainings: models to begin from, a table of repulsion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpstream.imported import find_files, one_line
+from services.trainer.checkpoints import pack_given
+from services.trainer.repulsion import check_table
+from services.trainer.training_input import BACKENDS, TABLE
+from shared.errors import SpecError
+from shared.sections import ZBL, Init
+from shared.spec import Spec
+from shared.values import given_model
+
+PACKED = ".zip"
+"""A checkpoint as dpstream keeps it."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A file's bytes, and the ending by which its format is known, without the dot."""
+
+    suffix: str
+    data: bytes
+
+
+def given_files(spec: Spec, folder: Path) -> dict[str, Given]:
+    """What trainings find under which name, read relative to `folder`. `SpecError` names the key
+    and the file of what is none."""
+    return {**dict(_models(spec, folder)), **dict(_table(spec, folder))}
+
+
+def _models(spec: Spec, folder: Path) -> Iterator[tuple[str, Given]]:
+    init = spec.training.init
+    if init is None:
+        return
+    for number, model in enumerate(init.model):
+        yield given_model(number), _model(init, model, spec, folder)
+
+
+def _model(init: Init, model: str, spec: Spec, folder: Path) -> Given:
+    key, backend = "training.init.model", BACKENDS[spec.training.backend]
+    path = folder / Path(model).expanduser()
+    if init.how == "init-model" and path.suffix != PACKED:
+        try:
+            return Given(PACKED.lstrip("."), pack_given(path, backend))
+        except (ValueError, OSError) as error:
+            raise SpecError(f"{key}: {path}: {one_line(error)}") from error
+    allowed = {"init-model": (PACKED,), "finetune": backend.pretrained}
+    suffixes = allowed.get(init.how, (backend.suffix,))
+    if path.suffix not in suffixes:
+        raise SpecError(
+            f"{key}: {path}: {init.how} with {spec.training.backend} begins from "
+            f"{' or '.join(suffixes)} files"
+        )
+    return Given(path.suffix.lstrip("."), _bytes(path, key))
+
+
+def _table(spec: Spec, folder: Path) -> Iterator[tuple[str, Given]]:
+    repulsion = spec.training.repulsion
+    if repulsion is None or repulsion.table == ZBL:
+        return
+    key = "training.repulsion.table"
+    (path,) = find_files(repulsion.table, folder, key)[:1]
+    data = _bytes(path, key)
+    try:
+        check_table(data.decode(), spec.type_map)
+    except ValueError as error:  # not text, not numbers, or not a table for these elements
+        raise SpecError(f"{key}: {path}: {one_line(error)}") from error
+    yield TABLE, Given("table", data)
+
+
+def _bytes(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{key}: {path}: {error.strerror}") from error

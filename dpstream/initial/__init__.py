@@ -1,0 +1,1 @@
+"""Initial data as by DP-GEN's init_bulk and init_surf: relax, scale, perturb, short dynamics."""

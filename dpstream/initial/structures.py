@@ -1,0 +1,126 @@
+"""The structures that initial data begin with: pure functions of parameters and relaxed cells.
+
+Units: Å.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+
+from dpstream.generator import as_frame
+from dpstream.initial.params import InitBulk, InitParams, InitSurf
+from dpstream.inputs import closest_pair
+from dpstream.structures import read_structures
+from shared.builders import perturbed, scaled, slab, supercell
+from shared.errors import SpecError
+from shared.frames import Frame, canonical, from_ase, to_ase
+from shared.values import stable_seed
+
+TRIES = 100
+
+
+def unit_cell(params: InitParams, folder: Path) -> Frame:
+    """The crystal that the parameters name; a path is relative to `folder`."""
+    if params.from_poscar and params.from_poscar_path is not None:
+        path = folder / params.from_poscar_path
+        try:
+            return canonical(as_frame(read_structures(path)[0], str(path))).frame
+        except (SpecError, ValueError) as error:
+            raise SpecError(f"from_poscar_path: {error}") from error
+    from ase.build import bulk  # deferred: slow to import
+
+    cubic = params.cell_type != "hcp"
+    try:
+        atoms = bulk(params.elements[0], params.cell_type, a=params.latt, cubic=cubic)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise SpecError(f"elements, cell_type: {error}") from error
+    return canonical(as_frame(atoms, "cell_type")).frame
+
+
+def bulk_cell(params: InitBulk, folder: Path) -> Frame:
+    unit = unit_cell(params, folder)
+    if unit.cell is None:
+        if params.super_cell != (1, 1, 1):
+            raise SpecError("super_cell: a molecule has no cell to repeat")
+        return unit
+    return supercell(unit, params.super_cell)
+
+
+# ------------------------------------------------------------------------------ surfaces
+
+
+def surface_cells(params: InitSurf, folder: Path) -> dict[str, Frame]:
+    """One slab for each set of Miller indices, with the least vacuum."""
+    unit = unit_cell(params, folder)
+    if unit.cell is None:
+        raise SpecError("from_poscar_path: a surface needs a crystal, and this has no cell")
+    numbers = [atomic_numbers[symbol] for symbol in unit.species]
+    vacuum = params.vacuum_min or 2 * float(covalent_radii[numbers].max())
+    a, b, _ = params.super_cell
+    cells = {}
+    for miller in params.millers:
+        if not any(miller):
+            raise SpecError("millers: 0 0 0 is no plane")
+        thickness = params.z_min if params.layer_numb is None else None
+        cut = slab(unit, miller, vacuum, layers=params.layer_numb, thickness=thickness)
+        cells["".join(map(str, miller))] = supercell(cut, (a, b, 1))
+    return cells
+
+
+def gaps(params: InitSurf) -> list[float]:
+    """Å by which the vacuum is widened: close together up to `mid_point`, sparse beyond."""
+    if len(params.vacuum_resol) == 1:
+        step = params.vacuum_resol[0]
+        return [float(x) for x in np.arange(step, params.vacuum_max, step)]
+    assert params.mid_point is not None
+    if params.vacuum_resol:
+        fine, coarse = params.vacuum_resol
+        head = np.arange(fine, params.mid_point, fine)
+        tail = np.arange(params.mid_point, params.vacuum_max, coarse)
+    else:
+        assert params.vacuum_numb is not None
+        assert params.head_ratio is not None
+        count = int(params.vacuum_numb * params.head_ratio)
+        head = np.linspace(0, params.mid_point, count)
+        tail = np.linspace(params.mid_point, params.vacuum_max, params.vacuum_numb - count + 1)
+    return [float(x) for x in np.unique([*head, *tail])]
+
+
+def widened(frame: Frame, gap: float) -> Frame:
+    """A slab with `gap` Å more vacuum along its third cell vector, in the middle of it."""
+    atoms = to_ase(frame)
+    lengths = atoms.cell.lengths()
+    atoms.set_cell(atoms.cell[:] * np.array([[1.0], [1.0], [1.0 + gap / lengths[2]]]))
+    atoms.positions[:, 2] += atoms.cell[2, 2] / 2 - atoms.positions[:, 2].mean()
+    return canonical(from_ase(atoms)).frame
+
+
+# ------------------------------------------------------------------------------ scaled, perturbed
+
+
+def variants(
+    frame: Frame, params: InitParams, shortest: float, *name: object
+) -> Iterator[tuple[str, Frame]]:
+    """Each scaled structure as it is and perturbed, with names; no atoms nearer than `shortest`
+    Å. `name` seeds the perturbations."""
+    for scale in params.scale:
+        cell = scaled(frame, scale)
+        yield f"scale {scale:g}", cell
+        for number in range(params.pert_numb):
+            rng = np.random.default_rng(stable_seed("init", *name, scale, number))
+            yield f"scale {scale:g}, copy {number + 1}", _apart(cell, params, shortest, rng)
+
+
+def _apart(frame: Frame, params: InitParams, shortest: float, rng: np.random.Generator) -> Frame:
+    for _ in range(TRIES):
+        copy = perturbed(frame, params.pert_atom, params.pert_box, rng)
+        if closest_pair(copy, shortest) is None:
+            return copy
+    raise SpecError(
+        f"pert_atom: {params.pert_atom:g} Å keeps bringing atoms closer than labels.min_distance "
+        f"({shortest:g} Å)"
+    )

@@ -1,0 +1,295 @@
+"""`dpstream library`: models and labels that groups share, on a folder or a bucket.
+
+What a campaign contributes is one entry, `library/<campaign>-<spec>.json`. The objects it names
+keep their keys, so that a library is a root too: a campaign run with it as --root finds the labels
+in its cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import Field, ValidationError
+from rich.console import RenderableType
+from rich.table import Table
+
+from dpstream.datasets import claim, write_dataset
+from dpstream.deployment import open_store
+from dpstream.export import Harvest
+from dpstream.options import DEFAULT_ROOT, Campaign, Root, console, named, there, within
+from dpstream.recipe_file import read_recipe
+from dpstream.watch import say
+from services.labeler.codes import CODES
+from shared.dataset import Labelled, load_dataset
+from shared.errors import SpecError, StoreError
+from shared.frames import frame_key
+from shared.messages import MemberTrained
+from shared.ports import Store
+from shared.spec import Stage
+from shared.values import Dataset, Recipe, Ref, Rmse, Value
+from shared.worker import fetch
+
+PREFIX = "library/"
+LARGEST = 1 << 20
+"""Bytes of an entry."""
+
+library = typer.Typer(
+    help="Models and labels that groups share, on a folder or a bucket: look there first, compute "
+    "only what is missing, contribute what you computed.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+Library = Annotated[
+    str,
+    typer.Option(
+        "--library",
+        envvar="DPSTREAM_LIBRARY",
+        metavar="DIR|URL",
+        help="The library: a folder, or s3://bucket/prefix.",
+        show_envvar=True,
+    ),
+]
+
+
+class Model(Value):
+    """A trained model; `held_out` are its errors on frames it never saw."""
+
+    ref: Ref
+    type_map: tuple[str, ...]
+    final: bool
+    train: Rmse
+    held_out: Rmse | None = None
+
+
+class Entry(Value):
+    """What one campaign contributed: its best model, and its labels as a dataset manifest."""
+
+    campaign: str
+    recipe: Recipe
+    conditions: tuple[str, ...] = Field(description="stages that the model was grown in")
+    model: Model | None
+    dataset: Ref
+    formulas: dict[str, int] = Field(description="labelled frames by composition")
+    elements: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        return sum(self.formulas.values())
+
+
+# ------------------------------------------------------------------------------ add
+
+
+@library.command()
+def add(library: Library, campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
+    """Contribute a campaign: its best model and all its labels, imported sets included.
+
+    Contributed again later, only what is new is copied.
+
+    Example: dpstream library add copper --library s3://group/library
+    """
+    with within(root):
+        source, name = named(campaign, root)
+        harvest = Harvest.of(source, name)
+    if harvest.recipe is None:
+        raise SpecError(f"{name}: has not begun: there is nothing to contribute")
+    with within(library):
+        target = open_store(library)
+        copied = sum(_copy(harvest, ref, target) for ref in _objects(harvest))
+        entry = _enter(harvest, harvest.recipe, target)
+    model = "no model" if entry.model is None else f"1 model ({', '.join(entry.model.type_map)})"
+    say(console, f"{name}: {entry.frames} labels, {model}; {copied} new objects in {library}")
+
+
+def _objects(harvest: Harvest) -> Iterator[Ref]:
+    manifest = _manifest(harvest)
+    yield from manifest.packs
+    yield from manifest.labels
+    if harvest.best is not None:
+        yield harvest.best.model
+
+
+def _copy(harvest: Harvest, ref: Ref, target: Store) -> bool:
+    """Whether it was new there. Objects never change: one that is there is the same."""
+    return not target.exists(ref.uri) and target.create(ref.uri, harvest.fetch(ref))
+
+
+def _manifest(harvest: Harvest) -> Dataset:
+    """Every label of the campaign, those of audits too, and its imported sets."""
+    assert harvest.history.submitted is not None
+    accepted = {
+        life.ref.key: life.accepted.label
+        for life in harvest.history.lives.values()
+        if life.accepted is not None
+    }
+    labels = tuple(accepted[key] for key in sorted(accepted))
+    return Dataset(version=0, packs=harvest.history.submitted.packs, labels=labels)
+
+
+def _enter(harvest: Harvest, recipe: Recipe, target: Store) -> Entry:
+    spec = Ref.to("spec", harvest.spec_bytes).sha256[:12]
+    key = f"{PREFIX}{harvest.campaign}-{spec}"
+    body = _manifest(harvest).model_dump_json().encode()
+    dataset = Ref.to(f"{key}.dataset", body)
+    target.put(dataset.uri, body)
+    labelled = _labelled(target, dataset)
+    formulas = Counter(item.frame.formula for item in labelled)
+    entry = Entry(
+        campaign=harvest.campaign,
+        recipe=recipe,
+        conditions=tuple(map(_condition, harvest.spec.stages)),
+        model=None if harvest.best is None else _model(harvest, harvest.best),
+        dataset=dataset,
+        formulas=dict(sorted(formulas.items())),
+        elements=tuple(sorted({s for item in labelled for s in item.frame.species})),
+    )
+    target.put(f"{key}.json", entry.model_dump_json(indent=1).encode())
+    return entry
+
+
+def _labelled(store: Store, dataset: Ref) -> list[Labelled]:
+    return load_dataset(partial(fetch, store), dataset)
+
+
+def _condition(stage: Stage) -> str:
+    low, high = min(stage.temperatures), max(stage.temperatures)
+    heat = f"{low:g} K" if low == high else f"{low:g}–{high:g} K"
+    pressures = f" {min(stage.pressures):g}–{max(stage.pressures):g} bar" if stage.pressures else ""
+    return f"{', '.join(stage.systems)} {heat}{pressures}"
+
+
+def _model(harvest: Harvest, best: MemberTrained) -> Model:
+    return Model(
+        ref=best.model,
+        type_map=harvest.spec.type_map,
+        final=harvest.final is not None,
+        train=best.train,
+        held_out=best.test or best.audit,
+    )
+
+
+# ------------------------------------------------------------------------------ find
+
+
+@library.command()
+def find(
+    library: Library,
+    elements: Annotated[
+        str, typer.Option(metavar="LIST", help="What your system is made of, e.g. Cu,Au.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DIGEST",
+            help="Only what was labelled by this recipe: a file, or a digest.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Fetch them: models, and the labels as one dataset for `initial.data`.",
+        ),
+    ] = None,
+) -> None:
+    """Look up models that know all these elements, then labels made of them alone.
+
+    With -o the models and labels are fetched; labels of several recipes are never mixed: name one
+    by --recipe.
+
+    Exit status: 0 something was found, 1 nothing.
+
+    Example: dpstream library find --elements Cu,Au --library s3://group/library -o found
+    """
+    asked = {symbol.strip() for symbol in elements.split(",") if symbol.strip()}
+    with within(library):
+        store = there(library, "--library")
+        known = [e for e in entries(store) if recipe is None or _is(e.recipe, recipe)]
+        models = [e for e in known if e.model is not None and asked <= set(e.model.type_map)]
+        labels = [e for e in known if e.frames and set(e.elements) <= asked]
+        if not models and not labels:
+            say(console, f"{library}: nothing of {', '.join(sorted(asked))}")
+            raise typer.Exit(1)
+        for part in _found(models, labels):
+            console.print(part)
+        if output is not None:
+            _fetch(store, models, labels, output)
+
+
+def entries(store: Store) -> Iterator[Entry]:
+    """Raises StoreError naming an object that is no entry."""
+    for key in store.list(PREFIX):
+        if key.endswith(".json"):
+            try:
+                yield Entry.model_validate_json(store.get(key, most=LARGEST))
+            except ValidationError as error:
+                raise StoreError(f"{key}: is no entry of a library") from error
+
+
+def _is(recipe: Recipe, wanted: str) -> bool:
+    if Path(wanted).suffix:
+        return recipe.digest == read_recipe(Path(wanted))[1].digest
+    return recipe.digest.startswith(wanted)
+
+
+def _found(models: Sequence[Entry], labels: Sequence[Entry]) -> Iterator[RenderableType]:
+    if models:
+        table = _table("model of", "elements", "force error", "grown at", "recipe")
+        for e in models:
+            assert e.model is not None
+            table.add_row(
+                e.campaign,
+                " ".join(e.model.type_map),
+                _error(e.model),
+                "; ".join(e.conditions),
+                _recipe(e.recipe),
+            )
+        yield table
+    if labels:
+        table = _table("labels of", "frames", "compositions", "recipe")
+        for e in labels:
+            table.add_row(e.campaign, str(e.frames), " ".join(e.formulas), _recipe(e.recipe))
+        yield table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _error(model: Model) -> str:
+    if model.held_out is None:
+        return f"{model.train.force:.3g} eV/Å (training)"
+    return f"{model.held_out.force:.3g} eV/Å (unseen)"
+
+
+def _recipe(recipe: Recipe) -> str:
+    return f"{CODES[recipe.code].method(recipe.settings)} {recipe.digest}"
+
+
+def _fetch(store: Store, models: Sequence[Entry], labels: Sequence[Entry], folder: Path) -> None:
+    recipes = {e.recipe.digest: _recipe(e.recipe) for e in labels}
+    if len(recipes) > 1:
+        those = ", ".join(recipes.values())
+        raise SpecError(f"--recipe: labels of {len(recipes)} recipes: {those}; name one")
+    claim(folder, "library find")
+    (folder / "models").mkdir(exist_ok=True)
+    for e in models:
+        assert e.model is not None
+        path = folder / "models" / f"{e.campaign}{Path(e.model.ref.uri).suffix}"
+        path.write_bytes(fetch(store, e.model.ref))
+        say(console, f"{path}: the model of {e.campaign}")
+    labelled = [item for e in labels for item in _labelled(store, e.dataset)]
+    unique = {frame_key(item.frame): item for item in labelled}
+    about = {"campaigns": [e.campaign for e in labels], "recipes": recipes}
+    symbols = sorted({symbol for e in labels for symbol in e.elements})
+    say(console, write_dataset(list(unique.values()), folder, "library find", symbols, **about))

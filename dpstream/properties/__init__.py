@@ -1,0 +1,1 @@
+"""Properties of materials by a model and by the recipe it was taught, side by side."""

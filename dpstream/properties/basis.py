@@ -1,0 +1,93 @@
+"""What every property is made of: a structure, who computes it, and what is found.
+
+Units: eV, Å, GPa, J/m², THz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ase.units import J, m
+
+from shared.errors import Permanent
+
+PER_SQUARE_METRE = J / m**2
+"""J/m² in eV/Å²."""
+
+
+@dataclass(frozen=True)
+class How:
+    """fmax: eV/Å, where a relaxation ends; steps: the most it may take; size: Å, least edge of a
+    supercell and thickness of a slab; vacuum: Å beside a slab; millers: surfaces; line: plane of
+    the γ-line, and its last shift in vectors of the slab's in-plane cell (of a conventional fcc
+    cell the default goes through both stacking faults to the next lattice point)."""
+
+    fmax: float = 0.01
+    steps: int = 300
+    size: float = 8.0
+    vacuum: float = 10.0
+    millers: tuple[tuple[int, int, int], ...] = ((1, 0, 0), (1, 1, 0), (1, 1, 1))
+    line: tuple[tuple[int, int, int], tuple[float, float]] = ((1, 1, 1), (0.5, -0.5))
+
+
+@dataclass(frozen=True)
+class Value:
+    name: str
+    unit: str
+    number: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    x_title: str
+    y_title: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    values: tuple[Value, ...]
+    curve: Curve | None = None
+
+
+Property = Callable[[Any, How], Found]
+"""Of `ase.Atoms` relaxed by the calculator they carry. Raises Permanent where it cannot be had."""
+
+
+def like(atoms: Any, calculator: Any) -> Any:
+    """A copy with a calculator, from which nothing computed before is taken."""
+    copy = atoms.copy()
+    copy.calc = calculator
+    return copy
+
+
+def relaxed(atoms: Any, how: How, *, cell: bool = False) -> Any:
+    """A copy with forces (and stress, where the cell relaxes too) below `how.fmax`. Raises
+    Permanent after `how.steps` steps."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS
+
+    copy = like(atoms, atoms.calc)
+    target = FrechetCellFilter(copy) if cell else copy
+    if not BFGS(target, logfile=None).run(fmax=how.fmax, steps=how.steps):
+        raise Permanent(
+            f"{atoms.get_chemical_formula()}: not relaxed to {how.fmax:g} eV/Å within {how.steps} "
+            "steps"
+        )
+    return copy
+
+
+def energy(atoms: Any) -> float:
+    """eV."""
+    return float(atoms.get_potential_energy())
+
+
+def supercell(atoms: Any, size: float) -> Any:
+    """Repeated until opposite faces are `size` Å apart."""
+    from services.labeler.codes.base import cell_widths
+
+    widths = cell_widths(atoms.cell[:])
+    repeat = [max(1, -int(-size // width)) for width in widths]
+    return like(atoms * repeat, atoms.calc)

@@ -1,0 +1,208 @@
+"""`dpstream test`: properties by a model, beside those by the recipe that it was taught."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpstream.calculators import RecipeCalculator, model_calculator
+from dpstream.deployment import open_store
+from dpstream.generator import as_frame
+from dpstream.options import DEFAULT_ROOT, Root, console, within
+from dpstream.properties.basis import How
+from dpstream.properties.comparison import PROPERTIES, compare, missing, table, write
+from dpstream.recipe_file import RecipeOption, read_recipe
+from dpstream.relabel import at_desk
+from dpstream.structures import read_structures
+from dpstream.watch import say
+from shared.errors import SpecError
+from shared.frames import to_ase
+from shared.ports import Store
+from shared.spec_errors import did_you_mean
+
+RECIPES = (".yaml", ".yml", ".json")
+DEFAULTS = How()
+
+
+def compare_properties(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML)."),
+    ],
+    structures: Annotated[
+        list[Path],
+        typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules that ASE reads."),
+    ],
+    recipe: RecipeOption,
+    properties: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help=f"Of {','.join(PROPERTIES)}; default: all that can be had."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
+    ] = Path("properties"),
+    size: Annotated[
+        float, typer.Option(min=1, help="Å: least edge of supercells, thickness of slabs.")
+    ] = DEFAULTS.size,
+    fmax: Annotated[
+        float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")
+    ] = DEFAULTS.fmax,
+    miller: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="H,K,L",
+            help="Surface, in indices of the given cell; may be repeated. "
+            "Default: 1,0,0 1,1,0 1,1,1.",
+        ),
+    ] = None,
+    line: Annotated[
+        str,
+        typer.Option(
+            metavar="H,K,L:X,Y",
+            help="γ-line: its plane, and its last shift in the slab's in-plane cell vectors.",
+        ),
+    ] = "1,1,1:0.5,-0.5",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Compare a model with its recipe on properties that no training saw.
+
+    Each side relaxes the structure for itself; then come the equation of state, elastic
+    constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point by the
+    recipe is a label in the cache under --root: known ones are not computed, and after Ctrl-C the
+    same command goes on.
+
+    Writes properties.json and a picture of the curves. Exit status: 0 all found, 1 some not,
+    2 bad input, 130 interrupted.
+
+    Example: dpstream test models/final.pb Cu.cif --recipe campaign.yaml --properties eos,elastic
+    """
+    wanted = _wanted(properties)
+    how = How(
+        fmax=fmax,
+        size=size,
+        millers=tuple(_miller(m) for m in miller) if miller else DEFAULTS.millers,
+        line=_line(line),
+    )
+    named = [(name, atoms) for path in structures for name, atoms in _structures(path)]
+    folder = _folder(output)
+    with within(root), _sides(model, recipe, open_store(root), folder / "engine.log") as sides:
+        for name, atoms in named:
+            _check_elements(name, atoms, sides["model"])
+        compared = [compare(n, a, wanted, sides, how, _tell) for n, a in named]
+    for each in compared:
+        console.print(table(each, list(sides)))
+    about = {"model": str(model), "recipe": read_recipe(recipe)[1].model_dump(), "how": vars(how)}
+    for path in write(compared, folder, about):
+        say(console, f"wrote {path}")
+    if not all(each.complete for each in compared):
+        raise typer.Exit(1)
+
+
+def _tell(words: str) -> None:
+    say(console, words)
+
+
+# ------------------------------------------------------------------------------ what is asked for
+
+
+def _wanted(properties: str | None) -> list[str]:
+    if properties is None:
+        return [name for name in PROPERTIES if not missing(name)]
+    wanted = [name.strip() for name in properties.split(",") if name.strip()]
+    for name in wanted:
+        if name not in PROPERTIES:
+            hint = did_you_mean(name, PROPERTIES) or f"; there are: {', '.join(PROPERTIES)}"
+            raise SpecError(f"--properties: no property {name!r}{hint}")
+        if missing(name):
+            raise SpecError(
+                f"--properties: {name} needs {missing(name)}; pip install 'dpstream[properties]'"
+            )
+    return wanted
+
+
+def _miller(text: str, option: str = "--miller") -> tuple[int, int, int]:
+    found = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
+    indices = tuple(map(int, found.groups())) if found else ()
+    if len(indices) != 3 or not any(indices):
+        raise SpecError(f"{option}: {text!r}: expected three indices, not all zero, e.g. 1,1,1")
+    return indices
+
+
+def _line(text: str) -> tuple[tuple[int, int, int], tuple[float, float]]:
+    plane, _, along = text.partition(":")
+    try:
+        x, y = map(float, along.split(","))
+    except ValueError:
+        x = y = 0.0
+    if (x, y) == (0.0, 0.0):
+        raise SpecError(f"--line: {text!r}: expected a plane and a shift, e.g. 1,1,1:0.5,-0.5")
+    return _miller(plane, "--line"), (x, y)
+
+
+def _structures(path: Path) -> Iterator[tuple[str, Any]]:
+    read = read_structures(path)
+    for number, atoms in enumerate(read):
+        name = str(path) if len(read) == 1 else f"{path}: frame {number}"
+        yield name, to_ase(as_frame(atoms, name))
+
+
+def _folder(output: Path) -> Path:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--output: {output}: cannot be written: {error.strerror}") from error
+    return output
+
+
+# ------------------------------------------------------------------------------ the two sides
+
+
+@contextmanager
+def _sides(model: Path, recipe: Path, store: Store, log: Path) -> Iterator[dict[str, Any]]:
+    """Calculators by side; their engines end with the block. What TensorFlow prints goes to
+    `log`."""
+    with ExitStack() as stack:
+
+        def by_recipe(path: Path) -> Any:
+            given, known = read_recipe(path)
+            desk = at_desk(given.labels, known, store, "test", threading.Event())
+            return RecipeCalculator(stack.enter_context(desk))
+
+        taught = by_recipe(recipe)
+        if model.suffix in RECIPES:
+            tested = by_recipe(model)
+        else:
+            stack.enter_context(_stderr_to(log))
+            tested = model_calculator(model)
+        yield {"model": tested, "recipe": taught}
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Also of libraries that are no Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_elements(name: str, atoms: Any, calculator: Any) -> None:
+    known = getattr(calculator, "type_dict", {})
+    unknown = sorted(set(atoms.get_chemical_symbols()) - set(known))
+    if known and unknown:
+        raise SpecError(f"{name}: the model knows no {unknown[0]}, only {', '.join(known)}")

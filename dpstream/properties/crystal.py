@@ -1,0 +1,162 @@
+"""Properties of the perfect crystal (relaxation also of a molecule)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ase.units import GPa
+
+from dpstream.properties.basis import Curve, Found, How, Value, energy, like, relaxed, supercell
+from shared.errors import Permanent
+from shared.frames import Floats
+
+STRETCHES = np.linspace(0.94, 1.06, 7)
+"""Volumes of the equation of state, over that at rest."""
+STRAIN = 0.005
+"""Of the elastic constants, to both sides."""
+DISPLACEMENT = 0.01
+"""Å, of the phonons."""
+MESH = (8, 8, 8)
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+def relaxation(atoms: Any, how: How) -> Found:
+    """Energy and, of a crystal, volume and cell at rest; of a molecule its bond lengths."""
+    count = len(atoms)
+    values = [Value("energy", "eV/atom", energy(atoms) / count)]
+    if atoms.pbc.all():
+        values += [
+            Value("volume", "Å³/atom", atoms.get_volume() / count),
+            *(Value(name, "Å", x) for name, x in zip("abc", atoms.cell.lengths(), strict=True)),
+        ]
+    elif count > 1:
+        distances = atoms.get_all_distances()[np.triu_indices(count, 1)]
+        values += [
+            Value("shortest distance", "Å", float(distances.min())),
+            Value("longest distance", "Å", float(distances.max())),
+        ]
+    return Found(tuple(values))
+
+
+def equation_of_state(atoms: Any, how: How) -> Found:
+    """Birch-Murnaghan through energies at scaled volumes, ions at their fractional places."""
+    from ase.eos import EquationOfState
+
+    volume, count = atoms.get_volume(), len(atoms)
+    volumes = volume * STRETCHES
+    energies = [energy(_scaled(atoms, float(np.cbrt(s)))) for s in STRETCHES]
+    try:
+        v0, e0, bulk = EquationOfState(volumes, energies, "birchmurnaghan").fit()
+    except (ValueError, RuntimeError) as error:
+        raise Permanent(f"no equation of state: {error}") from error
+    points = tuple(zip(volumes / count, np.array(energies) / count, strict=True))
+    return Found(
+        (
+            Value("V₀", "Å³/atom", v0 / count),
+            Value("E₀", "eV/atom", e0 / count),
+            Value("B", "GPa", bulk / GPa),
+        ),
+        Curve("volume (Å³/atom)", "energy (eV/atom)", points),
+    )
+
+
+def _scaled(atoms: Any, factor: float) -> Any:
+    copy = like(atoms, atoms.calc)
+    copy.set_cell(copy.cell[:] * factor, scale_atoms=True)
+    return copy
+
+
+# ------------------------------------------------------------------------------ elastic constants
+
+
+def elastic(atoms: Any, how: How) -> Found:
+    """Elastic constants C_ij from stresses at small strains, ions relaxed in each, and the
+    Voigt-Reuss-Hill averages. Cartesian axes are those of the structure given."""
+    constants = stiffness(atoms, how)
+    named = [
+        Value(f"C{i + 1}{j + 1}", "GPa", constants[i, j])
+        for i in range(6)
+        for j in range(i, 6)
+        if (i < 3 and j < 3) or i == j
+    ]
+    return Found((*named, *_averages(constants)))
+
+
+def stiffness(atoms: Any, how: How) -> Floats:
+    """C `(6, 6)` in GPa, Voigt order xx yy zz yz xz xy, engineering shear."""
+    columns = [
+        (_stress(atoms, index, STRAIN, how) - _stress(atoms, index, -STRAIN, how)) / (2 * STRAIN)
+        for index in range(6)
+    ]
+    matrix = np.stack(columns, axis=1) / GPa
+    symmetric: Floats = (matrix + matrix.T) / 2
+    return symmetric
+
+
+def _stress(atoms: Any, index: int, strain: float, how: How) -> Floats:
+    """Stress `(6,)` in eV/Å³ under one engineering strain."""
+    deformation = np.eye(3)
+    i, j = VOIGT[index]
+    deformation[i, j] += strain if i == j else strain / 2
+    deformation[j, i] = deformation[i, j]
+    copy = like(atoms, atoms.calc)
+    copy.set_cell(copy.cell[:] @ deformation, scale_atoms=True)
+    return np.asarray(relaxed(copy, how).get_stress(), dtype=np.float64)
+
+
+def _averages(c: Floats) -> Iterator[Value]:
+    """R. Hill, Proc. Phys. Soc. A 65, 349 (1952)."""
+    try:
+        s = np.linalg.inv(c)
+    except np.linalg.LinAlgError as error:
+        raise Permanent(f"elastic constants are singular: {error}") from error
+    diagonal, off = np.trace(c[:3, :3]), c[0, 1] + c[0, 2] + c[1, 2]
+    soft, soft_off = np.trace(s[:3, :3]), s[0, 1] + s[0, 2] + s[1, 2]
+    bulk = ((diagonal + 2 * off) / 9 + 1 / (soft + 2 * soft_off)) / 2
+    voigt = (diagonal - off + 3 * np.trace(c[3:, 3:])) / 15
+    reuss = 15 / (4 * soft - 4 * soft_off + 3 * np.trace(s[3:, 3:]))
+    shear = (voigt + reuss) / 2
+    yield Value("bulk modulus", "GPa", float(bulk))
+    yield Value("shear modulus", "GPa", float(shear))
+    yield Value("Poisson's ratio", "", float((3 * bulk - 2 * shear) / (6 * bulk + 2 * shear)))
+
+
+# ------------------------------------------------------------------------------ phonons
+
+
+def phonons(atoms: Any, how: How) -> Found:
+    """Frequencies on a mesh from finite displacements in a supercell, through phonopy; imaginary
+    ones count as negative (A. Togo, I. Tanaka, Scr. Mater. 108, 1 (2015))."""
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    unit = PhonopyAtoms(atoms.get_chemical_symbols(), cell=atoms.cell[:], positions=atoms.positions)
+    repeat = np.rint(supercell(atoms, how.size).cell.lengths() / atoms.cell.lengths())
+    phonon = Phonopy(unit, np.diag(repeat.astype(int)), primitive_matrix="P", log_level=0)
+    phonon.generate_displacements(distance=DISPLACEMENT)
+    phonon.forces = [_forces(cell, atoms.calc) for cell in phonon.supercells_with_displacements]
+    phonon.produce_force_constants()
+    phonon.run_mesh(MESH, is_gamma_center=True)
+    frequencies, weights = phonon.mesh.frequencies, phonon.mesh.weights
+    mean = float((frequencies.mean(axis=1) * weights).sum() / weights.sum())
+    phonon.run_total_dos()
+    points = zip(phonon.total_dos.frequency_points, phonon.total_dos.dos, strict=True)
+    return Found(
+        (
+            Value("lowest frequency", "THz", float(frequencies.min())),
+            Value("mean frequency", "THz", mean),
+            Value("highest frequency", "THz", float(frequencies.max())),
+        ),
+        Curve(
+            "frequency (THz)", "density of states", tuple((float(x), float(y)) for x, y in points)
+        ),
+    )
+
+
+def _forces(cell: Any, calculator: Any) -> Floats:
+    from ase import Atoms
+
+    atoms = Atoms(cell.symbols, cell=cell.cell, positions=cell.positions, pbc=True)
+    return np.asarray(like(atoms, calculator).get_forces(), dtype=np.float64)

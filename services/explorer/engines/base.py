@@ -1,0 +1,83 @@
+"""The protocol of an exploration engine. See `docs/adding-an-exploration-engine.md`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from services.explorer.bench import Bench, Loaded
+from shared.explorers import Engine
+from shared.frames import Batch, Frame
+from shared.messages import Explore
+from shared.sections import Md, Stage
+from shared.worker import Context
+
+
+@dataclass
+class Trip:
+    """One trajectory to be made: where it starts, and the committee that judges it now. `frame`
+    is canonical; `committee` changes when a newer one takes over."""
+
+    bench: Bench
+    command: Explore
+    context: Context
+    frame: Frame
+    committee: Loaded
+
+    @property
+    def stage(self) -> Stage:
+        return self.context.spec().stages[self.command.stage]
+
+    @property
+    def md(self) -> Md:
+        return self.stage.md
+
+    @property
+    def settings(self) -> Engine:
+        return self.stage.engine
+
+    @property
+    def folder(self) -> Path:
+        """Private to this task."""
+        return self.context.scratch.resolve()
+
+    @property
+    def vacuum(self) -> bool:
+        return self.frame.cell is None
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What came of some checks. `made` of them; `streak`: failed ones in a row up to now;
+    `stopped`: None, or why the trajectory ends here; `frames`: canonical, `(made,)`, with arrays
+    devi_f (eV/Å), devi_v (eV per atom, zero in vacuum) and time_ps, None where none was made."""
+
+    made: int
+    streak: int
+    stopped: str | None
+    frames: Batch | None
+
+
+class Explorer(Protocol):
+    """Drives one trajectory. Either `start` or `resume` comes first, once.
+
+    Raises ValueError for settings that can never work, EngineError where its program refuses,
+    EngineCrashed where it dies. What goes astray on the way is a `Piece` that says so.
+    """
+
+    def start(self) -> None:
+        """At the frame of the trip."""
+
+    def resume(self, state: bytes) -> None:
+        """Where another attempt called `save`, under the committee of the trip."""
+
+    def advance(self, checks: int, streak: int) -> Piece:
+        """Up to `checks` more checks, md.every steps apart; fewer end the trajectory, and so do
+        md.stop_after failed ones in a row, of which `streak` are made already."""
+
+    def hand_over(self) -> None:
+        """Go on under what is now the committee of the trip."""
+
+    def save(self) -> bytes:
+        """What `resume` needs."""

@@ -1,0 +1,150 @@
+"""Dynamics with a bias on collective variables, by Colvars or by PLUMED. The bias pushes the atoms;
+deviations are those of the committee's own forces.
+
+Colvars: G. Fiorin, M. L. Klein, J. Hénin, Mol. Phys. 111, 3345 (2013); keywords after its manual,
+version 2025-04-30. In LAMMPS units `metal` it counts in eV, Å and degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from services.explorer.engines.atoms import atom_numbers, numbered, refusal
+from services.explorer.engines.dynamics import Dynamics
+from services.explorer.md_script import Script
+from shared.explorers import (
+    Colvars,
+    Coordination,
+    Dihedral,
+    Distance,
+    Group,
+    Metadynamics,
+    Plumed,
+)
+
+STATE = "bias.colvars.state"
+"""What Colvars writes after every `run`, with `output bias`."""
+PER_SIGMA = 2
+"""Grid points per Gaussian sigma. Without a grid, Colvars forgets its hills at a restart."""
+FARTHEST = 10.0
+"""Å; where a distance's grid ends at first."""
+QUIET = ("colvarsTrajFrequency 0", "colvarsRestartFrequency 0")
+TRUSTED = "a worker takes such inputs where DPSTREAM_EXPLORER_TEMPLATES is any"
+
+
+class ColvarsBias(Dynamics):
+    def amended(self, script: Script) -> Script:
+        trip, settings = self.trip, self.trip.settings
+        assert isinstance(settings, Colvars)
+        path = trip.folder / "bias.in"
+        path.write_text(colvars_input(settings, trip.frame.species, trip.bench.trusting))
+        words = f'fix bias all colvars "{path}" output "{trip.folder}/bias"'
+        if trip.md.ensemble != "nve":
+            words += " tstat motion"
+        # LAMMPS' restart file has the state too, but is read before Colvars knows its variables.
+        if (self.saved / STATE).exists():
+            words += f' input "{self.saved / STATE}"'
+        return replace(script, dynamics=[*script.dynamics, words], single_use=True)
+
+    def files(self) -> Sequence[Path]:
+        return (self.trip.folder / STATE,)
+
+
+class PlumedBias(Dynamics):
+    def amended(self, script: Script) -> Script:
+        settings = self.trip.settings
+        assert isinstance(settings, Plumed)
+        command = plumed_fix(self, settings.input)
+        return replace(script, dynamics=[*script.dynamics, command], single_use=True)
+
+
+def plumed_fix(engine: Dynamics, text: str) -> str:
+    """The command that runs a PLUMED input. ValueError where LAMMPS has no PLUMED."""
+    trip = engine.trip
+    if not trip.bench.call("has_fix", {"style": "plumed"}, trip.context):
+        raise ValueError("plumed: this worker's LAMMPS was built without it; colvars is there")
+    path = trip.folder / "plumed.in"
+    path.write_text(checked(numbered(text, trip.frame.species, ","), trip.bench.trusting))
+    return f'fix bias all plumed plumedfile "{path}" outfile "{trip.folder}/plumed.out"'
+
+
+def checked(text: str, trusting: bool) -> str:
+    """`text`, unless it could do harm. Raises ValueError."""
+    reason = None if trusting else refusal(text)
+    if reason is not None:
+        raise ValueError(f"input: {reason}; {TRUSTED}")
+    return text
+
+
+def colvars_input(settings: Colvars, species: Sequence[str], trusting: bool = False) -> str:
+    """The Colvars configuration for the canonical frame whose atoms are `species`. Raises
+    ValueError for atoms that are not there and for what could do harm."""
+    if settings.input is not None:
+        return checked(numbered(settings.input, species, " "), trusting)
+    variables = {
+        each.name or f"{each.kind}{number}": each
+        for number, each in enumerate(settings.variables, 1)
+    }
+    if len(variables) < len(settings.variables):
+        raise ValueError("variables: two of them share a name")
+    lines = list(QUIET)
+    for name, variable in variables.items():
+        lines += [f"colvar {{ name {name}", f"  width {variable.width / PER_SIGMA!r}"]
+        lines += [f"  {line}" for line in _component(variable, species)] + ["}"]
+        lines += _walls(name, variable)
+    return "\n".join([*lines, *_metadynamics(settings.metadynamics, variables)]) + "\n"
+
+
+Variable = Distance | Coordination | Dihedral
+
+
+def _component(variable: Variable, species: Sequence[str]) -> Iterator[str]:
+    """The variable itself, after the grid on which its hills are collected."""
+    if isinstance(variable, Dihedral):
+        yield from _groups("dihedral {", [(name,) for name in variable.atoms], species)
+        return
+    longest = FARTHEST
+    kind = "distance {"
+    if isinstance(variable, Coordination):
+        kind = f"coordNum {{ cutoff {variable.cutoff!r}"
+        longest = float(math.prod(len(_numbers(group, species)) for group in variable.groups))
+    yield f"lowerBoundary 0.0\n  upperBoundary {longest!r}\n  expandBoundaries on"
+    yield from _groups(kind, variable.groups, species)
+
+
+def _groups(kind: str, groups: Sequence[Group], species: Sequence[str]) -> Iterator[str]:
+    yield kind
+    for number, names in enumerate(groups, 1):
+        atoms = " ".join(map(str, _numbers(names, species)))
+        yield f"  group{number} {{ atomNumbers {atoms} }}"
+    yield "}"
+
+
+def _numbers(names: Group, species: Sequence[str]) -> list[int]:
+    """Of all atoms that are named, each once."""
+    return list(dict.fromkeys(n for name in names for n in atom_numbers(name, species)))
+
+
+def _walls(name: str, variable: Variable) -> Iterator[str]:
+    """Colvars multiplies a force constant by its width squared, that of the grid."""
+    if variable.lower is None and variable.upper is None:
+        return
+    yield f"harmonicWalls {{ colvars {name}"
+    if variable.lower is not None:
+        yield f"  lowerWalls {variable.lower!r}"
+    if variable.upper is not None:
+        yield f"  upperWalls {variable.upper!r}"
+    yield f"  forceConstant {variable.wall * (variable.width / PER_SIGMA) ** 2!r} }}"
+
+
+def _metadynamics(settings: Metadynamics, variables: dict[str, Variable]) -> Iterator[str]:
+    yield f"metadynamics {{ colvars {' '.join(variables)}"
+    yield f"  hillWeight {settings.height!r}"
+    yield f"  newHillFrequency {settings.every}"
+    yield f"  gaussianSigmas {' '.join(repr(each.width) for each in variables.values())}"
+    if settings.bias_temperature is not None:
+        yield f"  wellTempered on\n  biasTemperature {settings.bias_temperature!r}"
+    yield "}"

@@ -1,0 +1,150 @@
+"""Molecular dynamics by LAMMPS, driven by a member of the committee: the engine `md`, and what the
+other engines that are LAMMPS dynamics add a few commands to."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.explorer import md_script
+from services.explorer.engines.base import Piece, Trip
+from shared.frames import Batch, Frame, canonical
+
+RESTART = "restart"
+
+
+class Dynamics:
+    def __init__(self, trip: Trip) -> None:
+        self.trip = trip
+
+    # -------------------------------------------------------------- what other engines change
+
+    def amended(self, script: md_script.Script) -> md_script.Script:
+        """The script of plain dynamics with what this engine adds."""
+        return script
+
+    def pair(self) -> list[str]:
+        """What computes the forces."""
+        trip = self.trip
+        return md_script.pair_commands(
+            trip.committee.models,
+            trip.command.driver,
+            trip.committee.type_map,
+            trip.md.every,
+            trip.command.trust,
+            trip.frame,
+        )
+
+    def judges(self) -> Sequence[Path]:
+        """The models to evaluate at each check, where the pair style reports no deviations."""
+        return ()
+
+    def files(self) -> Sequence[Path]:
+        """Files up to date whenever LAMMPS rests, without which a restart file is not enough."""
+        return ()
+
+    # -------------------------------------------------------------------------- the protocol
+
+    def start(self) -> None:
+        trip = self.trip
+        data = trip.folder / "start.data"
+        data.write_text(md_script.data_file(trip.frame, trip.committee.type_map, trip.md.masses))
+        condition, seed = trip.command.condition, trip.command.seed
+        script = md_script.start_script(trip.frame, data, trip.md, condition, seed, self.pair())
+        self._call("begin", script=vars(self.amended(script)))
+
+    def resume(self, state: bytes) -> None:
+        trip = self.trip
+        _unpack(state, self.saved)
+        script = md_script.resume_script(
+            trip.frame, self.saved / RESTART, trip.md, trip.command.condition, self.pair()
+        )
+        self._call("resume", script=vars(self.amended(script)))
+
+    def advance(self, checks: int, streak: int) -> Piece:
+        trip = self.trip
+        outcome = self._call(
+            "advance",
+            checks=checks,
+            every=trip.md.every,
+            overlap=trip.md.overlap,
+            reach=self.reach,
+            trust=trip.command.trust.model_dump(),
+            streak=streak,
+            stop_after=trip.md.stop_after,
+            frames=str(trip.folder / "frames.npz"),
+            judges=[str(model) for model in self.judges()],
+            type_map=trip.committee.type_map,
+        )
+        found = self._frames() if outcome["made"] else None
+        return Piece(outcome["made"], outcome["streak"], outcome["stopped"], found)
+
+    def hand_over(self) -> None:
+        header = md_script.header(self.trip.vacuum)
+        self._call("change", header=header, pair=self.pair())
+
+    def save(self) -> bytes:
+        self.saved.mkdir(exist_ok=True)
+        self._call("write_restart", path=str(self.saved / RESTART))
+        for path in self.files():
+            shutil.copy(path, self.saved)
+        return _packed(self.saved)
+
+    # -------------------------------------------------------------------------------- inside
+
+    @property
+    def saved(self) -> Path:
+        """The folder with the files of `save`."""
+        return self.trip.folder / "saved"
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        return self.trip.bench.call(operation, arguments, self.trip.context)
+
+    @cached_property
+    def reach(self) -> float | None:
+        """The models' cutoff in Å for a molecule in vacuum, else None."""
+        trip = self.trip
+        return trip.bench.cutoff(trip.committee.models[0], trip.context) if trip.vacuum else None
+
+    def _frames(self) -> Batch:
+        """The frames of the last piece. Atoms may have swapped elements: canonical order puts
+        the elements back where they were."""
+        with np.load(self.trip.folder / "frames.npz", allow_pickle=False) as found:
+            rows = zip(found["positions"], found["cells"], found["types"], strict=True)
+            return Batch.of(
+                [self._frame(*row) for row in rows],
+                devi_f=found["devi_f"],
+                devi_v=found["devi_v"],
+                time_ps=found["steps"] * self.trip.md.timestep,
+            )
+
+    def _frame(self, positions: Any, cell: Any, types: Any) -> Frame:
+        species = tuple(self.trip.committee.type_map[number - 1] for number in types)
+        cell = None if self.trip.vacuum else cell
+        moved = replace(self.trip.frame, species=species, positions=positions, cell=cell)
+        return canonical(moved).frame
+
+
+def _packed(folder: Path) -> bytes:
+    """The files of a folder as an `.npz` archive."""
+    out = io.BytesIO()
+    files: Any = {
+        path.name: np.frombuffer(path.read_bytes(), dtype=np.uint8) for path in folder.iterdir()
+    }
+    np.savez(out, **files)
+    return out.getvalue()
+
+
+def _unpack(data: bytes, folder: Path) -> None:
+    """The inverse of `_packed`."""
+    folder.mkdir(exist_ok=True)
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        for name in archive.files:
+            (folder / Path(name).name).write_bytes(archive[name].tobytes())

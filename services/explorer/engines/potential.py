@@ -1,0 +1,57 @@
+"""Dynamics driven by an existing potential, any pair style of LAMMPS; the committee only judges."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.explorer.engines.dynamics import Dynamics
+from shared.explorers import Potential
+
+COMMANDS = ("pair_style", "pair_coeff", "pair_modify")
+RUNS_CODE = frozenset({"python", "mdi", "kim", "mliap"})
+"""Pair styles that run code, or talk to somebody."""
+
+
+class OtherPotential(Dynamics):
+    def pair(self) -> list[str]:
+        settings = self.trip.settings
+        assert isinstance(settings, Potential)
+        folder = self.trip.bench.scratch / "potentials"
+        files = {name: _kept(text, folder) for name, text in settings.files.items()}
+        return pair_commands(settings, files, self.trip.bench.trusting)
+
+    def judges(self) -> Sequence[Path]:
+        return self.trip.committee.models
+
+    def hand_over(self) -> None:
+        """The forces stay what they are."""
+
+
+def pair_commands(settings: Potential, files: dict[str, Path], trusting: bool = False) -> list[str]:
+    """The user's commands, with paths instead of the names of `files`. Raises ValueError for
+    other commands, for files that are not the campaign's and for styles that run code."""
+    return [_command(command, files, trusting) for command in settings.pair]
+
+
+def _command(command: str, files: dict[str, Path], trusting: bool) -> str:
+    words = command.split()
+    if not words or words[0] not in COMMANDS:
+        raise ValueError(f"pair: {command!r}: should begin with {', '.join(COMMANDS)}")
+    for word in words[1:]:
+        if trusting:
+            break
+        if word in RUNS_CODE or re.match(r"[/~$.]|.*\.\./", word) or set(word) & set("\"'&;"):
+            raise ValueError(f"pair: {command!r}: {word!r} runs code or names a file elsewhere")
+    return " ".join(f'"{files[word]}"' if word in files else word for word in words)
+
+
+def _kept(text: str, folder: Path) -> Path:
+    """`text` as a file named by its content, the same for every trajectory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(text.encode()).hexdigest()
+    if not path.exists():
+        path.write_text(text)
+    return path

@@ -1,0 +1,137 @@
+"""Structure search: each check is one new crystal, relaxed by the mean of the committee and judged
+by its spread. All of them are judged, not only those low in enthalpy: what the models find good may
+be what they know least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from services.explorer.engines.base import Piece, Trip
+from services.explorer.engines.breeding import check_installed, offspring
+from services.explorer.engines.random_crystals import operations, random_crystal
+from services.explorer.geometry import Limits, limits_for
+from shared.deviation import max_force_deviation, verdict, virial_deviation
+from shared.explorers import Search
+from shared.frames import Batch, Frame, canonical
+from shared.values import stable_seed
+
+COVALENT = 0.5
+"""What `limits_for` takes of the covalent radii."""
+PARENTS = 4
+"""Structures before breeding begins."""
+
+
+class StructureSearch:
+    """`population`: enthalpy in eV per atom and frame, the lowest first."""
+
+    def __init__(self, trip: Trip) -> None:
+        assert isinstance(trip.settings, Search)
+        self.trip, self.settings = trip, trip.settings
+        self.made = 0
+        self.population: list[tuple[float, Frame]] = []
+
+    def start(self) -> None:
+        if self.trip.frame.cell is None:
+            raise ValueError("search: makes crystals, and this system is a molecule")
+        operations(1)
+        if self.settings.offspring:
+            check_installed()
+        self._proposal()  # what no dice can give is said at once
+
+    def resume(self, state: bytes) -> None:
+        self.start()
+        kept = Batch.loads(state)
+        self.made = int(kept.arrays["made"][0])
+        self.population = list(zip(kept.arrays["enthalpy"].tolist(), kept, strict=True))
+
+    def advance(self, checks: int, streak: int) -> Piece:
+        rows: list[tuple[Frame, float, float]] = []
+        stopped = None
+        while len(rows) < checks and stopped is None:
+            self.made += 1
+            row = self._check()
+            rows.append(row)
+            failed = verdict(row[1], row[2], self.trip.command.trust) == "failed"
+            streak = streak + 1 if failed else 0
+            if streak >= self.trip.md.stop_after:
+                stopped = f"{streak} checks in a row above the upper trust level"
+        return Piece(len(rows), streak, stopped, self._batch(rows))
+
+    def hand_over(self) -> None:
+        """Parents keep the enthalpies that they were chosen by."""
+
+    def save(self) -> bytes:
+        frames = [frame for _, frame in self.population]
+        enthalpy = np.array([each for each, _ in self.population])
+        return Batch.of(frames, enthalpy=enthalpy, made=np.full(len(frames), self.made)).dumps()
+
+    def _check(self) -> tuple[Frame, float, float]:
+        """One structure and its force (eV/Å) and virial deviation (eV per atom)."""
+        found = self._relaxed(self._proposal())
+        cell = found["cell"]
+        frame = canonical(Frame(self.trip.frame.species, found["positions"], cell)).frame
+        self._remember(float(found["enthalpy"]), frame)
+        trust = self.trip.command.trust
+        devi_f = max_force_deviation(found["forces"], trust.relative)
+        devi_v = virial_deviation(found["virials"], len(frame.species), trust.relative_v)
+        return frame, float(devi_f), float(devi_v)
+
+    def _proposal(self) -> Frame:
+        """The same for the same number, whatever ran before, but for its parents."""
+        seed = stable_seed(self.trip.command.seed, "search", self.made)
+        rng = np.random.default_rng(seed)
+        if len(self.population) >= PARENTS and rng.uniform() < self.settings.offspring:
+            pair = rng.choice(len(self.population), 2, replace=False)
+            child = offspring([self.population[n][1] for n in pair], self.limits, seed)
+            if child is not None:
+                return child
+        volume = rng.uniform(*self.settings.volume) * self._volume
+        return random_crystal(self.trip.frame.species, volume, self.limits, rng)
+
+    def _relaxed(self, frame: Frame) -> dict[str, Any]:
+        settings, trip = self.settings, self.trip
+        given, result = trip.folder / "unrelaxed.npz", trip.folder / "relaxed.npz"
+        given.write_bytes(Batch.of([frame]).dumps())
+        arguments = {
+            "models": [str(model) for model in trip.committee.models],
+            "batch": str(given),
+            "result": str(result),
+            "steps": settings.relax_steps,
+            "max_force": settings.max_force,
+            "pressure": settings.pressure,
+            "overlap": trip.md.overlap,
+        }
+        trip.bench.call("relax", arguments, trip.context)
+        with np.load(result, allow_pickle=False) as found:
+            return dict(found)
+
+    def _remember(self, enthalpy: float, frame: Frame) -> None:
+        self.population.append((enthalpy / len(frame.species), frame))
+        self.population.sort(key=lambda each: each[0])
+        del self.population[self.settings.population :]
+
+    def _batch(self, rows: list[tuple[Frame, float, float]]) -> Batch | None:
+        if not rows:
+            return None
+        numbers = np.arange(self.made - len(rows) + 1, self.made + 1)
+        return Batch.of(
+            [frame for frame, _, _ in rows],
+            devi_f=np.array([devi_f for _, devi_f, _ in rows]),
+            devi_v=np.array([devi_v for _, _, devi_v in rows]),
+            time_ps=numbers * self.trip.md.every * self.trip.md.timestep,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        elements, spec = self.trip.frame.species, self.trip.context.spec()
+        plain = limits_for(elements, {}, spec.selection.max_skew)
+        factor = self.settings.min_distance / COVALENT
+        return Limits({pair: limit * factor for pair, limit in plain.pairs.items()}, plain.max_skew)
+
+    @property
+    def _volume(self) -> float:
+        """Å³, of the system's own structure."""
+        assert self.trip.frame.cell is not None
+        return float(np.linalg.det(self.trip.frame.cell))

@@ -1,0 +1,46 @@
+"""Dynamics with Monte Carlo swaps of unlike atoms: chemical order on a time scale that diffusion
+never reaches. LAMMPS fix atom/swap (package MC): B. Sadigh et al., Phys. Rev. B 85, 184203 (2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from services.explorer.engines.dynamics import Dynamics
+from services.explorer.md_script import Script
+from shared.explorers import SwapMc
+from shared.frames import Frame
+from shared.values import Condition, stable_seed
+
+LARGEST_SEED = 900_000_000
+"""Of LAMMPS' Marsaglia generator."""
+
+
+class Swaps(Dynamics):
+    def amended(self, script: Script) -> Script:
+        trip = self.trip
+        assert isinstance(trip.settings, SwapMc)
+        check_swaps(trip.settings, trip.frame)
+        swaps = swap_commands(
+            trip.settings, trip.committee.type_map, trip.command.condition, trip.command.seed
+        )
+        return replace(script, dynamics=[*script.dynamics, *swaps])
+
+
+def check_swaps(settings: SwapMc, frame: Frame) -> None:
+    """Raises ValueError for an element that is not there to be swapped."""
+    missing = sorted({symbol for pair in settings.swaps for symbol in pair} - {*frame.species})
+    if missing:
+        raise ValueError(f"swaps: {frame.formula} has no {missing[0]}")
+
+
+def swap_commands(
+    settings: SwapMc, type_map: tuple[str, ...], condition: Condition, seed: int
+) -> list[str]:
+    temperature = settings.temperature or condition.temperature
+    return [
+        f"fix swap{number} all atom/swap {settings.every} {settings.attempts} "
+        f"{stable_seed(seed, 'swap', number) % LARGEST_SEED + 1} {temperature!r} "
+        f"types {type_map.index(a) + 1} {type_map.index(b) + 1}"
+        for number, (a, b) in enumerate(settings.swaps)
+    ]

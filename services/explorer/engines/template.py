@@ -1,0 +1,198 @@
+"""The user's own LAMMPS input: its dynamics around the committee's forces.
+
+Setting up units, atoms, forces and output is dpstream's; whatever else the input says is passed on
+in its order. A template is campaign data, so only commands that can do no harm are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from services.explorer.engines.bias import plumed_fix
+from services.explorer.engines.dynamics import Dynamics
+from services.explorer.engines.swap_mc import LARGEST_SEED
+from services.explorer.md_script import Script
+from shared.explorers import Row, Template, Word
+from shared.sections import Md
+from shared.spec_errors import did_you_mean
+from shared.values import Condition, stable_seed
+
+# fmt: off
+OURS = {
+    "atom_modify", "box", "comm_modify", "dimension", "dump", "dump_modify", "echo", "log",
+    "newton", "pair_coeff", "pair_modify", "pair_style", "processors", "read_data",
+    "restart", "thermo", "thermo_modify", "thermo_style", "undump", "write_data",
+    "write_dump", "write_restart"
+}
+"""Commands that are dpstream's to give: left out."""
+PASSED = {
+    "compute", "compute_modify", "fix", "fix_modify", "group", "mass", "neigh_modify", "neighbor",
+    "region", "run_style", "uncompute", "unfix", "variable", "velocity"
+}
+# fmt: on
+FIXED = {"units": "metal", "atom_style": "atomic"}
+"""Commands with the only argument there is here."""
+STYLES = {
+    "fix": re.compile(
+        r"(?!python|imd|ipi|mdi|external|plumed|colvars|gcmc|deposit|evaporate|pour|append)[a-z0-9/]+"
+    ),
+    "variable": re.compile(r"equal|string|index|loop|atom|vector|format|delete|internal"),
+}
+"""Styles that run no code, talk to nobody and leave the atoms what they are."""
+ELSEWHERE = re.compile(r"[/~]\S|.*\.\.")
+PLUMED_FIX = "dpgen_plm"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Commands of a template in order: `setup` after there are atoms and forces, `velocity`
+    after those, when a trajectory starts. `plumed`: where in `setup` PLUMED comes, if at all."""
+
+    setup: tuple[str, ...]
+    velocity: tuple[str, ...]
+    plumed: int | None
+
+
+class UserTemplate(Dynamics):
+    def amended(self, script: Script) -> Script:
+        trip, settings = self.trip, self.trip.settings
+        assert isinstance(settings, Template)
+        condition = trip.command.condition
+        seed = stable_seed(trip.command.seed, "template", trip.command.from_chunk)
+        words = standard_words(trip.md, condition, seed)
+        row = settings.rows(condition.system)[condition.revision or 0]
+        parsed = parse(settings, words, row, trip.md, trip.bench.trusting)
+        setup = list(parsed.setup)
+        if parsed.plumed is not None:
+            text = revised(settings.plumed or "", {**words, **row[1]})
+            setup.insert(parsed.plumed, plumed_fix(self, text))
+        common = [c for c in script.dynamics if not c.startswith(("fix ", "fix_modify "))]
+        velocity = list(parsed.velocity) if script.velocity else []
+        return replace(script, dynamics=common + setup, velocity=velocity, single_use=True)
+
+
+def standard_words(md: Md, condition: Condition, seed: int) -> dict[str, Word]:
+    """Words that every template may use."""
+    return {
+        "V_NSTEPS": md.steps,
+        "V_TEMP": condition.temperature,
+        "V_PRES": condition.pressure or 0.0,
+        "V_DT": md.timestep,
+        "V_SEED": seed % LARGEST_SEED + 1,
+    }
+
+
+def revised(text: str, words: Mapping[str, Word]) -> str:
+    """`text` with every word replaced by its value, wherever it stands."""
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, str(words[word]))
+    return text
+
+
+def parse(
+    settings: Template, words: Mapping[str, Word], row: Row, md: Md, trusting: bool = False
+) -> Parsed:
+    """The template for one condition. Raises ValueError naming line and command for what is not
+    allowed, and where steps or time step are not those of `md`."""
+    reader = _Reader(settings.plumed is not None, trusting, md)
+    for number, command in _commands(revised(settings.lammps, {**words, **row[0]})):
+        try:
+            reader.read(command)
+        except ValueError as error:
+            raise ValueError(f"lammps: line {number}: {command!r}: {error}") from error
+    if settings.plumed is not None and reader.plumed is None:
+        raise ValueError(f"lammps: there is a PLUMED input, but no line `fix {PLUMED_FIX}`")
+    return Parsed(tuple(reader.setup), tuple(reader.velocity), reader.plumed)
+
+
+class _Reader:
+    def __init__(self, with_plumed: bool, trusting: bool, md: Md) -> None:
+        self.setup: list[str] = []
+        self.velocity: list[str] = []
+        self.plumed: int | None = None
+        self._with_plumed, self._trusting, self._md = with_plumed, trusting, md
+        self._numbers: dict[str, str] = {}
+        self._over = False
+        self._read: dict[str, Callable[[list[str]], None]] = {
+            "run": self._run,
+            "timestep": self._timestep,
+            "boundary": self._boundary,
+        }
+
+    def read(self, command: str) -> None:
+        name, *words = command.split()
+        if self._over and name not in OURS:
+            raise ValueError("comes after `run`, of which there is one at most, the last")
+        if name in FIXED and words != [FIXED[name]]:
+            raise ValueError(f"should be {name} {FIXED[name]}")
+        if name in self._read:
+            self._read[name](words)
+        elif name == "fix" and words[:1] == [PLUMED_FIX]:
+            self._plumed()
+        elif name not in OURS and name not in FIXED:
+            self._pass_on(name, words, command)
+
+    def _pass_on(self, name: str, words: list[str], command: str) -> None:
+        if not self._trusting:
+            _refuse(name, words)
+        if name == "variable" and words[1:2] == ["equal"] and len(words) == 3:
+            self._numbers[words[0]] = words[2]
+        (self.velocity if name == "velocity" else self.setup).append(command)
+
+    def _plumed(self) -> None:
+        if not self._with_plumed:
+            raise ValueError("there is no PLUMED input; give engine.plumed")
+        self.plumed = len(self.setup)
+
+    def _run(self, words: list[str]) -> None:
+        self._over = True
+        self._same(words, self._md.steps, "md.steps")
+
+    def _timestep(self, words: list[str]) -> None:
+        self._same(words, self._md.timestep, "md.timestep")
+
+    def _boundary(self, words: list[str]) -> None:
+        if words != ["p", "p", "p"]:
+            raise ValueError("systems are periodic or in vacuum, as their structures say")
+
+    def _same(self, words: list[str], expected: float, key: str) -> None:
+        word = words[0] if words else ""
+        name = re.fullmatch(r"\$\{(\w+)\}", word)
+        value = self._numbers.get(name[1], word) if name else word
+        try:
+            same = float(value) == expected
+        except ValueError:
+            same = False
+        if not same:
+            raise ValueError(f"should be {expected:g}, which is {key}")
+
+
+def _refuse(name: str, words: list[str]) -> None:
+    if name not in PASSED:
+        hint = did_you_mean(name, PASSED) or "; allowed: " + ", ".join(sorted(PASSED))
+        raise ValueError(f"{name} is not allowed in a template{hint}")
+    place = 2 if name == "fix" else 1
+    style = words[place] if len(words) > place else ""
+    if name in STYLES and not STYLES[name].fullmatch(style):
+        raise ValueError(f"{name} style {style!r} is not allowed in a template")
+    for word in words:
+        if ELSEWHERE.match(word.strip("\"'")):
+            raise ValueError(f"{word!r} leaves the worker's folder")
+
+
+def _commands(text: str) -> Iterator[tuple[int, str]]:
+    """Line number and command, comments dropped and continued lines joined."""
+    pending, start = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.partition("#")[0].rstrip()
+        start = start if pending else number
+        if bare.endswith("&"):
+            pending += bare[:-1] + " "
+            continue
+        command, pending = (pending + bare).strip(), ""
+        if command:
+            yield start, command
+    if pending.strip():
+        yield start, pending.strip()

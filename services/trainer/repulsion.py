@@ -1,0 +1,82 @@
+"""The table of short-range repulsion that a model goes over to where atoms come closer than data
+can teach: pair energies by distance, in DeePMD-kit's format.
+
+Units: Å, eV. Universal potential: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and
+Range of Ions in Matter, 1985.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from services.trainer.training_input import TABLE
+from shared.dataset import Fetch
+from shared.frames import Floats
+from shared.sections import ZBL
+from shared.spec import Spec
+from shared.values import Ref
+
+COULOMB = 14.399645
+"""e² / (4πε₀) in eV Å."""
+SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+"""Amplitudes and decay constants of the universal screening function; LAMMPS has the same."""
+STEP = 0.005
+"""Å between rows, and the first row: nearer than this DeePMD-kit ends the process."""
+EVEN = 1e-6
+"""Å; rows are evenly spaced within this."""
+
+
+def zbl(r: Floats, first: str, second: str) -> Floats:
+    """Energy of two atoms `r` Å apart, eV: `(n,)` → `(n,)`."""
+    z = atomic_numbers[first], atomic_numbers[second]
+    length = 0.46850 / (z[0] ** 0.23 + z[1] ** 0.23)
+    screened = sum(a * np.exp(-b * r / length) for a, b in SCREENING)
+    return np.asarray(COULOMB * z[0] * z[1] / r * screened, dtype=np.float64)
+
+
+def zbl_table(type_map: Sequence[str], outer: float) -> str:
+    """The universal potential of all pairs of `type_map`, switched off smoothly between `outer` Å
+    and twice that: rows of r and the energies of types 0-0, 0-1, …, 1-1, …"""
+    r = np.arange(1, round(2 * outer / STEP) + 2, dtype=np.float64) * STEP
+    off = np.clip((r - outer) / outer, 0.0, 1.0)
+    switch = 1 - off**3 * (10 - 15 * off + 6 * off**2)
+    pairs = combinations_with_replacement(type_map, 2)
+    out = io.StringIO()
+    np.savetxt(out, np.column_stack([r, *(zbl(r, *pair) * switch for pair in pairs)]), "%.10g")
+    return out.getvalue()
+
+
+def table_text(spec: Spec, files: Mapping[str, Ref], fetch: Fetch) -> str | None:
+    """The campaign's table, generated or as its user gave it; None where it has none."""
+    repulsion = spec.training.repulsion
+    if repulsion is None:
+        return None
+    if repulsion.table == ZBL:
+        return zbl_table(spec.type_map, repulsion.outer)
+    return fetch(files[TABLE]).decode()
+
+
+def check_table(text: str, type_map: Sequence[str]) -> None:
+    """Raises ValueError saying what keeps a table from being one for the elements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty file, which is said below
+        rows = np.loadtxt(io.StringIO(text), ndmin=2)
+    columns = 1 + len(type_map) * (len(type_map) + 1) // 2
+    if len(rows) < 3 or rows.shape[1] != columns:
+        raise ValueError(
+            f"{len(rows)} rows of {rows.shape[-1]} numbers; needed are at least 3 rows of r and "
+            f"the energies of {columns - 1} pairs of {', '.join(type_map)}"
+        )
+    if not np.isfinite(rows).all():
+        raise ValueError("a number is not finite")
+    steps = np.diff(rows[:, 0])
+    if rows[0, 0] <= 0 or not (steps > 0).all() or np.ptp(steps) > EVEN:
+        raise ValueError("the first column must be distances above 0, evenly spaced and rising")
+    if rows[-1, 1:].any():
+        raise ValueError("the last row must be zero: the energy ends somewhere")

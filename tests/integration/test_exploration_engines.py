@@ -1,0 +1,244 @@
+"""The conformance kit of exploration engines, on real committees. A new engine is one more case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from services.explorer.engines import ENGINES
+from services.explorer.handlers import Bench, explore
+from shared.deviation import max_force_deviation, virial_deviation
+from shared.errors import Permanent
+from shared.frames import Frame, canonical, frame_key, from_ase
+from shared.messages import ChunkExplored
+from shared.values import Condition, Trust
+from tests.integration.test_explorer import AL8, CH4, World, evaluated, total
+
+ALLOY = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
+ALLOY.symbols[[0, 1, 4, 5]] = "Au"
+AU4CU4 = canonical(from_ase(ALLOY)).frame
+EVERYTHING = Trust(low=1e-12, high=1e9)
+"""Every frame is a candidate, and uploaded."""
+MORSE = ("pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine at work. `refused`: settings that can never work, and what is said of them."""
+
+    engine: Mapping[str, Any]
+    frame: Frame
+    committee: str
+    md: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 300.0
+    refused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+TEMPLATE = """
+units metal
+atom_style atomic
+variable STEPS equal V_NSTEPS
+variable TEMP equal V_T # K
+read_data conf.lmp
+pair_style deepmd
+timestep V_DT
+velocity all create ${TEMP} V_SEED dist &
+  gaussian
+variable TAU equal 0.1
+fix 1 all nvt temp ${TEMP} ${TEMP} ${TAU}
+dump dpgen_dump
+run ${STEPS}
+"""
+
+
+def altered(old: str, new: str) -> dict[str, Any]:
+    return {"lammps": TEMPLATE.replace(old, new), "revisions": {"lammps": {"V_T": [300]}}}
+
+
+BOND = {"kind": "distance", "groups": [["C1"], ["H1"]], "width": 0.05, "upper": 2.0}
+CASES = {
+    "md": Case({}, CH4, "methane_committee"),
+    "swap-mc": Case(
+        {"swaps": [["Au", "Cu"]], "every": 5, "attempts": 4, "temperature": 20000},
+        AU4CU4,
+        "alloy_committee",
+    ),
+    "colvars": Case(
+        {"variables": [BOND], "metadynamics": {"every": 5, "height": 0.1}},
+        CH4,
+        "methane_committee",
+        refused={
+            "there is no atom H9": {"variables": [{**BOND, "groups": [["C1"], ["H9"]]}]},
+            "line 2.*leaves": {"input": "colvar {\n indexFile /etc/passwd\n}\n"},
+        },
+    ),
+    "potential": Case(
+        {"pair": MORSE},
+        AL8,
+        "periodic_committee",
+        md={"ensemble": "npt"},
+        refused={
+            "should begin with": {"pair": ["shell touch me", MORSE[1]]},
+            "runs code": {"pair": ["pair_style python 5.0", MORSE[1]]},
+            "file elsewhere": {"pair": ["pair_style table linear 9", "pair_coeff 1 1 /etc/x X"]},
+        },
+    ),
+}
+CASES["template"] = Case(
+    altered("", ""),
+    CH4,
+    "methane_committee",
+    refused={
+        "line 4.*shell is not allowed": altered("variable STEPS", "shell touch"),
+        "line 4.*style 'getenv'": altered("equal V_NSTEPS", "getenv HOME"),
+        "line 12.*leaves the worker": altered("nvt", "print 1 hello file /tmp/hello"),
+        "line 12.*style 'python/invoke'": altered("nvt", "python/invoke 1 post_force f"),
+        "line 14.*100.*md.steps": altered("${STEPS}", "90"),
+        "line 13.*no PLUMED": altered("dump dpgen_dump", "fix dpgen_plm"),
+        "line 8.*0.0005": altered("V_DT", "0.5"),
+        "should be units metal": altered("units metal", "units real"),
+    },
+)
+CASES["search"] = Case(
+    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.2, 0.3]}}
+)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.start()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(params=CASES)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def case(kind: str) -> Case:
+    return CASES[kind]
+
+
+@pytest.fixture
+def models(case: Case, request: pytest.FixtureRequest) -> list[Path]:
+    """Two members are a committee, and load in half the time of four."""
+    found: list[Path] = request.getfixturevalue(case.committee)
+    return found[:2]
+
+
+def world(
+    folder: Path, kind: str, models: list[Path], case: Case | None = None, **settings: Any
+) -> World:
+    case = case or CASES[kind]
+    stage = {
+        "name": "one",
+        "systems": ["s"],
+        "temperatures": [case.temperature],
+        "engine": {"kind": kind, **(settings or case.engine)},
+    }
+    if str(case.md.get("ensemble", "")).startswith("npt"):
+        stage["pressures"] = [0.0]
+    return World(folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]})
+
+
+def explored(bench: Bench, world: World, **more: Any) -> list[ChunkExplored]:
+    """All events of one task, by default with every frame as a candidate."""
+    command = world.explore(**{"condition": condition(world), "trust": EVERYTHING, **more})
+    last = explore(bench, command, world.context(command))
+    return [*world.published(), last]
+
+
+def condition(world: World) -> Condition:
+    return next(world.context(world.explore()).spec().stages[0].conditions())
+
+
+def check_deviations(
+    bench: Bench, folder: Path, world: World, event: ChunkExplored, models: list[Path]
+) -> None:
+    """Those of the frames, whatever moved the atoms."""
+    batch = world.batch(event.candidates)
+    found = evaluated(bench.engine, folder, models, batch)
+    devi_f = max_force_deviation(found["forces"])
+    np.testing.assert_allclose(batch.arrays["devi_f"], devi_f, rtol=2e-4)
+    if batch.cells is not None:
+        devi_v = virial_deviation(found["virials"], len(batch.species))
+        np.testing.assert_allclose(batch.arrays["devi_v"], devi_v, rtol=2e-4)
+
+
+def test_there_is_a_case_for_every_engine() -> None:
+    assert {*CASES, "plumed"} == ENGINES.keys()
+
+
+def test_every_check_is_a_canonical_frame_with_the_committees_deviations(
+    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+) -> None:
+    place = world(tmp_path, kind, models)
+    (event,) = explored(bench, place)
+    assert (total(event), event.dropped, event.stopped) == (20, 0, None)
+    batch = place.batch(event.candidates)
+    assert len({frame_key(frame) for frame in batch}) > 1
+    assert all(frame_key(frame) == frame_key(canonical(frame).frame) for frame in batch)
+    assert batch.species == place.frame.species
+    np.testing.assert_allclose(batch.arrays["time_ps"], np.arange(1, 21) * 0.0025)
+    check_deviations(bench, tmp_path, place, event, models)
+
+    (again,) = explored(bench, place)
+    assert list(map(frame_key, place.batch(again.candidates))) == list(map(frame_key, batch))
+
+
+def test_failed_checks_in_a_row_end_it(
+    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+) -> None:
+    place = world(tmp_path, kind, models)
+    (event,) = explored(bench, place, trust=Trust(low=1e-13, high=1e-12))
+    assert (event.counts.failed, event.dropped) == (5, 15)
+    assert "in a row" in str(event.stopped)
+
+
+def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
+    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+) -> None:
+    place = world(tmp_path, kind, models)
+    chunks = explored(bench, place, pinned=False)
+    assert [event.chunk for event in chunks] == [0, 1, 2, 3]
+    assert sum(map(total, chunks)) == 20
+
+    again = explored(bench, place, pinned=False, from_chunk=2, resume=chunks[1].restart)
+    assert [event.chunk for event in again] == [2, 3]
+    for one, other in zip(chunks[2:], again, strict=True):
+        expected, found = place.batch(one.candidates), place.batch(other.candidates)
+        np.testing.assert_allclose(found.positions, expected.positions, atol=2e-5)
+
+    place.add_committee(2, models[::-1])
+    handed = explored(bench, place, pinned=False)
+    assert [event.version for event in handed] == [1, 2, 2, 2]
+    check_deviations(bench, tmp_path, place, handed[1], models[::-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(kind, words) for kind, case in CASES.items() for words in case.refused]
+)
+def test_what_can_never_work_is_permanent(
+    bench: Bench, tmp_path: Path, kind: str, words: str, models: list[Path]
+) -> None:
+    place = world(tmp_path, kind, models, **CASES[kind].refused[words])
+    with pytest.raises(Permanent, match=words):
+        explored(bench, place)
+
+
+def test_plumed_is_refused_where_lammps_has_none(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    place = world(tmp_path, "plumed", methane_committee, CASES["md"], input="d: DISTANCE ATOMS=1,2")
+    with pytest.raises(Permanent, match="built without it"):
+        explored(bench, place)

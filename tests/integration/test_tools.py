@@ -1,0 +1,306 @@
+"""The commands around a campaign, with real codes and models: label, doctor, init-*, test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.io import read, write
+
+import dpstream.label
+from dpstream import cli, doctor
+from dpstream.calculators import RecipeCalculator
+from dpstream.imported import read_labelled
+from dpstream.recipe_file import read_recipe
+from dpstream.relabel import at_desk
+from shared.embedded import FolderStore
+from shared.errors import Permanent
+from shared.values import Accepted, Rejected
+
+EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line in a folder with an EMT recipe; exit status and what was said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
+
+    def called(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return called
+
+
+def rattled(count: int) -> list[Any]:
+    frames = []
+    for seed in range(count):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        frames.append(atoms)
+    return frames
+
+
+# ------------------------------------------------------------------------------ label
+
+
+def test_label_computes_once_lists_rejections_and_writes_a_dataset(
+    call: Call, tmp_path: Path
+) -> None:
+    frames = rattled(3)
+    close = bulk("Cu", cubic=True)
+    close.positions[1] = close.positions[0] + [0.2, 0, 0]
+    write("frames.extxyz", [*frames, close, frames[0]])
+    status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml")
+    assert status == 1
+    assert "5 frames, 4 of them different: 3 computed, 0 known, 1 rejected" in said
+    assert "min-distance  1       3        atoms 0.200 Å apart, below 0.5 Å" in said
+    kept = {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
+    status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml", "--retry")
+    assert "0 computed, 3 known, 1 rejected" in said
+    assert len(Path("labelled/rejected.jsonl").read_text().splitlines()) == 1
+    assert kept == {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
+    imported = read_labelled(["labelled/deepmd"], tmp_path, ["Cu"], "initial.data")
+    expected = []
+    for atoms in frames:
+        atoms.calc = EMT()
+        expected.append(atoms.get_potential_energy())
+    assert [item.label.energy for item in imported] == pytest.approx(expected, abs=1e-5)
+    stored = read("labelled/dataset.extxyz", ":")
+    assert [atoms.get_potential_energy() for atoms in stored] == pytest.approx(expected, abs=1e-5)
+
+
+def test_asked_to_stop_label_keeps_what_is_done(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("frames.extxyz", rattled(12))
+    words = ("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
+    hear = dpstream.label.Job._hear
+
+    def heard(job: dpstream.label.Job, verdict: Accepted | Rejected) -> None:
+        hear(job, verdict)
+        if len(job.accepted) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(dpstream.label.Job, "_hear", heard)
+        status, said = call(*words)
+    assert status == 130
+    done = len(list(Path("runs/labels").rglob("*.json")))
+    assert 3 <= done < 12
+    assert f"{done} computed" in said
+    assert f"interrupted: {12 - done} frames are left" in said
+    assert len(read("labelled/dataset.extxyz", ":")) == done
+    status, said = call(*words)
+    assert status == 0
+    assert f"{12 - done} computed, {done} known, 0 rejected" in said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        ("lables: {code: tblite}", "bad.yaml: lables: unknown key; did you mean 'labels'?"),
+        ("labels: {code: tblit}", "bad.yaml: labels.code: no labeling code 'tblit'; did you"),
+        ("labels: {code: ase}", "bad.yaml: labels.settings.calculator: missing"),
+        (
+            "labels: {code: ase, settings: {calculator: no.such.Thing}}",
+            "bad.yaml: labels.settings.calculator: no package 'no' is installed",
+        ),
+        (
+            "labels: {code: ase, settings: {calculator: ase.calculators.emt.Thing}}",
+            "labels: ase: AttributeError: module 'ase.calculators.emt' has no attribute 'Thing'",
+        ),
+    ],
+)
+def test_a_bad_recipe_is_one_line(call: Call, recipe: str, problem: str) -> None:
+    write("frames.extxyz", rattled(1))
+    Path("bad.yaml").write_text(recipe)
+    status, said = call("label", "frames.extxyz", "--recipe", "bad.yaml")
+    assert status == 2
+    assert f"dpstream: {problem}" in said
+    assert said.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------ the calculator
+
+
+def test_the_recipe_as_calculator_gives_what_the_code_gives_and_remembers(tmp_path: Path) -> None:
+    """Atoms in any order, a cell in any orientation; each point is computed once."""
+    (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
+    given, recipe = read_recipe(tmp_path / "emt.yaml")
+    atoms = bulk("Cu") * 2
+    atoms.symbols[3] = "Au"
+    atoms.rattle(0.1, seed=3)
+    expected = atoms.copy()
+    expected.calc = EMT()
+    store = FolderStore(tmp_path / "root")
+    with at_desk(given.labels, recipe, store, "test", threading.Event()) as desk:
+        for reused in (False, True):
+            calculator = RecipeCalculator(desk)
+            atoms.calc = calculator
+            assert atoms.get_forces() == pytest.approx(expected.get_forces(), abs=1e-4)
+            assert atoms.get_stress() == pytest.approx(expected.get_stress(), abs=1e-6)
+            assert calculator.computed == (0 if reused else 1)
+        atoms.positions[1] = atoms.positions[0] + [0.1, 0, 0]
+        with pytest.raises(Permanent, match=r"min-distance: atoms 0.100 Å apart"):
+            atoms.get_potential_energy()
+
+
+# ------------------------------------------------------------------------------ doctor
+
+
+def test_the_doctor_finds_everything_that_runs_here(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("Cu.xyz", rattled(1), format="extxyz")
+    spec = {
+        "name": "small",
+        "type_map": ["Cu"],
+        "systems": {"copper": {"structures": ["Cu.xyz"]}},
+        "initial": {"perturb": {"copies": 2}},
+        "stages": [{"name": "cold", "systems": ["copper"], "temperatures": [50]}],
+        **EMT_RECIPE,
+    }
+    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    status, said = call("doctor", "spec.yaml")
+    assert status == 0, said
+    rows = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert "packages COLVARS" in rows["LAMMPS"]
+    assert "backends tensorflow" in rows["DeePMD-kit"]
+    assert "Cu4: " in rows["labels: ase"]
+    assert "H2: -26.7211 eV" in rows["labels: tblite"]
+    assert said.splitlines()[-1] == "all that spec.yaml needs works here"
+
+
+def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = doctor._missing("x", Permanent("tblite is not installed; pip install y"))
+    assert (finding.detail, finding.fix) == ("tblite is not installed", "pip install y")
+    works, said = doctor._probe("raise SystemExit('has no pair style deepmd')")
+    assert (works, said) == (False, "has no pair style deepmd")
+    (store,) = (doctor._place("DPSTREAM_SCRATCH", tmp_path / "none"),)
+    assert (store.state, store.fix) == ("missing", "set DPSTREAM_SCRATCH")
+    monkeypatch.setattr(doctor, "ROOM", 1e18)
+    assert doctor._disk(str(tmp_path)).state == "missing"
+
+
+# ------------------------------------------------------------------------------ initial data
+
+
+def init_params(**changes: Any) -> str:
+    document = {
+        "elements": ["Al"],
+        "cell_type": "fcc",
+        "latt": 4.1,
+        "super_cell": [1, 1, 1],
+        "scale": [0.98, 1.0],
+        "pert_numb": 1,
+        "pert_box": 0.03,
+        "pert_atom": 0.05,
+        "coll_ndata": 100,
+        "potcars": ["POTCAR"],
+        **changes,
+    }
+    Path("param.json").write_text(json.dumps(document))
+    return "param.json"
+
+
+def test_init_bulk_relaxes_perturbs_moves_and_collects(call: Call, tmp_path: Path) -> None:
+    words = ("init-bulk", init_params(md_nstep=3, coll_ndata=11), "--recipe", "emt.yaml")
+    status, said = call(*words)
+    assert status == 0, said
+    assert "potcars: not used: the recipe says which potentials" in said
+    assert "bulk: relaxed, -0.0049 eV/atom" in said  # EMT's zero is fcc near its minimum
+    assert "4 structures, at most 12 labels" in said
+    assert "coll_ndata: 11 of 12 labelled frames are collected" in said
+    imported = read_labelled(["init-bulk/deepmd"], tmp_path, ["Al"], "initial.data")
+    assert len(imported) == 11
+    assert all(item.label.virial is not None for item in imported)
+    assert len({item.label.energy for item in imported}) == 11
+    edge = imported[0].frame.cell
+    assert edge is not None
+    assert edge[0, 0] / 0.98 == pytest.approx(3.994, abs=0.01)  # relaxed, not as given
+    labels = sorted(Path("runs/labels").rglob("*.json"))
+    dataset = Path("init-bulk/dataset.extxyz").read_bytes()
+    assert call(*words)[0] == 0
+    assert sorted(Path("runs/labels").rglob("*.json")) == labels
+    assert Path("init-bulk/dataset.extxyz").read_bytes() == dataset
+
+
+def test_a_trajectory_that_breaks_down_keeps_its_frames(call: Call) -> None:
+    recipe = {"labels": {**EMT_RECIPE["labels"], "max_force": 0.5}}
+    Path("emt.yaml").write_text(yaml.safe_dump(recipe))
+    param = init_params(md_nstep=2, pert_numb=0, scale=[1.0, 0.8], pert_atom=0.0, pert_box=0.0)
+    words = (param, "--recipe", "emt.yaml", "--temperature", "2000", "--timestep", "20")
+    status, said = call("init-bulk", *words)
+    assert status == 1
+    assert "max-force: largest force" in said
+    assert len(read("init-bulk/dataset.extxyz", ":")) == 2
+
+
+def test_init_surf_labels_slabs_pulled_apart(call: Call) -> None:
+    param = init_params(
+        millers=[[1, 1, 1]], layer_numb=2, vacuum_max=5.0, vacuum_resol=[2.0], scale=[1.0]
+    )
+    status, said = call("init-surf", param, "--recipe", "emt.yaml", "--fmax", "0.1")
+    assert status == 0, said
+    assert "6 structures, at most 6 labels" in said
+    slabs = read("init-surf/dataset.extxyz", ":")
+    assert sorted({round(atoms.cell[2, 2] - slabs[0].cell[2, 2]) for atoms in slabs[::2]}) == [
+        0,
+        2,
+        4,
+    ]
+
+
+# ------------------------------------------------------------------------------ test
+
+
+def test_a_model_beside_its_recipe(call: Call, periodic_committee: list[Path]) -> None:
+    write("Al.cif", bulk("Al", cubic=True))
+    words = ("--recipe", "emt.yaml", "--properties", "relaxation,eos", "--fmax", "0.02")
+    status, said = call("test", str(periodic_committee[0]), "Al.cif", *words)
+    assert status == 0, said
+    found = json.loads(Path("properties/properties.json").read_text())
+    eos = found["structures"]["Al.cif"]["eos"]
+    moduli = [eos[side]["values"][2] for side in ("model", "recipe")]
+    assert [m["name"] for m in moduli] == ["B", "B"]
+    assert moduli[1]["number"] == pytest.approx(39.3, abs=1)  # EMT's
+    assert 20 < moduli[0]["number"] < 90  # it was taught by EMT, a little
+    assert moduli[0]["number"] != moduli[1]["number"]
+    assert Path("properties/properties-0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_recipes_side_by_side_and_bad_words(call: Call) -> None:
+    write("H2.xyz", molecule("H2"))
+    status, said = call("test", "emt.yaml", "H2.xyz", "--recipe", "emt.yaml")
+    assert status == 0, said
+    assert "shortest distance" in said
+    for words, problem in (
+        (("--properties", "eoss"), "--properties: no property 'eoss'; did you mean 'eos'?"),
+        (("--miller", "1,1"), "--miller: '1,1': expected three indices, not all zero"),
+        (("--line", "1,1,1"), "--line: '1,1,1': expected a plane and a shift"),
+    ):
+        status, said = call("test", "emt.yaml", "H2.xyz", "--recipe", "emt.yaml", *words)
+        assert (status, said.count("\n")) == (2, 1)
+        assert problem in said
+    Path("model.pb").write_text("no model")
+    status, said = call("test", "gone.pb", "H2.xyz", "--recipe", "emt.yaml")
+    assert (status, said) == (2, "dpstream: MODEL: gone.pb: no such file\n")

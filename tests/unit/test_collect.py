@@ -1,0 +1,79 @@
+"""Labels of several campaigns as one dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ase.io import read
+
+from dpstream.collect import collect
+from shared.errors import SpecError
+from shared.frames import frame_key, from_ase
+from shared.values import Recipe
+from tests.unit import told
+
+HARSH = Recipe(
+    code="tblite", version="0.8.0", settings={"method": "GFN1-xTB"}, charge=1, multiplicity=2
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two campaigns of one recipe, and one of another."""
+    folder = tmp_path / "root"
+    told.tell(folder)
+    with monkeypatch.context() as changed:
+        changed.setattr(told, "NAME", "twin")
+        told.tell_beginning(folder)
+        changed.setattr(told, "NAME", "harsh")
+        changed.setattr(told, "RECIPE", HARSH)
+        told.tell_beginning(folder)
+    return folder
+
+
+def keys(folder: Path) -> list[str]:
+    return [frame_key(from_ase(atoms)) for atoms in read(folder / "dataset.extxyz", ":")]
+
+
+def test_shared_frames_come_in_once(tmp_path: Path, root: Path) -> None:
+    collect([told.NAME, "twin"], tmp_path / "out", root=str(root))
+    assert keys(tmp_path / "out") == [told.KEYS[told.INITIAL], told.KEYS[told.TRAINED]]
+    about = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert about["campaigns"] == {told.NAME: 2, "twin": 1}
+    assert about["recipes"] == {told.RECIPE.digest: told.RECIPE.model_dump()}
+    assert (tmp_path / "out" / about["systems"][0] / "type.raw").exists()
+
+
+def test_audit_labels_are_taken_when_asked_for(tmp_path: Path, root: Path) -> None:
+    collect([told.NAME], tmp_path / "out", audit=True, root=str(root))
+    assert told.KEYS[told.AUDITED] in keys(tmp_path / "out")
+
+
+def test_recipes_are_not_mixed_unless_told(tmp_path: Path, root: Path) -> None:
+    both, out = [told.NAME, "harsh"], tmp_path / "out"
+    with pytest.raises(SpecError, match=r"different recipes.*choose one by --recipe, or say --mix"):
+        collect(both, out, root=str(root))
+    assert not out.exists()
+    collect(both, out, recipe=HARSH.digest[:6], root=str(root))
+    assert keys(out) == [told.KEYS[told.INITIAL]]
+    collect(both, out, mix=True, root=str(root))
+    assert len(keys(out)) == 3
+
+
+def test_what_cannot_be_collected(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(SpecError, match="no such recipe; there are"):
+        collect(["twin"], tmp_path / "out", recipe="f00", root=str(root))
+    with pytest.raises(SpecError, match="no campaign 'twim'; did you mean 'twin'"):
+        collect(["twim"], tmp_path / "out", root=str(root))
+    with pytest.raises(SpecError, match="--type-map: H: lacks C"):
+        collect(["twin"], tmp_path / "out", type_map="H", root=str(root))
+    with pytest.raises(SpecError, match="'Q' is not a chemical symbol"):
+        collect(["twin"], tmp_path / "out", type_map="C,Q", root=str(root))
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(SpecError, match="holds something else than a dataset of dpstream collect"):
+        collect(["twin"], tmp_path, root=str(root))

@@ -1,0 +1,102 @@
+"""A library that campaigns contribute to and look things up in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from ase.io import read
+
+from dpstream.library import add, entries, find
+from shared.embedded import FolderStore
+from shared.errors import SpecError
+from shared.frames import frame_key, from_ase
+from shared.values import Recipe
+from tests.unit import told
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    """A library with one finished campaign in it."""
+    told.tell(tmp_path / "root")
+    add(str(tmp_path / "library"), told.NAME, str(tmp_path / "root"))
+    return str(tmp_path / "library")
+
+
+def test_an_entry_says_what_there_is(place: str) -> None:
+    (entry,) = entries(FolderStore(Path(place)))
+    assert (entry.campaign, entry.recipe, entry.elements) == (told.NAME, told.RECIPE, ("C", "H"))
+    assert entry.formulas == {"C1H4": 3}
+    assert entry.conditions == ("methane 50 K",)
+    assert entry.model is not None
+    assert entry.model.final
+
+
+def test_model_and_labels_are_found_and_fetched(place: str, tmp_path: Path) -> None:
+    find(place, "C,H", output=tmp_path / "found")
+    assert (tmp_path / "found" / "models" / "told.pb").read_text() == "compressed final"
+    frames = read(tmp_path / "found" / "dataset.extxyz", ":")
+    expected = [told.KEYS[n] for n in (told.INITIAL, told.TRAINED, told.AUDITED)]
+    assert sorted(frame_key(from_ase(atoms)) for atoms in frames) == sorted(expected)
+    assert (tmp_path / "found" / "deepmd" / "C1H4-nopbc" / "type.raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("elements", "model", "labels"),
+    [("C", True, False), ("C,H,O", False, True), ("H,C", True, True)],
+)
+def test_models_know_all_elements_and_labels_have_no_other(
+    place: str, elements: str, model: bool, labels: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find(place, elements)
+    said = capsys.readouterr().out
+    assert ("model of" in said, "labels of" in said) == (model, labels)
+
+
+def test_nothing_is_exit_status_one(place: str) -> None:
+    for words in ({"elements": "Cu"}, {"elements": "C,H", "recipe": "f00d"}):
+        with pytest.raises(typer.Exit) as ended:
+            find(place, **words)
+        assert ended.value.exit_code == 1
+
+
+def test_labels_are_in_the_cache_of_a_campaign_run_there(place: str, tmp_path: Path) -> None:
+    ours, theirs = (
+        sorted(FolderStore(p).list("labels/")) for p in (tmp_path / "root", Path(place))
+    )
+    assert theirs == ours
+    assert theirs
+
+
+def test_contributed_again_only_what_is_new_is_copied(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    add(place, told.NAME, str(tmp_path / "root"))
+    assert "3 labels, 1 model (C, H); 0 new objects" in capsys.readouterr().out
+    assert len(list(entries(FolderStore(Path(place))))) == 1
+
+
+def test_labels_of_two_recipes_are_not_mixed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Recipe(
+        code="tblite", version="1", settings={"method": "GFN1-xTB"}, charge=0, multiplicity=1
+    )
+    monkeypatch.setattr(told, "NAME", "other")
+    monkeypatch.setattr(told, "RECIPE", other)
+    told.tell_beginning(tmp_path / "root")
+    add(place, "other", str(tmp_path / "root"))
+    with pytest.raises(SpecError, match=r"labels of 2 recipes: GFN2-xTB .*; name one"):
+        find(place, "C,H", output=tmp_path / "found")
+    find(place, "C,H", recipe=other.digest[:8], output=tmp_path / "found")
+    assert len(read(tmp_path / "found" / "dataset.extxyz", ":")) == 1
+
+
+def test_what_is_no_library(place: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such folder"):
+        find(str(tmp_path / "gone"), "C")
+    (Path(place) / "library" / "told-x.json").write_text("{}")
+    with pytest.raises(SpecError, match=r"library/told-x.json: is no entry of a library"):
+        find(place, "C")

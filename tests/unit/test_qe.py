@@ -1,0 +1,237 @@
+"""The input of pw.x as it is written, and its output as it is read, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dpdata
+import numpy as np
+import pytest
+
+from services.labeler.acceptance import Broken, Limits, check_after
+from services.labeler.attachments import attached
+from services.labeler.codes.kpoints import mesh_of
+from services.labeler.codes.qe import Qe, input_lines
+from services.labeler.recipes import make_recipe, read_files
+from shared.errors import SpecError
+from shared.frames import Frame
+from shared.spec import Labels
+from tests.programs import recorded
+
+ALLOY = Frame(
+    ("Al", "Al", "Ni"),
+    np.array([[0.0, 0, 0], [2.0, 2.1, 0.1], [0.1, 2.0, 2.2]]),
+    np.array([[4.0, 0, 0], [0.5, 4.1, 0], [-0.2, 0.3, 4.2]]),
+)
+WANTED = {"pseudopotentials": {"Al": "Al.upf", "Ni": "Ni.upf"}, "ecutwfc": 40, "kpoints": [2, 2, 1]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a spec could be, with its pseudopotentials beside it."""
+    monkeypatch.delenv("ESPRESSO_PSEUDO", raising=False)
+    for symbol in ("Al", "Ni"):
+        (tmp_path / f"{symbol}.upf").write_text(f"pseudopotential of {symbol}\n")
+    return tmp_path
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    labels, _ = read_files(Labels(code="qe", settings={**WANTED, **changes}), folder)
+    return Qe.settings.model_validate(labels.settings).model_dump(mode="json")
+
+
+def written(folder: Path, charge: int = 0, **changes: Any) -> list[str]:
+    lines = input_lines(ALLOY, settings(folder, **changes), charge)
+    return [" ".join(line.split()) for line in lines]
+
+
+def test_a_plain_input(folder: Path) -> None:
+    found = written(folder)
+    assert {"calculation = 'scf'", "tprnfor = .true.", "tstress = .true."} <= set(found)
+    assert {"ibrav = 0", "nat = 3", "ntyp = 2", "ecutwfc = 40.0", "nspin = 1"} <= set(found)
+    assert not any(line.startswith(("ecutrho", "occupations", "degauss")) for line in found)
+    species = found.index("ATOMIC_SPECIES")
+    assert found[species + 1 : species + 3] == ["Al 26.9815 Al.upf", "Ni 58.6934 Ni.upf"]
+    assert found[-2:] == ["K_POINTS automatic", "2 2 1 0 0 0"]
+
+
+def test_cell_and_atoms_are_the_frames(folder: Path) -> None:
+    found = written(folder)
+    cell = found.index("CELL_PARAMETERS angstrom")
+    rows = [[float(word) for word in line.split()] for line in found[cell + 1 : cell + 4]]
+    assert (np.array(rows) == ALLOY.cell).all()
+    atoms = found.index("ATOMIC_POSITIONS angstrom")
+    assert found[atoms + 3] == "Ni 0.1000000000 2.0000000000 2.2000000000"
+
+
+def test_smearing_and_spin(folder: Path) -> None:
+    found = written(
+        folder,
+        smearing="marzari-vanderbilt",
+        degauss=0.02,
+        nspin=2,
+        starting_magnetization={"Ni": 0.6},
+    )
+    smeared = {"occupations = 'smearing'", "smearing = 'marzari-vanderbilt'", "degauss = 0.02"}
+    assert smeared | {"nspin = 2", "starting_magnetization(2) = 0.6"} <= set(found)
+
+
+def test_a_charge(folder: Path) -> None:
+    assert "tot_charge = -1" in written(folder, charge=-1)
+    assert not any("tot_charge" in line for line in written(folder))
+
+
+def test_free_keywords_pass_through(folder: Path) -> None:
+    found = written(
+        folder,
+        system={"input_dft": "pbe", "Hubbard_U(2)": 4.0, "nosym": True},
+        electrons={"mixing_beta": "0.3D0", "electron_maxstep": 200},
+        control={"disk_io": "low", "title": "it's mine"},
+    )
+    assert {"input_dft = 'pbe'", "hubbard_u(2) = 4.0", "nosym = .true."} <= set(found)
+    assert {"mixing_beta = 0.3D0", "electron_maxstep = 200", "disk_io = 'low'"} <= set(found)
+    assert "title = 'it''s mine'" in found
+    assert "disk_io = 'none'" not in found
+
+
+def test_the_mesh_follows_the_cell(folder: Path) -> None:
+    assert written(folder, kpoints=None, kspacing=0.5)[-1] == "4 4 3 0 0 0"
+    assert written(folder, kpoints=[1, 1, 1])[-1] == "K_POINTS gamma"
+    assert written(folder, kpoints=[1, 1, 1], koffset=[1, 1, 1])[-1] == "1 1 1 1 1 1"
+    assert mesh_of(np.eye(3) * 2 * np.pi, 0.25) == (4, 4, 4)
+    assert mesh_of(np.eye(3) * 2 * np.pi * (1 - 1e-7), 0.25) == (4, 4, 4)
+    assert mesh_of(np.eye(3) * 2 * np.pi * 0.99, 0.25) == (5, 5, 5)
+
+
+def test_another_pseudopotential_is_another_recipe(folder: Path) -> None:
+    before = settings(folder)
+    assert {each.file for each in attached(before)} == {"Al.upf", "Ni.upf"}
+    (folder / "Al.upf").write_text("another one\n")
+    after = settings(folder)
+    assert before["pseudopotentials"]["Ni"] == after["pseudopotentials"]["Ni"]
+    assert before["pseudopotentials"]["Al"] != after["pseudopotentials"]["Al"]
+
+
+def test_pseudopotentials_come_along_by_digest(folder: Path) -> None:
+    labels, files = read_files(Labels(code="qe", settings=WANTED), folder)
+    found = {each.sha256: each for each in attached(labels.settings)}
+    assert {sha256: len(data) for sha256, data in files.items()} == {
+        sha256: each.size for sha256, each in found.items()
+    }
+    assert set(labels.settings) == set(WANTED)  # nothing else is written into the spec
+
+
+def test_they_are_found_where_pw_x_finds_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "library").mkdir()
+    (folder / "Ni.upf").rename(folder / "library" / "Ni.upf")
+    with pytest.raises(SpecError, match=r"pseudopotentials.Ni: 'Ni.upf': no such file"):
+        settings(folder)
+    monkeypatch.setenv("ESPRESSO_PSEUDO", str(folder / "library"))
+    assert settings(folder)["pseudopotentials"]["Ni"]["file"] == "Ni.upf"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kpoints": None}, "kpoints, kspacing: give one of them"),
+        ({"kspacing": 0.3}, "kpoints, kspacing: give one of them"),
+        ({"kpoints": [2, 2]}, "kpoints"),
+        ({"ecutwfc": 0}, "ecutwfc"),
+        ({"smearing": "gauss", "degauss": 0.1}, "'gaussian'"),
+        ({"smearing": "gaussian"}, "smearing, degauss: they go together"),
+        ({"pseudopotentials": {"Xx": "Al.upf"}}, "'Xx' is no element"),
+        ({"pseudopotentials": {}}, "should not be empty"),
+        ({"pseudopotentials": {"Al": "../../Al upf"}}, "no such file"),
+        ({"starting_magnetization": {"Al": 1}}, "needs nspin 2"),
+        ({"nspin": 2, "starting_magnetization": {"Fe": 1}}, "Fe: has no pseudopotential"),
+        ({"electrons": {"scf_must_converge": False}}, "did not converge are refused"),
+        ({"electrons": {"scf_must_converge": ".FALSE."}}, "did not converge are refused"),
+        ({"electrons": {"conv_thr": 1e-3}}, "conv_thr: leave it out"),
+        ({"control": {"pseudo_dir": "/etc"}}, "pseudo_dir: leave it out"),
+        ({"system": {"nat": 7}}, "nat: leave it out"),
+        ({"system": {"a b": 7}}, "'a b' is no keyword"),
+        ({"system": {"input_dft": "pbe'\n/"}}, "one line of text"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        settings(folder, **changes)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_is_read_from_a_spec_only() -> None:
+    with pytest.raises(
+        SpecError, match=r"pseudopotentials\.Al: 'Al\.upf': .* only read from a spec"
+    ):
+        make_recipe(Labels(code="qe", settings=WANTED))
+
+
+def test_an_element_without_pseudopotential_is_refused(folder: Path) -> None:
+    refusal = Qe().refusal(ALLOY, settings(folder, pseudopotentials={"Al": "Al.upf"}))
+    assert refusal == "Ni has no pseudopotential; give labels.settings.pseudopotentials.Ni"
+    assert Qe().refusal(ALLOY, settings(folder)) is None
+
+
+# ------------------------------------------------------------------------------- recorded outputs
+
+
+def read(tmp_path: Path, name: str, text: str | None = None) -> tuple[Frame, Broken | None, Any]:
+    """Frame, verdict and outcome of a recorded output; the frame as dpdata reads the input."""
+    folder = recorded("outputs/qe")
+    data = dpdata.LabeledSystem(
+        [folder / f"{name}.in", folder / f"{name}.out"], fmt="qe/pw/scf"
+    ).data
+    species = tuple(np.array(data["atom_names"])[data["atom_types"]])
+    frame = Frame(species, data["coords"][0], data["cells"][0])
+    (tmp_path / "stdout").write_text(text or (folder / f"{name}.out").read_text())
+    outcome = Qe().read_outputs(tmp_path, frame, 0)
+    broken = check_after(frame, outcome, Limits())
+    if broken is None:
+        label = outcome.label()
+        assert label.energy == pytest.approx(data["energies"][0], rel=1e-6)
+        np.testing.assert_allclose(label.forces, data["forces"][0], atol=1e-5)
+        assert label.virial is not None
+        volume = abs(np.linalg.det(data["cells"][0]))
+        kbar = 0.005 * volume / 1602.18  # dpdata reads the columns with two digits
+        np.testing.assert_allclose(label.virial, data["virials"][0], atol=kbar + 1e-4)
+    return frame, broken, outcome
+
+
+@pytest.mark.parametrize("name", ["01", "02", "Al"])
+def test_recorded_outputs_are_read(tmp_path: Path, name: str) -> None:
+    """By 5.1, 5.4 and 6.7; the last one printed an energy at every iteration."""
+    _, broken, _ = read(tmp_path, name)
+    assert broken is None
+
+
+def test_an_accuracy_above_the_threshold_is_not_converged(tmp_path: Path) -> None:
+    text = recorded("outputs/qe/Al.out").read_text().replace("7.0E-09 Ry", "7.0E-07 Ry")
+    _, broken, _ = read(tmp_path, "Al", text)
+    assert broken is not None
+    assert broken.rule == "not-converged"
+
+
+def test_an_unconverged_output_is_no_label_though_its_job_is_done(tmp_path: Path) -> None:
+    text = recorded("outputs/qe/01.out").read_text()
+    said = "convergence NOT achieved after 8 iterations: stopping"
+    text = text.replace("convergence has been achieved in   8 iterations", said)
+    _, broken, _ = read(tmp_path, "01", text)
+    assert broken is not None
+    assert broken.rule == "not-converged"
+
+
+def test_two_runs_in_one_output_are_no_label(tmp_path: Path) -> None:
+    _, broken, _ = read(tmp_path, "01", recorded("outputs/qe/01.out").read_text() * 2)
+    assert broken is not None
+    assert broken.rule == "one-energy"
+
+
+def test_nothing_at_all_is_read_without_raising(tmp_path: Path) -> None:
+    outcome = Qe().read_outputs(tmp_path, ALLOY, 1)
+    assert (outcome.end_marker, outcome.energies, outcome.forces) == (False, (), None)
