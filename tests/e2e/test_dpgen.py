@@ -77,7 +77,7 @@ def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:
 
 def test_dpgens_layout_goes_on_where_it_ended(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = dpstream("export", "--root", root, "--layout", "dpgen", "-o", out)
+    said = dpstream("export", "--root", root, "--layout", "dpgen", "--output", out)
     assert "6 labels" in said
     found = sorted(str(p.relative_to(out)) for p in out.glob("iter.*/02.fp/data.*/*/set.000"))
     assert [name.split("/")[2] for name in found] == ["data.000", "data.001"]
