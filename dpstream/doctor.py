@@ -24,13 +24,12 @@ from rich.table import Table
 
 from dpstream.deployment import is_folder, open_bus, open_store
 from dpstream.engines import check_engines
-from dpstream.inputs import gather
-from dpstream.options import DEFAULT_ROOT, Broker, Root, console
+from dpstream.options import DEFAULT_ROOT, Broker, Root, console, prepared
 from dpstream.relabel import Method, at_desk
 from dpstream.watch import say
 from services.labeler.codes import CODES
 from services.labeler.codes.base import FileCode
-from services.labeler.recipes import installed_codes, make_recipe, read_files
+from services.labeler.recipes import installed_codes, make_recipe
 from services.labeler.settings import LabelerSettings
 from services.trainer.training_input import BACKENDS
 from shared.embedded import FolderStore
@@ -39,7 +38,7 @@ from shared.errors import DpstreamError, SpecError
 from shared.frames import Frame, frame_key
 from shared.sections import Labels
 from shared.settings import read_settings, variable_of
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.values import Accepted, Rejected
 
 PROBE_SECONDS = 120.0
@@ -148,17 +147,15 @@ def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
     """The spec, and how it labels which structure, its smallest."""
     if path is None:
         return None, None, []
-    spec = load_spec(path)
     try:
-        labels, files = read_files(spec.labels, path.parent)
-        spec = spec.model_copy(update={"labels": labels})
-        systems = gather(spec, path.parent).systems
+        spec, gathered, _ = prepared(path, None, None, engines=False)
     except SpecError as error:
-        return spec, None, [_missing("spec", error)]
+        return None, None, [_missing("spec", error)]
+    systems = gathered.systems
     frames = [frame for those in systems.values() for frame in those]
     smallest = min(frames, key=lambda frame: len(frame.species))
     about = f"{len(frames)} starting structures of {len(systems)} systems"
-    return spec, (labels, files, smallest), [Finding("spec", "works", about)]
+    return spec, (spec.labels, gathered.attachments, smallest), [Finding("spec", "works", about)]
 
 
 def _missing(part: str, error: DpstreamError, state: State = "missing") -> Finding:

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from pydantic import Field, ValidationError
 
+from dpstream.label_inputs import with_label_inputs
 from dpstream.relabel import Method
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import SpecError
+from shared.inlined import with_texts
 from shared.section import Section
 from shared.sections import Labels
 from shared.spec import load_spec
@@ -36,20 +38,21 @@ def read_recipe(path: Path) -> tuple[Method, tuple[str, ...]]:
     """How labels are computed on this machine, files that the settings name included, and the type
     map where there is one. `SpecError` names file, key, value and remedy."""
     try:
-        given = _read(path)
-        labels, files = read_files(given.labels, path.parent)
-        return Method(labels, make_recipe(labels), files), given.type_map
+        labels, type_map = _read(path)
+        labels, files = read_files(labels, path.parent)
+        return Method(labels, make_recipe(labels), files), type_map
     except SpecError as error:
         text = str(error)
         raise SpecError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error
 
 
-def _read(path: Path) -> RecipeFile:
-    data = read_document(path)
+def _read(path: Path) -> tuple[Labels, tuple[str, ...]]:
+    data = with_texts(read_document(path), path)
     if data.keys() & {"systems", "stages", "initial"}:
-        spec = load_spec(path)
-        return RecipeFile(labels=spec.labels, type_map=spec.type_map)
+        spec = with_label_inputs(load_spec(path), path.parent)
+        return spec.labels, spec.type_map
     try:
-        return RecipeFile.model_validate(data)
+        given = RecipeFile.model_validate(data)
+        return given.labels, given.type_map
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error, RecipeFile)}") from error
