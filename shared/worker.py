@@ -26,6 +26,7 @@ from shared.codec import encode, topic_of, understood
 from shared.context import Context, Handler
 from shared.endings import ending_of, outcome_of
 from shared.errors import BusError, NotFound, StoreError
+from shared.logs import logger
 from shared.messages import Command, Message, TaskClaimed, TaskHeartbeat
 from shared.outages import insist
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
@@ -33,7 +34,7 @@ from shared.shift import Shift
 from shared.telemetry import Phase, Silence, Telemetry
 from shared.values import Ref, campaign_uri
 
-log = structlog.get_logger()
+log = logger()
 
 Bench = TypeVar("Bench")
 IDLE_SECONDS = 1.0

@@ -7,17 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from services.coordinator.envelope import envelope
 from shared import messages as m
 from shared.codec import encode, understood
 from shared.errors import BusError
+from shared.logs import logger
 from shared.ports import Delivery, Store, Subscription
 from shared.values import Ref, campaign_uri
 from shared.worker import claim_uri
 
-log = structlog.get_logger()
+log = logger()
 
 BURIED = "deadletters/"
 """Where undecodable bodies are kept."""

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-import structlog
-
 from services.coordinator.backlog import Backlog
 from services.coordinator.desk import Desk
 from services.coordinator.envelope import envelope
@@ -28,12 +26,13 @@ from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.codec import decode, encode, topic_of
 from shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
+from shared.logs import logger
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.topology import COORDINATOR, DEADLETTERS
 from shared.values import campaign_uri
 from shared.worker import claim_uri
 
-log = structlog.get_logger()
+log = logger()
 
 BATCH = 64
 AMPLE = 10

@@ -54,10 +54,10 @@ class Site:
         self.coordinator = Coordinator(self.bus, self.store, LEASE, REISSUE, clock=lambda: self.now)
         return self.coordinator
 
-    def submit(self, of: Spec) -> Desk:
+    def submit(self, of: Spec, frames: int = 6) -> Desk:
         body = of.model_dump_json().encode()
         self.store.put(campaign_uri(of.name, "spec.json"), body)
-        self.say(submission(of))
+        self.say(submission(of, frames))
         self.turn()
         return self.coordinator.desks[of.name]
 
@@ -289,8 +289,7 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
 ) -> None:
     monkeypatch.setattr("services.coordinator.inbound.LINGER", 60.0)
     monkeypatch.setattr("services.coordinator.inbound.COMPANY", 3)
-    many = {"reference_md": {"system": "methane", "trajectories": 2 * service.AMPLE}}
-    desk = site.submit(spec(labels={"bundle": 1}, verification=many))
+    desk = site.submit(spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE)
     answers = [site.world.answer(command) for command in site.published()]
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
 
