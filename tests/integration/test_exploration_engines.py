@@ -106,7 +106,7 @@ CASES["template"] = Case(
     },
 )
 CASES["search"] = Case(
-    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.2, 0.3]}}
+    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.1, 0.12]}}
 )
 
 
