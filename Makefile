@@ -30,6 +30,7 @@ soak: $(STAMP) servers codes
 schema: $(STAMP)
 	$(BIN)/python -c "from shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
 	$(BIN)/python -c "from shared.asyncapi import document; print(document(), end='')" > docs/asyncapi.json
+	$(BIN)/python -c "from dpstream.dpgen.table import markdown; print(markdown(), end='')" > docs/dp-gen-keys.md
 
 install: $(STAMP)
 

@@ -14,6 +14,8 @@ from dpstream.access import access
 from dpstream.collect import collect
 from dpstream.deployment import is_folder
 from dpstream.doctor import doctor
+from dpstream.dpgen.command import check_machine, import_
+from dpstream.dpgen.layout import export_layout
 from dpstream.export import export as export_campaign
 from dpstream.initial.command import init_bulk, init_surf
 from dpstream.label import label
@@ -23,6 +25,8 @@ from dpstream.options import (
     DEFAULT_ROOT,
     Broker,
     Campaign,
+    Code,
+    MachineFile,
     Mode,
     NewName,
     Root,
@@ -66,6 +70,7 @@ WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 @app.command()
 def run(
     spec: SpecFile,
+    machine: MachineFile = None,
     mode: Mode = None,
     workers: Annotated[
         str,
@@ -78,6 +83,7 @@ def run(
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     name: NewName = None,
+    code: Code = None,
 ) -> None:
     """Run a campaign on this machine; an existing one is resumed.
 
@@ -95,7 +101,8 @@ def run(
     crew = {**WORKERS, **parse_workers(workers, services, least=0 if broker else 1)}
     if broker is None and not is_folder(root):
         raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
-    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None)
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None, code=code)
     with within(root):
         if broker is None:
             raise typer.Exit(run_campaign(loaded, gathered, recipe, Path(root), crew, console))
@@ -103,12 +110,15 @@ def run(
 
 
 @app.command()
-def validate(spec: SpecFile, mode: Mode = None) -> None:
+def validate(
+    spec: SpecFile, machine: MachineFile = None, mode: Mode = None, code: Code = None
+) -> None:
     """Check a spec and all that it names, and print the plan. Starts nothing.
 
     Imported labelled sets are cross-checked: a few frames are computed again.
     """
-    loaded, gathered, recipe = prepared(spec, mode, None)
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, None, code=code)
     cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments))
     for part in plan(loaded, gathered, recipe):
         console.print(part)
@@ -153,11 +163,24 @@ def export(
     full: Annotated[
         bool, typer.Option("--full", help="Also the ledger and all labels: a root of its own.")
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as DP-GEN's."),
+    ] = "dpstream",
 ) -> None:
     """Write models, dataset (DeePMD and extxyz) and report into a folder."""
+    if layout not in ("dpstream", "dpgen"):
+        raise SpecError(f"--layout: {layout!r}: should be dpstream or dpgen")
+    if layout == "dpgen" and full:
+        raise SpecError("--full: goes with --layout dpstream only")
     with within(root):
         store, name = named(campaign, root)
-        for line in export_campaign(store, name, output, full):
+        lines = (
+            export_layout(store, name, output)
+            if layout == "dpgen"
+            else export_campaign(store, name, output, full)
+        )
+        for line in lines:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -195,6 +218,9 @@ def new(
     )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+app.command("import")(import_)
 
 
 @app.command()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from services.explorer.md_script import data_file, parameter_words
 from services.labeler.codes import CODES
 from services.trainer.repulsion import table_text
 from services.trainer.training_input import TABLE, Run, build_input
+from shared.context import fetch
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
 from shared.errors import SpecError
 from shared.folder_store import FolderStore
@@ -31,7 +33,6 @@ from shared.messages import MemberTrained, Message, ModelsReady, Train
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import ROOMS, Recipe, Ref, campaign_uri, stable_seed
-from shared.worker import fetch
 
 MARKER = ".dpstream-export.json"
 """Says which campaign a folder is an export of. No object's key begins with a dot."""
@@ -52,9 +53,16 @@ def export(store: Store, campaign: str, folder: Path, full: bool = False) -> lis
     that cannot be written; NotFound where the store has no such campaign.
     """
     harvest = Harvest.of(store, campaign)
-    try:
-        _prepare(folder, harvest)
+    with written_into(folder):
+        prepare(folder, harvest)
         return list(_written(harvest, folder, full))
+
+
+@contextmanager
+def written_into(folder: Path) -> Iterator[None]:
+    """What goes wrong with files is wrong with `folder`."""
+    try:
+        yield
     except OSError as error:
         raise SpecError(
             f"{error.filename or folder}: cannot be written: {error.strerror}"
@@ -85,6 +93,8 @@ class Harvest:
     campaign: str
     spec_bytes: bytes
     history: History
+    members: dict[int, dict[int, MemberTrained]]
+    """By version and number."""
     committee: list[MemberTrained]
     """Members of the newest complete committee."""
     final: MemberTrained | None
@@ -101,7 +111,7 @@ class Harvest:
         committee = [member for _, member in sorted(members.get(version, {}).items())]
         history = History.of(messages)
         check_submitted(store, campaign, history.submitted)
-        return Harvest(store, campaign, spec_bytes, history, committee, final, commands)
+        return Harvest(store, campaign, spec_bytes, history, members, committee, final, commands)
 
     @cached_property
     def spec(self) -> Spec:
@@ -123,7 +133,7 @@ class Harvest:
         """Everything trained on, oldest first, then labels no dataset version holds yet."""
         datasets = self.history.datasets
         known = load_dataset(self.fetch, datasets[-1].manifest) if datasets else []
-        fresh = self._labelled(
+        fresh = self.labelled(
             life
             for life in self.history.lives.values()
             if life.purpose != "audit" and life.trained is None
@@ -132,9 +142,9 @@ class Harvest:
 
     def audit_set(self) -> list[Labelled]:
         """Labels never trained on, by frame key."""
-        return self._labelled(x for x in self.history.lives.values() if x.purpose == "audit")
+        return self.labelled(x for x in self.history.lives.values() if x.purpose == "audit")
 
-    def _labelled(self, lives: Iterator[Life]) -> list[Labelled]:
+    def labelled(self, lives: Iterable[Life]) -> list[Labelled]:
         accepted = {life.ref.key: life for life in lives if life.accepted is not None}
         return [self._item(accepted[key]) for key in sorted(accepted)]
 
@@ -169,7 +179,7 @@ def _trained(
 # ----------------------------------------------------------------------------------- the folder
 
 
-def _prepare(folder: Path, harvest: Harvest) -> None:
+def prepare(folder: Path, harvest: Harvest) -> None:
     """An empty folder, or one that this campaign was exported to before."""
     identity = {"campaign": harvest.campaign, "spec": Ref.to("spec", harvest.spec_bytes).sha256}
     if folder.exists() and not folder.is_dir():
@@ -214,10 +224,10 @@ def _models(harvest: Harvest, folder: Path) -> Iterator[str]:
         named.insert(0, ("final", harvest.final))
     folder.mkdir()
     for name, member in named:
-        _download(harvest.store, member.model, folder / model_file(name, member))
+        download(harvest.store, member.model, folder / model_file(name, member))
         if member.compressed:
             suffix = Path(member.frozen.uri).suffix
-            _download(harvest.store, member.frozen, folder / f"{name}-frozen{suffix}")
+            download(harvest.store, member.frozen, folder / f"{name}-frozen{suffix}")
     if not named:
         yield "no committee is complete yet: no models"
         return
@@ -232,7 +242,7 @@ def model_file(name: str, member: MemberTrained) -> str:
     return f"{name}{Path(member.model.uri).suffix}"
 
 
-def _download(store: Store, ref: Ref, path: Path) -> None:
+def download(store: Store, ref: Ref, path: Path) -> None:
     path.write_bytes(fetch(store, ref))
 
 

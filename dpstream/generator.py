@@ -26,12 +26,12 @@ from pydantic import TypeAdapter, ValidationError
 from dpstream.deployment import open_bus, open_store
 from dpstream.imported import frame_of
 from shared.codec import decode, encode, topic_of
+from shared.context import fetch
 from shared.errors import BusError, NotFound, SpecError
 from shared.frames import Frame, to_ase
 from shared.messages import StructuresJudged, StructuresProposed
 from shared.ports import Bus, Outgoing, Store, Subscription
 from shared.values import Committee, Name, OfferedFrame, Ref, campaign_uri, stable_id
-from shared.worker import fetch
 
 PART = 100
 """Frames in one message."""

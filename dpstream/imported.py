@@ -222,6 +222,18 @@ def read_ase(path: Path) -> list[Any]:
     return frames
 
 
+def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
+    """Every frame of a file in dpdata's format `form` as `ase.Atoms`; `SpecError` where it is none.
+    Files without symbols have their types counted in the model's order."""
+    import dpdata  # deferred: slow to import
+
+    try:
+        system = dpdata.System(str(path), fmt=form, type_map=list(type_map))
+        return list(system.to("ase/structure"))
+    except Exception as error:  # dpdata raises whatever its readers meet
+        raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
+
+
 def frame_of(atoms: Any, periodic: bool | None, source: str) -> Frame:
     """A frame from `ase.Atoms`, `periodic` or as the atoms say (None); `SpecError` if periodic in
     one or two directions only, or if there is no cell to be periodic in."""

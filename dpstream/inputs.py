@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
-from dpstream.imported import Imported, find_files, frame_of, read_ase, read_labelled
+from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
 from dpstream.loss_check import check_loss, loss_warnings
 from dpstream.training_check import check_training
 from services.explorer.engines.preview import check_engine
@@ -116,7 +117,7 @@ def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canon
     system, key = spec.systems[name], f"systems.{name}.structures"
     paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
     for path in dict.fromkeys(paths):
-        for number, atoms in enumerate(_read(path, key)):
+        for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
                 built = built_from(canonical(frame_of(atoms, system.periodic, where)), system)
@@ -150,9 +151,9 @@ def built_from(structure: Canonical, system: System) -> list[Canonical]:
     return [canonical(f if repeat is None else supercell(f, repeat)) for f in built]
 
 
-def _read(path: Path, key: str) -> list[object]:
+def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
     try:
-        return read_ase(path)
+        return read_ase(path) if form is None else read_dpdata(path, form, type_map)
     except SpecError as error:
         raise SpecError(f"{key}: {error}") from error
 
@@ -304,12 +305,19 @@ def _check_barostat(spec: Spec, systems: Mapping[str, list[Frame]]) -> None:
         for name in stage.systems:
             if any(frame.cell is None for frame in systems[name]):
                 raise SpecError(f"{key}: {stage.md.ensemble} needs a cell; systems.{name} has none")
-        loss = spec.training.input.get("loss", {})
-        if not any(float(loss.get(k, 0.0)) > 0 for k in ("start_pref_v", "limit_pref_v")):
+        if not _virial_prefactors(spec):
             raise SpecError(
                 f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
             )
+
+
+def _virial_prefactors(spec: Spec) -> list[float]:
+    """Those that the spec gives, of all members."""
+    inputs = (spec.training.input, *spec.training.member_input.values())
+    losses = [given.get("loss", {}) for given in inputs]
+    keys = ("start_pref_v", "limit_pref_v")
+    return [float(loss[key]) for loss in losses for key in keys if key in loss]
 
 
 def _check_stage_engines(spec: Spec, systems: Mapping[str, list[Frame]], trusting: bool) -> None:
@@ -354,6 +362,7 @@ def _warnings(
     yield from _dubious_labels(spec, labelled)
     yield from loss_warnings(spec, labelled)
     yield from _not_taken(spec)
+    yield from _unlearnt_virial(spec)
     for number, stage in enumerate(spec.stages):
         yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
     reachable = spec.audit.per_round * spec.budget.rounds
@@ -398,6 +407,15 @@ def _not_taken(spec: Spec) -> Iterator[str]:
         yield (
             f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
             "epochs, min_steps, max_steps) and the data"
+        )
+
+
+def _unlearnt_virial(spec: Spec) -> Iterator[str]:
+    barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
+    if barostats and not any(_virial_prefactors(spec)):
+        yield (
+            f"stages {', '.join(barostats)}: a barostat follows models that never learn the "
+            "virial: training.input.loss has start_pref_v and limit_pref_v 0"
         )
 
 

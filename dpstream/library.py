@@ -25,6 +25,7 @@ from dpstream.options import DEFAULT_ROOT, Campaign, Root, console, named, there
 from dpstream.recipe_file import read_recipe
 from dpstream.watch import say
 from services.labeler.codes import CODES
+from shared.context import fetch
 from shared.dataset import Labelled, load_dataset
 from shared.errors import SpecError, StoreError
 from shared.frames import frame_key
@@ -32,7 +33,6 @@ from shared.messages import MemberTrained
 from shared.ports import Store
 from shared.spec import Stage
 from shared.values import Dataset, Recipe, Ref, Rmse, Value
-from shared.worker import fetch
 
 PREFIX = "library/"
 LARGEST = 1 << 20

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dpstream.deployment import is_folder, open_store
+from dpstream.dpgen.load import load_campaign
 from dpstream.engines import check_engines, check_program
 from dpstream.inputs import Gathered, gather
 from dpstream.label_inputs import with_label_inputs
@@ -21,7 +22,7 @@ from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import CorruptLedger, SpecError, StoreError
 from shared.ports import Store
-from shared.spec import Spec, expand_material, load_spec
+from shared.spec import Spec, expand_material
 from shared.spec_errors import did_you_mean, explain
 from shared.values import Recipe
 
@@ -33,7 +34,23 @@ MOST_WORKERS = 64
 SpecFile = Annotated[
     Path,
     typer.Argument(
-        metavar="SPEC", help="Campaign spec, YAML or JSON; `dpstream new` writes one to edit."
+        metavar="SPEC",
+        help="Campaign spec, YAML or JSON; `dpstream new` writes one to edit. DP-GEN's param.json "
+        "will do too.",
+    ),
+]
+MachineFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[MACHINE]", help="DP-GEN's machine file: checked, and told what becomes of it."
+    ),
+]
+Code = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE",
+        help="With DP-GEN's param.json: label with this code and its own defaults instead of what "
+        "fp_style asks for.",
     ),
 ]
 Root = Annotated[
@@ -80,11 +97,11 @@ NewName = Annotated[
 
 
 def prepared(
-    path: Path, mode: str | None, name: str | None, engines: bool = True
+    path: Path, mode: str | None, name: str | None, engines: bool = True, code: str | None = None
 ) -> tuple[Spec, Gathered, Recipe]:
     """Everything checked that can be checked before anything starts; `engines` are to be here."""
     given = {key: value for key, value in (("mode", mode), ("name", name)) if value is not None}
-    loaded = load_spec(path)
+    loaded = load_campaign(path, code)
     try:
         spec = Spec.model_validate({**loaded.model_dump(), **given})
     except ValidationError as error:

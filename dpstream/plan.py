@@ -92,9 +92,9 @@ def _stages_table(spec: Spec, gathered: Gathered) -> Table:
             f"{_dynamics(stage)} of {', '.join(stage.systems)}",
             ", ".join(f"{t:g}" for t in stage.temperatures),
             ", ".join(f"{p:g}" for p in stage.pressures) or "–",
-            _trajectories(stage),
+            _trajectories(stage, gathered),
             f"{md.steps * md.timestep:g} ps, {md.steps // md.every} checks",
-            _trust(stage.trust or spec.trust),
+            _stage_trust(spec, stage),
         )
     return table
 
@@ -104,14 +104,23 @@ def _dynamics(stage: Stage) -> str:
     return stage.md.ensemble if kind == "md" else f"{kind} ({stage.md.ensemble})"
 
 
+def _stage_trust(spec: Spec, stage: Stage) -> str:
+    own = (f"{system}: {_trust(levels)}" for system, levels in stage.system_trust.items())
+    rest = set(stage.systems) - set(stage.system_trust)
+    return "; ".join([*own, *([_trust(stage.trust or spec.trust)] if rest else [])])
+
+
 def conditions(stage: Stage) -> int:
     """How many conditions one round explores."""
     return len(list(stage.conditions()))
 
 
-def _trajectories(stage: Stage) -> str:
+def _trajectories(stage: Stage, gathered: Gathered) -> str:
     count = conditions(stage)
-    total = count * stage.md.trajectories
+    starts = len(stage.systems)
+    if stage.starts == "all":
+        starts = sum(len(gathered.systems[system]) for system in stage.systems)
+    total = count // len(stage.systems) * starts * stage.md.trajectories
     return f"{total} ({count} condition{'s' if count > 1 else ''})"
 
 
@@ -239,16 +248,25 @@ def most_labels(spec: Spec, initial: int) -> int:
     """Largest number of labels a campaign may buy: initial frames, then every round of every
     stage at its cap (audit included), bounded by the budget. Reused labels count."""
     spec = expand_material(spec)
-    per_round = spec.selection.per_round + spec.audit.per_round
-    return min(spec.budget.labels, initial + spec.budget.rounds * per_round * len(spec.stages))
+    planned = sum(_rounds(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
+    return min(spec.budget.labels, initial + planned)
+
+
+def _rounds(spec: Spec, stage: Stage) -> int:
+    return spec.budget.rounds if stage.repeat else 1
+
+
+def _per_round(spec: Spec, stage: Stage) -> int:
+    rules = spec.selection
+    own = math.inf if rules.per_system is None else rules.per_system * len(stage.systems)
+    return int(min(rules.per_round, own)) + spec.audit.per_round
 
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
     most = most_labels(spec, len(gathered.initial))
     text = (
         f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + "
-        f"{len(spec.stages)} stages × {spec.budget.rounds} rounds × ({spec.selection.per_round} + "
-        f"{spec.audit.per_round} audit))"
+        f"{_rounds_words(spec)})"
     )
     reference = spec.verification.reference_md
     if reference is not None:
@@ -259,6 +277,16 @@ def _budget_words(spec: Spec, gathered: Gathered) -> str:
             f"{reference.trajectories} reference trajectories ({points} single points)"
         )
     return text
+
+
+def _rounds_words(spec: Spec) -> str:
+    """Stages × rounds × labels of a round, stages alike together."""
+    alike = Counter((_rounds(spec, stage), _per_round(spec, stage)) for stage in spec.stages)
+    audit = spec.audit.per_round
+    return " + ".join(
+        f"{count} stages × {rounds} rounds × ({labels - audit} + {audit} audit)"
+        for (rounds, labels), count in alike.items()
+    )
 
 
 # ------------------------------------------------------------------------------ cross-check

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import services.labeler.handlers as labeler
+from shared.context import Context
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError, Stopped
 from shared.frames import Frame, Label, decode_labelled, frame_key
@@ -22,7 +23,6 @@ from shared.ports import Store
 from shared.scratch import private_folder
 from shared.spec import Labels, Spec
 from shared.values import Accepted, Recipe, Ref, Rejected
-from shared.worker import Context
 
 Verdict = Accepted | Rejected
 Item = TypeVar("Item")

@@ -143,7 +143,7 @@ def logs(
         store, name = named(campaign, root)
         reading, lines = Reading.begin(store, name), Lines(task)
         while True:
-            for line in lines.of(messages_of(reading.look())):
+            for line in lines.of(messages_of(reading.news())):
                 say(console, line)
             if not follow or reading.state.finished is not None:
                 return

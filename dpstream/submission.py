@@ -17,6 +17,7 @@ from shared.frames import Batch, Frame, Label, frame_key
 from shared.messages import CampaignSubmitted
 from shared.ports import Store
 from shared.spec import Spec, expand_material
+from shared.spec_errors import first_of
 from shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
 MOST_CHANGES = 5
@@ -53,7 +54,7 @@ def _submitted(key: str, body: bytes) -> CampaignSubmitted:
     try:
         earlier = decode(body)
     except ValidationError as error:
-        raise CorruptLedger(f"{key}: not the event that was written: {_first(error)}") from error
+        raise CorruptLedger(f"{key}: not the event that was written: {first_of(error)}") from error
     if not isinstance(earlier, CampaignSubmitted):
         raise CorruptLedger(f"{key}: not the event that was written: {earlier.type}")
     return earlier
@@ -132,13 +133,7 @@ def stored_spec(store: Store, campaign: str) -> Spec:
     try:
         return Spec.model_validate_json(store.get(key))
     except ValidationError as error:
-        raise CorruptLedger(f"{key}: not the spec that was written: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    return f"{key}: {problem['msg']}" if key else problem["msg"]
+        raise CorruptLedger(f"{key}: not the spec that was written: {first_of(error)}") from error
 
 
 def _check_unchanged(spec: Spec, earlier: Spec) -> None:

@@ -58,6 +58,7 @@ stages:                                     # explored one after another, each u
     # pressures: [1]                        # bar; with ensemble npt only
     # md: {{steps: 2000}}                     # keys of md below, for this stage
     # trust: {{low: 0.05, high: 0.2}}         # for this stage
+    # engine: md                            # or other ways to explore: docs/exploration.md
   - name: hot
     systems: [start]
     temperatures: [450, 600]

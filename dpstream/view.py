@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.coordinator.folds.tasks import is_live
 from services.coordinator.overview import headline, label_counts, round_counts
 from services.coordinator.state import State, Task
 from shared import messages as m
@@ -124,7 +123,7 @@ def _services(state: State, progress: Mapping[str, str]) -> Table:
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     table.add_column("at work on", overflow="ellipsis", no_wrap=True)
     for service, kinds in SERVICES.items():
-        live = [t for t in state.tasks.values() if is_live(t) and isinstance(t.command, kinds)]
+        live = state.under_way(*kinds)
         running = [task for task in live if task.status == "running"]
         words = "; ".join(_task_words(task, progress) for task in running[:SHOWN])
         more = f"; {len(running) - SHOWN} more" if len(running) > SHOWN else ""

@@ -34,7 +34,7 @@ COMMON = (
 DEEPMD = {"cpu": "cpu", "cuda": "gpu,cu12"}
 IMAGES = {
     "coordinator": (*COMMON, "fastapi", "immutables", "uvicorn"),
-    "labeler": (*COMMON, "pyscf", "scipy", "tblite[ase]"),
+    "labeler": (*COMMON, "dpdata", "pyscf", "scipy", "tblite[ase]"),
     **{
         f"trainer-{variant}": (*COMMON, f"deepmd-kit[{extras}]")
         for variant, extras in DEEPMD.items()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import traceback
-from typing import TYPE_CHECKING
 
+from shared.context import Context
 from shared.errors import Permanent, Stopped, Temporary
 from shared.logs import redacted
 from shared.messages import Message, TaskFailed, TaskReleased
 from shared.outages import is_outage
 from shared.telemetry import Outcome
-
-if TYPE_CHECKING:
-    from shared.worker import Context
 
 MACHINES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 """A disk that is full, a limit that is reached: no fault of the task."""

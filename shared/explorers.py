@@ -136,6 +136,7 @@ class Potential(Section):
     )
 
 
+Placeholder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 Word = int | float | str
 Values = Annotated[tuple[Word, ...], Field(min_length=1)]
 Row = tuple[dict[str, Word], dict[str, Word]]
@@ -145,8 +146,8 @@ Row = tuple[dict[str, Word], dict[str, Word]]
 class Revisions(Section):
     """Values of words in a template. Every combination is a condition of its own."""
 
-    lammps: dict[str, Values] = Field(default={}, description="in the LAMMPS input")
-    plumed: dict[str, Values] = Field(default={}, description="in the PLUMED input")
+    lammps: dict[Placeholder, Values] = Field(default={}, description="in the LAMMPS input")
+    plumed: dict[Placeholder, Values] = Field(default={}, description="in the PLUMED input")
 
     def rows(self) -> tuple[Row, ...]:
         """The outer product, the last word running fastest."""

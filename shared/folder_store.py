@@ -60,11 +60,13 @@ class FolderStore:
         with _reading(key):
             return path.is_file()
 
-    def list(self, prefix: str) -> Iterable[str]:
-        """Keys that start with the string `prefix`, sorted; StoreError if no key can."""
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
+        """Keys that start with the string `prefix` and come after `after`, sorted; StoreError if
+        no key can."""
         folder, slash, start = checked_prefix(prefix).rpartition("/")
         with _reading(prefix):
-            return sorted(filter(is_key, self._walk(folder + slash, start)))
+            found = (key for key in self._walk(folder + slash, start) if key > after)
+            return sorted(filter(is_key, found))
 
     def delete(self, key: str) -> None:
         path = self._path(key)

@@ -177,6 +177,9 @@ class Select(Command):
     pool: Ref = Field(description="JSON object: Pool")
     labels: int = Field(description="at most so many frames for training")
     per_system: int | None = None
+    caps: dict[str, int] = Field(
+        default={}, description="systems that get less than `per_system`, and how much"
+    )
     audits: int = Field(description="at most so many frames for the audit")
 
 
@@ -481,7 +484,9 @@ class TrustChanged(Message):
 class StageEnded(Message):
     type: Literal["stage-ended/1"] = "stage-ended/1"
     stage: int
-    verdict: Literal["converged", "stuck", "out-of-budget"]
+    verdict: Literal["converged", "explored", "stuck", "out-of-budget"] = Field(
+        description="explored: once, as asked, without converging"
+    )
     why: str
 
 

@@ -88,8 +88,9 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
-    def list(self, prefix: str) -> Iterable[str]:
-        """Keys that start with `prefix`, sorted."""
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
+        """Keys that start with `prefix`, sorted; only those that come after `after`, which need
+        not be a key."""
 
     def delete(self, key: str) -> None:
         """No error when absent."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from shared.connect import connect_bus, connect_store
+from shared.context import Handler
 from shared.errors import DpstreamError, Refused
 from shared.health import Health, served
 from shared.logs import configure, logger, redacted
@@ -36,7 +37,7 @@ from shared.shift import Shift
 from shared.signals import asked_to_stop
 from shared.telemetry import Metrics
 from shared.topology import COORDINATOR
-from shared.worker import Handler, Worker
+from shared.worker import Worker
 
 log = logger()
 

@@ -96,6 +96,7 @@ class Line:
         self._lock = threading.Lock()
         self._loop: Any = IOLoop()
         self._turning = True
+        self._posted: list[Callable[[], object]] = []
         self._connection: Any = None
         opened = self.answers.expect()
         work = (parameters(settings), opened)
@@ -110,7 +111,9 @@ class Line:
     def post(self, work: Callable[[], object]) -> None:
         with self._lock:
             if self._turning:
-                self._loop.add_callback_threadsafe(work)
+                self._posted.append(work)
+                if len(self._posted) == 1:  # otherwise the loop is awake already
+                    self._loop.add_callback_threadsafe(self._do_posted)
 
     def drop(self, error: BusError) -> None:
         self.post(self._hang_up)
@@ -169,6 +172,12 @@ class Line:
             error = BusError(f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             self._end(error)
+
+    def _do_posted(self) -> None:
+        with self._lock:
+            posted, self._posted = self._posted, []
+        for work in posted:
+            work()
 
     def _end(self, error: BusError) -> None:
         with self._lock:

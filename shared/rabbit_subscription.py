@@ -50,7 +50,7 @@ class RabbitSubscription:
         """`limit`: bytes; a longer body goes to the dead letters. `release` takes the channel back
         (I/O thread); `left` is called when the consumer was cancelled by us."""
         self.queue, self._channel, self._limit = queue, channel, limit
-        self._release, self._left = release, left
+        self._release, self._left, self._prefetch = release, left, prefetch
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
         self._unsettled: set[int] = set()  # delivery tags, those waiting among them
@@ -58,10 +58,10 @@ class RabbitSubscription:
         self._consuming = True  # as the I/O thread knows it
         self._tag = ""
         channel.on_lost, channel.on_cancelled = self._lost, self._ended
-        channel.ask(lambda future: self._begin(prefetch, future))
+        channel.ask(self._begin)
 
-    def _begin(self, prefetch: int, consuming: Future[Any]) -> None:
-        self._channel.raw.basic_qos(prefetch_count=prefetch)
+    def _begin(self, consuming: Future[Any]) -> None:
+        self._channel.raw.basic_qos(prefetch_count=self._prefetch)
         self._tag = self._channel.raw.basic_consume(
             self.queue, self._arrived, callback=lambda frame: fulfil(consuming, frame)
         )
@@ -90,9 +90,13 @@ class RabbitSubscription:
             if not self._open:
                 return
             self._open = False
+            full = len(self._unsettled) >= self._prefetch and not self._waiting
             self._changed.notify_all()
-        with suppress(BusError):  # lost: the broker has put everything back
-            self._channel.ask(self._cancel)
+        if full:  # nothing else can be on its way: the broker hears of it before the next settling
+            self._channel.connection.post(lambda: self._cancel(Future()))
+        else:
+            with suppress(BusError):  # lost: the broker has put everything back
+                self._channel.ask(self._cancel)
         self._left()
 
     def close(self) -> None:
@@ -125,7 +129,7 @@ class RabbitSubscription:
 
     def _cancel(self, done: Future[Any]) -> None:
         raw = self._channel.raw
-        if self._has_channel and self._tag in raw.consumer_tags:
+        if self._has_channel and raw.is_open and self._tag in raw.consumer_tags:
             raw.basic_cancel(self._tag, callback=lambda _: self._give_back(done))
         else:  # by the broker, just now
             fulfil(done, None)

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import boto3.session
 import botocore.loaders
@@ -24,13 +24,15 @@ import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from shared.errors import DigestMismatch, NotFound, Refused, StoreError
 from shared.objects import arriving, bounded, checked, checked_prefix, digested, file_errors
+from shared.s3_settings import S3Settings
 from shared.values import is_key
+
+__all__ = ["S3Settings", "S3Store"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,37 +67,6 @@ _TRANSFER = TransferConfig(
     max_concurrency=4,
     preferred_transfer_client="classic",
 )
-
-
-class S3Settings(BaseModel):
-    """Which bucket, where, and as whom."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    bucket: str
-    prefix: str = Field(default="", max_length=400, description="nothing else is ever touched")
-    endpoint: str | None = Field(
-        default=None, pattern=r"^https?://[^@\s]+$", description="default: that of AWS"
-    )
-    region: str | None = None
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    encryption: str | None = Field(default=None, description="x-amz-server-side-encryption")
-    ca_file: Path | None = Field(default=None, description="PEM; default: public authorities")
-    access_key: SecretStr | None = Field(default=None, description="default: standard chain")
-    secret_key: SecretStr | None = None
-    create_by: Literal["If-None-Match", "x-oss-forbid-overwrite"] | None = Field(
-        default=None, description="header of create-if-absent; default: what the probe finds"
-    )
-    attempts: int = Field(default=8, ge=1, description="of one request, at growing intervals")
-    silence: float = Field(default=60.0, gt=0, description="s without a byte that end an attempt")
-
-    @field_validator("prefix")
-    @classmethod
-    def _is_key(cls, prefix: str) -> str:
-        prefix = prefix.strip("/")
-        if prefix and not is_key(prefix):
-            raise ValueError("is no prefix: printable words between slashes, no dot first")
-        return prefix
 
 
 class _Taken(StoreError):
@@ -150,6 +121,7 @@ class S3Store:
         events.register("before-call.s3.PutObject", self._ask_in_its_words)
         for request in ("PutObject", "UploadPart"):
             events.register(f"before-call.s3.{request}", _add_md5)
+        events.register("before-sign.s3.PutObject", _send_at_once)
 
     def __repr__(self) -> str:
         where = self.settings.endpoint or "AWS"
@@ -194,14 +166,16 @@ class S3Store:
             return False
         return True
 
-    def list(self, prefix: str) -> Iterable[str]:
-        """Keys that start with the string `prefix`, sorted; StoreError if no key can."""
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
+        """Keys that start with the string `prefix` and come after `after`, sorted; StoreError if
+        no key can."""
         start = self._root + checked_prefix(prefix)
         pages = self._client.get_paginator("list_objects_v2")
+        beyond = {"StartAfter": self._root + after} if after else {}
         with self._asking(start):
             found = [
                 item["Key"].removeprefix(self._root)
-                for page in pages.paginate(Bucket=self.settings.bucket, Prefix=start)
+                for page in pages.paginate(Bucket=self.settings.bucket, Prefix=start, **beyond)
                 for item in page.get("Contents", ())
             ]
         return sorted(filter(is_key, found))
@@ -397,3 +371,12 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
     file = BytesIO(body) if isinstance(body, bytes) else body
     digest = digested(file, hashlib.md5(usedforsecurity=False))
     params["headers"]["Content-MD5"] = b64encode(digest.digest()).decode()
+
+
+def _send_at_once(request: Any, **_: Any) -> None:
+    """Called by botocore before a request is signed. It would ask the store's leave to send the
+    object, and wait for it: one round trip more, which only a large object is worth."""
+    body = request.data
+    if isinstance(body, BytesIO) and body.getbuffer().nbytes <= _CHUNK:
+        del request.headers["Expect"]  # no error where there is none
+        request.data = body.getvalue()

@@ -62,6 +62,11 @@ class System(Section):
     periodic: bool | None = Field(
         default=None, description="default: as the file says; false drops the cell"
     )
+    format: str | None = Field(
+        default=None,
+        description="dpdata's name of the files' format, e.g. lammps/lmp, abacus/stru; default: as "
+        "ASE tells from the file",
+    )
     fparam: tuple[float, ...] = Field(
         default=(),
         description="frame parameters of every frame that comes from these structures (an electron "
@@ -210,6 +215,9 @@ class Training(Section):
     warm_start_lr: Positive = Field(
         default=1e-4, description="learning rate a warm start begins at, or one from a given model"
     )
+    warm_input: dict[str, Any] = Field(
+        default={}, description="sections of input.json for warm starts, over all others"
+    )
     cold_every: int = Field(default=4, ge=1, description="every so many versions start cold")
     limited_above: Positive = Field(
         default=0.5,
@@ -247,6 +255,7 @@ class Md(Section):
     timestep: Positive = Field(default=0.001, description="ps")
     steps: int = Field(default=1000, ge=1)
     every: int = Field(default=10, ge=1, description="steps between deviation checks")
+    skip: int = Field(default=0, ge=0, description="first steps, whose frames are not judged")
     trajectories: int = Field(default=1, ge=1, description="per condition and round")
     tau_t: Positive = Field(default=0.1, description="thermostat damping, ps")
     tau_p: Positive = Field(default=0.5, description="barostat damping, ps")
@@ -268,7 +277,7 @@ class AutoTrust(Section):
 class TrustLevels(Section):
     """Levels of the model deviation: force in eV/Å, virial in eV per atom."""
 
-    low: Positive = Field(description="eV/Å; below: accurate")
+    low: Annotated[float, Field(ge=0)] = Field(description="eV/Å; below: accurate")
     high: Positive = Field(description="eV/Å; from here on: failed, between the two: candidate")
     low_v: Positive | None = Field(default=None, description="eV per atom; with high_v")
     high_v: Positive | None = Field(default=None, description="eV per atom; with low_v")
@@ -329,6 +338,17 @@ class Selection(Section):
         description="most new labels per round; one message names them all, hence 150 at most",
     )
     per_system: int | None = Field(default=None, ge=1, description="most per system and round")
+    min_per_system: int = Field(
+        default=0, ge=0, description="a system with less to label in a round has none labelled"
+    )
+    none_above: Share | None = Field(
+        default=None, description="accurate share of a system from which none of it is labelled"
+    )
+    fewer_above: Share | None = Field(
+        default=None,
+        description="accurate share from which `per_system` shrinks, linearly to none at "
+        "`none_above`",
+    )
     per_trajectory: int = Field(
         default=1, ge=1, description="most frames of one trajectory per committee version"
     )
@@ -346,6 +366,19 @@ class Selection(Section):
         default=1.0, description="largest tilt of the cell over the length it tilts along"
     )
 
+    @model_validator(mode="after")
+    def _shrinks(self) -> Selection:
+        if self.fewer_above is None:
+            return self
+        if self.per_system is None or self.none_above is None:
+            raise ValueError("fewer_above needs per_system and none_above")
+        if self.fewer_above > self.none_above:
+            raise ValueError(
+                f"fewer_above ({self.fewer_above:g}) must not be above none_above "
+                f"({self.none_above:g})"
+            )
+        return self
+
 
 class Stage(Section):
     name: Name = Field(description="what the stage is called")
@@ -357,6 +390,19 @@ class Stage(Section):
         default=Plain(), description="what drives the trajectories, with its settings"
     )
     trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
+    system_trust: dict[Name, TrustLevels] = Field(
+        default={},
+        description="levels of single systems, by name, instead of `trust`; of mode lockstep",
+    )
+    starts: Literal["in-turn", "all"] = Field(
+        default="in-turn",
+        description="where trajectories start: at the structures of a system in turn, or "
+        "`md.trajectories` at every one of them",
+    )
+    repeat: bool = Field(
+        default=True,
+        description="false: one round, then the next stage whatever was found (DP-GEN's jobs)",
+    )
 
     def conditions(self) -> Iterator[Condition]:
         """Systems × temperatures × pressures, and the revisions of a template."""

@@ -185,7 +185,8 @@ def _training_problems(training: Training) -> Iterator[str]:
         if not 0 <= member < training.members:
             yield f"training.member_input: {member} is not a member (0 to {training.members - 1})"
     own = {f"member_input.{member}": given for member, given in training.member_input.items()}
-    for where, given in {"input": training.input, **own}.items():
+    inputs = {"input": training.input, **own, "warm_input": training.warm_input}
+    for where, given in inputs.items():
         for section, value in given.items():
             if section in SECTIONS and not isinstance(value, dict):
                 yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
@@ -239,6 +240,17 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
             yield f"{where}.pressures: allowed with npt only, not with {stage.md.ensemble}"
         if stage.md.steps < stage.md.every:
             yield f"{where}.md.steps: {stage.md.steps} is less than every ({stage.md.every})"
+        if stage.md.skip > stage.md.steps - stage.md.every:
+            yield f"{where}.md.skip: {stage.md.skip} leaves nothing of {stage.md.steps} steps"
+        yield from _system_trust_problems(spec, stage, f"{where}.system_trust")
+
+
+def _system_trust_problems(spec: Spec, stage: Stage, where: str) -> Iterator[str]:
+    for system in stage.system_trust:
+        if system not in stage.systems:
+            yield f"{where}: {system!r} is not among the stage's systems"
+    if stage.system_trust and spec.mode != "lockstep":
+        yield f"{where}: needs mode lockstep; while streaming a stage has one `trust`"
 
 
 def expand_material(spec: Spec, solids: bool = True) -> Spec:

@@ -129,6 +129,13 @@ def _last(keys: Sequence[Any]) -> Any:
     return next((key for key in reversed(keys) if isinstance(key, str)), None)
 
 
+def first_of(error: ValidationError) -> str:
+    """The first problem of what we have written ourselves: its key, and pydantic's words."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg']}" if key else problem["msg"]
+
+
 def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
     allowed = _keys_at(location[:-1], root)
     hint = did_you_mean(str(location[-1]), allowed)

@@ -41,9 +41,9 @@ class CountedStore:
         self._count("HEAD")
         return self.store.exists(key)
 
-    def list(self, prefix: str) -> Iterable[str]:
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
         self._count("LIST")
-        return self.store.list(prefix)
+        return self.store.list(prefix, after)
 
     def delete(self, key: str) -> None:
         self._count("DELETE")

@@ -20,6 +20,7 @@ from services.labeler.__main__ import LABELER
 from services.labeler.settings import LabelerSettings
 from shared import messages as m
 from shared.connect import connect_bus, connect_store
+from shared.context import Context, Handler
 from shared.dataset import load_dataset
 from shared.errors import Permanent
 from shared.frames import Batch, Label, encode_labelled
@@ -30,7 +31,7 @@ from shared.settings import Settings, read_settings
 from shared.signals import asked_to_stop
 from shared.topology import COORDINATOR
 from shared.values import Accepted, FrameRef, Ref, label_uri
-from shared.worker import Context, Handler, Worker
+from shared.worker import Worker
 
 HASTE = 5.0
 """Seconds between heartbeats."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from benchmarks.services.figures import Figure
@@ -16,6 +16,7 @@ from benchmarks.services.site import Servers, at
 from services.coordinator.ledger import Entry, Ledger, Reading
 from services.coordinator.policy import decide
 from services.coordinator.service import BATCH
+from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import encode
 from shared.connect import connect_store
@@ -34,15 +35,38 @@ LAST = 0.1
 T = TypeVar("T")
 
 
+@dataclass
+class Spent:
+    """Seconds the coordinator's part has taken: deciding, appending (encoding and the store's
+    answer), keeping snapshots. What the world takes to answer is nobody's."""
+
+    events: int = 0
+    deciding: float = 0.0
+    appending: float = 0.0
+    keeping: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.deciding + self.appending + self.keeping
+
+    @property
+    def per_event(self) -> str:
+        parts = f"{self._each(self.deciding)} deciding, {self._each(self.appending)} appending"
+        return f"{self._each(self.seconds)} µs ({parts}, {self._each(self.keeping)} snapshots)"
+
+    def since(self, before: Spent) -> Spent:
+        return Spent(**{name: now - getattr(before, name) for name, now in vars(self).items()})
+
+    def _each(self, seconds: float) -> str:
+        return f"{1e6 * seconds / self.events:.0f}"
+
+
 @dataclass(frozen=True)
 class Folded:
-    """Seconds for `events`: all of them, and per event over the last part; of that for deciding
-    and for encoding, the rest is the store's. `memory`: the process's largest, bytes."""
+    """All events, and the last part of them; bytes of the process's memory at its largest."""
 
-    events: int
-    seconds: float
-    last: float
-    last_decided: float
+    whole: Spent
+    last: Spent
     memory: int
 
 
@@ -51,21 +75,15 @@ def measure(servers: Servers, sizes: Sequence[int]) -> Iterator[Figure]:
     for size in sizes:
         with at(servers, f"ledger-{size}") as site:
             folded = _apart(fold, site.settings, size)
-            yield _folded(folded)
+            whole = folded.whole
+            spent = f"{whole.seconds:.1f} s, {_mega(folded.memory)}"
+            yield Figure(f"{whole.events:,} events folded and appended", spent)
+            yield Figure("  each", whole.per_event)
+            yield Figure(f"  each of the last {LAST:.0%}", folded.last.per_event)
             for what, act in (("replayed", replay), ("a coordinator's restart", restart)):
                 seconds, memory = _apart(act, site.settings, size)
-                per = f"{1e6 * seconds / folded.events:.0f} µs each, {_mega(memory)}"
-                yield Figure(f"{folded.events:,} events: {what}", f"{seconds:.1f} s, {per}")
-
-
-def _folded(folded: Folded) -> Figure:
-    mean = 1e6 * folded.seconds / folded.events
-    at_the_end = f"{1e6 * folded.last:.0f} µs each (deciding {1e6 * folded.last_decided:.0f})"
-    return Figure(
-        f"{folded.events:,} events: folded and appended",
-        f"{folded.seconds:.1f} s, {mean:.0f} µs each; the last {LAST:.0%} {at_the_end}, "
-        f"{_mega(folded.memory)}",
-    )
+                per = f"{1e6 * seconds / whole.events:.0f} µs each, {_mega(memory)}"
+                yield Figure(f"  {what}", f"{seconds:.1f} s, {per}")
 
 
 def _mega(memory: int) -> str:
@@ -112,26 +130,36 @@ def fold(settings: Settings, events: int) -> Folded:
     store.put(campaign_uri(CAMPAIGN, "spec.json"), of.model_dump_json().encode())
     ledger, state = Ledger.open(store, CAMPAIGN)
     waiting, world = deque[m.Message]([submission(of, FRAMES)]), Endless()
-    heard, deciding, began = 0, 0.0, time.monotonic()
-    marks: list[tuple[int, float, float]] = []
-    while heard < events:
-        entries: list[Entry] = []
-        started = time.monotonic()
-        for _ in range(min(BATCH, len(waiting))):
-            event = waiting.popleft()
-            state, decided = decide(state, event)
-            entries.append(Entry(event, decided))
-        deciding += time.monotonic() - started
+    spent, before = Spent(), Spent()
+    while spent.events < events:
+        if spent.events < (1 - LAST) * events:
+            before = replace(spent)
+        times = [time.monotonic()]
+        state, entries = _decided(state, waiting)
+        times.append(time.monotonic())
         ledger.append(entries)
+        times.append(time.monotonic())
         ledger.snapshot(state)
-        heard += len(entries)
+        times.append(time.monotonic())
+        spent.events += len(entries)
+        spent.deciding += times[1] - times[0]
+        spent.appending += times[2] - times[1]
+        spent.keeping += times[3] - times[2]
         waiting += _answers(world, entries)
-        if heard >= (1 - LAST) * events:
-            marks.append((heard, time.monotonic(), deciding))
-    (first, then, before), (last, now, after) = marks[0], marks[-1]
-    count = max(1, last - first)
-    seconds = marks[-1][1] - began
-    return Folded(heard, seconds, (now - then) / count, (after - before) / count, _peak())
+    return Folded(spent, spent.since(before), _peak())
+
+
+def _decided(state: State, waiting: deque[m.Message]) -> tuple[State, list[Entry]]:
+    """A batch of what waits, decided upon."""
+    entries: list[Entry] = []
+    for _ in range(min(BATCH, len(waiting))):
+        event = waiting.popleft()
+        state, decided = decide(state, event)
+        for decision in decided:
+            if isinstance(decision, m.Command):
+                encode(decision)
+        entries.append(Entry(event, decided))
+    return state, entries
 
 
 def _answers(world: World, entries: Sequence[Entry]) -> list[m.Message]:
@@ -140,7 +168,6 @@ def _answers(world: World, entries: Sequence[Entry]) -> list[m.Message]:
     for decision in (decision for entry in entries for decision in entry.decided):
         world.learn(decision)
         if isinstance(decision, m.Command):
-            encode(decision)
             answers += world.answer(decision)
     return answers
 

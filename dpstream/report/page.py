@@ -29,14 +29,15 @@ from dpstream.report.lanes import (
 )
 from dpstream.report.plots import Plot, duration, number, percent
 from dpstream.submission import check_submitted
-from services.coordinator.ledger import code_version, heard_and_decided
+from services.coordinator.ledger import heard_and_decided
+from services.coordinator.snapshots import code_version
 from services.labeler.codes import CODES
+from shared.context import fetch
 from shared.errors import NotFound, SpecError
 from shared.messages import AuditDone, MemberTrained, Message
 from shared.ports import Store
 from shared.spec import Spec
 from shared.values import Rmse, campaign_uri
-from shared.worker import fetch
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 200

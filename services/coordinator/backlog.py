@@ -108,6 +108,15 @@ class Backlog:
         if queue is not None:
             self.busy[queue] -= 1
 
+    def whence(self, task: str) -> str | None:
+        """The queue of a task that is not ended."""
+        known = self._tasks.get(task)
+        return self._at_work.get(task) if known is None else queue_of(known.command)
+
+    def in_flight(self, queue: str) -> int:
+        """Published tasks that nobody is known to have."""
+        return len(self._lines[queue].in_flight) if queue in self._lines else 0
+
     def publish(self, bus: Bus, now: float, share: int, busy: Mapping[str, int] = NOBODY) -> None:
         """Fill every queue up to this campaign's share (of `share` campaigns) of its limit: twice
         as many tasks as workers are `busy` there for any campaign, and at least `MINIMUM`. Idle

@@ -21,6 +21,19 @@ def shares(found: ByCondition) -> tuple[float, float]:
     return found.counts.accurate / planned, (found.counts.failed + found.dropped) / planned
 
 
+def accurate_by_system(state: State) -> dict[str, float]:
+    """Accurate share of each system in the running round, all its conditions together."""
+    assert state.round is not None
+    sums: dict[str, ByCondition] = {}
+    for name, found in sorted(state.round.conditions.items()):
+        system = name.split(" ")[0]
+        before = sums.get(system, ByCondition())
+        sums[system] = ByCondition(
+            counts=before.counts + found.counts, dropped=before.dropped + found.dropped
+        )
+    return {system: shares(found)[0] for system, found in sums.items()}
+
+
 def looks_good(state: State) -> bool:
     """Whether every condition of the running round, so far, would pass."""
     if state.round is None:
@@ -143,7 +156,8 @@ def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"],
     for ended in state.ended:
         if ended.verdict != "converged":
             name = state.spec.stages[ended.stage].name
-            return "not-converged", f"stage {name} ended {ended.verdict}: {ended.why}"
+            how = "was explored once" if ended.verdict == "explored" else f"ended {ended.verdict}"
+            return "not-converged", f"stage {name} {how}: {ended.why}"
     if state.verified is None:
         return "not-converged", f"the final model was not verified: {state.verify_failed}"
     if not state.verified.stable:

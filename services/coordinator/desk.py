@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.coordinator.backlog import Backlog
+from services.coordinator.envelope import envelope
 from services.coordinator.folds.tasks import is_live
 from services.coordinator.ledger import Ledger, Segment
 from services.coordinator.state import State
 from shared import messages as m
-from shared.values import stable_id
 
 
 @dataclass
@@ -75,11 +75,4 @@ class Desk:
 
     def lapse(self, task: str, now: float) -> m.LeaseLapsed:
         del self.leases[task]
-        attempt = self.state.tasks[task].command.attempt
-        return m.LeaseLapsed(
-            id=stable_id("lapsed", task, attempt),
-            campaign=self.ledger.campaign,
-            time=now,
-            task=task,
-            attempt=attempt,
-        )
+        return m.LeaseLapsed(**envelope(self.state.tasks[task].command, "lapsed", now))

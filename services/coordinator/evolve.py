@@ -35,11 +35,11 @@ from services.coordinator.folds.proposals import (
 from services.coordinator.folds.tasks import (
     changed,
     checkpoint_saved,
-    count_live,
     task_cancelled,
     task_claimed,
     task_lost,
     timeless,
+    with_live,
 )
 from services.coordinator.folds.training import (
     manifest_frozen,
@@ -106,7 +106,7 @@ def _issued(state: State, command: Any) -> State:
     state = changed(
         state,
         tasks=state.tasks.set(command.task, task),
-        live=count_live(state.live, command, 1),
+        live=with_live(state.live, command),
     )
     change = ISSUED.get(type(command))
     return state if change is None else change(state, command)
@@ -117,7 +117,7 @@ def _issued_again(state: State, known: Task, command: Any) -> State:
     given_up = known.status == "abandoned"
     update = {"command": timeless(command), "status": "open"}
     task = known.model_copy(update={**update, "lapses": 0} if given_up else update)
-    live = state.live if known.status == "lost" else count_live(state.live, command, 1)
+    live = with_live(state.live, command)
     state = changed(state, tasks=state.tasks.set(command.task, task), live=live)
     return asked_again(state, command) if given_up and isinstance(command, m.Label) else state
 

@@ -4,25 +4,25 @@ and never blocks; what the broker gave up becomes a failure of its task."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
+from services.coordinator.envelope import envelope
 from shared import messages as m
 from shared.codec import encode, understood
 from shared.errors import BusError
+from shared.logs import logger
 from shared.ports import Delivery, Store, Subscription
-from shared.values import Ref, campaign_uri, stable_id
+from shared.values import Ref, campaign_uri
 from shared.worker import claim_uri
 
-log = structlog.get_logger()
+log = logger()
 
 BURIED = "deadletters/"
 """Where undecodable bodies are kept."""
-LINGER = 0.05
-"""Seconds that claims wait for other events, with which they share a segment: nothing follows from
-a claim, and a short task's result is not far behind."""
+LINGER, COMPANY = 0.1, 20
+"""Seconds that events which can wait do wait for others, with which they share a segment; and how
+many together wait no longer."""
 
 
 @dataclass
@@ -58,12 +58,7 @@ class Inbound:
         if not self.store.exists(campaign_uri(command.campaign, "spec.json")):
             return None
         failed = m.TaskFailed(
-            id=stable_id("given up", command.task, command.attempt),
-            campaign=command.campaign,
-            time=self.clock(),
-            cause=command.id,
-            task=command.task,
-            attempt=command.attempt,
+            **envelope(command, "given up", self.clock()),
             permanent=False,
             reason="no worker survived taking it: the broker gave it up",
         )
@@ -76,9 +71,14 @@ class Inbound:
         return failed if ours else None
 
 
-def take(subscription: Subscription, most: int, wait: float) -> list[Delivery]:
-    """What has come in by now, or comes first within `wait` seconds; mere claims are given
-    `LINGER` seconds for company. BusError when the subscription has ended."""
+def take(
+    subscription: Subscription,
+    most: int,
+    wait: float,
+    can_wait: Callable[[m.Message], bool] = lambda message: False,
+) -> list[Delivery]:
+    """What has come in by now, or comes first within `wait` seconds; as long as all of it can wait
+    it is given `LINGER` seconds for company. BusError when the subscription has ended."""
     asked = time.monotonic()
     first = subscription.next(timeout=wait)
     if first is None and time.monotonic() - asked < wait / 2:
@@ -89,14 +89,15 @@ def take(subscription: Subscription, most: int, wait: float) -> list[Delivery]:
         came = [first, *waiting(subscription, most - len(taken) - 1)]
         taken += came
         left = deadline - time.monotonic()
-        if len(taken) >= most or left <= 0 or not all(map(_is_claim, came)):
+        if len(taken) >= min(most, COMPANY) or left <= 0 or _is_urgent(came, can_wait):
             break
         first = subscription.next(timeout=left)
     return taken
 
 
-def _is_claim(delivery: Delivery) -> bool:
-    return isinstance(understood(delivery.body), m.TaskClaimed)
+def _is_urgent(came: Sequence[Delivery], can_wait: Callable[[m.Message], bool]) -> bool:
+    messages = (understood(delivery.body) for delivery in came)
+    return not all(message is not None and can_wait(message) for message in messages)
 
 
 def waiting(subscription: Subscription, most: int) -> list[Delivery]:

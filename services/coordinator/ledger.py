@@ -8,35 +8,43 @@ segment and stops.
 
 from __future__ import annotations
 
-import json
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version as package_version
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from services.coordinator import snapshots
 from services.coordinator.evolve import evolve
+from services.coordinator.snapshots import code_version
 from services.coordinator.state import State
-from shared.codec import ADAPTER
+from shared.codec import AnyMessage
 from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
 from shared.messages import CampaignFinished, CampaignPaused, Message
 from shared.ports import Store
 from shared.spec import Spec
+from shared.spec_errors import first_of
 from shared.values import campaign_uri
 
-SNAPSHOT_EVERY, TASKS_PER_SEGMENT = 100, 10
-"""Segments between two snapshots: so many, or more in a large campaign, by its number of tasks, so
-that what snapshots cost per segment stays the same."""
+AHEAD = 8
+"""Segments on their way from the store while one is folded."""
+
+Told = Annotated[Message, GetPydanticSchema(lambda _, schema_of: schema_of(AnyMessage))]
+"""Written and read as the kind of message it is."""
+Number = tuple[int, int]
+"""Of a segment: its place in the ledger, and the epoch of its writer."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One event heard and the decisions it led to."""
 
-    heard: Message
-    decided: tuple[Message, ...] = ()
+    heard: Told
+    decided: tuple[Told, ...] = ()
 
     @property
     def unprocessable(self) -> bool:
@@ -44,41 +52,24 @@ class Entry:
         return any(isinstance(fact, CampaignPaused) and fact.trace for fact in self.decided)
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(ser_json_inf_nan="strings"))
 class Segment:
     seq: int
     epoch: int
     nonce: str
     entries: tuple[Entry, ...]
+    code: str = field(default_factory=code_version)
 
     def dumps(self) -> bytes:
-        document = {
-            "seq": self.seq,
-            "epoch": self.epoch,
-            "nonce": self.nonce,
-            "code": code_version(),
-            "entries": [
-                {
-                    "heard": entry.heard.model_dump(mode="json"),
-                    "decided": [message.model_dump(mode="json") for message in entry.decided],
-                }
-                for entry in self.entries
-            ],
-        }
-        return json.dumps(document, separators=(",", ":")).encode()
+        return _SEGMENT.dump_json(self)
 
     @staticmethod
     def loads(data: bytes) -> Segment:
-        """Raises ValueError or KeyError for what `dumps` has not written."""
-        document = json.loads(data)
-        entries = tuple(
-            Entry(
-                ADAPTER.validate_python(entry["heard"]),
-                tuple(ADAPTER.validate_python(message) for message in entry["decided"]),
-            )
-            for entry in document["entries"]
-        )
-        return Segment(document["seq"], document["epoch"], document["nonce"], entries)
+        """Raises ValueError for what `dumps` has not written."""
+        return _SEGMENT.validate_json(data)
+
+
+_SEGMENT = TypeAdapter(Segment)
 
 
 @dataclass
@@ -93,8 +84,8 @@ class Ledger:
     """The newest segment: its messages are published again after a restart."""
     orphans: tuple[Message, ...] = field(default=())
     """Events that only an overtaken writer had folded: to be heard like redeliveries."""
-    snapshotted: int = 0
-    """The last segment in a snapshot."""
+    unkept: int = 0
+    """Events since the newest snapshot."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Of this writer: tells its own segments from those of another."""
 
@@ -104,14 +95,18 @@ class Ledger:
         campaign, CorruptLedger naming the segment that cannot be read."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
-        state, done = _newest_snapshot(store, campaign, State(spec=spec))
-        ledger.snapshotted = done
-        segments, ledger.orphans = read_segments(store, campaign, after=done - 1)
-        for segment in segments:
+        state, done = _kept(store, campaign, State(spec=spec))
+        valid, overtaken = _ranked(store, campaign, from_seq=max(1, done))
+        left = _fetched(store, campaign, overtaken)
+        orphans = {entry.heard.id: entry.heard for segment in left for entry in segment.entries}
+        for segment in _fetched(store, campaign, valid):
+            for entry in segment.entries:
+                orphans.pop(entry.heard.id, None)
             if segment.seq > done:
                 state = replay(state, segment)
-        if segments:
-            ledger.seq, ledger.last = segments[-1].seq, segments[-1]
+                ledger.unkept += len(segment.entries)
+            ledger.seq, ledger.last = segment.seq, segment
+        ledger.orphans = tuple(orphans.values())
         return ledger, state
 
     def append(self, entries: Sequence[Entry]) -> Segment:
@@ -127,7 +122,7 @@ class Ledger:
                 raise Fenced(f"{key} was written by another process")
             if found != data:
                 raise StoreError(f"{key}: an earlier write of ours has arrived late")
-        self.seq, self.last = segment.seq, segment
+        self._is_written(segment)
         return segment
 
     def recover(self, state: State) -> State:
@@ -135,9 +130,13 @@ class Ledger:
         key = _segment_uri(self.campaign, self.seq + 1, self.epoch)
         if not self.store.exists(key):
             return state
-        self.last = _read(self.store, self.campaign, self.seq + 1, self.epoch)
-        self.seq = self.last.seq
-        return replay(state, self.last)
+        segment = _decoded(key, self.store.get(key))
+        self._is_written(segment)
+        return replay(state, segment)
+
+    def _is_written(self, segment: Segment) -> None:
+        self.seq, self.last = segment.seq, segment
+        self.unkept += len(segment.entries)
 
     def check(self) -> None:
         """Raises `Fenced` when a newer coordinator has taken over."""
@@ -146,22 +145,16 @@ class Ledger:
 
     def snapshot(self, state: State) -> None:
         """Now and then, keep the state, so that opening the ledger stays quick."""
-        rest = max(SNAPSHOT_EVERY, len(state.tasks) // TASKS_PER_SEGMENT)
-        if self.seq - self.snapshotted >= rest:
-            document = {
-                "seq": self.seq,
-                "code": code_version(),
-                "state": state.model_dump(mode="json"),
-            }
-            key = campaign_uri(self.campaign, "snapshots", f"{self.seq:08d}-{self.epoch:06d}.json")
-            self.store.create(key, json.dumps(document).encode())
-            self.snapshotted = self.seq
+        if snapshots.is_due(state, self.unkept):
+            name = _name(self.seq, self.epoch)
+            snapshots.keep(self.store, self.campaign, name, self.seq, state)
+            self.unkept = 0
 
 
 def _nonce(data: bytes) -> object:
     try:
         return Segment.loads(data).nonce
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
 
 
@@ -175,47 +168,57 @@ def replay(state: State, segment: Segment) -> State:
     return state
 
 
-def read_segments(
-    store: Store, campaign: str, after: int = -1
-) -> tuple[list[Segment], tuple[Message, ...]]:
-    """Segments with numbers above `after` in order, the highest epoch's for each number; and the
-    events that only overtaken siblings hold."""
-    valid_keys, overtaken_keys = _ranked(store, campaign)
-    valid = [_read(store, campaign, *key) for key in valid_keys if key[0] > after]
-    overtaken = [_read(store, campaign, *key) for key in overtaken_keys if key[0] > after]
-    known = {entry.heard.id for segment in valid for entry in segment.entries}
-    orphans = [e.heard for s in overtaken for e in s.entries if e.heard.id not in known]
-    return valid, tuple(orphans)
+def read_segments(store: Store, campaign: str, after: int = 0) -> Iterator[Segment]:
+    """Segments with numbers above `after` in order, the highest epoch's for each number; only a
+    few of them are in memory at a time. Raises CorruptLedger."""
+    valid, _ = _ranked(store, campaign, from_seq=max(1, after))
+    yield from _fetched(store, campaign, [number for number in valid if number[0] > after])
 
 
-def _ranked(store: Store, campaign: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Number and epoch of the segments that count, in order, and of the overtaken ones. Raises
+def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number], list[Number]]:
+    """Numbers of the segments that count, in order, and of the overtaken ones. Raises
     CorruptLedger when one is missing."""
     by_seq: dict[int, list[int]] = {}
-    for key in store.list(campaign_uri(campaign, "ledger") + "/"):
+    folder = campaign_uri(campaign, "ledger", "")
+    for key in store.list(folder, after=f"{folder}{from_seq:08d}"):
         seq, epoch = _numbers(key)
         by_seq.setdefault(seq, []).append(epoch)
-    valid: list[tuple[int, int]] = []
-    overtaken: list[tuple[int, int]] = []
+    valid: list[Number] = []
+    overtaken: list[Number] = []
     for seq in sorted(by_seq):
         *lower, highest = sorted(by_seq[seq])
         # A late write of an overtaken writer may stand alone at the end: its epoch gives it away.
         stale = bool(valid) and highest < valid[-1][1]
         overtaken += [(seq, epoch) for epoch in (*lower, *([highest] if stale else []))]
         valid += [] if stale else [(seq, highest)]
-    for number, (seq, _) in enumerate(valid, start=1):
+    for number, (seq, _) in enumerate(valid, start=from_seq):
         if seq != number:
             raise CorruptLedger(f"{campaign}: segment {number} of the ledger is missing")
     return valid, overtaken
 
 
-def _read(store: Store, campaign: str, seq: int, epoch: int) -> Segment:
-    key = _segment_uri(campaign, seq, epoch)
+def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Segment]:
+    """In order, the next few on their way meanwhile: a store may be far away."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        coming: deque[tuple[str, Future[bytes]]] = deque()
+        for number in numbers:
+            key = _segment_uri(campaign, *number)
+            coming.append((key, pool.submit(store.get, key)))
+            if len(coming) > AHEAD:
+                yield _arrived(*coming.popleft())
+        while coming:
+            yield _arrived(*coming.popleft())
+
+
+def _arrived(key: str, data: Future[bytes]) -> Segment:
+    return _decoded(key, data.result())
+
+
+def _decoded(key: str, data: bytes) -> Segment:
     try:
-        return Segment.loads(store.get(key))
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error
-        raise CorruptLedger(f"{key}: not a segment of a ledger: {what}") from error
+        return Segment.loads(data)
+    except ValidationError as error:
+        raise CorruptLedger(f"{key}: not a segment of a ledger: {first_of(error)}") from error
 
 
 @dataclass
@@ -238,16 +241,20 @@ class Reading:
     def open(store: Store, campaign: str) -> Reading:
         """At the last segment, by way of the newest snapshot."""
         reading = Reading.begin(store, campaign)
-        reading.state, reading.seq = _newest_snapshot(store, campaign, reading.state)
+        reading.state, reading.seq = _kept(store, campaign, reading.state)
         reading.look()
         return reading
 
-    def look(self) -> list[Segment]:
-        """Fold the segments written since, and return them."""
-        segments = read_segments(self.store, self.campaign, after=self.seq)[0]
-        for segment in segments:
+    def look(self) -> None:
+        """Fold the segments written since."""
+        for _ in self.news():
+            pass
+
+    def news(self) -> Iterator[Segment]:
+        """The segments written since, each folded before it is handed out."""
+        for segment in read_segments(self.store, self.campaign, after=self.seq):
             self.state, self.seq = replay(self.state, segment), segment.seq
-        return segments
+            yield segment
 
 
 def load_state(store: Store, campaign: str) -> State:
@@ -265,7 +272,7 @@ def messages_of(segments: Iterable[Segment]) -> Iterator[Message]:
 
 def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
     """Every message of a campaign's ledger, in order: for reports and questions."""
-    return messages_of(read_segments(store, campaign)[0])
+    return messages_of(read_segments(store, campaign))
 
 
 def campaigns(store: Store) -> list[str]:
@@ -305,11 +312,6 @@ def take_epoch(store: Store, campaign: str) -> int:
     return epoch
 
 
-@cache
-def code_version() -> str:
-    return package_version("dpstream")
-
-
 def finished_uri(campaign: str) -> str:
     return campaign_uri(campaign, "finished.json")
 
@@ -319,33 +321,29 @@ def _epoch_uri(campaign: str, epoch: int) -> str:
 
 
 def _segment_uri(campaign: str, seq: int, epoch: int) -> str:
-    return campaign_uri(campaign, "ledger", f"{seq:08d}-{epoch:06d}.json")
+    return campaign_uri(campaign, "ledger", f"{_name(seq, epoch)}.json")
 
 
-def _numbers(key: str) -> tuple[int, int]:
+def _name(seq: int, epoch: int) -> str:
+    """Of a segment, and of the snapshot after it."""
+    return f"{seq:08d}-{epoch:06d}"
+
+
+def _numbers(key: str) -> Number:
     """Number and epoch that the key of a segment or a snapshot begins with."""
     try:
-        seq, epoch = key.rsplit("/", 1)[1].removesuffix(".json").split("-")
+        seq, epoch = key.rsplit("/", 1)[1].partition(".")[0].split("-")
         return int(seq), int(epoch)
     except ValueError as error:
         raise CorruptLedger(f"{key}: not the name of a segment") from error
 
 
-def _newest_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, int]:
-    """The newest snapshot that this code has made of segments that count."""
-    valid = set(_ranked(store, campaign)[0])
-    for key in sorted(store.list(campaign_uri(campaign, "snapshots") + "/"), reverse=True):
-        if _numbers(key) not in valid:
-            continue
-        try:
-            document = json.loads(store.get(key))
-            if document["code"] == code_version():
-                return State.model_validate(document["state"]), document["seq"]
-        except (
-            NotFound,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # it saves time; the segments tell the same
-            continue
-    return empty, 0
+def _kept(store: Store, campaign: str, empty: State) -> tuple[State, int]:
+    """The state of the newest snapshot after a segment that counts, and that segment's number."""
+
+    def counts(key: str) -> bool:
+        number = _numbers(key)
+        return number in _ranked(store, campaign, from_seq=max(1, number[0] - 1))[0]
+
+    found = snapshots.newest(store, campaign, counts)
+    return (empty, 0) if found is None else (found.state, found.seq)

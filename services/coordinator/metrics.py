@@ -77,7 +77,7 @@ def _waiting(states: Iterable[State]) -> Metric:
         queue_of(task.command)
         for state in states
         if state.paused is None and state.finished is None
-        for task in state.tasks.values()
+        for task in state.under_way()
         if task.status == "open"
     )
     for queue, count in sorted(waiting.items()):

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-import structlog
-
 from services.coordinator.backlog import Backlog
 from services.coordinator.desk import Desk
+from services.coordinator.envelope import envelope
 from services.coordinator.evolve import evolve
 from services.coordinator.inbound import Inbound, take, waiting
 from services.coordinator.ledger import Entry, Ledger, Segment, begun_and_ended, finished_uri
@@ -27,14 +26,17 @@ from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.codec import decode, encode, topic_of
 from shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
+from shared.logs import logger
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.topology import COORDINATOR, DEADLETTERS
-from shared.values import campaign_uri, stable_id
+from shared.values import campaign_uri
 from shared.worker import claim_uri
 
-log = structlog.get_logger()
+log = logger()
 
 BATCH = 64
+AMPLE = 10
+"""Tasks in flight per queue, so many that nobody will soon wait for more."""
 WAIT = 0.5
 """Seconds between looks at the clock when nothing is heard."""
 PAUSE, LONGEST_PAUSE = 0.1, 30.0
@@ -106,10 +108,22 @@ class Coordinator:
                 self._subscribed(queue, until_then) for queue in (COORDINATOR, DEADLETTERS)
             )
             while not stopping.is_set():
-                self.hear(take(events, BATCH, WAIT))
+                self.hear(take(events, BATCH, WAIT, self.can_wait))
                 self.hear(waiting(dead, BATCH))
                 self.tend()
                 yield
+
+    def can_wait(self, event: m.Message) -> bool:
+        """Whether nobody is idle because of it: nothing follows from a claim, and the answer to a
+        result is waited for only where a queue runs dry."""
+        if isinstance(event, m.Result):
+            desk = self.desks.get(event.campaign)
+            queue = desk.backlog.whence(event.task) if desk else None
+            return queue is not None and self._in_flight(queue) >= AMPLE
+        return isinstance(event, (m.TaskClaimed, m.TaskHeartbeat))
+
+    def _in_flight(self, queue: str) -> int:
+        return sum(desk.backlog.in_flight(queue) for desk in self.desks.values())
 
     def _subscribed(self, queue: str, until: ExitStack) -> Subscription:
         subscription = self.bus.consume(queue, prefetch=BATCH)
@@ -317,14 +331,7 @@ class Coordinator:
     def _cancel(self, desk: Desk, decision: m.TaskCancelled) -> None:
         """Win the task's claim, so that nobody starts it; or, where it runs, ask for its end
         (labels are let finish: they are worth keeping)."""
-        revoked = m.TaskRevoked(
-            id=stable_id("revoked", decision.task, decision.attempt),
-            campaign=decision.campaign,
-            time=self.clock(),
-            cause=decision.id,
-            task=decision.task,
-            attempt=decision.attempt,
-        )
+        revoked = m.TaskRevoked(**envelope(decision, "revoked", self.clock()))
         key = claim_uri(decision.campaign, decision.task, decision.attempt)
         if self.store.create(key, encode(revoked)) or self._is_revoked(key):
             desk.backlog.claimed(decision.task)
@@ -351,11 +358,5 @@ class Coordinator:
         return self.store.exists(claim_uri(command.campaign, command.task, command.attempt))
 
     def _released(self, command: m.Command) -> m.Message:
-        return m.TaskReleased(
-            id=stable_id("released", command.task, command.attempt),
-            campaign=command.campaign,
-            time=self.clock(),
-            task=command.task,
-            attempt=command.attempt,
-            reason="the process ended",
-        )
+        ended = envelope(command, "released", self.clock())
+        return m.TaskReleased(**ended, reason="the process ended")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
+from shared.context import fetch
 from shared.errors import SpecError
 from shared.frames import Batch, frame_key
 from shared.messages import (
@@ -20,7 +21,6 @@ from shared.messages import (
 )
 from shared.ports import Store
 from shared.values import Chosen, PoolItem, RefusedFrames, is_offered
-from shared.worker import fetch
 
 NEAR = 5
 """Keys named where none or several fit."""

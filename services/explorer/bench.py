@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from shared.context import Context
 from shared.deviation import force_deviation
 from shared.engine import Engine
 from shared.errors import Permanent
 from shared.frames import Batch, Floats
 from shared.values import Committee, Ref
-from shared.worker import Context
 
 ENGINE = "services.explorer.lammps_engine"
 DATA_ONLY = frozenset({".pb"})

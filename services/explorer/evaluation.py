@@ -13,6 +13,7 @@ import numpy as np
 from services.explorer.audit import AuditSummary, summarise
 from services.explorer.bench import Bench, Evaluation
 from services.explorer.calibration import calibrate
+from shared.context import Context
 from shared.dataset import Labelled, load_dataset
 from shared.deviation import (
     Verdict,
@@ -28,7 +29,6 @@ from shared.frames import Batch, Floats, frame_key
 from shared.messages import Audit, AuditDone, FramesJudged, Judge
 from shared.sections import AutoTrust
 from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust, is_offered
-from shared.worker import Context
 
 PARITY_POINTS = 1500
 """Force components told to the report."""

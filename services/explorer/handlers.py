@@ -10,8 +10,8 @@ from services.explorer.proposals import screen
 from services.explorer.select import select
 from services.explorer.trajectory import explore
 from services.explorer.verification import verify
+from shared.context import Handler
 from shared.messages import Audit, Command, Explore, Judge, Screen, Select, Verify
-from shared.worker import Handler
 
 __all__ = ["HANDLERS", "Bench", "audit", "explore", "judge", "screen", "select", "verify"]
 

@@ -18,7 +18,6 @@ from ase.neighborlist import neighbor_list
 
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
-from services.explorer.relaxation import relaxed
 from shared.deviation import max_force_deviation, verdict, virial_deviation
 from shared.frames import PARAMETERS, Batch, Floats, Frame, Ints
 from shared.values import Trust
@@ -167,6 +166,8 @@ def relax(
     """Relax the one frame of a batch file by the mean of `models`. Writes `result` (`.npz`):
     positions `(n_atoms, 3)` Å, cell `(3, 3)` Å, enthalpy `()` eV, and each model's forces and
     virials there, `(n_models, n_atoms, 3)` eV/Å and `(n_models, 3, 3)` eV."""
+    from services.explorer.relaxation import relaxed  # deferred: only structure search needs it
+
     frame = Batch.loads(Path(batch).read_bytes())[0]
     evaluate = functools.partial(_evaluated, models)
     found = relaxed(frame, evaluate, steps, max_force, pressure, overlap)

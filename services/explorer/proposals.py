@@ -19,13 +19,13 @@ import numpy.typing as npt
 from services.explorer.bench import Bench
 from services.explorer.evaluation import deviations
 from services.explorer.geometry import Limits, limits_for, refusal
+from shared.context import Context
 from shared.deviation import Verdict, verdict
 from shared.errors import DigestMismatch, NotFound
 from shared.frames import Batch, Floats, Frame, canonical, frame_key, parameters_in
 from shared.messages import Screen, StructuresScreened
 from shared.spec import Proposals
 from shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
-from shared.worker import Context
 
 Read = Frame | str
 """A frame, or why there is none."""

@@ -13,7 +13,7 @@ from ase.filters import UnitCellFilter
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
-from shared.frames import Batch, Floats, Frame, from_ase, to_ase
+from shared.frames import Batch, Floats, Frame, canonical, from_ase, to_ase
 
 Evaluate = Callable[[Batch], tuple[Floats, Floats, Floats]]
 """Energies `(n_models, 1)`, forces `(n_models, 1, n_atoms, 3)`, virials `(n_models, 1, 3, 3)`."""
@@ -58,9 +58,9 @@ class Relaxed:
 def relaxed(
     frame: Frame, evaluate: Evaluate, steps: int, max_force: float, pressure: float, overlap: float
 ) -> Relaxed:
-    """The structure after at most `steps` steps, until forces are below `max_force` eV/Å, at
-    `pressure` bar; the last sound one, where atoms come closer than `overlap` Å or it falls
-    apart."""
+    """The structure, canonical, after at most `steps` steps, until forces are below `max_force`
+    eV/Å, at `pressure` bar; the last sound one, where atoms come closer than `overlap` Å or it
+    falls apart."""
     atoms, compression = to_ase(frame), pressure * units.bar
     atoms.calc = CommitteeMean(evaluate)
     volume, sound = atoms.get_volume(), frame
@@ -69,6 +69,7 @@ def relaxed(
         if not _is_sound(atoms, overlap, LARGEST_GROWTH * volume):
             break
         sound = from_ase(atoms)
+    sound = canonical(sound).frame  # what is judged is what may be labelled, to the last digit
     end = to_ase(sound)
     end.calc = CommitteeMean(evaluate)
     enthalpy = float(end.get_potential_energy() + compression * end.get_volume())

@@ -24,11 +24,11 @@ from services.explorer.selection import (
     choose,
 )
 from shared.codec import MAX_BODY
+from shared.context import Context
 from shared.frames import Batch, Floats, Frame, frame_key
 from shared.messages import CandidatesSelected, Select
 from shared.spec import Spec, TrustLevels
 from shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
-from shared.worker import Context
 
 HEADROOM = 4096
 """Bytes of the event kept for its envelope and its counts."""
@@ -165,6 +165,8 @@ def _rules(spec: Spec, command: Select, failed_instead: bool) -> Rules:
         seed=command.seed,
         policy="least-deviation" if failed_instead else selection.policy,
         per_system=command.per_system,
+        caps=command.caps,
+        min_per_system=selection.min_per_system,
         per_trajectory=selection.per_trajectory,
         min_separation=selection.min_separation,
         time_bins=selection.time_bins,

@@ -15,7 +15,7 @@ from typing import Literal
 
 from services.explorer.diversity import Environments, FarthestPoint
 from services.explorer.geometry import Refusal
-from shared.values import Condition
+from shared.values import Condition, is_offered
 
 SLACK = 1e-6
 """ps; times are written to this, so frames exactly `min_separation` apart pass."""
@@ -27,6 +27,7 @@ DUPLICATE = "duplicate"
 SHARE = "its trajectory has had its share"
 NEAR = "near another of its trajectory"
 OVER_SYSTEM = "over the cap of its system"
+TOO_FEW = "too few of its system"
 OVER = "over the cap"
 
 
@@ -101,9 +102,16 @@ class Rules:
     seed: int
     policy: Literal["random", "max-deviation", "diverse", "least-deviation"] = "random"
     per_system: int | None = None
+    caps: Mapping[str, int] = field(default_factory=dict)
+    min_per_system: int = 0
     per_trajectory: int = 1
     min_separation: float = 0.1
     time_bins: int = 4
+
+    def cap(self, system: str) -> float:
+        """Most frames of one system."""
+        default = math.inf if self.per_system is None else self.per_system
+        return self.caps.get(system, default)
 
 
 class Spacing:
@@ -148,9 +156,9 @@ class Room:
         if self.spacing.is_near(candidate):
             gap = self.spacing.nearest(candidate)
             return Refusal(NEAR, f"{gap:.3g} ps, at least {rules.min_separation:g} ps")
-        cap = rules.per_system
-        if cap is not None and self._by_system[candidate.condition.system] >= cap:
-            return Refusal(OVER_SYSTEM, f"{cap} frames")
+        cap = rules.cap(candidate.condition.system)
+        if self._by_system[candidate.condition.system] >= cap:
+            return Refusal(OVER_SYSTEM, f"{cap:g} frames")
         return Refusal(OVER) if self.full else None
 
     def admit(self, candidate: Candidate) -> bool:
@@ -184,7 +192,7 @@ def choose(
     atoms of the given candidates, needed by `diverse` only. Raises ValueError without it.
     """
     refusals = Refusals()
-    pool = distinct(candidates, refusals)
+    pool = _worthwhile(distinct(candidates, refusals), rules, refusals)
     room = Room(rules, taken or {}, used or {})
     if rules.policy == "diverse":
         picks = _diverse(pool, room, describe)
@@ -212,6 +220,17 @@ def distinct(candidates: Iterable[Candidate], refusals: Refusals) -> list[Candid
         else:
             pool[c.key] = c
     return list(pool.values())
+
+
+def _worthwhile(pool: Sequence[Candidate], rules: Rules, refusals: Refusals) -> list[Candidate]:
+    """The candidates of systems with enough to label; the others are added to `refusals`. Offered
+    frames belong to no system."""
+    found = Counter(c.condition.system for c in pool)
+    poor = {s for s, n in found.items() if min(n, rules.cap(s)) < rules.min_per_system}
+    worth = [c for c in pool if c.condition.system not in poor or is_offered(c.trajectory)]
+    for candidate in set(pool) - set(worth):
+        refusals.add(candidate, Refusal(TOO_FEW, f"at least {rules.min_per_system} are wanted"))
+    return worth
 
 
 def _identity(c: Candidate) -> tuple[str, int, str, float, str, float, bool]:

@@ -20,13 +20,13 @@ import numpy as np
 from services.explorer.bench import Bench
 from services.explorer.engines import ENGINES, Explorer, Trip
 from services.explorer.sampling import Reservoir, joined
+from shared.context import Context
 from shared.deviation import Verdict, count, histogram, verdict
 from shared.errors import NotFound, Permanent
 from shared.frames import Batch, Frame, canonical
 from shared.messages import ChunkExplored, Explore
 from shared.sections import Md
 from shared.values import Committee, FrameRef, PoolItem, Ref, campaign_uri
-from shared.worker import Context
 
 
 def explore(bench: Bench, command: Explore, context: Context) -> ChunkExplored:
@@ -147,7 +147,14 @@ class Walk:
         self.made += piece.made
         self.streak, self.stopped = piece.streak, piece.stopped
         if piece.frames is not None:
-            self._judge(piece.frames)
+            self._judge_after_skip(piece.frames)
+
+    def _judge_after_skip(self, batch: Batch) -> None:
+        """The first steps, where nothing is in equilibrium yet, are not looked at."""
+        first = (self.md.skip - 0.5) * self.md.timestep
+        rows = np.flatnonzero(batch.arrays["time_ps"] > first)
+        if len(rows):
+            self._judge(batch.take(rows.tolist()))
 
     def _judge(self, batch: Batch) -> None:
         vacuum, trust = self.trip.vacuum, self.command.trust

@@ -11,13 +11,13 @@ from services.explorer import md_script
 from services.explorer.bench import Bench
 from services.explorer.evaluation import rmse
 from services.explorer.trajectory import starting_frame
+from shared.context import Context
 from shared.dataset import load_dataset
 from shared.errors import Permanent
 from shared.frames import Frame
 from shared.messages import Verified, Verify
 from shared.sections import Md
 from shared.values import Condition, Rmse, Trust
-from shared.worker import Context
 
 
 @dataclass(frozen=True)

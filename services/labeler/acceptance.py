@@ -101,6 +101,11 @@ class Outcome:
     messages: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @property
+    def unconverged(self) -> bool:
+        """The run came to its end, its iterations did not."""
+        return self.end_marker and (self.not_converged or not self.converged)
+
     def facts(self) -> dict[str, Any]:
         """As JSON values; floats read back to the bit."""
         return {

@@ -31,6 +31,7 @@ from services.labeler.dynamics import Plan
 from services.labeler.engine import frame_facts, frame_of
 from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.labeler.runner import run_files
+from shared.context import Context, Handler
 from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
@@ -45,7 +46,6 @@ from shared.frames import (
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
-from shared.worker import Context, Handler
 
 MAX_DETAIL = 300
 """Characters of a rejection's detail: a bundle's rejections fit into one message."""

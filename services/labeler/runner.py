@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import FileCode
+from services.labeler.codes.base import FileCode, Retrying
 from services.labeler.codes.program import is_stated
 from services.labeler.programs import environment, threads_of
 from shared.errors import EngineCrashed, Permanent, SpecError
@@ -36,21 +36,42 @@ def run_files(
     """One single point by a program, in `folder`, which must not exist yet; `files` by name are
     put there first.
 
+    A code that may be told to converge in more than one way is, each time in a folder beside it.
     Raises EngineCrashed after `seconds` and where a signal ended the program, Permanent when it is
     not installed or of another version; whatever `tick` raises ends the program and passes on.
     """
+    started = time.monotonic()
+    tries = code.tries(recipe) if isinstance(code, Retrying) else iter((recipe,))
+    for number, each in enumerate(tries):
+        place = folder.with_name(f"{folder.name}-try-{number}") if number else folder
+        left = seconds - (time.monotonic() - started)
+        outcome = _run_once(code, each, frame, place, files, cores, left, tick)
+        if not outcome.unconverged:
+            break
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _run_once(
+    code: FileCode,
+    recipe: Recipe,
+    frame: Frame,
+    folder: Path,
+    files: Mapping[str, bytes],
+    cores: int,
+    seconds: float,
+    tick: Callable[[], None],
+) -> Outcome:
     folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
     code.write_inputs(frame, recipe, folder)
-    started = time.monotonic()
     command = _command(code, recipe, cores)
     status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
     outcome = code.read_outputs(folder, frame, status)
     _check_version(recipe, outcome)
-    return replace(outcome, seconds=time.monotonic() - started)
+    return outcome
 
 
 def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from services.trainer import checkpoints
 from services.trainer.training_input import BACKENDS, Begin
+from shared.context import Context
 from shared.errors import Permanent
 from shared.messages import Train
 from shared.spec import Spec
 from shared.values import Ref, given_model
-from shared.worker import Context
 
 START = "start"
 """Folder of another training's checkpoint."""

@@ -23,6 +23,7 @@ from services.trainer.training_input import (
     Run,
     build_input,
 )
+from shared.context import Context
 from shared.dataset import Labelled, load_dataset, write_deepmd
 from shared.dimers import dimer_keys
 from shared.engine import Engine
@@ -32,7 +33,6 @@ from shared.logs import logger
 from shared.messages import CheckpointSaved, Command, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Ref, Rmse
-from shared.worker import Context
 
 log = logger()
 

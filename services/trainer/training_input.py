@@ -86,13 +86,16 @@ class Run:
 
 def build_input(training: Training, run: Run) -> Json:
     """The complete `input.json`: defaults, then `training.input`, then the member's own overrides,
-    key by key; then what is dpstream's to say (types, systems, seeds, steps, files).
+    then those of warm starts, key by key; then what is dpstream's to say (types, systems, seeds,
+    steps, files).
 
     A section whose `type` differs from the default's replaces it whole: its keys mean something
     else. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
     """
     document = merge(DEFAULTS, training.input)
     document = merge(document, training.member_input.get(run.member, {}))
+    if run.warm:
+        document = merge(document, training.warm_input)
     if run.model is not None:
         document["model"] = copy.deepcopy(run.model)
     _set_model(document["model"], training, run)
@@ -117,8 +120,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
 
 
 def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    kind = over.get("type", base.get("type"))
-    return bool(ALIASES.get(str(kind), kind) == base.get("type"))
+    mine = base.get("type")
+    kind = over.get("type", mine)
+    return bool(ALIASES.get(str(kind), kind) == ALIASES.get(str(mine), mine))
 
 
 def _set_model(model: Json, training: Training, run: Run) -> None:

@@ -137,9 +137,9 @@ class FlakyStore:
         self._perhaps_fail("exists")
         return self.store.exists(key)
 
-    def list(self, prefix: str) -> Iterable[str]:
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
         self._perhaps_fail("list")
-        return self.store.list(prefix)
+        return self.store.list(prefix, after)
 
     def delete(self, key: str) -> None:
         self._perhaps_fail("delete")

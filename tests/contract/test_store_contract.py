@@ -158,6 +158,10 @@ def test_list_is_sorted_as_strings_are(store: Store) -> None:
         store.create(key, b"x")
     assert list(store.list("ledger/")) == keys
     assert list(store.list("ledger/0000001")) == keys[4:]
+    assert list(store.list("ledger/", after="ledger/00000002")) == keys[2:]
+    assert list(store.list("ledger/", after=keys[2])) == keys[3:]
+    assert list(store.list("ledger/0000001", after=keys[6])) == keys[7:]
+    assert list(store.list("ledger/", after=keys[-1])) == []
 
 
 def test_list_of_an_empty_store_is_empty(store: Store) -> None:

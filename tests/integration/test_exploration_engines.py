@@ -106,7 +106,7 @@ CASES["template"] = Case(
     },
 )
 CASES["search"] = Case(
-    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.2, 0.3]}}
+    {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.1, 0.12]}}
 )
 
 
@@ -169,10 +169,10 @@ def check_deviations(
     batch = world.batch(event.candidates)
     found = evaluated(bench.engine, folder, models, batch)
     devi_f = max_force_deviation(found["forces"])
-    np.testing.assert_allclose(batch.arrays["devi_f"], devi_f, rtol=2e-4)
+    np.testing.assert_allclose(batch.arrays["devi_f"], devi_f, rtol=2e-4, atol=2e-5)
     if batch.cells is not None:
         devi_v = virial_deviation(found["virials"], len(batch.species))
-        np.testing.assert_allclose(batch.arrays["devi_v"], devi_v, rtol=2e-4)
+        np.testing.assert_allclose(batch.arrays["devi_v"], devi_v, rtol=2e-4, atol=2e-5)
 
 
 def test_there_is_a_case_for_every_engine() -> None:

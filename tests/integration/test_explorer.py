@@ -22,6 +22,7 @@ from services.explorer import md_script
 from services.explorer.handlers import Bench, audit, explore, judge, verify
 from services.explorer.trajectory import read_checkpoint
 from shared.codec import decode
+from shared.context import Context
 from shared.deviation import max_force_deviation, verdict, virial_deviation
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
@@ -40,7 +41,6 @@ from shared.values import (
     Trust,
     campaign_uri,
 )
-from shared.worker import Context
 
 CH4 = canonical(from_ase(molecule("CH4"))).frame
 AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame

@@ -21,12 +21,13 @@ from services.coordinator.service import Coordinator
 from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import decode, encode
+from shared.context import Context
 from shared.embedded import Broker, InProcessBus
 from shared.errors import NotFound
 from shared.messages import Command
 from shared.ports import Outgoing
 from shared.values import Ref, campaign_uri, is_key
-from shared.worker import Context, Worker
+from shared.worker import Worker
 from tests.amounts import SOAK
 from tests.unit.test_messages import EVERY, JSON, instances
 from tests.unit.world import spec, submission
@@ -82,8 +83,8 @@ class RecordingStore:
     def exists(self, key: str) -> bool:
         return key in self.objects
 
-    def list(self, prefix: str) -> Iterable[str]:
-        return sorted(key for key in self.objects if key.startswith(prefix))
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
+        return sorted(key for key in self.objects if key.startswith(prefix) and key > after)
 
     def delete(self, key: str) -> None:
         self.written.append(key)

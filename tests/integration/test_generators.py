@@ -34,6 +34,7 @@ from services.coordinator.service import Coordinator
 from services.coordinator.state import State
 from services.labeler.recipes import make_recipe
 from shared.codec import encode, topic_of
+from shared.context import Context
 from shared.embedded import FolderStore
 from shared.errors import SpecError
 from shared.frames import canonical, decode_labelled, frame_key, from_ase
@@ -42,7 +43,7 @@ from shared.ports import Outgoing
 from shared.rabbit import RabbitBus, RabbitSettings
 from shared.spec import load_spec
 from shared.values import Rmse, is_offered
-from shared.worker import Context, Worker
+from shared.worker import Worker
 from tests.e2e.campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"

@@ -25,6 +25,7 @@ from services.labeler.codes.base import Settings
 from services.labeler.handlers import HANDLERS, Bench, label, reference
 from services.labeler.recipes import make_recipe
 from shared.codec import encode
+from shared.context import Context
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
@@ -32,7 +33,6 @@ from shared.frames import Batch, Frame, canonical, decode_labelled, frame_key, f
 from shared.messages import Label, LabelsDone, Reference
 from shared.spec import Spec
 from shared.values import FrameRef, Recipe, Ref, label_uri
-from shared.worker import Context
 
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 

@@ -22,6 +22,7 @@ from services.trainer import checkpoints
 from services.trainer.handlers import HANDLERS, Bench
 from services.trainer.training_input import BACKENDS, Run, build_input
 from shared.codec import decode
+from shared.context import Context
 from shared.dataset import load_dataset, write_deepmd
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import EngineCrashed, EngineError, Permanent, Stopped
@@ -29,7 +30,6 @@ from shared.frames import Batch, Frame, Label, canonical, encode_labelled
 from shared.messages import CheckpointSaved, MemberTrained, Train
 from shared.spec import Spec
 from shared.values import Dataset, Ref
-from shared.worker import Context
 
 FRAMES = 24
 TENSORFLOW = BACKENDS["tensorflow"]

@@ -154,8 +154,11 @@ def replayed(of: Spec, ledger: Iterable[Heard]) -> State:
 
 def check_books(state: State) -> None:
     """Every counter that the state keeps, counted again from scratch."""
-    live = Counter(type(t.command).__name__ for t in state.tasks.values() if is_live(t))
-    assert {kind: n for kind, n in state.live.items() if n} == dict(live)
+    live: dict[str, set[str]] = {}
+    for name, task in state.tasks.items():
+        if is_live(task):
+            live.setdefault(type(task.command).__name__, set()).add(name)
+    assert {kind: set(names) for kind, names in state.live.items() if names} == live
     frames = state.frames
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
     assert state.pending == len(awaited)
@@ -182,6 +185,7 @@ def _check_stage(state: State) -> None:
     audits = [f for f in stage if f.purpose == "audit" and f.status == "labelled"]
     assert dict(state.stage.audits) == {f.ref.key: f.origin for f in audits}
     labelled = [f for f in state.frames.values() if f.status == "labelled"]
+    assert set(state.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
     learned = [f for f in labelled if f.purpose != "audit"]
     assert state.trained + len(state.fresh) == len(learned)
     assert set(state.fresh) <= {f.ref.key for f in learned}

@@ -379,7 +379,7 @@ def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: lis
     segment.write_bytes(b"{}")
     key = segment.relative_to(begun)
     said = refused(*words)
-    assert said == f"runs: {key}: not a segment of a ledger: 'entries'{advice}"
+    assert said == f"runs: {key}: not a segment of a ledger: seq: Field required{advice}"
     segment.write_bytes(good)
     (campaign / "spec.json").write_bytes(b"{}")
     said = refused(*words)

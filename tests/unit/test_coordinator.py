@@ -54,10 +54,10 @@ class Site:
         self.coordinator = Coordinator(self.bus, self.store, LEASE, REISSUE, clock=lambda: self.now)
         return self.coordinator
 
-    def submit(self, of: Spec) -> Desk:
+    def submit(self, of: Spec, frames: int = 6) -> Desk:
         body = of.model_dump_json().encode()
         self.store.put(campaign_uri(of.name, "spec.json"), body)
-        self.say(submission(of))
+        self.say(submission(of, frames))
         self.turn()
         return self.coordinator.desks[of.name]
 
@@ -270,7 +270,7 @@ def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
     site.say(claimed)
     later = threading.Timer(0.05, site.say, results)
     later.start()
-    found = take(subscription, service.BATCH, 1.0)
+    found = take(subscription, service.BATCH, 1.0, site.coordinator.can_wait)
     later.join()
     assert [decode(delivery.body) for delivery in found] == [claimed, *results]
 
@@ -280,7 +280,34 @@ def test_a_claim_alone_is_heard_all_the_same(site: Site) -> None:
     claimed, *_ = site.world.answer(command)
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
     site.say(claimed)
-    assert [decode(delivery.body) for delivery in take(subscription, 64, 1.0)] == [claimed]
+    found = take(subscription, service.BATCH, 1.0, site.coordinator.can_wait)
+    assert [decode(delivery.body) for delivery in found] == [claimed]
+
+
+def test_results_wait_for_company_until_a_queue_runs_dry(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.inbound.LINGER", 60.0)
+    monkeypatch.setattr("services.coordinator.inbound.COMPANY", 3)
+    desk = site.submit(spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE)
+    answers = [site.world.answer(command) for command in site.published()]
+    subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
+
+    def taken() -> list[m.Message]:
+        found = take(subscription, service.BATCH, 1.0, site.coordinator.can_wait)
+        site.coordinator.hear(found)
+        return [decode(delivery.body) for delivery in found]
+
+    (_, one), (_, two), (_, three), *rest = answers
+    site.say(one)
+    later = threading.Timer(0.05, site.say, (two, three))
+    later.start()
+    assert taken() == [one, two, three]
+    site.say(*(claimed for claimed, _ in rest))
+    while desk.backlog.in_flight("label.tblite") >= service.AMPLE:
+        taken()
+    site.say(rest[0][1])
+    assert rest[0][1] in taken()
 
 
 def test_a_wiped_broker_at_any_moment_loses_nothing(site: Site) -> None:
@@ -310,7 +337,7 @@ def test_a_restart_says_the_last_segments_messages_again(site: Site) -> None:
         assert delivery is not None
         assert isinstance(decode(delivery.body), m.ModelsReady)
         delivery.ack()
-    assert len(read_segments(site.store, "world")[0]) == desk.ledger.seq
+    assert len(list(read_segments(site.store, "world"))) == desk.ledger.seq
 
 
 # ---------------------------------------------------------------------------- leases and claims
@@ -534,7 +561,7 @@ def test_an_unprocessable_event_pauses_its_campaign_and_no_other(
     sick = site.coordinator.desks["sick"].state
     assert sick.paused is not None
     assert "unprocessable LabelsDone" in sick.paused
-    told = [d for s in read_segments(site.store, "sick")[0] for e in s.entries for d in e.decided]
+    told = [d for s in read_segments(site.store, "sick") for e in s.entries for d in e.decided]
     (pause,) = [d for d in told if isinstance(d, m.CampaignPaused)][:1]
     assert "KeyError: 'a bug'" in pause.trace
     assert load_state(site.store, "sick").dumps() == sick.dumps()
@@ -643,7 +670,7 @@ def test_the_coordinator_does_not_react_to_its_own_words(site: Site) -> None:
     desk = site.submit(small())
     site.finish()
     seq = desk.ledger.seq
-    entries = [e for s in read_segments(site.store, "world")[0] for e in s.entries]
+    entries = [e for s in read_segments(site.store, "world") for e in s.entries]
     site.say(*(d for e in entries for d in e.decided if not isinstance(d, m.Command)))
     site.say(*(e.heard for e in entries))
     site.turn()

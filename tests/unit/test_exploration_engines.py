@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from services.explorer.engines.atoms import atom_numbers, numbered, refusal
 from services.explorer.engines.bias import colvars_input
 from services.explorer.engines.potential import pair_commands
 from services.explorer.engines.swap_mc import swap_commands
-from services.explorer.engines.template import parse, standard_words
+from services.explorer.engines.template import parse, revised, standard_words
 from shared.errors import SpecError
 from shared.explorers import AnyEngine, Colvars, Plain, Potential, SwapMc, Template
 from shared.sections import Md
@@ -21,6 +22,8 @@ from shared.spec import Spec, load_spec
 from shared.values import Condition
 
 ETHANE = ("C", "C", *"HHHHHH")
+TEXTS = {"lammps": "lmp", "plumed": "plm"}
+"""Our keys of a template, and DP-GEN's."""
 ROOM = Condition(system="s", temperature=300.0, pressure=5.0)
 
 
@@ -232,3 +235,25 @@ def test_templates_run_no_code_unless_the_worker_allows(command: str) -> None:
     with pytest.raises(ValueError, match="is not allowed in a template"):
         parse(settings, {}, ({}, {}), Md())
     assert parse(settings, {}, ({}, {}), Md(), trusting=True).setup == (command,)
+
+
+@pytest.mark.skipif("DPSTREAM_TEST_DATA" not in os.environ, reason="DPSTREAM_TEST_DATA is not set")
+def test_the_template_of_dp_gens_example() -> None:
+    examples = Path(os.environ["DPSTREAM_TEST_DATA"]) / "dpgen/examples/run"
+    folder = examples / "dp-lammps-enhance_sampling"
+    job = json.loads((folder / "param.json").read_text())["model_devi_jobs"][0]
+    matrix = {"lammps": job["rev_mat"]["lmp"], "plumed": job["rev_mat"]["plm"]}
+    texts = {name: (folder / job["template"][key]).read_text() for name, key in TEXTS.items()}
+    settings = Template.model_validate({"kind": "template", **texts, "revisions": matrix})
+    md = Md(steps=20000, timestep=0.0005)
+    (row,) = settings.rows("any")
+    parsed = parse(settings, standard_words(md, ROOM, 1), row, md)
+    assert [command.split()[:4] for command in parsed.setup if command.startswith("fix")] == [
+        ["fix", "1", "all", "nvt"],
+        ["fix", "2", "all", "momentum"],
+        ["fix", "3", "all", "recenter"],
+    ]
+    assert parsed.plumed is not None
+    assert parsed.setup[parsed.plumed].startswith("fix")
+    assert "variable        NSTEPS          equal 20000" in parsed.setup
+    assert refusal(revised(texts["plumed"], row[1])) is None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from services.coordinator import ledger as ledger_module
+from services.coordinator import snapshots
 from services.coordinator.ledger import (
-    SNAPSHOT_EVERY,
+    AHEAD,
     Entry,
     Ledger,
+    Reading,
     heard_and_decided,
     load_state,
     read_segments,
@@ -74,17 +78,29 @@ def test_what_was_appended_is_told_again(store: FolderStore, told: list[Heard], 
     assert list(heard_and_decided(store, "world")) == messages
 
 
-def test_a_snapshot_and_the_rest_tell_the_same(store: FolderStore, told: list[Heard]) -> None:
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Events between two snapshots."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 20)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 1_000_000)
+    return 20
+
+
+def test_a_snapshot_and_the_rest_tell_the_same(
+    store: FolderStore, told: list[Heard], often: int
+) -> None:
     ledger, state = Ledger.open(store, "world")
-    events = (told * 3)[: SNAPSHOT_EVERY + 5]
-    for heard in events:
+    for heard in told[: often + 5]:
         ledger.append([entry(heard)])
         state = ledger_module.replay(state, Segments.of(heard))
         ledger.snapshot(state)
     assert len(list(store.list("campaigns/world/snapshots/"))) == 1
-    for number in range(1, SNAPSHOT_EVERY):  # a snapshot spares reading what it covers
+    for number in range(1, often):  # a snapshot spares reading what it covers
         store.put(f"{FOLDER}{number:08d}-000001.json", b"not read")
-    assert Ledger.open(store, "world")[1].dumps() == state.dumps()
+    reopened, found = Ledger.open(store, "world")
+    assert found.dumps() == state.dumps()
+    assert (reopened.seq, reopened.last, reopened.unkept) == (ledger.seq, ledger.last, 5)
+    assert load_state(store, "world").dumps() == state.dumps()
 
 
 class Segments:
@@ -98,34 +114,52 @@ def test_a_snapshot_of_other_code_is_not_trusted(
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told)
-    monkeypatch.setattr(ledger_module, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     ledger.snapshot(State(spec=spec(), waves=77))
     assert Ledger.open(store, "world")[1].waves == 77, "the snapshot is read, wrong as it is"
-    monkeypatch.setattr(ledger_module, "code_version", lambda: "another")
+    monkeypatch.setattr(snapshots, "code_version", lambda: "another")
     assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
 
 
-def test_snapshots_of_a_large_campaign_are_rarer(store: FolderStore, told: list[Heard]) -> None:
+def test_snapshots_of_a_large_campaign_are_rarer(
+    store: FolderStore, told: list[Heard], often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger, _ = Ledger.open(store, "world")
     state = state_of(told)
-    task = next(iter(state.tasks.values()))
-    many = state.tasks.update({f"task-{i}": task for i in range(SNAPSHOT_EVERY * 15)})
-    for tasks, ledger.seq, expected in [
-        (state.tasks, SNAPSHOT_EVERY, 1),
-        (many, SNAPSHOT_EVERY * 2, 1),
-        (many, SNAPSHOT_EVERY * 3, 2),
+    size = len(state.tasks) + len(state.frames)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 2)
+    for ledger.seq, ledger.unkept, expected in [
+        (1, often, 0),
+        (2, size // 2 - 1, 0),
+        (3, size // 2, 1),
+        (4, 0, 1),
     ]:
-        ledger.snapshot(state.model_copy(update={"tasks": tasks}))
+        ledger.snapshot(state)
         assert len(list(store.list("campaigns/world/snapshots/"))) == expected
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"code": "x"}', b"[]"])
+def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
+    store: FolderStore, told: list[Heard], often: int
+) -> None:
+    for heard in told[:often]:  # a coordinator that is killed after every event
+        ledger, state = Ledger.open(store, "world")
+        assert not list(store.list("campaigns/world/snapshots/"))
+        state = ledger_module.replay(state, ledger.append([entry(heard)]))
+        ledger.snapshot(state)
+    assert len(list(store.list("campaigns/world/snapshots/"))) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", gzip.compress(b'{"code": "x"}'), gzip.compress(b"[" * 99)[:20]],
+    ids=["empty", "no archive", "another's", "cut"],
+)
 def test_an_unreadable_snapshot_costs_time_only(
     store: FolderStore, told: list[Heard], damage: bytes
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told)
-    store.put(f"campaigns/world/snapshots/{len(told):08d}-000001.json", damage)
+    store.put(f"campaigns/world/snapshots/{len(told):08d}-000001.json.gz", damage)
     assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
 
 
@@ -137,7 +171,7 @@ def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
     monkeypatch.setattr(old, "check", lambda: None)  # it looked before the newer one came
     old.append([entry(told[1])])
     new.append([entry(told[0])])
-    monkeypatch.setattr(ledger_module, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     old.snapshot(State(spec=spec(), waves=77))
     assert Ledger.open(store, "world")[1].dumps() == state_of(told[:1]).dumps()
 
@@ -255,7 +289,7 @@ def test_an_upgrade_does_not_rewrite_history(
 
     monkeypatch.setattr("services.coordinator.policy.decide", other)
     monkeypatch.setattr("services.coordinator.policy.RULES", (other,))
-    monkeypatch.setattr(ledger_module, "code_version", lambda: "99.0")
+    monkeypatch.setattr(snapshots, "code_version", lambda: "99.0")
     assert Ledger.open(store, "world")[1].dumps() == before
 
 
@@ -279,9 +313,9 @@ def test_a_damaged_segment_is_named(store: FolderStore, told: list[Heard], damag
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told[:3])
     store.put(f"{FOLDER}00000002-000001.json", damage)
-    for reading in (Ledger.open, load_state, read_segments):
+    for read in (Ledger.open, load_state, lambda *of: list(heard_and_decided(*of))):
         with pytest.raises(CorruptLedger, match=r"campaigns/world/ledger/00000002-000001\.json"):
-            reading(store, "world")
+            read(store, "world")
 
 
 def test_a_segment_with_a_message_of_no_known_kind_is_named(
@@ -314,6 +348,63 @@ def test_a_segment_reads_back_as_it_was_written(told: list[Heard]) -> None:
     submitted = Entry(submission(spec()))
     segment = ledger_module.Segment(3, 2, "nonce", (submitted, *map(entry, told)))
     assert ledger_module.Segment.loads(segment.dumps()) == segment
+
+
+def test_what_is_not_finite_stays_so(
+    store: FolderStore, told: list[Heard], often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    ledger, state = Ledger.open(store, "world")
+    number = next(i for i, heard in enumerate(told) if isinstance(heard[0], m.AuditDone))
+    bad = told[number][0].model_copy(update={"force_upper": math.inf, "exceed_upper": math.nan})
+    write(ledger, told[:number])
+    for heard in told[:number]:
+        state = ledger_module.replay(state, Segments.of(heard))
+    state = ledger_module.replay(state, ledger.append([Entry(bad)]))
+    assert state.dumps() == load_state(store, "world").dumps()
+    ledger.snapshot(state)
+    audit = Ledger.open(store, "world")[1].stage.audit
+    assert audit is not None
+    assert audit.force_upper == math.inf
+    assert math.isnan(audit.exceed_upper)
+    key = f"{FOLDER}{ledger.seq:08d}-000001.json"
+    store.put(key, store.get(key).replace(b'"Infinity"', b"Infinity"))  # as json.dumps writes it
+    assert list(heard_and_decided(store, "world"))[-1].force_upper == math.inf
+
+
+def test_a_long_ledger_is_read_a_few_segments_at_a_time(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:40])
+    fetched: list[str] = []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda key: fetched.append(key) or get(key))
+    segments = read_segments(store, "world")
+    for number, segment in enumerate(segments, start=1):
+        assert segment.seq == number
+        assert len(fetched) <= number + AHEAD
+    assert number == len(fetched) == 40
+
+
+def test_looking_again_reads_only_what_is_new(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told[:5])
+    reading = Reading.open(store, "world")
+    write(ledger, told[5:8])
+    listed: list[str] = []
+    find = store.list
+
+    def listing(prefix: str, after: str = "") -> list[str]:
+        listed.extend(found := list(find(prefix, after)))
+        return found
+
+    monkeypatch.setattr(store, "list", listing)
+    assert [segment.seq for segment in reading.news()] == [6, 7, 8]
+    assert len(listed) == 4
+    assert reading.state.dumps() == state_of(told[:8]).dumps()
 
 
 def test_after_an_outage_the_writer_knows_what_it_wrote(

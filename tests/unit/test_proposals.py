@@ -28,11 +28,11 @@ from services.explorer.bench import Bench
 from services.explorer.proposals import screen
 from shared import messages as m
 from shared.codec import MAX_BODY, decode, encode
+from shared.context import Context
 from shared.embedded import FolderStore, InProcessBus
 from shared.frames import Batch, canonical, frame_key, from_ase
 from shared.spec import Spec
 from shared.values import OfferedFrame, Ref, campaign_uri, is_offered
-from shared.worker import Context
 from tests.amounts import examples
 from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.world import World, offered_key, spec

@@ -18,7 +18,9 @@ import pytest
 from services.labeler.acceptance import Limits, Outcome, check_after
 from services.labeler.codes import CODES
 from services.labeler.codes.base import FileCode
+from services.labeler.recipes import make_recipe
 from shared.frames import Frame
+from shared.spec import Labels
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 pytestmark = pytest.mark.skipif(DATA is None, reason="DPSTREAM_TEST_DATA names no recorded outputs")
@@ -336,3 +338,39 @@ def test_pwmat_prints_gradients(tmp_path: Path) -> None:
     assert outcome.forces[0, 0] == -0.125
     without = {"OUT.MLMD": (OUTPUTS / "pwmat/OUT.MLMD").read_text(), "REPORT": REPORT}
     assert rule(frame, read("pwmat", frame, tmp_path, without)) == "virial"
+
+
+# ---------------------------------------------------------------------------- custom programs
+
+
+def test_psi4_as_a_custom_program(tmp_path: Path) -> None:
+    settings = {
+        "program": "psi4",
+        "method": "wB97X-D/def2-TZVP",
+        "input": {
+            "format": "psi4/inp",
+            "file": "input.dat",
+            "options": {"method": "WB97X-D", "basis": "def2-TZVP"},
+        },
+        "output": {"format": "psi4/out", "file": "output.dat"},
+        "log": "output.dat",
+        "converged": "Energy and wave function converged",
+        "end_marker": "*** Psi4 exiting successfully",
+    }
+    text = (OUTPUTS / "psi4/psi4.out").read_text()
+    raw = dpdata.LabeledSystem(str(OUTPUTS / "psi4/psi4.out"), fmt="psi4/out").data
+    species = tuple(str(raw["atom_names"][kind]) for kind in raw["atom_types"])
+    order = sorted(range(len(species)), key=lambda i: species[i])
+    frame = Frame(tuple(species[i] for i in order), raw["coords"][0][order])
+    recipe = make_recipe(Labels(code="custom", version="1.6", settings=settings))
+    custom = CODES["custom"]
+    assert isinstance(custom, FileCode)
+    custom.write_inputs(frame, recipe, tmp_path)
+    assert 'gradient("WB97X-D"' in (tmp_path / "input.dat").read_text()
+    outcome = read("custom", frame, tmp_path, {"output.dat": text})
+    assert rule(frame, outcome) is None
+    np.testing.assert_array_equal(outcome.label().forces, raw["forces"][0][order])
+    silent = text.replace("Energy and wave function converged", "")
+    assert rule(frame, read("custom", frame, tmp_path, {"output.dat": silent})) == "not-converged"
+    cut = text[: text.index("*** Psi4 exiting")]
+    assert rule(frame, read("custom", frame, tmp_path, {"output.dat": cut})) == "end-marker"

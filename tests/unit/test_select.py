@@ -7,12 +7,12 @@ import pytest
 
 from services.explorer.select import select
 from shared.codec import MAX_BODY, encode
+from shared.context import Context
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.frames import Batch, Frame, canonical, frame_key
 from shared.messages import Select
 from shared.spec import Spec
 from shared.values import Condition, Pool, PoolItem, Ref, RefusedFrames
-from shared.worker import Context
 
 CARBON_HYDROGEN = np.array(
     [

@@ -19,6 +19,7 @@ from services.explorer.selection import (
     OVER,
     OVER_SYSTEM,
     SHARE,
+    TOO_FEW,
     Candidate,
     Rules,
     choose,
@@ -385,3 +386,23 @@ def test_total_weight_is_the_number_of_frames_explored():
     pool = reservoir(12)
     picks = draw_audit(pool, AuditRules(10, 3)).picks
     assert sum(p.weight for p in picks) == pytest.approx(sum(c.weight for c in pool))
+
+
+def test_a_system_with_too_few_to_label_has_none_labelled():
+    pool = one_each(3) + one_each(5, WATER, first=10)
+    chosen = choose(pool, Rules(labels=20, seed=1, min_per_system=4))
+    assert {pick.candidate.condition for pick in chosen.picks} == {WATER}
+    assert chosen.refused == {TOO_FEW: 3}
+    offered = [replace(c, trajectory="generator:g/1/0") for c in one_each(1)]
+    assert len(choose(offered, Rules(labels=20, seed=1, min_per_system=4)).picks) == 1
+
+
+def test_a_cap_of_its_own_comes_before_that_of_all_systems():
+    pool = one_each(9) + one_each(9, WATER, first=10)
+    rules = Rules(labels=20, seed=1, per_system=5, caps={"water": 2})
+    chosen = choose(pool, rules)
+    assert Counter(p.candidate.condition.system for p in chosen.picks) == {"ch4": 5, "water": 2}
+    assert chosen.refused == {OVER_SYSTEM: 11}
+    few = choose(pool, replace(rules, min_per_system=3))
+    assert Counter(p.candidate.condition.system for p in few.picks) == {"ch4": 5}
+    assert few.refused == {OVER_SYSTEM: 4, TOO_FEW: 9}

@@ -292,3 +292,16 @@ def test_a_users_own_checkpoint_is_packed_as_of_step_0(name: str, tmp_path: Path
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a packed checkpoint"):
         checkpoints.unpack(b"nothing of the kind", tmp_path)
+
+
+def test_old_names_of_types_are_the_same_types() -> None:
+    """A member's override of one key keeps the rest of a section whose type is an alias."""
+    descriptor = {"type": "se_a", "rcut": 4.0, "sel": [4], "neuron": [4, 8]}
+    document = build(
+        {
+            "input": {"model": {"descriptor": descriptor}},
+            "member_input": {0: {"model": {"descriptor": {"activation_function": "gelu"}}}},
+        }
+    )
+    found = document["model"]["descriptor"]
+    assert (found["neuron"], found["activation_function"]) == ([4, 8], "gelu")

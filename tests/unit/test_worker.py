@@ -17,6 +17,7 @@ import structlog
 
 from shared import messages as m
 from shared.codec import MAX_BODY, decode, encode, queue_of
+from shared.context import Context
 from shared.embedded import Broker, FolderStore, InProcessBus
 from shared.errors import (
     DigestMismatch,
@@ -31,7 +32,7 @@ from shared.logs import configure
 from shared.ports import Bus, Outgoing, Store
 from shared.shift import Shift
 from shared.values import FrameRef, Ref, Rejected
-from shared.worker import Context, Worker, claim_uri
+from shared.worker import Worker, claim_uri
 from tests.contract.faults import FaultyBus, FlakyBus, FlakyStore, first
 from tests.unit.test_logs import lines, out
 

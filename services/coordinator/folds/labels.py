@@ -92,8 +92,10 @@ def _accept_label(state: State, key: str, label: Ref) -> State:
     }
     if frame.purpose != "audit":
         changes["fresh"] = state.fresh.set(key, label)
-    elif frame.stage == stage.index:
-        stage = stage.model_copy(update={"audits": stage.audits.set(key, frame.origin)})
+    else:
+        changes["audited"] = state.audited.set(key, None)
+        if frame.stage == stage.index:
+            stage = stage.model_copy(update={"audits": stage.audits.set(key, frame.origin)})
     return changed(state, stage=stage, **changes)
 
 

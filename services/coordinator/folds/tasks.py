@@ -26,15 +26,24 @@ def changed(state: State, **changes: Any) -> State:
     return state.model_copy(update=changes)
 
 
-def count_live(live: Map[str, int], command: m.Command, change: int) -> Map[str, int]:
+Live = Map[str, Map[str, None]]
+"""Ids by kind."""
+
+
+def with_live(live: Live, command: m.Command) -> Live:
     kind = type(command).__name__
-    return live.set(kind, live.get(kind, 0) + change)
+    return live.set(kind, live.get(kind, Map()).set(command.task, None))
+
+
+def without_live(live: Live, command: m.Command) -> Live:
+    kind = type(command).__name__
+    return live.set(kind, live[kind].delete(command.task))
 
 
 def settle(state: State, task: Task, status: str, **changes: Any) -> State:
     """The task comes to an end."""
     ended = task.model_copy(update={"status": status, **changes})
-    live = count_live(state.live, task.command, -1) if is_live(task) else state.live
+    live = without_live(state.live, task.command) if is_live(task) else state.live
     return changed(state, tasks=state.tasks.set(task.command.task, ended), live=live)
 
 

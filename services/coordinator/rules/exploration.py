@@ -6,11 +6,16 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 from services.coordinator.rules.training import must_train_first
-from services.coordinator.rules.trust import current_trust, opening_trust, set_trust, stage_of
+from services.coordinator.rules.trust import (
+    current_trust,
+    opening_trust,
+    set_trust,
+    stage_of,
+    trust_of,
+)
 from services.coordinator.rules.turn import Turn, already_decided, cancel, tasks_of
 from services.coordinator.state import State, Task
 from shared import messages as m
-from shared.spec import Stage
 from shared.values import (
     Condition,
     FrameRef,
@@ -99,7 +104,7 @@ def begin_round(turn: Turn) -> None:
         return
     if state.stage.trust is None:
         set_trust(turn, *opening_trust(state))
-    for index, (condition, number) in enumerate(_planned_trajectories(stage_of(state))):
+    for index, (condition, number) in enumerate(_planned_trajectories(state)):
         _issue_trajectory(turn, index, condition, number)
 
 
@@ -108,6 +113,7 @@ def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int)
     assert state.submitted is not None
     stage, wave = stage_of(state), state.waves + (state.round is None)
     structures = state.submitted.systems[condition.system]
+    start = number if stage.starts == "all" else wave + index
     name = f"{stage.name}/{wave}/{str(condition).replace(' ', '-')}/{number}"
     turn.command(
         m.Explore,
@@ -118,15 +124,26 @@ def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int)
         stage=state.stage.index,
         trajectory=name,
         condition=condition,
-        structure=structures[(wave + index) % len(structures)],
+        structure=structures[start % len(structures)],
         seed=stable_seed(state.spec.seed, "explore", name),
         driver=index % state.spec.training.members,
-        trust=current_trust(state),
+        trust=trust_of(state, condition.system),
         pinned=state.spec.mode == "lockstep",
     )
 
 
-def _planned_trajectories(stage: Stage) -> Iterator[tuple[Condition, int]]:
-    for number in range(stage.md.trajectories):
+def _planned_trajectories(state: State) -> Iterator[tuple[Condition, int]]:
+    stage = stage_of(state)
+    counts = {system: _trajectories(state, system) for system in stage.systems}
+    for number in range(max(counts.values())):
         for condition in stage.conditions():
-            yield condition, number
+            if number < counts[condition.system]:
+                yield condition, number
+
+
+def _trajectories(state: State, system: str) -> int:
+    """Of one condition of the current stage."""
+    stage = stage_of(state)
+    assert state.submitted is not None
+    starts = len(state.submitted.systems[system]) if stage.starts == "all" else 1
+    return stage.md.trajectories * starts

@@ -95,14 +95,11 @@ def freeze_test(turn: Turn) -> None:
 def audit_manifest(turn: Turn, stages: Iterable[int]) -> Ref | None:
     """Audit labels drawn under these stages."""
     wanted = set(stages)
-    frames = {
-        key: frame
-        for key, frame in turn.state.frames.items()
-        if frame.purpose == "audit" and frame.label and frame.stage in wanted
-    }
+    labelled = (turn.state.frames[key] for key in sorted(turn.state.audited))
+    frames = [frame for frame in labelled if frame.stage in wanted]
     if not frames:
         return None
-    body = _labelled_manifest([frames[key] for key in sorted(frames)])
+    body = _labelled_manifest(frames)
     return frozen_once(turn, "audit", f"audit-{stable_id(body)[:8]}", body)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.coordinator import convergence
 from services.coordinator.folds.exploration import share_key
+from services.coordinator.rules.trust import stage_of
 from services.coordinator.rules.turn import Turn
 from services.coordinator.state import State
 from shared import messages as m
@@ -42,7 +43,8 @@ def _ask_selection(turn: Turn, over: bool) -> None:
     assert state.round is not None
     reservoirs = state.round.reservoirs if over else {}
     explored = any(not is_offered(item.trajectory) for item in state.pool.values())
-    fallback = over and not explored and not convergence.looks_good(state)
+    hopeless = over and not explored and not convergence.looks_good(state)
+    fallback = hopeless and stage_of(state).repeat
     pool = Pool(
         candidates=() if fallback else tuple(state.pool[uri] for uri in sorted(state.pool)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
@@ -63,6 +65,7 @@ def _ask_selection(turn: Turn, over: bool) -> None:
         pool=ref,
         labels=_free_slots(state),
         per_system=state.spec.selection.per_system,
+        caps=_caps(state),
         audits=_audits_wanted(state) if over else 0,
     )
 
@@ -81,6 +84,29 @@ def _taken(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
         taken |= dict.fromkeys(sorted(asked), (0.0,))
         used |= dict.fromkeys(sorted(asked), state.spec.selection.per_trajectory)
     return {"taken": taken, "used": used}
+
+
+def _caps(state: State) -> dict[str, int]:
+    """Labels for systems so accurate that they get less than `per_system`."""
+    none_above = state.spec.selection.none_above
+    if none_above is None:
+        return {}
+    soft = state.spec.selection.fewer_above
+    fewer_above = none_above if soft is None else soft
+    shares = convergence.accurate_by_system(state)
+    return {
+        system: 0 if share >= none_above else _shrunk(state, share, none_above)
+        for system, share in shares.items()
+        if share >= fewer_above
+    }
+
+
+def _shrunk(state: State, share: float, none_above: float) -> int:
+    rules = state.spec.selection
+    assert rules.fewer_above is not None
+    assert rules.per_system is not None
+    left = (none_above - share) / (none_above - rules.fewer_above)
+    return int(rules.per_system * left + 1e-9)  # 1.9999… of shares such as 0.9 − 0.8 means 2
 
 
 def _audits_wanted(state: State) -> int:

@@ -19,6 +19,12 @@ def current_trust(state: State) -> Trust:
     return state.stage.trust or opening_trust(state)[0]
 
 
+def trust_of(state: State, system: str) -> Trust:
+    """What frames of one system are judged by."""
+    own = stage_of(state).system_trust.get(system)
+    return current_trust(state) if own is None else own.values()
+
+
 def opening_trust(state: State) -> tuple[Trust, str]:
     """As given; or, `auto`, 0.2 and 0.5 × the RMS force of the labels (practical guide)."""
     given = stage_of(state).trust or state.spec.trust

@@ -51,12 +51,7 @@ class Turn:
 
 
 def tasks_of(state: State, kind: type[m.Command], *statuses: str) -> list[Task]:
-    if not state.alive(kind):
-        return []
-    found = [
-        t for t in state.tasks.values() if t.status in statuses and isinstance(t.command, kind)
-    ]
-    return sorted(found, key=lambda task: task.command.task)
+    return [task for task in state.under_way(kind) if task.status in statuses]
 
 
 def cancel(turn: Turn, task: Task, why: str) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from services.coordinator import convergence
-from services.coordinator.folds.tasks import is_live
 from services.coordinator.rules.labels import audit_manifest, pairs_manifest
 from services.coordinator.rules.training import start_training, train_final
-from services.coordinator.rules.trust import current_trust
+from services.coordinator.rules.trust import current_trust, stage_of
 from services.coordinator.rules.turn import Turn, cancel, tasks_of
 from services.coordinator.state import State
 from shared import messages as m
@@ -71,8 +70,12 @@ def act_on_verdict(turn: Turn) -> None:
     if verdict is None or state.training is not None:
         return
     spec, stage = state.spec, state.stage
-    if verdict.outcome == "passed" and stage.good >= spec.convergence.rounds:
-        if state.cold_version == state.version:
+    cold = state.cold_version == state.version
+    if not stage_of(state).repeat:
+        converged = verdict.outcome == "passed" and cold
+        _end_stage(turn, "converged" if converged else "explored", verdict.why)
+    elif verdict.outcome == "passed" and stage.good >= spec.convergence.rounds:
+        if cold:
             _end_stage(turn, "converged", verdict.why)
         else:  # warm starts shrink disagreement: a cold committee has to confirm it
             start_training(turn)
@@ -115,8 +118,7 @@ def cancel_campaign(turn: Turn) -> None:
     event = turn.event
     assert isinstance(event, m.CampaignCancelled)
     why = event.why or "a person said so"
-    live = [task for task in turn.state.tasks.values() if is_live(task)]
-    for task in sorted(live, key=lambda task: task.command.task):
+    for task in turn.state.under_way():
         cancel(turn, task, "the campaign was cancelled")
     turn.fact(m.CampaignFinished, verdict="cancelled", why=why)
 

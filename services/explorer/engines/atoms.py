@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 NAME = re.compile(r"@([A-Z][a-z]?\d*)\b")
-ELSEWHERE = re.compile(r"(?:^|[\s='\"{(,])[/~](?=\S)|\.\.", re.MULTILINE)
+ELSEWHERE = re.compile(r"(?:^|[\s='\"{(,])[/~](?=\S)|(?<!\.)\.\.(?!\.)", re.MULTILINE)
 RUNS_CODE = re.compile(r"\b(?:LOAD|PYCVINTERFACE|PYFUNCTION|PYTORCH_MODEL)\b")
 """PLUMED actions that compile or run what they are given."""
 

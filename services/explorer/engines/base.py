@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from services.explorer.bench import Bench, Loaded
+from shared.context import Context
 from shared.explorers import Engine
 from shared.frames import Batch, Frame
 from shared.messages import Explore
 from shared.sections import Md, Stage
-from shared.worker import Context
 
 
 @dataclass

@@ -18,7 +18,7 @@ from shared.frames import Floats, Frame, canonical
 
 HALLS = 530
 """Settings of the 230 space groups in spglib's database."""
-TRIES_PER_ATOM = 20
+TRIES_PER_ATOM = 4
 SAME = 1e-4
 """Fractional coordinates that differ less are one position."""
 Operations = tuple[Floats, Floats]
@@ -41,11 +41,12 @@ def random_crystal(
     volume: float,
     limits: Limits,
     rng: np.random.Generator,
-    tries: int = 1000,
+    tries: int = 500,
 ) -> Frame:
     """A canonical frame of `species` with a cell of `volume` Å³ whose atoms keep to `limits`.
     Raises ValueError where none is found in `tries`."""
-    for _ in range(tries):
+    spheres = sum(np.pi / 6 * limits.pairs[symbol, symbol] ** 3 for symbol in species)
+    for _ in range(tries if spheres < volume else 0):
         hall = int(rng.integers(1, HALLS + 1))
         frame = _attempt(Counter(species), volume, operations(hall), rng)
         if frame is not None and refusal(frame, limits) is None:
@@ -90,8 +91,9 @@ def _orbits(
     found = np.empty((0, 3))
     for _ in range(TRIES_PER_ATOM * count):
         reach = rng.uniform(0.0, 0.5) * np.cbrt(np.linalg.det(cell))
-        orbit = _orbit(_settled(rng.uniform(size=3), symmetry, cell, reach), symmetry)
-        if len(found) + len(orbit) <= count:
+        place = _settled(rng.uniform(size=3), symmetry, cell, reach)
+        orbit = _orbit(place, symmetry, count - len(found))
+        if orbit is not None:
             found = np.concatenate([found, orbit])
         if len(found) == count:
             return found
@@ -108,13 +110,15 @@ def _settled(place: Floats, symmetry: Operations, cell: Floats, reach: float) ->
     return place
 
 
-def _orbit(place: Floats, symmetry: Operations) -> Floats:
-    """Distinct images of `place` in one cell."""
+def _orbit(place: Floats, symmetry: Operations, most: int) -> Floats | None:
+    """Distinct images of `place` in one cell; None if they are more than `most`."""
     kept: list[Floats] = []
     for image in _images(place, symmetry):
         apart = np.array(kept).reshape(-1, 3) - image
         if not (np.abs(apart - np.rint(apart)) < SAME).all(axis=1).any():
             kept.append(image)
+        if len(kept) > most:
+            return None
     return np.array(kept)
 
 

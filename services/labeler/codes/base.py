@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +61,14 @@ class Stated(Protocol):
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
         """What goes into the recipe. Raises SpecError where it cannot be told."""
+
+
+@runtime_checkable
+class Retrying(Protocol):
+    """A program that may be told to converge in more than one way."""
+
+    def tries(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe itself, and others that lead to the same label."""
 
 
 @runtime_checkable

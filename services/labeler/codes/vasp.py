@@ -6,6 +6,7 @@ G. Kresse, J. Furthmüller, Phys. Rev. B 54, 11169 (1996). Licensed: each worker
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,13 @@ NOT_THE_USERS = {
     "MAGMOM": f"{PER_SYSTEM}.magmom, and atoms are written sorted by element",
     "NELECT": f"{PER_SYSTEM}.charge",
 }
+# fmt: off
+ALGORITHM = frozenset({
+    "ALGO", "IALGO", "NELM", "NELMIN", "NELMDL", "TIME", "IMIX", "AMIX", "BMIX", "AMIX_MAG",
+    "BMIX_MAG", "AMIN", "MAXMIX", "WC",
+})
+# fmt: on
+"""Tags that lead to the same ground state by another way: all that a second try may change."""
 REACHED = "aborting loop because EDIFF is reached"
 NOT_REACHED = "EDIFF was not reached"
 END = "Voluntary context switches"
@@ -57,6 +65,23 @@ class VaspSettings(WithPotentials):
         "in the INCAR",
     )
 
+    retries: tuple[dict[str, str | int | float], ...] = Field(
+        default=(),
+        max_length=5,
+        description="tags of further tries, in turn, where the one before did not converge: "
+        "[{ALGO: Normal}, {ALGO: All, NELM: 300}]; default: none",
+    )
+
+    @field_validator("retries")
+    @classmethod
+    def _same_ground_state(cls, retries: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for tag in (tag for tags in retries for tag in tags):
+            if tag.upper() not in ALGORITHM:
+                raise ValueError(
+                    f"{tag} may change the label; a retry may change {', '.join(sorted(ALGORITHM))}"
+                )
+        return retries
+
     @field_validator("incar")
     @classmethod
     def _general(cls, text: str) -> str:
@@ -73,6 +98,14 @@ class Vasp(Program):
     name = "vasp"
     default_command = ("vasp_std",)
     settings: type[Settings] = VaspSettings
+
+    def tries(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe, then what to try where it did not converge: VASP takes the first of two
+        tags."""
+        yield recipe
+        for tags in recipe.settings["retries"]:
+            incar = _incar(tags) + recipe.settings["incar"]
+            yield recipe.model_copy(update={"settings": {**recipe.settings, "incar": incar}})
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         potcars = _potcars(frame, recipe)

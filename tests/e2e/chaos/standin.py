@@ -20,11 +20,11 @@ from pydantic import BaseModel, Field
 
 import shared.endings
 from shared import messages as m
+from shared.context import Context, Handler
 from shared.messages import Command, Result
 from shared.process import Post, Service, main
 from shared.settings import WorkerSettings
 from shared.values import Accepted, Ref
-from shared.worker import Context, Handler
 from tests.unit.world import World
 
 QUEUES = {

@@ -1,0 +1,37 @@
+"""From `fp_style` and its keys to the `labels` section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpstream.dpgen.document import Key, Line, account
+from dpstream.dpgen.style import Given, Json
+from dpstream.dpgen.styles import ELSEWHERE, STYLES
+from shared.errors import SpecError
+from shared.spec_errors import did_you_mean
+
+STYLE_KEYS = {key.name for style in STYLES.values() for key in style.keys}
+
+
+def read_labels(given: Given, keys: Mapping[str, Any]) -> tuple[Json, list[Line]]:
+    """The labels section, and an account of `keys`: those of the file that are the style's own."""
+    name = given.values.get("fp_style")
+    style = STYLES.get(name) if isinstance(name, str) else None
+    if style is None or not isinstance(name, str):
+        why = ELSEWHERE.get(str(name)) or _other(name)
+        raise SpecError(f"fp_style: {name!r}: {why}")
+    lines = account(keys, style.keys)
+    if style.params and isinstance(keys.get("fp_params"), dict):
+        lines += account(keys["fp_params"], style.params, "fp_params.")
+    return style.read(given), lines
+
+
+def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[Line]]:
+    """The labels section of another code with its own defaults, instead of fp_style's."""
+    table = [Key(key, "unused", f"labels come from {code}, as asked") for key in STYLE_KEYS]
+    return {"code": code}, account(keys, table)
+
+
+def _other(name: Any) -> str:
+    return (did_you_mean(str(name), STYLES) or f"; known: {', '.join(STYLES)}").removeprefix("; ")

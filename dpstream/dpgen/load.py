@@ -1,0 +1,64 @@
+"""Specs from files of either kind: ours, or DP-GEN's param file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dpstream.dpgen.document import is_param, read
+from dpstream.dpgen.param import Begun, Converted, Places, convert
+from dpstream.dpgen.unfinished import look_at
+from dpstream.training_check import check_training
+from shared.errors import SpecError
+from shared.inlined import with_texts
+from shared.spec import Spec, load_spec
+from shared.spec_errors import explain, read_document
+
+
+def load_campaign(path: Path, code: str | None) -> Spec:
+    """The spec in a file, or that of a DP-GEN param file, labelled by `code` instead of its
+    fp_style where given. Raises `SpecError`."""
+    if is_param(read_document(path)):
+        converted = convert_file(path, path.parent, None, code, None)
+        return spec_of(replace(converted, document=with_texts(converted.document, path)), path)
+    if code is not None:
+        raise SpecError(f"--code: {path} is no param file of DP-GEN; it has labels.code")
+    return load_spec(path)
+
+
+def convert_file(
+    path: Path, target: Path, name: str | None, code: str | None, run: Path | None
+) -> Converted:
+    """A param file as a campaign whose spec will lie in folder `target`; `run`: a folder where
+    DP-GEN has worked on it. Raises `SpecError` naming file and key."""
+    places = Places(path.parent, target)
+    values = read(path)
+    if not is_param(values):
+        raise SpecError(f"{path}: is no param file of DP-GEN's `run`")
+    begun = Begun() if run is None else look_at(run, places.place)
+    try:
+        return convert(values, name or named_after(path), places, code, begun)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def spec_of(converted: Converted, path: Path) -> Spec:
+    """The validated spec; what is wrong with it is wrong in `path`."""
+    try:
+        spec = Spec.model_validate(converted.document)
+        check_training(spec)
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error, Spec)}") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: default_training_param: {error}") from error
+    return spec
+
+
+def named_after(path: Path) -> str:
+    """A campaign name from the file's own, or its folder's where that says only param."""
+    folder = path.absolute().parent.name
+    base = folder if path.stem.lower().startswith("param") and folder else path.stem
+    return re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-")[:63] or "dpgen"

@@ -1,0 +1,139 @@
+"""DP-GEN's machine file, of dpdispatcher's form or an older one: what of it concerns workers that
+are started once and listen, and what becomes of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpstream.dpgen.document import Line, account, mapped, unused
+from shared.errors import SpecError
+
+SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
+"""The service that does the work of each part."""
+TRANSPORT = "workers meet at broker and store; nothing is copied to machines"
+ASKED = "ask for it where the worker is started"
+WAITING = "workers wait for tasks; nothing is polled"
+
+TOP = (
+    unused("api_version", "both forms are read"),
+    unused("deepmd_version", "the trainer's own; it is in every report"),
+    unused("handlers", "`dpstream logs` and /metrics tell"),
+    unused("deepmd_path", "the trainer runs the DeePMD-kit it is installed with"),
+    unused("python_path", "the trainer runs the DeePMD-kit it is installed with"),
+    *(mapped(part, f"how a {service} is started") for part, service in SERVICES.items()),
+)
+PART = (
+    mapped("command", "fp: the labeler's command; trainer and explorer run what is installed"),
+    unused("export_command", "the trainer freezes what it has trained"),
+    unused("deepmd_path", "the trainer runs the DeePMD-kit it is installed with"),
+    unused("python_path", "the trainer runs the DeePMD-kit it is installed with"),
+    unused("machine", TRANSPORT),
+    mapped("resources", "cores, modules and environment of a worker"),
+    unused("group_size", "labels.bundle frames are one label task"),
+    unused("user_forward_files", "files a code needs lie in the worker's own folder"),
+    unused("user_backward_files", "energy, forces and virial come back, and a log of failures"),
+)
+CORES, LOADED = "cores of a worker", "before the worker is started"
+RESOURCES = (
+    mapped("cpu_per_node", CORES),
+    mapped("task_per_node", CORES),
+    mapped("module_list", LOADED),
+    mapped("source_list", LOADED),
+    mapped("envs", LOADED),
+    mapped("prepend_script", LOADED),
+    unused("append_script", "a worker goes on; nothing comes after a task"),
+    unused("module_unload_list", ASKED),
+    unused("module_purge", ASKED),
+    *(
+        unused(key, ASKED)
+        for key in (
+            "number_node",
+            "numb_node",
+            "gpu_per_node",
+            "numb_gpu",
+            "queue_name",
+            "partition",
+            "custom_flags",
+            "exclude_list",
+            "time_limit",
+            "mem_limit",
+            "account",
+            "qos",
+            "license_list",
+            "node_cpu",
+        )
+    ),
+    *(unused(key, ASKED) for key in ("batch_type", "kwargs", "strategy", "para_deg")),
+    unused("with_mpi", "part of the labeler's command"),
+    unused("group_size", "labels.bundle frames are one label task"),
+    unused("wait_time", WAITING),
+    unused("allow_failure", "a label that fails is a rejection with its reason"),
+    unused("cvasp", "labels.settings.retry"),
+)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """How one worker of `service` is started, from a part of the machine file. `before`: shell
+    lines that a person puts ahead of it."""
+
+    service: str
+    command: str | None
+    cores: int | None
+    before: tuple[str, ...]
+
+
+def read_machine(values: Mapping[str, Any]) -> tuple[list[Worker], list[Line]]:
+    """The workers that a machine file speaks of, and an account of its keys. Values of `machine`
+    are not repeated: there are passwords among them. Raises `SpecError`."""
+    top, parts = _parted(values)
+    lines = account({key: value for key, value in top.items() if key not in SERVICES}, TOP)
+    workers = []
+    for name, part in parts.items():
+        shown = {**part, **({"machine": "…"} if "machine" in part else {})}
+        resources = _mapping(part.get("resources", {}), f"{name}.resources")
+        shown.pop("resources", None)
+        lines += account(shown, PART, f"{name}.")
+        lines += account(resources, RESOURCES, f"{name}.resources.")
+        workers.append(_worker(SERVICES[name], part.get("command"), resources))
+    return workers, lines
+
+
+def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What is said of all, and of each part. The oldest form has no parts, but keys such as
+    `fp_command`; a list of machines stands for its first, as with DP-GEN."""
+    top: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        name = next((part for part in SERVICES if key.startswith(f"{part}_")), None)
+        if key in SERVICES:
+            first = value[0] if isinstance(value, list) and value else value
+            parts.setdefault(key, {}).update(_mapping(first, key))
+        elif name is not None:
+            parts.setdefault(name, {})[key.removeprefix(f"{name}_")] = value
+        else:
+            top[key] = value
+    return top, parts
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SpecError(f"{key}: {type(value).__name__}: should be a mapping of keys")
+    return value
+
+
+def _worker(service: str, command: Any, resources: Mapping[str, Any]) -> Worker:
+    cores = resources.get("cpu_per_node", resources.get("task_per_node"))
+    modules = [str(module) for module in resources.get("module_list") or ()]
+    before = [f"module load {' '.join(modules)}"] if modules else []
+    before += [f"source {path}" for path in resources.get("source_list") or ()]
+    before += [f"export {key}={value}" for key, value in (resources.get("envs") or {}).items()]
+    before += [str(line) for line in resources.get("prepend_script") or ()]
+    return Worker(
+        service,
+        None if command is None else str(command),
+        cores if isinstance(cores, int) else None,
+        tuple(before),
+    )

@@ -1,0 +1,265 @@
+"""A param file of DP-GEN's as a campaign of ours that runs as DP-GEN would: lockstep, each job once
+and in order, a random selection, no audit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpstream.dpgen.document import Line, account
+from dpstream.dpgen.keys import JOBS, PARAM
+from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
+from dpstream.dpgen.stages import expanded, jobs_left, read_stages, system_name
+from dpstream.dpgen.style import Given
+from dpstream.dpgen.training import read_training
+from dpstream.dpgen.values import Job, Param
+from shared.errors import SpecError
+from shared.sections import Selection
+from shared.spec_errors import explain, shown
+
+Json = dict[str, Any]
+Jobs = Sequence[tuple[int, Job]]
+"""With their numbers in the file."""
+
+MOST_PER_ROUND = next(
+    m.le for m in Selection.model_fields["per_round"].metadata if hasattr(m, "le")
+)
+ASE_KNOWS = re.compile(r"POSCAR|CONTCAR|\.vasp$")
+"""Names that are read as POSCAR without being told."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A spec as a document; every key of the file and what became of it; what is not the same as
+    in DP-GEN, for people; the largest number of labels."""
+
+    document: Json
+    lines: tuple[Line, ...]
+    differences: tuple[str, ...]
+
+    @property
+    def labels(self) -> int:
+        return int(self.document["budget"]["labels"])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the paths of a param file lead to. `folder`: the file's; `target`: the spec's."""
+
+    folder: Path
+    target: Path
+
+    def place(self, path: str, prefix: str = "") -> str:
+        """`path` below `prefix` as seen from the spec; absolute where it is not below it."""
+        found = os.path.normpath(self.folder.absolute() / Path(prefix).expanduser() / path)
+        relative = os.path.relpath(found, self.target.absolute())
+        return found if relative.startswith("..") else relative
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a DP-GEN run has behind it: so many jobs, and folders with their labels; `notes` for
+    people."""
+
+    jobs: int = 0
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def convert(
+    values: Mapping[str, Any], name: str, places: Places, code: str | None, begun: Begun
+) -> Converted:
+    """`values` of a param file as a campaign `name` that goes on from `begun`; with `code`, labels
+    come from that code with its own defaults. Raises `SpecError`, one line naming the key."""
+    style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
+    lines = account({k: v for k, v in values.items() if k not in style}, PARAM)
+    lines += _account_jobs(values)
+    given = Given(values, _validated(values).type_map, places.place)
+    labels, more = relabelled(code, style) if code else read_labels(given, style)
+    document, differences = _document(_validated(values), name, places, labels, begun)
+    notes = (*dict.fromkeys(differences), *begun.notes, *ALWAYS)
+    return Converted(document, (*lines, *more), notes)
+
+
+def _document(
+    param: Param, name: str, places: Places, labels: Json, begun: Begun
+) -> tuple[Json, list[str]]:
+    """The spec, and what is not the same as in DP-GEN."""
+    jobs, differences = jobs_left(param, begun.jobs), list[str]()
+    if not jobs:
+        raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
+    data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
+    document = {
+        "name": name,
+        "mode": "lockstep",
+        "type_map": param.type_map,
+        "systems": _systems(param, jobs, places, differences),
+        "initial": {"data": [*data, *begun.labels]},
+        "training": read_training(param, places.place, differences),
+        "md": _md(param),
+        "stages": read_stages(param, begun.jobs),
+        "selection": _selection(param, jobs, differences),
+        "labels": labels,
+        "audit": {"per_round": 0},
+        "convergence": {"max_rejected": param.ratio_failed},
+        "budget": {"labels": sum(min(MOST_PER_ROUND, most) for most in _labels_of(param, jobs))},
+        "verification": {"nve_ps": 0.0},
+    }
+    return document, differences
+
+
+OWN = {key.name for key in PARAM}
+ALWAYS = (
+    "a frame whose force deviation is failed and whose virial deviation is candidate (or the other "
+    "way round) counts as failed; DP-GEN counts it as candidate",
+    "the first frame of a trajectory (step 0) is not judged",
+    "candidates are drawn at random by turns over temperatures and pressures; frames too close or "
+    "too skewed to compute are passed over (selection.min_distance, max_skew)",
+    "every new label is trained on, also of systems with less than fp_task_min",
+    "after the last job one final model is trained on all labels, beside the last committee",
+)
+
+
+def _account_jobs(values: Mapping[str, Any]) -> list[Line]:
+    """One line for each key, with its value in the first job that has it."""
+    lines: dict[str, Line] = {}
+    for number, job in enumerate(_jobs(values)):
+        for line in account(job, JOBS, f"model_devi_jobs.{number}."):
+            key = line.key.replace(f".{number}.", "[].", 1)
+            lines.setdefault(key, replace(line, key=key))
+    return list(lines.values())
+
+
+def _jobs(values: Mapping[str, Any]) -> list[Json]:
+    jobs = values.get("model_devi_jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise SpecError(f"model_devi_jobs: {shown(jobs)}: should be a list of mappings")
+    return jobs
+
+
+def _validated(values: Mapping[str, Any]) -> Param:
+    try:
+        return Param.model_validate(dict(values))
+    except ValidationError as error:
+        raise SpecError(explain(error, Param)) from error
+
+
+# ------------------------------------------------------------------------------------------ systems
+
+
+def _systems(param: Param, jobs: Jobs, places: Places, differences: list[str]) -> Json:
+    """The systems that jobs explore."""
+    used = {index for number, job in jobs for index in expanded(job, number)}
+    idle = [str(i) for i in range(len(param.sys_configs)) if i not in used]
+    if idle:
+        differences.append(f"sys_configs: no job explores {', '.join(idle)}: left out")
+    return {
+        system_name(index): _system(param, patterns, places)
+        for index, patterns in enumerate(param.sys_configs)
+        if index in used
+    }
+
+
+def _system(param: Param, patterns: list[str], places: Places) -> Json:
+    paths = [places.place(pattern, param.sys_configs_prefix) for pattern in patterns]
+    known = all(ASE_KNOWS.search(Path(path).name) for path in paths)
+    plain = param.sys_format in ("vasp/poscar", "poscar", "vasp/contcar", "contcar") and known
+    return {
+        "structures": paths,
+        **({"periodic": False} if param.model_devi_nopbc else {}),
+        **({} if plain else {"format": param.sys_format}),
+    }
+
+
+def _md(param: Param) -> Json:
+    md: Json = {
+        "timestep": param.model_devi_dt,
+        "tau_t": param.model_devi_taut,
+        "tau_p": param.model_devi_taup,
+    }
+    if param.model_devi_skip:
+        md["skip"] = param.model_devi_skip
+    return md | _masses(param)
+
+
+def _masses(param: Param) -> Json:
+    masses = param.mass_map
+    if isinstance(masses, str):
+        if masses != "auto":
+            raise SpecError(f"mass_map: {masses!r}: should be auto or a list of masses, amu")
+        return {}
+    if len(masses) != len(param.type_map):
+        raise SpecError(f"mass_map: {len(masses)} masses for {len(param.type_map)} elements")
+    return {"masses": dict(zip(param.type_map, masses, strict=True))}
+
+
+# ---------------------------------------------------------------------------------------- selection
+
+
+def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
+    asked = max(_labels_of(param, jobs))
+    if asked > MOST_PER_ROUND:
+        differences.append(
+            f"fp_task_max: {asked} labels of a job are asked for; a round takes at most "
+            f"{MOST_PER_ROUND}, all systems together"
+        )
+    return {
+        "policy": "random",
+        "per_round": min(asked, MOST_PER_ROUND),
+        "per_system": param.fp_task_max,
+        "min_per_system": param.fp_task_min,
+        "per_trajectory": max(max(1, job.nsteps // job.trj_freq) for _, job in jobs),
+        "min_separation": 0.0,
+        "time_bins": 1,
+        **_thresholds(param),
+        **_bad_box(param, differences),
+    }
+
+
+def _labels_of(param: Param, jobs: Jobs) -> list[int]:
+    """Largest number of labels of each job."""
+    return [param.fp_task_max * len(expanded(job, number)) for number, job in jobs]
+
+
+def _thresholds(param: Param) -> Json:
+    full, soft = param.fp_accurate_threshold, param.fp_accurate_soft_threshold
+    if soft is not None:
+        return {"none_above": 1.0 if full is None else full, "fewer_above": soft}
+    return {} if full is None else {"none_above": full}
+
+
+def _bad_box(param: Param, differences: list[str]) -> Json:
+    """Criteria of fp_skip_bad_box, `length_ratio:3;min_distance:1.0`."""
+    given = dict(_criterion(part) for part in (param.fp_skip_bad_box or "").split(";") if part)
+    rules: Json = {}
+    shortest = given.pop("min_distance", given.pop("min_dist", None))
+    if shortest is not None:
+        pairs = combinations_with_replacement(param.type_map, 2)
+        rules["min_distance"] = {f"{a}-{b}": shortest for a, b in pairs}
+    if "tilt_ratio" in given:
+        rules["max_skew"] = given.pop("tilt_ratio")
+    if given:
+        differences.append(
+            f"fp_skip_bad_box: {', '.join(given)}: not looked at; selection.max_skew is what "
+            "judges a box"
+        )
+    return rules
+
+
+def _criterion(part: str) -> tuple[str, float]:
+    name, _, value = part.partition(":")
+    known = ("length_ratio", "height_ratio", "wrap_ratio", "tilt_ratio", "min_distance", "min_dist")
+    try:
+        number = float(value)
+    except ValueError:
+        raise SpecError(f"fp_skip_bad_box: {part!r}: should be name:number") from None
+    if name.strip() not in known:
+        raise SpecError(f"fp_skip_bad_box: {name!r}: should be one of {', '.join(known)}")
+    return name.strip(), number

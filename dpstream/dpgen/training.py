@@ -1,0 +1,231 @@
+"""From DP-GEN's training keys to the `training` section."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dpstream.dpgen.values import Param
+from services.trainer.training_input import merge
+from shared.errors import SpecError
+
+Json = dict[str, Any]
+
+DEEPMD: Json = {
+    "model": {
+        "descriptor": {
+            "type": "se_e2_a",
+            "rcut": 6.0,
+            "rcut_smth": 0.5,
+            "sel": "auto",
+            "neuron": [10, 20, 40],
+            "axis_neuron": 4,
+            "type_one_side": False,
+            "resnet_dt": False,
+        },
+        "fitting_net": {"type": "ener", "neuron": [120, 120, 120], "resnet_dt": True},
+    },
+    "learning_rate": {
+        "type": "exp",
+        "start_lr": 1e-3,
+        "stop_lr": 5e-8,
+        "smooth": False,
+        "warmup_steps": 0,
+    },
+    "optimizer": {"type": "Adam", "adam_beta2": 0.999},
+    "loss": {
+        "type": "ener",
+        "start_pref_e": 0.02,
+        "limit_pref_e": 1.0,
+        "start_pref_f": 1000.0,
+        "limit_pref_f": 1.0,
+        "start_pref_v": 0.0,
+        "limit_pref_v": 0.0,
+    },
+}
+"""DeePMD-kit's own defaults of what dpstream has others for."""
+STEPS = ("numb_steps", "stop_batch")
+DEAD = {"coord_norm", "type_fitting_net"}
+"""Keys of older DeePMD-kits without effect."""
+MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
+"""Keys of `training` that are said elsewhere, and those of DeePMD-kit 1.x."""
+BACKENDS = ("tensorflow", "pytorch", "jax")
+
+
+def read_training(param: Param, place: Callable[[str], str], differences: list[str]) -> Json:
+    """The training section; `place`: a path of the file as one of the campaign; what will not be as
+    DP-GEN has it is added to `differences`."""
+    if param.train_backend not in BACKENDS:
+        raise SpecError(
+            f"train_backend: {param.train_backend!r}: should be one of {', '.join(BACKENDS)}"
+        )
+    inputs = [copy.deepcopy(given) for given in _inputs(param)]
+    given = _given_files(param, inputs, place, differences)
+    steps = _steps(inputs)
+    batch = _batch_size(param, inputs, differences)
+    cleaned = [_cleaned(given, batch, differences) for given in inputs]
+    single = len(cleaned) == 1
+    members = {} if single else dict(enumerate(cleaned))
+    return {
+        "members": param.numb_models,
+        "backend": param.train_backend,
+        "input": cleaned[0] if single else {},
+        **_by_member(param, members),
+        "min_steps": steps,
+        "max_steps": steps,
+        "decay": "fixed",
+        "max_lengthen": 1.0,
+        "compress": param.dp_compress,
+        **_warm(param, steps, cleaned[0]),
+        **given,
+        "final": {"steps_factor": 1.0},
+    }
+
+
+def _inputs(param: Param) -> list[Json]:
+    given = param.default_training_param
+    if isinstance(given, dict):
+        return [given]
+    if len(given) != param.numb_models:
+        raise SpecError(
+            f"default_training_param: {len(given)} inputs for {param.numb_models} models"
+        )
+    return list(given)
+
+
+def _given_files(
+    param: Param, inputs: Sequence[Json], place: Callable[[str], str], differences: list[str]
+) -> Json:
+    """Models to begin from, and a table of repulsion, which is taken out of `inputs`."""
+    found: Json = {}
+    for key, how in (("init_frozen", "init-frz-model"), ("finetune", "finetune")):
+        models = getattr(param, f"training_{key}_model")
+        if models:
+            found["init"] = {"model": [place(model) for model in models], "how": how}
+            differences.append(f"training_{key}_model: every cold training begins there")
+    for given in inputs:
+        model = _section(given, "model")
+        own = {ours: model.pop(key, None) for key, ours in TABLE_KEYS.items()}
+        if model.pop("use_srtab", None) is not None or param.srtab_file_path is not None:
+            if param.srtab_file_path is None:
+                raise SpecError("srtab_file_path: missing; use_srtab needs it")
+            table = {"table": place(param.srtab_file_path)}
+            found["repulsion"] = table | {k: v for k, v in own.items() if v is not None}
+    return found
+
+
+TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"}
+
+
+def _steps(inputs: Sequence[Json]) -> int:
+    found = [_section(given, "training").get(key) for given in inputs for key in STEPS]
+    steps = {value for value in found if value is not None}
+    if len(steps) != 1 or not all(isinstance(n, int) and n > 0 for n in steps):
+        what = "missing" if not steps else f"{sorted(map(str, steps))}: should be one number"
+        raise SpecError(f"default_training_param.training.numb_steps: {what}")
+    return int(steps.pop())
+
+
+def _section(given: Mapping[str, Any], name: str) -> Json:
+    value: Any = given.get(name, {})
+    if not isinstance(value, dict):
+        raise SpecError(f"default_training_param.{name}: {value!r}: should be a mapping of keys")
+    return value
+
+
+def _batch_size(param: Param, inputs: Sequence[Json], differences: list[str]) -> Any:
+    """The one batch size of all sets. DP-GEN's lists come first, as there."""
+    data = _section(_section(inputs[0], "training"), "training_data")
+    own = data.get("batch_size")
+    if isinstance(own, str) and own.startswith("mixed:"):
+        return own
+    listed = {str(size) for size in _sizes(param.init_batch_size) + _sizes(param.sys_batch_size)}
+    if len(listed) > 1:
+        differences.append(
+            "init_batch_size, sys_batch_size: sets with batches of their own "
+            f"({', '.join(sorted(listed))}) are trained on with auto:32 (32 atoms or more)"
+        )
+    size = listed.pop() if len(listed) == 1 else "auto"
+    return int(size) if size.isdigit() else "auto:32"
+
+
+def _sizes(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _cleaned(given: Json, batch: Any, differences: list[str]) -> Json:
+    """One input.json without what is dpstream's to say, DeePMD-kit's defaults below it."""
+    document = given
+    model = _section(document, "model")
+    training = document["training"] = _section(document, "training")
+    model.pop("type_map", None)
+    for name, section in (("fitting_net", model.get("fitting_net", {})), ("training", training)):
+        dead = [key for key in (*DEAD, *MOVED) if section.pop(key, None) is not None]
+        differences += [f"{name}.{key}: of older DeePMD-kits: left out" for key in set(dead) & DEAD]
+    data = _section(training, "training_data")
+    data.pop("systems", None)
+    training["training_data"] = {**data, "batch_size": batch}
+    cleaned: Json = _without_seeds(merge(_defaults(document), document))
+    return cleaned
+
+
+def _defaults(document: Json) -> Json:
+    """DeePMD-kit's, without what the file says in another way."""
+    rate = dict(DEEPMD["learning_rate"])
+    if "warmup_ratio" in _section(document, "learning_rate"):
+        del rate["warmup_steps"]
+    return {**DEEPMD, "learning_rate": rate}
+
+
+def _without_seeds(value: Any) -> Any:
+    """Seeds are dpstream's: every member and version has its own."""
+    if isinstance(value, dict):
+        return {k: _without_seeds(v) for k, v in value.items() if k != "seed"}
+    if isinstance(value, list):
+        return [_without_seeds(item) for item in value]
+    return value
+
+
+def _by_member(param: Param, members: dict[int, Json]) -> Json:
+    functions = param.model_devi_activation_func
+    if functions is not None and len(functions) != param.numb_models:
+        raise SpecError(
+            f"model_devi_activation_func: {json.dumps(functions)}: should have one entry for each "
+            f"of {param.numb_models} models"
+        )
+    for member, names in enumerate(functions or ()):
+        embedding, fitting = names if isinstance(names, list) else (names, names)
+        own = {
+            "model": {
+                "descriptor": {"activation_function": embedding},
+                "fitting_net": {"activation_function": fitting},
+            }
+        }
+        members[member] = merge(members.get(member, {}), own)
+    return {"member_input": members} if members else {}
+
+
+def _warm(param: Param, steps: int, document: Json) -> Json:
+    """Warm starts: the newest models' weights, as many steps as DP-GEN's reuse has."""
+    if not param.training_init_model and param.training_reuse_iter is None:
+        return {"warm": 0.0}
+    reuse, reuse_steps = param.training_reuse_iter is not None, param.training_reuse_numb_steps
+    fewer = reuse_steps if reuse and reuse_steps is not None else steps
+    if fewer > steps:
+        raise SpecError(
+            f"training_reuse_numb_steps: {fewer}: should not be above numb_steps ({steps})"
+        )
+    rate = param.training_reuse_start_lr if reuse else None
+    prefactors = {
+        "start_pref_e": param.training_reuse_start_pref_e,
+        "start_pref_f": param.training_reuse_start_pref_f,
+    }
+    loss = {key: value for key, value in prefactors.items() if reuse and value is not None}
+    return {
+        "warm": fewer / steps,
+        "warm_start_lr": rate or document["learning_rate"].get("start_lr", 1e-3),
+        **({"warm_input": {"loss": loss}} if loss else {}),
+        "cold_every": len(param.model_devi_jobs) + 2,
+    }

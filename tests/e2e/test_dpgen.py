@@ -1,0 +1,95 @@
+"""`dpstream run` on DP-GEN's methane, labelled by GFN2-xTB; out in DP-GEN's layout, and on again
+from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.coordinator.ledger import heard_and_decided
+from shared.embedded import FolderStore
+from shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
+from tests import dpgen_methane
+from tests.e2e.campaign import labelled, state_of
+
+DATA = os.environ.get("DPSTREAM_TEST_DATA")
+REAL = Path("dpgen/examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json")
+SMALL = (
+    *("numb_models", "init_data_prefix", "init_data_sys", "sys_configs_prefix", "sys_configs"),
+    *("default_training_param", "model_devi_dt", "fp_task_max", "fp_task_min"),
+    *("model_devi_f_trust_lo", "model_devi_f_trust_hi", "model_devi_jobs"),
+)
+
+
+def document() -> dict[str, Any]:
+    """DP-GEN's own file where it is at hand, with paths and sizes of ours."""
+    ours = dpgen_methane.param()
+    if DATA is None:
+        return ours
+    theirs: dict[str, Any] = json.loads((Path(DATA) / REAL).read_text())
+    return {**theirs, **{key: ours[key] for key in SMALL}}
+
+
+def dpstream(*words: object, status: int = 0) -> str:
+    command = [sys.executable, "-m", "dpstream", *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a campaign that was run from param.json and machine.json."""
+    folder = tmp_path_factory.mktemp("methane")
+    dpgen_methane.write_structures(folder / "data")
+    dpgen_methane.write_labels(folder / "data" / "init", 8)
+    param = dpgen_methane.write_files(folder, document())
+    crew = ("--workers", "explorer=1,labeler=1")
+    words = ("run", param, folder / "machine.json", "--code", "tblite", "--name", "small", *crew)
+    said = dpstream(*words, "--root", folder / "root", status=1)
+    assert "stage job-000 was explored once" in " ".join(said.split())
+    return folder / "root"
+
+
+def ledger(root: Path) -> list[Message]:
+    return list(heard_and_decided(FolderStore(root), "small"))
+
+
+def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:
+    heard = ledger(root)
+    assert [m.stage for m in heard if isinstance(m, StageEnded)] == [0, 1]
+    explored = [(m.stage, m.condition.system) for m in heard if isinstance(m, Explore)]
+    assert explored == [(0, "sys-000")] * 2 + [(1, "sys-001")] * 2, "from both structures"
+    assert not any(isinstance(m, Audit) for m in heard)
+    chosen = [len(m.labels) for m in heard if isinstance(m, CandidatesSelected)]
+    assert chosen == [3, 3], "fp_task_max"
+    assert Counter(labelled(state_of(root)).values()) == {"train": 6}
+
+
+def test_dpgens_layout_goes_on_where_it_ended(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = dpstream("export", "--root", root, "--layout", "dpgen", "--output", out)
+    assert "6 labels" in said
+    found = sorted(str(p.relative_to(out)) for p in out.glob("iter.*/02.fp/data.*/*/set.000"))
+    assert [name.split("/")[2] for name in found] == ["data.000", "data.001"]
+    assert (out / "iter.000001" / "00.train" / "graph.001.pb").resolve().stat().st_size > 0
+    assert (out / "record.dpgen").read_text().split("\n")[8] == "0 8"
+
+    jobs = dpgen_methane.PARAM["model_devi_jobs"]
+    more = {**dpgen_methane.param(), "model_devi_jobs": [*jobs, jobs[0]]}
+    param = dpgen_methane.write_files(out, {**more, "init_data_sys": ["init"]})
+    spec = out / "campaign.yaml"
+    said = dpstream("import", param, "-o", spec, "--from-run", out, "--code", "tblite")
+    assert "at most 3 labels: 1 jobs" in said
+    data = yaml.safe_load(spec.read_text())["initial"]["data"]
+    assert data[1:] == ["iter.000000/02.fp/data.000", "iter.000001/02.fp/data.001"]

@@ -1,0 +1,654 @@
+"""DP-GEN's param and machine files: every key mapped, not used for a reason, or refused with what
+to do instead."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from deepmd.utils.argcheck import normalize
+
+from dpstream import cli
+from dpstream.dpgen.document import read, without_comments
+from dpstream.dpgen.keys import JOBS, PARAM
+from dpstream.dpgen.load import convert_file, named_after, spec_of
+from dpstream.dpgen.machine import PART, RESOURCES, TOP, Worker, read_machine
+from dpstream.dpgen.param import Begun, Converted, Places, convert
+from dpstream.dpgen.styles import ELSEWHERE, STYLES
+from dpstream.dpgen.table import markdown
+from dpstream.dpgen.training import DEEPMD
+from dpstream.imported import read_dpdata
+from dpstream.training_check import check_training
+from services.labeler.recipes import read_files
+from services.trainer.training_input import DEFAULTS, Run, build_input
+from shared.errors import SpecError
+from shared.inlined import with_texts
+from shared.spec import Labels, Spec, TrustLevels
+from tests import dpgen_methane
+from tests.unit import dpgen_keys
+
+HERE = Places(Path("/home/me/run"), Path("/home/me/run"))
+
+
+def converted(code: str | None = None, begun: Begun = Begun(), **changes: Any) -> Converted:
+    values = without_comments(dpgen_methane.param(**changes))
+    values = {key: value for key, value in values.items() if value is not ...}
+    return convert(values, "methane", HERE, code, begun)
+
+
+def spec(**changes: Any) -> Spec:
+    return Spec.model_validate(converted(**changes).document)
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(SpecError) as refused:
+        converted(**changes)
+    return str(refused.value)
+
+
+def job(**changes: Any) -> list[dict[str, Any]]:
+    return [{**dpgen_methane.PARAM["model_devi_jobs"][0], **changes}]
+
+
+# ------------------------------------------------------------------------------ nothing left out
+
+
+def test_every_key_of_dpgen_is_in_the_tables() -> None:
+    assert {key.name for key in PARAM} >= set(dpgen_keys.PARAM.split())
+    assert {key.name for key in JOBS} >= set(dpgen_keys.JOB.split())
+    for style, keys in dpgen_keys.STYLES.items():
+        assert style in ELSEWHERE or {k.name for k in STYLES[style].keys} >= set(keys.split())
+    for style, keys in dpgen_keys.FP_PARAMS.items():
+        assert {key.name for key in STYLES[style].params} >= set(keys.split())
+    assert {key.name for key in (*TOP, *PART)} >= set(dpgen_keys.MACHINE.split())
+    assert {key.name for key in RESOURCES} >= set(dpgen_keys.RESOURCES.split())
+
+
+@pytest.mark.parametrize("table", [PARAM, JOBS, TOP, PART, RESOURCES])
+def test_no_key_has_two_fates(table: Any) -> None:
+    assert len({key.name for key in table}) == len(table)
+
+
+def test_the_page_of_all_keys_is_what_the_tables_say() -> None:
+    page = Path(__file__).parents[2] / "docs" / "dp-gen-keys.md"
+    assert page.read_text() == markdown(), "run make schema"
+
+
+def test_every_key_of_a_file_is_in_its_account() -> None:
+    found = {line.key for line in converted().lines}
+    keys = {key for key in dpgen_methane.PARAM if not key.startswith("_")}
+    assert found == keys | {
+        f"model_devi_jobs[].{key}"
+        for key in dpgen_methane.PARAM["model_devi_jobs"][0]
+        if key != "_idx"
+    }
+
+
+# ------------------------------------------------------------------------------------ as DP-GEN
+
+
+def test_the_campaign_runs_as_dpgen_would() -> None:
+    of = spec()
+    assert of.mode == "lockstep"
+    assert [(s.name, s.repeat, s.starts) for s in of.stages] == [
+        ("job-000", False, "all"),
+        ("job-001", False, "all"),
+    ]
+    assert of.stages[1].systems == ("sys-001",)
+    assert of.stages[0].pressures == (), "nvt has no pressure"
+    assert of.stages[0].md.steps == 100
+    assert of.stages[0].md.every == 10
+    assert of.stages[0].md.stop_after == 10, "a trajectory is never cut short"
+    assert of.md.masses == {"H": 1, "C": 12}
+    assert of.audit.per_round == 0
+    assert of.selection.policy == "random"
+    assert (of.selection.per_system, of.selection.min_per_system) == (3, 1)
+    assert of.budget.labels == converted().labels == 6
+    assert of.systems["sys-000"].structures == ("data/00000*/POSCAR",)
+    assert of.initial.data == ("data/init",)
+
+
+def test_training_is_deepmd_kits_own_where_the_file_is_silent() -> None:
+    of = spec()
+    run = Run(type_map=of.type_map, systems=("data",), steps=100, seed=1, member=0)
+    ours = normalize(build_input(of.training, run))
+    theirs = dpgen_methane.param()["default_training_param"]
+    theirs["training"] = {
+        "numb_steps": 100,
+        "disp_freq": 50,
+        "training_data": {"systems": ["data"], "batch_size": 8},
+    }
+    theirs = normalize(theirs)
+    for section in ("learning_rate", "loss"):
+        assert ours[section] == theirs[section]
+    for part in ("descriptor", "fitting_net"):
+        found, wanted = ours["model"][part], theirs["model"][part]
+        assert {**found, "seed": 0, "type": 0} == {**wanted, "seed": 0, "type": 0}
+    assert ours["training"]["numb_steps"] == 100
+    assert ours["training"]["training_data"]["batch_size"] == 8
+    assert ours["optimizer"]["adam_beta2"] == 0.999
+
+
+def test_deepmd_kits_defaults_are_what_it_says() -> None:
+    """Every default of ours that could show through has its counterpart."""
+    bare = {
+        "model": {"type_map": ["H"], "descriptor": {"type": "se_e2_a"}, "fitting_net": {}},
+        "learning_rate": {"type": "exp", "start_lr": 1e-3},
+        "optimizer": {"type": "Adam"},
+        "loss": {},
+        "training": {"training_data": {"systems": ["x"]}, "numb_steps": 1},
+    }
+    own = normalize(bare)
+    for part in ("descriptor", "fitting_net"):
+        assert DEFAULTS["model"][part].keys() <= DEEPMD["model"][part].keys()
+        assert DEEPMD["model"][part].items() <= own["model"][part].items()
+    for section in ("optimizer", "loss"):
+        assert DEFAULTS[section].keys() <= DEEPMD[section].keys()
+        assert DEEPMD[section].items() <= own[section].items()
+    assert DEEPMD["learning_rate"].items() <= own["learning_rate"].items()
+
+
+def test_warm_starts_are_those_of_training_reuse() -> None:
+    training = spec(
+        training_reuse_iter=1,
+        training_reuse_stop_batch=50,
+        training_reuse_start_lr=1e-4,
+        training_reuse_start_pref_e=0.1,
+        training_reuse_old_ratio=0.2,
+    ).training
+    assert training.warm == 0.5
+    assert training.warm_start_lr == 1e-4
+    assert training.warm_input == {"loss": {"start_pref_e": 0.1}}
+    assert training.cold_every > 2, "no cold starts between"
+    run = Run(type_map=("H",), systems=("x",), steps=50, seed=1, member=0, warm=True)
+    document = build_input(training, run)
+    assert document["loss"]["start_pref_e"] == 0.1
+    assert document["learning_rate"]["start_lr"] == 1e-4
+    assert spec(training_init_model=True).training.warm == 1.0
+    assert spec().training.warm == 0.0
+
+
+def test_an_input_for_each_member_and_activation_functions() -> None:
+    inputs = [dpgen_methane.param()["default_training_param"] for _ in range(2)]
+    inputs[1]["model"]["descriptor"]["neuron"] = [5, 10]
+    functions = [["tanh", "tanh"], ["gelu", "relu"]]
+    of = spec(default_training_param=inputs, model_devi_activation_func=functions)
+    check_training(of)
+    own = of.training.member_input[1]["model"]
+    assert own["descriptor"]["neuron"] == [5, 10]
+    assert own["fitting_net"]["activation_function"] == "relu"
+    assert "1 inputs for 2 models" in refusal(default_training_param=inputs[:1])
+
+
+def test_given_models_and_a_table_of_repulsion() -> None:
+    given = dpgen_methane.param()["default_training_param"]
+    given["model"] |= {"use_srtab": "zbl.tab", "sw_rmin": 0.6, "sw_rmax": 1.0, "smin_alpha": 0.1}
+    training = spec(default_training_param=given, srtab_file_path="tables/zbl.tab").training
+    assert training.repulsion is not None
+    assert (training.repulsion.table, training.repulsion.outer) == ("tables/zbl.tab", 1.0)
+    assert "use_srtab" not in training.input["model"]
+    assert refusal(default_training_param=given).startswith("srtab_file_path: missing")
+    training = spec(training_finetune_model=["a.pb", "b.pb"]).training
+    assert training.init is not None
+    assert (training.init.model, training.init.how) == (("a.pb", "b.pb"), "finetune")
+
+
+def test_levels_by_system_and_by_job() -> None:
+    own = {"model_devi_f_trust_lo": 0.2, "model_devi_f_trust_hi": {"0": 0.5, "1": 0.5}}
+    levels = {
+        "model_devi_f_trust_lo": [0.0, 0.05],
+        "model_devi_f_trust_hi": {"0": 0.15, "1": 0.1},
+    }
+    first, second = spec(
+        model_devi_jobs=[*job(sys_idx=[0, 1]), *job(sys_idx=["0-2"], **own)], **levels
+    ).stages
+    assert {name: (own.low, own.high) for name, own in first.system_trust.items()} == {
+        "sys-000": (0.0, 0.15),
+        "sys-001": (0.05, 0.1),
+    }
+    assert second.systems == ("sys-000", "sys-001")
+    assert second.trust == TrustLevels(low=0.2, high=0.5)
+    assert second.system_trust == {}
+    assert spec().stages[0].trust == spec().stages[1].trust
+    assert "has no level for system 1" in refusal(model_devi_f_trust_lo=[0.1])
+
+
+def test_virial_and_relative_levels() -> None:
+    levels = (
+        spec(
+            model_devi_v_trust_lo=0.1,
+            model_devi_v_trust_hi=0.3,
+            use_relative=True,
+            epsilon=0.5,
+            use_relative_v=True,
+            epsilon_v=0.2,
+        )
+        .stages[0]
+        .trust
+    )
+    assert levels is not None
+    assert (levels.low_v, levels.high_v, levels.relative, levels.relative_v) == (0.1, 0.3, 0.5, 0.2)
+    assert refusal(use_relative=True) == "epsilon: missing; use_relative needs it"
+
+
+def test_thresholds_and_bad_boxes() -> None:
+    rules = spec(
+        fp_accurate_threshold=0.95,
+        fp_accurate_soft_threshold=0.85,
+        fp_skip_bad_box="length_ratio:3;tilt_ratio:0.7;min_distance:0.8",
+    ).selection
+    assert (rules.none_above, rules.fewer_above) == (0.95, 0.85)
+    assert rules.min_distance == {"H-H": 0.8, "H-C": 0.8, "C-C": 0.8}
+    assert rules.max_skew == 0.7
+    said = converted(fp_skip_bad_box="length_ratio:3").differences
+    assert any(text.startswith("fp_skip_bad_box: length_ratio: not looked at") for text in said)
+
+
+def test_more_labels_than_a_round_takes_are_told() -> None:
+    found = converted(fp_task_max=2000)
+    assert found.labels == 300
+    assert any(text.startswith("fp_task_max: 2000 labels of a job") for text in found.differences)
+
+
+def test_barostats_molecules_and_formats() -> None:
+    of = spec(model_devi_jobs=job(ensemble="npt-t", press=[1.0, 10.0], dt=0.001, taut=0.2))
+    assert of.stages[0].md.ensemble == "npt-tri"
+    assert of.stages[0].pressures == (1.0, 10.0)
+    assert (of.stages[0].md.timestep, of.stages[0].md.tau_t) == (0.001, 0.2)
+    alone = spec(model_devi_nopbc=True, sys_format="lammps/lmp", model_devi_skip=20)
+    assert alone.systems["sys-000"].periodic is False
+    assert alone.systems["sys-000"].format == "lammps/lmp"
+    assert alone.md.skip == 20
+    assert "has no pressure" in refusal(
+        model_devi_nopbc=True, model_devi_jobs=job(ensemble="npt", press=[1.0])
+    )
+
+
+# ---------------------------------------------------------------------------------------- labels
+
+PP = {"fp_pp_path": "pp", "fp_pp_files": ["h.upf", "c.upf"], "fp_incar": ...}
+BY_ELEMENT = {"potentials": {"H": "h.upf", "C": "c.upf"}}
+TRAVELLING = {"pseudopotentials": {"H": "pp/h.upf", "C": "pp/c.upf"}}
+
+
+@pytest.mark.parametrize(
+    ("style", "changes", "settings"),
+    [
+        ("vasp", {"fp_incar": "INCAR"}, {**BY_ELEMENT, "incar": {"file": "INCAR"}}),
+        ("vasp", {"user_fp_params": {"KSPACING": 0.2}}, {**BY_ELEMENT, "incar": {"KSPACING": 0.2}}),
+        (
+            "pwscf",
+            {
+                "user_fp_params": {
+                    "control": {"calculation": "scf", "pseudo_dir": "./", "etot_conv_thr": 1e-5},
+                    "system": {"ecutwfc": 110, "nat": 192, "ntyp": 1, "input_dft": "revpbe"},
+                    "electrons": {"conv_thr": 1e-8, "mixing_beta": 0.5},
+                    "kspacing": 0.2,
+                }
+            },
+            {
+                **TRAVELLING,
+                "kspacing": 0.2,
+                "control": {"etot_conv_thr": 1e-5},
+                "ecutwfc": 110,
+                "system": {"input_dft": "revpbe"},
+                "conv_thr": 1e-8,
+                "electrons": {"mixing_beta": 0.5},
+            },
+        ),
+        (
+            "pwscf",
+            {"fp_params": {"ecut": 90, "kspacing": 0.1, "smearing": "mp:1", "sigma": 0.02}},
+            {
+                **TRAVELLING,
+                "ecutwfc": 90,
+                "kspacing": 0.1,
+                "smearing": "methfessel-paxton",
+                "degauss": 0.02,
+            },
+        ),
+        (
+            "abacus",
+            {
+                "fp_orb_files": ["h.orb", "c.orb"],
+                "user_fp_params": {"ecutwfc": 80, "ntype": 2, "gamma_only": 1},
+                "k_points": [3, 3, 3, 0, 0, 0],
+            },
+            {
+                **BY_ELEMENT,
+                "orbitals": {"H": "h.orb", "C": "c.orb"},
+                "input": {"ecutwfc": 80, "gamma_only": 1},
+                "kpoints": [3, 3, 3],
+            },
+        ),
+        (
+            "siesta",
+            {"fp_params": {"ecut": 300, "kspacing": 0.5}},
+            {
+                **BY_ELEMENT,
+                "fdf": {
+                    "XC.functional": "GGA",
+                    "XC.authors": "PBE",
+                    "MeshCutoff": "300 Ry",
+                    "kgrid.Cutoff": "6.283185 Ang",
+                },
+            },
+        ),
+        ("pwmat", {"fp_incar": "etot"}, {**BY_ELEMENT, "etot_input": {"file": "etot"}}),
+    ],
+)
+def test_styles_with_a_potential_for_each_element(
+    style: str, changes: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    labels = converted(**{**PP, "fp_style": style, **changes}).document["labels"]
+    assert labels["settings"] == settings
+    for name in ("INCAR", "etot", "pp/h.upf", "pp/c.upf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("KSPACING = 0.2\n")
+    assert taken(labels, tmp_path)
+
+
+def taken(labels: dict[str, Any], folder: Path) -> bool:
+    """Whether the labeling code takes these settings; SpecError where it does not."""
+    document = with_texts({"labels": labels}, folder / "campaign.yaml")
+    return read_files(Labels.model_validate(document["labels"]), folder) is not None
+
+
+NO_PP: dict[str, Any] = dict.fromkeys(("fp_pp_path", "fp_pp_files", "fp_incar"), ...)
+
+
+def test_styles_without_potentials(tmp_path: Path) -> None:
+    kinds = {"KIND": {"_": ["C", "H"], "POTENTIAL": ["GTH-PBE-q4", "GTH-PBE-q1"]}}
+    keywords = {"FORCE_EVAL": {"DFT": {"MGRID": {"CUTOFF": 400}}, "SUBSYS": kinds}}
+    cp2k = converted(fp_style="cp2k", user_fp_params=keywords, **NO_PP).document["labels"]
+    assert cp2k["settings"]["keywords"]["FORCE_EVAL"]["SUBSYS"]["KIND"] == [
+        {"_": "C", "POTENTIAL": "GTH-PBE-q4"},
+        {"_": "H", "POTENTIAL": "GTH-PBE-q1"},
+    ]
+    own = converted(fp_style="cp2k", external_input_path="cp2k/template.inp", **NO_PP)
+    assert own.document["labels"]["settings"] == {"template": {"file": "cp2k/template.inp"}}
+    params = {"keywords": "force b3lyp/6-31g**", "nproc": 4, "charge": 1, "multiplicity": 2}
+    gaussian = converted(fp_style="gaussian", fp_params=params, **NO_PP).document["labels"]
+    assert gaussian["settings"] == {"keywords": "force b3lyp/6-31g**"}
+    assert (gaussian["charge"], gaussian["multiplicity"]) == (1, 2)
+    params = {
+        "input_fmt": "vasp/poscar",
+        "input_fn": "POSCAR",
+        "output_fmt": "deepmd/npy",
+        "output_fn": "data",
+    }
+    custom = converted(fp_style="custom", fp_params=params, **NO_PP).document["labels"]
+    assert custom["settings"]["output"] == {"format": "deepmd/npy", "file": "data"}
+    for labels in (cp2k, gaussian, custom):
+        assert taken(labels, tmp_path)
+
+
+def test_old_parameters_of_vasp_become_an_incar() -> None:
+    params = {"ecut": 400, "ediff": 1e-6, "kspacing": 0.2, "smearing": "mp:2", "sigma": 0.1}
+    more = {"npar": 4, "metagga": "SCAN", "user_vasp_params": {"gga": "PS"}}
+    incar = converted(**{**PP, "fp_params": {**params, **more}}).document["labels"]["settings"][
+        "incar"
+    ]
+    wanted = {"ENCUT": 400, "EDIFF": 1e-6, "KSPACING": 0.2, "ISMEAR": 2, "SIGMA": 0.1, "NPAR": 4}
+    assert wanted.items() <= incar.items()
+    assert (incar["METAGGA"], incar["GGA"], incar["NSW"]) == ("SCAN", "PS", 0)
+
+
+def test_another_code_may_label_instead() -> None:
+    found = converted(code="tblite")
+    assert found.document["labels"] == {"code": "tblite"}
+    lines = {line.key: line for line in found.lines}
+    assert lines["fp_incar"].words == "labels come from tblite, as asked"
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"numb_model": 4}, "numb_model: unknown key; did you mean 'numb_models'?"),
+        ({"zzz": 4}, "zzz: unknown key; comments begin with an underscore"),
+        ({"model_devi_jobs": job(temp=[1])}, "model_devi_jobs.0.temp: unknown key; did you mean"),
+        ({"model_devi_engine": "amber", "parm7": []}, "model_devi_engine: 'amber': only lammps"),
+        ({"use_ele_temp": 1}, "use_ele_temp: 1: electron temperatures"),
+        ({"model_devi_jobs": job(template={"lmp": "x"})}, "model_devi_jobs.0.template: "),
+        ({"model_devi_jobs": []}, "model_devi_jobs: []: "),
+        ({"model_devi_jobs": {}}, "model_devi_jobs: {}: should be a list of mappings"),
+        ({"model_devi_jobs": job(sys_idx=[5])}, "model_devi_jobs.0.sys_idx: 5: sys_configs has"),
+        ({"model_devi_jobs": job(sys_idx=[0, 0])}, "a system is listed twice"),
+        ({"model_devi_jobs": job(sys_idx=["a-b"])}, "should be a number or a range"),
+        ({"model_devi_jobs": job(ensemble="nvz")}, "model_devi_jobs.0.ensemble: 'nvz': should be"),
+        ({"fp_style": "vsap"}, "fp_style: 'vsap': did you mean 'vasp'?"),
+        ({"fp_style": "cpx"}, "fp_style: 'cpx': Car–Parrinello"),
+        ({"fp_pp_files": ["POTCAR"]}, "fp_pp_files: 1 files for 2 elements"),
+        ({"fp_incar": ...}, "fp_incar: missing; fp_style needs fp_incar or user_fp_params"),
+        ({"mass_map": [1]}, "mass_map: 1 masses for 2 elements"),
+        ({"numb_models": "four"}, "numb_models: 'four': should be a valid integer"),
+        ({"fp_task_max": ...}, "fp_task_max: missing"),
+        ({"default_training_param": {}}, "default_training_param.training.numb_steps: missing"),
+        ({"train_backend": "pt-expt"}, "train_backend: 'pt-expt': should be one of"),
+        ({"fp_skip_bad_box": "height:2"}, "fp_skip_bad_box: 'height': should be one of"),
+        (
+            {"training_reuse_iter": 1, "training_reuse_numb_steps": 200},
+            "training_reuse_numb_steps: 200: should not be above numb_steps (100)",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
+    said = refusal(**changes)
+    assert words in said
+    assert "\n" not in said
+
+
+# --------------------------------------------------------------------------------------- machine
+
+
+def test_the_oldest_machine_files_have_no_parts() -> None:
+    workers, lines = read_machine(
+        {
+            "deepmd_path": "/sw/deepmd",
+            "train_machine": {"machine_type": "slurm", "password": "secret"},
+            "train_resources": {"numb_node": 1, "task_per_node": 8, "source_list": ["/sw/env"]},
+            "fp_command": "vasp_std",
+            "fp_group_size": 1,
+            "fp_resources": {"module_list": ["mpi", "vasp"], "with_mpi": 1},
+        }
+    )
+    assert workers == [
+        Worker("trainer", None, 8, ("source /sw/env",)),
+        Worker("labeler", "vasp_std", None, ("module load mpi vasp",)),
+    ]
+    assert "secret" not in str(lines)
+
+
+def test_unknown_keys_of_machines_are_refused() -> None:
+    part = {**dpgen_methane.PART, "resources": {"cpu_per_nod": 4}}
+    with pytest.raises(SpecError, match=r"fp.resources.cpu_per_nod: .*mean 'cpu_per_node'"):
+        read_machine({"fp": part})
+    with pytest.raises(SpecError, match="fp: str: should be a mapping"):
+        read_machine({"fp": "vasp"})
+
+
+# -------------------------------------------------------------------------------------- the files
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The command line: its exit status and what it said."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def called(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dpstream", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return called
+
+
+Call = Callable[..., tuple[int, str]]
+
+
+def test_import_writes_a_spec_and_tells_all(tmp_path: Path, call: Call) -> None:
+    path = dpgen_methane.write_files(tmp_path, dpgen_methane.param())
+    target = tmp_path / "elsewhere" / "campaign.yaml"
+    target.parent.mkdir()
+    words = ("import", path, tmp_path / "machine.json", "-o", target)
+    status, said = call(*words)
+    assert status == 0
+    assert "at most 6 labels: 2 jobs, each explored once" in said
+    assert "labeler: python -m services.labeler; 4 cores; its command: mpirun -n 4 vasp" in said
+    written = yaml.safe_load(target.read_text())
+    assert written["systems"]["sys-000"]["structures"] == [str(tmp_path / "data/00000*/POSCAR")]
+    Spec.model_validate(written)
+    status, said = call(*words)
+    assert status == 2
+    assert "exists; name another file" in said
+
+
+def test_yaml_will_do_and_names_come_from_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "CH4 (2x2)"
+    folder.mkdir()
+    path = folder / "param.yaml"
+    path.write_text(yaml.safe_dump(dpgen_methane.param()))
+    assert named_after(path) == "ch4-2x2"
+    assert spec_of(convert_file(path, folder, None, None, None), path).name == "ch4-2x2"
+
+
+def test_what_deepmd_kit_does_not_know_is_named(tmp_path: Path) -> None:
+    document = dpgen_methane.param()
+    document["default_training_param"]["model"]["fitting_net"]["sedd"] = 1
+    path = dpgen_methane.write_files(tmp_path, document)
+    with pytest.raises(SpecError, match=r"param.json: default_training_param: .*`sedd`"):
+        spec_of(convert_file(path, tmp_path, None, None, None), path)
+
+
+def test_a_spec_of_ours_takes_neither_machine_nor_code(tmp_path: Path, call: Call) -> None:
+    ours = tmp_path / "campaign.yaml"
+    ours.write_text("{name: small, systems: {}, stages: []}")
+    dpgen_methane.write_files(tmp_path, dpgen_methane.param())
+    machine = tmp_path / "machine.json"
+    for words, why in (
+        (("run", ours, machine), "goes with DP-GEN's param.json"),
+        (("validate", ours, "--code", "tblite"), "is no param file of DP-GEN"),
+        (("import", machine, "-o", tmp_path / "x"), "is no param file of DP-GEN's `run`"),
+    ):
+        status, said = call(*words)
+        assert status == 2
+        assert why in said
+
+
+# ------------------------------------------------------------------------------- a run begun before
+
+
+def a_run(folder: Path, record: str) -> Path:
+    for name in ("iter.000000/02.fp/data.000/C1H4", "iter.000001/02.fp/data.001/C1H4"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "type.raw").write_text("0\n")
+    (folder / "iter.000002/02.fp/task.000.000000").mkdir(parents=True)
+    (folder / "record.dpgen").write_text(record)
+    return dpgen_methane.write_files(folder, dpgen_methane.param())
+
+
+def test_a_run_goes_on_after_its_last_whole_iteration(tmp_path: Path) -> None:
+    path = a_run(tmp_path, "".join(f"0 {step}\n" for step in range(9)) + "1 0\n1 1\n")
+    found = convert_file(path, tmp_path, None, None, tmp_path)
+    assert [stage["name"] for stage in found.document["stages"]] == ["job-001"]
+    assert found.document["initial"]["data"] == [
+        "data/init",
+        "iter.000000/02.fp/data.000",
+        "iter.000001/02.fp/data.001",
+    ]
+    assert list(found.document["systems"]) == ["sys-001"]
+    assert found.labels == 3
+    assert any("1 calculations are not collected" in text for text in found.differences)
+
+
+def test_a_run_that_is_over_or_no_run_is_refused(tmp_path: Path) -> None:
+    path = a_run(tmp_path, "".join(f"{i} {step}\n" for i in (0, 1) for step in range(9)))
+    with pytest.raises(SpecError, match="all 2 jobs are done; add to model_devi_jobs"):
+        convert_file(path, tmp_path, None, None, tmp_path)
+    (tmp_path / "record.dpgen").unlink()
+    with pytest.raises(SpecError, match=r"--from-run: .*record.dpgen: cannot be read"):
+        convert_file(path, tmp_path, None, None, tmp_path)
+
+
+# -------------------------------------------------------------------------------------- real files
+
+DATA = os.environ.get("DPSTREAM_TEST_DATA")
+REAL: dict[str, str | None] = {
+    "examples/run/ch4/param.json": "fp_pp_files: 1 files for 2 elements",
+    "examples/run/dp-lammps-enhance_sampling/param.json": "model_devi_plumed: True: user templates",
+    "examples/run/dp2.x-lammps-ABACUS-pw/methane/param.json": None,
+    "examples/run/dp2.x-lammps-cp2k/methane/param-ch4.json": None,
+    "examples/run/dp2.x-lammps-gaussian/param_C4H16N4_deepmd-kit-2.0.1.json": "use_clusters: True",
+    "examples/run/dp2.x-lammps-pwscf/Al/param_al_all_gpu-deepmd-kit-2.x.json": "`sedd`",
+    "examples/run/dp2.x-lammps-vasp/Al/param_al_all_gpu-deepmd-kit-2.x.json": "`sedd`",
+    "examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json": None,
+    "tests/generator/param-methane-abacus.json": None,
+    "tests/generator/param-mg-vasp-multi-trust.json": None,
+    "tests/generator/param-mg-vasp.json": None,
+    "tests/generator/param-pyridine-cp2k.json": None,
+}
+"""DP-GEN's own files, and what is said of those that cannot be taken over whole."""
+
+
+needs_data = pytest.mark.skipif(
+    DATA is None, reason="DPSTREAM_TEST_DATA names no folder of recorded data"
+)
+
+
+@needs_data
+@pytest.mark.parametrize("name", [name for name, why in REAL.items() if why is None])
+def test_dpgens_own_param_files(name: str) -> None:
+    path = Path(DATA or "", "dpgen", name)
+    found = convert_file(path, path.parent, None, None, None)
+    of, values = spec_of(found, path), read(path)
+    assert len(of.stages) == len(values["model_devi_jobs"])
+    assert {line.key for line in found.lines} >= values.keys()
+    assert of.training.members == values["numb_models"]
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "why"), [row for row in REAL.items() if row[1] is not None])
+def test_dpgens_own_param_files_that_ask_for_more(name: str, why: str) -> None:
+    path = Path(DATA or "", "dpgen", name)
+    with pytest.raises(SpecError, match=re.escape(why)):
+        spec_of(convert_file(path, path.parent, None, None, None), path)
+
+
+@needs_data
+def test_dpgens_own_machine_files() -> None:
+    files = sorted(Path(DATA or "", "dpgen").rglob("machine*.json"))
+    assert len(files) == 6
+    for path in files:
+        workers, lines = read_machine(read(path))
+        assert [worker.service for worker in workers] == ["trainer", "explorer", "labeler"]
+        assert workers[2].command, path
+        assert lines
+        text = json.dumps([line.value for line in lines])
+        assert "xxx" not in text, "hosts, users and passwords stay in the file"
+
+
+def test_structures_in_a_format_of_dpdata(tmp_path: Path) -> None:
+    import dpdata
+
+    dpgen_methane.write_structures(tmp_path)
+    source = dpdata.System(str(tmp_path / "000000" / "POSCAR"), fmt="vasp/poscar")
+    source.to("lammps/lmp", str(tmp_path / "conf.lmp"))
+    names = source.data["atom_names"]
+    atoms = read_dpdata(tmp_path / "conf.lmp", "lammps/lmp", names)
+    assert sorted(atoms[0].get_chemical_symbols()) == ["C", "H", "H", "H", "H"]
+    with pytest.raises(SpecError, match="cannot be read as lammps/lmp"):
+        read_dpdata(tmp_path / "000000" / "POSCAR", "lammps/lmp", names)
