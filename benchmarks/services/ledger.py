@@ -20,6 +20,7 @@ from services.coordinator.state import State
 from shared import messages as m
 from shared.codec import encode
 from shared.connect import connect_store
+from shared.ports import Store
 from shared.settings import Settings
 from shared.values import campaign_uri
 from tests.unit.world import World, spec, submission
@@ -37,13 +38,14 @@ T = TypeVar("T")
 
 @dataclass
 class Spent:
-    """Seconds the coordinator's part has taken: deciding, appending (encoding and the store's
-    answer), keeping snapshots. What the world takes to answer is nobody's."""
+    """Seconds of CPU the coordinator's part has taken: deciding, appending, keeping snapshots. What
+    the world takes to answer is nobody's, what the store takes is in `wall`, s."""
 
     events: int = 0
     deciding: float = 0.0
     appending: float = 0.0
     keeping: float = 0.0
+    wall: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -76,13 +78,13 @@ def measure(servers: Servers, sizes: Sequence[int]) -> Iterator[Figure]:
         with at(servers, f"ledger-{size}") as site:
             folded = _apart(fold, site.settings, size)
             whole = folded.whole
-            spent = f"{whole.seconds:.1f} s, {_mega(folded.memory)}"
+            spent = f"{whole.wall:.1f} s, CPU {whole.seconds:.1f} s, {_mega(folded.memory)}"
             yield Figure(f"{whole.events:,} events folded and appended", spent)
-            yield Figure("  each", whole.per_event)
-            yield Figure(f"  each of the last {LAST:.0%}", folded.last.per_event)
+            yield Figure("  CPU each", whole.per_event)
+            yield Figure(f"  CPU each of the last {LAST:.0%}", folded.last.per_event)
             for what, act in (("replayed", replay), ("a coordinator's restart", restart)):
-                seconds, memory = _apart(act, site.settings, size)
-                per = f"{1e6 * seconds / whole.events:.0f} µs each, {_mega(memory)}"
+                seconds, cpu, memory = _apart(act, site.settings, size)
+                per = f"CPU {cpu:.1f} s, {1e6 * cpu / whole.events:.0f} µs each, {_mega(memory)}"
                 yield Figure(f"  {what}", f"{seconds:.1f} s, {per}")
 
 
@@ -134,13 +136,14 @@ def fold(settings: Settings, events: int) -> Folded:
     while spent.events < events:
         if spent.events < (1 - LAST) * events:
             before = replace(spent)
-        times = [time.monotonic()]
+        began, times = time.monotonic(), [time.process_time()]
         state, entries = _decided(state, waiting)
-        times.append(time.monotonic())
+        times.append(time.process_time())
         ledger.append(entries)
-        times.append(time.monotonic())
+        times.append(time.process_time())
         ledger.snapshot(state)
-        times.append(time.monotonic())
+        times.append(time.process_time())
+        spent.wall += time.monotonic() - began
         spent.events += len(entries)
         spent.deciding += times[1] - times[0]
         spent.appending += times[2] - times[1]
@@ -172,19 +175,21 @@ def _answers(world: World, entries: Sequence[Entry]) -> list[m.Message]:
     return answers
 
 
-def replay(settings: Settings, _: int) -> tuple[float, int]:
-    """Seconds to the last state from all segments, without a snapshot; bytes of memory."""
-    store, began = connect_store(settings), time.monotonic()
-    reading = Reading.begin(store, CAMPAIGN)
-    reading.look()
-    return time.monotonic() - began, _peak()
+def replay(settings: Settings, _: int) -> tuple[float, float, int]:
+    """Seconds to the last state from all segments, without a snapshot; those of CPU; bytes of
+    memory."""
+    return _timed(settings, lambda store: Reading.begin(store, CAMPAIGN).look())
 
 
-def restart(settings: Settings, _: int) -> tuple[float, int]:
-    """Seconds until a new coordinator has the state, by the newest snapshot; bytes of memory."""
-    store, began = connect_store(settings), time.monotonic()
-    Ledger.open(store, CAMPAIGN)
-    return time.monotonic() - began, _peak()
+def restart(settings: Settings, _: int) -> tuple[float, float, int]:
+    """The same until a new coordinator has the state, by the newest snapshot."""
+    return _timed(settings, lambda store: Ledger.open(store, CAMPAIGN))
+
+
+def _timed(settings: Settings, act: Callable[[Store], object]) -> tuple[float, float, int]:
+    store, began, cpu = connect_store(settings), time.monotonic(), time.process_time()
+    act(store)
+    return time.monotonic() - began, time.process_time() - cpu, _peak()
 
 
 def _peak() -> int:

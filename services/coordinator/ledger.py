@@ -8,10 +8,12 @@ segment and stops.
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -35,6 +37,7 @@ AHEAD = 8
 
 Told = Annotated[Message, GetPydanticSchema(lambda _, schema_of: schema_of(AnyMessage))]
 """Written and read as the kind of message it is."""
+_COLLECTED = gc.get_threshold()
 Number = tuple[int, int]
 """Of a segment: its place in the ledger, and the epoch of its writer."""
 
@@ -199,7 +202,7 @@ def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number
 
 def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Segment]:
     """In order, the next few on their way meanwhile: a store may be far away."""
-    with ThreadPoolExecutor(AHEAD) as pool:
+    with ThreadPoolExecutor(AHEAD) as pool, _no_full_collections():
         coming: deque[tuple[str, Future[bytes]]] = deque()
         for number in numbers:
             key = _segment_uri(campaign, *number)
@@ -208,6 +211,17 @@ def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator
                 yield _arrived(*coming.popleft())
         while coming:
             yield _arrived(*coming.popleft())
+
+
+@contextmanager
+def _no_full_collections() -> Iterator[None]:
+    """Messages and states hold no cycles, and they are kept: to search all of them for garbage
+    again and again takes longer than to fold them. What is young is searched as ever."""
+    gc.set_threshold(*_COLLECTED[:2], 1_000_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*_COLLECTED)
 
 
 def _arrived(key: str, data: Future[bytes]) -> Segment:

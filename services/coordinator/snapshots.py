@@ -16,10 +16,10 @@ from shared.errors import NotFound
 from shared.ports import Store
 from shared.values import campaign_uri
 
-SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 4
+SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 2
 """Events between two snapshots: so many, or in a large campaign one for so many of its tasks and
-frames. Then what snapshots cost per event stays the same, and what a restart folds again takes
-about as long as reading the snapshot."""
+frames. Then what snapshots cost per event stays the same, and so does what a restart costs for each
+of them: reading it, and folding half an event again."""
 QUICKLY = 1
 """Level of compression: it costs less time than it saves the store."""
 
