@@ -130,7 +130,7 @@ ALWAYS = (
 def _account_jobs(values: Mapping[str, Any]) -> list[Line]:
     """One line for each key and fate, with its value in the first job that has it."""
     lines: dict[tuple[str, str], Line] = {}
-    with_plumed = values.get("model_devi_plumed") is True
+    with_plumed = bool(values.get("model_devi_plumed"))
     for number, job in enumerate(_jobs(values)):
         for line in account_job(job, f"model_devi_jobs.{number}.", with_plumed):
             key = line.key.replace(f".{number}.", "[].", 1)

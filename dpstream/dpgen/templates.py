@@ -66,6 +66,8 @@ def settled(job: Job, systems: Sequence[int], where: str) -> Job:
         raise SpecError(f"{where}.sys_rev_mat: {strays[0]!r} is not in sys_idx; drop it")
     found = {key: _given(job, key, systems, where) for key in WORDS}
     steps = _one(found["nsteps"], "nsteps", where)
+    if steps < 1 or steps % 1:
+        raise SpecError(f"{where}.nsteps: {steps:g}: should be a whole number from 1 on")
     if TEMPERATURE not in _lammps(job, systems[0]):
         _one(found["temps"], "temps", where)
     return job.model_copy(update={"nsteps": int(steps), "temps": found["temps"]})

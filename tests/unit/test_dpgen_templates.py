@@ -127,6 +127,7 @@ NATIVE = {"template": ..., "nsteps": 100, "temps": [300], "ensemble": "nvt"}
             "nsteps: [1.0, 2.0]: a template runs with one",
         ),
         ({"rev_mat": {"lmp": {"V_NSTEPS": ["inf"]}}}, "lmp.V_NSTEPS: ['inf']: should be numbers"),
+        ({"rev_mat": {"lmp": {"V_NSTEPS": [1.5]}}}, "0.nsteps: 1.5: should be a whole number"),
         ({"rev_mat": {"lpm": {}}}, "0.rev_mat.lpm: unknown key"),
         ({"template": {"lmp": "a", "plm": "b", "pml": "c"}}, "0.template.pml: unknown key"),
         ({"template": {"lmp": "in.lammps"}}, "0.template.plm: missing; model_devi_plumed needs it"),
