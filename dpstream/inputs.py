@@ -13,6 +13,7 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
+from dpstream.atom_order import misnumbered
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
 from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
@@ -75,7 +76,8 @@ def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*_perturbed(spec, systems), *dimers]
-    warnings = [*said, *left_out, *_warnings(spec, systems, labelled)]
+    warnings = [*said, *left_out, *misnumbered(spec, lambda name: structures(spec, name, folder))]
+    warnings += _warnings(spec, systems, labelled)
     systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
     _check_budget(spec, len(initial))
     files = given_files(spec, folder)

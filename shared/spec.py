@@ -283,14 +283,14 @@ def _npt(ensemble: str) -> str:
 
 def load_spec(path: Path) -> Spec:
     """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
-    data = _with_engine_texts(with_texts(read_document(path), path), path)
+    data = with_engine_texts(with_texts(read_document(path), path), path)
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error, Spec)}") from error
 
 
-def _with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
+def with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
     """`data` with files that engines name replaced by their text: workers have no such files."""
     stages = data.get("stages")
     if not isinstance(stages, list):

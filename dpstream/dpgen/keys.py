@@ -6,16 +6,17 @@ from __future__ import annotations
 from dpstream.dpgen.document import Key, mapped, refused, unused
 
 LOGGED = "whole trajectories are never kept"
-TEMPLATE = (
-    "user templates are not read from DP-GEN's files; give the stage an exploration engine of its "
-    "own in the imported campaign"
-)
 START = "freeze those models and give them as training_init_frozen_model"
 
 DATA: tuple[Key, ...] = (
     mapped("type_map", "type_map"),
     mapped("mass_map", "md.masses; auto: the standard ones"),
-    refused("use_ele_temp", "electron temperatures are not carried through; only 0", 0),
+    refused(
+        "use_ele_temp",
+        "labels are not computed at the electron temperature of a job; one that a system keeps "
+        "goes into the imported campaign: systems.*.fparam or aparam, and the code's smearing",
+        0,
+    ),
     mapped("init_data_prefix", "joined to initial.data"),
     mapped("init_data_sys", "initial.data"),
     mapped("sys_format", "systems.*.format, dpdata's name; vasp/poscar needs none"),
@@ -92,8 +93,12 @@ EXPLORATION: tuple[Key, ...] = (
     unused("model_devi_clean_traj", LOGGED),
     unused("model_devi_merge_traj", LOGGED),
     mapped("model_devi_nopbc", "systems.*.periodic: false"),
-    refused("model_devi_plumed", TEMPLATE, False),
-    refused("model_devi_plumed_path", TEMPLATE, False),
+    mapped("model_devi_plumed", "stages[].engine.plumed: each job's template.plm"),
+    refused(
+        "model_devi_plumed_path",
+        "a reference path does not travel with a PLUMED input; write its variable without PATHMSD",
+        False,
+    ),
     refused("shuffle_poscar", "write the shuffled structures to files, and list those", False),
     mapped("use_relative", "stages[].trust.relative, with epsilon"),
     mapped("epsilon", "stages[].trust.relative, eV/Å"),
@@ -124,10 +129,14 @@ JOB: tuple[Key, ...] = (
     mapped("taut", "stages[].md.tau_t, ps"),
     mapped("taup", "stages[].md.tau_p, ps"),
     unused("neidelay", "neighbour lists are checked at every step"),
-    refused("nbeads", "path integrals are not imported; drop it for classical nuclei"),
-    refused("template", TEMPLATE, {}),
-    refused("rev_mat", TEMPLATE, {}),
-    refused("sys_rev_mat", TEMPLATE, {}),
+    refused(
+        "nbeads",
+        "no exploration engine runs path integrals; drop it for classical nuclei, or offer the "
+        "beads' structures by `dpstream propose`",
+    ),
+    mapped("template", "stages[].engine, kind: template"),
+    mapped("rev_mat", "stages[].engine.revisions; V_NSTEPS: md.steps, V_TEMP: temperatures"),
+    mapped("sys_rev_mat", "stages[].engine.system_revisions, by the names of the systems"),
     refused("pka_e", "recoils are not imported; offer the structures by `dpstream propose`"),
     mapped("model_devi_f_trust_lo", "stages[].trust.low; by system: stages[].system_trust"),
     mapped("model_devi_f_trust_hi", "stages[].trust.high; by system: stages[].system_trust"),
@@ -138,6 +147,21 @@ JOB: tuple[Key, ...] = (
         for name in ("skip_training", "skip_train", "sk_tr", "s_t")
     ),
 )
+
+TEMPLATE: tuple[Key, ...] = (
+    mapped("lmp", "stages[].engine.lammps"),
+    mapped("plm", "stages[].engine.plumed"),
+    unused("plm_path", "belongs to model_devi_plumed_path"),
+)
+REVISIONS: tuple[Key, ...] = (
+    mapped("lmp", "lammps of the engine's revisions; its words are replaced in both inputs"),
+    mapped("plm", "plumed of the engine's revisions"),
+)
+LEFT_TO_TEMPLATE = {
+    name: unused(name, "the template says it itself")
+    for name in ("press", "Ps", "ensemble", "ens", "taut", "taup", "neidelay")
+}
+"""Keys of a job that mean nothing beside a template."""
 
 LABELING: tuple[Key, ...] = (
     mapped("fp_style", "labels.code; its own keys: see below"),

@@ -14,7 +14,7 @@ from dpstream.dpgen.unfinished import look_at
 from dpstream.training_check import check_training
 from shared.errors import SpecError
 from shared.inlined import with_texts
-from shared.spec import Spec, load_spec
+from shared.spec import Spec, load_spec, with_engine_texts
 from shared.spec_errors import explain, read_document
 
 
@@ -23,7 +23,8 @@ def load_campaign(path: Path, code: str | None) -> Spec:
     fp_style where given. Raises `SpecError`."""
     if is_param(read_document(path)):
         converted = convert_file(path, path.parent, None, code, None)
-        return spec_of(replace(converted, document=with_texts(converted.document, path)), path)
+        document = with_engine_texts(with_texts(converted.document, path), path)
+        return spec_of(replace(converted, document=document), path)
     if code is not None:
         raise SpecError(f"--code: {path} is no param file of DP-GEN; it has labels.code")
     return load_spec(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -14,19 +14,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpstream.dpgen.document import Line, account
-from dpstream.dpgen.keys import JOBS, PARAM
+from dpstream.dpgen.keys import PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
-from dpstream.dpgen.stages import expanded, jobs_left, read_stages, system_name
+from dpstream.dpgen.stages import Jobs, checks, expanded, jobs_left, read_stages, system_name
 from dpstream.dpgen.style import Given
+from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
-from dpstream.dpgen.values import Job, Param
+from dpstream.dpgen.values import Param
 from shared.errors import SpecError
 from shared.sections import Selection
 from shared.spec_errors import explain, shown
 
 Json = dict[str, Any]
-Jobs = Sequence[tuple[int, Job]]
-"""With their numbers in the file."""
 
 MOST_PER_ROUND = next(
     m.le for m in Selection.model_fields["per_round"].metadata if hasattr(m, "le")
@@ -92,7 +91,8 @@ def _document(
     param: Param, name: str, places: Places, labels: Json, begun: Begun
 ) -> tuple[Json, list[str]]:
     """The spec, and what is not the same as in DP-GEN."""
-    jobs, differences = jobs_left(param, begun.jobs), list[str]()
+    jobs = jobs_left(param, begun.jobs)
+    differences = template_differences(param, jobs)
     if not jobs:
         raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
@@ -104,7 +104,7 @@ def _document(
         "initial": {"data": [*data, *begun.labels]},
         "training": read_training(param, places.place, differences),
         "md": _md(param),
-        "stages": read_stages(param, begun.jobs),
+        "stages": read_stages(param, jobs, places.place),
         "selection": _selection(param, jobs, differences),
         "labels": labels,
         "audit": {"per_round": 0},
@@ -128,12 +128,13 @@ ALWAYS = (
 
 
 def _account_jobs(values: Mapping[str, Any]) -> list[Line]:
-    """One line for each key, with its value in the first job that has it."""
-    lines: dict[str, Line] = {}
+    """One line for each key and fate, with its value in the first job that has it."""
+    lines: dict[tuple[str, str], Line] = {}
+    with_plumed = bool(values.get("model_devi_plumed"))
     for number, job in enumerate(_jobs(values)):
-        for line in account(job, JOBS, f"model_devi_jobs.{number}."):
+        for line in account_job(job, f"model_devi_jobs.{number}.", with_plumed):
             key = line.key.replace(f".{number}.", "[].", 1)
-            lines.setdefault(key, replace(line, key=key))
+            lines.setdefault((key, line.words), replace(line, key=key))
     return list(lines.values())
 
 
@@ -215,7 +216,7 @@ def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
         "per_round": min(asked, MOST_PER_ROUND),
         "per_system": param.fp_task_max,
         "min_per_system": param.fp_task_min,
-        "per_trajectory": max(max(1, job.nsteps // job.trj_freq) for _, job in jobs),
+        "per_trajectory": max(checks(job) for _, job in jobs),
         "min_separation": 0.0,
         "time_bins": 1,
         **_thresholds(param),

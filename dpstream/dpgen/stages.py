@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpstream.dpgen.templates import read_engine, settled
 from dpstream.dpgen.values import Job, Param, PerSystem
 from shared.errors import SpecError
 
 Json = dict[str, Any]
+Jobs = Sequence[tuple[int, Job]]
+"""With their numbers in the file."""
 
 ENSEMBLES = {
     "nve": "nve",
@@ -51,39 +54,73 @@ def _range(text: str, where: str) -> Sequence[int]:
         ) from None
 
 
-def read_stages(param: Param, done: int) -> list[Json]:
-    """One stage for each job but the first `done`, in order, explored once from every structure."""
-    return [_stage(param, job, number) for number, job in jobs_left(param, done)]
+def read_stages(param: Param, jobs: Jobs, place: Callable[[str], str]) -> list[Json]:
+    """One stage for each job, in order, explored once from every structure."""
+    return [_stage(param, job, number, place) for number, job in jobs]
 
 
-def jobs_left(param: Param, done: int) -> list[tuple[int, Job]]:
-    """Jobs with their numbers."""
-    return list(enumerate(param.model_devi_jobs))[done:]
+def jobs_left(param: Param, done: int) -> Jobs:
+    """Jobs but the first `done`, with steps and temperatures also where a template has them."""
+    return [
+        (number, settled(job, _systems(param, job, number), f"model_devi_jobs.{number}"))
+        for number, job in list(enumerate(param.model_devi_jobs))[done:]
+    ]
 
 
-def _stage(param: Param, job: Job, number: int) -> Json:
-    where = f"model_devi_jobs.{number}"
-    systems = expanded(job, number)
-    last = len(param.sys_configs) - 1
+def _systems(param: Param, job: Job, number: int) -> list[int]:
+    systems, last = expanded(job, number), len(param.sys_configs) - 1
     for index in systems:
         if not 0 <= index <= last:
-            raise SpecError(f"{where}.sys_idx: {index}: sys_configs has entries 0 to {last}")
-    if job.temps is None:
-        raise SpecError(f"{where}.temps: missing")
-    ensemble = _ensemble(job, where)
-    barostat = ensemble.startswith("npt")
-    if barostat and param.model_devi_nopbc:
-        raise SpecError(f"{where}.ensemble: {job.ensemble!r}: model_devi_nopbc has no pressure")
+            raise SpecError(
+                f"model_devi_jobs.{number}.sys_idx: {index}: sys_configs has entries 0 to {last}"
+            )
+    return systems
+
+
+def _stage(param: Param, job: Job, number: int, place: Callable[[str], str]) -> Json:
+    where = f"model_devi_jobs.{number}"
+    systems = expanded(job, number)
+    how = (
+        _native(param, job, where)
+        if job.template is None
+        else _own(param, job, systems, place, where)
+    )
     return {
         "name": f"job-{number:03d}",
         "systems": [system_name(index) for index in systems],
         "temperatures": job.temps,
-        **({"pressures": job.press} if barostat else {}),
-        "md": _md(job, ensemble),
+        **how,
         **_trust(param, job, systems, where),
         "starts": "all",
         "repeat": False,
     }
+
+
+def _native(param: Param, job: Job, where: str) -> Json:
+    if param.model_devi_plumed:
+        raise SpecError(f"{where}.template: missing; model_devi_plumed needs its lmp and plm")
+    ensemble = _ensemble(job, where)
+    barostat = ensemble.startswith("npt")
+    if barostat and param.model_devi_nopbc:
+        raise SpecError(f"{where}.ensemble: {job.ensemble!r}: model_devi_nopbc has no pressure")
+    damping = {"tau_t": job.taut, "tau_p": job.taup}
+    return {
+        **({"pressures": job.press} if barostat else {}),
+        "md": {
+            "ensemble": ensemble,
+            **_steps(job),
+            **{key: value for key, value in damping.items() if value is not None},
+        },
+    }
+
+
+def _own(
+    param: Param, job: Job, systems: Sequence[int], place: Callable[[str], str], where: str
+) -> Json:
+    """By the job's own LAMMPS input."""
+    named = {index: system_name(index) for index in systems}
+    engine = read_engine(job, param.model_devi_plumed, place, named, where)
+    return {"engine": engine, "md": _steps(job)}
 
 
 def _ensemble(job: Job, where: str) -> str:
@@ -94,15 +131,19 @@ def _ensemble(job: Job, where: str) -> str:
     return ENSEMBLES[job.ensemble]
 
 
-def _md(job: Job, ensemble: str) -> Json:
-    own = {"timestep": job.dt, "tau_t": job.taut, "tau_p": job.taup}
+def _steps(job: Job) -> Json:
     return {
-        "ensemble": ensemble,
         "steps": job.nsteps,
         "every": job.trj_freq,
-        "stop_after": max(1, job.nsteps // job.trj_freq),
-        **{key: value for key, value in own.items() if value is not None},
+        "stop_after": checks(job),
+        **({} if job.dt is None else {"timestep": job.dt}),
     }
+
+
+def checks(job: Job) -> int:
+    """Deviation checks of one of its trajectories."""
+    assert job.nsteps is not None
+    return max(1, job.nsteps // job.trj_freq)
 
 
 # ------------------------------------------------------------------------------------ trust levels

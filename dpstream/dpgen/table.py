@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from dpstream.dpgen.document import Key
-from dpstream.dpgen.keys import DATA, EXPLORATION, JOBS, LABELING, PARAM, TRAINING
+from dpstream.dpgen.keys import (
+    DATA,
+    EXPLORATION,
+    JOBS,
+    LABELING,
+    LEFT_TO_TEMPLATE,
+    PARAM,
+    REVISIONS,
+    TEMPLATE,
+    TRAINING,
+)
 from dpstream.dpgen.machine import PART, RESOURCES, TOP
 from dpstream.dpgen.styles import ELSEWHERE, STYLES
 
@@ -29,6 +39,9 @@ def markdown() -> str:
         ("param.json: training", TRAINING),
         ("param.json: exploration", (*EXPLORATION, *others)),
         ("param.json: model_devi_jobs[]", JOBS),
+        ("param.json: model_devi_jobs[] with a template", tuple(LEFT_TO_TEMPLATE.values())),
+        ("param.json: model_devi_jobs[].template", TEMPLATE),
+        ("param.json: model_devi_jobs[].rev_mat, sys_rev_mat.*", REVISIONS),
         ("param.json: labeling", LABELING),
     ]
     for name, style in STYLES.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 PerSystem = float | list[float] | dict[str, float]
 
@@ -13,6 +14,44 @@ class Given(BaseModel):
     """Keys that are not here are accounted for in `keys.py`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for names in _aliases(cls):
+                _refuse_two([name for name in names if values.get(name) is not None], values)
+        return values
+
+
+def _aliases(model: type[BaseModel]) -> Iterator[list[str]]:
+    """The names of each key that has several."""
+    for info in model.model_fields.values():
+        if isinstance(info.validation_alias, AliasChoices):
+            yield [str(name) for name in info.validation_alias.choices]
+
+
+def _refuse_two(names: list[str], values: dict[str, Any]) -> None:
+    for name in names[1:]:
+        if values[name] != values[names[0]]:
+            raise ValueError(
+                f"{name}: {values[name]}: is another name of {names[0]}, which is "
+                f"{values[names[0]]}; keep one"
+            )
+
+
+Words = dict[str, Annotated[list[int | float | str], Field(min_length=1)]]
+"""Values of words in a template."""
+
+
+class JobTemplate(Given):
+    lmp: str
+    plm: str | None = None
+
+
+class Revised(Given):
+    lmp: Words = {}
+    plm: Words = {}
 
 
 class Job(Given):
@@ -24,11 +63,14 @@ class Job(Given):
     )
     press: list[float] = Field(default=[], validation_alias=AliasChoices("press", "Ps"))
     trj_freq: int = Field(validation_alias=AliasChoices("trj_freq", "t_freq", "traj_freq"), ge=1)
-    nsteps: int = Field(ge=1)
-    ensemble: str = Field(validation_alias=AliasChoices("ensemble", "ens"))
+    nsteps: int | None = Field(default=None, ge=1)
+    ensemble: str | None = Field(default=None, validation_alias=AliasChoices("ensemble", "ens"))
     dt: float | None = None
     taut: float | None = None
     taup: float | None = None
+    template: JobTemplate | None = None
+    rev_mat: Revised = Revised()
+    sys_rev_mat: dict[str, Revised] = {}
     model_devi_f_trust_lo: float | dict[str, float] | None = None
     model_devi_f_trust_hi: float | dict[str, float] | None = None
     model_devi_v_trust_lo: float | dict[str, float] | None = None
@@ -75,6 +117,7 @@ class Param(Given):
     model_devi_v_trust_lo: PerSystem = 1e10
     model_devi_v_trust_hi: PerSystem = 1e10
     model_devi_nopbc: bool = False
+    model_devi_plumed: bool = False
     use_relative: bool = False
     epsilon: float | None = None
     use_relative_v: bool = False

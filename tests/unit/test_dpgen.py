@@ -418,8 +418,7 @@ def test_another_code_may_label_instead() -> None:
         ({"zzz": 4}, "zzz: unknown key; comments begin with an underscore"),
         ({"model_devi_jobs": job(temp=[1])}, "model_devi_jobs.0.temp: unknown key; did you mean"),
         ({"model_devi_engine": "amber", "parm7": []}, "model_devi_engine: 'amber': only lammps"),
-        ({"use_ele_temp": 1}, "use_ele_temp: 1: electron temperatures"),
-        ({"model_devi_jobs": job(template={"lmp": "x"})}, "model_devi_jobs.0.template: "),
+        ({"use_ele_temp": 1}, "use_ele_temp: 1: labels are not"),
         ({"model_devi_jobs": []}, "model_devi_jobs: []: "),
         ({"model_devi_jobs": {}}, "model_devi_jobs: {}: should be a list of mappings"),
         ({"model_devi_jobs": job(sys_idx=[5])}, "model_devi_jobs.0.sys_idx: 5: sys_configs has"),
@@ -589,7 +588,7 @@ def test_a_run_that_is_over_or_no_run_is_refused(tmp_path: Path) -> None:
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 REAL: dict[str, str | None] = {
     "examples/run/ch4/param.json": "fp_pp_files: 1 files for 2 elements",
-    "examples/run/dp-lammps-enhance_sampling/param.json": "model_devi_plumed: True: user templates",
+    "examples/run/dp-lammps-enhance_sampling/param.json": None,
     "examples/run/dp2.x-lammps-ABACUS-pw/methane/param.json": None,
     "examples/run/dp2.x-lammps-cp2k/methane/param-ch4.json": None,
     "examples/run/dp2.x-lammps-gaussian/param_C4H16N4_deepmd-kit-2.0.1.json": "use_clusters: True",

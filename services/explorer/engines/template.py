@@ -66,8 +66,7 @@ class UserTemplate(Dynamics):
         parsed = parse(settings, words, row, trip.md, trip.bench.trusting)
         setup = list(parsed.setup)
         if parsed.plumed is not None:
-            text = revised(settings.plumed or "", {**words, **row[1]})
-            setup.insert(parsed.plumed, plumed_fix(self, text))
+            setup.insert(parsed.plumed, plumed_fix(self, plumed_text(settings, words, row)))
         common = [c for c in script.dynamics if not c.startswith(("fix ", "fix_modify "))]
         velocity = list(parsed.velocity) if script.velocity else []
         return replace(script, dynamics=common + setup, velocity=velocity, single_use=True)
@@ -82,6 +81,11 @@ def standard_words(md: Md, condition: Condition, seed: int) -> dict[str, Word]:
         "V_DT": md.timestep,
         "V_SEED": seed % LARGEST_SEED + 1,
     }
+
+
+def plumed_text(settings: Template, words: Mapping[str, Word], row: Row) -> str:
+    """The PLUMED input for one condition: words of the LAMMPS input too, unless it has its own."""
+    return revised(settings.plumed or "", {**words, **row[0], **row[1]})
 
 
 def revised(text: str, words: Mapping[str, Word]) -> str:
