@@ -193,10 +193,13 @@ def _training_words(spec: Spec) -> str:
         if training.warm
         else "; always from scratch"
     )
+    begun = ""
+    if training.init is not None:
+        begun = f"; each begins in {', '.join(training.init.model)} ({training.init.how})"
     return (
         f"{training.members} members ({training.backend}), steps = {training.epochs:g} × frames / "
         f"batch, between {training.min_steps} and {training.max_steps}{warm}; final model "
-        f"{training.final.steps_factor:g} × as long"
+        f"{training.final.steps_factor:g} × as long{begun}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from services.trainer.training_input import Run, build_input
 from shared.errors import SpecError
@@ -22,13 +23,28 @@ def check_training(spec: Spec) -> None:
     for member in [0, *sorted(set(spec.training.member_input) - {0})]:
         own = member in spec.training.member_input
         run = Run(type_map=spec.type_map, systems=("data",), steps=1, seed=1, member=member)
+        document = build_input(spec.training, run)
+        _check_reach(spec, document["model"])
         try:
-            normalize(build_input(spec.training, run))
+            normalize(document)
         except SpecError:
             raise
         except Exception as error:  # its checker raises several kinds, all with one-line messages
             key = f"training.member_input.{member} or training.input" if own else "training.input"
             raise SpecError(f"{key}: {_plain(str(error))}") from error
+
+
+def _check_reach(spec: Spec, model: dict[str, Any]) -> None:
+    """A table is cut off where the model's atoms see no further."""
+    repulsion, descriptor = spec.training.repulsion, model.get("descriptor")
+    cutoff = descriptor.get("rcut") if isinstance(descriptor, dict) else None
+    if repulsion is None or not isinstance(cutoff, (int, float)):
+        return
+    if 2 * repulsion.outer > cutoff:
+        raise SpecError(
+            f"training.repulsion.outer: {repulsion.outer:g} Å is more than half the model's cutoff "
+            f"({cutoff:g} Å), and the table reaches twice as far"
+        )
 
 
 def _plain(message: str) -> str:

@@ -28,6 +28,8 @@ SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.0281
 """Amplitudes and decay constants of the universal screening function; LAMMPS has the same."""
 STEP = 0.005
 """Å between rows, and the first row: nearer than this DeePMD-kit ends the process."""
+NEAREST = 0.1
+"""Å; a table has to begin here or nearer."""
 EVEN = 1e-6
 """Å; rows are evenly spaced within this."""
 
@@ -76,6 +78,8 @@ def check_table(text: str, type_map: Sequence[str]) -> None:
     if not np.isfinite(rows).all():
         raise ValueError("a number is not finite")
     steps = np.diff(rows[:, 0])
+    if rows[0, 0] > NEAREST:
+        raise ValueError(f"it begins at {rows[0, 0]:g} Å; needed is {NEAREST:g} Å or nearer")
     if rows[0, 0] <= 0 or not (steps > 0).all() or np.ptp(steps) > EVEN:
         raise ValueError("the first column must be distances above 0, evenly spaced and rising")
     if rows[-1, 1:].any():

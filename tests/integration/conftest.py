@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +81,22 @@ def methane_system(tiny_training: Path) -> Path:
 def periodic_system(tiny_training: Path) -> Path:
     """The labelled frames behind `periodic_committee` (EMT), as a DeePMD system."""
     return tiny_training / "aluminium"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `World` for trainings, its engine warm."""
+    from tests.integration.trainer_world import World  # deferred: not every session trains
+
+    world = World(tmp_path_factory.mktemp("trainer"))
+    world.bench.start()
+    yield world
+    world.bench.close()
+
+
+@pytest.fixture(scope="session")
+def by_fparam(world: Any) -> Any:
+    """Frames of opposite labels, which a model tells apart by their fparam."""
+    from tests.integration.tiny_fits import told_apart  # deferred, as above
+
+    return told_apart(world, "fparam")

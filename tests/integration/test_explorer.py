@@ -41,6 +41,7 @@ from shared.values import (
     Trust,
     campaign_uri,
 )
+from tests.integration.tiny_fits import Apart
 
 CH4 = canonical(from_ase(molecule("CH4"))).frame
 AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame
@@ -649,3 +650,21 @@ def test_descriptors_and_deviations_for_a_diverse_draw(
     carbon, hydrogens = values[0][0], values[0][1:]
     spread = np.linalg.norm(hydrogens - hydrogens.mean(axis=0), axis=1).max()
     assert np.linalg.norm(carbon - hydrogens.mean(axis=0)) > spread
+
+
+def test_parameters_reach_lammps(bench: Bench, by_fparam: Apart, tmp_path: Path) -> None:
+    """The same atoms at two values: two energies, those that the model has for them."""
+    items, told = by_fparam
+    energies = []
+    for frame in (items[0].frame, items[len(items) // 2].frame):
+        run(bench.engine, tmp_path, frame, [told.frozen] * 2, Condition(system="s", temperature=0))
+        found = evaluated(bench.engine, tmp_path, [told.frozen], Batch.of([frame]))
+        pair = md_script.pair_commands([told.frozen], 0, ["Cu"], 1, OPEN, frame)
+        still = Condition(system="s", temperature=0)
+        script = md_script.start_script(frame, tmp_path / "data", Md(), still, 5, pair)
+        bench.engine.call("begin", {"script": vars(script)})
+        ask = {"checks": 0, "every": 1, "overlap": 0.1, "reach": 9.0}
+        (energy,) = bench.engine.call("conserve", ask)["energies"]
+        assert energy == pytest.approx(float(found["energies"][0, 0]), abs=1e-3)
+        energies.append(energy)
+    assert abs(energies[0] - energies[1]) > 0.01

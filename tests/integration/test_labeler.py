@@ -26,6 +26,7 @@ from services.labeler.handlers import HANDLERS, Bench, label, reference
 from services.labeler.recipes import make_recipe
 from shared.codec import encode
 from shared.context import Context
+from shared.dimers import dimer_frames
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
@@ -160,6 +161,25 @@ def test_a_known_label_is_reused_and_not_written_again(lab: Lab) -> None:
     assert [a.reused for a in again.accepted] == [True, True, False]
     assert [a.label for a in again.accepted[:2]] == [a.label for a in first.accepted]
     assert len(list(lab.store.list("labels/"))) == 3
+
+
+def test_dimers_are_close_on_purpose(lab: Lab) -> None:
+    """What is rejected as too close anywhere else, and by a cap of its own for its force."""
+    section = {"pairs": ["H-H"], "distances": [0.15, 0.4], "max_force": 400.0}
+    data = make_spec({"multiplicity": 1}).model_dump()
+    data["initial"]["dimers"] = section
+    spec = Spec.model_validate(data)
+    assert spec.initial.dimers is not None
+    frames = dimer_frames(spec.initial.dimers, spec.type_map)["H-H"]
+    close = canonical(Frame(("H", "H"), np.array([[0.0, 0, 0], [0.3, 0, 0]]))).frame
+    command = Label(**lab.envelope(spec), frames=lab.refs([*frames, close]))
+    done = label(lab.bench, command, lab.context(command))
+    assert [accepted.key for accepted in done.accepted] == [frame_key(frames[1])]
+    assert 50 < done.accepted[0].max_force < 400
+    assert [(r.key, r.rule) for r in done.rejected] == [
+        (frame_key(frames[0]), "max-force"),
+        (frame_key(close), "min-distance"),
+    ]
 
 
 def broken_bench(scratch: Path) -> Bench:

@@ -16,6 +16,7 @@ from dpstream.imported import Imported, read_labelled
 from dpstream.inputs import gather
 from dpstream.loss_check import check_loss, loss_warnings
 from dpstream.submission import _Inputs
+from dpstream.training_check import check_training
 from services.labeler.acceptance import Limits
 from services.trainer.repulsion import check_table, zbl, zbl_table
 from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
@@ -326,6 +327,7 @@ def test_the_table_has_all_pairs_in_the_order_of_types_and_ends_at_zero() -> Non
         ("0.1 1\n0.2 1\n0.3 0\n", "energies of 3 pairs of C, H"),
         ("0.1 1 1 1\n0.2 1 1 1\n0.4 0 0 0\n", "evenly spaced"),
         ("0.0 1 1 1\n0.1 1 1 1\n0.2 0 0 0\n", "above 0"),
+        ("0.5 1 1 1\n0.6 1 1 1\n0.7 0 0 0\n", "begins at 0.5"),
         ("0.1 1 1 1\n0.2 1 nan 1\n0.3 0 0 0\n", "not finite"),
         ("0.1 1 1 1\n0.2 1 1 1\n0.3 0 0 1\n", "last row"),
         ("a b c d\n", "could not convert"),
@@ -338,6 +340,11 @@ def test_what_is_no_table_is_said_before_the_start(text: str, said: str, tmp_pat
         given_files(wanted, tmp_path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_reaches_beyond_the_model() -> None:
+    with pytest.raises(SpecError, match=r"repulsion\.outer: 3\.5 Å is more than half .*\(6 Å\)"):
+        check_training(spec(training={"repulsion": {"inner": 0.5, "outer": 3.5}}))
 
 
 # ------------------------------------------------------------------------------ dimers
