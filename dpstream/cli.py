@@ -26,10 +26,8 @@ def main() -> None:
     sys.stderr = sys.stderr or _nowhere()
     try:
         from dpstream.commands import app  # deferred: takes a second, in which Ctrl-C may come
-        from dpstream.journal import warnings_aloud
 
-        with warnings_aloud():
-            status = app(prog_name="dpstream", standalone_mode=False)
+        status = app(prog_name="dpstream", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:

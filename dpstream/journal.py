@@ -1,11 +1,9 @@
-"""What the services log while a campaign runs here: kept in a file, the worst said aloud."""
+"""What the services log while a campaign runs here: kept in a file, the worst remembered."""
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,20 +13,6 @@ import structlog
 from shared.errors import SpecError
 
 WORTH_SAYING = ("warning", "error", "critical")
-
-
-@contextmanager
-def warnings_aloud() -> Iterator[None]:
-    """What is logged goes to standard error, from warnings on."""
-    before = structlog.get_config()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("warning"),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 class Journal:

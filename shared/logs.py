@@ -31,10 +31,11 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 def logger() -> Any:
     """structlog's, for a module. Until somebody configures it (`configure`, or a program that we
-    are a library of), lines go to standard error, with plain tracebacks: the usual ones show every
-    variable on the way."""
+    are a library of), warnings and worse go to standard error, with plain tracebacks: the usual
+    ones show every variable on the way."""
     if not structlog.is_configured():
         structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("warning"),
             processors=[
                 structlog.contextvars.merge_contextvars,
                 structlog.processors.add_log_level,

@@ -15,7 +15,6 @@ import numpy as np
 from ase import Atoms
 
 from dpstream.generator import Generator
-from dpstream.journal import warnings_aloud
 from dpstream.propose import HEADER, OPEN, row
 
 IDEAL = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
@@ -92,5 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with warnings_aloud():
-        main()
+    main()

@@ -388,19 +388,22 @@ def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: lis
 
 
 @pytest.mark.parametrize("words", LOOKS[:3])
-def test_a_damaged_submission(begun: Path, refused: Callable[..., str], words: list[str]) -> None:
+def test_a_damaged_submission(
+    begun: Path, refused: Callable[..., str], call: Call, words: list[str]
+) -> None:
     file = begun / "campaigns/small/submitted.json"
     good = file.read_text()
     for bad, said in (
         (good[:-1], "not the event that was written: "),
-        (good.replace('"time":0.0', '"time":1.0'), "sha256 "),
+        (good.replace('"pack_frames":0', '"pack_frames":1'), "not the event in the ledger"),
         (CampaignPaused(id="1", campaign="small", time=0.0, why="").model_dump_json(), "not the "),
     ):
         file.write_text(bad)
         line = refused(*words)
         assert line.startswith(f"runs: campaigns/small/submitted.json: {said}")
         assert line.endswith("; restore it, or begin anew with --name")
-    file.write_text(good)
+    file.write_text(good.replace('"time":0.0', '"time":1.0'))  # of every submission its own
+    assert call(*words)[0] == 0
     spec = begun / "campaigns/small/spec.json"
     spec.write_text(spec.read_text().replace('"seed":1', '"seed":2'))
     assert refused(*words).startswith("runs: campaigns/small/spec.json: sha256 ")
