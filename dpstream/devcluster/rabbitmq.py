@@ -31,6 +31,8 @@ DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin", SCRIPT)
 USER = "dpstream"
 PORTS = ("amqp", "management", "prometheus", "distribution", "mapper")
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
+CLOSING_SECONDS = 5.0
+"""A killed process has left /proc's tables a moment before its sockets are closed."""
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -232,11 +234,15 @@ class RabbitNode:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
 
+    def _taken(self) -> list[str]:
+        """Which of our ports are not free; the port mapper may outlive a killed node."""
+        return [n for n, port in self.ports.items() if n != "mapper" and not is_free(port)]
+
     def _launch(self, script: Path) -> None:
-        taken = [n for n, port in self.ports.items() if n != "mapper" and not is_free(port)]
-        if taken:
-            port = self.ports[taken[0]]
-            raise BusError(f"{self.folder / 'ports.json'}: {taken[0]}: {port}: the port is taken")
+        within(CLOSING_SECONDS, lambda: not self._taken())
+        for name in self._taken():
+            port = self.ports[name]
+            raise BusError(f"{self.folder / 'ports.json'}: {name}: {port}: the port is taken")
         self._pid_file.unlink(missing_ok=True)
         with (self.folder / "log" / "output").open("wb") as output:
             self._child = subprocess.Popen(
