@@ -17,6 +17,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
+from services.labeler.codes.layout import (
+    by_element,
+    fractions,
+    from_fractions,
+    keywords,
+    table,
+    volume,
+)
 from services.labeler.codes.potentials import (
     PotentialName,
     WithPotentials,
@@ -25,17 +33,7 @@ from services.labeler.codes.potentials import (
     potential,
 )
 from services.labeler.codes.program import Program, refuse
-from services.labeler.codes.reading import (
-    by_element,
-    fractions,
-    from_fractions,
-    keywords,
-    last_line,
-    table,
-    triples,
-    volume,
-)
-from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
 from services.labeler.units import BOHR, KBAR
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe

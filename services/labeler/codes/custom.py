@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
+from services.labeler.codes.layout import from_fractions
 from services.labeler.codes.potentials import PotentialName
-from services.labeler.codes.reading import from_fractions
 from services.labeler.codes.textual import read_text
 from services.labeler.site import site
 from shared.errors import SpecError

@@ -14,9 +14,9 @@ from pydantic import Field, field_validator
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
+from services.labeler.codes.layout import table
 from services.labeler.codes.program import Program
-from services.labeler.codes.reading import last_line, table, triples
-from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
 from services.labeler.units import BOHR, HARTREE
 from shared.frames import Floats, Frame
 from shared.values import Recipe

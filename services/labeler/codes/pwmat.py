@@ -16,18 +16,10 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
+from services.labeler.codes.layout import by_element, fractions, from_fractions, keywords, table
 from services.labeler.codes.potentials import WithPotentials, potential
 from services.labeler.codes.program import Program
-from services.labeler.codes.reading import (
-    by_element,
-    fractions,
-    from_fractions,
-    keywords,
-    last_line,
-    table,
-    triples,
-)
-from services.labeler.codes.textual import read_text
+from services.labeler.codes.textual import last_line, read_text, triples
 from shared.frames import Floats, Frame
 from shared.values import Recipe
 

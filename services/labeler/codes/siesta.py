@@ -15,17 +15,10 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
+from services.labeler.codes.layout import by_element, keywords, table, volume
 from services.labeler.codes.potentials import WithPotentials, potential
 from services.labeler.codes.program import Program
-from services.labeler.codes.reading import (
-    by_element,
-    keywords,
-    last_line,
-    table,
-    triples,
-    volume,
-)
-from services.labeler.codes.textual import NUMBER, numbers, read_text
+from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,24 @@ def block(text: str, begin: str, end: str) -> str:
 def scaled(values: Floats | None, factor: float) -> Floats | None:
     """In other units, if there."""
     return None if values is None else values * factor
+
+
+def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
+    """The rows of three numbers that begin at line `first`; they end with the first line that is
+    none. A row with a garbled number (Fortran's asterisks) ends them too."""
+    found: list[list[float]] = []
+    for line in lines[first:]:
+        try:
+            row = [float(word) for word in line.split()[columns]]
+        except ValueError:
+            break
+        if len(row) != 3:
+            break
+        found.append(row)
+    return np.array(found) if found else None
+
+
+def last_line(lines: Sequence[str], pattern: str) -> int | None:
+    """Number of the last line in which `pattern` is found."""
+    matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
+    return next(matching, None)

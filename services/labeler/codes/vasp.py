@@ -15,19 +15,17 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import Settings
-from services.labeler.codes.potentials import WithPotentials, potential
-from services.labeler.codes.program import Program, refuse
-from services.labeler.codes.reading import (
+from services.labeler.codes.layout import (
     by_element,
     fractions,
     from_fractions,
     keywords,
-    last_line,
     table,
-    triples,
     volume,
 )
-from services.labeler.codes.textual import NUMBER, number, numbers, read_text
+from services.labeler.codes.potentials import WithPotentials, potential
+from services.labeler.codes.program import Program, refuse
+from services.labeler.codes.textual import NUMBER, last_line, number, numbers, read_text, triples
 from services.labeler.units import KBAR
 from shared.errors import Permanent
 from shared.frames import Floats, Frame

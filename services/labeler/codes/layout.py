@@ -1,35 +1,13 @@
-"""Reading the text that programs print: tables of numbers, cell images."""
+"""What programs are given: keywords, tables of numbers, fractional coordinates."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from shared.frames import Floats, Frame
-
-
-def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
-    """The rows of three numbers that begin at line `first`; they end with the first line that is
-    none. A row with a garbled number (Fortran's asterisks) ends them too."""
-    found: list[list[float]] = []
-    for line in lines[first:]:
-        try:
-            row = [float(word) for word in line.split()[columns]]
-        except ValueError:
-            break
-        if len(row) != 3:
-            break
-        found.append(row)
-    return np.array(found) if found else None
-
-
-def last_line(lines: Sequence[str], pattern: str) -> int | None:
-    """Number of the last line in which `pattern` is found."""
-    matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
-    return next(matching, None)
 
 
 def volume(frame: Frame) -> float:
