@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +36,10 @@ from dpstream.options import (
     prepared,
     within,
 )
-from dpstream.plan import cross_check, plan
+from dpstream.plan import plan
 from dpstream.properties.command import compare_properties
 from dpstream.propose import propose
-from dpstream.relabel import label_frames
+from dpstream.relabel import check_imported
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
 from dpstream.submission import check_submitted
@@ -119,7 +118,7 @@ def validate(
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
-    cross_check(gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments))
+    check_imported(gathered, loaded, recipe)
     for part in plan(loaded, gathered, recipe):
         console.print(part)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,8 +17,7 @@ from rich.console import Console
 from dpstream.deployment import HEARD, Followed, heard, open_bus, open_store, say_it
 from dpstream.devcluster.processes import last_line, spawn
 from dpstream.inputs import Gathered
-from dpstream.plan import cross_check
-from dpstream.relabel import label_frames
+from dpstream.relabel import check_imported
 from dpstream.remote import look_on
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.submission import submit
@@ -82,7 +80,7 @@ def run_mixed(
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
-            cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))
+            check_imported(gathered, spec, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, submitted)
         with ExitStack() as until_then:

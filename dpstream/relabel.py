@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import services.labeler.handlers as labeler
+from dpstream.inputs import Gathered
+from dpstream.plan import cross_check
 from shared.context import Context
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError, Stopped
@@ -127,3 +130,8 @@ def _answer(verdict: Verdict, store: Store) -> Label | str:
     if isinstance(verdict, Rejected):
         return f"{verdict.rule}: {verdict.detail}"
     return decode_labelled(store.get(verdict.label.uri))[1]
+
+
+def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
+    """`cross_check` by labels computed here."""
+    cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -28,8 +27,7 @@ from dpstream.options import (
     there,
     within,
 )
-from dpstream.plan import cross_check
-from dpstream.relabel import label_frames
+from dpstream.relabel import check_imported
 from dpstream.submission import submit as freeze
 from dpstream.view import Learning
 from dpstream.watch import Watched, say
@@ -82,9 +80,7 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            cross_check(
-                gathered, loaded, partial(label_frames, loaded, recipe, gathered.attachments)
-            )
+            check_imported(gathered, loaded, recipe)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, submitted)
         _answer(store, submitted, wait)

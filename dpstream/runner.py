@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +13,8 @@ from dpstream.export import export
 from dpstream.inputs import Gathered
 from dpstream.journal import Journal
 from dpstream.local import LocalCluster, sole_runner
-from dpstream.plan import cross_check, plan
-from dpstream.relabel import label_frames
+from dpstream.plan import plan
+from dpstream.relabel import check_imported
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.submission import submit
 from dpstream.view import Learning, figures
@@ -53,7 +52,7 @@ def run_campaign(
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
         if not known:
-            cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))
+            check_imported(gathered, spec, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         state = load_state(store, spec.name)
         if state.finished is None:
