@@ -46,6 +46,9 @@ CHILD = (
     "import sys; sys.path[:] = sys.argv[3:]; from shared.engine import serve; serve()",
 )
 """Isolated: nothing is imported from the working directory or home. All that is said is logged."""
+TICK_SECONDS = 1.0
+"""How often a caller that waits for a reply may look around."""
+
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
 """Bytes; arrays travel as files, so a longer reply is a fault."""
@@ -162,7 +165,9 @@ class Engine:
 
     def _receive(self, tick: Callable[[], None] | None, deadline: float | None) -> dict[str, Any]:
         while not self._buffer.endswith(b"\n"):
-            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            left = TICK_SECONDS
+            if deadline is not None:
+                left = min(left, deadline - time.monotonic())
             if left <= 0:
                 raise EngineCrashed(f"{self.module} took longer than its time limit")
             ready, _, _ = select.select([self._replies], [], [], left)

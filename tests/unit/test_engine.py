@@ -164,7 +164,8 @@ def test_a_time_limit_ends_the_child(engine: Engine) -> None:
     assert engine.call("sleep", {"seconds": 0}, seconds=30) == "woken"
 
 
-def test_what_a_tick_raises_ends_the_child(engine: Engine) -> None:
+def test_what_a_tick_raises_ends_the_child(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.engine.TICK_SECONDS", 0.05)
     first = engine.call("pid", {})
     ticks: list[int] = []
 

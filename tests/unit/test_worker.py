@@ -178,7 +178,7 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setattr("shared.worker.IDLE_SECONDS", 0.1)  # they stop sooner
+    monkeypatch.setattr("shared.worker.IDLE_SECONDS", 0.02)  # they stop sooner
     shop = Shop(tmp_path)
     yield shop
     shop.stop()
