@@ -4,7 +4,7 @@ in CI their absence fails."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from services.labeler.runner import run_files
 from shared.errors import SpecError
 from shared.frames import Floats, Frame
 from shared.spec import Labels
+from shared.values import Recipe
 
 
 def require(code: str) -> None:
@@ -37,10 +38,14 @@ def point(
     code: str, settings: dict[str, Any], frame: Frame, folder: Path, **labels: Any
 ) -> Outcome:
     """One single point in `folder`, which must not exist yet."""
-    program = CODES[code]
-    assert isinstance(program, FileCode)
     read, files = read_files(Labels(code=code, settings=settings, **labels), Path())
-    recipe = make_recipe(read)
+    return point_of(make_recipe(read), files, frame, folder)
+
+
+def point_of(recipe: Recipe, files: Mapping[str, bytes], frame: Frame, folder: Path) -> Outcome:
+    """One single point in `folder`, which must not exist yet; `files` by their digests."""
+    program = CODES[recipe.code]
+    assert isinstance(program, FileCode)
     return run_files(
         program,
         recipe,
