@@ -225,8 +225,8 @@ def find(
         if not models and not labels:
             say(console, f"{library}: nothing of {', '.join(sorted(asked))}")
             raise typer.Exit(1)
-        for part in _found(models, labels):
-            console.print(part)
+        for table in _found(models, labels):
+            console.print(table)
         if output is not None:
             if recipe is None or not _is_file(recipe):
                 _check_one_recipe(labels)
