@@ -15,7 +15,7 @@ from shared import messages as m
 from shared.spec import Spec
 from shared.values import Compared
 from tests.amounts import examples
-from tests.unit.storm import Storm, check_books
+from tests.unit.storm import Storm, check_books, replayed, resumed
 from tests.unit.world import PROPERTIES, World, point_keys, spec
 
 SEEDS = st.integers(0, 2**32)
@@ -175,3 +175,35 @@ def test_a_property_that_the_recipe_itself_has_not_ends_the_stage() -> None:
         "not-converged",
         "stage hot ended stuck: volume of methane: by the recipe: none",
     )
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "streaming"])
+def test_a_measurement_given_up_pauses_and_is_tried_again_when_resumed(mode: str) -> None:
+    storm = Storm(World(), wanting(mode))
+    storm.until(lambda state: state.alive(m.Measure))
+    (command,) = storm.hold(m.Measure)
+    storm.take(command)
+    told = World.envelope(command, "ending")
+    storm.hear(m.TaskFailed(**told, permanent=True, reason="it broke"))
+    paused = storm.run(check_books)
+    assert paused.paused is not None
+    assert "it broke" in paused.paused
+    storm.hear(resumed())
+    assert storm.run(check_books).finished
+
+
+@examples(6, usual=3)
+@given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.04, 0.12]))
+def test_the_worst_weather_ends_in_a_verdict_and_true_books(
+    seed: int, mode: str, off: float
+) -> None:
+    storm = Storm(World(off=lambda version: off), wanting(mode), seed, faults=0.2)
+    state = storm.run(check_books)
+    for number in range(50):
+        if state.paused is None:
+            break
+        storm.events.append(resumed(number))
+        state = storm.run(check_books)
+    assert state.finished is not None
+    assert (state.finished.verdict == "converged") <= (off < 0.05)
+    assert replayed(storm.state.spec, storm.ledger).dumps() == state.dumps()
