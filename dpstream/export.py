@@ -20,6 +20,7 @@ from dpstream.report import write_report
 from dpstream.submission import check_submitted
 from services.coordinator.history import History, Life
 from services.coordinator.ledger import heard_and_decided
+from services.coordinator.state import NEVER_LEARNED
 from services.explorer.md_script import data_file, parameter_words
 from services.labeler.codes import CODES
 from services.trainer.repulsion import table_text
@@ -136,7 +137,7 @@ class Harvest:
         fresh = self.labelled(
             life
             for life in self.history.lives.values()
-            if life.purpose != "audit" and life.trained is None
+            if life.purpose not in NEVER_LEARNED and life.trained is None
         )
         return [*known, *fresh]
 

@@ -6,37 +6,35 @@ Each problem is one `SpecError` line: key, file, what is there and what is allow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
 from dpstream.atom_order import misnumbered
+from dpstream.consistency import (
+    check_budget,
+    check_computable,
+    check_held_out,
+    check_stages,
+    warnings_of,
+)
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
-from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
-from dpstream.loss_check import check_loss, loss_warnings
+from dpstream.imported import Imported, read_labelled
+from dpstream.loss_check import check_loss
+from dpstream.starting import Structures
 from dpstream.training_check import check_training
-from services.explorer.engines.preview import check_engine
-from services.labeler.acceptance import Limits, check_before
-from services.labeler.codes import CODES
-from services.labeler.codes.base import Code, cell_widths
-from services.labeler.recipes import code_of, make_recipe, recipe_for
-from services.trainer.training_input import NOT_THE_USERS
-from shared.builders import perturbed, scaled, slab, supercell
+from shared.builders import perturbed, scaled
+from shared.crystal import PROPERTIES
 from shared.errors import SpecError
-from shared.frames import Canonical, Frame, Label, canonical, frame_key, to_ase
-from shared.spec import Md, Perturb, Spec, System, expand_material
+from shared.frames import Frame, Label, frame_key, to_ase
+from shared.spec import Perturb, Spec
 from shared.values import stable_seed
 
 MOST_FRAMES = 150
-"""Starting structures and initial frames of one campaign: all are named in one message."""
-CUTOFF = 6.0
-"""Å, where the spec's descriptor states none."""
-LONG_STEP = 0.005
-"""ps; a longer time step is more likely a mistaken unit than meant."""
+"""Structures that a campaign begins with: all are named in one message."""
 TRIES = 100
 
 
@@ -46,7 +44,8 @@ class Gathered:
 
     systems: starting structures by system; initial: frames to be labelled first; labelled:
     imported training data; test: held-out labelled frames; warnings: for people; files: what
-    trainings are given; attachments: what the labeling recipe names by digest.
+    trainings are given; attachments: what the labeling recipe names by digest; points: structures
+    of each property that is compared with the recipe's.
     """
 
     systems: dict[str, list[Frame]]
@@ -56,32 +55,68 @@ class Gathered:
     warnings: list[str]
     files: dict[str, Given] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
+    points: list[list[Frame]] = field(default_factory=list)
+
+    @property
+    def first(self) -> int:
+        """Frames to be labelled whatever is explored."""
+        return len(self.initial) + self.measured
+
+    @property
+    def measured(self) -> int:
+        """Frames to be labelled for properties alone."""
+        keys = {frame_key(frame) for frames in self.points for frame in frames}
+        return len(keys - {frame_key(frame) for frame in self.initial})
 
 
-def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
+def gather(
+    spec: Spec, folder: Path, trusting: bool = False, structures: Structures | None = None
+) -> Gathered:
     """Read all that `spec` names, relative to `folder`, and check that it fits together;
-    `trusting`: it is for other workers to say which inputs for LAMMPS they take.
+    `trusting`: it is for other workers to say which inputs for LAMMPS they take; `structures`:
+    those of the systems, where they have been read.
 
     Raises `SpecError`, one line, at the first problem.
     """
     check_training(spec)
-    systems = {name: _starting_structures(spec, name, folder) for name in spec.systems}
+    structures = structures or Structures(spec, folder)
+    systems = {name: _starting_structures(spec, name, structures) for name in spec.systems}
     labelled, test, said = _labelled_sets(spec, folder)
     check_loss(spec, labelled, test)
-    _check_computable(spec, systems, labelled + test)
-    spec = _expanded(spec, systems)
-    _check_barostat(spec, systems)
-    _check_held_out(labelled, test)
-    _check_stage_engines(spec, systems, trusting)
+    points = _points(spec, systems)
+    check_computable(spec, _asked(systems, points), labelled + test)
+    spec = check_stages(spec, systems, trusting)
+    check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*_perturbed(spec, systems), *dimers]
-    warnings = [*said, *left_out, *misnumbered(spec, lambda name: structures(spec, name, folder))]
-    warnings += _warnings(spec, systems, labelled)
-    systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
-    _check_budget(spec, len(initial))
+    warnings = [*said, *left_out, *misnumbered(spec, structures)]
+    warnings += warnings_of(spec, systems, labelled)
+    systems = _thinned(systems, MOST_FRAMES - len(initial) - sum(map(len, points)), warnings)
     files = given_files(spec, folder)
-    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings, files)
+    gathered = Gathered(
+        systems, initial, _pairs(labelled), _pairs(test), warnings, files, points=points
+    )
+    check_budget(spec, gathered.first)
+    return gathered
+
+
+def _asked(systems: Mapping[str, list[Frame]], points: list[list[Frame]]) -> dict[str, list[Frame]]:
+    """Frames that the labeling code will meet, by spec key."""
+    starts = {f"systems.{name}": frames for name, frames in systems.items()}
+    return starts | {f"verification.properties.{n}": frames for n, frames in enumerate(points)}
+
+
+def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]:
+    """The structures of each property that is compared with the recipe's."""
+    found = []
+    for number, wanted in enumerate(spec.verification.properties):
+        try:
+            found.append(PROPERTIES[wanted.property].points(systems[wanted.system][0]))
+        except ValueError as error:
+            where = f"verification.properties.{number}: {wanted.property} of {wanted.system}"
+            raise SpecError(f"{where}: {error}") from error
+    return found
 
 
 def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
@@ -106,58 +141,12 @@ def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
 # ------------------------------------------------------------------------------ structures
 
 
-def _starting_structures(spec: Spec, name: str, folder: Path) -> list[Frame]:
+def _starting_structures(spec: Spec, name: str, structures: Structures) -> list[Frame]:
     frames = []
-    for where, each in structures(spec, name, folder):
+    for where, each in structures(name):
         _check_frame(each.frame, spec, where)
         frames.append(each.frame)
     return frames
-
-
-def structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
-    """The starting structures of system `name`, each with where it stands."""
-    system, key = spec.systems[name], f"systems.{name}.structures"
-    paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
-    for path in dict.fromkeys(paths):
-        for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
-            where = f"{path}: frame {number}" if number else str(path)
-            try:
-                built = built_from(canonical(frame_of(atoms, system.periodic, where)), system)
-            except (SpecError, ValueError) as error:
-                text = str(error).removeprefix(f"{where}: ")
-                raise SpecError(f"{key}: {where}: {text}") from error
-            for each in built:
-                yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
-
-
-def _with_parameters(frame: Frame, system: System) -> Frame:
-    """The structure, with the parameters that its system gives to all of it."""
-    own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
-    if system.aparam:
-        own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
-    return frame.given(own)
-
-
-def built_from(structure: Canonical, system: System) -> list[Canonical]:
-    """What the `slabs` and `supercell` of a system make of one of its structures."""
-    cuts, repeat = system.slabs, system.supercell
-    if cuts is None and repeat is None:
-        return [structure]
-    built = [structure.frame]
-    if cuts is not None:
-        built = [
-            slab(structure.frame, miller, vacuum, layers=cuts.layers, thickness=cuts.thickness)
-            for miller in cuts.miller
-            for vacuum in cuts.vacuum
-        ]
-    return [canonical(f if repeat is None else supercell(f, repeat)) for f in built]
-
-
-def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
-    try:
-        return read_ase(path) if form is None else read_dpdata(path, form, type_map)
-    except SpecError as error:
-        raise SpecError(f"{key}: {error}") from error
 
 
 def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
@@ -194,8 +183,9 @@ def _thinned(
     total = sum(len(frames) for frames in systems.values())
     if room < len(systems):
         raise SpecError(
-            f"initial: its perturbed copies and dimers leave no room for starting structures; at "
-            f"most {MOST_FRAMES - len(systems)} in all"
+            "initial: its perturbed copies and dimers, and the structures of verification."
+            "properties, leave no room for starting structures; at most "
+            f"{MOST_FRAMES - len(systems)} in all"
         )
     if total <= room:
         return dict(systems)
@@ -245,182 +235,3 @@ def _perturbed_copy(
         f"initial.perturb.displace: {perturb.displace:g} Å keeps bringing atoms of {frame.formula} "
         f"closer than labels.min_distance ({shortest:g} Å); give a smaller one"
     )
-
-
-# ------------------------------------------------------------------------------ consistency
-
-
-def _check_computable(
-    spec: Spec, systems: Mapping[str, list[Frame]], labelled: Sequence[Imported]
-) -> None:
-    """The labeling code must be able to compute what it is going to be asked."""
-    code, recipe = code_of(spec.labels), make_recipe(spec.labels)
-    limits = Limits.of(spec.labels)
-    for name, frames in systems.items():
-        for frame in frames:
-            _check_periodicity(frame, code, f"systems.{name}")
-            broken = check_before(frame, recipe_for(recipe, frame), code, limits)
-            if broken is not None:
-                raise SpecError(
-                    f"systems.{name}: {frame.formula} cannot be labelled ({broken.rule}): "
-                    f"{broken.detail}; change labels or the structures"
-                )
-    for item in labelled:
-        _check_periodicity(item.frame, code, item.source)
-
-
-def _check_periodicity(frame: Frame, code: Code, where: str) -> None:
-    if frame.cell is not None and not code.periodic:
-        raise SpecError(
-            f"{where}: {frame.formula} is periodic, but labels.code {code.name} computes molecules "
-            f"only; set `periodic: false` or choose a code for cells ({_codes('periodic')})"
-        )
-    if frame.cell is None and not code.molecular:
-        raise SpecError(
-            f"{where}: {frame.formula} has no cell, but labels.code {code.name} computes periodic "
-            f"cells only; give it a cell or choose a code for molecules ({_codes('molecular')})"
-        )
-
-
-def _codes(ability: str) -> str:
-    return ", ".join(sorted(name for name, code in CODES.items() if getattr(code, ability)))
-
-
-def _expanded(spec: Spec, systems: Mapping[str, list[Frame]]) -> Spec:
-    """The spec with `material` written out, which only cells can follow."""
-    if spec.material is not None:
-        for name, frames in systems.items():
-            if any(frame.cell is None for frame in frames):
-                raise SpecError(
-                    f"material: makes npt stages, but systems.{name} has no cell; "
-                    "write `stages` for molecules"
-                )
-    return expand_material(spec)
-
-
-def _check_barostat(spec: Spec, systems: Mapping[str, list[Frame]]) -> None:
-    """A barostat needs a cell to move, and models that learnt the virial."""
-    for number, stage in enumerate(spec.stages):
-        if not stage.md.ensemble.startswith("npt"):
-            continue
-        key = f"stages.{number}.md.ensemble"
-        for name in stage.systems:
-            if any(frame.cell is None for frame in systems[name]):
-                raise SpecError(f"{key}: {stage.md.ensemble} needs a cell; systems.{name} has none")
-        if not _virial_prefactors(spec):
-            raise SpecError(
-                f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
-                "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
-            )
-
-
-def _virial_prefactors(spec: Spec) -> list[float]:
-    """Those that the spec gives, of all members."""
-    inputs = (spec.training.input, *spec.training.member_input.values())
-    losses = [given.get("loss", {}) for given in inputs]
-    keys = ("start_pref_v", "limit_pref_v")
-    return [float(loss[key]) for loss in losses for key in keys if key in loss]
-
-
-def _check_stage_engines(spec: Spec, systems: Mapping[str, list[Frame]], trusting: bool) -> None:
-    """What drives a stage must make sense for every structure that it may start from."""
-    for number, stage in enumerate(spec.stages):
-        for condition in stage.conditions():
-            for frame in systems[condition.system]:
-                try:
-                    check_engine(stage, condition, frame, trusting)
-                except ValueError as error:
-                    raise SpecError(f"stages.{number}.engine: {condition}: {error}") from error
-
-
-def _check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:
-    trained = {frame_key(item.frame): item for item in labelled}
-    for item in test:
-        twin = trained.get(frame_key(item.frame))
-        if twin is not None:
-            raise SpecError(
-                f"verification.data: {item.source}: a frame of {item.frame.formula} is in "
-                f"initial.data too ({twin.source}); held-out frames must not be trained on"
-            )
-
-
-def _check_budget(spec: Spec, initial: int) -> None:
-    if initial > spec.budget.labels:
-        raise SpecError(
-            f"budget.labels: {spec.budget.labels} is less than the {initial} initial frames"
-        )
-
-
-# ------------------------------------------------------------------------------ warnings
-
-
-def _warnings(
-    spec: Spec, systems: Mapping[str, list[Frame]], labelled: Sequence[Imported]
-) -> Iterator[str]:
-    for name, frames in systems.items():
-        yield from _small_cells(spec, name, frames)
-        said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
-        yield from (f"systems.{name}: {text}" for text in said)
-    yield from _dubious_labels(spec, labelled)
-    yield from loss_warnings(spec, labelled)
-    yield from _not_taken(spec)
-    yield from _unlearnt_virial(spec)
-    for number, stage in enumerate(spec.stages):
-        yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
-    reachable = spec.audit.per_round * spec.budget.rounds
-    if not spec.audit.per_round:
-        yield "audit.per_round: 0: no audit, so convergence rests on the committee's own word"
-    elif reachable < spec.audit.min_frames:
-        yield (
-            f"audit.min_frames: {spec.audit.min_frames} cannot be reached by {spec.budget.rounds} "
-            f"rounds of {spec.audit.per_round}: no stage can converge"
-        )
-
-
-def _small_cells(spec: Spec, name: str, frames: Sequence[Frame]) -> Iterator[str]:
-    cutoff = _cutoff(spec)
-    widths = [float(cell_widths(frame.cell).min()) for frame in frames if frame.cell is not None]
-    if widths and min(widths) < cutoff:
-        yield (
-            f"systems.{name}: a cell is {min(widths):.2f} Å wide, less than the model's cutoff "
-            f"({cutoff:g} Å): atoms see their own images; a supercell explores more"
-        )
-
-
-def _cutoff(spec: Spec) -> float:
-    descriptor = spec.training.input.get("model", {}).get("descriptor", {})
-    return float(descriptor.get("rcut", CUTOFF))
-
-
-def _dubious_labels(spec: Spec, labelled: Sequence[Imported]) -> Iterator[str]:
-    if any(item.frame.cell is not None and item.label.virial is None for item in labelled):
-        yield "initial.data: periodic frames without virial: they teach energy and forces only"
-    largest = max((float(np.abs(item.label.forces).max()) for item in labelled), default=0.0)
-    if largest > spec.labels.max_force:
-        yield (
-            f"initial.data: a force of {largest:.1f} eV/Å is above labels.max_force "
-            f"({spec.labels.max_force:g}), at which own labels are rejected"
-        )
-
-
-def _not_taken(spec: Spec) -> Iterator[str]:
-    given = spec.training.input.get("training", {})
-    for key in sorted(given.keys() & {"numb_steps", *NOT_THE_USERS}):
-        yield (
-            f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
-            "epochs, min_steps, max_steps) and the data"
-        )
-
-
-def _unlearnt_virial(spec: Spec) -> Iterator[str]:
-    barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
-    if barostats and not any(_virial_prefactors(spec)):
-        yield (
-            f"stages {', '.join(barostats)}: a barostat follows models that never learn the "
-            "virial: training.input.loss has start_pref_v and limit_pref_v 0"
-        )
-
-
-def _long_steps(md: Md, key: str) -> Iterator[str]:
-    if md.timestep > LONG_STEP:
-        yield f"{key}: {md.timestep:g} ps is {md.timestep * 1000:g} fs; the unit is ps"

@@ -7,9 +7,7 @@ differ here.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from dpstream.inputs import structures
+from dpstream.starting import Structures
 from services.labeler.recipes import check_inputs, code_of
 from shared.errors import SpecError
 from shared.frames import Canonical
@@ -17,15 +15,15 @@ from shared.spec import Spec, SystemLabel
 from shared.values import LabelInputs
 
 
-def with_label_inputs(spec: Spec, folder: Path) -> Spec:
-    """`spec` with the label inputs of its systems written out by composition; their structures are
-    read from `folder`. Raises SpecError for inputs that do not fit the structures or the code."""
+def with_label_inputs(spec: Spec, structures: Structures) -> Spec:
+    """`spec` with the label inputs of its systems, which have these structures, written out by
+    composition. Raises SpecError for inputs that do not fit the structures or the code."""
     if all(system.label is None for system in spec.systems.values()):
         return spec
     found = dict(spec.labels.compositions)
     said_by: dict[str, str] = {}
     for name in spec.systems:
-        for formula, inputs in _of_system(spec, name, folder).items():
+        for formula, inputs in _of_system(spec, name, structures).items():
             if found.setdefault(formula, inputs) != inputs:
                 other = said_by.get(formula)
                 source = f"systems.{other}.label" if other else f"labels.compositions.{formula}"
@@ -40,13 +38,13 @@ def with_label_inputs(spec: Spec, folder: Path) -> Spec:
     return spec.model_copy(update={"systems": systems, "labels": labels})
 
 
-def _of_system(spec: Spec, name: str, folder: Path) -> dict[str, LabelInputs]:
+def _of_system(spec: Spec, name: str, structures: Structures) -> dict[str, LabelInputs]:
     """By formula; structures that list their atoms differently are told apart."""
     label, key = spec.systems[name].label or SystemLabel(), f"systems.{name}.label"
     named = label.model_dump(exclude_none=True)
     check_inputs(code_of(spec.labels), named, key)
     found: dict[str, LabelInputs] = {}
-    for where, structure in structures(spec, name, folder):
+    for where, structure in structures(name):
         moments = None if label.magmom is None else _moments(label.magmom, structure, key)
         inputs = LabelInputs.model_validate({**named, "magmom": moments})
         if found.setdefault(structure.frame.formula, inputs) != inputs:

@@ -8,12 +8,14 @@ in its cache.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from ase.formula import Formula
 from pydantic import Field, ValidationError
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,6 +27,7 @@ from dpstream.options import DEFAULT_ROOT, Campaign, Root, console, named, there
 from dpstream.recipe_file import read_recipe
 from dpstream.watch import say
 from services.labeler.codes import CODES
+from services.labeler.recipes import electrons
 from shared.context import fetch
 from shared.dataset import Labelled, load_dataset
 from shared.errors import SpecError, StoreError
@@ -201,6 +204,10 @@ def find(
 ) -> None:
     """Look up models that know all these elements, then labels made of them alone.
 
+    A recipe is compared composition by composition: a campaign that labels some system by inputs
+    of its own (systems.NAME.label) shares the labels of the others. The digest of one composition's
+    labels does too.
+
     With -o the models and labels are fetched; labels of several recipes are never mixed: name one
     by --recipe.
 
@@ -209,17 +216,20 @@ def find(
     Example: dpstream library find --elements Cu,Au --library s3://group/library -o found
     """
     asked = {symbol.strip() for symbol in elements.split(",") if symbol.strip()}
+    fits = _fitting(recipe)
     with within(library):
         store = there(library, "--library")
-        known = [e for e in entries(store) if recipe is None or _is(e.recipe, recipe)]
-        models = [e for e in known if e.model is not None and asked <= set(e.model.type_map)]
-        labels = [e for e in known if e.frames and set(e.elements) <= asked]
+        known = list(entries(store))
+        models = [e for e in known if _has_model(e, asked, fits)]
+        labels = [part for e in known if (part := _part(e, asked, fits)).formulas]
         if not models and not labels:
             say(console, f"{library}: nothing of {', '.join(sorted(asked))}")
             raise typer.Exit(1)
-        for part in _found(models, labels):
-            console.print(part)
+        for table in _found(models, labels):
+            console.print(table)
         if output is not None:
+            if recipe is None or not _is_file(recipe):
+                _check_one_recipe(labels)
             _fetch(store, models, labels, output)
 
 
@@ -233,13 +243,70 @@ def entries(store: Store) -> Iterator[Entry]:
                 raise StoreError(f"{key}: is no entry of a library") from error
 
 
-def _is(recipe: Recipe, wanted: str) -> bool:
-    if Path(wanted).suffix:
-        return recipe.digest == read_recipe(Path(wanted))[0].recipe.digest
-    return recipe.digest.startswith(wanted)
+Fits = Callable[[Recipe, str], bool]
+"""Whether the labels by a recipe of one composition are what is looked for."""
 
 
-def _found(models: Sequence[Entry], labels: Sequence[Entry]) -> Iterator[RenderableType]:
+@dataclass(frozen=True)
+class Part:
+    """What is looked for among the labels of an entry: frames by composition."""
+
+    entry: Entry
+    formulas: dict[str, int]
+
+
+def _fitting(wanted: str | None) -> Fits:
+    """By a file, or by how a digest begins: a whole recipe's, or that of one composition."""
+    if wanted is None:
+        return lambda recipe, formula: True
+    if _is_file(wanted):
+        given = read_recipe(Path(wanted))[0].recipe
+        return lambda recipe, formula: _own(recipe, formula) == _own(given, formula)
+    return lambda recipe, formula: any(
+        digest.startswith(wanted) for digest in (recipe.digest, _own(recipe, formula))
+    )
+
+
+def _is_file(recipe: str) -> bool:
+    return bool(Path(recipe).suffix)
+
+
+def _own(recipe: Recipe, formula: str) -> str:
+    """The digest that the labels of one composition are kept under."""
+    return recipe.of(formula, electrons(Formula(formula))).digest
+
+
+def _has_model(entry: Entry, asked: set[str], fits: Fits) -> bool:
+    """A model of all these elements, all whose labels are what is looked for."""
+    if entry.model is None or not asked <= set(entry.model.type_map):
+        return False
+    return all(fits(entry.recipe, formula) for formula in entry.formulas)
+
+
+def _part(entry: Entry, asked: set[str], fits: Fits) -> Part:
+    """Its labels of these elements alone."""
+    return Part(
+        entry,
+        {
+            formula: count
+            for formula, count in entry.formulas.items()
+            if set(Formula(formula)) <= asked and fits(entry.recipe, formula)
+        },
+    )
+
+
+def _check_one_recipe(labels: Sequence[Part]) -> None:
+    """Raises SpecError for labels of recipes that differ otherwise than in the inputs of single
+    compositions, or in those of the same one."""
+    bare = {part.entry.recipe.model_copy(update={"compositions": {}}).digest for part in labels}
+    own = {(formula, _own(p.entry.recipe, formula)) for p in labels for formula in p.formulas}
+    if len(bare) > 1 or len(own) > len({formula for formula, _ in own}):
+        recipes = {part.entry.recipe.digest: _recipe(part.entry.recipe) for part in labels}
+        those = ", ".join(recipes.values())
+        raise SpecError(f"--recipe: labels of {len(recipes)} recipes: {those}; name one")
+
+
+def _found(models: Sequence[Entry], labels: Sequence[Part]) -> Iterator[RenderableType]:
     if models:
         table = _table("model of", "elements", "force error", "grown at", "recipe")
         for e in models:
@@ -254,8 +321,13 @@ def _found(models: Sequence[Entry], labels: Sequence[Entry]) -> Iterator[Rendera
         yield table
     if labels:
         table = _table("labels of", "frames", "compositions", "recipe")
-        for e in labels:
-            table.add_row(e.campaign, str(e.frames), " ".join(e.formulas), _recipe(e.recipe))
+        for part in labels:
+            table.add_row(
+                part.entry.campaign,
+                str(sum(part.formulas.values())),
+                " ".join(part.formulas),
+                _recipe(part.entry.recipe),
+            )
         yield table
 
 
@@ -276,11 +348,7 @@ def _recipe(recipe: Recipe) -> str:
     return f"{CODES[recipe.code].method(recipe.settings)} {recipe.digest}"
 
 
-def _fetch(store: Store, models: Sequence[Entry], labels: Sequence[Entry], folder: Path) -> None:
-    recipes = {e.recipe.digest: _recipe(e.recipe) for e in labels}
-    if len(recipes) > 1:
-        those = ", ".join(recipes.values())
-        raise SpecError(f"--recipe: labels of {len(recipes)} recipes: {those}; name one")
+def _fetch(store: Store, models: Sequence[Entry], labels: Sequence[Part], folder: Path) -> None:
     claim(folder, "library find")
     (folder / "models").mkdir(exist_ok=True)
     for e in models:
@@ -288,8 +356,16 @@ def _fetch(store: Store, models: Sequence[Entry], labels: Sequence[Entry], folde
         path = folder / "models" / f"{e.campaign}{Path(e.model.ref.uri).suffix}"
         path.write_bytes(fetch(store, e.model.ref))
         say(console, f"{path}: the model of {e.campaign}")
-    labelled = [item for e in labels for item in _labelled(store, e.dataset)]
+    labelled = [item for part in labels for item in _labelled_part(store, part)]
     unique = {frame_key(item.frame): item for item in labelled}
-    about = {"campaigns": [e.campaign for e in labels], "recipes": recipes}
-    symbols = sorted({symbol for e in labels for symbol in e.elements})
+    found = [part.entry for part in labels]
+    recipes = {e.recipe.digest: _recipe(e.recipe) for e in found}
+    about = {"campaigns": [e.campaign for e in found], "recipes": recipes}
+    symbols = sorted({symbol for item in labelled for symbol in item.frame.species})
     say(console, write_dataset(list(unique.values()), folder, "library find", symbols, **about))
+
+
+def _labelled_part(store: Store, part: Part) -> Iterator[Labelled]:
+    for item in _labelled(store, part.entry.dataset):
+        if item.frame.formula in part.formulas:
+            yield item

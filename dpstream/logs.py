@@ -75,6 +75,15 @@ def _audit(event: m.AuditDone) -> str:
     )
 
 
+def _measured(event: m.Measured) -> str:
+    numbers = (f"{p.name} {_number(p.model)}, {_number(p.recipe)}" for p in event.properties)
+    return f"by committee {event.version} and by the recipe: {'; '.join(numbers)}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
 DETAILS: Mapping[type[m.Message], Callable[[Any], str]] = {
     m.CampaignSubmitted: lambda e: f"{len(e.frames)} frames to label, recipe {e.recipe.code}",
     m.TaskClaimed: lambda e: f"by {e.worker}",
@@ -84,6 +93,7 @@ DETAILS: Mapping[type[m.Message], Callable[[Any], str]] = {
     m.CandidatesSelected: lambda e: f"{len(e.labels)} to train on, {len(e.audits)} for the audit",
     m.LabelsDone: _labels,
     m.AuditDone: _audit,
+    m.Measured: _measured,
     m.Verified: lambda e: f"{'stable' if e.stable else 'not stable'} {e.detail}",
     m.TrainingJudged: lambda e: f"{e.verdict}: {e.why}",
     m.RoundJudged: lambda e: f"round {e.round} {e.outcome}: {e.why}",

@@ -17,6 +17,7 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.engines import check_engines, check_program
 from dpstream.inputs import Gathered, gather
 from dpstream.label_inputs import with_label_inputs
+from dpstream.starting import Structures
 from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe, read_files
@@ -109,12 +110,13 @@ def prepared(
     try:
         labels, attachments = read_files(spec.labels, path.parent)
         spec = spec.model_copy(update={"labels": labels})
-        spec = with_label_inputs(spec, path.parent)
+        structures = Structures(spec, path.parent)
+        spec = with_label_inputs(spec, structures)
         recipe = make_recipe(spec.labels)
         if engines:
             check_engines(spec)
             check_program(recipe)
-        gathered = gather(spec, path.parent, trusting=not engines)
+        gathered = gather(spec, path.parent, not engines, structures)
         gathered = replace(gathered, attachments=attachments)
         return expand_material(spec), gathered, recipe
     except SpecError as error:

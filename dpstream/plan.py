@@ -238,6 +238,7 @@ def _verification_words(spec: Spec, gathered: Gathered) -> str:
         parts.append(
             f"a stable {rule.nve_ps:g} ps run at constant energy from {rule.nve_temperature:g} K"
         )
+    parts += [f"{p.property} of {p.system} within {100 * p.tolerance:g} %" for p in rule.properties]
     return "; ".join(parts) or "none"
 
 
@@ -247,12 +248,12 @@ def held_out_frames(spec: Spec) -> int:
     return 0 if reference is None else reference.trajectories * reference.frames
 
 
-def most_labels(spec: Spec, initial: int) -> int:
-    """Largest number of labels a campaign may buy: initial frames, then every round of every
+def most_labels(spec: Spec, first: int) -> int:
+    """Largest number of labels a campaign may buy: the `first` frames, then every round of every
     stage at its cap (audit included), bounded by the budget. Reused labels count."""
     spec = expand_material(spec)
     planned = sum(_rounds(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
-    return min(spec.budget.labels, initial + planned)
+    return min(spec.budget.labels, first + planned)
 
 
 def _rounds(spec: Spec, stage: Stage) -> int:
@@ -266,9 +267,10 @@ def _per_round(spec: Spec, stage: Stage) -> int:
 
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
-    most = most_labels(spec, len(gathered.initial))
+    most = most_labels(spec, gathered.first)
+    measured = f"{gathered.measured} for properties + " if gathered.measured else ""
     text = (
-        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + "
+        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {measured}"
         f"{_rounds_words(spec)})"
     )
     reference = spec.verification.reference_md

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from dpstream.label_inputs import with_label_inputs
 from dpstream.relabel import Method
+from dpstream.starting import Structures
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import SpecError
 from shared.inlined import with_texts
@@ -49,7 +50,8 @@ def read_recipe(path: Path) -> tuple[Method, tuple[str, ...]]:
 def _read(path: Path) -> tuple[Labels, tuple[str, ...]]:
     data = with_texts(read_document(path), path)
     if data.keys() & {"systems", "stages", "initial"}:
-        spec = with_label_inputs(load_spec(path), path.parent)
+        spec = load_spec(path)
+        spec = with_label_inputs(spec, Structures(spec, path.parent))
         return spec.labels, spec.type_map
     try:
         given = RecipeFile.model_validate(data)

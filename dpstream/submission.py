@@ -99,6 +99,7 @@ def _event(
             for system, frames in gathered.systems.items()
         },
         recipe=recipe,
+        points=tuple(inputs.frames(frames) for frames in gathered.points),
         files={name: inputs.put(file.data, file.suffix) for name, file in gathered.files.items()},
     )
 
@@ -247,6 +248,7 @@ def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
     for key, before, after in (
         ("the structures of systems", _keys_by_system(earlier), _keys_by_system(event)),
         ("the initial frames", _keys(earlier.frames), _keys(event.frames)),
+        ("the structures of properties", *map(_keys_of_points, (earlier, event))),
         ("initial.data", earlier.packs, event.packs),
         ("verification.data", earlier.test, event.test),
         ("the files that trainings are given", earlier.files, event.files),
@@ -266,6 +268,10 @@ def _keys(frames: Sequence[FrameRef]) -> list[str]:
 
 def _keys_by_system(event: CampaignSubmitted) -> dict[str, list[str]]:
     return {name: _keys(frames) for name, frames in event.systems.items()}
+
+
+def _keys_of_points(event: CampaignSubmitted) -> list[list[str]]:
+    return [_keys(frames) for frames in event.points]
 
 
 def _recipe(event: CampaignSubmitted) -> str:

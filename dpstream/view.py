@@ -17,7 +17,7 @@ from shared import messages as m
 
 SERVICES: Mapping[str, tuple[type[m.Command], ...]] = {
     "trainer": (m.Train,),
-    "explorer": (m.Explore, m.Judge, m.Select, m.Audit, m.Verify),
+    "explorer": (m.Explore, m.Judge, m.Select, m.Audit, m.Measure, m.Verify),
     "labeler": (m.Label, m.Reference),
 }
 SHOWN = 2

@@ -96,6 +96,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "frames-judged",
                 "structures-screened",
                 "audit-done",
+                "measured",
                 "verified",
             ),
             reads=(*WORKER_READS, PROPOSALS),

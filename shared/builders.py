@@ -27,6 +27,15 @@ def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Gener
     return canonical(replace(frame, positions=moved, cell=cell)).frame
 
 
+def strained(frame: Frame, deformation: Floats) -> Frame:
+    """`frame` with its cell vectors, and atoms along with them, times `deformation` `(3, 3)` from
+    the right. Raises ValueError for a molecule."""
+    if frame.cell is None:
+        raise ValueError(f"{frame.formula} has no cell")
+    moved = replace(frame, positions=frame.positions @ deformation, cell=frame.cell @ deformation)
+    return canonical(moved).frame
+
+
 def scaled(frame: Frame, factor: float) -> Frame:
     """`frame` with every length of its cell times `factor`, atoms along with it; a molecule is
     scaled about its centre."""

@@ -26,6 +26,8 @@ from shared.messages import (
     LabelsDone,
     LeaseLapsed,
     ManifestFrozen,
+    Measure,
+    Measured,
     MemberTrained,
     Message,
     ModelsReady,
@@ -56,7 +58,9 @@ from shared.messages import (
 MAX_BODY = 64 * 1024
 """Bytes; larger things are objects in the store."""
 
-AnyCommand = Train | Explore | Judge | Screen | Select | Label | Reference | Audit | Verify
+AnyCommand = (
+    Train | Explore | Judge | Screen | Select | Label | Reference | Audit | Measure | Verify
+)
 AnyResult = (
     MemberTrained
     | ChunkExplored
@@ -66,6 +70,7 @@ AnyResult = (
     | LabelsDone
     | ReferenceDone
     | AuditDone
+    | Measured
     | Verified
 )
 AnyTaskEvent = (

@@ -14,6 +14,7 @@ from shared.values import (
     Accepted,
     Chosen,
     Committee,
+    Compared,
     Condition,
     Correlation,
     Counts,
@@ -62,6 +63,9 @@ class CampaignSubmitted(Message):
     recipe: Recipe
     files: dict[FileName, Ref] = Field(
         default={}, description="what trainings are given: models to begin from, a table"
+    )
+    points: tuple[tuple[FrameRef, ...], ...] = Field(
+        default=(), description="structures of each of the spec's `verification.properties`"
     )
 
 
@@ -222,8 +226,19 @@ class Audit(Command):
     seed: int
 
 
+class Measure(Command):
+    """Compare properties by a committee's mean with those by the recipe."""
+
+    QUEUE: ClassVar[str] = "judge"
+    type: Literal["measure/1"] = "measure/1"
+    committee: Ref
+    version: int
+    points: Ref = Field(description="dataset manifest; origins: number of the property")
+
+
 class Verify(Command):
-    """Run the final model alone at constant energy and measure it on the held-out set."""
+    """Run the final model alone at constant energy, measure it on the held-out set, and compare
+    its properties with those by the recipe."""
 
     QUEUE: ClassVar[str] = "explore"
     type: Literal["verify/1"] = "verify/1"
@@ -232,6 +247,7 @@ class Verify(Command):
     structure: FrameRef
     seed: int
     test: Ref | None = None
+    points: Ref | None = Field(default=None, description="as measure has them")
 
 
 # ---------------------------------------------------------------------------- events about tasks
@@ -412,6 +428,12 @@ class AuditDone(Result):
     levels_why: str = ""
 
 
+class Measured(Result):
+    type: Literal["measured/1"] = "measured/1"
+    version: int
+    properties: tuple[Compared, ...]
+
+
 class Verified(Result):
     type: Literal["verified/1"] = "verified/1"
     stable: bool
@@ -419,6 +441,7 @@ class Verified(Result):
     length_ps: float
     detail: str = ""
     test: Rmse | None = None
+    properties: tuple[Compared, ...] = ()
 
 
 # --------------------------------------------------------------------------- the coordinator's word
@@ -428,7 +451,7 @@ class ManifestFrozen(Message):
     """A list too long for a message, stored under its key before anything refers to it."""
 
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
-    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal"]
+    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "points"]
     manifest: Ref
     body: str
 

@@ -529,6 +529,18 @@ class ReferenceMd(Section):
     timestep: Positive = Field(default=0.0005, description="ps")
 
 
+class Property(Section):
+    """A property of a crystal by the models, which must lie near that by the recipe. Both from the
+    same structures, atoms at their fractional places: the labels are never trained on."""
+
+    property: Literal["volume", "bulk-modulus", "elastic", "vacancy"] = Field(
+        description="equilibrium volume and bulk modulus: 7 volumes, ±6 %; elastic constants: "
+        "stresses at strains of ±0.5 %; vacancy: the first atom of each element taken out"
+    )
+    system: str = Field(description="a name from `systems`; its first structure, near rest")
+    tolerance: Positive = Field(description="of each number, as a share of the recipe's")
+
+
 class Verification(Section):
     """What the final model must show."""
 
@@ -540,3 +552,8 @@ class Verification(Section):
     nve_ps: Annotated[float, Field(ge=0)] = Field(default=10.0, description="0: no such run")
     nve_temperature: Positive = Field(default=300.0, description="K")
     max_drift: Positive = Field(default=1e-3, description="eV per atom per ps")
+    properties: tuple[Property, ...] = Field(
+        default=(),
+        max_length=20,
+        description="also of the committee that ends the last stage, or exploring goes on",
+    )

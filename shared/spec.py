@@ -168,6 +168,11 @@ def _problems(spec: Spec) -> Iterator[str]:
     reference = spec.verification.reference_md
     if reference is not None and reference.system not in spec.systems:
         yield f"verification.reference_md.system: {reference.system!r} is not among systems"
+    for number, wanted in enumerate(spec.verification.properties):
+        if wanted.system not in spec.systems:
+            hint = did_you_mean(wanted.system, spec.systems)
+            where = f"verification.properties.{number}.system"
+            yield f"{where}: {wanted.system!r} is not among systems{hint}"
 
 
 def _training_problems(training: Training) -> Iterator[str]:

@@ -149,6 +149,18 @@ class Rmse(Value):
     rms_force: float
 
 
+class Compared(Value):
+    """One number of a property, by models and by the recipe; `property` counts the spec's
+    `verification.properties` from 0. `why`: one of the two could not be had."""
+
+    property: int
+    name: str
+    unit: str = ""
+    model: float | None = None
+    recipe: float | None = None
+    why: str = ""
+
+
 class Committee(Value):
     """Version v: N models trained on one dataset version with different seeds."""
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,46 +32,51 @@ RECIPES = (".yaml", ".yml", ".json")
 DEFAULTS = How()
 
 
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML)."),
+]
+StructureFiles = Annotated[
+    list[Path],
+    typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules that ASE reads."),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help=f"Of {','.join(PROPERTIES)}; default: all that can be had."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
+]
+Size = Annotated[
+    float, typer.Option(min=1, help="Å: least edge of supercells, thickness of slabs.")
+]
+Fmax = Annotated[float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")]
+Millers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="H,K,L",
+        help="Surface, in indices of the given cell; may be repeated. Default: 1,0,0 1,1,0 1,1,1.",
+    ),
+]
+Line = Annotated[
+    str,
+    typer.Option(
+        metavar="H,K,L:X,Y",
+        help="γ-line: its plane, and its last shift in the slab's in-plane cell vectors.",
+    ),
+]
+
+
 def compare_properties(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML)."),
-    ],
-    structures: Annotated[
-        list[Path],
-        typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules that ASE reads."),
-    ],
+    model: Model,
+    structures: StructureFiles,
     recipe: RecipeOption,
-    properties: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", help=f"Of {','.join(PROPERTIES)}; default: all that can be had."
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
-    ] = Path("properties"),
-    size: Annotated[
-        float, typer.Option(min=1, help="Å: least edge of supercells, thickness of slabs.")
-    ] = DEFAULTS.size,
-    fmax: Annotated[
-        float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")
-    ] = DEFAULTS.fmax,
-    miller: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="H,K,L",
-            help="Surface, in indices of the given cell; may be repeated. "
-            "Default: 1,0,0 1,1,0 1,1,1.",
-        ),
-    ] = None,
-    line: Annotated[
-        str,
-        typer.Option(
-            metavar="H,K,L:X,Y",
-            help="γ-line: its plane, and its last shift in the slab's in-plane cell vectors.",
-        ),
-    ] = "1,1,1:0.5,-0.5",
+    properties: Names = None,
+    output: Output = Path("properties"),
+    size: Size = DEFAULTS.size,
+    fmax: Fmax = DEFAULTS.fmax,
+    miller: Millers = None,
+    line: Line = "1,1,1:0.5,-0.5",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Compare a model with its recipe on properties that no training saw.
@@ -86,24 +91,16 @@ def compare_properties(
 
     Example: dpstream test models/final.pb Cu.cif --recipe campaign.yaml --properties eos,elastic
     """
-    wanted = _wanted(properties)
-    how = How(
-        fmax=fmax,
-        size=size,
-        millers=tuple(_miller(m) for m in miller) if miller else DEFAULTS.millers,
-        line=_line(line),
-    )
-    named = [(name, atoms) for path in structures for name, atoms in _structures(path)]
+    wanted, how = _wanted(properties), _how(fmax, size, miller, line)
+    named = [each for path in structures for each in _structures(path)]
     folder = _folder(output)
     with within(root), _sides(model, recipe, open_store(root), folder / "engine.log") as sides:
-        for name, atoms in named:
-            _check_elements(name, atoms, sides["model"])
-        compared = [compare(n, a, wanted, sides, how, _tell) for n, a in named]
+        _check_elements(named, sides["model"])
+        compared = [compare(name, atoms, wanted, sides, how, _tell) for name, atoms in named]
+        taught = sides["recipe"].desk.recipe.model_dump()
     for each in compared:
         console.print(table(each, list(sides)))
-    taught = read_recipe(recipe)[0].recipe.model_dump()
-    about = {"model": str(model), "recipe": taught, "how": vars(how)}
-    for path in write(compared, folder, about):
+    for path in write(compared, folder, {"model": str(model), "recipe": taught, "how": vars(how)}):
         say(console, f"wrote {path}")
     if not all(each.complete for each in compared):
         raise typer.Exit(1)
@@ -129,6 +126,11 @@ def _wanted(properties: str | None) -> list[str]:
                 f"--properties: {name} needs {missing(name)}; pip install 'dpstream[properties]'"
             )
     return wanted
+
+
+def _how(fmax: float, size: float, miller: list[str] | None, line: str) -> How:
+    millers = tuple(map(_miller, miller)) if miller else DEFAULTS.millers
+    return How(fmax=fmax, size=size, millers=millers, line=_line(line))
 
 
 def _miller(text: str, option: str = "--miller") -> tuple[int, int, int]:
@@ -201,8 +203,9 @@ def _stderr_to(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def _check_elements(name: str, atoms: Any, calculator: Any) -> None:
+def _check_elements(named: Sequence[tuple[str, Any]], calculator: Any) -> None:
     known = getattr(calculator, "type_dict", {})
-    unknown = sorted(set(atoms.get_chemical_symbols()) - set(known))
-    if known and unknown:
-        raise SpecError(f"{name}: the model knows no {unknown[0]}, only {', '.join(known)}")
+    for name, atoms in named:
+        unknown = sorted(set(atoms.get_chemical_symbols()) - set(known))
+        if known and unknown:
+            raise SpecError(f"{name}: the model knows no {unknown[0]}, only {', '.join(known)}")

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from ase.units import GPa
 
 from dpstream.properties.basis import Curve, Found, How, Value, energy, like, relaxed, supercell
+from shared.crystal import (
+    STRETCHES,
+    constant_names,
+    deformations,
+    fit_birch_murnaghan,
+    fit_stiffness,
+)
 from shared.errors import Permanent
 from shared.frames import Floats
 
-STRETCHES = np.linspace(0.94, 1.06, 7)
-"""Volumes of the equation of state, over that at rest."""
-STRAIN = 0.005
-"""Of the elastic constants, to both sides."""
 DISPLACEMENT = 0.01
 """Å, of the phonons."""
 MESH = (8, 8, 8)
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 def relaxation(atoms: Any, how: How) -> Found:
@@ -42,21 +43,19 @@ def relaxation(atoms: Any, how: How) -> Found:
 
 def equation_of_state(atoms: Any, how: How) -> Found:
     """Birch-Murnaghan through energies at scaled volumes, ions at their fractional places."""
-    from ase.eos import EquationOfState
-
     volume, count = atoms.get_volume(), len(atoms)
     volumes = volume * STRETCHES
-    energies = [energy(_scaled(atoms, float(np.cbrt(s)))) for s in STRETCHES]
+    energies = np.array([energy(_scaled(atoms, float(np.cbrt(s)))) for s in STRETCHES])
     try:
-        v0, e0, bulk = EquationOfState(volumes, energies, "birchmurnaghan").fit()
-    except (ValueError, RuntimeError) as error:
-        raise Permanent(f"no equation of state: {error}") from error
-    points = tuple(zip(volumes / count, np.array(energies) / count, strict=True))
+        rest = fit_birch_murnaghan(volumes, energies)
+    except ValueError as error:
+        raise Permanent(str(error)) from error
+    points = tuple(zip(volumes / count, energies / count, strict=True))
     return Found(
         (
-            Value("V₀", "Å³/atom", v0 / count),
-            Value("E₀", "eV/atom", e0 / count),
-            Value("B", "GPa", bulk / GPa),
+            Value("V₀", "Å³/atom", rest.volume / count),
+            Value("E₀", "eV/atom", rest.energy / count),
+            Value("B", "GPa", rest.bulk),
         ),
         Curve("volume (Å³/atom)", "energy (eV/atom)", points),
     )
@@ -75,35 +74,20 @@ def elastic(atoms: Any, how: How) -> Found:
     """Elastic constants C_ij from stresses at small strains, ions relaxed in each, and the
     Voigt-Reuss-Hill averages. Cartesian axes are those of the structure given."""
     constants = stiffness(atoms, how)
-    named = [
-        Value(f"C{i + 1}{j + 1}", "GPa", constants[i, j])
-        for i in range(6)
-        for j in range(i, 6)
-        if (i < 3 and j < 3) or i == j
-    ]
+    named = [Value(name, "GPa", float(constants[i, j])) for name, i, j in constant_names()]
     return Found((*named, *_averages(constants)))
 
 
 def stiffness(atoms: Any, how: How) -> Floats:
     """C `(6, 6)` in GPa, Voigt order xx yy zz yz xz xy, engineering shear."""
-    columns = [
-        (_stress(atoms, index, STRAIN, how) - _stress(atoms, index, -STRAIN, how)) / (2 * STRAIN)
-        for index in range(6)
-    ]
-    matrix = np.stack(columns, axis=1) / GPa
-    symmetric: Floats = (matrix + matrix.T) / 2
-    return symmetric
+    sides = [_relaxed_in(atoms, atoms.cell[:] @ d, how) for d in deformations()]
+    return fit_stiffness([c.cell[:] for c in sides], [c.get_stress(voigt=False) for c in sides])
 
 
-def _stress(atoms: Any, index: int, strain: float, how: How) -> Floats:
-    """Stress `(6,)` in eV/Å³ under one engineering strain."""
-    deformation = np.eye(3)
-    i, j = VOIGT[index]
-    deformation[i, j] += strain if i == j else strain / 2
-    deformation[j, i] = deformation[i, j]
+def _relaxed_in(atoms: Any, cell: Floats, how: How) -> Any:
     copy = like(atoms, atoms.calc)
-    copy.set_cell(copy.cell[:] @ deformation, scale_atoms=True)
-    return np.asarray(relaxed(copy, how).get_stress(), dtype=np.float64)
+    copy.set_cell(cell, scale_atoms=True)
+    return relaxed(copy, how)
 
 
 def _averages(c: Floats) -> Iterator[Value]:

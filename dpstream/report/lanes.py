@@ -16,6 +16,7 @@ SERVICES: Mapping[str, str] = {
     "judge": "explorer",
     "select": "explorer",
     "audit": "explorer",
+    "measure": "explorer",
     "verify": "explorer",
     "label": "labeler",
     "reference": "labeler",

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from services.coordinator import properties
 from services.coordinator.state import ByCondition, Round, State
-from shared.values import Counts, Trust
+from shared.values import Compared, Counts, Trust
 
 BARREN_ROUNDS = 3
 """So many failed rounds in a row that taught nothing new: stuck."""
@@ -77,6 +78,11 @@ def judge_training(state: State, trust: Trust) -> dict[str, Any]:
 def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str]:
     """The convergence test of one round; the first rule broken is the reason."""
     broken = _broken_rule(state)
+    if broken is None and properties.decide_now(state):
+        hopeless = properties.hopeless(state, _measured(state))
+        if hopeless is not None:
+            return "stuck", hopeless
+        broken = properties.broken(state, _measured(state))
     if broken is None:
         return "passed", _praise(state)
     assert state.round is not None
@@ -84,6 +90,20 @@ def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str
     if learned or state.stage.barren + 1 < BARREN_ROUNDS:
         return "failed", broken
     return "stuck", f"{broken}, and {BARREN_ROUNDS} rounds in a row found nothing to label"
+
+
+def awaits_properties(state: State) -> bool:
+    """Whether it is for the properties, not yet measured under this version, to say if the round
+    passes."""
+    if not properties.decide_now(state) or _measured(state):
+        return False
+    return _broken_rule(state) is None and properties.unlabelled(state) is None
+
+
+def _measured(state: State) -> tuple[Compared, ...]:
+    """By the newest committee."""
+    measured = state.measured
+    return measured.properties if measured and measured.version == state.version else ()
 
 
 def _broken_rule(state: State) -> str | None:
@@ -148,6 +168,8 @@ def _praise(state: State) -> str:
     audit = state.stage.audit
     if state.spec.audit.per_round and audit is not None:
         text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"
+    if properties.decide_now(state):
+        text += "; properties within tolerance"
     return text
 
 
@@ -162,6 +184,9 @@ def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"],
         return "not-converged", f"the final model was not verified: {state.verify_failed}"
     if not state.verified.stable:
         return "not-converged", f"the final model is not stable: {state.verified.detail}"
+    broken = properties.broken(state, state.verified.properties)
+    if broken is not None:
+        return "not-converged", f"the final model: {broken}"
     return _judge_test(state)
 
 

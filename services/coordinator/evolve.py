@@ -54,6 +54,7 @@ from services.coordinator.folds.verdicts import (
     campaign_finished,
     campaign_paused,
     campaign_resumed,
+    measured,
     round_judged,
     stage_ended,
     task_abandoned,
@@ -141,6 +142,7 @@ ANSWERED: dict[type[m.Result], type[m.Command]] = {
     m.LabelsDone: m.Label,
     m.ReferenceDone: m.Reference,
     m.AuditDone: m.Audit,
+    m.Measured: m.Measure,
     m.Verified: m.Verify,
 }
 """What each result is the result of."""
@@ -165,6 +167,7 @@ EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.LabelsDone: labels_done,
     m.ReferenceDone: reference_done,
     m.AuditDone: audit_done,
+    m.Measured: measured,
     m.Verified: verified,
     m.ManifestFrozen: manifest_frozen,
     m.TrainingJudged: training_judged,

@@ -25,7 +25,7 @@ from shared.messages import (
 )
 from shared.values import Accepted, Chosen, Dataset, FrameRef, FrameVerdict, Ref, Rejected
 
-Purpose = Literal["initial", "train", "audit", "proposed"]
+Purpose = Literal["initial", "train", "audit", "proposed", "property"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class History:
         self.submitted, self.test = event, event.test
         for ref in event.frames:
             self.lives.setdefault(ref.key, Life(ref, "initial", event.time))
+        for ref in (ref for refs in event.points for ref in refs):
+            self.lives.setdefault(ref.key, Life(ref, "property", event.time))
 
     def _selected(self, event: CandidatesSelected) -> None:
         for purpose, picks in (("train", event.labels), ("audit", event.audits)):

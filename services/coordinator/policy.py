@@ -33,6 +33,7 @@ from services.coordinator.rules.verdicts import (
     cancel_campaign,
     finish,
     judge_round,
+    measure_properties,
 )
 from services.coordinator.state import State
 from shared import messages as m
@@ -98,6 +99,7 @@ RULES: tuple[Callable[[Turn], None], ...] = (
     select,
     retrain_early,
     audit_round,
+    measure_properties,
     judge_round,
     act_on_verdict,
     begin_stage,

@@ -18,6 +18,10 @@ V = TypeVar("V")
 K = TypeVar("K", bound="Known")
 
 
+NEVER_LEARNED = ("audit", "property")
+"""Purposes of labels that models are measured by."""
+
+
 class _AsDict:
     """Lets pydantic read and write an `immutables.Map` as an object with sorted keys."""
 
@@ -68,8 +72,9 @@ class KnownFrame(Known):
     """A frame that was asked to be labelled. *waiting*: in no label task yet."""
 
     ref: FrameRef
-    purpose: Literal["initial", "train", "audit", "proposed"]
-    """*proposed*: a generator asked for its label straight away."""
+    purpose: Literal["initial", "train", "audit", "proposed", "property"]
+    """*proposed*: a generator asked for its label straight away; *property*: the models' properties
+    are compared with those it tells."""
     status: Literal["waiting", "pending", "labelled", "rejected", "revoked"] = "waiting"
     label: Ref | None = None
     stage: int = -1
@@ -211,6 +216,8 @@ class State(Known):
     round: Round | None = None
     verdict: m.RoundJudged | None = None
     """The last round's verdict, until it has been acted upon."""
+    measured: m.Measured | None = None
+    """Properties by the newest committee that was asked for them."""
 
     pool: Table[PoolItem] = Map()
     pool_new: int = 0

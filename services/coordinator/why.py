@@ -80,6 +80,8 @@ def _origin(history: History, life: Life) -> Iterator[str]:
     if life.chosen is None or life.selection is None:
         if life.purpose == "initial":
             yield "submitted with the campaign, to be labelled before the first training"
+        elif life.purpose == "property":
+            yield "submitted with the campaign, to compare a property with the recipe's"
         return
     chosen, event = life.chosen, life.selection
     if not is_offered(chosen.trajectory):
@@ -151,6 +153,8 @@ def _verdict(history: History, life: Life) -> Iterator[str]:
 def _use(history: History, life: Life) -> str:
     if life.purpose == "audit":
         return "never trained on: an audit frame measures the true error"
+    if life.purpose == "property":
+        return "never trained on: it measures a property"
     if life.trained is None:
         return "in no dataset version" + ("" if life.rejected else " yet")
     text = f"{_at(history, life.trained.time)}: in dataset version {life.trained.dataset}"

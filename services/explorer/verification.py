@@ -1,4 +1,5 @@
-"""The `verify` task: does the final model conserve energy, and what is its error."""
+"""The `verify` task: does the final model conserve energy, what is its error, and what are its
+properties beside those by the recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 from services.explorer import md_script
 from services.explorer.bench import Bench
 from services.explorer.evaluation import rmse
+from services.explorer.properties import compared
 from services.explorer.trajectory import starting_frame
 from shared.context import Context
 from shared.dataset import load_dataset
@@ -31,8 +33,9 @@ class Run:
 
 
 def verify(bench: Bench, command: Verify, context: Context) -> Verified:
-    """Run the model alone at constant energy (not at all where `nve_ps` is 0), and measure it on
-    the held-out set. Raises Permanent for a system without dynamics."""
+    """Run the model alone at constant energy (not at all where `nve_ps` is 0), measure it on the
+    held-out set, and compare its properties with the recipe's. Raises Permanent for a system
+    without dynamics."""
     model = bench.model(command.model, context)
     run = Run(True, 0.0, 0.0, "no run asked for")
     if context.spec().verification.nve_ps > 0:
@@ -44,6 +47,7 @@ def verify(bench: Bench, command: Verify, context: Context) -> Verified:
         length_ps=run.length,
         detail=run.detail,
         test=_test(bench, model, command, context),
+        properties=compared(bench, [model], command.points, context) if command.points else (),
     )
 
 

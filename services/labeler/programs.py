@@ -36,14 +36,6 @@ def threads_of(command: Sequence[str], cores: int) -> int:
     return 1 if os.path.basename(command[0]) in LAUNCHERS else cores
 
 
-def is_installed(code: str, program: str) -> bool:
-    try:
-        command_of(code, program, 1)
-    except SpecError:
-        return False
-    return True
-
-
 def stated_version(code: str, program: str, banner: str, *arguments: str) -> str:
     """The version that the program states, by the first group of `banner`. Raises SpecError where
     it is not installed, or says nothing of the kind."""

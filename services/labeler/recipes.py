@@ -75,8 +75,12 @@ def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
 
 def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
     """What `frame` is computed by, and where its label is kept."""
-    electrons = sum(atomic_numbers.get(symbol, 0) for symbol in frame.species)
-    return recipe.of(frame.formula, electrons)
+    return recipe.of(frame.formula, electrons(frame.species))
+
+
+def electrons(species: Iterable[str]) -> int:
+    """Of neutral atoms."""
+    return sum(atomic_numbers.get(symbol, 0) for symbol in species)
 
 
 def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:

@@ -81,6 +81,14 @@ class Site(BaseSettings):
             )
         return [word.replace("{cores}", str(cores)) for word in command]
 
+    def starts(self, name: str, default: Sequence[str] = ()) -> bool:
+        """Whether code or custom program `name` can be started here."""
+        try:
+            self.command(name, 1, default)
+        except SpecError:
+            return False
+        return True
+
     def folder(self, code: str) -> Path | None:
         """Where the potentials of `code` are here; None where nobody said."""
         return self.labeler_potentials.get(code)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.stress import full_3x3_to_voigt_6_stress
+from ase.units import GPa
 
+from dpstream.relabel import Method, at_desk
 from services.explorer import md_script
-from services.explorer.handlers import Bench, audit, explore, judge, verify
+from services.explorer.handlers import Bench, audit, explore, judge, measure, verify
 from services.explorer.trajectory import read_checkpoint
+from services.labeler.recipes import make_recipe
 from shared.codec import decode
 from shared.context import Context
+from shared.crystal import PROPERTIES
 from shared.deviation import max_force_deviation, verdict, virial_deviation
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
-from shared.frames import Batch, Frame, canonical, frame_key, from_ase
-from shared.messages import Audit, ChunkExplored, Explore, Judge, Verify
-from shared.sections import Md
+from shared.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
+from shared.messages import Audit, ChunkExplored, Explore, Judge, Measure, Verify
+from shared.sections import Labels, Md
 from shared.spec import Spec
 from shared.values import (
+    Accepted,
     Committee,
     Condition,
     Dataset,
@@ -44,7 +51,9 @@ from shared.values import (
 from tests.integration.tiny_fits import Apart
 
 CH4 = canonical(from_ase(molecule("CH4"))).frame
+AL4 = canonical(from_ase(bulk("Al", cubic=True))).frame
 AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame
+EMT_LABELS = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 OPEN = Trust(low=0.1, high=1e9)
 """Levels that stop nothing."""
 COLD = Condition(system="s", temperature=300)
@@ -634,6 +643,87 @@ def test_verify_measures_drift_and_errors(
     done = verify(bench, Verify(**fields), hasty.context(Verify(**fields)))
     assert not done.stable
     assert done.detail
+
+
+WANTED = [
+    {"property": name, "system": "s", "tolerance": 0.05}
+    for name in ("volume", "bulk-modulus", "elastic", "vacancy")
+]
+
+
+def labelled_points(world: World, crystal: Frame) -> Ref:
+    """The structures of `WANTED`, labelled by EMT through the labeler, as the coordinator puts
+    them together."""
+    by_emt = Labels.model_validate(EMT_LABELS)
+    method, labels, origins = Method(by_emt, make_recipe(by_emt), {}), [], []
+    with at_desk(method, world.store, "points", threading.Event()) as at:
+        for number, wanted in enumerate(WANTED):
+            for frame in PROPERTIES[str(wanted["property"])].points(crystal):
+                verdict = at.judge(frame_key(frame), frame)
+                assert isinstance(verdict, Accepted)
+                labels.append(verdict.label)
+                origins.append(str(number))
+    dataset = Dataset(version=1, labels=tuple(labels), origins=tuple(origins))
+    return world.put("points.json", dataset.model_dump_json().encode())
+
+
+def by_hand(energies: Callable[[Any], float], stresses: Callable[[Any], Any]) -> dict[str, float]:
+    """C11, C44 and a vacancy of `AL4` without any of our own fits and frames."""
+    found = {}
+    for name, index, place in (("C11", 0, (0, 0)), ("C44", 3, (1, 2))):
+        sides = []
+        for strain in (0.005, -0.005):
+            atoms, bend = to_ase(AL4), np.eye(3)
+            bend[place] += strain  # a shear bends one axis only, and turns the crystal a little
+            atoms.set_cell(atoms.cell[:] @ bend, scale_atoms=True)
+            sides.append(stresses(atoms)[index])
+        found[name] = (sides[0] - sides[1]) / 0.01 / GPa
+    atoms = to_ase(AL4)
+    found["Al"] = energies(atoms[1:]) - 0.75 * energies(atoms)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:The minimum volume")
+def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
+    bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+) -> None:
+    verification = {"verification": {"nve_ps": 0, "properties": WANTED}}
+    world = World(tmp_path, AL4, periodic_committee, spec_extra=verification)
+    points = labelled_points(world, AL4)
+    command = Measure(**world.fields(committee=world.committee, version=1, points=points))
+    done = measure(bench, command, world.context(command))
+    assert [p.property for p in done.properties] == [0, 1, *[2] * 9, 3]
+    found = {p.name.rpartition(" ")[2]: p for p in done.properties}
+
+    def committee(atoms: Any) -> tuple[float, Any]:
+        batch = Batch.of([from_ase(atoms)])
+        means = {
+            name: values.mean(axis=0)[0]
+            for name, values in evaluated(bench.engine, tmp_path, periodic_committee, batch).items()
+            if name != "forces"
+        }
+        stress = full_3x3_to_voigt_6_stress(-means["virials"] / atoms.get_volume())
+        return float(means["energies"]), stress
+
+    def emt(atoms: Any) -> Any:
+        atoms.calc = EMT()
+        return atoms
+
+    models = by_hand(lambda a: committee(a)[0], lambda a: committee(a)[1])
+    recipe = by_hand(lambda a: emt(a).get_potential_energy(), lambda a: emt(a).get_stress())
+    for name, number in models.items():
+        assert found[name].model == pytest.approx(number, rel=0.02, abs=1e-3), name
+        assert found[name].recipe == pytest.approx(recipe[name], rel=0.02, abs=1e-3), name
+    assert found["volume"].recipe == pytest.approx(15.93, rel=1e-3)
+    assert found["modulus"].recipe == pytest.approx(39.3, abs=0.5)
+
+    final = world.put("models/final.pb", periodic_committee[0].read_bytes())
+    alone = world.fields(
+        model=final, type_map=("Al",), structure=world.structure, seed=5, points=points
+    )
+    shown = verify(bench, Verify(**alone), world.context(Verify(**alone))).properties
+    assert [p.recipe for p in shown] == [p.recipe for p in done.properties]
+    assert [p.model for p in shown] != [p.model for p in done.properties], "one model, no mean"
 
 
 def test_descriptors_and_deviations_for_a_diverse_draw(

@@ -186,7 +186,7 @@ def _check_stage(state: State) -> None:
     assert dict(state.stage.audits) == {f.ref.key: f.origin for f in audits}
     labelled = [f for f in state.frames.values() if f.status == "labelled"]
     assert set(state.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
-    learned = [f for f in labelled if f.purpose != "audit"]
+    learned = [f for f in labelled if f.purpose not in ("audit", "property")]
     assert state.trained + len(state.fresh) == len(learned)
     assert set(state.fresh) <= {f.ref.key for f in learned}
 

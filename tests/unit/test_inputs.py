@@ -417,7 +417,7 @@ def test_material_needs_cells(tmp_path: Path) -> None:
 def test_budget_below_the_initial_frames(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     text = problem(tmp_path, spec(budget={"labels": 2}))
-    assert text == "budget.labels: 2 is less than the 3 initial frames"
+    assert text == "budget.labels: 2 is less than the 3 frames labelled first"
 
 
 def test_warnings(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ase.build import molecule
 from dpstream.inputs import gather
 from dpstream.label_inputs import with_label_inputs
 from dpstream.options import prepared
+from dpstream.starting import Structures
 from services.labeler.recipes import make_recipe, recipe_for
 from shared.errors import SpecError
 from shared.frames import Frame, canonical, from_ase
@@ -46,12 +47,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def written_out(wanted: Spec, folder: Path) -> Spec:
+    return with_label_inputs(wanted, Structures(wanted, folder))
+
+
 def test_each_composition_has_a_recipe_of_its_own(folder: Path) -> None:
     ionic = {"structures": ["oh.xyz"], "label": {"charge": -1}}
-    whole = with_label_inputs(spec({"w": {"structures": ["water.xyz"]}, "oh": ionic}), folder)
+    whole = written_out(spec({"w": {"structures": ["water.xyz"]}, "oh": ionic}), folder)
     assert whole.labels.compositions == {"H1O1": LabelInputs(charge=-1)}
     assert all(system.label is None for system in whole.systems.values())
-    assert with_label_inputs(whole, folder) == whole
+    assert written_out(whole, folder) == whole
     recipe = make_recipe(whole.labels)
     water = canonical(from_ase(molecule("H2O"))).frame
     own = recipe_for(recipe, HYDROXIDE)
@@ -73,7 +78,7 @@ def test_odd_electrons_need_their_multiplicity_in_the_spec(folder: Path) -> None
     radical = {"structures": ["oh.xyz"]}
     with pytest.raises(SpecError, match="electron-parity"):
         gather(spec({"oh": radical}), folder)
-    by_label = with_label_inputs(spec({"oh": {**radical, "label": {"multiplicity": 2}}}), folder)
+    by_label = written_out(spec({"oh": {**radical, "label": {"multiplicity": 2}}}), folder)
     assert gather(by_label, folder).systems.keys() == {"oh"}
 
 
@@ -101,7 +106,7 @@ SETTINGS = {
 )
 def test_moments_follow_the_atoms(folder: Path, magmom: Any, expected: tuple[float, ...]) -> None:
     system = {"structures": ["feo.vasp"], "label": {"magmom": magmom}}
-    whole = with_label_inputs(spec({"feo": system}, code="vasp", settings=SETTINGS), folder)
+    whole = written_out(spec({"feo": system}, code="vasp", settings=SETTINGS), folder)
     assert whole.labels.compositions["Fe2O2"].magmom == expected
 
 
@@ -140,7 +145,7 @@ def test_moments_follow_the_atoms(folder: Path, magmom: Any, expected: tuple[flo
 )
 def test_inputs_that_do_not_fit(folder: Path, systems: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(SpecError) as raised:
-        with_label_inputs(spec(systems, code="vasp", settings=SETTINGS), folder)
+        written_out(spec(systems, code="vasp", settings=SETTINGS), folder)
     for word in words:
         assert word in str(raised.value)
 

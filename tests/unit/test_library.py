@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from ase.io import read
 
 from dpstream.library import add, entries, find
+from services.labeler.recipes import make_recipe, recipe_for
 from shared.embedded import FolderStore
 from shared.errors import SpecError
 from shared.frames import frame_key, from_ase
-from shared.values import Recipe
+from shared.spec import Labels
+from shared.values import LabelInputs, Recipe
 from tests.unit import told
 
 
@@ -92,6 +95,66 @@ def test_labels_of_two_recipes_are_not_mixed(
         find(place, "C,H", output=tmp_path / "found")
     find(place, "C,H", recipe=other.digest[:8], output=tmp_path / "found")
     assert len(read(tmp_path / "found" / "dataset.extxyz", ":")) == 1
+
+
+def contributed(
+    place: str, root: Path, monkeypatch: pytest.MonkeyPatch, name: str, recipe: Recipe
+) -> None:
+    """One label, of CH4, by a recipe of its own."""
+    monkeypatch.setattr(told, "NAME", name)
+    monkeypatch.setattr(told, "RECIPE", recipe)
+    told.tell_beginning(root)
+    add(place, name, str(root))
+
+
+def test_labels_are_found_by_what_their_composition_is_computed_by(
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain, root = told.RECIPE, tmp_path / "root"
+    water = plain.model_copy(update={"compositions": {"H2O1": LabelInputs(charge=-1)}})
+    cation = plain.model_copy(
+        update={"compositions": {"C1H4": LabelInputs(charge=1, multiplicity=2)}}
+    )
+    assert len({plain.digest, water.digest, cation.digest}) == 3
+    contributed(place, root, monkeypatch, "water", water)
+    find(place, "C,H", output=tmp_path / "alike")  # CH4 is computed alike: one recipe
+    assert len(read(tmp_path / "alike" / "dataset.extxyz", ":")) == 3
+    contributed(place, root, monkeypatch, "cation", cation)
+    with pytest.raises(SpecError, match="labels of 3 recipes"):
+        find(place, "C,H", output=tmp_path / "refused")
+    own = recipe_for(cation, told.FRAMES[0]).digest
+    for digest, names in (
+        (plain.digest, {"told", "water"}),
+        (cation.digest, {"cation"}),
+        (own, {"cation"}),
+    ):
+        capsys.readouterr()
+        find(place, "C,H", recipe=digest)
+        said = capsys.readouterr().out
+        assert {name for name in ("told", "water", "cation") if f"\n{name} " in said} == names
+
+
+def test_a_recipe_file_finds_what_it_would_compute(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"code": "tblite", "compositions": {"H2O1": {"charge": -1}}}
+    recipe = make_recipe(Labels.model_validate(labels))
+    contributed(place, tmp_path / "root", monkeypatch, "water", recipe)
+    for name, given, found in (
+        ("plain", {"code": "tblite"}, True),
+        ("cation", {"code": "tblite", "compositions": {"C1H4": {"charge": 1}}}, False),
+    ):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"labels": given}))
+        if found:
+            find(place, "C,H", recipe=str(file), output=tmp_path / name)
+            assert len(read(tmp_path / name / "dataset.extxyz", ":")) == 1
+        else:
+            with pytest.raises(typer.Exit):
+                find(place, "C,H", recipe=str(file))
 
 
 def test_what_is_no_library(place: str, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from shared.spec import Spec
 from shared.values import (
     Accepted,
     Chosen,
+    Compared,
     Counts,
+    Dataset,
     FrameRef,
     Offered,
     OfferedFrame,
@@ -68,6 +70,16 @@ def ref(name: str) -> Ref:
     return Ref.to(f"objects/{name}", name.encode())
 
 
+PROPERTIES = [{"property": "elastic", "system": "methane", "tolerance": 0.05}]
+POINTS = 3
+"""Structures of each property."""
+
+
+def point_keys(of: Spec) -> set[str]:
+    wanted = range(len(of.verification.properties))
+    return {key("point", number, i) for number in wanted for i in range(POINTS)}
+
+
 def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
     start = FrameRef(batch=ref("start"), index=0, key=key("start"))
     return m.CampaignSubmitted(
@@ -81,14 +93,28 @@ def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
         systems=dict.fromkeys(of.systems, (start,)),
         atoms=dict.fromkeys(of.systems, 5),
         recipe=RECIPE,
+        points=tuple(
+            tuple(
+                FrameRef(batch=ref("points"), index=i, key=key("point", number, i))
+                for i in range(POINTS)
+            )
+            for number in range(len(of.verification.properties))
+        ),
     )
 
 
 class World:
-    """Answers commands. `ripe`: the committee version from which on all frames are accurate."""
+    """Answers commands. `ripe`: the committee version from which on all frames are accurate. `off`:
+    how far the elastic constant by a committee version is from the recipe's, as a share; the
+    final model counts as version 0."""
 
-    def __init__(self, ripe: int = 3, reject: Callable[[str], bool] = lambda key: False) -> None:
-        self.ripe, self.reject = ripe, reject
+    def __init__(
+        self,
+        ripe: int = 3,
+        reject: Callable[[str], bool] = lambda key: False,
+        off: Callable[[int], float] = lambda version: 0.04,
+    ) -> None:
+        self.ripe, self.reject, self.off = ripe, reject, off
         self.manifests: dict[str, str] = {}
         self.labelled: list[str] = []
         self.offered: dict[str, list[tuple[int, str]]] = {}
@@ -298,8 +324,34 @@ class World:
             )
         ]
 
+    def _measure(self, command: m.Measure) -> list[m.Message]:
+        found = self._compared(command.points, command.version)
+        return [m.Measured(**self.envelope(command), version=command.version, properties=found)]
+
+    def _compared(self, points: Ref, version: int) -> tuple[Compared, ...]:
+        """One number for each property that there are labelled structures of."""
+        labelled = Dataset.model_validate_json(self.manifests[points.uri])
+        assert len(labelled.labels) == len(labelled.origins)
+        return tuple(
+            Compared(
+                property=int(number),
+                name="elastic constant C11",
+                unit="GPa",
+                model=100.0 * (1 + self.off(version)),
+                recipe=100.0,
+            )
+            for number in sorted(set(labelled.origins))
+        )
+
     def _verify(self, command: m.Verify) -> list[m.Message]:
         rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
         return [
-            m.Verified(**self.envelope(command), stable=True, drift=0.0, length_ps=10.0, test=rmse)
+            m.Verified(
+                **self.envelope(command),
+                stable=True,
+                drift=0.0,
+                length_ps=10.0,
+                test=rmse,
+                properties=self._compared(command.points, 0) if command.points else (),
+            )
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.coordinator.folds.tasks import changed, current_task, is_live, settle, timeless
 from services.coordinator.state import (
+    NEVER_LEARNED,
     KnownFrame,
     StageState,
     State,
@@ -25,7 +26,9 @@ def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
         test=event.test,
         trained=0,
     )
-    return ask_labels(state, [KnownFrame(ref=ref, purpose="initial") for ref in event.frames])
+    initial = [KnownFrame(ref=ref, purpose="initial") for ref in event.frames]
+    points = [KnownFrame(ref=ref, purpose="property") for refs in event.points for ref in refs]
+    return ask_labels(state, (*initial, *points))
 
 
 def ask_labels(state: State, frames: Iterable[KnownFrame]) -> State:
@@ -90,9 +93,9 @@ def _accept_label(state: State, key: str, label: Ref) -> State:
         "revoked": state.revoked - (frame.status == "revoked"),
         "proposed": state.proposed - (awaited and frame.purpose == "proposed"),
     }
-    if frame.purpose != "audit":
+    if frame.purpose not in NEVER_LEARNED:
         changes["fresh"] = state.fresh.set(key, label)
-    else:
+    elif frame.purpose == "audit":
         changes["audited"] = state.audited.set(key, None)
         if frame.stage == stage.index:
             stage = stage.model_copy(update={"audits": stage.audits.set(key, frame.origin)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from immutables import Map
 
@@ -20,6 +20,8 @@ from services.coordinator.state import (
 from shared import messages as m
 from shared.values import Counts, PoolItem, is_offered
 
+R = TypeVar("R", bound=m.Result)
+
 
 def audit_done(state: State, event: m.AuditDone) -> State:
     task = state.tasks.get(event.task)
@@ -28,17 +30,29 @@ def audit_done(state: State, event: m.AuditDone) -> State:
     state = settle(state, task, "done")
     if state.round is None or event.version != state.version:
         return state
-    plain = event.model_copy(update={"time": 0.0, "cause": None, "seconds": 0.0, "id": ""})
     found, cold = event.deviation_over_error, state.cold_version == state.version
     ratio = found if cold and event.frames else state.ratio
     fell = state.ratio is not None and event.frames > 0 and found < state.ratio * 2 / 3
     return changed(
         state,
         round=state.round.model_copy(update={"audited": True}),
-        stage=state.stage.model_copy(update={"audit": plain}),
+        stage=state.stage.model_copy(update={"audit": _plain(event)}),
         ratio=ratio,
         force_cold=state.force_cold or (fell and not cold),
     )
+
+
+def measured(state: State, event: m.Measured) -> State:
+    task = state.tasks.get(event.task)
+    if task is None or not is_live(task):
+        return state
+    state = settle(state, task, "done")
+    return changed(state, measured=_plain(event)) if event.version == state.version else state
+
+
+def _plain(event: R) -> R:
+    """Without what differs when the same is found again."""
+    return event.model_copy(update={"time": 0.0, "cause": None, "seconds": 0.0, "id": ""})
 
 
 def round_judged(state: State, decision: m.RoundJudged) -> State:

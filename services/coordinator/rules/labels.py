@@ -118,6 +118,20 @@ def pairs_manifest(turn: Turn) -> Ref | None:
     return frozen_once(turn, "pairs", f"pairs-{state.waves}", body)
 
 
+def points_manifest(turn: Turn) -> Ref | None:
+    """Labels of the structures that properties follow from, property by property; None where
+    there are none, or one has no label."""
+    submitted, frames = turn.state.submitted, turn.state.frames
+    assert submitted is not None
+    points = [(str(n), frames[ref.key]) for n, refs in enumerate(submitted.points) for ref in refs]
+    labels = tuple(frame.label for _, frame in points if frame.label)
+    if not points or len(labels) < len(points):
+        return None
+    origins = tuple(number for number, _ in points)
+    body = Dataset(version=1, labels=labels, origins=origins).model_dump_json()
+    return frozen_once(turn, "points", "points", body)
+
+
 def _labelled_manifest(frames: Sequence[KnownFrame]) -> str:
     return Dataset(
         version=1,

@@ -11,7 +11,7 @@ from shared.values import (
     stable_id,
 )
 
-ESSENTIAL = (m.Train, m.Select, m.Audit)
+ESSENTIAL = (m.Train, m.Select, m.Audit, m.Measure)
 """The campaign cannot go on without these: abandoning one pauses it."""
 FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
     m.Train: {"resume": None},

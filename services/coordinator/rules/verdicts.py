@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.coordinator import convergence
-from services.coordinator.rules.labels import audit_manifest, pairs_manifest
+from services.coordinator.rules.labels import audit_manifest, pairs_manifest, points_manifest
 from services.coordinator.rules.training import start_training, train_final
 from services.coordinator.rules.trust import current_trust, stage_of
 from services.coordinator.rules.turn import Turn, cancel, tasks_of
@@ -42,14 +42,35 @@ def _round_is_settled(state: State) -> bool:
     return state.round is not None and state.round.closed and state.awaited == 0
 
 
+def _round_is_audited(state: State) -> bool:
+    if not _round_is_settled(state) or state.alive(m.Audit):
+        return False
+    assert state.round is not None
+    return state.round.audited or not state.stage.audits
+
+
+def measure_properties(turn: Turn) -> None:
+    """Properties by the committee that would end the last stage, beside those by the recipe."""
+    state = turn.state
+    if not _round_is_audited(state) or state.alive(m.Measure):
+        return
+    if convergence.awaits_properties(state):
+        turn.command(
+            m.Measure,
+            state.version,
+            title=f"properties by committee {state.version}",
+            committee=state.manifest,
+            version=state.version,
+            points=points_manifest(turn),
+        )
+
+
 def judge_round(turn: Turn) -> None:
     """What the round says of the version."""
     state = turn.state
-    if not _round_is_settled(state) or state.alive(m.Audit):
+    if not _round_is_audited(state) or convergence.awaits_properties(state):
         return
     assert state.round is not None
-    if state.stage.audits and not state.round.audited:
-        return
     outcome, why = convergence.judge_round(state)
     turn.fact(
         m.RoundJudged,
@@ -137,4 +158,5 @@ def _verify_final(turn: Turn) -> None:
         structure=state.submitted.systems[system][0],
         seed=stable_seed(state.spec.seed, "verify"),
         test=state.test,
+        points=points_manifest(turn),
     )

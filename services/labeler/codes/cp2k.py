@@ -21,6 +21,7 @@ from services.labeler.codes import cp2k_input as cp2k
 from services.labeler.codes.base import Settings
 from services.labeler.codes.kpoints import Mesh, mesh_of
 from services.labeler.codes.textual import NUMBER, block, numbers, read_text, rows, scaled
+from services.labeler.site import site
 from services.labeler.units import BOHR, GPA, HARTREE
 from shared.frames import Floats, Frame
 from shared.values import Recipe
@@ -119,7 +120,7 @@ class Cp2k:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
 
     def is_here(self) -> bool:
-        return programs.is_installed(self.name, PROGRAM)
+        return site().starts(self.name, [PROGRAM])
 
     def method(self, settings: dict[str, Any]) -> str:
         if settings["template"] is not None:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from services.labeler.codes.base import Settings
 from services.labeler.codes.potentials import digests, lacking
 from services.labeler.site import site
-from shared.errors import SpecError
 from shared.frames import Frame
 from shared.values import Recipe
 
@@ -55,11 +54,7 @@ class Program:
 
     def is_here(self) -> bool:
         """Whether this machine can run it."""
-        try:
-            site().command(self.name, 1, self.default_command)
-        except SpecError:
-            return False
-        return True
+        return site().starts(self.name, self.default_command)
 
 
 def is_stated(version: str, found: str | None) -> bool:

@@ -28,6 +28,7 @@ from services.labeler.codes.textual import (
     rows,
     scaled,
 )
+from services.labeler.site import site
 from services.labeler.units import BOHR, RYDBERG
 from shared.frames import Floats, Frame
 from shared.values import Recipe
@@ -163,7 +164,7 @@ class Qe:
         return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")
 
     def is_here(self) -> bool:
-        return programs.is_installed(self.name, PROGRAM)
+        return site().starts(self.name, [PROGRAM])
 
     def method(self, settings: dict[str, Any]) -> str:
         files = ", ".join(each["file"] for each in settings["pseudopotentials"].values())

@@ -134,6 +134,7 @@ KINDS = (
     m.Label,
     m.Reference,
     m.Audit,
+    m.Measure,
     m.Verify,
 )
 HANDLERS: dict[type[Command], Handler] = dict.fromkeys(KINDS, answer)
