@@ -16,6 +16,7 @@ import numpy as np
 from dpstream.atom_order import misnumbered
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
+from dpstream.given_frames import check_runs, picked, run_lengths, runs
 from dpstream.imported import Imported, find_files, frame_of, read_ase, read_dpdata, read_labelled
 from dpstream.loss_check import check_loss, loss_warnings
 from dpstream.training_check import check_training
@@ -46,7 +47,8 @@ class Gathered:
 
     systems: starting structures by system; initial: frames to be labelled first; labelled:
     imported training data; test: held-out labelled frames; warnings: for people; files: what
-    trainings are given; attachments: what the labeling recipe names by digest.
+    trainings are given; attachments: what the labeling recipe names by digest; lengths: by system
+    whose structures are looked at as they are, how many of them one trajectory looks at.
     """
 
     systems: dict[str, list[Frame]]
@@ -56,16 +58,31 @@ class Gathered:
     warnings: list[str]
     files: dict[str, Given] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+    def starts(self, system: str) -> int:
+        """Structures of the system that trajectories start from."""
+        frames = self.systems[system]
+        return len(runs(frames, self.lengths[system])) if system in self.lengths else len(frames)
 
 
-def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
+def gather(
+    spec: Spec,
+    folder: Path,
+    trusting: bool = False,
+    read: Mapping[str, list[Frame]] | None = None,
+) -> Gathered:
     """Read all that `spec` names, relative to `folder`, and check that it fits together;
-    `trusting`: it is for other workers to say which inputs for LAMMPS they take.
+    `trusting`: it is for other workers to say which inputs for LAMMPS they take; `read`: canonical
+    structures of systems that are read already.
 
     Raises `SpecError`, one line, at the first problem.
     """
     check_training(spec)
-    systems = {name: _starting_structures(spec, name, folder) for name in spec.systems}
+    systems = {
+        name: (read or {}).get(name) or _starting_structures(spec, name, folder)
+        for name in spec.systems
+    }
     labelled, test, said = _labelled_sets(spec, folder)
     check_loss(spec, labelled, test)
     _check_computable(spec, systems, labelled + test)
@@ -75,13 +92,16 @@ def gather(spec: Spec, folder: Path, trusting: bool = False) -> Gathered:
     _check_stage_engines(spec, systems, trusting)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
-    initial = [*_perturbed(spec, systems), *dimers]
+    initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*said, *left_out, *misnumbered(spec, lambda name: structures(spec, name, folder))]
     warnings += _warnings(spec, systems, labelled)
-    systems = _thinned(systems, MOST_FRAMES - len(initial), warnings)
+    lengths = run_lengths(spec)
+    systems = _thinned(systems, lengths, MOST_FRAMES - len(initial), warnings)
     _check_budget(spec, len(initial))
     files = given_files(spec, folder)
-    return Gathered(systems, initial, _pairs(labelled), _pairs(test), warnings, files)
+    return Gathered(
+        systems, initial, _pairs(labelled), _pairs(test), warnings, files, lengths=lengths
+    )
 
 
 def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
@@ -188,6 +208,16 @@ def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
 
 
 def _thinned(
+    systems: Mapping[str, list[Frame]], lengths: Mapping[str, int], room: int, warnings: list[str]
+) -> dict[str, list[Frame]]:
+    """At most `room` structures in all that trajectories start from; see `_evenly_thinned`."""
+    given = {name: frames for name, frames in systems.items() if name in lengths}
+    others = {name: frames for name, frames in systems.items() if name not in lengths}
+    room -= check_runs(given, lengths, room)
+    return given | _evenly_thinned(others, room, warnings) if others else given
+
+
+def _evenly_thinned(
     systems: Mapping[str, list[Frame]], room: int, warnings: list[str]
 ) -> dict[str, list[Frame]]:
     """At most `room` structures in all, taken evenly from each system, with a warning."""

@@ -17,6 +17,7 @@ from dpstream.inputs import Gathered
 from services.labeler.codes import CODES
 from shared.errors import SpecError
 from shared.frames import Frame, Label
+from shared.sections import DATASET
 from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from shared.values import Recipe, stable_seed
 
@@ -117,10 +118,8 @@ def conditions(stage: Stage) -> int:
 
 def _trajectories(stage: Stage, gathered: Gathered) -> str:
     count = conditions(stage)
-    starts = len(stage.systems)
-    if stage.starts == "all":
-        starts = sum(len(gathered.systems[system]) for system in stage.systems)
-    total = count // len(stage.systems) * starts * stage.md.trajectories
+    each = [stage.trajectories(gathered.starts(system)) for system in stage.systems]
+    total = count // len(stage.systems) * sum(each)
     return f"{total} ({count} condition{'s' if count > 1 else ''})"
 
 
@@ -304,7 +303,7 @@ def cross_check(
     when a force differs by more than low / 2 (norm over one atom, eV/Å), when an energy differs
     by more than another energy zero would explain, or when the recipe rejects a frame.
     """
-    if not gathered.labelled:
+    if not gathered.labelled or spec.labels.code == DATASET:  # those cannot be computed again
         return
     rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
     count = min(CHECKED, len(gathered.labelled))

@@ -137,6 +137,9 @@ class Explore(Command):
     pinned: bool
     from_chunk: int = 0
     resume: Ref | None = Field(default=None, description="restart file of the last accepted chunk")
+    known: Ref | None = Field(
+        default=None, description="JSON list of keys: frames that the engine `frames` leaves out"
+    )
 
 
 class Judge(Command):
@@ -428,7 +431,7 @@ class ManifestFrozen(Message):
     """A list too long for a message, stored under its key before anything refers to it."""
 
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
-    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal"]
+    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "known"]
     manifest: Ref
     body: str
 

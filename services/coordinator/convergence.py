@@ -98,7 +98,7 @@ def _conditions(state: State) -> str | None:
     """The *worst* condition must be accurate enough and fail seldom enough."""
     assert state.round is not None
     limits = state.spec.convergence
-    worst_first = sorted((shares(c)[0], name, c) for name, c in state.round.conditions.items())
+    worst_first = sorted((shares(c)[0], name, c) for name, c in _looked_at(state.round))
     for _, name, found in worst_first:
         accurate, failed = shares(found)
         if accurate < limits.accurate_ratio:
@@ -106,6 +106,11 @@ def _conditions(state: State) -> str | None:
         if failed > limits.max_failed:
             return f"{name}: {failed:.1%} failed, above {limits.max_failed:.1%}"
     return None
+
+
+def _looked_at(current: Round) -> list[tuple[str, ByCondition]]:
+    """Conditions with something to judge: of given frames there may be none left."""
+    return [(name, c) for name, c in current.conditions.items() if c.counts.total + c.dropped]
 
 
 def _rejections(state: State) -> str | None:
@@ -143,8 +148,9 @@ def _audit(state: State) -> str | None:
 
 def _praise(state: State) -> str:
     assert state.round is not None
-    accurate, worst = min((shares(c)[0], name) for name, c in state.round.conditions.items())
-    text = f"worst condition {worst}: {accurate:.1%} accurate"
+    found = [(shares(c)[0], name) for name, c in _looked_at(state.round)]
+    accurate, worst = min(found, default=(1.0, ""))
+    text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
     audit = state.stage.audit
     if state.spec.audit.per_round and audit is not None:
         text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"
