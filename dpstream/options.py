@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import CorruptLedger, SpecError, StoreError
+from shared.frames import Frame
 from shared.ports import Store
 from shared.spec import Spec, expand_material
 from shared.spec_errors import did_you_mean, explain
@@ -107,18 +108,27 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
-        labels, attachments = read_files(spec.labels, path.parent)
-        spec = spec.model_copy(update={"labels": labels})
-        spec = with_label_inputs(spec, path.parent)
-        recipe = make_recipe(spec.labels)
-        if engines:
-            check_engines(spec)
-            check_program(recipe)
-        gathered = gather(spec, path.parent, trusting=not engines)
-        gathered = replace(gathered, attachments=attachments)
-        return expand_material(spec), gathered, recipe
+        return checked(spec, path.parent, engines)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
+
+
+def checked(
+    spec: Spec,
+    folder: Path,
+    engines: bool = True,
+    read: Mapping[str, list[Frame]] | None = None,
+) -> tuple[Spec, Gathered, Recipe]:
+    """What `spec` names, relative to `folder`, read and checked; `read`: structures of systems that
+    are read already."""
+    labels, attachments = read_files(spec.labels, folder)
+    spec = with_label_inputs(spec.model_copy(update={"labels": labels}), folder)
+    recipe = make_recipe(spec.labels)
+    if engines:
+        check_engines(spec)
+        check_program(recipe)
+    gathered = gather(spec, folder, trusting=not engines, read=read)
+    return expand_material(spec), replace(gathered, attachments=attachments), recipe
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.text import Text
 from dpstream.inputs import Gathered
 from services.labeler.codes import CODES
 from shared.errors import SpecError
+from shared.explorers import AsGiven
 from shared.frames import Frame, Label
 from shared.sections import DATASET
 from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
@@ -87,21 +88,30 @@ def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 def _stages_table(spec: Spec, gathered: Gathered) -> Table:
     table = _table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
     for number, stage in enumerate(spec.stages, start=1):
-        md = stage.md
+        still = isinstance(stage.engine, AsGiven)
         table.add_row(
             f"{number} {stage.name}",
             f"{_dynamics(stage)} of {', '.join(stage.systems)}",
-            ", ".join(f"{t:g}" for t in stage.temperatures),
+            "–" if still else ", ".join(f"{t:g}" for t in stage.temperatures),
             ", ".join(f"{p:g}" for p in stage.pressures) or "–",
             _trajectories(stage, gathered),
-            f"{md.steps * md.timestep:g} ps, {md.steps // md.every} checks",
+            _length(stage),
             _stage_trust(spec, stage),
         )
     return table
 
 
+def _length(stage: Stage) -> str:
+    checks = stage.md.steps // stage.md.every
+    if isinstance(stage.engine, AsGiven):
+        return f"at most {checks} frames"
+    return f"{stage.md.steps * stage.md.timestep:g} ps, {checks} checks"
+
+
 def _dynamics(stage: Stage) -> str:
     kind = stage.engine.kind
+    if isinstance(stage.engine, AsGiven):
+        return kind
     return stage.md.ensemble if kind == "md" else f"{kind} ({stage.md.ensemble})"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from services.coordinator.state import ByCondition, Round, State
+from shared.explorers import AsGiven
 from shared.values import Counts, Trust
 
 BARREN_ROUNDS = 3
@@ -98,7 +99,7 @@ def _conditions(state: State) -> str | None:
     """The *worst* condition must be accurate enough and fail seldom enough."""
     assert state.round is not None
     limits = state.spec.convergence
-    worst_first = sorted((shares(c)[0], name, c) for name, c in _looked_at(state.round))
+    worst_first = sorted((shares(c)[0], name, c) for name, c in _to_be_judged(state))
     for _, name, found in worst_first:
         accurate, failed = shares(found)
         if accurate < limits.accurate_ratio:
@@ -108,9 +109,12 @@ def _conditions(state: State) -> str | None:
     return None
 
 
-def _looked_at(current: Round) -> list[tuple[str, ByCondition]]:
-    """Conditions with something to judge: of given frames there may be none left."""
-    return [(name, c) for name, c in current.conditions.items() if c.counts.total + c.dropped]
+def _to_be_judged(state: State) -> list[tuple[str, ByCondition]]:
+    """Conditions of the round. Of given frames there may be none left, which is no fault."""
+    assert state.round is not None
+    given = isinstance(state.spec.stages[state.stage.index].engine, AsGiven)
+    conditions = state.round.conditions.items()
+    return [(name, c) for name, c in conditions if c.counts.total + c.dropped or not given]
 
 
 def _rejections(state: State) -> str | None:
@@ -148,7 +152,7 @@ def _audit(state: State) -> str | None:
 
 def _praise(state: State) -> str:
     assert state.round is not None
-    found = [(shares(c)[0], name) for name, c in _looked_at(state.round)]
+    found = [(shares(c)[0], name) for name, c in _to_be_judged(state)]
     accurate, worst = min(found, default=(1.0, ""))
     text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
     audit = state.stage.audit
