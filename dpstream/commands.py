@@ -42,6 +42,7 @@ from dpstream.propose import propose
 from dpstream.relabel import check_imported
 from dpstream.report import write_report
 from dpstream.runner import run_campaign
+from dpstream.simplify.command import simplify
 from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
@@ -236,6 +237,7 @@ app.command()(doctor)
 app.command()(collect)
 app.command()(init_bulk)
 app.command()(init_surf)
+app.command()(simplify)
 app.command("test")(compare_properties)
 app.add_typer(library, name="library")
 

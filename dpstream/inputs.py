@@ -22,6 +22,7 @@ from dpstream.consistency import (
 )
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
+from dpstream.given_frames import check_runs, picked, run_lengths, runs
 from dpstream.imported import Imported, read_labelled
 from dpstream.loss_check import check_loss
 from dpstream.starting import Structures
@@ -45,7 +46,8 @@ class Gathered:
     systems: starting structures by system; initial: frames to be labelled first; labelled:
     imported training data; test: held-out labelled frames; warnings: for people; files: what
     trainings are given; attachments: what the labeling recipe names by digest; points: structures
-    of each property that is compared with the recipe's.
+    of each property that is compared with the recipe's; lengths: by system whose structures are
+    looked at as they are, how many of them one trajectory looks at.
     """
 
     systems: dict[str, list[Frame]]
@@ -56,6 +58,7 @@ class Gathered:
     files: dict[str, Given] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     points: list[list[Frame]] = field(default_factory=list)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -67,6 +70,11 @@ class Gathered:
         """Frames to be labelled for properties alone."""
         keys = {frame_key(frame) for frames in self.points for frame in frames}
         return len(keys - {frame_key(frame) for frame in self.initial})
+
+    def starts(self, system: str) -> int:
+        """Structures of the system that trajectories start from."""
+        frames = self.systems[system]
+        return len(runs(frames, self.lengths[system])) if system in self.lengths else len(frames)
 
 
 def gather(
@@ -89,13 +97,20 @@ def gather(
     check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
-    initial = [*_perturbed(spec, systems), *dimers]
+    initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*said, *left_out, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
-    systems = _thinned(systems, MOST_FRAMES - len(initial) - sum(map(len, points)), warnings)
-    files = given_files(spec, folder)
+    lengths = run_lengths(spec)
+    room = MOST_FRAMES - len(initial) - sum(map(len, points))
     gathered = Gathered(
-        systems, initial, _pairs(labelled), _pairs(test), warnings, files, points=points
+        _thinned(systems, lengths, room, warnings),
+        initial,
+        _pairs(labelled),
+        _pairs(test),
+        warnings,
+        given_files(spec, folder),
+        points=points,
+        lengths=lengths,
     )
     check_budget(spec, gathered.first)
     return gathered
@@ -144,7 +159,8 @@ def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
 def _starting_structures(spec: Spec, name: str, structures: Structures) -> list[Frame]:
     frames = []
     for where, each in structures(name):
-        _check_frame(each.frame, spec, where)
+        if name not in structures.given:
+            _check_frame(each.frame, spec, where)
         frames.append(each.frame)
     return frames
 
@@ -177,6 +193,16 @@ def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
 
 
 def _thinned(
+    systems: Mapping[str, list[Frame]], lengths: Mapping[str, int], room: int, warnings: list[str]
+) -> dict[str, list[Frame]]:
+    """At most `room` structures in all that trajectories start from; see `_evenly_thinned`."""
+    given = {name: frames for name, frames in systems.items() if name in lengths}
+    others = {name: frames for name, frames in systems.items() if name not in lengths}
+    room -= check_runs(given, lengths, room)
+    return given | _evenly_thinned(others, room, warnings) if others else given
+
+
+def _evenly_thinned(
     systems: Mapping[str, list[Frame]], room: int, warnings: list[str]
 ) -> dict[str, list[Frame]]:
     """At most `room` structures in all, taken evenly from each system, with a warning."""

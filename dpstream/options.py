@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from dpstream.submission import stored_spec
 from services.coordinator.ledger import campaigns
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import CorruptLedger, SpecError, StoreError
+from shared.frames import Frame
 from shared.ports import Store
 from shared.spec import Spec, expand_material
 from shared.spec_errors import did_you_mean, explain
@@ -108,19 +110,28 @@ def prepared(
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
-        labels, attachments = read_files(spec.labels, path.parent)
-        spec = spec.model_copy(update={"labels": labels})
-        structures = Structures(spec, path.parent)
-        spec = with_label_inputs(spec, structures)
-        recipe = make_recipe(spec.labels)
-        if engines:
-            check_engines(spec)
-            check_program(recipe)
-        gathered = gather(spec, path.parent, not engines, structures)
-        gathered = replace(gathered, attachments=attachments)
-        return expand_material(spec), gathered, recipe
+        return checked(spec, path.parent, engines)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
+
+
+def checked(
+    spec: Spec,
+    folder: Path,
+    engines: bool = True,
+    given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
+) -> tuple[Spec, Gathered, Recipe]:
+    """What `spec` names, relative to `folder`, read and checked; `given`: structures of systems
+    that are read already."""
+    labels, attachments = read_files(spec.labels, folder)
+    structures = Structures(spec, folder, given)
+    spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
+    recipe = make_recipe(spec.labels)
+    if engines:
+        check_engines(spec)
+        check_program(recipe)
+    gathered = gather(spec, folder, not engines, structures)
+    return expand_material(spec), replace(gathered, attachments=attachments), recipe
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from rich.text import Text
 from dpstream.inputs import Gathered
 from services.labeler.codes import CODES
 from shared.errors import SpecError
+from shared.explorers import AsGiven
 from shared.frames import Frame, Label
+from shared.sections import DATASET
 from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from shared.values import Recipe, stable_seed
 
@@ -86,21 +88,30 @@ def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 def _stages_table(spec: Spec, gathered: Gathered) -> Table:
     table = _table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
     for number, stage in enumerate(spec.stages, start=1):
-        md = stage.md
+        still = isinstance(stage.engine, AsGiven)
         table.add_row(
             f"{number} {stage.name}",
             f"{_dynamics(stage)} of {', '.join(stage.systems)}",
-            ", ".join(f"{t:g}" for t in stage.temperatures),
+            "–" if still else ", ".join(f"{t:g}" for t in stage.temperatures),
             ", ".join(f"{p:g}" for p in stage.pressures) or "–",
             _trajectories(stage, gathered),
-            f"{md.steps * md.timestep:g} ps, {md.steps // md.every} checks",
+            _length(stage),
             _stage_trust(spec, stage),
         )
     return table
 
 
+def _length(stage: Stage) -> str:
+    checks = stage.md.steps // stage.md.every
+    if isinstance(stage.engine, AsGiven):
+        return f"at most {checks} frames"
+    return f"{stage.md.steps * stage.md.timestep:g} ps, {checks} checks"
+
+
 def _dynamics(stage: Stage) -> str:
     kind = stage.engine.kind
+    if isinstance(stage.engine, AsGiven):
+        return kind
     return stage.md.ensemble if kind == "md" else f"{kind} ({stage.md.ensemble})"
 
 
@@ -117,10 +128,8 @@ def conditions(stage: Stage) -> int:
 
 def _trajectories(stage: Stage, gathered: Gathered) -> str:
     count = conditions(stage)
-    starts = len(stage.systems)
-    if stage.starts == "all":
-        starts = sum(len(gathered.systems[system]) for system in stage.systems)
-    total = count // len(stage.systems) * starts * stage.md.trajectories
+    each = [stage.trajectories(gathered.starts(system)) for system in stage.systems]
+    total = count // len(stage.systems) * sum(each)
     return f"{total} ({count} condition{'s' if count > 1 else ''})"
 
 
@@ -306,7 +315,7 @@ def cross_check(
     when a force differs by more than low / 2 (norm over one atom, eV/Å), when an energy differs
     by more than another energy zero would explain, or when the recipe rejects a frame.
     """
-    if not gathered.labelled:
+    if not gathered.labelled or spec.labels.code == DATASET:  # those cannot be computed again
         return
     rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
     count = min(CHECKED, len(gathered.labelled))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,30 @@ from shared.spec import Spec, System
 
 
 class Structures:
-    """By name of a system, each structure with where it stands; files are read once."""
+    """By name of a system, each structure with where it stands; files are read once, and those
+    `given` in canonical form not at all."""
 
-    def __init__(self, spec: Spec, folder: Path) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
+    ) -> None:
+        self.given = given
         self._spec, self._folder = spec, folder
         self._read: dict[str, list[tuple[str, Canonical]]] = {}
 
     def __call__(self, system: str) -> list[tuple[str, Canonical]]:
         if system not in self._read:
-            self._read[system] = list(_structures(self._spec, system, self._folder))
+            self._read[system] = list(self._found(system))
         return self._read[system]
+
+    def _found(self, system: str) -> Iterator[tuple[str, Canonical]]:
+        if system not in self.given:
+            yield from _structures(self._spec, system, self._folder)
+            return
+        for number, frame in enumerate(self.given[system]):
+            yield f"systems.{system}: frame {number}", canonical(frame)
 
 
 def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from dpstream.given_frames import runs
 from dpstream.inputs import Gathered
 from services.coordinator.folds.tasks import timeless
 from shared.codec import decode, encode
@@ -92,7 +93,12 @@ def _event(
         packs=inputs.packs(gathered.labelled),
         pack_frames=len(gathered.labelled),
         frames=inputs.frames(gathered.initial),
-        systems={system: inputs.frames(frames) for system, frames in gathered.systems.items()},
+        systems={
+            system: inputs.starts(frames, gathered.lengths[system])
+            if system in gathered.lengths
+            else inputs.frames(frames)
+            for system, frames in gathered.systems.items()
+        },
         test=inputs.dataset(gathered.test) if gathered.test else None,
         atoms={
             system: max(len(frame.species) for frame in frames)
@@ -188,6 +194,10 @@ class _Inputs:
                 i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
             }
         return tuple(refs[i] for i in range(len(frames)))
+
+    def starts(self, frames: Sequence[Frame], length: int) -> tuple[FrameRef, ...]:
+        """References to the first of every so many frames of a kind, whose batch holds them."""
+        return tuple(self.frames(run)[0] for run in runs(frames, length))
 
     def packs(self, labelled: Sequence[tuple[Frame, Label]]) -> tuple[Ref, ...]:
         """Labelled batches, one per composition."""

@@ -45,10 +45,11 @@ systems:                                    # starting structures for exploratio
     structures: ["structures/*.xyz"]        # files that ASE reads: POSCAR, extxyz, xyz, cif…
     # periodic: false                       # default: as the file says; false drops the cell
 
-initial:                                    # labels for the first training: one of these or both
+initial:                                    # labels for the first training: one of these or more
 {perturb}
   # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
   #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
+  # pick: 20                                # structures of the systems as they are, at random
 {dimers}
 
 stages:                                     # explored one after another, each until it converges

@@ -206,7 +206,14 @@ class Search(Section):
     population: int = Field(default=20, ge=2, description="parents: the lowest in enthalpy")
 
 
-Engine = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search
+class AsGiven(Section):
+    """Nothing moves: the structures of the systems are judged as they are, one check each, those
+    whose label was asked for left out. md.steps / md.every of one composition are a trajectory."""
+
+    kind: Literal["frames"] = Field(description="the systems' own structures")
+
+
+Engine = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven
 
 
 def _written_short(value: Any) -> Any:
@@ -215,7 +222,7 @@ def _written_short(value: Any) -> Any:
 
 
 AnyEngine = Annotated[Engine, Field(discriminator="kind"), BeforeValidator(_written_short)]
-KINDS = ("md", "swap-mc", "colvars", "plumed", "potential", "template", "search")
+KINDS = ("md", "swap-mc", "colvars", "plumed", "potential", "template", "search", "frames")
 VARIABLES = ("distance", "coordination", "dihedral")
 TEXTS = {"colvars": ("input",), "plumed": ("input",), "template": ("lammps", "plumed")}
 """Keys whose value is a text, or the name of a file that holds it."""

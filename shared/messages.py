@@ -141,6 +141,9 @@ class Explore(Command):
     pinned: bool
     from_chunk: int = 0
     resume: Ref | None = Field(default=None, description="restart file of the last accepted chunk")
+    known: Ref | None = Field(
+        default=None, description="JSON list of keys: frames that the engine `frames` leaves out"
+    )
 
 
 class Judge(Command):
@@ -451,7 +454,9 @@ class ManifestFrozen(Message):
     """A list too long for a message, stored under its key before anything refers to it."""
 
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
-    purpose: Literal["dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "points"]
+    purpose: Literal[
+        "dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "points", "known"
+    ]
     manifest: Ref
     body: str
 

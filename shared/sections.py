@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from shared.explorers import AnyEngine, Plain, Template
+from shared.explorers import AnyEngine, AsGiven, Plain, Template
 from shared.frames import PARAMETERS
 from shared.section import Positive, Section, Share
 from shared.values import Condition, Kpoints, LabelInputs, Name, Trust
@@ -128,6 +128,11 @@ class Initial(Section):
     data: tuple[str, ...] = Field(
         default=(),
         description="labelled sets: DeePMD npy folders or HDF5 files, extxyz, VASP OUTCAR",
+    )
+    pick: int = Field(
+        default=0,
+        ge=0,
+        description="structures of the systems drawn at random, labelled before the first training",
     )
     perturb: Perturb | None = Field(
         default=None, description="perturbed copies of the starting structures"
@@ -417,6 +422,17 @@ class Stage(Section):
                             revision=revision,
                         )
 
+    @property
+    def at_every_start(self) -> bool:
+        """Whether trajectories start at each of a system's structures, instead of in turn."""
+        return self.starts == "all" or isinstance(self.engine, AsGiven)
+
+    def trajectories(self, structures: int) -> int:
+        """Of one condition, whose system has so many structures."""
+        if isinstance(self.engine, AsGiven):
+            return structures
+        return self.md.trajectories * (structures if self.at_every_start else 1)
+
     def _revisions(self, system: str) -> tuple[int | None, ...]:
         rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
         return tuple(range(len(rows))) if len(rows) > 1 else (None,)
@@ -430,6 +446,10 @@ class Material(Section):
     Tm: Positive = Field(description="melting point, K")
     B: Positive = Field(description="bulk modulus, GPa")
     temperatures_per_group: int = Field(default=2, ge=1, description="evenly spaced")
+
+
+DATASET = "dataset"
+"""The labeling code of labels that came with a dataset."""
 
 
 class Labels(Section):

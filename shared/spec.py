@@ -159,8 +159,8 @@ def _problems(spec: Spec) -> Iterator[str]:
         yield "type_map: an element is listed twice"
     if bool(spec.stages) == (spec.material is not None):
         yield "stages: give either `stages` or `material`, one of the two"
-    if not spec.initial.data and spec.initial.perturb is None:
-        yield "initial: give `data`, `perturb` or both: the first committee needs labels"
+    if not spec.initial.data and spec.initial.perturb is None and not spec.initial.pick:
+        yield "initial: give `data`, `perturb` or `pick`: the first committee needs labels"
     yield from _unknown_elements(spec)
     yield from _parameter_problems(spec)
     yield from _stage_problems(spec)

@@ -52,9 +52,9 @@ def import_(
     spec_of(converted, param)
     workers, lines = _machine(machine)
     _write(converted, param, output)
-    console.print(_table(f"{param}", converted.lines))
+    console.print(key_table(f"{param}", converted.lines))
     if machine is not None:
-        console.print(_table(f"{machine}", lines), *_started(workers), sep="\n")
+        console.print(key_table(f"{machine}", lines), *_started(workers), sep="\n")
     for text in _closing(converted, output):
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -65,9 +65,13 @@ def check_machine(param: Path, machine: Path | None) -> None:
         return
     if not is_param(read_document(param)):
         raise SpecError(f"{machine}: a machine file goes with DP-GEN's param.json, not {param}")
+    console.print(said_of_machine(machine), soft_wrap=True, markup=False, highlight=False)
+
+
+def said_of_machine(machine: Path) -> str:
+    """What a run here makes of a machine file. Raises `SpecError` where it is none."""
     _machine(machine)
-    text = f"{machine}: workers run here as they are; dpstream import tells what becomes of it"
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    return f"{machine}: workers run here as they are; dpstream import tells what becomes of it"
 
 
 def _machine(path: Path | None) -> tuple[list[Worker], list[Line]]:
@@ -100,7 +104,8 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
 # ----------------------------------------------------------------------------------- what is said
 
 
-def _table(title: str, lines: Iterable[Line]) -> Table:
+def key_table(title: str, lines: Iterable[Line]) -> Table:
+    """Every key, and what became of it."""
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for column in ("key", "value", "becomes"):
         table.add_column(column, overflow="fold")

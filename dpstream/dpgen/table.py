@@ -18,13 +18,15 @@ from dpstream.dpgen.keys import (
     TRAINING,
 )
 from dpstream.dpgen.machine import PART, RESOURCES, TOP
+from dpstream.dpgen.simplify import SIMPLIFY
 from dpstream.dpgen.styles import ELSEWHERE, STYLES
 
 HEAD = """# Every key of DP-GEN
 
-What `dpstream import` makes of each key of `dpgen run` 0.14, and of the older ones that are still
-about. A refused key stops the import, and the words say what to do instead; with a value that asks
-for nothing (`false`, an empty list) it may stay. Keys that begin with an underscore are comments.
+What `dpstream import` makes of each key of `dpgen run` 0.14, `dpstream simplify` of those of `dpgen
+simplify`, and of the older ones that are still about. A refused key stops the import, and the words
+say what to do instead; with a value that asks for nothing (`false`, an empty list) it may stay.
+Keys that begin with an underscore are comments.
 This page is made by `make schema` from the tables that the import goes by; [dp-gen.md](dp-gen.md)
 explains.
 """
@@ -43,6 +45,7 @@ def markdown() -> str:
         ("param.json: model_devi_jobs[].template", TEMPLATE),
         ("param.json: model_devi_jobs[].rev_mat, sys_rev_mat.*", REVISIONS),
         ("param.json: labeling", LABELING),
+        ("simplify's param.json: its own keys, and those with another meaning", SIMPLIFY),
     ]
     for name, style in STYLES.items():
         parts.append((f"fp_style {name}", style.keys))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from services.coordinator import properties
 from services.coordinator.state import ByCondition, Round, State
+from shared.explorers import AsGiven
 from shared.values import Compared, Counts, Trust
 
 BARREN_ROUNDS = 3
@@ -118,7 +119,7 @@ def _conditions(state: State) -> str | None:
     """The *worst* condition must be accurate enough and fail seldom enough."""
     assert state.round is not None
     limits = state.spec.convergence
-    worst_first = sorted((shares(c)[0], name, c) for name, c in state.round.conditions.items())
+    worst_first = sorted((shares(c)[0], name, c) for name, c in _to_be_judged(state))
     for _, name, found in worst_first:
         accurate, failed = shares(found)
         if accurate < limits.accurate_ratio:
@@ -126,6 +127,14 @@ def _conditions(state: State) -> str | None:
         if failed > limits.max_failed:
             return f"{name}: {failed:.1%} failed, above {limits.max_failed:.1%}"
     return None
+
+
+def _to_be_judged(state: State) -> list[tuple[str, ByCondition]]:
+    """Conditions of the round. Of given frames there may be none left, which is no fault."""
+    assert state.round is not None
+    given = isinstance(state.spec.stages[state.stage.index].engine, AsGiven)
+    conditions = state.round.conditions.items()
+    return [(name, c) for name, c in conditions if c.counts.total + c.dropped or not given]
 
 
 def _rejections(state: State) -> str | None:
@@ -163,8 +172,9 @@ def _audit(state: State) -> str | None:
 
 def _praise(state: State) -> str:
     assert state.round is not None
-    accurate, worst = min((shares(c)[0], name) for name, c in state.round.conditions.items())
-    text = f"worst condition {worst}: {accurate:.1%} accurate"
+    found = [(shares(c)[0], name) for name, c in _to_be_judged(state)]
+    accurate, worst = min(found, default=(1.0, ""))
+    text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
     audit = state.stage.audit
     if state.spec.audit.per_round and audit is not None:
         text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"

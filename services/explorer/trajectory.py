@@ -59,6 +59,7 @@ class Walk:
     made: int = 0
     streak: int = 0
     stopped: str | None = None
+    complete: bool = False
     uniform: bool = True
     chunk: int = 0
     fresh: list[Batch] = field(default_factory=list)
@@ -88,7 +89,12 @@ class Walk:
 
     @property
     def over(self) -> bool:
-        return self.stopped is not None or self.made >= self.planned
+        return self.stopped is not None or self.complete or self.made >= self.planned
+
+    @property
+    def dropped(self) -> int:
+        """Planned checks that will not be made."""
+        return 0 if self.complete else self.planned - self.made
 
     def start(self) -> None:
         """Set the engine up: at the first step, or where the last accepted chunk ended."""
@@ -133,7 +139,7 @@ class Walk:
             chunk=self.chunk,
             last=last,
             counts=count(self.verdicts),
-            dropped=self.planned - self.made if last else 0,
+            dropped=self.dropped if last else 0,
             stopped=self.stopped,
             uniform=self.uniform,
             candidates=self._candidates(),
@@ -145,7 +151,7 @@ class Walk:
     def _piece(self, checks: int) -> None:
         piece = self.explorer.advance(checks, self.streak)
         self.made += piece.made
-        self.streak, self.stopped = piece.streak, piece.stopped
+        self.streak, self.stopped, self.complete = piece.streak, piece.stopped, piece.complete
         if piece.frames is not None:
             self._judge_after_skip(piece.frames)
 

@@ -160,6 +160,11 @@ def deepmd_point(recipe: Recipe, frame: Frame, model: Any) -> Outcome:
     )
 
 
+def dataset_point(recipe: Recipe, frame: Frame, _: Any) -> Outcome:
+    """Labels of a dataset are found where labels are kept, or nowhere."""
+    return Outcome(fault="not-in-dataset", messages=("the dataset has no label of this frame",))
+
+
 def _prepare_tblite(recipe: Recipe) -> None:
     importlib.import_module("tblite.interface")
 
@@ -195,6 +200,7 @@ SINGLE_POINTS: dict[str, tuple[Prepare, SinglePoint]] = {
     "pyscf": (_prepare_pyscf, pyscf_point),
     "ase": (_prepare_ase, ase_point),
     "deepmd": (_prepare_deepmd, deepmd_point),
+    "dataset": (lambda recipe: None, dataset_point),
 }
 """By code: what fails the same way for every frame of a recipe, and the single point itself, which
 is given what the first returned."""

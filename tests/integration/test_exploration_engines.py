@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from services.explorer.engines import ENGINES
 from services.explorer.handlers import Bench, explore
 from shared.deviation import max_force_deviation, virial_deviation
 from shared.errors import Permanent
-from shared.frames import Frame, canonical, frame_key, from_ase
+from shared.frames import Batch, Frame, canonical, frame_key, from_ase
 from shared.messages import ChunkExplored
 from shared.values import Condition, Trust
 from tests.integration.test_explorer import AL8, CH4, World, evaluated, total
@@ -30,7 +31,8 @@ MORSE = ("pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253")
 
 @dataclass(frozen=True)
 class Case:
-    """An engine at work. `refused`: settings that can never work, and what is said of them."""
+    """An engine at work. `refused`: settings that can never work, and what is said of them;
+    `pool`: so many frames lie in the batch of the starting structure."""
 
     engine: Mapping[str, Any]
     frame: Frame
@@ -38,6 +40,7 @@ class Case:
     md: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 300.0
     refused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pool: int = 1
 
 
 TEMPLATE = """
@@ -108,6 +111,7 @@ CASES["template"] = Case(
 CASES["search"] = Case(
     {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.1, 0.12]}}
 )
+CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +152,16 @@ def world(
     }
     if str(case.md.get("ensemble", "")).startswith("npt"):
         stage["pressures"] = [0.0]
-    return World(folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]})
+    place = World(folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]})
+    if case.pool > 1:
+        place.structure = place.frame_refs("pool.npz", Batch.of(shaken(case.frame, case.pool)))[0]
+    return place
+
+
+def shaken(frame: Frame, count: int) -> list[Frame]:
+    rng = np.random.default_rng(3)
+    moves = rng.normal(0, 0.03, (count, *frame.positions.shape))
+    return [canonical(replace(frame, positions=frame.positions + move)).frame for move in moves]
 
 
 def explored(bench: Bench, world: World, **more: Any) -> list[ChunkExplored]:
@@ -234,6 +247,24 @@ def test_what_can_never_work_is_permanent(
     place = world(tmp_path, kind, models, **CASES[kind].refused[words])
     with pytest.raises(Permanent, match=words):
         explored(bench, place)
+
+
+def test_given_frames_are_looked_at_from_the_start_on_without_those_known(
+    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    place = world(tmp_path, "frames", methane_committee[:2])
+    pool = Batch.loads(place.store.get(place.structure.batch.uri))
+    start = place.structure.model_copy(update={"index": 10})
+    known = place.put("known.json", json.dumps([frame_key(pool[n]) for n in (3, 11, 12)]).encode())
+    (event,) = explored(bench, place, structure=start, known=known)
+    assert (total(event), event.dropped, event.stopped) == (13, 0, None), "those of 25 from 10 on"
+    batch = place.batch(event.candidates)
+    left = [n for n in range(10, 25) if n not in (11, 12)]
+    assert [frame_key(frame) for frame in batch] == [frame_key(pool[n]) for n in left]
+    np.testing.assert_allclose(batch.arrays["time_ps"], [(n - 9) * 0.0025 for n in left])
+    everything = place.put("all.json", json.dumps([frame_key(f) for f in pool]).encode())
+    (event,) = explored(bench, place, known=everything)
+    assert (total(event), event.dropped, event.last) == (0, 0, True)
 
 
 def test_plumed_is_refused_where_lammps_has_none(

@@ -11,6 +11,7 @@ from services.coordinator import convergence
 from services.coordinator.folds.verdicts import round_judged
 from services.coordinator.state import ByCondition, Round, StageState, State
 from shared import messages as m
+from shared.explorers import AsGiven
 from shared.values import Counts, Rmse, Trust
 from tests.unit.storm import Storm
 from tests.unit.world import World, key, ref, spec
@@ -58,6 +59,21 @@ def tried(conditions: dict[str, ByCondition] | None = None, asked: int = 0, **st
             asked=asked,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("conditions", "praise"),
+    [
+        ({"cold": GOOD, "hot": ByCondition()}, "worst condition cold: 98.0% accurate"),
+        ({"hot": ByCondition()}, "no frame is left"),
+    ],
+)
+def test_of_given_frames_there_may_be_none_left(conditions: Any, praise: str) -> None:
+    state = tried(conditions)
+    first = state.spec.stages[0].model_copy(update={"engine": AsGiven(kind="frames")})
+    given = state.spec.model_copy(update={"stages": (first, *state.spec.stages[1:])})
+    outcome, why = convergence.judge_round(state.model_copy(update={"spec": given}))
+    assert (outcome, why.partition(";")[0]) == ("passed", praise)
 
 
 def test_a_round_that_meets_every_rule_passes() -> None:

@@ -103,7 +103,9 @@ def test_an_ase_calculators_version_names_its_package() -> None:
 def test_codes_are_registered_under_their_names_with_described_settings() -> None:
     for name, code in CODES.items():
         assert code.name == name
-        assert isinstance(code, FileCode) == (name not in ("tblite", "pyscf", "ase", "deepmd"))
+        assert isinstance(code, FileCode) == (
+            name not in ("tblite", "pyscf", "ase", "deepmd", "dataset")
+        )
         for setting in code.settings.model_fields.values():
             assert setting.description
 

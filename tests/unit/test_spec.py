@@ -128,7 +128,7 @@ WRONG = [
     ("stages.0.pressures", [1.0], "stages.0.pressures: allowed with npt only"),
     ("stages.0.md.ensemble", "npt", "stages.0.pressures: npt needs at least one pressure"),
     ("stages.0.md.steps", 5, "stages.0.md.steps: 5 is less than every (10)"),
-    ("initial", {}, "initial: give `data`, `perturb` or both"),
+    ("initial", {}, "initial: give `data`, `perturb` or `pick`"),
     ("selection.per_round", 0, "selection.per_round: 0: should be greater than or equal to 1"),
     ("selection.min_distance", {"Al-Cu": 2.0}, "selection.min_distance: 'Al-Cu' is not a pair"),
     ("md.masses", {"Cu": 63.5}, "md.masses: 'Cu' is not in type_map (Al)"),

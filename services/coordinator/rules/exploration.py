@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
@@ -13,14 +14,17 @@ from services.coordinator.rules.trust import (
     stage_of,
     trust_of,
 )
-from services.coordinator.rules.turn import Turn, already_decided, cancel, tasks_of
+from services.coordinator.rules.turn import Turn, already_decided, cancel, frozen_once, tasks_of
 from services.coordinator.state import State, Task
 from shared import messages as m
+from shared.explorers import AsGiven
 from shared.values import (
     Condition,
     FrameRef,
     PoolItem,
+    Ref,
     is_offered,
+    stable_id,
     stable_seed,
 )
 
@@ -104,16 +108,28 @@ def begin_round(turn: Turn) -> None:
         return
     if state.stage.trust is None:
         set_trust(turn, *opening_trust(state))
+    known = _known(turn)
     for index, (condition, number) in enumerate(_planned_trajectories(state)):
-        _issue_trajectory(turn, index, condition, number)
+        _issue_trajectory(turn, index, condition, number, known)
 
 
-def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int) -> None:
+def _known(turn: Turn) -> Ref | None:
+    """Frames whose label was asked for, which a stage that looks at given ones leaves out."""
+    state = turn.state
+    if not isinstance(stage_of(state).engine, AsGiven):
+        return None
+    body = json.dumps(sorted(state.frames))
+    return frozen_once(turn, "known", f"known-{stable_id(body)[:8]}", body)
+
+
+def _issue_trajectory(
+    turn: Turn, index: int, condition: Condition, number: int, known: Ref | None
+) -> None:
     state = turn.state
     assert state.submitted is not None
     stage, wave = stage_of(state), state.waves + (state.round is None)
     structures = state.submitted.systems[condition.system]
-    start = number if stage.starts == "all" else wave + index
+    start = number if stage.at_every_start else wave + index
     name = f"{stage.name}/{wave}/{str(condition).replace(' ', '-')}/{number}"
     turn.command(
         m.Explore,
@@ -129,6 +145,7 @@ def _issue_trajectory(turn: Turn, index: int, condition: Condition, number: int)
         driver=index % state.spec.training.members,
         trust=trust_of(state, condition.system),
         pinned=state.spec.mode == "lockstep",
+        known=known,
     )
 
 
@@ -143,7 +160,5 @@ def _planned_trajectories(state: State) -> Iterator[tuple[Condition, int]]:
 
 def _trajectories(state: State, system: str) -> int:
     """Of one condition of the current stage."""
-    stage = stage_of(state)
     assert state.submitted is not None
-    starts = len(state.submitted.systems[system]) if stage.starts == "all" else 1
-    return stage.md.trajectories * starts
+    return stage_of(state).trajectories(len(state.submitted.systems[system]))

@@ -51,12 +51,14 @@ class Trip:
 class Piece:
     """What came of some checks. `made` of them; `streak`: failed ones in a row up to now;
     `stopped`: None, or why the trajectory ends here; `frames`: canonical, `(made,)`, with arrays
-    devi_f (eV/Å), devi_v (eV per atom, zero in vacuum) and time_ps, None where none was made."""
+    devi_f (eV/Å), devi_v (eV per atom, zero in vacuum) and time_ps, None where none was made;
+    `complete`: there is no more to check, and what was planned beyond is not missing."""
 
     made: int
     streak: int
     stopped: str | None
     frames: Batch | None
+    complete: bool = False
 
 
 class Explorer(Protocol):

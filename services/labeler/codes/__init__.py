@@ -7,6 +7,7 @@ from services.labeler.codes.ase import Ase
 from services.labeler.codes.base import Code
 from services.labeler.codes.cp2k import Cp2k
 from services.labeler.codes.custom import Custom
+from services.labeler.codes.dataset import GivenLabels
 from services.labeler.codes.deepmd import Deepmd
 from services.labeler.codes.gaussian import Gaussian
 from services.labeler.codes.pwmat import Pwmat
@@ -29,5 +30,6 @@ _ALL: tuple[Code, ...] = (
     Pwmat(),
     Custom(),
     Deepmd(),
+    GivenLabels(),
 )
 CODES: dict[str, Code] = {code.name: code for code in _ALL}

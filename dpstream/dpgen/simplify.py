@@ -1,0 +1,159 @@
+"""The param file of DP-GEN's `simplify` as settings of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, ValidationError
+
+from dpstream.dpgen import values
+from dpstream.dpgen.document import Line, account, mapped, refused, unused
+from dpstream.dpgen.keys import DATA, LABELING, TRAINING
+from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
+from dpstream.dpgen.param import MOST_PER_ROUND, Places
+from dpstream.dpgen.style import Given
+from dpstream.dpgen.training import read_training
+from shared.errors import SpecError
+from shared.spec_errors import explain
+
+Json = dict[str, Any]
+
+NO_DYNAMICS = "no dynamics start from structures"
+ALL_PICKED = "whatever is picked is labelled, as with DP-GEN"
+TRUE_ERROR = "the error on what is left out is measured at the end; frames are picked by deviation"
+MOST_FIRST = 50
+"""Frames labelled before the first training: they share a message with the trajectories."""
+
+SIMPLIFY = (
+    mapped("pick_data", "the dataset"),
+    mapped("labeled", "true: its own labels (labels.code: dataset); false: fp_style's code"),
+    mapped("init_pick_number", "initial.pick"),
+    mapped("iter_pick_number", "selection.per_round"),
+    mapped("model_devi_f_trust_lo", "trust.low"),
+    mapped("model_devi_f_trust_hi", "trust.high"),
+    mapped("f_trust_lo", "as model_devi_f_trust_lo"),
+    mapped("f_trust_hi", "as model_devi_f_trust_hi"),
+    mapped("stop_iter", "budget.rounds"),
+    *(
+        refused(f"{prefix}e_trust_{end}", "the energy's deviation is not looked at; drop it", 1e10)
+        for prefix in ("model_devi_", "")
+        for end in ("lo", "hi")
+    ),
+    *(refused(f"true_error_{x}_trust_{end}", TRUE_ERROR) for x in "fe" for end in ("lo", "hi")),
+    *(unused(f"sys_{what}", NO_DYNAMICS) for what in ("configs", "configs_prefix", "format")),
+    unused("shuffle_poscar", NO_DYNAMICS),
+    unused("mass_map", "nothing moves"),
+    unused("fp_skip_bad_box", ALL_PICKED),
+    unused("use_clusters", "frames are molecules where the dataset says nopbc"),
+    *(unused(f"fp_task_{most}", ALL_PICKED) for most in ("max", "min")),
+    *(unused(f"fp_accurate_{kind}threshold", ALL_PICKED) for kind in ("", "soft_")),
+)
+OWN = {key.name for key in SIMPLIFY}
+TABLE = (*(key for key in (*DATA, *TRAINING, *LABELING) if key.name not in OWN), *SIMPLIFY)
+
+
+class Param(values.Given):
+    pick_data: str | list[str] = Field(min_length=1)
+    labeled: bool = False
+    init_pick_number: int = Field(ge=1)
+    iter_pick_number: int = Field(ge=1)
+    low: float = Field(validation_alias=AliasChoices("model_devi_f_trust_lo", "f_trust_lo"), ge=0)
+    high: float = Field(validation_alias=AliasChoices("model_devi_f_trust_hi", "f_trust_hi"), gt=0)
+    stop_iter: int | None = Field(default=None, ge=1)
+    init_data_prefix: str = ""
+    init_data_sys: tuple[str, ...] = ()
+    ratio_failed: float = Field(default=0.05, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """Sections of a spec; the dataset; every key and what became of it; what is not as in
+    DP-GEN."""
+
+    settings: Json
+    sources: tuple[str, ...]
+    lines: tuple[Line, ...]
+    differences: tuple[str, ...]
+
+
+def is_simplify(document: Mapping[Any, Any]) -> bool:
+    return "pick_data" in document
+
+
+def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -> Simplified:
+    """`document` of a file in `folder`; with `code`, unlabelled frames are labelled by that code
+    with its own defaults. Raises `SpecError`, one line naming the key."""
+    style = {k: v for k, v in document.items() if k in STYLE_KEYS and k not in OWN}
+    lines = account({k: v for k, v in document.items() if k not in style}, TABLE)
+    param, places = _validated(document), Places(folder, folder)
+    differences: list[str] = []
+    if param.labeled:
+        labels: Json = {}
+        lines += [Line(key, "", "unused", "labels are the dataset's own") for key in style]
+    else:
+        given = Given(document, document["type_map"], places.place)
+        labels, more = relabelled(code, style) if code else read_labels(given, style)
+        lines += more
+    data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
+    settings = {
+        "type_map": document["type_map"],
+        "initial": {
+            "data": data,
+            "pick": _at_most(param, "init_pick_number", MOST_FIRST, differences),
+        },
+        "training": read_training(_training(document), places.place, differences),
+        "trust": {"low": param.low, "high": param.high},
+        "selection": {
+            "per_round": _at_most(param, "iter_pick_number", MOST_PER_ROUND, differences)
+        },
+        "labels": labels,
+        "convergence": {"max_rejected": param.ratio_failed},
+        **({"budget": {"rounds": param.stop_iter}} if param.stop_iter else {}),
+    }
+    sources = [param.pick_data] if isinstance(param.pick_data, str) else param.pick_data
+    return Simplified(
+        settings, tuple(map(places.place, sources)), tuple(lines), (*differences, *ALWAYS)
+    )
+
+
+ALWAYS = (
+    "frames left out are judged again by every committee; DP-GEN forgets those accurate once",
+    "where there are failed frames but no candidates, the least-deviating failed ones are labelled "
+    "(DP-GEN stops)",
+    "at the end one final model is trained on all labels, beside the last committee",
+)
+
+
+def _validated(document: Mapping[str, Any]) -> Param:
+    try:
+        return Param.model_validate(dict(document))
+    except ValidationError as error:
+        raise SpecError(explain(error, Param)) from error
+
+
+def _training(document: Mapping[str, Any]) -> values.Param:
+    """Training keys are those of `run`, whose other keys `simplify` does not have."""
+    absent = {
+        "init_data_sys": ["-"],
+        "sys_configs": [["-"]],
+        "model_devi_jobs": [{"sys_idx": [0], "trj_freq": 1}],
+        "model_devi_dt": 1.0,
+        "model_devi_f_trust_lo": 0.0,
+        "model_devi_f_trust_hi": 0.0,
+        "fp_task_max": 1,
+    }
+    own = {key: value for key, value in document.items() if key not in OWN}
+    try:
+        return values.Param.model_validate({**own, **absent})
+    except ValidationError as error:
+        raise SpecError(explain(error, values.Param)) from error
+
+
+def _at_most(param: Param, key: str, most: int, differences: list[str]) -> int:
+    asked: int = getattr(param, key)
+    if asked > most:
+        differences.append(f"{key}: {asked}: at most {most} at once")
+    return min(asked, most)

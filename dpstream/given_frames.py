@@ -1,0 +1,58 @@
+"""Structures that a stage looks at as they are: dealt to trajectories, drawn for first labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shared.errors import SpecError
+from shared.explorers import AsGiven
+from shared.frames import Frame
+from shared.spec import Spec
+from shared.values import stable_seed
+
+
+def run_lengths(spec: Spec) -> dict[str, int]:
+    """Checks of a trajectory, by system whose structures are looked at as they are."""
+    return {
+        name: stage.md.steps // stage.md.every
+        for stage in spec.stages
+        for name in stage.systems
+        if isinstance(stage.engine, AsGiven)
+    }
+
+
+def runs(frames: Sequence[Frame], length: int) -> list[list[Frame]]:
+    """Frames that one trajectory looks at: of one kind, at most `length`."""
+    alike: dict[Any, list[Frame]] = {}
+    for frame in frames:
+        alike.setdefault(frame.kind, []).append(frame)
+    return [
+        kind[first : first + length]
+        for kind in alike.values()
+        for first in range(0, len(kind), length)
+    ]
+
+
+def check_runs(
+    systems: Mapping[str, Sequence[Frame]], lengths: Mapping[str, int], room: int
+) -> int:
+    """How many trajectories look at the structures; `SpecError` if there is no room for them."""
+    count = sum(len(runs(frames, lengths[name])) for name, frames in systems.items())
+    if count > room:
+        kinds = len({frame.kind for frames in systems.values() for frame in frames})
+        raise SpecError(
+            f"stages: engine frames: {kinds} compositions in {count} trajectories, at most {room} "
+            "beside the initial frames: raise md.steps, or leave compositions out"
+        )
+    return count
+
+
+def picked(spec: Spec, systems: Mapping[str, Sequence[Frame]]) -> list[Frame]:
+    """Structures of all systems as they are, drawn at random for the first labels."""
+    frames = [frame for structures in systems.values() for frame in structures]
+    rng = np.random.default_rng(stable_seed(spec.seed, "pick"))
+    count = min(spec.initial.pick, len(frames))
+    return [frames[i] for i in sorted(rng.choice(len(frames), count, replace=False))]

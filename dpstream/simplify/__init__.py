@@ -1,0 +1,1 @@
+"""`dpstream simplify`: the part of a dataset that a committee needs."""

@@ -1,0 +1,129 @@
+"""The frames of a dataset, with their labels where it has them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from dpstream.generator import as_frame
+from dpstream.imported import HDF5, find_files, read_dpdata, read_labelled
+from dpstream.structures import read_structures
+from shared.errors import SpecError
+from shared.frames import Frame, Label, canonical, encode_labelled, frame_key
+from shared.ports import Store
+from shared.values import Recipe, label_uri
+
+KEY = "DATASET"
+ALL = tuple(chemical_symbols[1:])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Canonical frames by key, each once, the numbers (from 0) that they had in the dataset, and
+    their labels, where those are taken from it."""
+
+    frames: Mapping[str, Frame]
+    numbers: Mapping[str, list[int]]
+    labels: Mapping[str, Label]
+
+    @property
+    def elements(self) -> list[str]:
+        return sorted({symbol for frame in self.frames.values() for symbol in frame.species})
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all frames and labels, in whatever order they came."""
+        digest = hashlib.sha256()
+        for key in sorted(self.labels):
+            digest.update(encode_labelled(self.frames[key], self.labels[key], {}))
+        return digest.hexdigest()
+
+    def keep_labels(self, store: Store, recipe: Recipe, sources: Sequence[str]) -> None:
+        """Put the labels where those of `recipe` are looked up."""
+        about = {"code": recipe.code, "version": recipe.version, "recipe": recipe.digest}
+        for key, label in self.labels.items():
+            provenance = {**about, "frame": key, "sources": list(sources)}
+            data = encode_labelled(self.frames[key], label, provenance)
+            store.create(label_uri(recipe.digest, key), data)
+
+
+def read_pool(
+    sources: Sequence[str], folder: Path, type_map: Sequence[str], labelled: bool
+) -> Pool:
+    """All frames of files and folders, by name or glob relative to `folder`. `SpecError` names what
+    cannot be read, or, where they are to be `labelled`, what has no labels."""
+    if not type_map:
+        _check_named(sources, folder)
+    symbols = type_map or ALL
+    found = _labelled(sources, folder, symbols) if labelled else _plain(sources, folder, symbols)
+    frames: dict[str, Frame] = {}
+    numbers: dict[str, list[int]] = {}
+    labels: dict[str, Label] = {}
+    for number, (frame, label) in enumerate(found):
+        key = frame_key(frame)
+        numbers.setdefault(key, []).append(number)
+        if frames.setdefault(key, frame) is frame and label is not None:
+            labels[key] = label
+    return Pool(frames, numbers, labels)
+
+
+def _check_named(sources: Sequence[str], folder: Path) -> None:
+    """Types are numbers where DeePMD-kit's systems do not name them."""
+    for system in (s for path in _paths(sources, folder) for s in _systems(path)):
+        if not (system / "type_map.raw").exists():
+            raise SpecError(f"{KEY}: {system}: has no type_map.raw: give type_map in the --spec")
+
+
+def _paths(sources: Sequence[str], folder: Path) -> Iterator[Path]:
+    for source in sources:
+        yield from find_files(source.partition("#")[0], folder, KEY)
+
+
+def _systems(path: Path) -> list[Path]:
+    """DeePMD-kit's systems in a folder, at any depth."""
+    return sorted(found.parent for found in path.rglob("type.raw")) if path.is_dir() else []
+
+
+def _labelled(
+    sources: Sequence[str], folder: Path, symbols: Sequence[str]
+) -> Iterator[tuple[Frame, Label]]:
+    try:
+        for item in read_labelled(sources, folder, symbols, KEY):
+            yield item.frame, item.label
+    except SpecError as error:
+        raise SpecError(
+            f"{error}; where the dataset has no labels, give a --spec with labels.code"
+        ) from error
+
+
+def _plain(
+    sources: Sequence[str], folder: Path, symbols: Sequence[str]
+) -> Iterator[tuple[Frame, None]]:
+    for path in _paths(sources, folder):
+        for number, atoms in enumerate(_structures(path, symbols)):
+            where = f"{KEY}: {path}: frame {number}"
+            try:
+                yield canonical(as_frame(atoms, where)).frame, None
+            except ValueError as error:
+                raise SpecError(f"{where}: {error}") from error
+
+
+def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:
+    if path.suffix in HDF5:
+        raise SpecError(f"{KEY}: {path}: HDF5 is read where its own labels are taken, not here")
+    systems = _systems(path)
+    if not systems:
+        return read_structures(path)
+    return [atoms for system in systems for atoms in read_dpdata(system, _form(system), symbols)]
+
+
+def _form(system: Path) -> str:
+    sets = list(system.glob("set.*"))
+    if any((part / "real_atom_types.npy").exists() for part in sets):
+        raise SpecError(f"{KEY}: {system}: a mixed-type system: one for each composition, please")
+    return "deepmd/npy" if sets else "deepmd/raw"

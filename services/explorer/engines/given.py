@@ -1,0 +1,80 @@
+"""Given frames: nothing moves them, the committee judges each as it is. A trajectory is the batch
+that its starting structure lies in, from there on, without the frames that are known."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+
+import numpy as np
+
+from services.explorer.bench import Evaluation
+from services.explorer.engines.base import Piece, Trip
+from services.explorer.evaluation import deviations, verdicts_of
+from shared.frames import Batch, Floats, frame_key
+
+
+class GivenFrames:
+    """`made`: frames judged so far."""
+
+    def __init__(self, trip: Trip) -> None:
+        self.trip = trip
+        self.made = 0
+
+    def start(self) -> None:
+        """At the first frame."""
+
+    def resume(self, state: bytes) -> None:
+        self.made = int(state)
+
+    def advance(self, checks: int, streak: int) -> Piece:
+        batch, times = self.unknown
+        rows = list(range(self.made, min(self.made + checks, len(batch))))
+        if not rows:
+            return Piece(0, streak, None, None, complete=True)
+        piece = self._judged(batch.take(rows), times[rows], streak)
+        self.made += piece.made
+        if piece.stopped is None and self.made == len(batch):
+            return Piece(piece.made, piece.streak, None, piece.frames, complete=True)
+        return piece
+
+    def hand_over(self) -> None:
+        """The frames stay what they are."""
+
+    def save(self) -> bytes:
+        return str(self.made).encode()
+
+    @cached_property
+    def unknown(self) -> tuple[Batch, Floats]:
+        """The frames to be judged, and the times (ps) that stand for their places in the batch."""
+        command, md = self.trip.command, self.trip.md
+        batch = Batch.loads(self.trip.context.fetch(command.structure.batch))
+        first = command.structure.index
+        rows = range(first, min(first + md.steps // md.every, len(batch)))
+        left_out = set() if command.known is None else self._known()
+        kept = [row for row in rows if frame_key(batch[row]) not in left_out]
+        times = (np.array(kept, dtype=np.float64) - first + 1) * md.every * md.timestep
+        return batch.take(kept), times
+
+    def _known(self) -> set[str]:
+        assert self.trip.command.known is not None
+        return set(json.loads(self.trip.context.fetch(self.trip.command.known)))
+
+    def _judged(self, batch: Batch, times: Floats, streak: int) -> Piece:
+        trip, trust = self.trip, self.trip.command.trust
+        evaluation = trip.bench.evaluate(trip.committee.models, batch, trip.context)
+        stopped, made = None, len(batch)
+        for row, kind in enumerate(verdicts_of(evaluation, trust)):
+            streak = streak + 1 if kind == "failed" else 0
+            if streak >= trip.md.stop_after:
+                stopped = f"{streak} checks in a row above the upper trust level"
+                made = row + 1
+                break
+        frames = self._with_deviations(batch, evaluation, times).take(range(made))
+        return Piece(made, streak, stopped, frames)
+
+    def _with_deviations(self, batch: Batch, evaluation: Evaluation, times: Floats) -> Batch:
+        devi_f, devi_v = deviations(evaluation, self.trip.command.trust)
+        judged = {"devi_f": devi_f, "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v}
+        arrays = {**batch.arrays, **judged, "time_ps": times}
+        return Batch(batch.species, batch.positions, batch.cells, arrays)

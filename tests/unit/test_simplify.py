@@ -1,0 +1,280 @@
+"""A dataset as a campaign whose frames are given: what is read, the spec, DP-GEN's parameters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from dpstream import cli
+from dpstream.dpgen.simplify import TABLE, read_simplify
+from dpstream.given_frames import check_runs, runs
+from dpstream.inputs import Gathered, gather
+from dpstream.simplify.campaign import campaign, trajectory_length
+from dpstream.simplify.pool import Pool, read_pool
+from dpstream.simplify.remainder import Remainder
+from dpstream.submission import submit
+from services.labeler.recipes import make_recipe
+from shared import messages as m
+from shared.dataset import Labelled, write_deepmd
+from shared.embedded import FolderStore
+from shared.errors import SpecError
+from shared.frames import Batch, Frame, Label, canonical, decode_labelled, frame_key, from_ase
+from shared.spec import Spec
+from shared.values import Trust, label_uri
+from tests import dpgen_methane
+from tests.unit.storm import Storm
+from tests.unit.world import World, spec
+
+
+def shaken(formula: str = "CH4", count: int = 6) -> list[Any]:
+    """Atoms with labels made up, the last one a copy of the first."""
+    rng, found = np.random.default_rng(len(formula)), []
+    for _ in range(count - 1):
+        atoms = molecule(formula)
+        atoms.rattle(0.05, rng=rng)
+        forces = rng.normal(0, 1, atoms.positions.shape)
+        atoms.calc = SinglePointCalculator(atoms, energy=rng.normal(), forces=forces)
+        found.append(atoms)
+    return [*found, found[0]]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Pool:
+    write(tmp_path / "a.extxyz", [*shaken(count=6), *shaken("C2H6", 4)])
+    return read_pool(["a.extxyz"], tmp_path, (), labelled=True)
+
+
+# ------------------------------------------------------------------------------ the dataset
+
+
+def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: Pool) -> None:
+    assert (len(mixed.frames), len(mixed.labels), mixed.elements) == (8, 8, ["C", "H"])
+    assert sorted(number for each in mixed.numbers.values() for number in each) == [*range(10)]
+    assert [0, 5] in mixed.numbers.values()
+    turned = list(reversed(shaken()))[:5]
+    write(tmp_path / "b.extxyz", [*turned, *shaken("C2H6", 4)])
+    assert read_pool(["b.extxyz"], tmp_path, (), labelled=True).digest == mixed.digest
+    plain = read_pool(["[ab].extxyz"], tmp_path, (), labelled=False)
+    assert (plain.frames.keys(), plain.labels) == (mixed.frames.keys(), {})
+
+
+def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> None:
+    form = canonical(from_ase(molecule("CH4")))
+    label = Label(-1.5, np.arange(15.0).reshape(5, 3), None)
+    write_deepmd([Labelled(form.frame, label, {})], tmp_path / "set" / "deep", ["H", "C"])
+    for labelled in (True, False):
+        pool = read_pool(["set"], tmp_path, (), labelled)
+        (key,) = pool.frames
+        assert key == frame_key(form.frame)
+    (system,) = (tmp_path / "set" / "deep").iterdir()
+    (system / "type_map.raw").unlink()
+    with pytest.raises(SpecError, match=r"has no type_map\.raw: give type_map in the --spec"):
+        read_pool(["set"], tmp_path, (), labelled=True)
+    assert read_pool(["set"], tmp_path, ("H", "C"), labelled=False).frames.keys() == {key}
+
+
+def test_a_set_without_labels_needs_a_code(tmp_path: Path) -> None:
+    write(tmp_path / "a.xyz", molecule("CH4"))
+    with pytest.raises(SpecError, match=r"no energy.*give a --spec with labels\.code"):
+        read_pool(["a.xyz"], tmp_path, (), labelled=True)
+
+
+# ------------------------------------------------------------------------------ the campaign
+
+
+def simplified(pool: Pool, **settings: Any) -> Spec:
+    return campaign({"trust": {"low": 0.2, "high": 9}, **settings}, "small", ["a.extxyz"], pool)
+
+
+def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: Pool) -> None:
+    made = simplified(mixed, selection={"per_round": 3}, initial={"pick": 2})
+    (stage,) = made.stages
+    assert (stage.engine.kind, stage.md.steps, stage.md.stop_after) == ("frames", 100, 101)
+    assert (made.mode, made.convergence.accurate_ratio, made.audit.per_round) == ("lockstep", 1, 0)
+    assert (made.budget.labels, made.budget.rounds) == (8, 20 + 3)
+    assert (made.labels.code, made.labels.settings) == ("dataset", {"sha256": mixed.digest})
+    assert made.selection.min_distance == dict.fromkeys(("C-C", "C-H", "H-H"), 0.5)
+    assert simplified(mixed, labels={"code": "tblite"}).labels.code == "tblite"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stages": []}, "stages: the dataset's frames are what is looked at; leave it out"),
+        ({"trust": {"target": 0.1}}, "trust: give levels"),
+        ({"selektion": {}}, "selektion: unknown key; did you mean 'selection'?"),
+        ({"selection": 5}, "selection: 5: should be a mapping of keys"),
+        ({"initial": {"pick": 0}}, "initial: give `data`, `perturb` or `pick`"),
+    ],
+)
+def test_mistakes_are_one_line(mixed: Pool, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        simplified(mixed, **settings)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def gathered(pool: Pool, made: Spec) -> Gathered:
+    return gather(made, Path(), read={"pool": list(pool.frames.values())})
+
+
+def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: Pool) -> None:
+    made = simplified(mixed, initial={"pick": 2})
+    found = gathered(mixed, made)
+    assert len(found.initial) == 2
+    assert found.starts("pool") == 2, "two compositions"
+    store = FolderStore(tmp_path / "root")
+    recipe = make_recipe(made.labels)
+    event = submit(made, found, recipe, store, 0.0)
+    batches = [Batch.loads(store.get(start.batch.uri)) for start in event.systems["pool"]]
+    assert {frame_key(f) for batch in batches for f in batch} == mixed.frames.keys()
+    assert [start.index for start in event.systems["pool"]] == [0, 0]
+    mixed.keep_labels(store, recipe, ["a.extxyz"])
+    for key, label in mixed.labels.items():
+        frame, kept, about = decode_labelled(store.get(label_uri(recipe.digest, key)))
+        assert (frame_key(frame), kept.energy) == (key, label.energy)
+        assert about["sources"] == ["a.extxyz"]
+
+
+def test_many_frames_are_few_trajectories_and_many_compositions_are_refused() -> None:
+    one = Frame(("H",), np.zeros((1, 3)))
+    assert trajectory_length([one] * 100) == 100
+    length = trajectory_length([one] * 50_000)
+    assert (length, len(runs([one] * 50_000, length))) == (800, 63)
+    different = [Frame(("H",) * n, np.zeros((n, 3))) for n in range(1, 150)]
+    with pytest.raises(SpecError, match="149 compositions in 149 trajectories, at most 148"):
+        check_runs({"pool": different}, {"pool": 100}, 148)
+
+
+def test_rounds_leave_out_what_was_asked_for() -> None:
+    stage = {"name": "pool", "systems": ["methane"], "temperatures": [1.0], "engine": "frames"}
+    storm = Storm(World(ripe=3), spec(stages=[stage], audit={"per_round": 0}))
+    state = storm.run()
+    assert state.finished is not None
+    assert state.finished.verdict == "converged"
+    commands = storm.said(m.Explore)
+    assert [command.version for command in commands] == [1, 2, 3], "one trajectory of one start"
+    known = [json.loads(storm.world.manifests[c.known.uri]) for c in commands if c.known]
+    assert [len(keys) for keys in known] == [6, 8, 10], "initial ones, and the two of each round"
+    assert set(known[-1]) == set(state.frames)
+
+
+# ------------------------------------------------------------------------------ the last line
+
+
+def test_what_is_said_at_the_end() -> None:
+    found = Remainder(2000, 143, 0, Trust(low=0.1, high=5.0), deviation=0.0984, error=0.0312)
+    assert str(found) == (
+        "kept 143 of 2,000 frames; the remaining 1,857 lie below the trust level (0.1 eV/Å): max "
+        "deviation 0.0984 eV/Å, force RMSE of the final model on them 0.0312 eV/Å"
+    )
+    stuck = Remainder(10, 4, 1, Trust(low=0.1, high=5.0), above=2, deviation=0.4)
+    assert "1 were rejected" in str(stuck)
+    assert "2 of the remaining 5 do not lie below the trust level (0.1 eV/Å)" in str(stuck)
+    assert str(Remainder(3, 3, 0, Trust(low=0.1, high=5.0))).endswith("none is left out")
+
+
+# ------------------------------------------------------------------------------ DP-GEN's file
+
+
+def param(**changes: Any) -> dict[str, Any]:
+    """As DP-GEN's own examples are."""
+    names = ("type_map", "mass_map", "numb_models", "default_training_param")
+    document = {name: dpgen_methane.PARAM[name] for name in names}
+    return document | {
+        "pick_data": "frames",
+        "init_data_prefix": "",
+        "init_data_sys": [],
+        "sys_configs": [],
+        "sys_batch_size": ["auto"],
+        "labeled": True,
+        "init_pick_number": 100,
+        "iter_pick_number": 30,
+        "model_devi_f_trust_lo": 0.25,
+        "model_devi_f_trust_hi": 0.45,
+        "model_devi_e_trust_lo": 1e10,
+        "fp_task_max": 1000,
+        "fp_task_min": 10,
+        **changes,
+    }
+
+
+def test_dp_gens_parameters_are_settings_and_every_key_has_a_line(mixed: Pool) -> None:
+    found = read_simplify(param(), Path("/home/me"), None)
+    assert found.sources == ("frames",)
+    assert {line.key for line in found.lines} == param().keys()
+    made = simplified(mixed, **found.settings)
+    assert (made.trust.model_dump()["low"], made.selection.per_round) == (0.25, 30)
+    assert (made.initial.pick, made.training.members, made.labels.code) == (50, 2, "dataset")
+    assert (made.training.min_steps, made.training.max_steps) == (100, 100)
+    assert "init_pick_number: 100: at most 50 at once" in found.differences
+    assert made.budget.rounds == 21, "eight frames, thirty a round"
+    assert read_simplify(param(stop_iter=7), Path(), None).settings["budget"] == {"rounds": 7}
+
+
+def test_unlabelled_frames_are_labelled_by_fp_style_or_the_code_asked_for() -> None:
+    gaussian = {"fp_style": "gaussian", "fp_params": {"keywords": "pbe force", "nproc": 4}}
+    unlabelled = param(labeled=False, use_clusters=True, **gaussian)
+    assert read_simplify(unlabelled, Path(), None).settings["labels"]["code"] == "gaussian"
+    found = read_simplify(unlabelled, Path(), "tblite")
+    assert found.settings["labels"] == {"code": "tblite"}
+    assert {line.key.partition(".")[0] for line in found.lines} == unlabelled.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"true_error_f_trust_lo": 0.1}, "true_error_f_trust_lo: 0.1: the error on what is left"),
+        ({"model_devi_e_trust_lo": 0.01}, "model_devi_e_trust_lo: 0.01: the energy's deviation"),
+        ({"iter_pik_number": 3}, "iter_pik_number: unknown key; did you mean 'iter_pick_number'?"),
+        ({"init_pick_number": 0}, "init_pick_number: 0"),
+        ({"fp_style": "vasp", "labeled": False}, "fp_incar: missing"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_simplify(param(**changes), Path(), None)
+    assert said in str(caught.value)
+
+
+def test_keys_are_listed_once() -> None:
+    names = [key.name for key in TABLE]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gone.xyz"], "DATASET: no file matches 'gone.xyz'"),
+        (["campaign.json"], "campaign.json: has no pick_data"),
+        (["a.xyz", "--code", "tblite"], "--code: goes with DP-GEN's param.json"),
+        (
+            ["a.xyz", "--root", "s3://bucket"],
+            "--root: s3://bucket: simplify works in a folder here",
+        ),
+        (["param.json", "m.json", "b"], "b: after param.json comes at most a machine.json"),
+    ],
+)
+def test_bad_words_on_the_command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("campaign.json").write_text("{}")
+    Path("param.json").write_text(json.dumps(param()))
+    monkeypatch.setattr(sys, "argv", ["dpstream", "simplify", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, said in capfd.readouterr().err) == (2, True)
+    assert not Path("runs").exists()
