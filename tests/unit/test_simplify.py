@@ -20,6 +20,7 @@ from dpstream.inputs import Gathered, gather
 from dpstream.simplify.campaign import campaign, trajectory_length
 from dpstream.simplify.pool import Pool, read_pool
 from dpstream.simplify.remainder import Remainder
+from dpstream.starting import Structures
 from dpstream.submission import submit
 from services.labeler.recipes import make_recipe
 from shared import messages as m
@@ -123,7 +124,8 @@ def test_mistakes_are_one_line(mixed: Pool, settings: dict[str, Any], said: str)
 
 
 def gathered(pool: Pool, made: Spec) -> Gathered:
-    return gather(made, Path(), read={"pool": list(pool.frames.values())})
+    given = {"pool": list(pool.frames.values())}
+    return gather(made, Path(), structures=Structures(made, Path(), given))
 
 
 def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: Pool) -> None:
