@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 from shared.explorers import AnyEngine, Plain, Template
 from shared.frames import PARAMETERS
 from shared.section import Positive, Section, Share
-from shared.values import Condition, Kpoints, LabelInputs, Name, Trust
+from shared.values import Carrier, Condition, Kpoints, LabelInputs, Name, Trust
 
 
 class Slabs(Section):
@@ -384,6 +384,11 @@ class Stage(Section):
     name: Name = Field(description="what the stage is called")
     systems: tuple[str, ...] = Field(min_length=1, description="names from `systems`")
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
+    electron_temperatures: tuple[Positive, ...] = Field(
+        default=(),
+        description="K, one beside each of `temperatures`; default: what the systems say; with "
+        "labels.electron_temperature only",
+    )
     pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
     md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
     engine: AnyEngine = Field(
@@ -404,10 +409,19 @@ class Stage(Section):
         description="false: one round, then the next stage whatever was found (DP-GEN's jobs)",
     )
 
+    @model_validator(mode="after")
+    def _paired(self) -> Stage:
+        electrons, ions = len(self.electron_temperatures), len(self.temperatures)
+        if electrons not in (0, ions):
+            raise ValueError(
+                f"electron_temperatures: {electrons} for {ions} temperatures; give one beside each"
+            )
+        return self
+
     def conditions(self) -> Iterator[Condition]:
         """Systems × temperatures × pressures, and the revisions of a template."""
         for system in self.systems:
-            for temperature in self.temperatures:
+            for temperature, electrons in self._temperatures():
                 for pressure in self.pressures or (None,):
                     for revision in self._revisions(system):
                         yield Condition(
@@ -415,7 +429,13 @@ class Stage(Section):
                             temperature=temperature,
                             pressure=pressure,
                             revision=revision,
+                            electrons=electrons,
                         )
+
+    def _temperatures(self) -> list[tuple[float, float | None]]:
+        """Of the atoms and of the electrons, K."""
+        electrons = self.electron_temperatures or (None,) * len(self.temperatures)
+        return list(zip(self.temperatures, electrons, strict=True))
 
     def _revisions(self, system: str) -> tuple[int | None, ...]:
         rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
@@ -443,6 +463,11 @@ class Labels(Section):
     )
     compositions: dict[str, LabelInputs] = Field(
         default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+    )
+    electron_temperature: Carrier | None = Field(
+        default=None,
+        description="the parameter of frames that is their electron temperature in K: electrons "
+        "are occupied by Fermi and Dirac there, instead of the smearing in `settings`",
     )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
     max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")

@@ -60,13 +60,14 @@ def advance(
     frames: str,
     judges: Sequence[str] = (),
     type_map: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Up to `checks` times `every` steps, each followed by a look at the deviation.
 
     Writes `frames` (`.npz`): positions `(n, n_atoms, 3)` Å by atom id, cells `(n, 3, 3)` Å, devi_f
     `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`, types `(n, n_atoms)` from 1,
     which are the elements of `type_map`. Without `judges` the pair style reports the deviations;
-    else they are those of these models. Returns `made` = n, `streak` of
+    else they are those of these models at the frame's `parameters`. Returns `made` = n, `streak` of
     failed checks up to now, and `stopped`: None or why the trajectory ends here. A check at which
     atoms overlap, are lost or are nowhere is not made. `reach`: None for periodic frames; in vacuum
     the models' cutoff in Å, and nor is a check at which the atoms have come further apart.
@@ -74,7 +75,8 @@ def advance(
     levels, vacuum = Trust.model_validate(trust), reach is not None
     deviation = SESSIONS.in_use.deviation
     if judges:
-        deviation = functools.partial(_judged, judges, type_map, levels, vacuum)
+        own = {name: np.array(values) for name, values in (parameters or {}).items()}
+        deviation = functools.partial(_judged, judges, type_map, levels, vacuum, own)
     seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
@@ -103,12 +105,17 @@ def _check(deviation: Callable[[], tuple[float, float]], vacuum: bool) -> Check 
 
 
 def _judged(
-    judges: Sequence[str], type_map: Sequence[str], trust: Trust, vacuum: bool
+    judges: Sequence[str],
+    type_map: Sequence[str],
+    trust: Trust,
+    vacuum: bool,
+    parameters: Mapping[str, Floats],
 ) -> tuple[float, float]:
     """Force (eV/Å) and virial deviation (eV per atom) of `judges` on the present frame."""
     session = SESSIONS.in_use
     species = tuple(type_map[number - 1] for number in session.types())
-    frame = Frame(species, session.positions(), None if vacuum else session.cell())
+    at = Frame(species, session.positions(), None if vacuum else session.cell())
+    frame = at.given(parameters)
     _, forces, virials = _evaluated(judges, Batch.of([frame]))
     devi_f = max_force_deviation(forces, trust.relative)
     devi_v = virial_deviation(virials, len(species), trust.relative_v)

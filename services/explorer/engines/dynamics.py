@@ -82,6 +82,7 @@ class Dynamics:
             frames=str(trip.folder / "frames.npz"),
             judges=[str(model) for model in self.judges()],
             type_map=trip.committee.type_map,
+            parameters={name: v.tolist() for name, v in trip.frame.parameters.items()},
         )
         found = self._frames() if outcome["made"] else None
         return Piece(outcome["made"], outcome["streak"], outcome["stopped"], found)
