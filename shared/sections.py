@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from shared.explorers import AnyEngine, Plain, Template
+from shared.explorers import AnyEngine, Plain, Template, frames_per_check
 from shared.frames import PARAMETERS
 from shared.section import Positive, Section, Share
 from shared.values import Carrier, Condition, Kpoints, LabelInputs, Name, Trust
@@ -417,6 +417,11 @@ class Stage(Section):
                 f"electron_temperatures: {electrons} for {ions} temperatures; give one beside each"
             )
         return self
+
+    @property
+    def frames(self) -> int:
+        """Judged along one trajectory."""
+        return self.md.steps // self.md.every * frames_per_check(self.engine)
 
     def conditions(self) -> Iterator[Condition]:
         """Systems × temperatures × pressures, and the revisions of a template."""

@@ -126,11 +126,7 @@ JOB: tuple[Key, ...] = (
     mapped("taut", "stages[].md.tau_t, ps"),
     mapped("taup", "stages[].md.tau_p, ps"),
     unused("neidelay", "neighbour lists are checked at every step"),
-    refused(
-        "nbeads",
-        "no exploration engine runs path integrals; drop it for classical nuclei, or offer the "
-        "beads' structures by `dpstream propose`",
-    ),
+    mapped("nbeads", "stages[].engine, kind: pimd"),
     mapped("template", "stages[].engine, kind: template"),
     mapped("rev_mat", "stages[].engine.revisions; V_NSTEPS: md.steps, V_TEMP: temperatures"),
     mapped("sys_rev_mat", "stages[].engine.system_revisions, by the names of the systems"),

@@ -238,7 +238,7 @@ def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
         "per_round": min(asked, MOST_PER_ROUND),
         "per_system": param.fp_task_max,
         "min_per_system": param.fp_task_min,
-        "per_trajectory": max(checks(job) for _, job in jobs),
+        "per_trajectory": max(checks(job) * (job.nbeads or 1) for _, job in jobs),
         "min_separation": 0.0,
         "time_bins": 1,
         **_thresholds(param),

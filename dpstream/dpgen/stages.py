@@ -129,6 +129,7 @@ def _native(param: Param, job: Job, where: str) -> Json:
         raise SpecError(f"{where}.ensemble: {job.ensemble!r}: model_devi_nopbc has no pressure")
     damping = {"tau_t": job.taut, "tau_p": job.taup}
     return {
+        **_beads(job, where),
         **({"pressures": job.press} if barostat else {}),
         "md": {
             "ensemble": ensemble,
@@ -138,10 +139,22 @@ def _native(param: Param, job: Job, where: str) -> Json:
     }
 
 
+def _beads(job: Job, where: str) -> Json:
+    """DP-GEN asks for whole numbers of frames here."""
+    if job.nbeads is None:
+        return {}
+    assert job.nsteps is not None
+    if job.nsteps % job.trj_freq:
+        raise SpecError(f"{where}.nsteps: {job.nsteps}: with nbeads a multiple of trj_freq")
+    return {"engine": {"kind": "pimd", "beads": job.nbeads}}
+
+
 def _own(
     param: Param, job: Job, systems: Sequence[int], place: Callable[[str], str], where: str
 ) -> Json:
     """By the job's own LAMMPS input."""
+    if job.nbeads is not None:
+        raise SpecError(f"{where}.nbeads: not with a template, which would have to know its beads")
     if param.use_ele_temp:
         raise SpecError(
             f"{where}.template: DP-GEN labels what comes of it without use_ele_temp; give engine: "

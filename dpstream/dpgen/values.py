@@ -77,6 +77,7 @@ class Job(Given):
     press: list[float] = Field(default=[], validation_alias=AliasChoices("press", "Ps"))
     trj_freq: int = Field(validation_alias=AliasChoices("trj_freq", "t_freq", "traj_freq"), ge=1)
     nsteps: int | None = Field(default=None, ge=1)
+    nbeads: int | None = Field(default=None, ge=1)
     ensemble: str | None = Field(default=None, validation_alias=AliasChoices("ensemble", "ens"))
     dt: float | None = None
     taut: float | None = None

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ase import Atoms
-from ase.neighborlist import neighbor_list
 
+from services.explorer.astray import astray
+from services.explorer.beads import FIX, MPIEXEC, path_integral
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
 from shared.deviation import max_force_deviation, verdict, virial_deviation
@@ -80,7 +80,7 @@ def advance(
     seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
-        stopped = _run(every) or _unphysical(overlap, reach)
+        stopped = _run(every) or _astray(overlap, reach)
         check = None if stopped else _check(deviation, vacuum)
         if check is None:
             stopped = stopped or "deviation is not a number"
@@ -127,7 +127,7 @@ def conserve(checks: int, every: int, overlap: float, reach: float | None) -> di
     after each, `stopped` None or why the run ended early. Otherwise as `advance`."""
     energies, stopped = [SESSIONS.in_use.energy], None
     while len(energies) <= checks and stopped is None:
-        stopped = _run(every) or _unphysical(overlap, reach)
+        stopped = _run(every) or _astray(overlap, reach)
         if stopped is None:
             energies.append(SESSIONS.in_use.energy)
     return {"energies": energies, "stopped": stopped}
@@ -140,6 +140,13 @@ def write_restart(path: str) -> None:
 def has_fix(style: str) -> bool:
     """Whether this LAMMPS was built with a fix."""
     return SESSIONS.has_fix(style)
+
+
+def lacking_for_beads() -> str | None:
+    """What path-integral dynamics needs and this machine has not, with the remedy; or None."""
+    if not MPIEXEC.exists():
+        return f"{MPIEXEC}: not there; pip install mpich beside LAMMPS"
+    return None if has_fix(FIX) else f"this worker's LAMMPS was built without fix {FIX}"
 
 
 def evaluate(models: Sequence[str], batch: str, result: str) -> None:
@@ -220,31 +227,9 @@ def _run(steps: int) -> str | None:
     return None
 
 
-def _unphysical(overlap: float, reach: float | None) -> str | None:
-    positions = SESSIONS.in_use.positions()
-    if not np.isfinite(positions).all():
-        return "positions are not numbers"
-    atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=SESSIONS.in_use.cell())
-    atoms.pbc = reach is None
-    distances = neighbor_list("d", atoms, overlap)
-    if len(distances):
-        return f"atoms {distances.min():.3f} Å apart"
-    if reach is not None and not _in_one_piece(positions, reach):
-        return "fragments out of the models' sight of one another"
-    return None
-
-
-def _in_one_piece(positions: Floats, reach: float) -> bool:
-    """Whether steps of at most `reach` Å connect all atoms. Beyond the cutoff every model sees
-    isolated fragments: they agree perfectly, on nothing anybody asked for."""
-    apart = np.linalg.norm(positions[:, None] - positions[None, :], axis=-1)
-    near = apart <= reach
-    reached = near[0]
-    while True:
-        wider = near[reached].any(axis=0)
-        if (wider == reached).all():
-            return bool(reached.all())
-        reached = wider
+def _astray(overlap: float, reach: float | None) -> str | None:
+    session = SESSIONS.in_use
+    return astray(session.positions(), session.cell(), overlap, reach)
 
 
 def _save(path: Path, seen: Sequence[Check]) -> None:
@@ -288,6 +273,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "has_fix": has_fix,
     "evaluate": evaluate,
     "relax": relax,
+    "lacking_for_beads": lacking_for_beads,
+    "path_integral": path_integral,
     "cutoff": cutoff,
     "descriptors": descriptors,
 }

@@ -24,6 +24,7 @@ from shared.context import Context
 from shared.deviation import Verdict, count, histogram, verdict
 from shared.electrons import heated
 from shared.errors import NotFound, Permanent
+from shared.explorers import frames_per_check
 from shared.frames import Batch, Frame, canonical
 from shared.messages import ChunkExplored, Explore
 from shared.sections import Md
@@ -94,6 +95,11 @@ class Walk:
         return self.md.steps // self.md.every
 
     @property
+    def _dropped(self) -> int:
+        """Frames that will not be judged."""
+        return (self.planned - self.made) * frames_per_check(self.trip.settings)
+
+    @property
     def over(self) -> bool:
         return self.stopped is not None or self.made >= self.planned
 
@@ -140,7 +146,7 @@ class Walk:
             chunk=self.chunk,
             last=last,
             counts=count(self.verdicts),
-            dropped=self.planned - self.made if last else 0,
+            dropped=self._dropped if last else 0,
             stopped=self.stopped,
             uniform=self.uniform,
             candidates=self._candidates(),

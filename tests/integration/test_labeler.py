@@ -40,13 +40,14 @@ EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
 
 def make_spec(labels: dict[str, Any], **verification: Any) -> Spec:
+    hot = {"model": {"fitting_net": {"numb_fparam": 1}}} if "electron_temperature" in labels else {}
     return Spec.model_validate(
         {
             "name": "demo",
             "type_map": ["H", "C", "O", "Cu", "Al"],
-            "systems": {"s": {"structures": ["s.xyz"], "fparam": [300.0]}},
+            "systems": {"s": {"structures": ["s.xyz"], "fparam": [300.0] if hot else []}},
             "initial": {"perturb": {}},
-            "training": {"input": {"model": {"fitting_net": {"numb_fparam": 1}}}},
+            "training": {"input": hot},
             "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
             "labels": labels,
             "verification": verification,

@@ -29,6 +29,7 @@ from dpstream.training_check import check_training
 from services.labeler.recipes import read_files
 from services.trainer.training_input import DEFAULTS, Run, build_input
 from shared.errors import SpecError
+from shared.explorers import Pimd
 from shared.inlined import with_texts
 from shared.spec import Labels, Spec, TrustLevels
 from tests import dpgen_methane
@@ -235,6 +236,13 @@ def test_electron_temperatures(use: int, name: str) -> None:
         use_ele_temp=use, model_devi_jobs=jobs, default_training_param=given, numb_models=2
     )
     assert several.training.parameters == found.training.parameters
+
+
+def test_beads() -> None:
+    found = spec(model_devi_jobs=job(nbeads=4, nsteps=40, trj_freq=10))
+    assert found.stages[0].engine == Pimd(kind="pimd", beads=4)
+    assert found.stages[0].frames == found.selection.per_trajectory == 16
+    assert "a multiple of" in refusal(model_devi_jobs=job(nbeads=4, nsteps=45, trj_freq=10))
 
 
 def test_levels_by_system_and_by_job() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from services.explorer.engines.base import Explorer, Piece, Trip
 from services.explorer.engines.bias import ColvarsBias, PlumedBias
 from services.explorer.engines.dynamics import Dynamics
+from services.explorer.engines.path_integrals import PathIntegrals
 from services.explorer.engines.potential import OtherPotential
 from services.explorer.engines.search import StructureSearch
 from services.explorer.engines.swap_mc import Swaps
@@ -22,4 +23,5 @@ ENGINES: Mapping[str, Callable[[Trip], Explorer]] = {
     "potential": OtherPotential,
     "template": UserTemplate,
     "search": StructureSearch,
+    "pimd": PathIntegrals,
 }
