@@ -79,7 +79,7 @@ def loss_warnings(spec: Spec, labelled: Sequence[Imported]) -> Iterator[str]:
     yield from _lonely_relative(spec, losses)
     yield from _idle_parameters(spec, labelled)
     for name, system in spec.systems.items():
-        if system.fparam or system.aparam:
+        if (system.fparam or system.aparam) and spec.labels.electron_temperature is None:
             yield (
                 f"systems.{name}: fparam and aparam go to the models and into the identity of a "
                 f"frame; labels.code {spec.labels.code} is not told of them"

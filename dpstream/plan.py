@@ -178,6 +178,8 @@ def recipe_words(recipe: Recipe) -> str:
         f"{code.method(recipe.settings)} by {recipe.code} {recipe.version} ({settings}; charge "
         f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
     )
+    if recipe.electron_temperature is not None:
+        text += f"; electrons at the {recipe.electron_temperature} of each frame, K"
     for formula, inputs in recipe.compositions.items():
         text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
     return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text

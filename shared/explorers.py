@@ -213,7 +213,19 @@ class AsGiven(Section):
     kind: Literal["frames"] = Field(description="the systems' own structures")
 
 
-Engine = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven
+class Pimd(Section):
+    """Path-integral dynamics: ring polymers of beads, each bead a LAMMPS process of its own (fix
+    pimd/langevin). Every bead's frame is judged."""
+
+    kind: Literal["pimd"] = Field(description="nuclei as ring polymers")
+    beads: int = Field(ge=2, le=256, description="copies of the system; give as many cores")
+
+
+Engine = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven | Pimd
+
+
+def frames_per_check(engine: Engine) -> int:
+    return engine.beads if isinstance(engine, Pimd) else 1
 
 
 def _written_short(value: Any) -> Any:
@@ -222,7 +234,17 @@ def _written_short(value: Any) -> Any:
 
 
 AnyEngine = Annotated[Engine, Field(discriminator="kind"), BeforeValidator(_written_short)]
-KINDS = ("md", "swap-mc", "colvars", "plumed", "potential", "template", "search", "frames")
+KINDS = (
+    "md",
+    "swap-mc",
+    "colvars",
+    "plumed",
+    "potential",
+    "template",
+    "search",
+    "frames",
+    "pimd",
+)
 VARIABLES = ("distance", "coordination", "dihedral")
 TEXTS = {"colvars": ("input",), "plumed": ("input",), "template": ("lammps", "plumed")}
 """Keys whose value is a text, or the name of a file that holds it."""

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from shared.explorers import AnyEngine, AsGiven, Plain, Template
+from shared.explorers import AnyEngine, AsGiven, Plain, Template, frames_per_check
 from shared.frames import PARAMETERS
 from shared.section import Positive, Section, Share
-from shared.values import Condition, Kpoints, LabelInputs, Name, Trust
+from shared.values import Carrier, Condition, Kpoints, LabelInputs, Name, Trust
 
 
 class Slabs(Section):
@@ -389,6 +389,11 @@ class Stage(Section):
     name: Name = Field(description="what the stage is called")
     systems: tuple[str, ...] = Field(min_length=1, description="names from `systems`")
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
+    electron_temperatures: tuple[Positive, ...] = Field(
+        default=(),
+        description="K, one beside each of `temperatures`; default: what the systems say; with "
+        "labels.electron_temperature only",
+    )
     pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
     md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
     engine: AnyEngine = Field(
@@ -409,10 +414,24 @@ class Stage(Section):
         description="false: one round, then the next stage whatever was found (DP-GEN's jobs)",
     )
 
+    @model_validator(mode="after")
+    def _paired(self) -> Stage:
+        electrons, ions = len(self.electron_temperatures), len(self.temperatures)
+        if electrons not in (0, ions):
+            raise ValueError(
+                f"electron_temperatures: {electrons} for {ions} temperatures; give one beside each"
+            )
+        return self
+
+    @property
+    def frames(self) -> int:
+        """Judged along one trajectory."""
+        return self.md.steps // self.md.every * frames_per_check(self.engine)
+
     def conditions(self) -> Iterator[Condition]:
         """Systems × temperatures × pressures, and the revisions of a template."""
         for system in self.systems:
-            for temperature in self.temperatures:
+            for temperature, electrons in self._temperatures():
                 for pressure in self.pressures or (None,):
                     for revision in self._revisions(system):
                         yield Condition(
@@ -420,6 +439,7 @@ class Stage(Section):
                             temperature=temperature,
                             pressure=pressure,
                             revision=revision,
+                            electrons=electrons,
                         )
 
     @property
@@ -432,6 +452,11 @@ class Stage(Section):
         if isinstance(self.engine, AsGiven):
             return structures
         return self.md.trajectories * (structures if self.at_every_start else 1)
+
+    def _temperatures(self) -> list[tuple[float, float | None]]:
+        """Of the atoms and of the electrons, K."""
+        electrons = self.electron_temperatures or (None,) * len(self.temperatures)
+        return list(zip(self.temperatures, electrons, strict=True))
 
     def _revisions(self, system: str) -> tuple[int | None, ...]:
         rows = self.engine.rows(system) if isinstance(self.engine, Template) else ()
@@ -463,6 +488,11 @@ class Labels(Section):
     )
     compositions: dict[str, LabelInputs] = Field(
         default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+    )
+    electron_temperature: Carrier | None = Field(
+        default=None,
+        description="the parameter of frames that is their electron temperature in K: electrons "
+        "are occupied by Fermi and Dirac there, instead of the smearing in `settings`",
     )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
     max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")

@@ -163,6 +163,7 @@ def _problems(spec: Spec) -> Iterator[str]:
         yield "initial: give `data`, `perturb` or `pick`: the first committee needs labels"
     yield from _unknown_elements(spec)
     yield from _parameter_problems(spec)
+    yield from _electron_problems(spec)
     yield from _stage_problems(spec)
     yield from _training_problems(spec.training)
     reference = spec.verification.reference_md
@@ -197,8 +198,31 @@ def _training_problems(training: Training) -> Iterator[str]:
                 yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
 
 
+def _electron_problems(spec: Spec) -> Iterator[str]:
+    """Electron temperatures are one number of the models' parameters, and above 0 K."""
+    carrier = spec.labels.electron_temperature
+    if carrier is None:
+        for number, stage in enumerate(spec.stages):
+            if stage.electron_temperatures:
+                yield (
+                    f"stages.{number}.electron_temperatures: needs labels.electron_temperature, "
+                    "fparam or aparam"
+                )
+        return
+    if spec.training.parameters[carrier] != 1:
+        yield (
+            f"labels.electron_temperature: {carrier}: needs "
+            f"training.input.model.fitting_net.numb_{carrier}: 1"
+        )
+    for name, system in spec.systems.items():
+        if any(kelvin <= 0 for kelvin in getattr(system, carrier)):
+            yield f"systems.{name}.{carrier}: an electron temperature is above 0 K"
+
+
 def _parameter_problems(spec: Spec) -> Iterator[str]:
     """What the models take beside atoms, every system has to give."""
+    if spec.initial.dimers is not None and any(spec.training.parameters.values()):
+        yield "initial.dimers: have no fparam or aparam, and the models take some; leave them out"
     for name, system in spec.systems.items():
         given = {"fparam": len(system.fparam), "aparam": len(system.aparam)}
         for parameter, size in spec.training.parameters.items():

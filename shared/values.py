@@ -91,11 +91,15 @@ class Condition(Value):
     revision: int | None = Field(
         default=None, description="row of a template's revisions; None where there is one only"
     )
+    electrons: float | None = Field(
+        default=None, description="K, of the electrons; None: what the starting frame says"
+    )
 
     def __str__(self) -> str:
         pressure = "" if self.pressure is None else f" {self.pressure:g} bar"
         revision = "" if self.revision is None else f" revision {self.revision}"
-        return f"{self.system} {self.temperature:g} K{pressure}{revision}"
+        electrons = "" if self.electrons is None else f" electrons {self.electrons:g} K"
+        return f"{self.system} {self.temperature:g} K{pressure}{revision}{electrons}"
 
 
 class Trust(Value):
@@ -318,6 +322,10 @@ Kpoints = tuple[
 ]
 
 
+Carrier = Literal["fparam", "aparam"]
+"""The parameter that is an electron temperature: one number of a frame, or of each atom."""
+
+
 class LabelInputs(Value):
     """What the labels of one composition are computed with, where it is not the recipe's own."""
 
@@ -336,7 +344,8 @@ class LabelInputs(Value):
 class Recipe(Value):
     """How labels are computed: what changes the numbers, and nothing else. `settings` are the
     code's own, complete and normalised; `version` is the code's stated version. A `multiplicity`
-    of 0 is the lowest that the electrons allow. `compositions` are by formula, as `C1H4`."""
+    of 0 is the lowest that the electrons allow. `compositions` are by formula, as `C1H4`.
+    `electron_temperature` names the parameter of a frame at which its electrons are computed."""
 
     code: Name
     version: str
@@ -345,6 +354,7 @@ class Recipe(Value):
     multiplicity: int
     magmom: tuple[float, ...] | None = None
     compositions: dict[str, LabelInputs] = {}
+    electron_temperature: Carrier | None = None
 
     @property
     def digest(self) -> str:

@@ -6,17 +6,11 @@ from __future__ import annotations
 from dpstream.dpgen.document import Key, mapped, refused, unused
 
 LOGGED = "whole trajectories are never kept"
-START = "freeze those models and give them as training_init_frozen_model"
 
 DATA: tuple[Key, ...] = (
     mapped("type_map", "type_map"),
     mapped("mass_map", "md.masses; auto: the standard ones"),
-    refused(
-        "use_ele_temp",
-        "labels are not computed at the electron temperature of a job; one that a system keeps "
-        "goes into the imported campaign: systems.*.fparam or aparam, and the code's smearing",
-        0,
-    ),
+    mapped("use_ele_temp", "labels.electron_temperature; 1: fparam, 2: aparam"),
     mapped("init_data_prefix", "joined to initial.data"),
     mapped("init_data_sys", "initial.data"),
     mapped("sys_format", "systems.*.format, dpdata's name; vasp/poscar needs none"),
@@ -38,7 +32,10 @@ TRAINING: tuple[Key, ...] = (
         "training.input, with DeePMD-kit's defaults where ours differ; numb_steps (stop_batch): "
         "training.min_steps = max_steps; a list: training.member_input",
     ),
-    refused("training_iter0_model_path", START, []),
+    mapped(
+        "training_iter0_model_path",
+        "training.init, how: init-model; not used without training_init_model",
+    ),
     mapped("training_init_frozen_model", "training.init, how: init-frz-model"),
     mapped("training_finetune_model", "training.init, how: finetune"),
     mapped("training_init_model", "training.warm: 1 and no cold starts; false: always cold"),
@@ -115,7 +112,7 @@ EXPLORATION: tuple[Key, ...] = (
 
 JOB: tuple[Key, ...] = (
     mapped("sys_idx", "stages[].systems; ranges such as 0-4:2 are written out"),
-    mapped("temps", "stages[].temperatures, K"),
+    mapped("temps", "stages[].temperatures, K; with use_ele_temp electron_temperatures too"),
     mapped("Ts", "as temps"),
     mapped("press", "stages[].pressures, bar; nothing where the ensemble has no barostat"),
     mapped("Ps", "as press"),
@@ -129,11 +126,7 @@ JOB: tuple[Key, ...] = (
     mapped("taut", "stages[].md.tau_t, ps"),
     mapped("taup", "stages[].md.tau_p, ps"),
     unused("neidelay", "neighbour lists are checked at every step"),
-    refused(
-        "nbeads",
-        "no exploration engine runs path integrals; drop it for classical nuclei, or offer the "
-        "beads' structures by `dpstream propose`",
-    ),
+    mapped("nbeads", "stages[].engine, kind: pimd"),
     mapped("template", "stages[].engine, kind: template"),
     mapped("rev_mat", "stages[].engine.revisions; V_NSTEPS: md.steps, V_TEMP: temperatures"),
     mapped("sys_rev_mat", "stages[].engine.system_revisions, by the names of the systems"),

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from glob import glob
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from pydantic import ValidationError
 from dpstream.dpgen.document import Line, account
 from dpstream.dpgen.keys import PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
-from dpstream.dpgen.stages import Jobs, checks, expanded, jobs_left, read_stages, system_name
+from dpstream.dpgen.stages import (
+    CARRIERS,
+    Jobs,
+    checks,
+    electrons_of,
+    expanded,
+    jobs_left,
+    read_stages,
+    system_name,
+)
 from dpstream.dpgen.style import Given
 from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
@@ -61,6 +71,13 @@ class Places:
         relative = os.path.relpath(found, self.target.absolute())
         return found if relative.startswith("..") else relative
 
+    def matching(self, pattern: str) -> list[str]:
+        """What a pattern of the file matches, in order. Raises `SpecError` where nothing does."""
+        found = sorted(glob(str(self.folder.absolute() / Path(pattern).expanduser())))
+        if not found:
+            raise SpecError(f"{pattern!r}: no such file or folder")
+        return [self.place(path) for path in found]
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -102,11 +119,11 @@ def _document(
         "type_map": param.type_map,
         "systems": _systems(param, jobs, places, differences),
         "initial": {"data": [*data, *begun.labels]},
-        "training": read_training(param, places.place, differences),
+        "training": read_training(param, places.place, places.matching, differences),
         "md": _md(param),
         "stages": read_stages(param, jobs, places.place),
         "selection": _selection(param, jobs, differences),
-        "labels": labels,
+        "labels": labels | _electrons(param),
         "audit": {"per_round": 0},
         "convergence": {"max_rejected": param.ratio_failed},
         "budget": {"labels": sum(min(MOST_PER_ROUND, most) for most in _labels_of(param, jobs))},
@@ -162,7 +179,7 @@ def _systems(param: Param, jobs: Jobs, places: Places, differences: list[str]) -
     if idle:
         differences.append(f"sys_configs: no job explores {', '.join(idle)}: left out")
     return {
-        system_name(index): _system(param, patterns, places)
+        system_name(index): _system(param, patterns, places) | electrons_of(param, jobs, index)
         for index, patterns in enumerate(param.sys_configs)
         if index in used
     }
@@ -177,6 +194,11 @@ def _system(param: Param, patterns: list[str], places: Places) -> Json:
         **({"periodic": False} if param.model_devi_nopbc else {}),
         **({} if plain else {"format": param.sys_format}),
     }
+
+
+def _electrons(param: Param) -> Json:
+    carrier = CARRIERS.get(param.use_ele_temp)
+    return {} if carrier is None else {"electron_temperature": carrier}
 
 
 def _md(param: Param) -> Json:
@@ -216,7 +238,7 @@ def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
         "per_round": min(asked, MOST_PER_ROUND),
         "per_system": param.fp_task_max,
         "min_per_system": param.fp_task_min,
-        "per_trajectory": max(checks(job) for _, job in jobs),
+        "per_trajectory": max(checks(job) * (job.nbeads or 1) for _, job in jobs),
         "min_separation": 0.0,
         "time_bins": 1,
         **_thresholds(param),

@@ -104,7 +104,7 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
             "data": data,
             "pick": _at_most(param, "init_pick_number", MOST_FIRST, differences),
         },
-        "training": read_training(_training(document), places.place, differences),
+        "training": read_training(_training(document), places.place, places.matching, differences),
         "trust": {"low": param.low, "high": param.high},
         "selection": {
             "per_round": _at_most(param, "iter_pick_number", MOST_PER_ROUND, differences)

@@ -24,6 +24,8 @@ ENSEMBLES = {
     "npt-t": "npt-tri",
     "npt-tri": "npt-tri",
 }
+CARRIERS = {1: "fparam", 2: "aparam"}
+"""Parameters that are the electron temperature, by DP-GEN's use_ele_temp."""
 NOT_JUDGED = 1e9
 """A virial level from here on means none; DP-GEN's default is 1e10."""
 
@@ -88,12 +90,34 @@ def _stage(param: Param, job: Job, number: int, place: Callable[[str], str]) -> 
     return {
         "name": f"job-{number:03d}",
         "systems": [system_name(index) for index in systems],
-        "temperatures": job.temps,
+        **_temperatures(param, job, where),
         **how,
         **_trust(param, job, systems, where),
         "starts": "all",
         "repeat": False,
     }
+
+
+def _temperatures(param: Param, job: Job, where: str) -> Json:
+    """Those of atoms and, with use_ele_temp, of electrons: alike where the job gives one number."""
+    assert job.temps is not None
+    pairs = [each if isinstance(each, tuple) else (each, each) for each in job.temps]
+    ions, electrons = ([pair[i] for pair in pairs] for i in (0, 1))
+    if param.use_ele_temp:
+        return {"temperatures": ions, "electron_temperatures": electrons}
+    if electrons != ions:
+        raise SpecError(f"{where}.temps: {job.temps}: pairs need use_ele_temp, 1 or 2")
+    return {"temperatures": ions}
+
+
+def electrons_of(param: Param, jobs: Jobs, system: int) -> Json:
+    """What a system says of its electrons outside of its jobs: the first temperature of the first
+    job that explores it."""
+    if not param.use_ele_temp:
+        return {}
+    number, job = next((n, job) for n, job in jobs if system in expanded(job, n))
+    found = _temperatures(param, job, f"model_devi_jobs.{number}")
+    return {CARRIERS[param.use_ele_temp]: found["electron_temperatures"][:1]}
 
 
 def _native(param: Param, job: Job, where: str) -> Json:
@@ -105,6 +129,7 @@ def _native(param: Param, job: Job, where: str) -> Json:
         raise SpecError(f"{where}.ensemble: {job.ensemble!r}: model_devi_nopbc has no pressure")
     damping = {"tau_t": job.taut, "tau_p": job.taup}
     return {
+        **_beads(job, where),
         **({"pressures": job.press} if barostat else {}),
         "md": {
             "ensemble": ensemble,
@@ -114,10 +139,27 @@ def _native(param: Param, job: Job, where: str) -> Json:
     }
 
 
+def _beads(job: Job, where: str) -> Json:
+    """DP-GEN asks for whole numbers of frames here."""
+    if job.nbeads is None:
+        return {}
+    assert job.nsteps is not None
+    if job.nsteps % job.trj_freq:
+        raise SpecError(f"{where}.nsteps: {job.nsteps}: with nbeads a multiple of trj_freq")
+    return {"engine": {"kind": "pimd", "beads": job.nbeads}}
+
+
 def _own(
     param: Param, job: Job, systems: Sequence[int], place: Callable[[str], str], where: str
 ) -> Json:
     """By the job's own LAMMPS input."""
+    if job.nbeads is not None:
+        raise SpecError(f"{where}.nbeads: not with a template, which would have to know its beads")
+    if param.use_ele_temp:
+        raise SpecError(
+            f"{where}.template: DP-GEN labels what comes of it without use_ele_temp; give engine: "
+            "{kind: template, …} and electron_temperatures in the imported campaign"
+        )
     named = {index: system_name(index) for index in systems}
     engine = read_engine(job, param.model_devi_plumed, place, named, where)
     return {"engine": engine, "md": _steps(job)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpstream.dpgen.stages import CARRIERS
 from dpstream.dpgen.values import Param
 from services.trainer.training_input import merge
 from shared.errors import SpecError
@@ -54,15 +55,20 @@ MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
 BACKENDS = ("tensorflow", "pytorch", "jax")
 
 
-def read_training(param: Param, place: Callable[[str], str], differences: list[str]) -> Json:
-    """The training section; `place`: a path of the file as one of the campaign; what will not be as
-    DP-GEN has it is added to `differences`."""
+Place = Callable[[str], str]
+"""A path of the file as one of the campaign."""
+Matching = Callable[[str], list[str]]
+"""What a pattern of the file matches, likewise; raises `SpecError` where nothing does."""
+
+
+def read_training(param: Param, place: Place, matching: Matching, differences: list[str]) -> Json:
+    """The training section; what will not be as DP-GEN has it is added to `differences`."""
     if param.train_backend not in BACKENDS:
         raise SpecError(
             f"train_backend: {param.train_backend!r}: should be one of {', '.join(BACKENDS)}"
         )
-    inputs = [copy.deepcopy(given) for given in _inputs(param)]
-    given = _given_files(param, inputs, place, differences)
+    inputs = [merge(given, _shared(param)) for given in map(copy.deepcopy, _inputs(param))]
+    given = _repulsion(param, inputs, place) | _init(param, place, matching, differences)
     steps = _steps(inputs)
     batch = _batch_size(param, inputs, differences)
     cleaned = [_cleaned(given, batch, differences) for given in inputs]
@@ -71,7 +77,7 @@ def read_training(param: Param, place: Callable[[str], str], differences: list[s
     return {
         "members": param.numb_models,
         "backend": param.train_backend,
-        "input": cleaned[0] if single else {},
+        "input": cleaned[0] if single else _shared(param),
         **_by_member(param, members),
         "min_steps": steps,
         "max_steps": steps,
@@ -95,16 +101,17 @@ def _inputs(param: Param) -> list[Json]:
     return list(given)
 
 
-def _given_files(
-    param: Param, inputs: Sequence[Json], place: Callable[[str], str], differences: list[str]
-) -> Json:
-    """Models to begin from, and a table of repulsion, which is taken out of `inputs`."""
+def _shared(param: Param) -> Json:
+    """The electron temperature as the one parameter of all models."""
+    if not param.use_ele_temp:
+        return {}
+    numbers = {f"numb_{name}": int(n == param.use_ele_temp) for n, name in CARRIERS.items()}
+    return {"model": {"fitting_net": numbers}}
+
+
+def _repulsion(param: Param, inputs: Sequence[Json], place: Place) -> Json:
+    """A table of repulsion, which is taken out of `inputs`."""
     found: Json = {}
-    for key, how in (("init_frozen", "init-frz-model"), ("finetune", "finetune")):
-        models = getattr(param, f"training_{key}_model")
-        if models:
-            found["init"] = {"model": [place(model) for model in models], "how": how}
-            differences.append(f"training_{key}_model: every cold training begins there")
     for given in inputs:
         model = _section(given, "model")
         own = {ours: model.pop(key, None) for key, ours in TABLE_KEYS.items()}
@@ -116,6 +123,50 @@ def _given_files(
     return found
 
 
+def _init(param: Param, place: Place, matching: Matching, differences: list[str]) -> Json:
+    """Models to begin from."""
+    found: Json = {}
+    for key, how, models in _given_models(param, place, matching, differences):
+        if found:
+            raise SpecError(f"{key}: another key gives models to begin from; keep one")
+        found = {"init": {"model": models, "how": how}}
+        differences.append(f"{key}: every cold training begins there")
+    return found
+
+
+def _given_models(
+    param: Param, place: Place, matching: Matching, differences: list[str]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Key, how training begins, and the models."""
+    for key, how in FROZEN.items():
+        models = getattr(param, key)
+        if models:
+            yield key, how, [place(model) for model in models]
+    if not param.training_iter0_model_path:
+        return
+    key = "training_iter0_model_path"
+    if not (param.training_init_model or param.training_reuse_iter == 0):
+        differences.append(f"{key}: not used without training_init_model, as in DP-GEN")
+        return
+    yield key, "init-model", _checkpoints(param, matching, key)
+
+
+def _checkpoints(param: Param, matching: Matching, key: str) -> list[str]:
+    """Of one folder for each model, the newest checkpoint, which DeePMD-kit links to."""
+    try:
+        folders = [f for given in param.training_iter0_model_path for f in matching(given)]
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error
+    if len(folders) != param.numb_models:
+        raise SpecError(f"{key}: {len(folders)} folders for {param.numb_models} models")
+    newest = "model.ckpt.pt" if param.train_backend == "pytorch" else "model.ckpt"
+    return [f"{folder}/{newest}" for folder in folders]
+
+
+FROZEN = {
+    "training_init_frozen_model": "init-frz-model",
+    "training_finetune_model": "finetune",
+}
 TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"}
 
 

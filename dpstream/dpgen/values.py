@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 PerSystem = float | list[float] | dict[str, float]
+Temperature = float | tuple[float, float]
+"""K; a pair: of the atoms, of the electrons."""
 
 
 class Given(BaseModel):
@@ -40,6 +49,10 @@ def _refuse_two(names: list[str], values: dict[str, Any]) -> None:
             )
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 Words = dict[str, Annotated[list[int | float | str], Field(min_length=1)]]
 """Values of words in a template."""
 
@@ -58,12 +71,13 @@ class Job(Given):
     """One entry of model_devi_jobs. Temperatures in K, pressures in bar, times in ps."""
 
     sys_idx: list[int | str] = Field(min_length=1)
-    temps: list[float] | None = Field(
+    temps: list[Temperature] | None = Field(
         default=None, validation_alias=AliasChoices("temps", "Ts"), min_length=1
     )
     press: list[float] = Field(default=[], validation_alias=AliasChoices("press", "Ps"))
     trj_freq: int = Field(validation_alias=AliasChoices("trj_freq", "t_freq", "traj_freq"), ge=1)
     nsteps: int | None = Field(default=None, ge=1)
+    nbeads: int | None = Field(default=None, ge=1)
     ensemble: str | None = Field(default=None, validation_alias=AliasChoices("ensemble", "ens"))
     dt: float | None = None
     taut: float | None = None
@@ -80,6 +94,7 @@ class Job(Given):
 class Param(Given):
     type_map: list[str] = Field(min_length=1)
     mass_map: list[float] | str = "auto"
+    use_ele_temp: Literal[0, 1, 2] = 0
     init_data_prefix: str = ""
     init_data_sys: list[str] = Field(min_length=1)
     sys_format: str = "vasp/poscar"
@@ -105,6 +120,7 @@ class Param(Given):
     dp_compress: bool = False
     training_init_frozen_model: list[str] | None = None
     training_finetune_model: list[str] | None = None
+    training_iter0_model_path: Annotated[list[str], BeforeValidator(_listed)] = []
     srtab_file_path: str | None = None
 
     model_devi_jobs: list[Job] = Field(min_length=1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ase import Atoms
-from ase.neighborlist import neighbor_list
 
+from services.explorer.astray import astray
+from services.explorer.beads import FIX, MPIEXEC, path_integral
 from services.explorer.lammps_session import Sessions  # before deepmd: it loads MPI first
 from services.explorer.md_script import Script
 from shared.deviation import max_force_deviation, verdict, virial_deviation
@@ -60,13 +60,14 @@ def advance(
     frames: str,
     judges: Sequence[str] = (),
     type_map: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Up to `checks` times `every` steps, each followed by a look at the deviation.
 
     Writes `frames` (`.npz`): positions `(n, n_atoms, 3)` Å by atom id, cells `(n, 3, 3)` Å, devi_f
     `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`, types `(n, n_atoms)` from 1,
     which are the elements of `type_map`. Without `judges` the pair style reports the deviations;
-    else they are those of these models. Returns `made` = n, `streak` of
+    else they are those of these models at the frame's `parameters`. Returns `made` = n, `streak` of
     failed checks up to now, and `stopped`: None or why the trajectory ends here. A check at which
     atoms overlap, are lost or are nowhere is not made. `reach`: None for periodic frames; in vacuum
     the models' cutoff in Å, and nor is a check at which the atoms have come further apart.
@@ -74,11 +75,12 @@ def advance(
     levels, vacuum = Trust.model_validate(trust), reach is not None
     deviation = SESSIONS.in_use.deviation
     if judges:
-        deviation = functools.partial(_judged, judges, type_map, levels, vacuum)
+        own = {name: np.array(values) for name, values in (parameters or {}).items()}
+        deviation = functools.partial(_judged, judges, type_map, levels, vacuum, own)
     seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
-        stopped = _run(every) or _unphysical(overlap, reach)
+        stopped = _run(every) or _astray(overlap, reach)
         check = None if stopped else _check(deviation, vacuum)
         if check is None:
             stopped = stopped or "deviation is not a number"
@@ -103,12 +105,17 @@ def _check(deviation: Callable[[], tuple[float, float]], vacuum: bool) -> Check 
 
 
 def _judged(
-    judges: Sequence[str], type_map: Sequence[str], trust: Trust, vacuum: bool
+    judges: Sequence[str],
+    type_map: Sequence[str],
+    trust: Trust,
+    vacuum: bool,
+    parameters: Mapping[str, Floats],
 ) -> tuple[float, float]:
     """Force (eV/Å) and virial deviation (eV per atom) of `judges` on the present frame."""
     session = SESSIONS.in_use
     species = tuple(type_map[number - 1] for number in session.types())
-    frame = Frame(species, session.positions(), None if vacuum else session.cell())
+    at = Frame(species, session.positions(), None if vacuum else session.cell())
+    frame = at.given(parameters)
     _, forces, virials = _evaluated(judges, Batch.of([frame]))
     devi_f = max_force_deviation(forces, trust.relative)
     devi_v = virial_deviation(virials, len(species), trust.relative_v)
@@ -120,7 +127,7 @@ def conserve(checks: int, every: int, overlap: float, reach: float | None) -> di
     after each, `stopped` None or why the run ended early. Otherwise as `advance`."""
     energies, stopped = [SESSIONS.in_use.energy], None
     while len(energies) <= checks and stopped is None:
-        stopped = _run(every) or _unphysical(overlap, reach)
+        stopped = _run(every) or _astray(overlap, reach)
         if stopped is None:
             energies.append(SESSIONS.in_use.energy)
     return {"energies": energies, "stopped": stopped}
@@ -133,6 +140,13 @@ def write_restart(path: str) -> None:
 def has_fix(style: str) -> bool:
     """Whether this LAMMPS was built with a fix."""
     return SESSIONS.has_fix(style)
+
+
+def lacking_for_beads() -> str | None:
+    """What path-integral dynamics needs and this machine has not, with the remedy; or None."""
+    if not MPIEXEC.exists():
+        return f"{MPIEXEC}: not there; pip install mpich beside LAMMPS"
+    return None if has_fix(FIX) else f"this worker's LAMMPS was built without fix {FIX}"
 
 
 def evaluate(models: Sequence[str], batch: str, result: str) -> None:
@@ -213,31 +227,9 @@ def _run(steps: int) -> str | None:
     return None
 
 
-def _unphysical(overlap: float, reach: float | None) -> str | None:
-    positions = SESSIONS.in_use.positions()
-    if not np.isfinite(positions).all():
-        return "positions are not numbers"
-    atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=SESSIONS.in_use.cell())
-    atoms.pbc = reach is None
-    distances = neighbor_list("d", atoms, overlap)
-    if len(distances):
-        return f"atoms {distances.min():.3f} Å apart"
-    if reach is not None and not _in_one_piece(positions, reach):
-        return "fragments out of the models' sight of one another"
-    return None
-
-
-def _in_one_piece(positions: Floats, reach: float) -> bool:
-    """Whether steps of at most `reach` Å connect all atoms. Beyond the cutoff every model sees
-    isolated fragments: they agree perfectly, on nothing anybody asked for."""
-    apart = np.linalg.norm(positions[:, None] - positions[None, :], axis=-1)
-    near = apart <= reach
-    reached = near[0]
-    while True:
-        wider = near[reached].any(axis=0)
-        if (wider == reached).all():
-            return bool(reached.all())
-        reached = wider
+def _astray(overlap: float, reach: float | None) -> str | None:
+    session = SESSIONS.in_use
+    return astray(session.positions(), session.cell(), overlap, reach)
 
 
 def _save(path: Path, seen: Sequence[Check]) -> None:
@@ -281,6 +273,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "has_fix": has_fix,
     "evaluate": evaluate,
     "relax": relax,
+    "lacking_for_beads": lacking_for_beads,
+    "path_integral": path_integral,
     "cutoff": cutoff,
     "descriptors": descriptors,
 }

@@ -39,15 +39,17 @@ COLUMN_V, COLUMN_F = 1, 4
 @dataclass(eq=False)
 class Session:
     """One instance of LAMMPS; `out_file`: where its pair style writes deviations; `single_use`: to
-    be closed before the next trajectory."""
+    be closed before the next trajectory; `partitions`: arguments that make it one of several."""
 
     out_file: Path
     single_use: bool = False
+    partitions: Sequence[str] = ()
     lammps: Any = field(init=False)
     trajectories: int = 0
 
     def __post_init__(self) -> None:
-        self.lammps = lammps.lammps(cmdargs=["-screen", "none", "-log", "none", "-nocite"])
+        quiet = ["-screen", "none", "-log", "none", "-nocite"]
+        self.lammps = lammps.lammps(cmdargs=[*self.partitions, *quiet])
 
     def start(self, script: Script) -> None:
         """A new trajectory, at its first step."""

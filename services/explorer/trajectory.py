@@ -22,7 +22,9 @@ from services.explorer.engines import ENGINES, Explorer, Trip
 from services.explorer.sampling import Reservoir, joined
 from shared.context import Context
 from shared.deviation import Verdict, count, histogram, verdict
+from shared.electrons import heated
 from shared.errors import NotFound, Permanent
+from shared.explorers import frames_per_check
 from shared.frames import Batch, Frame, canonical
 from shared.messages import ChunkExplored, Explore
 from shared.sections import Md
@@ -67,9 +69,15 @@ class Walk:
 
     @cached_property
     def trip(self) -> Trip:
-        frame = starting_frame(self.command.structure, self.context)
+        frame = self._heated(starting_frame(self.command.structure, self.context))
         committee = self.bench.committee(self.command.committee, self.context)
         return Trip(self.bench, self.command, self.context, frame, committee)
+
+    def _heated(self, frame: Frame) -> Frame:
+        """With the electron temperature of the condition, where that says one."""
+        carrier = self.context.spec().labels.electron_temperature
+        kelvin = self.command.condition.electrons
+        return frame if carrier is None or kelvin is None else heated(frame, carrier, kelvin)
 
     @cached_property
     def explorer(self) -> Explorer:
@@ -93,8 +101,9 @@ class Walk:
 
     @property
     def dropped(self) -> int:
-        """Planned checks that will not be made."""
-        return 0 if self.complete else self.planned - self.made
+        """Planned frames that will not be judged."""
+        left = 0 if self.complete else self.planned - self.made
+        return left * frames_per_check(self.trip.settings)
 
     def start(self) -> None:
         """Set the engine up: at the first step, or where the last accepted chunk ended."""

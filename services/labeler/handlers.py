@@ -147,7 +147,10 @@ class Desk:
     def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
         """The verdict on a canonical frame with this key."""
         self.context.check()
-        recipe = recipe_for(self.recipe, frame)
+        try:
+            recipe = recipe_for(self.recipe, frame)
+        except ValueError as error:
+            return rejected(key, Broken("electron-temperature", str(error)))
         broken = check_before(frame, recipe, self.code, self.limits(key))
         if broken is not None:
             return rejected(key, broken)

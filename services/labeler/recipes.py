@@ -11,12 +11,16 @@ from pydantic import ValidationError
 
 from services.labeler.attachments import Reading
 from services.labeler.codes import CODES
-from services.labeler.codes.base import Brought, Code, Stated
+from services.labeler.codes.base import Brought, Code, Stated, Thermal
+from shared.electrons import electron_temperature
 from shared.errors import SpecError
 from shared.frames import Frame
 from shared.spec import Labels
 from shared.spec_errors import did_you_mean, explain
 from shared.values import Recipe
+
+ROOM = 300.0
+"""K, to try settings by."""
 
 
 def code_of(labels: Labels) -> Code:
@@ -55,6 +59,8 @@ def make_recipe(labels: Labels) -> Recipe:
     for formula, inputs in labels.compositions.items():
         check_inputs(code, inputs.given, f"labels.compositions.{formula}")
     settings = _validated(code, labels.settings)
+    if labels.electron_temperature is not None:
+        _check_thermal(code, settings)
     return Recipe(
         code=code.name,
         version=_version(code, settings, labels.version),
@@ -62,6 +68,7 @@ def make_recipe(labels: Labels) -> Recipe:
         charge=labels.charge,
         multiplicity=labels.multiplicity,
         compositions=labels.compositions,
+        electron_temperature=labels.electron_temperature,
     )
 
 
@@ -74,8 +81,27 @@ def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
 
 
 def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
-    """What `frame` is computed by, and where its label is kept."""
-    return recipe.of(frame.formula, electrons(frame.species))
+    """What `frame` is computed by, and where its label is kept. ValueError where the frame has not
+    the electron temperature that it is to be computed at."""
+    own = recipe.of(frame.formula, electrons(frame.species))
+    if own.electron_temperature is None:
+        return own
+    code, kelvin = CODES[own.code], electron_temperature(frame, own.electron_temperature)
+    assert isinstance(code, Thermal)
+    settings = code.at_electron_temperature(own.settings, kelvin)
+    return own.model_copy(update={"settings": settings, "electron_temperature": None})
+
+
+def _check_thermal(code: Code, settings: dict[str, Any]) -> None:
+    """Raises SpecError where `code` cannot compute by these settings at an electron temperature."""
+    key = "labels.electron_temperature"
+    if not isinstance(code, Thermal):
+        able = ", ".join(sorted(n for n, each in CODES.items() if isinstance(each, Thermal)))
+        raise SpecError(f"{key}: {code.name} cannot be told one; codes that can: {able}")
+    try:
+        code.at_electron_temperature(settings, ROOM)
+    except ValueError as error:
+        raise SpecError(f"{key}: labels.settings.{error}") from error
 
 
 def electrons(species: Iterable[str]) -> int:

@@ -6,6 +6,8 @@ BOHR = 0.529177210903
 """Å."""
 RYDBERG = HARTREE / 2
 """eV."""
+BOLTZMANN = 8.617333262e-5
+"""eV/K."""
 GPA = 1 / 160.2176634
 """eV/Å³."""
 KBAR = GPA / 10

@@ -30,6 +30,7 @@ from shared.codec import decode
 from shared.context import Context
 from shared.crystal import PROPERTIES
 from shared.deviation import max_force_deviation, verdict, virial_deviation
+from shared.electrons import heated
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
@@ -48,7 +49,7 @@ from shared.values import (
     Trust,
     campaign_uri,
 )
-from tests.integration.tiny_fits import Apart
+from tests.integration.tiny_fits import STEPS, Apart
 
 CH4 = canonical(from_ase(molecule("CH4"))).frame
 AL4 = canonical(from_ase(bulk("Al", cubic=True))).frame
@@ -758,3 +759,48 @@ def test_parameters_reach_lammps(bench: Bench, by_fparam: Apart, tmp_path: Path)
         assert energy == pytest.approx(float(found["energies"][0, 0]), abs=1e-3)
         energies.append(energy)
     assert abs(energies[0] - energies[1]) > 0.01
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"kind": "md"},
+        {"kind": "potential", "pair": ["pair_style lj/cut 6.0", "pair_coeff 1 1 0.4 2.3"]},
+        {"kind": "search", "relax_steps": 2},
+    ],
+    ids=lambda engine: str(engine["kind"]),
+)
+def test_electrons_of_a_condition_reach_driver_judges_and_frames(
+    bench: Bench, by_fparam: Apart, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    """The system says 7 K; the condition says 1 K, at which the models are asked."""
+    items, told = by_fparam
+    models = [tmp_path / f"{step}/model.pb" for step in (STEPS // 2, STEPS)]
+    for step, model in zip((STEPS // 2, STEPS), models, strict=True):
+        model.parent.mkdir()
+        model.write_bytes(told.frozen_at(step).read_bytes())
+    crystal = canonical(from_ase(bulk("Cu", cubic=True))).frame
+    frame = heated(crystal if engine["kind"] == "search" else items[0].frame, "fparam", 7.0)
+    place = World(tmp_path, frame, models, {"every": 1, "steps": 5}, hot_spec(engine))
+    (condition,) = place.context(place.explore()).spec().stages[0].conditions()
+    everything = Trust(low=1e-12, high=1e9)
+    command = place.explore(condition=condition, trust=everything)
+    event = explore(bench, command, place.context(command))
+    batch = place.batch(event.candidates)
+    assert batch.arrays["fparam"].tolist() == [[1.0]] * len(batch)
+    found = max_force_deviation(evaluated(bench.engine, tmp_path, models, batch)["forces"])
+    np.testing.assert_allclose(batch.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
+    cold = [heated(each, "fparam", 7.0) for each in batch]
+    other = evaluated(bench.engine, tmp_path, models, Batch.of(cold))["forces"]
+    assert np.abs(max_force_deviation(other) - found).max() > 0.01
+
+
+def hot_spec(engine: dict[str, Any]) -> dict[str, Any]:
+    """One stage with electrons at 1 K."""
+    stage = {"name": "one", "systems": ["s"], "temperatures": [300], "electron_temperatures": [1]}
+    return {
+        "stages": [{**stage, "engine": engine}],
+        "systems": {"s": {"structures": ["unused.xyz"], "fparam": [7.0]}},
+        "labels": {"electron_temperature": "fparam"},
+        "training": {"input": {"model": {"fitting_net": {"numb_fparam": 1}}}},
+    }

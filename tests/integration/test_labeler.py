@@ -27,6 +27,7 @@ from services.labeler.recipes import make_recipe
 from shared.codec import encode
 from shared.context import Context
 from shared.dimers import dimer_frames
+from shared.electrons import heated
 from shared.embedded import FolderStore, InProcessBus
 from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
@@ -39,12 +40,14 @@ EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
 
 def make_spec(labels: dict[str, Any], **verification: Any) -> Spec:
+    hot = {"model": {"fitting_net": {"numb_fparam": 1}}} if "electron_temperature" in labels else {}
     return Spec.model_validate(
         {
             "name": "demo",
             "type_map": ["H", "C", "O", "Cu", "Al"],
-            "systems": {"s": {"structures": ["s.xyz"]}},
+            "systems": {"s": {"structures": ["s.xyz"], "fparam": [300.0] if hot else []}},
             "initial": {"perturb": {}},
+            "training": {"input": hot},
             "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
             "labels": labels,
             "verification": verification,
@@ -123,6 +126,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.fixture
 def lab(bench: Bench, tmp_path: Path) -> Lab:
     return Lab(FolderStore(tmp_path / "store"), bench, tmp_path)
+
+
+def test_equal_atoms_with_other_electrons_have_labels_of_their_own(lab: Lab) -> None:
+    """Each at its temperature, kept apart, found again; a frame without one is no label."""
+    frame, labels = methanes(1)[0], {"electron_temperature": "fparam"}
+    refs = lab.refs([heated(frame, "fparam", kelvin) for kelvin in (300.0, 20000.0)])
+    done = lab.label(labels, refs)
+    cold, hot = (decode_labelled(lab.store.get(each.label.uri))[1] for each in done.accepted)
+    assert cold.energy - hot.energy > 0.1
+    assert [each.reused for each in lab.label(labels, refs).accepted] == [True, True]
+    plain = lab.label({}, lab.refs([frame])).accepted[0]
+    assert plain.label.uri not in {each.label.uri for each in done.accepted}
+    assert decode_labelled(lab.store.get(plain.label.uri))[1].energy == cold.energy
+    assert lab.rules(labels, [frame]) == ["electron-temperature"]
 
 
 def test_a_bundle_is_labelled_with_its_provenance(lab: Lab) -> None:

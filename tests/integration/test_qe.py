@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dpstream.relabel import label_frames
 from services.labeler.acceptance import Outcome
 from services.labeler.codes.qe import Qe
 from services.labeler.recipes import make_recipe, read_files
+from shared.electrons import heated
 from shared.errors import EngineCrashed
 from shared.frames import Frame, Label, canonical, from_ase
 from shared.spec import Labels, Spec
@@ -31,6 +33,15 @@ SETTINGS: dict[str, Any] = {
     "degauss": 0.03,
 }
 """Coarse, and consistent: forces and stress are derivatives at any cutoff's energy."""
+
+CAMPAIGN: dict[str, Any] = {
+    "name": "aluminium",
+    "type_map": ["Al"],
+    "systems": {"s": {"structures": ["s.xyz"], "fparam": [1000.0]}},
+    "initial": {"perturb": {}},
+    "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
+    "training": {"input": {"model": {"fitting_net": {"numb_fparam": 1}}}},
+}
 
 Run = Callable[..., Outcome]
 
@@ -99,6 +110,28 @@ def test_virial_is_minus_the_free_energys_strain_derivative(
     along = virial_along(energy(run), frame, strain + strain.T, 2e-3)
     assert abs(along) > 2
     assert float((virial * (strain + strain.T)).sum()) == pytest.approx(along, rel=3e-3)
+
+
+def test_hot_electrons_are_labelled_with_their_free_energy(tmp_path: Path) -> None:
+    """The energy lies below the internal one by TS, and the force is its derivative: between two
+    frames 0.02 Å apart, energies differ by the mean force."""
+    require("qe")
+    labels, files = read_files(
+        Labels(code="qe", settings=SETTINGS, electron_temperature="fparam"), Path()
+    )
+    frame, way = aluminium(), direction((4, 3), seed=1)
+    moved = replace(frame, positions=frame.positions + 0.02 * way)
+    at = [(moved, 25000.0), (frame, 25000.0), (frame, 1000.0)]
+    spec = Spec.model_validate({**CAMPAIGN, "labels": labels.model_dump()})
+    found = label_frames(
+        spec, make_recipe(labels), files, [heated(each, "fparam", kelvin) for each, kelvin in at]
+    )
+    further, hot, cold = (each for each in found if isinstance(each, Label))
+    assert cold.energy - hot.energy > 2.0
+    assert np.abs(hot.forces - cold.forces).max() > 0.05
+    along = float(((hot.forces + further.forces) / 2 * way).sum())
+    assert abs(along) > 0.2
+    assert -(further.energy - hot.energy) / 0.02 == pytest.approx(along, abs=2e-3)
 
 
 def test_dpdata_reads_the_same(done: tuple[Outcome, Path]) -> None:
@@ -199,16 +232,7 @@ def test_a_label_through_the_handler_with_the_campaigns_own_files(
     done: tuple[Outcome, Path],
 ) -> None:
     labels, files = read_files(Labels(code="qe", settings=SETTINGS), Path())
-    spec = Spec.model_validate(
-        {
-            "name": "aluminium",
-            "type_map": ["Al"],
-            "systems": {"s": {"structures": ["s.xyz"]}},
-            "initial": {"perturb": {}},
-            "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
-            "labels": labels.model_dump(),
-        }
-    )
+    spec = Spec.model_validate({**CAMPAIGN, "labels": labels.model_dump()})
     (label,) = label_frames(spec, make_recipe(labels), files, [aluminium()])
     assert isinstance(label, Label)
     assert label.energy == pytest.approx(done[0].energies[0], abs=1e-6)

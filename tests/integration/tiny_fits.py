@@ -35,11 +35,15 @@ class Fit:
 
     @property
     def frozen(self) -> Path:
-        """The frozen model; made when first asked for."""
-        path = self.folder / "frozen.pb"
+        """The frozen model."""
+        return self.frozen_at(STEPS)
+
+    def frozen_at(self, step: int) -> Path:
+        """The model after half or all of the steps, frozen when first asked for."""
+        path = self.folder / f"frozen-{step}.pb"
         if not path.exists():
             where = {"folder": str(self.folder), "backend": "tensorflow"}
-            ask = {**where, "checkpoint": f"model.ckpt-{STEPS}", "model": path.name}
+            ask = {**where, "checkpoint": f"model.ckpt-{step}", "model": path.name}
             self.world.bench.engine.call("freeze", ask)
         return path
 
@@ -97,7 +101,7 @@ def fit(
     """A training on these frames, to its end; `model` instead of the small one, `spec`: further
     keys of the training section, or as `spec_of` takes them."""
     small = {"descriptor": SMALL, "fitting_net": {"neuron": [12, 12]}}
-    training = {"training_data": {"batch_size": len(items)}, "disp_freq": steps}
+    training = {"training_data": {"batch_size": len(items)}, "disp_freq": steps // 2}
     document = {
         "model": small if model is None else model,
         "learning_rate": RATE,
@@ -126,7 +130,8 @@ def told_apart(world: World, name: str) -> Apart:
         for item in trimers()
     ]
     model = {"descriptor": SMALL, "fitting_net": {"neuron": [12, 12], f"numb_{name}": 1}}
-    return both, fit(world, both, model=model, system={name: [0.0]})
+    half = {"mode": "streaming", "checkpoint_steps": STEPS // 2}
+    return both, fit(world, both, model=model, system={name: [0.0]}, **half)
 
 
 def _last_line(lcurve: Path) -> Mapping[str, float]:

@@ -29,6 +29,7 @@ from dpstream.training_check import check_training
 from services.labeler.recipes import read_files
 from services.trainer.training_input import DEFAULTS, Run, build_input
 from shared.errors import SpecError
+from shared.explorers import Pimd
 from shared.inlined import with_texts
 from shared.spec import Labels, Spec, TrustLevels
 from tests import dpgen_methane
@@ -198,6 +199,50 @@ def test_given_models_and_a_table_of_repulsion() -> None:
     training = spec(training_finetune_model=["a.pb", "b.pb"]).training
     assert training.init is not None
     assert (training.init.model, training.init.how) == (("a.pb", "b.pb"), "finetune")
+
+
+def test_models_of_the_first_iteration(tmp_path: Path) -> None:
+    """One for each member, found by a pattern; only where DP-GEN would begin from them."""
+    for number in range(2):
+        (tmp_path / f"old/{number:03d}").mkdir(parents=True)
+    here = {"training_iter0_model_path": f"{tmp_path}/old/00[01]"}
+    training = spec(**here, training_init_model=True).training
+    assert training.init is not None
+    assert training.init.how == "init-model"
+    assert training.init.model == tuple(f"{tmp_path}/old/{n:03d}/model.ckpt" for n in range(2))
+    assert (training.warm, training.warm_start_lr) == (1.0, 0.001)
+    assert spec(**here, training_reuse_iter=0).training.init == training.init
+    idle = converted(**here)
+    assert "init" not in idle.document["training"]
+    assert any("not used without training_init_model" in line for line in idle.differences)
+    one = {"training_iter0_model_path": [f"{tmp_path}/old/000"], "training_init_model": True}
+    assert refusal(**one) == "training_iter0_model_path: 1 folders for 2 models"
+    both = {**here, "training_init_model": True, "training_finetune_model": ["a.pb", "b.pb"]}
+    assert refusal(**both).startswith("training_iter0_model_path: another key gives models")
+
+
+@pytest.mark.parametrize(("use", "name"), [(1, "fparam"), (2, "aparam")])
+def test_electron_temperatures(use: int, name: str) -> None:
+    """A pair is atoms and electrons; of one number both are it."""
+    jobs = job(temps=[50, [100, 5000]])
+    found = spec(use_ele_temp=use, model_devi_jobs=jobs)
+    assert found.stages[0].temperatures == (50, 100)
+    assert found.stages[0].electron_temperatures == (50, 5000)
+    assert found.labels.electron_temperature == name
+    assert getattr(found.systems["sys-000"], name) == (50,)
+    assert found.training.parameters == {"fparam": use == 1, "aparam": use == 2}
+    given = [dpgen_methane.param()["default_training_param"]] * 2
+    several = spec(
+        use_ele_temp=use, model_devi_jobs=jobs, default_training_param=given, numb_models=2
+    )
+    assert several.training.parameters == found.training.parameters
+
+
+def test_beads() -> None:
+    found = spec(model_devi_jobs=job(nbeads=4, nsteps=40, trj_freq=10))
+    assert found.stages[0].engine == Pimd(kind="pimd", beads=4)
+    assert found.stages[0].frames == found.selection.per_trajectory == 16
+    assert "a multiple of" in refusal(model_devi_jobs=job(nbeads=4, nsteps=45, trj_freq=10))
 
 
 def test_levels_by_system_and_by_job() -> None:
@@ -418,7 +463,9 @@ def test_another_code_may_label_instead() -> None:
         ({"zzz": 4}, "zzz: unknown key; comments begin with an underscore"),
         ({"model_devi_jobs": job(temp=[1])}, "model_devi_jobs.0.temp: unknown key; did you mean"),
         ({"model_devi_engine": "amber", "parm7": []}, "model_devi_engine: 'amber': only lammps"),
-        ({"use_ele_temp": 1}, "use_ele_temp: 1: labels are not"),
+        ({"use_ele_temp": 3}, "use_ele_temp: 3: "),
+        ({"model_devi_jobs": job(temps=[[50, 5e3]])}, "model_devi_jobs.0.temps: [(50.0, 5000.0)]"),
+        ({"training_iter0_model_path": ["x"], "training_init_model": True}, "'x': no such file"),
         ({"model_devi_jobs": []}, "model_devi_jobs: []: "),
         ({"model_devi_jobs": {}}, "model_devi_jobs: {}: should be a list of mappings"),
         ({"model_devi_jobs": job(sys_idx=[5])}, "model_devi_jobs.0.sys_idx: 5: sys_configs has"),

@@ -148,7 +148,7 @@ NATIVE = {"template": ..., "nsteps": 100, "temps": [300], "ensemble": "nvt"}
         ({**NATIVE, "rev_mat": ..., "sys_rev_mat": ...}, "0.template: missing; model_devi_plumed"),
         ({**NATIVE, "rev_mat": ...}, "0.sys_rev_mat: there is no template to revise; drop it"),
         ({**NATIVE, "nsteps": ..., "rev_mat": ...}, "0.nsteps: missing"),
-        ({"nbeads": 4}, "0.nbeads: 4: no exploration engine runs path integrals"),
+        ({"nbeads": 4}, "0.nbeads: not with a template"),
         ({"Ts": [300], "temps": [600]}, "Ts: [300]: is another name of temps, which is [600]"),
         ({"t_freq": 5}, "0: t_freq: 5: is another name of trj_freq, which is 10; keep one"),
     ],

@@ -86,9 +86,8 @@ def add_to_tally(state: State, task: str, counts: Counts, dropped: int, done: bo
 
 
 def checks_left(state: State, command: m.Explore) -> int:
-    md = state.spec.stages[command.stage].md
     tally = state.round.tallies.get(command.task) if state.round else None
-    return md.steps // md.every - (tally.checks if tally else 0)
+    return state.spec.stages[command.stage].frames - (tally.checks if tally else 0)
 
 
 def offer_candidates(state: State, item: PoolItem) -> State:

@@ -8,6 +8,7 @@ from services.explorer.engines.base import Explorer, Piece, Trip
 from services.explorer.engines.bias import ColvarsBias, PlumedBias
 from services.explorer.engines.dynamics import Dynamics
 from services.explorer.engines.given import GivenFrames
+from services.explorer.engines.path_integrals import PathIntegrals
 from services.explorer.engines.potential import OtherPotential
 from services.explorer.engines.search import StructureSearch
 from services.explorer.engines.swap_mc import Swaps
@@ -24,4 +25,5 @@ ENGINES: Mapping[str, Callable[[Trip], Explorer]] = {
     "template": UserTemplate,
     "search": StructureSearch,
     "frames": GivenFrames,
+    "pimd": PathIntegrals,
 }

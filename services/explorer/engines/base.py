@@ -50,9 +50,10 @@ class Trip:
 @dataclass(frozen=True, eq=False)
 class Piece:
     """What came of some checks. `made` of them; `streak`: failed ones in a row up to now;
-    `stopped`: None, or why the trajectory ends here; `frames`: canonical, `(made,)`, with arrays
-    devi_f (eV/Å), devi_v (eV per atom, zero in vacuum) and time_ps, None where none was made;
-    `complete`: there is no more to check, and what was planned beyond is not missing."""
+    `stopped`: None, or why the trajectory ends here; `frames`: canonical, one of each check (of
+    each of its beads, if there are several), with arrays devi_f (eV/Å), devi_v (eV per atom, zero
+    in vacuum) and time_ps, None where none was made; `complete`: there is no more to check, and
+    what was planned beyond is not missing."""
 
     made: int
     streak: int

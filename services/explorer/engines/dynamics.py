@@ -17,10 +17,11 @@ from services.explorer import md_script
 from services.explorer.engines.base import Piece, Trip
 from shared.frames import Batch, Frame, canonical
 
-RESTART = "restart"
-
 
 class Dynamics:
+    restart = "restart"
+    """Name of the restart file."""
+
     def __init__(self, trip: Trip) -> None:
         self.trip = trip
 
@@ -53,20 +54,28 @@ class Dynamics:
     # -------------------------------------------------------------------------- the protocol
 
     def start(self) -> None:
+        self._call("begin", script=vars(self.first()))
+
+    def resume(self, state: bytes) -> None:
+        unpacked(state, self.saved)
+        self._call("resume", script=vars(self.following()))
+
+    def first(self) -> md_script.Script:
+        """From the frame of the trip."""
         trip = self.trip
         data = trip.folder / "start.data"
         data.write_text(md_script.data_file(trip.frame, trip.committee.type_map, trip.md.masses))
         condition, seed = trip.command.condition, trip.command.seed
         script = md_script.start_script(trip.frame, data, trip.md, condition, seed, self.pair())
-        self._call("begin", script=vars(self.amended(script)))
+        return self.amended(script)
 
-    def resume(self, state: bytes) -> None:
+    def following(self) -> md_script.Script:
+        """From the restart file."""
         trip = self.trip
-        _unpack(state, self.saved)
         script = md_script.resume_script(
-            trip.frame, self.saved / RESTART, trip.md, trip.command.condition, self.pair()
+            trip.frame, self.saved / self.restart, trip.md, trip.command.condition, self.pair()
         )
-        self._call("resume", script=vars(self.amended(script)))
+        return self.amended(script)
 
     def advance(self, checks: int, streak: int) -> Piece:
         trip = self.trip
@@ -82,6 +91,7 @@ class Dynamics:
             frames=str(trip.folder / "frames.npz"),
             judges=[str(model) for model in self.judges()],
             type_map=trip.committee.type_map,
+            parameters={name: v.tolist() for name, v in trip.frame.parameters.items()},
         )
         found = self._frames() if outcome["made"] else None
         return Piece(outcome["made"], outcome["streak"], outcome["stopped"], found)
@@ -92,10 +102,10 @@ class Dynamics:
 
     def save(self) -> bytes:
         self.saved.mkdir(exist_ok=True)
-        self._call("write_restart", path=str(self.saved / RESTART))
+        self._call("write_restart", path=str(self.saved / self.restart))
         for path in self.files():
             shutil.copy(path, self.saved)
-        return _packed(self.saved)
+        return packed(self.saved)
 
     # -------------------------------------------------------------------------------- inside
 
@@ -132,7 +142,7 @@ class Dynamics:
         return canonical(moved).frame
 
 
-def _packed(folder: Path) -> bytes:
+def packed(folder: Path) -> bytes:
     """The files of a folder as an `.npz` archive."""
     out = io.BytesIO()
     files: Any = {
@@ -142,8 +152,8 @@ def _packed(folder: Path) -> bytes:
     return out.getvalue()
 
 
-def _unpack(data: bytes, folder: Path) -> None:
-    """The inverse of `_packed`."""
+def unpacked(data: bytes, folder: Path) -> None:
+    """The inverse of `packed`."""
     folder.mkdir(exist_ok=True)
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         for name in archive.files:

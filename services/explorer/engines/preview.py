@@ -6,10 +6,11 @@ from pathlib import Path
 
 from services.explorer.engines.atoms import numbered
 from services.explorer.engines.bias import checked, colvars_input
+from services.explorer.engines.path_integrals import pimd_fix
 from services.explorer.engines.potential import pair_commands
 from services.explorer.engines.swap_mc import check_swaps
 from services.explorer.engines.template import parse, standard_words
-from shared.explorers import Colvars, Plumed, Potential, SwapMc, Template
+from shared.explorers import Colvars, Pimd, Plumed, Potential, SwapMc, Template
 from shared.frames import Frame
 from shared.sections import Stage
 from shared.values import Condition
@@ -27,6 +28,8 @@ def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: boo
         checked(numbered(settings.input, frame.species, ","), trusting)
     elif isinstance(settings, Potential):
         pair_commands(settings, {name: Path(name) for name in settings.files}, trusting)
+    elif isinstance(settings, Pimd):
+        pimd_fix(stage.md, condition)
     elif isinstance(settings, Template):
         row = settings.rows(condition.system)[condition.revision or 0]
         parse(settings, standard_words(stage.md, condition, 0), row, stage.md, trusting)

@@ -69,9 +69,10 @@ class StructureSearch:
 
     def _check(self) -> tuple[Frame, float, float]:
         """One structure and its force (eV/Å) and virial deviation (eV per atom)."""
-        found = self._relaxed(self._proposal())
-        cell = found["cell"]
-        frame = canonical(Frame(self.trip.frame.species, found["positions"], cell)).frame
+        parameters = self.trip.frame.parameters
+        found = self._relaxed(self._proposal().given(parameters))
+        at = Frame(self.trip.frame.species, found["positions"], found["cell"])
+        frame = canonical(at).frame.given(parameters)
         self._remember(float(found["enthalpy"]), frame)
         trust = self.trip.command.trust
         devi_f = max_force_deviation(found["forces"], trust.relative)

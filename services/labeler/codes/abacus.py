@@ -34,7 +34,7 @@ from services.labeler.codes.potentials import (
 )
 from services.labeler.codes.program import Program, refuse
 from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
-from services.labeler.units import BOHR, KBAR
+from services.labeler.units import BOHR, BOLTZMANN, KBAR, RYDBERG
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
 
@@ -46,6 +46,7 @@ NOT_THE_USERS = {
     **dict.fromkeys(("CALCULATION", "CAL_FORCE", "CAL_STRESS", "NTYPE"), OURS),
     **dict.fromkeys(("NELEC", "NELEC_DELTA"), "give systems.NAME.label.charge"),
 }
+SMEARING = re.compile(r"\s*smearing(_method|_sigma|_sigma_temp)?\s", re.IGNORECASE)
 CONVERGED = ("charge density convergence is achieved", "#SCF IS CONVERGED#")
 BROKEN = re.compile("convergence has not been achieved|SCF IS NOT CONVERGED", re.IGNORECASE)
 ENERGIES = (r"FINAL_ETOT_IS", r"final etot is", r"#TOTAL ENERGY#")
@@ -102,6 +103,13 @@ class Abacus(Program):
         return super().refusal(frame, settings) or (
             lacking(frame.species, orbitals) if orbitals else None
         )
+
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """The final energy is E − TS. A keyword is given once, hence without the user's."""
+        kept = [line for line in settings["input"].splitlines() if not SMEARING.match(line)]
+        width = f"{kelvin * BOLTZMANN / RYDBERG:.10f}"
+        words = _input({"smearing_method": "fd", "smearing_sigma": width})
+        return {**settings, "input": "\n".join((words.strip(), *kept))}
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         settings = recipe.settings

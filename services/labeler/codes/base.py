@@ -64,6 +64,16 @@ class Stated(Protocol):
 
 
 @runtime_checkable
+class Thermal(Protocol):
+    """A code that occupies levels by Fermi and Dirac, and whose energy is then the free energy of
+    the electrons, of which its forces are the derivative."""
+
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """The settings with electrons at `kelvin`, whatever they say of smearing. Raises ValueError
+        for settings that have none."""
+
+
+@runtime_checkable
 class Retrying(Protocol):
     """A program that may be told to converge in more than one way."""
 

@@ -134,6 +134,20 @@ class Cp2k:
         text = settings["template"] or "\n".join(cp2k.render(settings["keywords"]))
         return re.search(r"METHOD\s+(?:XTB|DFTB|PM\d|AM1|MNDO|RM1)", text.upper()) is not None
 
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """CP2K's total energy has −TS in it. OT knows occupied orbitals only."""
+        if settings["template"] is not None:
+            raise ValueError("template: has its own smearing; give keywords instead")
+        scf = settings["keywords"].get("FORCE_EVAL", {}).get("DFT", {}).get("SCF", {})
+        mesh = (settings["kpoints"], settings["kspacing"]) != (None, None)
+        if not mesh and scf.get("OT", {}) is not None:
+            raise ValueError("kpoints: give a mesh, which ends OT: it has no smearing")
+        if not scf.get("ADDED_MOS"):
+            raise ValueError("keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: give it, room for electrons")
+        smear = {"_": True, "METHOD": "FERMI_DIRAC", "ELECTRONIC_TEMPERATURE": kelvin}
+        over = {"FORCE_EVAL": {"DFT": {"SCF": {"SMEAR": smear}}}}
+        return {**settings, "keywords": cp2k.merged(settings["keywords"], over)}
+
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         return None
 

@@ -29,7 +29,7 @@ from services.labeler.codes.textual import (
     scaled,
 )
 from services.labeler.site import site
-from services.labeler.units import BOHR, RYDBERG
+from services.labeler.units import BOHR, BOLTZMANN, RYDBERG
 from shared.frames import Floats, Frame
 from shared.values import Recipe
 
@@ -172,6 +172,12 @@ class Qe:
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return False
+
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """pw.x prints E − TS as its total energy."""
+        width = round(kelvin * BOLTZMANN / RYDBERG, 10)
+        system = {k: v for k, v in settings["system"].items() if k != "occupations"}
+        return {**settings, "smearing": "fermi-dirac", "degauss": width, "system": system}
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         missing = sorted(set(frame.species) - settings["pseudopotentials"].keys())

@@ -71,6 +71,11 @@ class Siesta(Program):
     default_command = ("siesta", INPUT)
     settings: type[Settings] = SiestaSettings
 
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """`FreeEng` is E − TS; of a keyword given twice SIESTA takes the first."""
+        words = _fdf({"OccupationFunction": "FD", "ElectronicTemperature": f"{kelvin!r} K"})
+        return {**settings, "fdf": words + settings["fdf"]}
+
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         names = recipe.settings["potentials"]
         for symbol, _ in by_element(frame):

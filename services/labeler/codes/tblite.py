@@ -55,6 +55,9 @@ class Tblite:
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return True
 
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        return {**settings, "electronic_temperature": kelvin}
+
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         """A metal in a narrow cell: at the Gamma point its energy means nothing."""
         if _is_narrow(frame) and not NON_METALS.intersection(frame.species):

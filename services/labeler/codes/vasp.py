@@ -26,7 +26,7 @@ from services.labeler.codes.layout import (
 from services.labeler.codes.potentials import WithPotentials, potential
 from services.labeler.codes.program import Program, refuse
 from services.labeler.codes.textual import NUMBER, last_line, number, numbers, read_text, triples
-from services.labeler.units import KBAR
+from services.labeler.units import BOLTZMANN, KBAR
 from shared.errors import Permanent
 from shared.frames import Floats, Frame
 from shared.values import Kpoints, Recipe
@@ -96,6 +96,11 @@ class Vasp(Program):
     name = "vasp"
     default_command = ("vasp_std",)
     settings: type[Settings] = VaspSettings
+
+    def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
+        """`free energy TOTEN` is E − TS; VASP takes the first of two tags."""
+        tags = {"ISMEAR": -1, "SIGMA": f"{kelvin * BOLTZMANN:.10f}"}
+        return {**settings, "incar": _incar(tags) + settings["incar"]}
 
     def tries(self, recipe: Recipe) -> Iterator[Recipe]:
         """The recipe, then what to try where it did not converge: VASP takes the first of two

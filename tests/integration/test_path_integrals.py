@@ -1,0 +1,131 @@
+"""Path-integral dynamics with real LAMMPS processes, one for each of two beads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.explorer.engines.path_integrals import PathIntegrals
+from services.explorer.handlers import Bench, explore
+from services.explorer.trajectory import Walk
+from shared.context import Context
+from shared.deviation import max_force_deviation
+from shared.errors import Permanent
+from shared.messages import ChunkExplored
+from shared.values import Condition, Trust
+from tests.integration.test_explorer import AL8, CH4, World, evaluated
+
+MD = {"timestep": 0.0005, "every": 10, "steps": 80, "chunk": 4, "stop_after": 2}
+STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}
+EVERYTHING = Trust(low=1e-12, high=1e9)
+"""Every frame is a candidate, and uploaded."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.start()
+    yield bench
+    bench.close()
+
+
+def world(folder: Path, models: list[Path], **md: Any) -> World:
+    stage = {**STAGE, "engine": {"kind": "pimd", "beads": 2}}
+    return World(folder, CH4, models, {**MD, **md}, {"stages": [stage]})
+
+
+def walk(bench: Bench, place: World, **more: Any) -> tuple[list[ChunkExplored], Context]:
+    """All events of one task."""
+    condition = Condition(system="s", temperature=300)
+    command = place.explore(**{"condition": condition, "trust": EVERYTHING, **more})
+    context = place.context(command)
+    last = explore(bench, command, context)
+    return [*place.published(), last], context
+
+
+@dataclass(frozen=True)
+class Done:
+    place: World
+    events: list[ChunkExplored]
+    context: Context
+    models: list[Path]
+
+
+@pytest.fixture(scope="module")
+def done(
+    bench: Bench, methane_committee: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Done:
+    models = methane_committee[:2]
+    place = world(tmp_path_factory.mktemp("beads"), models)
+    return Done(place, *walk(bench, place, pinned=False), models)
+
+
+def test_every_bead_of_every_check_is_judged(bench: Bench, done: Done, tmp_path: Path) -> None:
+    assert [(event.counts.candidate, event.stopped) for event in done.events] == [(8, None)] * 2
+    first, second = (done.place.batch(event.candidates) for event in done.events)
+    np.testing.assert_allclose(first.arrays["time_ps"], np.repeat([5, 10, 15, 20], 2) * 1e-3)
+    np.testing.assert_allclose(second.arrays["time_ps"], np.repeat([25, 30, 35, 40], 2) * 1e-3)
+    found = max_force_deviation(evaluated(bench.engine, tmp_path, done.models, second)["forces"])
+    np.testing.assert_allclose(second.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
+
+
+def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
+    """Between the two beads of an atom, mean square, per atom of C and H: masses 12 and 1."""
+    positions = np.concatenate(
+        [done.place.batch(event.candidates).positions for event in done.events]
+    )
+    apart = np.square(positions[0::2] - positions[1::2]).sum(axis=2).mean(axis=0)
+    assert 3 < apart[1:].mean() / apart[0] < 40
+    assert 0.02 < np.sqrt(apart[1:].mean()) < 0.4
+
+
+def test_another_attempt_goes_on_from_the_restart_files_of_all_beads(
+    bench: Bench, done: Done
+) -> None:
+    (again,), _ = walk(bench, done.place, pinned=False, from_chunk=1, resume=done.events[0].restart)
+    expected, found = (done.place.batch(e.candidates) for e in (done.events[1], again))
+    np.testing.assert_allclose(found.positions, expected.positions, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("md", "trust", "made", "why"),
+    [
+        ({"overlap": 1.5}, EVERYTHING, 0, "apart"),
+        ({}, Trust(low=1e-13, high=1e-12), 2, "2 checks in a row"),
+    ],
+)
+def test_a_trajectory_ends_early(
+    bench: Bench,
+    done: Done,
+    tmp_path: Path,
+    md: Mapping[str, Any],
+    trust: Trust,
+    made: int,
+    why: str,
+) -> None:
+    """What the beads have left behind, looked at by other rules."""
+    place = world(tmp_path, done.models, **md)
+    command = place.explore(trust=trust)
+    path = PathIntegrals(Walk(bench, command, place.context(command)).trip)
+    for bead in range(2):
+        name = f"bead-{bead}.npy"
+        (path.trip.folder / name).write_bytes((done.context.scratch / name).read_bytes())
+    piece = path.judged(None, 0)
+    assert piece.made == made
+    assert why in str(piece.stopped)
+    assert (0 if piece.frames is None else len(piece.frames)) == 2 * made
+
+
+def test_what_the_fix_has_not_is_refused(
+    bench: Bench, done: Done, tmp_path: Path, periodic_committee: list[Path]
+) -> None:
+    stage = {**STAGE, "pressures": [0.0], "engine": {"kind": "pimd", "beads": 2}}
+    md = {**MD, "ensemble": "npt-tri"}
+    place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
+    with pytest.raises(Permanent, match="pimd: has no npt-tri; it has nve, nvt, npt, npt-iso"):
+        walk(bench, place, condition=Condition(system="s", temperature=300, pressure=0.0))
