@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from shared.errors import SpecError
-from shared.sections import AutoTrust, Section, TrustLevels
+from shared.section import Section
+from shared.sections import AutoTrust, TrustLevels
 from shared.spec import Spec, expand_material, load_spec
 
 GOOD: dict[str, Any] = {
