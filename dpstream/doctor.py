@@ -178,7 +178,10 @@ def _deepmd(spec: Spec | None) -> Finding:
     if find_spec("deepmd") is None or not installed:
         return Finding(part, "missing", "not installed", fix)
     works, text = _probe(DEEPMD_PROBE)
-    detail = f"{text}; backends {', '.join(installed)}" if works else text
+    others = [
+        f", no {n} (pip install '{b.install}')" for n, b in BACKENDS.items() if n not in installed
+    ]
+    detail = f"{text}; backends {', '.join(installed)}{''.join(others)}" if works else text
     return Finding(part, "works" if works else "missing", detail, "" if works else fix)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import metadata
 from importlib.util import find_spec
 
-from services.explorer.bench import DRIVES
 from services.labeler.codes import CODES
 from services.labeler.codes.base import FileCode
 from services.trainer.training_input import BACKENDS
@@ -18,12 +17,6 @@ def check_engines(spec: Spec) -> None:
     """Raises `SpecError` naming what is missing and what to install: DeePMD-kit and its backend
     for the trainer, LAMMPS for the explorer. (The recipe asks for the labeling code.)"""
     backend = BACKENDS[spec.training.backend]
-    if backend.suffix not in DRIVES:
-        allowed = ", ".join(name for name, other in BACKENDS.items() if other.suffix in DRIVES)
-        raise SpecError(
-            f"training.backend: {spec.training.backend!r}: LAMMPS loads no {backend.suffix} "
-            f"models; allowed: {allowed}"
-        )
     _require("deepmd-kit", "trainer")
     if find_spec(backend.package) is None:
         raise SpecError(

@@ -49,8 +49,12 @@ def _model(init: Init, model: str, spec: Spec, folder: Path) -> Given:
             return Given(PACKED.lstrip("."), pack_given(path, backend))
         except (ValueError, OSError) as error:
             raise SpecError(f"{key}: {path}: {one_line(error)}") from error
-    allowed = {"init-model": (PACKED,), "finetune": backend.pretrained}
-    suffixes = allowed.get(init.how, (backend.suffix,))
+    suffixes = (PACKED,) if init.how == "init-model" else backend.given.get(init.how, ())
+    if not suffixes:
+        raise SpecError(
+            f"training.init.how: {init.how}: not with {spec.training.backend}; "
+            f"allowed: {', '.join(['init-model', *backend.given])}"
+        )
     if path.suffix not in suffixes:
         raise SpecError(
             f"{key}: {path}: {init.how} with {spec.training.backend} begins from "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dpstream.backend_check import check_backend
 from services.trainer.training_input import Run, build_input
 from shared.errors import SpecError
 from shared.spec import Spec
@@ -32,6 +33,7 @@ def check_training(spec: Spec) -> None:
         except Exception as error:  # its checker raises several kinds, all with one-line messages
             key = f"training.member_input.{member} or training.input" if own else "training.input"
             raise SpecError(f"{key}: {_plain(str(error))}") from error
+        check_backend(spec.training.backend, document)
 
 
 def _check_reach(spec: Spec, model: dict[str, Any]) -> None:

@@ -151,7 +151,8 @@ class Engine:
         """Nothing of the parent's secrets: no broker URL, no cloud keys."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
-        home = {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        # PyTorch would load its data by four processes more, whatever the threads.
+        home = {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3", "NUM_WORKERS": "0"}
         return kept | pinned | home
 
     def _send(self, request: Mapping[str, Any]) -> None:

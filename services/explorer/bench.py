@@ -21,8 +21,6 @@ from shared.values import Committee, Ref
 ENGINE = "services.explorer.lammps_engine"
 DATA_ONLY = frozenset({".pb"})
 """Model files that cannot run code of their own."""
-DRIVES = DATA_ONLY | {".pth"}
-"""Model files that LAMMPS loads."""
 KEPT_MODELS = 64
 """Files on disk, the longest unused deleted first."""
 

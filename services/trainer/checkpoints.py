@@ -89,12 +89,21 @@ def model_section(folder: Path) -> dict[str, Any] | None:
 def pack_given(prefix: Path, backend: Backend) -> bytes:
     """A user's own checkpoint, as if it were of step 0. ValueError where there is none."""
     name = backend.checkpoint(0)
+    prefix = prefix.with_name(prefix.name.removesuffix(backend.ending))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted({prefix, *prefix.parent.glob(f"{prefix.name}.*")}):
-            if path.is_file():
-                entry = zipfile.ZipInfo(name + path.name.removeprefix(prefix.name), EPOCH)
-                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
+        for path in _own_files(prefix, backend):
+            own = path.relative_to(prefix.parent).as_posix().removeprefix(prefix.name)
+            entry = zipfile.ZipInfo(name + own.removeprefix(backend.ending), EPOCH)
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
         if not archive.namelist():
             raise ValueError("no checkpoint has this name")
     return out.getvalue()
+
+
+def _own_files(prefix: Path, backend: Backend) -> list[Path]:
+    """TensorFlow's `prefix.index` and others; elsewhere one file or a folder."""
+    if not backend.ending:
+        return sorted(path for path in prefix.parent.glob(f"{prefix.name}.*") if path.is_file())
+    whole = prefix.with_name(prefix.name + backend.ending)
+    return sorted(path for path in (whole, *whole.rglob("*")) if path.is_file())

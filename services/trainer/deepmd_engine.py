@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from deepmd.entrypoints.convert_backend import convert_backend
 from deepmd.tf.entrypoints.compress import compress as tf_compress
 from deepmd.tf.entrypoints.freeze import freeze as tf_freeze
 from deepmd.tf.entrypoints.train import train as tf_train
@@ -72,10 +73,13 @@ def train(
 def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
     """Write checkpoint `checkpoint` of `folder` as the model file `model`."""
     chosen = _enter(folder, backend)
-    if backend != "tensorflow":
+    if backend == "pytorch":
         _dp(freeze_line(chosen, checkpoint, model))
         return
-    tf_freeze(checkpoint_folder=checkpoint, output=model, node_names=None)
+    if backend == "jax":
+        convert_backend(INPUT=checkpoint, OUTPUT=model)
+    else:
+        tf_freeze(checkpoint_folder=checkpoint, output=model, node_names=None)
     _same_bytes(Path(model))
 
 
@@ -83,7 +87,7 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
     """Tabulate the embedding nets of `frozen` (D. Lu et al., J. Chem. Theory Comput. 2022, 18,
     5559) into `model`. Raises whatever DeePMD-kit raises where the descriptor does not allow it."""
     chosen = _enter(folder, backend)
-    if backend != "tensorflow":
+    if backend == "pytorch":
         _dp(compress_line(chosen, frozen, model))
         return
     tf.reset_default_graph()
@@ -94,7 +98,7 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
         step=0.01,
         frequency="-1",
         checkpoint_folder="model-compression",
-        training_script=None,
+        training_script=RESOLVED,  # a converted model does not know its shortest distance
         mpi_log="master",
         log_level=logging.WARNING,
         log_path=None,

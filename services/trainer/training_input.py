@@ -92,7 +92,8 @@ def build_input(training: Training, run: Run) -> Json:
     A section whose `type` differs from the default's replaces it whole: its keys mean something
     else. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
     """
-    document = merge(DEFAULTS, training.input)
+    defaults = {k: v for k, v in DEFAULTS.items() if k not in BACKENDS[training.backend].lacks}
+    document = merge(defaults, training.input)
     document = merge(document, training.member_input.get(run.member, {}))
     if run.warm:
         document = merge(document, training.warm_input)
@@ -197,44 +198,74 @@ def _training(given: Mapping[str, Any], training: Training, run: Run) -> Json:
 # ---------------------------------------------------------------------------------- command lines
 
 
+Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
+"""Ways not to begin from scratch, as `dp train` calls them: from a checkpoint of the same training
+(`restart`), or in the weights of another model."""
+SCRIPTED = ("init-model", "init-frz-model")
+"""Of these, the ones that take a given model's architecture only if they are told to."""
+
+
 @dataclass(frozen=True)
 class Backend:
-    """How one backend of DeePMD-kit is called: the flag of `dp`, the ending of model files, the
-    Python package it needs and how to get that. `newest` is the symbolic link that DeePMD-kit sets
-    once a checkpoint is complete; `ending` is what a checkpoint's name has after its step;
-    `pretrained` are the endings of models that it fine-tunes."""
+    """How one backend of DeePMD-kit is called: its own `title`, the flag of `dp`, the ending of
+    model files, the Python package it needs and how to get that. `newest` is the symbolic link that
+    DeePMD-kit sets once a checkpoint is complete; `ending` is what a checkpoint's name has after
+    its step; `given` are the endings of files that a training may begin in; `lacks` are sections of
+    the input that it does not have."""
 
+    title: str
     flag: str
     suffix: str
     package: str
     install: str
     newest: str
     ending: str
-    pretrained: tuple[str, ...]
+    given: Mapping[Begin, tuple[str, ...]]
+    lacks: tuple[str, ...] = ()
 
     def checkpoint(self, step: int) -> str:
-        """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files."""
+        """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files, for
+        JAX a folder."""
         return f"{CHECKPOINT}-{step}{self.ending}"
 
 
 BACKENDS: dict[str, Backend] = {
     "tensorflow": Backend(
-        "--tf", ".pb", "tensorflow", "deepmd-kit[cpu]", f"{CHECKPOINT}.index", "", (".pb",)
+        title="TensorFlow",
+        flag="--tf",
+        suffix=".pb",
+        package="tensorflow",
+        install="dpstream[trainer]",
+        newest=f"{CHECKPOINT}.index",
+        ending="",
+        given={"init-frz-model": (".pb",), "finetune": (".pb",)},
     ),
     "pytorch": Backend(
-        "--pt", ".pth", "torch", "deepmd-kit[torch]", f"{CHECKPOINT}.pt", ".pt", (".pt",)
+        title="PyTorch",
+        flag="--pt",
+        suffix=".pth",
+        package="torch",
+        install="dpstream[pytorch]",
+        newest=f"{CHECKPOINT}.pt",
+        ending=".pt",
+        given={"init-frz-model": (".pth",), "finetune": (".pt",)},
     ),
+    # Explored with and handed out as a TensorFlow model, because LAMMPS loads no file of JAX's.
     "jax": Backend(
-        "--jax", ".hlo", "jax", "deepmd-kit[jax]", f"{CHECKPOINT}.jax", ".jax", (".hlo",)
+        title="JAX",
+        flag="--jax",
+        suffix=".pb",
+        package="jax",
+        install="dpstream[jax]",
+        newest=f"{CHECKPOINT}.jax",
+        ending=".jax",
+        given={"finetune": (".hlo",)},
+        lacks=("optimizer",),  # Adam as it is
     ),
 }
-
-
-Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
-"""Ways not to begin from scratch, as `dp train` calls them: from a checkpoint of the same training
-(`restart`), or in the weights of another model."""
-SCRIPTED = ("init-model", "init-frz-model")
-"""Of these, the ones that take a given model's architecture only if they are told to."""
+CONVERTED = "se_e2_a"
+"""The descriptor of JAX models that says the same as a TensorFlow model. (DeePMD-kit 3.2 converts
+`se_e3` to one that says something else, and refuses or rounds most others.)"""
 
 
 def train_line(

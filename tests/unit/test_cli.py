@@ -168,11 +168,6 @@ def test_a_spec_that_cannot_be_read(
         ("systems.methane.structures", ["a**b"], "systems.methane.structures: 'a**b': Invalid "),
         ("systems.methane.structures", [""], "systems.methane.structures: '' names no file"),
         ("initial.data", ["no.xyz"], "initial.data: no file matches 'no.xyz' in "),
-        (
-            "training.backend",
-            "jax",
-            "training.backend: 'jax': LAMMPS loads no .hlo models; allowed: tensorflow, pytorch",
-        ),
     ],
 )
 def test_a_wrong_key_or_value(refused: Callable[..., str], key: str, value: Any, line: str) -> None:
@@ -272,16 +267,28 @@ def test_an_engine_that_is_not_installed(
     assert refused(command, changed("labels.code", code)).startswith(f"bad.yaml: {line}")
 
 
+@pytest.mark.parametrize(
+    ("backend", "package", "extra"),
+    [
+        ("tensorflow", "tensorflow", "trainer"),
+        ("pytorch", "torch", "pytorch"),
+        ("jax", "jax", "jax"),
+    ],
+)
 def test_a_backend_that_is_not_installed(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    package: str,
+    extra: str,
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "dpstream.engines.find_spec", lambda name: None if name == "tensorflow" else real(name)
+        "dpstream.engines.find_spec", lambda name: None if name == package else real(name)
     )
-    assert refused("run", "good.yaml") == (
-        "good.yaml: training.backend: tensorflow needs tensorflow, which is not installed; "
-        "pip install 'deepmd-kit[cpu]'"
+    assert refused("run", changed("training.backend", backend)) == (
+        f"bad.yaml: training.backend: {backend} needs {package}, which is not installed; "
+        f"pip install 'dpstream[{extra}]'"
     )
 
 

@@ -434,3 +434,41 @@ def test_what_is_no_given_model(how: str, model: str, said: str, tmp_path: Path)
     with pytest.raises(SpecError, match=r"training\.init\.model: ") as caught:
         given_files(wanted, tmp_path)
     assert said in str(caught.value)
+
+
+def test_jax_begins_in_no_frozen_model(tmp_path: Path) -> None:
+    init = {"model": "m.pb", "how": "init-frz-model"}
+    with pytest.raises(SpecError, match="init-frz-model: not with jax; allowed: init-model, fine"):
+        given_files(spec(training={"init": init, "backend": "jax"}), tmp_path)
+
+
+# ------------------------------------------------------------------------------ backends
+
+
+def with_descriptor(backend: str, **descriptor: Any) -> Spec:
+    section = {"rcut": 4.0, "rcut_smth": 0.5, "sel": 8, **descriptor}
+    return spec(training={"backend": backend, "input": {"model": {"descriptor": section}}})
+
+
+@pytest.mark.parametrize(
+    ("backend", "descriptor", "said"),
+    [
+        ("tensorflow", {"type": "se_atten", "tebd_dim": 8}, "descriptor.tebd_dim: DeePMD-kit has"),
+        ("pytorch", {"type": "se_a_tpe", "sel": [8]}, "it with TensorFlow, not with training.back"),
+        ("jax", {"type": "se_e3", "sel": [8]}, "LAMMPS runs no JAX model of this kind; allowed"),
+        ("jax", {"type_one_side": False, "sel": [8]}, "type_one_side: false: not with"),
+    ],
+)
+def test_what_a_backend_does_not_have(backend: str, descriptor: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=r"training\.input\.model\.descriptor\.") as caught:
+        check_training(with_descriptor(backend, **descriptor))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "pytorch", "jax"])
+def test_every_backend_has_the_defaults(backend: str) -> None:
+    check_training(spec(training={"backend": backend}))
+    repulsion = {"inner": 0.3, "outer": 1.0}
+    loss = {"relative_f": 1.0, "start_pref_v": 1.0, "limit_pref_v": 1.0}
+    training = {"backend": backend, "repulsion": repulsion, "input": {"loss": loss}}
+    check_training(spec(training=training))

@@ -199,7 +199,7 @@ def test_merge_leaves_both_sides_alone() -> None:
     [
         ("tensorflow", "--tf", "model.ckpt-500", "frozen.pb"),
         ("pytorch", "--pt", "model.ckpt-500.pt", "frozen.pth"),
-        ("jax", "--jax", "model.ckpt-500.jax", "frozen.hlo"),
+        ("jax", "--jax", "model.ckpt-500.jax", "frozen.pb"),
     ],
 )
 def test_command_lines(name: str, flag: str, checkpoint: str, model: str) -> None:
@@ -275,15 +275,16 @@ def test_checkpoints_pack_and_unpack(name: str, tmp_path: Path) -> None:
     assert checkpoints.model_section(there) == {"descriptor": {"sel": [8, 4]}}
 
 
-@pytest.mark.parametrize("name", ["tensorflow", "pytorch"])
+@pytest.mark.parametrize("name", list(CHECKPOINTS))
 def test_a_users_own_checkpoint_is_packed_as_of_step_0(name: str, tmp_path: Path) -> None:
     backend, (names, link) = BACKENDS[name], CHECKPOINTS[name]
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     write_checkpoint(here, names, link)
     packed = checkpoints.pack_given(here / backend.checkpoint(500), backend)
+    assert packed == checkpoints.pack_given(here / "model.ckpt-500", backend), "without its ending"
     assert checkpoints.unpack(packed, there) == 0
-    found = {p.name for p in there.iterdir()}
+    found = {p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()}
     assert found == {n.replace("-500", "-0") for n in names if "-500" in n}
     with pytest.raises(ValueError, match="no checkpoint has this name"):
         checkpoints.pack_given(here / "elsewhere", backend)

@@ -1,0 +1,85 @@
+"""Backends that the environment may not have: trained for real, driven by LAMMPS for real."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.explorer.handlers import Bench
+from services.trainer import checkpoints
+from services.trainer.training_input import BACKENDS
+from shared.deviation import max_force_deviation
+from shared.messages import MemberTrained
+from shared.values import given_model
+from tests.integration.test_explorer import CH4, evaluated, run
+from tests.integration.trainer_world import World
+
+STEPS = 100
+PATIENCE = 600.0
+"""Seconds: these backends import, compile and trace for many."""
+
+
+@pytest.fixture(scope="module", params=["pytorch", "jax"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    chosen = BACKENDS[name]
+    if find_spec(chosen.package) is None:
+        pytest.skip(f"{chosen.package} is not installed: pip install '{chosen.install}'")
+    return name
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, backend: str) -> MemberTrained:
+    return world.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def warm(world: World, backend: str, trained: MemberTrained) -> MemberTrained:
+    spec = {"backend": backend, "compress": False}
+    start = trained.checkpoint
+    return world.train(spec, steps=10, start=start, seed=12, max_seconds=PATIENCE)
+
+
+def test_a_member_is_trained_frozen_compressed_and_begun_in(
+    trained: MemberTrained, warm: MemberTrained, backend: str
+) -> None:
+    assert trained.compressed
+    assert trained.model.uri.endswith(f"compressed{BACKENDS[backend].suffix}")
+    assert trained.train.force < 0.5 * trained.train.rms_force
+    assert warm.train.force < 1.5 * trained.train.force
+
+
+def test_a_training_goes_on_and_is_finetuned(
+    world: World, backend: str, trained: MemberTrained
+) -> None:
+    settings = {"backend": backend, "compress": False, "mode": "streaming"}
+    steps, resume = STEPS + 10, trained.checkpoint
+    longer = world.train(settings, steps=steps, resume=resume, max_seconds=PATIENCE)
+    curve = world.store.get(longer.lcurve.uri).decode().splitlines()
+    assert int(curve[-1].split()[0]) == STEPS + 10
+    if backend == "pytorch":
+        folder = world.root / "given"
+        step = checkpoints.unpack(world.store.get(trained.checkpoint.uri), folder)
+        data = (folder / BACKENDS[backend].checkpoint(step)).read_bytes()
+        files = {given_model(0): world.put("campaigns/t/inputs/given.pt", data)}
+        begin = {**settings, "mode": "lockstep", "init": {"model": "given", "how": "finetune"}}
+        tuned = world.train(begin, steps=5, files=files, max_seconds=PATIENCE)
+        assert tuned.train.force < 1.5 * trained.train.force
+
+
+def test_lammps_runs_the_committee_and_says_its_deviation(
+    world: World, trained: MemberTrained, warm: MemberTrained, tmp_path: Path
+) -> None:
+    models = [world.file(trained.model), world.file(warm.model)]
+    bench = Bench(tmp_path / "bench")
+    try:
+        found = run(bench.engine, tmp_path / "t", CH4, models)
+        assert found.outcome["made"] == 10
+        judged = evaluated(bench.engine, tmp_path, models, found.batch(CH4))
+    finally:
+        bench.close()
+    deviation = max_force_deviation(judged["forces"])
+    np.testing.assert_allclose(found.arrays["devi_f"], deviation, rtol=2e-4, atol=2e-5)
