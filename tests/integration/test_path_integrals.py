@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.explorer.beads import BEAD
 from services.explorer.engines.path_integrals import PathIntegrals
 from services.explorer.handlers import Bench, explore
-from services.explorer.trajectory import Walk
+from services.explorer.trajectory import Walk, read_checkpoint
 from shared.context import Context
 from shared.deviation import max_force_deviation
 from shared.errors import Permanent
@@ -20,7 +21,7 @@ from shared.messages import ChunkExplored
 from shared.values import Condition, Trust
 from tests.integration.test_explorer import AL8, CH4, World, evaluated
 
-MD = {"timestep": 0.0005, "every": 10, "steps": 80, "chunk": 4, "stop_after": 2}
+MD = {"timestep": 0.0005, "every": 5, "steps": 20, "chunk": 2, "stop_after": 2}
 STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}
 EVERYTHING = Trust(low=1e-12, high=1e9)
 """Every frame is a candidate, and uploaded."""
@@ -66,10 +67,10 @@ def done(
 
 
 def test_every_bead_of_every_check_is_judged(bench: Bench, done: Done, tmp_path: Path) -> None:
-    assert [(event.counts.candidate, event.stopped) for event in done.events] == [(8, None)] * 2
+    assert [(event.counts.candidate, event.stopped) for event in done.events] == [(4, None)] * 2
     first, second = (done.place.batch(event.candidates) for event in done.events)
-    np.testing.assert_allclose(first.arrays["time_ps"], np.repeat([5, 10, 15, 20], 2) * 1e-3)
-    np.testing.assert_allclose(second.arrays["time_ps"], np.repeat([25, 30, 35, 40], 2) * 1e-3)
+    np.testing.assert_allclose(first.arrays["time_ps"], np.repeat([2.5, 5.0], 2) * 1e-3)
+    np.testing.assert_allclose(second.arrays["time_ps"], np.repeat([7.5, 10.0], 2) * 1e-3)
     found = max_force_deviation(evaluated(bench.engine, tmp_path, done.models, second)["forces"])
     np.testing.assert_allclose(second.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
 
@@ -84,12 +85,23 @@ def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
     assert 0.02 < np.sqrt(apart[1:].mean()) < 0.4
 
 
-def test_another_attempt_goes_on_from_the_restart_files_of_all_beads(
-    bench: Bench, done: Done
-) -> None:
-    (again,), _ = walk(bench, done.place, pinned=False, from_chunk=1, resume=done.events[0].restart)
-    expected, found = (done.place.batch(e.candidates) for e in (done.events[1], again))
-    np.testing.assert_allclose(found.positions, expected.positions, atol=2e-5)
+def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(bench: Bench, done: Done) -> None:
+    """Every piece starts from restart files, 2.5 fs before its first check; so would another
+    attempt, which finds them in the checkpoint."""
+    first, second = (done.place.batch(event.candidates).positions for event in done.events)
+    steps = [np.abs(b - a).max() for a, b in ((first[:2], first[2:]), (first[2:], second[:2]))]
+    assert steps[1] == pytest.approx(steps[0], rel=0.5)
+
+    assert done.events[0].restart is not None
+    saved, _, _ = read_checkpoint(done.context.fetch(done.events[0].restart))
+    command = done.place.explore()
+    path = PathIntegrals(Walk(bench, command, done.place.context(command)).trip)
+    path.resume(saved)
+    assert path.made == 2
+    script = path.following()
+    assert not script.velocity
+    for bead in "01":
+        assert Path(script.source.replace(BEAD, bead)).stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
