@@ -59,8 +59,12 @@ def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
 # --------------------------------------------------------------------------------------- overtaken
 
 
-def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(cluster: Cluster) -> None:
-    cluster.staff(standin_seconds="0.3")
+def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    gate = tmp_path / "trained"  # nothing ends before both coordinators were at work
+    cluster.staff(["labeler", "explorer"])
+    cluster.work("trainer", standin_gate=str(gate))
     cluster.submit(plan())
     cluster.until_state(lambda state: labelled(state), "a label")
     stale = cluster.dismiss("coordinator")
@@ -69,6 +73,7 @@ def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(cluster: Cl
     assert stale.ended() == 3
     last = f"coordinator: stopped: {NAME}: taken over by a newer coordinator; one is enough: "
     assert stale.plain[-1].startswith(last)
+    gate.touch()
     check(cluster, cluster.finish())
     assert not cluster.deaths
 
