@@ -199,7 +199,7 @@ def test_element_outside_the_type_map_is_permanent(world: World) -> None:
 
 
 def test_missing_backend_is_permanent_and_names_the_package(world: World) -> None:
-    with pytest.raises(EngineError, match=r"pip install 'deepmd-kit\[jax\]'") as caught:
+    with pytest.raises(EngineError, match=r"pip install 'dpstream\[jax\]'") as caught:
         world.bench.engine.call("train", {"folder": str(world.root), "backend": "jax"})
     assert caught.value.kind == "MissingBackend"
 
