@@ -264,8 +264,8 @@ BACKENDS: dict[str, Backend] = {
     ),
 }
 CONVERTED = "se_e2_a"
-"""The descriptor of JAX models that says the same as a TensorFlow model. (DeePMD-kit 3.2 converts
-`se_e3` to one that says something else, and refuses or rounds most others.)"""
+"""The descriptor with which JAX models are converted to TensorFlow. (Of others DeePMD-kit 3.2 turns
+`se_e3` into a model that says something else, and refuses `dpa2`.)"""
 
 
 def train_line(
