@@ -26,6 +26,20 @@ H 0.629 -0.629 -0.629
 """
 
 
+def tiny_training(steps: int, neurons: list[int]) -> dict[str, Any]:
+    """Two members for methane that are trained for a moment."""
+    descriptor = {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2}
+    return {
+        "members": 2,
+        "input": {"model": {"descriptor": descriptor, "fitting_net": {"neuron": neurons}}},
+        "min_steps": steps,
+        "max_steps": steps,
+        "max_lengthen": 1.0,
+        "compress": False,
+        "final": {"steps_factor": 1},
+    }
+
+
 def write_spec(folder: Path, **changes: Any) -> Path:
     """A campaign of two short stages that finds candidates in every round."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,20 +50,7 @@ def write_spec(folder: Path, **changes: Any) -> Path:
         "type_map": ["C", "H"],
         "systems": {"methane": {"structures": ["methane.xyz"]}},
         "initial": {"perturb": {"copies": 6, "displace": 0.1}},
-        "training": {
-            "members": 2,
-            "input": {
-                "model": {
-                    "descriptor": {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2},
-                    "fitting_net": {"neuron": [16, 16]},
-                }
-            },
-            "min_steps": 150,
-            "max_steps": 150,
-            "max_lengthen": 1.0,
-            "compress": False,
-            "final": {"steps_factor": 1},
-        },
+        "training": tiny_training(150, [16, 16]),
         "md": {"timestep": 0.0005, "steps": 200, "every": 10, "trajectories": 3, "chunk": 5},
         "trust": {"low": 0.4, "high": 100.0},
         "stages": [

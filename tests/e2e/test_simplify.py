@@ -21,6 +21,7 @@ from services.coordinator.ledger import heard_and_decided
 from shared.deviation import max_force_deviation
 from shared.embedded import FolderStore
 from shared.messages import LabelsDone, RoundJudged
+from tests.e2e.campaign import tiny_training
 
 SHAKEN, COPIES = (0.05,) * 10 + (0.12,) * 2, 5
 """Å"""
@@ -30,20 +31,7 @@ SETTINGS: dict[str, Any] = {
     "trust": {"low": 2.5, "high": 50.0},
     "initial": {"pick": 4},
     "selection": {"per_round": 10},
-    "training": {
-        "members": 2,
-        "input": {
-            "model": {
-                "descriptor": {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2},
-                "fitting_net": {"neuron": [16, 16]},
-            }
-        },
-        "min_steps": 200,
-        "max_steps": 200,
-        "max_lengthen": 1.0,
-        "compress": False,
-        "final": {"steps_factor": 1},
-    },
+    "training": tiny_training(200, [16, 16]),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.coordinator.ledger import verdict
 from tests.amounts import SOAK
-from tests.e2e.campaign import labelled, start, state_of, write_spec
+from tests.e2e.campaign import labelled, start, state_of, tiny_training, write_spec
 from tests.e2e.chaos.cluster import NAME, ROLES, Cluster, computed_twice
 from tests.unit.storm import check_books
 
@@ -20,20 +20,7 @@ KILLS = 12 if SOAK else 4
 TINY = {
     "name": NAME,
     "initial": {"perturb": {"copies": 4, "displace": 0.1}},
-    "training": {
-        "members": 2,
-        "input": {
-            "model": {
-                "descriptor": {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2},
-                "fitting_net": {"neuron": [8, 8]},
-            }
-        },
-        "min_steps": 60,
-        "max_steps": 60,
-        "max_lengthen": 1.0,
-        "compress": False,
-        "final": {"steps_factor": 1},
-    },
+    "training": tiny_training(60, [8, 8]),
     "md": {"timestep": 0.0005, "steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
     "stages": [{"name": "warm", "systems": ["methane"], "temperatures": [300]}],
     "audit": {"per_round": 0},
