@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
 test: $(STAMP) servers codes
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: lint
 	$(BIN)/python -m pytest -q -n 3 -m "not server" tests/unit tests/contract
@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 soak: $(STAMP) servers codes
-	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 schema: $(STAMP)
 	$(BIN)/python -c "from shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json

@@ -115,6 +115,10 @@ class InProcessSubscription:
         self._open = True
 
     @property
+    def open(self) -> bool:
+        return self._open
+
+    @property
     def alive(self) -> bool:
         """Whether anything can still happen to it."""
         return self._open or bool(self._unsettled)

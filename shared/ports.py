@@ -38,6 +38,10 @@ class Delivery(Protocol):
 
 
 class Subscription(Protocol):
+    @property
+    def open(self) -> bool:
+        """Whether anything may still come: not when cancelled, closed or ended by the broker."""
+
     def next(self, timeout: float | None = None) -> Delivery | None:
         """The next delivery; None after `timeout` seconds without one, or at once when cancelled
         or when the bus was closed."""

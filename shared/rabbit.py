@@ -319,6 +319,7 @@ class RabbitBus:
             None if queue == DEADLETTERS else MAX_BODY,
             line.give_channel,
             lambda: self._left(queue),
+            None if declared(queue) is None else line.take_channel,
         )
         self._subscriptions.add(subscription)
         return subscription

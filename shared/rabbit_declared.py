@@ -135,8 +135,7 @@ class Declared:
         row = declared(plain)
         assert row is not None
         name = self._settings.name
-        arguments = _arguments(row, self._settings)
-        self._declare(name(plain), arguments)
+        self._declare(name(plain), queue_arguments(plain, self._settings))
         with self._line.channel() as channel:
             for exchange, key in _bindings(row, plain):
                 channel.call(
@@ -153,7 +152,10 @@ class Declared:
             log.warning("a queue exists with other arguments", queue=queue, reason=str(error))
 
 
-def _arguments(row: Queue, settings: RabbitSettings) -> dict[str, Any]:
+def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
+    """With which a queue of the table is declared."""
+    row = declared(plain)
+    assert row is not None
     arguments: dict[str, Any] = {}
     if row.name != DEADLETTERS:
         arguments["x-dead-letter-exchange"] = settings.name(DEAD)

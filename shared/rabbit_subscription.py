@@ -4,6 +4,7 @@ on any other."""
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,9 +14,12 @@ from typing import Any
 
 from shared.errors import BusError
 from shared.logs import logger
-from shared.rabbit_channel import Channel, fulfil
+from shared.rabbit_channel import Channel, fulfil, nothing
 
 log = logger()
+
+SILENCE = 30.0
+"""Seconds without a delivery after which we subscribe anew, in case the broker has forgotten us."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,12 @@ class RabbitDelivery:
 
 
 class RabbitSubscription:
-    """One consumer, on a channel of its own, which it keeps until all it received is settled."""
+    """One consumer, on a channel of its own, which it keeps until all it received is settled.
+
+    A quorum queue that is deleted and at once declared again takes its consumers over, and what it
+    then delivers to them gets lost in RabbitMQ, without a word to either side (3.10.8, every time).
+    Hence nobody listens on one channel for ever where nothing comes.
+    """
 
     def __init__(
         self,
@@ -46,17 +55,23 @@ class RabbitSubscription:
         limit: int | None,
         release: Callable[[Channel], None],
         left: Callable[[], None],
+        another: Callable[[], Channel] | None,
     ) -> None:
         """`limit`: bytes; a longer body goes to the dead letters. `release` takes the channel back
-        (I/O thread); `left` is called when the consumer was cancelled by us."""
-        self.queue, self._channel, self._limit = queue, channel, limit
-        self._release, self._left, self._prefetch = release, left, prefetch
+        (I/O thread); `left` is called when the consumer was cancelled by us; `another` opens a
+        channel to subscribe anew, None where the queue would not outlive the old one."""
+        self.queue, self._limit, self._prefetch = queue, limit, prefetch
+        self._release, self._left, self._another = release, left, another
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
         self._unsettled: set[int] = set()  # delivery tags, those waiting among them
         self._open = True
         self._consuming = True  # as the I/O thread knows it
         self._tag = ""
+        self._listen(channel)
+
+    def _listen(self, channel: Channel) -> None:
+        self._channel, self._heard = channel, time.monotonic()
         channel.on_lost, channel.on_cancelled = self._lost, self._ended
         channel.ask(self._begin)
 
@@ -68,15 +83,17 @@ class RabbitSubscription:
 
     @property
     def open(self) -> bool:
-        """Whether anything may still come."""
         return self._open
 
     def next(self, timeout: float | None = None) -> RabbitDelivery | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or not self._open, timeout)
-            if not self._open or not self._waiting:
-                return None
-            return self._waiting.popleft()
+            if self._open and self._waiting:
+                self._heard = time.monotonic()
+                return self._waiting.popleft()
+        if self._another is not None and time.monotonic() - self._heard > SILENCE:
+            self._renew(self._another)
+        return None
 
     def settle(self, tag: int, put_back: bool) -> None:
         with self._changed:
@@ -103,6 +120,14 @@ class RabbitSubscription:
         """The consumer goes, and its channel: the broker puts back what is not settled."""
         with suppress(BusError):  # closed, which is what is asked for
             self._channel.ask(self._close_channel)
+
+    def _renew(self, another: Callable[[], Channel]) -> None:
+        self._heard = time.monotonic()
+        try:
+            if self._open and self._channel.ask(self._leave):
+                self._listen(another())
+        except BusError:
+            self._close()
 
     # ------------------------------------------------------------------- on the I/O thread
 
@@ -150,10 +175,23 @@ class RabbitSubscription:
         for tag in tags:
             self._channel.raw.basic_reject(tag, requeue=True)
 
+    def _leave(self, left: Future[bool]) -> None:
+        """Give the channel up, unless something has come."""
+        with self._changed:
+            idle = not self._unsettled
+        if idle:
+            self._channel.on_lost = self._channel.on_cancelled = nothing
+        fulfil(left, idle)
+        if idle:
+            self._drop_channel()
+
     def _close_channel(self, done: Future[Any]) -> None:
-        if not self._has_channel:
+        if self._has_channel:
+            self._drop_channel()
+        else:
             fulfil(done, None)
-            return
+
+    def _drop_channel(self) -> None:
         # pika would cancel the consumer first, and the broker then put back what is under way
         # before what has arrived: a consumer that goes with its channel keeps the order.
         getattr(self._channel.raw, "_consumers", {}).clear()

@@ -136,11 +136,10 @@ class Worker(Generic[Bench]):
         patience = TURN_SECONDS if self.others else IDLE_SECONDS
         with self._spending("wait"):
             while self._is_on_duty():
-                asked = time.monotonic()
                 delivery = subscription.next(timeout=patience)
                 if delivery is not None:
                     return delivery
-                if time.monotonic() - asked < patience / 2 and not self.stopping.is_set():
+                if not subscription.open and not self.stopping.is_set():
                     raise BusError("the subscription ended")
                 if self.others:
                     return None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from services.coordinator.envelope import envelope
 from shared import messages as m
 from shared.codec import encode, understood
-from shared.errors import BusError
 from shared.logs import logger
 from shared.ports import Delivery, Store, Subscription
 from shared.values import Ref, campaign_uri
@@ -78,11 +77,8 @@ def take(
     can_wait: Callable[[m.Message], bool] = lambda message: False,
 ) -> list[Delivery]:
     """What has come in by now, or comes first within `wait` seconds; as long as all of it can wait
-    it is given `LINGER` seconds for company. BusError when the subscription has ended."""
-    asked = time.monotonic()
+    it is given `LINGER` seconds for company."""
     first = subscription.next(timeout=wait)
-    if first is None and time.monotonic() - asked < wait / 2:
-        raise BusError("the subscription ended")
     taken: list[Delivery] = []
     deadline = time.monotonic() + LINGER
     while first is not None:

@@ -111,6 +111,8 @@ class Coordinator:
                 self.hear(take(events, BATCH, WAIT, self.can_wait))
                 self.hear(waiting(dead, BATCH))
                 self.tend()
+                if not (events.open and dead.open):
+                    raise BusError("the subscription ended")
                 yield
 
     def can_wait(self, event: m.Message) -> bool:

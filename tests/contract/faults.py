@@ -50,6 +50,10 @@ class FaultySubscription:
         self._faults, self._subscription = faults, subscription
         self._held: list[Delivery] = []
 
+    @property
+    def open(self) -> bool:
+        return self._subscription.open
+
     def next(self, timeout: float | None = None) -> Delivery | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

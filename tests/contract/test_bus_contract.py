@@ -222,6 +222,14 @@ def test_next_gives_up_after_its_timeout(bus: Bus) -> None:
     assert subscription.next(0.0) is None
 
 
+def test_a_subscription_is_open_until_it_is_cancelled(bus: Bus) -> None:
+    subscription = bus.consume("train")
+    assert subscription.next(0.0) is None
+    assert subscription.open
+    subscription.cancel()
+    assert not subscription.open
+
+
 def test_next_waits_for_a_message_as_long_as_it_takes(bus_factory: Connect) -> None:
     subscription = bus_factory().consume("train")
     late = threading.Timer(0.3, lambda: bus_factory().publish([command(b"late")]))

@@ -23,6 +23,7 @@ from shared.codec import MAX_BODY
 from shared.errors import BusError, Refused, Unroutable
 from shared.ports import Delivery, Outgoing, Subscription
 from shared.rabbit import RabbitBus, RabbitSettings
+from shared.rabbit_declared import queue_arguments
 from shared.topology import COORDINATOR, DEADLETTERS, TOPOLOGY, declared
 from tests.authority import Authority
 from tests.rabbit_server import require_rabbitmq
@@ -203,6 +204,30 @@ def test_a_wiped_broker_is_mended_by_its_consumers(
     subscription = worker.consume("train")
     connect().publish([Outgoing(b"x", queue="train")])
     assert take(subscription).body == b"x"
+
+
+@pytest.mark.parametrize("queue", ["train", COORDINATOR])
+def test_a_consumer_that_the_broker_forgets_subscribes_anew(
+    queue: str, rabbit_node: RabbitNode, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue deleted and declared again at once: no word to its consumer, and no delivery."""
+    monkeypatch.setattr("shared.rabbit_subscription.SILENCE", 1.0)
+    bus = connect()
+    subscription = bus.consume(queue)
+    with pika.BlockingConnection(pika.URLParameters(rabbit_node.url)) as other:
+        channel = other.channel()
+        channel.queue_delete(queue)
+        channel.queue_declare(queue, durable=True, arguments=queue_arguments(queue, bus.settings))
+    bus.publish([Outgoing(b"x", queue=queue)])
+    came: list[bytes] = []
+
+    def hears() -> bool:
+        delivery = subscription.next(0.1)
+        came.extend([delivery.body] if delivery else [])
+        return bool(came) or not subscription.open
+
+    assert within(PROMPT, hears)
+    assert came or take(bus.consume(queue)).body == b"x"
 
 
 def test_an_idle_connection_outlives_its_heartbeats(connect: Connect) -> None:

@@ -91,6 +91,10 @@ class JournalSubscription:
     def __init__(self, journal: Journal, subscription: Any) -> None:
         self.journal, self.subscription = journal, subscription
 
+    @property
+    def open(self) -> bool:
+        return self.subscription.open
+
     def next(self, timeout: float | None = None) -> Any:
         delivery = self.subscription.next(timeout)
         return None if delivery is None else JournalDelivery(self.journal, delivery)
