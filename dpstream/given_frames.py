@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import SpecError
 from shared.explorers import AsGiven
 from shared.frames import Frame
 from shared.spec import Spec
@@ -34,20 +33,6 @@ def runs(frames: Sequence[Frame], length: int) -> list[list[Frame]]:
         for kind in alike.values()
         for first in range(0, len(kind), length)
     ]
-
-
-def check_runs(
-    systems: Mapping[str, Sequence[Frame]], lengths: Mapping[str, int], room: int
-) -> int:
-    """How many trajectories look at the structures; `SpecError` if there is no room for them."""
-    count = sum(len(runs(frames, lengths[name])) for name, frames in systems.items())
-    if count > room:
-        kinds = len({frame.kind for frames in systems.values() for frame in frames})
-        raise SpecError(
-            f"stages: engine frames: {kinds} compositions in {count} trajectories, at most {room} "
-            "beside the initial frames: raise md.steps, or leave compositions out"
-        )
-    return count
 
 
 def picked(spec: Spec, systems: Mapping[str, Sequence[Frame]]) -> list[Frame]:

@@ -22,7 +22,7 @@ from dpstream.consistency import (
 )
 from dpstream.contacts import gather_dimers
 from dpstream.given import Given, given_files
-from dpstream.given_frames import check_runs, picked, run_lengths, runs
+from dpstream.given_frames import picked, run_lengths, runs
 from dpstream.imported import Imported, read_labelled
 from dpstream.loss_check import check_loss
 from dpstream.starting import Structures
@@ -34,8 +34,8 @@ from shared.frames import Frame, Label, frame_key, to_ase
 from shared.spec import Perturb, Spec
 from shared.values import stable_seed
 
-MOST_FRAMES = 150
-"""Structures that a campaign begins with: all are named in one message."""
+MOST_FRAMES = 10_000
+"""Structures that a campaign begins with: every snapshot of its state names them all."""
 TRIES = 100
 
 
@@ -100,20 +100,27 @@ def gather(
     initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*said, *left_out, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
-    lengths = run_lengths(spec)
-    room = MOST_FRAMES - len(initial) - sum(map(len, points))
     gathered = Gathered(
-        _thinned(systems, lengths, room, warnings),
+        systems,
         initial,
         _pairs(labelled),
         _pairs(test),
         warnings,
         given_files(spec, folder),
         points=points,
-        lengths=lengths,
+        lengths=run_lengths(spec),
     )
+    _check_number(gathered)
     check_budget(spec, gathered.first)
     return gathered
+
+
+def _check_number(gathered: Gathered) -> None:
+    begun = sum(map(gathered.starts, gathered.systems)) + gathered.first
+    if begun > MOST_FRAMES:
+        raise SpecError(
+            f"systems, initial: {begun} structures to begin with, at most {MOST_FRAMES}: list fewer"
+        )
 
 
 def _asked(systems: Mapping[str, list[Frame]], points: list[list[Frame]]) -> dict[str, list[Frame]]:
@@ -190,40 +197,6 @@ def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
         return None
     k = int(np.argmin(distances))
     return int(min(first[k], second[k])), int(max(first[k], second[k])), float(distances[k])
-
-
-def _thinned(
-    systems: Mapping[str, list[Frame]], lengths: Mapping[str, int], room: int, warnings: list[str]
-) -> dict[str, list[Frame]]:
-    """At most `room` structures in all that trajectories start from; see `_evenly_thinned`."""
-    given = {name: frames for name, frames in systems.items() if name in lengths}
-    others = {name: frames for name, frames in systems.items() if name not in lengths}
-    room -= check_runs(given, lengths, room)
-    return given | _evenly_thinned(others, room, warnings) if others else given
-
-
-def _evenly_thinned(
-    systems: Mapping[str, list[Frame]], room: int, warnings: list[str]
-) -> dict[str, list[Frame]]:
-    """At most `room` structures in all, taken evenly from each system, with a warning."""
-    total = sum(len(frames) for frames in systems.values())
-    if room < len(systems):
-        raise SpecError(
-            "initial: its perturbed copies and dimers, and the structures of verification."
-            "properties, leave no room for starting structures; at most "
-            f"{MOST_FRAMES - len(systems)} in all"
-        )
-    if total <= room:
-        return dict(systems)
-    share = (room - len(systems)) / total
-    thin = {name: _evenly(frames, 1 + int(share * len(frames))) for name, frames in systems.items()}
-    kept = sum(len(frames) for frames in thin.values())
-    warnings.append(f"systems: {kept} of {total} starting structures are used, taken evenly")
-    return thin
-
-
-def _evenly(frames: list[Frame], count: int) -> list[Frame]:
-    return [frames[i * len(frames) // count] for i in range(min(count, len(frames)))]
 
 
 # ------------------------------------------------------------------------------ initial frames

@@ -22,11 +22,9 @@ import services.trainer.handlers as trainer
 from services.coordinator.desk import Desk
 from services.coordinator.service import Coordinator
 from services.trainer.training_input import BACKENDS
-from shared.codec import encode, topic_of
 from shared.embedded import FolderStore, InProcessBus
 from shared.errors import SpecError
 from shared.messages import CampaignResumed, CampaignSubmitted
-from shared.ports import Outgoing
 from shared.scratch import private_folder
 from shared.spec import Spec
 from shared.values import stable_id
@@ -65,7 +63,6 @@ class LocalCluster:
             for number in range(count):
                 self._hire(service, number, desk.state.spec)
         self._run("coordinator", self.coordinator.run, self.stopping)
-        self.bus.publish([Outgoing(encode(submitted), topic=topic_of(submitted))])
         return desk
 
     def stop(self) -> None:

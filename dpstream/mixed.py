@@ -20,7 +20,7 @@ from dpstream.inputs import Gathered
 from dpstream.relabel import check_imported
 from dpstream.remote import look_on
 from dpstream.signals import INTERRUPTED, signals
-from dpstream.submission import submit
+from dpstream.submission import announced, submit
 from dpstream.watch import say
 from services.coordinator.ledger import Reading
 from shared.errors import SpecError
@@ -82,7 +82,7 @@ def run_mixed(
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
             check_imported(gathered, spec, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
-        say_it(bus, submitted)
+        say_it(bus, announced(submitted))
         with ExitStack() as until_then:
             crew = until_then.enter_context(_at_work(root, broker, workers, console))
             asked = until_then.enter_context(signals(console))

@@ -28,6 +28,7 @@ from dpstream.options import (
     within,
 )
 from dpstream.relabel import check_imported
+from dpstream.submission import announced
 from dpstream.submission import submit as freeze
 from dpstream.view import Learning
 from dpstream.watch import Watched, say
@@ -82,7 +83,7 @@ def submit(
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
             check_imported(gathered, loaded, recipe)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
-        say_it(bus, submitted)
+        say_it(bus, announced(submitted))
         _answer(store, submitted, wait)
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dpstream.given_frames import runs
 from dpstream.inputs import Gathered
 from services.coordinator.folds.tasks import timeless
-from shared.codec import decode, encode
+from shared.codec import decode
 from shared.errors import CorruptLedger, NotFound, SpecError
 from shared.frames import Batch, Frame, Label, frame_key
 from shared.messages import CampaignSubmitted
@@ -38,18 +38,17 @@ def submit(
     """
     spec_ref = _freeze_spec(expand_material(spec), store)
     event = _event(spec_ref, spec.name, gathered, recipe, store, now)
-    try:
-        body = encode(event)
-    except ValueError as error:
-        raise SpecError(
-            f"systems, initial: too many structures for one campaign ({error}); list fewer"
-        ) from error
     key = campaign_uri(spec.name, "submitted.json")
-    if store.create(key, body):
+    if store.create(key, event.model_dump_json().encode()):
         return event
     earlier = _submitted(key, store.get(key))
     _check_same(earlier, event)
     return earlier
+
+
+def announced(event: CampaignSubmitted) -> CampaignSubmitted:
+    """The event as it goes over the bus."""
+    return event.model_copy(update={"frames": (), "systems": {}, "points": ()})
 
 
 def _submitted(key: str, body: bytes) -> CampaignSubmitted:

@@ -50,14 +50,17 @@ class Message(Value):
 
 
 class CampaignSubmitted(Message):
-    """A frozen spec and its initial data have been stored."""
+    """A frozen spec and its initial data have been stored. All of it is in the campaign's
+    `submitted.json`; over the bus it goes without the lists of frames, which have no bound."""
 
     type: Literal["campaign-submitted/1"] = "campaign-submitted/1"
     spec: Ref
     packs: tuple[Ref, ...] = Field(default=(), description="imported labelled batches")
     pack_frames: int = 0
     frames: tuple[FrameRef, ...] = Field(default=(), description="to be labelled before version 1")
-    systems: dict[str, tuple[FrameRef, ...]] = Field(description="starting structures by system")
+    systems: dict[str, tuple[FrameRef, ...]] = Field(
+        default={}, description="starting structures by system"
+    )
     test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
     atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
@@ -316,6 +319,14 @@ class Result(TaskEvent):
     seconds: float = 0.0
 
 
+class Chunk(Result):
+    """One of several results of a task, which ends when the one that is `last` and all before it
+    are in."""
+
+    chunk: int = 0
+    last: bool = True
+
+
 class MemberTrained(Result):
     type: Literal["member-trained/1"] = "member-trained/1"
     version: int
@@ -340,15 +351,13 @@ class ModelsReady(Message):
     labels: int
 
 
-class ChunkExplored(Result):
-    """One chunk of a trajectory; the task ends with the chunk that is `last`. `histogram` counts
-    frames by deviation in `shared.deviation.BINS`. `dropped`: planned checks never made because the
-    trajectory was stopped early; they count as failed."""
+class ChunkExplored(Chunk):
+    """One chunk of a trajectory. `histogram` counts frames by deviation in
+    `shared.deviation.BINS`. `dropped`: planned checks never made because the trajectory was stopped
+    early; they count as failed."""
 
     type: Literal["candidates-found/1"] = "candidates-found/1"
     version: int
-    chunk: int
-    last: bool
     counts: Counts
     dropped: int = 0
     stopped: str | None = None
@@ -383,7 +392,10 @@ class StructuresScreened(Result):
     refused: str = ""
 
 
-class CandidatesSelected(Result):
+class CandidatesSelected(Chunk):
+    """What a select task chose, in as many chunks as it takes to name it all. `refused` and
+    `refusals`, of the whole pool, come with the last."""
+
     type: Literal["candidates-selected/1"] = "candidates-selected/1"
     version: int
     stage: int

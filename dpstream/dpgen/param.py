@@ -32,14 +32,10 @@ from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
 from dpstream.dpgen.values import Param
 from shared.errors import SpecError
-from shared.sections import Selection
 from shared.spec_errors import explain, shown
 
 Json = dict[str, Any]
 
-MOST_PER_ROUND = next(
-    m.le for m in Selection.model_fields["per_round"].metadata if hasattr(m, "le")
-)
 ASE_KNOWS = re.compile(r"POSCAR|CONTCAR|\.vasp$")
 """Names that are read as POSCAR without being told."""
 
@@ -126,7 +122,7 @@ def _document(
         "labels": labels | _electrons(param),
         "audit": {"per_round": 0},
         "convergence": {"max_rejected": param.ratio_failed},
-        "budget": {"labels": sum(min(MOST_PER_ROUND, most) for most in _labels_of(param, jobs))},
+        "budget": {"labels": sum(_labels_of(param, jobs))},
         "verification": {"nve_ps": 0.0},
     }
     return document, differences
@@ -227,15 +223,9 @@ def _masses(param: Param) -> Json:
 
 
 def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
-    asked = max(_labels_of(param, jobs))
-    if asked > MOST_PER_ROUND:
-        differences.append(
-            f"fp_task_max: {asked} labels of a job are asked for; a round takes at most "
-            f"{MOST_PER_ROUND}, all systems together"
-        )
     return {
         "policy": "random",
-        "per_round": min(asked, MOST_PER_ROUND),
+        "per_round": max(_labels_of(param, jobs)),
         "per_system": param.fp_task_max,
         "min_per_system": param.fp_task_min,
         "per_trajectory": max(checks(job) * (job.nbeads or 1) for _, job in jobs),

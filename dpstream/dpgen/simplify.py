@@ -13,7 +13,7 @@ from dpstream.dpgen import values
 from dpstream.dpgen.document import Line, account, mapped, refused, unused
 from dpstream.dpgen.keys import DATA, LABELING, TRAINING
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
-from dpstream.dpgen.param import MOST_PER_ROUND, Places
+from dpstream.dpgen.param import Places
 from dpstream.dpgen.style import Given
 from dpstream.dpgen.training import read_training
 from shared.errors import SpecError
@@ -24,8 +24,6 @@ Json = dict[str, Any]
 NO_DYNAMICS = "no dynamics start from structures"
 ALL_PICKED = "whatever is picked is labelled, as with DP-GEN"
 TRUE_ERROR = "the error on what is left out is measured at the end; frames are picked by deviation"
-MOST_FIRST = 50
-"""Frames labelled before the first training: they share a message with the trajectories."""
 
 SIMPLIFY = (
     mapped("pick_data", "the dataset"),
@@ -102,13 +100,11 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
         "type_map": document["type_map"],
         "initial": {
             "data": data,
-            "pick": _at_most(param, "init_pick_number", MOST_FIRST, differences),
+            "pick": param.init_pick_number,
         },
         "training": read_training(_training(document), places.place, places.matching, differences),
         "trust": {"low": param.low, "high": param.high},
-        "selection": {
-            "per_round": _at_most(param, "iter_pick_number", MOST_PER_ROUND, differences)
-        },
+        "selection": {"per_round": param.iter_pick_number},
         "labels": labels,
         "convergence": {"max_rejected": param.ratio_failed},
         **({"budget": {"rounds": param.stop_iter}} if param.stop_iter else {}),
@@ -150,10 +146,3 @@ def _training(document: Mapping[str, Any]) -> values.Param:
         return values.Param.model_validate({**own, **absent})
     except ValidationError as error:
         raise SpecError(explain(error, values.Param)) from error
-
-
-def _at_most(param: Param, key: str, most: int, differences: list[str]) -> int:
-    asked: int = getattr(param, key)
-    if asked > most:
-        differences.append(f"{key}: {asked}: at most {most} at once")
-    return min(asked, most)

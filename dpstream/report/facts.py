@@ -100,8 +100,8 @@ class Facts:
             version.cold = command.start is None
 
     def _first_word(self, result: m.Result) -> bool:
-        """A task's first result stands; a trajectory has one per chunk."""
-        place = (result.task, result.chunk if isinstance(result, m.ChunkExplored) else 0)
+        """A task's first result stands, and so does the first of each chunk."""
+        place = (result.task, result.chunk if isinstance(result, m.Chunk) else 0)
         first = place not in self._done
         self._done.add(place)
         return first and result.task in self._commands

@@ -94,7 +94,7 @@ def _span(command: m.Command, claim: m.TaskClaimed, end: float, outcome: str) ->
 def _ending(event: m.TaskEvent) -> str | None:
     """What an event makes of its attempt; None while it goes on."""
     if isinstance(event, m.Result):
-        going_on = isinstance(event, m.ChunkExplored) and not event.last
+        going_on = isinstance(event, m.Chunk) and not event.last
         return None if going_on else "done"
     if isinstance(event, m.TaskReleased):
         return "released"

@@ -22,7 +22,7 @@ Json = dict[str, Any]
 NOT_THE_USERS = ("systems", "stages", "material", "md")
 SYSTEM = "pool"
 TRAJECTORIES = 100
-"""Most of them: they share the room of one message with the frames to be labelled first."""
+"""Of one composition: as many as workers may share, each long enough to be worth a task."""
 SHORTEST = 100
 """Frames of a trajectory, where the dataset is small."""
 PICK = 20
@@ -122,7 +122,7 @@ def _section(settings: Mapping[str, Any], key: str) -> Json:
 
 
 def trajectory_length(frames: Iterable[Frame]) -> int:
-    """Frames of one trajectory, so that there are few enough trajectories."""
+    """Frames of one trajectory, so that there are few of them."""
     known, length = list(frames), SHORTEST
     while len(runs(known, length)) > TRAJECTORIES and length < len(known):
         length *= 2

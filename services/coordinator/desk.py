@@ -37,11 +37,11 @@ class Desk:
     def is_sign_of_life(self, event: m.Message, deadline: float) -> bool:
         """Note that a worker lives; its lease ends at `deadline` now. True for heartbeats, which
         are neither ledgered nor decided."""
-        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.ChunkExplored)):
+        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.Chunk)):
             task = self.state.tasks.get(event.task)
             if task is not None and is_live(task) and task.command.attempt == event.attempt:
                 self.leases[event.task] = deadline
-                if not isinstance(event, m.ChunkExplored):
+                if not isinstance(event, m.Chunk):
                     self.workers[event.task] = event.worker
         if isinstance(event, m.TaskHeartbeat):
             self.progress[event.task] = event.progress

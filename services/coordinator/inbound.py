@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from services.coordinator.envelope import envelope
 from shared import messages as m
-from shared.codec import encode, understood
+from shared.codec import decode, encode, understood
+from shared.errors import NotFound
 from shared.logs import logger
 from shared.ports import Delivery, Store, Subscription
 from shared.values import Ref, campaign_uri
@@ -42,9 +43,26 @@ class Inbound:
         message = understood(delivery.body)
         if message is None:
             self._bury(delivery.body)
+        if isinstance(message, m.CampaignSubmitted):  # the bus brings it without its lists
+            return self._in_full(message)
         if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
             return message.model_copy(update={"time": self.clock()})
         return self._given_up(message) if isinstance(message, m.Command) else message
+
+    def _in_full(self, announced: m.CampaignSubmitted) -> m.Message | None:
+        try:
+            return self.submission(announced.campaign) or announced
+        except ValueError as error:
+            log.error("unreadable submission", campaign=announced.campaign, reason=str(error))
+            return None
+
+    def submission(self, campaign: str) -> m.Message | None:
+        """The event that begins a campaign, in full; None where the store has none."""
+        try:
+            found: m.Message = decode(self.store.get(campaign_uri(campaign, "submitted.json")))
+        except NotFound:
+            return None
+        return found
 
     def _bury(self, body: bytes) -> None:
         ref = Ref.to("x", body)

@@ -25,7 +25,7 @@ from services.coordinator.policy import decide
 from services.coordinator.state import State, Task
 from shared import messages as m
 from shared.codec import decode, encode, topic_of
-from shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
+from shared.errors import BusError, CorruptLedger, Fenced, StoreError
 from shared.logs import logger
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.topology import COORDINATOR, DEADLETTERS
@@ -151,20 +151,13 @@ class Coordinator:
                 desk.leases[task.command.task] = self.clock() + self.lease_seconds
                 desk.backlog.started(task.command)
         desk.inbox += ledger.orphans
-        if state.submitted is None:
-            desk.inbox += self._submission(campaign)
+        if state.submitted is None and (submitted := self.inbound.submission(campaign)):
+            desk.inbox.append(submitted)
         self.desks[campaign] = desk
         self._recover(desk)
         if desk.state.finished is not None:
             self._mark_finished(desk.state.finished)
         return desk
-
-    def _submission(self, campaign: str) -> list[m.Message]:
-        """The event that begins a campaign, where the bus has lost it."""
-        try:
-            return [decode(self.store.get(campaign_uri(campaign, "submitted.json")))]
-        except NotFound:
-            return []
 
     def _mark_finished(self, finished: m.CampaignFinished) -> None:
         """For those who would otherwise have to read the whole ledger to know."""

@@ -219,7 +219,8 @@ def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[Candida
         elif isinstance(message, Select) and message.pool.uri in pools:
             tasks.add(message.task)
         elif isinstance(message, CandidatesSelected) and message.task in tasks:
-            tasks.discard(message.task)
+            if message.last:
+                tasks.discard(message.task)
             yield message
 
 

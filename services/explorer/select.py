@@ -23,19 +23,20 @@ from services.explorer.selection import (
     Used,
     choose,
 )
-from shared.codec import MAX_BODY
 from shared.context import Context
 from shared.frames import Batch, Floats, Frame, frame_key
 from shared.messages import CandidatesSelected, Select
 from shared.spec import Spec, TrustLevels
 from shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
 
-HEADROOM = 4096
-"""Bytes of the event kept for its envelope and its counts."""
+NAMED = 75
+"""Frames that one event names: with the longest names and a batch for each it still fits."""
 MOST_TOLD = 2000
 """Refused frames whose reasons are kept one by one: 200 KB."""
 DIGITS = 6
 """Significant digits of the numbers that travel with a pick."""
+
+Picks = Sequence[Pick]
 
 
 class Bench(Protocol):
@@ -67,7 +68,7 @@ class Loaded:
 def select(bench: Bench, command: Select, context: Context) -> CandidatesSelected:
     """Filters, dedupe, spacing, batch policy and audit draw over the command's pool.
 
-    Writes one `chosen-<n>.npz` (arrays `devi_f` in eV/Å, `time_ps`) per composition.
+    Writes one `chosen-<chunk>-<n>.npz` (arrays `devi_f` in eV/Å, `time_ps`) per composition.
     """
     spec = context.spec()
     loaded = load(Pool.model_validate_json(context.fetch(command.pool)), context)
@@ -86,10 +87,14 @@ def select(bench: Bench, command: Select, context: Context) -> CandidatesSelecte
     audits = _audits(spec, command, loaded, limits, labels, refusals)
     refusals.counts.update(labels.refused)
     refusals.by_key |= labels.told
-    kept_audits, kept_labels = _fitting(audits.picks, labels.picks, loaded, context)
-    left_out = len(labels.picks) - len(kept_labels) + len(audits.picks) - len(kept_audits)
-    refusals.counts.update({"no room in the message": left_out} if left_out else {})
-    return _event(command, context, loaded, kept_labels, kept_audits, refusals)
+    *chunks, rest = _chunks(labels.picks, audits.picks)
+    for number, picks in enumerate(chunks):
+        context.publish(_event(command, context, loaded, number, *picks, last=False))
+    refused = dict(sorted(refusals.counts.items()))
+    told = _told(refusals, context)
+    return _event(
+        command, context, loaded, len(chunks), *rest, last=True, refused=refused, refusals=told
+    )
 
 
 def load(pool: Pool, context: Context) -> Loaded:
@@ -236,34 +241,23 @@ def _by_composition(frames: Sequence[Frame]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _fitting(
-    audits: Sequence[Pick], labels: Sequence[Pick], loaded: Loaded, context: Context
-) -> tuple[list[Pick], list[Pick]]:
-    """As many picks, audits first, as one event can name."""
-    room = MAX_BODY - HEADROOM
-    seen: set[tuple[tuple[str, ...], bool]] = set()
-    batch_cost = len(Ref.to(f"{context.prefix}/chosen-000.npz", b"").model_dump_json()) + 10
-    kept: tuple[list[Pick], list[Pick]] = ([], [])
-    for number, picks in enumerate((audits, labels)):
-        for pick in picks:
-            frame = loaded.frame(pick.candidate)
-            composition = (frame.species, frame.cell is None)
-            cost = len(_chosen(pick, 999, 999).model_dump_json().encode()) + 1
-            cost += 0 if composition in seen else batch_cost
-            if cost <= room:
-                room -= cost
-                seen.add(composition)
-                kept[number].append(pick)
-    return kept
+def _chunks(labels: Picks, audits: Picks) -> list[tuple[Picks, Picks]]:
+    """All picks, as many at a time as one event names; one chunk at least."""
+    picks, split = [*labels, *audits], len(labels)
+    return [
+        (picks[first : min(first + NAMED, split)], picks[max(first, split) : first + NAMED])
+        for first in range(0, max(len(picks), 1), NAMED)
+    ]
 
 
 def _event(
     command: Select,
     context: Context,
     loaded: Loaded,
-    labels: Sequence[Pick],
-    audits: Sequence[Pick],
-    refusals: Refusals,
+    chunk: int,
+    labels: Picks,
+    audits: Picks,
+    **said: Any,
 ) -> CandidatesSelected:
     picks = [*labels, *audits]
     places: dict[int, tuple[int, int]] = {}
@@ -271,18 +265,18 @@ def _event(
     groups = _by_composition([loaded.frame(pick.candidate) for pick in picks])
     for number, members in enumerate(groups):
         batch = _batch([picks[i].candidate for i in members], loaded)
-        refs.append(context.put(f"chosen-{number}.npz", batch.dumps()))
+        refs.append(context.put(f"chosen-{chunk}-{number}.npz", batch.dumps()))
         places.update({i: (number, row) for row, i in enumerate(members)})
     chosen = tuple(_chosen(pick, *places[i]) for i, pick in enumerate(picks))
     return CandidatesSelected(
         **context.envelope(),
         version=command.version,
         stage=command.stage,
+        chunk=chunk,
         batches=tuple(refs),
         labels=chosen[: len(labels)],
         audits=chosen[len(labels) :],
-        refused=dict(sorted(refusals.counts.items())),
-        refusals=_told(refusals, context),
+        **said,
     )
 
 

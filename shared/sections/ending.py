@@ -12,7 +12,7 @@ from shared.section import Positive, Section, Share
 class Audit(Section):
     """Labels of frames nobody asked for, never trained on: the measure of the true error."""
 
-    per_round: int = Field(default=10, ge=0, le=50, description="0: no audit")
+    per_round: int = Field(default=10, ge=0, description="0: no audit")
     min_frames: int = Field(default=30, ge=1, description="per stage, before it may converge")
     min_trajectories: int = Field(default=5, ge=1, description="that these frames come from")
     reservoir: int = Field(default=4, ge=1, description="frames kept per trajectory and class")

@@ -95,12 +95,7 @@ class Selection(Section):
     policy: Literal["random", "max-deviation", "diverse"] = Field(
         default="random", description="which candidates are labelled"
     )
-    per_round: int = Field(
-        default=20,
-        ge=1,
-        le=150,
-        description="most new labels per round; one message names them all, hence 150 at most",
-    )
+    per_round: int = Field(default=20, ge=1, description="most new labels per round")
     per_system: int | None = Field(default=None, ge=1, description="most per system and round")
     min_per_system: int = Field(
         default=0, ge=0, description="a system with less to label in a round has none labelled"

@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import MOST_FRAMES, closest_pair, gather
+from dpstream.inputs import closest_pair, gather
 from shared.errors import SpecError
 from shared.frames import canonical, frame_key, from_ase, min_distance
 from shared.spec import Spec
@@ -173,15 +173,20 @@ def test_periodic_asked_of_a_file_without_cell(tmp_path: Path) -> None:
     assert "periodic, but its cell is flat or missing" in problem(tmp_path, wanted)
 
 
-def test_too_many_structures_are_thinned_evenly_with_a_warning(tmp_path: Path) -> None:
+def test_all_structures_are_taken_up_to_a_number_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = [Atoms("CH", [[0, 0, 0], [0, 0, 1.0 + 0.001 * i]]) for i in range(300)]
     ase.io.write(tmp_path / "a.extxyz", frames)
-    gathered = gather(spec(labels={"multiplicity": 2}), tmp_path)
-    lengths = [min_distance(frame) for frame in gathered.systems["a"]]
-    assert 100 < len(lengths) <= MOST_FRAMES - 3
-    assert np.ptp(lengths) > 0.29
-    assert np.diff(lengths).max() < 0.005
-    assert gathered.warnings[-1].endswith("of 300 starting structures are used, taken evenly")
+    wanted = spec(labels={"multiplicity": 2})
+    gathered = gather(wanted, tmp_path)
+    assert len(gathered.systems["a"]) == 300
+    assert not gathered.warnings
+    monkeypatch.setattr("dpstream.inputs.MOST_FRAMES", 299)
+    found = 300 + len(gathered.initial)
+    assert problem(tmp_path, wanted) == (
+        f"systems, initial: {found} structures to begin with, at most 299: list fewer"
+    )
 
 
 # ------------------------------------------------------------------------------ perturbation

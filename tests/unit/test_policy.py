@@ -524,6 +524,26 @@ def test_without_one_accepted_initial_label_it_ends_at_once() -> None:
     assert state.finished.why == "no initial label was accepted"
 
 
+def test_a_round_takes_a_thousand_labels() -> None:
+    """In hundreds of chunks, some of which come twice, in any order, or from a later attempt."""
+    of = spec(
+        md={"steps": 100, "every": 10, "trajectories": 300, "chunk": 5},
+        stages=[{"name": "one", "systems": ["methane"], "temperatures": [50.0, 100.0]}],
+        selection={"per_round": 1000},
+        budget={"labels": 3000},
+    )
+    storm = Storm(World(ripe=2), of, seed=5, faults=0.05)
+    state = storm.run()
+    chosen = [h for h, _ in storm.ledger if isinstance(h, m.CandidatesSelected) and h.version == 1]
+    assert len(chosen) > 300
+    assert len({(event.task, event.chunk) for event in chosen}) == len(chosen)
+    assert sum(len(event.labels) for event in chosen) == 1000
+    assert state.finished
+    assert state.finished.verdict == "converged"
+    check_books(state)
+    assert replayed(of, storm.ledger) == state
+
+
 def test_a_round_is_judged_only_when_every_condition_is_complete() -> None:
     storm = Storm(World(ripe=1), spec())
     storm.until(lambda state: state.alive(m.Explore))

@@ -591,6 +591,7 @@ def test_selection_passes_over_what_was_asked_for_before() -> None:
     storm = after_first_committee(Storm(World(ripe=9), spec(mode="streaming")))
     storm.hear(proposed())
     storm.until(lambda state: any(is_offered(f.origin) for f in state.frames.values()))
+    storm.until(lambda state: not state.alive(m.Select))
     asked = {f.origin for f in storm.state.frames.values() if is_offered(f.origin)}
     storm.until(lambda state: state.alive(m.Select))
     pools = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "pool"]

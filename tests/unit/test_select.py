@@ -52,6 +52,7 @@ class Workplace:
         self.folder, self.store = folder, FolderStore(folder / "store")
         self.rng = np.random.default_rng(4)
         self.items = 0
+        self.published = []
         self.spec = self.put("spec.json", spec(**spec_more).model_dump_json().encode())
 
     def put(self, key, data):
@@ -106,6 +107,7 @@ class Workplace:
         )
         bus = InProcessBus(Broker())
         context = Context(self.store, bus, command, self.folder, "w", threading.Event())
+        context.publish = self.published.append
         return select(bench, command, context)
 
     def frame_of(self, event, chosen):
@@ -241,25 +243,28 @@ def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     assert [b.sha256 for b in first.batches] == [b.sha256 for b in again.batches]
 
 
-def test_200_chosen_frames_fit_into_one_message(tmp_path):
-    place = Workplace(tmp_path, selection={"per_trajectory": 200, "min_separation": 0.0})
-    name = "x" * 55
-    candidates = place.item(name, [place.frame() for _ in range(160)])
+def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
+    place = Workplace(tmp_path, selection={"per_trajectory": 2000, "min_separation": 0.0})
+    candidates = place.item("long", [place.frame() for _ in range(1020)])
     reservoirs = [
-        place.item(f"{name}-{i}", [place.frame()], weight=[3.0], failed=[False]) for i in range(60)
+        place.item(f"other-{i}", [place.frame()], weight=[3.0], failed=[False]) for i in range(60)
     ]
     pool = Pool(candidates=(candidates,), reservoirs=tuple(reservoirs))
-    event = place.select(pool, labels=150, audits=50)
-    assert (len(event.labels), len(event.audits)) == (150, 50)
+    last = place.select(pool, labels=1000, audits=50)
+    events = [*place.published, last]
+    assert [(e.chunk, e.last) for e in events] == [(i, i == 13) for i in range(14)]
+    assert [len(e.labels) for e in events] == [75] * 13 + [25]
+    assert [len(e.audits) for e in events] == [0] * 13 + [50]
+    keys = [chosen.key for e in events for chosen in (*e.labels, *e.audits)]
+    assert len(set(keys)) == 1050
+    for event in events:
+        for chosen in (*event.labels, *event.audits):
+            assert frame_key(place.frame_of(event, chosen)) == chosen.key
+    assert [e.refused for e in events] == [{}] * 13 + [{"over the cap": 20}]
+
+
+def test_a_chunk_of_the_longest_names_fits_into_one_message(place):
+    items = [place.item(f"{'y' * 150}-{i}", [place.frame(("H",) * i)]) for i in range(75)]
+    event = place.select(Pool(candidates=tuple(items)), labels=75)
+    assert len(event.labels) == len(event.batches) == 75
     assert len(encode(event)) < MAX_BODY
-
-
-def test_what_one_message_cannot_name_is_left_out_and_counted(place, monkeypatch):
-    monkeypatch.setattr("services.explorer.select.HEADROOM", MAX_BODY - 12_000)
-    items = [place.item(f"{'y' * 100}-{i}", [place.frame(("H",) * i)]) for i in range(40)]
-    event = place.select(Pool(candidates=tuple(items)), labels=40)
-    assert 15 < len(event.labels) < 40
-    assert event.refused == {"no room in the message": 40 - len(event.labels)}
-    assert 10_000 < len(encode(event)) < 12_000 + 1_000
-    for chosen in event.labels:
-        assert frame_key(place.frame_of(event, chosen)) == chosen.key

@@ -15,7 +15,7 @@ from ase.io import write
 
 from dpstream import cli
 from dpstream.dpgen.simplify import TABLE, read_simplify
-from dpstream.given_frames import check_runs, runs
+from dpstream.given_frames import runs
 from dpstream.inputs import Gathered, gather
 from dpstream.simplify.campaign import campaign, trajectory_length
 from dpstream.simplify.pool import Pool, read_pool
@@ -146,14 +146,11 @@ def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: Pool)
         assert about["sources"] == ["a.extxyz"]
 
 
-def test_many_frames_are_few_trajectories_and_many_compositions_are_refused() -> None:
+def test_many_frames_are_few_trajectories() -> None:
     one = Frame(("H",), np.zeros((1, 3)))
     assert trajectory_length([one] * 100) == 100
     length = trajectory_length([one] * 50_000)
     assert (length, len(runs([one] * 50_000, length))) == (800, 63)
-    different = [Frame(("H",) * n, np.zeros((n, 3))) for n in range(1, 150)]
-    with pytest.raises(SpecError, match="149 compositions in 149 trajectories, at most 148"):
-        check_runs({"pool": different}, {"pool": 100}, 148)
 
 
 def test_rounds_leave_out_what_was_asked_for() -> None:
@@ -215,9 +212,8 @@ def test_dp_gens_parameters_are_settings_and_every_key_has_a_line(mixed: Pool) -
     assert {line.key for line in found.lines} == param().keys()
     made = simplified(mixed, **found.settings)
     assert (made.trust.model_dump()["low"], made.selection.per_round) == (0.25, 30)
-    assert (made.initial.pick, made.training.members, made.labels.code) == (50, 2, "dataset")
+    assert (made.initial.pick, made.training.members, made.labels.code) == (100, 2, "dataset")
     assert (made.training.min_steps, made.training.max_steps) == (100, 100)
-    assert "init_pick_number: 100: at most 50 at once" in found.differences
     assert made.budget.rounds == 21, "eight frames, thirty a round"
     assert read_simplify(param(stop_iter=7), Path(), None).settings["budget"] == {"rounds": 7}
 

@@ -12,13 +12,12 @@ import pytest
 from ase.build import bulk, molecule
 
 from dpstream.inputs import Gathered, gather
-from dpstream.submission import submit
+from dpstream.submission import announced, submit
 from services.labeler.recipes import make_recipe
-from shared.codec import MAX_BODY, decode, encode
+from shared.codec import decode, encode
 from shared.errors import SpecError
 from shared.folder_store import FolderStore
 from shared.frames import Batch, Frame, Label, canonical, frame_key, from_ase
-from shared.messages import CampaignSubmitted
 from shared.spec import Spec
 from shared.values import Dataset, FrameRef, Recipe, Ref, stable_id
 
@@ -187,14 +186,12 @@ def many(count: int) -> Gathered:
     return Gathered({"a": frames[:1]}, frames[1:], [], [], [])
 
 
-def test_as_many_frames_as_gather_lets_through_fit_in_the_message(
+def test_a_submission_goes_over_the_bus_without_its_lists(
     recipe: Recipe, store: FolderStore
 ) -> None:
-    event = submit(spec(), many(150), recipe, store, 100.0)
-    assert isinstance(event, CampaignSubmitted)
-    assert MAX_BODY // 2 < len(encode(event)) <= MAX_BODY
-
-
-def test_more_are_refused_with_a_remedy(recipe: Recipe, store: FolderStore) -> None:
-    with pytest.raises(SpecError, match=r"too many structures for one campaign .* list fewer"):
-        submit(spec(), many(400), recipe, store, 100.0)
+    event = submit(spec(), many(1000), recipe, store, 100.0)
+    assert store.get(f"campaigns/{NAME}/submitted.json") == event.model_dump_json().encode()
+    assert submit(spec(), many(1000), recipe, store, 200.0) == event
+    said = announced(event)
+    assert len(encode(said)) < 2000
+    assert (said.id, said.spec, said.recipe, said.frames) == (event.id, event.spec, recipe, ())

@@ -29,6 +29,8 @@ from shared.values import (
 )
 
 CHECKS = 10
+NAMED = 3
+"""Frames that one event names."""
 RECIPE = Recipe(code="tblite", version="1", settings={}, charge=0, multiplicity=1)
 
 
@@ -247,15 +249,22 @@ class World:
         pool = Pool.model_validate_json(self.manifests[command.pool.uri])
         labels = [self._pick(i, n, "candidate") for i in pool.candidates for n in range(i.count)]
         audits = [self._pick(i, n, "reservoir") for i in pool.reservoirs for n in range(i.count)]
+        labels = sorted(labels, key=lambda c: c.key)[: command.labels]
+        audits = sorted(audits, key=lambda c: c.key)[: command.audits]
+        picks = [*((c, True) for c in labels), *((c, False) for c in audits)]
+        starts = range(0, max(len(picks), 1), NAMED)
         return [
             m.CandidatesSelected(
-                **self.envelope(command),
+                **self.envelope(command, number),
                 version=command.version,
                 stage=command.stage,
+                chunk=number,
+                last=number == len(starts) - 1,
                 batches=(ref(f"chosen-{command.task}"),),
-                labels=tuple(sorted(labels, key=lambda c: c.key)[: command.labels]),
-                audits=tuple(sorted(audits, key=lambda c: c.key)[: command.audits]),
+                labels=tuple(c for c, train in picks[first : first + NAMED] if train),
+                audits=tuple(c for c, train in picks[first : first + NAMED] if not train),
             )
+            for number, first in enumerate(starts)
         ]
 
     def _pick(self, item: PoolItem, number: int, why: str) -> Chosen:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from services.coordinator.folds.labels import ask_labels
-from services.coordinator.folds.tasks import changed, is_live, settle
+from services.coordinator.folds.tasks import changed, chunk_counted, is_live, settle
 from services.coordinator.state import (
     ByCondition,
     KnownFrame,
@@ -51,22 +51,16 @@ def chunk_explored(state: State, event: m.ChunkExplored) -> State:
 
 
 def _chunk_counted(state: State, task: Task, event: m.ChunkExplored) -> State:
-    """Chunk k is counted once; the trajectory is over when its last and all before are in.
-    Another attempt would go on from the last chunk that none before is missing from."""
-    chunks = task.chunks | {event.chunk}
-    last = event.chunk if event.last else task.last_chunk
+    """Another attempt would go on from the last chunk that none before is missing from."""
     command = task.command
     assert isinstance(command, m.Explore)
-    unbroken = event.chunk >= command.from_chunk and chunks.issuperset(range(event.chunk))
+    unbroken = event.chunk >= command.from_chunk and task.chunks.issuperset(range(event.chunk))
     if event.restart is not None and unbroken:
         command = command.model_copy(
             update={"resume": event.restart, "from_chunk": event.chunk + 1}
         )
-    changes = {"chunks": chunks, "last_chunk": last, "command": command}
-    if last is not None and chunks.issuperset(range(last + 1)):
-        state = settle(state, task, "done", **changes)
-        return add_to_tally(state, event.task, Counts(), 0, done=True)
-    return changed(state, tasks=state.tasks.set(event.task, task.model_copy(update=changes)))
+    state, over = chunk_counted(state, task, event, command=command)
+    return add_to_tally(state, event.task, Counts(), 0, done=True) if over else state
 
 
 def add_to_tally(state: State, task: str, counts: Counts, dropped: int, done: bool) -> State:
@@ -137,9 +131,9 @@ def select_issued(state: State, command: m.Select) -> State:
 
 def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    if task is None or event.chunk in task.chunks or not is_live(task):
         return state
-    state = settle(state, task, "done")
+    state, over = chunk_counted(state, task, event)
     room = state.label_room
     new = [c for c in event.labels if c.key not in state.frames][:room]
     audits = [c for c in event.audits if c.key not in state.frames][: room - len(new)]
@@ -154,7 +148,7 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     missing = len(state.stage.audits) < state.spec.audit.min_frames
     own = sum(not is_offered(choice.trajectory) for choice in new)
     useful = own + (len(audits) if missing else 0)
-    update = {"asked": current.asked + useful, "closed": current.closing == event.task}
+    update = {"asked": current.asked + useful, "closed": over and current.closing == event.task}
     return changed(state, round=current.model_copy(update=update))
 
 

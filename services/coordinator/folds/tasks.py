@@ -51,6 +51,18 @@ def is_live(task: Task) -> bool:
     return task.status in ("open", "running", "lost")
 
 
+def chunk_counted(state: State, task: Task, event: m.Chunk, **changes: Any) -> tuple[State, bool]:
+    """With one more chunk of a task's result; and whether that was all of it, so that the task
+    has come to its end."""
+    chunks = task.chunks | {event.chunk}
+    last = event.chunk if event.last else task.last_chunk
+    changes |= {"chunks": chunks, "last_chunk": last}
+    if last is not None and chunks.issuperset(range(last + 1)):
+        return settle(state, task, "done", **changes), True
+    task = task.model_copy(update=changes)
+    return changed(state, tasks=state.tasks.set(event.task, task)), False
+
+
 def current_task(state: State, event: m.TaskEvent) -> Task | None:
     """The task an event speaks of, if it speaks of the attempt that is under way."""
     task = state.tasks.get(event.task)
