@@ -200,10 +200,13 @@ class Engine:
         return reply
 
 
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: between fork and exec only calls are safe
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        _LIBC.prctl(1, signal.SIGKILL)
 
 
 def _answer(module: types.ModuleType, request: Mapping[str, Any]) -> bytes:

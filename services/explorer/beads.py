@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.engine import die_with_parent
 from shared.frames import Floats
 
 BEAD, SEED = "<bead>", "<seed>"
@@ -39,10 +40,12 @@ def path_integral(beads: int, folder: str, job: dict[str, Any]) -> str | None:
     rank = [sys.executable, "-I", "-c", RANK, "job.json", str(beads)]
     command = [str(MPIEXEC), "-n", str(beads), *rank, *map(os.path.abspath, sys.path)]
     with (place / LOG).open("wb") as log:
-        status = subprocess.run(command, cwd=place, stdout=log, stderr=log, check=False).returncode
-    if status == 0:
+        ended = subprocess.run(
+            command, cwd=place, stdout=log, stderr=log, check=False, preexec_fn=die_with_parent
+        )
+    if ended.returncode == 0:
         return None
-    said = _error_in(place / LOG) or f"LAMMPS ended with status {status}"
+    said = _error_in(place / LOG) or f"LAMMPS ended with status {ended.returncode}"
     if not all(frames_file(place, number).exists() for number in range(beads)):
         raise RuntimeError(said)
     return said

@@ -14,6 +14,7 @@ from services.labeler.acceptance import Outcome
 from services.labeler.codes.base import FileCode, Retrying
 from services.labeler.codes.program import is_stated
 from services.labeler.programs import environment, threads_of
+from shared.engine import die_with_parent
 from shared.errors import EngineCrashed, Permanent, SpecError
 from shared.frames import Frame
 from shared.values import Recipe
@@ -107,6 +108,7 @@ def run(
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         except FileNotFoundError as error:
             raise Permanent(f"{command[0]}: no such program on this worker") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.explorer.beads import BEAD
+from services.explorer.beads import BEAD, frames_file
 from services.explorer.engines.path_integrals import PathIntegrals
 from services.explorer.handlers import Bench, explore
 from services.explorer.trajectory import Walk, read_checkpoint
@@ -20,6 +21,7 @@ from shared.errors import Permanent
 from shared.messages import ChunkExplored
 from shared.values import Condition, Trust
 from tests.integration.test_explorer import AL8, CH4, World, evaluated
+from tests.orphans import outlived
 
 MD = {"timestep": 0.0005, "every": 5, "steps": 20, "chunk": 2, "stop_after": 2}
 STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}
@@ -141,3 +143,46 @@ def test_what_the_fix_has_not_is_refused(
     place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
     with pytest.raises(Permanent, match="pimd: has no npt-tri; it has nve, nvt, npt, npt-iso"):
         walk(bench, place, condition=Condition(system="s", temperature=300, pressure=0.0))
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "npt"])
+def test_other_ensembles(
+    ensemble: str, bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+) -> None:
+    """The cell breathes with a barostat, the same for all beads, and with nothing else."""
+    pressures = [1000.0] if ensemble == "npt" else []
+    engine = {"kind": "pimd", "beads": 2}
+    stage = {**STAGE, "pressures": pressures, "md": {"ensemble": ensemble}, "engine": engine}
+    md = {**MD, "tau_p": 0.5}
+    place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
+    condition = Condition(system="s", temperature=300, pressure=next(iter(pressures), None))
+    events, _ = walk(bench, place, condition=condition)
+    assert [(event.counts.candidate, event.stopped) for event in events] == [(8, None)]
+    cells = place.batch(events[0].candidates).cells
+    np.testing.assert_allclose(cells[0::2], cells[1::2], atol=1e-8)
+    volumes = np.abs(np.linalg.det(cells[0::2]))
+    breathed = np.ptp(volumes) / volumes[0]
+    assert (1e-4 < breathed < 0.1) if ensemble == "npt" else breathed < 1e-9
+
+
+ENGINE = """
+import json
+from pathlib import Path
+from services.explorer.beads import path_integral
+print(path_integral(2, ".", json.loads(Path("piece.json").read_text())))
+"""
+
+
+def test_no_bead_outlives_its_explorer(bench: Bench, done: Done, tmp_path: Path) -> None:
+    place = world(tmp_path, done.models)
+    command = place.explore(trust=EVERYTHING)
+    path = PathIntegrals(Walk(bench, command, place.context(command)).trip)
+    folder = path.trip.folder
+    piece = {"checks": 10_000, "every": 100, "restart": str(folder / "restart"), "seed": 7}
+    (folder / "piece.json").write_text(json.dumps({"script": vars(path.first()), **piece}))
+
+    def moving(_: set[int]) -> bool:
+        frames = [frames_file(folder, bead) for bead in range(2)]
+        return all(file.exists() and file.stat().st_size for file in frames)
+
+    assert outlived(ENGINE, folder, moving) == set()

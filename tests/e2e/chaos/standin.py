@@ -67,7 +67,13 @@ def answer(bench: Bench, command: Any, context: Context) -> Result:
     world = World(RIPE)
     if isinstance(command, m.Select):
         world.manifests[command.pool.uri] = context.fetch(command.pool).decode()
-    (result,) = world.answer(command)[1:]
+    *chunks, last = (_said(result, context) for result in world.answer(command)[1:])
+    for chunk in chunks:
+        context.publish(chunk)
+    return last
+
+
+def _said(result: m.Message, context: Context) -> Result:
     assert isinstance(result, Result)
     return _kept(result.model_copy(update=context.envelope()), context)
 

@@ -1,0 +1,42 @@
+"""Who is left when a process is killed that has started others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dpstream.devcluster.waiting import within
+
+PROMPT = 60.0
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def outlived(code: str, folder: Path, busy: Callable[[set[int]], bool]) -> set[int]:
+    """Run `code` in `folder` by a Python of its own, kill that alone as soon as it is `busy` with
+    its descendants; those of them that still live some seconds later."""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
+    try:
+        assert within(PROMPT, lambda: busy(descendants(parent.pid)))
+        started = descendants(parent.pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    within(10.0, lambda: not any(map(lives, started)))
+    return {pid for pid in started if lives(pid)}

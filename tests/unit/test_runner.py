@@ -1,0 +1,17 @@
+"""Labeling programs as processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.orphans import outlived
+
+LABELER = """
+from pathlib import Path
+from services.labeler.runner import run
+run(["sleep", "300"], Path.cwd(), cores=1, seconds=300, tick=lambda: None)
+"""
+
+
+def test_a_program_does_not_outlive_its_labeler(tmp_path: Path) -> None:
+    assert outlived(LABELER, tmp_path, bool) == set()
