@@ -209,9 +209,10 @@ def _passed_over(
 
 
 def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[CandidatesSelected]:
-    """Selections from a pool with this batch in it."""
+    """Selections from a pool with this batch in it, each with all that it took."""
     pools: set[str] = set()
     tasks: set[str] = set()
+    found: dict[str, CandidatesSelected] = {}
     for message in messages:
         if isinstance(message, ManifestFrozen) and message.purpose == "pool":
             if item.frames.uri in message.body:
@@ -219,9 +220,19 @@ def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[Candida
         elif isinstance(message, Select) and message.pool.uri in pools:
             tasks.add(message.task)
         elif isinstance(message, CandidatesSelected) and message.task in tasks:
-            if message.last:
-                tasks.discard(message.task)
-            yield message
+            before = found.get(message.task)
+            found[message.task] = message if before is None else _together(before, message)
+    yield from found.values()
+
+
+def _together(before: CandidatesSelected, chunk: CandidatesSelected) -> CandidatesSelected:
+    update = {
+        "labels": before.labels + chunk.labels,
+        "audits": before.audits + chunk.audits,
+        "refused": before.refused | chunk.refused,
+        "refusals": before.refusals or chunk.refusals,
+    }
+    return chunk.model_copy(update=update)
 
 
 def _took(event: CandidatesSelected) -> str:

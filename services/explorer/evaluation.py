@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from services.explorer.audit import AuditSummary, summarise
 from services.explorer.bench import Bench, Evaluation
@@ -89,6 +90,15 @@ def deviations(evaluation: Evaluation, trust: Trust) -> tuple[Floats, Floats | N
     return devi_f, virial_deviation(evaluation.virials, n_atoms, trust.relative_v)
 
 
+def with_deviations(
+    batch: Batch, evaluation: Evaluation, trust: Trust, **arrays: npt.NDArray[Any]
+) -> Batch:
+    """With arrays devi_f and devi_v (zero in vacuum), and those given, in place of earlier ones."""
+    devi_f, devi_v = deviations(evaluation, trust)
+    judged = {"devi_f": devi_f, "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v}
+    return replace(batch, arrays={**batch.arrays, **judged, **arrays})
+
+
 def verdicts_of(evaluation: Evaluation, trust: Trust) -> list[Verdict]:
     devi_f, devi_v = deviations(evaluation, trust)
     pairs = zip(devi_f, devi_f if devi_v is None else devi_v, strict=True)
@@ -100,14 +110,8 @@ def _judged(
 ) -> tuple[Batch, list[Verdict]]:
     """The batch with its deviations and version brought up to date, and the verdicts."""
     evaluation = bench.evaluate(models, batch, context)
-    devi_f, devi_v = deviations(evaluation, command.trust)
-    arrays = {
-        **batch.arrays,
-        "devi_f": devi_f,
-        "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v,
-        "version": np.full(len(batch), command.version),
-    }
-    judged = Batch(batch.species, batch.positions, batch.cells, arrays)
+    version = np.full(len(batch), command.version)
+    judged = with_deviations(batch, evaluation, command.trust, version=version)
     return judged, verdicts_of(evaluation, command.trust)
 
 

@@ -53,6 +53,7 @@ def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
     assert "uploaded as candidate; never chosen for a label" in text
     assert "deviation 0.12" in text
     assert "refused its trajectory has had its share: 1; this one: its trajectory has had" in text
+    assert text.count("took 2 for training, 1 for the audit") == 1
 
 
 def test_a_frame_still_without_a_dataset(tmp_path: Path) -> None:

@@ -256,11 +256,13 @@ class Teller:
         told = RefusedFrames(
             frames={KEYS[PASSED_OVER]: "its trajectory has had its share: 1 frames"}
         )
+        common |= {"task": "select-1", "batches": (self.batch,)}
+        first = (self.chosen(TRAINED),)
+        self.say(m.CandidatesSelected, chunk=0, last=False, labels=first, **common)
         self.say(
             m.CandidatesSelected,
-            task="select-1",
-            batches=(self.batch,),
-            labels=(self.chosen(TRAINED), self.chosen(REJECTED)),
+            chunk=1,
+            labels=(self.chosen(REJECTED),),
             audits=(self.chosen(AUDITED, weight=12.0),),
             refused={"its trajectory has had its share": 1},
             refusals=self.object("refused.json", told.model_dump_json().encode()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -84,3 +85,17 @@ class Explorer(Protocol):
 
     def save(self) -> bytes:
         """What `resume` needs."""
+
+
+def failures_in_a_row(
+    failed: Iterable[bool], streak: int, most: int
+) -> tuple[int, int, str | None]:
+    """How many of these checks are made, failed ones in a row after them (`streak` before), and why
+    the trajectory ends with the last of them, if it does: there were `most` in a row."""
+    made = 0
+    for each in failed:
+        made += 1
+        streak = streak + 1 if each else 0
+        if streak >= most:
+            return made, streak, f"{streak} checks in a row above the upper trust level"
+    return made, streak, None

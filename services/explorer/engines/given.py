@@ -8,9 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from services.explorer.bench import Evaluation
-from services.explorer.engines.base import Piece, Trip
-from services.explorer.evaluation import deviations, verdicts_of
+from services.explorer.engines.base import Piece, Trip, failures_in_a_row
+from services.explorer.evaluation import verdicts_of, with_deviations
 from shared.frames import Batch, Floats, frame_key
 
 
@@ -63,18 +62,7 @@ class GivenFrames:
     def _judged(self, batch: Batch, times: Floats, streak: int) -> Piece:
         trip, trust = self.trip, self.trip.command.trust
         evaluation = trip.bench.evaluate(trip.committee.models, batch, trip.context)
-        stopped, made = None, len(batch)
-        for row, kind in enumerate(verdicts_of(evaluation, trust)):
-            streak = streak + 1 if kind == "failed" else 0
-            if streak >= trip.md.stop_after:
-                stopped = f"{streak} checks in a row above the upper trust level"
-                made = row + 1
-                break
-        frames = self._with_deviations(batch, evaluation, times).take(range(made))
+        failed = (kind == "failed" for kind in verdicts_of(evaluation, trust))
+        made, streak, stopped = failures_in_a_row(failed, streak, trip.md.stop_after)
+        frames = with_deviations(batch, evaluation, trust, time_ps=times).take(range(made))
         return Piece(made, streak, stopped, frames)
-
-    def _with_deviations(self, batch: Batch, evaluation: Evaluation, times: Floats) -> Batch:
-        devi_f, devi_v = deviations(evaluation, self.trip.command.trust)
-        judged = {"devi_f": devi_f, "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v}
-        arrays = {**batch.arrays, **judged, "time_ps": times}
-        return Batch(batch.species, batch.positions, batch.cells, arrays)

@@ -14,12 +14,11 @@ import numpy as np
 
 from services.explorer.astray import astray
 from services.explorer.beads import BEAD, FIX, SEED, frames_of
-from services.explorer.engines.base import Piece, Trip
+from services.explorer.engines.base import Piece, Trip, failures_in_a_row
 from services.explorer.engines.dynamics import Dynamics, packed, unpacked
 from services.explorer.engines.swap_mc import LARGEST_SEED
-from services.explorer.evaluation import deviations
+from services.explorer.evaluation import verdicts_of, with_deviations
 from services.explorer.md_script import COLDEST, Script, pair_commands
-from shared.deviation import verdict
 from shared.explorers import Pimd
 from shared.frames import Batch, Floats, Frame, canonical
 from shared.sections import Md
@@ -115,7 +114,7 @@ class PathIntegrals(Dynamics):
             sound.append([self._frame_at(*bead) for bead in beads])
         if not sound:
             return Piece(0, streak, stopped, None)
-        return self._piece(self._batch(sound), len(sound), streak, stopped)
+        return self._piece(sound, streak, stopped)
 
     def _checks(self) -> Iterator[tuple[tuple[Floats, Floats], ...]]:
         """Positions and cell of every bead, check by check."""
@@ -129,38 +128,20 @@ class PathIntegrals(Dynamics):
         own = None if self.trip.vacuum else cell
         return canonical(replace(self.trip.frame, positions=positions, cell=own)).frame
 
-    def _batch(self, checks: Sequence[Sequence[Frame]]) -> Batch:
-        """Judged by the committee."""
-        trip = self.trip
-        batch = Batch.of([frame for beads in checks for frame in beads])
-        found = trip.bench.evaluate(trip.committee.models, batch, trip.context)
-        devi_f, devi_v = deviations(found, trip.command.trust)
-        steps = (self.made + 1 + np.arange(len(checks))) * trip.md.every
-        arrays = {
-            "devi_f": devi_f,
-            "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v,
-            "time_ps": np.repeat(steps * trip.md.timestep, self.beads),
-        }
-        return replace(batch, arrays={**batch.arrays, **arrays})
-
-    def _piece(self, batch: Batch, checks: int, streak: int, stopped: str | None) -> Piece:
-        """With fewer checks where too many in a row have a failed bead."""
-        for check in range(checks):
-            streak = streak + 1 if self._failed(batch, check) else 0
-            if streak >= self.trip.md.stop_after:
-                checks = check + 1
-                stopped = f"{streak} checks in a row above the upper trust level"
-                break
-        self.made += checks
-        return Piece(checks, streak, stopped, batch.take(range(checks * self.beads)))
-
-    def _failed(self, batch: Batch, check: int) -> bool:
-        rows = range(check * self.beads, (check + 1) * self.beads)
-        pairs = ((batch.arrays["devi_f"][row], batch.arrays["devi_v"][row]) for row in rows)
-        vacuum, trust = self.trip.vacuum, self.trip.command.trust
-        return any(
-            verdict(float(f), None if vacuum else float(v), trust) == "failed" for f, v in pairs
-        )
+    def _piece(self, sound: Sequence[Sequence[Frame]], streak: int, stopped: str | None) -> Piece:
+        """Judged by the committee; with fewer checks where too many in a row have a failed bead."""
+        trip, trust = self.trip, self.trip.command.trust
+        batch = Batch.of([frame for beads in sound for frame in beads])
+        evaluation = trip.bench.evaluate(trip.committee.models, batch, trip.context)
+        steps = (self.made + 1 + np.arange(len(sound))) * trip.md.every
+        times = np.repeat(steps * trip.md.timestep, self.beads)
+        judged = with_deviations(batch, evaluation, trust, time_ps=times)
+        kinds = verdicts_of(evaluation, trust)
+        checks = (kinds[first : first + self.beads] for first in range(0, len(kinds), self.beads))
+        failed = ("failed" in beads for beads in checks)
+        made, streak, failing = failures_in_a_row(failed, streak, trip.md.stop_after)
+        self.made += made
+        return Piece(made, streak, failing or stopped, judged.take(range(made * self.beads)))
 
 
 def pimd_fix(md: Md, condition: Condition) -> str:

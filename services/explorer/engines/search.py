@@ -4,11 +4,12 @@ be what they know least."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from services.explorer.engines.base import Piece, Trip
+from services.explorer.engines.base import Piece, Trip, failures_in_a_row
 from services.explorer.engines.breeding import check_installed, offspring
 from services.explorer.engines.random_crystals import operations, random_crystal
 from services.explorer.geometry import Limits, limits_for
@@ -48,16 +49,15 @@ class StructureSearch:
 
     def advance(self, checks: int, streak: int) -> Piece:
         rows: list[tuple[Frame, float, float]] = []
-        stopped = None
-        while len(rows) < checks and stopped is None:
-            self.made += 1
-            row = self._check()
-            rows.append(row)
-            failed = verdict(row[1], row[2], self.trip.command.trust) == "failed"
-            streak = streak + 1 if failed else 0
-            if streak >= self.trip.md.stop_after:
-                stopped = f"{streak} checks in a row above the upper trust level"
-        return Piece(len(rows), streak, stopped, self._batch(rows))
+
+        def failed() -> Iterator[bool]:
+            while len(rows) < checks:
+                self.made += 1
+                rows.append(self._check())
+                yield verdict(*rows[-1][1:], self.trip.command.trust) == "failed"
+
+        made, streak, stopped = failures_in_a_row(failed(), streak, self.trip.md.stop_after)
+        return Piece(made, streak, stopped, self._batch(rows))
 
     def hand_over(self) -> None:
         """Parents keep the enthalpies that they were chosen by."""
