@@ -226,7 +226,7 @@ def _models(harvest: Harvest, folder: Path) -> Iterator[str]:
     folder.mkdir()
     for name, member in named:
         download(harvest.store, member.model, folder / model_file(name, member))
-        if member.compressed:
+        if member.frozen != member.model:
             suffix = Path(member.frozen.uri).suffix
             download(harvest.store, member.frozen, folder / f"{name}-frozen{suffix}")
     if not named:

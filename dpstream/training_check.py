@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dpstream.backend_check import check_backend
+from dpstream.backend_check import check_backend, check_compressed
 from services.trainer.training_input import Run, build_input
 from shared.errors import SpecError
 from shared.spec import Spec
@@ -17,6 +17,7 @@ def check_training(spec: Spec) -> None:
     Raises `SpecError` naming section and key. Where DeePMD-kit is not installed, nothing is
     checked: the trainer will.
     """
+    check_compressed(spec.training)
     try:
         from deepmd.utils.argcheck import normalize  # deferred: not needed to submit
     except ImportError:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from deepmd.entrypoints.convert_backend import convert_backend
+from deepmd.backend.backend import Backend as DeepmdBackend
 from deepmd.tf.entrypoints.compress import compress as tf_compress
 from deepmd.tf.entrypoints.freeze import freeze as tf_freeze
 from deepmd.tf.entrypoints.train import train as tf_train
@@ -77,7 +77,7 @@ def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
         _dp(freeze_line(chosen, checkpoint, model))
         return
     if backend == "jax":
-        convert_backend(INPUT=checkpoint, OUTPUT=model)
+        _convert(checkpoint, model)
     else:
         tf_freeze(checkpoint_folder=checkpoint, output=model, node_names=None)
     _same_bytes(Path(model))
@@ -104,6 +104,17 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
         log_path=None,
     )
     _same_bytes(Path(model))
+
+
+def _convert(checkpoint: str, model: str) -> None:
+    """A checkpoint of JAX's as a TensorFlow model. DeePMD-kit 3.2.0 drops the energy of each type
+    (`out_bias`) on the way; its fitting net takes the same number under another name."""
+    document = DeepmdBackend.detect_backend_by_model(checkpoint)().serialize_hook(checkpoint)
+    variables = document["model"]["@variables"]
+    fitting = document["model"]["fitting"]["@variables"]
+    fitting["bias_atom_e"] = fitting["bias_atom_e"] + variables["out_bias"][0]
+    variables["out_bias"] = np.zeros_like(variables["out_bias"])
+    DeepmdBackend.detect_backend_by_model(model)().deserialize_hook(model, document)
 
 
 def _same_bytes(model: Path) -> None:

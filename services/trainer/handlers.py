@@ -175,6 +175,8 @@ class Job:
         try:
             self._call("compress", frozen=frozen.name, model=model)
         except Permanent as error:
+            if self.backend.compressed_only:
+                raise
             log.info("model stays uncompressed", task=self.command.title, reason=str(error))
             return None
         return self.folder / model
@@ -244,10 +246,14 @@ def train(bench: Bench, command: Train, context: Context) -> MemberTrained:
     step = job.train()
     frozen = job.freeze(step)
     compressed = job.compress(frozen)
+    if compressed is not None and job.backend.compressed_only:
+        frozen = compressed
     errors = job.measure(compressed or frozen)
     frozen_ref = context.put(frozen.name, frozen.read_bytes())
     model_ref = (
-        frozen_ref if compressed is None else context.put(compressed.name, compressed.read_bytes())
+        frozen_ref
+        if compressed in (None, frozen)
+        else context.put(compressed.name, compressed.read_bytes())
     )
     checkpoint = checkpoints.pack(job.folder, job.backend, step)
     return MemberTrained(

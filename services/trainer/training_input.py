@@ -211,7 +211,8 @@ class Backend:
     model files, the Python package it needs and how to get that. `newest` is the symbolic link that
     DeePMD-kit sets once a checkpoint is complete; `ending` is what a checkpoint's name has after
     its step; `given` are the endings of files that a training may begin in; `lacks` are sections of
-    the input that it does not have."""
+    the input that it does not have; `compressed_only`: its models are right only when
+    compressed."""
 
     title: str
     flag: str
@@ -222,6 +223,7 @@ class Backend:
     ending: str
     given: Mapping[Begin, tuple[str, ...]]
     lacks: tuple[str, ...] = ()
+    compressed_only: bool = False
 
     def checkpoint(self, step: int) -> str:
         """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files, for
@@ -259,8 +261,9 @@ BACKENDS: dict[str, Backend] = {
         install="dpstream[jax]",
         newest=f"{CHECKPOINT}.jax",
         ending=".jax",
-        given={"finetune": (".hlo",)},
+        given={},
         lacks=("optimizer",),  # Adam as it is
+        compressed_only=True,
     ),
 }
 CONVERTED = "se_e2_a"

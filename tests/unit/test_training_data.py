@@ -436,10 +436,15 @@ def test_what_is_no_given_model(how: str, model: str, said: str, tmp_path: Path)
     assert said in str(caught.value)
 
 
-def test_jax_begins_in_no_frozen_model(tmp_path: Path) -> None:
+def test_jax_begins_in_no_given_frozen_model(tmp_path: Path) -> None:
     init = {"model": "m.pb", "how": "init-frz-model"}
-    with pytest.raises(SpecError, match="init-frz-model: not with jax; allowed: init-model, fine"):
+    with pytest.raises(SpecError, match="init-frz-model: not with jax; allowed: init-model"):
         given_files(spec(training={"init": init, "backend": "jax"}), tmp_path)
+
+
+def test_jax_models_are_compressed() -> None:
+    with pytest.raises(SpecError, match=r"training\.compress: false: not with .*; give true"):
+        check_training(spec(training={"backend": "jax", "compress": False}))
 
 
 # ------------------------------------------------------------------------------ backends
@@ -447,7 +452,8 @@ def test_jax_begins_in_no_frozen_model(tmp_path: Path) -> None:
 
 def with_descriptor(backend: str, **descriptor: Any) -> Spec:
     section = {"rcut": 4.0, "rcut_smth": 0.5, "sel": 8, **descriptor}
-    return spec(training={"backend": backend, "input": {"model": {"descriptor": section}}})
+    training = {"backend": backend, "input": {"model": {"descriptor": section}}}
+    return spec(training=training)
 
 
 @pytest.mark.parametrize(
