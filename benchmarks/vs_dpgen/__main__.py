@@ -1,4 +1,4 @@
-"""`python -m benchmarks.vs_dpgen [--size quick] --workdir DIR [--seeds N] [--arms …]`."""
+"""`python -m benchmarks.vs_dpgen [--size quick] --workdir DIR [--seeds N] [--training reuse]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -24,6 +25,7 @@ from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Run, save, show
 from benchmarks.vs_dpgen.size import SIZES, Size
 from shared.frames import Batch
+from shared.spec import Spec
 
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"
@@ -32,7 +34,8 @@ VENV = ".venv-dpgen"
 def main() -> None:
     arguments = _parser().parse_args()
     size = next(size for size in SIZES if size.name == arguments.size)
-    folder: Path = arguments.workdir.resolve() / size.name
+    of_size: Path = arguments.workdir.resolve() / size.name
+    folder = of_size / arguments.training
     venv: Path = (arguments.venv or arguments.workdir / VENV).resolve()
     console = Console()
     dpgen_arm.install(venv, version("pyscf"))
@@ -45,11 +48,11 @@ def main() -> None:
         _say_labels_agree(console, at, venv)
         for arm in arguments.arms:
             console.print(f"seed {seed}: {arm}")
-            outcomes[arm].append(
-                kept(at / f"{arm}.json", partial(run_arm, arm, size, seed, at, venv))
-            )
-    console.print(f"held-out set in {folder / 'held-out'}: made once", soft_wrap=True)
-    test = inputs_.held_out(size, folder / "held-out")
+            spec = dpstream_spec.spec(size, _mode(arm), seed, arguments.training)
+            run = partial(run_arm, arm, size, spec, at, venv)
+            outcomes[arm].append(kept(at / f"{arm}.json", run))
+    console.print(f"held-out set in {of_size / 'held-out'}: made once", soft_wrap=True)
+    test = inputs_.held_out(size, of_size / "held-out")
     rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
     runs = {
         arm: [_measured(outcome, test, cold, folder) for outcome in own]
@@ -84,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, default=Path("runs/vs-dpgen"))
     parser.add_argument("--seeds", type=int, default=1, help="runs of every arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument(
+        "--training",
+        choices=get_args(dpstream_spec.Beginning),
+        default="scratch",
+        help="reuse: on both sides, all trainings but the first begin in the models before",
+    )
     parser.add_argument("--venv", type=Path, help=f"DP-GEN's environment; default WORKDIR/{VENV}")
     return parser
 
@@ -95,14 +104,17 @@ def _say_labels_agree(console: Console, folder: Path, venv: Path) -> None:
     console.print(f"labels of both sides differ by {difference:.1g} eV/Å")
 
 
-def run_arm(arm: str, size: Size, seed: int, folder: Path, venv: Path) -> Outcome:
+def _mode(arm: str) -> dpstream_spec.Mode:
+    """DP-GEN's arm takes nothing from the spec but how to train."""
+    return "lockstep" if arm == "lockstep" else "streaming"
+
+
+def run_arm(arm: str, size: Size, spec: Spec, folder: Path, venv: Path) -> Outcome:
     """One arm from the inputs that all arms of this seed share."""
     given = folder / "inputs"
     if arm == "dpgen":
-        training = dpstream_spec.training(size)
-        return dpgen_arm.run(size, training, given, folder / arm, venv)
-    mode: dpstream_spec.Mode = "lockstep" if arm == "lockstep" else "streaming"
-    return dpstream_arm.run(size, mode, seed, given, folder / arm)
+        return dpgen_arm.run(size, spec.training, given, folder / arm, venv)
+    return dpstream_arm.run(spec, given, folder / arm)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def param(size: Size, training: Training, inputs: Path) -> Json:
         "sys_batch_size": ["auto"],
         "numb_models": MEMBERS,
         "default_training_param": training_param(size, training),
+        **_reuse(size, training),
         "dp_compress": True,
         "model_devi_dt": TIMESTEP,
         "model_devi_skip": 1,  # dpstream does not look at step 0 either
@@ -58,6 +59,19 @@ def training_param(size: Size, training: Training) -> Json:
     sizes, seeds (drawn by it for every model)."""
     run = Run(type_map=TYPE_MAP, systems=(), steps=size.train_steps, seed=1, member=0)
     return build_input(training, run)
+
+
+def _reuse(size: Size, training: Training) -> Json:
+    """How trainings after the first begin in the models before. `auto:1`: old and new frames weigh
+    the same, as in dpstream."""
+    if not training.warm:
+        return {}
+    return {
+        "training_reuse_iter": 1,
+        "training_reuse_numb_steps": round(size.train_steps * training.warm),
+        "training_reuse_start_lr": training.warm_start_lr,
+        "training_reuse_old_ratio": "auto:1",
+    }
 
 
 def _job(size: Size, temperature: float) -> Json:

@@ -9,35 +9,33 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.vs_dpgen import dpstream_spec
 from benchmarks.vs_dpgen.outcome import Outcome
-from benchmarks.vs_dpgen.size import Size
 from services.coordinator.ledger import heard_and_decided
 from shared.embedded import FolderStore
 from shared.messages import LabelsDone, Message, ModelsReady, Result, TaskClaimed
+from shared.spec import Spec
 
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 NOT_BROKEN = (0, 1)
 """Exit status of a campaign that ended: converged or not."""
 
 
-def run(size: Size, mode: dpstream_spec.Mode, seed: int, inputs: Path, root: Path) -> Outcome:
+def run(spec: Spec, inputs: Path, root: Path) -> Outcome:
     """From an empty store to the end of the campaign. RuntimeError when it does not get there."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    spec = dpstream_spec.spec(size, mode, seed)
     path = inputs / f"{spec.name}.json"
     path.write_text(spec.model_dump_json(indent=1, exclude_unset=True))
     started = time.time()
     with (root / "output").open("w") as output:
-        done = subprocess.run(_command(path, mode, root), stdout=output, stderr=output)
+        done = subprocess.run(_command(path, root), stdout=output, stderr=output)
     ended = time.time()
     if done.returncode not in NOT_BROKEN:
         raise RuntimeError(f"dpstream ended with status {done.returncode}; see {root / 'output'}")
     messages = list(heard_and_decided(FolderStore(root), spec.name))
     ready = committee(messages)
     return Outcome(
-        arm=mode,
+        arm=spec.mode,
         started=started,
         ready=ready.time,
         ended=ended,
@@ -49,10 +47,10 @@ def run(size: Size, mode: dpstream_spec.Mode, seed: int, inputs: Path, root: Pat
     )
 
 
-def _command(spec: Path, mode: str, root: Path) -> list[str]:
+def _command(spec: Path, root: Path) -> list[str]:
     workers = ",".join(f"{service}={count}" for service, count in WORKERS.items())
     program = str(Path(sys.executable).with_name("dpstream"))
-    return [program, "run", str(spec), "--root", str(root), "--mode", mode, "--workers", workers]
+    return [program, "run", str(spec), "--root", str(root), "--workers", workers]
 
 
 def committee(messages: Sequence[Message]) -> ModelsReady:

@@ -1,6 +1,6 @@
 """The benchmark's campaign as a dpstream spec. Pure.
 
-One stage stands for one of DP-GEN's iterations and passes after exactly one round. A last stage,
+One stage stands for one of DP-GEN's iterations and ends after its round. A last stage,
 whose one short trajectory finds nothing, has the committee trained once more on all labels, as
 DP-GEN does when its list of jobs has ended.
 """
@@ -9,21 +9,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from benchmarks.vs_dpgen.size import MEMBERS, NETWORK, SETTINGS, TAU_T, TIMESTEP, TYPE_MAP, Size
-from shared.spec import Spec, Training
+from benchmarks.vs_dpgen.size import (
+    MEMBERS,
+    NETWORK,
+    REUSE,
+    REUSE_LR,
+    SETTINGS,
+    TAU_T,
+    TIMESTEP,
+    TYPE_MAP,
+    Size,
+)
+from shared.spec import Spec
 
 Mode = Literal["lockstep", "streaming"]
+Beginning = Literal["scratch", "reuse"]
+"""Whether every training begins from scratch, or all but the first in the models before."""
 NOTHING = {"low": 1e6, "high": 2e6}
 """eV/Å; between these lies nothing."""
 FINAL_STEPS = 10
 """dpstream's one last long training is not part of the comparison."""
 
 
-def training(size: Size) -> Training:
-    return Training.model_validate(_training(size))
-
-
-def spec(size: Size, mode: Mode, seed: int) -> Spec:
+def spec(size: Size, mode: Mode, seed: int, beginning: Beginning) -> Spec:
     """Files are named relative to the folder that holds `initial/` and `structures/`."""
     return Spec.model_validate(
         {
@@ -33,7 +41,7 @@ def spec(size: Size, mode: Mode, seed: int) -> Spec:
             "type_map": TYPE_MAP,
             "systems": {"methane": {"structures": ["structures/*.vasp"], "periodic": False}},
             "initial": {"data": ["initial/C1H4-nopbc"]},
-            "training": _training(size),
+            "training": _training(size, beginning),
             "md": {
                 "ensemble": "nvt",
                 "timestep": TIMESTEP,
@@ -48,21 +56,21 @@ def spec(size: Size, mode: Mode, seed: int) -> Spec:
             "selection": _selection(size),
             "labels": {"code": "pyscf", "settings": SETTINGS, "bundle": 3},
             "audit": {"per_round": 0},
-            "convergence": {"accurate_ratio": 0, "max_failed": 1, "max_rejected": 1, "rounds": 1},
-            "budget": {"rounds": 1},
             "streaming": {"retrain_after": size.labels},
             "verification": {"nve_ps": 0},
         }
     )
 
 
-def _training(size: Size) -> dict[str, Any]:
+def _training(size: Size, beginning: Beginning) -> dict[str, Any]:
     return {
         "members": MEMBERS,
         "input": NETWORK,
         "min_steps": size.train_steps,
         "max_steps": size.train_steps,
-        "warm": 0,
+        "warm": REUSE if beginning == "reuse" else 0,
+        "warm_start_lr": REUSE_LR,
+        "cold_every": len(size.temperatures) + 1,
         "max_lengthen": 1,
         "checkpoint_steps": size.train_steps,
         "final": {"steps_factor": FINAL_STEPS / size.train_steps},
@@ -94,9 +102,10 @@ def _stages(size: Size) -> list[dict[str, Any]]:
             "systems": ["methane"],
             "temperatures": [temperature],
             "md": explore,
+            "repeat": False,
         }
         for temperature in size.temperatures
     ]
     last = {**plan, "steps": size.every, "trajectories": 1}
     ending = {"name": "ending", "systems": ["methane"], "temperatures": [50.0]}
-    return [*stages, {**ending, "md": last, "trust": NOTHING}]
+    return [*stages, {**ending, "md": last, "trust": NOTHING, "repeat": False}]

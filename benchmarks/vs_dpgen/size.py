@@ -11,6 +11,10 @@ TIMESTEP = 0.0005
 """ps."""
 TAU_T = 0.05
 """ps."""
+REUSE = 0.25
+"""Share of a training's steps that a training has which begins in the models before."""
+REUSE_LR = 1e-3
+"""The learning rate that it begins at."""
 SETTINGS = {"xc": "PBE", "basis": "def2-svp"}
 """Of PySCF; whatever is not named is dpstream's default, which `pyscf_fp.py` repeats."""
 NETWORK = {

@@ -15,7 +15,7 @@ from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Comparison, Run, compare, provenance, spread, verdict
 from benchmarks.vs_dpgen.size import FULL, QUICK, Size
 from shared.messages import LabelsDone, MemberTrained, ModelsReady, TaskClaimed
-from shared.spec import Training, TrustLevels
+from shared.spec import TrustLevels
 from shared.values import Accepted, Committee, Ref
 
 REF = Ref.to("models/a", b"")
@@ -65,8 +65,8 @@ def outcome(**changes: object) -> Outcome:
 
 @SIZES
 def test_both_sides_explore_and_label_the_same(size: Size) -> None:
-    param = dpgen_files.param(size, dpstream_spec.training(size), Path("/inputs"))
-    spec = dpstream_spec.spec(size, "lockstep", 1)
+    spec = dpstream_spec.spec(size, "lockstep", 1, "scratch")
+    param = dpgen_files.param(size, spec.training, Path("/inputs"))
     *stages, ending = spec.stages
     assert len(stages) == len(param["model_devi_jobs"])
     for stage, job in zip(stages, param["model_devi_jobs"], strict=True):
@@ -86,15 +86,26 @@ def test_both_sides_explore_and_label_the_same(size: Size) -> None:
 
 @SIZES
 def test_both_sides_train_with_the_same_input(size: Size) -> None:
-    training = dpstream_spec.training(size)
+    training = dpstream_spec.spec(size, "lockstep", 1, "scratch").training
     param = dpgen_files.param(size, training, Path("/inputs"))
     given = param["default_training_param"]
     assert given["training"]["numb_steps"] == size.train_steps
     assert training.min_steps == training.max_steps == size.train_steps
     assert training.members == param["numb_models"]
     assert training.warm == 0
+    assert not any(key.startswith("training_reuse") for key in param)
     assert given["model"]["descriptor"]["neuron"] == [10, 20, 40]
     assert param["dp_compress"] is training.compress is True
+
+
+@SIZES
+def test_both_sides_begin_alike_in_the_models_before(size: Size) -> None:
+    training = dpstream_spec.spec(size, "lockstep", 1, "reuse").training
+    param = dpgen_files.param(size, training, Path("/inputs"))
+    assert param["training_reuse_iter"] == 1
+    assert param["training_reuse_numb_steps"] == round(size.train_steps * training.warm)
+    assert param["training_reuse_start_lr"] == training.warm_start_lr
+    assert training.cold_every > len(size.temperatures)
 
 
 @SIZES
@@ -108,13 +119,10 @@ def test_dpgen_gets_two_jobs_in_every_stage(size: Size) -> None:
 
 
 def test_the_spec_is_one_round_per_stage() -> None:
-    spec = dpstream_spec.spec(QUICK, "streaming", 3)
+    spec = dpstream_spec.spec(QUICK, "streaming", 3, "scratch")
     assert spec.mode == "streaming"
     assert spec.seed == 3
-    assert spec.convergence.accurate_ratio == 0
-    assert spec.convergence.max_failed == 1
-    assert spec.budget.rounds == 1
-    assert isinstance(spec.training, Training)
+    assert not any(stage.repeat for stage in spec.stages)
     assert round(spec.training.final.steps_factor * QUICK.train_steps) == dpstream_spec.FINAL_STEPS
 
 
