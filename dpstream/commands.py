@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"dpstream {version('dpstream')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_say_version, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Options of `dpstream` itself."""
 
 
 @app.command()

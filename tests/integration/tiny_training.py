@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,42 @@ def freeze_member(folder: Path) -> None:
 
 
 def in_fork(work: Callable[[], Any]) -> None:
-    """TensorFlow starts clean in each fork, if nothing ran it before; exits if `work` raises."""
-    child = os.fork()
-    if child == 0:
+    """Start `work` in a fork: TensorFlow starts clean there, if nothing ran it before."""
+    if os.fork() == 0:
         try:
             work()
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
-    if os.waitpid(child, 0)[1] != 0:
+
+
+def one_ended() -> None:
+    """Wait for a fork; exits if what it did raised."""
+    if os.wait()[1] != 0:
         sys.exit(1)
+
+
+def in_turn(*works: Callable[[], Any]) -> None:
+    for work in works:
+        in_fork(work)
+        one_ended()
+
+
+def two_at_a_time(works: Iterable[Callable[[], Any]]) -> None:
+    running = 0
+    for work in works:
+        if running == 2:
+            one_ended()
+            running -= 1
+        in_fork(work)
+        running += 1
+    for _ in range(running):
+        one_ended()
+
+
+def member(folder: Path, system: Path, seed: int) -> None:
+    in_turn(lambda: train_member(folder, system, seed), lambda: freeze_member(folder))
 
 
 def main(root: Path) -> None:
@@ -154,11 +180,11 @@ def main(root: Path) -> None:
     import deepmd.tf.entrypoints.train
 
     assert deepmd.tf.entrypoints.train
-    for name, members in MEMBERS.items():
-        for member in range(members):
-            folder = root / f"{name}-{member}"
-            in_fork(lambda f=folder, n=name, m=member: train_member(f, root / n, m + 1))
-            in_fork(lambda f=folder: freeze_member(f))
+    two_at_a_time(
+        partial(member, root / f"{name}-{number}", root / name, number + 1)
+        for name, members in MEMBERS.items()
+        for number in range(members)
+    )
 
 
 if __name__ == "__main__":

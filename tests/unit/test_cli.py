@@ -495,3 +495,7 @@ def test_help_teaches(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("run", "validate", "status", "report", "export", "why", "new", "schema"):
         assert f" {command} " in out
         assert call(command, "--help")[0] == 0
+
+
+def test_the_version_is_the_packages(call: Call) -> None:
+    assert call("--version") == (0, f"dpstream {metadata.version('dpstream')}\n", "")
