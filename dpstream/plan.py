@@ -199,7 +199,7 @@ def _initial_words(gathered: Gathered) -> str:
 def _training_words(spec: Spec) -> str:
     training = spec.training
     warm = (
-        f"; warm starts train {training.warm:.0%} of that, every {training.cold_every}th version "
+        f"; warm starts train {training.warm:.0%} of that, one version in {training.cold_every} "
         "is cold"
         if training.warm
         else "; always from scratch"

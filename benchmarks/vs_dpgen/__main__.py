@@ -29,6 +29,8 @@ from shared.spec import Spec
 
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"
+WIDE = 140
+"""Columns of the tables in a file."""
 
 
 def main() -> None:
@@ -38,6 +40,8 @@ def main() -> None:
     folder = of_size / arguments.training
     venv: Path = (arguments.venv or arguments.workdir / VENV).resolve()
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
     dpgen_arm.install(venv, version("pyscf"))
     cold = ablation.cold_starts(venv, dpgen_arm.environment(venv))
     console.print("cold start, s: " + ", ".join(f"{k} {v:.1f}" for k, v in cold.items()))

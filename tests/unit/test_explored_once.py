@@ -48,6 +48,14 @@ def test_each_stage_is_one_round_in_order_though_nothing_converges() -> None:
     assert state.finished.why.startswith("stage first was explored once: methane 50 K: ")
 
 
+def test_labels_that_are_early_enough_begin_no_second_round() -> None:
+    storm = jobs(stage("first"), stage("second"), mode="streaming", streaming={"retrain_after": 1})
+    storm.run()
+    assert [message.stage for message in storm.said(m.Explore)] == [0, 0, 1, 1]
+    versions = [message.committee.version for message in storm.said(m.ModelsReady)]
+    assert versions == [1, 2], "what a job was labelled for is learned before the next"
+
+
 def test_a_stage_whose_one_round_is_good_has_converged() -> None:
     storm = jobs(stage("first"))
     storm.world.ripe = 1

@@ -6,7 +6,7 @@ import math
 
 from services.coordinator import convergence
 from services.coordinator.rules.labels import audit_manifest
-from services.coordinator.rules.trust import current_trust
+from services.coordinator.rules.trust import current_trust, stage_of
 from services.coordinator.rules.turn import Turn
 from services.coordinator.state import State
 from shared import messages as m
@@ -161,12 +161,12 @@ def _committee_uri(campaign: str, version: int) -> str:
 
 def retrain_early(turn: Turn) -> None:
     """Streaming: enough new labels start a training while exploration goes on; but a round that
-    looks good is let finish."""
+    looks good is let finish, and so is the only one of its stage."""
     state = turn.state
     if state.spec.mode != "streaming" or state.round is None or state.training is not None:
         return
     if state.version and len(state.fresh) >= state.spec.streaming.retrain_after:
-        if convergence.looks_good(state):
+        if convergence.looks_good(state) or not stage_of(state).repeat:
             return
         start_training(turn)
 
