@@ -168,7 +168,7 @@ def test_a_subscription_ends_with_its_broker_and_a_new_one_begins(
         waiting.join(PROMPT)
         assert ended == [None]
         assert subscriptions[0].next() is None
-        assert not bus.connected
+        assert within(PROMPT, lambda: not bus.connected)
         held.ack()  # too late, and no error
         with pytest.raises(BusError, match=f"127.0.0.1:{urlsplit(rabbit_node.url).port}"):
             bus.publish([Outgoing(b"x", queue="train")])
