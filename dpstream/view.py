@@ -117,11 +117,11 @@ def _table(named: Mapping[str, str]) -> Table:
 
 
 def _services(state: State, progress: Mapping[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     for column in ("service", "running", "waiting"):
         right = column != "service"
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    table.add_column("at work on", overflow="ellipsis", no_wrap=True)
+    table.add_column("at work on", overflow="ellipsis", no_wrap=True, ratio=1)  # what room is left
     for service, kinds in SERVICES.items():
         live = state.under_way(*kinds)
         running = [task for task in live if task.status == "running"]
