@@ -16,7 +16,7 @@ test: $(STAMP) servers codes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: lint
-	$(BIN)/python -m pytest -q -n 3 -m "not server" tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n 3 -m "not server and not slow" tests/unit tests/contract
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

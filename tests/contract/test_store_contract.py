@@ -353,6 +353,7 @@ def write_for_ever(store: Store, round_: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_half_object(store_factory: Connect) -> None:
     store, chance = store_factory(), random.Random(11)
     store.put("replaced", signed(0))

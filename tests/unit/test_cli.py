@@ -478,6 +478,7 @@ def test_ctrl_c_while_it_starts_is_no_traceback(call: Call, after: float) -> Non
     assert err in ("", "dpstream: interrupted\n")
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads(call: Call) -> None:
     command = f"{sys.executable} -m dpstream schema"
     for line in (f"{command} | head -1", f"{command} >&-"):

@@ -173,6 +173,7 @@ def test_periodic_asked_of_a_file_without_cell(tmp_path: Path) -> None:
     assert "periodic, but its cell is flat or missing" in problem(tmp_path, wanted)
 
 
+@pytest.mark.slow
 def test_all_structures_are_taken_up_to_a_number_that_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

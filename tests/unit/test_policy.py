@@ -524,6 +524,7 @@ def test_without_one_accepted_initial_label_it_ends_at_once() -> None:
     assert state.finished.why == "no initial label was accepted"
 
 
+@pytest.mark.slow
 def test_a_round_takes_a_thousand_labels() -> None:
     """In hundreds of chunks, some of which come twice, in any order, or from a later attempt."""
     of = spec(

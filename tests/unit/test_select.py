@@ -243,6 +243,7 @@ def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     assert [b.sha256 for b in first.batches] == [b.sha256 for b in again.batches]
 
 
+@pytest.mark.slow
 def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
     place = Workplace(tmp_path, selection={"per_trajectory": 2000, "min_separation": 0.0})
     candidates = place.item("long", [place.frame() for _ in range(1020)])

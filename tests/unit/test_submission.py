@@ -186,6 +186,7 @@ def many(count: int) -> Gathered:
     return Gathered({"a": frames[:1]}, frames[1:], [], [], [])
 
 
+@pytest.mark.slow
 def test_a_submission_goes_over_the_bus_without_its_lists(
     recipe: Recipe, store: FolderStore
 ) -> None:

@@ -775,6 +775,7 @@ def test_digests_are_checked(context: Context, tmp_path: Path) -> None:
         context.fetch(Ref.to("absent", b""))
 
 
+@pytest.mark.slow
 def test_outages_are_waited_out(context: Context) -> None:
     context.store = FlakyStore(context.store, first(2, "get", "create", "created"))
     assert context.fetch(context.put("x", b"1")) == b"1"
