@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 
 # Debian's package starts no daemon: the tests run broker nodes of their own.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+# Every test starts processes: what Python and pytest compiled is kept, whatever the image says.
+export PYTHONDONTWRITEBYTECODE :=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 .PHONY: demo test check lint soak install servers codes schema clean
@@ -16,7 +18,7 @@ test: $(STAMP) servers codes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: lint
-	$(BIN)/python -m pytest -q -n 3 -m "not server and not slow" tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not server and not slow" tests/unit tests/contract
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

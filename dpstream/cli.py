@@ -25,9 +25,9 @@ def main() -> None:
     sys.stdout = sys.stdout or _nowhere()  # None where the shell has closed it (>&-)
     sys.stderr = sys.stderr or _nowhere()
     try:
-        from dpstream.commands import app  # deferred: takes a second, in which Ctrl-C may come
+        from dpstream.commands import command  # deferred: takes a second, in which Ctrl-C may come
 
-        status = app(prog_name="dpstream", standalone_mode=False)
+        status = command(prog_name="dpstream", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:

@@ -276,3 +276,6 @@ app.command()(access)
 app.command()(propose)
 app.command()(up)
 app.command()(down)
+
+command = typer.main.get_command(app)
+"""All of them, as `dpstream.cli` calls them."""

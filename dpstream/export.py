@@ -42,7 +42,14 @@ PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 README = "README.txt"
 """An export's last file: it is whole where this is there."""
 EXAMPLE_STEPS = 2000
-TEMPLATES = Path(__file__).parent / "templates"
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # plain text
+)
 
 
 def export(store: Store, campaign: str, folder: Path, full: bool = False) -> list[str]:
@@ -371,12 +378,4 @@ def _write_readme(harvest: Harvest, folder: Path, full: bool) -> None:
 
 
 def _render(template: str, **facts: object) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # plain text
-    )
-    return environment.get_template(template).render(facts)
+    return ENVIRONMENT.get_template(template).render(facts)

@@ -93,7 +93,8 @@ def served(health: Health, host: str, port: int) -> Iterator[None]:
         server = make_server(host, port, health.application, _Server, _Quiet)
     except OSError as error:
         raise SpecError(f"DPSTREAM_HTTP_PORT: {host}:{port}: {error.strerror}") from error
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="http", daemon=True)
+    thread.start()
     try:
         yield
     finally:

@@ -39,7 +39,14 @@ from shared.ports import Store
 from shared.spec import Spec
 from shared.values import Rmse, campaign_uri
 
-TEMPLATES = Path(__file__).parent / "templates"
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {"number": number, "percent": percent, "duration": duration}
 MOST_ROWS = 200
 """Rejections listed one by one."""
 
@@ -67,15 +74,7 @@ def render(store: Store, campaign: str) -> str:
     messages: list[Message] = list(heard_and_decided(store, campaign))
     page = Page(store, spec, Facts.of(messages), spans_of(messages))
     check_submitted(store, campaign, page.facts.history.submitted)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent, "duration": duration}
-    template = environment.get_template("report.html.j2")
+    template = ENVIRONMENT.get_template("report.html.j2")
     return template.render(page=page, facts=page.facts, spec=spec, code_version=code_version())
 
 

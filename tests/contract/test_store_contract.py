@@ -15,8 +15,12 @@ import pytest
 
 from shared.errors import DigestMismatch, NotFound, StoreError
 from shared.ports import Store
+from tests.amounts import SOAK
 
 Connect = Callable[[], Store]
+
+RACE = 2.0 if SOAK else 0.4
+"""Seconds in which writers and readers meet."""
 
 BAD_KEYS = [
     "",
@@ -290,7 +294,7 @@ def test_of_four_processes_one_wins_every_key(store_factory: Connect) -> None:
 
 def test_nobody_sees_a_torn_object(store_factory: Connect, tmp_path: Path) -> None:
     store_factory().put("pointer", signed(0))
-    end, reads = time.monotonic() + 1.0, []
+    end, reads = time.monotonic() + RACE, []
 
     def work(number: int) -> None:
         store, seed, file = store_factory(), number, tmp_path / str(number)
@@ -313,7 +317,7 @@ def test_nobody_sees_a_torn_object(store_factory: Connect, tmp_path: Path) -> No
 
 
 def test_what_is_listed_can_be_got(store_factory: Connect) -> None:
-    end, seen = time.monotonic() + 1.0, set()
+    end, seen = time.monotonic() + RACE, set()
 
     def work(number: int) -> None:
         store, count = store_factory(), 0

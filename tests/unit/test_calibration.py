@@ -116,6 +116,7 @@ def test_the_reason_names_pairs_target_and_both_changes():
     assert "high 0.3 ->" in why
 
 
+@pytest.mark.slow
 @examples(200, usual=50)
 @given(
     pairs=st.lists(

@@ -461,6 +461,7 @@ def test_a_fault_of_ours_is_one_line_and_a_file(call: Call) -> None:
     assert "in nothing_starts" in Path(path).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
 def test_ctrl_c_while_it_starts_is_no_traceback(call: Call, after: float) -> None:
     process = subprocess.Popen(

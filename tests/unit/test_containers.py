@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,18 @@ def test_all_images_have_the_same_versions() -> None:
     assert not {name: found for name, found in versions.items() if len(found) > 1}
 
 
-def test_everything_an_image_imports_is_in_its_lock(dockerfile: Dockerfile) -> None:
+@pytest.fixture(scope="module")
+def providers() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def test_everything_an_image_imports_is_in_its_lock(
+    dockerfile: Dockerfile, providers: Mapping[str, list[str]]
+) -> None:
     """Also what is imported inside functions."""
-    providers = metadata.packages_distributions()
     installed = set(pins(dockerfile.lock()))
-    for file, name in imports(dockerfile):
+    modules = [(file, name) for file in python_files(dockerfile) for name in imported(file)]
+    for file, name in ((file, name.split(".")[0]) for file, name in modules):
         if name in sys.stdlib_module_names or name in ("shared", "services"):
             continue
         if name in BROUGHT.get(dockerfile.service, ()):
@@ -155,18 +163,20 @@ def test_everything_an_image_imports_is_in_its_lock(dockerfile: Dockerfile) -> N
 
 def test_an_image_has_every_module_of_ours_that_it_imports(dockerfile: Dockerfile) -> None:
     for file in python_files(dockerfile):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("services."):
-                assert (node.module or "").split(".")[1] == dockerfile.service, file
+        for name in imported(file):
+            if name.startswith("services."):
+                assert name.split(".")[1] == dockerfile.service, file
 
 
-def imports(dockerfile: Dockerfile) -> Iterator[tuple[Path, str]]:
-    for file in python_files(dockerfile):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((file, alias.name.split(".")[0]) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield file, node.module.split(".")[0]
+@cache  # the shared ones are in every image
+def imported(file: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return names
 
 
 def python_files(dockerfile: Dockerfile) -> Iterator[Path]:

@@ -704,6 +704,7 @@ class NowAndThen:
         return self.enabled and self.random.random() < self.share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "seed"), [(0.05, 1), (0.2, 2)])
 def test_outages_at_any_call_lose_no_event(
     store: FolderStore, share: float, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -307,6 +307,7 @@ engine.call("sleep", {"seconds": 600})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 @pytest.mark.parametrize("module", ["toy_engine", "forking_engine"])
 def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, module: str) -> None:

@@ -109,6 +109,7 @@ def test_each_scale_comes_plain_and_perturbed(tmp_path: Path) -> None:
     assert again == [frame.positions.tolist() for _, frame in made]
 
 
+@pytest.mark.slow
 def test_atoms_that_always_come_too_close(tmp_path: Path) -> None:
     params, _ = given(tmp_path, BULK, InitBulk)
     with pytest.raises(SpecError, match=r"pert_atom: 0.1 Å keeps bringing atoms closer"):

@@ -261,7 +261,7 @@ def test_deepmd_folders(tmp_path: Path, system: dpdata.LabeledSystem, form: str)
     for pattern in ("data/alcu", "data", "dat*"):
         items = read(tmp_path, pattern)
         assert len(items) == 3
-        check_against_emt(items)
+    check_against_emt(items)
 
 
 def test_deepmd_hdf5_with_and_without_a_system(

@@ -55,6 +55,7 @@ def two_springs(batch: Batch) -> tuple[Floats, Floats, Floats]:
     return STIFF * strain[:, None] ** 2 / 2, np.zeros((2, 1, len(batch.species), 3)), virials
 
 
+@pytest.mark.slow
 def test_relaxation_follows_the_mean_of_the_committee_against_a_pressure() -> None:
     frame = canonical(from_ase(bulk("Cu", a=3.8))).frame
     for pressure in (0.0, 1e5):

@@ -189,6 +189,7 @@ def test_a_command_of_no_known_campaign_leaves_no_claim_behind(site: Site) -> No
     assert not site.store.exists(claim_uri("gone", command.task, command.attempt))
 
 
+@pytest.mark.slow
 def test_the_service_reads_the_dead_letters_too(site: Site) -> None:
     site.coordinator.bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
     stopping, thread, errors = serving(site.coordinator)
