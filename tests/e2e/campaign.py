@@ -15,6 +15,7 @@ import yaml
 from services.coordinator.ledger import load_state
 from services.coordinator.state import State
 from shared.embedded import FolderStore
+from tests.amounts import SOAK
 
 METHANE = """5
 methane
@@ -25,13 +26,22 @@ H -0.629 0.629 -0.629
 H 0.629 -0.629 -0.629
 """
 
+COLD = {"name": "cold", "systems": ["methane"], "temperatures": [50]}
+WARM = {"name": "warm", "systems": ["methane"], "temperatures": [300]}
+STAGES = [COLD, WARM] if SOAK else [COLD]
+CREW = () if SOAK else ("--workers", "trainer=1,explorer=1,labeler=1")
+"""Every engine takes seconds to start, of both cores."""
+
 
 def tiny_training(steps: int, neurons: list[int]) -> dict[str, Any]:
     """Two members for methane that are trained for a moment."""
     descriptor = {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2}
     return {
         "members": 2,
-        "input": {"model": {"descriptor": descriptor, "fitting_net": {"neuron": neurons}}},
+        "input": {
+            "model": {"descriptor": descriptor, "fitting_net": {"neuron": neurons}},
+            "training": {"disp_freq": steps},
+        },
         "min_steps": steps,
         "max_steps": steps,
         "max_lengthen": 1.0,
@@ -41,7 +51,7 @@ def tiny_training(steps: int, neurons: list[int]) -> dict[str, Any]:
 
 
 def write_spec(folder: Path, **changes: Any) -> Path:
-    """A campaign of two short stages that finds candidates in every round."""
+    """A campaign of one short stage, in `make soak` two, that finds candidates in every round."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "methane.xyz").write_text(METHANE)
     data: dict[str, Any] = {
@@ -53,10 +63,7 @@ def write_spec(folder: Path, **changes: Any) -> Path:
         "training": tiny_training(150, [16, 16]),
         "md": {"timestep": 0.0005, "steps": 200, "every": 10, "trajectories": 3, "chunk": 5},
         "trust": {"low": 0.4, "high": 100.0},
-        "stages": [
-            {"name": "cold", "systems": ["methane"], "temperatures": [50]},
-            {"name": "warm", "systems": ["methane"], "temperatures": [300]},
-        ],
+        "stages": STAGES,
         "selection": {"per_round": 4, "per_trajectory": 2, "min_separation": 0.02},
         "labels": {"bundle": 2},
         "audit": {
@@ -79,9 +86,9 @@ def write_spec(folder: Path, **changes: Any) -> Path:
 
 def start(spec: Path, root: Path, *options: str) -> subprocess.Popen[str]:
     """`dpstream run`, in a session of its own."""
-    command = [sys.executable, "-m", "dpstream", "run", str(spec), "--root", str(root), *options]
+    words = ["run", str(spec), "--root", str(root), *CREW, *options]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "dpstream", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

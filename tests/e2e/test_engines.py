@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "audit": {"per_round": 0},
     }
-    finish(write_spec(folder, **changes), folder / "root", "--workers", "explorer=1,labeler=1")
+    finish(write_spec(folder, **changes), folder / "root")
     return folder / "root"
 
 

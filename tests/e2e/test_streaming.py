@@ -10,7 +10,7 @@ import pytest
 from services.coordinator.ledger import heard_and_decided
 from shared.embedded import FolderStore
 from shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
-from tests.e2e.campaign import finish, state_of, write_spec
+from tests.e2e.campaign import WARM, finish, state_of, write_spec
 
 STREAMING = {
     "mode": "streaming",
@@ -18,7 +18,7 @@ STREAMING = {
     "selection": {"per_round": 6, "per_trajectory": 2, "min_separation": 0.02, "select_every": 4},
     "trust": {"low": 0.05, "high": 100.0},
     "audit": {"per_round": 0},
-    "stages": [{"name": "warm", "systems": ["methane"], "temperatures": [300]}],
+    "stages": [WARM],
 }
 
 
@@ -26,7 +26,7 @@ STREAMING = {
 def messages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Message]]:
     folder = tmp_path_factory.mktemp("streaming")
     root = folder / "root"
-    finish(write_spec(folder, **STREAMING), root, "--workers", "trainer=1,explorer=1,labeler=1")
+    finish(write_spec(folder, **STREAMING), root)
     return root, list(heard_and_decided(FolderStore(root), "small"))
 
 

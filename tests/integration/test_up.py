@@ -25,7 +25,7 @@ from services.coordinator.ledger import load_state
 from shared.connect import connect_store
 from shared.ports import Store
 from shared.settings import StoreSettings
-from tests.e2e.campaign import wait_until, write_spec
+from tests.e2e.campaign import COLD, wait_until, write_spec
 from tests.rabbit_server import require_rabbitmq
 from tests.s3_server import require_seaweed
 
@@ -133,9 +133,7 @@ def listening(process: Path) -> list[str]:
 
 
 def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site) -> None:
-    spec = write_spec(
-        site.folder, stages=[{"name": "cold", "systems": ["methane"], "temperatures": [50]}]
-    )
+    spec = write_spec(site.folder, stages=[COLD])
     crew = ("--workers", "trainer=1,explorer=1,labeler=1")
 
     first = site.begin("up", *crew, **HASTE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.coordinator.ledger import verdict
 from tests.amounts import SOAK
-from tests.e2e.campaign import labelled, start, state_of, tiny_training, write_spec
+from tests.e2e.campaign import WARM, labelled, start, state_of, tiny_training, write_spec
 from tests.e2e.chaos.cluster import NAME, ROLES, Cluster, computed_twice
 from tests.unit.storm import check_books
 
@@ -22,7 +22,7 @@ TINY = {
     "initial": {"perturb": {"copies": 4, "displace": 0.1}},
     "training": tiny_training(60, [8, 8]),
     "md": {"timestep": 0.0005, "steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
-    "stages": [{"name": "warm", "systems": ["methane"], "temperatures": [300]}],
+    "stages": [WARM],
     "audit": {"per_round": 0},
     "max_attempts": 40,
 }
