@@ -21,6 +21,7 @@ def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode
         node.start()
         yield node
     finally:
+        node.kill()  # it takes seconds to go in order
         node.stop()
 
 

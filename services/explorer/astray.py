@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
-from ase.neighborlist import neighbor_list
 
 from shared.frames import Floats
 
@@ -14,6 +13,8 @@ def astray(positions: Floats, cell: Floats, overlap: float, reach: float | None)
     at, or None. `overlap`: Å; `reach`: None where the cell is periodic, else the models' cutoff."""
     if not np.isfinite(positions).all():
         return "positions are not numbers"
+    from ase.neighborlist import neighbor_list  # deferred: slow to import
+
     atoms = Atoms(numbers=np.ones(len(positions)), positions=positions, cell=cell)
     atoms.pbc = reach is None
     distances = neighbor_list("d", atoms, overlap)

@@ -54,7 +54,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dpgen_methane.write_structures(folder / "data")
     dpgen_methane.write_labels(folder / "data" / "init", 8)
     param = dpgen_methane.write_files(folder, document())
-    crew = ("--workers", "explorer=1,labeler=1")
+    crew = ("--workers", "trainer=1,explorer=1,labeler=1")
     words = ("run", param, folder / "machine.json", "--code", "tblite", "--name", "small", *crew)
     said = dpstream(*words, "--root", folder / "root", status=1)
     assert "stage job-000 was explored once" in " ".join(said.split())

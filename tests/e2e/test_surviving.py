@@ -9,8 +9,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from services.coordinator.ledger import heard_and_decided
 from shared.embedded import FolderStore
 from shared.messages import LabelsDone
@@ -27,14 +25,6 @@ from tests.e2e.campaign import (
 )
 
 KILLS, ENGINES = (10, 4) if SOAK else (1, 2)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a lockstep campaign that ran through in peace."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    finish(write_spec(folder), folder / "root")
-    return folder / "root"
 
 
 def test_whatever_ends_it_the_same_command_labels_the_same_frames(

@@ -457,6 +457,7 @@ def test_tls_with_a_private_authority_and_client_certificates(tmp_path: Path) ->
         with pytest.raises(pika.exceptions.AMQPError):
             pika.BlockingConnection(plain)
     finally:
+        node.kill()
         node.stop()
 
 

@@ -111,7 +111,7 @@ def test_checkpoints_are_announced_and_gone_on_from(world: World) -> None:
     assert saved
     assert saved[-1].task == command.task
     step = saved[-1].step
-    settings = {"mode": "streaming", "checkpoint_steps": 1000}
+    settings = {"mode": "streaming", "checkpoint_steps": 1000, "compress": False}
     result = world.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
     steps = curve(world, result)
     assert step + 190 < steps[-1] <= step + 200

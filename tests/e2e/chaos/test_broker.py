@@ -157,6 +157,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
         node.start()
         yield node
     finally:
+        node.kill()
         node.stop()
 
 

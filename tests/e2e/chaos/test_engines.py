@@ -12,30 +12,20 @@ from pathlib import Path
 
 from services.coordinator.ledger import verdict
 from tests.amounts import SOAK
-from tests.e2e.campaign import WARM, labelled, start, state_of, tiny_training, write_spec
+from tests.e2e.campaign import labelled, state_of, write_spec
 from tests.e2e.chaos.cluster import NAME, ROLES, Cluster, computed_twice
 from tests.unit.storm import check_books
 
 KILLS = 12 if SOAK else 4
-TINY = {
-    "name": NAME,
-    "initial": {"perturb": {"copies": 4, "displace": 0.1}},
-    "training": tiny_training(60, [8, 8]),
-    "md": {"timestep": 0.0005, "steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
-    "stages": [WARM],
-    "audit": {"per_round": 0},
-    "max_attempts": 40,
-}
 
 
 def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     print(f"{KILLS} kills")
-    chance, spec = random.Random(3), write_spec(tmp_path, **TINY)
-    output, _ = start(spec, tmp_path / "root").communicate(timeout=400)
-    peaceful = state_of(tmp_path / "root", NAME)
-    assert peaceful.finished is not None, output
+    chance, spec = random.Random(3), write_spec(tmp_path, name=NAME, max_attempts=40)
+    peaceful = state_of(undisturbed)
+    assert peaceful.finished is not None
     cluster.coordinate(lease_seconds="8")
     for role in ROLES:
         scratch = tmp_path / role
