@@ -36,6 +36,12 @@ PINNED = (
     "DP_INTRA_OP_PARALLELISM_THREADS",
     "DP_INTER_OP_PARALLELISM_THREADS",
 )
+QUICK = {
+    # Keras 3, which DeePMD-kit does without, takes a third of TensorFlow's import.
+    "TF_USE_LEGACY_KERAS": "1",
+    # PyTorch would load its data by four processes more, whatever the threads.
+    "NUM_WORKERS": "0",
+}
 PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
 CHILD = (
     sys.executable,
@@ -151,9 +157,7 @@ class Engine:
         """Nothing of the parent's secrets: no broker URL, no cloud keys."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
-        # PyTorch would load its data by four processes more, whatever the threads.
-        home = {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3", "NUM_WORKERS": "0"}
-        return kept | pinned | home
+        return kept | pinned | QUICK | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None

@@ -5,12 +5,13 @@ import signal
 
 from hypothesis import settings
 
-from shared.engine import PINNED
+from shared.engine import PINNED, QUICK
 from tests.amounts import SOAK
 
 # As in a worker's engines: with several threads the same sum may have other last digits.
 for name in PINNED:
     os.environ.setdefault(name, "1")
+os.environ |= QUICK
 
 # A suite started in the background by a shell inherits a silenced Ctrl-C, and so would the commands
 # whose answer to Ctrl-C is tested.

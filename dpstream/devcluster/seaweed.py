@@ -103,14 +103,22 @@ class SeaweedServer:
     def stop(self) -> None:
         """End it in order. After closing its files it dawdles for 15 s: that is cut short."""
         self._signal(signal.SIGTERM)
-        if not within(STOP_SECONDS, lambda: self.pid is None):
-            self.kill()
+        within(STOP_SECONDS, lambda: self.pid is None)
+        self.kill()
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""
         self._signal(signal.SIGKILL)
         if not within(DEATH_SECONDS, lambda: self.pid is None):
             raise StoreError(f"SeaweedFS in {self.folder} does not die")
+        self._clear_sockets()
+
+    def _clear_sockets(self) -> None:
+        """It listens at sockets outside its folder too, and leaves them behind."""
+        ports = self.ports if self._file("ports.json").exists() else {}
+        for port in ports.values():
+            for socket in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                socket.unlink(missing_ok=True)
 
     def make_bucket(self, name: str) -> None:
         """No error when there is one."""
@@ -179,6 +187,7 @@ class SeaweedServer:
         listening = [f"-{name}.port={ports[name]}" for name in SERVICES]
         listening += [f"-{name}.port.grpc={ports[f'{name}.grpc']}" for name in SERVICES]
         return [
+            "-logtostderr=true",
             "server",
             f"-dir={self._data}",
             f"-ip={HOST}",

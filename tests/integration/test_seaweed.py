@@ -41,12 +41,15 @@ def test_a_server_is_its_folder(folder: Path) -> None:
     assert (same.endpoint, same.secret_key) == (server.endpoint, server.secret_key)
     assert (folder / "identities.json").stat().st_mode & 0o077 == 0
     assert _listening(first) <= {"127.0.0.1"}
+    sockets = _outside(server)
+    assert sockets
 
     server.make_bucket("kept")
     S3Store(server.settings("kept")).put("a", b"1")
     same.stop()
     assert within(5, lambda: server.pid is None)  # its parent hears of it a moment later
     server.stop()  # nothing to do
+    assert _outside(server) == []
 
     authority = Authority(folder.parent)
     secured = SeaweedServer(folder, tls=TlsFiles(authority.file, *authority.issue("server")))
@@ -57,6 +60,12 @@ def test_a_server_is_its_folder(folder: Path) -> None:
     assert S3Store(settings).get("a") == b"1"
     with pytest.raises(Refused, match="certificate verify failed"):
         S3Store(settings.model_copy(update={"ca_file": None})).probe()
+
+
+def _outside(server: SeaweedServer) -> list[Path]:
+    """Sockets of its own that are not in its folder."""
+    ports = server.ports.values()
+    return [file for port in ports for file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
 
 
 def _listening(pid: int) -> set[str]:
