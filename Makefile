@@ -14,8 +14,9 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
+# Three at a time on two cores: many tests wait for a server, a lease, a process that was killed.
 test: $(STAMP) servers codes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 check: lint
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not server and not slow" tests/unit tests/contract
