@@ -151,14 +151,14 @@ def test_everything_an_image_imports_is_in_its_lock(
 ) -> None:
     """Also what is imported inside functions."""
     installed = set(pins(dockerfile.lock()))
-    modules = [(file, name) for file in python_files(dockerfile) for name in imported(file)]
-    for file, name in ((file, name.split(".")[0]) for file, name in modules):
-        if name in sys.stdlib_module_names or name in ("shared", "services"):
-            continue
-        if name in BROUGHT.get(dockerfile.service, ()):
-            continue
-        found = {canonicalize_name(each) for each in providers.get(name, ())}
-        assert found & installed, f"{file.relative_to(ROOT)} imports {name}"
+    for file in python_files(dockerfile):
+        for name in {module.split(".")[0] for module in imported(file)}:
+            if name in sys.stdlib_module_names or name in ("shared", "services"):
+                continue
+            if name in BROUGHT.get(dockerfile.service, ()):
+                continue
+            found = {canonicalize_name(each) for each in providers.get(name, ())}
+            assert found & installed, f"{file.relative_to(ROOT)} imports {name}"
 
 
 def test_an_image_has_every_module_of_ours_that_it_imports(dockerfile: Dockerfile) -> None:
