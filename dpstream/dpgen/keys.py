@@ -1,5 +1,7 @@
-"""Every key of `dpgen run` (DP-GEN 0.14) except those of the fp_styles and the machine file, and its
-treatment. `docs/dp-gen-keys.md` is generated from these tables."""
+"""The keys of `dpgen run` (DP-GEN 0.14), except those of the fp_styles and of the machine file.
+
+`docs/dp-gen-keys.md` is generated from these tables.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ TRAINING: tuple[Key, ...] = (
     unused("model_format", "follows from the backend"),
     mapped(
         "default_training_param",
-        "training.input, with DeePMD-kit's defaults instead of dpstream's; numb_steps (stop_batch): "
-        "training.min_steps = max_steps; a list: training.member_input",
+        "training.input, with DeePMD-kit's defaults instead of dpstream's; numb_steps "
+        "(stop_batch): training.min_steps = max_steps; a list: training.member_input",
     ),
     mapped(
         "training_iter0_model_path",
