@@ -1,11 +1,11 @@
-# `make demo` and `make test` each work on a fresh machine: they set themselves up.
+# `make demo` and `make test` work on a fresh machine and install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Debian's package starts no daemon: the tests run broker nodes of their own.
+# The tests start their own broker nodes, so no RabbitMQ service has to run.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
-# Every test starts processes: what Python and pytest compiled is kept, whatever the image says.
+# Keep compiled bytecode even if the environment disables it: every test starts Python processes.
 export PYTHONDONTWRITEBYTECODE :=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
@@ -14,7 +14,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
-# Three at a time on two cores: many tests wait for a server, a lease, a process that was killed.
+# Three workers on two cores: many tests wait for a server, a lease or a killed process.
 test: $(STAMP) servers codes
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
@@ -40,13 +40,13 @@ install: $(STAMP)
 servers:
 	@test -x $(RABBITMQ) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
 	  --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server >/dev/null; } \
-	  || echo "rabbitmq-server is missing and cannot be installed: its tests are skipped"
+	  || echo "rabbitmq-server cannot be installed: its tests are skipped"
 
 codes:
 	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null || { \
 	  $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
 	  -o DPkg::Lock::Timeout=300 cp2k cp2k-data quantum-espresso quantum-espresso-data openmpi-bin \
-	  >/dev/null; } || echo "CP2K or Quantum ESPRESSO is missing and cannot be installed: their tests are skipped"
+	  >/dev/null; } || echo "CP2K or Quantum ESPRESSO cannot be installed: their tests are skipped"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,7 @@
-"""Writes the lock of every image: `.venv/bin/python requirements/lock.py [IMAGE…]`.
+"""Writes the lock file of every image: `.venv/bin/python requirements/lock.py [IMAGE…]`.
 
-Each is the whole closure of what an image imports, at the versions of the environment it is run in
-(the tested one), so that an image installs it without resolving anything.
+A lock file pins all packages that an image needs, with their dependencies, at the versions of the
+environment that runs this script (the tested one). Building an image then resolves no versions.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ IMAGES = {
     },
 }
 LEFT_OUT = frozenset({"matplotlib"})
-"""ASE asks for it to plot; no service plots."""
+"""ASE requires it for plots, and no service plots."""
 
 
 def lock(image: str, tested: Path) -> str:
-    """The text of an image's lock."""
+    """The text of an image's lock file."""
     roots = [Requirement(root) for root in IMAGES[image]]
     resolved = resolve([str(root) for root in roots], tested)
     kept: dict[str, str] = {}
@@ -66,7 +66,7 @@ def lock(image: str, tested: Path) -> str:
 
 
 def keep(wanted: Requirement, resolved: Mapping[str, Any], kept: dict[str, str]) -> None:
-    """Add a package and all that it needs to `kept`."""
+    """Add a package and its dependencies to `kept`."""
     name = canonicalize_name(wanted.name)
     if name in LEFT_OUT or name not in resolved:
         return
@@ -86,7 +86,7 @@ def _applies(needed: Requirement, extras: set[str]) -> bool:
 
 
 def resolve(roots: list[str], tested: Path) -> dict[str, Any]:
-    """Metadata of everything pip would install, by name."""
+    """Metadata of all packages that pip would install, by name."""
     command = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", *command, "--constraint", str(tested), *roots],

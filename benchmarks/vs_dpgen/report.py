@@ -135,7 +135,7 @@ def _error_cell(own: Sequence[Run], name: str, force: float) -> str:
 
 def ablation_table(runs: Runs) -> Table:
     table = Table(title="where the time goes: s of wall time, median over seeds")
-    columns = ("polling", "nobody works, otherwise", "barriers", "cold starts", "processes")
+    columns = ("polling", "other idle", "barriers", "cold starts", "processes")
     for column in ("arm", *columns):
         table.add_column(column)
     for arm, own in runs.items():

@@ -1,36 +1,41 @@
-"""Every key of `dpgen run` (DP-GEN 0.14) that is not the labeling code's or the machine's, and what
-becomes of it. The table in `docs/dp-gen.md` is made from here."""
+"""The keys of `dpgen run` (DP-GEN 0.14), except those of the fp_styles and of the machine file.
+
+`docs/dp-gen-keys.md` is generated from these tables.
+"""
 
 from __future__ import annotations
 
 from dpstream.dpgen.document import Key, mapped, refused, unused
 
-LOGGED = "whole trajectories are never kept"
+LOGGED = "complete trajectories are not stored"
 
 DATA: tuple[Key, ...] = (
     mapped("type_map", "type_map"),
-    mapped("mass_map", "md.masses; auto: the standard ones"),
+    mapped("mass_map", "md.masses; auto: standard masses"),
     mapped("use_ele_temp", "labels.electron_temperature; 1: fparam, 2: aparam"),
-    mapped("init_data_prefix", "joined to initial.data"),
+    mapped("init_data_prefix", "prepended to initial.data"),
     mapped("init_data_sys", "initial.data"),
-    mapped("sys_format", "systems.*.format, dpdata's name; vasp/poscar needs none"),
-    mapped("init_batch_size", "training.input.training.training_data.batch_size where all agree"),
-    mapped("sys_configs_prefix", "joined to systems.*.structures"),
-    mapped("sys_configs", "systems.sys-000 … by index, those that jobs explore; globs stay"),
+    mapped("sys_format", "systems.*.format, a dpdata format; not needed for vasp/poscar"),
+    mapped(
+        "init_batch_size",
+        "training.input.training.training_data.batch_size, if all systems have the same",
+    ),
+    mapped("sys_configs_prefix", "prepended to systems.*.structures"),
+    mapped("sys_configs", "systems.sys-000 … by index, if a job explores them; globs are kept"),
     mapped("sys_batch_size", "as init_batch_size"),
-    refused("sys_charges", "one campaign has one charge: labels.charge", []),
+    refused("sys_charges", "set labels.charge, or systems.*.label.charge in the imported spec", []),
 )
 
 TRAINING: tuple[Key, ...] = (
     refused("mlp_engine", "only dp (DeePMD-kit)", "dp"),
     mapped("numb_models", "training.members"),
-    unused("train_param", "every training has its own input.json"),
+    unused("train_param", "each training writes its own input.json"),
     mapped("train_backend", "training.backend"),
     unused("model_format", "follows from the backend"),
     mapped(
         "default_training_param",
-        "training.input, with DeePMD-kit's defaults where ours differ; numb_steps (stop_batch): "
-        "training.min_steps = max_steps; a list: training.member_input",
+        "training.input, with DeePMD-kit's defaults instead of dpstream's; numb_steps "
+        "(stop_batch): training.min_steps = max_steps; a list: training.member_input",
     ),
     mapped(
         "training_iter0_model_path",
@@ -38,19 +43,19 @@ TRAINING: tuple[Key, ...] = (
     ),
     mapped("training_init_frozen_model", "training.init, how: init-frz-model"),
     mapped("training_finetune_model", "training.init, how: finetune"),
-    mapped("training_init_model", "training.warm: 1 and no cold starts; false: always cold"),
-    mapped("training_reuse_iter", "training.warm; from the second training on"),
-    unused("training_reuse_old_ratio", "old and new labels weigh the same, by frames"),
-    mapped("training_reuse_numb_steps", "training.warm, as a share of numb_steps"),
+    mapped("training_init_model", "training.warm: 1, no cold starts; false: always from scratch"),
+    mapped("training_reuse_iter", "training.warm, from the second training on"),
+    unused("training_reuse_old_ratio", "old and new frames have equal weight"),
+    mapped("training_reuse_numb_steps", "training.warm, as a fraction of numb_steps"),
     mapped("training_reuse_stop_batch", "as training_reuse_numb_steps"),
     mapped("training_reuse_start_lr", "training.warm_start_lr"),
     mapped("training_reuse_start_pref_e", "training.warm_input.loss.start_pref_e"),
     mapped("training_reuse_start_pref_f", "training.warm_input.loss.start_pref_f"),
-    mapped("model_devi_activation_func", "training.member_input, both networks of each member"),
-    unused("dp_train_skip_neighbor_stat", "the statistics take a second"),
+    mapped("model_devi_activation_func", "training.member_input, for both networks of each member"),
+    unused("dp_train_skip_neighbor_stat", "the neighbour statistics take about a second"),
     mapped("dp_compress", "training.compress"),
     mapped(
-        "srtab_file_path", "training.repulsion.table; inner, outer: the model's sw_rmin, sw_rmax"
+        "srtab_file_path", "training.repulsion.table; inner, outer: sw_rmin, sw_rmax of the model"
     ),
     unused("one_h5", "each worker writes its own training set"),
 )
@@ -58,7 +63,7 @@ TRAINING: tuple[Key, ...] = (
 EXPLORATION: tuple[Key, ...] = (
     refused(
         "model_devi_engine",
-        "only lammps; structures of other programs come in through `dpstream propose`",
+        "only lammps is supported; offer structures of other programs with `dpstream propose`",
         "lammps",
     ),
     mapped("model_devi_jobs", "stages, each explored once (repeat: false), in order"),
@@ -71,11 +76,11 @@ EXPLORATION: tuple[Key, ...] = (
     mapped("model_devi_f_trust_hi", "stages[].trust.high; by system: stages[].system_trust"),
     mapped("model_devi_v_trust_lo", "stages[].trust.low_v; from 1e9 on: not judged"),
     mapped("model_devi_v_trust_hi", "stages[].trust.high_v; from 1e9 on: not judged"),
-    refused("model_devi_e_trust_lo", "its name is model_devi_v_trust_lo by now", 1e10),
-    refused("model_devi_e_trust_hi", "its name is model_devi_v_trust_hi by now", 1e10),
+    refused("model_devi_e_trust_lo", "renamed by DP-GEN: use model_devi_v_trust_lo", 1e10),
+    refused("model_devi_e_trust_hi", "renamed by DP-GEN: use model_devi_v_trust_hi", 1e10),
     refused(
         "model_devi_adapt_trust_lo",
-        "give fixed levels, or trust: {target: …} in the imported campaign",
+        "use fixed levels, or trust: {target: …} in the imported spec",
         False,
     ),
     unused("model_devi_numb_candi_f", "belongs to model_devi_adapt_trust_lo"),
@@ -84,7 +89,7 @@ EXPLORATION: tuple[Key, ...] = (
     unused("model_devi_perc_candi_v", "belongs to model_devi_adapt_trust_lo"),
     refused(
         "model_devi_f_avg_relative",
-        "give use_relative and epsilon instead: relative by atom",
+        "use use_relative and epsilon, which are relative per atom",
         False,
     ),
     unused("model_devi_clean_traj", LOGGED),
@@ -93,28 +98,28 @@ EXPLORATION: tuple[Key, ...] = (
     mapped("model_devi_plumed", "stages[].engine.plumed: each job's template.plm"),
     refused(
         "model_devi_plumed_path",
-        "a reference path does not travel with a PLUMED input; write its variable without PATHMSD",
+        "reference paths are not transferred with a PLUMED input; avoid PATHMSD",
         False,
     ),
-    refused("shuffle_poscar", "write the shuffled structures to files, and list those", False),
+    refused("shuffle_poscar", "write the shuffled structures to files and list those", False),
     mapped("use_relative", "stages[].trust.relative, with epsilon"),
     mapped("epsilon", "stages[].trust.relative, eV/Å"),
     mapped("use_relative_v", "stages[].trust.relative_v, with epsilon_v"),
     mapped("epsilon_v", "stages[].trust.relative_v, eV"),
     refused(
         "lmp_d3",
-        "the committee drives alone; train on labels with dispersion instead",
+        "dynamics use the committee alone; train on labels that include dispersion",
         {},
         {"enable": False},
     ),
-    unused("lmp_neigh_modify_one", "neighbour lists have room enough without D3"),
+    unused("lmp_neigh_modify_one", "neighbour lists without D3 do not need it"),
 )
 
 JOB: tuple[Key, ...] = (
-    mapped("sys_idx", "stages[].systems; ranges such as 0-4:2 are written out"),
-    mapped("temps", "stages[].temperatures, K; with use_ele_temp electron_temperatures too"),
+    mapped("sys_idx", "stages[].systems; ranges such as 0-4:2 are expanded"),
+    mapped("temps", "stages[].temperatures, K; with use_ele_temp also electron_temperatures"),
     mapped("Ts", "as temps"),
-    mapped("press", "stages[].pressures, bar; nothing where the ensemble has no barostat"),
+    mapped("press", "stages[].pressures, bar; not used if the ensemble has no barostat"),
     mapped("Ps", "as press"),
     mapped("trj_freq", "stages[].md.every"),
     mapped("t_freq", "as trj_freq"),
@@ -130,13 +135,13 @@ JOB: tuple[Key, ...] = (
     mapped("template", "stages[].engine, kind: template"),
     mapped("rev_mat", "stages[].engine.revisions; V_NSTEPS: md.steps, V_TEMP: temperatures"),
     mapped("sys_rev_mat", "stages[].engine.system_revisions, by the names of the systems"),
-    refused("pka_e", "recoils are not imported; offer the structures by `dpstream propose`"),
+    refused("pka_e", "recoils are not imported; offer the structures with `dpstream propose`"),
     mapped("model_devi_f_trust_lo", "stages[].trust.low; by system: stages[].system_trust"),
     mapped("model_devi_f_trust_hi", "stages[].trust.high; by system: stages[].system_trust"),
     mapped("model_devi_v_trust_lo", "stages[].trust.low_v; by system: stages[].system_trust"),
     mapped("model_devi_v_trust_hi", "stages[].trust.high_v; by system: stages[].system_trust"),
     *(
-        refused(name, "every label is trained on before the next job; drop it", False)
+        refused(name, "training always precedes the next job; drop it", False)
         for name in ("skip_training", "skip_train", "sk_tr", "s_t")
     ),
 )
@@ -147,27 +152,27 @@ TEMPLATE: tuple[Key, ...] = (
     unused("plm_path", "belongs to model_devi_plumed_path"),
 )
 REVISIONS: tuple[Key, ...] = (
-    mapped("lmp", "lammps of the engine's revisions; its words are replaced in both inputs"),
-    mapped("plm", "plumed of the engine's revisions"),
+    mapped("lmp", "stages[].engine.revisions.lammps; replaced in both inputs"),
+    mapped("plm", "stages[].engine.revisions.plumed"),
 )
 LEFT_TO_TEMPLATE = {
-    name: unused(name, "the template says it itself")
+    name: unused(name, "the template sets it")
     for name in ("press", "Ps", "ensemble", "ens", "taut", "taup", "neidelay")
 }
-"""Keys of a job that mean nothing beside a template."""
+"""Keys of a job that have no effect if it has a template."""
 
 LABELING: tuple[Key, ...] = (
-    mapped("fp_style", "labels.code; its own keys: see below"),
+    mapped("fp_style", "labels.code; see below for the keys of each fp_style"),
     mapped("fp_task_max", "selection.per_system"),
     mapped("fp_task_min", "selection.min_per_system"),
     mapped("fp_accurate_threshold", "selection.none_above"),
     mapped("fp_accurate_soft_threshold", "selection.fewer_above"),
     refused("fp_cluster_vacuum", "clusters are not cut; drop it"),
-    unused("detailed_report_make_fp", "`dpstream why FRAME` tells, whenever asked"),
-    mapped("ratio_failed", "convergence.max_rejected; above it a round has not passed"),
+    unused("detailed_report_make_fp", "use `dpstream why FRAME`"),
+    mapped("ratio_failed", "convergence.max_rejected; a round above it fails"),
 )
 
-OTHERS = "belongs to another model_devi_engine than lammps"
+OTHERS = "only for a model_devi_engine other than lammps"
 OTHER_ENGINES: dict[str, tuple[str, ...]] = {
     "amber": (
         *("low_level", "cutoff", "parm7_prefix", "parm7", "mdin_prefix", "mdin", "qm_region"),
@@ -181,7 +186,7 @@ OTHER_JOBS = (
     *("Volume", "DistanceOfIon", "PsoRatio", "PopSize", "MaxStep", "ICode", "Split", "VSC"),
     *("MaxNumAtom", "CtrlRange", "PSTRESS", "fmax", "task_min"),
 )
-"""Keys of other engines' jobs."""
+"""Keys of jobs for other engines."""
 
 PARAM = (
     *DATA,

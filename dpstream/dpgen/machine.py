@@ -12,30 +12,34 @@ from shared.errors import SpecError
 
 SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
 """The service that does the work of each part."""
-TRANSPORT = "workers meet at broker and store; nothing is copied to machines"
-ASKED = "ask for it where the worker is started"
+TRANSPORT = "workers connect to broker and store; nothing is copied to machines"
+ASKED = "request it where the worker is started"
 WAITING = "workers wait for tasks; nothing is polled"
 
 TOP = (
     unused("api_version", "both forms are read"),
-    unused("deepmd_version", "the trainer's own; it is in every report"),
-    unused("handlers", "`dpstream logs` and /metrics tell"),
-    unused("deepmd_path", "the trainer runs the DeePMD-kit it is installed with"),
-    unused("python_path", "the trainer runs the DeePMD-kit it is installed with"),
-    *(mapped(part, f"how a {service} is started") for part, service in SERVICES.items()),
+    unused("deepmd_version", "given by the trainer's installation and stated in every report"),
+    unused("handlers", "use `dpstream logs` and /metrics"),
+    unused("deepmd_path", "the trainer uses its installed DeePMD-kit"),
+    unused("python_path", "the trainer uses its installed DeePMD-kit"),
+    *(mapped(part, f"how each {service} is started") for part, service in SERVICES.items()),
 )
 PART = (
-    mapped("command", "fp: the labeler's command; trainer and explorer run what is installed"),
-    unused("export_command", "the trainer freezes what it has trained"),
-    unused("deepmd_path", "the trainer runs the DeePMD-kit it is installed with"),
-    unused("python_path", "the trainer runs the DeePMD-kit it is installed with"),
+    mapped(
+        "command", "fp: the labeler's command; trainer and explorer use their installed programs"
+    ),
+    unused("export_command", "the trainer freezes its models"),
+    unused("deepmd_path", "the trainer uses its installed DeePMD-kit"),
+    unused("python_path", "the trainer uses its installed DeePMD-kit"),
     unused("machine", TRANSPORT),
     mapped("resources", "cores, modules and environment of a worker"),
-    unused("group_size", "labels.bundle frames are one label task"),
-    unused("user_forward_files", "files a code needs lie in the worker's own folder"),
-    unused("user_backward_files", "energy, forces and virial come back, and a log of failures"),
+    unused("group_size", "labels.bundle sets the frames per label task"),
+    unused("user_forward_files", "each worker has the files of its codes in a folder of its own"),
+    unused(
+        "user_backward_files", "workers return energy, forces and virial, and a log of failures"
+    ),
 )
-CORES, LOADED = "cores of a worker", "before the worker is started"
+CORES, LOADED = "cores of a worker", "run before the worker is started"
 RESOURCES = (
     mapped("cpu_per_node", CORES),
     mapped("task_per_node", CORES),
@@ -43,7 +47,7 @@ RESOURCES = (
     mapped("source_list", LOADED),
     mapped("envs", LOADED),
     mapped("prepend_script", LOADED),
-    unused("append_script", "a worker goes on; nothing comes after a task"),
+    unused("append_script", "a worker continues with the next task; nothing runs after a task"),
     unused("module_unload_list", ASKED),
     unused("module_purge", ASKED),
     *(
@@ -67,10 +71,10 @@ RESOURCES = (
     ),
     *(unused(key, ASKED) for key in ("batch_type", "kwargs", "strategy", "para_deg")),
     unused("with_mpi", "part of the labeler's command"),
-    unused("group_size", "labels.bundle frames are one label task"),
+    unused("group_size", "labels.bundle sets the frames per label task"),
     unused("wait_time", WAITING),
     unused("allow_failure", "a label that fails is a rejection with its reason"),
-    unused("cvasp", "labels.settings.retry"),
+    unused("cvasp", "use labels.settings.retries"),
 )
 
 

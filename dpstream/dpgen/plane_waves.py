@@ -65,7 +65,7 @@ def _ismear(text: str) -> int:
 
 BAD_BOX = mapped(
     "fp_skip_bad_box",
-    "min_distance: selection.min_distance of all pairs; tilt_ratio: selection.max_skew; the "
+    "min_distance: selection.min_distance for all pairs; tilt_ratio: selection.max_skew; the "
     "other criteria are not used",
 )
 VASP = Style(
@@ -73,11 +73,11 @@ VASP = Style(
         *POTENTIALS,
         mapped("fp_incar", "labels.settings.incar, the file's text"),
         mapped("user_fp_params", "labels.settings.incar"),
-        mapped("fp_params", "labels.settings.incar, by INCAR's names"),
-        refused("fp_aniso_kspacing", "give labels.settings.kpoints, a mesh"),
-        unused("cvasp", "what fails is a rejection with its reason, not run again otherwise"),
+        mapped("fp_params", "labels.settings.incar, under the names of INCAR tags"),
+        refused("fp_aniso_kspacing", "set a mesh in labels.settings.kpoints"),
+        unused("cvasp", "a failed label is rejected with its reason; see labels.settings.retries"),
         BAD_BOX,
-        refused("fp_nbands_esti_data", "give NBANDS in the INCAR"),
+        refused("fp_nbands_esti_data", "set NBANDS in the INCAR"),
     ),
     params=(
         *(mapped(ours, f"labels.settings.incar.{theirs}") for ours, theirs in INCAR.items()),
@@ -155,12 +155,12 @@ def _smearing(kind: Any, width: Any, where: str) -> Json:
 
 QE = Style(
     keys=(
-        mapped("fp_pp_path", "joined to labels.settings.pseudopotentials"),
+        mapped("fp_pp_path", "prepended to labels.settings.pseudopotentials"),
         mapped("fp_pp_files", "labels.settings.pseudopotentials, by element"),
         mapped(
             "user_fp_params",
-            "labels.settings: ecutwfc, ecutrho, nspin, smearing, degauss, conv_thr, kspacing, and "
-            "control, system, electrons with the rest; without what every input has anyway "
+            "labels.settings: ecutwfc, ecutrho, nspin, smearing, degauss, conv_thr, kspacing; the "
+            "rest in control, system, electrons; without the keywords that dpstream sets "
             "(calculation, tprnfor, outdir, pseudo_dir, ibrav, nat, ntyp)",
         ),
         mapped("fp_params", "labels.settings"),

@@ -21,9 +21,11 @@ from shared.spec_errors import explain
 
 Json = dict[str, Any]
 
-NO_DYNAMICS = "no dynamics start from structures"
-ALL_PICKED = "whatever is picked is labelled, as with DP-GEN"
-TRUE_ERROR = "the error on what is left out is measured at the end; frames are picked by deviation"
+NO_DYNAMICS = "there are no dynamics"
+ALL_PICKED = "all picked frames are labelled, as in DP-GEN"
+TRUE_ERROR = (
+    "the error on the frames left out is measured at the end; frames are picked by deviation"
+)
 
 SIMPLIFY = (
     mapped("pick_data", "the dataset"),
@@ -36,16 +38,16 @@ SIMPLIFY = (
     mapped("f_trust_hi", "as model_devi_f_trust_hi"),
     mapped("stop_iter", "budget.rounds"),
     *(
-        refused(f"{prefix}e_trust_{end}", "the energy's deviation is not looked at; drop it", 1e10)
+        refused(f"{prefix}e_trust_{end}", "the energy's deviation is not judged; drop it", 1e10)
         for prefix in ("model_devi_", "")
         for end in ("lo", "hi")
     ),
     *(refused(f"true_error_{x}_trust_{end}", TRUE_ERROR) for x in "fe" for end in ("lo", "hi")),
     *(unused(f"sys_{what}", NO_DYNAMICS) for what in ("configs", "configs_prefix", "format")),
     unused("shuffle_poscar", NO_DYNAMICS),
-    unused("mass_map", "nothing moves"),
+    unused("mass_map", NO_DYNAMICS),
     unused("fp_skip_bad_box", ALL_PICKED),
-    unused("use_clusters", "frames are molecules where the dataset says nopbc"),
+    unused("use_clusters", "frames are molecules if the dataset contains nopbc"),
     *(unused(f"fp_task_{most}", ALL_PICKED) for most in ("max", "min")),
     *(unused(f"fp_accurate_{kind}threshold", ALL_PICKED) for kind in ("", "soft_")),
 )

@@ -10,8 +10,8 @@ from dpstream.dpgen.document import Key, mapped, unused
 from shared.errors import SpecError
 
 Json = dict[str, Any]
-WORKERS_FOLDER = "each labeler has such files in a folder of its own: DPSTREAM_LABELER_POTENTIALS"
-PARALLEL = "parallel layout is the worker's: DPSTREAM_LABELER_COMMANDS"
+WORKERS_FOLDER = "each labeler has these files in its own folder: DPSTREAM_LABELER_POTENTIALS"
+PARALLEL = "the worker sets the parallel layout: DPSTREAM_LABELER_COMMANDS"
 
 
 @dataclass(frozen=True)

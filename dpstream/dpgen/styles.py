@@ -34,8 +34,8 @@ def _kinds(value: Any) -> Any:
 OWN_DATA = "CP2K finds potentials and basis sets by their names"
 CP2K = Style(
     keys=(
-        mapped("user_fp_params", "labels.settings.keywords, nested as they are"),
-        mapped("fp_params", "labels.settings.keywords, nested as they are"),
+        mapped("user_fp_params", "labels.settings.keywords, with the same nesting"),
+        mapped("fp_params", "labels.settings.keywords, with the same nesting"),
         mapped("external_input_path", "labels.settings.template, the file's text"),
         unused("fp_pp_path", OWN_DATA),
         unused("fp_pp_files", OWN_DATA),
@@ -70,7 +70,7 @@ GAUSSIAN = Style(
         mapped("multiplicity", "labels.multiplicity; auto: 1, else systems.*.label.multiplicity"),
         unused("nproc", PARALLEL),
         mapped("charge", "labels.charge"),
-        refused("fragment_guesses", "guesses are the code's own", False),
+        refused("fragment_guesses", "initial guesses are those of Gaussian", False),
         mapped("basis_set", "labels.settings.extra"),
         refused("keywords_high_multiplicity", "one recipe labels all frames; drop it"),
     ),
@@ -108,8 +108,10 @@ ABACUS = Style(
         mapped("fp_orb_files", "labels.settings.orbitals, by element"),
         mapped("fp_incar", "labels.settings.input, the file's text"),
         refused("fp_kpt_file", "give its mesh as k_points"),
-        refused("fp_dpks_descriptor", "DeePKS labels are not made; drop it"),
-        mapped("user_fp_params", "labels.settings.input, but for what every input has anyway"),
+        refused("fp_dpks_descriptor", "DeePKS labels are not supported; drop it"),
+        mapped(
+            "user_fp_params", "labels.settings.input, except for the keywords that dpstream sets"
+        ),
         mapped("k_points", "labels.settings.kpoints"),
     ),
     read=_abacus,
@@ -151,7 +153,7 @@ def _pwmat(given: Given) -> Json:
     }
 
 
-ETOT = "write an etot.input with them, MP_N123 too, and give it as fp_incar"
+ETOT = "write them to an etot.input, with MP_N123, and set fp_incar to it"
 PWMAT = Style(
     keys=(
         *POTENTIALS,
@@ -180,7 +182,11 @@ def _custom(given: Given) -> Json:
 
 
 CUSTOM = Style(
-    keys=(mapped("fp_params", "labels.settings; DPSTREAM_LABELER_COMMANDS='custom=…' starts it"),),
+    keys=(
+        mapped(
+            "fp_params", "labels.settings; set the command by DPSTREAM_LABELER_COMMANDS='custom=…'"
+        ),
+    ),
     params=(
         mapped("input_fmt", "labels.settings.input.format"),
         mapped("input_fn", "labels.settings.input.file"),
@@ -201,7 +207,7 @@ STYLES: dict[str, Style] = {
     "custom": CUSTOM,
 }
 ELSEWHERE = {
-    "cpx": "Car–Parrinello dynamics gives no single points; label with pwscf",
-    "amber/diff": "differences between two levels are not labelled; only with Amber",
+    "cpx": "Car–Parrinello dynamics gives no single points; use pwscf",
+    "amber/diff": "labels of differences between two levels of theory are not supported",
 }
-"""Styles of DP-GEN that nothing here stands in for."""
+"""Styles of DP-GEN without an equivalent in dpstream."""

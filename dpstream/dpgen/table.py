@@ -1,4 +1,4 @@
-"""`docs/dp-gen-keys.md`, made from the tables that the import goes by."""
+"""`docs/dp-gen-keys.md`, generated from the tables that the import uses."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from dpstream.dpgen.styles import ELSEWHERE, STYLES
 
 HEAD = """# Every key of DP-GEN
 
-What `dpstream import` makes of each key of `dpgen run` 0.14, `dpstream simplify` of those of `dpgen
-simplify`, and of the older ones that are still about. A refused key stops the import, and the words
-say what to do instead; with a value that asks for nothing (`false`, an empty list) it may stay.
-Keys that begin with an underscore are comments.
-This page is made by `make schema` from the tables that the import goes by; [dp-gen.md](dp-gen.md)
-explains.
+This page lists how `dpstream import` treats each key of `dpgen run` 0.14, and `dpstream simplify`
+each key of `dpgen simplify`, including older names that are still in use. A refused key stops the
+import with a message that names the alternative; a value without effect (`false`, an empty list) is
+accepted. Keys that begin with an underscore are comments. [dp-gen.md](dp-gen.md) introduces the
+import. `make schema` generates this page from the tables that the import uses.
 """
 SAID = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}
 
 
 def markdown() -> str:
-    """The whole page."""
+    """The complete page."""
     others = PARAM[len((*DATA, *TRAINING, *EXPLORATION, *LABELING)) :]
     parts = [
         ("param.json: data", DATA),
@@ -45,7 +44,7 @@ def markdown() -> str:
         ("param.json: model_devi_jobs[].template", TEMPLATE),
         ("param.json: model_devi_jobs[].rev_mat, sys_rev_mat.*", REVISIONS),
         ("param.json: labeling", LABELING),
-        ("simplify's param.json: its own keys, and those with another meaning", SIMPLIFY),
+        ("param.json of simplify: its own keys, and keys with another meaning", SIMPLIFY),
     ]
     for name, style in STYLES.items():
         parts.append((f"fp_style {name}", style.keys))
@@ -62,7 +61,7 @@ def markdown() -> str:
 
 
 def _section(title: str, keys: Sequence[Key]) -> Iterator[str]:
-    """A table; neighbours of which the same is said share a line."""
+    """A table; adjacent keys with the same text share a row."""
     yield f"\n## {title}\n\n| key | becomes |\n|---|---|\n"
     for (fate, words), group in groupby(keys, lambda key: (key.fate, key.words)):
         names = ", ".join(f"`{key.name}`" for key in group)

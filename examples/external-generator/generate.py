@@ -1,9 +1,10 @@
-"""A structure generator in a page: methane distorted within a random subgroup of its symmetry,
-offered to a campaign. What the committee does not know is labelled.
+"""A one-page structure generator: methane distorted within a random subgroup of its symmetry.
+
+It offers the frames to a campaign, which labels the candidates among them.
 
     python generate.py --campaign methane [--frames 12] [--seed 1]
 
-DPSTREAM_BROKER and DPSTREAM_STORE say where the deployment is.
+DPSTREAM_BROKER and DPSTREAM_STORE are the URLs of the deployment.
 """
 
 from __future__ import annotations

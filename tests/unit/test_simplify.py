@@ -230,7 +230,10 @@ def test_unlabelled_frames_are_labelled_by_fp_style_or_the_code_asked_for() -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"true_error_f_trust_lo": 0.1}, "true_error_f_trust_lo: 0.1: the error on what is left"),
+        (
+            {"true_error_f_trust_lo": 0.1},
+            "true_error_f_trust_lo: 0.1: the error on the frames left out",
+        ),
         ({"model_devi_e_trust_lo": 0.01}, "model_devi_e_trust_lo: 0.01: the energy's deviation"),
         ({"iter_pik_number": 3}, "iter_pik_number: unknown key; did you mean 'iter_pick_number'?"),
         ({"init_pick_number": 0}, "init_pick_number: 0"),
