@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-from hypothesis import find, given
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -112,8 +112,10 @@ def test_type_tags_are_unique_and_versioned() -> None:
 
 
 @pytest.mark.parametrize("tag", FORMER)
-def test_a_former_tag_is_read_as_the_present_one(tag: str) -> None:
-    message = find(instances(FORMER[tag]), lambda _: True)
+@examples(15, usual=5)
+@given(data=st.data())
+def test_a_former_tag_is_read_as_the_present_one(tag: str, data: st.DataObject) -> None:
+    message = data.draw(instances(FORMER[tag]))
     document = json.loads(encode(message))
     assert document["type"] != tag
     assert decode(json.dumps(document | {"type": tag}).encode()) == message
