@@ -3,14 +3,12 @@ traces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from shared import messages as m
 from shared.codec import kind_of
-from shared.values import Counts
 
 INDENT = " " * 8
 
@@ -38,7 +36,7 @@ class Lines:
         if task:
             words.append(f"{task[:8]}/{getattr(message, 'attempt', '-')}")
             words.append(self._titles.get(task, ""))
-        detail = _detail(message)
+        detail = message.describe()
         return plain(" ".join(words) + (f": {detail}" if detail else ""))
 
 
@@ -49,56 +47,3 @@ def plain(text: str) -> str:
 
 def _trace(message: m.Message) -> str:
     return str(getattr(message, "trace", ""))
-
-
-def _detail(message: Any) -> str:
-    tell = DETAILS.get(type(message))
-    if tell is not None:
-        return tell(message)
-    return str(getattr(message, "reason", "") or getattr(message, "why", ""))
-
-
-def _shares(counts: Counts, dropped: int) -> str:
-    words = f"{counts.accurate} accurate, {counts.candidate} candidate, {counts.failed} failed"
-    return words + (f", {dropped} never made" if dropped else "")
-
-
-def _labels(event: m.LabelsDone) -> str:
-    rejected = "".join(f"; {r.key[:8]} rejected by {r.rule}: {r.detail}" for r in event.rejected)
-    return f"{len(event.accepted)} accepted in {event.seconds:.3g} s{rejected}"
-
-
-def _audit(event: m.AuditDone) -> str:
-    return (
-        f"force RMSE {event.force:.3g}, up to {event.force_upper:.3g} eV/Å, "
-        f"on {event.frames} frames of {event.trajectories} trajectories"
-    )
-
-
-def _measured(event: m.Measured) -> str:
-    numbers = (f"{p.name} {_number(p.model)}, {_number(p.recipe)}" for p in event.properties)
-    return f"by committee {event.version} and by the recipe: {'; '.join(numbers)}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-DETAILS: Mapping[type[m.Message], Callable[[Any], str]] = {
-    m.CampaignSubmitted: lambda e: f"{len(e.frames)} frames to label, recipe {e.recipe.code}",
-    m.TaskClaimed: lambda e: f"by {e.worker}",
-    m.MemberTrained: lambda e: f"{e.steps} steps, force RMSE {e.train.force:.3g} eV/Å",
-    m.ModelsReady: lambda e: f"committee {e.committee.version}, {e.labels} labels",
-    m.ChunkExplored: lambda e: f"chunk {e.chunk}: {_shares(e.counts, e.dropped)}",
-    m.CandidatesSelected: lambda e: f"{len(e.labels)} to train on, {len(e.audits)} for the audit",
-    m.LabelsDone: _labels,
-    m.AuditDone: _audit,
-    m.Measured: _measured,
-    m.Verified: lambda e: f"{'stable' if e.stable else 'not stable'} {e.detail}",
-    m.TrainingJudged: lambda e: f"{e.verdict}: {e.why}",
-    m.RoundJudged: lambda e: f"round {e.round} {e.outcome}: {e.why}",
-    m.StageEnded: lambda e: f"stage {e.stage + 1} {e.verdict}: {e.why}",
-    m.TrustChanged: lambda e: f"{e.trust.low:.3g} and {e.trust.high:.3g}: {e.why}",
-    m.CampaignFinished: lambda e: f"{e.verdict}: {e.why}",
-    m.TasksRetried: lambda e: ", ".join(task[:8] for task in e.tasks) or "all",
-}

@@ -15,11 +15,6 @@ from services.coordinator.overview import headline, label_counts, round_counts
 from services.coordinator.state import State, Task
 from shared import messages as m
 
-SERVICES: Mapping[str, tuple[type[m.Command], ...]] = {
-    "trainer": (m.Train,),
-    "explorer": (m.Explore, m.Judge, m.Select, m.Audit, m.Measure, m.Verify),
-    "labeler": (m.Label, m.Reference),
-}
 SHOWN = 2
 """Running tasks named per service."""
 VERSIONS = 5
@@ -122,8 +117,8 @@ def _services(state: State, progress: Mapping[str, str]) -> Table:
         right = column != "service"
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     table.add_column("at work on", overflow="ellipsis", no_wrap=True, ratio=1)  # what room is left
-    for service, kinds in SERVICES.items():
-        live = state.under_way(*kinds)
+    for service in m.SERVICES:
+        live = state.under_way(*m.commands_of(service))
         running = [task for task in live if task.status == "running"]
         words = "; ".join(_task_words(task, progress) for task in running[:SHOWN])
         more = f"; {len(running) - SHOWN} more" if len(running) > SHOWN else ""

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from shared.codec import names_of
+from shared.messages import EVENTS, Publisher, Service, commands_of
+
 LISTENERS = "watch-*"
 """Temporary queues of those who listen to public events."""
 SETTLING = "settling-*"
@@ -45,8 +48,16 @@ class Role:
     lists: tuple[str, ...] = ()
 
 
-TASK_EVENTS = ("task-claimed", "task-heartbeat", "task-released", "task-failed")
-"""What every worker says."""
+def _queues(service: Service) -> tuple[str, ...]:
+    """Of the topology, those of a service's commands."""
+    return tuple(dict.fromkeys(kind.QUEUE.format("*") for kind in commands_of(service)))
+
+
+def _topics(publisher: Publisher) -> tuple[str, ...]:
+    """Kinds of events that a role publishes, under their former names too."""
+    kinds = [kind for kind in EVENTS if publisher in kind.PUBLISHERS]
+    return tuple(name for kind in kinds for name in names_of(kind))
+
 
 WORKER_READS = (SPECS, INPUTS, MANIFESTS, COMMITTEES, CLAIMS, RESULTS, LABELS)
 WORKER_CREATES = (CLAIMS, RESULTS, DEADLETTERS, PROBES)
@@ -56,13 +67,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "coordinator": Role(
             consumes=("coordinator", "deadletters"),
             commands=True,
-            says=(
-                "models-ready",
-                "stage-ended",
-                "structures-judged",
-                "campaign-paused",
-                "campaign-finished",
-            ),
+            says=_topics("coordinator"),
             hears=("*",),
             reads=("campaigns/*", "labels/*", "deadletters/*"),
             creates=(
@@ -81,50 +86,35 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             lists=("campaigns/", "deadletters/"),
         ),
         "trainer": Role(
-            consumes=("train",),
-            says=(*TASK_EVENTS, "checkpoint-saved", "member-trained"),
+            consumes=_queues("trainer"),
+            says=_topics("trainer"),
             reads=WORKER_READS,
             creates=WORKER_CREATES,
             deletes=(PROBES,),
         ),
         "explorer": Role(
-            consumes=("explore", "judge"),
-            says=(
-                *TASK_EVENTS,
-                "candidates-found",
-                "candidates-selected",
-                "frames-judged",
-                "structures-screened",
-                "audit-done",
-                "measured",
-                "verified",
-            ),
+            consumes=_queues("explorer"),
+            says=_topics("explorer"),
             reads=(*WORKER_READS, PROPOSALS),
             creates=WORKER_CREATES,
             deletes=(PROBES,),
         ),
         "labeler": Role(
-            consumes=("label.*",),
-            says=(*TASK_EVENTS, "labels-done", "reference-done"),
+            consumes=_queues("labeler"),
+            says=_topics("labeler"),
             reads=WORKER_READS,
             creates=(*WORKER_CREATES, LABELS),
             deletes=(PROBES,),
         ),
         "generator": Role(
-            says=("structures-proposed",),
+            says=_topics("generator"),
             hears=("structures-judged", "models-ready", "campaign-finished"),
             reads=(SPECS, COMMITTEES, RESULTS, PROPOSALS),
             creates=(PROPOSALS, PROBES),
             deletes=(PROBES,),
         ),
         "operator": Role(
-            says=(
-                "campaign-submitted",
-                "campaign-paused",
-                "campaign-resumed",
-                "campaign-cancelled",
-                "tasks-retried",
-            ),
+            says=_topics("operator"),
             hears=("*",),
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),

@@ -7,45 +7,24 @@ import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from inspect import getdoc
-from typing import Any, get_args
+from typing import Any
 
 from shared import messages as m
-from shared.codec import ADAPTER, AnyCommand, AnyResult
+from shared.codec import ADAPTER, kind_of
 from shared.topology import EVENTS, TASKS
 
-HEARD_FROM_OUTSIDE: tuple[type[m.Message], ...] = (
-    m.CampaignSubmitted,
-    m.StructuresProposed,
-    m.CampaignPaused,
-    m.CampaignResumed,
-    m.CampaignCancelled,
-    m.TasksRetried,
-)
-SAID_BY_WORKERS: tuple[type[m.Message], ...] = (
-    m.TaskClaimed,
-    m.TaskHeartbeat,
-    m.TaskReleased,
-    m.TaskFailed,
-    m.CheckpointSaved,
-    *get_args(AnyResult),
-)
-SAID_BY_THE_COORDINATOR: tuple[type[m.Message], ...] = (
-    m.ModelsReady,
-    m.StructuresJudged,
-    m.StageEnded,
-    m.CampaignPaused,
-    m.CampaignFinished,
-)
+OUTSIDE: tuple[m.Publisher, ...] = ("operator", "generator")
+"""Publishers that are no service of dpstream's."""
 SCHEMAS = "#/components/schemas/"
 
 
 def document() -> str:
     """The document as JSON text."""
-    said = (*SAID_BY_THE_COORDINATOR, *SAID_BY_WORKERS)
-    commands: tuple[type[m.Command], ...] = get_args(AnyCommand)
-    queues = sorted({kind.QUEUE for kind in commands})
+    received = _published_by(*OUTSIDE)
+    sent = _published_by(*m.SERVICES, "coordinator")
+    queues = sorted({kind.QUEUE for kind in m.COMMANDS})
     schemas = ADAPTER.json_schema(ref_template=SCHEMAS + "{model}")["$defs"]
-    events = dict.fromkeys((*HEARD_FROM_OUTSIDE, *said))
+    events = dict.fromkeys((*received, *sent))
     api = {
         "asyncapi": "3.0.0",
         "info": {
@@ -57,25 +36,24 @@ def document() -> str:
         },
         "defaultContentType": "application/json",
         "channels": {
-            **{_kind(event): _topic(event) for event in events},
-            **{_word(queue): _queue(queue, commands) for queue in queues},
+            **{kind_of(event): _topic(event) for event in events},
+            **{_word(queue): _queue(queue) for queue in queues},
         },
         "operations": {
-            **dict(_operations("receive", HEARD_FROM_OUTSIDE)),
-            **dict(_operations("send", said)),
-            **{f"send-{_word(q)}": _operation("send", _word(q), _of(q, commands)) for q in queues},
+            **dict(_operations("receive", received)),
+            **dict(_operations("send", sent)),
+            **{f"send-{_word(q)}": _operation("send", _word(q), _of(q)) for q in queues},
         },
         "components": {
-            "messages": {kind.__name__: _message(kind) for kind in (*events, *commands)},
+            "messages": {kind.__name__: _message(kind) for kind in (*events, *m.COMMANDS)},
             "schemas": schemas,
         },
     }
     return json.dumps(api, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _kind(event: type[m.Message]) -> str:
-    """The name of a kind of event, as topics have it: `models-ready`."""
-    return str(event.model_fields["type"].default).partition("/")[0]
+def _published_by(*roles: m.Publisher) -> list[type[m.Event]]:
+    return [kind for kind in m.EVENTS if set(roles) & set(kind.PUBLISHERS)]
 
 
 def _word(queue: str) -> str:
@@ -85,7 +63,7 @@ def _word(queue: str) -> str:
 
 def _topic(event: type[m.Message]) -> dict[str, Any]:
     return {
-        "address": f"{{campaign}}.{_kind(event)}",
+        "address": f"{{campaign}}.{kind_of(event)}",
         "parameters": {"campaign": {"description": "name of the campaign"}},
         "messages": _references([event]),
         "bindings": {
@@ -97,11 +75,11 @@ def _topic(event: type[m.Message]) -> dict[str, Any]:
     }
 
 
-def _queue(queue: str, commands: Iterable[type[m.Command]]) -> dict[str, Any]:
+def _queue(queue: str) -> dict[str, Any]:
     channel: dict[str, Any] = {
         "address": queue.replace("{}", "{capability}"),
         "description": f"Work queue, reached through the direct exchange {TASKS}.",
-        "messages": _references(_of(queue, commands)),
+        "messages": _references(_of(queue)),
         "bindings": {"amqp": {"is": "queue", "queue": {"name": queue, "durable": True}}},
     }
     if "{}" in queue:
@@ -109,8 +87,8 @@ def _queue(queue: str, commands: Iterable[type[m.Command]]) -> dict[str, Any]:
     return channel
 
 
-def _of(queue: str, commands: Iterable[type[m.Command]]) -> list[type[m.Command]]:
-    return [kind for kind in commands if queue == kind.QUEUE]
+def _of(queue: str) -> list[type[m.Command]]:
+    return [kind for kind in m.COMMANDS if queue == kind.QUEUE]
 
 
 def _references(kinds: Iterable[type[m.Message]]) -> dict[str, Any]:
@@ -122,7 +100,7 @@ def _operations(
     action: str, kinds: Iterable[type[m.Message]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in kinds:
-        yield f"{action}-{_kind(kind)}", _operation(action, _kind(kind), [kind])
+        yield f"{action}-{kind_of(kind)}", _operation(action, kind_of(kind), [kind])
 
 
 def _operation(action: str, channel: str, kinds: Iterable[type[m.Message]]) -> dict[str, Any]:

@@ -3,103 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Union
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 
-from shared.messages import (
-    Audit,
-    AuditDone,
-    CampaignCancelled,
-    CampaignFinished,
-    CampaignPaused,
-    CampaignResumed,
-    CampaignSubmitted,
-    CandidatesSelected,
-    CheckpointSaved,
-    ChunkExplored,
-    Command,
-    Explore,
-    FramesJudged,
-    Judge,
-    Label,
-    LabelsDone,
-    LeaseLapsed,
-    ManifestFrozen,
-    Measure,
-    Measured,
-    MemberTrained,
-    Message,
-    ModelsReady,
-    Reference,
-    ReferenceDone,
-    RoundJudged,
-    Screen,
-    Select,
-    StageEnded,
-    StructuresJudged,
-    StructuresProposed,
-    StructuresScreened,
-    TaskAbandoned,
-    TaskCancelled,
-    TaskClaimed,
-    TaskFailed,
-    TaskHeartbeat,
-    TaskReleased,
-    TaskRevoked,
-    TasksRetried,
-    Train,
-    TrainingJudged,
-    TrustChanged,
-    Verified,
-    Verify,
-)
+from shared.messages import COMMANDS, EVENTS, Command, Message, tags_of
 
 MAX_BODY = 64 * 1024
 """Bytes; larger things are objects in the store."""
 
-AnyCommand = (
-    Train | Explore | Judge | Screen | Select | Label | Reference | Audit | Measure | Verify
-)
-AnyResult = (
-    MemberTrained
-    | ChunkExplored
-    | FramesJudged
-    | StructuresScreened
-    | CandidatesSelected
-    | LabelsDone
-    | ReferenceDone
-    | AuditDone
-    | Measured
-    | Verified
-)
-AnyTaskEvent = (
-    TaskClaimed
-    | TaskHeartbeat
-    | TaskReleased
-    | TaskFailed
-    | LeaseLapsed
-    | TaskRevoked
-    | CheckpointSaved
-)
-AnyDecision = (
-    ModelsReady
-    | ManifestFrozen
-    | TrainingJudged
-    | RoundJudged
-    | StructuresJudged
-    | TrustChanged
-    | StageEnded
-    | TaskCancelled
-    | TaskAbandoned
-    | CampaignPaused
-    | CampaignResumed
-    | CampaignCancelled
-    | TasksRetried
-    | CampaignFinished
-)
-AnyEvent = CampaignSubmitted | StructuresProposed | AnyTaskEvent | AnyResult | AnyDecision
-AnyMessage = Annotated[AnyCommand | AnyEvent, Field(discriminator="type")]
+
+def _any_of(*kinds: type[Message]) -> GetPydanticSchema:
+    """Validation and serialization as whichever of `kinds` a message is."""
+    union: Any = Annotated[Union[kinds], Field(discriminator="type")]  # noqa: UP007
+    return GetPydanticSchema(lambda _, schema_of: schema_of(union))
+
+
+AnyCommand = Annotated[Command, _any_of(*COMMANDS)]
+AnyMessage = Annotated[Message, _any_of(*COMMANDS, *EVENTS)]
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMessage)
 
@@ -131,9 +53,16 @@ def queue_of(command: Command) -> str:
     return command.QUEUE.format(getattr(command, "capability", ""))
 
 
-def kind_of(message: Any) -> str:
+def kind_of(message: Message | type[Message]) -> str:
     """The name of a message's kind, without the version: `models-ready`."""
-    return str(message.type).partition("/")[0]
+    kind = message if isinstance(message, type) else type(message)
+    return names_of(kind)[0]
+
+
+@cache
+def names_of(kind: type[Message]) -> tuple[str, ...]:
+    """All names of a kind that may be a topic's: the present one, then former ones."""
+    return tuple(tag.partition("/")[0] for tag in tags_of(kind))
 
 
 def topic_of(event: Message) -> str:

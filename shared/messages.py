@@ -1,14 +1,18 @@
 """The vocabulary, in loop order: every command and event that crosses the bus.
 
 Commands are imperatives and go to one work queue; events are past tense and go to whoever listens.
-All are frozen, carry references instead of arrays, and stay under 64 KB on the wire.
+All are frozen, carry references instead of arrays, and stay under 64 KB on the wire. What is true
+of every message of a class (its queue, its service, its publishers) stands on the class; access
+roles, the codec, AsyncAPI, the policy and all views derive it from there.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shared.values import (
     Accepted,
@@ -35,6 +39,15 @@ from shared.values import (
     Value,
 )
 
+Service = Literal["trainer", "explorer", "labeler"]
+"""A worker service, which runs commands and publishes their results."""
+SERVICES: tuple[Service, ...] = get_args(Service)
+Publisher = Service | Literal["coordinator", "operator", "generator"]
+"""A role that publishes events (`shared.access`)."""
+LEDGER_ONLY: tuple[Publisher, ...] = ()
+"""Publishers of an event that the coordinator writes to the ledger and does not publish."""
+M = TypeVar("M", bound="Message")
+
 
 class Message(Value):
     """What every message carries. `cause` is the id of the message that led to this one; `time`
@@ -45,14 +58,26 @@ class Message(Value):
     time: float
     cause: str | None = None
 
+    def describe(self) -> str:
+        """The message's content on one line of `dpstream logs`."""
+        return str(getattr(self, "reason", "") or getattr(self, "why", ""))
+
+
+class Event(Message):
+    """What has happened."""
+
+    PUBLISHERS: ClassVar[tuple[Publisher, ...]]
+    """Roles that may publish it."""
+
 
 # ---------------------------------------------------------------------------- the campaign begins
 
 
-class CampaignSubmitted(Message):
+class CampaignSubmitted(Event):
     """A frozen spec and its initial data have been stored. All of it is in the campaign's
     `submitted.json`; over the bus it goes without the lists of frames, which have no bound."""
 
+    PUBLISHERS = ("operator",)
     type: Literal["campaign-submitted/1"] = "campaign-submitted/1"
     spec: Ref
     packs: tuple[Ref, ...] = Field(default=(), description="imported labelled batches")
@@ -71,14 +96,18 @@ class CampaignSubmitted(Message):
         default=(), description="structures of each of the spec's `verification.properties`"
     )
 
+    def describe(self) -> str:
+        return f"{len(self.frames)} frames to label, recipe {self.recipe.code}"
 
-class StructuresProposed(Message):
+
+class StructuresProposed(Event):
     """An external generator offers frames, written out in `frames` (small ones) or as an object
     under `campaigns/<campaign>/proposals/`: a `.npz` batch or `.extxyz`. *screen*: the committee
     judges them, and what it disagrees on waits to be chosen like any candidate; *label*: they go
     straight to labeling. The same frames under the same correlation are the same proposal.
     `time` is set anew by who hears it."""
 
+    PUBLISHERS = ("generator",)
     type: Literal["structures-proposed/1"] = "structures-proposed/1"
     id: str = Field(max_length=100)
     generator: Name
@@ -90,6 +119,10 @@ class StructuresProposed(Message):
     batch: Ref | None = None
     count: int = Field(default=0, ge=0, description="frames in `batch`")
 
+    def describe(self) -> str:
+        count = self.count if self.batch else len(self.frames)
+        return f"{self.generator}, {self.correlation}: {count} to {self.mode}"
+
 
 # ---------------------------------------------------------------------------- commands
 
@@ -98,6 +131,8 @@ class Command(Message):
     """Work for one worker. `attempt` counts issues of the same task; every attempt writes under a
     folder of its own."""
 
+    SERVICE: ClassVar[Service]
+    """The service that runs it."""
     QUEUE: ClassVar[str]
     """The work queue; `{}` is filled by `capability`."""
 
@@ -111,7 +146,8 @@ class Command(Message):
 class Train(Command):
     """Train one member of a committee."""
 
-    QUEUE: ClassVar[str] = "train"
+    SERVICE = "trainer"
+    QUEUE = "train"
     type: Literal["train/1"] = "train/1"
     version: int
     member: int
@@ -130,7 +166,8 @@ class Explore(Command):
     """Run one trajectory and judge its frames. `pinned`: one committee version from start to end
     in one chunk (lockstep); otherwise the worker moves to a newer committee between chunks."""
 
-    QUEUE: ClassVar[str] = "explore"
+    SERVICE = "explorer"
+    QUEUE = "explore"
     type: Literal["explore/1"] = "explore/1"
     committee: Ref
     version: int
@@ -152,7 +189,8 @@ class Explore(Command):
 class Judge(Command):
     """Judge waiting candidates, and frames that wait for their label, by a newer committee."""
 
-    QUEUE: ClassVar[str] = "judge"
+    SERVICE = "explorer"
+    QUEUE = "judge"
     type: Literal["judge/1"] = "judge/1"
     committee: Ref
     version: int
@@ -164,7 +202,8 @@ class Judge(Command):
 class Screen(Command):
     """Check frames that a generator offers and, with a committee, judge them by it."""
 
-    QUEUE: ClassVar[str] = "judge"
+    SERVICE = "explorer"
+    QUEUE = "judge"
     type: Literal["screen/1"] = "screen/1"
     proposal: str
     frames: Ref = Field(description="JSON object `Offered`, a batch as `.npz`, or `.extxyz`")
@@ -178,7 +217,8 @@ class Screen(Command):
 class Select(Command):
     """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
 
-    QUEUE: ClassVar[str] = "judge"
+    SERVICE = "explorer"
+    QUEUE = "judge"
     type: Literal["select/1"] = "select/1"
     committee: Ref
     version: int
@@ -196,7 +236,8 @@ class Select(Command):
 class Label(Command):
     """Compute labels of a few frames by the campaign's recipe."""
 
-    QUEUE: ClassVar[str] = "label.{}"
+    SERVICE = "labeler"
+    QUEUE = "label.{}"
     type: Literal["label/1"] = "label/1"
     capability: Name
     recipe: str
@@ -207,7 +248,8 @@ class Label(Command):
 class Reference(Command):
     """Run reference-driven molecular dynamics and keep spaced frames as the held-out test set."""
 
-    QUEUE: ClassVar[str] = "label.{}"
+    SERVICE = "labeler"
+    QUEUE = "label.{}"
     type: Literal["reference/1"] = "reference/1"
     capability: Name
     recipe: str
@@ -219,7 +261,8 @@ class Reference(Command):
 class Audit(Command):
     """Measure a committee's true error on labelled audit frames."""
 
-    QUEUE: ClassVar[str] = "judge"
+    SERVICE = "explorer"
+    QUEUE = "judge"
     type: Literal["audit/1"] = "audit/1"
     committee: Ref
     version: int
@@ -235,7 +278,8 @@ class Audit(Command):
 class Measure(Command):
     """Compare properties by a committee's mean with those by the recipe."""
 
-    QUEUE: ClassVar[str] = "judge"
+    SERVICE = "explorer"
+    QUEUE = "judge"
     type: Literal["measure/1"] = "measure/1"
     committee: Ref
     version: int
@@ -246,7 +290,8 @@ class Verify(Command):
     """Run the final model alone at constant energy, measure it on the held-out set, and compare
     its properties with those by the recipe."""
 
-    QUEUE: ClassVar[str] = "explore"
+    SERVICE = "explorer"
+    QUEUE = "explore"
     type: Literal["verify/1"] = "verify/1"
     model: Ref
     type_map: tuple[str, ...]
@@ -259,19 +304,24 @@ class Verify(Command):
 # ---------------------------------------------------------------------------- events about tasks
 
 
-class TaskEvent(Message):
+class TaskEvent(Event):
     task: TaskId
     attempt: int
 
 
 class TaskClaimed(TaskEvent):
+    PUBLISHERS = SERVICES
     type: Literal["task-claimed/1"] = "task-claimed/1"
     worker: str
+
+    def describe(self) -> str:
+        return f"by {self.worker}"
 
 
 class TaskHeartbeat(TaskEvent):
     """Neither ledgered nor decided upon."""
 
+    PUBLISHERS = SERVICES
     type: Literal["task-heartbeat/1"] = "task-heartbeat/1"
     worker: str
     progress: str = ""
@@ -280,12 +330,14 @@ class TaskHeartbeat(TaskEvent):
 class TaskReleased(TaskEvent):
     """The worker gave the task back, through no fault of the task."""
 
+    PUBLISHERS = SERVICES
     type: Literal["task-released/1"] = "task-released/1"
     reason: str
     delay: float = 0.0
 
 
 class TaskFailed(TaskEvent):
+    PUBLISHERS = SERVICES
     type: Literal["task-failed/1"] = "task-failed/1"
     permanent: bool
     reason: str
@@ -295,16 +347,19 @@ class TaskFailed(TaskEvent):
 class LeaseLapsed(TaskEvent):
     """Said by the coordinator's own edge: no heartbeat for a whole lease."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
 
 
 class TaskRevoked(TaskEvent):
     """Said by the coordinator's own edge: it won the claim of a task nobody had started."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["task-revoked/1"] = "task-revoked/1"
 
 
 class CheckpointSaved(TaskEvent):
+    PUBLISHERS = ("trainer",)
     type: Literal["checkpoint-saved/1"] = "checkpoint-saved/1"
     checkpoint: Ref
     step: int
@@ -316,7 +371,15 @@ class CheckpointSaved(TaskEvent):
 class Result(TaskEvent):
     """A terminal event: the first accepted one of a task stands. `seconds` is time worked."""
 
+    ANSWERS: ClassVar[type[Command]]
+    """The command it is the result of, whose service publishes it."""
+
     seconds: float = 0.0
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if "ANSWERS" in vars(cls):
+            cls.PUBLISHERS = (cls.ANSWERS.SERVICE,)
 
 
 class Chunk(Result):
@@ -328,6 +391,7 @@ class Chunk(Result):
 
 
 class MemberTrained(Result):
+    ANSWERS = Train
     type: Literal["member-trained/1"] = "member-trained/1"
     version: int
     member: int
@@ -341,14 +405,21 @@ class MemberTrained(Result):
     audit: Rmse | None = None
     test: Rmse | None = None
 
+    def describe(self) -> str:
+        return f"{self.steps} steps, force RMSE {self.train.force:.3g} eV/Å"
 
-class ModelsReady(Message):
+
+class ModelsReady(Event):
     """A committee is complete. Also stored as `campaigns/<c>/committees/<version>.json`."""
 
+    PUBLISHERS = ("coordinator",)
     type: Literal["models-ready/1"] = "models-ready/1"
     committee: Committee
     manifest: Ref
     labels: int
+
+    def describe(self) -> str:
+        return f"committee {self.committee.version}, {self.labels} labels"
 
 
 class ChunkExplored(Chunk):
@@ -356,7 +427,9 @@ class ChunkExplored(Chunk):
     `shared.deviation.BINS`. `dropped`: planned checks never made because the trajectory was stopped
     early; they count as failed."""
 
-    type: Literal["candidates-found/1"] = "candidates-found/1"
+    ANSWERS = Explore
+    # The second tag is the name up to 0.1: it is read, and workers may publish it, until 0.3.
+    type: Literal["chunk-explored/1", "candidates-found/1"] = "chunk-explored/1"
     version: int
     counts: Counts
     dropped: int = 0
@@ -367,12 +440,26 @@ class ChunkExplored(Chunk):
     restart: Ref | None = None
     histogram: tuple[int, ...]
 
+    @field_validator("type")
+    @classmethod
+    def _renamed(cls, tag: str) -> str:
+        return "chunk-explored/1"
+
+    def describe(self) -> str:
+        counts = self.counts
+        never = f", {self.dropped} never made" if self.dropped else ""
+        return (
+            f"chunk {self.chunk}: {counts.accurate} accurate, {counts.candidate} candidate, "
+            f"{counts.failed} failed{never}"
+        )
+
 
 class FramesJudged(Result):
     """Waiting candidates after a new verdict: `pool` holds what remains of them. `accurate` names
     those of the command's `frames` that need no label any more. `offered`: what became of frames
     from generators that are no candidates any more."""
 
+    ANSWERS = Judge
     type: Literal["frames-judged/1"] = "frames-judged/1"
     version: int
     pool: tuple[PoolItem, ...]
@@ -385,17 +472,22 @@ class StructuresScreened(Result):
     """The judge's word on a proposal. `batches` keep the frames that `found` refers to; `refused`:
     why none of them could be looked at."""
 
+    ANSWERS = Screen
     type: Literal["structures-screened/1"] = "structures-screened/1"
     version: int
     batches: tuple[Ref, ...] = ()
     found: tuple[Screened, ...] = ()
     refused: str = ""
 
+    def describe(self) -> str:
+        return self.refused or _counted(self.found)
+
 
 class CandidatesSelected(Chunk):
     """What a select task chose, in as many chunks as it takes to name it all. `refused` and
     `refusals`, of the whole pool, come with the last."""
 
+    ANSWERS = Select
     type: Literal["candidates-selected/1"] = "candidates-selected/1"
     version: int
     stage: int
@@ -405,16 +497,25 @@ class CandidatesSelected(Chunk):
     refused: dict[str, int] = Field(default={}, description="candidates not taken, by reason")
     refusals: Ref | None = Field(default=None, description="JSON object: RefusedFrames")
 
+    def describe(self) -> str:
+        return f"{len(self.labels)} to train on, {len(self.audits)} for the audit"
+
 
 class LabelsDone(Result):
+    ANSWERS = Label
     type: Literal["labels-done/1"] = "labels-done/1"
     accepted: tuple[Accepted, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+
+    def describe(self) -> str:
+        rejected = "".join(f"; {r.key[:8]} rejected by {r.rule}: {r.detail}" for r in self.rejected)
+        return f"{len(self.accepted)} accepted in {self.seconds:.3g} s{rejected}"
 
 
 class ReferenceDone(Result):
     """Held-out labelled frames of one reference trajectory, as a labelled batch."""
 
+    ANSWERS = Reference
     type: Literal["reference-done/1"] = "reference-done/1"
     trajectory: int
     pack: Ref
@@ -426,6 +527,7 @@ class AuditDone(Result):
     P(max-atom error > target | accurate), each with its bootstrap 95 % upper bound over
     trajectories. `deviation_over_error` is mean ε / mean ε̂."""
 
+    ANSWERS = Audit
     type: Literal["audit-done/1"] = "audit-done/1"
     version: int
     stage: int
@@ -442,14 +544,26 @@ class AuditDone(Result):
     )
     levels_why: str = ""
 
+    def describe(self) -> str:
+        return (
+            f"force RMSE {self.force:.3g}, up to {self.force_upper:.3g} eV/Å, "
+            f"on {self.frames} frames of {self.trajectories} trajectories"
+        )
+
 
 class Measured(Result):
+    ANSWERS = Measure
     type: Literal["measured/1"] = "measured/1"
     version: int
     properties: tuple[Compared, ...]
 
+    def describe(self) -> str:
+        numbers = (f"{p.name} {_number(p.model)}, {_number(p.recipe)}" for p in self.properties)
+        return f"by committee {self.version} and by the recipe: {'; '.join(numbers)}"
+
 
 class Verified(Result):
+    ANSWERS = Verify
     type: Literal["verified/1"] = "verified/1"
     stable: bool
     drift: float = Field(description="total-energy drift, eV per atom per ps")
@@ -458,13 +572,17 @@ class Verified(Result):
     test: Rmse | None = None
     properties: tuple[Compared, ...] = ()
 
+    def describe(self) -> str:
+        return f"{'stable' if self.stable else 'not stable'} {self.detail}"
+
 
 # --------------------------------------------------------------------------- the coordinator's word
 
 
-class ManifestFrozen(Message):
+class ManifestFrozen(Event):
     """A list too long for a message, stored under its key before anything refers to it."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
     purpose: Literal[
         "dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "points", "known"
@@ -473,11 +591,12 @@ class ManifestFrozen(Message):
     body: str
 
 
-class TrainingJudged(Message):
+class TrainingJudged(Event):
     """Whether a committee learned what its dataset has to teach. *training-limited*: its error on
     its own training frames is too high, and longer training may help; *label-noise-limited*:
     longer training did not."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["training-judged/1"] = "training-judged/1"
     version: int
     verdict: Literal["sound", "training-limited", "label-noise-limited"]
@@ -485,10 +604,14 @@ class TrainingJudged(Message):
     lengthen: float = Field(description="factor on the steps from now on")
     why: str
 
+    def describe(self) -> str:
+        return f"{self.verdict}: {self.why}"
 
-class RoundJudged(Message):
+
+class RoundJudged(Event):
     """One committee version has been tried on every condition of its stage."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["round-judged/1"] = "round-judged/1"
     stage: int
     round: int
@@ -497,11 +620,15 @@ class RoundJudged(Message):
     outcome: Literal["passed", "failed", "stuck"]
     why: str
 
+    def describe(self) -> str:
+        return f"round {self.round} {self.outcome}: {self.why}"
 
-class StructuresJudged(Message):
+
+class StructuresJudged(Event):
     """What became of frames that a generator offered. `refused`: why none of the proposal's `count`
     frames from index `first` on was looked at. `version`: the committee that judged, 0 for none."""
 
+    PUBLISHERS = ("coordinator",)
     type: Literal["structures-judged/1"] = "structures-judged/1"
     generator: Name
     correlation: Correlation
@@ -512,16 +639,24 @@ class StructuresJudged(Message):
     first: int = 0
     count: int = 0
 
+    def describe(self) -> str:
+        return f"{self.generator}, {self.correlation}: {self.refused or _counted(self.verdicts)}"
 
-class TrustChanged(Message):
+
+class TrustChanged(Event):
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["trust-changed/1"] = "trust-changed/1"
     stage: int
     version: int
     trust: Trust
     why: str
 
+    def describe(self) -> str:
+        return f"{self.trust.low:.3g} and {self.trust.high:.3g}: {self.why}"
 
-class StageEnded(Message):
+
+class StageEnded(Event):
+    PUBLISHERS = ("coordinator",)
     type: Literal["stage-ended/1"] = "stage-ended/1"
     stage: int
     verdict: Literal["converged", "explored", "stuck", "out-of-budget"] = Field(
@@ -529,54 +664,108 @@ class StageEnded(Message):
     )
     why: str
 
+    def describe(self) -> str:
+        return f"stage {self.stage + 1} {self.verdict}: {self.why}"
 
-class TaskCancelled(Message):
+
+class TaskCancelled(Event):
     """Not wanted any more. The edge revokes the task by winning its claim, or else asks the
     worker to stop through `claims/<task>/<attempt>.stop`."""
 
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["task-cancelled/1"] = "task-cancelled/1"
     task: TaskId
     attempt: int
     why: str
 
 
-class TaskAbandoned(Message):
+class TaskAbandoned(Event):
+    PUBLISHERS = LEDGER_ONLY
     type: Literal["task-abandoned/1"] = "task-abandoned/1"
     task: TaskId
     title: str
     why: str
 
 
-class CampaignPaused(Message):
+class CampaignPaused(Event):
     """Something needs a person: an event that could not be processed, or a task the campaign
     cannot do without; or a person says so. Only this campaign waits."""
 
+    PUBLISHERS = ("coordinator", "operator")
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
     why: str
     trace: str = ""
 
 
-class CampaignResumed(Message):
+class CampaignResumed(Event):
     """Said by a person: go on, and try abandoned tasks once more."""
 
+    PUBLISHERS = ("operator",)
     type: Literal["campaign-resumed/1"] = "campaign-resumed/1"
 
 
-class CampaignCancelled(Message):
+class CampaignCancelled(Event):
     """Said by a person: end it. What is computed stays."""
 
+    PUBLISHERS = ("operator",)
     type: Literal["campaign-cancelled/1"] = "campaign-cancelled/1"
     why: str = Field(default="", max_length=2000)
 
 
-class TasksRetried(Message):
+class TasksRetried(Event):
     """Said by a person: give abandoned tasks another try. `tasks` names them; none means all."""
 
+    PUBLISHERS = ("operator",)
     type: Literal["tasks-retried/1"] = "tasks-retried/1"
     tasks: tuple[TaskId, ...] = Field(default=(), max_length=500)
 
+    def describe(self) -> str:
+        return ", ".join(task[:8] for task in self.tasks) or "all"
 
-class CampaignFinished(Message):
+
+class CampaignFinished(Event):
+    PUBLISHERS = ("coordinator",)
     type: Literal["campaign-finished/1"] = "campaign-finished/1"
     verdict: Literal["converged", "not-converged", "cancelled"]
     why: str
+
+    def describe(self) -> str:
+        return f"{self.verdict}: {self.why}"
+
+
+# ---------------------------------------------------------------------------- words and numbers
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _counted(verdicts: Iterable[FrameVerdict]) -> str:
+    counts = Counter(each.verdict for each in verdicts)
+    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+
+
+# ---------------------------------------------------------------------------- all classes
+
+
+def _concrete(base: type[M]) -> Iterator[type[M]]:
+    """The classes below `base` that have a type tag, in the order of their definitions."""
+    for kind in base.__subclasses__():
+        if "type" in kind.model_fields:
+            yield kind
+        yield from _concrete(kind)
+
+
+COMMANDS: tuple[type[Command], ...] = tuple(_concrete(Command))
+EVENTS: tuple[type[Event], ...] = tuple(_concrete(Event))
+RESULTS: tuple[type[Result], ...] = tuple(_concrete(Result))
+
+
+def commands_of(service: Service) -> tuple[type[Command], ...]:
+    """The commands that a service runs."""
+    return tuple(kind for kind in COMMANDS if service == kind.SERVICE)
+
+
+def tags_of(kind: type[Message]) -> tuple[str, ...]:
+    """The type tags that are read as this class; the first is the one that is written."""
+    return get_args(kind.model_fields["type"].annotation)

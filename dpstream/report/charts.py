@@ -27,6 +27,7 @@ from dpstream.report.plots import (
 )
 from shared.deviation import BINS
 from shared.frames import Floats, Ints
+from shared.messages import SERVICES
 from shared.values import Counts, Trust
 
 SMALL = (330.0, 210.0)
@@ -269,7 +270,7 @@ def parity(title: str, label: Floats, predicted: Floats) -> Plot:
 
 def lanes(spans: Sequence[Span], clock: Clock) -> Plot:
     """One lane per worker, its tasks as bars coloured by kind, over time of activity."""
-    order = sorted(spans, key=lambda span: (list(_SERVICES).index(span.service), span.worker))
+    order = sorted(spans, key=lambda span: (SERVICES.index(span.service), span.worker))
     workers = list(dict.fromkeys(span.worker for span in order))[:MOST_LANES]
     size = (WIDE, TOP + LANE * len(workers) + 42.0)
     plot = Plot("Work by worker over time", "time of activity", "", *size)
@@ -283,9 +284,6 @@ def lanes(spans: Sequence[Span], clock: Clock) -> Plot:
             plot.rects.append(_bar(span, workers.index(span.worker), x, clock, unit))
     plot.rules = [_vertical(plot, x(at / unit), "pause") for at in clock.breaks]
     return plot
-
-
-_SERVICES = ("trainer", "explorer", "labeler")
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -9,19 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shared import messages as m
+from shared.codec import kind_of
 
-SERVICES: Mapping[str, str] = {
-    "train": "trainer",
-    "explore": "explorer",
-    "judge": "explorer",
-    "select": "explorer",
-    "audit": "explorer",
-    "measure": "explorer",
-    "verify": "explorer",
-    "label": "labeler",
-    "reference": "labeler",
-}
-"""Service by kind of task."""
+SERVICES: Mapping[str, m.Service] = {kind_of(command): command.SERVICE for command in m.COMMANDS}
+"""Service by kind of task, in loop order."""
 PAUSE = 60.0
 """A longer time without any task in hand is no idleness: nobody was running."""
 
@@ -46,7 +37,7 @@ class Span:
         return self.start, self.end
 
     @property
-    def service(self) -> str:
+    def service(self) -> m.Service:
         return SERVICES[self.kind]
 
 
@@ -87,8 +78,8 @@ def spans_of(messages: Iterable[m.Message]) -> list[Span]:
 
 
 def _span(command: m.Command, claim: m.TaskClaimed, end: float, outcome: str) -> Span:
-    kind = type(command).__name__.lower()
-    return Span(claim.worker, kind, command.title, claim.time, max(end, claim.time), outcome)
+    end = max(end, claim.time)
+    return Span(claim.worker, kind_of(command), command.title, claim.time, end, outcome)
 
 
 def _ending(event: m.TaskEvent) -> str | None:
@@ -151,7 +142,7 @@ def service_shares(spans: Sequence[Span]) -> list[Share]:
     """Busy and idle time of each service while the campaign was being worked on."""
     active = length(activity(spans))
     shares = []
-    for service in dict.fromkeys(SERVICES.values()):
+    for service in m.SERVICES:
         mine = [span for span in spans if span.service == service]
         if mine:
             workers = len({span.worker for span in mine})

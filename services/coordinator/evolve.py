@@ -8,7 +8,7 @@ said is remembered by its id.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from services.coordinator.folds.exploration import (
     candidates_selected,
@@ -67,14 +67,16 @@ from services.coordinator.state import (
     Task,
 )
 from shared import messages as m
-from shared.codec import AnyCommand
 from shared.values import Ref
 
 
 def evolve(state: State, message: m.Message) -> State:
-    """The state after `message`; the very same object when the message changes nothing."""
+    """The state after `message`; the very same object when the message changes nothing. Raises
+    TypeError for a class of messages that `EVOLVE` does not list."""
     change = EVOLVE.get(type(message))
-    if change is None or (isinstance(message, m.Result) and not _is_answer(state, message)):
+    if change is None:
+        raise TypeError(f"evolve: no effect is given for {type(message).__name__}")
+    if isinstance(message, m.Result) and not _is_answer(state, message):
         return state
     return change(state, message)
 
@@ -82,7 +84,7 @@ def evolve(state: State, message: m.Message) -> State:
 def _is_answer(state: State, result: m.Result) -> bool:
     """Whether such a task was given to anybody: whoever may publish may say anything."""
     task = state.tasks.get(result.task)
-    if task is None or type(task.command) is not ANSWERED[type(result)]:
+    if task is None or type(task.command) is not result.ANSWERS:
         return False
     return all(batch < len(batches) for batches, batch in _named(result))
 
@@ -123,6 +125,10 @@ def _issued_again(state: State, known: Task, command: Any) -> State:
     return asked_again(state, command) if given_up and isinstance(command, m.Label) else state
 
 
+def _no_effect(state: State, message: m.Message) -> State:
+    return state
+
+
 ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Train: train_issued,
     m.Explore: explore_issued,
@@ -131,27 +137,14 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Select: select_issued,
     m.Label: label_issued,
 }
-
-
-ANSWERED: dict[type[m.Result], type[m.Command]] = {
-    m.MemberTrained: m.Train,
-    m.ChunkExplored: m.Explore,
-    m.FramesJudged: m.Judge,
-    m.StructuresScreened: m.Screen,
-    m.CandidatesSelected: m.Select,
-    m.LabelsDone: m.Label,
-    m.ReferenceDone: m.Reference,
-    m.AuditDone: m.Audit,
-    m.Measured: m.Measure,
-    m.Verified: m.Verify,
-}
-"""What each result is the result of."""
+"""What a new task of each class changes, besides the table of tasks; the others change no more."""
 
 
 EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CampaignSubmitted: campaign_submitted,
-    **dict.fromkeys(get_args(AnyCommand), _issued),
+    **dict.fromkeys(m.COMMANDS, _issued),
     m.TaskClaimed: task_claimed,
+    m.TaskHeartbeat: _no_effect,  # extends a lease at the coordinator's edge
     m.TaskReleased: task_lost(held_against=False),
     m.TaskFailed: task_lost(held_against=True),
     m.LeaseLapsed: task_lost(held_against=True),
@@ -183,3 +176,4 @@ EVOLVE: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.TasksRetried: tasks_retried,
     m.CampaignFinished: campaign_finished,
 }
+"""What each class of messages changes; every class is listed."""

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from services.coordinator import snapshots
@@ -35,8 +34,6 @@ from shared.values import campaign_uri
 AHEAD = 8
 """Segments on their way from the store while one is folded."""
 
-Told = Annotated[Message, GetPydanticSchema(lambda _, schema_of: schema_of(AnyMessage))]
-"""Written and read as the kind of message it is."""
 _COLLECTED = gc.get_threshold()
 Number = tuple[int, int]
 """Of a segment: its place in the ledger, and the epoch of its writer."""
@@ -46,8 +43,8 @@ Number = tuple[int, int]
 class Entry:
     """One event heard and the decisions it led to."""
 
-    heard: Told
-    decided: tuple[Told, ...] = ()
+    heard: AnyMessage
+    decided: tuple[AnyMessage, ...] = ()
 
     @property
     def unprocessable(self) -> bool:

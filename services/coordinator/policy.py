@@ -38,22 +38,11 @@ from services.coordinator.rules.verdicts import (
 from services.coordinator.state import State
 from shared import messages as m
 
-HEARD = (
-    m.CampaignSubmitted,
-    m.StructuresProposed,
-    m.CampaignPaused,
-    m.CampaignResumed,
-    m.CampaignCancelled,
-    m.TasksRetried,
-    m.TaskEvent,
-)
-"""Events to act upon. Everything else on the bus is our own word coming back."""
-
 
 def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
     """The state after `event`, and what follows from it. An event that changes nothing (doubled,
-    late, unknown) returns the very same state and nothing."""
-    if not isinstance(event, HEARD):
+    late, about an unknown task) returns the very same state and nothing."""
+    if _is_own(event):
         return state, ()
     turn = Turn(evolve(state, event), event)
     if turn.state is state:
@@ -68,6 +57,13 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
             rule(turn)
     tell_generators(turn)
     return turn.state, tuple(turn.decided)
+
+
+def _is_own(event: m.Message) -> bool:
+    """Whether it is the coordinator's own message coming back from the bus."""
+    if isinstance(event, m.TaskEvent):
+        return False
+    return not isinstance(event, m.Event) or set(event.PUBLISHERS) <= {"coordinator"}
 
 
 def _may_go_on(state: State) -> bool:

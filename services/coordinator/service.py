@@ -44,14 +44,6 @@ PAUSE, LONGEST_PAUSE = 0.1, 30.0
 FENCE_CHECK = 20.0
 """Seconds between looks for a newer coordinator while there is nothing to write: an overtaken one
 would go on taking heartbeats off the queue."""
-PUBLIC = (
-    m.ModelsReady,
-    m.StructuresJudged,
-    m.StageEnded,
-    m.CampaignFinished,
-    m.CampaignPaused,
-)
-"""Decisions that the outside may listen to."""
 
 
 @dataclass
@@ -316,7 +308,7 @@ class Coordinator:
                     self.store.create(decision.manifest.uri, decision.body.encode())
                 elif isinstance(decision, m.TaskCancelled):
                     self._cancel(desk, decision)
-                elif isinstance(decision, PUBLIC):
+                elif isinstance(decision, m.Event) and "coordinator" in decision.PUBLISHERS:
                     public.append(Outgoing(encode(decision), topic=topic_of(decision)))
                 if isinstance(decision, m.CampaignFinished):
                     self._mark_finished(decision)

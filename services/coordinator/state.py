@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from immutables import Map
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import core_schema
 
 from shared import messages as m
@@ -60,7 +60,7 @@ class Known(BaseModel):
 class Task(Known):
     """One piece of work. *lost*: its attempt failed or lapsed, the next is not issued yet."""
 
-    command: Annotated[AnyCommand, Field(discriminator="type")]
+    command: AnyCommand
     status: Literal["open", "running", "lost", "done", "abandoned", "cancelled"] = "open"
     lapses: int = 0
     not_before: float = 0.0

@@ -58,7 +58,7 @@ def test_the_coordinator_may_declare_whatever_it_declares(
     ("user", "queue", "result"),
     [
         ("trainer", "train", "member-trained"),
-        ("explorer", "explore", "candidates-found"),
+        ("explorer", "explore", "chunk-explored"),
         ("explorer", "judge", "candidates-selected"),
         ("labeler", "label.tblite", "labels-done"),
     ],

@@ -176,6 +176,23 @@ def test_a_campaign_from_submission_to_verdict(site: Site, store: FolderStore) -
     assert not site.coordinator.desks["world"].leases
 
 
+def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(site: Site) -> None:
+    desk = site.submit(small())
+    while not desk.state.alive(m.Explore):
+        site.work()
+        site.turn()
+    commands = site.published("explore")
+    for command in commands:
+        claimed, *chunks = site.world.answer(command)
+        site.say(claimed)
+        for chunk in chunks:
+            body = encode(chunk).replace(b"chunk-explored/1", b"candidates-found/1")
+            site.bus.publish([Outgoing(body, topic="world.candidates-found")])
+    site.turn()
+    assert {status(desk, command) for command in commands} == {"done"}
+    assert site.coordinator.inbound.buried == 0
+
+
 # ------------------------------------------------------------------------- order and crashes
 
 

@@ -65,6 +65,21 @@ def state_of(told: Sequence[Heard]) -> State:
     return state
 
 
+def test_a_ledger_with_the_former_tag_of_an_event_reads_the_same(
+    store: FolderStore, told: list[Heard]
+) -> None:
+    write(Ledger.open(store, "world")[0], told, 10)
+    before = list(heard_and_decided(store, "world"))
+    renamed = 0
+    for key in list(store.list(FOLDER)):
+        data = store.get(key)
+        renamed += data.count(b'"chunk-explored/1"')
+        store.put(key, data.replace(b'"chunk-explored/1"', b'"candidates-found/1"'))
+    assert renamed > 5
+    assert list(heard_and_decided(store, "world")) == before
+    assert load_state(store, "world").dumps() == state_of(told).dumps()
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_what_was_appended_is_told_again(store: FolderStore, told: list[Heard], size: int) -> None:
     ledger, empty = Ledger.open(store, "world")

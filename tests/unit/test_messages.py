@@ -15,12 +15,14 @@ from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from shared import messages as m
-from shared.codec import MAX_BODY, AnyCommand, AnyEvent, decode, encode, message_schema, topic_of
+from shared.codec import MAX_BODY, decode, encode, message_schema, topic_of
 from shared.topology import declared
 from shared.values import Key, Recipe, Ref, TaskId, Trust, label_uri, stable_id, stable_seed
 from tests.amounts import examples
 
-EVERY = (*get_args(AnyCommand), *get_args(AnyEvent))
+EVERY = (*m.COMMANDS, *m.EVENTS)
+FORMER = {"candidates-found/1": m.ChunkExplored}
+"""Type tags that are read and no longer written."""
 SCHEMA = Path(__file__).parents[2] / "docs" / "messages.schema.json"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
@@ -102,12 +104,21 @@ def example() -> m.TaskFailed:
 
 def test_type_tags_are_unique_and_versioned() -> None:
     tags = [kind.model_fields["type"].default for kind in EVERY]
-    assert len(set(tags)) == len(EVERY)
+    assert len({*tags, *FORMER}) == len(EVERY) + len(FORMER)
     for kind in EVERY:
-        assert get_args(kind.model_fields["type"].annotation) == (
-            kind.model_fields["type"].default,
-        )
+        former = tuple(tag for tag, of in FORMER.items() if of is kind)
+        assert m.tags_of(kind) == (kind.model_fields["type"].default, *former)
         assert re.fullmatch(r"[a-z-]+/\d+", kind.model_fields["type"].default)
+
+
+@pytest.mark.parametrize("tag", FORMER)
+@examples(15, usual=5)
+@given(data=st.data())
+def test_a_former_tag_is_read_as_the_present_one(tag: str, data: st.DataObject) -> None:
+    message = data.draw(instances(FORMER[tag]))
+    document = json.loads(encode(message))
+    assert document["type"] != tag
+    assert decode(json.dumps(document | {"type": tag}).encode()) == message
 
 
 def test_every_kind_of_message_can_be_decoded() -> None:
@@ -117,7 +128,7 @@ def test_every_kind_of_message_can_be_decoded() -> None:
 
 
 def test_every_command_has_a_queue_and_every_event_a_topic() -> None:
-    for kind in get_args(AnyCommand):
+    for kind in m.COMMANDS:
         queue = kind.QUEUE.format("tblite")
         assert declared(queue) is not None, queue
     assert topic_of(example()) == "methane.task-failed"
@@ -224,7 +235,7 @@ def test_the_committed_schema_is_that_of_the_messages() -> None:
 def test_the_schema_names_every_message() -> None:
     schema = json.loads(message_schema())
     assert schema["discriminator"]["mapping"].keys() == {
-        kind.model_fields["type"].default for kind in EVERY
+        tag for kind in EVERY for tag in m.tags_of(kind)
     }
 
 

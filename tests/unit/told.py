@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from services.coordinator.folds.proposals import proposal_id, written_out
 from services.coordinator.ledger import Entry, Ledger
 from shared import messages as m
 from shared.embedded import FolderStore
@@ -23,6 +24,8 @@ from shared.values import (
     Counts,
     Dataset,
     FrameRef,
+    FrameVerdict,
+    OfferedFrame,
     Pool,
     PoolItem,
     Recipe,
@@ -30,6 +33,7 @@ from shared.values import (
     RefusedFrames,
     Rejected,
     Rmse,
+    Screened,
     Trust,
     campaign_uri,
     label_uri,
@@ -283,6 +287,43 @@ class Teller:
             reason=f"random draw number {number}",
         )
 
+    def proposals(self) -> None:
+        """A generator offers two frames: one is screened, the other is being screened."""
+        offers = [self.offer(f"offer-{number}") for number in range(2)]
+        for number, offer in enumerate(offers):
+            proposal = proposal_id(offer)
+            frames = self.object(f"offer-{number}.json", written_out(offer))
+            common = {"committee": self.spec, "version": 1, "trust": TRUST}
+            self.work(
+                m.Screen,
+                f"screen-{number}",
+                "explorer-1",
+                proposal=proposal,
+                frames=frames,
+                count=1,
+                first=0,
+                **common,
+            )
+        verdict = {"index": 0, "key": KEYS[PASSED_OVER], "verdict": "accurate", "deviation": 0.01}
+        found = (Screened(**verdict),)
+        self.say(m.StructuresScreened, task="screen-0", version=1, found=found)
+        self.say(
+            m.StructuresJudged,
+            generator="ga",
+            correlation="offer-0",
+            proposal=proposal_id(offers[0]),
+            version=1,
+            verdicts=(FrameVerdict(**verdict),),
+        )
+
+    def offer(self, correlation: str) -> m.StructuresProposed:
+        atoms = FRAMES[PASSED_OVER]
+        frame = OfferedFrame(species=atoms.species, positions=atoms.positions.tolist())
+        offer: m.StructuresProposed = self.say(
+            m.StructuresProposed, generator="ga", correlation=correlation, frames=(frame,)
+        )
+        return offer
+
     def audit(self, **changes: Any) -> None:
         pair = {"origin": TRAJECTORY, "squared": 0.01, "weight": 1.0, "verdict": "accurate"}
         errors = [0.05, float("inf")]
@@ -338,5 +379,15 @@ def tell_half(root: Path) -> FolderStore:
     teller = Teller(root)
     teller.beginning()
     teller.training()
+    teller.exploration()
+    return teller.write()
+
+
+def tell_proposed(root: Path) -> FolderStore:
+    """A campaign that is exploring, to which a generator has proposed structures."""
+    teller = Teller(root)
+    teller.beginning()
+    teller.training()
+    teller.proposals()
     teller.exploration()
     return teller.write()

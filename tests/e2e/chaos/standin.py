@@ -131,19 +131,7 @@ def _refs(value: Any) -> Iterator[Ref]:
             yield from _refs(item)
 
 
-KINDS = (
-    m.Train,
-    m.Explore,
-    m.Judge,
-    m.Screen,
-    m.Select,
-    m.Label,
-    m.Reference,
-    m.Audit,
-    m.Measure,
-    m.Verify,
-)
-HANDLERS: dict[type[Command], Handler] = dict.fromkeys(KINDS, answer)
+HANDLERS: dict[type[Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
 
 
 def service(role: str) -> Service[StandInSettings]:

@@ -1,0 +1,89 @@
+"""A campaign to which structures were proposed, in everything that shows a campaign."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from rich.console import Console, RenderableType
+
+from dpstream.export import export
+from dpstream.logs import Lines
+from dpstream.report.page import render
+from dpstream.view import Learning, screen, summary
+from services.coordinator.api import make_app
+from services.coordinator.books import Books
+from services.coordinator.ledger import heard_and_decided, load_state
+from services.coordinator.metrics import Metrics
+from services.coordinator.service import Coordinator
+from services.coordinator.why import why
+from shared.embedded import FolderStore, InProcessBus
+from tests.unit import told
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return told.tell_proposed(tmp_path / "root")
+
+
+def shown(what: RenderableType) -> dict[str, str]:
+    """The printed lines, by their first word."""
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(what)
+    return {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+
+
+def test_the_report_draws_the_screening(store: FolderStore) -> None:
+    html = render(store, told.NAME)
+    assert 'class="k-screen"' in html
+    assert "<title>screen: " in html
+    assert ".k-screen {" in html
+
+
+def test_the_export_is_whole(store: FolderStore, tmp_path: Path) -> None:
+    export(store, told.NAME, tmp_path / "out")
+    assert (tmp_path / "out" / "README.txt").exists()
+    assert 'class="k-screen"' in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: FolderStore) -> None:
+    state = load_state(store, told.NAME)
+    for view in (summary(state, Learning()), screen(state, Learning(), {}, 1.0, "Ctrl-C stops")):
+        assert shown(view)["explorer"].split() == ["explorer", "1", "0", "screen"]
+
+
+def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
+    lines = list(Lines().of(heard_and_decided(store, told.NAME)))
+    (first, _) = (line for line in lines if "structures-proposed" in line)
+    assert first.endswith(": ga, offer-0: 1 to screen")
+    (screened,) = (line for line in lines if "structures-screened" in line)
+    assert screened.endswith("screen: 1 accurate")
+    (judged,) = (line for line in lines if "structures-judged" in line)
+    assert judged.endswith(": ga, offer-0: 1 accurate")
+
+
+def test_why_names_the_generator(store: FolderStore) -> None:
+    lines = "\n".join(why(store, told.NAME, told.KEYS[told.PASSED_OVER]))
+    assert "generator ga, frame 0 of offer-0: accurate by committee 1" in lines
+
+
+def test_the_api_the_metrics_and_the_dashboard(store: FolderStore) -> None:
+    coordinator = Coordinator(InProcessBus(), store)
+    coordinator.open(told.NAME)
+    books = Books(coordinator)
+    client = TestClient(make_app(books, Metrics(books), None), base_url="http://127.0.0.1")
+
+    def get(path: str) -> Any:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    assert get("/campaigns/told").json()["tasks"]["screen"] == {"done": 1, "running": 1}
+    lines = get("/campaigns/told/tasks?kind=screen").json()
+    assert [line["status"] for line in lines] == ["done", "running"]
+    metrics = get("/metrics").text
+    assert 'dpstream_tasks{campaign="told",kind="screen",status="running"} 1.0' in metrics
+    assert get("/").text.startswith("<!doctype html>")
