@@ -16,7 +16,6 @@ from rich.table import Table
 
 from dpstream.datasets import OutputFolder, TypeMap, claim, type_map_for, write_dataset
 from dpstream.deployment import open_store
-from dpstream.generator import as_frame
 from dpstream.options import DEFAULT_ROOT, MOST_WORKERS, Root, console, within
 from dpstream.progress import progress
 from dpstream.recipe_file import RecipeOption, read_recipe
@@ -28,7 +27,7 @@ from services.labeler.acceptance import Limits
 from services.labeler.handlers import Desk
 from shared.dataset import Labelled
 from shared.errors import SpecError, TaskError
-from shared.frames import Frame, canonical, decode_labelled, frame_key
+from shared.frames import Frame, as_frame, canonical, decode_labelled, frame_key
 from shared.ports import Store
 from shared.values import Accepted, Rejected
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shared.errors import SpecError
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -288,7 +290,8 @@ def min_distance(frame: Frame) -> float:
 
 
 def to_ase(frame: Frame) -> Any:
-    """The frame as `ase.Atoms`, its parameters with it (see `parameters_in`)."""
+    """The frame as `ase.Atoms`, with its parameters: `fparam` in the info, `aparam` in the
+    arrays."""
     from ase import Atoms
 
     atoms = Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
@@ -299,14 +302,44 @@ def to_ase(frame: Frame) -> Any:
     return atoms
 
 
-def from_ase(atoms: Any) -> Frame:
-    """A frame from `ase.Atoms`; periodic in three directions or in none."""
-    cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
+def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
+    """A frame from `ase.Atoms`, its parameters with it; periodic in three directions or in none, as
+    `periodic` says or the atoms do (None).
+
+    Raises ValueError for atoms that are periodic in one or two directions only, and for a periodic
+    frame whose cell is flat or missing.
+    """
+    if periodic is None:
+        if atoms.pbc.any() and not atoms.pbc.all():
+            axes = ", ".join(axis for axis, on in zip("xyz", atoms.pbc, strict=True) if on)
+            raise ValueError(
+                f"periodic along {axes} only; allowed: all three directions or none "
+                "(add vacuum, or set `periodic`)"
+            )
+        periodic = bool(atoms.pbc.all())
+    cell = np.array(atoms.cell[:], dtype=np.float64) if periodic else None
+    if cell is not None and abs(np.linalg.det(cell)) < 1e-6:
+        raise ValueError("periodic, but its cell is flat or missing")
     positions = np.array(atoms.positions, dtype=np.float64)
-    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **parameters_in(atoms))
+    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **_parameters_in(atoms))
 
 
-def parameters_in(atoms: Any) -> dict[str, Floats]:
+def as_frame(given: Any, where: str) -> Frame:
+    """A user's `ase.Atoms` as a frame without parameters (or a frame as it is), its cell vectors
+    right-handed: two of them exchanged, if need be, span the same lattice. Raises `SpecError`,
+    naming `where`."""
+    try:
+        frame = given if isinstance(given, Frame) else from_ase(given).given({})
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from error
+    if not np.isfinite(frame.positions).all():
+        raise SpecError(f"{where}: has positions that are not finite numbers")
+    if frame.cell is None or np.linalg.det(frame.cell) > 0:
+        return frame
+    return replace(frame, cell=frame.cell[[1, 0, 2]])
+
+
+def _parameters_in(atoms: Any) -> dict[str, Floats]:
     """Parameters that `ase.Atoms` carry: `fparam` in their info, `aparam` in their arrays."""
     given: dict[str, Floats] = {}
     if "fparam" in atoms.info:

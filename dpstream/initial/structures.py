@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from dpstream.generator import as_frame
 from dpstream.initial.params import InitBulk, InitParams, InitSurf
 from dpstream.inputs import closest_pair
 from dpstream.structures import read_structures
 from shared.builders import perturbed, scaled, slab, supercell
 from shared.errors import SpecError
-from shared.frames import Frame, canonical, from_ase, to_ase
+from shared.frames import Frame, as_frame, canonical, from_ase, to_ase
 from shared.values import stable_seed
 
 TRIES = 100

@@ -28,7 +28,7 @@ from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode, Localized
 from services.labeler.dynamics import Plan
-from services.labeler.engine import frame_facts, frame_of
+from services.labeler.engine import frame_facts, frame_from_facts
 from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.labeler.runner import run_files
 from shared.context import Context, Handler
@@ -363,7 +363,7 @@ def _sound(desk: Desk, kept: list[dict[str, Any]], start: Frame) -> Iterator[tup
     """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
     trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame = frame_of(item["frame"]).given(start.parameters)
+        frame = frame_from_facts(item["frame"]).given(start.parameters)
         outcome = Outcome.of(item["outcome"])
         recipe, limits = recipe_for(desk.recipe, frame), Limits.of(desk.labels)
         broken = check_before(frame, recipe, desk.code, limits) or check_after(
