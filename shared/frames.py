@@ -279,14 +279,23 @@ def _wrap(positions: Ints, cell: Ints) -> Ints:
 
 def min_distance(frame: Frame) -> float:
     """Shortest interatomic distance in Å, over periodic images too; inf beyond 6 Å."""
+    for cutoff in (1.5, 6.0):
+        pair = closest_pair(frame, cutoff)
+        if pair is not None:
+            return pair[2]
+    return float("inf")
+
+
+def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
+    """The two atoms nearest each other and their distance in Å (periodic images too), if nearer
+    than `within` Å."""
     from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
 
-    atoms = to_ase(frame)
-    for cutoff in (1.5, 6.0):
-        distances = neighbor_list("d", atoms, cutoff)
-        if len(distances):
-            return float(distances.min())
-    return float("inf")
+    first, second, distances = neighbor_list("ijd", to_ase(frame), within)
+    if not len(distances):
+        return None
+    k = int(np.argmin(distances))
+    return int(min(first[k], second[k])), int(max(first[k], second[k])), float(distances[k])
 
 
 def to_ase(frame: Frame) -> Any:
