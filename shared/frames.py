@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,6 +175,16 @@ class Batch:
         )
         positions = np.stack([f.positions for f in frames])
         return Batch(first.species, positions, cells, {**arrays, **own})
+
+    @staticmethod
+    def grouped(frames: Sequence[Frame], also: Sequence[Hashable] = ()) -> list[list[int]]:
+        """Indices of frames that fit in one batch, groups in order of first appearance; frames
+        with different values in `also` stay apart."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, frame in enumerate(frames):
+            kind = (frame.kind, also[index] if also else None)
+            groups.setdefault(kind, []).append(index)
+        return list(groups.values())
 
 
 @dataclass(frozen=True, eq=False)

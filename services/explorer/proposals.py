@@ -65,7 +65,8 @@ def screen(bench: Bench, command: Screen, context: Context) -> StructuresScreene
     rules = Rules(spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters)
     words, sound = _checked(frames, command.first, rules)
     batches: list[Ref] = []
-    for group in _by_composition(sound):
+    for members in Batch.grouped([item.frame for item in sound]):
+        group = [sound[i] for i in members]
         context.check()
         judged = _judged(bench, group, command, context)
         kept = [n for n, word in enumerate(judged) if word.verdict == "candidate"]
@@ -216,13 +217,6 @@ def _usable(frame: Read, rules: Rules) -> Read:
 
 
 # ------------------------------------------------------------------------------------- judging
-
-
-def _by_composition(sound: Sequence[Sound]) -> list[list[Sound]]:
-    groups: dict[tuple[Any, ...], list[Sound]] = {}
-    for item in sound:
-        groups.setdefault(item.frame.kind, []).append(item)
-    return list(groups.values())
 
 
 def _judged(
