@@ -48,11 +48,12 @@ from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
-from services.coordinator.inbound import BURIED
 from services.coordinator.ledger import heard_and_decided, load_state
 from services.coordinator.why import why as why_frame
+from shared.deadletters import count_buried
 from shared.errors import SpecError
 from shared.spec import Spec
+from shared.values import DEADLETTER_PREFIX
 
 app = typer.Typer(
     name="dpstream",
@@ -152,9 +153,11 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
         state = load_state(store, name)
         check_submitted(store, name, state.submitted)
         console.print(summary(state, learning))
-        buried = sum(1 for _ in store.list(BURIED))
+        buried = count_buried(store)
     if buried:
-        console.print(f"{buried} messages that nobody could read are kept under {BURIED}")
+        console.print(
+            f"{buried} messages that nobody could read are kept under {DEADLETTER_PREFIX}"
+        )
 
 
 @app.command()

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from shared.values import DEADLETTER_PREFIX
+
 LISTENERS = "watch-*"
 """Temporary queues of those who listen to public events."""
 SETTLING = "settling-*"
@@ -24,7 +26,7 @@ CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
 STOPS = "campaigns/*/claims/*.stop"
 LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
-LABELS, DEADLETTERS, PROBES = "labels/*", "deadletters/*", ".probe/*"
+LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
 
 
@@ -64,7 +66,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "campaign-finished",
             ),
             hears=("*",),
-            reads=("campaigns/*", "labels/*", "deadletters/*"),
+            reads=("campaigns/*", LABELS, DEADLETTERS),
             creates=(
                 CLAIMS,
                 LEDGERS,
@@ -78,7 +80,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             replaces=(STOPS,),
             deletes=(PROBES,),
-            lists=("campaigns/", "deadletters/"),
+            lists=("campaigns/", DEADLETTER_PREFIX),
         ),
         "trainer": Role(
             consumes=("train",),
@@ -129,7 +131,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
-            lists=("campaigns/", "deadletters/"),
+            lists=("campaigns/", DEADLETTER_PREFIX),
         ),
     }
 )
