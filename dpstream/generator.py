@@ -26,6 +26,7 @@ from dpstream.deployment import open_bus, open_store
 from shared.codec import decode, encode, topic_of
 from shared.context import fetch
 from shared.errors import BusError, NotFound, SpecError
+from shared.files import write_whole
 from shared.frames import Frame, as_frame, to_ase
 from shared.messages import StructuresJudged, StructuresProposed
 from shared.ports import Bus, Outgoing, Store, Subscription
@@ -194,10 +195,7 @@ class Generator:
     def _download(self, ref: Ref, folder: Path) -> Path:
         path = folder / f"{ref.sha256[:16]}{Path(ref.uri).suffix}"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(fetch(self.store, ref))
-            part.replace(path)
+            write_whole(path, fetch(self.store, ref))
         return path
 
 

@@ -20,6 +20,7 @@ from services.labeler.recipes import make_recipe
 from shared.builders import perturbed
 from shared.dataset import Labelled, write_deepmd
 from shared.engine import Engine
+from shared.files import write_whole
 from shared.frames import Batch, Frame, canonical, from_ase, to_ase
 from shared.spec import Labels
 from shared.values import Recipe, stable_seed
@@ -157,9 +158,7 @@ def _make_trajectory(call: Call, size: Size, folder: Path, temperature: float, n
         {"frame": frame, "forces": labelled(outcome, frame_from_facts(frame)).label.forces.tolist()}
         for frame, outcome in zip(frames, outcomes, strict=True)
     ]
-    target = _kept(folder, temperature, number)
-    target.with_suffix(".part").write_text(json.dumps(rows))
-    target.with_suffix(".part").rename(target)
+    write_whole(_kept(folder, temperature, number), json.dumps(rows))
 
 
 def _gathered(size: Size, folder: Path, temperature: float) -> Batch:
