@@ -22,6 +22,7 @@ from dpstream.recipe_file import RecipeOption, read_recipe
 from dpstream.relabel import Method, work_at_desks
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.structures import read_structures
+from dpstream.tables import text_table
 from dpstream.watch import say
 from services.labeler.acceptance import Limits
 from services.labeler.handlers import Desk
@@ -221,9 +222,7 @@ def rejections(rejected: Mapping[str, Rejected], numbers: Mapping[str, list[int]
     by_rule: dict[str, list[Rejected]] = {}
     for verdict in rejected.values():
         by_rule.setdefault(verdict.rule, []).append(verdict)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rejected", "frames", "of them", "the first says"):
-        table.add_column(column, overflow="fold")
+    table = text_table("rejected", "frames", "of them", "the first says")
     for rule, those in sorted(by_rule.items()):
         found = sorted(number for verdict in those for number in numbers[verdict.key])
         named = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")

@@ -17,6 +17,7 @@ from dpstream.dpgen.load import convert_file, spec_of
 from dpstream.dpgen.machine import Worker, read_machine
 from dpstream.dpgen.param import Converted
 from dpstream.options import Code, MachineFile, NewName, console
+from dpstream.tables import text_table
 from shared.errors import SpecError
 from shared.spec_errors import read_document
 
@@ -106,9 +107,7 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
 
 def key_table(title: str, lines: Iterable[Line]) -> Table:
     """Every key, and what became of it."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for column in ("key", "value", "becomes"):
-        table.add_column(column, overflow="fold")
+    table = text_table("key", "value", "becomes", title=title, title_justify="left")
     for line in lines:
         words = line.words if line.fate == "mapped" else f"not used: {line.words}"
         table.add_row(Text(line.key), Text(line.value), Text(words))
