@@ -35,14 +35,8 @@ from shared.context import Context, Handler
 from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
-from shared.frames import (
-    Batch,
-    Frame,
-    canonical,
-    decode_labelled,
-    encode_labelled,
-    frame_key,
-)
+from shared.frames import Batch, Frame, canonical, decode_labelled, encode_labelled, frame_key
+from shared.frames import Label as FrameLabel
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
@@ -180,23 +174,16 @@ class Desk:
             data = self.context.insist(lambda: self.context.store.get(uri))
         except NotFound:
             return None
-        return self._verdict(key, uri, data, reused=True, seconds=0.0)
+        return self._reused(key, Ref.to(uri, data), data)
 
-    def _verdict(
-        self, key: str, uri: str, data: bytes, *, reused: bool, seconds: float
-    ) -> Accepted | Rejected:
+    def _reused(self, key: str, ref: Ref, data: bytes, seconds: float = 0.0) -> Accepted | Rejected:
+        """The verdict on a label that was stored by another task; `seconds` were spent on it here
+        in vain."""
         frame, label, _ = decode_labelled(data)
         broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
-        return Accepted(
-            key=key,
-            label=Ref.to(uri, data),
-            reused=reused,
-            max_force=largest_force(label.forces),
-            seconds=seconds,
-            energy=label.energy,
-        )
+        return accepted(key, ref, label, seconds, reused=True)
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
@@ -204,13 +191,17 @@ class Desk:
         if broken is not None:
             return rejected(key, broken, outcome.seconds)
         provenance = self._provenance(key, frame, recipe, outcome)
-        data = encode_labelled(frame, outcome.label(), provenance)
+        label = outcome.label()
+        data = encode_labelled(frame, label, provenance)
         uri = label_uri(recipe.digest, key)
         store = self.context.store
         first = self.context.insist(lambda: store.create(uri, data))
         standing = data if first else self.context.insist(lambda: store.get(uri))
-        # Bytes equal to ours mean that our own create went through and its answer was lost.
-        return self._verdict(key, uri, standing, reused=standing != data, seconds=outcome.seconds)
+        ref = Ref.to(uri, standing)
+        if standing != data:
+            return self._reused(key, ref, standing, outcome.seconds)
+        # Also where the create went through and its answer was lost.
+        return accepted(key, ref, label, outcome.seconds, reused=False)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The facts of a single point; a crash or time-out is tried again in a fresh child."""
@@ -278,6 +269,17 @@ class Desk:
             "worker": self.context.worker,
             "campaign": self.context.command.campaign,
         }
+
+
+def accepted(key: str, ref: Ref, label: FrameLabel, seconds: float, *, reused: bool) -> Accepted:
+    return Accepted(
+        key=key,
+        label=ref,
+        reused=reused,
+        max_force=largest_force(label.forces),
+        seconds=seconds,
+        energy=label.energy,
+    )
 
 
 def rejected(key: str, broken: Broken, seconds: float = 0.0) -> Rejected:
