@@ -286,10 +286,12 @@ def rejected(key: str, broken: Broken, seconds: float = 0.0) -> Rejected:
     return Rejected(key=key, rule=broken.rule, detail=broken.detail[:MAX_DETAIL], seconds=seconds)
 
 
-def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
-    """The recipe of the campaign, if this worker computes it alike (Permanent if not)."""
+def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
+    """Raises Permanent where this worker computes otherwise than the campaign or must not compute
+    by its recipe."""
+    spec = context.spec()
     try:
-        recipe = make_recipe(labels)
+        recipe = make_recipe(spec.labels)
     except SpecError as error:
         raise Permanent(f"this worker cannot label for the campaign: {error}") from error
     if recipe.digest != command.recipe:
@@ -297,12 +299,6 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
             f"this worker's recipe is {recipe.digest} ({recipe.code} {recipe.version}), the "
             f"campaign's is {command.recipe}: another version of the code or of its settings"
         )
-    return recipe
-
-
-def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
-    spec = context.spec()
-    recipe = agreed_recipe(spec.labels, command)
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
