@@ -37,9 +37,8 @@ from shared.embedded import FolderStore
 from shared.engine import PINNED
 from shared.errors import DpstreamError, SpecError
 from shared.frames import Frame, frame_key
-from shared.sections import Labels
 from shared.settings import read_settings, variable_of
-from shared.spec import Spec
+from shared.spec import Labels, Spec
 from shared.values import Accepted, Rejected
 
 PROBE_SECONDS = 120.0

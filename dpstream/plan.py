@@ -19,8 +19,7 @@ from services.labeler.codes import CODES
 from shared.errors import SpecError
 from shared.explorers import AsGiven
 from shared.frames import Frame, Label
-from shared.sections import DATASET
-from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
+from shared.spec import DATASET, AutoTrust, Spec, Stage, TrustLevels, expand_material
 from shared.values import Recipe, stable_seed
 
 SEMI_EMPIRICAL = "semi-empirical demo labels"

@@ -28,7 +28,7 @@ from shared.deviation import (
 )
 from shared.frames import Batch, Floats, frame_key
 from shared.messages import Audit, AuditDone, FramesJudged, Judge
-from shared.sections import AutoTrust
+from shared.spec import AutoTrust
 from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust, is_offered
 
 PARITY_POINTS = 1500
