@@ -21,6 +21,7 @@ from dpstream.policies import (
     identities,
     policy,
 )
+from dpstream.watch import say
 from shared.access import ROLES, Role, merged
 from shared.errors import SpecError
 from shared.files import write_whole
@@ -65,7 +66,7 @@ def access(
     """
     place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
     for file in write_access(place, out):
-        console.print(f"wrote {file}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"wrote {file}")
 
 
 def write_access(place: Deployment, out: Path) -> list[Path]:

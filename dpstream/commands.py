@@ -48,6 +48,7 @@ from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
+from dpstream.watch import say
 from services.coordinator.ledger import heard_and_decided, load_state
 from services.coordinator.why import why as why_frame
 from shared.deadletters import count_buried
@@ -172,7 +173,7 @@ def report(
     with within(root):
         store, name = named(campaign, root)
         write_report(store, name, output)
-    console.print(f"wrote {output}", soft_wrap=True, markup=False, highlight=False)
+    say(console, f"wrote {output}")
 
 
 @app.command()
@@ -203,7 +204,7 @@ def export(
             else export_campaign(store, name, output, full)
         )
         for line in lines:
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            say(console, line)
 
 
 @app.command()
@@ -221,7 +222,7 @@ def why(
     with within(root):
         store, name = named(campaign, root)
         for line in why_frame(store, name, frame):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            say(console, line)
 
 
 @app.command()
@@ -239,7 +240,7 @@ def new(
         f"validate {Path(name) / made.name}",
     )
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
 
 
 app.command("import")(import_)

@@ -16,6 +16,7 @@ from dpstream.generator import Generator, Verdict
 from dpstream.harvest import Watch
 from dpstream.options import DEFAULT_ROOT, Broker, Root, console, there, within
 from dpstream.structures import read_structures, streamed
+from dpstream.watch import say
 from shared.errors import BusError, SpecError
 from shared.frames import Frame, as_frame
 
@@ -91,7 +92,7 @@ def _shown(news: Verdict | str) -> None:
 
 
 def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    say(console, line)
 
 
 # ------------------------------------------------------------------------------ the work
