@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +21,10 @@ from dpstream.policies import (
     identities,
     policy,
 )
+from dpstream.watch import say
 from shared.access import ROLES, Role, merged
 from shared.errors import SpecError
+from shared.files import write_whole
 from shared.settings import bucket_and_prefix
 from shared.spec_errors import did_you_mean
 
@@ -65,7 +66,7 @@ def access(
     """
     place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
     for file in write_access(place, out):
-        console.print(f"wrote {file}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"wrote {file}")
 
 
 def write_access(place: Deployment, out: Path) -> list[Path]:
@@ -164,15 +165,3 @@ def read_passwords(file: Path) -> dict[str, str]:
 def _lines(values: Mapping[str, Any]) -> str:
     lines = [f"{name}={value}" for name, value in sorted(values.items())]
     return "\n".join(["# Made by dpstream access.", *lines, ""])
-
-
-def write_whole(file: Path, text: str, mode: int) -> None:
-    """Whole or not at all, and at no moment readable by more than `mode` says."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as opened:
-            opened.write(text)
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)

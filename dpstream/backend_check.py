@@ -7,7 +7,7 @@ from typing import Any
 
 from services.trainer.training_input import ALIASES, BACKENDS, CONVERTED
 from shared.errors import SpecError
-from shared.sections import Training
+from shared.spec import Training
 
 HAVE = re.compile(r"\(Supported Backend: (?P<titles>[^)]*)\)")
 """How the documentation of an argument begins that not every backend has."""

@@ -10,10 +10,9 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from dpstream.generator import as_frame
 from services.labeler.handlers import Desk
 from shared.errors import Permanent, SpecError
-from shared.frames import Canonical, Label, canonical, decode_labelled, frame_key
+from shared.frames import Canonical, Label, as_frame, canonical, decode_labelled, frame_key
 from shared.values import Rejected
 
 

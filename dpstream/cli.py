@@ -6,18 +6,15 @@ an interruption 130. The commands are in `dpstream.commands`.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
 import traceback
 from typing import Any, TextIO
 
-from shared.errors import DpstreamError
+from shared.errors import DpstreamError, is_machines_fault
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 3, 130
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
-"""What a machine refuses; no fault of ours."""
 
 
 def main() -> None:
@@ -58,7 +55,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if hasattr(error, "format_message"):
         return _usage(error), BAD_INPUT
-    if isinstance(error, OSError) and error.errno in MACHINE:
+    if isinstance(error, PermissionError) or is_machines_fault(error):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", BAD_INPUT
     return _fault(error), OWN_FAULT

@@ -48,11 +48,13 @@ from dpstream.submission import check_submitted
 from dpstream.template import new_campaign
 from dpstream.up import down, up
 from dpstream.view import Learning, summary
-from services.coordinator.inbound import BURIED
+from dpstream.watch import say
 from services.coordinator.ledger import heard_and_decided, load_state
 from services.coordinator.why import why as why_frame
+from shared.deadletters import count_buried
 from shared.errors import SpecError
 from shared.spec import Spec
+from shared.values import DEADLETTER_PREFIX
 
 app = typer.Typer(
     name="dpstream",
@@ -152,9 +154,11 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
         state = load_state(store, name)
         check_submitted(store, name, state.submitted)
         console.print(summary(state, learning))
-        buried = sum(1 for _ in store.list(BURIED))
+        buried = count_buried(store)
     if buried:
-        console.print(f"{buried} messages that nobody could read are kept under {BURIED}")
+        console.print(
+            f"{buried} messages that nobody could read are kept under {DEADLETTER_PREFIX}"
+        )
 
 
 @app.command()
@@ -169,7 +173,7 @@ def report(
     with within(root):
         store, name = named(campaign, root)
         write_report(store, name, output)
-    console.print(f"wrote {output}", soft_wrap=True, markup=False, highlight=False)
+    say(console, f"wrote {output}")
 
 
 @app.command()
@@ -200,7 +204,7 @@ def export(
             else export_campaign(store, name, output, full)
         )
         for line in lines:
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            say(console, line)
 
 
 @app.command()
@@ -218,7 +222,7 @@ def why(
     with within(root):
         store, name = named(campaign, root)
         for line in why_frame(store, name, frame):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            say(console, line)
 
 
 @app.command()
@@ -236,7 +240,7 @@ def new(
         f"validate {Path(name) / made.name}",
     )
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
 
 
 app.command("import")(import_)

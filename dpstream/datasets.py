@@ -18,6 +18,7 @@ from ase.data import atomic_numbers
 
 from shared.dataset import Labelled, write_deepmd, write_extxyz
 from shared.errors import SpecError
+from shared.files import write_whole
 from shared.spec_errors import did_you_mean
 
 ABOUT = "dataset.json"
@@ -46,7 +47,7 @@ def claim(folder: Path, command: str) -> None:
                 "name another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ABOUT, json.dumps({"command": command}))
+        write_whole(folder / ABOUT, json.dumps({"command": command}) + "\n")
     except OSError as error:
         raise SpecError(f"--output: {folder}: cannot be written: {error.strerror}") from error
 
@@ -74,14 +75,8 @@ def write_dataset(
         "systems": [f"deepmd/{system.name}" for system in systems],
         **about,
     }
-    _write(folder / ABOUT, json.dumps(document, indent=1))
+    write_whole(folder / ABOUT, json.dumps(document, indent=1) + "\n")
     return f"{folder}: {len(labelled)} labelled frames, for DeePMD-kit and as extxyz"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    part.replace(path)
 
 
 def type_map_for(given: str | None, default: Sequence[str], species: Iterable[str]) -> list[str]:

@@ -26,6 +26,7 @@ from dpstream.deployment import is_folder, open_bus, open_store
 from dpstream.engines import check_engines
 from dpstream.options import DEFAULT_ROOT, Broker, Root, console, prepared
 from dpstream.relabel import Method, at_desk
+from dpstream.tables import text_table
 from dpstream.watch import say
 from services.labeler.codes import CODES
 from services.labeler.codes.base import FileCode
@@ -36,9 +37,8 @@ from shared.embedded import FolderStore
 from shared.engine import PINNED
 from shared.errors import DpstreamError, SpecError
 from shared.frames import Frame, frame_key
-from shared.sections import Labels
 from shared.settings import read_settings, variable_of
-from shared.spec import Spec
+from shared.spec import Labels, Spec
 from shared.values import Accepted, Rejected
 
 PROBE_SECONDS = 120.0
@@ -114,9 +114,7 @@ def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
 
 
 def _table(findings: list[Finding]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "", "what was found", "how to mend it"):
-        table.add_column(column, overflow="fold")
+    table = text_table("", "", "what was found", "how to mend it")
     for f in findings:
         table.add_row(f.part, MARKS[f.state], escape(f.detail), escape(f.fix))
     return table

@@ -20,15 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from dpstream.deployment import open_bus, open_store
-from dpstream.imported import frame_of
 from shared.codec import decode, encode, topic_of
 from shared.context import fetch
 from shared.errors import BusError, NotFound, SpecError
-from shared.frames import Frame, to_ase
+from shared.files import write_whole
+from shared.frames import Frame, as_frame, to_ase
 from shared.messages import StructuresJudged, StructuresProposed
 from shared.ports import Bus, Outgoing, Store, Subscription
 from shared.values import Committee, Name, OfferedFrame, Ref, campaign_uri, stable_id
@@ -196,10 +195,7 @@ class Generator:
     def _download(self, ref: Ref, folder: Path) -> Path:
         path = folder / f"{ref.sha256[:16]}{Path(ref.uri).suffix}"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(fetch(self.store, ref))
-            part.replace(path)
+            write_whole(path, fetch(self.store, ref))
         return path
 
 
@@ -211,15 +207,6 @@ def _check_name(key: str, value: str) -> None:
             f"--{key}: {value!r}: should be a lower-case letter or digit, then up to 62 of "
             "those, - and _"
         ) from error
-
-
-def as_frame(given: Any, where: str) -> Frame:
-    """`ase.Atoms` (or a frame) as a frame, its cell vectors right-handed: two of them exchanged,
-    if need be, span the same lattice. Raises `SpecError`, naming `where`."""
-    frame = given if isinstance(given, Frame) else frame_of(given, None, where)
-    if frame.cell is None or np.linalg.det(frame.cell) > 0:
-        return frame
-    return Frame(frame.species, frame.positions, frame.cell[[1, 0, 2]])
 
 
 def _offered(frame: Frame) -> OfferedFrame:

@@ -11,8 +11,7 @@ from services.trainer.checkpoints import pack_given
 from services.trainer.repulsion import check_table
 from services.trainer.training_input import BACKENDS, TABLE
 from shared.errors import SpecError
-from shared.sections import ZBL, Init
-from shared.spec import Spec
+from shared.spec import ZBL, Init, Spec
 from shared.values import given_model
 
 PACKED = ".zip"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from shared.explorers import AsGiven
-from shared.frames import Frame
+from shared.frames import Batch, Frame
 from shared.spec import Spec
 from shared.values import stable_seed
 
@@ -25,13 +24,10 @@ def run_lengths(spec: Spec) -> dict[str, int]:
 
 def runs(frames: Sequence[Frame], length: int) -> list[list[Frame]]:
     """Frames that one trajectory looks at: of one kind, at most `length`."""
-    alike: dict[Any, list[Frame]] = {}
-    for frame in frames:
-        alike.setdefault(frame.kind, []).append(frame)
     return [
-        kind[first : first + length]
-        for kind in alike.values()
-        for first in range(0, len(kind), length)
+        [frames[i] for i in alike[first : first + length]]
+        for alike in Batch.grouped(frames)
+        for first in range(0, len(alike), length)
     ]
 
 

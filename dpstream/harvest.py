@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpstream.generator import PART, Generator, Verdict, as_frame
+from dpstream.generator import PART, Generator, Verdict
 from dpstream.imported import one_line
 from dpstream.structures import read_structures
 from shared.errors import SpecError
-from shared.frames import Frame, canonical, frame_key
+from shared.frames import Frame, as_frame, canonical, frame_key
 from shared.values import stable_id
 
 PATTERNS = (

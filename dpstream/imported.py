@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import SpecError
-from shared.frames import PARAMETERS, WEIGHTS, Floats, Frame, Label, canonical, parameters_in
+from shared.frames import PARAMETERS, WEIGHTS, Floats, Frame, Label, canonical, from_ase
 
 HDF5 = (".hdf5", ".h5")
 
@@ -179,8 +179,10 @@ def _through_ase(path: Path) -> Iterator[Imported]:
         if energy is None or results.get("forces") is None:
             absent = "energy" if energy is None else "forces"
             raise SpecError(f"{path}: frame {number} has no {absent}: a labelled set needs both")
-        frame = frame_of(atoms, None, f"{path}: frame {number}")
-        frame = frame.given(parameters_in(atoms))
+        try:
+            frame = from_ase(atoms)
+        except ValueError as error:
+            raise SpecError(f"{path}: frame {number}: {error}") from error
         forces = np.array(results["forces"], dtype=np.float64)
         own = {
             name: np.array(atoms.arrays[name], dtype=np.float64)
@@ -232,26 +234,6 @@ def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
         return list(system.to("ase/structure"))
     except Exception as error:  # dpdata raises whatever its readers meet
         raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
-
-
-def frame_of(atoms: Any, periodic: bool | None, source: str) -> Frame:
-    """A frame from `ase.Atoms`, `periodic` or as the atoms say (None); `SpecError` if periodic in
-    one or two directions only, or if there is no cell to be periodic in."""
-    if periodic is None:
-        if atoms.pbc.any() and not atoms.pbc.all():
-            axes = ", ".join(axis for axis, on in zip("xyz", atoms.pbc, strict=True) if on)
-            raise SpecError(
-                f"{source}: periodic along {axes} only; allowed: all three directions or none "
-                f"(add vacuum, or set `periodic`)"
-            )
-        periodic = bool(atoms.pbc.all())
-    cell = np.array(atoms.cell[:], dtype=np.float64) if periodic else None
-    if cell is not None and abs(np.linalg.det(cell)) < 1e-6:
-        raise SpecError(f"{source}: periodic, but its cell is flat or missing")
-    positions = np.array(atoms.positions, dtype=np.float64)
-    if not np.isfinite(positions).all():
-        raise SpecError(f"{source}: has positions that are not finite numbers")
-    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell)
 
 
 def _canonical(frame: Frame, label: Label, source: str) -> Imported:

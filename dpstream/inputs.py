@@ -27,16 +27,15 @@ from dpstream.imported import Imported, read_labelled
 from dpstream.loss_check import check_loss
 from dpstream.starting import Structures
 from dpstream.training_check import check_training
-from shared.builders import perturbed, scaled
+from shared.builders import perturbed_apart, scaled
 from shared.crystal import PROPERTIES
 from shared.errors import SpecError
-from shared.frames import Frame, Label, frame_key, to_ase
+from shared.frames import Frame, Label, closest_pair, frame_key
 from shared.spec import Perturb, Spec
 from shared.values import stable_seed
 
 MOST_FRAMES = 10_000
 """Structures that a campaign begins with: every snapshot of its state names them all."""
-TRIES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,18 +186,6 @@ def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
         )
 
 
-def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
-    """The two atoms nearest each other and their distance in Å (periodic images too), if nearer
-    than `within` Å."""
-    from ase.neighborlist import neighbor_list
-
-    first, second, distances = neighbor_list("ijd", to_ase(frame), within)
-    if not len(distances):
-        return None
-    k = int(np.argmin(distances))
-    return int(min(first[k], second[k])), int(max(first[k], second[k])), float(distances[k])
-
-
 # ------------------------------------------------------------------------------ initial frames
 
 
@@ -225,12 +212,7 @@ def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
 def _perturbed_copy(
     frame: Frame, perturb: Perturb, shortest: float, rng: np.random.Generator
 ) -> Frame:
-    """One copy whose atoms are all at least `shortest` Å apart; drawn again until they are."""
-    for _ in range(TRIES):
-        copy = perturbed(frame, perturb.displace, perturb.strain, rng)
-        if closest_pair(copy, shortest) is None:
-            return copy
-    raise SpecError(
-        f"initial.perturb.displace: {perturb.displace:g} Å keeps bringing atoms of {frame.formula} "
-        f"closer than labels.min_distance ({shortest:g} Å); give a smaller one"
-    )
+    try:
+        return perturbed_apart(frame, perturb.displace, perturb.strain, shortest, rng)
+    except ValueError as error:
+        raise SpecError(f"initial.perturb.displace: {error}; give a smaller one") from error

@@ -16,19 +16,19 @@ from rich.table import Table
 
 from dpstream.datasets import OutputFolder, TypeMap, claim, type_map_for, write_dataset
 from dpstream.deployment import open_store
-from dpstream.generator import as_frame
 from dpstream.options import DEFAULT_ROOT, MOST_WORKERS, Root, console, within
 from dpstream.progress import progress
 from dpstream.recipe_file import RecipeOption, read_recipe
 from dpstream.relabel import Method, work_at_desks
 from dpstream.signals import INTERRUPTED, signals
 from dpstream.structures import read_structures
+from dpstream.tables import text_table
 from dpstream.watch import say
 from services.labeler.acceptance import Limits
 from services.labeler.handlers import Desk
 from shared.dataset import Labelled
 from shared.errors import SpecError, TaskError
-from shared.frames import Frame, canonical, decode_labelled, frame_key
+from shared.frames import Frame, as_frame, canonical, decode_labelled, frame_key
 from shared.ports import Store
 from shared.values import Accepted, Rejected
 
@@ -222,9 +222,7 @@ def rejections(rejected: Mapping[str, Rejected], numbers: Mapping[str, list[int]
     by_rule: dict[str, list[Rejected]] = {}
     for verdict in rejected.values():
         by_rule.setdefault(verdict.rule, []).append(verdict)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rejected", "frames", "of them", "the first says"):
-        table.add_column(column, overflow="fold")
+    table = text_table("rejected", "frames", "of them", "the first says")
     for rule, those in sorted(by_rule.items()):
         found = sorted(number for verdict in those for number in numbers[verdict.key])
         named = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")

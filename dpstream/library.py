@@ -18,13 +18,13 @@ import typer
 from ase.formula import Formula
 from pydantic import Field, ValidationError
 from rich.console import RenderableType
-from rich.table import Table
 
 from dpstream.datasets import claim, write_dataset
 from dpstream.deployment import open_store
 from dpstream.export import Harvest
 from dpstream.options import DEFAULT_ROOT, Campaign, Root, console, named, there, within
 from dpstream.recipe_file import read_recipe
+from dpstream.tables import text_table
 from dpstream.watch import say
 from services.labeler.codes import CODES
 from services.labeler.recipes import electrons
@@ -308,7 +308,7 @@ def _check_one_recipe(labels: Sequence[Part]) -> None:
 
 def _found(models: Sequence[Entry], labels: Sequence[Part]) -> Iterator[RenderableType]:
     if models:
-        table = _table("model of", "elements", "force error", "grown at", "recipe")
+        table = text_table("model of", "elements", "force error", "grown at", "recipe")
         for e in models:
             assert e.model is not None
             table.add_row(
@@ -320,7 +320,7 @@ def _found(models: Sequence[Entry], labels: Sequence[Part]) -> Iterator[Renderab
             )
         yield table
     if labels:
-        table = _table("labels of", "frames", "compositions", "recipe")
+        table = text_table("labels of", "frames", "compositions", "recipe")
         for part in labels:
             table.add_row(
                 part.entry.campaign,
@@ -329,13 +329,6 @@ def _found(models: Sequence[Entry], labels: Sequence[Part]) -> Iterator[Renderab
                 _recipe(part.entry.recipe),
             )
         yield table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _error(model: Model) -> str:

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dpstream.inputs import Gathered
+from dpstream.tables import text_table
 from services.labeler.codes import CODES
 from shared.errors import SpecError
 from shared.explorers import AsGiven
 from shared.frames import Frame, Label
-from shared.sections import DATASET
-from shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
+from shared.spec import DATASET, AutoTrust, Spec, Stage, TrustLevels, expand_material
 from shared.values import Recipe, stable_seed
 
 SEMI_EMPIRICAL = "semi-empirical demo labels"
@@ -53,15 +53,8 @@ def _heading(spec: Spec) -> Text:
 # ------------------------------------------------------------------------------ systems, stages
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def _systems_table(spec: Spec, gathered: Gathered) -> Table:
-    table = _table("system", "structures", "formula", "atoms", "periodic", "initial frames")
+    table = text_table("system", "structures", "formula", "atoms", "periodic", "initial frames")
     for name, frames in gathered.systems.items():
         table.add_row(
             name,
@@ -86,7 +79,7 @@ def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 
 
 def _stages_table(spec: Spec, gathered: Gathered) -> Table:
-    table = _table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
+    table = text_table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
     for number, stage in enumerate(spec.stages, start=1):
         still = isinstance(stage.engine, AsGiven)
         table.add_row(
@@ -148,7 +141,7 @@ def _trust(trust: TrustLevels | AutoTrust) -> str:
 
 
 def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = text_table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in (

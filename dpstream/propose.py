@@ -12,12 +12,13 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from dpstream.deployment import open_bus
-from dpstream.generator import Generator, Verdict, as_frame
+from dpstream.generator import Generator, Verdict
 from dpstream.harvest import Watch
 from dpstream.options import DEFAULT_ROOT, Broker, Root, console, there, within
 from dpstream.structures import read_structures, streamed
+from dpstream.watch import say
 from shared.errors import BusError, SpecError
-from shared.frames import Frame
+from shared.frames import Frame, as_frame
 
 OPEN = ("candidate",)
 """Verdicts that another follows."""
@@ -91,7 +92,7 @@ def _shown(news: Verdict | str) -> None:
 
 
 def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    say(console, line)
 
 
 # ------------------------------------------------------------------------------ the work

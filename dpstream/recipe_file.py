@@ -14,9 +14,7 @@ from dpstream.starting import Structures
 from services.labeler.recipes import make_recipe, read_files
 from shared.errors import SpecError
 from shared.inlined import with_texts
-from shared.section import Section
-from shared.sections import Labels
-from shared.spec import load_spec
+from shared.spec import Labels, Section, load_spec
 from shared.spec_errors import explain, read_document
 
 RecipeOption = Annotated[

@@ -9,7 +9,6 @@ from contextlib import closing
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dpstream.deployment import HEARD, LOOK, Followed, heard, open_bus, open_store, say_it, word
 from dpstream.logs import Lines
@@ -30,6 +29,7 @@ from dpstream.options import (
 from dpstream.relabel import check_imported
 from dpstream.submission import announced
 from dpstream.submission import submit as freeze
+from dpstream.tables import listing_table
 from dpstream.view import Learning
 from dpstream.watch import Watched, say
 from services.coordinator.ledger import (
@@ -89,9 +89,7 @@ def submit(
 
 def list_(root: Root = DEFAULT_ROOT) -> None:
     """All campaigns and where they stand."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("campaign", no_wrap=True)
-    table.add_column("where it stands", overflow="fold")
+    table = listing_table("campaign", "where it stands")
     with within(root):
         store = there(root)
         for name in campaigns(store):

@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Signals that ask the command to stop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from rich.console import Console
+
+from shared.signals import asked_to_stop
 
 INTERRUPTED = 130
 """Exit status after that."""
@@ -17,26 +19,21 @@ INTERRUPTED = 130
 @contextmanager
 def signals(console: Console) -> Iterator[threading.Event]:
     """Set on the first Ctrl-C, SIGTERM or hang-up; the second raises KeyboardInterrupt, and from
-    then on there is nothing left to ask for. Signals that whoever started us has silenced (nohup)
-    stay silenced."""
-    asked, insisted = threading.Event(), threading.Event()
+    then on all three are ignored. Signals that were ignored when the process started (nohup) stay
+    ignored."""
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kinds = [kind for kind in wanted if signal.getsignal(kind) != signal.SIG_IGN]
+    received = 0
 
-    def handle(number: int, _frame: Any) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
         if number == signal.SIGHUP:
-            console.quiet = True  # nobody is there to read it, and writing would fail
-        if not asked.is_set():
-            asked.set()
-        elif not insisted.is_set():
-            insisted.set()
+            console.quiet = True  # the terminal is gone, and writing would fail
+        if received > 1:
+            for kind in kinds:
+                signal.signal(kind, signal.SIG_IGN)
             raise KeyboardInterrupt
 
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-    heard = [kind for kind, handler in before.items() if handler != signal.SIG_IGN]
-    for kind in heard:
-        signal.signal(kind, handle)
-    try:
+    with asked_to_stop(kinds, handle, again=lambda number: None) as asked:
         yield asked
-    finally:
-        for kind in heard:
-            signal.signal(kind, signal.SIG_IGN if insisted.is_set() else before[kind])

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dpstream.imported import find_files, frame_of, read_ase, read_dpdata
+from dpstream.imported import find_files, read_ase, read_dpdata
 from shared.builders import slab, supercell
 from shared.errors import SpecError
-from shared.frames import Canonical, Frame, canonical
+from shared.frames import Canonical, Frame, canonical, from_ase
 from shared.spec import Spec, System
 
 
@@ -51,10 +51,9 @@ def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Cano
         for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
             where = f"{path}: frame {number}" if number else str(path)
             try:
-                built = _built_from(canonical(frame_of(atoms, system.periodic, where)), system)
-            except (SpecError, ValueError) as error:
-                text = str(error).removeprefix(f"{where}: ")
-                raise SpecError(f"{key}: {where}: {text}") from error
+                built = _built_from(canonical(from_ase(atoms, system.periodic)), system)
+            except ValueError as error:
+                raise SpecError(f"{key}: {where}: {error}") from error
             for each in built:
                 yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
 

@@ -187,7 +187,7 @@ class _Inputs:
         """References to frames, in their order; one batch per composition."""
         keys = [frame_key(frame) for frame in frames]
         refs: dict[int, FrameRef] = {}
-        for rows in _alike(frames):
+        for rows in Batch.grouped(frames):
             batch = self.put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
             refs |= {
                 i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
@@ -204,7 +204,7 @@ class _Inputs:
         held = [(label.virial is not None, *label.weights) for _, label in labelled]
         return tuple(
             self.put(_pack([labelled[i] for i in rows]).dumps(), "npz")
-            for rows in _alike(frames, held)
+            for rows in Batch.grouped(frames, held)
         )
 
     def dataset(self, labelled: Sequence[tuple[Frame, Label]]) -> Ref:
@@ -222,15 +222,6 @@ class _Inputs:
         key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
         self._store.create(key, data)
         return Ref.to(key, data)
-
-
-def _alike(frames: Sequence[Frame], also: Sequence[object] = ()) -> list[list[int]]:
-    """Indices of frames that fit in one batch, in order of first appearance."""
-    groups: dict[Any, list[int]] = {}
-    for i, frame in enumerate(frames):
-        kind = (frame.kind, also[i] if also else None)
-        groups.setdefault(kind, []).append(i)
-    return list(groups.values())
 
 
 def _pack(labelled: Sequence[tuple[Frame, Label]]) -> Batch:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from shared.errors import SpecError
-from shared.sections import (
+from shared.spec import (
     AutoTrust,
     Dimers,
     Init,
@@ -21,9 +21,9 @@ from shared.sections import (
     Perturb,
     ReferenceMd,
     Repulsion,
+    Spec,
     TrustLevels,
 )
-from shared.spec import Spec
 from shared.spec_errors import NAMES, shown
 from shared.values import Name
 

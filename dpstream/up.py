@@ -15,6 +15,7 @@ from rich.table import Table
 from dpstream.devcluster.record import WORKERS
 from dpstream.options import console, parse_workers
 from dpstream.signals import INTERRUPTED, signals
+from dpstream.tables import listing_table
 from dpstream.watch import say
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def down(
 
 
 def _table(cluster: Cluster, started: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("name", "", "pid", "port", "log"):
-        table.add_column(title, no_wrap=title != "log", overflow="fold")
+    table = listing_table("name", "", "pid", "port", "log")
     for part in cluster.parts():
         how = "started" if part.name in started else "running"
         table.add_row(part.name, how, str(part.pid), str(part.port), _short(part.log))

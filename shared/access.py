@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from shared.codec import names_of
 from shared.messages import EVENTS, Publisher, Service, commands_of
+from shared.values import DEADLETTER_PREFIX
 
 LISTENERS = "watch-*"
 """Temporary queues of those who listen to public events."""
@@ -27,7 +28,7 @@ CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
 STOPS = "campaigns/*/claims/*.stop"
 LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
-LABELS, DEADLETTERS, PROBES = "labels/*", "deadletters/*", ".probe/*"
+LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
 
 
@@ -69,7 +70,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             commands=True,
             says=_topics("coordinator"),
             hears=("*",),
-            reads=("campaigns/*", "labels/*", "deadletters/*"),
+            reads=("campaigns/*", LABELS, DEADLETTERS),
             creates=(
                 CLAIMS,
                 LEDGERS,
@@ -83,7 +84,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             replaces=(STOPS,),
             deletes=(PROBES,),
-            lists=("campaigns/", "deadletters/"),
+            lists=("campaigns/", DEADLETTER_PREFIX),
         ),
         "trainer": Role(
             consumes=_queues("trainer"),
@@ -119,7 +120,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
-            lists=("campaigns/", "deadletters/"),
+            lists=("campaigns/", DEADLETTER_PREFIX),
         ),
     }
 )

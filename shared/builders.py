@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from shared.frames import Floats, Frame, canonical, from_ase, to_ase
+from shared.frames import Floats, Frame, canonical, closest_pair, from_ase, to_ase
+
+TRIES = 100
+"""Draws of one perturbed copy."""
 
 
 def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Generator) -> Frame:
@@ -25,6 +28,21 @@ def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Gener
         positions, cell = positions @ deformation, cell @ deformation
     moved = positions + displace * _in_ball(len(positions), rng)
     return canonical(replace(frame, positions=moved, cell=cell)).frame
+
+
+def perturbed_apart(
+    frame: Frame, displace: float, strain: float, shortest: float, rng: np.random.Generator
+) -> Frame:
+    """A `perturbed` copy whose atoms are all at least `shortest` Å apart, drawn again until they
+    are. Raises ValueError where no draw succeeds."""
+    for _ in range(TRIES):
+        copy = perturbed(frame, displace, strain, rng)
+        if closest_pair(copy, shortest) is None:
+            return copy
+    raise ValueError(
+        f"{displace:g} Å keeps bringing atoms closer than labels.min_distance ({shortest:g} Å) "
+        f"in {frame.formula}"
+    )
 
 
 def strained(frame: Frame, deformation: Floats) -> Frame:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from shared.codec import encode, topic_of
 from shared.errors import DigestMismatch, Stopped
+from shared.files import write_whole
 from shared.messages import Command, Message, Result
 from shared.outages import insist
 from shared.ports import Bus, Outgoing, Store
@@ -76,8 +77,7 @@ class Context:
 
     def download(self, ref: Ref, path: Path) -> Path:
         """The object as a file, digest checked."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.fetch(ref))
+        write_whole(path, self.fetch(ref))
         return path
 
     def put(self, name: str, data: bytes) -> Ref:

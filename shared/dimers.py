@@ -12,8 +12,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from shared.frames import Frame, canonical, frame_key
-from shared.sections import Dimers
-from shared.spec import Spec
+from shared.spec import Dimers, Spec
 
 
 def dimer_frames(dimers: Dimers, type_map: tuple[str, ...]) -> dict[str, list[Frame]]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 
 from shared.context import Context
-from shared.errors import Permanent, Stopped, Temporary
+from shared.errors import Permanent, Stopped, Temporary, is_machines_fault
 from shared.logs import redacted
 from shared.messages import Message, TaskFailed, TaskReleased
 from shared.outages import is_outage
 from shared.telemetry import Outcome
 
-MACHINES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""A disk that is full, a limit that is reached: no fault of the task."""
 FULL_SECONDS = 60.0
 """Until another try, which another worker may get."""
 
@@ -25,7 +22,7 @@ def ending_of(error: Exception, context: Context) -> TaskReleased | TaskFailed:
     if isinstance(error, Temporary) or is_outage(error):
         delay = getattr(error, "delay", 5.0)
         return TaskReleased(**context.envelope(), reason=_text(str(error)), delay=delay)
-    if isinstance(error, OSError) and error.errno in MACHINES_FAULT:
+    if is_machines_fault(error):
         reason = f"this worker's machine: {error.strerror}"
         return TaskReleased(**context.envelope(), reason=_text(reason), delay=FULL_SECONDS)
     trace = getattr(error, "trace", "") or "".join(traceback.format_exception(error))

@@ -23,6 +23,12 @@ Anything else that escapes a handler counts as a crash of the task.
 
 from __future__ import annotations
 
+import errno
+from typing import TypeGuard
+
+EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""A full or read-only disk, a limit on open files."""
+
 
 class DpstreamError(Exception):
     """Base of all errors raised on purpose."""
@@ -95,3 +101,8 @@ class EngineCrashed(TaskError):
 
 class Stopped(TaskError):
     """No result is wanted any more."""
+
+
+def is_machines_fault(error: BaseException) -> TypeGuard[OSError]:
+    """Whether this machine lacks disk space or file handles, whatever it works on."""
+    return isinstance(error, OSError) and error.errno in EXHAUSTED

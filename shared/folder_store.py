@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import NotFound, StoreError
-from shared.objects import arriving, bounded, checked, checked_prefix, file_errors
+from shared.files import arriving
+from shared.objects import bounded, checked, checked_prefix, file_errors
 from shared.values import is_key
 
 _STAGING = ".staging"
@@ -84,8 +85,8 @@ class FolderStore:
 
     def download(self, key: str, path: Path) -> None:
         source = self._path(key)
-        with _reading(key), source.open("rb") as reader, arriving(path) as writer:
-            _copy(reader, writer)
+        with _reading(key), source.open("rb") as reader, file_errors(path), arriving(path) as file:
+            _copy(reader, file)
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)

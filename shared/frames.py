@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from shared.errors import SpecError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -174,6 +176,16 @@ class Batch:
         positions = np.stack([f.positions for f in frames])
         return Batch(first.species, positions, cells, {**arrays, **own})
 
+    @staticmethod
+    def grouped(frames: Sequence[Frame], also: Sequence[Hashable] = ()) -> list[list[int]]:
+        """Indices of frames that fit in one batch, groups in order of first appearance; frames
+        with different values in `also` stay apart."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, frame in enumerate(frames):
+            kind = (frame.kind, also[index] if also else None)
+            groups.setdefault(kind, []).append(index)
+        return list(groups.values())
+
 
 @dataclass(frozen=True, eq=False)
 class Canonical:
@@ -277,18 +289,28 @@ def _wrap(positions: Ints, cell: Ints) -> Ints:
 
 def min_distance(frame: Frame) -> float:
     """Shortest interatomic distance in Å, over periodic images too; inf beyond 6 Å."""
-    from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
-
-    atoms = to_ase(frame)
     for cutoff in (1.5, 6.0):
-        distances = neighbor_list("d", atoms, cutoff)
-        if len(distances):
-            return float(distances.min())
+        pair = closest_pair(frame, cutoff)
+        if pair is not None:
+            return pair[2]
     return float("inf")
 
 
+def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
+    """The two atoms nearest each other and their distance in Å (periodic images too), if nearer
+    than `within` Å."""
+    from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
+
+    first, second, distances = neighbor_list("ijd", to_ase(frame), within)
+    if not len(distances):
+        return None
+    k = int(np.argmin(distances))
+    return int(min(first[k], second[k])), int(max(first[k], second[k])), float(distances[k])
+
+
 def to_ase(frame: Frame) -> Any:
-    """The frame as `ase.Atoms`, its parameters with it (see `parameters_in`)."""
+    """The frame as `ase.Atoms`, with its parameters: `fparam` in the info, `aparam` in the
+    arrays."""
     from ase import Atoms
 
     atoms = Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
@@ -299,14 +321,44 @@ def to_ase(frame: Frame) -> Any:
     return atoms
 
 
-def from_ase(atoms: Any) -> Frame:
-    """A frame from `ase.Atoms`; periodic in three directions or in none."""
-    cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
+def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
+    """A frame from `ase.Atoms`, its parameters with it; periodic in three directions or in none, as
+    `periodic` says or the atoms do (None).
+
+    Raises ValueError for atoms that are periodic in one or two directions only, and for a periodic
+    frame whose cell is flat or missing.
+    """
+    if periodic is None:
+        if atoms.pbc.any() and not atoms.pbc.all():
+            axes = ", ".join(axis for axis, on in zip("xyz", atoms.pbc, strict=True) if on)
+            raise ValueError(
+                f"periodic along {axes} only; allowed: all three directions or none "
+                "(add vacuum, or set `periodic`)"
+            )
+        periodic = bool(atoms.pbc.all())
+    cell = np.array(atoms.cell[:], dtype=np.float64) if periodic else None
+    if cell is not None and abs(np.linalg.det(cell)) < 1e-6:
+        raise ValueError("periodic, but its cell is flat or missing")
     positions = np.array(atoms.positions, dtype=np.float64)
-    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **parameters_in(atoms))
+    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **_parameters_in(atoms))
 
 
-def parameters_in(atoms: Any) -> dict[str, Floats]:
+def as_frame(given: Any, where: str) -> Frame:
+    """A user's `ase.Atoms` as a frame without parameters (or a frame as it is), its cell vectors
+    right-handed: two of them exchanged, if need be, span the same lattice. Raises `SpecError`,
+    naming `where`."""
+    try:
+        frame = given if isinstance(given, Frame) else from_ase(given).given({})
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from error
+    if not np.isfinite(frame.positions).all():
+        raise SpecError(f"{where}: has positions that are not finite numbers")
+    if frame.cell is None or np.linalg.det(frame.cell) > 0:
+        return frame
+    return replace(frame, cell=frame.cell[[1, 0, 2]])
+
+
+def _parameters_in(atoms: Any) -> dict[str, Floats]:
     """Parameters that `ase.Atoms` carry: `fparam` in their info, `aparam` in their arrays."""
     given: dict[str, Floats] = {}
     if "fparam" in atoms.info:

@@ -1,8 +1,8 @@
-"""What every store does alike: keys are checked before anything is touched, files arrive whole."""
+"""What every store does alike: keys are checked before anything is touched, and errors of files
+name the file."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,19 +43,6 @@ def file_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = "" if error.filename in (None, str(path)) else f" ({error.filename})"
         raise StoreError(f"{path}: {error.strerror}{where}") from error
-
-
-@contextmanager
-def arriving(path: Path) -> Iterator[BinaryIO]:
-    """An open file that becomes `path` when all went well, and leaves nothing behind else."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with file_errors(path):
-        try:
-            with partial.open("xb") as file:
-                yield file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def digested(file: BinaryIO, digest: Any) -> Any:

@@ -28,7 +28,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from urllib3.exceptions import HTTPError
 
 from shared.errors import DigestMismatch, NotFound, Refused, StoreError
-from shared.objects import arriving, bounded, checked, checked_prefix, digested, file_errors
+from shared.files import arriving
+from shared.objects import bounded, checked, checked_prefix, digested, file_errors
 from shared.s3_settings import S3Settings
 from shared.values import is_key
 
@@ -190,7 +191,7 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> None:
         name = self._name(key)
-        with arriving(path) as file:
+        with file_errors(path), arriving(path) as file:
             self._read(name, file)
 
     def _name(self, key: str) -> str:

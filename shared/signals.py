@@ -1,44 +1,62 @@
-"""SIGTERM and SIGINT as an event. The first asks to stop; the second ends the process at once."""
+"""Signals that ask a process to stop, as an event."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
+Handler = Callable[[int, FrameType | None], object]
+
+
+def end_at_once(number: int) -> None:
+    """End the process with 128 + the signal's number; engines die with their parent."""
+    os._exit(128 + number)
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """The event that the first signal sets. The second ends the process, with 128 + its number:
-    engines die with their parent. To be used in the main thread."""
+def asked_to_stop(
+    kinds: Sequence[signal.Signals] = ASKING,
+    handler: Handler = lambda number, frame: None,
+    again: Callable[[int], object] = end_at_once,
+) -> Iterator[threading.Event]:
+    """The event that the first signal of these kinds sets; each further one calls `again` in
+    another thread. `handler` is called at every signal, in the main thread; if it installs
+    another handler, that one stays. To be used in the main thread."""
     stopping = threading.Event()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = {kind: signal.signal(kind, lambda number, frame: None) for kind in ASKING}
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
     outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # A handler runs in the midst of the main thread, where setting an event may wait for ever for
-    # a lock which that very thread holds. So another thread is told, through a pipe.
-    watcher = threading.Thread(target=_watch, args=(reading, stopping), daemon=True)
+    # A handler interrupts the main thread, where setting an event may wait forever for a lock
+    # that this very thread holds. So another thread sets it, woken through a pipe.
+    watcher = threading.Thread(target=_watch, args=(reading, kinds, stopping, again), daemon=True)
     watcher.start()
     try:
         yield stopping
     finally:
         signal.set_wakeup_fd(outer)
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        for kind, earlier in before.items():
+            if signal.getsignal(kind) is handler:
+                signal.signal(kind, earlier)
         os.close(writing)
         watcher.join()
         os.close(reading)
 
 
-def _watch(reading: int, stopping: threading.Event) -> None:
+def _watch(
+    reading: int,
+    kinds: Sequence[signal.Signals],
+    stopping: threading.Event,
+    again: Callable[[int], object],
+) -> None:
     while number := os.read(reading, 1):
-        if number[0] not in ASKING:  # a child has ended, or the like
+        if number[0] not in kinds:  # a child has ended, or the like
             continue
         if stopping.is_set():
-            os._exit(128 + number[0])
+            again(number[0])
         stopping.set()

@@ -16,47 +16,52 @@ from shared.errors import SpecError
 from shared.explorers import inline, problems
 from shared.inlined import text_of, with_texts
 from shared.section import Positive, Section, Share
-from shared.sections import (
-    AnyTrust,
+from shared.sections.ending import (
     Audit,
-    AutoTrust,
     Budget,
     Convergence,
-    Final,
-    Initial,
-    Labels,
-    Material,
-    Md,
-    Perturb,
+    Property,
     Proposals,
     ReferenceMd,
-    Selection,
-    Stage,
     Streaming,
-    System,
-    SystemLabel,
-    Training,
-    TrustLevels,
     Verification,
 )
+from shared.sections.exploration import (
+    AnyTrust,
+    AutoTrust,
+    Material,
+    Md,
+    Selection,
+    Stage,
+    TrustLevels,
+)
+from shared.sections.labels import DATASET, Labels
+from shared.sections.systems import Dimers, Initial, Perturb, System, SystemLabel
+from shared.sections.training import ZBL, Final, Init, Repulsion, Training
 from shared.spec_errors import did_you_mean, explain, read_document
 from shared.values import ROOMS, Name
 
 __all__ = [
+    "DATASET",
+    "ZBL",
     "AnyTrust",
     "Audit",
     "AutoTrust",
     "Budget",
     "Convergence",
+    "Dimers",
     "Final",
+    "Init",
     "Initial",
     "Labels",
     "Material",
     "Md",
     "Perturb",
     "Positive",
+    "Property",
     "Proposals",
     "ReferenceMd",
+    "Repulsion",
     "Section",
     "Selection",
     "Share",

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from shared.errors import SpecError
 from shared.explorers import KINDS, VARIABLES
-from shared.sections import TRUST_TAGS
+from shared.sections.exploration import TRUST_TAGS
 
 NAMES = (
     "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"

@@ -377,7 +377,9 @@ class Recipe(Value):
         return own.model_copy(update={"multiplicity": 1 + (electrons - own.charge) % 2})
 
 
-ROOMS = ("campaigns", "labels", "deadletters")
+DEADLETTER_PREFIX = "deadletters/"
+"""Keys of messages that could not be decoded begin with this."""
+ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
 """Folders of a store, for objects alone; exports of campaigns may lie beside them."""
 
 

@@ -24,6 +24,7 @@ import structlog
 
 from shared.codec import encode, topic_of, understood
 from shared.context import Context, Handler
+from shared.deadletters import bury
 from shared.endings import ending_of, outcome_of
 from shared.errors import BusError, NotFound, StoreError
 from shared.logs import logger
@@ -32,7 +33,7 @@ from shared.outages import insist
 from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from shared.shift import Shift
 from shared.telemetry import Phase, Silence, Telemetry
-from shared.values import Ref, campaign_uri
+from shared.values import campaign_uri
 
 log = logger()
 
@@ -178,7 +179,8 @@ class Worker(Generic[Bench]):
         """The command, if its claim is ours; None if the delivery needs no work."""
         command = understood(delivered)
         if not isinstance(command, Command) or type(command) not in self.handlers:
-            self._bury(delivered)
+            self._insist(lambda: bury(self.store, delivered))
+            self.telemetry.buried()
             return None
         claimed = TaskClaimed(
             id=str(uuid.uuid4()),
@@ -210,13 +212,6 @@ class Worker(Generic[Bench]):
             return body
 
         return self._insist(create_or_get)
-
-    def _bury(self, body: bytes) -> None:
-        """Keep what cannot be understood where people can look at it; it never blocks a queue."""
-        ref = Ref.to("body", body)
-        self._insist(lambda: self.store.create(f"deadletters/{ref.sha256}", body))
-        log.warning("message not understood, buried", sha256=ref.sha256, bytes=len(body))
-        self.telemetry.buried()
 
     def _work_on(self, command: Command) -> None:
         """Work on a task that is ours, every log line naming it."""

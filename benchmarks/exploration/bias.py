@@ -15,7 +15,7 @@ from shared.builders import perturbed
 from shared.dataset import Labelled
 from shared.explorers import Colvars
 from shared.frames import Floats, canonical, from_ase
-from shared.sections import Md
+from shared.spec import Md
 
 METHANE = canonical(from_ase(molecule("CH4"))).frame
 TEMPERATURE = 300.0

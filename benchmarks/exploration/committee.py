@@ -15,7 +15,7 @@ from services.trainer.training_input import Run, build_input
 from shared.dataset import Labelled, write_deepmd
 from shared.engine import Engine
 from shared.frames import Frame, Label, to_ase
-from shared.sections import Md, Training
+from shared.spec import Md, Training
 from shared.values import Condition, Trust
 
 OPEN = Trust(low=1e-9, high=1e9)

@@ -20,7 +20,7 @@ from shared.builders import perturbed
 from shared.dataset import Labelled
 from shared.explorers import SwapMc
 from shared.frames import Floats, Frame, canonical, from_ase, to_ase
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Condition
 
 LATTICE = 3.95

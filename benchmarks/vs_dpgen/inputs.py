@@ -15,11 +15,12 @@ from ase.io import read, write
 
 from benchmarks.vs_dpgen.size import SETTINGS, TYPE_MAP, Size
 from services.labeler.acceptance import Limits, Outcome, check_after
-from services.labeler.engine import frame_facts, frame_of
+from services.labeler.engine import frame_facts, frame_from_facts
 from services.labeler.recipes import make_recipe
 from shared.builders import perturbed
 from shared.dataset import Labelled, write_deepmd
 from shared.engine import Engine
+from shared.files import write_whole
 from shared.frames import Batch, Frame, canonical, from_ase, to_ase
 from shared.spec import Labels
 from shared.values import Recipe, stable_seed
@@ -154,12 +155,10 @@ def _make_trajectory(call: Call, size: Size, folder: Path, temperature: float, n
     frames = [row["frame"] for row in call("reference_md", start)]
     outcomes = call("single_points", {"recipe": recipe().model_dump(), "frames": frames})
     rows = [
-        {"frame": frame, "forces": labelled(outcome, frame_of(frame)).label.forces.tolist()}
+        {"frame": frame, "forces": labelled(outcome, frame_from_facts(frame)).label.forces.tolist()}
         for frame, outcome in zip(frames, outcomes, strict=True)
     ]
-    target = _kept(folder, temperature, number)
-    target.with_suffix(".part").write_text(json.dumps(rows))
-    target.with_suffix(".part").rename(target)
+    write_whole(_kept(folder, temperature, number), json.dumps(rows))
 
 
 def _gathered(size: Size, folder: Path, temperature: float) -> Batch:
@@ -168,6 +167,6 @@ def _gathered(size: Size, folder: Path, temperature: float) -> Batch:
         found = json.loads(_kept(folder, temperature, number).read_text())
         rows += found
         numbers += [number] * len(found)
-    frames = [frame_of(row["frame"]) for row in rows]
+    frames = [frame_from_facts(row["frame"]) for row in rows]
     forces = np.array([row["forces"] for row in rows])
     return Batch.of(frames, forces=forces, trajectory=np.array(numbers))

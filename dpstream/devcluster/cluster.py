@@ -27,7 +27,6 @@ from dpstream.access import (
     read_passwords,
     variable,
     write_access,
-    write_whole,
 )
 from dpstream.devcluster.ports import free_ports, is_free
 from dpstream.devcluster.processes import Process, end, last_line, spawn
@@ -39,6 +38,7 @@ from services.labeler.codes import CODES
 from services.labeler.settings import LabelerSettings
 from shared.engine import PASSED
 from shared.errors import DpstreamError, SpecError
+from shared.files import write_whole
 from shared.rabbit import RabbitBus, RabbitSettings
 
 OPERATOR = "operator"

@@ -25,6 +25,7 @@ from dpstream.devcluster.processes import last_line
 from dpstream.devcluster.rabbitmq import TlsFiles
 from dpstream.devcluster.waiting import within
 from shared.errors import StoreError
+from shared.files import write_whole
 from shared.s3 import S3Settings, S3Store
 
 HOST = "127.0.0.1"
@@ -177,10 +178,8 @@ class SeaweedServer:
             self._file("ports.json").write_text(json.dumps(ports))
         own = self._credentials() if self._file("identities.json").exists() else _new_credentials()
         first = {"name": "dpstream", "credentials": [own], "actions": ["Admin"]}
-        _write_private(
-            self._file("identities.json"),
-            {"identities": [first, *self._identities], "policies": self._policies},
-        )
+        document = {"identities": [first, *self._identities], "policies": self._policies}
+        write_whole(self._file("identities.json"), json.dumps(document), 0o600)
 
     def _arguments(self) -> list[str]:
         ports = self.ports
@@ -277,11 +276,3 @@ def server_binary() -> Path:
 
 def _new_credentials() -> dict[str, str]:
     return {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
-
-
-def _write_private(path: Path, document: Any) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(document, file)
-    fresh.replace(path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+
+from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 
 def within(seconds: float, holds: Callable[[], bool]) -> bool:
     """Whether it came to hold in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    retrying = Retrying(
+        retry=retry_if_not_result(bool),
+        wait=wait_fixed(0.05),
+        stop=stop_after_delay(seconds),
+        retry_error_callback=lambda state: False,
+    )
+    return retrying(holds)

@@ -17,6 +17,8 @@ from dpstream.dpgen.load import convert_file, spec_of
 from dpstream.dpgen.machine import Worker, read_machine
 from dpstream.dpgen.param import Converted
 from dpstream.options import Code, MachineFile, NewName, console
+from dpstream.tables import text_table
+from dpstream.watch import say
 from shared.errors import SpecError
 from shared.spec_errors import read_document
 
@@ -56,7 +58,7 @@ def import_(
     if machine is not None:
         console.print(key_table(f"{machine}", lines), *_started(workers), sep="\n")
     for text in _closing(converted, output):
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        say(console, text)
 
 
 def check_machine(param: Path, machine: Path | None) -> None:
@@ -65,7 +67,7 @@ def check_machine(param: Path, machine: Path | None) -> None:
         return
     if not is_param(read_document(param)):
         raise SpecError(f"{machine}: a machine file goes with DP-GEN's param.json, not {param}")
-    console.print(said_of_machine(machine), soft_wrap=True, markup=False, highlight=False)
+    say(console, said_of_machine(machine))
 
 
 def said_of_machine(machine: Path) -> str:
@@ -106,9 +108,7 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
 
 def key_table(title: str, lines: Iterable[Line]) -> Table:
     """Every key, and what became of it."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for column in ("key", "value", "becomes"):
-        table.add_column(column, overflow="fold")
+    table = text_table("key", "value", "becomes", title=title, title_justify="left")
     for line in lines:
         words = line.words if line.fate == "mapped" else f"not used: {line.words}"
         table.add_row(Text(line.key), Text(line.value), Text(words))

@@ -25,6 +25,7 @@ from dpstream.properties.basis import How, like, relaxed
 from dpstream.recipe_file import RecipeOption, read_recipe
 from dpstream.relabel import Method, work_at_desks
 from dpstream.signals import INTERRUPTED, signals
+from dpstream.tables import text_table
 from dpstream.watch import say
 from services.labeler import dynamics
 from services.labeler.acceptance import Outcome
@@ -292,9 +293,7 @@ def walked(desk: Desk, trajectory: Trajectory, steps: Steps) -> Iterator[Labelle
 
 
 def _early(ended: Sequence[Trajectory]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ended early", "frames kept", "because"):
-        table.add_column(column, overflow="fold")
+    table = text_table("ended early", "frames kept", "because")
     for trajectory in ended:
         table.add_row(trajectory.name, str(len(trajectory.kept)), escape(trajectory.ended))
     return table

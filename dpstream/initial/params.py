@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import SpecError
-from shared.section import Positive, Section
+from shared.spec import Positive, Section
 from shared.spec_errors import explain, read_document
 
 NOT_USED = {

@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
-from dpstream.generator import as_frame
 from dpstream.initial.params import InitBulk, InitParams, InitSurf
-from dpstream.inputs import closest_pair
 from dpstream.structures import read_structures
-from shared.builders import perturbed, scaled, slab, supercell
+from shared.builders import perturbed_apart, scaled, slab, supercell
 from shared.errors import SpecError
-from shared.frames import Frame, canonical, from_ase, to_ase
+from shared.frames import Frame, as_frame, canonical, from_ase, to_ase
 from shared.values import stable_seed
-
-TRIES = 100
 
 
 def unit_cell(params: InitParams, folder: Path) -> Frame:
@@ -112,15 +108,8 @@ def variants(
         yield f"scale {scale:g}", cell
         for number in range(params.pert_numb):
             rng = np.random.default_rng(stable_seed("init", *name, scale, number))
-            yield f"scale {scale:g}, copy {number + 1}", _apart(cell, params, shortest, rng)
-
-
-def _apart(frame: Frame, params: InitParams, shortest: float, rng: np.random.Generator) -> Frame:
-    for _ in range(TRIES):
-        copy = perturbed(frame, params.pert_atom, params.pert_box, rng)
-        if closest_pair(copy, shortest) is None:
-            return copy
-    raise SpecError(
-        f"pert_atom: {params.pert_atom:g} Å keeps bringing atoms closer than labels.min_distance "
-        f"({shortest:g} Å)"
-    )
+            try:
+                copy = perturbed_apart(cell, params.pert_atom, params.pert_box, shortest, rng)
+            except ValueError as error:
+                raise SpecError(f"pert_atom: {error}") from error
+            yield f"scale {scale:g}, copy {number + 1}", copy

@@ -15,7 +15,6 @@ import typer
 
 from dpstream.calculators import RecipeCalculator, model_calculator
 from dpstream.deployment import open_store
-from dpstream.generator import as_frame
 from dpstream.options import DEFAULT_ROOT, Root, console, within
 from dpstream.properties.basis import How
 from dpstream.properties.comparison import PROPERTIES, compare, missing, table, write
@@ -24,7 +23,7 @@ from dpstream.relabel import at_desk
 from dpstream.structures import read_structures
 from dpstream.watch import say
 from shared.errors import SpecError
-from shared.frames import to_ase
+from shared.frames import as_frame, to_ase
 from shared.ports import Store
 from shared.spec_errors import did_you_mean
 

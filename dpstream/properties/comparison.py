@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dpstream.properties import crystal, defects
 from dpstream.properties.basis import Found, How, Property, Value, like, relaxed
+from dpstream.tables import text_table
 from shared.errors import TaskError
 
 PROPERTIES: dict[str, tuple[bool, Property]] = {
@@ -94,9 +95,7 @@ def _answer(name: str, rest: Any, how: How) -> Answer:
 
 def table(compared: Compared, sides: Sequence[str]) -> Table:
     """A row for each value; the difference is the first side's from the last's."""
-    shown = Table(box=None, pad_edge=False, header_style="bold", title=compared.structure)
-    for column in ("property", "", "unit"):
-        shown.add_column(column, overflow="fold")
+    shown = text_table("property", "", "unit", title=compared.structure)
     for column in (*sides, "difference", "%"):
         shown.add_column(column, justify="right")
     for name, answers in compared.answers.items():

@@ -13,8 +13,7 @@ from dpstream.given_frames import runs
 from dpstream.simplify.pool import Pool
 from shared.errors import SpecError
 from shared.frames import Frame
-from shared.sections import DATASET, Labels, Selection, TrustLevels
-from shared.spec import Spec
+from shared.spec import DATASET, Labels, Selection, Spec, TrustLevels
 from shared.spec_errors import explain, shown
 
 Json = dict[str, Any]

@@ -35,8 +35,7 @@ from dpstream.watch import say
 from shared.embedded import FolderStore
 from shared.errors import SpecError
 from shared.inlined import with_texts
-from shared.sections import TrustLevels
-from shared.spec import Spec
+from shared.spec import Spec, TrustLevels
 from shared.spec_errors import read_document
 from shared.values import Recipe
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from dpstream.generator import as_frame
 from dpstream.imported import HDF5, find_files, read_dpdata, read_labelled
 from dpstream.structures import read_structures
 from shared.errors import SpecError
-from shared.frames import Frame, Label, canonical, encode_labelled, frame_key
+from shared.frames import Frame, Label, as_frame, canonical, encode_labelled, frame_key
 from shared.ports import Store
 from shared.values import Recipe, label_uri
 

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from services.coordinator.envelope import envelope
 from shared import messages as m
 from shared.codec import decode, encode, understood
+from shared.deadletters import bury, count_buried
 from shared.errors import NotFound
 from shared.logs import logger
 from shared.ports import Delivery, Store, Subscription
-from shared.values import Ref, campaign_uri
+from shared.values import campaign_uri
 from shared.worker import claim_uri
 
 log = logger()
 
-BURIED = "deadletters/"
-"""Where undecodable bodies are kept."""
 LINGER, COMPANY = 0.1, 20
 """Seconds that events which can wait do wait for others, with which they share a segment; and how
 many together wait no longer."""
@@ -36,13 +35,13 @@ class Inbound:
 
     def count(self) -> None:
         """Take earlier coordinators' dead letters into account."""
-        self.buried = sum(1 for _ in self.store.list(BURIED))
+        self.buried = count_buried(self.store)
 
     def read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery, if there is one."""
         message = understood(delivery.body)
         if message is None:
-            self._bury(delivery.body)
+            self.buried += bury(self.store, delivery.body)
         if isinstance(message, m.CampaignSubmitted):  # the bus brings it without its lists
             return self._in_full(message)
         if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
@@ -63,11 +62,6 @@ class Inbound:
         except NotFound:
             return None
         return found
-
-    def _bury(self, body: bytes) -> None:
-        ref = Ref.to("x", body)
-        self.buried += self.store.create(f"{BURIED}{ref.sha256}", body)
-        log.warning("undecodable event buried", sha256=ref.sha256)
 
     def _given_up(self, command: m.Command) -> m.Message | None:
         """A command that the broker took back from one dying worker after the other: a failure of

@@ -85,7 +85,7 @@ class Bench:
         path = self.scratch / "models" / f"{ref.sha256}{suffix}"
         if not path.exists():
             self._make_room(path.parent)
-            context.download(ref, path.with_suffix(".part")).replace(path)
+            context.download(ref, path)
         os.utime(path)
         return path
 

@@ -28,7 +28,7 @@ from shared.deviation import (
 )
 from shared.frames import Batch, Floats, frame_key
 from shared.messages import Audit, AuditDone, FramesJudged, Judge
-from shared.sections import AutoTrust
+from shared.spec import AutoTrust
 from shared.values import FrameRef, PoolItem, Ref, Rmse, Trust, is_offered
 
 PARITY_POINTS = 1500
@@ -197,10 +197,7 @@ def evaluated(
 ) -> Iterator[tuple[list[int], Evaluation]]:
     """The models on labelled frames, one composition at a time: rows of `labelled`, and what the
     models say of those."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, item in enumerate(labelled):
-        groups.setdefault(item.frame.kind, []).append(row)
-    for rows in groups.values():
+    for rows in Batch.grouped([item.frame for item in labelled]):
         batch = Batch.of([labelled[row].frame for row in rows])
         yield rows, bench.evaluate(models, batch, context)
 

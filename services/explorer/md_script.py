@@ -14,7 +14,7 @@ import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 
 from shared.frames import Floats, Frame
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Condition, Trust
 
 PADDING = 10.0

@@ -12,7 +12,7 @@ from shared.context import Context
 from shared.crystal import PROPERTIES, Point, Quantity
 from shared.dataset import Labelled, load_dataset
 from shared.messages import Measure, Measured
-from shared.sections import Property
+from shared.spec import Property
 from shared.values import Compared, Ref
 
 

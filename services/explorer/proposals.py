@@ -22,7 +22,7 @@ from services.explorer.geometry import Limits, limits_for, refusal
 from shared.context import Context
 from shared.deviation import Verdict, verdict
 from shared.errors import DigestMismatch, NotFound
-from shared.frames import Batch, Floats, Frame, canonical, frame_key, parameters_in
+from shared.frames import Batch, Floats, Frame, canonical, frame_key, from_ase
 from shared.messages import Screen, StructuresScreened
 from shared.spec import Proposals
 from shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
@@ -65,7 +65,8 @@ def screen(bench: Bench, command: Screen, context: Context) -> StructuresScreene
     rules = Rules(spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters)
     words, sound = _checked(frames, command.first, rules)
     batches: list[Ref] = []
-    for group in _by_composition(sound):
+    for members in Batch.grouped([item.frame for item in sound]):
+        group = [sound[i] for i in members]
         context.check()
         judged = _judged(bench, group, command, context)
         kept = [n for n, word in enumerate(judged) if word.verdict == "candidate"]
@@ -153,13 +154,10 @@ def _extended(data: bytes, limits: Proposals) -> Iterator[Read]:
     from ase.io import iread  # deferred: ASE is slow to import
 
     for atoms in iread(io.StringIO(data.decode()), index=":", format="extxyz"):
-        if atoms.pbc.any() and not atoms.pbc.all():
-            yield "periodic in one or two directions only"
-        else:
-            cell = np.array(atoms.cell[:], dtype=np.float64) if atoms.pbc.all() else None
-            positions = np.array(atoms.positions, dtype=np.float64)
-            own = parameters_in(atoms)
-            yield Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **own)
+        try:
+            yield from_ase(atoms)
+        except ValueError as error:
+            yield str(error)
 
 
 READERS = {"json": _written_out, "npz": _archived, "extxyz": _extended}
@@ -219,13 +217,6 @@ def _usable(frame: Read, rules: Rules) -> Read:
 
 
 # ------------------------------------------------------------------------------------- judging
-
-
-def _by_composition(sound: Sequence[Sound]) -> list[list[Sound]]:
-    groups: dict[tuple[Any, ...], list[Sound]] = {}
-    for item in sound:
-        groups.setdefault(item.frame.kind, []).append(item)
-    return list(groups.values())
 
 
 def _judged(

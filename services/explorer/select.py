@@ -210,7 +210,7 @@ def _described(
     descriptors: dict[int, Floats] = {}
     deviations: dict[int, Floats] = {}
     frames = [loaded.frame(c) for c in pool]
-    for members in _by_composition(frames):
+    for members in Batch.grouped(frames):
         context.check()
         batch = Batch.of([frames[i] for i in members])
         values, by_atom = bench.descriptors(command.committee, batch, context)
@@ -231,14 +231,6 @@ def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
     if isinstance(trust, TrustLevels):
         return trust.low
     return min((c.deviation for c in pool), default=0.0)
-
-
-def _by_composition(frames: Sequence[Frame]) -> list[list[int]]:
-    """Indices of frames that fit in one batch, in order of appearance."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, frame in enumerate(frames):
-        groups.setdefault(frame.kind, []).append(index)
-    return list(groups.values())
 
 
 def _chunks(labels: Picks, audits: Picks) -> list[tuple[Picks, Picks]]:
@@ -262,7 +254,7 @@ def _event(
     picks = [*labels, *audits]
     places: dict[int, tuple[int, int]] = {}
     refs = []
-    groups = _by_composition([loaded.frame(pick.candidate) for pick in picks])
+    groups = Batch.grouped([loaded.frame(pick.candidate) for pick in picks])
     for number, members in enumerate(groups):
         batch = _batch([picks[i].candidate for i in members], loaded)
         refs.append(context.put(f"chosen-{chunk}-{number}.npz", batch.dumps()))

@@ -27,7 +27,7 @@ from shared.errors import NotFound, Permanent
 from shared.explorers import frames_per_check
 from shared.frames import Batch, Frame, canonical
 from shared.messages import ChunkExplored, Explore
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Committee, FrameRef, PoolItem, Ref, campaign_uri
 
 

@@ -18,7 +18,7 @@ from shared.dataset import load_dataset
 from shared.errors import Permanent
 from shared.frames import Frame
 from shared.messages import Verified, Verify
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Condition, Rmse, Trust
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from shared.frames import Floats, Frame, Label, min_distance
-from shared.sections import DATASET, Dimers
-from shared.spec import Labels
+from shared.spec import DATASET, Dimers, Labels
 from shared.values import Recipe
 
 POSITION_TOLERANCE = 1e-5

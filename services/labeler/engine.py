@@ -239,7 +239,7 @@ def single_points(
 ) -> list[dict[str, Any]]:
     """Facts of the outcome (`Outcome.facts`) of every frame, in order."""
     parsed = Recipe.model_validate(recipe)
-    return [single_point(parsed, frame_of(frame)).facts() for frame in frames]
+    return [single_point(parsed, frame_from_facts(frame)).facts() for frame in frames]
 
 
 def reference_md(
@@ -248,7 +248,7 @@ def reference_md(
     """Frames along dynamics driven by the code: `[{frame, outcome}, …]`; `plan` holds
     the fields of a `Plan`."""
     parsed = Recipe.model_validate(recipe)
-    kept = run(frame_of(frame), lambda at: single_point(parsed, at), Plan(**plan))
+    kept = run(frame_from_facts(frame), lambda at: single_point(parsed, at), Plan(**plan))
     return [{"frame": frame_facts(at), "outcome": outcome.facts()} for at, outcome in kept]
 
 
@@ -261,7 +261,7 @@ def frame_facts(frame: Frame) -> dict[str, Any]:
     }
 
 
-def frame_of(facts: Mapping[str, Any]) -> Frame:
+def frame_from_facts(facts: Mapping[str, Any]) -> Frame:
     cell = facts["cell"]
     return Frame(
         tuple(facts["species"]),

@@ -28,21 +28,15 @@ from services.labeler.codes import CODES
 from services.labeler.codes.ase import SHIPPED
 from services.labeler.codes.base import Code, FileCode, Localized
 from services.labeler.dynamics import Plan
-from services.labeler.engine import frame_facts, frame_of
+from services.labeler.engine import frame_facts, frame_from_facts
 from services.labeler.recipes import code_of, make_recipe, recipe_for
 from services.labeler.runner import run_files
 from shared.context import Context, Handler
 from shared.dimers import dimer_keys
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, NotFound, Permanent, SpecError
-from shared.frames import (
-    Batch,
-    Frame,
-    canonical,
-    decode_labelled,
-    encode_labelled,
-    frame_key,
-)
+from shared.frames import Batch, Frame, canonical, decode_labelled, encode_labelled, frame_key
+from shared.frames import Label as FrameLabel
 from shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from shared.spec import Labels, Spec
 from shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
@@ -180,23 +174,16 @@ class Desk:
             data = self.context.insist(lambda: self.context.store.get(uri))
         except NotFound:
             return None
-        return self._verdict(key, uri, data, reused=True, seconds=0.0)
+        return self._reused(key, Ref.to(uri, data), data)
 
-    def _verdict(
-        self, key: str, uri: str, data: bytes, *, reused: bool, seconds: float
-    ) -> Accepted | Rejected:
+    def _reused(self, key: str, ref: Ref, data: bytes, seconds: float = 0.0) -> Accepted | Rejected:
+        """The verdict on a label that was stored by another task; `seconds` were spent on it here
+        in vain."""
         frame, label, _ = decode_labelled(data)
         broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
-        return Accepted(
-            key=key,
-            label=Ref.to(uri, data),
-            reused=reused,
-            max_force=largest_force(label.forces),
-            seconds=seconds,
-            energy=label.energy,
-        )
+        return accepted(key, ref, label, seconds, reused=True)
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
@@ -204,13 +191,17 @@ class Desk:
         if broken is not None:
             return rejected(key, broken, outcome.seconds)
         provenance = self._provenance(key, frame, recipe, outcome)
-        data = encode_labelled(frame, outcome.label(), provenance)
+        label = outcome.label()
+        data = encode_labelled(frame, label, provenance)
         uri = label_uri(recipe.digest, key)
         store = self.context.store
         first = self.context.insist(lambda: store.create(uri, data))
         standing = data if first else self.context.insist(lambda: store.get(uri))
-        # Bytes equal to ours mean that our own create went through and its answer was lost.
-        return self._verdict(key, uri, standing, reused=standing != data, seconds=outcome.seconds)
+        ref = Ref.to(uri, standing)
+        if standing != data:
+            return self._reused(key, ref, standing, outcome.seconds)
+        # Also where the create went through and its answer was lost.
+        return accepted(key, ref, label, outcome.seconds, reused=False)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The facts of a single point; a crash or time-out is tried again in a fresh child."""
@@ -280,14 +271,27 @@ class Desk:
         }
 
 
+def accepted(key: str, ref: Ref, label: FrameLabel, seconds: float, *, reused: bool) -> Accepted:
+    return Accepted(
+        key=key,
+        label=ref,
+        reused=reused,
+        max_force=largest_force(label.forces),
+        seconds=seconds,
+        energy=label.energy,
+    )
+
+
 def rejected(key: str, broken: Broken, seconds: float = 0.0) -> Rejected:
     return Rejected(key=key, rule=broken.rule, detail=broken.detail[:MAX_DETAIL], seconds=seconds)
 
 
-def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
-    """The recipe of the campaign, if this worker computes it alike (Permanent if not)."""
+def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
+    """Raises Permanent where this worker computes otherwise than the campaign or must not compute
+    by its recipe."""
+    spec = context.spec()
     try:
-        recipe = make_recipe(labels)
+        recipe = make_recipe(spec.labels)
     except SpecError as error:
         raise Permanent(f"this worker cannot label for the campaign: {error}") from error
     if recipe.digest != command.recipe:
@@ -295,12 +299,6 @@ def agreed_recipe(labels: Labels, command: Label | Reference) -> Recipe:
             f"this worker's recipe is {recipe.digest} ({recipe.code} {recipe.version}), the "
             f"campaign's is {command.recipe}: another version of the code or of its settings"
         )
-    return recipe
-
-
-def _desk(bench: Bench, command: Label | Reference, context: Context) -> Desk:
-    spec = context.spec()
-    recipe = agreed_recipe(spec.labels, command)
     refusal = bench.refusal(recipe)
     if refusal is not None:
         raise Permanent(refusal)
@@ -363,7 +361,7 @@ def _sound(desk: Desk, kept: list[dict[str, Any]], start: Frame) -> Iterator[tup
     """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
     trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame = frame_of(item["frame"]).given(start.parameters)
+        frame = frame_from_facts(item["frame"]).given(start.parameters)
         outcome = Outcome.of(item["outcome"])
         recipe, limits = recipe_for(desk.recipe, frame), Limits.of(desk.labels)
         broken = check_before(frame, recipe, desk.code, limits) or check_after(

@@ -18,8 +18,7 @@ from ase.data import atomic_numbers
 from services.trainer.training_input import TABLE
 from shared.dataset import Fetch
 from shared.frames import Floats
-from shared.sections import ZBL
-from shared.spec import Spec
+from shared.spec import ZBL, Spec
 from shared.values import Ref
 
 COULOMB = 14.399645

@@ -36,8 +36,7 @@ from shared.engine import Engine
 from shared.errors import EngineCrashed, Permanent, Stopped
 from shared.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
 from shared.messages import Audit, ChunkExplored, Explore, Judge, Measure, Verify
-from shared.sections import Labels, Md
-from shared.spec import Spec
+from shared.spec import Labels, Md, Spec
 from shared.values import (
     Accepted,
     Committee,

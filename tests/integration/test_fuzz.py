@@ -24,7 +24,6 @@ from shared.codec import decode, encode
 from shared.context import Context
 from shared.embedded import Broker, InProcessBus
 from shared.errors import NotFound
-from shared.messages import Command
 from shared.ports import Outgoing
 from shared.values import Ref, campaign_uri, is_key
 from shared.worker import Worker
@@ -110,7 +109,7 @@ class Target:
         key = campaign_uri(CAMPAIGN, "spec.json")
         self.store.objects[key] = spec().model_dump_json().encode()
         self.coordinator = Coordinator(self.bus, self.store, clock=lambda: 1e9)
-        kinds = [kind for kind in EVERY if issubclass(kind, Command)]
+        kinds = [kind for kind in EVERY if issubclass(kind, m.Command)]
         self.worker: Worker[None] = Worker(
             "worker",
             self.bus,

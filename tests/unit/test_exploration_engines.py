@@ -17,8 +17,7 @@ from services.explorer.engines.swap_mc import swap_commands
 from services.explorer.engines.template import parse, revised, standard_words
 from shared.errors import SpecError
 from shared.explorers import AnyEngine, Colvars, Plain, Potential, SwapMc, Template
-from shared.sections import Md
-from shared.spec import Spec, load_spec
+from shared.spec import Md, Spec, load_spec
 from shared.values import Condition
 
 ETHANE = ("C", "C", *"HHHHHH")

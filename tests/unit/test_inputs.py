@@ -19,9 +19,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import closest_pair, gather
+from dpstream.inputs import gather
 from shared.errors import SpecError
-from shared.frames import canonical, frame_key, from_ase, min_distance
+from shared.frames import canonical, closest_pair, frame_key, from_ase, min_distance
 from shared.spec import Spec
 
 RNG = np.random.default_rng(5)

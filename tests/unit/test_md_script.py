@@ -16,7 +16,7 @@ from services.explorer.md_script import (
     start_script,
 )
 from shared.frames import Frame
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Condition, Trust
 
 METHANE = Frame(

@@ -10,7 +10,6 @@ import pytest
 from services.explorer.settings import ExplorerSettings
 from services.labeler.settings import LabelerSettings
 from shared.errors import SpecError
-from shared.sections import Labels
 from shared.settings import (
     Settings,
     WorkerSettings,
@@ -20,6 +19,7 @@ from shared.settings import (
     secrets_in,
     variables,
 )
+from shared.spec import Labels
 
 GOOD = {
     "DPSTREAM_BROKER": "amqp://user:p%40ss@broker:5672/vhost",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-Start = Callable[[str], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 BEGIN = """
 import os, signal, sys, threading, time
 from shared.signals import asked_to_stop
@@ -17,14 +17,29 @@ with asked_to_stop() as stopping:
     print("ready", flush=True)
     {body}
 """
+COMMAND = """
+import os, signal
+from rich.console import Console
+from dpstream.signals import signals
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+try:
+    with signals(Console()) as asked:
+        print("ready", flush=True)
+        while not asked.wait(1e-6): pass
+        print("asked", flush=True)
+        while True: pass
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("interrupted", flush=True)
+"""
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
-    def started(body: str) -> subprocess.Popen[str]:
-        code = BEGIN.format(body=body)
+    def started(body: str, code: str = BEGIN) -> subprocess.Popen[str]:
+        code = code.format(body=body)
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         processes.append(process)
         assert said(process) == "ready"
@@ -64,3 +79,16 @@ def test_other_signals_ask_nothing(start: Start) -> None:
     )
     process = start(body)
     assert [said(process), said(process)] == ["heard", "False"]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_is_interrupted_by_the_second_and_ignores_a_third(
+    start: Start, kind: signal.Signals
+) -> None:
+    process = start("", COMMAND)
+    process.send_signal(signal.SIGHUP)  # ignored when the command began
+    process.send_signal(kind)
+    assert said(process) == "asked"
+    process.send_signal(kind)
+    assert said(process) == "interrupted"
+    assert process.wait(10) == 0

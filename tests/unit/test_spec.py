@@ -12,9 +12,7 @@ import pytest
 import yaml
 
 from shared.errors import SpecError
-from shared.section import Section
-from shared.sections import AutoTrust, TrustLevels
-from shared.spec import Spec, expand_material, load_spec
+from shared.spec import AutoTrust, Section, Spec, TrustLevels, expand_material, load_spec
 
 GOOD: dict[str, Any] = {
     "name": "al",

@@ -12,7 +12,7 @@ from shared.context import Context
 from shared.explorers import Engine
 from shared.frames import Batch, Frame
 from shared.messages import Explore
-from shared.sections import Md, Stage
+from shared.spec import Md, Stage
 
 
 @dataclass

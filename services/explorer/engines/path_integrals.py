@@ -21,7 +21,7 @@ from services.explorer.evaluation import verdicts_of, with_deviations
 from services.explorer.md_script import COLDEST, Script, pair_commands
 from shared.explorers import Pimd
 from shared.frames import Batch, Floats, Frame, canonical
-from shared.sections import Md
+from shared.spec import Md
 from shared.values import Condition, stable_seed
 
 COUPLINGS = {"npt": "iso", "npt-iso": "iso", "npt-aniso": "aniso"}

@@ -12,7 +12,7 @@ from services.explorer.engines.swap_mc import check_swaps
 from services.explorer.engines.template import parse, standard_words
 from shared.explorers import Colvars, Pimd, Plumed, Potential, SwapMc, Template
 from shared.frames import Frame
-from shared.sections import Stage
+from shared.spec import Stage
 from shared.values import Condition
 
 

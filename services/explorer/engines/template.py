@@ -15,7 +15,7 @@ from services.explorer.engines.dynamics import Dynamics
 from services.explorer.engines.swap_mc import LARGEST_SEED
 from services.explorer.md_script import Script
 from shared.explorers import Row, Template, Word
-from shared.sections import Md
+from shared.spec import Md
 from shared.spec_errors import did_you_mean
 from shared.values import Condition, stable_seed
 

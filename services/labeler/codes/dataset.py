@@ -9,7 +9,7 @@ from pydantic import Field
 
 from services.labeler.codes.base import Settings
 from shared.frames import Frame
-from shared.sections import DATASET
+from shared.spec import DATASET
 from shared.values import Sha256
 
 

@@ -21,7 +21,6 @@ from pydantic import BaseModel, Field
 import shared.endings
 from shared import messages as m
 from shared.context import Context, Handler
-from shared.messages import Command, Result
 from shared.process import Post, Service, main
 from shared.settings import WorkerSettings
 from shared.values import Accepted, Ref
@@ -61,7 +60,7 @@ class Bench:
         """Nothing to end."""
 
 
-def answer(bench: Bench, command: Any, context: Context) -> Result:
+def answer(bench: Bench, command: Any, context: Context) -> m.Result:
     (context.scratch / "wavefunction").write_bytes(bytes(WAVEFUNCTION))
     _work(bench.settings, command, context)
     world = World(RIPE)
@@ -73,12 +72,12 @@ def answer(bench: Bench, command: Any, context: Context) -> Result:
     return last
 
 
-def _said(result: m.Message, context: Context) -> Result:
-    assert isinstance(result, Result)
+def _said(result: m.Message, context: Context) -> m.Result:
+    assert isinstance(result, m.Result)
     return _kept(result.model_copy(update=context.envelope()), context)
 
 
-def _kept(result: Result, context: Context) -> Result:
+def _kept(result: m.Result, context: Context) -> m.Result:
     """With all that it refers to in the store; a model tells which attempt it is of."""
     if isinstance(result, m.LabelsDone):
         accepted = tuple(_label(label, context) for label in result.accepted)
@@ -93,7 +92,7 @@ def _kept(result: Result, context: Context) -> Result:
     return result.model_copy(update=own)
 
 
-def _work(settings: StandInSettings, command: Command, context: Context) -> None:
+def _work(settings: StandInSettings, command: m.Command, context: Context) -> None:
     if isinstance(command, m.Label) and settings.standin_fatal in [f.key for f in command.frames]:
         os.kill(os.getpid(), signal.SIGKILL)
     over = time.monotonic() + settings.standin_seconds
@@ -131,7 +130,7 @@ def _refs(value: Any) -> Iterator[Ref]:
             yield from _refs(item)
 
 
-HANDLERS: dict[type[Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
+HANDLERS: dict[type[m.Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
 
 
 def service(role: str) -> Service[StandInSettings]:
