@@ -73,7 +73,7 @@ def test_only_kinds_that_exist_are_named() -> None:
 
 
 def test_what_each_role_may_publish() -> None:
-    """The classes state it; here it stands once more, as who deploys wants to read it."""
+    """Derived from the message classes; a wider grant has to be written down here as well."""
     assert set(ROLES["coordinator"].says) == {
         "models-ready",
         "stage-ended",

@@ -1,6 +1,6 @@
 """Every class of messages is known wherever messages are carried, decided upon or shown.
 
-A class that one of these places leaves out fails here, under its own name.
+A class that one of these places does not know fails here under its own name.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ VALUES: dict[str, Any] = {
     "sha256": "0" * 64,
     "uri": "a",
 }
-"""Of fields whose type alone does not say what they may be."""
+"""Values of fields whose type alone does not determine a valid one."""
 
 
 def value_of(name: str, annotation: Any) -> Any:
@@ -313,7 +313,7 @@ def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore)
 @every
 def test_logs_have_a_line_for_it(kind: type[m.Message]) -> None:
     lines = list(Lines().of([example(kind)]))
-    if kind is m.ManifestFrozen:  # a decision that repeats what others say
+    if kind is m.ManifestFrozen:  # its content follows from other lines
         assert lines == []
     else:
         assert kind_of(kind) in lines[0].split()
