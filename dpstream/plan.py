@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dpstream.inputs import Gathered
 from dpstream.tables import text_table
+from services.labeler.acceptance import largest_force
 from services.labeler.codes import CODES
 from shared.errors import SpecError
 from shared.explorers import AsGiven
@@ -328,7 +329,7 @@ def cross_check(
 
 
 def _compare(pairs: Sequence[tuple[Label, Label]], tolerance: float) -> None:
-    forces = [_force_difference(a, b) for a, b in pairs]
+    forces = [largest_force(a.forces - b.forces) for a, b in pairs]
     # The energy of an imported frame with coefficients is a weighted sum, not its own.
     energies = [
         0.0 if a.atom_ener_coeff is not None else abs(a.energy - b.energy) / len(a.forces)
@@ -347,10 +348,6 @@ def _compare(pairs: Sequence[tuple[Label, Label]], tolerance: float) -> None:
             f"up to {max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
             f"allowed is {ENERGY_OFFSET:g}"
         )
-
-
-def _force_difference(first: Label, second: Label) -> float:
-    return float(np.linalg.norm(first.forces - second.forces, axis=1).max())
 
 
 def _lowest(spec: Spec, gathered: Gathered) -> float:

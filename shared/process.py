@@ -100,7 +100,8 @@ def _run(service: Service[S], settings: S) -> int:
     with asked_to_stop() as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         posts = service.posts(settings, scratch)
-        crew = Crew(settings.name or _own_name(service.name), posts, scratch, settings)
+        name = settings.name or f"{service.name}-{socket.gethostname()}-{os.getpid()}"
+        crew = Crew(name, posts, scratch, settings)
         stack.callback(crew.close)
         health = Health(crew.metrics.registry, crew.trouble)
         stack.enter_context(served(health, settings.http_host, settings.http_port))
@@ -205,10 +206,6 @@ class Crew:
             if thread.is_alive():
                 return True
         return False
-
-
-def _own_name(service: str) -> str:
-    return f"{service}-{socket.gethostname()}-{os.getpid()}"
 
 
 def _parser(service: Service[S]) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +96,8 @@ def compare_properties(
     folder = _folder(output)
     with within(root), _sides(model, recipe, open_store(root), folder / "engine.log") as sides:
         _check_elements(named, sides["model"])
-        compared = [compare(name, atoms, wanted, sides, how, _tell) for name, atoms in named]
+        report = partial(say, console)
+        compared = [compare(name, atoms, wanted, sides, how, report) for name, atoms in named]
         taught = sides["recipe"].desk.recipe.model_dump()
     for each in compared:
         console.print(table(each, list(sides)))
@@ -103,10 +105,6 @@ def compare_properties(
         say(console, f"wrote {path}")
     if not all(each.complete for each in compared):
         raise typer.Exit(1)
-
-
-def _tell(words: str) -> None:
-    say(console, words)
 
 
 # ------------------------------------------------------------------------------ what is asked for
