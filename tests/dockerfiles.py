@@ -1,4 +1,4 @@
-"""What the Dockerfiles of the services say, read for tests."""
+"""The images that deploy/Dockerfile defines, read for tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 SERVICES = ("coordinator", "trainer", "explorer", "labeler")
 
 
@@ -37,19 +38,31 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dockerfile:
+    """The image of one service."""
+
     service: str
     stages: dict[str, Stage]
+    """All of the file."""
     arguments: dict[str, str]
     """Defaults of all ARGs."""
 
     @property
     def build(self) -> Stage:
-        return self.stages["build"]
+        """Where its packages are installed."""
+        return self._whole(f"build-{self.service}")
 
     @property
     def runtime(self) -> Stage:
-        """The stage that says how the service runs."""
-        return next(stage for stage in self.stages.values() if stage.all("ENTRYPOINT"))
+        """The image itself."""
+        return self._whole(self.service)
+
+    def _whole(self, name: str) -> Stage:
+        """A stage with the steps of those that it is based on."""
+        stage = self.stages[name]
+        if stage.base not in self.stages:
+            return stage
+        below = self._whole(stage.base)
+        return Stage(name, below.base, below.steps + stage.steps)
 
     def lock(self) -> Path:
         """The requirements that the image installs, with the ARGs' defaults."""
@@ -64,12 +77,8 @@ class Dockerfile:
         return list(json.loads(self.runtime.last("ENTRYPOINT")))
 
 
-def path_of(service: str) -> Path:
-    return ROOT / "services" / service / "Dockerfile"
-
-
 def read(service: str) -> Dockerfile:
-    text = re.sub(r"^#.*\n", "", path_of(service).read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     lines = [line for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line]
     stages: dict[str, Stage] = {}
     arguments: dict[str, str] = {}

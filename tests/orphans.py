@@ -7,25 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
+from dpstream.devcluster.processes import Process
 from dpstream.devcluster.waiting import within
 
 PROMPT = 60.0
 
 
 def descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found |= {child} | descendants(child)
-    return found
-
-
-def lives(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
 
 
 def outlived(code: str, folder: Path, busy: Callable[[set[int]], bool]) -> set[int]:
@@ -38,5 +29,5 @@ def outlived(code: str, folder: Path, busy: Callable[[set[int]], bool]) -> set[i
     finally:
         parent.kill()
         parent.wait()
-    within(10.0, lambda: not any(map(lives, started)))
-    return {pid for pid in started if lives(pid)}
+    within(10.0, lambda: not any(map(Process.find, started)))
+    return {pid for pid in started if Process.find(pid)}

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from dpstream.devcluster.waiting import within
 
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-STARTED = 19
-"""Place of the time of its start in what /proc/PID/stat says of a process after its name."""
 DEATH_SECONDS = 10.0
 
 
@@ -26,18 +24,17 @@ class Process(BaseModel):
 
     pid: int
     started: str
-    """Boot, and clock ticks since."""
+    """Seconds from the machine's boot, which do not change when its clock is set."""
 
     @staticmethod
     def find(pid: int) -> Process | None:
-        """None where there is none; one that has died and waits for its parent is none."""
-        try:
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            return None
-        if words[0] in "ZX":
-            return None
-        return Process(pid=pid, started=f"{BOOT.read_text().strip()}/{words[STARTED]}")
+        """None where no process has this id, or only one that has ended and awaits its parent."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                seconds = process.create_time() - psutil.boot_time()
+                return Process(pid=pid, started=f"{seconds:.2f}")
+        return None
 
     @property
     def is_running(self) -> bool:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
+
 from dpstream.devcluster.ports import free_ports, is_free
 from dpstream.devcluster.waiting import within
 from shared.errors import BusError
@@ -87,8 +89,7 @@ class RabbitNode:
         written = self._written_pid()
         if written is not None and self._is_node(written):
             return written
-        everything = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return next(filter(self._is_node, everything), None)
+        return next(filter(self._is_node, psutil.pids()), None)
 
     @property
     def _pid_file(self) -> Path:
@@ -281,14 +282,12 @@ class RabbitNode:
     def _is_node(self, pid: int) -> bool:
         """Whether the process is this folder's node, or the script around it: a pid file may be
         old, and the port mapper was given the same environment. All is empty of a zombie."""
-        process = Path(f"/proc/{pid}")
-        try:
-            command = (process / "cmdline").read_bytes()
-            given = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        ours = f"RABBITMQ_PID_FILE={self._pid_file}".encode() in given
-        return ours and (bytes(self.folder) in command or SCRIPT.encode() in command)
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.environ().get("RABBITMQ_PID_FILE") == str(self._pid_file):
+                command = " ".join(process.cmdline())
+                return str(self.folder) in command or SCRIPT in command
+        return False
 
     def _kill(self, pid: int) -> None:
         if not self._ends(pid, signal.SIGKILL):

@@ -15,9 +15,11 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import SecretStr
 
 from dpstream.devcluster.ports import free_ports, is_free
@@ -222,11 +224,9 @@ class SeaweedServer:
 
     def _is_server(self, pid: int) -> bool:
         """Whether this process is the folder's server: a process id may have passed on."""
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        return f"-dir={self._data}".encode() in command
+        with suppress(psutil.Error):
+            return f"-dir={self._data}" in psutil.Process(pid).cmdline()
+        return False
 
     def _signal(self, number: signal.Signals) -> None:
         if (pid := self.pid) is not None:

@@ -177,7 +177,7 @@ def test_the_wheel_has_all_files_of_the_service(image: Image) -> None:
     packages = next(image.venv.glob("lib/python3.*/site-packages"))
     folder = ROOT / "services" / image.file.service
     for file in folder.rglob("*"):
-        if file.is_file() and file.name != "Dockerfile" and "__pycache__" not in file.parts:
+        if file.is_file() and "__pycache__" not in file.parts:
             assert (packages / file.relative_to(ROOT)).exists(), file.relative_to(ROOT)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pika
+import psutil
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -477,13 +478,11 @@ def test_a_node_listens_to_this_machine_only_and_keeps_its_secrets(rabbit_node: 
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "password").stat().st_mode & 0o777 == 0o600
     assert (folder / "home" / ".erlang.cookie").stat().st_mode & 0o777 == 0o400
-    ports = {f"{port:04X}" for port in rabbit_node.ports.values()}
-    sockets = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
-    listening = [line.split()[1] for line in sockets.splitlines() if line.split()[3] == "0A"]
-    ours = [address for address in listening if address.rpartition(":")[2] in ports]
-    assert len({address.rpartition(":")[2] for address in ours}) == len(ports)
-    loopback = {"0100007F", "00000000000000000000000001000000"}
-    assert {address.rpartition(":")[0] for address in ours} <= loopback
+    ports = set(rabbit_node.ports.values())
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    ours = [address for address in listening if address.port in ports]
+    assert {address.port for address in ours} == ports
+    assert {address.ip for address in ours} <= {"127.0.0.1", "::1"}
 
 
 STARTS = """

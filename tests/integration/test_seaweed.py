@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import dpstream.devcluster.seaweed as seaweed_module
@@ -69,15 +69,8 @@ def _outside(server: SeaweedServer) -> list[Path]:
 
 def _listening(pid: int) -> set[str]:
     """Addresses on which a process takes TCP connections."""
-    sockets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
-    found = set()
-    for table, size in (("tcp", 8), ("tcp6", 32)):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            local, _, state, inode = (line.split()[n] for n in (1, 2, 3, 9))
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                address = bytes.fromhex(local[:size])[::-1]
-                found.add(socket.inet_ntoa(address) if size == 8 else local)
-    return found
+    connections = psutil.Process(pid).net_connections("tcp")
+    return {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
 
 
 def test_a_port_that_was_taken_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dpstream import cli
@@ -33,9 +34,7 @@ PROMPT = 60.0
 HASTE = {"DPSTREAM_LEASE_SECONDS": "10", "DPSTREAM_TASK_HEARTBEAT": "1"}
 ALL = {"broker", "store", "coordinator", "trainer-1", "explorer-1", "labeler-1"}
 SECRET = ("env", "cluster.json", "access/passwords.env", "broker/password", "store/identities.json")
-LISTENS = "0A"
-LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
-"""As /proc/net/tcp and tcp6 write 127.0.0.1 and ::1."""
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
 class Site:
@@ -93,14 +92,13 @@ class Site:
         os.kill(self.pid(name), signal.SIGKILL)
         wait_until(lambda: Process.find(self.pid(name)) is None)
 
-    def processes(self) -> list[Path]:
+    def processes(self) -> list[psutil.Process]:
         """Whatever runs on this machine and has to do with the folder."""
-        return [each for each in Path("/proc").glob("[0-9]*") if self._concerns(each)]
+        return [each for each in psutil.process_iter() if self._concerns(each)]
 
-    def _concerns(self, process: Path) -> bool:
-        with suppress(OSError):
-            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            return bytes(self.cluster) in told
+    def _concerns(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return str(self.cluster) in "".join((*process.cmdline(), *process.environ().values()))
         return False
 
 
@@ -120,16 +118,10 @@ def how(table: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if row[1:2] in (["started"], ["running"])}
 
 
-def listening(process: Path) -> list[str]:
-    """Addresses that a process listens at, in hexadecimal digits."""
-    own = {os.readlink(each) for each in (process / "fd").iterdir()}
-    tables = [(process / "net" / name).read_text().splitlines() for name in ("tcp", "tcp6")]
-    rows = (line.split() for table in tables for line in table[1:])
-    return [
-        row[1].partition(":")[0]
-        for row in rows
-        if row[3] == LISTENS and f"socket:[{row[9]}]" in own
-    ]
+def listening(process: psutil.Process) -> list[str]:
+    """Addresses that a process listens at."""
+    connections = process.net_connections("tcp")
+    return [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
 
 
 def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site) -> None:
@@ -193,11 +185,11 @@ def check_that_each_knows_only_its_own(site: Site) -> None:
     lines = (site.cluster / "access" / "passwords.env").read_text().splitlines()
     known = dict(line.split("=", 1) for line in lines if line[0] != "#")
     for name in ("coordinator", "trainer-1", "explorer-1", "labeler-1"):
-        told = Path(f"/proc/{site.pid(name)}/environ").read_text()
+        told = psutil.Process(site.pid(name)).environ()
         user = name.partition("-")[0].upper()
-        seen = {each for each, secret in known.items() if secret in told}
+        seen = {each for each, secret in known.items() if secret in " ".join(told.values())}
         assert seen == {f"{user}_PASSWORD", f"{user}_ACCESS_KEY", f"{user}_SECRET_KEY"}
-        assert all(line.startswith(("DPSTREAM_", *module.PASSED)) for line in told.split("\0")[:-1])
+        assert all(variable.startswith(("DPSTREAM_", *module.PASSED)) for variable in told)
 
 
 def check_that_all_listen_to_this_machine_alone(site: Site) -> None:

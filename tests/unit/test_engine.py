@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from dpstream.devcluster.processes import Process
 from shared import engine as engine_module
 from shared.engine import Engine
 from shared.errors import EngineCrashed, EngineError, Stopped
@@ -48,11 +50,7 @@ def forking(tmp_path: Path) -> Iterator[Engine]:
 
 def is_running(pid: int) -> bool:
     """Whether the process is there and no zombie."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+    return Process.find(pid) is not None
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -320,13 +318,9 @@ def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, modu
     child = int(parent.stdout.readline())
     time.sleep(0.5)
     assert is_running(child)
-    family = [child, *children_of(child)]
+    family = [child, *(each.pid for each in psutil.Process(child).children())]
     assert len(family) == (2 if module == "forking_engine" else 1)
     parent.kill()
     parent.wait()
     parent.stdout.close()
     eventually(lambda: not any(is_running(pid) for pid in family))
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
