@@ -31,9 +31,9 @@ soak: $(STAMP) servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 schema: $(STAMP)
-	$(BIN)/python -c "from shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
-	$(BIN)/python -c "from shared.asyncapi import document; print(document(), end='')" > docs/asyncapi.json
-	$(BIN)/python -c "from dpstream.dpgen.table import markdown; print(markdown(), end='')" > docs/dp-gen-keys.md
+	$(BIN)/python -c "from dpstream.shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json
+	$(BIN)/python -c "from dpstream.shared.asyncapi import document; print(document(), end='')" > docs/asyncapi.json
+	$(BIN)/python -c "from dpstream.dpgen.key_page import markdown; print(markdown(), end='')" > docs/dp-gen-keys.md
 
 install: $(STAMP)
 

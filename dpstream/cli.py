@@ -1,7 +1,7 @@
 """The entry point of the `dpstream` command: whatever goes wrong is one line and an exit status.
 
 Bad input, and what the machine refuses, is 2; a fault of ours is 3, with the traceback in a file;
-an interruption 130. The commands are in `dpstream.commands`.
+an interruption 130. The commands are in `dpstream.commands.campaigns`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from typing import Any, TextIO
 
-from shared.errors import DpstreamError, is_machines_fault
+from dpstream.shared.errors import DpstreamError, is_machines_fault
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 3, 130
 
@@ -22,7 +22,7 @@ def main() -> None:
     sys.stdout = sys.stdout or _nowhere()  # None where the shell has closed it (>&-)
     sys.stderr = sys.stderr or _nowhere()
     try:
-        from dpstream.commands import command  # deferred: takes a second, in which Ctrl-C may come
+        from dpstream.commands.campaigns import command
 
         status = command(prog_name="dpstream", standalone_mode=False)
         sys.stdout.flush()

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
-from shared.codec import names_of
-from shared.messages import EVENTS, Publisher, Service, commands_of
-from shared.values import DEADLETTER_PREFIX
+from dpstream.shared.codec import names_of
+from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
+from dpstream.shared.values import DEADLETTER_PREFIX
 
 LISTENERS = "watch-*"
 """Temporary queues of those who listen to public events."""

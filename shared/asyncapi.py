@@ -9,9 +9,9 @@ from importlib.metadata import version
 from inspect import getdoc
 from typing import Any
 
-from shared import messages as m
-from shared.codec import ADAPTER, kind_of
-from shared.topology import EVENTS, TASKS
+from dpstream.shared import messages as m
+from dpstream.shared.bus.topology import EVENTS, TASKS
+from dpstream.shared.codec import ADAPTER, kind_of
 
 OUTSIDE: tuple[m.Publisher, ...] = ("operator", "generator")
 """Publishers that are no service of dpstream's."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 
-from shared.messages import COMMANDS, EVENTS, Command, Message, tags_of
+from dpstream.shared.messages import COMMANDS, EVENTS, Command, Message, tags_of
 
 MAX_BODY = 64 * 1024
 """Bytes; larger things are objects in the store."""

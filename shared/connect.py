@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from shared.errors import BusError, DpstreamError, Refused
-from shared.folder_store import FolderStore
-from shared.logs import logger
-from shared.outages import insist
-from shared.ports import Bus, Store
-from shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix
-from shared.topology import COORDINATOR
+from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.errors import BusError, DpstreamError, Refused
+from dpstream.shared.logs import logger
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.runtime.retry import insist
+from dpstream.shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix
+from dpstream.shared.store.folder import FolderStore
 
 log = logger()
 
@@ -36,7 +36,7 @@ TLS_RECORDS = (b"\x15", b"\x16")
 def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = None) -> Bus:
     """The broker, waited for until `stopping` is set. Raises `Refused` for wrong credentials
     or certificates, and `BusError` when asked to stop before it answered."""
-    from shared.rabbit import RabbitBus, RabbitSettings  # a folder on a laptop needs no pika
+    from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 
     wanted = RabbitSettings(
         url=settings.broker,
@@ -70,7 +70,7 @@ def connect_store(settings: StoreSettings, stopping: threading.Event | None = No
     parts = bucket_and_prefix(settings.store)
     if parts is None:
         return FolderStore(Path(settings.store))
-    from shared.s3 import S3Settings, S3Store  # a folder on a laptop needs no boto3
+    from dpstream.shared.store.s3 import S3Settings, S3Store
 
     bucket, prefix = parts
     if settings.store_endpoint is not None:  # boto3 would try again for a minute

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
-from shared.values import (
+from dpstream.shared.values import (
     Accepted,
     Chosen,
     Committee,
@@ -43,7 +43,7 @@ Service = Literal["trainer", "explorer", "labeler"]
 """A worker service, which runs commands and publishes their results."""
 SERVICES: tuple[Service, ...] = get_args(Service)
 Publisher = Service | Literal["coordinator", "operator", "generator"]
-"""A role that publishes events (`shared.access`)."""
+"""A role that publishes events (`dpstream.shared.access`)."""
 LEDGER_ONLY: tuple[Publisher, ...] = ()
 """Publishers of an event that the coordinator writes to the ledger and does not publish."""
 M = TypeVar("M", bound="Message")
@@ -423,9 +423,9 @@ class ModelsReady(Event):
 
 
 class ChunkExplored(Chunk):
-    """One chunk of a trajectory. `histogram` counts frames by deviation in
-    `shared.deviation.BINS`. `dropped`: planned checks never made because the trajectory was stopped
-    early; they count as failed."""
+    """One chunk of a trajectory. `histogram` counts frames by deviation, in the bins `BINS` of
+    `atoms/deviation.py`. `dropped`: planned checks never made because the trajectory stopped early;
+    they count as failed."""
 
     ANSWERS = Explore
     # The second tag is the name up to 0.1: it is read, and workers may publish it, until 0.3.

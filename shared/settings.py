@@ -27,10 +27,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.errors import SpecError
-from shared.logs import redacted
-from shared.spec_errors import did_you_mean, shown
-from shared.values import is_key
+from dpstream.shared.errors import SpecError
+from dpstream.shared.logs import redacted
+from dpstream.shared.spec.errors import did_you_mean, shown
+from dpstream.shared.values import is_key
 
 PREFIX = "DPSTREAM_"
 LONGEST_PREFIX = 400

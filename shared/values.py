@@ -135,7 +135,7 @@ class Counts(Value):
 
 
 class FrameRef(Value):
-    """One frame of a batch object (`shared.frames.Batch`)."""
+    """One frame of a batch object (`dpstream.shared.atoms.frames.Batch`)."""
 
     batch: Ref
     index: int = Field(ge=0)

@@ -5,8 +5,8 @@ import signal
 
 from hypothesis import settings
 
-from shared.engine import PINNED, QUICK
-from tests.amounts import SOAK
+from dpstream.shared.runtime.child_process import PINNED, QUICK
+from tests.support.soak import SOAK
 
 # As in a worker's engines: with several threads the same sum may have other last digits.
 for name in PINNED:
@@ -24,4 +24,8 @@ settings.register_profile(
 )
 settings.load_profile("dpstream")
 
-pytest_plugins = ["tests.rabbit_server", "tests.s3_server", "tests.least_privilege"]
+pytest_plugins = [
+    "tests.support.rabbit_server",
+    "tests.support.s3_server",
+    "tests.support.least_privilege",
+]

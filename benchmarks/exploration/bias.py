@@ -10,12 +10,12 @@ from ase.build import molecule
 
 from benchmarks.exploration.committee import Arrays, engine, labelled, train, trajectory
 from benchmarks.exploration.figure import saved
-from services.explorer.engines.bias import colvars_input
-from shared.builders import perturbed
-from shared.dataset import Labelled
-from shared.explorers import Colvars
-from shared.frames import Floats, canonical, from_ase
-from shared.spec import Md
+from dpstream.services.explorer.engines.bias import colvars_input
+from dpstream.shared.atoms.builders import perturbed
+from dpstream.shared.atoms.dataset import Labelled
+from dpstream.shared.atoms.frames import Floats, canonical, from_ase
+from dpstream.shared.spec import Md
+from dpstream.shared.spec.engines import Colvars
 
 METHANE = canonical(from_ase(molecule("CH4"))).frame
 TEMPERATURE = 300.0
@@ -60,7 +60,7 @@ def main(work: Path, docs: Path) -> None:
         return [f'fix bias all colvars "{text}" output "{folder}/bias" tstat motion']
 
     curves = {}
-    with engine("services.explorer.lammps_engine", folder) as child:
+    with engine("dpstream.services.explorer.lammps.child", folder) as child:
         for name, added in (("MD", lambda _: []), ("metadynamics", colvars)):
             print(name)
             found = trajectory(child, folder / name, METHANE, models, TEMPERATURE, DYNAMICS, added)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from services.explorer import md_script
-from services.trainer.training_input import Run, build_input
-from shared.dataset import Labelled, write_deepmd
-from shared.engine import Engine
-from shared.frames import Frame, Label, to_ase
-from shared.spec import Md, Training
-from shared.values import Condition, Trust
+from dpstream.services.explorer.lammps import script as md_script
+from dpstream.services.trainer.training_input import TrainingRun, build_input
+from dpstream.shared.atoms.dataset import Labelled, write_deepmd
+from dpstream.shared.atoms.frames import Frame, FrameLabel, to_ase
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.spec import Md, Training
+from dpstream.shared.values import Condition, Trust
 
 OPEN = Trust(low=1e-9, high=1e9)
 """Levels that stop nothing."""
@@ -30,8 +30,8 @@ Arrays = Mapping[str, Any]
 
 
 @contextmanager
-def engine(module: str, folder: Path) -> Iterator[Engine]:
-    child = Engine(module, folder / "engines" / module)
+def engine(module: str, folder: Path) -> Iterator[ChildProcess]:
+    child = ChildProcess(module, folder / "engines" / module)
     try:
         yield child
     finally:
@@ -45,7 +45,7 @@ def labelled(frame: Frame, calculator: Any) -> Labelled:
     virial = None
     if frame.cell is not None:
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
-    label = Label(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
+    label = FrameLabel(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
     return Labelled(frame, label, {})
 
 
@@ -57,10 +57,10 @@ def train(
     if all(model.exists() for model in models):
         return models
     systems = tuple(map(str, write_deepmd(data, folder / "data", type_map)))
-    with engine("services.trainer.deepmd_engine", folder) as child:
+    with engine("dpstream.services.trainer.child", folder) as child:
         for member, model in enumerate(models):
             model.parent.mkdir(parents=True, exist_ok=True)
-            run = Run(tuple(type_map), systems, steps, seed=member + 1, member=member)
+            run = TrainingRun(tuple(type_map), systems, steps, seed=member + 1, member=member)
             document = build_input(Training(input=SMALL), run)
             (model.parent / "input.json").write_text(json.dumps(document))
             where = {"folder": str(model.parent), "backend": "tensorflow"}
@@ -70,7 +70,7 @@ def train(
 
 
 def trajectory(
-    child: Engine,
+    child: ChildProcess,
     folder: Path,
     frame: Frame,
     models: Sequence[Path],

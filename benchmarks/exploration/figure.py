@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from shared.frames import Floats
+from dpstream.shared.atoms.frames import Floats
 
 matplotlib.use("agg")
 

@@ -15,13 +15,13 @@ from ase.neighborlist import neighbor_list
 
 from benchmarks.exploration.committee import Arrays, engine, labelled, train, trajectory
 from benchmarks.exploration.figure import saved
-from services.explorer.engines.swap_mc import swap_commands
-from shared.builders import perturbed
-from shared.dataset import Labelled
-from shared.explorers import SwapMc
-from shared.frames import Floats, Frame, canonical, from_ase, to_ase
-from shared.spec import Md
-from shared.values import Condition
+from dpstream.services.explorer.engines.swap_mc import swap_commands
+from dpstream.shared.atoms.builders import perturbed
+from dpstream.shared.atoms.dataset import Labelled
+from dpstream.shared.atoms.frames import Floats, Frame, canonical, from_ase, to_ase
+from dpstream.shared.spec import Md
+from dpstream.shared.spec.engines import SwapMc
+from dpstream.shared.values import Condition
 
 LATTICE = 3.95
 """Å, near that of EMT's CuAu."""
@@ -74,7 +74,7 @@ def main(work: Path, docs: Path) -> None:
         return swap_commands(SWAPS, tuple(type_map), condition, 7)
 
     curves = {}
-    with engine("services.explorer.lammps_engine", folder) as child:
+    with engine("dpstream.services.explorer.lammps.child", folder) as child:
         for name, added in (("MD", lambda _: []), ("MD + swaps", swaps)):
             print(name)
             found = trajectory(

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.services import fresh_label, idle, latency, ledger, throughput
 from benchmarks.services.figures import Figure, show
 from benchmarks.services.site import Servers, servers
-from shared.logs import configure
+from dpstream.shared.logs import configure
 
 
 @dataclass(frozen=True)

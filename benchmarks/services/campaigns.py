@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from ase.build import molecule
 
-from services.labeler.recipes import make_recipe
-from shared import messages as m
-from shared.codec import encode, topic_of
-from shared.frames import Batch, Frame, canonical, frame_key, from_ase
-from shared.ports import Bus, Outgoing, Store
-from shared.spec import Spec
-from shared.values import FrameRef, Recipe, Ref, campaign_uri, stable_id
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.ports import Bus, Outgoing, Store
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import FrameRef, Recipe, Ref, campaign_uri, stable_id
 
 CAPABILITY = "noop"
 """The queue of no-op labels."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.ports import Store
+from dpstream.shared.ports import Store
 
 
 class CountedStore:

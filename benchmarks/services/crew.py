@@ -15,23 +15,23 @@ from typing import Any
 
 from benchmarks.services.campaigns import CAPABILITY
 from benchmarks.services.counted import CountedStore
-from services.coordinator.service import Coordinator
-from services.labeler.__main__ import LABELER
-from services.labeler.settings import LabelerSettings
-from shared import messages as m
-from shared.connect import connect_bus, connect_store
-from shared.context import Context, Handler
-from shared.dataset import load_dataset
-from shared.errors import Permanent
-from shared.frames import Batch, Label, encode_labelled
-from shared.logs import configure
-from shared.ports import Bus
-from shared.scratch import private_folder
-from shared.settings import Settings, read_settings
-from shared.signals import asked_to_stop
-from shared.topology import COORDINATOR
-from shared.values import Accepted, FrameRef, Ref, label_uri
-from shared.worker import Worker
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.labeler.__main__ import LABELER
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.dataset import load_dataset
+from dpstream.shared.atoms.frames import Batch, FrameLabel, encode_labelled
+from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.connect import connect_bus, connect_store
+from dpstream.shared.errors import Permanent
+from dpstream.shared.logs import configure
+from dpstream.shared.ports import Bus
+from dpstream.shared.runtime.context import Context, Handler
+from dpstream.shared.runtime.scratch import private_folder
+from dpstream.shared.runtime.signals import asked_to_stop
+from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.settings import Settings, read_settings
+from dpstream.shared.values import Accepted, FrameRef, Ref, label_uri
 
 HASTE = 5.0
 """Seconds between heartbeats."""
@@ -49,7 +49,7 @@ def label_zeros(_: None, command: m.Label, context: Context) -> m.LabelsDone:
 
 def _zeros(command: m.Label, ref: FrameRef, context: Context) -> Accepted:
     frame = Batch.loads(context.fetch(ref.batch))[ref.index]
-    label = Label(0.0, 0.0 * frame.positions)
+    label = FrameLabel(0.0, 0.0 * frame.positions)
     data = encode_labelled(frame, label, {})
     context.store.create(label_uri(command.recipe, ref.key), data)
     return _accepted(command, ref, data)
@@ -97,18 +97,18 @@ def serve_as(role: str, bus: Bus, store: CountedStore, stopping: threading.Event
 
 
 def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Path) -> float:
-    """As `python -m services.labeler` does with these settings."""
-    (post,) = LABELER.posts(read_settings(LabelerSettings), scratch)
-    post.bench.start()
+    """As `python -m dpstream.services.labeler` does with these settings."""
+    (post,) = LABELER.plans(read_settings(LabelerSettings), scratch)
+    post.resources.start()
     queue, *others = post.queues
     worker: Worker[Any] = Worker(
-        "labeler", bus, store, queue, post.handlers, post.bench, scratch, HASTE, stopping
+        "labeler", bus, store, queue, post.handlers, post.resources, scratch, HASTE, stopping
     )
     worker.others = tuple(others)
     try:
         return _at_work(bus, queue, worker.run)
     finally:
-        post.bench.close()
+        post.resources.close()
 
 
 def _at_work(bus: Bus, queue: str, work: Callable[[], None]) -> float:

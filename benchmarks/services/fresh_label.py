@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from benchmarks.services import campaigns
 from benchmarks.services.figures import Figure, milliseconds
 from benchmarks.services.site import Servers, Site, at, wait_until
-from services.coordinator.ledger import Reading
-from shared.messages import LabelsDone, TaskFailed
+from dpstream.services.coordinator.ledger.ledger import LedgerReader
+from dpstream.shared.messages import LabelsDone, TaskFailed
 
 
 def measure(servers: Servers, labels: int) -> Iterator[Figure]:
@@ -26,7 +26,7 @@ def _reached(site: Site, campaign: str) -> float:
     """Seconds from the end of the label's handler until a trainer has read the dataset."""
     campaigns.empty(site.store, campaign, labels=1, bundle=1)
     campaigns.wake(site.bus, campaign)
-    reading = Reading.begin(site.store, campaign)
+    reading = LedgerReader.begin(site.store, campaign)
 
     def is_read() -> bool:
         reading.look()

@@ -10,7 +10,7 @@ from itertools import pairwise
 from benchmarks.services import campaigns
 from benchmarks.services.figures import Figure, milliseconds
 from benchmarks.services.site import Report, Servers, Site, at
-from shared.messages import LabelsDone
+from dpstream.shared.messages import LabelsDone
 
 ANCHOR = 98.0
 """ms: Colmena with Parsl and Redis."""

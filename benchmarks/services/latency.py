@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from benchmarks.services import campaigns
 from benchmarks.services.figures import Figure, milliseconds
 from benchmarks.services.site import Servers, Site, at
-from services.coordinator.ledger import Entry, Segment
-from services.coordinator.policy import decide
-from services.coordinator.state import State
-from shared import messages as m
-from shared.codec import encode, topic_of
-from shared.ports import Outgoing
-from tests.unit.world import World, spec, submission
+from dpstream.services.coordinator.ledger.ledger import LedgerEntry, Segment
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.ports import Outgoing
+from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 ANCHOR = 5.2, 9.6
 """Median and 95th percentile of Colmena's decisions, ms."""
@@ -44,13 +44,13 @@ def decided(trajectories: int) -> list[float]:
         labels={"bundle": 1},
         mode="streaming",
     )
-    world, state, spent = World(ripe=5), State(spec=of), list[float]()
+    world, state, spent = CampaignSimulator(ripe=5), State(spec=of), list[float]()
     events = deque[m.Message]([submission(of, frames=50)])
     while events:
         event = events.popleft()
         began = time.perf_counter()
         state, decisions = decide(state, event)
-        Segment(1, 1, "", (Entry(event, decisions),)).dumps()
+        Segment(1, 1, "", (LedgerEntry(event, decisions),)).dumps()
         commands = [command for command in decisions if isinstance(command, m.Command)]
         for command in commands:
             encode(command)

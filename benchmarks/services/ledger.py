@@ -13,17 +13,17 @@ from typing import TypeVar
 
 from benchmarks.services.figures import Figure
 from benchmarks.services.site import Servers, at
-from services.coordinator.ledger import Entry, Ledger, Reading
-from services.coordinator.policy import decide
-from services.coordinator.service import BATCH
-from services.coordinator.state import State
-from shared import messages as m
-from shared.codec import encode
-from shared.connect import connect_store
-from shared.ports import Store
-from shared.settings import Settings
-from shared.values import campaign_uri
-from tests.unit.world import World, spec, submission
+from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry, LedgerReader
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.service import BATCH
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode
+from dpstream.shared.connect import connect_store
+from dpstream.shared.ports import Store
+from dpstream.shared.settings import Settings
+from dpstream.shared.values import campaign_uri
+from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 CAMPAIGN = "world"
 FRAMES = 50
@@ -99,7 +99,7 @@ def _apart(act: Callable[[Settings, int], T], settings: Settings, events: int) -
         return pool.submit(act, settings, events).result()
 
 
-class Endless(World):
+class Endless(CampaignSimulator):
     """Every committee finds new candidates, and the next one has learned them: nothing piles up
     but what a campaign keeps for good."""
 
@@ -112,7 +112,7 @@ class Endless(World):
             del self.manifests[next(iter(self.manifests))]
 
     def _judge(self, command: m.Judge) -> list[m.Message]:
-        return World(ripe=0)._judge(command)
+        return CampaignSimulator(ripe=0)._judge(command)
 
 
 def fold(settings: Settings, events: int) -> Folded:
@@ -152,20 +152,20 @@ def fold(settings: Settings, events: int) -> Folded:
     return Folded(spent, spent.since(before), _peak())
 
 
-def _decided(state: State, waiting: deque[m.Message]) -> tuple[State, list[Entry]]:
+def _decided(state: State, waiting: deque[m.Message]) -> tuple[State, list[LedgerEntry]]:
     """A batch of what waits, decided upon."""
-    entries: list[Entry] = []
+    entries: list[LedgerEntry] = []
     for _ in range(min(BATCH, len(waiting))):
         event = waiting.popleft()
         state, decided = decide(state, event)
         for decision in decided:
             if isinstance(decision, m.Command):
                 encode(decision)
-        entries.append(Entry(event, decided))
+        entries.append(LedgerEntry(event, decided))
     return state, entries
 
 
-def _answers(world: World, entries: Sequence[Entry]) -> list[m.Message]:
+def _answers(world: CampaignSimulator, entries: Sequence[LedgerEntry]) -> list[m.Message]:
     """What workers say to what was decided."""
     answers: list[m.Message] = []
     for decision in (decision for entry in entries for decision in entry.decided):
@@ -178,7 +178,7 @@ def _answers(world: World, entries: Sequence[Entry]) -> list[m.Message]:
 def replay(settings: Settings, _: int) -> tuple[float, float, int]:
     """Seconds to the last state from all segments, without a snapshot; those of CPU; bytes of
     memory."""
-    return _timed(settings, lambda store: Reading.begin(store, CAMPAIGN).look())
+    return _timed(settings, lambda store: LedgerReader.begin(store, CAMPAIGN).look())
 
 
 def restart(settings: Settings, _: int) -> tuple[float, float, int]:

@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from services.coordinator.ledger import read_segments
-from shared import messages as m
-from shared.connect import connect_bus, connect_store
-from shared.ports import Bus, Store
-from shared.settings import PREFIX, Settings
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.services.coordinator.ledger.ledger import read_segments
+from dpstream.shared import messages as m
+from dpstream.shared.connect import connect_bus, connect_store
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "benchmarks"

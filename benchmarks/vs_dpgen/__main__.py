@@ -24,8 +24,8 @@ from benchmarks.vs_dpgen import inputs as inputs_
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Run, save, show
 from benchmarks.vs_dpgen.size import SIZES, Size
-from shared.frames import Batch
-from shared.spec import Spec
+from dpstream.shared.atoms.frames import Batch
+from dpstream.shared.spec import Spec
 
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.engine import Engine
-from shared.frames import Batch, Floats, Ints
+from dpstream.shared.atoms.frames import Batch, Floats, Ints
+from dpstream.shared.runtime.child_process import ChildProcess
 
 RESAMPLES = 10_000
 LIMIT = 1.05
@@ -20,14 +20,14 @@ trajectory `(n_models, n_trajectories)`, mean over its frames."""
 
 
 def measure(models: Sequence[str], test: Mapping[str, Batch], scratch: Path) -> Errors:
-    engine = Engine("services.explorer.lammps_engine", scratch)
+    engine = ChildProcess("dpstream.services.explorer.lammps.child", scratch)
     try:
         return {name: _errors(engine, models, batch, scratch) for name, batch in test.items()}
     finally:
         engine.kill()
 
 
-def _errors(engine: Engine, models: Sequence[str], batch: Batch, scratch: Path) -> Floats:
+def _errors(engine: ChildProcess, models: Sequence[str], batch: Batch, scratch: Path) -> Floats:
     scratch.mkdir(parents=True, exist_ok=True)
     given, result = scratch.resolve() / "frames.npz", scratch.resolve() / "forces.npz"
     given.write_bytes(Batch(batch.species, batch.positions).dumps())

@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.vs_dpgen import dpgen_files, dpgen_log
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.size import Size
-from shared.engine import PINNED
-from shared.spec import Training
+from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.spec import Training
 
 PACKAGES = ("dpgen==0.14.0", "deepmd-kit[cpu,lmp]==3.2.0")
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")

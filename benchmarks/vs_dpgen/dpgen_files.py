@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.vs_dpgen.size import MEMBERS, TAU_T, TIMESTEP, TYPE_MAP, Size
-from services.trainer.training_input import Run, build_input
-from shared.engine import PINNED
-from shared.spec import Training
+from dpstream.services.trainer.training_input import TrainingRun, build_input
+from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.spec import Training
 
 Json = dict[str, Any]
 PARALLEL = 2
@@ -57,7 +57,7 @@ def param(size: Size, training: Training, inputs: Path) -> Json:
 def training_param(size: Size, training: Training) -> Json:
     """The very `input.json` that dpstream writes, but for what DP-GEN fills in: systems, batch
     sizes, seeds (drawn by it for every model)."""
-    run = Run(type_map=TYPE_MAP, systems=(), steps=size.train_steps, seed=1, member=0)
+    run = TrainingRun(type_map=TYPE_MAP, systems=(), steps=size.train_steps, seed=1, member=0)
     return build_input(training, run)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.vs_dpgen.outcome import Outcome
-from services.coordinator.ledger import heard_and_decided
-from shared.embedded import FolderStore
-from shared.messages import LabelsDone, Message, ModelsReady, Result, TaskClaimed
-from shared.spec import Spec
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.messages import LabelsDone, Message, ModelsReady, Result, TaskClaimed
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
 
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 NOT_BROKEN = (0, 1)

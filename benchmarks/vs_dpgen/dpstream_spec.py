@@ -20,7 +20,7 @@ from benchmarks.vs_dpgen.size import (
     TYPE_MAP,
     Size,
 )
-from shared.spec import Spec
+from dpstream.shared.spec import Spec
 
 Mode = Literal["lockstep", "streaming"]
 Beginning = Literal["scratch", "reuse"]

@@ -14,16 +14,16 @@ import numpy as np
 from ase.io import read, write
 
 from benchmarks.vs_dpgen.size import SETTINGS, TYPE_MAP, Size
-from services.labeler.acceptance import Limits, Outcome, check_after
-from services.labeler.engine import frame_facts, frame_from_facts
-from services.labeler.recipes import make_recipe
-from shared.builders import perturbed
-from shared.dataset import Labelled, write_deepmd
-from shared.engine import Engine
-from shared.files import write_whole
-from shared.frames import Batch, Frame, canonical, from_ase, to_ase
-from shared.spec import Labels
-from shared.values import Recipe, stable_seed
+from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
+from dpstream.services.labeler.child import frame_facts, frame_from_facts
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.builders import perturbed
+from dpstream.shared.atoms.dataset import Labelled, write_deepmd
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase, to_ase
+from dpstream.shared.files import write_whole
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.spec import LabelSettings
+from dpstream.shared.values import Recipe, stable_seed
 
 METHANE = Path(__file__).parents[2] / "examples" / "methane-pbe" / "structures" / "CH4.xyz"
 BOX = 30.0
@@ -43,16 +43,19 @@ Call = Callable[[str, Mapping[str, Any]], Any]
 
 def recipe(code: str = "pyscf", **settings: Any) -> Recipe:
     own = {**SETTINGS, **settings} if code == "pyscf" else settings
-    return make_recipe(Labels(code=code, settings=own))
+    return make_recipe(LabelSettings(code=code, settings=own))
 
 
 @contextmanager
 def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], Any], list[Any]]]:
     """A map over `count` warm labeling engines: `each(items, work)` is `[work(call, item), …]`."""
-    pool = [Engine("services.labeler.engine", scratch / f"engine-{i}") for i in range(count)]
+    pool = [
+        ChildProcess("dpstream.services.labeler.child", scratch / f"engine-{i}")
+        for i in range(count)
+    ]
     for engine in pool:
         engine.start()  # from here: an engine ends with the thread that started it
-    free: Queue[Engine] = Queue()
+    free: Queue[ChildProcess] = Queue()
     for engine in pool:
         free.put(engine)
 
@@ -74,7 +77,7 @@ def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], 
 def labelled(facts: dict[str, Any], frame: Frame) -> Labelled:
     """RuntimeError for a frame that PySCF could not do: nothing here should be beyond it."""
     outcome = Outcome.of(facts)
-    broken = check_after(frame, outcome, Limits.of(Labels()))
+    broken = check_after(frame, outcome, AcceptanceLimits.of(LabelSettings()))
     if broken is not None:
         raise RuntimeError(f"no label ({broken.rule}): {broken.detail}")
     return Labelled(frame, outcome.label(), {})

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dpstream.dpgen.document import Key, mapped, refused, unused
+from dpstream.dpgen.key_table import Key, mapped, refused, unused
 
 LOGGED = "complete trajectories are not stored"
 

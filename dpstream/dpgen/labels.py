@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpstream.dpgen.document import Key, Line, account
-from dpstream.dpgen.style import Given, Json
-from dpstream.dpgen.styles import ELSEWHERE, STYLES
-from shared.errors import SpecError
-from shared.spec_errors import did_you_mean
+from dpstream.dpgen.fp_style import FpParam, Json
+from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
+from dpstream.dpgen.key_table import Key, KeyLine, account
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.errors import did_you_mean
 
 STYLE_KEYS = {key.name for style in STYLES.values() for key in style.keys}
 
 
-def read_labels(given: Given, keys: Mapping[str, Any]) -> tuple[Json, list[Line]]:
+def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
     """The labels section, and an account of `keys`: those of the file that are the style's own."""
     name = given.values.get("fp_style")
     style = STYLES.get(name) if isinstance(name, str) else None
@@ -27,7 +27,7 @@ def read_labels(given: Given, keys: Mapping[str, Any]) -> tuple[Json, list[Line]
     return style.read(given), lines
 
 
-def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[Line]]:
+def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
     """The labels section of another code with its own defaults, instead of fp_style's."""
     table = [Key(key, "unused", f"labels come from {code}, as asked") for key in STYLE_KEYS]
     return {"code": code}, account(keys, table)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dpstream.dpgen.document import is_param, read
+from dpstream.dpgen.key_table import is_param, read
 from dpstream.dpgen.param import Begun, Converted, Places, convert
-from dpstream.dpgen.unfinished import look_at
-from dpstream.training_check import check_training
-from shared.errors import SpecError
-from shared.inlined import with_texts
-from shared.spec import Spec, load_spec, with_engine_texts
-from shared.spec_errors import explain, read_document
+from dpstream.dpgen.resume import look_at
+from dpstream.inputs.check_training import check_training
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec, load_spec, with_engine_texts
+from dpstream.shared.spec.errors import explain, read_document
+from dpstream.shared.spec.inline_files import with_texts
 
 
 def load_campaign(path: Path, code: str | None) -> Spec:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpstream.dpgen.document import Line, account, mapped, unused
-from shared.errors import SpecError
+from dpstream.dpgen.key_table import KeyLine, account, mapped, unused
+from dpstream.shared.errors import SpecError
 
 SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
 """The service that does the work of each part."""
@@ -79,7 +79,7 @@ RESOURCES = (
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerCommand:
     """How one worker of `service` is started, from a part of the machine file. `before`: shell
     lines that a person puts ahead of it."""
 
@@ -89,7 +89,7 @@ class Worker:
     before: tuple[str, ...]
 
 
-def read_machine(values: Mapping[str, Any]) -> tuple[list[Worker], list[Line]]:
+def read_machine(values: Mapping[str, Any]) -> tuple[list[WorkerCommand], list[KeyLine]]:
     """The workers that a machine file speaks of, and an account of its keys. Values of `machine`
     are not repeated: there are passwords among them. Raises `SpecError`."""
     top, parts = _parted(values)
@@ -128,14 +128,14 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
     return value
 
 
-def _worker(service: str, command: Any, resources: Mapping[str, Any]) -> Worker:
+def _worker(service: str, command: Any, resources: Mapping[str, Any]) -> WorkerCommand:
     cores = resources.get("cpu_per_node", resources.get("task_per_node"))
     modules = [str(module) for module in resources.get("module_list") or ()]
     before = [f"module load {' '.join(modules)}"] if modules else []
     before += [f"source {path}" for path in resources.get("source_list") or ()]
     before += [f"export {key}={value}" for key, value in (resources.get("envs") or {}).items()]
     before += [str(line) for line in resources.get("prepend_script") or ()]
-    return Worker(
+    return WorkerCommand(
         service,
         None if command is None else str(command),
         cores if isinstance(cores, int) else None,

@@ -14,9 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpstream.dpgen.document import Line, account
+from dpstream.dpgen.fp_style import FpParam
+from dpstream.dpgen.key_table import KeyLine, account
 from dpstream.dpgen.keys import PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
+from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import (
     CARRIERS,
     Jobs,
@@ -27,12 +29,10 @@ from dpstream.dpgen.stages import (
     read_stages,
     system_name,
 )
-from dpstream.dpgen.style import Given
 from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
-from dpstream.dpgen.values import Param
-from shared.errors import SpecError
-from shared.spec_errors import explain, shown
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.errors import explain, shown
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Converted:
     in DP-GEN, for people; the largest number of labels."""
 
     document: Json
-    lines: tuple[Line, ...]
+    lines: tuple[KeyLine, ...]
     differences: tuple[str, ...]
 
     @property
@@ -93,7 +93,7 @@ def convert(
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
     lines = account({k: v for k, v in values.items() if k not in style}, PARAM)
     lines += _account_jobs(values)
-    given = Given(values, _validated(values).type_map, places.place)
+    given = FpParam(values, _validated(values).type_map, places.place)
     labels, more = relabelled(code, style) if code else read_labels(given, style)
     document, differences = _document(_validated(values), name, places, labels, begun)
     notes = (*dict.fromkeys(differences), *begun.notes, *ALWAYS)
@@ -101,7 +101,7 @@ def convert(
 
 
 def _document(
-    param: Param, name: str, places: Places, labels: Json, begun: Begun
+    param: RunParam, name: str, places: Places, labels: Json, begun: Begun
 ) -> tuple[Json, list[str]]:
     """The spec, and what is not the same as in DP-GEN."""
     jobs = jobs_left(param, begun.jobs)
@@ -140,9 +140,9 @@ ALWAYS = (
 )
 
 
-def _account_jobs(values: Mapping[str, Any]) -> list[Line]:
+def _account_jobs(values: Mapping[str, Any]) -> list[KeyLine]:
     """One line for each key and fate, with its value in the first job that has it."""
-    lines: dict[tuple[str, str], Line] = {}
+    lines: dict[tuple[str, str], KeyLine] = {}
     with_plumed = bool(values.get("model_devi_plumed"))
     for number, job in enumerate(_jobs(values)):
         for line in account_job(job, f"model_devi_jobs.{number}.", with_plumed):
@@ -158,17 +158,17 @@ def _jobs(values: Mapping[str, Any]) -> list[Json]:
     return jobs
 
 
-def _validated(values: Mapping[str, Any]) -> Param:
+def _validated(values: Mapping[str, Any]) -> RunParam:
     try:
-        return Param.model_validate(dict(values))
+        return RunParam.model_validate(dict(values))
     except ValidationError as error:
-        raise SpecError(explain(error, Param)) from error
+        raise SpecError(explain(error, RunParam)) from error
 
 
 # ------------------------------------------------------------------------------------------ systems
 
 
-def _systems(param: Param, jobs: Jobs, places: Places, differences: list[str]) -> Json:
+def _systems(param: RunParam, jobs: Jobs, places: Places, differences: list[str]) -> Json:
     """The systems that jobs explore."""
     used = {index for number, job in jobs for index in expanded(job, number)}
     idle = [str(i) for i in range(len(param.sys_configs)) if i not in used]
@@ -181,7 +181,7 @@ def _systems(param: Param, jobs: Jobs, places: Places, differences: list[str]) -
     }
 
 
-def _system(param: Param, patterns: list[str], places: Places) -> Json:
+def _system(param: RunParam, patterns: list[str], places: Places) -> Json:
     paths = [places.place(pattern, param.sys_configs_prefix) for pattern in patterns]
     known = all(ASE_KNOWS.search(Path(path).name) for path in paths)
     plain = param.sys_format in ("vasp/poscar", "poscar", "vasp/contcar", "contcar") and known
@@ -192,12 +192,12 @@ def _system(param: Param, patterns: list[str], places: Places) -> Json:
     }
 
 
-def _electrons(param: Param) -> Json:
+def _electrons(param: RunParam) -> Json:
     carrier = CARRIERS.get(param.use_ele_temp)
     return {} if carrier is None else {"electron_temperature": carrier}
 
 
-def _md(param: Param) -> Json:
+def _md(param: RunParam) -> Json:
     md: Json = {
         "timestep": param.model_devi_dt,
         "tau_t": param.model_devi_taut,
@@ -208,7 +208,7 @@ def _md(param: Param) -> Json:
     return md | _masses(param)
 
 
-def _masses(param: Param) -> Json:
+def _masses(param: RunParam) -> Json:
     masses = param.mass_map
     if isinstance(masses, str):
         if masses != "auto":
@@ -222,7 +222,7 @@ def _masses(param: Param) -> Json:
 # ---------------------------------------------------------------------------------------- selection
 
 
-def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
+def _selection(param: RunParam, jobs: Jobs, differences: list[str]) -> Json:
     return {
         "policy": "random",
         "per_round": max(_labels_of(param, jobs)),
@@ -236,19 +236,19 @@ def _selection(param: Param, jobs: Jobs, differences: list[str]) -> Json:
     }
 
 
-def _labels_of(param: Param, jobs: Jobs) -> list[int]:
+def _labels_of(param: RunParam, jobs: Jobs) -> list[int]:
     """Largest number of labels of each job."""
     return [param.fp_task_max * len(expanded(job, number)) for number, job in jobs]
 
 
-def _thresholds(param: Param) -> Json:
+def _thresholds(param: RunParam) -> Json:
     full, soft = param.fp_accurate_threshold, param.fp_accurate_soft_threshold
     if soft is not None:
         return {"none_above": 1.0 if full is None else full, "fewer_above": soft}
     return {} if full is None else {"none_above": full}
 
 
-def _bad_box(param: Param, differences: list[str]) -> Json:
+def _bad_box(param: RunParam, differences: list[str]) -> Json:
     """Criteria of fp_skip_bad_box, `length_ratio:3;min_distance:1.0`."""
     given = dict(_criterion(part) for part in (param.fp_skip_bad_box or "").split(";") if part)
     rules: Json = {}

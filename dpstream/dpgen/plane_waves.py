@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpstream.dpgen.document import mapped, refused, unused
-from dpstream.dpgen.style import POTENTIALS, Given, Json, Style
-from shared.errors import SpecError
+from dpstream.dpgen.fp_style import POTENTIALS, FpParam, FpStyle, Json
+from dpstream.dpgen.key_table import mapped, refused, unused
+from dpstream.shared.errors import SpecError
 
 # ------------------------------------------------------------------------------------------- VASP
 
 
-def _vasp(given: Given) -> Json:
+def _vasp(given: FpParam) -> Json:
     source = given.first("fp_incar", "user_fp_params", "fp_params")
     incar: Any = given.file(source) if source == "fp_incar" else given.mapping(source)
     settings: Json = {"potentials": given.by_element("fp_pp_files")}
@@ -68,7 +68,7 @@ BAD_BOX = mapped(
     "min_distance: selection.min_distance for all pairs; tilt_ratio: selection.max_skew; the "
     "other criteria are not used",
 )
-VASP = Style(
+VASP = FpStyle(
     keys=(
         *POTENTIALS,
         mapped("fp_incar", "labels.settings.incar, the file's text"),
@@ -92,7 +92,7 @@ VASP = Style(
 # ------------------------------------------------------------------------------- Quantum ESPRESSO
 
 
-def _qe(given: Given) -> Json:
+def _qe(given: FpParam) -> Json:
     source = given.first("user_fp_params", "fp_params")
     params = given.mapping(source)
     settings = _namelists(params) if source == "user_fp_params" else _pw_keywords(params)
@@ -153,7 +153,7 @@ def _smearing(kind: Any, width: Any, where: str) -> Json:
     return {"smearing": name, "degauss": width}
 
 
-QE = Style(
+QE = FpStyle(
     keys=(
         mapped("fp_pp_path", "prepended to labels.settings.pseudopotentials"),
         mapped("fp_pp_files", "labels.settings.pseudopotentials, by element"),

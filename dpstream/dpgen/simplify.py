@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic import AliasChoices, Field, ValidationError
 
-from dpstream.dpgen import values
-from dpstream.dpgen.document import Line, account, mapped, refused, unused
+from dpstream.dpgen import param_model as values
+from dpstream.dpgen.fp_style import FpParam
+from dpstream.dpgen.key_table import KeyLine, account, mapped, refused, unused
 from dpstream.dpgen.keys import DATA, LABELING, TRAINING
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
 from dpstream.dpgen.param import Places
-from dpstream.dpgen.style import Given
 from dpstream.dpgen.training import read_training
-from shared.errors import SpecError
-from shared.spec_errors import explain
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.errors import explain
 
 Json = dict[str, Any]
 
@@ -55,7 +55,7 @@ OWN = {key.name for key in SIMPLIFY}
 TABLE = (*(key for key in (*DATA, *TRAINING, *LABELING) if key.name not in OWN), *SIMPLIFY)
 
 
-class Param(values.Given):
+class SimplifyParam(values.ParamSection):
     pick_data: str | list[str] = Field(min_length=1)
     labeled: bool = False
     init_pick_number: int = Field(ge=1)
@@ -75,7 +75,7 @@ class Simplified:
 
     settings: Json
     sources: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[KeyLine, ...]
     differences: tuple[str, ...]
 
 
@@ -92,9 +92,9 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
     differences: list[str] = []
     if param.labeled:
         labels: Json = {}
-        lines += [Line(key, "", "unused", "labels are the dataset's own") for key in style]
+        lines += [KeyLine(key, "", "unused", "labels are the dataset's own") for key in style]
     else:
-        given = Given(document, document["type_map"], places.place)
+        given = FpParam(document, document["type_map"], places.place)
         labels, more = relabelled(code, style) if code else read_labels(given, style)
         lines += more
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
@@ -125,14 +125,14 @@ ALWAYS = (
 )
 
 
-def _validated(document: Mapping[str, Any]) -> Param:
+def _validated(document: Mapping[str, Any]) -> SimplifyParam:
     try:
-        return Param.model_validate(dict(document))
+        return SimplifyParam.model_validate(dict(document))
     except ValidationError as error:
-        raise SpecError(explain(error, Param)) from error
+        raise SpecError(explain(error, SimplifyParam)) from error
 
 
-def _training(document: Mapping[str, Any]) -> values.Param:
+def _training(document: Mapping[str, Any]) -> values.RunParam:
     """Training keys are those of `run`, whose other keys `simplify` does not have."""
     absent = {
         "init_data_sys": ["-"],
@@ -145,6 +145,6 @@ def _training(document: Mapping[str, Any]) -> values.Param:
     }
     own = {key: value for key, value in document.items() if key not in OWN}
     try:
-        return values.Param.model_validate({**own, **absent})
+        return values.RunParam.model_validate({**own, **absent})
     except ValidationError as error:
-        raise SpecError(explain(error, values.Param)) from error
+        raise SpecError(explain(error, values.RunParam)) from error

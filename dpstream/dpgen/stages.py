@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpstream.dpgen.param_model import ModelDeviJob, PerSystem, RunParam
 from dpstream.dpgen.templates import read_engine, settled
-from dpstream.dpgen.values import Job, Param, PerSystem
-from shared.errors import SpecError
+from dpstream.shared.errors import SpecError
 
 Json = dict[str, Any]
-Jobs = Sequence[tuple[int, Job]]
+Jobs = Sequence[tuple[int, ModelDeviJob]]
 """With their numbers in the file."""
 
 ENSEMBLES = {
@@ -34,7 +34,7 @@ def system_name(index: int) -> str:
     return f"sys-{index:03d}"
 
 
-def expanded(job: Job, number: int) -> list[int]:
+def expanded(job: ModelDeviJob, number: int) -> list[int]:
     """The indices of sys_idx, ranges such as `0-4:2` written out without their end, as there."""
     where = f"model_devi_jobs.{number}"
     found: list[int] = []
@@ -56,12 +56,12 @@ def _range(text: str, where: str) -> Sequence[int]:
         ) from None
 
 
-def read_stages(param: Param, jobs: Jobs, place: Callable[[str], str]) -> list[Json]:
+def read_stages(param: RunParam, jobs: Jobs, place: Callable[[str], str]) -> list[Json]:
     """One stage for each job, in order, explored once from every structure."""
     return [_stage(param, job, number, place) for number, job in jobs]
 
 
-def jobs_left(param: Param, done: int) -> Jobs:
+def jobs_left(param: RunParam, done: int) -> Jobs:
     """Jobs but the first `done`, with steps and temperatures also where a template has them."""
     return [
         (number, settled(job, _systems(param, job, number), f"model_devi_jobs.{number}"))
@@ -69,7 +69,7 @@ def jobs_left(param: Param, done: int) -> Jobs:
     ]
 
 
-def _systems(param: Param, job: Job, number: int) -> list[int]:
+def _systems(param: RunParam, job: ModelDeviJob, number: int) -> list[int]:
     systems, last = expanded(job, number), len(param.sys_configs) - 1
     for index in systems:
         if not 0 <= index <= last:
@@ -79,7 +79,7 @@ def _systems(param: Param, job: Job, number: int) -> list[int]:
     return systems
 
 
-def _stage(param: Param, job: Job, number: int, place: Callable[[str], str]) -> Json:
+def _stage(param: RunParam, job: ModelDeviJob, number: int, place: Callable[[str], str]) -> Json:
     where = f"model_devi_jobs.{number}"
     systems = expanded(job, number)
     how = (
@@ -98,7 +98,7 @@ def _stage(param: Param, job: Job, number: int, place: Callable[[str], str]) -> 
     }
 
 
-def _temperatures(param: Param, job: Job, where: str) -> Json:
+def _temperatures(param: RunParam, job: ModelDeviJob, where: str) -> Json:
     """Those of atoms and, with use_ele_temp, of electrons: alike where the job gives one number."""
     assert job.temps is not None
     pairs = [each if isinstance(each, tuple) else (each, each) for each in job.temps]
@@ -110,7 +110,7 @@ def _temperatures(param: Param, job: Job, where: str) -> Json:
     return {"temperatures": ions}
 
 
-def electrons_of(param: Param, jobs: Jobs, system: int) -> Json:
+def electrons_of(param: RunParam, jobs: Jobs, system: int) -> Json:
     """What a system says of its electrons outside of its jobs: the first temperature of the first
     job that explores it."""
     if not param.use_ele_temp:
@@ -120,7 +120,7 @@ def electrons_of(param: Param, jobs: Jobs, system: int) -> Json:
     return {CARRIERS[param.use_ele_temp]: found["electron_temperatures"][:1]}
 
 
-def _native(param: Param, job: Job, where: str) -> Json:
+def _native(param: RunParam, job: ModelDeviJob, where: str) -> Json:
     if param.model_devi_plumed:
         raise SpecError(f"{where}.template: missing; model_devi_plumed needs its lmp and plm")
     ensemble = _ensemble(job, where)
@@ -139,7 +139,7 @@ def _native(param: Param, job: Job, where: str) -> Json:
     }
 
 
-def _beads(job: Job, where: str) -> Json:
+def _beads(job: ModelDeviJob, where: str) -> Json:
     """DP-GEN asks for whole numbers of frames here."""
     if job.nbeads is None:
         return {}
@@ -150,7 +150,11 @@ def _beads(job: Job, where: str) -> Json:
 
 
 def _own(
-    param: Param, job: Job, systems: Sequence[int], place: Callable[[str], str], where: str
+    param: RunParam,
+    job: ModelDeviJob,
+    systems: Sequence[int],
+    place: Callable[[str], str],
+    where: str,
 ) -> Json:
     """By the job's own LAMMPS input."""
     if job.nbeads is not None:
@@ -165,7 +169,7 @@ def _own(
     return {"engine": engine, "md": _steps(job)}
 
 
-def _ensemble(job: Job, where: str) -> str:
+def _ensemble(job: ModelDeviJob, where: str) -> str:
     if job.ensemble not in ENSEMBLES:
         raise SpecError(
             f"{where}.ensemble: {job.ensemble!r}: should be one of {', '.join(ENSEMBLES)}"
@@ -173,7 +177,7 @@ def _ensemble(job: Job, where: str) -> str:
     return ENSEMBLES[job.ensemble]
 
 
-def _steps(job: Job) -> Json:
+def _steps(job: ModelDeviJob) -> Json:
     return {
         "steps": job.nsteps,
         "every": job.trj_freq,
@@ -182,7 +186,7 @@ def _steps(job: Job) -> Json:
     }
 
 
-def checks(job: Job) -> int:
+def checks(job: ModelDeviJob) -> int:
     """Deviation checks of one of its trajectories."""
     assert job.nsteps is not None
     return max(1, job.nsteps // job.trj_freq)
@@ -191,7 +195,7 @@ def checks(job: Job) -> int:
 # ------------------------------------------------------------------------------------ trust levels
 
 
-def _trust(param: Param, job: Job, systems: Sequence[int], where: str) -> Json:
+def _trust(param: RunParam, job: ModelDeviJob, systems: Sequence[int], where: str) -> Json:
     """One `trust`, and `system_trust` where the systems differ."""
     levels = {index: _levels(param, job, index, where) for index in systems}
     first = levels[systems[0]]
@@ -201,7 +205,7 @@ def _trust(param: Param, job: Job, systems: Sequence[int], where: str) -> Json:
     return {"trust": first, "system_trust": named}
 
 
-def _levels(param: Param, job: Job, index: int, where: str) -> Json:
+def _levels(param: RunParam, job: ModelDeviJob, index: int, where: str) -> Json:
     low, high, low_v, high_v = (
         _level(param, job, f"model_devi_{name}", index, where)
         for name in ("f_trust_lo", "f_trust_hi", "v_trust_lo", "v_trust_hi")
@@ -216,7 +220,7 @@ def _levels(param: Param, job: Job, index: int, where: str) -> Json:
     return levels
 
 
-def _level(param: Param, job: Job, key: str, index: int, where: str) -> float:
+def _level(param: RunParam, job: ModelDeviJob, key: str, index: int, where: str) -> float:
     own: PerSystem | None = getattr(job, key)
     if own is None:
         return _of_system(getattr(param, key), index, key)

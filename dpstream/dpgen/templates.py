@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dpstream.dpgen.document import Key, Line, account
+from dpstream.dpgen.key_table import Key, KeyLine, account
 from dpstream.dpgen.keys import JOBS, LEFT_TO_TEMPLATE, REVISIONS, TEMPLATE
-from dpstream.dpgen.values import Job, Param, Revised, Words
-from shared.errors import SpecError
+from dpstream.dpgen.param_model import ModelDeviJob, Revised, RunParam, Words
+from dpstream.shared.errors import SpecError
 
 Json = dict[str, Any]
 TEMPERATURE = "V_TEMP"
@@ -25,14 +25,14 @@ FORCES = (
 NUMBERS = "template.plm: atoms are numbered as sorted by element; @H2 is a file's second hydrogen"
 
 
-def template_differences(param: Param, jobs: Sequence[tuple[int, Job]]) -> list[str]:
+def template_differences(param: RunParam, jobs: Sequence[tuple[int, ModelDeviJob]]) -> list[str]:
     """What is not as in DP-GEN where jobs have templates."""
     if not any(job.template for _, job in jobs):
         return []
     return [FORCES, NUMBERS] if param.model_devi_plumed else [FORCES]
 
 
-def account_job(job: Mapping[str, Any], where: str, with_plumed: bool) -> list[Line]:
+def account_job(job: Mapping[str, Any], where: str, with_plumed: bool) -> list[KeyLine]:
     """What becomes of each key of a job and of those inside its template and matrices."""
     templated = bool(job.get("template"))
     own = LEFT_TO_TEMPLATE if templated else {}
@@ -56,7 +56,7 @@ def _idle(table: Sequence[Key], with_plumed: bool) -> list[Key]:
     return [off if key.name == "plm" and not with_plumed else key for key in table]
 
 
-def settled(job: Job, systems: Sequence[int], where: str) -> Job:
+def settled(job: ModelDeviJob, systems: Sequence[int], where: str) -> ModelDeviJob:
     """The job with its steps and temperatures, of which a template's are among its words. Raises
     `SpecError` where they are missing, contradict each other or differ between systems."""
     if job.template is None:
@@ -73,7 +73,7 @@ def settled(job: Job, systems: Sequence[int], where: str) -> Job:
     return job.model_copy(update={"nsteps": int(steps), "temps": found["temps"]})
 
 
-def _complete(job: Job, where: str) -> Job:
+def _complete(job: ModelDeviJob, where: str) -> ModelDeviJob:
     for key in ("temps", "nsteps", "ensemble"):
         if getattr(job, key) is None:
             raise SpecError(f"{where}.{key}: missing")
@@ -83,7 +83,7 @@ def _complete(job: Job, where: str) -> Job:
     return job
 
 
-def _given(job: Job, key: str, systems: Sequence[int], where: str) -> list[float]:
+def _given(job: ModelDeviJob, key: str, systems: Sequence[int], where: str) -> list[float]:
     """The values of `key`: those of its word, which all systems share, or else the job's own."""
     word, own = WORDS[key], getattr(job, key)
     named: list[float] = own if isinstance(own, list) else [] if own is None else [own]
@@ -102,11 +102,11 @@ def _given(job: Job, key: str, systems: Sequence[int], where: str) -> list[float
     return numbers
 
 
-def _lammps(job: Job, index: int) -> Words:
+def _lammps(job: ModelDeviJob, index: int) -> Words:
     return {**_own(job, index).lmp, **job.rev_mat.lmp}
 
 
-def _own(job: Job, index: int) -> Revised:
+def _own(job: ModelDeviJob, index: int) -> Revised:
     return job.sys_rev_mat.get(str(index), Revised())
 
 
@@ -133,7 +133,11 @@ def _one(values: list[float], key: str, where: str) -> float:
 
 
 def read_engine(
-    job: Job, with_plumed: bool, place: Callable[[str], str], named: Mapping[int, str], where: str
+    job: ModelDeviJob,
+    with_plumed: bool,
+    place: Callable[[str], str],
+    named: Mapping[int, str],
+    where: str,
 ) -> Json:
     """The engine of a job with a template, `named` the names of its systems by index."""
     assert job.template is not None

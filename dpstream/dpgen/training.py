@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import CARRIERS
-from dpstream.dpgen.values import Param
-from services.trainer.training_input import merge
-from shared.errors import SpecError
+from dpstream.services.trainer.training_input import merge
+from dpstream.shared.errors import SpecError
 
 Json = dict[str, Any]
 
@@ -61,7 +61,9 @@ Matching = Callable[[str], list[str]]
 """What a pattern of the file matches, likewise; raises `SpecError` where nothing does."""
 
 
-def read_training(param: Param, place: Place, matching: Matching, differences: list[str]) -> Json:
+def read_training(
+    param: RunParam, place: Place, matching: Matching, differences: list[str]
+) -> Json:
     """The training section; what will not be as DP-GEN has it is added to `differences`."""
     if param.train_backend not in BACKENDS:
         raise SpecError(
@@ -90,7 +92,7 @@ def read_training(param: Param, place: Place, matching: Matching, differences: l
     }
 
 
-def _inputs(param: Param) -> list[Json]:
+def _inputs(param: RunParam) -> list[Json]:
     given = param.default_training_param
     if isinstance(given, dict):
         return [given]
@@ -101,7 +103,7 @@ def _inputs(param: Param) -> list[Json]:
     return list(given)
 
 
-def _shared(param: Param) -> Json:
+def _shared(param: RunParam) -> Json:
     """The electron temperature as the one parameter of all models."""
     if not param.use_ele_temp:
         return {}
@@ -109,7 +111,7 @@ def _shared(param: Param) -> Json:
     return {"model": {"fitting_net": numbers}}
 
 
-def _repulsion(param: Param, inputs: Sequence[Json], place: Place) -> Json:
+def _repulsion(param: RunParam, inputs: Sequence[Json], place: Place) -> Json:
     """A table of repulsion, which is taken out of `inputs`."""
     found: Json = {}
     for given in inputs:
@@ -123,7 +125,7 @@ def _repulsion(param: Param, inputs: Sequence[Json], place: Place) -> Json:
     return found
 
 
-def _init(param: Param, place: Place, matching: Matching, differences: list[str]) -> Json:
+def _init(param: RunParam, place: Place, matching: Matching, differences: list[str]) -> Json:
     """Models to begin from."""
     found: Json = {}
     for key, how, models in _given_models(param, place, matching, differences):
@@ -135,7 +137,7 @@ def _init(param: Param, place: Place, matching: Matching, differences: list[str]
 
 
 def _given_models(
-    param: Param, place: Place, matching: Matching, differences: list[str]
+    param: RunParam, place: Place, matching: Matching, differences: list[str]
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Key, how training begins, and the models."""
     for key, how in FROZEN.items():
@@ -151,7 +153,7 @@ def _given_models(
     yield key, "init-model", _checkpoints(param, matching, key)
 
 
-def _checkpoints(param: Param, matching: Matching, key: str) -> list[str]:
+def _checkpoints(param: RunParam, matching: Matching, key: str) -> list[str]:
     """Of one folder for each model, the newest checkpoint, which DeePMD-kit links to."""
     try:
         folders = [f for given in param.training_iter0_model_path for f in matching(given)]
@@ -186,7 +188,7 @@ def _section(given: Mapping[str, Any], name: str) -> Json:
     return value
 
 
-def _batch_size(param: Param, inputs: Sequence[Json], differences: list[str]) -> Any:
+def _batch_size(param: RunParam, inputs: Sequence[Json], differences: list[str]) -> Any:
     """The one batch size of all sets. DP-GEN's lists come first, as there."""
     data = _section(_section(inputs[0], "training"), "training_data")
     own = data.get("batch_size")
@@ -239,7 +241,7 @@ def _without_seeds(value: Any) -> Any:
     return value
 
 
-def _by_member(param: Param, members: dict[int, Json]) -> Json:
+def _by_member(param: RunParam, members: dict[int, Json]) -> Json:
     functions = param.model_devi_activation_func
     if functions is not None and len(functions) != param.numb_models:
         raise SpecError(
@@ -258,7 +260,7 @@ def _by_member(param: Param, members: dict[int, Json]) -> Json:
     return {"member_input": members} if members else {}
 
 
-def _warm(param: Param, steps: int, document: Json) -> Json:
+def _warm(param: RunParam, steps: int, document: Json) -> Json:
     """Warm starts: the newest models' weights, as many steps as DP-GEN's reuse has."""
     if not param.training_init_model and param.training_reuse_iter is None:
         return {"warm": 0.0}

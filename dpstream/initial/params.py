@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from shared.errors import SpecError
-from shared.spec import Positive, Section
-from shared.spec_errors import explain, read_document
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Positive, Section
+from dpstream.shared.spec.errors import explain, read_document
 
 NOT_USED = {
     "potcars": "the recipe says which potentials",

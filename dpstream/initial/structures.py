@@ -12,11 +12,11 @@ import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 
 from dpstream.initial.params import InitBulk, InitParams, InitSurf
-from dpstream.structures import read_structures
-from shared.builders import perturbed_apart, scaled, slab, supercell
-from shared.errors import SpecError
-from shared.frames import Frame, as_frame, canonical, from_ase, to_ase
-from shared.values import stable_seed
+from dpstream.inputs.read_structures import read_structures
+from dpstream.shared.atoms.builders import perturbed_apart, scaled, slab, supercell
+from dpstream.shared.atoms.frames import Frame, as_frame, canonical, from_ase, to_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.values import stable_seed
 
 
 def unit_cell(params: InitParams, folder: Path) -> Frame:

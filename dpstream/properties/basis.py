@@ -11,14 +11,14 @@ from typing import Any
 
 from ase.units import J, m
 
-from shared.errors import Permanent
+from dpstream.shared.errors import Permanent
 
 PER_SQUARE_METRE = J / m**2
 """J/m² in eV/Å²."""
 
 
 @dataclass(frozen=True)
-class How:
+class PropertySettings:
     """fmax: eV/Å, where a relaxation ends; steps: the most it may take; size: Å, least edge of a
     supercell and thickness of a slab; vacuum: Å beside a slab; millers: surfaces; line: plane of
     the γ-line, and its last shift in vectors of the slab's in-plane cell (of a conventional fcc
@@ -33,7 +33,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class Value:
+class PropertyValue:
     name: str
     unit: str
     number: float
@@ -47,12 +47,12 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Found:
-    values: tuple[Value, ...]
+class PropertyResult:
+    values: tuple[PropertyValue, ...]
     curve: Curve | None = None
 
 
-Property = Callable[[Any, How], Found]
+PropertyFunction = Callable[[Any, PropertySettings], PropertyResult]
 """Of `ase.Atoms` relaxed by the calculator they carry. Raises Permanent where it cannot be had."""
 
 
@@ -63,7 +63,7 @@ def like(atoms: Any, calculator: Any) -> Any:
     return copy
 
 
-def relaxed(atoms: Any, how: How, *, cell: bool = False) -> Any:
+def relaxed(atoms: Any, how: PropertySettings, *, cell: bool = False) -> Any:
     """A copy with forces (and stress, where the cell relaxes too) below `how.fmax`. Raises
     Permanent after `how.steps` steps."""
     from ase.filters import FrechetCellFilter
@@ -86,7 +86,7 @@ def energy(atoms: Any) -> float:
 
 def supercell(atoms: Any, size: float) -> Any:
     """Repeated until opposite faces are `size` Å apart."""
-    from services.labeler.codes.base import cell_widths
+    from dpstream.services.labeler.codes.base import cell_widths
 
     widths = cell_widths(atoms.cell[:])
     repeat = [max(1, -int(-size // width)) for width in widths]

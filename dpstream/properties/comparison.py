@@ -14,11 +14,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpstream.properties import crystal, defects
-from dpstream.properties.basis import Found, How, Property, Value, like, relaxed
-from dpstream.tables import text_table
-from shared.errors import TaskError
+from dpstream.properties.basis import (
+    PropertyFunction,
+    PropertyResult,
+    PropertySettings,
+    PropertyValue,
+    like,
+    relaxed,
+)
+from dpstream.shared.errors import TaskError
+from dpstream.terminal.tables import text_table
 
-PROPERTIES: dict[str, tuple[bool, Property]] = {
+PROPERTIES: dict[str, tuple[bool, PropertyFunction]] = {
     "relaxation": (False, crystal.relaxation),
     "eos": (True, crystal.equation_of_state),
     "elastic": (True, crystal.elastic),
@@ -34,12 +41,12 @@ NEEDS = {"phonon": "phonopy", "vacancy": "spglib"}
 """Packages beyond dpstream's own."""
 STYLES = ("o-", "s--")
 """Of the sides' curves."""
-Answer = Found | str
+Answer = PropertyResult | str
 """What was found, or why nothing was."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class PropertyComparison:
     """One structure: by property and side."""
 
     structure: str
@@ -47,7 +54,9 @@ class Compared:
 
     @property
     def complete(self) -> bool:
-        return all(isinstance(a, Found) for sides in self.answers.values() for a in sides.values())
+        return all(
+            isinstance(a, PropertyResult) for sides in self.answers.values() for a in sides.values()
+        )
 
 
 def missing(name: str) -> str:
@@ -61,9 +70,9 @@ def compare(
     atoms: Any,
     wanted: Sequence[str],
     sides: Mapping[str, Any],
-    how: How,
+    how: PropertySettings,
     tell: Callable[[str], None],
-) -> Compared:
+) -> PropertyComparison:
     """The wanted properties that this structure can have, by each side's calculator; `tell` hears
     of each before it is begun."""
     periodic = bool(atoms.pbc.all())
@@ -80,10 +89,10 @@ def compare(
         for p in chosen:
             tell(f"{name}: {p} by {side}")
             answers[p][side] = _answer(p, rest, how)
-    return Compared(name, answers)
+    return PropertyComparison(name, answers)
 
 
-def _answer(name: str, rest: Any, how: How) -> Answer:
+def _answer(name: str, rest: Any, how: PropertySettings) -> Answer:
     try:
         return PROPERTIES[name][1](rest, how)
     except TaskError as error:  # as above
@@ -93,7 +102,7 @@ def _answer(name: str, rest: Any, how: How) -> Answer:
 # ------------------------------------------------------------------------------ as a table
 
 
-def table(compared: Compared, sides: Sequence[str]) -> Table:
+def table(compared: PropertyComparison, sides: Sequence[str]) -> Table:
     """A row for each value; the difference is the first side's from the last's."""
     shown = text_table("property", "", "unit", title=compared.structure)
     for column in (*sides, "difference", "%"):
@@ -117,8 +126,10 @@ def _rows(answers: Mapping[str, Answer], sides: Sequence[str]) -> Iterator[list[
         yield [name, unit, *map(_shown, numbers), *_difference(numbers)]
 
 
-def _by_name(answer: Answer) -> dict[str, Value]:
-    return {value.name: value for value in answer.values} if isinstance(answer, Found) else {}
+def _by_name(answer: Answer) -> dict[str, PropertyValue]:
+    return (
+        {value.name: value for value in answer.values} if isinstance(answer, PropertyResult) else {}
+    )
 
 
 def _shown(number: float | None) -> str:
@@ -136,7 +147,9 @@ def _difference(numbers: Sequence[float | None]) -> tuple[str, str]:
 # ------------------------------------------------------------------------------ as files
 
 
-def write(compared: Sequence[Compared], folder: Path, about: Mapping[str, Any]) -> list[Path]:
+def write(
+    compared: Sequence[PropertyComparison], folder: Path, about: Mapping[str, Any]
+) -> list[Path]:
     """`properties.json` with everything, and a picture of each structure's curves."""
     document = {
         **about,
@@ -162,10 +175,14 @@ def _facts(answer: Answer) -> dict[str, Any]:
     return {"failed": answer} if isinstance(answer, str) else asdict(answer)
 
 
-def _picture(compared: Compared, path: Path) -> Path | None:
+def _picture(compared: PropertyComparison, path: Path) -> Path | None:
     """All curves of a structure, the sides over one another; None where there is none."""
     curves = {
-        name: {side: a.curve for side, a in answers.items() if isinstance(a, Found) and a.curve}
+        name: {
+            side: a.curve
+            for side, a in answers.items()
+            if isinstance(a, PropertyResult) and a.curve
+        }
         for name, answers in compared.answers.items()
     }
     curves = {name: by_side for name, by_side in curves.items() if by_side}

@@ -7,41 +7,53 @@ from typing import Any
 
 import numpy as np
 
-from dpstream.properties.basis import Curve, Found, How, Value, energy, like, relaxed, supercell
-from shared.crystal import (
+from dpstream.properties.basis import (
+    Curve,
+    PropertyResult,
+    PropertySettings,
+    PropertyValue,
+    energy,
+    like,
+    relaxed,
+    supercell,
+)
+from dpstream.shared.atoms.frames import Floats
+from dpstream.shared.atoms.properties import (
     STRETCHES,
     constant_names,
     deformations,
     fit_birch_murnaghan,
     fit_stiffness,
 )
-from shared.errors import Permanent
-from shared.frames import Floats
+from dpstream.shared.errors import Permanent
 
 DISPLACEMENT = 0.01
 """Å, of the phonons."""
 MESH = (8, 8, 8)
 
 
-def relaxation(atoms: Any, how: How) -> Found:
+def relaxation(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Energy and, of a crystal, volume and cell at rest; of a molecule its bond lengths."""
     count = len(atoms)
-    values = [Value("energy", "eV/atom", energy(atoms) / count)]
+    values = [PropertyValue("energy", "eV/atom", energy(atoms) / count)]
     if atoms.pbc.all():
         values += [
-            Value("volume", "Å³/atom", atoms.get_volume() / count),
-            *(Value(name, "Å", x) for name, x in zip("abc", atoms.cell.lengths(), strict=True)),
+            PropertyValue("volume", "Å³/atom", atoms.get_volume() / count),
+            *(
+                PropertyValue(name, "Å", x)
+                for name, x in zip("abc", atoms.cell.lengths(), strict=True)
+            ),
         ]
     elif count > 1:
         distances = atoms.get_all_distances()[np.triu_indices(count, 1)]
         values += [
-            Value("shortest distance", "Å", float(distances.min())),
-            Value("longest distance", "Å", float(distances.max())),
+            PropertyValue("shortest distance", "Å", float(distances.min())),
+            PropertyValue("longest distance", "Å", float(distances.max())),
         ]
-    return Found(tuple(values))
+    return PropertyResult(tuple(values))
 
 
-def equation_of_state(atoms: Any, how: How) -> Found:
+def equation_of_state(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Birch-Murnaghan through energies at scaled volumes, ions at their fractional places."""
     volume, count = atoms.get_volume(), len(atoms)
     volumes = volume * STRETCHES
@@ -51,11 +63,11 @@ def equation_of_state(atoms: Any, how: How) -> Found:
     except ValueError as error:
         raise Permanent(str(error)) from error
     points = tuple(zip(volumes / count, energies / count, strict=True))
-    return Found(
+    return PropertyResult(
         (
-            Value("V₀", "Å³/atom", rest.volume / count),
-            Value("E₀", "eV/atom", rest.energy / count),
-            Value("B", "GPa", rest.bulk),
+            PropertyValue("V₀", "Å³/atom", rest.volume / count),
+            PropertyValue("E₀", "eV/atom", rest.energy / count),
+            PropertyValue("B", "GPa", rest.bulk),
         ),
         Curve("volume (Å³/atom)", "energy (eV/atom)", points),
     )
@@ -70,27 +82,27 @@ def _scaled(atoms: Any, factor: float) -> Any:
 # ------------------------------------------------------------------------------ elastic constants
 
 
-def elastic(atoms: Any, how: How) -> Found:
+def elastic(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Elastic constants C_ij from stresses at small strains, ions relaxed in each, and the
     Voigt-Reuss-Hill averages. Cartesian axes are those of the structure given."""
     constants = stiffness(atoms, how)
-    named = [Value(name, "GPa", float(constants[i, j])) for name, i, j in constant_names()]
-    return Found((*named, *_averages(constants)))
+    named = [PropertyValue(name, "GPa", float(constants[i, j])) for name, i, j in constant_names()]
+    return PropertyResult((*named, *_averages(constants)))
 
 
-def stiffness(atoms: Any, how: How) -> Floats:
+def stiffness(atoms: Any, how: PropertySettings) -> Floats:
     """C `(6, 6)` in GPa, Voigt order xx yy zz yz xz xy, engineering shear."""
     sides = [_relaxed_in(atoms, atoms.cell[:] @ d, how) for d in deformations()]
     return fit_stiffness([c.cell[:] for c in sides], [c.get_stress(voigt=False) for c in sides])
 
 
-def _relaxed_in(atoms: Any, cell: Floats, how: How) -> Any:
+def _relaxed_in(atoms: Any, cell: Floats, how: PropertySettings) -> Any:
     copy = like(atoms, atoms.calc)
     copy.set_cell(cell, scale_atoms=True)
     return relaxed(copy, how)
 
 
-def _averages(c: Floats) -> Iterator[Value]:
+def _averages(c: Floats) -> Iterator[PropertyValue]:
     """R. Hill, Proc. Phys. Soc. A 65, 349 (1952)."""
     try:
         s = np.linalg.inv(c)
@@ -102,15 +114,17 @@ def _averages(c: Floats) -> Iterator[Value]:
     voigt = (diagonal - off + 3 * np.trace(c[3:, 3:])) / 15
     reuss = 15 / (4 * soft - 4 * soft_off + 3 * np.trace(s[3:, 3:]))
     shear = (voigt + reuss) / 2
-    yield Value("bulk modulus", "GPa", float(bulk))
-    yield Value("shear modulus", "GPa", float(shear))
-    yield Value("Poisson's ratio", "", float((3 * bulk - 2 * shear) / (6 * bulk + 2 * shear)))
+    yield PropertyValue("bulk modulus", "GPa", float(bulk))
+    yield PropertyValue("shear modulus", "GPa", float(shear))
+    yield PropertyValue(
+        "Poisson's ratio", "", float((3 * bulk - 2 * shear) / (6 * bulk + 2 * shear))
+    )
 
 
 # ------------------------------------------------------------------------------ phonons
 
 
-def phonons(atoms: Any, how: How) -> Found:
+def phonons(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Frequencies on a mesh from finite displacements in a supercell, through phonopy; imaginary
     ones count as negative (A. Togo, I. Tanaka, Scr. Mater. 108, 1 (2015))."""
     from phonopy import Phonopy
@@ -127,11 +141,11 @@ def phonons(atoms: Any, how: How) -> Found:
     mean = float((frequencies.mean(axis=1) * weights).sum() / weights.sum())
     phonon.run_total_dos()
     points = zip(phonon.total_dos.frequency_points, phonon.total_dos.dos, strict=True)
-    return Found(
+    return PropertyResult(
         (
-            Value("lowest frequency", "THz", float(frequencies.min())),
-            Value("mean frequency", "THz", mean),
-            Value("highest frequency", "THz", float(frequencies.max())),
+            PropertyValue("lowest frequency", "THz", float(frequencies.min())),
+            PropertyValue("mean frequency", "THz", mean),
+            PropertyValue("highest frequency", "THz", float(frequencies.max())),
         ),
         Curve(
             "frequency (THz)", "density of states", tuple((float(x), float(y)) for x, y in points)

@@ -15,17 +15,17 @@ import numpy as np
 from dpstream.properties.basis import (
     PER_SQUARE_METRE,
     Curve,
-    Found,
-    How,
-    Value,
+    PropertyResult,
+    PropertySettings,
+    PropertyValue,
     energy,
     like,
     relaxed,
     supercell,
 )
-from shared.builders import slab
-from shared.errors import Permanent
-from shared.frames import Floats, from_ase, to_ase
+from dpstream.shared.atoms.builders import slab
+from dpstream.shared.atoms.frames import Floats, from_ase, to_ase
+from dpstream.shared.errors import Permanent
 
 VOIDS = 2
 """Largest holes of the crystal that are tried."""
@@ -35,7 +35,7 @@ POINTS = 7
 """Of a γ-line, both ends included."""
 
 
-def vacancy(atoms: Any, how: How) -> Found:
+def vacancy(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Each symmetrically different atom taken out of a supercell, ions relaxed."""
     perfect = supercell(atoms, how.size)
     mean = energy(atoms) / len(atoms)
@@ -45,8 +45,8 @@ def vacancy(atoms: Any, how: How) -> Found:
         symbol = defect[site].symbol
         del defect[site]
         rest = relaxed(like(defect, atoms.calc), how)
-        values.append(Value(f"{symbol} {number}", "eV", energy(rest) - len(rest) * mean))
-    return Found(tuple(values))
+        values.append(PropertyValue(f"{symbol} {number}", "eV", energy(rest) - len(rest) * mean))
+    return PropertyResult(tuple(values))
 
 
 def _different_sites(atoms: Any) -> list[int]:
@@ -62,7 +62,7 @@ def _different_sites(atoms: Any) -> list[int]:
     return sorted(set(map(int, found.equivalent_atoms)))
 
 
-def interstitial(atoms: Any, how: How) -> Found:
+def interstitial(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Each element put into the largest holes of a supercell, ions relaxed."""
     mean = energy(atoms) / len(atoms)
     values = []
@@ -73,8 +73,8 @@ def interstitial(atoms: Any, how: How) -> Found:
             defect.positions[-1] = place
             rest = relaxed(like(defect, atoms.calc), how)
             value = energy(rest) - len(rest) * mean
-            values.append(Value(f"{symbol} in hole {number}", "eV", value))
-    return Found(tuple(values))
+            values.append(PropertyValue(f"{symbol} in hole {number}", "eV", value))
+    return PropertyResult(tuple(values))
 
 
 def holes(atoms: Any) -> list[Floats]:
@@ -97,7 +97,7 @@ def holes(atoms: Any) -> list[Floats]:
 # ------------------------------------------------------------------------------ surfaces
 
 
-def surfaces(atoms: Any, how: How) -> Found:
+def surfaces(atoms: Any, how: PropertySettings) -> PropertyResult:
     """Energy per area of slabs, ions relaxed."""
     mean = energy(atoms) / len(atoms)
     values = []
@@ -105,11 +105,13 @@ def surfaces(atoms: Any, how: How) -> Found:
         rest = relaxed(_slab(atoms, miller, how), how)
         excess = energy(rest) - len(rest) * mean
         name = "".join(map(str, miller))
-        values.append(Value(f"({name})", "J/m²", excess / (2 * _area(rest)) / PER_SQUARE_METRE))
-    return Found(tuple(values))
+        values.append(
+            PropertyValue(f"({name})", "J/m²", excess / (2 * _area(rest)) / PER_SQUARE_METRE)
+        )
+    return PropertyResult(tuple(values))
 
 
-def _slab(atoms: Any, miller: tuple[int, int, int], how: How) -> Any:
+def _slab(atoms: Any, miller: tuple[int, int, int], how: PropertySettings) -> Any:
     frame = slab(from_ase(atoms), miller, how.vacuum, thickness=how.size)
     return like(to_ase(frame), atoms.calc)
 
@@ -119,7 +121,7 @@ def _area(atoms: Any) -> float:
     return float(np.linalg.norm(np.cross(atoms.cell[0], atoms.cell[1])))
 
 
-def gamma_line(atoms: Any, how: How) -> Found:
+def gamma_line(atoms: Any, how: PropertySettings) -> PropertyResult:
     """The upper half of a slab shifted step by step within its plane; ions relax along the normal
     only (V. Vitek, Phil. Mag. 18, 773 (1968))."""
     miller, along = how.line
@@ -129,8 +131,8 @@ def gamma_line(atoms: Any, how: How) -> Found:
     gamma = (np.array(energies) - energies[0]) / _area(rest) / PER_SQUARE_METRE
     points = tuple(zip(shares.tolist(), gamma.tolist(), strict=True))
     name = "".join(map(str, miller))
-    values = tuple(Value(f"({name}) at {x:.2f}", "J/m²", y) for x, y in points[1:-1])
-    return Found(values, Curve("share of the shift", "γ (J/m²)", points))
+    values = tuple(PropertyValue(f"({name}) at {x:.2f}", "J/m²", y) for x, y in points[1:-1])
+    return PropertyResult(values, Curve("share of the shift", "γ (J/m²)", points))
 
 
 def _shifted(rest: Any, along: tuple[float, float], shares: Floats) -> Iterator[Any]:

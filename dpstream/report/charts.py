@@ -25,10 +25,10 @@ from dpstream.report.plots import (
     percent,
     polyline,
 )
-from shared.deviation import BINS
-from shared.frames import Floats, Ints
-from shared.messages import SERVICES
-from shared.values import Counts, Trust
+from dpstream.shared.atoms.deviation import BINS
+from dpstream.shared.atoms.frames import Floats, Ints
+from dpstream.shared.messages import SERVICES
+from dpstream.shared.values import Counts, Trust
 
 SMALL = (330.0, 210.0)
 MEDIUM = (440.0, 300.0)
@@ -137,7 +137,7 @@ def _stack(bar: RoundBar, left: float, width: float, y: Scale) -> list[Rect]:
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """A measured value, how far it may reach, and whether the series' line goes through it."""
 
     x: float
@@ -152,7 +152,7 @@ def series(
     title: str,
     x_title: str,
     y_title: str,
-    groups: Mapping[str, Sequence[Point]],
+    groups: Mapping[str, Sequence[ChartPoint]],
     rules: Mapping[str, float],
     names: Mapping[float, str] | None = None,
 ) -> Plot | None:
@@ -177,7 +177,7 @@ def series(
     return plot
 
 
-def _drawable(point: Point) -> bool:
+def _drawable(point: ChartPoint) -> bool:
     return math.isfinite(point.y) and point.y > 0
 
 
@@ -200,7 +200,7 @@ def _named_ticks(x: Scale, names: Mapping[float, str]) -> list[Tick]:
     return [Tick(x(at), text) for at, text in sorted(names.items())[::every]]
 
 
-def _mark(point: Point, kind: str, x: Scale, y: Scale) -> Mark:
+def _mark(point: ChartPoint, kind: str, x: Scale, y: Scale) -> Mark:
     whisker = None
     if point.whisker is not None:
         ends = [v if math.isfinite(v) else y.high for v in point.whisker]
@@ -212,7 +212,7 @@ def _mark(point: Point, kind: str, x: Scale, y: Scale) -> Mark:
 
 
 @dataclass(frozen=True)
-class Judged:
+class AuditPoint:
     """A labelled frame under a committee: deviation ε and true max-atom error ε̂, eV/Å."""
 
     key: str
@@ -221,7 +221,7 @@ class Judged:
     verdict: str
 
 
-def truth(title: str, pairs: Sequence[Judged], trust: Trust | None) -> Plot | None:
+def truth(title: str, pairs: Sequence[AuditPoint], trust: Trust | None) -> Plot | None:
     """True error over deviation, both by powers of ten; None without a finite pair. Frames right
     of `low` that lie low are labels spent needlessly, frames left of it that lie high are errors
     the committee does not see."""
@@ -244,7 +244,7 @@ def truth(title: str, pairs: Sequence[Judged], trust: Trust | None) -> Plot | No
     return plot
 
 
-def _judged_mark(p: Judged, x: Scale, y: Scale) -> Mark:
+def _judged_mark(p: AuditPoint, x: Scale, y: Scale) -> Mark:
     about = f"{p.key[:8]}: ε {p.deviation:.3g}, ε̂ {p.error:.3g} eV/Å, {p.verdict}"
     return Mark(x(p.deviation), y(p.error), p.verdict, about)
 

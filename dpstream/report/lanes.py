@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared import messages as m
-from shared.codec import kind_of
+from dpstream.shared import messages as m
+from dpstream.shared.codec import kind_of
 
 SERVICES: Mapping[str, m.Service] = {kind_of(command): command.SERVICE for command in m.COMMANDS}
 """Service by kind of task, in loop order."""

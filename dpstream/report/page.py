@@ -15,7 +15,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpstream.report import charts
-from dpstream.report.facts import Facts, headline, learning_verdict
 from dpstream.report.lanes import (
     SERVICES,
     Clock,
@@ -28,16 +27,17 @@ from dpstream.report.lanes import (
     spans_of,
 )
 from dpstream.report.plots import Plot, duration, number, percent
-from dpstream.submission import check_submitted
-from services.coordinator.ledger import heard_and_decided
-from services.coordinator.snapshots import code_version
-from services.labeler.codes import CODES
-from shared.context import fetch
-from shared.errors import NotFound, SpecError
-from shared.messages import AuditDone, MemberTrained, Message
-from shared.ports import Store
-from shared.spec import Spec
-from shared.values import Rmse, campaign_uri
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.snapshots import code_version
+from dpstream.services.coordinator.ledger.submission import check_submitted
+from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
+from dpstream.services.labeler.codes import CODES
+from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.messages import AuditDone, MemberTrained, Message
+from dpstream.shared.ports import Store
+from dpstream.shared.runtime.context import fetch
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Rmse, campaign_uri
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -220,10 +220,10 @@ class Page:
         )
         return [plot for plot in (by_labels, by_version) if plot is not None]
 
-    def _error_points(self, names: Mapping[float, str]) -> dict[str, list[charts.Point]]:
+    def _error_points(self, names: Mapping[float, str]) -> dict[str, list[charts.ChartPoint]]:
         """Training, audit and held-out errors; x is the version where `names` are given, else the
         number of frames trained on."""
-        points: dict[str, list[charts.Point]] = {"train": [], "audit": [], "test": []}
+        points: dict[str, list[charts.ChartPoint]] = {"train": [], "audit": [], "test": []}
         for version in self.facts.versions.values():
             x = float(version.number if names else version.frames or 0)
             if not version.members:
@@ -244,11 +244,11 @@ class Page:
     @property
     def ratio(self) -> Plot | None:
         """Deviation over true error by version."""
-        points = {"cold": list[charts.Point](), "warm": list[charts.Point]()}
+        points = {"cold": list[charts.ChartPoint](), "warm": list[charts.ChartPoint]()}
         for audit in self.facts.audits:
             start = "cold" if self.facts.versions[audit.version].cold else "warm"
             text = f"committee {audit.version} ({start} start): {audit.deviation_over_error:.3g}"
-            point = charts.Point(audit.version, audit.deviation_over_error, text, joined=False)
+            point = charts.ChartPoint(audit.version, audit.deviation_over_error, text, joined=False)
             points[start].append(point)
         return charts.series(
             "Deviation over true error",
@@ -266,7 +266,7 @@ class Page:
         for stage, audit in sorted(self.facts.newest_audits().items()):
             document = self._pairs(audit)
             pairs = [
-                charts.Judged(p["key"], p["deviation"], p["error"], p["verdict"])
+                charts.AuditPoint(p["key"], p["deviation"], p["error"], p["verdict"])
                 for p in (*document.get("audit", ()), *document.get("pairs", ()))
             ]
             place = (stage, audit.version)
@@ -346,7 +346,7 @@ class Page:
 
 def _spread(
     kind: str, who: str, x: float, members: Sequence[MemberTrained], hollow: bool = False
-) -> list[charts.Point]:
+) -> list[charts.ChartPoint]:
     """The members' mean error as one point, their range as its bar."""
     found = [getattr(member, kind) for member in members]
     forces = [rmse.force for rmse in found if rmse is not None]
@@ -357,12 +357,12 @@ def _spread(
     text = f"{who}: {word} {mean:.4g} eV/Å"
     if len(forces) > 1:
         text += f", members {ends[0]:.4g} to {ends[1]:.4g}"
-    return [charts.Point(x, mean, text, ends if len(forces) > 1 else None, hollow, not hollow)]
+    return [charts.ChartPoint(x, mean, text, ends if len(forces) > 1 else None, hollow, not hollow)]
 
 
-def _audited(audit: AuditDone, x: float) -> charts.Point:
+def _audited(audit: AuditDone, x: float) -> charts.ChartPoint:
     text = (
         f"committee {audit.version}, stage {audit.stage + 1}: audit {audit.force:.4g} eV/Å, "
         f"at most {audit.force_upper:.4g} (95 %), {audit.frames} frames"
     )
-    return charts.Point(x, audit.force, text, (audit.force, audit.force_upper))
+    return charts.ChartPoint(x, audit.force, text, (audit.force, audit.force_upper))

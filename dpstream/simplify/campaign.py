@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpstream.given_frames import runs
-from dpstream.simplify.pool import Pool
-from shared.errors import SpecError
-from shared.frames import Frame
-from shared.spec import DATASET, Labels, Selection, Spec, TrustLevels
-from shared.spec_errors import explain, shown
+from dpstream.inputs.frames_as_given import runs
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import DATASET, LabelSettings, Selection, Spec, TrustLevels
+from dpstream.shared.spec.errors import explain, shown
+from dpstream.simplify.pool import SimplifyPool
 
 Json = dict[str, Any]
 
@@ -37,7 +37,9 @@ def own_labels(settings: Mapping[str, Any]) -> bool:
     return not isinstance(labels, dict) or labels.get("code", DATASET) == DATASET
 
 
-def campaign(settings: Mapping[str, Any], name: str, sources: Sequence[str], pool: Pool) -> Spec:
+def campaign(
+    settings: Mapping[str, Any], name: str, sources: Sequence[str], pool: SimplifyPool
+) -> Spec:
     """The spec made of `settings`, sections of one. Raises `SpecError` naming the key."""
     for key in NOT_THE_USERS:
         if key in settings:
@@ -51,7 +53,9 @@ def campaign(settings: Mapping[str, Any], name: str, sources: Sequence[str], poo
     return spec
 
 
-def _document(settings: Mapping[str, Any], name: str, sources: Sequence[str], pool: Pool) -> Json:
+def _document(
+    settings: Mapping[str, Any], name: str, sources: Sequence[str], pool: SimplifyPool
+) -> Json:
     type_map = settings.get("type_map", pool.elements)
     length = trajectory_length(pool.frames.values())
     labels = _section(settings, "labels")
@@ -91,7 +95,9 @@ def _stage(length: int) -> Json:
 
 def _selection(settings: Mapping[str, Any], type_map: Sequence[str], length: int) -> Json:
     """No frame is refused for its shape or its place, but those that labels refuse."""
-    least = _section(settings, "labels").get("min_distance", _default(Labels, "min_distance"))
+    least = _section(settings, "labels").get(
+        "min_distance", _default(LabelSettings, "min_distance")
+    )
     pairs = combinations_with_replacement(type_map, 2)
     return {
         "min_distance": {f"{a}-{b}": least for a, b in pairs},

@@ -10,25 +10,32 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from dpstream.imported import HDF5, find_files, read_dpdata, read_labelled
-from dpstream.structures import read_structures
-from shared.errors import SpecError
-from shared.frames import Frame, Label, as_frame, canonical, encode_labelled, frame_key
-from shared.ports import Store
-from shared.values import Recipe, label_uri
+from dpstream.inputs.read_labelled import HDF5, find_files, read_dpdata, read_labelled
+from dpstream.inputs.read_structures import read_structures
+from dpstream.shared.atoms.frames import (
+    Frame,
+    FrameLabel,
+    as_frame,
+    canonical,
+    encode_labelled,
+    frame_key,
+)
+from dpstream.shared.errors import SpecError
+from dpstream.shared.ports import Store
+from dpstream.shared.values import Recipe, label_uri
 
 KEY = "DATASET"
 ALL = tuple(chemical_symbols[1:])
 
 
 @dataclass(frozen=True)
-class Pool:
+class SimplifyPool:
     """Canonical frames by key, each once, the numbers (from 0) that they had in the dataset, and
     their labels, where those are taken from it."""
 
     frames: Mapping[str, Frame]
     numbers: Mapping[str, list[int]]
-    labels: Mapping[str, Label]
+    labels: Mapping[str, FrameLabel]
 
     @property
     def elements(self) -> list[str]:
@@ -53,7 +60,7 @@ class Pool:
 
 def read_pool(
     sources: Sequence[str], folder: Path, type_map: Sequence[str], labelled: bool
-) -> Pool:
+) -> SimplifyPool:
     """All frames of files and folders, by name or glob relative to `folder`. `SpecError` names what
     cannot be read, or, where they are to be `labelled`, what has no labels."""
     if not type_map:
@@ -62,13 +69,13 @@ def read_pool(
     found = _labelled(sources, folder, symbols) if labelled else _plain(sources, folder, symbols)
     frames: dict[str, Frame] = {}
     numbers: dict[str, list[int]] = {}
-    labels: dict[str, Label] = {}
+    labels: dict[str, FrameLabel] = {}
     for number, (frame, label) in enumerate(found):
         key = frame_key(frame)
         numbers.setdefault(key, []).append(number)
         if frames.setdefault(key, frame) is frame and label is not None:
             labels[key] = label
-    return Pool(frames, numbers, labels)
+    return SimplifyPool(frames, numbers, labels)
 
 
 def _check_named(sources: Sequence[str], folder: Path) -> None:
@@ -90,7 +97,7 @@ def _systems(path: Path) -> list[Path]:
 
 def _labelled(
     sources: Sequence[str], folder: Path, symbols: Sequence[str]
-) -> Iterator[tuple[Frame, Label]]:
+) -> Iterator[tuple[Frame, FrameLabel]]:
     try:
         for item in read_labelled(sources, folder, symbols, KEY):
             yield item.frame, item.label

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dpstream.export import Harvest
-from dpstream.given_frames import runs
-from dpstream.simplify.pool import Pool
-from services.explorer.bench import Bench
-from services.explorer.evaluation import deviations, verdicts_of
-from shared.context import Context
-from shared.embedded import InProcessBus
-from shared.frames import Batch, Floats, Frame, frame_key
-from shared.messages import Judge
-from shared.scratch import private_folder
-from shared.values import Ref, Rejected, Trust, campaign_uri
+from dpstream.export.results import CampaignResults
+from dpstream.inputs.frames_as_given import runs
+from dpstream.services.explorer.evaluation import deviations, verdicts_of
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.shared.atoms.frames import Batch, Floats, Frame, frame_key
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.messages import Judge
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.scratch import private_folder
+from dpstream.shared.values import Ref, Rejected, Trust, campaign_uri
+from dpstream.simplify.pool import SimplifyPool
 
 TOLD = "simplified.json"
 BATCH = 200
@@ -72,7 +72,9 @@ class Remainder:
         return f", force RMSE of the final model on them {self.error:.3g} eV/Å"
 
 
-def measure(harvest: Harvest, pool: Pool, trust: Trust, folder: Path) -> Remainder | None:
+def measure(
+    harvest: CampaignResults, pool: SimplifyPool, trust: Trust, folder: Path
+) -> Remainder | None:
     """What became of the pool; written into `folder` too, with the numbers of the frames kept.
     None before there is a committee."""
     if not harvest.committee:
@@ -90,34 +92,36 @@ def measure(harvest: Harvest, pool: Pool, trust: Trust, folder: Path) -> Remaind
 
 
 def _measured(
-    harvest: Harvest, pool: Pool, rest: Mapping[str, Frame], counts: Remainder
+    harvest: CampaignResults, pool: SimplifyPool, rest: Mapping[str, Frame], counts: Remainder
 ) -> Remainder:
     devi: list[float] = []
     squares: list[Floats] = []
     above = 0
-    with _at_bench(harvest, counts.trust) as (bench, context):
-        models = bench.committee(_manifest(harvest), context).models
-        final = None if harvest.final is None else bench.model(harvest.final.model, context)
+    with _at_bench(harvest, counts.trust) as (resources, context):
+        models = resources.committee(_manifest(harvest), context).models
+        final = None if harvest.final is None else resources.model(harvest.final.model, context)
         for frames in runs(list(rest.values()), BATCH):
             batch = Batch.of(frames)
-            evaluation = bench.evaluate(models, batch, context)
+            evaluation = resources.evaluate(models, batch, context)
             devi += deviations(evaluation, counts.trust)[0].tolist()
             above += sum(v != "accurate" for v in verdicts_of(evaluation, counts.trust))
             if final is not None and pool.labels:
-                forces = bench.evaluate([final], batch, context).forces[0]
+                forces = resources.evaluate([final], batch, context).forces[0]
                 known = np.stack([pool.labels[frame_key(frame)].forces for frame in frames])
                 squares.append(((forces - known) ** 2).ravel())
     error = float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else None
     return replace(counts, above=above, deviation=max(devi), error=error)
 
 
-def _manifest(harvest: Harvest) -> Ref:
+def _manifest(harvest: CampaignResults) -> Ref:
     uri = campaign_uri(harvest.campaign, "committees", f"{harvest.committee[0].version}.json")
     return Ref.to(uri, harvest.store.get(uri))
 
 
 @contextmanager
-def _at_bench(harvest: Harvest, trust: Trust) -> Iterator[tuple[Bench, Context]]:
+def _at_bench(
+    harvest: CampaignResults, trust: Trust
+) -> Iterator[tuple[ExplorerResources, Context]]:
     """An explorer's bench, and the context of a task that is nobody's."""
     command = Judge(
         id="simplify",
@@ -132,11 +136,11 @@ def _at_bench(harvest: Harvest, trust: Trust) -> Iterator[tuple[Bench, Context]]
         trust=trust,
     )
     with private_folder(None) as scratch:
-        bench, bus = Bench(scratch / "bench"), InProcessBus()
+        resources, bus = ExplorerResources(scratch / "bench"), InProcessBus()
         try:
             yield (
-                bench,
+                resources,
                 Context(harvest.store, bus, command, scratch, "simplify", threading.Event()),
             )
         finally:
-            bench.close()
+            resources.close()

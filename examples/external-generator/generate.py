@@ -15,8 +15,8 @@ import os
 import numpy as np
 from ase import Atoms
 
-from dpstream.generator import Generator
-from dpstream.propose import HEADER, OPEN, row
+from dpstream.commands.propose import HEADER, OPEN, row
+from dpstream.generators.client import Generator
 
 IDEAL = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
 """Å; the carbon and its four hydrogens."""

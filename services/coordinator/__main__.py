@@ -1,4 +1,4 @@
-"""`python -m services.coordinator`: decides what every campaign does next.
+"""`python -m dpstream.services.coordinator`: decides what every campaign does next.
 
 Exit status: 0 asked to stop, 2 bad settings, 3 overtaken by a newer coordinator.
 """
@@ -11,18 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from services.coordinator.api import make_app, serving
-from services.coordinator.books import Books
-from services.coordinator.metrics import Metrics
-from services.coordinator.service import Coordinator
-from services.coordinator.settings import CoordinatorSettings
-from shared.connect import connect_bus, connect_store
-from shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
-from shared.logs import configure, logger, redacted
-from shared.outages import insist
-from shared.ports import Bus, Store
-from shared.settings import misspelt_variables, read_settings, secrets_in, variables
-from shared.signals import asked_to_stop
+from dpstream.services.coordinator.http.api import make_app, serving
+from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.settings import CoordinatorSettings
+from dpstream.shared.connect import connect_bus, connect_store
+from dpstream.shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
+from dpstream.shared.logs import configure, logger, redacted
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.runtime.retry import insist
+from dpstream.shared.runtime.signals import asked_to_stop
+from dpstream.shared.settings import misspelt_variables, read_settings, secrets_in, variables
 
 log = logger()
 
@@ -59,7 +59,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
         coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
         with _api(coordinator, settings):
             insist(coordinator.open_all, stopping)
-            log.info("at work", campaigns=len(coordinator.desks))
+            log.info("at work", campaigns=len(coordinator.open_campaigns))
             coordinator.run(stopping)
     log.info("stopped")
 
@@ -84,8 +84,8 @@ def _api(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[No
     if not settings.http_port:
         yield
         return
-    books = Books(coordinator)
-    app = make_app(books, Metrics(books), settings.api_token)
+    read_access = ReadAccess(coordinator)
+    app = make_app(read_access, CoordinatorMetrics(read_access), settings.api_token)
     with serving(app, settings.http_host, settings.http_port) as (host, port):
         log.info("serving", host=host, port=port)
         yield
@@ -94,7 +94,7 @@ def _api(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[No
 def _parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name}\n      {text}" for name, text in variables(CoordinatorSettings))
     return argparse.ArgumentParser(
-        prog="python -m services.coordinator",
+        prog="python -m dpstream.services.coordinator",
         description="Decides what every campaign in a store does next, and serves the API. One of "
         "them at a time: a second one takes over, and the first stops with exit status 3.",
         epilog=f"environment:\n{lines}",

@@ -1,7 +1,7 @@
 """The whole loop, pure: `decide(state, event) -> (state, decisions)`.
 
 No I/O, no clock, no randomness: time and seeds arrive in events and the spec. A decision is a
-command, or a fact for the ledger; each changes the state through `evolve`, and the rules run, in
+command, or a fact for the ledger; each changes the state through `apply`, and the rules run, in
 loop order, until none has anything left to say.
 """
 
@@ -9,25 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.coordinator.evolve import evolve
-from services.coordinator.rules.exploration import begin_round, rejudge, revoke_accurate, supersede
-from services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
-from services.coordinator.rules.lost_work import reissue_lost, retry_abandoned, retry_asked
-from services.coordinator.rules.proposals import (
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.rules.exploration import (
+    begin_round,
+    rejudge,
+    revoke_accurate,
+    supersede,
+)
+from dpstream.services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
+from dpstream.services.coordinator.rules.lost_work import reissue_lost, retry_abandoned, retry_asked
+from dpstream.services.coordinator.rules.proposals import (
     screen_proposals,
     take_proposal,
     tell_generators,
 )
-from services.coordinator.rules.selection import select
-from services.coordinator.rules.training import (
+from dpstream.services.coordinator.rules.selection import select
+from dpstream.services.coordinator.rules.training import (
     begin_stage,
     complete_committee,
     retrain_early,
     train_first,
 )
-from services.coordinator.rules.trust import calibrate_trust
-from services.coordinator.rules.turn import Turn
-from services.coordinator.rules.verdicts import (
+from dpstream.services.coordinator.rules.trust import calibrate_trust
+from dpstream.services.coordinator.rules.verdicts import (
     act_on_verdict,
     audit_round,
     cancel_campaign,
@@ -35,8 +40,8 @@ from services.coordinator.rules.verdicts import (
     judge_round,
     measure_properties,
 )
-from services.coordinator.state import State
-from shared import messages as m
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
 
 
 def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
@@ -44,19 +49,19 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
     late, about an unknown task) returns the very same state and nothing."""
     if _is_own(event):
         return state, ()
-    turn = Turn(evolve(state, event), event)
-    if turn.state is state:
+    decisions = Decisions(apply(state, event), event)
+    if decisions.state is state:
         return state, ()
     react = REACTIONS.get(type(event))
     if react is not None:
-        react(turn)
+        react(decisions)
     settled = -1
-    while settled != len(turn.decided) and _may_go_on(turn.state):
-        settled = len(turn.decided)
+    while settled != len(decisions.decided) and _may_go_on(decisions.state):
+        settled = len(decisions.decided)
         for rule in RULES:
-            rule(turn)
-    tell_generators(turn)
-    return turn.state, tuple(turn.decided)
+            rule(decisions)
+    tell_generators(decisions)
+    return decisions.state, tuple(decisions.decided)
 
 
 def _is_own(event: m.Message) -> bool:
@@ -70,7 +75,7 @@ def _may_go_on(state: State) -> bool:
     return state.submitted is not None and state.paused is None and state.finished is None
 
 
-REACTIONS: dict[type[m.Message], Callable[[Turn], None]] = {
+REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.CampaignSubmitted: begin_references,
     m.StructuresProposed: take_proposal,
     m.TaskReleased: reissue_lost,
@@ -83,7 +88,7 @@ REACTIONS: dict[type[m.Message], Callable[[Turn], None]] = {
 }
 
 
-RULES: tuple[Callable[[Turn], None], ...] = (
+RULES: tuple[Callable[[Decisions], None], ...] = (
     label_waiting,
     freeze_test,
     train_first,

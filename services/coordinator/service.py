@@ -15,22 +15,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from services.coordinator.backlog import Backlog
-from services.coordinator.desk import Desk
-from services.coordinator.envelope import envelope
-from services.coordinator.evolve import evolve
-from services.coordinator.inbound import Inbound, take, waiting
-from services.coordinator.ledger import Entry, Ledger, Segment, begun_and_ended, finished_uri
-from services.coordinator.policy import decide
-from services.coordinator.state import State, Task
-from shared import messages as m
-from shared.codec import decode, encode, topic_of
-from shared.errors import BusError, CorruptLedger, Fenced, StoreError
-from shared.logs import logger
-from shared.ports import Bus, Delivery, Outgoing, Store, Subscription
-from shared.topology import COORDINATOR, DEADLETTERS
-from shared.values import campaign_uri
-from shared.worker import claim_uri
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.inbox import Inbox, take, waiting
+from dpstream.services.coordinator.ledger.ledger import (
+    Ledger,
+    LedgerEntry,
+    Segment,
+    begun_and_ended,
+    finished_uri,
+)
+from dpstream.services.coordinator.open_campaign import OpenCampaign, envelope
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.task_queue import TaskQueue
+from dpstream.shared import messages as m
+from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
+from dpstream.shared.codec import decode, encode, topic_of
+from dpstream.shared.errors import BusError, CorruptLedger, Fenced, StoreError
+from dpstream.shared.logs import logger
+from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.values import campaign_uri
 
 log = logger()
 
@@ -55,7 +60,7 @@ class Coordinator:
     lease_seconds: float = 900.0
     reissue_after: float = 600.0
     clock: Callable[[], float] = time.time
-    desks: dict[str, Desk] = field(default_factory=dict)
+    open_campaigns: dict[str, OpenCampaign] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Campaigns whose ledger cannot be read, and why."""
     ended: set[str] = field(default_factory=set)
@@ -69,14 +74,14 @@ class Coordinator:
     _fences_checked: float = 0.0
 
     def __post_init__(self) -> None:
-        self.inbound = Inbound(self.store, self.clock)
+        self.inbox = Inbox(self.store, self.clock)
 
     def open_all(self) -> None:
         """Take over every campaign in the store that has not ended."""
-        self.inbound.count()
+        self.inbox.count()
         begun, self.ended = begun_and_ended(self.store)
         for campaign in sorted(begun - self.ended):
-            self._desk(campaign)
+            self._opened(campaign)
             self.turned = time.monotonic()
 
     def run(self, stopping: threading.Event) -> None:
@@ -111,13 +116,16 @@ class Coordinator:
         """Whether nobody is idle because of it: nothing follows from a claim, and the answer to a
         result is waited for only where a queue runs dry."""
         if isinstance(event, m.Result):
-            desk = self.desks.get(event.campaign)
-            queue = desk.backlog.whence(event.task) if desk else None
+            open_campaign = self.open_campaigns.get(event.campaign)
+            queue = open_campaign.task_queue.whence(event.task) if open_campaign else None
             return queue is not None and self._in_flight(queue) >= AMPLE
         return isinstance(event, (m.TaskClaimed, m.TaskHeartbeat))
 
     def _in_flight(self, queue: str) -> int:
-        return sum(desk.backlog.in_flight(queue) for desk in self.desks.values())
+        return sum(
+            open_campaign.task_queue.in_flight(queue)
+            for open_campaign in self.open_campaigns.values()
+        )
 
     def _subscribed(self, queue: str, until: ExitStack) -> Subscription:
         subscription = self.bus.consume(queue, prefetch=BATCH)
@@ -129,50 +137,50 @@ class Coordinator:
         until.callback(cancel)
         return subscription
 
-    def open(self, campaign: str, workers_are_gone: bool = False) -> Desk:
+    def open(self, campaign: str, workers_are_gone: bool = False) -> OpenCampaign:
         """Take a campaign over: rebuild its state, say the last segment's messages again. With
         `workers_are_gone` (everything ran in one process, which ended) claimed tasks are free."""
         ledger, state = Ledger.open(self.store, campaign)
-        desk = Desk(ledger, state, Backlog(self.reissue_after))
+        open_campaign = OpenCampaign(ledger, state, TaskQueue(self.reissue_after))
         for task in state.tasks.values():
             if workers_are_gone and self._is_claimed(task):
-                desk.inbox.append(self._released(task.command))
+                open_campaign.own_events.append(self._released(task.command))
             elif task.status == "open":
-                desk.backlog.add(task.command, task.not_before)
+                open_campaign.task_queue.add(task.command, task.not_before)
             elif task.status == "running":
-                desk.leases[task.command.task] = self.clock() + self.lease_seconds
-                desk.backlog.started(task.command)
-        desk.inbox += ledger.orphans
-        if state.submitted is None and (submitted := self.inbound.submission(campaign)):
-            desk.inbox.append(submitted)
-        self.desks[campaign] = desk
-        self._recover(desk)
-        if desk.state.finished is not None:
-            self._mark_finished(desk.state.finished)
-        return desk
+                open_campaign.leases[task.command.task] = self.clock() + self.lease_seconds
+                open_campaign.task_queue.started(task.command)
+        open_campaign.own_events += ledger.orphans
+        if state.submitted is None and (submitted := self.inbox.submission(campaign)):
+            open_campaign.own_events.append(submitted)
+        self.open_campaigns[campaign] = open_campaign
+        self._recover(open_campaign)
+        if open_campaign.state.finished is not None:
+            self._mark_finished(open_campaign.state.finished)
+        return open_campaign
 
     def _mark_finished(self, finished: m.CampaignFinished) -> None:
         """For those who would otherwise have to read the whole ledger to know."""
         self.store.create(finished_uri(finished.campaign), encode(finished))
 
-    def _recover(self, desk: Desk) -> None:
+    def _recover(self, open_campaign: OpenCampaign) -> None:
         """Take up what an outage or a restart cut off: a segment written though nobody said so,
         the last segment's messages."""
-        desk.in_doubt = True
-        state = desk.ledger.recover(desk.state)
-        if state is not desk.state and desk.ledger.last is not None:
-            desk.state = state
-            desk.track(desk.ledger.last)
-        if desk.ledger.last is not None:
-            self._act(desk, desk.ledger.last)
-        desk.in_doubt = False
+        open_campaign.in_doubt = True
+        state = open_campaign.ledger.recover(open_campaign.state)
+        if state is not open_campaign.state and open_campaign.ledger.last is not None:
+            open_campaign.state = state
+            open_campaign.track(open_campaign.ledger.last)
+        if open_campaign.ledger.last is not None:
+            self._act(open_campaign, open_campaign.ledger.last)
+        open_campaign.in_doubt = False
 
     def hear(self, deliveries: Sequence[Delivery]) -> None:
         """One batch: fold it, append it, publish what follows, then acknowledge. What an outage
         (`BusError`, `StoreError`, raised in the end) kept from the ledger goes back to the bus."""
         read: list[tuple[Delivery, m.Message | None]] = []
         try:
-            read = [(delivery, self.inbound.read(delivery)) for delivery in deliveries]
+            read = [(delivery, self.inbox.read(delivery)) for delivery in deliveries]
             self._hear(read)
         except (BusError, StoreError, Fenced):
             with suppress(BusError):
@@ -202,53 +210,57 @@ class Coordinator:
         now = self.clock()
         self._excuse_absence(now)
         self._check_fences(now)
-        for campaign, desk in list(self.desks.items()):
-            lapsed = self._lapsed(desk, now)
-            if desk.inbox or lapsed or desk.in_doubt:
+        for campaign, open_campaign in list(self.open_campaigns.items()):
+            lapsed = self._lapsed(open_campaign, now)
+            if open_campaign.own_events or lapsed or open_campaign.in_doubt:
                 self._serve(campaign, lapsed)
-            self._publish_tasks(desk)
+            self._publish_tasks(open_campaign)
 
     def _excuse_absence(self, now: float) -> None:
         """Nobody's lease runs while this coordinator is not looking: a laptop asleep, an outage."""
         absence = 0.0 if self._tended is None else now - self._tended
         self._tended = now
         if absence > self.lease_seconds / 4:
-            for desk in self.desks.values():
-                desk.leases = {task: end + absence for task, end in desk.leases.items()}
+            for open_campaign in self.open_campaigns.values():
+                open_campaign.leases = {
+                    task: end + absence for task, end in open_campaign.leases.items()
+                }
 
     def _check_fences(self, now: float) -> None:
         if abs(now - self._fences_checked) < FENCE_CHECK:
             return
         self._fences_checked = now
-        for desk in self.desks.values():
-            if desk.state.finished is None:
-                desk.ledger.check()
+        for open_campaign in self.open_campaigns.values():
+            if open_campaign.state.finished is None:
+                open_campaign.ledger.check()
 
-    def _publish_tasks(self, desk: Desk) -> None:
-        if desk.active:
-            share = sum(other.active for other in self.desks.values())
-            busy = sum((other.backlog.busy for other in self.desks.values()), Counter[str]())
-            desk.backlog.publish(self.bus, self.clock(), share, busy)
+    def _publish_tasks(self, open_campaign: OpenCampaign) -> None:
+        if open_campaign.active:
+            share = sum(other.active for other in self.open_campaigns.values())
+            busy = sum(
+                (other.task_queue.busy for other in self.open_campaigns.values()), Counter[str]()
+            )
+            open_campaign.task_queue.publish(self.bus, self.clock(), share, busy)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
-        desk = self._desk(campaign)
-        if desk is None:
+        open_campaign = self._opened(campaign)
+        if open_campaign is None:
             return
         try:
-            if desk.in_doubt:
-                self._recover(desk)
-            own = tuple(desk.inbox)
-            self._handle(desk, [*own, *events])
+            if open_campaign.in_doubt:
+                self._recover(open_campaign)
+            own = tuple(open_campaign.own_events)
+            self._handle(open_campaign, [*own, *events])
         except (BusError, StoreError):
-            desk.in_doubt = True
+            open_campaign.in_doubt = True
             raise
-        del desk.inbox[: len(own)]
-        self._publish_tasks(desk)
+        del open_campaign.own_events[: len(own)]
+        self._publish_tasks(open_campaign)
 
-    def _desk(self, campaign: str) -> Desk | None:
+    def _opened(self, campaign: str) -> OpenCampaign | None:
         """The campaign's desk, opened if need be; None for one that is unknown or broken."""
-        if campaign in self.desks or campaign in self.broken:
-            return self.desks.get(campaign)
+        if campaign in self.open_campaigns or campaign in self.broken:
+            return self.open_campaigns.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
             log.warning("event of an unknown campaign", campaign=campaign)
             return None
@@ -259,23 +271,23 @@ class Coordinator:
             self.broken[campaign] = str(error)
             return None
 
-    def _handle(self, desk: Desk, events: Iterable[m.Message]) -> None:
-        entries: list[Entry] = []
-        state = desk.state
+    def _handle(self, open_campaign: OpenCampaign, events: Iterable[m.Message]) -> None:
+        entries: list[LedgerEntry] = []
+        state = open_campaign.state
         for event in events:
-            if desk.is_sign_of_life(event, self.clock() + self.lease_seconds):
+            if open_campaign.is_sign_of_life(event, self.clock() + self.lease_seconds):
                 continue
             after, decided = self._decide(state, event)
             if after is not state:
-                entries.append(Entry(event, decided))
+                entries.append(LedgerEntry(event, decided))
                 state = after
         if not entries:
             return
-        segment = desk.ledger.append(entries)
-        desk.state = state
-        desk.track(segment)
-        self._act(desk, segment)
-        desk.ledger.snapshot(state)
+        segment = open_campaign.ledger.append(entries)
+        open_campaign.state = state
+        open_campaign.track(segment)
+        self._act(open_campaign, segment)
+        open_campaign.ledger.snapshot(state)
 
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
         """`decide`; an event it raises on pauses its campaign, and nothing else."""
@@ -297,9 +309,9 @@ class Coordinator:
                 why=f"unprocessable {type(event).__name__} {event.id}: {error}",
                 trace=traceback.format_exc()[-8000:],
             )
-            return evolve(state, paused), (paused,)
+            return apply(state, paused), (paused,)
 
-    def _act(self, desk: Desk, segment: Segment) -> None:
+    def _act(self, open_campaign: OpenCampaign, segment: Segment) -> None:
         """Carry a segment's decisions out. Doing it again changes nothing."""
         public: list[Outgoing] = []
         for entry in segment.entries:
@@ -307,7 +319,7 @@ class Coordinator:
                 if isinstance(decision, m.ManifestFrozen):
                     self.store.create(decision.manifest.uri, decision.body.encode())
                 elif isinstance(decision, m.TaskCancelled):
-                    self._cancel(desk, decision)
+                    self._cancel(open_campaign, decision)
                 elif isinstance(decision, m.Event) and "coordinator" in decision.PUBLISHERS:
                     public.append(Outgoing(encode(decision), topic=topic_of(decision)))
                 if isinstance(decision, m.CampaignFinished):
@@ -315,27 +327,27 @@ class Coordinator:
         if public:
             self.bus.publish(public)
 
-    def _cancel(self, desk: Desk, decision: m.TaskCancelled) -> None:
+    def _cancel(self, open_campaign: OpenCampaign, decision: m.TaskCancelled) -> None:
         """Win the task's claim, so that nobody starts it; or, where it runs, ask for its end
         (labels are let finish: they are worth keeping)."""
         revoked = m.TaskRevoked(**envelope(decision, "revoked", self.clock()))
         key = claim_uri(decision.campaign, decision.task, decision.attempt)
         if self.store.create(key, encode(revoked)) or self._is_revoked(key):
-            desk.backlog.claimed(decision.task)
-            desk.inbox.append(revoked)
-        elif not isinstance(desk.state.tasks[decision.task].command, m.Label):
+            open_campaign.task_queue.claimed(decision.task)
+            open_campaign.own_events.append(revoked)
+        elif not isinstance(open_campaign.state.tasks[decision.task].command, m.Label):
             self.store.put(f"{key}.stop", b"{}")
 
     def _is_revoked(self, key: str) -> bool:
         return isinstance(decode(self.store.get(key)), m.TaskRevoked)
 
-    def _lapsed(self, desk: Desk, now: float) -> list[m.Message]:
-        late = desk.overdue(now)
+    def _lapsed(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
+        late = open_campaign.overdue(now)
         if late and self.bus.depth(COORDINATOR):
             # Their heartbeats may be waiting in our own queue: nobody lapses while we lag behind.
-            desk.leases.update(dict.fromkeys(late, now + self.lease_seconds))
+            open_campaign.leases.update(dict.fromkeys(late, now + self.lease_seconds))
             return []
-        return [desk.lapse(task, now) for task in late]
+        return [open_campaign.lapse(task, now) for task in late]
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker has it, be it that nobody has heard of that yet."""

@@ -6,7 +6,7 @@ import ipaddress
 
 from pydantic import Field, SecretStr, model_validator
 
-from shared.settings import PREFIX, Settings
+from dpstream.shared.settings import PREFIX, Settings
 
 
 class CoordinatorSettings(Settings):

@@ -9,10 +9,10 @@ from immutables import Map
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import core_schema
 
-from shared import messages as m
-from shared.codec import AnyCommand
-from shared.spec import Spec
-from shared.values import OFFERED, Committee, Counts, FrameRef, PoolItem, Ref, Trust
+from dpstream.shared import messages as m
+from dpstream.shared.codec import AnyCommand
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import OFFERED, Committee, Counts, FrameRef, PoolItem, Ref, Trust
 
 V = TypeVar("V")
 K = TypeVar("K", bound="Known")

@@ -1,4 +1,4 @@
-"""`python -m services.explorer`: runs trajectories, judges and selects frames."""
+"""`python -m dpstream.services.explorer`: runs trajectories, judges and selects frames."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.explorer.bench import Bench
-from services.explorer.handlers import HANDLERS
-from services.explorer.settings import ExplorerSettings
-from shared.process import Post, Service, main
+from dpstream.services.explorer.handlers import HANDLERS
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.settings import ExplorerSettings
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
-def posts(settings: ExplorerSettings, scratch: Path) -> Sequence[Post]:
+def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     """A worker with an engine of its own for every queue: short tasks never wait for long ones."""
     formats, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     return [
-        Post((queue,), HANDLERS, Bench(scratch / queue, settings.threads, formats, trusting))
+        WorkerPlan(
+            (queue,),
+            HANDLERS,
+            ExplorerResources(scratch / queue, settings.threads, formats, trusting),
+        )
         for queue in dict.fromkeys(settings.explorer_queues)
     ]
 
 
-EXPLORER = Service(
+EXPLORER = WorkerService(
     "explorer",
     "Explores by molecular dynamics with LAMMPS; judges, selects and audits frames.",
     ExplorerSettings,
-    posts,
+    plans,
 )
 
 if __name__ == "__main__":

@@ -1,30 +1,18 @@
-"""What the explorer does with each command. All of it runs at a `Bench`."""
+"""Command → function. Every function takes the `ExplorerResources`, the command and its context."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.explorer.bench import Bench
-from services.explorer.evaluation import audit, judge
-from services.explorer.properties import measure
-from services.explorer.proposals import screen
-from services.explorer.select import select
-from services.explorer.trajectory import explore
-from services.explorer.verification import verify
-from shared.context import Handler
-from shared.messages import Audit, Command, Explore, Judge, Measure, Screen, Select, Verify
-
-__all__ = [
-    "HANDLERS",
-    "Bench",
-    "audit",
-    "explore",
-    "judge",
-    "measure",
-    "screen",
-    "select",
-    "verify",
-]
+from dpstream.services.explorer.tasks.audit import audit
+from dpstream.services.explorer.tasks.explore import explore
+from dpstream.services.explorer.tasks.judge import judge
+from dpstream.services.explorer.tasks.measure import measure
+from dpstream.services.explorer.tasks.screen import screen
+from dpstream.services.explorer.tasks.select import select
+from dpstream.services.explorer.tasks.verify import verify
+from dpstream.shared.messages import Audit, Command, Explore, Judge, Measure, Screen, Select, Verify
+from dpstream.shared.runtime.context import Handler
 
 HANDLERS: Mapping[type[Command], Handler] = {
     Explore: explore,

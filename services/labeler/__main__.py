@@ -1,4 +1,4 @@
-"""`python -m services.labeler`: computes labels."""
+"""`python -m dpstream.services.labeler`: computes labels."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.labeler.handlers import HANDLERS, Bench
-from services.labeler.settings import LabelerSettings
-from shared.process import Post, Service, main
+from dpstream.services.labeler.handlers import HANDLERS
+from dpstream.services.labeler.resources import LabelerResources
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
-def posts(settings: LabelerSettings, scratch: Path) -> Sequence[Post]:
+def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     """One worker, whatever it can run: two codes at once would share the cores of one."""
-    bench = Bench(
+    resources = LabelerResources(
         scratch,
         settings.threads,
         frozenset(settings.labeler_calculators),
         frozenset(settings.labeler_codes),
     )
-    return [Post(settings.queues, HANDLERS, bench)]
+    return [WorkerPlan(settings.queues, HANDLERS, resources)]
 
 
-LABELER = Service(
-    "labeler", "Labels frames with first-principles and other codes.", LabelerSettings, posts
+LABELER = WorkerService(
+    "labeler", "Labels frames with first-principles and other codes.", LabelerSettings, plans
 )
 
 if __name__ == "__main__":

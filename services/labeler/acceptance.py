@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ase.data import atomic_numbers
 
-from shared.frames import Floats, Frame, Label, min_distance
-from shared.spec import DATASET, Dimers, Labels
-from shared.values import Recipe
+from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel, min_distance
+from dpstream.shared.spec import DATASET, Dimers, LabelSettings
+from dpstream.shared.values import Recipe
 
 POSITION_TOLERANCE = 1e-5
 """Å; codes echo positions with as few as five decimals, after conversions of units."""
@@ -22,7 +22,7 @@ MIN_VOLUME = 1e-3
 """Å³ per atom; a flatter cell is no cell."""
 
 
-class Broken(NamedTuple):
+class BrokenRule(NamedTuple):
     """The rule broken and what was found."""
 
     rule: str
@@ -30,7 +30,7 @@ class Broken(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class AcceptanceLimits:
     """A campaign's own caps: `min_distance` Å, `max_force` eV/Å (norm over one atom). `force`
     computes where a code would refuse by default; `virial`: periodic frames have to have one."""
 
@@ -40,14 +40,16 @@ class Limits:
     virial: bool = True
 
     @staticmethod
-    def of(labels: Labels) -> Limits:
+    def of(labels: LabelSettings) -> AcceptanceLimits:
         given = labels.code == DATASET
-        return Limits(labels.min_distance, labels.max_force, labels.force, virial=not given)
+        return AcceptanceLimits(
+            labels.min_distance, labels.max_force, labels.force, virial=not given
+        )
 
     @staticmethod
-    def of_dimers(dimers: Dimers, labels: Labels) -> Limits:
+    def of_dimers(dimers: Dimers, labels: LabelSettings) -> AcceptanceLimits:
         """Of frames that are close on purpose: the distances asked for are the ones allowed."""
-        return Limits(0.0, dimers.max_force, labels.force)
+        return AcceptanceLimits(0.0, dimers.max_force, labels.force)
 
 
 class Scope(Protocol):
@@ -124,7 +126,7 @@ class Outcome:
         return Outcome(**{**facts, **arrays, **lists})
 
     @staticmethod
-    def of_label(frame: Frame, label: Label) -> Outcome:
+    def of_label(frame: Frame, label: FrameLabel) -> Outcome:
         """The facts of a label that was accepted before, to be judged by other caps."""
         return Outcome(
             energies=(label.energy,),
@@ -133,10 +135,10 @@ class Outcome:
             positions=frame.positions,
         )
 
-    def label(self) -> Label:
+    def label(self) -> FrameLabel:
         """The label of an accepted outcome."""
         assert self.forces is not None
-        return Label(self.energies[0], self.forces, self.virial)
+        return FrameLabel(self.energies[0], self.forces, self.virial)
 
 
 def largest_force(forces: Floats) -> float:
@@ -147,13 +149,15 @@ def largest_force(forces: Floats) -> float:
 # ---------------------------------------------------------------------------- before computing
 
 
-def _finite_positions(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _finite_positions(
+    frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits
+) -> str | None:
     if not frame.species:
         return "the frame holds no atoms"
     return None if np.isfinite(frame.positions).all() else "a coordinate is not a finite number"
 
 
-def _sound_cell(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _sound_cell(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     if frame.cell is None:
         return None
     if not np.isfinite(frame.cell).all():
@@ -163,7 +167,9 @@ def _sound_cell(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> st
     return f"the cell's volume is {volume:.3g} Å³" if flat else None
 
 
-def _known_elements(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _known_elements(
+    frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits
+) -> str | None:
     for symbol in sorted(set(frame.species)):
         z = atomic_numbers.get(symbol, 0)
         if not 0 < z <= code.max_z:
@@ -171,7 +177,7 @@ def _known_elements(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -
     return None
 
 
-def _periodicity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _periodicity(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     if frame.cell is not None and not code.periodic:
         return f"{code.name} labels molecules only, and this frame has a cell"
     if frame.cell is None and not code.molecular:
@@ -179,14 +185,14 @@ def _periodicity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> s
     return None
 
 
-def _distance(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _distance(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     shortest = min_distance(frame)
     if shortest >= limits.min_distance:
         return None
     return f"atoms {shortest:.3f} Å apart, below {limits.min_distance:g} Å"
 
 
-def _parity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _parity(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     if not code.electronic:
         return None
     electrons = sum(atomic_numbers[symbol] for symbol in frame.species) - recipe.charge
@@ -199,11 +205,11 @@ def _parity(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | 
     )
 
 
-def _refused(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> str | None:
+def _refused(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     return None if limits.force else code.refusal(frame, recipe.settings)
 
 
-Before = Callable[[Frame, Recipe, Scope, Limits], str | None]
+Before = Callable[[Frame, Recipe, Scope, AcceptanceLimits], str | None]
 
 BEFORE: tuple[tuple[str, Before], ...] = (
     ("finite-positions", _finite_positions),
@@ -216,40 +222,42 @@ BEFORE: tuple[tuple[str, Before], ...] = (
 )
 
 
-def check_before(frame: Frame, recipe: Recipe, code: Scope, limits: Limits) -> Broken | None:
+def check_before(
+    frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits
+) -> BrokenRule | None:
     """The first rule that forbids computing this frame; None when it may be computed."""
     for rule, check in BEFORE:
         detail = check(frame, recipe, code, limits)
         if detail is not None:
-            return Broken(rule, detail)
+            return BrokenRule(rule, detail)
     return None
 
 
 # ---------------------------------------------------------------------------- after computing
 
 
-def _exit_status(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _exit_status(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     return None if outcome.exit_status == 0 else f"exit status {outcome.exit_status}"
 
 
-def _end_marker(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _end_marker(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     return None if outcome.end_marker else "the output stops before its end"
 
 
-def _converged(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _converged(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if outcome.not_converged:
         return "the electronic iterations did not converge"
     return None if outcome.converged else "nothing says that the iterations converged"
 
 
-def _one_energy(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _one_energy(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if len(outcome.energies) != 1 or outcome.frames != 1:
         return f"{len(outcome.energies)} energies of {outcome.frames} frames, expected one of one"
     energy = outcome.energies[0]
     return None if np.isfinite(energy) else f"the energy is {energy}"
 
 
-def _all_forces(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _all_forces(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     expected = (len(frame.species), 3)
     if outcome.forces is None:
         return "no forces"
@@ -258,7 +266,7 @@ def _all_forces(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
     return None if np.isfinite(outcome.forces).all() else "a force is not a finite number"
 
 
-def _virial(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _virial(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if frame.cell is None:
         return None
     if outcome.virial is None:
@@ -268,7 +276,7 @@ def _virial(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
     return None if np.isfinite(outcome.virial).all() else "the virial is not finite"
 
 
-def _max_force(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _max_force(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     assert outcome.forces is not None
     largest = largest_force(outcome.forces)
     if largest <= limits.max_force:
@@ -276,7 +284,7 @@ def _max_force(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
     return f"largest force {largest:.4g} eV/Å, above {limits.max_force:g} eV/Å"
 
 
-def _same_positions(frame: Frame, outcome: Outcome, limits: Limits) -> str | None:
+def _same_positions(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if outcome.positions is None:
         return None
     if outcome.positions.shape != frame.positions.shape:
@@ -287,7 +295,7 @@ def _same_positions(frame: Frame, outcome: Outcome, limits: Limits) -> str | Non
     return None if same else f"positions differ from the submitted ones by {moved.max():.3g} Å"
 
 
-After = Callable[[Frame, Outcome, Limits], str | None]
+After = Callable[[Frame, Outcome, AcceptanceLimits], str | None]
 
 AFTER: tuple[tuple[str, After], ...] = (
     ("exit-status", _exit_status),
@@ -301,13 +309,13 @@ AFTER: tuple[tuple[str, After], ...] = (
 )
 
 
-def check_after(frame: Frame, outcome: Outcome, limits: Limits) -> Broken | None:
+def check_after(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> BrokenRule | None:
     """The first rule that this outcome breaks; None when it is a label."""
     said = "; ".join(outcome.messages)
     if outcome.fault is not None:
-        return Broken(outcome.fault, said)
+        return BrokenRule(outcome.fault, said)
     for rule, check in AFTER:
         detail = check(frame, outcome, limits)
         if detail is not None:
-            return Broken(rule, f"{detail}: {said}" if said else detail)
+            return BrokenRule(rule, f"{detail}: {said}" if said else detail)
     return None

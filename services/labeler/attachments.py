@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
-from shared.values import Ref, Value, campaign_uri
+from dpstream.shared.values import Ref, Value, campaign_uri
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of one attached file."""
@@ -37,7 +37,7 @@ class Attached(Value):
 
 
 @dataclass
-class Reading:
+class ReadFiles:
     """Validation context in which the files that settings name are read."""
 
     folder: Path
@@ -66,8 +66,8 @@ def _bytes(paths: list[Path]) -> bytes:
     return path.read_bytes()
 
 
-def _reading(info: ValidationInfo) -> Reading:
-    if not isinstance(info.context, Reading):
+def _reading(info: ValidationInfo) -> ReadFiles:
+    if not isinstance(info.context, ReadFiles):
         raise ValueError("names a file, which is only read from a spec")
     return info.context
 
@@ -79,7 +79,7 @@ def attachment(elsewhere: Callable[[], list[Path]] = list) -> BeforeValidator:
     def attach(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str):
             return _reading(info).attach(value, elsewhere())
-        if isinstance(info.context, Reading):
+        if isinstance(info.context, ReadFiles):
             raise ValueError("should name a file")
         return value
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 
-from services.labeler.acceptance import Limits, Outcome, check_after
-from shared.frames import Floats, Frame, canonical
+from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
+from dpstream.shared.atoms.frames import Floats, Frame, canonical
 
 FRICTION = 20.0
 """1/ps: velocities are forgotten within 50 fs."""
@@ -22,7 +22,7 @@ BOLTZMANN = 8.617333262e-5
 """eV/K."""
 EV_PER_AMU = 9648.53321
 """(Å/ps)²."""
-NO_CAP = Limits(max_force=float("inf"))
+NO_CAP = AcceptanceLimits(max_force=float("inf"))
 
 Point = Callable[[Frame], Outcome]
 
@@ -47,7 +47,7 @@ class Plan:
         return max(1, round(self.spacing / self.timestep))
 
 
-class Dynamics:
+class ReferenceDynamics:
     """One trajectory. Positions Å, velocities Å/ps, accelerations Å/ps², all `(n_atoms, 3)`."""
 
     def __init__(self, start: Frame, point: Point, plan: Plan) -> None:
@@ -95,7 +95,7 @@ class Dynamics:
 def run(start: Frame, point: Point, plan: Plan) -> Iterator[tuple[Frame, Outcome]]:
     """Canonical frames along one trajectory, each with its own single point: the frame as rounded
     is what its label belongs to. The same plan gives the same frames."""
-    dynamics = Dynamics(start, point, plan)
+    dynamics = ReferenceDynamics(start, point, plan)
     dynamics.run(plan.equilibration_steps)
     for _ in range(plan.frames):
         dynamics.run(plan.steps_between)

@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 
-from services.labeler.site import site
-from shared.engine import PASSED, PINNED
-from shared.errors import SpecError
+from dpstream.services.labeler.machine_settings import site
+from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.child_process import PASSED, PINNED
 
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
 """Programs that start one process per core: each of them gets one thread."""

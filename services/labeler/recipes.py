@@ -9,21 +9,21 @@ from typing import Any
 from ase.data import atomic_numbers
 from pydantic import ValidationError
 
-from services.labeler.attachments import Reading
-from services.labeler.codes import CODES
-from services.labeler.codes.base import Brought, Code, Stated, Thermal
-from shared.electrons import electron_temperature
-from shared.errors import SpecError
-from shared.frames import Frame
-from shared.spec import Labels
-from shared.spec_errors import did_you_mean, explain
-from shared.values import Recipe
+from dpstream.services.labeler.attachments import ReadFiles
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import Brought, Code, Stated, Thermal
+from dpstream.shared.atoms.electron_temperature import electron_temperature
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings
+from dpstream.shared.spec.errors import did_you_mean, explain
+from dpstream.shared.values import Recipe
 
 ROOM = 300.0
 """K, to try settings by."""
 
 
-def code_of(labels: Labels) -> Code:
+def code_of(labels: LabelSettings) -> Code:
     """The labeling code that `labels` names (SpecError when there is none)."""
     code = CODES.get(labels.code)
     if code is None:
@@ -32,13 +32,13 @@ def code_of(labels: Labels) -> Code:
     return code
 
 
-def read_files(labels: Labels, folder: Path) -> tuple[Labels, Mapping[str, bytes]]:
+def read_files(labels: LabelSettings, folder: Path) -> tuple[LabelSettings, Mapping[str, bytes]]:
     """`labels` with digests in place of the names of the files that are to go with the campaign,
     and these files by digest. Names are relative to `folder`.
 
     Raises SpecError for a wrong setting, or a file that cannot be read.
     """
-    code, reading = code_of(labels), Reading(folder)
+    code, reading = code_of(labels), ReadFiles(folder)
     complete = _validated(code, labels.settings, reading)
     if not reading.files:
         return labels, {}
@@ -46,7 +46,7 @@ def read_files(labels: Labels, folder: Path) -> tuple[Labels, Mapping[str, bytes
     return labels.model_copy(update={"settings": settings}), reading.files
 
 
-def make_recipe(labels: Labels) -> Recipe:
+def make_recipe(labels: LabelSettings) -> Recipe:
     """The recipe of `labels`: settings complete and normalised, version as installed here, or as
     stated where it is not.
 
@@ -146,7 +146,7 @@ def _is_installed(code: Code) -> bool:
 
 
 def _validated(
-    code: Code, settings: dict[str, Any], reading: Reading | None = None
+    code: Code, settings: dict[str, Any], reading: ReadFiles | None = None
 ) -> dict[str, Any]:
     try:
         return code.settings.model_validate(settings, context=reading).model_dump(mode="json")

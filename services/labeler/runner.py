@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import FileCode, Retrying
-from services.labeler.codes.program import is_stated
-from services.labeler.programs import environment, threads_of
-from shared.engine import die_with_parent
-from shared.errors import EngineCrashed, Permanent, SpecError
-from shared.frames import Frame
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import FileCode, Retrying
+from dpstream.services.labeler.codes.user_program import is_stated
+from dpstream.services.labeler.programs import environment, threads_of
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import EngineCrashed, Permanent, SpecError
+from dpstream.shared.runtime.child_process import die_with_parent
+from dpstream.shared.values import Recipe
 
 POLL = 0.05
 """s between looks at a running program."""

@@ -6,17 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from services.labeler.codes import CODES
-from services.labeler.codes.ase import SHIPPED
-from services.labeler.recipes import installed_codes
-from services.labeler.site import Site
-from shared.messages import Label
-from shared.settings import Separated, WorkerSettings
-from shared.spec_errors import did_you_mean
-from shared.values import Name
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.ase import SHIPPED
+from dpstream.services.labeler.machine_settings import MachineSettings
+from dpstream.services.labeler.recipes import installed_codes
+from dpstream.shared.messages import Label
+from dpstream.shared.settings import Separated, WorkerSettings
+from dpstream.shared.spec.errors import did_you_mean
+from dpstream.shared.values import Name
 
 
-class LabelerSettings(WorkerSettings, Site):
+class LabelerSettings(WorkerSettings, MachineSettings):
     labeler_codes: Annotated[tuple[str, ...], Separated] = Field(
         default_factory=installed_codes,
         min_length=1,

@@ -1,4 +1,4 @@
-"""`python -m services.trainer`: trains committee members, one at a time."""
+"""`python -m dpstream.services.trainer`: trains committee members, one at a time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.trainer.handlers import HANDLERS, Bench
-from services.trainer.settings import TrainerSettings
-from shared.messages import Train
-from shared.process import Post, Service, main
+from dpstream.services.trainer.handlers import HANDLERS
+from dpstream.services.trainer.resources import TrainerResources
+from dpstream.services.trainer.settings import TrainerSettings
+from dpstream.shared.messages import Train
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
-def posts(settings: TrainerSettings, scratch: Path) -> Sequence[Post]:
+def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     return [
-        Post(
+        WorkerPlan(
             (Train.QUEUE,),
             HANDLERS,
-            Bench(scratch, settings.threads, frozenset(settings.trainer_models)),
+            TrainerResources(scratch, settings.threads, frozenset(settings.trainer_models)),
         )
     ]
 
 
-TRAINER = Service(
-    "trainer", "Trains members of committees with DeePMD-kit.", TrainerSettings, posts
+TRAINER = WorkerService(
+    "trainer", "Trains members of committees with DeePMD-kit.", TrainerSettings, plans
 )
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVED, Backend
+from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVED, Backend
 
 STEP = re.compile(rf"{re.escape(CHECKPOINT)}-(\d+)")
 EPOCH = (1980, 1, 1, 0, 0, 0)

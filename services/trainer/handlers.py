@@ -2,246 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from services.trainer import checkpoints
-from services.trainer.beginning import Beginning, lay_out
-from services.trainer.repulsion import table_text
-from services.trainer.training_input import (
-    BACKENDS,
-    INPUT,
+from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.resources import TrainerResources
+from dpstream.services.trainer.training import TrainingJob
+from dpstream.services.trainer.training_input import (
     LCURVE,
-    TABLE,
-    Backend,
-    Run,
-    build_input,
 )
-from shared.context import Context
-from shared.dataset import Labelled, load_dataset, write_deepmd
-from shared.dimers import dimer_keys
-from shared.engine import Engine
-from shared.errors import EngineError, Permanent, Stopped, Temporary
-from shared.frames import frame_key
-from shared.logs import logger
-from shared.messages import CheckpointSaved, Command, MemberTrained, Train
-from shared.spec import Spec
-from shared.values import Ref, Rmse
-
-log = logger()
-
-DATA_ONLY = frozenset({".pb", ".pt", ".hlo", ".zip"})
-"""Given models that cannot run code of their own; `.zip` are checkpoints."""
-MODELS = DATA_ONLY | {".pth"}
-MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownError")
-"""What DeePMD-kit raises for want of memory or disk: no fault of the task."""
+from dpstream.shared.messages import Command, MemberTrained, Train
+from dpstream.shared.runtime.context import Context
 
 
-class Bench:
-    """The trainer's warm engine: a child process with DeePMD-kit loaded."""
-
-    def __init__(self, scratch: Path, threads: int = 1, models: frozenset[str] = DATA_ONLY) -> None:
-        """`scratch`: a private folder; `threads` of one training; `models`: endings of given models
-        that trainings may begin from."""
-        self.models = models
-        self.engine = Engine("services.trainer.deepmd_engine", scratch / "deepmd", threads)
-
-    def start(self) -> None:
-        self.engine.start()
-
-    def close(self) -> None:
-        self.engine.kill()
-
-
-@dataclass
-class Job:
-    """One training in its private folder."""
-
-    bench: Bench
-    command: Train
-    context: Context
-    _since: float = field(default_factory=time.monotonic)
-    _begun: Beginning = field(default_factory=Beginning)
-    _uploaded: int = 0
-    _written: dict[tuple[str, Ref], tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        return self.context.scratch
-
-    @cached_property
-    def spec(self) -> Spec:
-        return self.context.spec()
-
-    @property
-    def backend(self) -> Backend:
-        return BACKENDS[self.spec.training.backend]
-
-    def prepare(self) -> None:
-        """Lay out the training set, the checkpoint to begin from and `input.json`."""
-        self._begun = lay_out(self.command, self.spec, self.context, self.bench.models)
-        self._uploaded = self._begun.resumed or 0
-        run = Run(
-            type_map=self.spec.type_map,
-            systems=self._write("train", self.command.dataset),
-            steps=self.command.steps,
-            seed=self.command.seed,
-            member=self.command.member,
-            warm=self.command.start is not None or self._begun.given,
-            checkpoint_every=self._checkpoint_every(),
-            model=self._begun.section,
-        )
-        table = table_text(self.spec, self.command.files, self.context.fetch)
-        if table is not None:
-            (self.folder / TABLE).write_text(table)
-        document = build_input(self.spec.training, run)
-        (self.folder / INPUT).write_text(json.dumps(document, indent=1))
-
-    def _checkpoint_every(self) -> int | None:
-        return None if self.spec.starts_over else self.spec.training.checkpoint_steps
-
-    def _write(self, name: str, manifest: Ref) -> tuple[str, ...]:
-        """A dataset version as DeePMD-kit systems, named relative to the folder so that nothing of
-        this machine gets into the model."""
-        if (name, manifest) in self._written:
-            return self._written[name, manifest]
-        try:
-            labelled = load_dataset(self.context.fetch, manifest)
-            if name == "measured":
-                labelled = self._without_dimers(labelled)
-            systems = write_deepmd(labelled, self.folder / name, self.spec.type_map)
-        except ValueError as error:
-            raise Permanent(f"{name}: {error}") from error
-        if not systems and name == "train":
-            raise Permanent("the dataset holds no labelled frame")
-        paths = tuple(str(system.relative_to(self.folder)) for system in systems)
-        self._written[name, manifest] = paths
-        return paths
-
-    def _without_dimers(self, labelled: list[Labelled]) -> list[Labelled]:
-        """Frames that say how well a member learnt: not dimers, whose forces dwarf all others."""
-        keys = dimer_keys(self.spec)
-        return [item for item in labelled if frame_key(item.frame) not in keys] or labelled
-
-    def train(self) -> int:
-        """Train to the end; the last checkpoint's step."""
-        resumed = self._begun.resumed
-        if resumed is not None and resumed >= self.command.steps:
-            return resumed
-        self.context.progress(f"step {resumed or 0}/{self.command.steps}")
-        try:
-            self._call("train", tick=self._tick, **self._begun.options())
-        except Stopped:
-            self._upload_newest()
-            raise
-        step = checkpoints.newest_step(self.folder, self.backend)
-        if step is None:
-            raise Permanent("DeePMD-kit ended without a checkpoint")
-        return step
-
-    def _tick(self) -> None:
-        self.context.check()
-        self.context.progress(f"step {last_step(self.folder / LCURVE)}/{self.command.steps}")
-        self._upload_newest()
-
-    def _upload_newest(self) -> None:
-        """Store a checkpoint that is new, so that another attempt can go on from it."""
-        step = checkpoints.newest_step(self.folder, self.backend)
-        if self.spec.starts_over or step is None or not self._uploaded < step < self.command.steps:
-            return
-        data = checkpoints.pack(self.folder, self.backend, step)
-        ref = self.context.put(f"checkpoint-{step}.zip", data)
-        self._uploaded = step
-        self.context.publish(CheckpointSaved(**self.context.envelope(), checkpoint=ref, step=step))
-
-    def freeze(self, step: int) -> Path:
-        self.context.progress("freezing")
-        model = f"frozen{self.backend.suffix}"
-        self._call("freeze", checkpoint=self.backend.checkpoint(step), model=model)
-        return self.folder / model
-
-    def compress(self, frozen: Path) -> Path | None:
-        """The compressed model; None where it is not wanted or the descriptor does not allow it."""
-        if not self.spec.training.compress:
-            return None
-        self.context.progress("compressing")
-        model = f"compressed{self.backend.suffix}"
-        try:
-            self._call("compress", frozen=frozen.name, model=model)
-        except Permanent as error:
-            if self.backend.compressed_only:
-                raise
-            log.info("model stays uncompressed", task=self.command.title, reason=str(error))
-            return None
-        return self.folder / model
-
-    def measure(self, model: Path) -> dict[str, Rmse | None]:
-        """Errors of `model` on the training, audit and test sets."""
-        self.context.progress("measuring errors")
-        command = self.command
-        sets = {"train": command.dataset, "audit": command.audit, "test": command.test}
-        return {
-            name: None if ref is None else self._errors(name, ref, model)
-            for name, ref in sets.items()
-        }
-
-    def _errors(self, name: str, manifest: Ref, model: Path) -> Rmse | None:
-        with_dimers = name == "train" and self.spec.initial.dimers is not None
-        systems = self._write("measured" if with_dimers else name, manifest)
-        if not systems:
-            return None
-        paths = [str(self.folder / system) for system in systems]
-        errors = self._run("evaluate", {"model": str(model), "systems": paths})
-        if not math.isfinite(errors["force"]):
-            raise Permanent(f"the training diverged: force RMSE on {name} is {errors['force']}")
-        return Rmse(**errors)
-
-    def _call(self, operation: str, tick: Callable[[], None] | None = None, **options: Any) -> Any:
-        where = {"folder": str(self.folder), "backend": self.spec.training.backend}
-        return self._run(operation, where | options, tick)
-
-    def _run(
-        self,
-        operation: str,
-        arguments: Mapping[str, Any],
-        tick: Callable[[], None] | None = None,
-    ) -> Any:
-        """Call the engine within what is left of the task's time; its refusals become Permanent."""
-        left = self.command.max_seconds - (time.monotonic() - self._since)
-        try:
-            return self.bench.engine.call(
-                operation, arguments, tick=tick or self.context.check, seconds=max(1.0, left)
-            )
-        except EngineError as error:
-            reason = f"{operation}: {error.kind}: {error}"
-            if error.kind in MACHINES_FAULT:
-                raise Temporary(reason, delay=30.0) from error
-            raise Permanent(reason) from error
-
-
-def last_step(lcurve: Path) -> int:
-    """The step that the last line of a loss curve is about; 0 before the first."""
-    if not lcurve.exists():
-        return 0
-    rows = [line.split() for line in lcurve.read_text().splitlines()]
-    steps = [int(row[0]) for row in rows if row and row[0].isdigit()]
-    return steps[-1] if steps else 0
-
-
-def train(bench: Bench, command: Train, context: Context) -> MemberTrained:
+def train(resources: TrainerResources, command: Train, context: Context) -> MemberTrained:
     """Train, freeze, compress and measure one member.
 
     Raises Permanent for input DeePMD-kit cannot use, Temporary when the machine ran out of memory
     or disk, EngineCrashed, and Stopped when no result is wanted (in streaming mode the newest
     checkpoint is stored first).
     """
-    job = Job(bench, command, context)
+    job = TrainingJob(resources, command, context)
     job.prepare()
     step = job.train()
     frozen = job.freeze(step)

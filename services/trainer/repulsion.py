@@ -15,11 +15,11 @@ from itertools import combinations_with_replacement
 import numpy as np
 from ase.data import atomic_numbers
 
-from services.trainer.training_input import TABLE
-from shared.dataset import Fetch
-from shared.frames import Floats
-from shared.spec import ZBL, Spec
-from shared.values import Ref
+from dpstream.services.trainer.training_input import TABLE
+from dpstream.shared.atoms.dataset import Fetch
+from dpstream.shared.atoms.frames import Floats
+from dpstream.shared.spec import ZBL, Spec
+from dpstream.shared.values import Ref
 
 COULOMB = 14.399645
 """e² / (4πε₀) in eV Å."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.settings import Separated, WorkerSettings
+from dpstream.shared.settings import Separated, WorkerSettings
 
 
 class TrainerSettings(WorkerSettings):

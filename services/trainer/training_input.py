@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared.spec import Training
-from shared.values import stable_seed
+from dpstream.shared.spec import Training
+from dpstream.shared.values import stable_seed
 
 Json = dict[str, Any]
 
@@ -69,7 +69,7 @@ NOT_THE_USERS = ("numb_epoch", "num_epoch", "numb_epochs", "validation_data", "s
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training, as far as its input file goes. `warm`: it begins from another model's
     weights; `checkpoint_every`: steps between checkpoints, None for one at the end;
     `model`: the section that the weights it begins with were made by."""
@@ -84,7 +84,7 @@ class Run:
     model: Json | None = None
 
 
-def build_input(training: Training, run: Run) -> Json:
+def build_input(training: Training, run: TrainingRun) -> Json:
     """The complete `input.json`: defaults, then `training.input`, then the member's own overrides,
     then those of warm starts, key by key; then what is dpstream's to say (types, systems, seeds,
     steps, files).
@@ -126,7 +126,7 @@ def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     return bool(ALIASES.get(str(kind), kind) == ALIASES.get(str(mine), mine))
 
 
-def _set_model(model: Json, training: Training, run: Run) -> None:
+def _set_model(model: Json, training: Training, run: TrainingRun) -> None:
     if run.model is None:  # a given model may know more elements, in an order of its own
         model["type_map"] = list(run.type_map)
     if training.repulsion is not None:
@@ -155,7 +155,7 @@ def _seed(section: Any, seed: int, *what: object) -> None:
         section["seed"] = stable_seed(seed, *what)
 
 
-def _learning_rate(given: Mapping[str, Any], training: Training, run: Run) -> Json:
+def _learning_rate(given: Mapping[str, Any], training: Training, run: TrainingRun) -> Json:
     rate = dict(given)
     if run.warm:
         rate["start_lr"] = training.warm_start_lr
@@ -176,7 +176,7 @@ def _scaled_decay(rate: Mapping[str, Any], steps: int) -> int:
     return max(1, round(steps * math.log(decay) / math.log(stop / start)))
 
 
-def _training(given: Mapping[str, Any], training: Training, run: Run) -> Json:
+def _training(given: Mapping[str, Any], training: Training, run: TrainingRun) -> Json:
     section = {key: value for key, value in given.items() if key not in NOT_THE_USERS}
     data = dict(section.get("training_data", {}))
     data.setdefault("batch_size", f"auto:{training.batch_atoms}")

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from shared.embedded import Broker, FolderStore, InProcessBus
-from shared.ports import Bus, Store
-from shared.rabbit import RabbitBus, RabbitSettings
-from shared.s3 import IF_NONE_MATCH, S3Store
-from tests.s3_server import BUCKET
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.store.s3 import IF_NONE_MATCH, S3Store
+from tests.support.s3_server import BUCKET
 
 
 @contextmanager

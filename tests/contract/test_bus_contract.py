@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.errors import BusError, Unroutable
-from shared.ports import Bus, Delivery, Outgoing, Subscription
-from tests.contract.faults import FaultyBus
+from dpstream.shared.errors import BusError, Unroutable
+from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
+from tests.support.faulty_adapters import FaultyBus
 
 Connect = Callable[[], Bus]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import DigestMismatch, NotFound, StoreError
-from shared.ports import Store
-from tests.amounts import SOAK
+from dpstream.shared.errors import DigestMismatch, NotFound, StoreError
+from dpstream.shared.ports import Store
+from tests.support.soak import SOAK
 
 Connect = Callable[[], Store]
 

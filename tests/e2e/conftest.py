@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.campaign import finish, write_spec
+from tests.support.small_campaign import finish, write_spec
 
 
 @pytest.fixture(scope="session")

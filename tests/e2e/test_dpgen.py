@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from services.coordinator.ledger import heard_and_decided
-from shared.embedded import FolderStore
-from shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
-from tests import dpgen_methane
-from tests.e2e.campaign import labelled, state_of
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
+from dpstream.shared.store.folder import FolderStore
+from tests.support import dpgen_methane
+from tests.support.small_campaign import labelled, state_of
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 REAL = Path("dpgen/examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json")

@@ -11,10 +11,10 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
-from services.coordinator.ledger import heard_and_decided
-from shared.embedded import FolderStore
-from shared.messages import CandidatesSelected, Explore, StageEnded
-from tests.e2e.campaign import finish, state_of, write_spec
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.messages import CandidatesSelected, Explore, StageEnded
+from dpstream.shared.store.folder import FolderStore
+from tests.support.small_campaign import finish, state_of, write_spec
 
 MORSE = ["pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253"]
 SMALL = {"rcut": 4.0, "rcut_smth": 1.0, "sel": [60], "neuron": [2, 4], "axis_neuron": 2}

@@ -17,11 +17,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from tblite.ase import TBLite
 
-from services.coordinator.ledger import heard_and_decided
-from shared.deviation import max_force_deviation
-from shared.embedded import FolderStore
-from shared.messages import LabelsDone, RoundJudged
-from tests.e2e.campaign import tiny_training
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.atoms.deviation import max_force_deviation
+from dpstream.shared.messages import LabelsDone, RoundJudged
+from dpstream.shared.store.folder import FolderStore
+from tests.support.small_campaign import tiny_training
 
 SHAKEN, COPIES = (0.05,) * 10 + (0.12,) * 2, 5
 """Å"""

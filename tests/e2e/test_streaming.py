@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.ledger import heard_and_decided
-from shared.embedded import FolderStore
-from shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
-from tests.e2e.campaign import WARM, finish, state_of, write_spec
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
+from dpstream.shared.store.folder import FolderStore
+from tests.support.small_campaign import WARM, finish, state_of, write_spec
 
 STREAMING = {
     "mode": "streaming",

@@ -9,11 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from services.coordinator.ledger import heard_and_decided
-from shared.embedded import FolderStore
-from shared.messages import LabelsDone
-from tests.amounts import SOAK
-from tests.e2e.campaign import (
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.shared.messages import LabelsDone
+from dpstream.shared.store.folder import FolderStore
+from tests.support.small_campaign import (
     children_of,
     finish,
     kill_tree,
@@ -23,6 +22,7 @@ from tests.e2e.campaign import (
     wait_until,
     write_spec,
 )
+from tests.support.soak import SOAK
 
 KILLS, ENGINES = (10, 4) if SOAK else (1, 2)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from shared.engine import PINNED
+from dpstream.shared.runtime.child_process import PINNED
 
-SCRIPT = Path(__file__).with_name("tiny_training.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "tiny_committees.py"
 
 
 @pytest.fixture(scope="session")
@@ -86,17 +86,17 @@ def periodic_system(tiny_training: Path) -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `World` for trainings, its engine warm."""
-    from tests.integration.trainer_world import World  # deferred: not every session trains
+    from tests.support.trainer import World
 
     world = World(tmp_path_factory.mktemp("trainer"))
-    world.bench.start()
+    world.resources.start()
     yield world
-    world.bench.close()
+    world.resources.close()
 
 
 @pytest.fixture(scope="session")
 def by_fparam(world: Any) -> Any:
     """Frames of opposite labels, which a model tells apart by their fparam."""
-    from tests.integration.tiny_fits import told_apart  # deferred, as above
+    from tests.support.tiny_fits import told_apart
 
     return told_apart(world, "fparam")

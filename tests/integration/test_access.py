@@ -15,21 +15,21 @@ import pytest
 from ase.build import molecule
 from structlog.testing import capture_logs
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from services.coordinator.service import Coordinator
-from services.labeler.recipes import make_recipe
-from shared import messages as m
-from shared.access import ROLES
-from shared.codec import decode, encode, queue_of
-from shared.errors import NotFound, Refused, StoreError
-from shared.frames import Batch, canonical, frame_key, from_ase
-from shared.ports import Outgoing, Subscription
-from shared.rabbit import RabbitBus
-from shared.s3 import S3Store
-from shared.spec import Spec
-from shared.values import FrameRef, Ref
-from tests.authority import Authority
-from tests.least_privilege import PREFIX, VHOST
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared import messages as m
+from dpstream.shared.access import ROLES
+from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
+from dpstream.shared.bus.rabbit import RabbitBus
+from dpstream.shared.codec import decode, encode, queue_of
+from dpstream.shared.errors import NotFound, Refused, StoreError
+from dpstream.shared.ports import Outgoing, Subscription
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.s3 import S3Store
+from dpstream.shared.values import FrameRef, Ref
+from tests.support.certificate_authority import Authority
+from tests.support.least_privilege import PREFIX, VHOST
 
 WORKERS = ("trainer", "explorer", "labeler")
 
@@ -327,7 +327,7 @@ def test_a_labeler_labels_as_itself_and_a_coordinator_opens_the_campaign(
     command = stored_label(store_of("operator"))
     coordinator.publish([Outgoing(encode(command), queue=queue_of(command))])
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.labeler", "--max-tasks", "1"],
+        [sys.executable, "-m", "dpstream.services.labeler", "--max-tasks", "1"],
         env={
             "DPSTREAM_BROKER": url_of("labeler"),
             "DPSTREAM_STORE": f"s3://dpstream/{PREFIX}",
@@ -352,8 +352,8 @@ def test_a_labeler_labels_as_itself_and_a_coordinator_opens_the_campaign(
     finally:
         process.kill()
         heard.cancel()
-    desk = Coordinator(coordinator, store_of("coordinator")).open("demo")
-    assert desk.ledger.campaign == "demo"
+    open_campaign = Coordinator(coordinator, store_of("coordinator")).open("demo")
+    assert open_campaign.ledger.campaign == "demo"
 
 
 def stored_label(operator: S3Store) -> m.Label:

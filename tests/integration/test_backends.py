@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.explorer.handlers import Bench
-from services.trainer import checkpoints
-from services.trainer.training_input import BACKENDS
-from shared.deviation import max_force_deviation
-from shared.messages import MemberTrained
-from shared.values import given_model
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.training_input import BACKENDS
+from dpstream.shared.atoms.deviation import max_force_deviation
+from dpstream.shared.messages import MemberTrained
+from dpstream.shared.values import given_model
 from tests.integration.test_explorer import CH4, evaluated, run
-from tests.integration.trainer_world import World
+from tests.support.trainer import World
 
 STEPS = 100
 PATIENCE = 600.0
@@ -79,12 +79,12 @@ def test_lammps_runs_the_committee_and_says_its_deviation(
     world: World, trained: MemberTrained, warm: MemberTrained, tmp_path: Path
 ) -> None:
     models = [world.file(trained.model), world.file(warm.model)]
-    bench = Bench(tmp_path / "bench")
+    resources = ExplorerResources(tmp_path / "bench")
     try:
-        found = run(bench.engine, tmp_path / "t", CH4, models)
+        found = run(resources.engine, tmp_path / "t", CH4, models)
         assert found.outcome["made"] == 10
-        judged = evaluated(bench.engine, tmp_path, models, found.batch(CH4))
+        judged = evaluated(resources.engine, tmp_path, models, found.batch(CH4))
     finally:
-        bench.close()
+        resources.close()
     deviation = max_force_deviation(judged["forces"])
     np.testing.assert_allclose(found.arrays["devi_f"], deviation, rtol=2e-4, atol=2e-5)

@@ -11,9 +11,9 @@ from benchmarks.services.counted import CountedStore
 from benchmarks.services.figures import milliseconds, show
 from benchmarks.services.idle import per
 from benchmarks.services.site import Servers
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from shared.embedded import FolderStore
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.shared.store.folder import FolderStore
 
 SAID = {
     "idle": ("no-op", "tblite", "98 ms", "PUT"),

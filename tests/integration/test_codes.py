@@ -12,14 +12,14 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from services.labeler.acceptance import Limits, Outcome, check_after
-from services.labeler.dynamics import Plan, run
-from services.labeler.engine import single_point, single_points
-from services.labeler.recipes import make_recipe
-from shared.engine import PINNED
-from shared.frames import Floats, Frame, canonical, from_ase
-from shared.spec import Labels
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
+from dpstream.services.labeler.child import single_point, single_points
+from dpstream.services.labeler.dynamics import Plan, run
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Floats, Frame, canonical, from_ase
+from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.spec import LabelSettings
+from dpstream.shared.values import Recipe
 
 # As in the engine child: with more threads tblite's last bits vary from run to run.
 os.environ.update(dict.fromkeys(PINNED, "1"))
@@ -33,7 +33,7 @@ H2O_IN_A_SKEWED_BOX = np.array([[5.0, 0, 0], [0.7, 5.5, 0], [-0.4, 0.9, 6.0]])
 
 
 def recipe(code: str, settings: dict[str, Any] | None = None, **spin: int) -> Recipe:
-    return make_recipe(Labels(code=code, settings=settings or TIGHT[code], **spin))
+    return make_recipe(LabelSettings(code=code, settings=settings or TIGHT[code], **spin))
 
 
 def rattled(atoms: Atoms, seed: int = 3, size: float = 0.08) -> Frame:
@@ -48,7 +48,7 @@ def frame(symbols: list[str], positions: list[list[float]]) -> Frame:
 
 def energy(recipe: Recipe, frame: Frame) -> float:
     outcome = single_point(recipe, frame)
-    assert check_after(frame, outcome, Limits(max_force=1e6)) is None
+    assert check_after(frame, outcome, AcceptanceLimits(max_force=1e6)) is None
     return outcome.label().energy
 
 
@@ -119,22 +119,22 @@ def test_labels_come_back_through_canonical_form(code: str) -> None:
     atoms = bulk("CuAu", "rocksalt", a=5.2) * (2, 1, 1) if code == "ase" else _quartzish()
     atoms.rattle(0.1, seed=8)
     rng = np.random.default_rng(2)
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    turn *= np.sign(np.linalg.det(turn))
+    decisions, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    decisions *= np.sign(np.linalg.det(decisions))
     order = rng.permutation(len(atoms))
     moved = atoms[order]
-    moved.set_cell(atoms.cell[:] @ turn)
-    moved.positions = atoms.positions[order] @ turn + 1.7 * moved.cell[1]
+    moved.set_cell(atoms.cell[:] @ decisions)
+    moved.positions = atoms.positions[order] @ decisions + 1.7 * moved.cell[1]
     plain, turned = from_ase(atoms), canonical(from_ase(moved))
     by = recipe(code)
     expected = single_point(by, plain).label()
     got = single_point(by, turned.frame).label()
     assert got.energy == pytest.approx(expected.energy, abs=1e-4)
     back = turned.forces_back(got.forces)
-    np.testing.assert_allclose(back, expected.forces[order] @ turn, atol=1e-3)
+    np.testing.assert_allclose(back, expected.forces[order] @ decisions, atol=1e-3)
     assert got.virial is not None
     assert expected.virial is not None
-    total = turn @ turned.rotation
+    total = decisions @ turned.rotation
     np.testing.assert_allclose(got.virial, total.T @ expected.virial @ total, atol=3e-3)
 
 
@@ -178,8 +178,8 @@ FRANCIUM = frame(["Fr", "H"], [[0, 0, 0], [0, 0, 2.5]])
 def test_how_codes_fail(
     code: str, settings: dict[str, Any], at: Frame, rule: str, said: str
 ) -> None:
-    outcome = single_point(make_recipe(Labels(code=code, settings=settings)), at)
-    broken = check_after(at, outcome, Limits())
+    outcome = single_point(make_recipe(LabelSettings(code=code, settings=settings)), at)
+    broken = check_after(at, outcome, AcceptanceLimits())
     assert broken is not None
     assert broken.rule == rule
     assert said in broken.detail
@@ -187,7 +187,7 @@ def test_how_codes_fail(
 
 def test_tblite_accepts_odd_electrons_so_the_check_before_must_not() -> None:
     outcome = single_point(recipe("tblite"), METHYL)
-    assert check_after(METHYL, outcome, Limits()) is None
+    assert check_after(METHYL, outcome, AcceptanceLimits()) is None
 
 
 @pytest.mark.parametrize("code", ["tblite", "pyscf"])
@@ -202,7 +202,7 @@ def test_charge_and_multiplicity_reach_the_codes(code: str) -> None:
 def test_def2_core_potentials_come_by_themselves() -> None:
     """Without them iodine's energy is off by tens of keV, and PySCF says nothing."""
     iodide = frame(["H", "I"], [[0, 0, 0], [0, 0, 1.6]])
-    by = make_recipe(Labels(code="pyscf", settings={"grid_level": 1}))
+    by = make_recipe(LabelSettings(code="pyscf", settings={"grid_level": 1}))
     assert energy(by, iodide) == pytest.approx(-298.279 * 27.2114, abs=0.5)
 
 
@@ -216,8 +216,10 @@ def test_periodic_tblite_is_gamma_only_as_its_warning_says() -> None:
 
 def test_a_calculator_without_a_consistent_energy_is_refused() -> None:
     water = rattled(molecule("H2O"))
-    by = make_recipe(Labels(code="ase", settings={"calculator": "ase.calculators.tip3p.TIP3P"}))
-    broken = check_after(water, single_point(by, water), Limits())
+    by = make_recipe(
+        LabelSettings(code="ase", settings={"calculator": "ase.calculators.tip3p.TIP3P"})
+    )
+    broken = check_after(water, single_point(by, water), AcceptanceLimits())
     assert broken is not None
     assert broken.rule == "one-energy"
     assert "consistent" in broken.detail
@@ -226,10 +228,10 @@ def test_a_calculator_without_a_consistent_energy_is_refused() -> None:
 def test_what_is_wrong_with_the_recipe_is_raised() -> None:
     water = rattled(molecule("H2O"))
     with pytest.raises(KeyError, match="PBEE"):
-        single_point(make_recipe(Labels(code="pyscf", settings={"xc": "pbee"})), water)
+        single_point(make_recipe(LabelSettings(code="pyscf", settings={"xc": "pbee"})), water)
     settings = {"calculator": "ase.calculators.emt.EMTT"}
     with pytest.raises(AttributeError, match="EMTT"):
-        single_point(make_recipe(Labels(code="ase", settings=settings)), water)
+        single_point(make_recipe(LabelSettings(code="ase", settings=settings)), water)
 
 
 def test_ase_and_direct_tblite_agree() -> None:

@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from dpstream.devcluster.ports import free_ports
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from tests.dockerfiles import ROOT, SERVICES, Dockerfile, pins, read
-from tests.s3_server import BUCKET
+from dpstream.deploy.devcluster.free_ports import free_ports
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from tests.support.dockerfile import ROOT, SERVICES, Dockerfile, pins, read
+from tests.support.s3_server import BUCKET
 
 NOBODY = 65532
 PROMPT = 60.0

@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.cp2k import Cp2k, input_text
-from services.labeler.recipes import make_recipe
-from shared.errors import EngineCrashed, SpecError
-from shared.frames import Frame, canonical, from_ase
-from shared.spec import Labels
-from tests.programs import direction, force_along, point, require, rule, virial_along
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.cp2k import Cp2k, input_text
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Frame, canonical, from_ase
+from dpstream.shared.errors import EngineCrashed, SpecError
+from dpstream.shared.spec import LabelSettings
+from tests.support.labeling_programs import (
+    direction,
+    force_along,
+    point,
+    require,
+    rule,
+    virial_along,
+)
 
 SETTINGS: dict[str, Any] = {"cutoff": 120, "basis": {"H": "SZV-MOLOPT-SR-GTH"}}
 FINER: dict[str, Any] = {"cutoff": 250}
@@ -112,7 +119,7 @@ def test_dpdata_reads_the_same(done: tuple[Outcome, Path]) -> None:
 
 def test_a_template_gives_what_its_keywords_give(done: tuple[Outcome, Path], run: Run) -> None:
     frame = hydrogen()
-    text = input_text(frame, make_recipe(Labels(code="cp2k", settings=SETTINGS)))
+    text = input_text(frame, make_recipe(LabelSettings(code="cp2k", settings=SETTINGS)))
     ours = ("CHARGE", "MULTIPLICITY", "A ", "B ", "C ", "H ")
     template = [line for line in text.splitlines() if not line.strip().startswith(ours)]
     outcome = run(frame, template="\n".join(template), cutoff=400.0, basis={})
@@ -192,12 +199,12 @@ def test_an_output_cut_off_is_no_label(
 def test_an_absent_program_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", "cp2k=no-such-cp2k")
     with pytest.raises(SpecError, match=r"no-such-cp2k.*apt install cp2k.*labels\.version"):
-        make_recipe(Labels(code="cp2k"))
-    assert make_recipe(Labels(code="cp2k", version="2023.1")).version == "2023.1"
+        make_recipe(LabelSettings(code="cp2k"))
+    assert make_recipe(LabelSettings(code="cp2k", version="2023.1")).version == "2023.1"
     assert not Cp2k().is_here()
 
 
 def test_another_version_than_stated_is_refused() -> None:
     require("cp2k")
     with pytest.raises(SpecError, match=r"labels\.version: '1\.0', but cp2k"):
-        make_recipe(Labels(code="cp2k", version="1.0"))
+        make_recipe(LabelSettings(code="cp2k", version="1.0"))

@@ -12,17 +12,17 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from dpstream.inputs import gather
-from dpstream.plan import cross_check
-from services.labeler.acceptance import Limits, Outcome, check_after
-from services.labeler.engine import frame_facts
-from services.labeler.recipes import make_recipe
-from shared.engine import Engine
-from shared.errors import SpecError
-from shared.frames import Frame, Label
-from shared.spec import Spec
+from dpstream.inputs.gather import gather
+from dpstream.running.cross_check import cross_check
+from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
+from dpstream.services.labeler.child import frame_facts
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.spec import Spec
 
-LabelFrames = Callable[[list[Frame]], list[Label | str]]
+LabelFrames = Callable[[list[Frame]], list[FrameLabel | str]]
 
 
 def spec(method: str) -> Spec:
@@ -39,31 +39,31 @@ def spec(method: str) -> Spec:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    child = Engine("services.labeler.engine", tmp_path_factory.mktemp("engine"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildProcess]:
+    child = ChildProcess("dpstream.services.labeler.child", tmp_path_factory.mktemp("engine"))
     yield child
     child.kill()
 
 
-def labeller(engine: Engine, wanted: Spec) -> LabelFrames:
+def labeller(engine: ChildProcess, wanted: Spec) -> LabelFrames:
     recipe = make_recipe(wanted.labels)
 
-    def judged(frame: Frame) -> Label | str:
+    def judged(frame: Frame) -> FrameLabel | str:
         outcome = _computed(engine, recipe.model_dump(mode="json"), frame)
-        broken = check_after(frame, outcome, Limits.of(wanted.labels))
+        broken = check_after(frame, outcome, AcceptanceLimits.of(wanted.labels))
         return outcome.label() if broken is None else f"{broken.rule}: {broken.detail}"
 
     return lambda frames: [judged(frame) for frame in frames]
 
 
-def _computed(engine: Engine, recipe: dict[str, Any], frame: Frame) -> Outcome:
+def _computed(engine: ChildProcess, recipe: dict[str, Any], frame: Frame) -> Outcome:
     arguments = {"recipe": recipe, "frames": [frame_facts(frame)]}
     (facts,) = engine.call("single_points", arguments, seconds=60)
     return Outcome.of(facts)
 
 
 @pytest.fixture(scope="module")
-def folder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(engine: ChildProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight rattled methanols labelled by GFN2-xTB, in the order in which ASE builds them."""
     path = tmp_path_factory.mktemp("data")
     molecule("CH3OH").write(path / "start.xyz")
@@ -71,7 +71,7 @@ def folder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _labelled(engine: Engine, seed: int) -> Atoms:
+def _labelled(engine: ChildProcess, seed: int) -> Atoms:
     atoms = molecule("CH3OH")
     atoms.rattle(0.05, seed=seed)
     frame = Frame(tuple(atoms.get_chemical_symbols()), atoms.positions)
@@ -82,14 +82,14 @@ def _labelled(engine: Engine, seed: int) -> Atoms:
     return atoms
 
 
-def test_data_of_the_same_recipe_passes(engine: Engine, folder: Path) -> None:
+def test_data_of_the_same_recipe_passes(engine: ChildProcess, folder: Path) -> None:
     wanted = spec("GFN2-xTB")
     gathered = gather(wanted, folder)
     assert len(gathered.labelled) == 8
     cross_check(gathered, wanted, labeller(engine, wanted))
 
 
-def test_data_of_another_recipe_is_refused(engine: Engine, folder: Path) -> None:
+def test_data_of_another_recipe_is_refused(engine: ChildProcess, folder: Path) -> None:
     wanted = spec("GFN1-xTB")
     with pytest.raises(SpecError, match="its forces are not those of the recipe"):
         cross_check(gather(wanted, folder), wanted, labeller(engine, wanted))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from ase.build import bulk, molecule
 
-from dpstream.recipe_file import read_recipe
-from services.labeler.acceptance import Outcome
-from shared.frames import Frame, canonical, from_ase
-from tests.programs import direction, force_along, point_of, rule, virial_along
+from dpstream.running.recipe_file import read_recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.shared.atoms.frames import Frame, canonical, from_ase
+from tests.support.labeling_programs import direction, force_along, point_of, rule, virial_along
 
 RECIPES = Path(__file__).parents[2] / "examples/recipes"
 COMMANDS = {
@@ -52,7 +52,9 @@ class Bench:
 
 
 @pytest.fixture(params=COMMANDS)
-def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def resources(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
     program: str = request.param
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
@@ -60,26 +62,26 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return Bench(program, tmp_path)
 
 
-def test_forces_and_virials_are_derivatives_of_the_energy(bench: Bench) -> None:
-    frame = bench.frame()
-    outcome = bench.run(frame)
+def test_forces_and_virials_are_derivatives_of_the_energy(resources: Bench) -> None:
+    frame = resources.frame()
+    outcome = resources.run(frame)
     assert rule(frame, outcome) is None
     label = outcome.label()
     way = direction(frame.positions.shape, 4)
-    slope = force_along(bench.energy, frame, way, 0.01)
+    slope = force_along(resources.energy, frame, way, 0.01)
     assert (label.forces * way).sum() == pytest.approx(slope, abs=5e-3)
     if frame.cell is not None:
         assert label.virial is not None
         strain = direction((3, 3), 5)
         strain = (strain + strain.T) / 2
-        numeric = virial_along(bench.energy, frame, strain, 5e-3)
+        numeric = virial_along(resources.energy, frame, strain, 5e-3)
         assert (label.virial * strain).sum() == pytest.approx(numeric, abs=0.4)
 
 
-def test_what_did_not_converge_is_refused(bench: Bench) -> None:
-    name, text, instead = UNCONVERGED[bench.program]
-    path = bench.recipes / name
+def test_what_did_not_converge_is_refused(resources: Bench) -> None:
+    name, text, instead = UNCONVERGED[resources.program]
+    path = resources.recipes / name
     assert text in path.read_text()
     path.write_text(path.read_text().replace(text, instead))
-    frame = bench.frame()
-    assert rule(frame, bench.run(frame)) in ("not-converged", "exit-status")
+    frame = resources.frame()
+    assert rule(frame, resources.run(frame)) in ("not-converged", "exit-status")

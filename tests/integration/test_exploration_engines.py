@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from services.explorer.engines import ENGINES
-from services.explorer.handlers import Bench, explore
-from shared.deviation import max_force_deviation, virial_deviation
-from shared.errors import Permanent
-from shared.frames import Batch, Frame, canonical, frame_key, from_ase
-from shared.messages import ChunkExplored
-from shared.values import Condition, Trust
+from dpstream.services.explorer.engines import ENGINES
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.tasks.explore import explore
+from dpstream.shared.atoms.deviation import max_force_deviation, virial_deviation
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase
+from dpstream.shared.errors import Permanent
+from dpstream.shared.messages import ChunkExplored
+from dpstream.shared.values import Condition, Trust
 from tests.integration.test_explorer import AL8, CH4, World, evaluated, total
 
 ALLOY = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
@@ -115,11 +116,11 @@ CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.start()
-    yield bench
-    bench.close()
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerResources]:
+    resources = ExplorerResources(tmp_path_factory.mktemp("bench"))
+    resources.start()
+    yield resources
+    resources.close()
 
 
 @pytest.fixture(params=CASES)
@@ -164,10 +165,10 @@ def shaken(frame: Frame, count: int) -> list[Frame]:
     return [canonical(replace(frame, positions=frame.positions + move)).frame for move in moves]
 
 
-def explored(bench: Bench, world: World, **more: Any) -> list[ChunkExplored]:
+def explored(resources: ExplorerResources, world: World, **more: Any) -> list[ChunkExplored]:
     """All events of one task, by default with every frame as a candidate."""
     command = world.explore(**{"condition": condition(world), "trust": EVERYTHING, **more})
-    last = explore(bench, command, world.context(command))
+    last = explore(resources, command, world.context(command))
     return [*world.published(), last]
 
 
@@ -176,11 +177,15 @@ def condition(world: World) -> Condition:
 
 
 def check_deviations(
-    bench: Bench, folder: Path, world: World, event: ChunkExplored, models: list[Path]
+    resources: ExplorerResources,
+    folder: Path,
+    world: World,
+    event: ChunkExplored,
+    models: list[Path],
 ) -> None:
     """Those of the frames, whatever moved the atoms."""
     batch = world.batch(event.candidates)
-    found = evaluated(bench.engine, folder, models, batch)
+    found = evaluated(resources.engine, folder, models, batch)
     devi_f = max_force_deviation(found["forces"])
     np.testing.assert_allclose(batch.arrays["devi_f"], devi_f, rtol=2e-4, atol=2e-5)
     if batch.cells is not None:
@@ -194,83 +199,83 @@ def test_there_is_a_case_for_every_engine() -> None:
 
 
 def test_every_check_is_a_canonical_frame_with_the_committees_deviations(
-    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+    resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
     place = world(tmp_path, kind, models)
-    (event,) = explored(bench, place)
+    (event,) = explored(resources, place)
     assert (total(event), event.dropped, event.stopped) == (20, 0, None)
     batch = place.batch(event.candidates)
     assert len({frame_key(frame) for frame in batch}) > 1
     assert all(frame_key(frame) == frame_key(canonical(frame).frame) for frame in batch)
     assert batch.species == place.frame.species
     np.testing.assert_allclose(batch.arrays["time_ps"], np.arange(1, 21) * 0.0025)
-    check_deviations(bench, tmp_path, place, event, models)
+    check_deviations(resources, tmp_path, place, event, models)
 
-    (again,) = explored(bench, place)
+    (again,) = explored(resources, place)
     assert list(map(frame_key, place.batch(again.candidates))) == list(map(frame_key, batch))
 
 
 def test_failed_checks_in_a_row_end_it(
-    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+    resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
     place = world(tmp_path, kind, models)
-    (event,) = explored(bench, place, trust=Trust(low=1e-13, high=1e-12))
+    (event,) = explored(resources, place, trust=Trust(low=1e-13, high=1e-12))
     assert (event.counts.failed, event.dropped) == (5, 15)
     assert "in a row" in str(event.stopped)
 
 
 def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
-    bench: Bench, tmp_path: Path, kind: str, models: list[Path]
+    resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
     place = world(tmp_path, kind, models)
-    chunks = explored(bench, place, pinned=False)
+    chunks = explored(resources, place, pinned=False)
     assert [event.chunk for event in chunks] == [0, 1, 2, 3]
     assert sum(map(total, chunks)) == 20
 
-    again = explored(bench, place, pinned=False, from_chunk=2, resume=chunks[1].restart)
+    again = explored(resources, place, pinned=False, from_chunk=2, resume=chunks[1].restart)
     assert [event.chunk for event in again] == [2, 3]
     for one, other in zip(chunks[2:], again, strict=True):
         expected, found = place.batch(one.candidates), place.batch(other.candidates)
         np.testing.assert_allclose(found.positions, expected.positions, atol=2e-5)
 
     place.add_committee(2, models[::-1])
-    handed = explored(bench, place, pinned=False)
+    handed = explored(resources, place, pinned=False)
     assert [event.version for event in handed] == [1, 2, 2, 2]
-    check_deviations(bench, tmp_path, place, handed[1], models[::-1])
+    check_deviations(resources, tmp_path, place, handed[1], models[::-1])
 
 
 @pytest.mark.parametrize(
     ("kind", "words"), [(kind, words) for kind, case in CASES.items() for words in case.refused]
 )
 def test_what_can_never_work_is_permanent(
-    bench: Bench, tmp_path: Path, kind: str, words: str, models: list[Path]
+    resources: ExplorerResources, tmp_path: Path, kind: str, words: str, models: list[Path]
 ) -> None:
     place = world(tmp_path, kind, models, **CASES[kind].refused[words])
     with pytest.raises(Permanent, match=words):
-        explored(bench, place)
+        explored(resources, place)
 
 
 def test_given_frames_are_looked_at_from_the_start_on_without_those_known(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     place = world(tmp_path, "frames", methane_committee[:2])
     pool = Batch.loads(place.store.get(place.structure.batch.uri))
     start = place.structure.model_copy(update={"index": 10})
     known = place.put("known.json", json.dumps([frame_key(pool[n]) for n in (3, 11, 12)]).encode())
-    (event,) = explored(bench, place, structure=start, known=known)
+    (event,) = explored(resources, place, structure=start, known=known)
     assert (total(event), event.dropped, event.stopped) == (13, 0, None), "those of 25 from 10 on"
     batch = place.batch(event.candidates)
     left = [n for n in range(10, 25) if n not in (11, 12)]
     assert [frame_key(frame) for frame in batch] == [frame_key(pool[n]) for n in left]
     np.testing.assert_allclose(batch.arrays["time_ps"], [(n - 9) * 0.0025 for n in left])
     everything = place.put("all.json", json.dumps([frame_key(f) for f in pool]).encode())
-    (event,) = explored(bench, place, known=everything)
+    (event,) = explored(resources, place, known=everything)
     assert (total(event), event.dropped, event.last) == (0, 0, True)
 
 
 def test_plumed_is_refused_where_lammps_has_none(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     place = world(tmp_path, "plumed", methane_committee, CASES["md"], input="d: DISTANCE ATOMS=1,2")
     with pytest.raises(Permanent, match="built without it"):
-        explored(bench, place)
+        explored(resources, place)

@@ -21,23 +21,28 @@ from ase.calculators.emt import EMT
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
 
-from dpstream.relabel import Method, at_desk
-from services.explorer import md_script
-from services.explorer.handlers import Bench, audit, explore, judge, measure, verify
-from services.explorer.trajectory import read_checkpoint
-from services.labeler.recipes import make_recipe
-from shared.codec import decode
-from shared.context import Context
-from shared.crystal import PROPERTIES
-from shared.deviation import max_force_deviation, verdict, virial_deviation
-from shared.electrons import heated
-from shared.embedded import FolderStore, InProcessBus
-from shared.engine import Engine
-from shared.errors import EngineCrashed, Permanent, Stopped
-from shared.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
-from shared.messages import Audit, ChunkExplored, Explore, Judge, Measure, Verify
-from shared.spec import Labels, Md, Spec
-from shared.values import (
+from dpstream.running.label_here import LabelMethod, frame_labeler
+from dpstream.services.explorer.lammps import script as md_script
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.tasks.audit import audit
+from dpstream.services.explorer.tasks.explore import explore, read_checkpoint
+from dpstream.services.explorer.tasks.judge import judge
+from dpstream.services.explorer.tasks.measure import measure
+from dpstream.services.explorer.tasks.verify import verify
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
+from dpstream.shared.atoms.electron_temperature import heated
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
+from dpstream.shared.atoms.properties import PROPERTIES
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import decode
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.messages import Audit, ChunkExplored, Explore, Judge, Measure, Verify
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import LabelSettings, Md, Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import (
     Accepted,
     Committee,
     Condition,
@@ -48,7 +53,7 @@ from shared.values import (
     Trust,
     campaign_uri,
 )
-from tests.integration.tiny_fits import STEPS, Apart
+from tests.support.tiny_fits import STEPS, Apart
 
 CH4 = canonical(from_ase(molecule("CH4"))).frame
 AL4 = canonical(from_ase(bulk("Al", cubic=True))).frame
@@ -63,11 +68,11 @@ COLD = Condition(system="s", temperature=300)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.start()
-    yield bench
-    bench.close()
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerResources]:
+    resources = ExplorerResources(tmp_path_factory.mktemp("bench"))
+    resources.start()
+    yield resources
+    resources.close()
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Trajectory:
 
 
 def run(
-    engine: Engine,
+    engine: ChildProcess,
     folder: Path,
     frame: Frame,
     models: Sequence[Path],
@@ -115,7 +120,7 @@ def run(
 
 
 def evaluated(
-    engine: Engine, folder: Path, models: Sequence[Path], batch: Batch
+    engine: ChildProcess, folder: Path, models: Sequence[Path], batch: Batch
 ) -> Mapping[str, Any]:
     (folder / "batch.npz").write_bytes(batch.dumps())
     files = {"batch": str(folder / "batch.npz"), "result": str(folder / "result.npz")}
@@ -125,19 +130,22 @@ def evaluated(
 
 
 def test_same_seed_same_bits_in_one_process_and_in_another(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path], periodic_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    periodic_committee: list[Path],
 ) -> None:
     squeezed = Condition(system="s", temperature=600, pressure=1000)
     cases: list[tuple[Frame, list[Path], Condition, str]] = [
         (CH4, methane_committee, COLD, "nvt"),
         (AL8, periodic_committee, squeezed, "npt-tri"),
     ]
-    other = Engine("services.explorer.lammps_engine", tmp_path / "other")
+    other = ChildProcess("dpstream.services.explorer.lammps.child", tmp_path / "other")
     try:
         for frame, models, condition, ensemble in cases:
             first, again, elsewhere = (
                 run(engine, tmp_path / "t", frame, models, condition, ensemble=ensemble)
-                for engine in (bench.engine, bench.engine, other)
+                for engine in (resources.engine, resources.engine, other)
             )
             for name, values in first.arrays.items():
                 assert np.array_equal(values, again.arrays[name]), name
@@ -148,7 +156,7 @@ def test_same_seed_same_bits_in_one_process_and_in_another(
 
 
 def test_a_used_session_gives_the_bits_of_a_fresh_one(
-    bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     """Whatever ran in it before: another size, another box, another ensemble, a crash."""
     cells = (np.diag([4.05, 4.1, 4.0]), np.array([[8.3, 0, 0], [0.3, 8.2, 0], [-0.2, 0.1, 4.1]]))
@@ -163,7 +171,7 @@ def test_a_used_session_gives_the_bits_of_a_fresh_one(
     squeezed = Condition(system="s", temperature=500, pressure=3000)
     inferno = Condition(system="s", temperature=3e5)
 
-    def work(engine: Engine, which: Sequence[int]) -> list[Trajectory]:
+    def work(engine: ChildProcess, which: Sequence[int]) -> list[Trajectory]:
         cases: list[tuple[Frame, Condition, dict[str, Any]]] = [
             (canonical(frames[0]).frame, COLD, {}),
             (canonical(frames[1]).frame, squeezed, {"ensemble": "npt-tri"}),
@@ -175,10 +183,10 @@ def test_a_used_session_gives_the_bits_of_a_fresh_one(
             for i in which
         ]
 
-    bench.engine.kill()
-    used = work(bench.engine, [3, 0, 1, 2, 3, 1, 0])
-    bench.engine.kill()
-    fresh = work(bench.engine, [1])[0]
+    resources.engine.kill()
+    used = work(resources.engine, [3, 0, 1, 2, 3, 1, 0])
+    resources.engine.kill()
+    fresh = work(resources.engine, [1])[0]
     assert fresh.outcome["made"] == 10
     for one, other in ((fresh, used[2]), (fresh, used[5]), (used[0], used[4]), (used[1], used[6])):
         for name, values in one.arrays.items():
@@ -187,12 +195,15 @@ def test_a_used_session_gives_the_bits_of_a_fresh_one(
 
 @pytest.mark.parametrize("relative", [None, 0.3])
 def test_deviation_of_the_pair_style_is_that_of_the_forces(
-    bench: Bench, tmp_path: Path, periodic_committee: list[Path], relative: float | None
+    resources: ExplorerResources,
+    tmp_path: Path,
+    periodic_committee: list[Path],
+    relative: float | None,
 ) -> None:
     trust = Trust(low=0.1, high=1e9, relative=relative, relative_v=relative)
     hot = Condition(system="s", temperature=600)
-    found = run(bench.engine, tmp_path, AL8, periodic_committee, hot, trust)
-    forces = evaluated(bench.engine, tmp_path, periodic_committee, found.batch(AL8))
+    found = run(resources.engine, tmp_path, AL8, periodic_committee, hot, trust)
+    forces = evaluated(resources.engine, tmp_path, periodic_committee, found.batch(AL8))
     devi_f = max_force_deviation(forces["forces"], relative)
     devi_v = virial_deviation(forces["virials"], len(AL8.species), relative)
     np.testing.assert_allclose(found.arrays["devi_f"], devi_f, rtol=1e-6)
@@ -214,10 +225,13 @@ for case in json.loads(sys.argv[1]):
 
 
 def test_deviation_is_that_of_calc_model_devi(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path], periodic_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    periodic_committee: list[Path],
 ) -> None:
-    molecule = run(bench.engine, tmp_path / "molecule", CH4, methane_committee)
-    crystal = run(bench.engine, tmp_path / "crystal", AL8, periodic_committee)
+    molecule = run(resources.engine, tmp_path / "molecule", CH4, methane_committee)
+    crystal = run(resources.engine, tmp_path / "crystal", AL8, periodic_committee)
     cases = [
         {
             "frames": str(tmp_path / name / "frames.npz"),
@@ -241,7 +255,10 @@ def test_deviation_is_that_of_calc_model_devi(
 
 
 def test_deviation_is_that_of_dp_model_devi(
-    bench: Bench, tmp_path: Path, periodic_committee: list[Path], periodic_system: Path
+    resources: ExplorerResources,
+    tmp_path: Path,
+    periodic_committee: list[Path],
+    periodic_system: Path,
 ) -> None:
     models, out = list(map(str, periodic_committee)), tmp_path / "model_devi.out"
     dp = [str(Path(sys.executable).with_name("dp")), "--tf", "model-devi"]
@@ -253,16 +270,18 @@ def test_deviation_is_that_of_dp_model_devi(
         np.load(periodic_system / "set.000/coord.npy").reshape(-1, 8, 3),
         np.load(periodic_system / "set.000/box.npy").reshape(-1, 3, 3),
     )
-    found = evaluated(bench.engine, tmp_path, periodic_committee, batch)
+    found = evaluated(resources.engine, tmp_path, periodic_committee, batch)
     np.testing.assert_allclose(max_force_deviation(found["forces"]), columns[:, 4], rtol=1e-6)
     np.testing.assert_allclose(virial_deviation(found["virials"], 8), columns[:, 1], rtol=1e-6)
 
 
 def test_a_molecule_has_the_temperature_it_was_given(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     """Neither drift nor rotation, and the kinetic energy of 3 n − 6 freedoms at the start."""
-    found = run(bench.engine, tmp_path, CH4, methane_committee, timestep=1e-6, every=1, checks=2)
+    found = run(
+        resources.engine, tmp_path, CH4, methane_committee, timestep=1e-6, every=1, checks=2
+    )
     path = np.concatenate([[CH4.positions], found.arrays["positions"]])
     velocities = (path[2] - path[1]) / 1e-6  # Å/ps
     masses = np.array([12.011, 1.008, 1.008, 1.008, 1.008])
@@ -278,7 +297,7 @@ def test_a_molecule_has_the_temperature_it_was_given(
     ("frame", "reason"), [(CH4, "fragments"), (AL8, "apart")], ids=["molecule", "crystal"]
 )
 def test_what_flies_apart_or_collides_is_stopped_not_a_crash(
-    bench: Bench,
+    resources: ExplorerResources,
     tmp_path: Path,
     methane_committee: list[Path],
     periodic_committee: list[Path],
@@ -287,13 +306,15 @@ def test_what_flies_apart_or_collides_is_stopped_not_a_crash(
 ) -> None:
     models = methane_committee if frame is CH4 else periodic_committee
     inferno = Condition(system="s", temperature=3e5)
-    found = run(bench.engine, tmp_path, frame, models, inferno, timestep=0.005, every=10, checks=50)
+    found = run(
+        resources.engine, tmp_path, frame, models, inferno, timestep=0.005, every=10, checks=50
+    )
     assert found.outcome["made"] < 50
     assert reason in found.outcome["stopped"]
-    pid = bench.engine.pid
-    calm = run(bench.engine, tmp_path, frame, models)
+    pid = resources.engine.pid
+    calm = run(resources.engine, tmp_path, frame, models)
     assert calm.outcome["made"] == 10
-    assert bench.engine.pid == pid
+    assert resources.engine.pid == pid
 
 
 # ------------------------------------------------------------------------------------ the handlers
@@ -390,18 +411,18 @@ def total(event: ChunkExplored) -> int:
 
 
 def test_a_pinned_trajectory_is_one_event_that_counts_every_check(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
     calm = world.explore()
-    seen = explore(bench, calm, world.context(calm))
+    seen = explore(resources, calm, world.context(calm))
     assert world.published() == []
     assert (seen.last, seen.chunk, seen.version, seen.stopped) == (True, 0, 1, None)
     assert seen.counts.total == sum(seen.histogram) == 20
     devi = world.batch(seen.candidates).arrays["devi_f"] if seen.candidates else np.empty(0)
     split = float(np.median(devi))
     strict = world.explore(trust=Trust(low=float(devi.min()) * 1.001, high=split))
-    event = explore(bench, strict, world.context(strict))
+    event = explore(resources, strict, world.context(strict))
     assert total(event) == 20
     levels = strict.trust
     for item, kinds in (
@@ -418,11 +439,11 @@ def test_a_pinned_trajectory_is_one_event_that_counts_every_check(
 
 
 def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
     command = world.explore(trust=Trust(low=1e-9, high=2e-9))
-    event = explore(bench, command, world.context(command))
+    event = explore(resources, command, world.context(command))
     assert (event.counts.failed, event.dropped) == (5, 15)
     assert event.stopped is not None
     assert "in a row" in event.stopped
@@ -430,11 +451,11 @@ def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
 
 
 def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
     whole = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
-    last = explore(bench, whole, world.context(whole))
+    last = explore(resources, whole, world.context(whole))
     chunks = [*world.published(), last]
     assert [event.chunk for event in chunks] == [0, 1, 2, 3]
     assert [event.last for event in chunks] == [False, False, False, True]
@@ -444,7 +465,7 @@ def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
     np.testing.assert_allclose(times, np.arange(1, 21) * 0.0025)
 
     more = world.explore(pinned=False, trust=whole.trust, from_chunk=2, resume=chunks[1].restart)
-    last_again = explore(bench, more, world.context(more))
+    last_again = explore(resources, more, world.context(more))
     again = [*world.published(), last_again]
     assert [event.chunk for event in again] == [2, 3]
     for one, other in zip(chunks[2:], again, strict=True):
@@ -455,20 +476,20 @@ def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
 
 
 def test_a_newer_committee_takes_over_between_chunks(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
     command = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
     world.add_committee(2, methane_committee[::-1])
     world.add_committee(3, methane_committee[1:])
-    last = explore(bench, command, world.context(command))
+    last = explore(resources, command, world.context(command))
     chunks = [*world.published(), last]
     assert [event.version for event in chunks] == [1, 3, 3, 3]
     assert [event.uniform for event in chunks] == [True, False, False, False]
     assert sum(map(total, chunks)) == 20
     batch = world.batch(chunks[1].candidates)
     assert set(batch.arrays["version"]) == {3}
-    forces = evaluated(bench.engine, tmp_path, methane_committee[1:], batch)["forces"]
+    forces = evaluated(resources.engine, tmp_path, methane_committee[1:], batch)["forces"]
     np.testing.assert_allclose(batch.arrays["devi_f"], max_force_deviation(forces), rtol=1e-4)
     assert chunks[1].restart is not None
     _, state, _ = read_checkpoint(world.store.get(chunks[1].restart.uri))
@@ -476,24 +497,24 @@ def test_a_newer_committee_takes_over_between_chunks(
 
 
 def test_a_killed_engine_is_a_crash_and_the_next_task_works(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee, md={"steps": 200_000})
     command = world.explore()
-    pid = bench.engine.pid
+    pid = resources.engine.pid
     assert pid is not None
     killer = threading.Timer(3.0, os.kill, [pid, signal.SIGKILL])
     killer.start()
     with pytest.raises(EngineCrashed):
-        explore(bench, command, world.context(command))
+        explore(resources, command, world.context(command))
     killer.join()
     small = World(tmp_path / "small", CH4, methane_committee)
     command = small.explore()
-    assert explore(bench, command, small.context(command)).counts.total == 20
+    assert explore(resources, command, small.context(command)).counts.total == 20
 
 
 def test_a_task_nobody_wants_ends_soon(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee, md={"steps": 2_000_000})
     command = world.explore()
@@ -501,36 +522,36 @@ def test_a_task_nobody_wants_ends_soon(
     stopper = threading.Timer(2.0, context.stopping.set)
     stopper.start()
     with pytest.raises(Stopped):
-        explore(bench, command, context)
+        explore(resources, command, context)
 
 
 def test_what_can_never_work_is_permanent(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     lone = Frame(("C",), np.zeros((1, 3)))
     world = World(tmp_path / "lone", lone, methane_committee)
     command = world.explore()
     with pytest.raises(Permanent, match="supercell"):
-        explore(bench, command, world.context(command))
+        explore(resources, command, world.context(command))
     world = World(tmp_path / "format", CH4, methane_committee)
     ref = world.put("models/evil.pth", b"anything")
     committee = Committee(version=1, models=(ref,), type_map=world.type_map)
     manifest = world.put("evil.json", committee.model_dump_json().encode())
     command = world.explore(committee=manifest)
     with pytest.raises(Permanent, match=r"evil\.pth"):
-        explore(bench, command, world.context(command))
+        explore(resources, command, world.context(command))
 
 
 def test_judge_keeps_candidates_and_names_what_is_accurate(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
     first = world.explore(trust=Trust(low=1e-9, high=1e9))
-    event = explore(bench, first, world.context(first))
+    event = explore(resources, first, world.context(first))
     assert event.candidates is not None
     waiting = world.batch(event.candidates)
     newer = world.add_committee(2, methane_committee[1:])
-    forces = evaluated(bench.engine, tmp_path, methane_committee[1:], waiting)["forces"]
+    forces = evaluated(resources.engine, tmp_path, methane_committee[1:], waiting)["forces"]
     devi = np.sort(max_force_deviation(forces))
     trust = Trust(low=float(devi[5] * 1.0001), high=float(devi[15] * 1.0001))
     refs = world.frame_refs("pending.npz", waiting)
@@ -543,7 +564,7 @@ def test_judge_keeps_candidates_and_names_what_is_accurate(
             frames=tuple(refs),
         )
     )
-    done = judge(bench, command, world.context(command))
+    done = judge(resources, command, world.context(command))
     assert (done.counts.accurate, done.counts.candidate, done.counts.failed) == (12, 20, 8)
     remaining = world.batch(done.pool[0])
     assert done.pool[0].version == 2
@@ -574,7 +595,10 @@ def labelled_pack(world: World, system: Path, name: str) -> Ref:
 
 
 def test_audit_measures_the_true_error_and_calibrates_auto_levels(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path], methane_system: Path
+    resources: ExplorerResources,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    methane_system: Path,
 ) -> None:
     auto = {"trust": {"target": 0.5, "min_pairs": 10}}
     world = World(tmp_path, CH4, methane_committee, spec_extra=auto)
@@ -591,12 +615,12 @@ def test_audit_measures_the_true_error_and_calibrates_auto_levels(
             seed=3,
         )
     )
-    done = audit(bench, command, world.context(command))
+    done = audit(resources, command, world.context(command))
     pairs = json.loads(world.store.get(done.pairs.uri))
     assert len(pairs["audit"]) == len(pairs["pairs"]) == 24
     reference = np.load(methane_system / "set.000/force.npy").reshape(-1, 5, 3)
     batch = Batch(CH4.species, np.load(methane_system / "set.000/coord.npy").reshape(-1, 5, 3))
-    forces = evaluated(bench.engine, tmp_path, methane_committee, batch)["forces"]
+    forces = evaluated(resources.engine, tmp_path, methane_committee, batch)["forces"]
     for row, pair in enumerate(pairs["audit"]):
         off = np.linalg.norm(forces[:, row] - reference[row], axis=-1)
         assert pair["error"] == pytest.approx(np.sqrt((off**2).mean(axis=0)).max())
@@ -609,7 +633,7 @@ def test_audit_measures_the_true_error_and_calibrates_auto_levels(
 
 
 def test_verify_measures_drift_and_errors(
-    bench: Bench,
+    resources: ExplorerResources,
     tmp_path: Path,
     methane_committee: list[Path],
     periodic_committee: list[Path],
@@ -622,7 +646,7 @@ def test_verify_measures_drift_and_errors(
     fields = world.fields(
         model=model, type_map=("Al",), structure=world.structure, seed=5, test=test
     )
-    done = verify(bench, Verify(**fields), world.context(Verify(**fields)))
+    done = verify(resources, Verify(**fields), world.context(Verify(**fields)))
     assert done.stable, done.detail
     assert done.length_ps == pytest.approx(0.5)
     assert abs(done.drift) < 1e-3
@@ -632,7 +656,7 @@ def test_verify_measures_drift_and_errors(
         np.load(periodic_system / "set.000/coord.npy").reshape(-1, 8, 3),
         np.load(periodic_system / "set.000/box.npy").reshape(-1, 3, 3),
     )
-    found = evaluated(bench.engine, tmp_path, periodic_committee[:1], batch)
+    found = evaluated(resources.engine, tmp_path, periodic_committee[:1], batch)
     reference = np.load(periodic_system / "set.000/virial.npy").reshape(-1, 3, 3)
     off = (found["virials"][0] - reference) / 8
     assert done.test.virial == pytest.approx(np.sqrt(np.mean(off**2)))
@@ -640,7 +664,7 @@ def test_verify_measures_drift_and_errors(
     hasty = World(tmp_path / "ch4", CH4, methane_committee, md={"timestep": 0.01}, spec_extra=short)
     model = hasty.put("models/final.pb", methane_committee[0].read_bytes())
     fields = hasty.fields(model=model, type_map=("C", "H"), structure=hasty.structure, seed=5)
-    done = verify(bench, Verify(**fields), hasty.context(Verify(**fields)))
+    done = verify(resources, Verify(**fields), hasty.context(Verify(**fields)))
     assert not done.stable
     assert done.detail
 
@@ -654,9 +678,9 @@ WANTED = [
 def labelled_points(world: World, crystal: Frame) -> Ref:
     """The structures of `WANTED`, labelled by EMT through the labeler, as the coordinator puts
     them together."""
-    by_emt = Labels.model_validate(EMT_LABELS)
-    method, labels, origins = Method(by_emt, make_recipe(by_emt), {}), [], []
-    with at_desk(method, world.store, "points", threading.Event()) as at:
+    by_emt = LabelSettings.model_validate(EMT_LABELS)
+    method, labels, origins = LabelMethod(by_emt, make_recipe(by_emt), {}), [], []
+    with frame_labeler(method, world.store, "points", threading.Event()) as at:
         for number, wanted in enumerate(WANTED):
             for frame in PROPERTIES[str(wanted["property"])].points(crystal):
                 verdict = at.judge(frame_key(frame), frame)
@@ -685,13 +709,13 @@ def by_hand(energies: Callable[[Any], float], stresses: Callable[[Any], Any]) ->
 
 @pytest.mark.filterwarnings("ignore:The minimum volume")
 def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
-    bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     verification = {"verification": {"nve_ps": 0, "properties": WANTED}}
     world = World(tmp_path, AL4, periodic_committee, spec_extra=verification)
     points = labelled_points(world, AL4)
     command = Measure(**world.fields(committee=world.committee, version=1, points=points))
-    done = measure(bench, command, world.context(command))
+    done = measure(resources, command, world.context(command))
     assert [p.property for p in done.properties] == [0, 1, *[2] * 9, 3]
     found = {p.name.rpartition(" ")[2]: p for p in done.properties}
 
@@ -699,7 +723,9 @@ def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
         batch = Batch.of([from_ase(atoms)])
         means = {
             name: values.mean(axis=0)[0]
-            for name, values in evaluated(bench.engine, tmp_path, periodic_committee, batch).items()
+            for name, values in evaluated(
+                resources.engine, tmp_path, periodic_committee, batch
+            ).items()
             if name != "forces"
         }
         stress = full_3x3_to_voigt_6_stress(-means["virials"] / atoms.get_volume())
@@ -721,18 +747,18 @@ def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
     alone = world.fields(
         model=final, type_map=("Al",), structure=world.structure, seed=5, points=points
     )
-    shown = verify(bench, Verify(**alone), world.context(Verify(**alone))).properties
+    shown = verify(resources, Verify(**alone), world.context(Verify(**alone))).properties
     assert [p.recipe for p in shown] == [p.recipe for p in done.properties]
     assert [p.model for p in shown] != [p.model for p in done.properties], "one model, no mean"
 
 
 def test_descriptors_and_deviations_for_a_diverse_draw(
-    bench: Bench, tmp_path: Path, methane_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     world = World(tmp_path, CH4, methane_committee)
-    found = run(bench.engine, tmp_path / "run", CH4, methane_committee)
+    found = run(resources.engine, tmp_path / "run", CH4, methane_committee)
     context = world.context(world.explore())
-    values, by_atom = bench.descriptors(world.committee, found.batch(CH4), context)
+    values, by_atom = resources.descriptors(world.committee, found.batch(CH4), context)
     assert len(values) == len(by_atom) == 10
     assert values[0].shape[0] == 5
     np.testing.assert_allclose([d.max() for d in by_atom], found.arrays["devi_f"], rtol=1e-6)
@@ -742,19 +768,27 @@ def test_descriptors_and_deviations_for_a_diverse_draw(
     assert np.linalg.norm(carbon - hydrogens.mean(axis=0)) > spread
 
 
-def test_parameters_reach_lammps(bench: Bench, by_fparam: Apart, tmp_path: Path) -> None:
+def test_parameters_reach_lammps(
+    resources: ExplorerResources, by_fparam: Apart, tmp_path: Path
+) -> None:
     """The same atoms at two values: two energies, those that the model has for them."""
     items, told = by_fparam
     energies = []
     for frame in (items[0].frame, items[len(items) // 2].frame):
-        run(bench.engine, tmp_path, frame, [told.frozen] * 2, Condition(system="s", temperature=0))
-        found = evaluated(bench.engine, tmp_path, [told.frozen], Batch.of([frame]))
+        run(
+            resources.engine,
+            tmp_path,
+            frame,
+            [told.frozen] * 2,
+            Condition(system="s", temperature=0),
+        )
+        found = evaluated(resources.engine, tmp_path, [told.frozen], Batch.of([frame]))
         pair = md_script.pair_commands([told.frozen], 0, ["Cu"], 1, OPEN, frame)
         still = Condition(system="s", temperature=0)
         script = md_script.start_script(frame, tmp_path / "data", Md(), still, 5, pair)
-        bench.engine.call("begin", {"script": vars(script)})
+        resources.engine.call("begin", {"script": vars(script)})
         ask = {"checks": 0, "every": 1, "overlap": 0.1, "reach": 9.0}
-        (energy,) = bench.engine.call("conserve", ask)["energies"]
+        (energy,) = resources.engine.call("conserve", ask)["energies"]
         assert energy == pytest.approx(float(found["energies"][0, 0]), abs=1e-3)
         energies.append(energy)
     assert abs(energies[0] - energies[1]) > 0.01
@@ -770,7 +804,7 @@ def test_parameters_reach_lammps(bench: Bench, by_fparam: Apart, tmp_path: Path)
     ids=lambda engine: str(engine["kind"]),
 )
 def test_electrons_of_a_condition_reach_driver_judges_and_frames(
-    bench: Bench, by_fparam: Apart, tmp_path: Path, engine: dict[str, Any]
+    resources: ExplorerResources, by_fparam: Apart, tmp_path: Path, engine: dict[str, Any]
 ) -> None:
     """The system says 7 K; the condition says 1 K, at which the models are asked."""
     items, told = by_fparam
@@ -784,13 +818,13 @@ def test_electrons_of_a_condition_reach_driver_judges_and_frames(
     (condition,) = place.context(place.explore()).spec().stages[0].conditions()
     everything = Trust(low=1e-12, high=1e9)
     command = place.explore(condition=condition, trust=everything)
-    event = explore(bench, command, place.context(command))
+    event = explore(resources, command, place.context(command))
     batch = place.batch(event.candidates)
     assert batch.arrays["fparam"].tolist() == [[1.0]] * len(batch)
-    found = max_force_deviation(evaluated(bench.engine, tmp_path, models, batch)["forces"])
+    found = max_force_deviation(evaluated(resources.engine, tmp_path, models, batch)["forces"])
     np.testing.assert_allclose(batch.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
     cold = [heated(each, "fparam", 7.0) for each in batch]
-    other = evaluated(bench.engine, tmp_path, models, Batch.of(cold))["forces"]
+    other = evaluated(resources.engine, tmp_path, models, Batch.of(cold))["forces"]
     assert np.abs(max_force_deviation(other) - found).max() > 0.01
 
 

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from services.coordinator.service import Coordinator
-from services.coordinator.state import State
-from shared import messages as m
-from shared.codec import decode, encode
-from shared.context import Context
-from shared.embedded import Broker, InProcessBus
-from shared.errors import NotFound
-from shared.ports import Outgoing
-from shared.values import Ref, campaign_uri, is_key
-from shared.worker import Worker
-from tests.amounts import SOAK
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.codec import decode, encode
+from dpstream.shared.errors import NotFound
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.values import Ref, campaign_uri, is_key
+from tests.support.campaign_simulator import spec, submission
+from tests.support.soak import SOAK
 from tests.unit.test_messages import EVERY, JSON, instances
-from tests.unit.world import spec, submission
 
 INPUTS = 10_000 if SOAK else 1_000
 PER_KIND = -(-INPUTS // len(EVERY))
@@ -126,7 +126,7 @@ class Target:
 
     @property
     def state(self) -> State:
-        return self.coordinator.desks[CAMPAIGN].state
+        return self.coordinator.open_campaigns[CAMPAIGN].state
 
     def say(self, body: bytes) -> None:
         """To the coordinator, which then does all that the clock asks for."""
@@ -165,7 +165,7 @@ FOLDERS = {
 }
 
 
-def _handled(bench: None, command: Any, context: Context) -> m.Result:
+def _handled(resources: None, command: Any, context: Context) -> m.Result:
     context.put("result", b"x")
     return m.AuditDone.model_construct(**context.envelope())
 

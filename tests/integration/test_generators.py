@@ -21,30 +21,32 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-import services.explorer.handlers as explorer
-import services.labeler.handlers as labeler
+import dpstream.services.explorer.handlers as explorer
+import dpstream.services.labeler.handlers as labeler
 from dpstream.cli import main
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.generator import Generator, Verdict
-from dpstream.harvest import Watch
-from dpstream.inputs import gather
-from dpstream.submission import submit
-from services.coordinator.ledger import load_state
-from services.coordinator.service import Coordinator
-from services.coordinator.state import State
-from services.labeler.recipes import make_recipe
-from shared.codec import encode, topic_of
-from shared.context import Context
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import canonical, decode_labelled, frame_key, from_ase
-from shared.messages import MemberTrained, Train
-from shared.ports import Outgoing
-from shared.rabbit import RabbitBus, RabbitSettings
-from shared.spec import load_spec
-from shared.values import Rmse, is_offered
-from shared.worker import Worker
-from tests.e2e.campaign import write_spec
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.generators.client import Generator, Verdict
+from dpstream.generators.watch_folder import WatchedFolder
+from dpstream.inputs.gather import gather
+from dpstream.running.submit import submit
+from dpstream.services.coordinator.ledger.ledger import load_state
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.services.labeler.resources import LabelerResources
+from dpstream.shared.atoms.frames import canonical, decode_labelled, frame_key, from_ase
+from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.errors import SpecError
+from dpstream.shared.messages import MemberTrained, Train
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.spec import load_spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Rmse, is_offered
+from tests.support.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external-generator" / "generate.py"
@@ -116,7 +118,7 @@ def dpstream(
 
 
 def trained_already(models: list[Path]) -> Callable[[Any, Train, Context], MemberTrained]:
-    def train(bench: Any, command: Train, context: Context) -> MemberTrained:
+    def train(resources: Any, command: Train, context: Context) -> MemberTrained:
         model = context.put("frozen.pb", models[command.member].read_bytes())
         rmse = Rmse(frames=1, energy=0.0, force=0.0, rms_force=1.0)
         return MemberTrained(
@@ -149,21 +151,21 @@ def deployment(
     loaded = load_spec(spec)
     gathered, recipe = gather(loaded, folder), make_recipe(loaded.labels)
     event = submit(loaded, gathered, recipe, store, time.time())
-    benches = [explorer.Bench(folder / "judge"), labeler.Bench(folder / "label")]
+    benches = [ExplorerResources(folder / "judge"), LabelerResources(folder / "label")]
     training: Any = {Train: trained_already(methane_committee)}
     crews: list[tuple[str, Any, Any]] = [
         ("train", training, None),
         ("judge", explorer.HANDLERS, benches[0]),
-        ("explore", explorer.HANDLERS, explorer.Bench(folder / "explore")),
+        ("explore", explorer.HANDLERS, ExplorerResources(folder / "explore")),
         ("label.tblite", labeler.HANDLERS, benches[1]),
     ]
     coordinator = Coordinator(buses[0], store)
     threads = [threading.Thread(target=coordinator.run, args=(stopping,))]
-    for queue, handlers, bench in crews:
+    for queue, handlers, resources in crews:
         scratch = folder / f"scratch-{queue}"
         scratch.mkdir()
         worker: Worker[Any] = Worker(
-            queue, buses[1], store, queue, handlers, bench, scratch, 60.0, stopping
+            queue, buses[1], store, queue, handlers, resources, scratch, 60.0, stopping
         )
         threads.append(threading.Thread(target=worker.run))
     made: list[Generator] = []
@@ -178,9 +180,9 @@ def deployment(
             thread.join(timeout=30)
         for generator in made:
             generator.close()
-        for _, _, bench in crews:
-            if bench is not None:
-                bench.close()
+        for _, _, resources in crews:
+            if resources is not None:
+                resources.close()
         for bus in buses:
             bus.close()
 
@@ -357,7 +359,7 @@ def boxed(seed: int) -> Atoms:
 def test_a_watched_folder_is_proposed_once(deployment: Deployment, tmp_path: Path) -> None:
     said: list[Any] = []
     generator = deployment.generator("uspex")
-    watch = Watch(tmp_path, generator, said.append, label=True, priority=0)
+    watch = WatchedFolder(tmp_path, generator, said.append, label=True, priority=0)
     first, second, third = boxed(5), boxed(6), boxed(7)
     (tmp_path / "sub").mkdir()
     (tmp_path / "gatheredPOSCARS").write_text(poscars(first, second))
@@ -369,12 +371,12 @@ def test_a_watched_folder_is_proposed_once(deployment: Deployment, tmp_path: Pat
     assert watch.look() == 0
     (tmp_path / "gatheredPOSCARS").write_text(poscars(first, second, third))
     assert [watch.look(), watch.look()] == [0, 1]
-    restarted = Watch(tmp_path, generator, said.append, label=True, priority=0)
+    restarted = WatchedFolder(tmp_path, generator, said.append, label=True, priority=0)
     assert [restarted.look(), restarted.look()] == [0, 0]
     done = {v.key for v in generator.verdicts(timeout=5) if v.verdict == "labelled"}
     assert done == {frame_key(canonical(from_ase(a)).frame) for a in (first, second, third)}
     with pytest.raises(SpecError, match="no such folder"):
-        Watch(tmp_path / "none", generator, said.append)
+        WatchedFolder(tmp_path / "none", generator, said.append)
 
 
 def test_offers_do_not_show_in_the_verdicts_on_rounds(deployment: Deployment) -> None:

@@ -17,24 +17,33 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from services.labeler import recipes
-from services.labeler.acceptance import Outcome
-from services.labeler.codes import CODES
-from services.labeler.codes.ase import Ase
-from services.labeler.codes.base import Settings
-from services.labeler.handlers import HANDLERS, Bench, label, reference
-from services.labeler.recipes import make_recipe
-from shared.codec import encode
-from shared.context import Context
-from shared.dimers import dimer_frames
-from shared.electrons import heated
-from shared.embedded import FolderStore, InProcessBus
-from shared.engine import Engine
-from shared.errors import EngineCrashed, Permanent, Stopped
-from shared.frames import Batch, Frame, canonical, decode_labelled, frame_key, from_ase
-from shared.messages import Label, LabelsDone, Reference
-from shared.spec import Spec
-from shared.values import FrameRef, Recipe, Ref, label_uri
+from dpstream.services.labeler import recipes
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.ase import Ase
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.handlers import HANDLERS, label, reference
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.services.labeler.resources import LabelerResources
+from dpstream.shared.atoms.dimers import dimer_frames
+from dpstream.shared.atoms.electron_temperature import heated
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    canonical,
+    decode_labelled,
+    frame_key,
+    from_ase,
+)
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import encode
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.messages import Label, LabelsDone, Reference
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import FrameRef, Recipe, Ref, label_uri
 
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
@@ -69,7 +78,7 @@ class Lab:
     """One store and one bench; every call is a task of its own."""
 
     store: FolderStore
-    bench: Bench
+    resources: LabelerResources
     root: Path
     tasks: int = 0
 
@@ -105,7 +114,7 @@ class Lab:
 
     def label(self, labels: dict[str, Any], refs: tuple[FrameRef, ...]) -> LabelsDone:
         command = Label(**self.envelope(make_spec(labels)), frames=refs)
-        done = label(self.bench, command, self.context(command))
+        done = label(self.resources, command, self.context(command))
         encode(done)
         return done
 
@@ -116,16 +125,16 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.start()
-    yield bench
-    bench.close()
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelerResources]:
+    resources = LabelerResources(tmp_path_factory.mktemp("bench"))
+    resources.start()
+    yield resources
+    resources.close()
 
 
 @pytest.fixture
-def lab(bench: Bench, tmp_path: Path) -> Lab:
-    return Lab(FolderStore(tmp_path / "store"), bench, tmp_path)
+def lab(resources: LabelerResources, tmp_path: Path) -> Lab:
+    return Lab(FolderStore(tmp_path / "store"), resources, tmp_path)
 
 
 def test_equal_atoms_with_other_electrons_have_labels_of_their_own(lab: Lab) -> None:
@@ -190,7 +199,7 @@ def test_dimers_are_close_on_purpose(lab: Lab) -> None:
     frames = dimer_frames(spec.initial.dimers, spec.type_map)["H-H"]
     close = canonical(Frame(("H", "H"), np.array([[0.0, 0, 0], [0.3, 0, 0]]))).frame
     command = Label(**lab.envelope(spec), frames=lab.refs([*frames, close]))
-    done = label(lab.bench, command, lab.context(command))
+    done = label(lab.resources, command, lab.context(command))
     assert [accepted.key for accepted in done.accepted] == [frame_key(frames[1])]
     assert 50 < done.accepted[0].max_force < 400
     assert [(r.key, r.rule) for r in done.rejected] == [
@@ -199,23 +208,23 @@ def test_dimers_are_close_on_purpose(lab: Lab) -> None:
     ]
 
 
-def broken_bench(scratch: Path) -> Bench:
-    bench = Bench(scratch)
-    bench.engine = Engine("no.such.module", scratch)
-    return bench
+def broken_bench(scratch: Path) -> LabelerResources:
+    resources = LabelerResources(scratch)
+    resources.engine = ChildProcess("no.such.module", scratch)
+    return resources
 
 
 def test_reuse_needs_no_engine(lab: Lab, tmp_path: Path) -> None:
     frames = methanes(2)
     lab.label({}, lab.refs(frames))
-    lab.bench = broken_bench(tmp_path / "none")
+    lab.resources = broken_bench(tmp_path / "none")
     done = lab.label({}, lab.refs(frames))
     assert all(a.reused for a in done.accepted)
-    assert lab.bench.engine.pid is None
+    assert lab.resources.engine.pid is None
 
 
 def test_no_frame_is_blamed_for_a_broken_worker(lab: Lab, tmp_path: Path) -> None:
-    lab.bench = broken_bench(tmp_path / "none")
+    lab.resources = broken_bench(tmp_path / "none")
     with pytest.raises(EngineCrashed, match=r"no\.such|No module"):
         lab.label({}, lab.refs(methanes(1)))
 
@@ -240,7 +249,9 @@ def test_the_winner_of_a_race_stands(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     frames = methanes(1)
     key = frame_key(frames[0])
     winner = lab.label({}, lab.refs(frames)).accepted[0]
-    monkeypatch.setattr("services.labeler.handlers.Desk._known", lambda desk, key, recipe: None)
+    monkeypatch.setattr(
+        "dpstream.services.labeler.handlers.Desk._known", lambda open_campaign, key, recipe: None
+    )
     loser = lab.label({}, lab.refs(frames)).accepted[0]
     assert loser.label == winner.label
     assert loser.reused
@@ -312,19 +323,19 @@ def test_another_version_is_refused_naming_it(lab: Lab) -> None:
     envelope = lab.envelope(spec) | {"recipe": "0123456789abcdef"}
     command = Label(**envelope, frames=lab.refs(methanes(1)))
     with pytest.raises(Permanent, match=r"tblite 0\..*0123456789abcdef"):
-        label(lab.bench, command, lab.context(command))
+        label(lab.resources, command, lab.context(command))
 
 
 def test_a_calculator_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path) -> None:
     copper = [canonical(from_ase(bulk("Cu", cubic=True))).frame]
     assert lab.rules(EMT, copper) == []
-    lab.bench = Bench(tmp_path / "strict", allowed_calculators=frozenset())
+    lab.resources = LabelerResources(tmp_path / "strict", allowed_calculators=frozenset())
     with pytest.raises(Permanent, match=r"ase\.calculators\.emt\.EMT is not among"):
         lab.rules(EMT, copper)
 
 
 def test_a_code_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path) -> None:
-    lab.bench = Bench(tmp_path / "strict", allowed_codes=("pyscf",))
+    lab.resources = LabelerResources(tmp_path / "strict", allowed_codes=("pyscf",))
     with pytest.raises(Permanent, match="tblite is not among"):
         lab.rules({}, methanes(1))
 
@@ -335,13 +346,13 @@ def test_a_campaign_may_not_name_a_program_except_at_home(lab: Lab, tmp_path: Pa
     labels = make_spec({"code": "ase", "settings": named}).labels
     recipe = make_recipe(labels)
     listed = frozenset({"ase.calculators.mopac.MOPAC"})
-    strict = Bench(tmp_path / "strict", allowed_calculators=listed)
+    strict = LabelerResources(tmp_path / "strict", allowed_calculators=listed)
     assert strict.refusal(recipe) == "a campaign may not name a program: arguments.command"
-    lab.bench = strict
+    lab.resources = strict
     command = Label(**lab.envelope(make_spec({"code": "ase", "settings": named})), frames=())
     with pytest.raises(Permanent, match=r"arguments\.command"):
-        label(lab.bench, command, lab.context(command))
-    assert Bench.at_home(tmp_path / "home", labels).refusal(recipe) is None
+        label(lab.resources, command, lab.context(command))
+    assert LabelerResources.at_home(tmp_path / "home", labels).refusal(recipe) is None
 
 
 def test_what_is_wrong_with_the_recipe_ends_the_task(lab: Lab) -> None:
@@ -351,18 +362,18 @@ def test_what_is_wrong_with_the_recipe_ends_the_task(lab: Lab) -> None:
 
 def test_a_killed_engine_costs_nothing_but_time(lab: Lab) -> None:
     lab.label({"code": "pyscf"}, lab.refs(methanes(1, seed=50)))
-    victim = lab.bench.engine.pid
+    victim = lab.resources.engine.pid
     assert victim is not None
     threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
     done = lab.label({"code": "pyscf"}, lab.refs(methanes(2)))
     assert len(done.accepted) == 2
-    assert lab.bench.engine.pid != victim
+    assert lab.resources.engine.pid != victim
 
 
 def test_a_frame_that_takes_too_long_is_rejected_alone(lab: Lab) -> None:
     known = methanes(2)
     lab.label({"code": "pyscf"}, lab.refs(known[1:]))
-    lab.bench.engine.kill()
+    lab.resources.engine.kill()
     done = lab.label({"code": "pyscf", "max_seconds": 0.01}, lab.refs(known))
     assert [r.rule for r in done.rejected] == ["crashed"]
     assert "time limit" in done.rejected[0].detail
@@ -375,7 +386,7 @@ def test_a_stopped_task_ends_between_frames_and_keeps_its_labels(lab: Lab) -> No
     context = lab.context(command)
     context.progress = lambda text: context.stopping.set() if "3 of" in text else None  # type: ignore[method-assign]
     with pytest.raises(Stopped):
-        label(lab.bench, command, context)
+        label(lab.resources, command, context)
     done = lab.label({}, lab.refs(frames))
     assert [a.reused for a in done.accepted] == [True, True, False]
 
@@ -396,7 +407,7 @@ def reference_command(lab: Lab, labels: dict[str, Any], **changes: Any) -> Refer
 def test_reference_frames_are_a_labelled_pack(lab: Lab) -> None:
     command = reference_command(lab, {})
     context = lab.context(command)
-    done = reference(lab.bench, command, context)
+    done = reference(lab.resources, command, context)
     assert (done.trajectory, done.frames) == (4, 3)
     pack = Batch.loads(context.fetch(done.pack))
     assert pack.arrays["energy"].shape == (3,)
@@ -412,14 +423,14 @@ def test_reference_frames_are_a_labelled_pack(lab: Lab) -> None:
 def test_reference_dynamics_that_breaks_down_is_permanent(lab: Lab) -> None:
     command = reference_command(lab, {"settings": {"max_iterations": 2}})
     with pytest.raises(Permanent, match="not-converged"):
-        reference(lab.bench, command, lab.context(command))
+        reference(lab.resources, command, lab.context(command))
 
 
 class PairProgram(Ase):
     """A labeling program: ASE's EMT in a script that reads and writes files."""
 
     name = "pair"
-    settings = type("NoSettings", (Settings,), {})
+    settings = type("NoSettings", (CodeSettings,), {})
 
     def is_here(self) -> bool:
         return True
@@ -508,7 +519,7 @@ def test_how_a_program_fails(lab: Lab) -> None:
 def test_a_program_drives_no_dynamics(lab: Lab) -> None:
     command = reference_command(lab, {"code": "pair"})
     with pytest.raises(Permanent, match="cannot drive dynamics"):
-        reference(lab.bench, command, lab.context(command))
+        reference(lab.resources, command, lab.context(command))
 
 
 def test_every_command_of_the_labeler_has_a_handler() -> None:

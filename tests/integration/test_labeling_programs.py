@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from dpstream.relabel import label_frames
-from services.labeler.acceptance import Outcome
-from services.labeler.codes import CODES
-from services.labeler.codes.base import FileCode
-from services.labeler.recipes import make_recipe
-from services.labeler.runner import run_files
-from shared.errors import Permanent
-from shared.frames import Frame, Label, canonical, from_ase
-from shared.spec import Labels, Spec
+from dpstream.running.label_here import label_frames
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.services.labeler.runner import run_files
+from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
+from dpstream.shared.errors import Permanent
+from dpstream.shared.spec import LabelSettings, Spec
 
-SCRIPT = Path(__file__).with_name("tblite_program.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
 WATER = canonical(from_ase(molecule("H2O"))).frame
 CUSTOM: dict[str, Any] = {
@@ -42,7 +42,7 @@ CUSTOM: dict[str, Any] = {
 }
 
 
-def labelled(labels: dict[str, Any], frames: Iterable[Frame]) -> list[Label | str]:
+def labelled(labels: dict[str, Any], frames: Iterable[Frame]) -> list[FrameLabel | str]:
     spec = Spec.model_validate(
         {
             "name": "demo",
@@ -67,8 +67,8 @@ def test_a_custom_programs_label_is_that_of_the_library() -> None:
     tight = {"settings": {"accuracy": 0.1}, "charge": 1, "multiplicity": 2}
     (ours,) = labelled(tight, [BOXED])
     (theirs,) = labelled({**CUSTOM, "charge": 1, "multiplicity": 2}, [BOXED])
-    assert isinstance(ours, Label), ours
-    assert isinstance(theirs, Label), theirs
+    assert isinstance(ours, FrameLabel), ours
+    assert isinstance(theirs, FrameLabel), theirs
     assert theirs.energy == pytest.approx(ours.energy, abs=1e-5)
     np.testing.assert_allclose(theirs.forces, ours.forces, atol=1e-5)
     assert theirs.virial is not None
@@ -87,7 +87,7 @@ def test_dpdatas_formats_and_how_a_custom_program_fails() -> None:
     nothing = {**settings, "output": {"format": "deepmd/npy", "file": "no-such"}}
     garbled = {**settings, "output": {"format": "deepmd/npy", "file": "in"}}
     (good,) = labelled({**CUSTOM, "settings": settings}, [WATER])
-    assert isinstance(good, Label), good
+    assert isinstance(good, FrameLabel), good
     assert good.virial is None
     found = [
         labelled({**CUSTOM, "settings": s}, [WATER])[0] for s in (unconverged, nothing, garbled)
@@ -119,13 +119,13 @@ def test_a_model_is_a_teacher(
     ]
     labels = {"code": "deepmd", "settings": {"model": model.name}}
     at, plus, minus, water = labelled(labels, [frame, *moved, BOXED])
-    assert isinstance(at, Label), at
-    assert isinstance(plus, Label), plus
-    assert isinstance(minus, Label), minus
+    assert isinstance(at, FrameLabel), at
+    assert isinstance(plus, FrameLabel), plus
+    assert isinstance(minus, FrameLabel), minus
     assert at.forces[2, 1] == pytest.approx((minus.energy - plus.energy) / 2e-3, abs=1e-4)
     assert at.virial is not None
     assert str(water).startswith("unsupported-element: the model knows Al")
-    other = make_recipe(Labels.model_validate(labels))
+    other = make_recipe(LabelSettings.model_validate(labels))
     assert other.version.partition("; model ")[2]
 
 
@@ -146,7 +146,7 @@ def test_a_worker_with_another_version_refuses(
     assert isinstance(code, FileCode)
 
     def run(version: str, folder: str) -> str | None:
-        recipe = make_recipe(Labels(code="vasp", settings=settings, version=version))
+        recipe = make_recipe(LabelSettings(code="vasp", settings=settings, version=version))
         place = tmp_path / folder
         outcome = run_files(
             code, recipe, frame, place, files={}, cores=1, seconds=9, tick=lambda: None
@@ -178,7 +178,7 @@ def test_what_did_not_converge_is_tried_again_as_the_campaign_says(
 
     def run(folder: str, *retries: dict[str, Any]) -> Outcome:
         settings = {"incar": "KSPACING = 0.3\n", "potentials": {"Ge": "Ge"}, "retries": retries}
-        recipe = make_recipe(Labels(code="vasp", settings=settings))
+        recipe = make_recipe(LabelSettings(code="vasp", settings=settings))
         place = tmp_path / folder
         return run_files(
             code, recipe, frame, place, files={}, cores=1, seconds=9, tick=lambda: None

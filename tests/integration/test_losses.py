@@ -10,16 +10,16 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from services.trainer.checkpoints import pack_given
-from services.trainer.handlers import Job
-from services.trainer.repulsion import zbl
-from services.trainer.training_input import BACKENDS, INPUT
-from shared.dataset import Labelled
-from shared.errors import Permanent
-from shared.frames import Frame, Label, canonical, from_ase
-from shared.values import given_model
-from tests.integration.tiny_fits import STEPS, Apart, Fit, fit, relabelled, told_apart, trimers
-from tests.integration.trainer_world import World
+from dpstream.services.trainer.checkpoints import pack_given
+from dpstream.services.trainer.repulsion import zbl
+from dpstream.services.trainer.training import TrainingJob
+from dpstream.services.trainer.training_input import BACKENDS, INPUT
+from dpstream.shared.atoms.dataset import Labelled
+from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
+from dpstream.shared.errors import Permanent
+from dpstream.shared.values import given_model
+from tests.support.tiny_fits import STEPS, Apart, Fit, fit, relabelled, told_apart, trimers
+from tests.support.trainer import World
 
 TRIMERS = trimers()
 
@@ -51,7 +51,7 @@ def test_virials_alone_teach_if_their_prefactors_say_so(world: World) -> None:
         atoms.set_cell(frame.cell)
         atoms.positions, atoms.calc = frame.positions, EMT()
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
-        items.append(Labelled(frame, Label(0.0, np.zeros((1, 3)), virial), {}))
+        items.append(Labelled(frame, FrameLabel(0.0, np.zeros((1, 3)), virial), {}))
     silent = {f"{end}_pref_{term}": 0.0 for end in ("start", "limit") for term in "ef"}
     descriptor = {"sel": [24], "rcut": 3.2, "rcut_smth": 1.0, "neuron": [4, 8], "axis_neuron": 4}
     model = {"descriptor": descriptor, "fitting_net": {"neuron": [12, 12]}}
@@ -129,11 +129,11 @@ def test_repulsion_makes_short_distances_repulsive(world: World, plain: Fit) -> 
 def test_dimers_do_not_count_in_the_training_error(world: World, plain: Fit) -> None:
     """They are trained on; the error of a member is that of the other frames."""
     near = [canonical(dimer(d)).frame for d in (0.5, 0.8)]
-    wild = [Labelled(frame, Label(500.0, np.full((2, 3), 300.0)), {}) for frame in near]
+    wild = [Labelled(frame, FrameLabel(500.0, np.full((2, 3), 300.0)), {}) for frame in near]
     refs = [world.label(item.frame, item.label) for item in [*TRIMERS, *wild]]
     spec = {"type_map": ["Cu"], "dimers": {"distances": [0.5, 0.8]}}
     command = world.command(spec, dataset=world.manifest(99, labels=refs))
-    job = Job(world.bench, command, world.context(command))
+    job = TrainingJob(world.resources, command, world.context(command))
     job.prepare()
     systems = json.loads((job.folder / INPUT).read_text())["training"]["training_data"]["systems"]
     assert sorted(systems) == ["train/Cu2-nopbc", "train/Cu3-nopbc"]

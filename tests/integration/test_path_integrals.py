@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.explorer.beads import BEAD, frames_file
-from services.explorer.engines.path_integrals import PathIntegrals
-from services.explorer.handlers import Bench, explore
-from services.explorer.trajectory import Walk, read_checkpoint
-from shared.context import Context
-from shared.deviation import max_force_deviation
-from shared.errors import Permanent
-from shared.messages import ChunkExplored
-from shared.values import Condition, Trust
-from tests.amounts import SOAK
+from dpstream.services.explorer.engines.path_integrals import PathIntegrals
+from dpstream.services.explorer.lammps.path_integral_child import BEAD, frames_file
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.tasks.explore import TrajectoryRun, explore, read_checkpoint
+from dpstream.shared.atoms.deviation import max_force_deviation
+from dpstream.shared.errors import Permanent
+from dpstream.shared.messages import ChunkExplored
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.values import Condition, Trust
 from tests.integration.test_explorer import AL8, CH4, World, evaluated
-from tests.orphans import outlived
+from tests.support.orphans import outlived
+from tests.support.soak import SOAK
 
 MD = {"timestep": 0.0005, "every": 5, "steps": 20, "chunk": 2, "stop_after": 2}
 STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}
@@ -31,11 +31,11 @@ EVERYTHING = Trust(low=1e-12, high=1e9)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.start()
-    yield bench
-    bench.close()
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerResources]:
+    resources = ExplorerResources(tmp_path_factory.mktemp("bench"))
+    resources.start()
+    yield resources
+    resources.close()
 
 
 def world(folder: Path, models: list[Path], **md: Any) -> World:
@@ -43,12 +43,14 @@ def world(folder: Path, models: list[Path], **md: Any) -> World:
     return World(folder, CH4, models, {**MD, **md}, {"stages": [stage]})
 
 
-def walk(bench: Bench, place: World, **more: Any) -> tuple[list[ChunkExplored], Context]:
+def walk(
+    resources: ExplorerResources, place: World, **more: Any
+) -> tuple[list[ChunkExplored], Context]:
     """All events of one task."""
     condition = Condition(system="s", temperature=300)
     command = place.explore(**{"condition": condition, "trust": EVERYTHING, **more})
     context = place.context(command)
-    last = explore(bench, command, context)
+    last = explore(resources, command, context)
     return [*place.published(), last], context
 
 
@@ -62,19 +64,25 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(
-    bench: Bench, methane_committee: list[Path], tmp_path_factory: pytest.TempPathFactory
+    resources: ExplorerResources,
+    methane_committee: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Done:
     models = methane_committee[:2]
     place = world(tmp_path_factory.mktemp("beads"), models)
-    return Done(place, *walk(bench, place, pinned=False), models)
+    return Done(place, *walk(resources, place, pinned=False), models)
 
 
-def test_every_bead_of_every_check_is_judged(bench: Bench, done: Done, tmp_path: Path) -> None:
+def test_every_bead_of_every_check_is_judged(
+    resources: ExplorerResources, done: Done, tmp_path: Path
+) -> None:
     assert [(event.counts.candidate, event.stopped) for event in done.events] == [(4, None)] * 2
     first, second = (done.place.batch(event.candidates) for event in done.events)
     np.testing.assert_allclose(first.arrays["time_ps"], np.repeat([2.5, 5.0], 2) * 1e-3)
     np.testing.assert_allclose(second.arrays["time_ps"], np.repeat([7.5, 10.0], 2) * 1e-3)
-    found = max_force_deviation(evaluated(bench.engine, tmp_path, done.models, second)["forces"])
+    found = max_force_deviation(
+        evaluated(resources.engine, tmp_path, done.models, second)["forces"]
+    )
     np.testing.assert_allclose(second.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
 
 
@@ -88,7 +96,9 @@ def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
     assert 0.02 < np.sqrt(apart[1:].mean()) < 0.4
 
 
-def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(bench: Bench, done: Done) -> None:
+def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(
+    resources: ExplorerResources, done: Done
+) -> None:
     """Every piece starts from restart files, 2.5 fs before its first check; so would another
     attempt, which finds them in the checkpoint."""
     first, second = (done.place.batch(event.candidates).positions for event in done.events)
@@ -98,7 +108,7 @@ def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(bench: Bench, do
     assert done.events[0].restart is not None
     saved, _, _ = read_checkpoint(done.context.fetch(done.events[0].restart))
     command = done.place.explore()
-    path = PathIntegrals(Walk(bench, command, done.place.context(command)).trip)
+    path = PathIntegrals(TrajectoryRun(resources, command, done.place.context(command)).request)
     path.resume(saved)
     assert path.made == 2
     script = path.following()
@@ -115,7 +125,7 @@ def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(bench: Bench, do
     ],
 )
 def test_a_trajectory_ends_early(
-    bench: Bench,
+    resources: ExplorerResources,
     done: Done,
     tmp_path: Path,
     md: Mapping[str, Any],
@@ -126,29 +136,29 @@ def test_a_trajectory_ends_early(
     """What the beads have left behind, looked at by other rules."""
     place = world(tmp_path, done.models, **md)
     command = place.explore(trust=trust)
-    path = PathIntegrals(Walk(bench, command, place.context(command)).trip)
+    path = PathIntegrals(TrajectoryRun(resources, command, place.context(command)).request)
     for bead in range(2):
         name = f"bead-{bead}.npy"
-        (path.trip.folder / name).write_bytes((done.context.scratch / name).read_bytes())
-    piece = path.judged(None, 0)
-    assert piece.made == made
-    assert why in str(piece.stopped)
-    assert (0 if piece.frames is None else len(piece.frames)) == 2 * made
+        (path.request.folder / name).write_bytes((done.context.scratch / name).read_bytes())
+    segment = path.judged(None, 0)
+    assert segment.made == made
+    assert why in str(segment.stopped)
+    assert (0 if segment.frames is None else len(segment.frames)) == 2 * made
 
 
 def test_what_the_fix_has_not_is_refused(
-    bench: Bench, done: Done, tmp_path: Path, periodic_committee: list[Path]
+    resources: ExplorerResources, done: Done, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     stage = {**STAGE, "pressures": [0.0], "engine": {"kind": "pimd", "beads": 2}}
     md = {**MD, "ensemble": "npt-tri"}
     place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
     with pytest.raises(Permanent, match="pimd: has no npt-tri; it has nve, nvt, npt, npt-iso"):
-        walk(bench, place, condition=Condition(system="s", temperature=300, pressure=0.0))
+        walk(resources, place, condition=Condition(system="s", temperature=300, pressure=0.0))
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "npt"] if SOAK else ["npt"])
 def test_other_ensembles(
-    ensemble: str, bench: Bench, tmp_path: Path, periodic_committee: list[Path]
+    ensemble: str, resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     """The cell breathes with a barostat, the same for all beads, and with nothing else."""
     pressures = [1000.0] if ensemble == "npt" else []
@@ -157,7 +167,7 @@ def test_other_ensembles(
     md = {**MD, "tau_p": 0.5}
     place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
     condition = Condition(system="s", temperature=300, pressure=next(iter(pressures), None))
-    events, _ = walk(bench, place, condition=condition)
+    events, _ = walk(resources, place, condition=condition)
     assert [(event.counts.candidate, event.stopped) for event in events] == [(8, None)]
     cells = place.batch(events[0].candidates).cells
     np.testing.assert_allclose(cells[0::2], cells[1::2], atol=1e-8)
@@ -169,18 +179,20 @@ def test_other_ensembles(
 ENGINE = """
 import json
 from pathlib import Path
-from services.explorer.beads import path_integral
+from dpstream.services.explorer.lammps.path_integral_child import path_integral
 print(path_integral(2, ".", json.loads(Path("piece.json").read_text())))
 """
 
 
-def test_no_bead_outlives_its_explorer(bench: Bench, done: Done, tmp_path: Path) -> None:
+def test_no_bead_outlives_its_explorer(
+    resources: ExplorerResources, done: Done, tmp_path: Path
+) -> None:
     place = world(tmp_path, done.models)
     command = place.explore(trust=EVERYTHING)
-    path = PathIntegrals(Walk(bench, command, place.context(command)).trip)
-    folder = path.trip.folder
-    piece = {"checks": 10_000, "every": 100, "restart": str(folder / "restart"), "seed": 7}
-    (folder / "piece.json").write_text(json.dumps({"script": vars(path.first()), **piece}))
+    path = PathIntegrals(TrajectoryRun(resources, command, place.context(command)).request)
+    folder = path.request.folder
+    segment = {"checks": 10_000, "every": 100, "restart": str(folder / "restart"), "seed": 7}
+    (folder / "piece.json").write_text(json.dumps({"script": vars(path.first()), **segment}))
 
     def moving(_: set[int]) -> bool:
         frames = [frames_file(folder, bead) for bead in range(2)]

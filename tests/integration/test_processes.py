@@ -21,18 +21,18 @@ from urllib.parse import urlsplit
 import pytest
 from ase.build import molecule
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from services.labeler.recipes import make_recipe
-from shared import messages as m
-from shared.codec import decode, encode, queue_of
-from shared.connect import connect_bus, connect_store
-from shared.frames import Batch, canonical, decode_labelled, frame_key, from_ase
-from shared.ports import Bus, Outgoing, Store, Subscription
-from shared.settings import Settings
-from shared.spec import Spec
-from shared.values import FrameRef, Ref
-from shared.worker import claim_uri
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.frames import Batch, canonical, decode_labelled, frame_key, from_ase
+from dpstream.shared.codec import decode, encode, queue_of
+from dpstream.shared.connect import connect_bus, connect_store
+from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.settings import Settings
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import FrameRef, Ref
 
 ROOT = Path(__file__).parents[2]
 PROMPT = 60.0
@@ -66,7 +66,7 @@ class Deployment:
     def start(self, service: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         given = {f"DPSTREAM_{name.upper()}": value for name, value in environment.items()}
         process = subprocess.Popen(
-            [sys.executable, "-m", f"services.{service}", *arguments],
+            [sys.executable, "-m", f"dpstream.services.{service}", *arguments],
             env={**self.environment, **given},
             cwd=ROOT,
             stderr=subprocess.PIPE,

@@ -15,15 +15,22 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from dpstream.relabel import label_frames
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.qe import Qe
-from services.labeler.recipes import make_recipe, read_files
-from shared.electrons import heated
-from shared.errors import EngineCrashed
-from shared.frames import Frame, Label, canonical, from_ase
-from shared.spec import Labels, Spec
-from tests.programs import direction, force_along, point, require, rule, virial_along
+from dpstream.running.label_here import label_frames
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.qe import Qe
+from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.shared.atoms.electron_temperature import heated
+from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
+from dpstream.shared.errors import EngineCrashed
+from dpstream.shared.spec import LabelSettings, Spec
+from tests.support.labeling_programs import (
+    direction,
+    force_along,
+    point,
+    require,
+    rule,
+    virial_along,
+)
 
 SETTINGS: dict[str, Any] = {
     "pseudopotentials": {"Al": "Al.pz-vbc.UPF"},
@@ -117,7 +124,7 @@ def test_hot_electrons_are_labelled_with_their_free_energy(tmp_path: Path) -> No
     frames 0.02 Å apart, energies differ by the mean force."""
     require("qe")
     labels, files = read_files(
-        Labels(code="qe", settings=SETTINGS, electron_temperature="fparam"), Path()
+        LabelSettings(code="qe", settings=SETTINGS, electron_temperature="fparam"), Path()
     )
     frame, way = aluminium(), direction((4, 3), seed=1)
     moved = replace(frame, positions=frame.positions + 0.02 * way)
@@ -126,7 +133,7 @@ def test_hot_electrons_are_labelled_with_their_free_energy(tmp_path: Path) -> No
     found = label_frames(
         spec, make_recipe(labels), files, [heated(each, "fparam", kelvin) for each, kelvin in at]
     )
-    further, hot, cold = (each for each in found if isinstance(each, Label))
+    further, hot, cold = (each for each in found if isinstance(each, FrameLabel))
     assert cold.energy - hot.energy > 2.0
     assert np.abs(hot.forces - cold.forces).max() > 0.05
     along = float(((hot.forces + further.forces) / 2 * way).sum())
@@ -231,8 +238,8 @@ def test_an_output_cut_off_is_no_label(
 def test_a_label_through_the_handler_with_the_campaigns_own_files(
     done: tuple[Outcome, Path],
 ) -> None:
-    labels, files = read_files(Labels(code="qe", settings=SETTINGS), Path())
+    labels, files = read_files(LabelSettings(code="qe", settings=SETTINGS), Path())
     spec = Spec.model_validate({**CAMPAIGN, "labels": labels.model_dump()})
     (label,) = label_frames(spec, make_recipe(labels), files, [aluminium()])
-    assert isinstance(label, Label)
+    assert isinstance(label, FrameLabel)
     assert label.energy == pytest.approx(done[0].energies[0], abs=1e-6)

@@ -18,16 +18,16 @@ import psutil
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from dpstream.devcluster.rabbitmq import RabbitNode, TlsFiles
-from dpstream.devcluster.waiting import within
-from shared.codec import MAX_BODY
-from shared.errors import BusError, Refused, Unroutable
-from shared.ports import Delivery, Outgoing, Subscription
-from shared.rabbit import RabbitBus, RabbitSettings
-from shared.rabbit_declared import queue_arguments
-from shared.topology import COORDINATOR, DEADLETTERS, TOPOLOGY, declared
-from tests.authority import Authority
-from tests.rabbit_server import require_rabbitmq
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode, TlsFiles
+from dpstream.deploy.devcluster.waiting import within
+from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
+from dpstream.shared.bus.rabbit_queues import queue_arguments
+from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS, TOPOLOGY, declared
+from dpstream.shared.codec import MAX_BODY
+from dpstream.shared.errors import BusError, Refused, Unroutable
+from dpstream.shared.ports import Delivery, Outgoing, Subscription
+from tests.support.certificate_authority import Authority
+from tests.support.rabbit_server import require_rabbitmq
 
 Connect = Callable[..., RabbitBus]
 
@@ -212,7 +212,7 @@ def test_a_consumer_that_the_broker_forgets_subscribes_anew(
     queue: str, rabbit_node: RabbitNode, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queue deleted and declared again at once: no word to its consumer, and no delivery."""
-    monkeypatch.setattr("shared.rabbit_subscription.SILENCE", 1.0)
+    monkeypatch.setattr("dpstream.shared.bus.rabbit_subscription.SILENCE", 1.0)
     bus = connect()
     subscription = bus.consume(queue)
     with pika.BlockingConnection(pika.URLParameters(rabbit_node.url)) as other:
@@ -488,7 +488,7 @@ def test_a_node_listens_to_this_machine_only_and_keeps_its_secrets(rabbit_node: 
 STARTS = """
 import sys
 from pathlib import Path
-from dpstream.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 RabbitNode(Path(sys.argv[1])).start()
 """
 
@@ -508,7 +508,7 @@ def test_a_stopped_node_leaves_nothing_running(
     RabbitNode(tmp_path / "node").start()  # it runs: nothing to do
     assert node.pid is not None
     os.kill(node.pid, signal.SIGSTOP)  # it does not listen
-    monkeypatch.setattr("dpstream.devcluster.rabbitmq.STOP_SECONDS", 1.0)
+    monkeypatch.setattr("dpstream.deploy.devcluster.rabbitmq.STOP_SECONDS", 1.0)
     RabbitNode(tmp_path / "node").stop()  # as another process would
     assert node.pid is None
     node.stop()
@@ -530,7 +530,7 @@ def _read(path: Path) -> str:
 def test_a_missing_server_is_said_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.devcluster.rabbitmq.DEBIAN_SCRIPT", tmp_path / "absent")
+    monkeypatch.setattr("dpstream.deploy.devcluster.rabbitmq.DEBIAN_SCRIPT", tmp_path / "absent")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BusError, match=r"apt-get install .*rabbitmq-server"):
         RabbitNode(tmp_path / "node").start()

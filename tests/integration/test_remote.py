@@ -16,15 +16,15 @@ import pytest
 import yaml
 
 from dpstream import cli
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from services.coordinator.ledger import load_state, verdict
-from shared import messages as m
-from shared.codec import encode, topic_of
-from shared.ports import Outgoing
-from shared.settings import Settings
-from tests.integration.deployed import Deployment, wait_until
-from tests.unit.world import World
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.settings import Settings
+from tests.support.campaign_simulator import CampaignSimulator
+from tests.support.deployment import Deployment, wait_until
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 SPEC = {
@@ -228,8 +228,10 @@ def test_heartbeats_are_seen_where_there_is_a_broker(deployment: Deployment, cal
     _, api = deployment.api()
     call("submit", "small.yaml")
     command = next(iter(load_state(deployment.store, "small").tasks.values())).command
-    claimed = World().answer(command)[0]
-    beat = m.TaskHeartbeat(**World.envelope(command, "beat"), worker="w7", progress="cycle 12")
+    claimed = CampaignSimulator().answer(command)[0]
+    beat = m.TaskHeartbeat(
+        **CampaignSimulator.envelope(command, "beat"), worker="w7", progress="cycle 12"
+    )
     with closing(deployment.bus()) as bus, api:
         bus.publish([Outgoing(encode(e), topic=topic_of(e)) for e in (claimed, beat)])
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from dpstream.devcluster.ports import free_ports
-from dpstream.devcluster.seaweed import SeaweedServer
-from shared.errors import DigestMismatch, Refused, StoreError
-from shared.ports import Store
-from shared.s3 import FORBID_OVERWRITE, IF_NONE_MATCH, S3Settings, S3Store
-from tests.integration.s3_faults import Bucket, Proxy
-from tests.s3_server import BUCKET
+from dpstream.deploy.devcluster.free_ports import free_ports
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.shared.errors import DigestMismatch, Refused, StoreError
+from dpstream.shared.ports import Store
+from dpstream.shared.store.s3 import FORBID_OVERWRITE, IF_NONE_MATCH, S3Settings, S3Store
+from tests.support.faulty_s3 import Bucket, Proxy
+from tests.support.s3_server import BUCKET
 
 BIG = 20_000_000
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-import dpstream.devcluster.seaweed as seaweed_module
-from dpstream.devcluster.ports import free_ports
-from dpstream.devcluster.rabbitmq import TlsFiles
-from dpstream.devcluster.seaweed import SeaweedServer
-from dpstream.devcluster.waiting import within
-from shared.errors import Refused, StoreError
-from shared.s3 import S3Store
-from tests.authority import Authority
-from tests.s3_server import require_seaweed
+import dpstream.deploy.devcluster.seaweed as seaweed_module
+from dpstream.deploy.devcluster.free_ports import free_ports
+from dpstream.deploy.devcluster.rabbitmq import TlsFiles
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.deploy.devcluster.waiting import within
+from dpstream.shared.errors import Refused, StoreError
+from dpstream.shared.store.s3 import S3Store
+from tests.support.certificate_authority import Authority
+from tests.support.s3_server import require_seaweed
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 
 from benchmarks.services import campaigns
 from benchmarks.services.crew import label_nothing
-from dpstream.devcluster.rabbitmq import RabbitNode
-from services.coordinator.backlog import MINIMUM
-from services.coordinator.service import Coordinator
-from shared import messages as m
-from shared.context import Context
-from shared.embedded import FolderStore
-from shared.rabbit import RabbitBus, RabbitSettings
-from shared.worker import Worker
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.task_queue import MINIMUM
+from dpstream.shared import messages as m
+from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.store.folder import FolderStore
 
 MANY, FEW = 400, MINIMUM
 PROMPT = 60.0
@@ -39,11 +39,11 @@ class Crew:
         self.worker = Worker("w", self.buses[1], self.store, queue, handlers, None, folder / "tmp")
         self.worker.stopping = self.stopping
 
-    def label(self, bench: None, command: m.Label, context: Context) -> m.LabelsDone:
+    def label(self, resources: None, command: m.Label, context: Context) -> m.LabelsDone:
         with self.more:
             self.done.append(command.campaign)
             self.more.notify()
-        return label_nothing(bench, command, context)
+        return label_nothing(resources, command, context)
 
     def submit(self, name: str, tasks: int) -> None:
         campaigns.empty(self.store, name, tasks, bundle=1)

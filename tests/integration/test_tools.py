@@ -17,15 +17,16 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
-import dpstream.label
-from dpstream import cli, doctor
-from dpstream.calculators import RecipeCalculator
-from dpstream.imported import read_labelled
-from dpstream.recipe_file import read_recipe
-from dpstream.relabel import at_desk
-from shared.embedded import FolderStore
-from shared.errors import Permanent
-from shared.values import Accepted, Rejected
+import dpstream.commands.label
+from dpstream import cli
+from dpstream.commands import doctor
+from dpstream.inputs.read_labelled import read_labelled
+from dpstream.properties.calculators import RecipeCalculator
+from dpstream.running.label_here import frame_labeler
+from dpstream.running.recipe_file import read_recipe
+from dpstream.shared.errors import Permanent
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Accepted, Rejected
 
 EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
 Call = Callable[..., tuple[int, str]]
@@ -95,15 +96,15 @@ def test_asked_to_stop_label_keeps_what_is_done(
 ) -> None:
     write("frames.extxyz", rattled(12))
     words = ("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
-    hear = dpstream.label.Job._hear
+    hear = dpstream.commands.label.Job._hear
 
-    def heard(job: dpstream.label.Job, verdict: Accepted | Rejected) -> None:
+    def heard(job: dpstream.commands.label.Job, verdict: Accepted | Rejected) -> None:
         hear(job, verdict)
         if len(job.accepted) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as changed:
-        changed.setattr(dpstream.label.Job, "_hear", heard)
+        changed.setattr(dpstream.commands.label.Job, "_hear", heard)
         status, said = call(*words)
     assert status == 130
     done = len(list(Path("runs/labels").rglob("*.json")))
@@ -154,9 +155,9 @@ def test_the_recipe_as_calculator_gives_what_the_code_gives_and_remembers(tmp_pa
     expected = atoms.copy()
     expected.calc = EMT()
     store = FolderStore(tmp_path / "root")
-    with at_desk(method, store, "test", threading.Event()) as desk:
+    with frame_labeler(method, store, "test", threading.Event()) as open_campaign:
         for reused in (False, True):
-            calculator = RecipeCalculator(desk)
+            calculator = RecipeCalculator(open_campaign)
             atoms.calc = calculator
             assert atoms.get_forces() == pytest.approx(expected.get_forces(), abs=1e-4)
             assert atoms.get_stress() == pytest.approx(expected.get_stress(), abs=1e-6)

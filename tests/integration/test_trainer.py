@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer import checkpoints
-from services.trainer.handlers import HANDLERS
-from services.trainer.training_input import BACKENDS, Run, build_input
-from shared.context import Context
-from shared.dataset import load_dataset, write_deepmd
-from shared.errors import EngineCrashed, EngineError, Permanent, Stopped
-from shared.frames import Frame, Label
-from shared.messages import MemberTrained, Train
-from shared.values import Ref
-from tests.integration.trainer_world import World, spec_of
+from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.handlers import HANDLERS
+from dpstream.services.trainer.training_input import BACKENDS, TrainingRun, build_input
+from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
+from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped
+from dpstream.shared.messages import MemberTrained, Train
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.values import Ref
+from tests.support.trainer import World, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
 
@@ -82,7 +82,7 @@ def test_the_loss_curve_is_kept(world: World, trained: MemberTrained) -> None:
 
 def test_same_command_same_model_to_the_bit(world: World, short: MemberTrained) -> None:
     """In another process too, which hashes its strings in another order; not with another seed."""
-    world.bench.close()
+    world.resources.close()
     again = world.train({"compress": False}, steps=40)
     other = world.train({"compress": False}, steps=40, seed=12)
     assert again.frozen.sha256 == short.frozen.sha256 != other.frozen.sha256
@@ -105,7 +105,7 @@ def test_checkpoints_are_announced_and_gone_on_from(world: World) -> None:
     stopper = threading.Thread(target=stop_after_checkpoint, args=(context,))
     stopper.start()
     with pytest.raises(Stopped):
-        HANDLERS[Train](world.bench, command, context)
+        HANDLERS[Train](world.resources, command, context)
     stopper.join()
     saved = world.saved()
     assert saved
@@ -170,7 +170,7 @@ def test_periodic_virials_are_learned_and_measured(world: World) -> None:
         atoms.calc = EMT()
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
         frame = Frame(tuple(atoms.get_chemical_symbols()), atoms.positions, np.array(atoms.cell[:]))
-        label = Label(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
+        label = FrameLabel(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
         loose.append(world.label(frame, label))
     manifest = world.manifest(9, labels=loose)
     loss = {"start_pref_f": 10.0, "start_pref_v": 100.0, "limit_pref_v": 100.0}
@@ -193,14 +193,14 @@ def test_input_deepmd_refuses_is_permanent_and_says_why(world: World) -> None:
 
 def test_element_outside_the_type_map_is_permanent(world: World) -> None:
     frame = Frame(("He",), np.zeros((1, 3)))
-    loose = world.label(frame, Label(0.0, np.zeros((1, 3))))
+    loose = world.label(frame, FrameLabel(0.0, np.zeros((1, 3))))
     with pytest.raises(Permanent, match="He not in type_map"):
         world.train(dataset=world.manifest(8, labels=[loose]))
 
 
 def test_missing_backend_is_permanent_and_names_the_package(world: World) -> None:
     with pytest.raises(EngineError, match=r"pip install 'dpstream\[jax\]'") as caught:
-        world.bench.engine.call("train", {"folder": str(world.root), "backend": "jax"})
+        world.resources.engine.call("train", {"folder": str(world.root), "backend": "jax"})
     assert caught.value.kind == "MissingBackend"
 
 
@@ -211,7 +211,7 @@ def test_defaults_pass_deepmds_own_check(world: World) -> None:
     training = spec_of().training
     cosine = {"type": "cosine", "start_lr": 1e-3, "stop_lr": 1e-6}
     schedules = [{}, {"learning_rate": cosine}, {"learning_rate": {"stop_lr_ratio": 1e-3}}]
-    runs = [Run(("H", "C"), ("x",), 500, 3, 0, warm=warm) for warm in (False, True)]
+    runs = [TrainingRun(("H", "C"), ("x",), 500, 3, 0, warm=warm) for warm in (False, True)]
     documents = [
         build_input(training.model_copy(update={"input": schedule}), run)
         for schedule in schedules
@@ -228,7 +228,7 @@ def test_engine_killed_in_the_middle_is_a_crash(world: World) -> None:
     killer = threading.Thread(target=kill_while_training, args=(world, context))
     killer.start()
     with pytest.raises(EngineCrashed):
-        HANDLERS[Train](world.bench, command, context)
+        HANDLERS[Train](world.resources, command, context)
     killer.join()
     assert world.train({"compress": False}, steps=5).steps == 5
 
@@ -237,8 +237,8 @@ def kill_while_training(world: World, context: Context) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (context.scratch / "lcurve.out").exists():
         time.sleep(0.05)
-    assert world.bench.engine.pid is not None
-    os.kill(world.bench.engine.pid, signal.SIGKILL)
+    assert world.resources.engine.pid is not None
+    os.kill(world.resources.engine.pid, signal.SIGKILL)
 
 
 def test_time_limit_ends_the_training(world: World) -> None:

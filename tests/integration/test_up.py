@@ -18,17 +18,17 @@ import psutil
 import pytest
 
 from dpstream import cli
-from dpstream.devcluster import cluster as module
-from dpstream.devcluster import rabbitmq, seaweed
-from dpstream.devcluster.cluster import Cluster
-from dpstream.devcluster.processes import Process, end, spawn
-from services.coordinator.ledger import load_state
-from shared.connect import connect_store
-from shared.ports import Store
-from shared.settings import StoreSettings
-from tests.e2e.campaign import COLD, wait_until, write_spec
-from tests.rabbit_server import require_rabbitmq
-from tests.s3_server import require_seaweed
+from dpstream.deploy.devcluster import cluster as module
+from dpstream.deploy.devcluster import rabbitmq, seaweed
+from dpstream.deploy.devcluster.cluster import Cluster
+from dpstream.deploy.devcluster.processes import ProcessRecord, end, spawn
+from dpstream.services.coordinator.ledger.ledger import load_state
+from dpstream.shared.connect import connect_store
+from dpstream.shared.ports import Store
+from dpstream.shared.settings import StoreSettings
+from tests.support.rabbit_server import require_rabbitmq
+from tests.support.s3_server import require_seaweed
+from tests.support.small_campaign import COLD, wait_until, write_spec
 
 PROMPT = 60.0
 HASTE = {"DPSTREAM_LEASE_SECONDS": "10", "DPSTREAM_TASK_HEARTBEAT": "1"}
@@ -90,7 +90,7 @@ class Site:
 
     def kill(self, name: str) -> None:
         os.kill(self.pid(name), signal.SIGKILL)
-        wait_until(lambda: Process.find(self.pid(name)) is None)
+        wait_until(lambda: ProcessRecord.find(self.pid(name)) is None)
 
     def processes(self) -> list[psutil.Process]:
         """Whatever runs on this machine and has to do with the folder."""
@@ -280,13 +280,13 @@ def test_a_second_command_for_the_same_folder_is_told(refused: Refused, tmp_path
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, Process]]]:
+def started(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, ProcessRecord]]]:
     children: list[subprocess.Popen[bytes]] = []
 
-    def start(program: str) -> tuple[subprocess.Popen[bytes], Process]:
+    def start(program: str) -> tuple[subprocess.Popen[bytes], ProcessRecord]:
         child = spawn([sys.executable, "-c", program], {}, tmp_path, tmp_path / "log")
         children.append(child)
-        process = Process.find(child.pid)
+        process = ProcessRecord.find(child.pid)
         assert process is not None
         return child, process
 

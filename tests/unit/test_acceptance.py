@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.labeler.acceptance import (
+from dpstream.services.labeler.acceptance import (
     AFTER,
     BEFORE,
-    Limits,
+    AcceptanceLimits,
     Outcome,
     check_after,
     check_before,
 )
-from services.labeler.codes.ase import Ase
-from services.labeler.codes.pyscf import Pyscf
-from services.labeler.codes.tblite import Tblite
-from shared.frames import Frame, Label
-from shared.values import Recipe
+from dpstream.services.labeler.codes.ase import Ase
+from dpstream.services.labeler.codes.pyscf import Pyscf
+from dpstream.services.labeler.codes.tblite import Tblite
+from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.values import Recipe
 
 WATER = Frame(("H", "H", "O"), np.array([[0.76, 0.59, 0], [-0.76, 0.59, 0], [0, 0, 0.0]]))
 BOXED = Frame(WATER.species, WATER.positions, np.eye(3) * 9.0)
@@ -37,7 +37,9 @@ def recipe(charge: int = 0, multiplicity: int = 1) -> Recipe:
     return Recipe(code="tblite", version="1", settings={}, charge=charge, multiplicity=multiplicity)
 
 
-def rule_before(frame: Frame, code: Any = None, limits: Limits = Limits(), **spin: int) -> str:
+def rule_before(
+    frame: Frame, code: Any = None, limits: AcceptanceLimits = AcceptanceLimits(), **spin: int
+) -> str:
     broken = check_before(frame, recipe(**spin), code or Tblite(), limits)
     return "" if broken is None else broken.rule
 
@@ -55,11 +57,11 @@ def test_sound_frames_may_be_computed() -> None:
 
 def test_close_atoms_are_named_with_their_distance() -> None:
     close = shifted(WATER, 0, [0.3, 0, 0])
-    broken = check_before(close, recipe(), Tblite(), Limits())
+    broken = check_before(close, recipe(), Tblite(), AcceptanceLimits())
     assert broken is not None
     assert broken.rule == "min-distance"
     assert "0.300 Å" in broken.detail
-    assert rule_before(close, limits=Limits(min_distance=0.29)) == ""
+    assert rule_before(close, limits=AcceptanceLimits(min_distance=0.29)) == ""
 
 
 def test_atoms_close_to_a_periodic_image_count() -> None:
@@ -107,7 +109,7 @@ def test_a_molecular_code_takes_no_cell() -> None:
 
 def test_a_metals_primitive_cell_needs_force() -> None:
     assert rule_before(AL, multiplicity=2) == "refused"
-    assert rule_before(AL, limits=Limits(force=True), multiplicity=2) == ""
+    assert rule_before(AL, limits=AcceptanceLimits(force=True), multiplicity=2) == ""
     wide = Frame(("Al",), np.zeros((1, 3)), np.eye(3) * 8.1)
     assert rule_before(wide, multiplicity=2) == ""
     salt = Frame(("Cl", "Na"), np.array([[0, 0, 0], [2.8, 0, 0]]), np.eye(3) * 5.6)
@@ -131,8 +133,8 @@ def test_broken_geometry_is_a_rejection_not_an_exception(frame: Frame, rule: str
 
 
 def test_a_sound_outcome_is_a_label() -> None:
-    assert check_after(WATER, GOOD, Limits()) is None
-    assert check_after(BOXED, GOOD, Limits()) is None
+    assert check_after(WATER, GOOD, AcceptanceLimits()) is None
+    assert check_after(BOXED, GOOD, AcceptanceLimits()) is None
     assert GOOD.label().energy == -138.0
 
 
@@ -168,7 +170,7 @@ NAN = np.full((3, 3), np.nan)
     ],
 )
 def test_each_rule_has_a_fact_that_breaks_it(facts: dict[str, Any], rule: str) -> None:
-    broken = check_after(BOXED, replace(GOOD, **facts), Limits())
+    broken = check_after(BOXED, replace(GOOD, **facts), AcceptanceLimits())
     assert broken is not None
     assert broken.rule == rule
 
@@ -181,18 +183,18 @@ def test_every_rule_is_broken_by_some_row() -> None:
 
 def test_an_outcome_without_forces_breaks_no_later_rule_first() -> None:
     nothing = Outcome()
-    broken = check_after(WATER, nothing, Limits())
+    broken = check_after(WATER, nothing, AcceptanceLimits())
     assert broken is not None
     assert broken.rule == "one-energy"
 
 
 def test_a_molecule_needs_no_virial() -> None:
-    assert check_after(WATER, replace(GOOD, virial=None), Limits()) is None
+    assert check_after(WATER, replace(GOOD, virial=None), AcceptanceLimits()) is None
 
 
 def test_what_the_code_said_is_kept() -> None:
     broken = check_after(
-        WATER, replace(GOOD, not_converged=True, messages=("250 cycles",)), Limits()
+        WATER, replace(GOOD, not_converged=True, messages=("250 cycles",)), AcceptanceLimits()
     )
     assert broken is not None
     assert broken.detail.endswith("250 cycles")
@@ -212,8 +214,8 @@ def test_facts_survive_json_to_the_bit() -> None:
 
 
 def test_a_stored_label_is_judged_by_the_same_rules() -> None:
-    stored = Outcome.of_label(WATER, Label(-1.0, HOT))
-    assert check_after(WATER, stored, Limits(max_force=52.0)) is None
-    broken = check_after(WATER, stored, Limits(max_force=51.0))
+    stored = Outcome.of_label(WATER, FrameLabel(-1.0, HOT))
+    assert check_after(WATER, stored, AcceptanceLimits(max_force=52.0)) is None
+    broken = check_after(WATER, stored, AcceptanceLimits(max_force=51.0))
     assert broken is not None
     assert broken.rule == "max-force"

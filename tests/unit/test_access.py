@@ -12,21 +12,21 @@ from typing import Any, get_type_hints
 import pytest
 from typer.testing import CliRunner
 
-import services.explorer.handlers as explorer
-import services.labeler.handlers as labeler
-import services.trainer.handlers as trainer
-from dpstream.access import parse_deployment, parse_users, write_access
-from dpstream.commands import app
-from dpstream.policies import DIALECTS, hashed, permission, policy, topic_permission
-from services.coordinator.ledger import finished_uri
-from shared import messages as m
-from shared.access import CLAIMS, INPUTS, LABELS, PROBES, PROPOSALS, RESULTS, ROLES, Role
-from shared.codec import ADAPTER, kind_of
-from shared.errors import SpecError
-from shared.s3 import PROBES as PROBED
-from shared.topology import TOPOLOGY, declared
-from shared.values import campaign_uri, label_uri
-from shared.worker import claim_uri
+import dpstream.services.explorer.handlers as explorer
+import dpstream.services.labeler.handlers as labeler
+import dpstream.services.trainer.handlers as trainer
+from dpstream.commands.campaigns import app
+from dpstream.deploy.access_files import parse_deployment, parse_users, write_access
+from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permission
+from dpstream.services.coordinator.ledger.ledger import finished_uri
+from dpstream.shared import messages as m
+from dpstream.shared.access import CLAIMS, INPUTS, LABELS, PROBES, PROPOSALS, RESULTS, ROLES, Role
+from dpstream.shared.bus.topology import TOPOLOGY, declared
+from dpstream.shared.codec import ADAPTER, kind_of
+from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.store.s3 import PROBES as PROBED
+from dpstream.shared.values import campaign_uri, label_uri
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,

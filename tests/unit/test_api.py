@@ -16,17 +16,18 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
-from services.coordinator.api import STUCK, make_app, serving
-from services.coordinator.books import Books
-from services.coordinator.metrics import Metrics
-from services.coordinator.settings import CoordinatorSettings
-from shared import messages as m
-from shared.embedded import FolderStore, InProcessBus
-from shared.errors import SpecError
-from shared.settings import read_settings
-from tests.contract.faults import FlakyStore
+from dpstream.services.coordinator.http.api import STUCK, make_app, serving
+from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.settings import CoordinatorSettings
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.errors import SpecError
+from dpstream.shared.settings import read_settings
+from dpstream.shared.store.folder import FolderStore
+from tests.support.campaign_simulator import key
+from tests.support.faulty_adapters import FlakyStore
 from tests.unit.test_coordinator import Site, first_task, quietly, small
-from tests.unit.world import key
 
 __all__ = ["quietly"]
 TOKEN = "a token of some length"
@@ -38,8 +39,10 @@ def site(tmp_path: Path) -> Site:
 
 
 def client(site: Site, token: str | None = None, **options: Any) -> TestClient:
-    books = Books(site.coordinator)
-    app = make_app(books, Metrics(books), SecretStr(token) if token else None)
+    read_access = ReadAccess(site.coordinator)
+    app = make_app(
+        read_access, CoordinatorMetrics(read_access), SecretStr(token) if token else None
+    )
     return TestClient(app, base_url="http://127.0.0.1:8080", **options)
 
 
@@ -53,10 +56,10 @@ def get(site: Site, path: str) -> Any:
 
 
 def test_a_campaign_at_work(site: Site) -> None:
-    desk = site.submit(small())
-    while desk.state.round is None or not desk.state.round.conditions:
+    open_campaign = site.submit(small())
+    while open_campaign.state.round is None or not open_campaign.state.round.conditions:
         site.work()
-        site.turn()
+        site.step()
     (one,) = get(site, "/campaigns")["campaigns"]
     assert one == get(site, "/campaigns/world")
     where = [one[field] for field in ("standing", "stage", "version", "round")]
@@ -75,36 +78,36 @@ def test_a_campaign_at_work(site: Site) -> None:
         "train": {"done": 2},
     }
     site.work()
-    site.turn()
+    site.step()
     assert get(site, "/campaigns/world")["shares"] == {
         "methane 50 K": {"accurate": 16, "candidate": 4, "failed": 0}
     }
 
 
 def test_the_members_errors_and_the_audit_are_told(site: Site) -> None:
-    desk = site.submit(small())
-    while not desk.state.version:
+    open_campaign = site.submit(small())
+    while not open_campaign.state.version:
         site.work()
-        site.turn()
+        site.step()
     errors = get(site, "/campaigns/world")["errors"]
     assert [(e["version"], e["member"], e["train"]) for e in errors] == [(1, 0, 0.03), (1, 1, 0.03)]
-    while desk.state.stage.audit is None:
+    while open_campaign.state.stage.audit is None:
         site.work()
-        site.turn()
+        site.step()
     one = get(site, "/campaigns/world")
-    audit = desk.state.stage.audit
+    audit = open_campaign.state.stage.audit
     assert one["audit"]["force"] == audit.force
     assert one["audit"]["frames"] == audit.frames
 
 
 def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
-    desk = site.submit(small())
-    while desk.state.stage.audit is None:
+    open_campaign = site.submit(small())
+    while open_campaign.state.stage.audit is None:
         site.work()
-        site.turn()
-    stage = desk.state.stage
+        site.step()
+    stage = open_campaign.state.stage
     unbounded = stage.audit.model_copy(update={"force_upper": float("inf")})  # type: ignore[union-attr]
-    desk.state = desk.state.model_copy(
+    open_campaign.state = open_campaign.state.model_copy(
         update={"stage": stage.model_copy(update={"audit": unbounded})}
     )
     assert get(site, "/campaigns/world")["audit"]["force_upper"] is None
@@ -113,7 +116,7 @@ def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
 def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
     site.submit(small())
     site.say(m.CampaignPaused(id="p", campaign="world", time=0.0, why="the power goes"))
-    site.turn()
+    site.step()
     one = get(site, "/campaigns/world")
     assert (one["standing"], one["paused"]) == ("paused", "the power goes")
 
@@ -122,7 +125,7 @@ def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> Non
     site.submit(small())
     state = site.finish()
     site.hire().open_all()
-    assert not site.coordinator.desks
+    assert not site.coordinator.open_campaigns
     (line,) = get(site, "/campaigns")["campaigns"]
     assert (line["standing"], line["verdict"]) == ("finished", "converged")
     one = get(site, "/campaigns/world")
@@ -146,7 +149,7 @@ def test_tasks_name_their_worker_and_progress(site: Site) -> None:
     _, command = first_task(site)
     site.say(site.world.answer(command)[0])
     site.heartbeat(command)
-    site.turn()
+    site.step()
     (running,) = get(site, "/campaigns/world/tasks?status=running")
     assert running == {
         "task": command.task,
@@ -164,13 +167,13 @@ def test_tasks_name_their_worker_and_progress(site: Site) -> None:
 
 
 def test_labels_by_status(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.claim(command)
     site.say(*site.world.answer(command))
-    site.turn()
+    site.step()
     done = get(site, "/campaigns/world/labels?status=labelled")
     assert {label["key"] for label in done} == {f.key for f in command.frames}  # type: ignore[attr-defined]
-    frames = desk.state.frames
+    frames = open_campaign.state.frames
     assert all(label["label"] == frames[label["key"]].label.uri for label in done)  # type: ignore[union-attr]
     assert len(get(site, "/campaigns/world/labels")) == 6
 
@@ -227,11 +230,11 @@ def test_the_api_describes_itself(site: Site) -> None:
 
 
 def test_metrics_count_what_the_books_hold(site: Site) -> None:
-    books = Books(site.coordinator)
-    metrics = Metrics(books)
-    desk = site.submit(small())
+    read_access = ReadAccess(site.coordinator)
+    metrics = CoordinatorMetrics(read_access)
+    open_campaign = site.submit(small())
     site.work()
-    site.turn()
+    site.step()
     families = {f.name: f for f in text_string_to_metric_families(metrics.text().decode())}
     tasks = {
         (s.labels["kind"], s.labels["status"]): s.value for s in families["dpstream_tasks"].samples
@@ -247,12 +250,15 @@ def test_metrics_count_what_the_books_hold(site: Site) -> None:
     assert decided["dpstream_decide_seconds_count"] >= 3
     assert {"dpstream_pool_frames", "dpstream_committee_version"} <= set(families)
     assert {"dpstream_dead_letters", "dpstream_audit_force_rmse"} <= set(families)
-    assert desk.state.version == 0
+    assert open_campaign.state.version == 0
 
 
 def test_two_coordinators_in_one_process_do_not_share_metrics(site: Site, tmp_path: Path) -> None:
     other = Site(FolderStore(tmp_path / "other"))
-    first, second = Metrics(Books(site.coordinator)), Metrics(Books(other.coordinator))
+    first, second = (
+        CoordinatorMetrics(ReadAccess(site.coordinator)),
+        CoordinatorMetrics(ReadAccess(other.coordinator)),
+    )
     site.submit(small())
     assert b'campaign="world"' in first.text()
     assert b'campaign="world"' not in second.text()
@@ -373,8 +379,11 @@ def test_settings_are_frozen() -> None:
 @pytest.fixture
 def served(site: Site) -> Iterator[str]:
     site.submit(small())
-    books = Books(site.coordinator)
-    with serving(make_app(books, Metrics(books), None), "127.0.0.1", 0) as (host, port):
+    read_access = ReadAccess(site.coordinator)
+    with serving(make_app(read_access, CoordinatorMetrics(read_access), None), "127.0.0.1", 0) as (
+        host,
+        port,
+    ):
         yield f"http://{host}:{port}"
 
 
@@ -410,8 +419,8 @@ def test_the_dashboard_is_one_page_that_loads_nothing_from_elsewhere(served: str
 
 def test_an_address_in_use_is_one_line(site: Site, served: str) -> None:
     port = int(served.rpartition(":")[2])
-    books = Books(site.coordinator)
-    app = make_app(books, Metrics(books), None)
+    read_access = ReadAccess(site.coordinator)
+    app = make_app(read_access, CoordinatorMetrics(read_access), None)
     with (
         pytest.raises(SpecError, match=f"127.0.0.1:{port}: cannot serve there"),
         serving(app, "127.0.0.1", port),

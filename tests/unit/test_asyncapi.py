@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from shared import messages as m
-from shared.asyncapi import document
-from shared.codec import topic_of
-from shared.topology import declared, matches
+from dpstream.shared import messages as m
+from dpstream.shared.asyncapi import document
+from dpstream.shared.bus.topology import declared, matches
+from dpstream.shared.codec import topic_of
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "asyncapi.json"
 INTERNAL = {m.LeaseLapsed, m.TaskRevoked, m.ManifestFrozen, m.TrainingJudged, m.RoundJudged}

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from services.explorer.audit import effective_frames, summarise, upper_mean, upper_share
+from dpstream.services.explorer.statistics.audit import (
+    effective_frames,
+    summarise,
+    upper_mean,
+    upper_share,
+)
 
 
 def audit(squared, origins, *, error=None, accurate=None, failed=None, weights=None, eps=None):

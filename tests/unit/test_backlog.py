@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.backlog import MINIMUM, Backlog
-from shared.codec import decode
-from shared.embedded import InProcessBus
-from shared.errors import BusError
-from shared.messages import Command, Explore, Label, Reference, Train
-from shared.values import FrameRef
-from tests.contract.faults import FlakyBus, first
+from dpstream.services.coordinator.task_queue import MINIMUM, TaskQueue
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import decode
+from dpstream.shared.errors import BusError
+from dpstream.shared.messages import Command, Explore, Label, Reference, Train
+from dpstream.shared.values import FrameRef
+from tests.support.campaign_simulator import key, ref
+from tests.support.faulty_adapters import FlakyBus, first
 from tests.unit.test_convergence import train_command
-from tests.unit.world import key, ref
 
 FRAME = FrameRef(batch=ref("batch"), index=0, key=key("frame"))
 
@@ -54,138 +54,138 @@ def tasks(bus: InProcessBus, queue: str) -> list[str]:
     return [message.task for message in drained(bus, queue)]
 
 
-def backlog_of(count: int, kind: type[Command] = Explore) -> Backlog:
-    backlog = Backlog(reissue_after=600.0)
+def backlog_of(count: int, kind: type[Command] = Explore) -> TaskQueue:
+    task_queue = TaskQueue(reissue_after=600.0)
     for number in range(count):
-        backlog.add(command(kind, number), 0.0)
-    return backlog
+        task_queue.add(command(kind, number), 0.0)
+    return task_queue
 
 
 def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
-    bus, backlog = InProcessBus(), backlog_of(100)
-    backlog.publish(bus, 0.0, share=1)
+    bus, task_queue = InProcessBus(), backlog_of(100)
+    task_queue.publish(bus, 0.0, share=1)
     assert tasks(bus, "explore") == [f"explore-{i}" for i in range(MINIMUM)]
-    backlog.publish(bus, 1.0, share=1)
+    task_queue.publish(bus, 1.0, share=1)
     assert tasks(bus, "explore") == []
     for number in (3, 5):
-        backlog.claimed(f"explore-{number}")
-    backlog.publish(bus, 2.0, share=1)
+        task_queue.claimed(f"explore-{number}")
+    task_queue.publish(bus, 2.0, share=1)
     assert tasks(bus, "explore") == ["explore-20", "explore-21"]
 
 
 def test_the_limit_of_a_queue_is_twice_its_busy_workers() -> None:
-    bus, backlog = InProcessBus(), backlog_of(50)
+    bus, task_queue = InProcessBus(), backlog_of(50)
     for number in range(50):
-        backlog.add(command(Label, number), 0.0)
-    backlog.publish(bus, 0.0, share=1, busy={"explore": 15, "label.tblite": 3})
+        task_queue.add(command(Label, number), 0.0)
+    task_queue.publish(bus, 0.0, share=1, busy={"explore": 15, "label.tblite": 3})
     assert len(tasks(bus, "explore")) == 30
     assert len(tasks(bus, "label.tblite")) == MINIMUM
 
 
 def test_workers_are_busy_from_claim_to_end() -> None:
-    backlog = backlog_of(3)
+    task_queue = backlog_of(3)
     for number in (0, 1, 1):  # heard of twice
-        backlog.started(command(Explore, number))
-    assert backlog.busy == {"explore": 2}
-    backlog.ended("explore-0")
-    backlog.ended("explore-0")
-    backlog.add(command(Explore, 1, attempt=2), 0.0)  # its worker is lost
-    assert backlog.busy["explore"] == 0
+        task_queue.started(command(Explore, number))
+    assert task_queue.busy == {"explore": 2}
+    task_queue.ended("explore-0")
+    task_queue.ended("explore-0")
+    task_queue.add(command(Explore, 1, attempt=2), 0.0)  # its worker is lost
+    assert task_queue.busy["explore"] == 0
 
 
 @pytest.mark.parametrize(("share", "published"), [(1, 20), (2, 10), (3, 6), (50, 1)])
 def test_campaigns_share_equally(share: int, published: int) -> None:
-    bus, backlog = InProcessBus(), backlog_of(100)
-    backlog.publish(bus, 0.0, share)
+    bus, task_queue = InProcessBus(), backlog_of(100)
+    task_queue.publish(bus, 0.0, share)
     assert len(tasks(bus, "explore")) == published
 
 
 def test_labels_go_before_reference_dynamics_whenever_they_came() -> None:
-    bus, backlog = InProcessBus(), backlog_of(MINIMUM, Reference)
-    backlog.add(command(Label), 0.0)
-    backlog.publish(bus, 0.0, share=1)
+    bus, task_queue = InProcessBus(), backlog_of(MINIMUM, Reference)
+    task_queue.add(command(Label), 0.0)
+    task_queue.publish(bus, 0.0, share=1)
     assert tasks(bus, "label.tblite") == ["label-0", "reference-0"]
 
 
 def test_one_reference_dynamics_at_a_time_waits_for_a_worker() -> None:
-    bus, backlog = InProcessBus(), backlog_of(3, Reference)
+    bus, task_queue = InProcessBus(), backlog_of(3, Reference)
     seen = []
     for _ in range(3):
-        backlog.publish(bus, now=1.0, share=1)
+        task_queue.publish(bus, now=1.0, share=1)
         seen.append(tasks(bus, "label.tblite"))
-        backlog.started(command(Reference, len(seen) - 1))
+        task_queue.started(command(Reference, len(seen) - 1))
     assert seen == [["reference-0"], ["reference-1"], ["reference-2"]]
 
 
 def test_an_unclaimed_task_is_published_again_under_the_same_attempt() -> None:
-    bus, backlog = InProcessBus(), backlog_of(2, Train)
-    backlog.publish(bus, 0.0, share=1)
-    backlog.claimed("train-0")
+    bus, task_queue = InProcessBus(), backlog_of(2, Train)
+    task_queue.publish(bus, 0.0, share=1)
+    task_queue.claimed("train-0")
     tasks(bus, "train")
-    backlog.publish(bus, 600.0, share=1)
+    task_queue.publish(bus, 600.0, share=1)
     assert tasks(bus, "train") == []
-    backlog.publish(bus, 600.1, share=1)
+    task_queue.publish(bus, 600.1, share=1)
     assert [(c.task, c.attempt) for c in drained(bus, "train")] == [("train-1", 1)]
-    backlog.publish(bus, 1200.0, share=1)
+    task_queue.publish(bus, 1200.0, share=1)
     assert tasks(bus, "train") == []
 
 
 def test_what_waits_out_a_delay_takes_no_place() -> None:
-    bus, backlog = InProcessBus(), Backlog(reissue_after=600.0)
+    bus, task_queue = InProcessBus(), TaskQueue(reissue_after=600.0)
     for number in range(MINIMUM):
-        backlog.add(command(Explore, number), 50.0)
-    backlog.add(command(Explore, 99), 0.0)
-    backlog.publish(bus, 49.9, share=1)
+        task_queue.add(command(Explore, number), 50.0)
+    task_queue.add(command(Explore, 99), 0.0)
+    task_queue.publish(bus, 49.9, share=1)
     assert tasks(bus, "explore") == ["explore-99"]
-    backlog.publish(bus, 50.0, share=1)
+    task_queue.publish(bus, 50.0, share=1)
     assert tasks(bus, "explore") == [f"explore-{i}" for i in range(MINIMUM - 1)]
 
 
 def test_a_newer_attempt_replaces_the_older_one() -> None:
-    bus, backlog = InProcessBus(), backlog_of(1, Train)
-    backlog.add(command(Train, 0, attempt=2), 0.0)
-    backlog.publish(bus, 0.0, share=1)
+    bus, task_queue = InProcessBus(), backlog_of(1, Train)
+    task_queue.add(command(Train, 0, attempt=2), 0.0)
+    task_queue.publish(bus, 0.0, share=1)
     assert [c.attempt for c in drained(bus, "train")] == [2]
-    backlog.add(command(Train, 0, attempt=3), 0.0)
-    backlog.publish(bus, 0.0, share=1)
+    task_queue.add(command(Train, 0, attempt=3), 0.0)
+    task_queue.publish(bus, 0.0, share=1)
     assert [c.attempt for c in drained(bus, "train")] == [3]
 
 
 def test_a_claimed_task_is_never_published_again() -> None:
-    bus, backlog = InProcessBus(), backlog_of(1)
-    backlog.claimed("explore-0")
-    backlog.claimed("unheard-of")
-    backlog.publish(bus, 0.0, share=1)
-    backlog.publish(bus, 1e9, share=1)
+    bus, task_queue = InProcessBus(), backlog_of(1)
+    task_queue.claimed("explore-0")
+    task_queue.claimed("unheard-of")
+    task_queue.publish(bus, 0.0, share=1)
+    task_queue.publish(bus, 1e9, share=1)
     assert tasks(bus, "explore") == []
 
 
 @pytest.mark.parametrize("when", ["publish", "published"])
 def test_an_outage_loses_no_task(when: str) -> None:
-    bus, backlog = InProcessBus(), backlog_of(30)
+    bus, task_queue = InProcessBus(), backlog_of(30)
     flaky = FlakyBus(bus, first(1, when))
     with pytest.raises(BusError):
-        backlog.publish(flaky, 0.0, share=1)
-    backlog.publish(flaky, 0.0, share=1)
+        task_queue.publish(flaky, 0.0, share=1)
+    task_queue.publish(flaky, 0.0, share=1)
     for number in range(MINIMUM):
-        backlog.claimed(f"explore-{number}")
+        task_queue.claimed(f"explore-{number}")
     for number in range(MINIMUM, 30):
-        backlog.claimed(f"explore-{number}")
+        task_queue.claimed(f"explore-{number}")
     seen = Counter(tasks(bus, "explore"))
     assert len(seen) >= MINIMUM
     assert set(seen) <= {f"explore-{i}" for i in range(30)}
 
 
 def test_every_task_is_published_in_the_end_whatever_the_outages() -> None:
-    bus, backlog = InProcessBus(), backlog_of(100)
+    bus, task_queue = InProcessBus(), backlog_of(100)
     calls = iter(range(10**6))
     flaky, seen = FlakyBus(bus, lambda operation: next(calls) % 3 == 0), set[str]()
     for now in range(200):
         try:
-            backlog.publish(flaky, float(now), share=1)
+            task_queue.publish(flaky, float(now), share=1)
         except BusError:
             continue
         for task in tasks(bus, "explore"):
             seen.add(task)
-            backlog.claimed(task)
+            task_queue.claimed(task)
     assert len(seen) == 100

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from shared.builders import perturbed, scaled, slab, supercell
-from shared.frames import Frame, canonical, from_ase, min_distance
+from dpstream.shared.atoms.builders import perturbed, scaled, slab, supercell
+from dpstream.shared.atoms.frames import Frame, canonical, from_ase, min_distance
 
 RNG = np.random.default_rng(5)
 COPPER = canonical(from_ase(bulk("Cu", cubic=True))).frame

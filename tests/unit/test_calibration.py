@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.explorer.calibration import calibrate
-from tests.amounts import examples
+from dpstream.services.explorer.statistics.trust_calibration import calibrate
+from tests.support.soak import examples
 
 TARGET = 0.2
 

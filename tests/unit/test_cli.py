@@ -19,17 +19,18 @@ from typing import Any
 import pytest
 import yaml
 
-import dpstream.commands
-import dpstream.runner
+import dpstream.commands.campaigns
+import dpstream.commands.run_local
 from dpstream import cli
-from dpstream.inputs import gather
-from dpstream.submission import submit
-from services.coordinator.ledger import Entry, Ledger
-from services.coordinator.service import Coordinator
-from services.labeler.recipes import make_recipe
-from shared.embedded import FolderStore, InProcessBus
-from shared.messages import CampaignFinished, CampaignPaused
-from shared.spec import load_spec
+from dpstream.inputs.gather import gather
+from dpstream.running.submit import submit
+from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.messages import CampaignFinished, CampaignPaused
+from dpstream.shared.spec import load_spec
+from dpstream.shared.store.folder import FolderStore
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 NAMES = (
@@ -61,7 +62,7 @@ def call(
     def nothing_starts(*_: Any) -> None:
         raise Started
 
-    monkeypatch.setattr(dpstream.runner, "LocalCluster", nothing_starts)
+    monkeypatch.setattr(dpstream.commands.run_local, "LocalCluster", nothing_starts)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
@@ -284,7 +285,8 @@ def test_a_backend_that_is_not_installed(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "dpstream.engines.find_spec", lambda name: None if name == package else real(name)
+        "dpstream.inputs.check_installed.find_spec",
+        lambda name: None if name == package else real(name),
     )
     assert refused("run", changed("training.backend", backend)) == (
         f"bad.yaml: training.backend: {backend} needs {package}, which is not installed; "
@@ -316,7 +318,7 @@ def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/scratch")
 
-    monkeypatch.setattr(dpstream.runner, "LocalCluster", full)
+    monkeypatch.setattr(dpstream.commands.run_local, "LocalCluster", full)
     status, _, err = call("run", "good.yaml")
     assert (status, err) == (2, "dpstream: /scratch: No space left on device\n")
 
@@ -345,7 +347,7 @@ def begun(call: Call) -> Path:
     store = FolderStore(Path("runs"))
     event = submit(spec, gather(spec, Path()), make_recipe(spec.labels), store, 0.0)
     coordinator = Coordinator(InProcessBus(), store)
-    coordinator.open("small").inbox.append(event)
+    coordinator.open("small").own_events.append(event)
     coordinator.tend()
     return Path("runs")
 
@@ -353,7 +355,7 @@ def begun(call: Call) -> Path:
 def know(root: Path, kind: type[Any], **content: Any) -> None:
     """Write one more fact into a campaign's ledger."""
     ledger, _ = Ledger.open(FolderStore(root), "small")
-    ledger.append([Entry(kind(id="it", campaign="small", time=1.0, **content))])
+    ledger.append([LedgerEntry(kind(id="it", campaign="small", time=1.0, **content))])
 
 
 def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from ase.io import read
 
-from dpstream.collect import collect
-from shared.errors import SpecError
-from shared.frames import frame_key, from_ase
-from shared.values import Recipe
-from tests.unit import told
+from dpstream.commands.collect import collect
+from dpstream.shared.atoms.frames import frame_key, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.values import Recipe
+from tests.support import sample_ledger as told
 
 HARSH = Recipe(
     code="tblite", version="0.8.0", settings={"method": "GFN1-xTB"}, charge=1, multiplicity=2
@@ -23,13 +23,13 @@ HARSH = Recipe(
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two campaigns of one recipe, and one of another."""
     folder = tmp_path / "root"
-    told.tell(folder)
+    told.write_sample(folder)
     with monkeypatch.context() as changed:
         changed.setattr(told, "NAME", "twin")
-        told.tell_beginning(folder)
+        told.write_beginning(folder)
         changed.setattr(told, "NAME", "harsh")
         changed.setattr(told, "RECIPE", HARSH)
-        told.tell_beginning(folder)
+        told.write_beginning(folder)
     return folder
 
 

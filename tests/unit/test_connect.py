@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from shared.connect import check_scheme, connect_bus, connect_store
-from shared.errors import Refused, SpecError
-from shared.settings import BrokerSettings, StoreSettings, read_settings
-from tests.authority import Authority
+from dpstream.shared.connect import check_scheme, connect_bus, connect_store
+from dpstream.shared.errors import Refused, SpecError
+from dpstream.shared.settings import BrokerSettings, StoreSettings, read_settings
+from tests.support.certificate_authority import Authority
 
 
 @contextmanager

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from immutables import Map
 
-from services.coordinator import convergence
-from services.coordinator.folds.verdicts import round_judged
-from services.coordinator.state import ByCondition, Round, StageState, State
-from shared import messages as m
-from shared.explorers import AsGiven
-from shared.values import Counts, Rmse, Trust
-from tests.unit.storm import Storm
-from tests.unit.world import World, key, ref, spec
+from dpstream.services.coordinator.apply.verdicts import round_judged
+from dpstream.services.coordinator.rules import convergence
+from dpstream.services.coordinator.state import ByCondition, Round, StageState, State
+from dpstream.shared import messages as m
+from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.values import Counts, Rmse, Trust
+from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
+from tests.support.lossy_delivery import LossyDelivery
 
 TRUST = Trust(low=0.1, high=0.3)
 GOOD = ByCondition(counts=Counts(accurate=98, candidate=1, failed=1))
@@ -223,7 +223,7 @@ def test_looking_good_needs_every_condition_explored() -> None:
 def trained(force: float, before: tuple[str, float, float] | None = None) -> State:
     """Members of which the worst has this force RMSE; `before`: verdict, force, lengthen."""
     members = {
-        str(i): World()
+        str(i): CampaignSimulator()
         ._train(train_command(i))[0]
         .model_copy(update={"train": Rmse(frames=5, energy=0.0, force=f, rms_force=1.0)})
         for i, f in enumerate([0.001, force])
@@ -282,7 +282,7 @@ def test_training_verdicts(
 
 @pytest.fixture(scope="module")
 def finished() -> State:
-    return Storm(World(), spec()).run()
+    return LossyDelivery(CampaignSimulator(), spec()).run()
 
 
 def test_a_converged_campaign_says_why(finished: State) -> None:

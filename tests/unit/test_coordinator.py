@@ -12,26 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpstream.services.coordinator.inbox import take
 from structlog.testing import capture_logs
 
-import services.coordinator.service as service
-from services.coordinator.desk import Desk
-from services.coordinator.inbound import take
-from services.coordinator.ledger import load_state, read_segments
-from services.coordinator.policy import decide
-from services.coordinator.service import Coordinator
-from services.coordinator.state import State
-from shared import messages as m
-from shared.codec import decode, encode, topic_of
-from shared.embedded import Broker, FolderStore, InProcessBus
-from shared.errors import BusError, Fenced, StoreError
-from shared.ports import Bus, Outgoing, Store
-from shared.spec import Spec
-from shared.topology import COORDINATOR
-from shared.values import campaign_uri
-from shared.worker import claim_uri
-from tests.contract.faults import FaultyBus, FlakyBus, FlakyStore
-from tests.unit.world import World, spec, submission
+import dpstream.services.coordinator.service as service
+from dpstream.services.coordinator.ledger.ledger import load_state, read_segments
+from dpstream.services.coordinator.open_campaign import OpenCampaign
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.codec import decode, encode, topic_of
+from dpstream.shared.errors import BusError, Fenced, StoreError
+from dpstream.shared.ports import Bus, Outgoing, Store
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import campaign_uri
+from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore
 
 LEASE, REISSUE = 100.0, 1000.0
 QUEUES = ("train", "explore", "judge", "label.tblite")
@@ -43,7 +44,7 @@ class Site:
 
     store: Store
     bus: Bus = field(default_factory=InProcessBus)
-    world: World = field(default_factory=World)
+    world: CampaignSimulator = field(default_factory=CampaignSimulator)
     now: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -54,17 +55,17 @@ class Site:
         self.coordinator = Coordinator(self.bus, self.store, LEASE, REISSUE, clock=lambda: self.now)
         return self.coordinator
 
-    def submit(self, of: Spec, frames: int = 6) -> Desk:
+    def submit(self, of: Spec, frames: int = 6) -> OpenCampaign:
         body = of.model_dump_json().encode()
         self.store.put(campaign_uri(of.name, "spec.json"), body)
         self.say(submission(of, frames))
-        self.turn()
-        return self.coordinator.desks[of.name]
+        self.step()
+        return self.coordinator.open_campaigns[of.name]
 
     def say(self, *events: m.Message) -> None:
         self.bus.publish([Outgoing(encode(e), topic=topic_of(e)) for e in events])
 
-    def turn(self, of: Coordinator | None = None) -> None:
+    def step(self, of: Coordinator | None = None) -> None:
         """One turn of a coordinator: whatever has come in, then the clock."""
         coordinator = of or self.coordinator
         subscription = self.bus.consume(COORDINATOR, prefetch=service.BATCH)
@@ -81,7 +82,7 @@ class Site:
         """Time passes under the coordinator's eyes."""
         for _ in range(10):
             self.now += seconds / 10
-            self.turn()
+            self.step()
 
     def published(self, *queues: str) -> list[Any]:
         """Commands taken off the work queues."""
@@ -95,7 +96,7 @@ class Site:
         subscription.cancel()
 
     def claim(self, command: m.Command, worker: str = "w") -> bool:
-        claimed = m.TaskClaimed(**World.envelope(command, "claim"), worker=worker)
+        claimed = m.TaskClaimed(**CampaignSimulator.envelope(command, "claim"), worker=worker)
         key = claim_uri(command.campaign, command.task, command.attempt)
         return self.store.create(key, encode(claimed))
 
@@ -116,16 +117,16 @@ class Site:
         """Turn and work until the campaign is over or nothing moves any more."""
         still = 0
         while still < 3:
-            self.turn()
+            self.step()
             still = 0 if self.work() else still + 1
-            if campaign in self.coordinator.desks:
-                state = self.coordinator.desks[campaign].state
+            if campaign in self.coordinator.open_campaigns:
+                state = self.coordinator.open_campaigns[campaign].state
                 if state.finished or state.paused:
                     break
-        return self.coordinator.desks[campaign].state
+        return self.coordinator.open_campaigns[campaign].state
 
     def heartbeat(self, command: m.Command) -> None:
-        fields = World.envelope(command, "beat")
+        fields = CampaignSimulator.envelope(command, "beat")
         self.say(m.TaskHeartbeat(**fields, worker="w", progress="half way"))
 
 
@@ -157,14 +158,14 @@ def small(name: str = "world", **changes: Any) -> Spec:
     return spec(**SMALL | {"name": name} | changes)
 
 
-def first_task(site: Site, of: Spec | None = None) -> tuple[Desk, m.Command]:
+def first_task(site: Site, of: Spec | None = None) -> tuple[OpenCampaign, m.Command]:
     """A campaign and one published task of it."""
-    desk = site.submit(of or small())
-    return desk, site.published()[0]
+    open_campaign = site.submit(of or small())
+    return open_campaign, site.published()[0]
 
 
-def status(desk: Desk, command: m.Command) -> str:
-    return desk.state.tasks[command.task].status
+def status(open_campaign: OpenCampaign, command: m.Command) -> str:
+    return open_campaign.state.tasks[command.task].status
 
 
 def test_a_campaign_from_submission_to_verdict(site: Site, store: FolderStore) -> None:
@@ -173,14 +174,14 @@ def test_a_campaign_from_submission_to_verdict(site: Site, store: FolderStore) -
     assert state.finished is not None
     assert state.finished.verdict == "converged"
     assert load_state(store, "world").dumps() == state.dumps()
-    assert not site.coordinator.desks["world"].leases
+    assert not site.coordinator.open_campaigns["world"].leases
 
 
 def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(site: Site) -> None:
-    desk = site.submit(small())
-    while not desk.state.alive(m.Explore):
+    open_campaign = site.submit(small())
+    while not open_campaign.state.alive(m.Explore):
         site.work()
-        site.turn()
+        site.step()
     commands = site.published("explore")
     for command in commands:
         claimed, *chunks = site.world.answer(command)
@@ -188,9 +189,9 @@ def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(sit
         for chunk in chunks:
             body = encode(chunk).replace(b"chunk-explored/1", b"candidates-found/1")
             site.bus.publish([Outgoing(body, topic="world.candidates-found")])
-    site.turn()
-    assert {status(desk, command) for command in commands} == {"done"}
-    assert site.coordinator.inbound.buried == 0
+    site.step()
+    assert {status(open_campaign, command) for command in commands} == {"done"}
+    assert site.coordinator.inbox.buried == 0
 
 
 # ------------------------------------------------------------------------- order and crashes
@@ -280,7 +281,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
 def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.inbound.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
     _, command = first_task(site)
     claimed, *results = site.world.answer(command)
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
@@ -304,9 +305,11 @@ def test_a_claim_alone_is_heard_all_the_same(site: Site) -> None:
 def test_results_wait_for_company_until_a_queue_runs_dry(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.inbound.LINGER", 60.0)
-    monkeypatch.setattr("services.coordinator.inbound.COMPANY", 3)
-    desk = site.submit(spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.COMPANY", 3)
+    open_campaign = site.submit(
+        spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE
+    )
     answers = [site.world.answer(command) for command in site.published()]
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
 
@@ -321,7 +324,7 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
     later.start()
     assert taken() == [one, two, three]
     site.say(*(claimed for claimed, _ in rest))
-    while desk.backlog.in_flight("label.tblite") >= service.AMPLE:
+    while open_campaign.task_queue.in_flight("label.tblite") >= service.AMPLE:
         taken()
     site.say(rest[0][1])
     assert rest[0][1] in taken()
@@ -329,22 +332,22 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
 
 def test_a_wiped_broker_at_any_moment_loses_nothing(site: Site) -> None:
     site.submit(small())
-    for turn in range(200):
-        site.turn()
+    for decisions in range(200):
+        site.step()
         site.work()
-        if turn % 2:
+        if decisions % 2:
             site.bus = InProcessBus()
             site.hire().open("world", workers_are_gone=True)
-        if site.coordinator.desks["world"].state.finished:
+        if site.coordinator.open_campaigns["world"].state.finished:
             return
-    raise AssertionError(site.coordinator.desks["world"].state)
+    raise AssertionError(site.coordinator.open_campaigns["world"].state)
 
 
 def test_a_restart_says_the_last_segments_messages_again(site: Site) -> None:
-    desk = site.submit(small())
-    while not desk.state.version:
+    open_campaign = site.submit(small())
+    while not open_campaign.state.version:
         site.work()
-        site.turn()
+        site.step()
     site.bus = InProcessBus()
     site.bus.bind("listener", "world.models-ready")
     listener = site.bus.consume("listener")
@@ -354,38 +357,38 @@ def test_a_restart_says_the_last_segments_messages_again(site: Site) -> None:
         assert delivery is not None
         assert isinstance(decode(delivery.body), m.ModelsReady)
         delivery.ack()
-    assert len(list(read_segments(site.store, "world"))) == desk.ledger.seq
+    assert len(list(read_segments(site.store, "world"))) == open_campaign.ledger.seq
 
 
 # ---------------------------------------------------------------------------- leases and claims
 
 
 def test_a_task_whose_worker_falls_silent_is_issued_again(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
+    site.step()
     site.pass_time(LEASE)
-    assert status(desk, command) == "running"
+    assert status(open_campaign, command) == "running"
     site.pass_time(20.0)
     again = site.published()
     assert [(c.task, c.attempt) for c in again] == [(command.task, 2)]
-    assert desk.state.tasks[command.task].lapses == 1
+    assert open_campaign.state.tasks[command.task].lapses == 1
 
 
 def test_heartbeats_renew_a_lease_and_are_not_ledgered(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
-    before = desk.ledger.seq
+    site.step()
+    before = open_campaign.ledger.seq
     for _ in range(5):
         site.heartbeat(command)
         site.pass_time(LEASE * 0.8)
-    assert (status(desk, command), desk.ledger.seq) == ("running", before)
-    assert desk.progress == {command.task: "half way"}
+    assert (status(open_campaign, command), open_campaign.ledger.seq) == ("running", before)
+    assert open_campaign.progress == {command.task: "half way"}
 
 
 def test_the_heartbeat_of_an_older_attempt_renews_nothing(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
     site.pass_time(LEASE * 1.2)
     (second,) = site.published()
@@ -393,49 +396,49 @@ def test_the_heartbeat_of_an_older_attempt_renews_nothing(site: Site) -> None:
     for _ in range(5):
         site.heartbeat(command)
         site.pass_time(LEASE * 0.4)
-    assert desk.state.tasks[command.task].command.attempt == 3
+    assert open_campaign.state.tasks[command.task].command.attempt == 3
 
 
 def test_leases_start_again_in_full_after_a_restart(site: Site) -> None:
     _, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
+    site.step()
     site.pass_time(LEASE * 0.9)
     site.hire().open("world")
-    desk = site.coordinator.desks["world"]
+    open_campaign = site.coordinator.open_campaigns["world"]
     site.pass_time(LEASE * 0.9)
-    assert status(desk, command) == "running"
+    assert status(open_campaign, command) == "running"
     site.pass_time(LEASE * 0.3)
-    assert status(desk, command) == "open"
+    assert status(open_campaign, command) == "open"
 
 
 def test_nobody_lapses_while_the_coordinators_queue_is_backlogged(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
+    site.step()
     site.heartbeat(command)
     for _ in range(20):  # it tends, and does not get round to hearing
         site.now += LEASE * 0.2
         site.coordinator.tend()
-    assert status(desk, command) == "running"
-    site.turn()
+    assert status(open_campaign, command) == "running"
+    site.step()
     site.pass_time(LEASE * 1.2)
-    assert status(desk, command) == "open"
+    assert status(open_campaign, command) == "open"
 
 
 def test_nobody_lapses_while_the_coordinator_was_not_looking(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
+    site.step()
     site.now += 8 * 3600.0  # the laptop was asleep
-    site.turn()
-    assert status(desk, command) == "running"
+    site.step()
+    assert status(open_campaign, command) == "running"
     site.pass_time(LEASE * 1.2)
-    assert status(desk, command) == "open"
+    assert status(open_campaign, command) == "open"
 
 
 def test_the_claim_of_a_worker_that_died_unheard_is_found_by_reissue(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     assert site.claim(command, "dead")
     site.pass_time(REISSUE * 0.9)
     assert site.published() == []
@@ -445,10 +448,10 @@ def test_the_claim_of_a_worker_that_died_unheard_is_found_by_reissue(site: Site)
     assert not site.claim(same, "alive")
     winner = decode(site.store.get(claim_uri("world", command.task, 1)))
     site.say(winner)  # the loser publishes the winner's word once more
-    site.turn()
-    assert status(desk, command) == "running"
+    site.step()
+    assert status(open_campaign, command) == "running"
     site.pass_time(LEASE * 1.2)
-    assert desk.state.tasks[command.task].command.attempt == 2
+    assert open_campaign.state.tasks[command.task].command.attempt == 2
 
 
 def cancelled(command: m.Command) -> m.TaskCancelled:
@@ -472,7 +475,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[m.Command], None]:
             if not isinstance(event, m.CheckpointSaved):
                 return after, decided
             order = cancelled(command)
-            return service.evolve(state, order).model_copy(), (order,)
+            return service.apply(state, order).model_copy(), (order,)
 
         monkeypatch.setattr(service, "decide", once)
 
@@ -480,7 +483,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[m.Command], None]:
 
 
 def trigger(command: m.Command) -> m.CheckpointSaved:
-    fields = World.envelope(command, "trigger")
+    fields = CampaignSimulator.envelope(command, "trigger")
     ref = m.Ref.to("checkpoint", b"")
     return m.CheckpointSaved(**fields, checkpoint=ref, step=1)
 
@@ -488,15 +491,15 @@ def trigger(command: m.Command) -> m.CheckpointSaved:
 def test_a_revocation_that_wins_the_claim_ends_the_task(
     site: Site, cancelling: Callable[[m.Command], None]
 ) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     assert isinstance(command, m.Label)
     cancelling(command)
     site.say(trigger(command))
-    site.turn()
-    site.turn()
-    assert status(desk, command) == "cancelled"
+    site.step()
+    site.step()
+    assert status(open_campaign, command) == "cancelled"
     assert not site.claim(command), "no worker can start it any more"
-    assert desk.inbox == []
+    assert open_campaign.own_events == []
     asked = {f.key for c in site.published() for f in c.frames}
     assert asked == {f.key for f in command.frames}, "its frames are asked for by another task"
 
@@ -504,32 +507,32 @@ def test_a_revocation_that_wins_the_claim_ends_the_task(
 def test_a_revocation_that_loses_the_claim_lets_a_label_finish(
     site: Site, cancelling: Callable[[m.Command], None]
 ) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     cancelling(command)
     assert site.claim(command)
     site.say(trigger(command))
-    site.turn()
-    assert status(desk, command) == "open"
+    site.step()
+    assert status(open_campaign, command) == "open"
     key = claim_uri("world", command.task, 1)
     assert not site.store.exists(f"{key}.stop")
     site.say(*site.world.answer(command))
-    site.turn()
-    assert status(desk, command) == "done"
+    site.step()
+    assert status(open_campaign, command) == "done"
 
 
 def test_a_running_task_other_than_a_label_is_asked_to_stop(
     site: Site, cancelling: Callable[[m.Command], None]
 ) -> None:
-    desk = site.submit(small())
+    open_campaign = site.submit(small())
     while not (commands := site.published("explore")):
         site.work()
-        site.turn()
+        site.step()
     command, other = commands
     cancelling(command)
     assert site.claim(command)
     site.say(trigger(other))
-    site.turn()
-    assert status(desk, command) == "cancelled"
+    site.step()
+    assert status(open_campaign, command) == "cancelled"
     assert site.store.exists(claim_uri("world", command.task, 1) + ".stop")
     site.pass_time(REISSUE * 1.2)
     assert command.task not in {c.task for c in site.published()}
@@ -539,11 +542,11 @@ def test_with_all_workers_gone_their_claims_are_free_at_once(site: Site) -> None
     _, command = first_task(site)
     assert site.claim(command), "and it is killed before anybody hears of it"
     site.hire().open("world", workers_are_gone=True)
-    site.turn()
+    site.step()
     attempts = {c.task: c.attempt for c in site.published()}
     assert attempts[command.task] == 2
     assert set(attempts.values()) == {1, 2}, "who had no claim has not been tried"
-    assert site.coordinator.desks["world"].state.tasks[command.task].lapses == 0
+    assert site.coordinator.open_campaigns["world"].state.tasks[command.task].lapses == 0
 
 
 def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
@@ -553,11 +556,11 @@ def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
     cancelling(command)
     site.say(trigger(command))
     monkeypatch.setattr(site.coordinator, "tend", lambda: None)  # it dies before it hears itself
-    site.turn()
+    site.step()
     assert site.store.exists(claim_uri("world", command.task, 1))
     site.hire().open("world")
-    site.turn()
-    assert status(site.coordinator.desks["world"], command) == "cancelled"
+    site.step()
+    assert status(site.coordinator.open_campaigns["world"], command) == "cancelled"
 
 
 # ------------------------------------------------------------------------------ several campaigns
@@ -575,7 +578,7 @@ def test_an_unprocessable_event_pauses_its_campaign_and_no_other(
     site.submit(small("sick"))
     site.submit(small("sound"))
     assert site.finish("sound").finished
-    sick = site.coordinator.desks["sick"].state
+    sick = site.coordinator.open_campaigns["sick"].state
     assert sick.paused is not None
     assert "unprocessable LabelsDone" in sick.paused
     told = [d for s in read_segments(site.store, "sick") for e in s.entries for d in e.decided]
@@ -590,17 +593,17 @@ def test_a_repaired_campaign_goes_on_after_an_unprocessable_event(
     def broken(state: State, event: m.Message) -> Any:
         raise KeyError("a bug")
 
-    desk = site.submit(small())
+    open_campaign = site.submit(small())
     monkeypatch.setattr(service, "decide", broken)
     site.work()
-    site.turn()
-    assert desk.state.paused
+    site.step()
+    assert open_campaign.state.paused
     monkeypatch.undo()
     site.hire().open("world")
     site.say(m.CampaignResumed(id="r", campaign="world", time=0.0))
-    site.turn()
+    site.step()
     site.work()  # the claims are taken, by workers long gone
-    site.turn()
+    site.step()
     site.pass_time(LEASE * 1.2)
     assert site.finish().finished
 
@@ -608,16 +611,18 @@ def test_a_repaired_campaign_goes_on_after_an_unprocessable_event(
 def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.codec.MAX_BODY", 3000)
-    desk = site.submit(small(labels={"bundle": 100}))
-    assert desk.state.paused is None or "above 3000" in desk.state.paused
-    monkeypatch.setattr("shared.codec.MAX_BODY", 900)
-    monkeypatch.setattr("services.coordinator.inbound.understood", decode)  # any length is heard
+    monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 3000)
+    open_campaign = site.submit(small(labels={"bundle": 100}))
+    assert open_campaign.state.paused is None or "above 3000" in open_campaign.state.paused
+    monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 900)
+    monkeypatch.setattr(
+        "dpstream.services.coordinator.inbox.understood", decode
+    )  # any length is heard
     site.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
     site.coordinator.hear([delivery])
-    assert "above 900" in (site.coordinator.desks["long"].state.paused or "")
+    assert "above 900" in (site.coordinator.open_campaigns["long"].state.paused or "")
 
 
 def cancelled_label() -> m.Command:
@@ -632,7 +637,7 @@ def test_two_campaigns_share_what_is_published(site: Site) -> None:
         site.store.put(campaign_uri(name, "spec.json"), body)
         site.coordinator.open(name)
         site.say(submission(small(name, **of), frames=30))
-    site.turn()
+    site.step()
     assert Counter(c.campaign for c in site.published()) == {"one": 10, "two": 10}
 
 
@@ -642,22 +647,22 @@ def test_a_campaign_that_is_over_takes_no_share(site: Site) -> None:
     of = small("next", labels={"bundle": 1})
     site.store.put(campaign_uri("next", "spec.json"), of.model_dump_json().encode())
     site.say(submission(of, frames=30))
-    site.turn()
+    site.step()
     assert len(site.published()) == 20
 
 
 def test_a_paused_campaign_publishes_nothing(site: Site) -> None:
-    desk = site.submit(small(labels={"bundle": 1}))
+    open_campaign = site.submit(small(labels={"bundle": 1}))
     site.published()
-    desk.state = desk.state.model_copy(update={"paused": "a person looks at it"})
+    open_campaign.state = open_campaign.state.model_copy(update={"paused": "a person looks at it"})
     site.pass_time(REISSUE * 1.2)
     assert site.published() == []
 
 
 def test_events_of_unknown_campaigns_are_ignored(site: Site) -> None:
     site.say(submission(small("nobody")))
-    site.turn()
-    assert site.coordinator.desks == {}
+    site.step()
+    assert site.coordinator.open_campaigns == {}
     assert site.bus.depth(COORDINATOR) == 0
     site.submit(small())
     assert site.finish().finished
@@ -684,14 +689,14 @@ def test_a_campaign_whose_ledger_is_damaged_is_left_alone(site: Site) -> None:
 
 
 def test_the_coordinator_does_not_react_to_its_own_words(site: Site) -> None:
-    desk = site.submit(small())
+    open_campaign = site.submit(small())
     site.finish()
-    seq = desk.ledger.seq
+    seq = open_campaign.ledger.seq
     entries = [e for s in read_segments(site.store, "world") for e in s.entries]
     site.say(*(d for e in entries for d in e.decided if not isinstance(d, m.Command)))
     site.say(*(e.heard for e in entries))
-    site.turn()
-    assert desk.ledger.seq == seq
+    site.step()
+    assert open_campaign.ledger.seq == seq
 
 
 # ----------------------------------------------------------------------------- outages, two at once
@@ -755,9 +760,13 @@ def worked_to_the_end(site: Site, thread: threading.Thread) -> State:
         assert thread.is_alive(), "the coordinator died"
         site.work()
         ticks.wait(0.005)
-        desk = site.coordinator.desks.get("world")
-        if desk is not None and desk.state.finished is not None and not desk.in_doubt:
-            return desk.state
+        open_campaign = site.coordinator.open_campaigns.get("world")
+        if (
+            open_campaign is not None
+            and open_campaign.state.finished is not None
+            and not open_campaign.in_doubt
+        ):
+            return open_campaign.state
     raise AssertionError("it did not finish")
 
 
@@ -766,20 +775,22 @@ def test_an_outage_acknowledges_nothing_and_the_same_events_count_once(
     store: FolderStore, operation: str
 ) -> None:
     site = Site(store)
-    desk = site.submit(small())
+    open_campaign = site.submit(small())
     site.work()
     failing = [True]
     flaky = FlakyStore(store, lambda asked: failing[0] and asked == operation)
     site.coordinator.store = flaky
-    desk.ledger.store = flaky
+    open_campaign.ledger.store = flaky
     waiting = site.bus.depth(COORDINATOR)
     with pytest.raises(StoreError):
-        site.turn()
+        site.step()
     assert site.bus.depth(COORDINATOR) == waiting
     failing[0] = False
     assert site.finish().finished
-    assert load_state(store, "world").dumps() == desk.state.dumps()
-    assert site.coordinator.desks["world"] is desk, "whoever watches it goes on watching"
+    assert load_state(store, "world").dumps() == open_campaign.state.dumps()
+    assert site.coordinator.open_campaigns["world"] is open_campaign, (
+        "whoever watches it goes on watching"
+    )
 
 
 def test_an_outage_of_one_campaigns_objects_holds_up_no_other(store: FolderStore) -> None:
@@ -796,24 +807,24 @@ def test_an_outage_of_one_campaigns_objects_holds_up_no_other(store: FolderStore
         site.say(submission(small(name)))
     for _ in range(200):
         with suppress(StoreError):
-            site.turn()
+            site.step()
         site.work()
-        if site.coordinator.desks["sound"].state.finished:
+        if site.coordinator.open_campaigns["sound"].state.finished:
             break
-    assert site.coordinator.desks["sound"].state.finished
+    assert site.coordinator.open_campaigns["sound"].state.finished
     failing.clear()
     assert site.finish("sick").finished
 
 
 def test_events_of_our_own_survive_an_outage(site: Site) -> None:
-    desk = site.submit(small())
-    desk.state = desk.state.model_copy(update={"paused": "a person looks at it"})
-    desk.inbox.append(m.CampaignResumed(id="r", campaign="world", time=0.0))
-    good = desk.ledger.store
-    desk.ledger.store = FlakyStore(good, lambda operation: operation == "create")
+    open_campaign = site.submit(small())
+    open_campaign.state = open_campaign.state.model_copy(update={"paused": "a person looks at it"})
+    open_campaign.own_events.append(m.CampaignResumed(id="r", campaign="world", time=0.0))
+    good = open_campaign.ledger.store
+    open_campaign.ledger.store = FlakyStore(good, lambda operation: operation == "create")
     with pytest.raises(StoreError):
-        site.turn()
-    assert [type(event) for event in desk.inbox] == [m.CampaignResumed]
+        site.step()
+    assert [type(event) for event in open_campaign.own_events] == [m.CampaignResumed]
 
 
 def test_the_older_of_two_coordinators_stops_without_acknowledging(site: Site) -> None:
@@ -824,7 +835,7 @@ def test_the_older_of_two_coordinators_stops_without_acknowledging(site: Site) -
     newer.open("world")
     waiting = site.bus.depth(COORDINATOR)
     with pytest.raises(Fenced):
-        site.turn(older)
+        site.step(older)
     assert site.bus.depth(COORDINATOR) == waiting
     assert site.finish().finished
 
@@ -858,7 +869,7 @@ def test_a_bus_that_fails_when_a_task_is_published_gets_it_later(site: Site) -> 
     site.store.put(campaign_uri("world", "spec.json"), of.model_dump_json().encode())
     site.say(submission(of))
     with pytest.raises(BusError):
-        site.turn()
+        site.step()
     failing[0] = False
-    site.turn()
+    site.step()
     assert len(site.published()) == 2

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from services.labeler.acceptance import Limits, check_after
-from services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
-from shared.frames import Frame
-from shared.values import Recipe
-from tests.programs import recorded
+from dpstream.services.labeler.acceptance import AcceptanceLimits, check_after
+from dpstream.services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.values import Recipe
+from tests.support.labeling_programs import recorded
 
 METHANE = Frame(
     ("C", "H", "H", "H", "H"),
@@ -218,7 +218,7 @@ def test_a_recorded_output_is_read(tmp_path: Path) -> None:
     )
     (tmp_path / "stdout").write_text((folder / "cp2k_output").read_text())
     outcome = Cp2k().read_outputs(tmp_path, frame, 0)
-    assert check_after(frame, outcome, Limits()) is None
+    assert check_after(frame, outcome, AcceptanceLimits()) is None
     label = outcome.label()
     assert label.energy == pytest.approx(stored["energy"], rel=1e-8)
     np.testing.assert_allclose(label.forces, stored["force"].reshape(-1, 3), atol=1e-6)
@@ -245,7 +245,7 @@ def test_two_runs_in_one_output_are_no_label(tmp_path: Path) -> None:
     for text in (good + bad, good + good):
         (tmp_path / "stdout").write_text(text)
         outcome = Cp2k().read_outputs(tmp_path, METHANE, 0)
-        broken = check_after(METHANE, outcome, Limits())
+        broken = check_after(METHANE, outcome, AcceptanceLimits())
         assert broken is not None
         assert broken.rule == ("one-energy" if text == good + good else "not-converged")
 
@@ -271,7 +271,7 @@ def test_the_tables_of_later_versions(tmp_path: Path) -> None:
     )
     frame = Frame(("H", "H"), np.array([[0, 0, 0], [0, 0, 0.8]]), np.eye(3) * 5)
     outcome = Cp2k().read_outputs(tmp_path, frame, 0)
-    assert check_after(frame, outcome, Limits()) is None
+    assert check_after(frame, outcome, AcceptanceLimits()) is None
     assert outcome.energies == pytest.approx((-217.948388,))
     assert outcome.forces is not None
     np.testing.assert_allclose(outcome.forces[0], [0.514221, -1.028441, 0], atol=1e-5)

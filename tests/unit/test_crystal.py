@@ -9,9 +9,15 @@ import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
-from shared.builders import perturbed
-from shared.crystal import PROPERTIES, Point, deformations, fit_birch_murnaghan, fit_stiffness
-from shared.frames import Floats, Frame, canonical, from_ase, to_ase
+from dpstream.shared.atoms.builders import perturbed
+from dpstream.shared.atoms.frames import Floats, Frame, canonical, from_ase, to_ase
+from dpstream.shared.atoms.properties import (
+    PROPERTIES,
+    StructurePoint,
+    deformations,
+    fit_birch_murnaghan,
+    fit_stiffness,
+)
 
 
 def framed(atoms: Any) -> Frame:
@@ -21,11 +27,11 @@ def framed(atoms: Any) -> Frame:
 COPPER = framed(bulk("Cu", a=3.59, cubic=True))
 
 
-def emt(frame: Frame) -> Point:
+def emt(frame: Frame) -> StructurePoint:
     atoms = to_ase(frame)
     atoms.calc = EMT()
     virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
-    return Point(frame, atoms.get_potential_energy(), virial)
+    return StructurePoint(frame, atoms.get_potential_energy(), virial)
 
 
 def found(name: str, crystal: Frame) -> dict[str, float]:
@@ -97,6 +103,8 @@ def test_what_cannot_be_had() -> None:
             PROPERTIES[name].points(framed(molecule("N2")))
     with pytest.raises(ValueError, match="too small for a vacancy"):
         PROPERTIES["vacancy"].points(framed(bulk("Cu")))
-    blind = [Point(p.frame, p.energy) for p in map(emt, PROPERTIES["elastic"].points(COPPER))]
+    blind = [
+        StructurePoint(p.frame, p.energy) for p in map(emt, PROPERTIES["elastic"].points(COPPER))
+    ]
     with pytest.raises(ValueError, match="no stress is known"):
         PROPERTIES["elastic"].values(blind)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ase.io import read
 
-from shared import dataset
-from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
-from shared.frames import Batch, Frame, Label, encode_labelled
-from shared.values import Dataset, Ref
+from dpstream.shared.atoms import dataset
+from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
+from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, encode_labelled
+from dpstream.shared.values import Dataset, Ref
 
 
 class Objects:
@@ -43,7 +43,7 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Objects:
 def molecule(seed: int, species: tuple[str, ...] = ("C", "H", "H")) -> Labelled:
     rng = np.random.default_rng(seed)
     shape = (len(species), 3)
-    label = Label(float(rng.normal()), rng.normal(size=shape))
+    label = FrameLabel(float(rng.normal()), rng.normal(size=shape))
     return Labelled(Frame(species, rng.normal(size=shape)), label, {"code": "test"})
 
 
@@ -51,7 +51,7 @@ def crystal(seed: int, virial: bool = True) -> Labelled:
     rng = np.random.default_rng(seed)
     frame = Frame(("O", "H"), rng.normal(size=(2, 3)), np.eye(3) * 4 + rng.normal(size=(3, 3)) / 9)
     tensor = rng.normal(size=(3, 3))
-    label = Label(-1.5, rng.normal(size=(2, 3)), tensor + tensor.T if virial else None)
+    label = FrameLabel(-1.5, rng.normal(size=(2, 3)), tensor + tensor.T if virial else None)
     return Labelled(frame, label, {})
 
 
@@ -207,7 +207,7 @@ def test_stress_of_a_stretched_solid_is_positive(tmp_path: Path) -> None:
         strained.calc = EMT()
         energies.append(strained.get_potential_energy())
     trace = -(energies[0] - energies[1]) / (2 * h)
-    label = Label(0.0, atoms.get_forces(), np.eye(3) * trace / 3)
+    label = FrameLabel(0.0, atoms.get_forces(), np.eye(3) * trace / 3)
     frame = Frame(("Cu",) * 4, atoms.positions, np.array(atoms.cell[:]))
     write_extxyz([Labelled(frame, label, {})], tmp_path / "cu.xyz")
     written = read(tmp_path / "cu.xyz").get_stress()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shared.deviation import (
+from dpstream.shared.atoms.deviation import (
     BINS,
     count,
     force_deviation,
@@ -18,7 +18,7 @@ from shared.deviation import (
     verdict,
     virial_deviation,
 )
-from shared.values import Counts, Trust
+from dpstream.shared.values import Counts, Trust
 
 TRUST = Trust(low=0.1, high=0.3)
 BOTH = Trust(low=0.1, high=0.3, low_v=0.01, high_v=0.05)

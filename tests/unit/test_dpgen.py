@@ -16,24 +16,23 @@ import yaml
 from deepmd.utils.argcheck import normalize
 
 from dpstream import cli
-from dpstream.dpgen.document import read, without_comments
+from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
+from dpstream.dpgen.key_page import markdown
+from dpstream.dpgen.key_table import read, without_comments
 from dpstream.dpgen.keys import JOBS, PARAM
 from dpstream.dpgen.load import convert_file, named_after, spec_of
-from dpstream.dpgen.machine import PART, RESOURCES, TOP, Worker, read_machine
+from dpstream.dpgen.machine import PART, RESOURCES, TOP, WorkerCommand, read_machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
-from dpstream.dpgen.styles import ELSEWHERE, STYLES
-from dpstream.dpgen.table import markdown
 from dpstream.dpgen.training import DEEPMD
-from dpstream.imported import read_dpdata
-from dpstream.training_check import check_training
-from services.labeler.recipes import read_files
-from services.trainer.training_input import DEFAULTS, Run, build_input
-from shared.errors import SpecError
-from shared.explorers import Pimd
-from shared.inlined import with_texts
-from shared.spec import Labels, Spec, TrustLevels
-from tests import dpgen_methane
-from tests.unit import dpgen_keys
+from dpstream.inputs.check_training import check_training
+from dpstream.inputs.read_labelled import read_dpdata
+from dpstream.services.labeler.recipes import read_files
+from dpstream.services.trainer.training_input import DEFAULTS, TrainingRun, build_input
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings, Spec, TrustLevels
+from dpstream.shared.spec.engines import Pimd
+from dpstream.shared.spec.inline_files import with_texts
+from tests.support import dpgen_keys, dpgen_methane
 
 HERE = Places(Path("/home/me/run"), Path("/home/me/run"))
 
@@ -118,7 +117,7 @@ def test_the_campaign_runs_as_dpgen_would() -> None:
 
 def test_training_is_deepmd_kits_own_where_the_file_is_silent() -> None:
     of = spec()
-    run = Run(type_map=of.type_map, systems=("data",), steps=100, seed=1, member=0)
+    run = TrainingRun(type_map=of.type_map, systems=("data",), steps=100, seed=1, member=0)
     ours = normalize(build_input(of.training, run))
     theirs = dpgen_methane.param()["default_training_param"]
     theirs["training"] = {
@@ -168,7 +167,7 @@ def test_warm_starts_are_those_of_training_reuse() -> None:
     assert training.warm_start_lr == 1e-4
     assert training.warm_input == {"loss": {"start_pref_e": 0.1}}
     assert training.cold_every > 2, "no cold starts between"
-    run = Run(type_map=("H",), systems=("x",), steps=50, seed=1, member=0, warm=True)
+    run = TrainingRun(type_map=("H",), systems=("x",), steps=50, seed=1, member=0, warm=True)
     document = build_input(training, run)
     assert document["loss"]["start_pref_e"] == 0.1
     assert document["learning_rate"]["start_lr"] == 1e-4
@@ -402,7 +401,7 @@ def test_styles_with_a_potential_for_each_element(
 def taken(labels: dict[str, Any], folder: Path) -> bool:
     """Whether the labeling code takes these settings; SpecError where it does not."""
     document = with_texts({"labels": labels}, folder / "campaign.yaml")
-    return read_files(Labels.model_validate(document["labels"]), folder) is not None
+    return read_files(LabelSettings.model_validate(document["labels"]), folder) is not None
 
 
 NO_PP: dict[str, Any] = dict.fromkeys(("fp_pp_path", "fp_pp_files", "fp_incar"), ...)
@@ -508,8 +507,8 @@ def test_the_oldest_machine_files_have_no_parts() -> None:
         }
     )
     assert workers == [
-        Worker("trainer", None, 8, ("source /sw/env",)),
-        Worker("labeler", "vasp_std", None, ("module load mpi vasp",)),
+        WorkerCommand("trainer", None, 8, ("source /sw/env",)),
+        WorkerCommand("labeler", "vasp_std", None, ("module load mpi vasp",)),
     ]
     assert "secret" not in str(lines)
 
@@ -553,7 +552,9 @@ def test_import_writes_a_spec_and_tells_all(tmp_path: Path, call: Call) -> None:
     status, said = call(*words)
     assert status == 0
     assert "at most 6 labels: 2 jobs, each explored once" in said
-    assert "labeler: python -m services.labeler; 4 cores; its command: mpirun -n 4 vasp" in said
+    assert (
+        "labeler: python -m dpstream.services.labeler; 4 cores; its command: mpirun -n 4 vasp"
+    ) in " ".join(said.split())
     written = yaml.safe_load(target.read_text())
     assert written["systems"]["sys-000"]["structures"] == [str(tmp_path / "data/00000*/POSCAR")]
     Spec.model_validate(written)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpstream.atom_order import misnumbered
-from dpstream.dpgen.document import without_comments
+from dpstream.dpgen.key_table import without_comments
 from dpstream.dpgen.load import convert_file, load_campaign, spec_of
 from dpstream.dpgen.param import Begun, Converted, Places, convert
-from services.explorer.engines.template import parse, plumed_text, standard_words
-from shared.errors import SpecError
-from shared.explorers import Template
-from shared.frames import Frame, canonical
-from shared.spec import Spec
-from tests import dpgen_methane
+from dpstream.inputs.check_atom_order import misnumbered
+from dpstream.services.explorer.engines.template import parse, plumed_text, standard_words
+from dpstream.shared.atoms.frames import Frame, canonical
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.spec.engines import Template
+from tests.support import dpgen_methane
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 EXAMPLE = Path(DATA or "", "dpgen/examples/run/dp-lammps-enhance_sampling/param.json")

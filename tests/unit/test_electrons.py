@@ -11,16 +11,16 @@ import pytest
 from ase.build import bulk
 from pydantic import ValidationError
 
-from services.labeler import programs
-from services.labeler.codes import CODES
-from services.labeler.codes.base import FileCode, Thermal
-from services.labeler.codes.qe import input_lines
-from services.labeler.recipes import make_recipe, recipe_for
-from shared.electrons import electron_temperature, heated
-from shared.errors import SpecError
-from shared.frames import Frame, canonical, frame_key, from_ase
-from shared.spec import Labels, Spec
-from shared.values import Condition, Recipe
+from dpstream.services.labeler import programs
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode, Thermal
+from dpstream.services.labeler.codes.qe import input_lines
+from dpstream.services.labeler.recipes import make_recipe, recipe_for
+from dpstream.shared.atoms.electron_temperature import electron_temperature, heated
+from dpstream.shared.atoms.frames import Frame, canonical, frame_key, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings, Spec
+from dpstream.shared.values import Condition, Recipe
 from tests.unit.test_program_inputs import NACL, SETTINGS, folder
 
 __all__ = ["folder"]
@@ -46,7 +46,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(code: str, settings: Mapping[str, Any], frame: Frame, **labels: Any) -> Recipe:
     """By which `frame` is labelled."""
-    given = Labels(code=code, settings=dict(settings), version="7", **labels)
+    given = LabelSettings(code=code, settings=dict(settings), version="7", **labels)
     return recipe_for(make_recipe(given), frame)
 
 
@@ -61,11 +61,11 @@ def hot(code: str, settings: Mapping[str, Any], frame: Frame = AL) -> Recipe:
 def test_equal_atoms_with_other_electrons_share_no_label() -> None:
     cold, warm = (heated(AL, "fparam", kelvin) for kelvin in (300.0, 5000.0))
     assert len({frame_key(frame) for frame in (AL, cold, warm)}) == 3
-    whole = make_recipe(Labels(electron_temperature="fparam"))
+    whole = make_recipe(LabelSettings(electron_temperature="fparam"))
     by_cold, by_warm = recipe_for(whole, cold), recipe_for(whole, warm)
     assert len({each.digest for each in (whole, by_cold, by_warm)}) == 3
     # The label is that of a campaign which says the same in the code's own words.
-    same = make_recipe(Labels(settings={"electronic_temperature": 5000.0}))
+    same = make_recipe(LabelSettings(settings={"electronic_temperature": 5000.0}))
     assert by_warm.digest == same.digest
     assert by_cold.electron_temperature is None
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpstream.devcluster.processes import Process
-from shared import engine as engine_module
-from shared.engine import Engine
-from shared.errors import EngineCrashed, EngineError, Stopped
+from dpstream.deploy.devcluster.processes import ProcessRecord
+from dpstream.shared.errors import EngineCrashed, EngineError, Stopped
+from dpstream.shared.runtime import child_process as engine_module
+from dpstream.shared.runtime.child_process import ChildProcess
 
-TOY = Path(__file__).with_name("toy_engine.py")
+TOY = Path(__file__).parents[1] / "support" / "toy_child.py"
 
 
 @pytest.fixture(autouse=True)
@@ -29,28 +29,28 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "modules"
     folder.mkdir()
     shutil.copy(TOY, folder)
-    (folder / "forking_engine.py").write_text("from toy_engine import *\nFORK = True\n")
+    (folder / "forking_child.py").write_text("from toy_child import *\nFORK = True\n")
     monkeypatch.syspath_prepend(folder)
     return folder
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine("toy_engine", tmp_path / "scratch")
+def engine(tmp_path: Path) -> Iterator[ChildProcess]:
+    engine = ChildProcess("toy_child", tmp_path / "scratch")
     yield engine
     engine.kill()
 
 
 @pytest.fixture
-def forking(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine("forking_engine", tmp_path / "forking")
+def forking(tmp_path: Path) -> Iterator[ChildProcess]:
+    engine = ChildProcess("forking_child", tmp_path / "forking")
     yield engine
     engine.kill()
 
 
 def is_running(pid: int) -> bool:
     """Whether the process is there and no zombie."""
-    return Process.find(pid) is not None
+    return ProcessRecord.find(pid) is not None
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -68,26 +68,26 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
     [None, True, 0.1 + 0.2, 1e-300, -(2**62), "ä\n\udc80 📎", [1, [2]], {"a": {"b": None}}],
     ids=repr,
 )
-def test_values_come_back_as_they_went(engine: Engine, value: object) -> None:
+def test_values_come_back_as_they_went(engine: ChildProcess, value: object) -> None:
     assert engine.call("echo", {"value": value}) == value
 
 
-def test_large_requests_and_replies_pass(engine: Engine) -> None:
+def test_large_requests_and_replies_pass(engine: ChildProcess) -> None:
     value = "x" * 3_000_000
     assert engine.call("echo", {"value": value}) == value
 
 
-def test_the_child_stays_warm(engine: Engine) -> None:
+def test_the_child_stays_warm(engine: ChildProcess) -> None:
     assert [engine.call("count", {}) for _ in range(3)] == [1, 2, 3]
     assert engine.call("pid", {}) == engine.pid
 
 
-def test_an_exception_is_the_engine_saying_no(engine: Engine) -> None:
+def test_an_exception_is_the_engine_saying_no(engine: ChildProcess) -> None:
     first = engine.call("pid", {})
     with pytest.raises(EngineError, match="lost atoms") as raised:
         engine.call("refuse", {"text": "lost atoms"})
     assert raised.value.kind == "LookupError"
-    assert "toy_engine.py" in raised.value.trace
+    assert "toy_child.py" in raised.value.trace
     assert "raise LookupError(text)" in raised.value.trace
     assert engine.call("pid", {}) == first
 
@@ -101,7 +101,7 @@ def test_an_exception_is_the_engine_saying_no(engine: Engine) -> None:
     ],
 )
 def test_a_faulty_call_is_no_crash(
-    engine: Engine, operation: str, arguments: dict[str, object], kind: str
+    engine: ChildProcess, operation: str, arguments: dict[str, object], kind: str
 ) -> None:
     with pytest.raises(EngineError) as raised:
         engine.call(operation, arguments)
@@ -109,7 +109,7 @@ def test_a_faulty_call_is_no_crash(
     assert engine.call("count", {}) == 1
 
 
-def test_a_started_child_serves_the_first_call(engine: Engine) -> None:
+def test_a_started_child_serves_the_first_call(engine: ChildProcess) -> None:
     engine.start()
     started = engine.pid
     engine.start()
@@ -119,7 +119,7 @@ def test_a_started_child_serves_the_first_call(engine: Engine) -> None:
 # ----------------------------------------------------------------------------------------- crashes
 
 
-def test_a_killed_child_is_a_crash_and_the_next_call_works(engine: Engine) -> None:
+def test_a_killed_child_is_a_crash_and_the_next_call_works(engine: ChildProcess) -> None:
     first = engine.call("pid", {})
     with pytest.raises(EngineCrashed, match="last words"):
         engine.call("die", {})
@@ -127,32 +127,32 @@ def test_a_killed_child_is_a_crash_and_the_next_call_works(engine: Engine) -> No
     assert engine.call("pid", {}) != first
 
 
-def test_a_child_killed_while_idle_is_replaced(engine: Engine) -> None:
+def test_a_child_killed_while_idle_is_replaced(engine: ChildProcess) -> None:
     first = engine.call("pid", {})
     os.kill(first, signal.SIGKILL)
     eventually(lambda: not is_running(first))
     assert engine.call("pid", {}) != first
 
 
-def test_a_segmentation_fault_says_where(engine: Engine) -> None:
-    with pytest.raises(EngineCrashed, match="toy_engine"):
+def test_a_segmentation_fault_says_where(engine: ChildProcess) -> None:
+    with pytest.raises(EngineCrashed, match="toy_child"):
         engine.call("die", {"number": signal.SIGSEGV})
 
 
-def test_an_exit_is_a_crash(engine: Engine) -> None:
+def test_an_exit_is_a_crash(engine: ChildProcess) -> None:
     with pytest.raises(EngineCrashed):
         engine.call("leave", {"status": 3})
 
 
 def test_a_module_that_cannot_be_imported_says_why(tmp_path: Path) -> None:
-    engine = Engine("no_such_engine", tmp_path / "scratch")
+    engine = ChildProcess("no_such_engine", tmp_path / "scratch")
     with pytest.raises(EngineCrashed, match="No module named 'no_such_engine'"):
         engine.call("echo", {"value": 1})
     with pytest.raises(EngineCrashed):  # a request longer than the pipe, to nobody
         engine.call("echo", {"value": "x" * 3_000_000})
 
 
-def test_a_time_limit_ends_the_child(engine: Engine) -> None:
+def test_a_time_limit_ends_the_child(engine: ChildProcess) -> None:
     first = engine.call("pid", {})
     began = time.monotonic()
     with pytest.raises(EngineCrashed, match="time limit"):
@@ -162,8 +162,10 @@ def test_a_time_limit_ends_the_child(engine: Engine) -> None:
     assert engine.call("sleep", {"seconds": 0}, seconds=30) == "woken"
 
 
-def test_what_a_tick_raises_ends_the_child(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.engine.TICK_SECONDS", 0.05)
+def test_what_a_tick_raises_ends_the_child(
+    engine: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.child_process.TICK_SECONDS", 0.05)
     first = engine.call("pid", {})
     ticks: list[int] = []
 
@@ -178,7 +180,7 @@ def test_what_a_tick_raises_ends_the_child(engine: Engine, monkeypatch: pytest.M
     assert engine.call("count", {}) == 1
 
 
-def test_what_the_child_started_ends_with_it(engine: Engine) -> None:
+def test_what_the_child_started_ends_with_it(engine: ChildProcess) -> None:
     spawned = engine.call("spawn", {})
     assert is_running(spawned)
     engine.kill()
@@ -190,13 +192,13 @@ def test_what_the_child_started_ends_with_it(engine: Engine) -> None:
     ["no JSON\n", "[]\n", "{}\n", "1\n", "[" * 100_000 + "\n", "\xff\n"],
     ids=lambda t: t[:5],
 )
-def test_a_garbled_reply_is_a_crash(engine: Engine, text: str) -> None:
+def test_a_garbled_reply_is_a_crash(engine: ChildProcess, text: str) -> None:
     with pytest.raises(EngineCrashed):
         engine.call("garble", {"text": text})
     assert engine.call("count", {}) == 1
 
 
-def test_two_replies_to_one_request_are_never_shifted(engine: Engine) -> None:
+def test_two_replies_to_one_request_are_never_shifted(engine: ChildProcess) -> None:
     forged = '{"number": 1, "result": "forged"}\n'
     with suppress(EngineCrashed):  # both lines read at once
         assert engine.call("garble", {"text": forged}) == "forged"
@@ -205,14 +207,14 @@ def test_two_replies_to_one_request_are_never_shifted(engine: Engine) -> None:
     assert engine.call("echo", {"value": "honest"}) == "honest"
 
 
-def test_an_endless_reply_is_cut(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_reply_is_cut(engine: ChildProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "MAX_REPLY", 1_000_000)
     with pytest.raises(EngineCrashed, match="more than 1000000 bytes"):
         engine.call("flood", {"size": 2_000_000})
     assert len(engine.call("flood", {"size": 900_000})) == 900_000
 
 
-def test_the_end_of_the_log_is_kept(engine: Engine) -> None:
+def test_the_end_of_the_log_is_kept(engine: ChildProcess) -> None:
     engine.call("say", {"text": "\n".join(f"line {n}" for n in range(10_000))})
     engine.call("say", {"text": "ERROR: lost atoms"})
     assert engine.log_tail().endswith("ERROR: lost atoms | ERROR: lost atoms")
@@ -222,14 +224,14 @@ def test_the_end_of_the_log_is_kept(engine: Engine) -> None:
 # ------------------------------------------------------------------------------------------- forks
 
 
-def test_forks_share_nothing_but_the_warm_start(forking: Engine) -> None:
+def test_forks_share_nothing_but_the_warm_start(forking: ChildProcess) -> None:
     assert [forking.call("count", {}) for _ in range(3)] == [1, 1, 1]
     pids = {forking.call("pid", {}) for _ in range(3)}
     assert len(pids) == 3
     assert forking.pid not in pids
 
 
-def test_a_forks_crash_leaves_the_warm_child(forking: Engine) -> None:
+def test_a_forks_crash_leaves_the_warm_child(forking: ChildProcess) -> None:
     forking.start()
     warm = forking.pid
     with pytest.raises(EngineCrashed, match=r"status -9.*last words"):
@@ -242,11 +244,11 @@ def test_a_forks_crash_leaves_the_warm_child(forking: Engine) -> None:
     assert forking.pid == warm
 
 
-def test_large_replies_pass_through_a_fork(forking: Engine) -> None:
+def test_large_replies_pass_through_a_fork(forking: ChildProcess) -> None:
     assert len(forking.call("flood", {"size": 3_000_000})) == 3_000_000
 
 
-def test_a_fork_ends_with_its_engine(forking: Engine) -> None:
+def test_a_fork_ends_with_its_engine(forking: ChildProcess) -> None:
     spawned = forking.call("spawn", {})
     with pytest.raises(EngineCrashed):
         forking.call("sleep", {"seconds": 60}, seconds=0.2)
@@ -257,7 +259,7 @@ def test_a_fork_ends_with_its_engine(forking: Engine) -> None:
 
 
 def test_the_childs_environment_holds_no_secrets(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: ChildProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "sesame",
@@ -275,21 +277,21 @@ def test_the_childs_environment_holds_no_secrets(
     assert environment["HOME"] == str(engine.scratch)
 
 
-def test_the_child_works_in_its_scratch_folder(engine: Engine) -> None:
+def test_the_child_works_in_its_scratch_folder(engine: ChildProcess) -> None:
     assert Path(engine.call("working_directory", {})).samefile(engine.scratch)
 
 
-def test_what_lies_in_the_scratch_folder_is_never_imported(engine: Engine) -> None:
+def test_what_lies_in_the_scratch_folder_is_never_imported(engine: ChildProcess) -> None:
     home = engine.scratch / ".local/lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for folder in (engine.scratch, home / "site-packages"):
         folder.mkdir(parents=True)
-        for module in ("json", "toy_engine", "sitecustomize", "usercustomize"):
+        for module in ("json", "toy_child", "sitecustomize", "usercustomize"):
             (folder / f"{module}.py").write_text("raise SystemExit('imported')")
     assert engine.call("count", {}) == 1
 
 
 def test_threads_are_pinned_as_asked(tmp_path: Path) -> None:
-    engine = Engine("toy_engine", tmp_path / "scratch", threads=3)
+    engine = ChildProcess("toy_child", tmp_path / "scratch", threads=3)
     assert engine.call("environment", {})["TF_INTRA_OP_PARALLELISM_THREADS"] == "3"
     engine.kill()
 
@@ -297,7 +299,7 @@ def test_threads_are_pinned_as_asked(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from shared.engine import Engine
+from dpstream.shared.runtime.child_process import Engine
 engine = Engine(sys.argv[1], Path(sys.argv[2]))
 engine.start()
 print(engine.pid, flush=True)
@@ -307,7 +309,7 @@ engine.call("sleep", {"seconds": 600})
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
-@pytest.mark.parametrize("module", ["toy_engine", "forking_engine"])
+@pytest.mark.parametrize("module", ["toy_child", "forking_child"])
 def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, module: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, module, str(tmp_path / "scratch")],
@@ -319,7 +321,7 @@ def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, modu
     time.sleep(0.5)
     assert is_running(child)
     family = [child, *(each.pid for each in psutil.Process(child).children())]
-    assert len(family) == (2 if module == "forking_engine" else 1)
+    assert len(family) == (2 if module == "forking_child" else 1)
     parent.kill()
     parent.wait()
     parent.stdout.close()

@@ -15,31 +15,32 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
-import services.explorer.handlers as explorer
-import services.labeler.handlers as labeler
-import services.trainer.handlers as trainer
-from dpstream.logs import Lines
+import dpstream.services.explorer.handlers as explorer
+import dpstream.services.labeler.handlers as labeler
+import dpstream.services.trainer.handlers as trainer
 from dpstream.report import charts
-from dpstream.report.facts import Facts
 from dpstream.report.lanes import Clock, Span, activity, service_shares, spans_of
 from dpstream.report.page import render
-from dpstream.view import Learning, screen, summary
-from services.coordinator.books import Books
-from services.coordinator.evolve import EVOLVE, evolve
-from services.coordinator.folds.proposals import proposal_id
-from services.coordinator.ledger import heard_and_decided, load_state
-from services.coordinator.metrics import Metrics
-from services.coordinator.overview import overview
-from services.coordinator.policy import decide
-from services.coordinator.service import Coordinator
-from services.coordinator.state import State
-from shared import messages as m
-from shared.access import ROLES
-from shared.asyncapi import document
-from shared.codec import decode, encode, kind_of, names_of
-from shared.embedded import FolderStore, InProcessBus
-from shared.topology import declared
-from tests.unit import told
+from dpstream.services.coordinator.apply import APPLY, apply
+from dpstream.services.coordinator.apply.proposals import proposal_id
+from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.overview import overview
+from dpstream.services.coordinator.views.progress import Facts
+from dpstream.shared import messages as m
+from dpstream.shared.access import ROLES
+from dpstream.shared.asyncapi import document
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.bus.topology import declared
+from dpstream.shared.codec import decode, encode, kind_of, names_of
+from dpstream.shared.store.folder import FolderStore
+from dpstream.terminal.ledger_lines import LedgerLines
+from dpstream.terminal.status import Learning, screen, summary
+from tests.support import sample_ledger as told
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,
@@ -106,7 +107,7 @@ def task_of(kind: type[m.Command]) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     """A campaign with one claimed task of every class."""
-    teller = told.Teller(tmp_path_factory.mktemp("root"))
+    teller = told.LedgerWriter(tmp_path_factory.mktemp("root"))
     teller.beginning()
     offer = teller.offer("first")
     for kind in m.COMMANDS:
@@ -193,11 +194,13 @@ def test_asyncapi_has_it_in_its_queue(kind: type[m.Command]) -> None:
 
 @every
 def test_the_state_knows_what_it_changes(kind: type[m.Message]) -> None:
-    assert kind in EVOLVE, f"services/coordinator/evolve.py: {kind.__name__} is not in EVOLVE"
+    assert kind in APPLY, (
+        f"services/coordinator/apply/__init__.py: {kind.__name__} is not in EVOLVE"
+    )
 
 
 def test_only_a_heartbeat_is_without_effect() -> None:
-    without = {kind for kind, change in EVOLVE.items() if change.__name__ == "_no_effect"}
+    without = {kind for kind, change in APPLY.items() if change.__name__ == "_no_effect"}
     assert without == {m.TaskHeartbeat}
 
 
@@ -220,9 +223,9 @@ def test_a_new_task_of_it_is_alive(kind: type[m.Command], state: State) -> None:
 def test_a_task_ends_with_its_result(kind: type[m.Result], state: State) -> None:
     update = {"task": task_of(kind.ANSWERS), "attempt": 1}
     result = example(kind).model_copy(update=update)
-    after = evolve(state, result)
+    after = apply(state, result)
     assert after.tasks[result.task].status == "done"
-    assert evolve(after, result) is after, "delivered twice"
+    assert apply(after, result) is after, "delivered twice"
 
 
 @every_result
@@ -230,7 +233,7 @@ def test_a_result_of_another_task_changes_nothing(kind: type[m.Result], state: S
     others = (command for command in m.COMMANDS if command is not kind.ANSWERS)
     for other in others:
         result = example(kind).model_copy(update={"task": task_of(other), "attempt": 1})
-        assert evolve(state, result) is state
+        assert apply(state, result) is state
 
 
 @every
@@ -239,7 +242,8 @@ def test_the_policy_ignores_its_own_messages_and_no_others(
 ) -> None:
     folded: list[m.Message] = []
     monkeypatch.setattr(
-        "services.coordinator.policy.evolve", lambda state, event: folded.append(event) or state
+        "dpstream.services.coordinator.policy.apply",
+        lambda state, event: folded.append(event) or state,
     )
     assert decide(state, example(kind)) == (state, ())
     own = issubclass(kind, m.Command) or kind in OWN
@@ -274,7 +278,7 @@ def printed(what: RenderableType) -> list[str]:
 def test_status_and_watch_show_it_in_its_services_row(
     kind: type[m.Command], state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.view.SHOWN", 100)
+    monkeypatch.setattr("dpstream.terminal.status.SHOWN", 100)
     for view in (summary(state, Learning()), screen(state, Learning(), {}, 0.0, "")):
         (row,) = (line for line in printed(view) if line.startswith(kind.SERVICE))
         assert kind.__name__.lower() in row.replace(";", "").split()
@@ -312,7 +316,7 @@ def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore)
 
 @every
 def test_logs_have_a_line_for_it(kind: type[m.Message]) -> None:
-    lines = list(Lines().of([example(kind)]))
+    lines = list(LedgerLines().of([example(kind)]))
     if kind is m.ManifestFrozen:  # its content follows from other lines
         assert lines == []
     else:
@@ -331,4 +335,4 @@ def test_metrics_and_overview_count_it(kind: type[m.Command], state: State, metr
 def metrics(store: FolderStore) -> str:
     coordinator = Coordinator(InProcessBus(), store)
     coordinator.open(told.NAME)
-    return Metrics(Books(coordinator)).text().decode()
+    return CoordinatorMetrics(ReadAccess(coordinator)).text().decode()

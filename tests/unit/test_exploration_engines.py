@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from services.explorer.engines.atoms import atom_numbers, numbered, refusal
-from services.explorer.engines.bias import colvars_input
-from services.explorer.engines.potential import pair_commands
-from services.explorer.engines.swap_mc import swap_commands
-from services.explorer.engines.template import parse, revised, standard_words
-from shared.errors import SpecError
-from shared.explorers import AnyEngine, Colvars, Plain, Potential, SwapMc, Template
-from shared.spec import Md, Spec, load_spec
-from shared.values import Condition
+from dpstream.services.explorer.engines.atoms import atom_numbers, numbered, refusal
+from dpstream.services.explorer.engines.bias import colvars_input
+from dpstream.services.explorer.engines.potential import pair_commands
+from dpstream.services.explorer.engines.swap_mc import swap_commands
+from dpstream.services.explorer.engines.template import parse, revised, standard_words
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Md, Spec, load_spec
+from dpstream.shared.spec.engines import AnyEngine, Colvars, Plain, Potential, SwapMc, Template
+from dpstream.shared.values import Condition
 
 ETHANE = ("C", "C", *"HHHHHH")
 TEXTS = {"lammps": "lmp", "plumed": "plm"}

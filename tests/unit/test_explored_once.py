@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.policy import decide
-from services.coordinator.state import State
-from shared import messages as m
-from shared.values import FrameRef
-from tests.unit.storm import Storm
-from tests.unit.world import World, key, ref, spec, submission
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.values import FrameRef
+from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec, submission
+from tests.support.lossy_delivery import LossyDelivery
 
 LEVELS = {"low": 0.1, "high": 0.3}
 
@@ -27,12 +27,14 @@ def stage(name: str, *systems: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def jobs(*stages: dict[str, Any], **changes: Any) -> Storm:
+def jobs(*stages: dict[str, Any], **changes: Any) -> LossyDelivery:
     systems = {name: {"structures": ["x"]} for each in stages for name in each["systems"]}
     of = spec(
         stages=stages, systems={"methane": {"structures": ["x"]}, **systems}, audit={"per_round": 0}
     )
-    return Storm(World(ripe=99), of.model_validate({**of.model_dump(), **changes}))
+    return LossyDelivery(
+        CampaignSimulator(ripe=99), of.model_validate({**of.model_dump(), **changes})
+    )
 
 
 def test_each_stage_is_one_round_in_order_though_nothing_converges() -> None:
@@ -65,7 +67,7 @@ def test_a_stage_whose_one_round_is_good_has_converged() -> None:
     assert state.finished.verdict == "converged"
 
 
-class Hopeless(World):
+class Hopeless(CampaignSimulator):
     """All that is explored is failed."""
 
     def _chunk(self, command: m.Explore, *rest: Any, **named: Any) -> m.Message:
@@ -98,7 +100,7 @@ def test_a_trajectory_starts_at_every_structure_of_every_system() -> None:
 
 def _explored(state: State, begun: m.CampaignSubmitted) -> list[m.Explore]:
     """What is to be explored first, all commands before being answered at once."""
-    world, events = World(), [begun]
+    world, events = CampaignSimulator(), [begun]
     while events:
         state, decisions = decide(state, events.pop(0))
         found = [message for message in decisions if isinstance(message, m.Explore)]

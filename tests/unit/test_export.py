@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from ase.io import read
 
-from dpstream.export import MARKER, export
-from services.coordinator.why import why
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import frame_key, from_ase
-from tests.unit import told
+from dpstream.export.folder import MARKER, export
+from dpstream.services.coordinator.views.why import why
+from dpstream.shared.atoms.frames import frame_key, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.store.folder import FolderStore
+from tests.support import sample_ledger as told
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
-    return told.tell(tmp_path / "root")
+    return told.write_sample(tmp_path / "root")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_training_labels_without_audit_and_rejected_frames(folder: Path) -> None
 
 
 def test_labels_no_dataset_version_holds_yet_are_there_too(tmp_path: Path) -> None:
-    store = told.tell_half(tmp_path / "root")
+    store = told.write_half(tmp_path / "root")
     export(store, told.NAME, tmp_path / "out")
     expected = [told.KEYS[told.INITIAL], told.KEYS[told.TRAINED]]
     assert _keys(tmp_path / "out" / "dataset" / "dataset.extxyz") == expected
@@ -122,7 +122,7 @@ def test_a_file_in_the_way(tmp_path: Path, store: FolderStore) -> None:
 
 
 def test_a_campaign_without_models_says_so(tmp_path: Path) -> None:
-    lines = export(told.tell_beginning(tmp_path / "root"), told.NAME, tmp_path / "out")
+    lines = export(told.write_beginning(tmp_path / "root"), told.NAME, tmp_path / "out")
     assert lines[0] == "no committee is complete yet: no models"
     assert _keys(tmp_path / "out" / "dataset" / "dataset.extxyz") == [told.KEYS[told.INITIAL]]
     assert not (tmp_path / "out" / "md-example").exists()

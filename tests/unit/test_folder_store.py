@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.embedded import FolderStore
-from shared.errors import NotFound, StoreError
+from dpstream.shared.errors import NotFound, StoreError
+from dpstream.shared.store.folder import FolderStore
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from ase.calculators.emt import EMT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.frames import (
+from dpstream.shared.atoms.frames import (
     GRID,
     Batch,
     Floats,
     Frame,
-    Label,
+    FrameLabel,
     canonical,
     decode_labelled,
     encode_labelled,
@@ -23,7 +23,7 @@ from shared.frames import (
     min_distance,
     to_ase,
 )
-from tests.amounts import examples
+from tests.support.soak import examples
 
 SPECIES = ("C", "H", "O", "Al")
 
@@ -324,7 +324,7 @@ def test_labelled_frames_survive_to_the_bit(frame: Frame, energy: float, seed: i
     forces = chance.normal(size=frame.positions.shape) * scale
     virial = None if frame.cell is None else chance.normal(size=(3, 3))
     provenance = {"code": "tblite", "nested": {"é": [1, None]}}
-    data = encode_labelled(frame, Label(energy, forces, virial), provenance)
+    data = encode_labelled(frame, FrameLabel(energy, forces, virial), provenance)
     back, label, said = decode_labelled(data)
     assert_same(frame, back)
     assert np.float64(label.energy).tobytes() == np.float64(energy).tobytes()

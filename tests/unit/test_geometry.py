@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.explorer.geometry import (
+from dpstream.services.explorer.selection.geometry import (
     COLLAPSED,
     NOT_FINITE,
     SKEWED,
@@ -11,7 +11,7 @@ from services.explorer.geometry import (
     refusal,
     skew,
 )
-from shared.frames import Frame, min_distance
+from dpstream.shared.atoms.frames import Frame, min_distance
 
 
 def reason_of(frame, limits):

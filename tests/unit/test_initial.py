@@ -12,7 +12,7 @@ import pytest
 
 from dpstream.initial.params import InitBulk, InitSurf, read_params
 from dpstream.initial.structures import bulk_cell, gaps, surface_cells, variants, widened
-from shared.errors import SpecError
+from dpstream.shared.errors import SpecError
 
 BULK = {
     "stages": [1, 2, 3, 4],

@@ -18,11 +18,11 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import gather
-from shared.errors import SpecError
-from shared.frames import canonical, closest_pair, frame_key, from_ase, min_distance
-from shared.spec import Spec
+from dpstream.inputs.gather import gather
+from dpstream.inputs.read_labelled import Imported, read_labelled
+from dpstream.shared.atoms.frames import canonical, closest_pair, frame_key, from_ase, min_distance
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
 
 RNG = np.random.default_rng(5)
 
@@ -183,7 +183,7 @@ def test_all_structures_are_taken_up_to_a_number_that_is_refused(
     gathered = gather(wanted, tmp_path)
     assert len(gathered.systems["a"]) == 300
     assert not gathered.warnings
-    monkeypatch.setattr("dpstream.inputs.MOST_FRAMES", 299)
+    monkeypatch.setattr("dpstream.inputs.gather.MOST_FRAMES", 299)
     found = 300 + len(gathered.initial)
     assert problem(tmp_path, wanted) == (
         f"systems, initial: {found} structures to begin with, at most 299: list fewer"

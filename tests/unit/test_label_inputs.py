@@ -11,15 +11,15 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from dpstream.inputs import gather
-from dpstream.label_inputs import with_label_inputs
-from dpstream.options import prepared
-from dpstream.starting import Structures
-from services.labeler.recipes import make_recipe, recipe_for
-from shared.errors import SpecError
-from shared.frames import Frame, canonical, from_ase
-from shared.spec import Labels, Spec, load_spec
-from shared.values import LabelInputs
+from dpstream.commands.options import prepared
+from dpstream.inputs.gather import gather
+from dpstream.inputs.label_inputs import with_label_inputs
+from dpstream.inputs.systems import SystemStructures
+from dpstream.services.labeler.recipes import make_recipe, recipe_for
+from dpstream.shared.atoms.frames import Frame, canonical, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings, Spec, load_spec
+from dpstream.shared.values import LabelInputs
 
 HYDROXIDE = Frame(("H", "O"), np.array([[0, 0, 0.97], [0, 0, 0.0]]))
 
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def written_out(wanted: Spec, folder: Path) -> Spec:
-    return with_label_inputs(wanted, Structures(wanted, folder))
+    return with_label_inputs(wanted, SystemStructures(wanted, folder))
 
 
 def test_each_composition_has_a_recipe_of_its_own(folder: Path) -> None:
@@ -62,16 +62,16 @@ def test_each_composition_has_a_recipe_of_its_own(folder: Path) -> None:
     own = recipe_for(recipe, HYDROXIDE)
     assert (own.charge, own.compositions) == (-1, {})
     # The labels are those of campaigns with this charge alone, or with none at all.
-    assert own.digest == make_recipe(Labels(charge=-1)).digest
-    assert recipe_for(recipe, water).digest == make_recipe(Labels()).digest
-    assert len({own.digest, recipe.digest, make_recipe(Labels()).digest}) == 3
+    assert own.digest == make_recipe(LabelSettings(charge=-1)).digest
+    assert recipe_for(recipe, water).digest == make_recipe(LabelSettings()).digest
+    assert len({own.digest, recipe.digest, make_recipe(LabelSettings()).digest}) == 3
 
 
 def test_the_lowest_multiplicity_is_that_of_the_electrons() -> None:
-    recipe = make_recipe(Labels(multiplicity=0))
+    recipe = make_recipe(LabelSettings(multiplicity=0))
     assert recipe_for(recipe, HYDROXIDE).multiplicity == 2
     assert recipe_for(recipe.model_copy(update={"charge": -1}), HYDROXIDE).multiplicity == 1
-    assert recipe_for(recipe, HYDROXIDE).digest == make_recipe(Labels(multiplicity=2)).digest
+    assert recipe_for(recipe, HYDROXIDE).digest == make_recipe(LabelSettings(multiplicity=2)).digest
 
 
 def test_odd_electrons_need_their_multiplicity_in_the_spec(folder: Path) -> None:
@@ -87,9 +87,9 @@ def test_kpoints_stand_in_the_settings_as_if_given_there() -> None:
     stated = {"sha256": {"Fe": "0" * 16, "O": "1" * 16}}
     labels = {"code": "siesta", "settings": {**settings, **stated}}
     inputs = {"Fe2O2": {"kpoints": [4, 4, 2]}}
-    recipe = make_recipe(Labels(**labels, compositions=inputs))
+    recipe = make_recipe(LabelSettings(**labels, compositions=inputs))
     frame = Frame(("Fe", "Fe", "O", "O"), np.zeros((4, 3)), np.eye(3) * 8)
-    given = Labels(**{**labels, "settings": {**settings, **stated, "kpoints": [4, 4, 2]}})
+    given = LabelSettings(**{**labels, "settings": {**settings, **stated, "kpoints": [4, 4, 2]}})
     assert recipe_for(recipe, frame).digest == make_recipe(given).digest
 
 

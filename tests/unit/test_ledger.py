@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator import ledger as ledger_module
-from services.coordinator import snapshots
-from services.coordinator.ledger import (
+from dpstream.services.coordinator.ledger import ledger as ledger_module
+from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.ledger import (
     AHEAD,
-    Entry,
     Ledger,
-    Reading,
+    LedgerEntry,
+    LedgerReader,
     heard_and_decided,
     load_state,
     read_segments,
 )
-from services.coordinator.policy import decide
-from services.coordinator.state import State
-from shared import messages as m
-from shared.embedded import FolderStore
-from shared.errors import CorruptLedger, Fenced, NotFound, StoreError
-from shared.values import campaign_uri
-from tests.contract.faults import FlakyStore, first
-from tests.unit.storm import Heard, Storm
-from tests.unit.world import World, spec, submission
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.errors import CorruptLedger, Fenced, NotFound, StoreError
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import campaign_uri
+from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.faulty_adapters import FlakyStore, first
+from tests.support.lossy_delivery import Heard, LossyDelivery
 
 FOLDER = "campaigns/world/ledger/"
 
@@ -44,13 +44,13 @@ def store(tmp_path: Path) -> FolderStore:
 @pytest.fixture(scope="module")
 def told() -> list[Heard]:
     """Everything heard and decided in one campaign."""
-    storm = Storm(World(), spec(), seed=1)
+    storm = LossyDelivery(CampaignSimulator(), spec(), seed=1)
     storm.run()
     return storm.ledger
 
 
-def entry(heard: Heard) -> Entry:
-    return Entry(*heard)
+def entry(heard: Heard) -> LedgerEntry:
+    return LedgerEntry(*heard)
 
 
 def write(ledger: Ledger, told: Sequence[Heard], size: int = 1) -> None:
@@ -302,8 +302,8 @@ def test_an_upgrade_does_not_rewrite_history(
     def other(*_: object) -> None:
         raise AssertionError("history was decided again")
 
-    monkeypatch.setattr("services.coordinator.policy.decide", other)
-    monkeypatch.setattr("services.coordinator.policy.RULES", (other,))
+    monkeypatch.setattr("dpstream.services.coordinator.policy.decide", other)
+    monkeypatch.setattr("dpstream.services.coordinator.policy.RULES", (other,))
     monkeypatch.setattr(snapshots, "code_version", lambda: "99.0")
     assert Ledger.open(store, "world")[1].dumps() == before
 
@@ -317,7 +317,7 @@ def test_an_unprocessable_event_leaves_only_the_pause_behind(
     pause = m.CampaignPaused(
         id="p", campaign="world", time=1.0, cause=told[20][0].id, why="raised", trace="Traceback"
     )
-    ledger.append([Entry(told[20][0], (pause,))])
+    ledger.append([LedgerEntry(told[20][0], (pause,))])
     after = load_state(store, "world")
     left = {"paused": "raised", "heeded": before.heeded.set("p", None)}
     assert after.dumps() == before.model_copy(update=left).dumps()
@@ -360,7 +360,7 @@ def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_segment_reads_back_as_it_was_written(told: list[Heard]) -> None:
-    submitted = Entry(submission(spec()))
+    submitted = LedgerEntry(submission(spec()))
     segment = ledger_module.Segment(3, 2, "nonce", (submitted, *map(entry, told)))
     assert ledger_module.Segment.loads(segment.dumps()) == segment
 
@@ -375,7 +375,7 @@ def test_what_is_not_finite_stays_so(
     write(ledger, told[:number])
     for heard in told[:number]:
         state = ledger_module.replay(state, Segments.of(heard))
-    state = ledger_module.replay(state, ledger.append([Entry(bad)]))
+    state = ledger_module.replay(state, ledger.append([LedgerEntry(bad)]))
     assert state.dumps() == load_state(store, "world").dumps()
     ledger.snapshot(state)
     audit = Ledger.open(store, "world")[1].stage.audit
@@ -407,7 +407,7 @@ def test_looking_again_reads_only_what_is_new(
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told[:5])
-    reading = Reading.open(store, "world")
+    reading = LedgerReader.open(store, "world")
     write(ledger, told[5:8])
     listed: list[str] = []
     find = store.list

@@ -9,20 +9,20 @@ import typer
 import yaml
 from ase.io import read
 
-from dpstream.library import add, entries, find
-from services.labeler.recipes import make_recipe, recipe_for
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import frame_key, from_ase
-from shared.spec import Labels
-from shared.values import LabelInputs, Recipe
-from tests.unit import told
+from dpstream.commands.library import add, entries, find
+from dpstream.services.labeler.recipes import make_recipe, recipe_for
+from dpstream.shared.atoms.frames import frame_key, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import LabelInputs, Recipe
+from tests.support import sample_ledger as told
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> str:
     """A library with one finished campaign in it."""
-    told.tell(tmp_path / "root")
+    told.write_sample(tmp_path / "root")
     add(str(tmp_path / "library"), told.NAME, str(tmp_path / "root"))
     return str(tmp_path / "library")
 
@@ -89,7 +89,7 @@ def test_labels_of_two_recipes_are_not_mixed(
     )
     monkeypatch.setattr(told, "NAME", "other")
     monkeypatch.setattr(told, "RECIPE", other)
-    told.tell_beginning(tmp_path / "root")
+    told.write_beginning(tmp_path / "root")
     add(place, "other", str(tmp_path / "root"))
     with pytest.raises(SpecError, match=r"labels of 2 recipes: .*GFN2-xTB .*; name one"):
         find(place, "C,H", output=tmp_path / "found")
@@ -103,7 +103,7 @@ def contributed(
     """One label, of CH4, by a recipe of its own."""
     monkeypatch.setattr(told, "NAME", name)
     monkeypatch.setattr(told, "RECIPE", recipe)
-    told.tell_beginning(root)
+    told.write_beginning(root)
     add(place, name, str(root))
 
 
@@ -141,7 +141,7 @@ def test_a_recipe_file_finds_what_it_would_compute(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"code": "tblite", "compositions": {"H2O1": {"charge": -1}}}
-    recipe = make_recipe(Labels.model_validate(labels))
+    recipe = make_recipe(LabelSettings.model_validate(labels))
     contributed(place, tmp_path / "root", monkeypatch, "water", recipe)
     for name, given, found in (
         ("plain", {"code": "tblite"}, True),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.logs import configure, logger, redacted
+from dpstream.shared.logs import configure, logger, redacted
 
 PASSWORD = "hunter/2"
 

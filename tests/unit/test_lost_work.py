@@ -6,55 +6,57 @@ from typing import Any, TypeVar
 
 import pytest
 
-from services.coordinator.policy import decide
-from services.coordinator.state import State, Task
-from shared import messages as m
-from tests.unit.storm import Storm, check_books, resumed, revoked
-from tests.unit.world import World, ref, spec
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State, Task
+from dpstream.shared import messages as m
+from tests.support.campaign_simulator import CampaignSimulator, ref, spec
+from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed, revoked
 
 Kind = TypeVar("Kind", bound=m.Command)
 ATTEMPTS = 3
 
 
-def begun(kind: type[Kind], world: World | None = None, **changes: Any) -> tuple[Storm, Kind]:
+def begun(
+    kind: type[Kind], world: CampaignSimulator | None = None, **changes: Any
+) -> tuple[LossyDelivery, Kind]:
     """A campaign up to the moment when a command of `kind` waits to be claimed; that command."""
-    storm = Storm(world or World(), spec(**changes))
+    storm = LossyDelivery(world or CampaignSimulator(), spec(**changes))
     storm.until(lambda state: any(isinstance(c, kind) for c in storm.commands))
     command = next(c for c in storm.commands if isinstance(c, kind))
     storm.commands.remove(command)
     return storm, command
 
 
-def task(storm: Storm, command: m.Command) -> Task:
+def task(storm: LossyDelivery, command: m.Command) -> Task:
     return storm.state.tasks[command.task]
 
 
-def claim(storm: Storm, command: m.Command) -> None:
-    storm.hear(m.TaskClaimed(**World.envelope(command, "claim"), worker="w"))
+def claim(storm: LossyDelivery, command: m.Command) -> None:
+    storm.hear(m.TaskClaimed(**CampaignSimulator.envelope(command, "claim"), worker="w"))
 
 
 def failed(command: m.Command, permanent: bool = False) -> m.TaskFailed:
-    fields = World.envelope(command, "failed")
+    fields = CampaignSimulator.envelope(command, "failed")
     return m.TaskFailed(**fields, permanent=permanent, reason="it broke")
 
 
 def lapsed(command: m.Command) -> m.LeaseLapsed:
-    return m.LeaseLapsed(**World.envelope(command, "lapsed"))
+    return m.LeaseLapsed(**CampaignSimulator.envelope(command, "lapsed"))
 
 
 def released(command: m.Command, delay: float = 0.0) -> m.TaskReleased:
-    fields = World.envelope(command, "released")
+    fields = CampaignSimulator.envelope(command, "released")
     return m.TaskReleased(**fields, reason="spot reclaim", delay=delay)
 
 
-def again(storm: Storm, event: m.TaskEvent) -> Any:
+def again(storm: LossyDelivery, event: m.TaskEvent) -> Any:
     """The next attempt that is decided upon `event`."""
     command = next(d for d in storm.hear(event) if isinstance(d, m.Command))
     storm.commands.remove(command)
     return command
 
 
-def give_up(storm: Storm, command: m.Command, permanent: bool) -> None:
+def give_up(storm: LossyDelivery, command: m.Command, permanent: bool) -> None:
     """All attempts of the task fail, or one for good."""
     for _ in range(ATTEMPTS - 1 if not permanent else 0):
         claim(storm, command)
@@ -62,7 +64,7 @@ def give_up(storm: Storm, command: m.Command, permanent: bool) -> None:
     claim(storm, command)
     storm.hear(failed(command, permanent))
     assert task(storm, command).status == "abandoned"
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 @pytest.mark.parametrize("end", [failed, lapsed])
@@ -117,13 +119,13 @@ def test_what_it_cannot_do_without_pauses_and_is_tried_again_when_resumed(
 ) -> None:
     storm, command = begun(kind)
     give_up(storm, command, permanent)
-    paused = storm.run(check_books)
+    paused = storm.run(check_counters)
     assert paused.paused is not None
     assert "it broke" in paused.paused
     assert not paused.finished
     decided = storm.hear(resumed())
     assert [c.task for c in decided if isinstance(c, kind)] == [command.task]
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
 
 
 def test_while_paused_results_are_kept_and_nothing_new_begins() -> None:
@@ -138,25 +140,25 @@ def test_while_paused_results_are_kept_and_nothing_new_begins() -> None:
 
 
 def test_the_final_training_given_up_pauses_too() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.until(lambda state: state.stages_over)
     final = storm.commands.pop()
     assert isinstance(final, m.Train)
     give_up(storm, final, permanent=True)
     assert storm.run().paused
     storm.events.append(resumed())
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
 
 
 @pytest.mark.parametrize("permanent", [True, False])
 def test_a_trajectory_given_up_counts_as_failed(permanent: bool) -> None:
-    storm, command = begun(m.Explore, World(ripe=1))
+    storm, command = begun(m.Explore, CampaignSimulator(ripe=1))
     give_up(storm, command, permanent)
     storm.until(lambda state: state.alive(m.Select))
     assert storm.state.round is not None
     found = storm.state.round.conditions[str(command.condition)]
     assert (found.counts.accurate, found.dropped) == (10, 10)
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert state.finished
     assert storm.said(m.RoundJudged)[0].outcome == "failed"
     assert storm.said(m.RoundJudged)[1].outcome == "passed"
@@ -168,14 +170,16 @@ def test_a_label_given_up_rejects_its_frames(permanent: bool) -> None:
     give_up(storm, command, permanent)
     keys = {frame.key for frame in command.frames}
     assert {storm.state.frames[key].status for key in keys} == {"rejected"}
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert state.finished
     assert not keys & set(storm.world.labelled)
 
 
 @pytest.mark.parametrize("permanent", [True, False])
 def test_a_pool_nobody_could_judge_keeps_its_old_verdict(permanent: bool) -> None:
-    storm = Storm(World(ripe=99), spec(mode="streaming", selection={"select_every": 999}))
+    storm = LossyDelivery(
+        CampaignSimulator(ripe=99), spec(mode="streaming", selection={"select_every": 999})
+    )
     storm.until(lambda state: state.alive(m.Explore))
     late = storm.take(storm.commands.pop())
     storm.until(lambda state: state.pool)
@@ -199,13 +203,13 @@ def test_a_pool_nobody_could_judge_keeps_its_old_verdict(permanent: bool) -> Non
 
 def test_held_out_references_given_up_leave_the_rest_or_nothing() -> None:
     for lost in (1, 2):
-        storm = Storm(World(), spec())
+        storm = LossyDelivery(CampaignSimulator(), spec())
         storm.until(lambda state: state.submitted)
         for command in storm.hold(m.Reference)[:lost]:
             give_up(storm, command, permanent=True)
         storm.commands += [c for c in storm.issued if isinstance(c, m.Reference)]
         storm.commands = [c for c in storm.commands if task(storm, c).status == "open"]
-        state = storm.run(check_books)
+        state = storm.run(check_counters)
         assert state.finished
         assert (state.test is None) == (lost == 2)
 
@@ -223,7 +227,7 @@ def test_a_final_model_nobody_could_verify_ends_the_campaign_unconverged() -> No
 
 
 def results(command: m.Label) -> m.LabelsDone:
-    done = World().answer(command)[1]
+    done = CampaignSimulator().answer(command)[1]
     assert isinstance(done, m.LabelsDone)
     return done
 
@@ -242,7 +246,7 @@ def test_a_label_of_a_lapsed_attempt_is_kept() -> None:
     again(storm, lapsed(command))
     storm.hear(results(command))
     assert statuses(storm.state, command) == {"labelled"}
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 def test_a_label_that_comes_after_its_task_was_given_up_is_kept() -> None:
@@ -252,8 +256,8 @@ def test_a_label_that_comes_after_its_task_was_given_up_is_kept() -> None:
     storm.hear(results(command))
     assert statuses(storm.state, command) == {"labelled"}
     assert storm.state.stage.rejected <= rejected
-    check_books(storm.state)
-    assert storm.run(check_books).finished
+    check_counters(storm.state)
+    assert storm.run(check_counters).finished
 
 
 @pytest.mark.parametrize("accurate", [True, False])
@@ -270,8 +274,8 @@ def test_a_label_of_a_lapsed_attempt_of_a_revoked_task_is_kept(accurate: bool) -
     assert task(storm, command).status == "cancelled"
     storm.hear(results(command))
     assert statuses(storm.state, command) == {"labelled"}
-    check_books(storm.state)
-    assert storm.run(check_books).finished
+    check_counters(storm.state)
+    assert storm.run(check_counters).finished
 
 
 def test_a_revoked_task_takes_no_label_back() -> None:
@@ -284,7 +288,7 @@ def test_a_revoked_task_takes_no_label_back() -> None:
     storm.hear(results(command))  # of the first attempt, after all
     storm.hear(revoked(cancelled(third)))
     assert statuses(storm.state, command) == {"labelled"}
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 def test_a_revoked_task_rejects_nothing_that_another_is_asked_for() -> None:
@@ -292,10 +296,10 @@ def test_a_revoked_task_rejects_nothing_that_another_is_asked_for() -> None:
     claim(storm, command)
     second = again(storm, lapsed(command))
     storm.hear(revoked(cancelled(second)))
-    refused = World(reject=lambda key: True).answer(command)[1]
+    refused = CampaignSimulator(reject=lambda key: True).answer(command)[1]
     storm.hear(refused)
     assert statuses(storm.state, command) == {"pending"}
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 def cancelled(command: m.Command) -> m.TaskCancelled:
@@ -313,7 +317,7 @@ def test_labels_that_come_while_paused_are_not_asked_for_again() -> None:
     storm.hear(revoked(cancelled(second)))
     assert statuses(storm.state, command) == {"waiting"}
     storm.hear(results(command))
-    check_books(storm.state)
+    check_counters(storm.state)
     storm.hear(resumed())
     issued = [f.key for c in storm.commands if isinstance(c, m.Label) for f in c.frames]
     assert not set(issued) & {frame.key for frame in command.frames}
@@ -323,7 +327,7 @@ def test_labels_that_come_while_paused_are_not_asked_for_again() -> None:
 
 
 def saved(command: m.Command, step: int) -> m.CheckpointSaved:
-    fields = World.envelope(command, f"step-{step}")
+    fields = CampaignSimulator.envelope(command, f"step-{step}")
     return m.CheckpointSaved(**fields, checkpoint=ref(f"step-{step}"), step=step)
 
 
@@ -350,18 +354,18 @@ def test_a_training_resumes_from_its_checkpoint_unless_it_starts_over(
 
 
 def chunk(command: m.Explore, number: int, last: bool = False) -> m.ChunkExplored:
-    said = World()._chunk(command, number, checks=5, accurate=True, last=last)
+    said = CampaignSimulator()._chunk(command, number, checks=5, accurate=True, last=last)
     assert isinstance(said, m.ChunkExplored)
     return said
 
 
-def exploring(**changes: Any) -> tuple[Storm, m.Explore]:
+def exploring(**changes: Any) -> tuple[LossyDelivery, m.Explore]:
     storm, command = begun(m.Explore, mode="streaming", **changes)
     claim(storm, command)
     return storm, command
 
 
-def checks_of(storm: Storm, command: m.Command) -> int:
+def checks_of(storm: LossyDelivery, command: m.Command) -> int:
     assert storm.state.round is not None
     return storm.state.round.tallies[command.task].checks
 
@@ -381,7 +385,7 @@ def test_chunks_out_of_order_and_doubled_count_once() -> None:
         storm.hear(chunk(command, number, last=number == 3))
     assert checks_of(storm, command) == 4 * 5
     assert task(storm, command).status == "done"
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 def test_another_attempt_makes_up_for_a_chunk_that_was_lost() -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.explorer.md_script import (
+from dpstream.services.explorer.lammps.script import (
     COLDEST,
     data_file,
     pair_commands,
     resume_script,
     start_script,
 )
-from shared.frames import Frame
-from shared.spec import Md
-from shared.values import Condition, Trust
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.spec import Md
+from dpstream.shared.values import Condition, Trust
 
 METHANE = Frame(
     ("C", "H", "H", "H", "H"),

@@ -14,11 +14,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from shared import messages as m
-from shared.codec import MAX_BODY, decode, encode, message_schema, topic_of
-from shared.topology import declared
-from shared.values import Key, Recipe, Ref, TaskId, Trust, label_uri, stable_id, stable_seed
-from tests.amounts import examples
+from dpstream.shared import messages as m
+from dpstream.shared.bus.topology import declared
+from dpstream.shared.codec import MAX_BODY, decode, encode, message_schema, topic_of
+from dpstream.shared.values import (
+    Key,
+    Recipe,
+    Ref,
+    TaskId,
+    Trust,
+    label_uri,
+    stable_id,
+    stable_seed,
+)
+from tests.support.soak import examples
 
 EVERY = (*m.COMMANDS, *m.EVENTS)
 FORMER = {"candidates-found/1": m.ChunkExplored}

@@ -11,13 +11,14 @@ import pytest
 from ase.build import molecule
 from rich.console import Console, RenderableType
 
-from dpstream.inputs import Gathered, gather
-from dpstream.plan import CHECKED, cross_check, most_labels, plan
-from dpstream.template import new_campaign, template
-from services.labeler.recipes import make_recipe
-from shared.errors import SpecError
-from shared.frames import Frame, Label, canonical, from_ase
-from shared.spec import Spec, load_spec
+from dpstream.commands.new import new_campaign, template
+from dpstream.inputs.gather import Gathered, gather
+from dpstream.running.cross_check import CHECKED, cross_check
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec, load_spec
+from dpstream.terminal.plan import most_labels, plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -80,7 +81,7 @@ def gathered(count: int = 20) -> Gathered:
         atoms = molecule("CH4")
         atoms.positions += rng.normal(0, 0.05, (5, 3))
         frame = canonical(from_ase(atoms)).frame
-        labelled.append((frame, Label(-20.0, rng.normal(0, 1, (5, 3)))))
+        labelled.append((frame, FrameLabel(-20.0, rng.normal(0, 1, (5, 3)))))
     return Gathered({}, [], labelled, [], [])
 
 
@@ -89,14 +90,14 @@ def answers(data: Gathered, force: float = 0.0, energy: float = 0.0) -> Any:
     known = {frame.positions.tobytes(): label for frame, label in data.labelled}
     asked: list[Frame] = []
 
-    def label_frames(frames: list[Frame]) -> list[Label | str]:
+    def label_frames(frames: list[Frame]) -> list[FrameLabel | str]:
         asked.extend(frames)
-        replies: list[Label | str] = []
+        replies: list[FrameLabel | str] = []
         for frame in frames:
             label = known[frame.positions.tobytes()]
             forces = label.forces.copy()
             forces[2, 1] += force
-            replies.append(Label(label.energy + 5 * energy, forces))
+            replies.append(FrameLabel(label.energy + 5 * energy, forces))
         return replies
 
     label_frames.asked = asked  # type: ignore[attr-defined]

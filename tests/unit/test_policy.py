@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from immutables import Map
 
-from services.coordinator.evolve import evolve
-from services.coordinator.policy import decide
-from services.coordinator.state import ByCondition, State
-from shared import messages as m
-from shared.codec import MAX_BODY, encode
-from shared.values import Counts, Pool, Trust
-from tests.amounts import examples
-from tests.unit.storm import Storm, check_books, replayed, resumed
-from tests.unit.world import World, key, ref, spec
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import ByCondition, State
+from dpstream.shared import messages as m
+from dpstream.shared.codec import MAX_BODY, encode
+from dpstream.shared.values import Counts, Pool, Trust
+from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
+from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 MODES = st.sampled_from(["lockstep", "streaming"])
@@ -29,7 +29,10 @@ MODES = st.sampled_from(["lockstep", "streaming"])
 @examples(8, usual=4)
 @given(SEEDS)
 def test_lockstep_ends_in_the_same_state_whatever_the_deliveries(seed: int) -> None:
-    calm, stormy = Storm(World(), spec()).run(), Storm(World(), spec(), seed).run()
+    calm, stormy = (
+        LossyDelivery(CampaignSimulator(), spec()).run(),
+        LossyDelivery(CampaignSimulator(), spec(), seed).run(),
+    )
     assert calm.finished is not None
     assert stormy.dumps() == calm.dumps()
 
@@ -37,8 +40,8 @@ def test_lockstep_ends_in_the_same_state_whatever_the_deliveries(seed: int) -> N
 @examples(8, usual=4)
 @given(SEEDS)
 def test_streaming_finishes_and_asks_for_no_label_twice(seed: int) -> None:
-    world = World()
-    state = Storm(world, spec(mode="streaming"), seed).run(check_books)
+    world = CampaignSimulator()
+    state = LossyDelivery(world, spec(mode="streaming"), seed).run(check_counters)
     assert state.finished is not None
     assert state.finished.verdict == "converged"
     assert len(world.labelled) == len(set(world.labelled))
@@ -51,20 +54,20 @@ def test_the_worst_weather_ends_in_a_verdict_and_true_books(
     seed: int, mode: str, faults: float, warm: bool
 ) -> None:
     of = spec(mode=mode, training={"members": 2, "warm": 0.5 * warm})
-    storm = Storm(World(reject=lambda key: key[0] == "7"), of, seed, faults)
-    state = storm.run(check_books)
+    storm = LossyDelivery(CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults)
+    state = storm.run(check_counters)
     for number in range(50):
         if state.paused is None:
             break
         storm.events.append(resumed(number))
-        state = storm.run(check_books)
+        state = storm.run(check_counters)
     assert state.finished is not None, "nothing is under way, and it has not ended"
     assert replayed(of, storm.ledger).dumps() == state.dumps()
     _assert_asked_once(storm)
     _assert_audits_never_trained_on(storm)
 
 
-def _assert_asked_once(storm: Storm) -> None:
+def _assert_asked_once(storm: LossyDelivery) -> None:
     """A frame is in one label task, unless an earlier one was revoked."""
     tasks = [t for t in storm.state.tasks.values() if isinstance(t.command, m.Label)]
     asked = Counter(r.key for t in tasks if t.status != "cancelled" for r in t.command.frames)
@@ -72,7 +75,7 @@ def _assert_asked_once(storm: Storm) -> None:
     assert {key for key, count in asked.items() if count > 1} <= late
 
 
-def _assert_audits_never_trained_on(storm: Storm) -> None:
+def _assert_audits_never_trained_on(storm: LossyDelivery) -> None:
     frozen = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "dataset"]
     learned = Counter(label["uri"] for f in frozen for label in json.loads(f.body)["labels"])
     assert set(learned.values()) == {1}, "a label enters one version, and its children inherit it"
@@ -82,8 +85,8 @@ def _assert_audits_never_trained_on(storm: Storm) -> None:
 
 
 def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None:
-    storm = Storm(World(), spec())
-    state = storm.run(check_books)
+    storm = LossyDelivery(CampaignSimulator(), spec())
+    state = storm.run(check_counters)
     audits = [f for f in state.frames.values() if f.purpose == "audit"]
     assert len(audits) > 5
     _assert_audits_never_trained_on(storm)
@@ -92,14 +95,14 @@ def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None
 @examples(5, usual=3)
 @given(SEEDS)
 def test_a_snapshot_reads_back_to_the_same_state(seed: int) -> None:
-    storm = Storm(World(), spec(mode="streaming"), seed)
+    storm = LossyDelivery(CampaignSimulator(), spec(mode="streaming"), seed)
     for _ in range(90):
         storm.step()
     assert State.model_validate_json(storm.state.dumps()).dumps() == storm.state.dumps()
 
 
 def test_a_doubled_event_is_not_even_ledgered() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.run()
     before = storm.state
     for event, _ in tuple(storm.ledger):
@@ -107,7 +110,7 @@ def test_a_doubled_event_is_not_even_ledgered() -> None:
 
 
 def test_a_result_of_another_kind_of_task_changes_nothing() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.until(lambda state: state.alive(m.Train))
     train = storm.hold(m.Train)[0]
     label = next(command for command in storm.issued if isinstance(command, m.Label))
@@ -118,7 +121,7 @@ def test_a_result_of_another_kind_of_task_changes_nothing() -> None:
 
 
 def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.until(lambda state: state.alive(m.Label) > 1)
     first, second = storm.hold(m.Label)[:2]
     answer = storm.take(first)[-1]
@@ -131,7 +134,7 @@ def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
 
 
 def test_our_own_words_coming_back_change_nothing() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.until(lambda state: state.version == 1)
     for _, decided in storm.ledger:
         for word in decided:
@@ -148,12 +151,12 @@ def test_lockstep_never_overlaps() -> None:
         assert not (exploring and state.pending)
         assert not (training and state.pending)
 
-    assert Storm(World(), spec(), seed=3).run(check).finished
+    assert LossyDelivery(CampaignSimulator(), spec(), seed=3).run(check).finished
 
 
-def streaming(world: World | None = None, **changes: Any) -> Storm:
+def streaming(world: CampaignSimulator | None = None, **changes: Any) -> LossyDelivery:
     """A streaming campaign whose first round has just begun, its commands held."""
-    storm = Storm(world or World(), spec(mode="streaming", **changes))
+    storm = LossyDelivery(world or CampaignSimulator(), spec(mode="streaming", **changes))
     storm.until(lambda state: state.alive(m.Explore))
     return storm
 
@@ -170,7 +173,7 @@ def test_streaming_labels_and_retrains_while_a_trajectory_is_still_going_on() ->
 
 
 def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
-    storm = Storm(World(), spec())
+    storm = LossyDelivery(CampaignSimulator(), spec())
     storm.until(lambda state: state.alive(m.Explore))
     slow = storm.commands.pop()
     results = storm.take(slow)
@@ -182,7 +185,7 @@ def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
 
 @pytest.mark.parametrize("good", [True, False])
 def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> None:
-    storm = streaming(World(ripe=1 if good else 5), selection={"select_every": 1000})
+    storm = streaming(CampaignSimulator(ripe=1 if good else 5), selection={"select_every": 1000})
     slow = storm.commands.pop()
     storm.run()
     labels = {key("new", i): ref(f"new-{i}") for i in range(3)}
@@ -194,7 +197,7 @@ def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> 
 # ------------------------------------------------------------------------------- a newer version
 
 
-class Choosy(World):
+class Choosy(CampaignSimulator):
     """Of the frames that wait for a label, the first of each judge task is accurate by now."""
 
     def _judge(self, command: m.Judge) -> list[m.Message]:
@@ -220,7 +223,7 @@ def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
 
     accurate = judge.frames[0].key
     storm.until(lambda state: state.frames[accurate].status == "revoked")
-    check_books(storm.state)
+    check_counters(storm.state)
     gone = next(c for c in rest if accurate in [frame.key for frame in _frames(c)])
     assert storm.state.tasks[gone.task].status == "cancelled"
     mates = [frame.key for frame in _frames(gone) if frame.key != accurate]
@@ -228,7 +231,7 @@ def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
     assert mates
     assert set(mates) <= again
     storm.commands += rest
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
     assert accurate not in world.labelled
     assert set(mates) <= set(world.labelled)
 
@@ -238,7 +241,7 @@ def _frames(command: m.Command) -> tuple[Any, ...]:
 
 
 def test_the_last_judgement_of_a_frame_counts() -> None:
-    storm = streaming(World(ripe=99), selection={"select_every": 2, "per_round": 12})
+    storm = streaming(CampaignSimulator(ripe=99), selection={"select_every": 2, "per_round": 12})
     frame = storm.state.frames[next(iter(storm.state.frames))]
     judge = m.Judge(
         id="j", campaign="world", time=0.0, task="j", title="", max_seconds=1.0, spec=ref("spec"),
@@ -246,14 +249,20 @@ def test_the_last_judgement_of_a_frame_counts() -> None:
     )  # fmt: skip
     for number, accurate in enumerate([(frame.ref.key,), ()]):
         command = judge.model_copy(update={"task": f"judge-{number}"})
-        state = evolve(storm.state, command)
-        fields = World.envelope(command) | {"version": 1, "pool": (), "counts": Counts()}
-        storm.state = evolve(state, m.FramesJudged(**fields, accurate=accurate))
+        state = apply(storm.state, command)
+        fields = CampaignSimulator.envelope(command) | {
+            "version": 1,
+            "pool": (),
+            "counts": Counts(),
+        }
+        storm.state = apply(state, m.FramesJudged(**fields, accurate=accurate))
         assert storm.state.frames[frame.ref.key].accurate is bool(accurate)
 
 
 def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_from() -> None:
-    storm = streaming(World(ripe=99), streaming={"retrain_after": 3, "max_staleness": 1})
+    storm = streaming(
+        CampaignSimulator(ripe=99), streaming={"retrain_after": 3, "max_staleness": 1}
+    )
     late = storm.take(storm.commands.pop())
     storm.until(lambda state: state.version == 3)
     storm.hold(m.Judge)
@@ -269,7 +278,7 @@ def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
     def chosen() -> bool:
         return any(isinstance(c, m.Select) and c.version == 2 for c in storm.issued)
 
-    storm = streaming(World(ripe=99))
+    storm = streaming(CampaignSimulator(ripe=99))
     storm.until(lambda state: state.version == 2)
     held = storm.hold(m.Judge)
     storm.run()
@@ -281,7 +290,7 @@ def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
 
 def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
     storm = streaming(
-        World(ripe=2),
+        CampaignSimulator(ripe=2),
         streaming={"retrain_after": 3, "max_staleness": 0},
         audit={"per_round": 3, "min_frames": 3, "min_trajectories": 1},
     )
@@ -293,11 +302,11 @@ def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
     storm.until(lambda state: state.stage.index == 1)
     assert storm.state.tasks[judge.task].status == "cancelled"
     storm.until(lambda state: state.finished)
-    check_books(storm.state)
+    check_counters(storm.state)
 
 
 def test_a_chunk_one_version_old_is_good_enough() -> None:
-    storm = streaming(World(ripe=99))
+    storm = streaming(CampaignSimulator(ripe=99))
     late = storm.take(storm.commands.pop())
     storm.until(lambda state: state.version == 2)
     offered = late[0]
@@ -310,7 +319,7 @@ def test_a_chunk_one_version_old_is_good_enough() -> None:
 # ----------------------------------------------------------------------------- warm, cold, longer
 
 
-def starts(storm: Storm) -> dict[int, bool]:
+def starts(storm: LossyDelivery) -> dict[int, bool]:
     """By version trained, whether it started cold (the final model aside)."""
     trained = [c for c in storm.issued if isinstance(c, m.Train) and not c.final]
     return {c.version: c.start is None for c in trained}
@@ -318,7 +327,7 @@ def starts(storm: Storm) -> dict[int, bool]:
 
 def test_warm_starts_are_cold_first_now_and_then_and_in_the_end() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 3}
-    storm = Storm(World(ripe=6), spec(training=warm, stages=[STAGE]))
+    storm = LossyDelivery(CampaignSimulator(ripe=6), spec(training=warm, stages=[STAGE]))
     state = storm.run()
     found = starts(storm)
     assert [v for v in range(1, 7) if found[v]] == [1, 4]
@@ -332,12 +341,12 @@ STAGE = {"name": "cold", "systems": ["methane"], "temperatures": [50.0]}
 
 
 def test_without_warm_all_is_cold() -> None:
-    storm = Storm(World(ripe=4), spec(training={"members": 2, "warm": 0.0}))
+    storm = LossyDelivery(CampaignSimulator(ripe=4), spec(training={"members": 2, "warm": 0.0}))
     storm.run()
     assert all(starts(storm).values())
 
 
-class Deluded(World):
+class Deluded(CampaignSimulator):
     """A warm committee agrees with itself more than it should."""
 
     def _audit(self, command: m.Audit) -> list[m.Message]:
@@ -348,7 +357,7 @@ class Deluded(World):
 
 def test_cold_again_when_deviation_over_error_has_fallen_by_a_third() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 99}
-    storm = Storm(Deluded(ripe=6), spec(training=warm, stages=[STAGE]))
+    storm = LossyDelivery(Deluded(ripe=6), spec(training=warm, stages=[STAGE]))
     storm.run()
     assert [v for v, cold in starts(storm).items() if cold][:2] == [1, 4]
 
@@ -359,7 +368,9 @@ def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
     stages = [STAGE, {"name": "wet", "systems": ["water"], "temperatures": [50.0]}]
     for known, expected in [(["water"], 1), (["methane"], 0)]:
         stages[1] = {**stages[1], "systems": known}
-        storm = Storm(World(ripe=2), spec(training=warm, systems=systems, stages=stages))
+        storm = LossyDelivery(
+            CampaignSimulator(ripe=2), spec(training=warm, systems=systems, stages=stages)
+        )
         storm.until(lambda state: state.stage.index == 1)
         begun, storm.world.ripe = storm.state.version, 99
         storm.until(lambda state, begun=begun: state.version > begun + 1)
@@ -367,7 +378,7 @@ def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
         assert len(cold) == expected
 
 
-class Slow(World):
+class Slow(CampaignSimulator):
     """Trainings that reach a force RMSE by steps: `errors` by version, then 0.03 eV/Å."""
 
     def __init__(self, errors: dict[int, float]) -> None:
@@ -395,7 +406,7 @@ class Slow(World):
 def test_training_limited_trains_longer_instead_of_buying_labels(
     errors: dict[int, float], lengthened: list[int], announced: int
 ) -> None:
-    storm = Storm(Slow(errors), spec())
+    storm = LossyDelivery(Slow(errors), spec())
     storm.until(lambda state: state.version)
     assert storm.state.version == announced
     steps = {c.version: c.steps for c in storm.issued if isinstance(c, m.Train)}
@@ -406,7 +417,7 @@ def test_training_limited_trains_longer_instead_of_buying_labels(
 
 def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 3}
-    storm = Storm(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
+    storm = LossyDelivery(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
     storm.world.ripe = 9
     storm.until(lambda state: state.version == 5)
     assert starts(storm) == {1: True, 2: False, 3: False, 4: True, 5: True}
@@ -415,7 +426,7 @@ def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
 # --------------------------------------------------------------------- pool, trust levels, budgets
 
 
-class Brittle(World):
+class Brittle(CampaignSimulator):
     """Nothing is a candidate: frames are failed until the committee is ripe."""
 
     def _chunk(self, command: m.Explore, *rest: Any, **named: Any) -> m.Message:
@@ -427,7 +438,7 @@ class Brittle(World):
 
 
 def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() -> None:
-    storm = Storm(Brittle(), spec())
+    storm = LossyDelivery(Brittle(), spec())
     storm.until(lambda state: state.alive(m.Select))
     select = next(c for c in storm.issued if isinstance(c, m.Select))
     pool = Pool.model_validate_json(storm.world.manifests[select.pool.uri])
@@ -435,22 +446,24 @@ def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() ->
     assert storm.run().ended[-1].verdict == "stuck"
 
 
-@pytest.mark.parametrize("world", [World(ripe=1), World(ripe=9)], ids=["accurate", "candidates"])
-def test_no_fallback_where_frames_are_accurate_or_candidates(world: World) -> None:
-    storm = Storm(world, spec())
+@pytest.mark.parametrize(
+    "world", [CampaignSimulator(ripe=1), CampaignSimulator(ripe=9)], ids=["accurate", "candidates"]
+)
+def test_no_fallback_where_frames_are_accurate_or_candidates(world: CampaignSimulator) -> None:
+    storm = LossyDelivery(world, spec())
     storm.until(lambda state: state.alive(m.Select))
     select = next(c for c in storm.issued if isinstance(c, m.Select))
     assert not Pool.model_validate_json(world.manifests[select.pool.uri]).fallback
 
 
-class Calibrating(World):
+class Calibrating(CampaignSimulator):
     def _audit(self, command: m.Audit) -> list[m.Message]:
         levels = {"levels": (0.1 * command.version, 0.5), "levels_why": "30 pairs"}
         return [super()._audit(command)[0].model_copy(update=levels)]
 
 
 def test_automatic_trust_levels_change_between_versions_only_and_are_recorded() -> None:
-    storm = Storm(Calibrating(ripe=4), spec(trust={"target": 0.1}, stages=[STAGE]))
+    storm = LossyDelivery(Calibrating(ripe=4), spec(trust={"target": 0.1}, stages=[STAGE]))
     state = storm.run()
     changes = storm.said(m.TrustChanged)
     assert [(c.version, c.trust.low, c.trust.high) for c in changes] == [
@@ -465,7 +478,7 @@ def test_automatic_trust_levels_change_between_versions_only_and_are_recorded() 
 
 
 def test_given_trust_levels_never_move() -> None:
-    storm = Storm(Calibrating(ripe=4), spec())
+    storm = LossyDelivery(Calibrating(ripe=4), spec())
     storm.run()
     assert {c.trust for c in storm.said(m.TrustChanged)} == {Trust(low=0.1, high=0.3)}
 
@@ -473,8 +486,8 @@ def test_given_trust_levels_never_move() -> None:
 @pytest.mark.parametrize("mode", ["lockstep", "streaming"])
 @pytest.mark.parametrize("labels", [9, 14, 15])
 def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels: int) -> None:
-    storm = Storm(World(ripe=99), spec(mode=mode, budget={"labels": labels}))
-    state = storm.run(check_books)
+    storm = LossyDelivery(CampaignSimulator(ripe=99), spec(mode=mode, budget={"labels": labels}))
+    state = storm.run(check_counters)
     assert len(state.frames) == labels
     assert state.ended[-1].verdict == "out-of-budget"
     assert {f.purpose for f in state.frames.values()} == {"initial", "train"} | (
@@ -483,7 +496,7 @@ def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels
 
 
 def test_the_budget_of_rounds_ends_the_stage() -> None:
-    state = Storm(World(ripe=99), spec(budget={"rounds": 3})).run()
+    state = LossyDelivery(CampaignSimulator(ripe=99), spec(budget={"rounds": 3})).run()
     assert state.ended[-1].verdict == "out-of-budget"
     assert state.ended[-1].why.startswith("3 rounds")
     assert state.waves == 3
@@ -493,7 +506,7 @@ def test_the_budget_of_rounds_ends_the_stage() -> None:
 
 
 def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
-    storm = Storm(World(ripe=1), spec(audit={"per_round": 0}))
+    storm = LossyDelivery(CampaignSimulator(ripe=1), spec(audit={"per_round": 0}))
     storm.until(lambda state: state.alive(m.Explore))
     late = {key("late"): ref("label-late")}
     storm.state = storm.state.model_copy(update={"fresh": Map(late)})
@@ -505,8 +518,8 @@ def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
 
 
 def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
-    storm = Storm(World(), spec())
-    state = storm.run(check_books)
+    storm = LossyDelivery(CampaignSimulator(), spec())
+    state = storm.run(check_counters)
     final = [c for c in storm.issued if isinstance(c, m.Train) and c.final]
     assert len(final) == 1
     assert final[0].steps == 3 * max(
@@ -519,7 +532,7 @@ def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
 
 
 def test_without_one_accepted_initial_label_it_ends_at_once() -> None:
-    state = Storm(World(reject=lambda key: True), spec()).run(check_books)
+    state = LossyDelivery(CampaignSimulator(reject=lambda key: True), spec()).run(check_counters)
     assert state.finished is not None
     assert state.finished.why == "no initial label was accepted"
 
@@ -533,7 +546,7 @@ def test_a_round_takes_a_thousand_labels() -> None:
         selection={"per_round": 1000},
         budget={"labels": 3000},
     )
-    storm = Storm(World(ripe=2), of, seed=5, faults=0.05)
+    storm = LossyDelivery(CampaignSimulator(ripe=2), of, seed=5, faults=0.05)
     state = storm.run()
     chosen = [h for h, _ in storm.ledger if isinstance(h, m.CandidatesSelected) and h.version == 1]
     assert len(chosen) > 300
@@ -541,12 +554,12 @@ def test_a_round_takes_a_thousand_labels() -> None:
     assert sum(len(event.labels) for event in chosen) == 1000
     assert state.finished
     assert state.finished.verdict == "converged"
-    check_books(state)
+    check_counters(state)
     assert replayed(of, storm.ledger) == state
 
 
 def test_a_round_is_judged_only_when_every_condition_is_complete() -> None:
-    storm = Storm(World(ripe=1), spec())
+    storm = LossyDelivery(CampaignSimulator(ripe=1), spec())
     storm.until(lambda state: state.alive(m.Explore))
     storm.take(storm.commands.pop())
     storm.run()
@@ -592,7 +605,9 @@ def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
 def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
     """Candidates that a newer committee judged again meet the times an older one has chosen of
     their trajectory, and find its share unused."""
-    storm = Storm(World(ripe=9), spec(mode="streaming", streaming={"retrain_after": 1}))
+    storm = LossyDelivery(
+        CampaignSimulator(ripe=9), spec(mode="streaming", streaming={"retrain_after": 1})
+    )
     chosen: dict[str, list[tuple[int, float]]] = {}
     renewed = 0
     while renewed < 3:

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
-from shared import messages as m
-from shared.embedded import InProcessBus
-from shared.process import BAD_INPUT, Crew, Post, Service, main
-from shared.settings import WorkerSettings, variables
-from tests.contract.faults import FlakyBus
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.runtime.process import (
+    BAD_INPUT,
+    WorkerPlan,
+    WorkerService,
+    WorkerThreads,
+    main,
+)
+from dpstream.shared.settings import WorkerSettings, variables
+from tests.support.faulty_adapters import FlakyBus
 from tests.unit.test_worker import PROMPT, Shop, label, shop, succeed
 
 __all__ = ["shop"]
@@ -33,11 +39,11 @@ class Office:
 
     def __init__(self, shop: Shop, handler: Any, bus: Any = None, **settings: Any) -> None:
         given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
-        posts = [
-            Post(queues, {m.Label: handler}, Bench())
+        plans = [
+            WorkerPlan(queues, {m.Label: handler}, Bench())
             for queues in (("label.toy",), ("label.a", "label.b"))
         ]
-        self.crew = Crew("lab", posts, shop.folder, given)
+        self.crew = WorkerThreads("lab", plans, shop.folder, given)
         self.stopping = threading.Event()
         self.status: int | None = None
         arguments = (bus or InProcessBus(shop.broker), shop.store, self.stopping)
@@ -56,13 +62,13 @@ def test_a_crew_asked_to_stop_ends_well(shop: Shop) -> None:
     office = Office(shop, succeed)
     shop.send(label())
     shop.hear(), shop.hear()
-    assert [post.bench.running for post in office.crew.posts] == [True, True]
+    assert [post.resources.running for post in office.crew.plans] == [True, True]
     assert [worker.name for worker in office.crew.workers] == ["lab.0", "lab.1"]
     assert office.crew.trouble() is None
     office.stopping.set()
     assert office.end() == 0
     office.crew.close()
-    assert [post.bench.running for post in office.crew.posts] == [False, False]
+    assert [post.resources.running for post in office.crew.plans] == [False, False]
 
 
 def test_a_worker_that_dies_takes_the_process_with_it(shop: Shop) -> None:
@@ -80,13 +86,13 @@ def test_a_worker_that_dies_takes_the_process_with_it(shop: Shop) -> None:
 def test_a_task_that_does_not_let_go_is_left_to_its_lease(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.process.GOING", 0.3)
+    monkeypatch.setattr("dpstream.shared.runtime.process.GOING", 0.3)
     working, go_on = threading.Event(), threading.Event()
 
-    def deaf(bench: Any, command: Any, context: Any) -> Any:
+    def deaf(resources: Any, command: Any, context: Any) -> Any:
         working.set()
         assert go_on.wait(PROMPT)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     office = Office(shop, deaf)
     shop.send(label())
@@ -99,12 +105,12 @@ def test_a_task_that_does_not_let_go_is_left_to_its_lease(
 
 
 def test_a_stuck_task_is_no_life(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.worker.GRACE", -60.0)  # label() has 60 s
+    monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)  # label() has 60 s
     told: list[str | None] = []
 
-    def handler(bench: Any, command: Any, context: Any) -> Any:
+    def handler(resources: Any, command: Any, context: Any) -> Any:
         told.append(office.crew.trouble())
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     office = Office(shop, handler)
     shop.send(label())
@@ -125,14 +131,14 @@ def test_a_shift_is_the_whole_crews(shop: Shop) -> None:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Service[WorkerSettings]:
+def service(monkeypatch: pytest.MonkeyPatch) -> WorkerService[WorkerSettings]:
     monkeypatch.delenv("DPSTREAM_BROKER", raising=False)
     monkeypatch.delenv("DPSTREAM_STORE", raising=False)
-    return Service("toy", "Plays.", WorkerSettings, lambda settings, scratch: [])
+    return WorkerService("toy", "Plays.", WorkerSettings, lambda settings, scratch: [])
 
 
 def test_help_teaches_every_variable(
-    service: Service[WorkerSettings], capsys: pytest.CaptureFixture[str]
+    service: WorkerService[WorkerSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(service, ["--help"])
@@ -152,7 +158,7 @@ def test_help_teaches_every_variable(
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_status_2(
-    service: Service[WorkerSettings],
+    service: WorkerService[WorkerSettings],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],

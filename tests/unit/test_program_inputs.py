@@ -11,18 +11,18 @@ import ase.io
 import numpy as np
 import pytest
 
-from services.labeler.acceptance import Limits, check_before
-from services.labeler.codes import CODES
-from services.labeler.codes.base import FileCode
-from services.labeler.codes.program import UNSTATED, is_stated
-from services.labeler.recipes import make_recipe, recipe_for
-from services.labeler.settings import LabelerSettings
-from services.labeler.site import Site
-from shared.errors import Permanent, SpecError
-from shared.frames import Frame
-from shared.settings import read_settings
-from shared.spec import Labels
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.codes.user_program import UNSTATED, is_stated
+from dpstream.services.labeler.machine_settings import MachineSettings
+from dpstream.services.labeler.recipes import make_recipe, recipe_for
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import Permanent, SpecError
+from dpstream.shared.settings import read_settings
+from dpstream.shared.spec import LabelSettings
+from dpstream.shared.values import Recipe
 
 NACL = Frame(
     ("Cl", "Na"),
@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe_of(code: str, frame: Frame = NACL, changes: Any = None, **labels: Any) -> Recipe:
     settings = {**SETTINGS[code], **(changes or {})}
-    return recipe_for(make_recipe(Labels(code=code, settings=settings, **labels)), frame)
+    return recipe_for(make_recipe(LabelSettings(code=code, settings=settings, **labels)), frame)
 
 
 def written(code: str, folder: Path, frame: Frame = NACL, **given: Any) -> dict[str, str]:
@@ -71,7 +71,7 @@ def written(code: str, folder: Path, frame: Frame = NACL, **given: Any) -> dict[
 
 def complaint(code: str, changes: dict[str, Any], **labels: Any) -> str:
     with pytest.raises(SpecError) as raised:
-        make_recipe(Labels(code=code, settings={**SETTINGS[code], **changes}, **labels))
+        make_recipe(LabelSettings(code=code, settings={**SETTINGS[code], **changes}, **labels))
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -267,7 +267,7 @@ def test_submitting_without_the_potentials(folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("folder")
 def test_an_element_without_potential_is_refused_before_computing() -> None:
     frame = Frame(("Cl", "K"), NACL.positions, NACL.cell)
-    broken = check_before(frame, recipe_of("vasp"), CODES["vasp"], Limits())
+    broken = check_before(frame, recipe_of("vasp"), CODES["vasp"], AcceptanceLimits())
     assert broken is not None
     assert broken.detail == "labels.settings.potentials: none for K"
 
@@ -312,13 +312,13 @@ def test_wrong_settings_of_a_machine(
 ) -> None:
     monkeypatch.setenv(f"DPSTREAM_LABELER_{variable}", value)
     with pytest.raises(SpecError, match=words) as raised:
-        read_settings(Site)
+        read_settings(MachineSettings)
     assert f"DPSTREAM_LABELER_{variable}" in str(raised.value)
 
 
 def test_a_program_that_is_not_here_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", "vasp=no-such-vasp {cores}; mien=true")
     with pytest.raises(SpecError, match="no-such-vasp: no such program"):
-        Site().command("vasp", 1)
+        MachineSettings().command("vasp", 1)
     with pytest.raises(SpecError, match=r"no command for 'mine'.*did you mean 'mien'"):
-        Site().command("mine", 1)
+        MachineSettings().command("mine", 1)

@@ -12,11 +12,18 @@ from ase.calculators.emt import EMT
 from ase.units import GPa
 
 from dpstream.properties import crystal, defects
-from dpstream.properties.basis import Found, How, Value, like, relaxed, supercell
-from dpstream.properties.comparison import Compared, compare, table, write
-from shared.errors import Permanent
+from dpstream.properties.basis import (
+    PropertyResult,
+    PropertySettings,
+    PropertyValue,
+    like,
+    relaxed,
+    supercell,
+)
+from dpstream.properties.comparison import PropertyComparison, compare, table, write
+from dpstream.shared.errors import Permanent
 
-HOW = How(fmax=0.03, size=5.0, vacuum=8.0)
+HOW = PropertySettings(fmax=0.03, size=5.0, vacuum=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def copper() -> Any:
     return relaxed(like(bulk("Cu", cubic=True), EMT()), HOW, cell=True)
 
 
-def numbers(found: Found) -> dict[str, float]:
+def numbers(found: PropertyResult) -> dict[str, float]:
     return {value.name: value.number for value in found.values}
 
 
@@ -117,7 +124,14 @@ def test_sides_are_compared_and_failures_are_told(tmp_path: Path) -> None:
     assert list(found.answers) == ["relaxation"]
     assert found.complete
     assert told == [f"N2: relaxation by {s}" for s in ("model", "model", "recipe", "recipe")]
-    far = compare("H2", molecule("H2"), ["relaxation"], sides, How(fmax=0.01, steps=0), told.append)
+    far = compare(
+        "H2",
+        molecule("H2"),
+        ["relaxation"],
+        sides,
+        PropertySettings(fmax=0.01, steps=0),
+        told.append,
+    )
     assert not far.complete
     assert "not relaxed to 0.01 eV/Å within 0 steps" in str(far.answers["relaxation"]["model"])
     files = write([found, far], tmp_path, {"model": "x"})
@@ -127,9 +141,11 @@ def test_sides_are_compared_and_failures_are_told(tmp_path: Path) -> None:
 
 def test_the_difference_is_the_models_from_the_recipes() -> None:
     answers = {
-        "model": Found((Value("B", "GPa", 110.0), Value("only here", "eV", 1.0))),
-        "recipe": Found((Value("B", "GPa", 100.0),)),
+        "model": PropertyResult(
+            (PropertyValue("B", "GPa", 110.0), PropertyValue("only here", "eV", 1.0))
+        ),
+        "recipe": PropertyResult((PropertyValue("B", "GPa", 100.0),)),
     }
-    shown = table(Compared("Cu", {"eos": answers}), ["model", "recipe"])
+    shown = table(PropertyComparison("Cu", {"eos": answers}), ["model", "recipe"])
     columns = [list(column.cells) for column in shown.columns]
     assert columns[3:] == [["110", "1"], ["100", "–"], ["+10", "–"], ["10.0", "–"]]

@@ -9,17 +9,17 @@ import pytest
 import yaml
 from ase.build import bulk, molecule
 
-from dpstream import starting
-from dpstream.imported import read_ase
-from dpstream.inputs import gather
-from dpstream.options import prepared
-from dpstream.plan import plan
-from dpstream.submission import submit
-from services.labeler.recipes import make_recipe
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import Batch, canonical, frame_key
-from shared.spec import Spec, load_spec
+from dpstream.commands.options import prepared
+from dpstream.inputs import systems as starting
+from dpstream.inputs.gather import gather
+from dpstream.inputs.read_labelled import read_ase
+from dpstream.running.submit import submit
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Batch, canonical, frame_key
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec, load_spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.terminal.plan import plan
 
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 

@@ -19,23 +19,24 @@ from ase.io import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.backlog import Backlog
-from services.coordinator.folds.proposals import LAST_WORDS
-from services.coordinator.ledger import Entry, Ledger
-from services.coordinator.state import State
-from services.coordinator.why import why
-from services.explorer.bench import Bench
-from services.explorer.proposals import screen
-from shared import messages as m
-from shared.codec import MAX_BODY, decode, encode
-from shared.context import Context
-from shared.embedded import FolderStore, InProcessBus
-from shared.frames import Batch, canonical, frame_key, from_ase
-from shared.spec import Spec
-from shared.values import OfferedFrame, Ref, campaign_uri, is_offered
-from tests.amounts import examples
-from tests.unit.storm import Storm, check_books, replayed, resumed
-from tests.unit.world import World, offered_key, spec
+from dpstream.services.coordinator.apply.proposals import LAST_WORDS
+from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
+from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.task_queue import TaskQueue
+from dpstream.services.coordinator.views.why import why
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.tasks.screen import screen
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import MAX_BODY, decode, encode
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import OfferedFrame, Ref, campaign_uri, is_offered
+from tests.support.campaign_simulator import CampaignSimulator, offered_key, spec
+from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 PLENTY = {"per_round": 60, "select_every": 2}
@@ -58,7 +59,7 @@ def proposed(correlation: str = "first", **changes: Any) -> m.StructuresProposed
     return m.StructuresProposed(**{**fields, **changes})
 
 
-def told(storm: Storm, correlation: str = "first") -> dict[int, list[str]]:
+def told(storm: LossyDelivery, correlation: str = "first") -> dict[int, list[str]]:
     """The verdicts on each frame, in their order."""
     words: dict[int, list[str]] = {}
     for judged in storm.said(m.StructuresJudged):
@@ -68,11 +69,11 @@ def told(storm: Storm, correlation: str = "first") -> dict[int, list[str]]:
     return words
 
 
-def refusals(storm: Storm) -> list[str]:
+def refusals(storm: LossyDelivery) -> list[str]:
     return [judged.refused for judged in storm.said(m.StructuresJudged) if judged.refused]
 
 
-def after_first_committee(storm: Storm) -> Storm:
+def after_first_committee(storm: LossyDelivery) -> LossyDelivery:
     storm.until(lambda state: state.version)
     return storm
 
@@ -90,10 +91,10 @@ def offers() -> list[m.StructuresProposed]:
     ]
 
 
-def with_offers(mode: str, seed: int | None = None, faults: float = 0.0) -> Storm:
+def with_offers(mode: str, seed: int | None = None, faults: float = 0.0) -> LossyDelivery:
     """The proposals are heard before the campaign begins, and once more at any time."""
-    world = World(reject=lambda key: key[0] in "34")
-    storm = Storm(world, spec(mode=mode), seed, faults)
+    world = CampaignSimulator(reject=lambda key: key[0] in "34")
+    storm = LossyDelivery(world, spec(mode=mode), seed, faults)
     again = offers()
     if seed is not None:
         storm.random.shuffle(again)
@@ -108,7 +109,7 @@ def with_offers(mode: str, seed: int | None = None, faults: float = 0.0) -> Stor
 def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> None:
     calm, stormy = with_offers("lockstep"), with_offers("lockstep", seed)
     assert calm.run().finished is not None
-    stormy.run(check_books)
+    stormy.run(check_counters)
     assert stormy.state.dumps() == calm.state.dumps()
     assert told(stormy, "a") == told(calm, "a")
 
@@ -117,12 +118,12 @@ def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> 
 @given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: float) -> None:
     storm = with_offers(mode, seed, faults)
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     for number in range(50):
         if state.paused is None:
             break
         storm.events.append(resumed(number))
-        state = storm.run(check_books)
+        state = storm.run(check_counters)
     assert state.finished is not None
     assert not state.proposals
     assert not state.offers
@@ -141,9 +142,9 @@ def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: fl
 
 
 def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
-    storm = after_first_committee(Storm(World(), spec(selection=PLENTY)))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(selection=PLENTY)))
     storm.hear(proposed())
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
     bought = [f for f in state.frames.values() if is_offered(f.origin)]
     assert {f.origin for f in bought} == {f"generator:ga/first/{n}" for n in range(3)}
@@ -157,7 +158,7 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
 
 
 def test_the_energy_is_told_with_the_label() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed(mode="label"))
     storm.until(lambda state: state.offered_labels)
     (command,) = (c for c in storm.issued if isinstance(c, m.Label) and "ga" in _owners(storm, c))
@@ -171,24 +172,24 @@ def test_the_energy_is_told_with_the_label() -> None:
     assert judged.correlation == "first"
 
 
-def _owners(storm: Storm, command: m.Label) -> set[str]:
+def _owners(storm: LossyDelivery, command: m.Label) -> set[str]:
     origins = [storm.state.frames[ref.key].origin for ref in command.frames]
     return {origin.split(":")[1].split("/")[0] for origin in origins if is_offered(origin)}
 
 
 def test_what_the_committee_is_sure_of_is_not_labelled() -> None:
-    storm = after_first_committee(Storm(World(ripe=0), spec()))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=0), spec()))
     storm.hear(proposed())
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert set(map(tuple, told(storm).values())) == {("accurate",)}
     assert not any(is_offered(f.origin) for f in state.frames.values())
 
 
 def test_a_candidate_that_a_newer_committee_is_sure_of_is_given_up() -> None:
     of = spec(selection={"per_round": 1, "select_every": 2})
-    storm = after_first_committee(Storm(World(ripe=2), of))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=2), of))
     storm.hear(proposed())
-    storm.run(check_books)
+    storm.run(check_counters)
     endings = Counter(words[-1] for words in told(storm).values())
     assert endings["accurate"] >= 2
     assert endings.total() == 3
@@ -197,7 +198,9 @@ def test_a_candidate_that_a_newer_committee_is_sure_of_is_given_up() -> None:
 
 
 def test_known_frames_are_duplicates() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming", selection=PLENTY)))
+    storm = after_first_committee(
+        LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))
+    )
     storm.hear(proposed())
     storm.until(lambda state: len(state.offers) == 3)
     storm.hear(proposed("second", frames=frames(2.0, 5.0)))
@@ -209,7 +212,7 @@ def test_known_frames_are_duplicates() -> None:
 
 
 def test_the_same_proposal_again_changes_nothing() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed())
     before = storm.state
     assert storm.hear(proposed(id="another", time=5000.0, priority=7)) == ()
@@ -225,7 +228,7 @@ def test_the_same_proposal_again_changes_nothing() -> None:
 
 
 def test_streaming_waits_for_no_label_that_a_generator_asked_for() -> None:
-    storm = Storm(World(), spec(mode="streaming"))
+    storm = LossyDelivery(CampaignSimulator(), spec(mode="streaming"))
     storm.hear(proposed(mode="label"))
     held = [c for c in _held_labels(storm) if "ga" in _owners(storm, c)]
     assert len(held) == 1
@@ -234,11 +237,11 @@ def test_streaming_waits_for_no_label_that_a_generator_asked_for() -> None:
     storm.until(lambda state: storm.said(m.RoundJudged))
     assert storm.state.proposed == 3
     storm.commands += held
-    assert storm.run(check_books).finished is not None
+    assert storm.run(check_counters).finished is not None
     assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
 
 
-def _held_labels(storm: Storm) -> list[m.Label]:
+def _held_labels(storm: LossyDelivery) -> list[m.Label]:
     """Run until the generator's labels are asked for, and take those tasks away."""
     storm.until(lambda state: state.proposed and not state.waiting)
     held = [c for c in storm.commands if isinstance(c, m.Label) and _owners(storm, c)]
@@ -247,7 +250,7 @@ def _held_labels(storm: Storm) -> list[m.Label]:
 
 
 def test_in_lockstep_offers_join_with_the_next_round() -> None:
-    storm = after_first_committee(Storm(World(), spec()))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
     assert storm.state.round is not None
     storm.hear(proposed())
     storm.hear(proposed("straight", frames=frames(11.0), mode="label"))
@@ -259,16 +262,16 @@ def test_in_lockstep_offers_join_with_the_next_round() -> None:
     with pytest.raises(AssertionError, match="nothing is under way"):
         storm.until(lambda state: state.alive(m.Select))  # the round selects with them or not yet
     storm.commands += held
-    assert storm.run(check_books).finished is not None
+    assert storm.run(check_counters).finished is not None
 
 
 def test_rejected_offers_do_not_count_against_a_stage() -> None:
     reject = {offered_key(frame) for frame in frames(*map(float, range(40)))}
     of = spec(selection=PLENTY)
-    storm = after_first_committee(Storm(World(reject=reject.__contains__), of))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(reject=reject.__contains__), of))
     storm.hear(proposed(frames=frames(*map(float, range(20)))))
     storm.hear(proposed("b", frames=frames(*map(float, range(20, 40))), mode="label"))
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert state.finished is not None
     assert state.finished.verdict == "converged"
     assert {words[-1] for words in told(storm).values()} == {"rejected"}
@@ -277,7 +280,7 @@ def test_rejected_offers_do_not_count_against_a_stage() -> None:
 
 
 def test_a_generator_shares_no_label_task_and_urgent_ones_go_first() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hold(m.Explore)
     storm.hear(proposed("late", frames=frames(1.0), mode="label", priority=-1))
     storm.hear(proposed("soon", frames=frames(2.0), mode="label", priority=5))
@@ -288,17 +291,17 @@ def test_a_generator_shares_no_label_task_and_urgent_ones_go_first() -> None:
     labels = [c for c in storm.issued if isinstance(c, m.Label) and _owners(storm, c)]
     assert [len(_owners(storm, command)) for command in labels] == [1, 1, 1]
     assert {command.priority for command in labels} == {-1, 0, 5}
-    bus, backlog = InProcessBus(), Backlog(600.0)
+    bus, task_queue = InProcessBus(), TaskQueue(600.0)
     for command in labels:
-        backlog.add(command, 0.0)
-    backlog.publish(bus, 0.0, 1)
+        task_queue.add(command, 0.0)
+    task_queue.publish(bus, 0.0, 1)
     line = bus.consume("label.tblite", prefetch=10)
     priorities = [decode(cast(Any, line.next(0.0)).body).priority for _ in labels]
     assert priorities == [5, 0, -1]
 
 
 def test_when_a_campaign_ends_the_rest_hears_of_it() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed())
     storm.until(lambda state: state.offers)
     storm.hear(proposed("unjudged"))
@@ -312,10 +315,10 @@ def test_when_a_campaign_ends_the_rest_hears_of_it() -> None:
 
 
 def test_a_judge_that_gives_up_is_a_refusal() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed())
     (command,) = storm.hold(m.Screen)
-    failed = World.envelope(command, "ending")
+    failed = CampaignSimulator.envelope(command, "ending")
     storm.hear(m.TaskFailed(**failed, permanent=True, reason="no such model"))
     assert refusals(storm) == ["given up after 1 attempt: no such model"]
     assert not storm.state.proposals
@@ -354,7 +357,7 @@ def batch(name: str = "x.npz", **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_refused_at_once(limits: dict[str, Any], changes: dict[str, Any], why: str) -> None:
-    storm = after_first_committee(Storm(World(), spec(proposals=limits)))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(proposals=limits)))
     storm.hear(proposed(**changes))
     assert refusals(storm) == [why]
     (judged,) = storm.said(m.StructuresJudged)
@@ -364,7 +367,9 @@ def test_refused_at_once(limits: dict[str, Any], changes: dict[str, Any], why: s
 
 
 def test_the_hour_and_the_generator_bound_the_rate() -> None:
-    storm = after_first_committee(Storm(World(), spec(proposals={"frames_per_hour": 4})))
+    storm = after_first_committee(
+        LossyDelivery(CampaignSimulator(), spec(proposals={"frames_per_hour": 4}))
+    )
 
     def offer(correlation: str, **changes: Any) -> int:
         before = len(refusals(storm))
@@ -381,9 +386,9 @@ def test_the_hour_and_the_generator_bound_the_rate() -> None:
 
 def test_the_budgets_bound_what_generators_buy() -> None:
     of = spec(mode="streaming", proposals={"labels": 2})
-    storm = after_first_committee(Storm(World(), of))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), of))
     storm.hear(proposed(mode="label"))
-    storm.run(check_books)
+    storm.run(check_counters)
     words = told(storm)
     assert sorted(words.values()) == [["candidate", "labelled"]] * 2 + [["refused"]]
     assert storm.state.offered_labels == 2
@@ -434,7 +439,7 @@ class Desk:
         scratch = self.root / command.task
         scratch.mkdir()
         context = Context(self.store, InProcessBus(), command, scratch, "w", threading.Event())
-        result = screen(cast(Bench, None), command, context)
+        result = screen(cast(ExplorerResources, None), command, context)
         assert len(encode(result)) < MAX_BODY
         return result
 
@@ -499,15 +504,15 @@ def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
 
 
 def test_frames_by_reference(tmp_path: Path) -> None:
-    desk, moved = Desk(tmp_path), CH4.copy()
+    open_campaign, moved = Desk(tmp_path), CH4.copy()
     moved.rattle(0.05, seed=1)
     crystal = Atoms("C2", [[0, 0, 0], [1.2, 1.2, 1.2]], cell=np.eye(3) * 4, pbc=True)
-    mixed = desk.bytes(extxyz(CH4, crystal, moved), "a.extxyz", 3)
+    mixed = open_campaign.bytes(extxyz(CH4, crystal, moved), "a.extxyz", 3)
     assert [word.verdict for word in mixed.found] == ["candidate"] * 3
     assert len(mixed.batches) == 2
     assert [(word.batch, word.row) for word in mixed.found] == [(0, 0), (1, 0), (0, 1)]
     data = Batch.of([from_ase(CH4), from_ase(moved)]).dumps()
-    archived = desk.bytes(data, "a.npz", 2)
+    archived = open_campaign.bytes(data, "a.npz", 2)
     assert [word.key for word in archived.found] == [mixed.found[0].key, mixed.found[2].key]
 
 
@@ -552,11 +557,11 @@ def test_bytes_that_make_no_sense(
 
 
 def test_references_to_nothing_and_to_something_else(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
+    open_campaign = Desk(tmp_path)
     missing = Ref.to(campaign_uri("world", "proposals", "a.npz"), b"x")
-    assert desk.screen(missing, 1).refused == "there is no such object"
-    desk.put(missing.uri, b"y")
-    assert desk.screen(missing, 1).refused == "the object is not what the reference says"
+    assert open_campaign.screen(missing, 1).refused == "there is no such object"
+    open_campaign.put(missing.uri, b"y")
+    assert open_campaign.screen(missing, 1).refused == "the object is not what the reference says"
 
 
 @examples(150, usual=40)
@@ -566,8 +571,8 @@ def test_no_bytes_end_the_task(tmp_path_factory: pytest.TempPathFactory, data: A
     start = GOOD if name == "a.extxyz" else Batch.of([from_ase(CH4)]).dumps()
     at = data.draw(st.integers(0, len(start) - 1))
     patch = data.draw(st.binary(max_size=12))
-    desk = Desk(tmp_path_factory.mktemp("fuzz"))
-    result = desk.bytes(start[:at] + patch + start[at + len(patch) :], name, 1)
+    open_campaign = Desk(tmp_path_factory.mktemp("fuzz"))
+    result = open_campaign.bytes(start[:at] + patch + start[at + len(patch) :], name, 1)
     assert result.refused or len(result.found) == 1
 
 
@@ -581,14 +586,14 @@ def test_the_largest_answer_fits_in_a_message(tmp_path: Path) -> None:
 
 
 def test_a_long_answer_of_the_coordinator_fits_too() -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed("c" * 100, id="i", frames=frames(*map(float, range(100)))))
     storm.run()
     assert all(len(encode(judged)) < MAX_BODY for judged in storm.said(m.StructuresJudged))
 
 
 def test_selection_passes_over_what_was_asked_for_before() -> None:
-    storm = after_first_committee(Storm(World(ripe=9), spec(mode="streaming")))
+    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming")))
     storm.hear(proposed())
     storm.until(lambda state: any(is_offered(f.origin) for f in state.frames.values()))
     storm.until(lambda state: not state.alive(m.Select))
@@ -605,14 +610,16 @@ def test_a_snapshot_keeps_the_offers() -> None:
 
 
 def test_why_tells_of_offered_frames(tmp_path: Path) -> None:
-    storm = after_first_committee(Storm(World(), spec(mode="streaming", selection=PLENTY)))
+    storm = after_first_committee(
+        LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))
+    )
     storm.hear(proposed())
     storm.hear(proposed("second", frames=frames(9.0), mode="label"))
     storm.run()
     store = FolderStore(tmp_path)
     store.put(campaign_uri("world", "spec.json"), storm.state.spec.model_dump_json().encode())
     ledger, _ = Ledger.open(store, "world")
-    ledger.append([Entry(heard, decided) for heard, decided in storm.ledger])
+    ledger.append([LedgerEntry(heard, decided) for heard, decided in storm.ledger])
     screened = "\n".join(why(store, "world", offered_key(frames(1.0)[0])))
     assert "generator ga, frame 0 of first: candidate by committee 1, deviation 0.2" in screened
     assert "chosen for training" in screened

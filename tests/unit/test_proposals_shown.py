@@ -10,18 +10,19 @@ import pytest
 from fastapi.testclient import TestClient
 from rich.console import Console, RenderableType
 
-from dpstream.export import export
-from dpstream.logs import Lines
+from dpstream.export.folder import export
 from dpstream.report.page import render
-from dpstream.view import Learning, screen, summary
-from services.coordinator.api import make_app
-from services.coordinator.books import Books
-from services.coordinator.ledger import heard_and_decided, load_state
-from services.coordinator.metrics import Metrics
-from services.coordinator.service import Coordinator
-from services.coordinator.why import why
-from shared.embedded import FolderStore, InProcessBus
-from tests.unit import told
+from dpstream.services.coordinator.http.api import make_app
+from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.views.why import why
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.store.folder import FolderStore
+from dpstream.terminal.ledger_lines import LedgerLines
+from dpstream.terminal.status import Learning, screen, summary
+from tests.support import sample_ledger as told
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: Fo
 
 
 def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
-    lines = list(Lines().of(heard_and_decided(store, told.NAME)))
+    lines = list(LedgerLines().of(heard_and_decided(store, told.NAME)))
     (first, _) = (line for line in lines if "structures-proposed" in line)
     assert first.endswith(": ga, offer-0: 1 to screen")
     (screened,) = (line for line in lines if "structures-screened" in line)
@@ -73,8 +74,10 @@ def test_why_names_the_generator(store: FolderStore) -> None:
 def test_the_api_the_metrics_and_the_dashboard(store: FolderStore) -> None:
     coordinator = Coordinator(InProcessBus(), store)
     coordinator.open(told.NAME)
-    books = Books(coordinator)
-    client = TestClient(make_app(books, Metrics(books), None), base_url="http://127.0.0.1")
+    read_access = ReadAccess(coordinator)
+    client = TestClient(
+        make_app(read_access, CoordinatorMetrics(read_access), None), base_url="http://127.0.0.1"
+    )
 
     def get(path: str) -> Any:
         answer = client.get(path)

@@ -9,15 +9,15 @@ import dpdata
 import numpy as np
 import pytest
 
-from services.labeler.acceptance import Broken, Limits, check_after
-from services.labeler.attachments import attached
-from services.labeler.codes.kpoints import mesh_of
-from services.labeler.codes.qe import Qe, input_lines
-from services.labeler.recipes import make_recipe, read_files
-from shared.errors import SpecError
-from shared.frames import Frame
-from shared.spec import Labels
-from tests.programs import recorded
+from dpstream.services.labeler.acceptance import AcceptanceLimits, BrokenRule, check_after
+from dpstream.services.labeler.attachments import attached
+from dpstream.services.labeler.codes.kpoints import mesh_of
+from dpstream.services.labeler.codes.qe import Qe, input_lines
+from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings
+from tests.support.labeling_programs import recorded
 
 ALLOY = Frame(
     ("Al", "Al", "Ni"),
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    labels, _ = read_files(Labels(code="qe", settings={**WANTED, **changes}), folder)
+    labels, _ = read_files(LabelSettings(code="qe", settings={**WANTED, **changes}), folder)
     return Qe.settings.model_validate(labels.settings).model_dump(mode="json")
 
 
@@ -114,7 +114,7 @@ def test_another_pseudopotential_is_another_recipe(folder: Path) -> None:
 
 
 def test_pseudopotentials_come_along_by_digest(folder: Path) -> None:
-    labels, files = read_files(Labels(code="qe", settings=WANTED), folder)
+    labels, files = read_files(LabelSettings(code="qe", settings=WANTED), folder)
     found = {each.sha256: each for each in attached(labels.settings)}
     assert {sha256: len(data) for sha256, data in files.items()} == {
         sha256: each.size for sha256, each in found.items()
@@ -169,7 +169,7 @@ def test_a_file_is_read_from_a_spec_only() -> None:
     with pytest.raises(
         SpecError, match=r"pseudopotentials\.Al: 'Al\.upf': .* only read from a spec"
     ):
-        make_recipe(Labels(code="qe", settings=WANTED))
+        make_recipe(LabelSettings(code="qe", settings=WANTED))
 
 
 def test_an_element_without_pseudopotential_is_refused(folder: Path) -> None:
@@ -181,7 +181,9 @@ def test_an_element_without_pseudopotential_is_refused(folder: Path) -> None:
 # ------------------------------------------------------------------------------- recorded outputs
 
 
-def read(tmp_path: Path, name: str, text: str | None = None) -> tuple[Frame, Broken | None, Any]:
+def read(
+    tmp_path: Path, name: str, text: str | None = None
+) -> tuple[Frame, BrokenRule | None, Any]:
     """Frame, verdict and outcome of a recorded output; the frame as dpdata reads the input."""
     folder = recorded("outputs/qe")
     data = dpdata.LabeledSystem(
@@ -191,7 +193,7 @@ def read(tmp_path: Path, name: str, text: str | None = None) -> tuple[Frame, Bro
     frame = Frame(species, data["coords"][0], data["cells"][0])
     (tmp_path / "stdout").write_text(text or (folder / f"{name}.out").read_text())
     outcome = Qe().read_outputs(tmp_path, frame, 0)
-    broken = check_after(frame, outcome, Limits())
+    broken = check_after(frame, outcome, AcceptanceLimits())
     if broken is None:
         label = outcome.label()
         assert label.energy == pytest.approx(data["energies"][0], rel=1e-6)

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.labeler.codes import CODES
-from services.labeler.codes.base import FileCode, cell_widths
-from services.labeler.recipes import make_recipe
-from shared.errors import SpecError
-from shared.spec import Labels
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode, cell_widths
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings
 
 EMT = "ase.calculators.emt.EMT"
 
 
 def test_defaults_are_written_out() -> None:
-    recipe = make_recipe(Labels())
+    recipe = make_recipe(LabelSettings())
     assert recipe.code == "tblite"
     assert recipe.version == metadata.version("tblite")
     assert recipe.settings["method"] == "GFN2-xTB"
@@ -33,8 +33,10 @@ def test_defaults_are_written_out() -> None:
 
 
 def test_same_numbers_same_recipe() -> None:
-    implicit = make_recipe(Labels())
-    explicit = make_recipe(Labels(settings={"method": "GFN2-xTB", "electronic_temperature": 300}))
+    implicit = make_recipe(LabelSettings())
+    explicit = make_recipe(
+        LabelSettings(settings={"method": "GFN2-xTB", "electronic_temperature": 300})
+    )
     assert implicit.digest == explicit.digest
 
 
@@ -49,12 +51,12 @@ def test_same_numbers_same_recipe() -> None:
     ],
 )
 def test_other_numbers_other_recipe(changed: dict[str, Any]) -> None:
-    assert make_recipe(Labels(**changed)).digest != make_recipe(Labels()).digest
+    assert make_recipe(LabelSettings(**changed)).digest != make_recipe(LabelSettings()).digest
 
 
 def test_caps_are_no_part_of_the_recipe() -> None:
-    capped = Labels(max_force=5.0, min_distance=0.9, force=True, bundle=1, max_seconds=1.0)
-    assert make_recipe(capped).digest == make_recipe(Labels()).digest
+    capped = LabelSettings(max_force=5.0, min_distance=0.9, force=True, bundle=1, max_seconds=1.0)
+    assert make_recipe(capped).digest == make_recipe(LabelSettings()).digest
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_caps_are_no_part_of_the_recipe() -> None:
 )
 def test_wrong_input_is_one_line(labels: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(SpecError) as raised:
-        make_recipe(Labels(**labels))
+        make_recipe(LabelSettings(**labels))
     message = str(raised.value)
     assert "\n" not in message
     for word in words:
@@ -90,13 +92,13 @@ def test_a_missing_code_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(metadata, "version", absent)
     with pytest.raises(SpecError, match=r"tblite is not installed; pip install 'dpstream\[lab"):
-        make_recipe(Labels())
+        make_recipe(LabelSettings())
 
 
 def test_an_ase_calculators_version_names_its_package() -> None:
-    emt = make_recipe(Labels(code="ase", settings={"calculator": EMT}))
+    emt = make_recipe(LabelSettings(code="ase", settings={"calculator": EMT}))
     assert emt.version == f"ase {metadata.version('ase')}"
-    other = make_recipe(Labels(code="ase", settings={"calculator": "tblite.ase.TBLite"}))
+    other = make_recipe(LabelSettings(code="ase", settings={"calculator": "tblite.ase.TBLite"}))
     assert other.version.startswith(f"tblite {metadata.version('tblite')}")
 
 
@@ -125,9 +127,9 @@ def test_cell_widths_are_between_faces() -> None:
 def test_submitting_imports_no_code() -> None:
     script = (
         "import sys\n"
-        "from services.labeler.recipes import make_recipe\n"
-        "from shared.spec import Labels\n"
-        "make_recipe(Labels()), make_recipe(Labels(code='pyscf'))\n"
+        "from dpstream.services.labeler.recipes import make_recipe\n"
+        "from dpstream.shared.spec import LabelSettings\n"
+        "make_recipe(LabelSettings()), make_recipe(LabelSettings(code='pyscf'))\n"
         "print([m for m in ('tblite', 'pyscf', 'tensorflow') if m in sys.modules])\n"
     )
     done = subprocess.run(

@@ -15,12 +15,12 @@ import dpdata
 import numpy as np
 import pytest
 
-from services.labeler.acceptance import Limits, Outcome, check_after
-from services.labeler.codes import CODES
-from services.labeler.codes.base import FileCode
-from services.labeler.recipes import make_recipe
-from shared.frames import Frame
-from shared.spec import Labels
+from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.spec import LabelSettings
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 pytestmark = pytest.mark.skipif(DATA is None, reason="DPSTREAM_TEST_DATA names no recorded outputs")
@@ -146,7 +146,7 @@ def read(
 
 
 def rule(frame: Frame, outcome: Outcome) -> str | None:
-    broken = check_after(frame, outcome, Limits())
+    broken = check_after(frame, outcome, AcceptanceLimits())
     return None if broken is None else broken.rule
 
 
@@ -362,7 +362,7 @@ def test_psi4_as_a_custom_program(tmp_path: Path) -> None:
     species = tuple(str(raw["atom_names"][kind]) for kind in raw["atom_types"])
     order = sorted(range(len(species)), key=lambda i: species[i])
     frame = Frame(tuple(species[i] for i in order), raw["coords"][0][order])
-    recipe = make_recipe(Labels(code="custom", version="1.6", settings=settings))
+    recipe = make_recipe(LabelSettings(code="custom", version="1.6", settings=settings))
     custom = CODES["custom"]
     assert isinstance(custom, FileCode)
     custom.write_inputs(frame, recipe, tmp_path)

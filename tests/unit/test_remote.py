@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import dpstream.deployment as deployment
+import dpstream.running.connection as deployment
 from dpstream import cli
-from dpstream.deployment import Followed, heard, say_it, word
-from dpstream.logs import Lines
-from dpstream.view import Learning
-from dpstream.watch import Watched
-from services.coordinator.ledger import Entry, Ledger, Reading, heard_and_decided
-from shared import messages as m
-from shared.embedded import FolderStore, InProcessBus
-from shared.errors import SpecError
-from tests.unit import told
+from dpstream.running.connection import FollowedCampaign, heard, say_it, word
+from dpstream.services.coordinator.ledger.ledger import (
+    Ledger,
+    LedgerEntry,
+    LedgerReader,
+    heard_and_decided,
+)
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.errors import SpecError
+from dpstream.shared.store.folder import FolderStore
+from dpstream.terminal.ledger_lines import LedgerLines
+from dpstream.terminal.live import LiveView
+from dpstream.terminal.status import Learning
+from tests.support import sample_ledger as told
 from tests.unit.test_coordinator import Site, first_task, quietly, small
 
 __all__ = ["quietly"]
@@ -51,7 +57,7 @@ def call(
 
 
 def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
-    told.tell(Path("runs"))
+    told.write_sample(Path("runs"))
     assert "not-converged: stage cold ended stuck" in call("list")[1]
     status, said = call("logs")
     assert status == 0
@@ -66,23 +72,23 @@ def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
 def test_the_store_may_be_named_in_the_environment(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told.tell(Path("elsewhere"))
+    told.write_sample(Path("elsewhere"))
     monkeypatch.setenv("DPSTREAM_STORE", "elsewhere")
     assert "not-converged" in call("list")[1]
     assert call("status", "--root", "none")[0] == 2
 
 
 def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = told.tell_half(Path("runs"))
+    store = told.write_half(Path("runs"))
 
     def finish(seconds: float) -> None:
         ledger, _ = Ledger.open(store, told.NAME)
         last = m.CampaignFinished(
             id="f", campaign=told.NAME, time=0.0, verdict="cancelled", why="enough"
         )
-        ledger.append([Entry(last)])
+        ledger.append([LedgerEntry(last)])
 
-    monkeypatch.setattr("dpstream.remote.time.sleep", finish)
+    monkeypatch.setattr("dpstream.commands.deployment.time.sleep", finish)
     said = call("logs", "--follow")[1]
     assert "campaign-finished" in said.splitlines()[-1]
     assert "cancelled: enough" in said.splitlines()[-1]
@@ -106,7 +112,7 @@ def test_bad_input_is_one_line(call: Call, words: tuple[str, ...], line: str) ->
 
 @pytest.mark.parametrize("words", [("pause", "--why", "x"), ("resume",), ("cancel",)])
 def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -> None:
-    told.tell_half(Path("runs"))
+    told.write_half(Path("runs"))
     command, *options = words
     status, said = call(command, told.NAME, *options)
     assert (status, said.count("\n")) == (2, 1)
@@ -114,14 +120,14 @@ def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -
 
 
 def test_what_has_ended_is_told_no_more(call: Call) -> None:
-    store = told.tell(Path("runs"))
+    store = told.write_sample(Path("runs"))
     last = m.CampaignFinished(id="f", campaign=told.NAME, time=0.0, verdict="converged", why="good")
     store.put(f"campaigns/{told.NAME}/finished.json", last.model_dump_json().encode())
     assert call("resume", told.NAME) == (2, "dpstream: told: it has ended, converged: good\n")
 
 
 def test_nothing_abandoned_nothing_to_retry(call: Call) -> None:
-    told.tell_half(Path("runs"))
+    told.write_half(Path("runs"))
     assert call("retry", told.NAME) == (
         2,
         "dpstream: told: no abandoned task that another try could help\n",
@@ -155,21 +161,21 @@ def failed(task: str = "abcdefgh-1", **fields: str) -> m.TaskFailed:
 
 
 def test_a_failure_shows_its_task_and_its_trace() -> None:
-    first, *trace = list(Lines().of([command(), failed()]))[1:]
+    first, *trace = list(LedgerLines().of([command(), failed()]))[1:]
     assert first.endswith("task-failed          abcdefgh/2 label 3 frames: it broke")
     assert trace == ["        Traceback:", "          line 2"]
 
 
 def test_only_the_task_that_was_asked_for() -> None:
     both = [command(), command("other"), failed("other"), failed()]
-    assert len(list(Lines("abc").of(both))) == 4
+    assert len(list(LedgerLines("abc").of(both))) == 4
     paused = m.CampaignPaused(id="p", campaign="told", time=0.0, why="x")
-    assert list(Lines("abc").of([paused])) == []
+    assert list(LedgerLines("abc").of([paused])) == []
 
 
 def test_what_an_engine_printed_does_not_steer_the_terminal() -> None:
     hostile = failed(reason="\x1b[2J\x07red\u202e", trace="\x1b]0;title\x07")
-    assert not set("\x1b\x07\u202e") & set("".join(Lines().of([command(), hostile])))
+    assert not set("\x1b\x07\u202e") & set("".join(LedgerLines().of([command(), hostile])))
 
 
 # --------------------------------------------------------------------------------- looking on
@@ -180,9 +186,9 @@ def site(tmp_path: Path) -> Site:
     return Site(FolderStore(tmp_path))
 
 
-def followed(site: Site) -> Followed:
+def followed(site: Site) -> FollowedCampaign:
     bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
-    return Followed(Reading.open(site.store, "world"), bus)
+    return FollowedCampaign(LedgerReader.open(site.store, "world"), bus)
 
 
 def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +198,7 @@ def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPa
     assert seen.goes_on()
     site.say(site.world.answer(task)[0])
     site.heartbeat(task)
-    site.turn()
+    site.step()
     while seen.state.tasks[task.task].status != "running":
         assert seen.goes_on()
     assert seen.progress == {task.task: "half way"}
@@ -216,7 +222,7 @@ def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPa
     working = threading.Thread(target=site.finish)
     working.start()
     learning = Learning.of(heard_and_decided(site.store, "world"))
-    Watched(seen, learning, console, "").watch(seen.goes_on)
+    LiveView(seen, learning, console, "").watch(seen.goes_on)
     working.join(timeout=10)
     assert seen.state.finished is not None
     assert "committee 1" in console.export_text()
@@ -233,7 +239,7 @@ def test_a_word_is_heard_once_the_ledger_holds_it(
     pause = word(m.CampaignPaused, "world", why="x")
     say_it(site.bus, pause)
     assert heard(site.store, pause, wait=0.0) is None
-    state = heard(site.store, pause, wait=10.0, meanwhile=site.turn)
+    state = heard(site.store, pause, wait=10.0, meanwhile=site.decisions)
     assert state is not None
     assert state.paused == "x"
 

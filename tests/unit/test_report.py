@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dpstream.report import charts, write_report
-from dpstream.report.facts import Facts, headline, learning_verdict
 from dpstream.report.lanes import (
     Clock,
     Span,
@@ -21,12 +20,13 @@ from dpstream.report.lanes import (
 )
 from dpstream.report.page import render
 from dpstream.report.plots import Scale, duration, linear, logarithmic, number
-from services.coordinator.ledger import heard_and_decided
-from shared import messages as m
-from shared.deviation import BINS
-from shared.errors import NotFound, SpecError
-from shared.values import Condition, Counts, Trust
-from tests.unit import told
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.deviation import BINS
+from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.values import Condition, Counts, Trust
+from tests.support import sample_ledger as told
 
 VOID = {"meta", "br"}
 
@@ -62,12 +62,12 @@ def _parsed(html: str) -> Wellformed:
 
 @pytest.fixture
 def html(tmp_path: Path) -> str:
-    return render(told.tell(tmp_path), told.NAME)
+    return render(told.write_sample(tmp_path), told.NAME)
 
 
 @pytest.fixture
 def facts(tmp_path: Path) -> Facts:
-    return Facts.of(heard_and_decided(told.tell(tmp_path), told.NAME))
+    return Facts.of(heard_and_decided(told.write_sample(tmp_path), told.NAME))
 
 
 # ------------------------------------------------------------------------------- the page
@@ -119,10 +119,10 @@ def test_first_principles_labels_carry_no_banner(
     settings = {"xc": "pbe", "basis": "def2-svp"}
     recipe = told.RECIPE.model_copy(update={"code": "pyscf", "settings": settings})
     monkeypatch.setattr(told, "RECIPE", recipe)
-    assert "emi-empirical" not in render(told.tell(tmp_path), told.NAME)
+    assert "emi-empirical" not in render(told.write_sample(tmp_path), told.NAME)
 
 
-@pytest.mark.parametrize("tell", [told.tell_beginning, told.tell_half])
+@pytest.mark.parametrize("tell", [told.write_beginning, told.write_half])
 def test_an_unfinished_campaign_has_a_report(tmp_path: Path, tell: object) -> None:
     assert callable(tell)
     html = render(tell(tmp_path), told.NAME)
@@ -131,18 +131,18 @@ def test_an_unfinished_campaign_has_a_report(tmp_path: Path, tell: object) -> No
 
 
 def test_the_running_round_is_shown_before_its_verdict(tmp_path: Path) -> None:
-    html = render(told.tell_half(tmp_path), told.NAME)
+    html = render(told.write_half(tmp_path), told.NAME)
     assert "the running round: 2 of 10 accurate, 20 %" in html
 
 
 def test_force_parity_where_the_audit_tells_it(tmp_path: Path) -> None:
     parity = {"label": [0.0, 1.0, -1.0], "model": [0.1, 1.0, -1.0]}
-    html = render(told.tell(tmp_path, parity=parity), told.NAME)
+    html = render(told.write_sample(tmp_path, parity=parity), told.NAME)
     assert "3 components, RMSE 0.0577 eV/Å" in html
 
 
 def test_cleared_results_cost_only_their_chart(tmp_path: Path) -> None:
-    store = told.tell(tmp_path)
+    store = told.write_sample(tmp_path)
     store.delete("campaigns/told/results/pairs.json")
     html = render(store, told.NAME)
     assert "true max-atom error" not in html
@@ -150,13 +150,13 @@ def test_cleared_results_cost_only_their_chart(tmp_path: Path) -> None:
 
 
 def test_deadletters_are_counted(tmp_path: Path) -> None:
-    store = told.tell(tmp_path)
+    store = told.write_sample(tmp_path)
     store.put("deadletters/abc", b"?")
     assert "1 undecodable messages" in render(store, told.NAME)
 
 
 def test_it_replaces_an_older_report(tmp_path: Path) -> None:
-    store = told.tell(tmp_path / "root")
+    store = told.write_sample(tmp_path / "root")
     path = tmp_path / "report.html"
     path.write_text("old")
     write_report(store, told.NAME, path)
@@ -165,14 +165,14 @@ def test_it_replaces_an_older_report(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
-    store = told.tell(tmp_path / "root")
+    store = told.write_sample(tmp_path / "root")
     with pytest.raises(SpecError, match="cannot be written"):
         write_report(store, told.NAME, tmp_path / "nowhere" / "report.html")
 
 
 def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        write_report(told.tell(tmp_path / "root"), "other", tmp_path / "report.html")
+        write_report(told.write_sample(tmp_path / "root"), "other", tmp_path / "report.html")
 
 
 # ------------------------------------------------------------------------------- facts
@@ -183,7 +183,7 @@ def test_a_chunk_delivered_twice_counts_once(facts: Facts) -> None:
 
 
 def test_checks_cut_off_count_as_failed(tmp_path: Path) -> None:
-    facts = Facts.of(heard_and_decided(told.tell_half(tmp_path), told.NAME))
+    facts = Facts.of(heard_and_decided(told.write_half(tmp_path), told.NAME))
     assert facts.running == {(0, "methane 50 K"): Counts(accurate=2, candidate=3, failed=5)}
 
 
@@ -253,7 +253,7 @@ def _span(kind: str, start: float, end: float, worker: str = "w") -> Span:
 
 
 def test_spans_from_claim_to_result(tmp_path: Path) -> None:
-    spans = spans_of(heard_and_decided(told.tell(tmp_path), told.NAME))
+    spans = spans_of(heard_and_decided(told.write_sample(tmp_path), told.NAME))
     explored = [span for span in spans if span.kind == "explore"]
     assert [(s.worker, s.end - s.start, s.outcome) for s in explored] == [("explorer-0", 1, "done")]
     assert {span.service for span in spans} == {"trainer", "explorer", "labeler"}
@@ -359,7 +359,7 @@ def test_stacked_bars_fill_the_whole_height() -> None:
 
 
 def test_a_bound_without_limit_reaches_the_top() -> None:
-    point = charts.Point(1, 0.1, "p", (0.1, float("inf")))
+    point = charts.ChartPoint(1, 0.1, "p", (0.1, float("inf")))
     plot = charts.series("s", "x", "y", {"audit": [point]}, {"limit": 0.2})
     assert plot is not None
     assert plot.marks[0].whisker is not None
@@ -368,19 +368,19 @@ def test_a_bound_without_limit_reaches_the_top() -> None:
 
 def test_every_named_version_lies_on_the_axis() -> None:
     names = {1.0: "1", 2.0: "2", 3.0: "3"}
-    plot = charts.series("s", "x", "y", {"cold": [charts.Point(1, 0.5, "p")]}, {}, names)
+    plot = charts.series("s", "x", "y", {"cold": [charts.ChartPoint(1, 0.5, "p")]}, {}, names)
     assert plot is not None
     assert [tick.text for tick in plot.x_ticks] == ["1", "2", "3"]
     assert all(plot.left < tick.at < plot.right for tick in plot.x_ticks)
 
 
 def test_a_series_without_finite_values_is_no_chart() -> None:
-    point = charts.Point(1, float("inf"), "p")
+    point = charts.ChartPoint(1, float("inf"), "p")
     assert charts.series("s", "x", "y", {"audit": [point]}, {"limit": 0.2}) is None
 
 
 def test_values_apart_by_decades_get_a_logarithmic_axis() -> None:
-    points = [charts.Point(i, 10.0**-i, "p") for i in range(4)]
+    points = [charts.ChartPoint(i, 10.0**-i, "p") for i in range(4)]
     plot = charts.series("s", "x", "y", {"train": points}, {})
     assert plot is not None
     heights = [mark.y for mark in plot.marks]
@@ -389,7 +389,7 @@ def test_values_apart_by_decades_get_a_logarithmic_axis() -> None:
 
 
 def test_a_point_on_the_diagonal() -> None:
-    pair = charts.Judged("k", 0.2, 0.2, "candidate")
+    pair = charts.AuditPoint("k", 0.2, 0.2, "candidate")
     plot = charts.truth("t", [pair], Trust(low=0.1, high=0.3))
     assert plot is not None
     rule = plot.rules[0]

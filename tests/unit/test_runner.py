@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.orphans import outlived
+from tests.support.orphans import outlived
 
 LABELER = """
 from pathlib import Path
-from services.labeler.runner import run
+from dpstream.services.labeler.runner import run
 run(["sleep", "300"], Path.cwd(), cores=1, seconds=300, tick=lambda: None)
 """
 

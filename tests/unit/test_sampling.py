@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.explorer.sampling import Reservoir, joined
-from shared.frames import Batch
+from dpstream.services.explorer.selection.reservoir import Reservoir, joined
+from dpstream.shared.atoms.frames import Batch
 
 
 def row(number: int) -> Batch:

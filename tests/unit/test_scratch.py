@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import SpecError
-from shared.scratch import private_folder
+from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.scratch import private_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from shared.scratch import private_folder
+from dpstream.shared.runtime.scratch import private_folder
 with private_folder(Path(sys.argv[1])) as folder:
     (folder / "wavefunction").write_text("x")
     print(folder, flush=True)

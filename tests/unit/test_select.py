@@ -5,14 +5,15 @@ import threading
 import numpy as np
 import pytest
 
-from services.explorer.select import select
-from shared.codec import MAX_BODY, encode
-from shared.context import Context
-from shared.embedded import Broker, FolderStore, InProcessBus
-from shared.frames import Batch, Frame, canonical, frame_key
-from shared.messages import Select
-from shared.spec import Spec
-from shared.values import Condition, Pool, PoolItem, Ref, RefusedFrames
+from dpstream.services.explorer.tasks.select import select
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.codec import MAX_BODY, encode
+from dpstream.shared.messages import Select
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Condition, Pool, PoolItem, Ref, RefusedFrames
 
 CARBON_HYDROGEN = np.array(
     [
@@ -86,7 +87,7 @@ class Workplace:
             planned_ps=1.0,
         )
 
-    def select(self, pool, bench=None, labels=10, audits=0, attempt=1, **more):
+    def select(self, pool, resources=None, labels=10, audits=0, attempt=1, **more):
         command = Select(
             id="1",
             campaign="c",
@@ -108,7 +109,7 @@ class Workplace:
         bus = InProcessBus(Broker())
         context = Context(self.store, bus, command, self.folder, "w", threading.Event())
         context.publish = self.published.append
-        return select(bench, command, context)
+        return select(resources, command, context)
 
     def frame_of(self, event, chosen):
         return Batch.loads(self.store.get(event.batches[chosen.batch].uri))[chosen.index]
@@ -151,7 +152,7 @@ def test_garbage_is_refused_and_counted(place):
 
 
 def test_only_so_many_reasons_are_kept_one_by_one(place, monkeypatch):
-    monkeypatch.setattr("services.explorer.select.MOST_TOLD", 3)
+    monkeypatch.setattr("dpstream.services.explorer.tasks.select.MOST_TOLD", 3)
     close = [place.frame(noise=0.5) for _ in range(9)]
     event = place.select(Pool(candidates=(place.item("close", close),)))
     told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.explorer import selection
-from services.explorer.audit_draw import AuditRules, draw_audit
-from services.explorer.diversity import Environments
-from services.explorer.selection import (
+from dpstream.services.explorer.selection import choose as selection
+from dpstream.services.explorer.selection.audit_draw import AuditRules, draw_audit
+from dpstream.services.explorer.selection.choose import (
     DUPLICATE,
     NEAR,
     NO_DEVIATION,
@@ -21,11 +20,12 @@ from services.explorer.selection import (
     SHARE,
     TOO_FEW,
     Candidate,
-    Rules,
+    SelectionRules,
     choose,
 )
-from shared.values import Condition
-from tests.amounts import examples
+from dpstream.services.explorer.selection.diversity import Environments
+from dpstream.shared.values import Condition
+from tests.support.soak import examples
 
 COLD, HOT = Condition(system="ch4", temperature=50), Condition(system="ch4", temperature=600)
 WATER = Condition(system="water", temperature=300, pressure=1.0)
@@ -79,7 +79,7 @@ pools = st.lists(
     max_size=40,
 )
 rules_of = st.builds(
-    Rules,
+    SelectionRules,
     labels=st.integers(0, 12),
     seed=st.integers(0, 5),
     policy=st.sampled_from(["random", "max-deviation", "diverse", "least-deviation"]),
@@ -142,7 +142,7 @@ def test_every_refusal_is_counted_under_its_reason(policy):
         *one_each(2, WATER, first=10),
         *one_each(3, HOT, first=20),
     ]
-    rules = Rules(3, 1, policy, per_system=2, per_trajectory=2)
+    rules = SelectionRules(3, 1, policy, per_system=2, per_trajectory=2)
     taken, used = {"a": (0.02,), "apart": (0.42,)}, {"used": 2}
     selected = choose(pool, rules, taken, embedding, used)
     refused, told = selected.refused, selected.told
@@ -159,17 +159,17 @@ def test_every_refusal_is_counted_under_its_reason(policy):
 
 def test_of_equal_frames_the_newest_verdict_counts():
     pool = [candidate(0, version=1, deviation=0.9), candidate(0, version=2, deviation=0.2)]
-    assert choose(pool, Rules(5, 1)).picks[0].candidate.version == 2
+    assert choose(pool, SelectionRules(5, 1)).picks[0].candidate.version == 2
 
 
 def test_frames_exactly_the_separation_apart_pass():
     pool = [candidate(i, "a", 0.1 * i) for i in range(4)]  # 0.3 - 0.2 is a little below 0.1
-    assert len(choose(pool, Rules(9, 1, per_trajectory=9)).picks) == 4
+    assert len(choose(pool, SelectionRules(9, 1, per_trajectory=9)).picks) == 4
 
 
 def test_each_version_has_its_share_of_a_trajectory():
     pool = [candidate(i, "a", 0.3 * i, version=1 + i % 2) for i in range(4)]
-    versions = [pick.candidate.version for pick in choose(pool, Rules(9, 1)).picks]
+    versions = [pick.candidate.version for pick in choose(pool, SelectionRules(9, 1)).picks]
     assert sorted(versions) == [1, 2]
 
 
@@ -178,28 +178,28 @@ def test_each_version_has_its_share_of_a_trajectory():
 
 def test_no_condition_dominates_however_many_candidates_it_has():
     pool = one_each(200, HOT) + one_each(5, COLD, first=500)
-    picks = choose(pool, Rules(10, 4)).picks
+    picks = choose(pool, SelectionRules(10, 4)).picks
     assert Counter(p.candidate.condition for p in picks) == {HOT: 5, COLD: 5}
 
 
 def test_no_time_bin_dominates():
     early = one_each(300, time=0.1)
     late = one_each(3, first=400, time=0.9) + one_each(4, first=500, time=0.6)
-    picks = choose(early + late, Rules(9, 4)).picks
+    picks = choose(early + late, SelectionRules(9, 4)).picks
     assert Counter(p.candidate.time_bin(4) for p in picks) == {0: 3, 2: 3, 3: 3}
 
 
 def test_conditions_are_dealt_evenly_though_one_fills_more_time_bins():
     hot = [replace(c, time_ps=0.9 * i / 80) for i, c in enumerate(one_each(80, HOT))]
     cold = one_each(80, COLD, first=100, time=0.1)
-    picks = choose(hot + cold, Rules(12, 2)).picks
+    picks = choose(hot + cold, SelectionRules(12, 2)).picks
     assert Counter(p.candidate.condition for p in picks) == {HOT: 6, COLD: 6}
     assert {p.candidate.time_bin(4) for p in picks if p.candidate.condition == HOT} == {0, 1, 2, 3}
 
 
 def test_a_random_draw_ignores_the_deviation_and_follows_the_seed():
     pool = [replace(c, deviation=0.01 * c.row) for c in one_each(100)]
-    draws = [tuple(sorted(keys(choose(pool, Rules(10, seed))))) for seed in range(60)]
+    draws = [tuple(sorted(keys(choose(pool, SelectionRules(10, seed))))) for seed in range(60)]
     assert len(set(draws)) == 60
     counts = Counter(row for draw in draws for row in draw)
     share_low = sum(counts[row] for row in range(50)) / 600
@@ -209,11 +209,11 @@ def test_a_random_draw_ignores_the_deviation_and_follows_the_seed():
 def test_the_draw_of_a_frame_does_not_depend_on_frames_that_were_refused():
     pool = one_each(50)
     more = [*pool, candidate(900, deviation=float("nan"))]
-    assert keys(choose(more, Rules(8, 1))) == keys(choose(pool, Rules(8, 1)))
+    assert keys(choose(more, SelectionRules(8, 1))) == keys(choose(pool, SelectionRules(8, 1)))
 
 
 def test_reason_of_a_random_draw_is_for_people():
-    pick = choose([candidate(0, time=0.3)], Rules(1, 1)).picks[0]
+    pick = choose([candidate(0, time=0.3)], SelectionRules(1, 1)).picks[0]
     assert pick.reason == "random draw from ch4 50 K, time bin 2 of 4"
 
 
@@ -222,12 +222,12 @@ def test_reason_of_a_random_draw_is_for_people():
 
 def test_max_deviation_takes_the_largest_within_the_caps():
     pool = [candidate(i, f"t{i // 2}", 0.5 * (i % 2), deviation=0.1 * i) for i in range(8)]
-    assert keys(choose(pool, Rules(3, 1, "max-deviation"))) == [7, 5, 3]
+    assert keys(choose(pool, SelectionRules(3, 1, "max-deviation"))) == [7, 5, 3]
 
 
 def test_the_fallback_takes_the_least_deviating():
     pool = [replace(c, failed=True, deviation=2.0 - 0.1 * c.row) for c in one_each(5)]
-    selected = choose(pool, Rules(2, 1, "least-deviation"))
+    selected = choose(pool, SelectionRules(2, 1, "least-deviation"))
     assert keys(selected) == [4, 3]
     assert "least-deviating failed frame of ch4 50 K" in selected.picks[0].reason
 
@@ -250,19 +250,19 @@ def test_one_strange_atom_in_200_counts():
     frames = [[("O", [*rng.normal(0, 0.01, 2)], 0.2) for _ in range(200)] for _ in range(6)]
     frames[4][17] = ("O", [5.0, 5.0], 0.2)
     pool = [replace(c, deviation=0.5 - 0.01 * c.row) for c in one_each(6)]
-    assert keys(choose(pool, Rules(2, 1, "diverse"), None, environments(frames))) == [0, 4]
+    assert keys(choose(pool, SelectionRules(2, 1, "diverse"), None, environments(frames))) == [0, 4]
 
 
 def test_atoms_the_committee_agrees_on_do_not_count():
     frames = [[("O", [x], 0.2), ("O", [y], 0.01)] for x, y in [(0, 0), (0.1, 90), (1, 0), (0.2, 0)]]
     pool = [replace(c, deviation=0.5 - 0.01 * c.row) for c in one_each(4)]
-    assert keys(choose(pool, Rules(2, 1, "diverse"), None, environments(frames))) == [0, 2]
+    assert keys(choose(pool, SelectionRules(2, 1, "diverse"), None, environments(frames))) == [0, 2]
 
 
 def test_elements_are_compared_with_their_own_kind_only():
     frames = [[("O", [0.0], 0.2)], [("O", [0.1], 0.2)], [("H", [0.0], 0.2)], [("O", [3.0], 0.2)]]
     pool = [replace(c, deviation=0.5 - 0.01 * c.row) for c in one_each(4)]
-    picks = choose(pool, Rules(3, 1, "diverse"), None, environments(frames))
+    picks = choose(pool, SelectionRules(3, 1, "diverse"), None, environments(frames))
     assert keys(picks) == [0, 2, 3]
     assert "new to the draw" in picks.picks[1].reason
     assert "farthest" in picks.picks[2].reason
@@ -271,24 +271,28 @@ def test_elements_are_compared_with_their_own_kind_only():
 def test_no_feature_outshouts_another_by_its_scale():
     frames = [[("O", [1000.0 * a, b], 0.2)] for a, b in [(0, 0), (0.5, 0), (0, 2), (1, 0), (1, 0)]]
     pool = [replace(c, deviation=0.5 - 0.01 * c.row) for c in one_each(5)]
-    assert keys(choose(pool, Rules(2, 1, "diverse"), None, environments(frames))) == [0, 2]
+    assert keys(choose(pool, SelectionRules(2, 1, "diverse"), None, environments(frames))) == [0, 2]
 
 
 def test_a_frame_whose_atoms_are_all_known_one_by_one_is_not_new():
     frames = [[("O", [x], 0.2) for x in xs] for xs in [(0, 5), (9, 9), (0, 9), (4, 5)]]
     pool = [replace(c, deviation=0.5 - 0.01 * c.row) for c in one_each(4)]
-    assert keys(choose(pool, Rules(3, 1, "diverse"), None, environments(frames))) == [0, 1, 3]
+    assert keys(choose(pool, SelectionRules(3, 1, "diverse"), None, environments(frames))) == [
+        0,
+        1,
+        3,
+    ]
 
 
 def test_frames_that_are_candidates_by_their_virial_alone_take_part():
     frames = [[("O", [0.0], 0.01)], [("O", [1.0], 0.02)]]
     pool = one_each(2)
-    assert len(choose(pool, Rules(2, 1, "diverse"), None, environments(frames)).picks) == 2
+    assert len(choose(pool, SelectionRules(2, 1, "diverse"), None, environments(frames)).picks) == 2
 
 
 def test_diverse_needs_descriptors():
     with pytest.raises(ValueError, match="descriptors"):
-        choose(one_each(2), Rules(1, 1, "diverse"))
+        choose(one_each(2), SelectionRules(1, 1, "diverse"))
 
 
 def test_a_large_pool_is_thinned_evenly_and_keeps_the_largest_deviation(monkeypatch):
@@ -301,7 +305,7 @@ def test_a_large_pool_is_thinned_evenly_and_keeps_the_largest_deviation(monkeypa
 
     pool = one_each(300, HOT) + one_each(30, COLD, first=500)
     pool[7] = replace(pool[7], deviation=0.9)
-    selected = choose(pool, Rules(5, 1, "diverse"), None, describe)
+    selected = choose(pool, SelectionRules(5, 1, "diverse"), None, describe)
     assert len(seen) == 20
     assert Counter(c.condition for c in seen)[COLD] >= 9
     assert keys(selected)[0] == 7
@@ -346,7 +350,7 @@ def test_audit_frames_are_apart_from_one_another_and_from_training(
     pool, audits, seed, taken, random
 ):
     pool = [replace(c, failed=c.row % 3 == 0, weight=1.0 + c.row) for c in pool]
-    labels = [p.candidate for p in choose(pool[:10], Rules(4, 1)).picks]
+    labels = [p.candidate for p in choose(pool[:10], SelectionRules(4, 1)).picks]
     rules = AuditRules(audits, seed)
     selected = draw_audit(pool, rules, taken, labels)
     drawn = [p.candidate for p in selected.picks]
@@ -390,16 +394,16 @@ def test_total_weight_is_the_number_of_frames_explored():
 
 def test_a_system_with_too_few_to_label_has_none_labelled():
     pool = one_each(3) + one_each(5, WATER, first=10)
-    chosen = choose(pool, Rules(labels=20, seed=1, min_per_system=4))
+    chosen = choose(pool, SelectionRules(labels=20, seed=1, min_per_system=4))
     assert {pick.candidate.condition for pick in chosen.picks} == {WATER}
     assert chosen.refused == {TOO_FEW: 3}
     offered = [replace(c, trajectory="generator:g/1/0") for c in one_each(1)]
-    assert len(choose(offered, Rules(labels=20, seed=1, min_per_system=4)).picks) == 1
+    assert len(choose(offered, SelectionRules(labels=20, seed=1, min_per_system=4)).picks) == 1
 
 
 def test_a_cap_of_its_own_comes_before_that_of_all_systems():
     pool = one_each(9) + one_each(9, WATER, first=10)
-    rules = Rules(labels=20, seed=1, per_system=5, caps={"water": 2})
+    rules = SelectionRules(labels=20, seed=1, per_system=5, caps={"water": 2})
     chosen = choose(pool, rules)
     assert Counter(p.candidate.condition.system for p in chosen.picks) == {"ch4": 5, "water": 2}
     assert chosen.refused == {OVER_SYSTEM: 11}

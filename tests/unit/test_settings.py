@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.explorer.settings import ExplorerSettings
-from services.labeler.settings import LabelerSettings
-from shared.errors import SpecError
-from shared.settings import (
+from dpstream.services.explorer.settings import ExplorerSettings
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.errors import SpecError
+from dpstream.shared.settings import (
     Settings,
     WorkerSettings,
     bucket_and_prefix,
@@ -19,7 +19,7 @@ from shared.settings import (
     secrets_in,
     variables,
 )
-from shared.spec import Labels
+from dpstream.shared.spec import LabelSettings
 
 GOOD = {
     "DPSTREAM_BROKER": "amqp://user:p%40ss@broker:5672/vhost",
@@ -172,8 +172,8 @@ def test_the_services_own_lists(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DPSTREAM_LABELER_CLASS", "32-cores")
     queues = read_settings(LabelerSettings).queues
     assert queues == ("label.tblite-32-cores", "label.pyscf-32-cores")
-    assert Labels(code="pyscf", worker_class="32-cores").capability == "pyscf-32-cores"
-    assert Labels(code="pyscf").capability == "pyscf"
+    assert LabelSettings(code="pyscf", worker_class="32-cores").capability == "pyscf-32-cores"
+    assert LabelSettings(code="pyscf").capability == "pyscf"
     environment.setenv("DPSTREAM_LABELER_CODES", "tblit")
     assert "did you mean 'tblite'?" in complaint(LabelerSettings)
     environment.setenv("DPSTREAM_LABELER_CODES", " , ")

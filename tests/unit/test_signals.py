@@ -12,7 +12,7 @@ import pytest
 Start = Callable[..., "subprocess.Popen[str]"]
 BEGIN = """
 import os, signal, sys, threading, time
-from shared.signals import asked_to_stop
+from dpstream.shared.runtime.signals import asked_to_stop
 with asked_to_stop() as stopping:
     print("ready", flush=True)
     {body}
@@ -20,7 +20,7 @@ with asked_to_stop() as stopping:
 COMMAND = """
 import os, signal
 from rich.console import Console
-from dpstream.signals import signals
+from dpstream.terminal.interrupt import signals
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 try:
     with signals(Console()) as asked:

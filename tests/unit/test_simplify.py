@@ -15,24 +15,32 @@ from ase.io import write
 
 from dpstream import cli
 from dpstream.dpgen.simplify import TABLE, read_simplify
-from dpstream.given_frames import runs
-from dpstream.inputs import Gathered, gather
+from dpstream.inputs.frames_as_given import runs
+from dpstream.inputs.gather import Gathered, gather
+from dpstream.inputs.systems import SystemStructures
+from dpstream.running.submit import submit
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared import messages as m
+from dpstream.shared.atoms.dataset import Labelled, write_deepmd
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    FrameLabel,
+    canonical,
+    decode_labelled,
+    frame_key,
+    from_ase,
+)
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Trust, label_uri
 from dpstream.simplify.campaign import campaign, trajectory_length
-from dpstream.simplify.pool import Pool, read_pool
+from dpstream.simplify.pool import SimplifyPool, read_pool
 from dpstream.simplify.remainder import Remainder
-from dpstream.starting import Structures
-from dpstream.submission import submit
-from services.labeler.recipes import make_recipe
-from shared import messages as m
-from shared.dataset import Labelled, write_deepmd
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import Batch, Frame, Label, canonical, decode_labelled, frame_key, from_ase
-from shared.spec import Spec
-from shared.values import Trust, label_uri
-from tests import dpgen_methane
-from tests.unit.storm import Storm
-from tests.unit.world import World, spec
+from tests.support import dpgen_methane
+from tests.support.campaign_simulator import CampaignSimulator, spec
+from tests.support.lossy_delivery import LossyDelivery
 
 
 def shaken(formula: str = "CH4", count: int = 6) -> list[Any]:
@@ -48,7 +56,7 @@ def shaken(formula: str = "CH4", count: int = 6) -> list[Any]:
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> Pool:
+def mixed(tmp_path: Path) -> SimplifyPool:
     write(tmp_path / "a.extxyz", [*shaken(count=6), *shaken("C2H6", 4)])
     return read_pool(["a.extxyz"], tmp_path, (), labelled=True)
 
@@ -56,7 +64,7 @@ def mixed(tmp_path: Path) -> Pool:
 # ------------------------------------------------------------------------------ the dataset
 
 
-def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: Pool) -> None:
+def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: SimplifyPool) -> None:
     assert (len(mixed.frames), len(mixed.labels), mixed.elements) == (8, 8, ["C", "H"])
     assert sorted(number for each in mixed.numbers.values() for number in each) == [*range(10)]
     assert [0, 5] in mixed.numbers.values()
@@ -69,7 +77,7 @@ def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: Pool) ->
 
 def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> None:
     form = canonical(from_ase(molecule("CH4")))
-    label = Label(-1.5, np.arange(15.0).reshape(5, 3), None)
+    label = FrameLabel(-1.5, np.arange(15.0).reshape(5, 3), None)
     write_deepmd([Labelled(form.frame, label, {})], tmp_path / "set" / "deep", ["H", "C"])
     for labelled in (True, False):
         pool = read_pool(["set"], tmp_path, (), labelled)
@@ -91,11 +99,11 @@ def test_a_set_without_labels_needs_a_code(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ the campaign
 
 
-def simplified(pool: Pool, **settings: Any) -> Spec:
+def simplified(pool: SimplifyPool, **settings: Any) -> Spec:
     return campaign({"trust": {"low": 0.2, "high": 9}, **settings}, "small", ["a.extxyz"], pool)
 
 
-def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: Pool) -> None:
+def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyPool) -> None:
     made = simplified(mixed, selection={"per_round": 3}, initial={"pick": 2})
     (stage,) = made.stages
     assert (stage.engine.kind, stage.md.steps, stage.md.stop_after) == ("frames", 100, 101)
@@ -116,19 +124,19 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: Pool) -> 
         ({"initial": {"pick": 0}}, "initial: give `data`, `perturb` or `pick`"),
     ],
 )
-def test_mistakes_are_one_line(mixed: Pool, settings: dict[str, Any], said: str) -> None:
+def test_mistakes_are_one_line(mixed: SimplifyPool, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
         simplified(mixed, **settings)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def gathered(pool: Pool, made: Spec) -> Gathered:
+def gathered(pool: SimplifyPool, made: Spec) -> Gathered:
     given = {"pool": list(pool.frames.values())}
-    return gather(made, Path(), structures=Structures(made, Path(), given))
+    return gather(made, Path(), structures=SystemStructures(made, Path(), given))
 
 
-def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: Pool) -> None:
+def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: SimplifyPool) -> None:
     made = simplified(mixed, initial={"pick": 2})
     found = gathered(mixed, made)
     assert len(found.initial) == 2
@@ -155,7 +163,7 @@ def test_many_frames_are_few_trajectories() -> None:
 
 def test_rounds_leave_out_what_was_asked_for() -> None:
     stage = {"name": "pool", "systems": ["methane"], "temperatures": [1.0], "engine": "frames"}
-    storm = Storm(World(ripe=3), spec(stages=[stage], audit={"per_round": 0}))
+    storm = LossyDelivery(CampaignSimulator(ripe=3), spec(stages=[stage], audit={"per_round": 0}))
     state = storm.run()
     assert state.finished is not None
     assert state.finished.verdict == "converged"
@@ -206,7 +214,7 @@ def param(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_dp_gens_parameters_are_settings_and_every_key_has_a_line(mixed: Pool) -> None:
+def test_dp_gens_parameters_are_settings_and_every_key_has_a_line(mixed: SimplifyPool) -> None:
     found = read_simplify(param(), Path("/home/me"), None)
     assert found.sources == ("frames",)
     assert {line.key for line in found.lines} == param().keys()

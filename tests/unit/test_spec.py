@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from shared.errors import SpecError
-from shared.spec import AutoTrust, Section, Spec, TrustLevels, expand_material, load_spec
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import AutoTrust, Section, Spec, TrustLevels, expand_material, load_spec
 
 GOOD: dict[str, Any] = {
     "name": "al",

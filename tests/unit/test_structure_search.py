@@ -9,11 +9,19 @@ import pytest
 import spglib
 from ase.build import bulk
 
-from services.explorer.engines.breeding import check_installed, offspring
-from services.explorer.engines.random_crystals import random_crystal
-from services.explorer.geometry import limits_for, refusal
-from services.explorer.relaxation import relaxed
-from shared.frames import Batch, Floats, Frame, canonical, frame_key, from_ase, to_ase
+from dpstream.services.explorer.engines.breeding import check_installed, offspring
+from dpstream.services.explorer.engines.random_crystals import random_crystal
+from dpstream.services.explorer.lammps.relaxation import relaxed
+from dpstream.services.explorer.selection.geometry import limits_for, refusal
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Floats,
+    Frame,
+    canonical,
+    frame_key,
+    from_ase,
+    to_ase,
+)
 
 SPECIES = ("Au", "Au", "Cu", "Cu")
 LIMITS = limits_for(SPECIES, {}, 1.0)

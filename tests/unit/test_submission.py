@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from dpstream.inputs import Gathered, gather
-from dpstream.submission import announced, submit
-from services.labeler.recipes import make_recipe
-from shared.codec import decode, encode
-from shared.errors import SpecError
-from shared.folder_store import FolderStore
-from shared.frames import Batch, Frame, Label, canonical, frame_key, from_ase
-from shared.spec import Spec
-from shared.values import Dataset, FrameRef, Recipe, Ref, stable_id
+from dpstream.inputs.gather import Gathered, gather
+from dpstream.running.submit import announced, submit
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, canonical, frame_key, from_ase
+from dpstream.shared.codec import decode, encode
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, stable_id
 
 NAME = "a-campaign-with-the-longest-name-that-the-pattern-of-names-takes"[:63]
 
@@ -56,7 +56,7 @@ def gathered(tmp_path: Path) -> Gathered:
         item.rattle(0.05, seed=number)
         frame = canonical(from_ase(item)).frame
         virial = None if number < 3 else rng.normal(size=(3, 3))
-        label = Label(float(number), rng.normal(size=(len(item), 3)), virial)
+        label = FrameLabel(float(number), rng.normal(size=(len(item), 3)), virial)
         labelled.append((frame, label))
     return replace(gather(spec(), tmp_path), labelled=labelled, test=labelled[:1])
 

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.ledger import campaigns, load_state, verdict
-from services.coordinator.service import FENCE_CHECK
-from shared import messages as m
-from shared.codec import MAX_BODY, encode
-from shared.embedded import FolderStore, InProcessBus
-from shared.errors import Fenced
-from shared.ports import Outgoing
-from shared.topology import DEADLETTERS
-from shared.values import campaign_uri
-from shared.worker import claim_uri
+from dpstream.services.coordinator.ledger.ledger import campaigns, load_state, verdict
+from dpstream.services.coordinator.service import FENCE_CHECK
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.bus.topology import DEADLETTERS
+from dpstream.shared.codec import MAX_BODY, encode
+from dpstream.shared.errors import Fenced
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import campaign_uri
+from tests.support.campaign_simulator import CampaignSimulator, submission
 from tests.unit.test_coordinator import LEASE, Site, first_task, quietly, serving, small, status
-from tests.unit.world import World, submission
 
 __all__ = ["quietly"]
 ATTEMPTS = 3
@@ -41,7 +42,7 @@ def read_deadletters(site: Site) -> None:
     while (delivery := subscription.next(timeout=0.0)) is not None:
         site.coordinator.hear([delivery])
     subscription.cancel()
-    site.turn()
+    site.step()
 
 
 # ------------------------------------------------------------------------------- taking over
@@ -56,7 +57,7 @@ def test_it_takes_over_what_has_not_ended(site: Site) -> None:
     assert marked.verdict == "converged"
     taken = site.hire()
     taken.open_all()
-    assert (set(taken.desks), taken.ended) == ({"going"}, {"over"})
+    assert (set(taken.open_campaigns), taken.ended) == ({"going"}, {"over"})
     assert campaigns(site.store) == ["going", "over"]
     assert site.finish("going").finished
 
@@ -87,17 +88,17 @@ def test_a_campaign_that_cannot_be_read_keeps_no_other_from_being_served(site: S
 
 
 def test_workers_keep_their_leases_in_full_when_another_coordinator_takes_over(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     site.say(site.world.answer(command)[0])
-    site.turn()
+    site.step()
     site.now += LEASE * 10
     site.hire().open_all()
     site.pass_time(LEASE * 0.9)
-    desk = site.coordinator.desks["world"]
-    assert status(desk, command) == "running"
+    open_campaign = site.coordinator.open_campaigns["world"]
+    assert status(open_campaign, command) == "running"
     site.heartbeat(command)
-    site.turn()
-    assert desk.workers == {command.task: "w"}
+    site.step()
+    assert open_campaign.workers == {command.task: "w"}
 
 
 def test_an_overtaken_coordinator_finds_out_though_nothing_happens(site: Site) -> None:
@@ -115,62 +116,64 @@ def test_an_overtaken_coordinator_finds_out_though_nothing_happens(site: Site) -
 
 def test_a_command_that_kills_its_workers_is_abandoned_after_its_attempts(site: Site) -> None:
     _, label = first_task(site)
-    desk = site.coordinator.desks["world"]
+    open_campaign = site.coordinator.open_campaigns["world"]
     for attempt in range(1, ATTEMPTS + 1):
-        assert (label.attempt, status(desk, label)) == (attempt, "open")
+        assert (label.attempt, status(open_campaign, label)) == (attempt, "open")
         bury(site, encode(label))
         read_deadletters(site)
         label = next(iter(c for c in site.published() if c.task == label.task), label)
-    assert status(desk, label) == "abandoned"
-    assert site.coordinator.inbound.given_up == ATTEMPTS
-    assert load_state(site.store, "world").dumps() == desk.state.dumps()
+    assert status(open_campaign, label) == "abandoned"
+    assert site.coordinator.inbox.given_up == ATTEMPTS
+    assert load_state(site.store, "world").dumps() == open_campaign.state.dumps()
 
 
 def test_a_dead_letter_of_a_task_at_work_changes_nothing(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     assert site.claim(command)
     site.say(site.world.answer(command)[0])
-    site.turn()
-    before = desk.state
+    site.step()
+    before = open_campaign.state
     bury(site, encode(command))
     read_deadletters(site)
-    assert desk.state is before
-    assert site.coordinator.inbound.given_up == 0
+    assert open_campaign.state is before
+    assert site.coordinator.inbox.given_up == 0
 
 
 def test_a_dead_letter_that_was_cut_off_half_way_is_taken_up_again(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     bury(site, encode(command))
     subscription = site.bus.consume(DEADLETTERS)
     delivery = subscription.next(timeout=0.0)
     assert delivery is not None
-    assert site.coordinator.inbound.read(delivery) is not None  # the claim is made; then a crash
+    assert site.coordinator.inbox.read(delivery) is not None  # the claim is made; then a crash
     delivery.reject()
     subscription.cancel()
     read_deadletters(site)
-    assert desk.state.tasks[command.task].lapses == 1
+    assert open_campaign.state.tasks[command.task].lapses == 1
     assert site.published("label.tblite")[-1].attempt == 2
 
 
 def test_dead_letters_that_are_events_count_like_any_delivery(site: Site) -> None:
-    desk, command = first_task(site)
+    open_campaign, command = first_task(site)
     claimed, done = site.world.answer(command)
     bury(site, encode(claimed), encode(done))
     read_deadletters(site)
-    assert status(desk, command) == "done"
+    assert status(open_campaign, command) == "done"
 
 
 def test_what_is_no_message_is_kept_and_counted_over_restarts(site: Site) -> None:
-    foreign = World.envelope(first_task(site)[1].model_copy(update={"campaign": "gone"}))
+    foreign = CampaignSimulator.envelope(
+        first_task(site)[1].model_copy(update={"campaign": "gone"})
+    )
     alien = submission(small("gone"))
     too_long = encode(alien) + b" " * MAX_BODY
     strange = (b"no message", b"\xff\xfe", too_long, b"[" * 60_000)
     bury(site, *strange, encode(alien), encode(m.LeaseLapsed(**foreign)))
     read_deadletters(site)
-    assert len(list(site.store.list("deadletters/"))) == site.coordinator.inbound.buried == 4
+    assert len(list(site.store.list("deadletters/"))) == site.coordinator.inbox.buried == 4
     taken = site.hire()
     taken.open_all()
-    assert taken.inbound.buried == 4
+    assert taken.inbox.buried == 4
 
 
 def test_a_submission_that_cannot_be_read_breaks_its_campaign_alone(site: Site) -> None:
@@ -179,7 +182,7 @@ def test_a_submission_that_cannot_be_read_breaks_its_campaign_alone(site: Site) 
     site.submit(small("sound"))
     taken = site.hire()
     taken.open_all()
-    assert (set(taken.broken), set(taken.desks)) == ({"sick"}, {"sound"})
+    assert (set(taken.broken), set(taken.open_campaigns)) == ({"sick"}, {"sound"})
 
 
 def test_a_command_of_no_known_campaign_leaves_no_claim_behind(site: Site) -> None:
@@ -195,7 +198,7 @@ def test_the_service_reads_the_dead_letters_too(site: Site) -> None:
     stopping, thread, errors = serving(site.coordinator)
     try:
         bury(site, b"no message")
-        _until(lambda: site.coordinator.inbound.buried == 1)
+        _until(lambda: site.coordinator.inbox.buried == 1)
         assert site.coordinator.connected
     finally:
         stopping.set()

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from shared.embedded import Broker, InProcessBus
-from shared.errors import BusError, Permanent, SpecError, Temporary
-from shared.health import Health, served
-from shared.ports import Outgoing
-from shared.shift import Shift
-from shared.telemetry import Metrics
-from shared.worker import Worker
-from tests.contract.faults import FlakyStore, first
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.errors import BusError, Permanent, SpecError, Temporary
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.health import Health, served
+from dpstream.shared.runtime.telemetry import WorkerMetrics
+from dpstream.shared.runtime.worker import Worker
+from tests.support.faulty_adapters import FlakyStore, first
 from tests.unit.test_worker import Shop, label, patient, shop, succeed
 
 __all__ = ["shop"]
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float:
+def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"dpstream_worker_{name}", labels) or 0.0
 
 
@@ -34,14 +34,14 @@ def hear_all(shop: Shop, count: int) -> None:
 
 
 def test_what_a_worker_did_is_counted(shop: Shop) -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     ends: dict[str, Exception] = {"t2": Temporary("busy"), "t3": Permanent("never")}
 
-    def handler(bench: Any, command: Any, context: Any) -> Any:
+    def handler(resources: Any, command: Any, context: Any) -> Any:
         assert value(metrics, "busy") == 1
         if command.task in ends:
             raise ends[command.task]
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.bus.publish([Outgoing(b"{}", queue="label.toy")])
     shop.send(label("t1"), label("t1"), label("t2", attempt=2), label("t3"))
@@ -66,7 +66,7 @@ def test_what_a_worker_did_is_counted(shop: Shop) -> None:
 
 
 def test_a_preemption_is_told_from_other_releases(shop: Shop) -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     shop.send(label())
     worker = shop.worker(patient, telemetry=metrics)
     shop.hear()
@@ -77,7 +77,7 @@ def test_a_preemption_is_told_from_other_releases(shop: Shop) -> None:
 
 
 def test_two_processes_share_nothing() -> None:
-    one, other = Metrics(), Metrics()
+    one, other = WorkerMetrics(), WorkerMetrics()
     one.buried()
     assert value(other, "deadletters_total") == 0
 
@@ -88,7 +88,7 @@ def test_two_processes_share_nothing() -> None:
 class State:
     def __init__(self) -> None:
         self.trouble: str | None = None
-        self.metrics = Metrics()
+        self.metrics = WorkerMetrics()
         self.health = Health(self.metrics.registry, lambda: self.trouble)
 
 
@@ -140,7 +140,7 @@ def test_readiness_is_bus_and_store(state: State, port: int) -> None:
 def test_readiness_answers_while_the_bus_does_not(
     state: State, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.health.READINESS_SECONDS", 0.05)
+    monkeypatch.setattr("dpstream.shared.runtime.health.READINESS_SECONDS", 0.05)
     hanging, done = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -179,7 +179,7 @@ def test_a_taken_port_is_told(state: State, port: int) -> None:
 
 
 def test_a_task_far_beyond_its_time_is_stuck(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
+    monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
     shop.send(label())
     worker: Worker[Any] = shop.worker(patient)
     assert not worker.is_stuck
@@ -193,7 +193,7 @@ def test_a_task_far_beyond_its_time_is_stuck(shop: Shop, monkeypatch: pytest.Mon
 
 
 def test_an_idle_shift_ends_only_when_nobody_works() -> None:
-    shift = Shift(idle_exit=0.05)
+    shift = ExitLimits(idle_exit=0.05)
     assert shift.admit()
     threading.Event().wait(0.1)
     assert not shift.over

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator import convergence, properties
-from services.coordinator.state import State
-from shared import messages as m
-from shared.spec import Spec
-from shared.values import Compared
-from tests.amounts import examples
-from tests.unit.storm import Storm, check_books, replayed, resumed
-from tests.unit.world import PROPERTIES, World, point_keys, spec
+from dpstream.services.coordinator.rules import convergence
+from dpstream.services.coordinator.rules import property_tolerance as properties
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Compared
+from tests.support.campaign_simulator import PROPERTIES, CampaignSimulator, point_keys, spec
+from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 STUCK = 3
@@ -28,13 +29,15 @@ def wanting(mode: str = "lockstep", **changes: object) -> Spec:
     return spec(mode=mode, verification=verification, **changes)
 
 
-def grown(off: Callable[[int], float], of: Spec, world: type[World] = World) -> Storm:
-    storm = Storm(world(off=off), of)
-    storm.run(check_books)
+def grown(
+    off: Callable[[int], float], of: Spec, world: type[CampaignSimulator] = CampaignSimulator
+) -> LossyDelivery:
+    storm = LossyDelivery(world(off=off), of)
+    storm.run(check_counters)
     return storm
 
 
-def verdict(storm: Storm) -> tuple[str, str]:
+def verdict(storm: LossyDelivery) -> tuple[str, str]:
     assert storm.state.finished is not None
     return storm.state.finished.verdict, storm.state.finished.why
 
@@ -65,7 +68,7 @@ def test_beyond_tolerance_the_budget_of_rounds_ends_it_too() -> None:
     assert verdict(storm) == ("not-converged", f"stage hot ended out-of-budget: 4 rounds; {FAR}")
 
 
-class Unsettled(World):
+class Unsettled(CampaignSimulator):
     """Some frame of the last stage is a candidate for ever, few enough for every round to pass."""
 
     def _explore(self, command: m.Explore) -> list[m.Message]:
@@ -98,8 +101,8 @@ def test_the_final_model_has_to_show_them_too() -> None:
 def test_a_structure_without_label_is_told_and_not_waited_for() -> None:
     of = wanting()
     missing = min(point_keys(of))
-    storm = Storm(World(reject=lambda key: key == missing), of)
-    storm.run(check_books)
+    storm = LossyDelivery(CampaignSimulator(reject=lambda key: key == missing), of)
+    storm.run(check_counters)
     why = "elastic of methane: 1 of its 3 structures could not be labelled"
     assert verdict(storm) == ("not-converged", f"stage hot ended stuck: {why}")
     assert storm.state.stage.barren == 0, "one round tells"
@@ -131,7 +134,7 @@ def test_property_labels_are_bought_and_never_trained_on() -> None:
 @given(SEEDS, st.sampled_from([0.04, 0.12]))
 def test_lockstep_ends_alike_whatever_the_deliveries(seed: int, off: float) -> None:
     calm = grown(lambda version: off, wanting()).state
-    stormy = Storm(World(off=lambda version: off), wanting(), seed).run()
+    stormy = LossyDelivery(CampaignSimulator(off=lambda version: off), wanting(), seed).run()
     assert calm.finished is not None
     assert stormy.dumps() == calm.dumps()
 
@@ -167,7 +170,7 @@ def test_what_cannot_be_compared_is_beyond_every_tolerance() -> None:
 
 
 def test_a_property_that_the_recipe_itself_has_not_ends_the_stage() -> None:
-    class Liquid(World):
+    class Liquid(CampaignSimulator):
         def _compared(self, points: object, version: int) -> tuple[Compared, ...]:
             return (Compared(property=0, name="volume", model=1.0, why="by the recipe: none"),)
 
@@ -179,17 +182,17 @@ def test_a_property_that_the_recipe_itself_has_not_ends_the_stage() -> None:
 
 @pytest.mark.parametrize("mode", ["lockstep", "streaming"])
 def test_a_measurement_given_up_pauses_and_is_tried_again_when_resumed(mode: str) -> None:
-    storm = Storm(World(), wanting(mode))
+    storm = LossyDelivery(CampaignSimulator(), wanting(mode))
     storm.until(lambda state: state.alive(m.Measure))
     (command,) = storm.hold(m.Measure)
     storm.take(command)
-    told = World.envelope(command, "ending")
+    told = CampaignSimulator.envelope(command, "ending")
     storm.hear(m.TaskFailed(**told, permanent=True, reason="it broke"))
-    paused = storm.run(check_books)
+    paused = storm.run(check_counters)
     assert paused.paused is not None
     assert "it broke" in paused.paused
     storm.hear(resumed())
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
 
 
 @examples(6, usual=3)
@@ -197,13 +200,15 @@ def test_a_measurement_given_up_pauses_and_is_tried_again_when_resumed(mode: str
 def test_the_worst_weather_ends_in_a_verdict_and_true_books(
     seed: int, mode: str, off: float
 ) -> None:
-    storm = Storm(World(off=lambda version: off), wanting(mode), seed, faults=0.2)
-    state = storm.run(check_books)
+    storm = LossyDelivery(
+        CampaignSimulator(off=lambda version: off), wanting(mode), seed, faults=0.2
+    )
+    state = storm.run(check_counters)
     for number in range(50):
         if state.paused is None:
             break
         storm.events.append(resumed(number))
-        state = storm.run(check_books)
+        state = storm.run(check_counters)
     assert state.finished is not None
     assert (state.finished.verdict == "converged") <= (off < 0.05)
     assert replayed(storm.state.spec, storm.ledger).dumps() == state.dumps()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared.codec import topic_of
-from shared.messages import CampaignFinished
-from shared.topology import COORDINATOR, declared, matches
+from dpstream.shared.bus.topology import COORDINATOR, declared, matches
+from dpstream.shared.codec import topic_of
+from dpstream.shared.messages import CampaignFinished
 
 
 @pytest.mark.parametrize(

@@ -10,29 +10,29 @@ import h5py
 import numpy as np
 import pytest
 
-from dpstream.contacts import gather_dimers
-from dpstream.given import given_files
-from dpstream.imported import Imported, read_labelled
-from dpstream.inputs import gather
-from dpstream.loss_check import check_loss, loss_warnings
-from dpstream.submission import _Inputs
-from dpstream.training_check import check_training
-from services.labeler.acceptance import Limits
-from services.trainer.repulsion import check_table, zbl, zbl_table
-from shared.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
-from shared.dimers import dimer_keys
-from shared.embedded import FolderStore
-from shared.errors import SpecError
-from shared.frames import (
+from dpstream.inputs.check_loss import check_loss, loss_warnings
+from dpstream.inputs.check_training import check_training
+from dpstream.inputs.dimers import gather_dimers
+from dpstream.inputs.gather import gather
+from dpstream.inputs.read_labelled import Imported, read_labelled
+from dpstream.inputs.training_files import given_files
+from dpstream.running.submit import _Inputs
+from dpstream.services.labeler.acceptance import AcceptanceLimits
+from dpstream.services.trainer.repulsion import check_table, zbl, zbl_table
+from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
+from dpstream.shared.atoms.dimers import dimer_keys
+from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
-    Label,
+    FrameLabel,
     canonical,
     decode_labelled,
     encode_labelled,
     frame_key,
 )
-from shared.spec import Spec
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
 
 TYPES = [1, 0, 1]
 """H, C, H in a type map of C, H: canonical order moves them."""
@@ -240,7 +240,7 @@ def test_systems_give_as_many_parameters_as_the_models_take() -> None:
 
 def imported(**own: Any) -> Imported:
     parameters = {name: own.pop(name) for name in ("fparam", "aparam") if name in own}
-    label = Label(0.0, np.zeros((2, 3)), **own)
+    label = FrameLabel(0.0, np.zeros((2, 3)), **own)
     return Imported(frame(**parameters), label, "data.hdf5")
 
 
@@ -379,7 +379,7 @@ def test_pairs_that_cannot_be_computed_are_left_out_aloud_or_refused() -> None:
 def test_dimers_keep_caps_of_their_own() -> None:
     wanted = dimers(["H-H"], max_force=900.0)
     assert wanted.initial.dimers is not None
-    limits = Limits.of_dimers(wanted.initial.dimers, wanted.labels)
+    limits = AcceptanceLimits.of_dimers(wanted.initial.dimers, wanted.labels)
     assert (limits.min_distance, limits.max_force) == (0.0, 900.0)
 
 

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from services.trainer import checkpoints
-from services.trainer.training_input import (
+from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.training_input import (
     BACKENDS,
     DEFAULTS,
     TABLE,
-    Run,
+    TrainingRun,
     build_input,
     compress_line,
     freeze_line,
     merge,
     train_line,
 )
-from shared.spec import Training
+from dpstream.shared.spec import Training
 
 
-def run(**changes: Any) -> Run:
+def run(**changes: Any) -> TrainingRun:
     settings: dict[str, Any] = {
         "type_map": ("H", "C"),
         "systems": ("train/C1H4-nopbc",),
@@ -33,7 +33,7 @@ def run(**changes: Any) -> Run:
         "seed": 7,
         "member": 0,
     }
-    return Run(**{**settings, **changes})
+    return TrainingRun(**{**settings, **changes})
 
 
 def build(training: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

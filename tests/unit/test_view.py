@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dpstream.view import Learning, screen
-from services.coordinator.evolve import evolve
-from services.coordinator.policy import decide
-from services.coordinator.state import State
-from shared import messages as m
-from tests.unit.world import spec, submission
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.terminal.status import Learning, screen
+from tests.support.campaign_simulator import spec, submission
 
 
 def at_work() -> tuple[State, Sequence[m.Label]]:
@@ -22,7 +22,7 @@ def at_work() -> tuple[State, Sequence[m.Label]]:
     labels = [message for message in decided if isinstance(message, m.Label)]
     for command in labels:
         about = {"campaign": command.campaign, "time": 1.0, "task": command.task, "attempt": 1}
-        state = evolve(state, m.TaskClaimed(id=f"c{command.task}", worker="w", **about))
+        state = apply(state, m.TaskClaimed(id=f"c{command.task}", worker="w", **about))
     return state, labels
 
 

@@ -14,9 +14,9 @@ from benchmarks.vs_dpgen.ablation import occupancy, share
 from benchmarks.vs_dpgen.outcome import Outcome
 from benchmarks.vs_dpgen.report import Comparison, Run, compare, provenance, spread, verdict
 from benchmarks.vs_dpgen.size import FULL, QUICK, Size
-from shared.messages import LabelsDone, MemberTrained, ModelsReady, TaskClaimed
-from shared.spec import TrustLevels
-from shared.values import Accepted, Committee, Ref
+from dpstream.shared.messages import LabelsDone, MemberTrained, ModelsReady, TaskClaimed
+from dpstream.shared.spec import TrustLevels
+from dpstream.shared.values import Accepted, Committee, Ref
 
 REF = Ref.to("models/a", b"")
 SIZES = pytest.mark.parametrize("size", [FULL, QUICK], ids=lambda size: size.name)

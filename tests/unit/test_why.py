@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.why import why
-from shared.errors import SpecError
-from tests.unit import told
+from dpstream.services.coordinator.views.why import why
+from dpstream.shared.errors import SpecError
+from tests.support import sample_ledger as told
 
 
 def _text(tmp_path: Path, number: int) -> str:
-    return "\n".join(why(told.tell(tmp_path), told.NAME, told.KEYS[number]))
+    return "\n".join(why(told.write_sample(tmp_path), told.NAME, told.KEYS[number]))
 
 
 def test_an_initial_frame(tmp_path: Path) -> None:
@@ -57,18 +57,18 @@ def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_frame_still_without_a_dataset(tmp_path: Path) -> None:
-    store = told.tell_half(tmp_path)
+    store = told.write_half(tmp_path)
     assert why(store, told.NAME, told.KEYS[told.TRAINED])[-1] == "in no dataset version yet"
 
 
 def test_the_beginning_of_a_key_is_enough(tmp_path: Path) -> None:
-    store = told.tell(tmp_path)
+    store = told.write_sample(tmp_path)
     key = told.KEYS[told.TRAINED]
     assert why(store, told.NAME, key[:12]) == why(store, told.NAME, key)
 
 
 def test_an_unknown_key_names_near_ones(tmp_path: Path) -> None:
-    store = told.tell(tmp_path)
+    store = told.write_sample(tmp_path)
     key = told.KEYS[told.TRAINED]
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
     with pytest.raises(SpecError, match=f"no frame of told has such a key; near: .*{key}"):
@@ -77,4 +77,4 @@ def test_an_unknown_key_names_near_ones(tmp_path: Path) -> None:
 
 def test_a_key_that_begins_several_frames(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="4 frames of told begin so: "):
-        why(told.tell(tmp_path), told.NAME, "")
+        why(told.write_sample(tmp_path), told.NAME, "")

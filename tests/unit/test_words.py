@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.folds.tasks import is_live
-from services.coordinator.policy import decide
-from services.coordinator.rules.lost_work import abandoned, is_of_use
-from shared import messages as m
-from tests.amounts import examples
-from tests.unit.storm import Storm, check_books, replayed, resumed
+from dpstream.services.coordinator.apply.tasks import is_live
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
+from dpstream.shared import messages as m
+from tests.support.campaign_simulator import CampaignSimulator, spec
+from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.soak import examples
 from tests.unit.test_lost_work import begun, claim, failed, give_up, statuses, task
-from tests.unit.world import World, spec
 
 
 def said(kind: Any, number: int = 0, **fields: Any) -> Any:
@@ -31,11 +31,11 @@ def test_a_person_pauses_and_results_are_still_taken_in() -> None:
     issued = len(storm.issued)
     storm.hear(paused())
     storm.commands.append(command)
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert (state.paused, len(storm.issued)) == ("maintenance", issued)
     assert statuses(state, command) == {"labelled"}
     storm.hear(resumed())
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
 
 
 def test_a_day_old_resume_does_not_end_todays_pause() -> None:
@@ -66,7 +66,7 @@ def test_a_cancelled_campaign_keeps_what_it_has_and_asks_for_nothing() -> None:
     assert cancelled == {*others, command.task}
     storm.events += late
     storm.commands.clear()
-    state = storm.run(check_books)
+    state = storm.run(check_counters)
     assert state.finished is not None
     assert (state.finished.verdict, state.finished.why) == ("cancelled", "wrong system")
     assert statuses(state, command) == {"labelled"}
@@ -79,7 +79,7 @@ def test_a_label_released_after_the_end_is_not_issued_again() -> None:
     storm, command = begun(m.Label)
     claim(storm, command)
     storm.hear(said(m.CampaignCancelled))
-    fields = World.envelope(command, "released")
+    fields = CampaignSimulator.envelope(command, "released")
     assert storm.hear(m.TaskReleased(**fields, reason="spot reclaim")) == ()
 
 
@@ -92,14 +92,14 @@ def test_frames_given_up_are_awaited_again_when_their_task_is_retried() -> None:
     assert isinstance(again, m.Label)
     assert (again.task, again.attempt) == (command.task, 2)
     assert statuses(storm.state, command) == {"pending"}
-    check_books(storm.state)
+    check_counters(storm.state)
     for attempt in (2, 3):  # a clean sheet: the first attempt's failure is not held against it
         claim(storm, again)
         (again,) = storm.hear(failed(again))
         storm.commands.remove(again)
         assert again.attempt == attempt + 1  # type: ignore[attr-defined]
     storm.commands.append(again)
-    assert storm.run(check_books).finished
+    assert storm.run(check_counters).finished
     assert statuses(storm.state, command) == {"labelled"}
 
 
@@ -146,7 +146,7 @@ def test_whatever_people_say_in_whatever_weather_the_books_are_true(
     seed: int, words: Any, cancelled_at: int | None
 ) -> None:
     of = spec(mode="streaming")
-    storm = Storm(World(reject=lambda key: key[0] == "7"), of, seed, faults=0.2)
+    storm = LossyDelivery(CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults=0.2)
     for step in range(400):
         for number, (when, kind) in enumerate(words):
             if when == step:
@@ -156,9 +156,9 @@ def test_whatever_people_say_in_whatever_weather_the_books_are_true(
             storm.events += [said(m.CampaignCancelled)] * 2
         if storm.events or storm.commands:
             storm.step()
-            check_books(storm.state)
+            check_counters(storm.state)
     for number in range(100, 150):
-        state = storm.run(check_books)
+        state = storm.run(check_counters)
         if state.paused is None:
             break
         storm.events.append(resumed(number))

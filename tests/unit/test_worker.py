@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import structlog
 
-from shared import messages as m
-from shared.codec import MAX_BODY, decode, encode, queue_of
-from shared.context import Context
-from shared.embedded import Broker, FolderStore, InProcessBus
-from shared.errors import (
+from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.codec import MAX_BODY, decode, encode, queue_of
+from dpstream.shared.errors import (
     DigestMismatch,
     EngineCrashed,
     EngineError,
@@ -28,12 +27,14 @@ from shared.errors import (
     StoreError,
     Temporary,
 )
-from shared.logs import configure
-from shared.ports import Bus, Outgoing, Store
-from shared.shift import Shift
-from shared.values import FrameRef, Ref, Rejected
-from shared.worker import Worker, claim_uri
-from tests.contract.faults import FaultyBus, FlakyBus, FlakyStore, first
+from dpstream.shared.logs import configure
+from dpstream.shared.ports import Bus, Outgoing, Store
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.worker import Worker, claim_uri
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import FrameRef, Ref, Rejected
+from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore, first
 from tests.unit.test_logs import lines, out
 
 __all__ = ["out"]
@@ -59,7 +60,7 @@ def label(task: str = "t1", attempt: int = 1) -> m.Label:
     )
 
 
-def succeed(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+def succeed(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
     return m.LabelsDone(**context.envelope())
 
 
@@ -160,7 +161,7 @@ class Shop:
             store=store or self.store,
             queue="label.toy",
             handlers={m.Label: handler},
-            bench=None,
+            resources=None,
             scratch=self.folder / name,
             **settings,
         )
@@ -182,7 +183,7 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setattr("shared.worker.IDLE_SECONDS", 0.02)  # they stop sooner
+    monkeypatch.setattr("dpstream.shared.runtime.worker.IDLE_SECONDS", 0.02)  # they stop sooner
     shop = Shop(tmp_path)
     yield shop
     shop.stop()
@@ -194,9 +195,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 def test_claim_then_acknowledge_then_work(shop: Shop) -> None:
     journal = Journal(InProcessBus(shop.broker), shop.store)
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         journal.entries.append("work")
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label())
     shop.worker(handler, bus=journal, store=journal)
@@ -221,10 +222,10 @@ def test_claim_then_acknowledge_then_work(shop: Shop) -> None:
 def test_a_busy_worker_holds_no_second_delivery(shop: Shop) -> None:
     working, go_on = threading.Event(), threading.Event()
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         working.set()
         assert go_on.wait(PROMPT)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label("t1"))
     shop.worker(handler)
@@ -247,9 +248,9 @@ def test_one_worker_does_task_after_task(shop: Shop) -> None:
 
 
 def test_seconds_worked_are_reported(shop: Shop) -> None:
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         time.sleep(0.1)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label())
     shop.worker(handler)
@@ -260,11 +261,11 @@ def test_seconds_worked_are_reported(shop: Shop) -> None:
 def test_the_scratch_folder_is_private_and_removed(shop: Shop) -> None:
     seen: list[Path] = []
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         assert list(context.scratch.iterdir()) == []
         (context.scratch / "wavefunction").write_bytes(b"x")
         seen.append(context.scratch)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label("t1"), label("t1", attempt=2))
     shop.worker(handler)
@@ -279,9 +280,9 @@ def test_the_scratch_folder_is_private_and_removed(shop: Shop) -> None:
 def test_a_second_delivery_is_not_worked_and_the_winner_is_named_again(shop: Shop) -> None:
     worked: list[str] = []
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         worked.append(command.task)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label())
     shop.worker(handler)
@@ -296,9 +297,9 @@ def test_a_second_delivery_is_not_worked_and_the_winner_is_named_again(shop: Sho
 def test_many_workers_and_a_bad_bus_do_every_task_once(shop: Shop) -> None:
     worked: list[str] = []
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         worked.append(command.task)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     tasks = [f"t{n}" for n in range(30)]
     bad = FaultyBus(InProcessBus(shop.broker), seed=1, double=0.5)
@@ -357,7 +358,7 @@ def test_a_lost_answer_to_the_claim_is_read_back(shop: Shop) -> None:
 
 
 def ending(shop: Shop, error: Exception) -> Any:
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         raise error
 
     shop.send(label())
@@ -436,7 +437,7 @@ def test_what_an_error_says_never_breaks_the_worker(
 
 
 def test_a_result_too_long_for_the_wire_fails_its_task(shop: Shop) -> None:
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         rejected = Rejected(key="0" * 32, rule="unconverged", detail="x" * 70_000)
         return m.LabelsDone(**context.envelope(), rejected=(rejected,))
 
@@ -450,14 +451,14 @@ def test_a_result_too_long_for_the_wire_fails_its_task(shop: Shop) -> None:
 
 def test_a_handler_that_returns_nothing_fails_its_task(shop: Shop) -> None:
     shop.send(label())
-    shop.worker(lambda bench, command, context: None)
+    shop.worker(lambda resources, command, context: None)
     assert shop.hear_types(2) == [m.TaskClaimed, m.TaskFailed]
 
 
 # ----------------------------------------------------------------------------------------- stopping
 
 
-def patient(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+def patient(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
     """Works until it is stopped."""
     context.progress("scf cycle 7")
     deadline = time.monotonic() + PROMPT
@@ -513,9 +514,9 @@ def test_an_idle_worker_asked_to_go_takes_nothing_with_it(shop: Shop) -> None:
 
 
 def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         time.sleep(0.3)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label())
     store = FlakyStore(shop.store, lambda operation: operation == "exists")
@@ -555,7 +556,7 @@ def test_nobody_listens_at_an_empty_queue_while_another_holds_work(shop: Shop) -
 
 def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
     shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
-    shop.worker(shift=Shift(max_tasks=2))
+    shop.worker(shift=ExitLimits(max_tasks=2))
     assert shop.hear_types(5).count(m.LabelsDone) == 2
     shop.running[0][1].join(PROMPT)
     assert not shop.alive()
@@ -566,7 +567,7 @@ def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
 
 
 def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
-    shift = Shift(max_tasks=3)
+    shift = ExitLimits(max_tasks=3)
     for _ in range(3):
         shop.worker(shift=shift)
     shop.send(*(label(f"t{n}") for n in range(6)))
@@ -580,17 +581,17 @@ def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
 
 def test_an_idle_worker_goes_home(shop: Shop) -> None:
     shop.send(label())
-    shop.worker(shift=Shift(idle_exit=0.2))
+    shop.worker(shift=ExitLimits(idle_exit=0.2))
     assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
     shop.running[0][1].join(PROMPT)
     assert not shop.alive()
 
 
 def test_lines_about_a_task_name_it(shop: Shop, out: io.StringIO) -> None:
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         structlog.get_logger().info("from the handler")
         time.sleep(0.1)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     configure(form="json", stream=out, service="labeler")
     shop.send(label("t1", attempt=2))
@@ -680,9 +681,9 @@ def test_what_is_not_understood_is_buried_and_never_blocks(shop: Shop, body: byt
 def test_a_worker_outlives_an_outage_of_the_bus(shop: Shop, operation: str) -> None:
     worked: list[str] = []
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         worked.append(command.task)
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label("t1"), label("t2"))
     shop.worker(handler, bus=FlakyBus(InProcessBus(shop.broker), first(3, operation)))
@@ -705,10 +706,10 @@ def test_a_worker_outlives_an_outage_of_the_store(shop: Shop, operation: str) ->
 def test_a_result_is_published_when_the_bus_is_back(shop: Shop) -> None:
     down = threading.Event()
 
-    def handler(bench: Any, command: m.Label, context: Context) -> m.LabelsDone:
+    def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         down.set()
         threading.Timer(0.5, down.clear).start()
-        return succeed(bench, command, context)
+        return succeed(resources, command, context)
 
     shop.send(label())
     shop.worker(handler, bus=FlakyBus(InProcessBus(shop.broker), lambda operation: down.is_set()))

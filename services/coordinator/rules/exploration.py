@@ -6,19 +6,25 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
-from services.coordinator.rules.training import must_train_first
-from services.coordinator.rules.trust import (
+from dpstream.services.coordinator.decisions import (
+    Decisions,
+    already_decided,
+    cancel,
+    frozen_once,
+    tasks_of,
+)
+from dpstream.services.coordinator.rules.training import must_train_first
+from dpstream.services.coordinator.rules.trust import (
     current_trust,
     opening_trust,
     set_trust,
     stage_of,
     trust_of,
 )
-from services.coordinator.rules.turn import Turn, already_decided, cancel, frozen_once, tasks_of
-from services.coordinator.state import State, Task
-from shared import messages as m
-from shared.explorers import AsGiven
-from shared.values import (
+from dpstream.services.coordinator.state import State, Task
+from dpstream.shared import messages as m
+from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.values import (
     Condition,
     FrameRef,
     PoolItem,
@@ -31,25 +37,25 @@ from shared.values import (
 JUDGE_BATCH, MOST_NAMED = 60, 500
 
 
-def supersede(turn: Turn) -> None:
+def supersede(decisions: Decisions) -> None:
     """A new committee: what waits to explore by the old one is not wanted any more, and what
     waits to be labelled is judged again."""
-    if not isinstance(turn.decided[-1] if turn.decided else None, m.ModelsReady):
+    if not isinstance(decisions.decided[-1] if decisions.decided else None, m.ModelsReady):
         return
-    for task in tasks_of(turn.state, m.Explore, "open"):
-        cancel(turn, task, f"committee {turn.state.version} is ready")
+    for task in tasks_of(decisions.state, m.Explore, "open"):
+        cancel(decisions, task, f"committee {decisions.state.version} is ready")
 
 
-def rejudge(turn: Turn) -> None:
+def rejudge(decisions: Decisions) -> None:
     """Waiting candidates, and frames whose label nobody has started, before the new committee."""
-    state = turn.state
+    state = decisions.state
     frames: tuple[FrameRef, ...] = ()
-    if already_decided(turn, m.ModelsReady) and not already_decided(turn, m.Judge):
+    if already_decided(decisions, m.ModelsReady) and not already_decided(decisions, m.Judge):
         frames = _frames_to_judge(state)
     pools = _batches(state.stale[uri] for uri in sorted(state.stale))
     waits = (frames[i : i + JUDGE_BATCH] for i in range(0, len(frames), JUDGE_BATCH))
     for pool, waiting in zip_longest(pools, waits, fillvalue=()):
-        turn.command(
+        decisions.command(
             m.Judge,
             state.version,
             *(item.frames.uri for item in pool),
@@ -89,49 +95,49 @@ def label_frames(task: Task) -> tuple[FrameRef, ...]:
     return task.command.frames if isinstance(task.command, m.Label) else ()
 
 
-def revoke_accurate(turn: Turn) -> None:
+def revoke_accurate(decisions: Decisions) -> None:
     """Labels nobody has started and nobody needs any more."""
-    event = turn.event
+    event = decisions.event
     assert isinstance(event, m.FramesJudged)
     accurate = set(event.accurate)
-    for task in tasks_of(turn.state, m.Label, "open") if accurate else []:
+    for task in tasks_of(decisions.state, m.Label, "open") if accurate else []:
         if accurate & {ref.key for ref in label_frames(task)}:
-            cancel(turn, task, f"accurate under committee {event.version}")
+            cancel(decisions, task, f"accurate under committee {event.version}")
 
 
-def begin_round(turn: Turn) -> None:
+def begin_round(decisions: Decisions) -> None:
     """Try the newest committee on every condition of the stage, from the start."""
-    state = turn.state
+    state = decisions.state
     if not state.version or state.training is not None or state.round is not None:
         return
     if state.stages_over or must_train_first(state):
         return
     if state.stage.trust is None:
-        set_trust(turn, *opening_trust(state))
-    known = _known(turn)
+        set_trust(decisions, *opening_trust(state))
+    known = _known(decisions)
     for index, (condition, number) in enumerate(_planned_trajectories(state)):
-        _issue_trajectory(turn, index, condition, number, known)
+        _issue_trajectory(decisions, index, condition, number, known)
 
 
-def _known(turn: Turn) -> Ref | None:
+def _known(decisions: Decisions) -> Ref | None:
     """Frames whose label was asked for, which a stage that looks at given ones leaves out."""
-    state = turn.state
+    state = decisions.state
     if not isinstance(stage_of(state).engine, AsGiven):
         return None
     body = json.dumps(sorted(state.frames))
-    return frozen_once(turn, "known", f"known-{stable_id(body)[:8]}", body)
+    return frozen_once(decisions, "known", f"known-{stable_id(body)[:8]}", body)
 
 
 def _issue_trajectory(
-    turn: Turn, index: int, condition: Condition, number: int, known: Ref | None
+    decisions: Decisions, index: int, condition: Condition, number: int, known: Ref | None
 ) -> None:
-    state = turn.state
+    state = decisions.state
     assert state.submitted is not None
     stage, wave = stage_of(state), state.waves + (state.round is None)
     structures = state.submitted.systems[condition.system]
     start = number if stage.at_every_start else wave + index
     name = f"{stage.name}/{wave}/{str(condition).replace(' ', '-')}/{number}"
-    turn.command(
+    decisions.command(
         m.Explore,
         name,
         title=f"explore {condition}, trajectory {number}",

@@ -5,31 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from services.coordinator.rules.trust import stage_of
-from services.coordinator.rules.turn import Turn, frozen_once
-from services.coordinator.state import KnownFrame, State
-from shared import messages as m
-from shared.spec import AutoTrust
-from shared.values import (
-    Dataset,
-    FrameRef,
-    Ref,
-    is_offered,
-    stable_id,
-    stable_seed,
-)
+from dpstream.services.coordinator.decisions import Decisions, frozen_once
+from dpstream.services.coordinator.rules.trust import stage_of
+from dpstream.services.coordinator.state import KnownFrame, State
+from dpstream.shared import messages as m
+from dpstream.shared.spec import AutoTrust
+from dpstream.shared.values import Dataset, FrameRef, Ref, is_offered, stable_id, stable_seed
 
 
-def begin_references(turn: Turn) -> None:
+def begin_references(decisions: Decisions) -> None:
     """Reference dynamics for the held-out set, beside everything else."""
-    state = turn.state
+    state = decisions.state
     reference, submitted = state.spec.verification.reference_md, state.submitted
     assert submitted is not None
     if reference is None:
         return
     structures = submitted.systems[reference.system]
     for number in range(reference.trajectories):
-        turn.command(
+        decisions.command(
             m.Reference,
             number,
             title=f"reference trajectory {number}",
@@ -41,14 +34,14 @@ def begin_references(turn: Turn) -> None:
         )
 
 
-def label_waiting(turn: Turn) -> None:
+def label_waiting(decisions: Decisions) -> None:
     """Frames that wait for a label, in bundles."""
-    state = turn.state
+    state = decisions.state
     if not state.waiting:
         return
     assert state.submitted is not None
     for priority, refs in _bundles(state):
-        turn.command(
+        decisions.command(
             m.Label,
             *_never_asked(state, state.version, *(ref.key for ref in refs)),
             title=f"label {len(refs)} frames",
@@ -83,30 +76,30 @@ def _never_asked(state: State, *what: object) -> tuple[object, ...]:
     return what
 
 
-def freeze_test(turn: Turn) -> None:
+def freeze_test(decisions: Decisions) -> None:
     """The held-out set, once every reference trajectory has ended."""
-    state = turn.state
+    state = decisions.state
     if state.test is not None or not state.references or state.alive(m.Reference):
         return
     packs = tuple(state.references[key].pack for key in sorted(state.references, key=int))
-    turn.manifest("test", "test", Dataset(version=1, packs=packs).model_dump_json())
+    decisions.manifest("test", "test", Dataset(version=1, packs=packs).model_dump_json())
 
 
-def audit_manifest(turn: Turn, stages: Iterable[int]) -> Ref | None:
+def audit_manifest(decisions: Decisions, stages: Iterable[int]) -> Ref | None:
     """Audit labels drawn under these stages."""
     wanted = set(stages)
-    labelled = (turn.state.frames[key] for key in sorted(turn.state.audited))
+    labelled = (decisions.state.frames[key] for key in sorted(decisions.state.audited))
     frames = [frame for frame in labelled if frame.stage in wanted]
     if not frames:
         return None
     body = _labelled_manifest(frames)
-    return frozen_once(turn, "audit", f"audit-{stable_id(body)[:8]}", body)
+    return frozen_once(decisions, "audit", f"audit-{stable_id(body)[:8]}", body)
 
 
-def pairs_manifest(turn: Turn) -> Ref | None:
+def pairs_manifest(decisions: Decisions) -> Ref | None:
     """Labels of explored frames that this version has not trained on: what calibrates `auto` trust
     levels."""
-    state = turn.state
+    state = decisions.state
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust):
         return None
@@ -115,13 +108,13 @@ def pairs_manifest(turn: Turn) -> Ref | None:
     if not explored:
         return None
     body = _labelled_manifest(explored)
-    return frozen_once(turn, "pairs", f"pairs-{state.waves}", body)
+    return frozen_once(decisions, "pairs", f"pairs-{state.waves}", body)
 
 
-def points_manifest(turn: Turn) -> Ref | None:
+def points_manifest(decisions: Decisions) -> Ref | None:
     """Labels of the structures that properties follow from, property by property; None where
     there are none, or one has no label."""
-    submitted, frames = turn.state.submitted, turn.state.frames
+    submitted, frames = decisions.state.submitted, decisions.state.frames
     assert submitted is not None
     points = [(str(n), frames[ref.key]) for n, refs in enumerate(submitted.points) for ref in refs]
     labels = tuple(frame.label for _, frame in points if frame.label)
@@ -129,7 +122,7 @@ def points_manifest(turn: Turn) -> Ref | None:
         return None
     origins = tuple(number for number, _ in points)
     body = Dataset(version=1, labels=labels, origins=origins).model_dump_json()
-    return frozen_once(turn, "points", "points", body)
+    return frozen_once(decisions, "points", "points", body)
 
 
 def _labelled_manifest(frames: Sequence[KnownFrame]) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.coordinator.rules.turn import Turn
-from services.coordinator.state import State, Task
-from shared import messages as m
-from shared.values import (
-    stable_id,
-)
+from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.state import State, Task
+from dpstream.shared import messages as m
+from dpstream.shared.values import stable_id
 
 ESSENTIAL = (m.Train, m.Select, m.Audit, m.Measure)
 """The campaign cannot go on without these: abandoning one pauses it."""
@@ -20,34 +18,34 @@ FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
 """What a new attempt forgets of the earlier ones in a reproducible campaign."""
 
 
-def reissue_lost(turn: Turn) -> None:
+def reissue_lost(decisions: Decisions) -> None:
     """The next attempt of a task that was released, failed or lapsed; or its end."""
-    event = turn.event
+    event = decisions.event
     assert isinstance(event, m.TaskEvent)
-    task = turn.state.tasks.get(event.task)
-    if task is None or task.status != "lost" or turn.state.finished is not None:
+    task = decisions.state.tasks.get(event.task)
+    if task is None or task.status != "lost" or decisions.state.finished is not None:
         return
     permanent = isinstance(event, m.TaskFailed) and event.permanent
-    if permanent or task.lapses >= turn.state.spec.max_attempts:
+    if permanent or task.lapses >= decisions.state.spec.max_attempts:
         reason = getattr(event, "reason", "its worker was lost")
-        _abandon(turn, task, reason)
+        _abandon(decisions, task, reason)
     else:
-        _reissue(turn, task)
+        _reissue(decisions, task)
 
 
-def _reissue(turn: Turn, task: Task) -> None:
+def _reissue(decisions: Decisions, task: Task) -> None:
     command, attempt = task.command, task.command.attempt + 1
     update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
-    if turn.state.spec.starts_over:
+    if decisions.state.spec.starts_over:
         update |= FROM_THE_START.get(type(command), {})
-    turn.decide(command.model_copy(update={**update, "time": turn.event.time}))
+    decisions.decide(command.model_copy(update={**update, "time": decisions.event.time}))
 
 
-def _abandon(turn: Turn, task: Task, reason: str) -> None:
+def _abandon(decisions: Decisions, task: Task, reason: str) -> None:
     command = task.command
     attempts = f"after {command.attempt} attempt{'s' if command.attempt > 1 else ''}"
     why = f"{attempts}: {reason}"
-    turn.fact(
+    decisions.fact(
         m.TaskAbandoned,
         command.task,
         command.attempt,
@@ -56,24 +54,26 @@ def _abandon(turn: Turn, task: Task, reason: str) -> None:
         why=why,
     )
     if isinstance(command, ESSENTIAL):
-        turn.fact(m.CampaignPaused, command.task, command.attempt, why=f"{command.title}: {why}")
+        decisions.fact(
+            m.CampaignPaused, command.task, command.attempt, why=f"{command.title}: {why}"
+        )
 
 
-def retry_abandoned(turn: Turn) -> None:
+def retry_abandoned(decisions: Decisions) -> None:
     """A person said go on: what paused the campaign gets another attempt."""
-    for task in abandoned(turn.state):
+    for task in abandoned(decisions.state):
         if isinstance(task.command, ESSENTIAL):
-            _reissue(turn, task)
+            _reissue(decisions, task)
 
 
-def retry_asked(turn: Turn) -> None:
+def retry_asked(decisions: Decisions) -> None:
     """A person wants the tasks named, or all, tried again: those that are still of use."""
-    event = turn.event
+    event = decisions.event
     assert isinstance(event, m.TasksRetried)
-    for task in abandoned(turn.state):
+    for task in abandoned(decisions.state):
         named = not event.tasks or task.command.task in event.tasks
-        if named and is_of_use(turn.state, task):
-            _reissue(turn, task)
+        if named and is_of_use(decisions.state, task):
+            _reissue(decisions, task)
 
 
 def abandoned(state: State) -> list[Task]:

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from services.coordinator.folds.proposals import proposal_id, written_out
-from services.coordinator.rules.trust import current_trust
-from services.coordinator.rules.turn import Turn
-from services.coordinator.state import Offer, Proposal, State
-from shared import messages as m
-from shared.values import LONGEST_REASON, FrameVerdict, Screened, campaign_uri
+from dpstream.services.coordinator.apply.proposals import proposal_id, written_out
+from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.rules.trust import current_trust
+from dpstream.services.coordinator.state import Offer, Proposal, State
+from dpstream.shared import messages as m
+from dpstream.shared.values import LONGEST_REASON, FrameVerdict, Screened, campaign_uri
 
 FORMATS = (".npz", ".extxyz")
 
 # ------------------------------------------------------------------------------ taken or refused
 
 
-def take_proposal(turn: Turn) -> None:
+def take_proposal(decisions: Decisions) -> None:
     """Refuse a new proposal at once, or keep its frames for the judge."""
-    event = turn.event
+    event = decisions.event
     assert isinstance(event, m.StructuresProposed)
     name = proposal_id(event)
-    proposal = turn.state.proposals[name]
-    why = _refusal(turn.state, event, proposal)
+    proposal = decisions.state.proposals[name]
+    why = _refusal(decisions.state, event, proposal)
     if why is not None:
-        _refuse(turn, name, why)
+        _refuse(decisions, name, why)
     elif event.batch is None:
-        turn.manifest("proposal", f"proposal-{name}", written_out(event).decode())
+        decisions.manifest("proposal", f"proposal-{name}", written_out(event).decode())
 
 
 def _refusal(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
@@ -74,23 +74,23 @@ def _too_much(state: State, event: m.StructuresProposed, proposal: Proposal) -> 
     return None
 
 
-def _refuse(turn: Turn, name: str, why: str) -> None:
-    proposal = turn.state.proposals[name]
-    _say(turn, name, proposal, 0, refused=why, first=proposal.first, count=proposal.count)
+def _refuse(decisions: Decisions, name: str, why: str) -> None:
+    proposal = decisions.state.proposals[name]
+    _say(decisions, name, proposal, 0, refused=why, first=proposal.first, count=proposal.count)
 
 
 # ------------------------------------------------------------------------------ sent to the judge
 
 
-def screen_proposals(turn: Turn) -> None:
+def screen_proposals(decisions: Decisions) -> None:
     """Ask the judge about proposals whose time has come, the most urgent first."""
-    state = turn.state
+    state = decisions.state
     urgent = sorted(state.unscreened, key=lambda name: (-state.proposals[name].priority, name))
     for name in urgent:
         if state.stages_over:
-            _refuse(turn, name, "exploration is over")
+            _refuse(decisions, name, "exploration is over")
         elif _is_due(state, state.proposals[name]):
-            _ask_judge(turn, name)
+            _ask_judge(decisions, name)
 
 
 def _is_due(state: State, proposal: Proposal) -> bool:
@@ -101,11 +101,11 @@ def _is_due(state: State, proposal: Proposal) -> bool:
     return proposal.mode == "label" or state.version > 0
 
 
-def _ask_judge(turn: Turn, name: str) -> None:
-    state = turn.state
+def _ask_judge(decisions: Decisions, name: str) -> None:
+    state = decisions.state
     proposal = state.proposals[name]
     judged = proposal.mode == "screen"
-    turn.command(
+    decisions.command(
         m.Screen,
         name,
         title=f"judge {proposal.count} frames of generator {proposal.generator}",
@@ -125,28 +125,28 @@ def _ask_judge(turn: Turn, name: str) -> None:
 Word = tuple[Offer, FrameVerdict]
 
 
-def tell_generators(turn: Turn) -> None:
+def tell_generators(decisions: Decisions) -> None:
     """Everything that this event, and what was decided upon it, means for offered frames."""
-    if not turn.state.offers and not turn.state.proposals:
+    if not decisions.state.offers and not decisions.state.proposals:
         return
-    for message in (turn.event, *turn.decided):
+    for message in (decisions.event, *decisions.decided):
         tell = TELL.get(type(message))
         if tell is not None:
-            tell(turn, message)
+            tell(decisions, message)
 
 
-def _screened(turn: Turn, event: m.StructuresScreened) -> None:
-    command = turn.state.tasks[event.task].command
+def _screened(decisions: Decisions, event: m.StructuresScreened) -> None:
+    command = decisions.state.tasks[event.task].command
     assert isinstance(command, m.Screen)
     name = command.proposal
-    proposal = turn.state.proposals.get(name)
+    proposal = decisions.state.proposals.get(name)
     if proposal is None:
         return
     if event.refused:
-        _refuse(turn, name, event.refused)
+        _refuse(decisions, name, event.refused)
     else:
-        verdicts = tuple(_verdict(turn.state, name, found) for found in event.found)
-        _say(turn, name, proposal, event.version, verdicts=verdicts)
+        verdicts = tuple(_verdict(decisions.state, name, found) for found in event.found)
+        _say(decisions, name, proposal, event.version, verdicts=verdicts)
 
 
 def _verdict(state: State, name: str, found: Screened) -> FrameVerdict:
@@ -166,8 +166,8 @@ def _verdict(state: State, name: str, found: Screened) -> FrameVerdict:
     return word.model_copy(update={"verdict": "refused", "reason": "no labels left to buy"})
 
 
-def _labels(turn: Turn, event: m.LabelsDone) -> None:
-    _tell(turn, _answers(turn.state, event))
+def _labels(decisions: Decisions, event: m.LabelsDone) -> None:
+    _tell(decisions, _answers(decisions.state, event))
 
 
 def _answers(state: State, event: m.LabelsDone) -> Iterator[Word]:
@@ -179,23 +179,23 @@ def _answers(state: State, event: m.LabelsDone) -> Iterator[Word]:
             yield _word(state, rejected.key, "rejected", f"{rejected.rule}: {rejected.detail}")
 
 
-def _revoked(turn: Turn, event: m.TaskRevoked) -> None:
-    command = turn.state.tasks[event.task].command
+def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
+    command = decisions.state.tasks[event.task].command
     keys = [ref.key for ref in command.frames] if isinstance(command, m.Label) else []
-    state = turn.state
+    state = decisions.state
     idle = [k for k in keys if k in state.offers and _is_idle(state, k)]
     if state.finished is not None:
-        _tell(turn, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
+        _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
         return
     why = f"accurate under committee {state.version}"
     dropped = [key for key in idle if state.frames[key].status == "revoked"]
-    _tell(turn, [_word(state, key, "dropped", why) for key in dropped])
+    _tell(decisions, [_word(state, key, "dropped", why) for key in dropped])
 
 
-def _judged_again(turn: Turn, event: m.FramesJudged) -> None:
-    known = {k: v for k, v in event.offered.items() if _only_waits(turn.state, k)}
+def _judged_again(decisions: Decisions, event: m.FramesJudged) -> None:
+    known = {k: v for k, v in event.offered.items() if _only_waits(decisions.state, k)}
     why = f"no candidate under committee {event.version}"
-    _tell(turn, [_word(turn.state, k, v, why) for k, v in known.items()], event.version)
+    _tell(decisions, [_word(decisions.state, k, v, why) for k, v in known.items()], event.version)
 
 
 def _only_waits(state: State, key: str) -> bool:
@@ -203,22 +203,24 @@ def _only_waits(state: State, key: str) -> bool:
     return key in state.offers and key not in state.frames
 
 
-def _abandoned(turn: Turn, decision: m.TaskAbandoned) -> None:
-    state, command = turn.state, turn.state.tasks[decision.task].command
+def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
+    state, command = decisions.state, decisions.state.tasks[decision.task].command
     if isinstance(command, m.Screen) and command.proposal in state.proposals:
-        _refuse(turn, command.proposal, f"given up {decision.why}"[:LONGEST_REASON])
+        _refuse(decisions, command.proposal, f"given up {decision.why}"[:LONGEST_REASON])
     elif isinstance(command, m.Label):
         keys = [ref.key for ref in command.frames if ref.key in state.offers]
         lost = [key for key in keys if state.frames[key].status == "rejected"]
-        _tell(turn, [_word(state, key, "rejected", f"given up {decision.why}") for key in lost])
+        _tell(
+            decisions, [_word(state, key, "rejected", f"given up {decision.why}") for key in lost]
+        )
 
 
-def _finished(turn: Turn, decision: m.CampaignFinished) -> None:
-    for name in sorted(turn.state.proposals):
-        _refuse(turn, name, "the campaign has ended")
-    state = turn.state
+def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
+    for name in sorted(decisions.state.proposals):
+        _refuse(decisions, name, "the campaign has ended")
+    state = decisions.state
     idle = [key for key in sorted(state.offers) if _is_idle(state, key)]
-    _tell(turn, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
+    _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
 
 
 def _is_idle(state: State, key: str) -> bool:
@@ -240,19 +242,19 @@ def _word(
     )
 
 
-def _tell(turn: Turn, words: Iterable[Word], version: int = 0) -> None:
+def _tell(decisions: Decisions, words: Iterable[Word], version: int = 0) -> None:
     """One message for each proposal."""
     by_proposal: dict[str, list[Word]] = {}
     for offer, verdict in words:
         by_proposal.setdefault(offer.proposal, []).append((offer, verdict))
     for name, group in sorted(by_proposal.items()):
         verdicts = sorted((verdict for _, verdict in group), key=lambda verdict: verdict.index)
-        _say(turn, name, group[0][0], version, verdicts=tuple(verdicts))
+        _say(decisions, name, group[0][0], version, verdicts=tuple(verdicts))
 
 
-def _say(turn: Turn, name: str, of: Proposal | Offer, version: int, **said: Any) -> None:
+def _say(decisions: Decisions, name: str, of: Proposal | Offer, version: int, **said: Any) -> None:
     words = [f"{word.index} {word.verdict}" for word in said.get("verdicts", ())]
-    turn.fact(
+    decisions.fact(
         m.StructuresJudged,
         name,
         *words,
@@ -264,7 +266,7 @@ def _say(turn: Turn, name: str, of: Proposal | Offer, version: int, **said: Any)
     )
 
 
-TELL: Mapping[type[m.Message], Callable[[Turn, Any], None]] = {
+TELL: Mapping[type[m.Message], Callable[[Decisions, Any], None]] = {
     m.StructuresScreened: _screened,
     m.LabelsDone: _labels,
     m.TaskRevoked: _revoked,

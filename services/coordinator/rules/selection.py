@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from services.coordinator import convergence
-from services.coordinator.folds.exploration import share_key
-from services.coordinator.rules.trust import stage_of
-from services.coordinator.rules.turn import Turn
-from services.coordinator.state import State
-from shared import messages as m
-from shared.values import (
-    Pool,
-    PoolItem,
-    is_offered,
-    stable_id,
-    stable_seed,
-)
+from dpstream.services.coordinator.apply.exploration import share_key
+from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.rules import convergence
+from dpstream.services.coordinator.rules.trust import stage_of
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.values import Pool, PoolItem, is_offered, stable_id, stable_seed
 
 
-def select(turn: Turn) -> None:
+def select(decisions: Decisions) -> None:
     """Choose from the pool: at the end of a round, and while streaming whenever enough wait."""
-    state = turn.state
+    state = decisions.state
     if state.round is None or state.alive(m.Select) or state.round.closed:
         return
     if state.alive(m.Judge) or (state.spec.mode == "lockstep" and state.alive(m.Screen)):
@@ -30,7 +24,7 @@ def select(turn: Turn) -> None:
     over = state.round.unfinished == 0
     enough = state.spec.mode == "streaming" and state.pool_new >= state.spec.selection.select_every
     if over or (enough and _free_slots(state)):
-        _ask_selection(turn, over)
+        _ask_selection(decisions, over)
 
 
 def _free_slots(state: State) -> int:
@@ -38,8 +32,8 @@ def _free_slots(state: State) -> int:
     return max(0, min(state.spec.selection.per_round - state.selected, state.label_room))
 
 
-def _ask_selection(turn: Turn, over: bool) -> None:
-    state = turn.state
+def _ask_selection(decisions: Decisions, over: bool) -> None:
+    state = decisions.state
     assert state.round is not None
     reservoirs = state.round.reservoirs if over else {}
     explored = any(not is_offered(item.trajectory) for item in state.pool.values())
@@ -53,8 +47,8 @@ def _ask_selection(turn: Turn, over: bool) -> None:
     )
     body = pool.model_dump_json()
     name = f"pool-{state.round.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
-    ref = turn.manifest("pool", name, body)
-    turn.command(
+    ref = decisions.manifest("pool", name, body)
+    decisions.command(
         m.Select,
         name,
         title=f"select from {sum(item.count for item in pool.candidates)} candidates",

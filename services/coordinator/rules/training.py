@@ -4,47 +4,46 @@ from __future__ import annotations
 
 import math
 
-from services.coordinator import convergence
-from services.coordinator.rules.labels import audit_manifest
-from services.coordinator.rules.trust import current_trust, stage_of
-from services.coordinator.rules.turn import Turn
-from services.coordinator.state import State
-from shared import messages as m
-from shared.values import (
-    Committee,
-    Dataset,
-    Ref,
-    campaign_uri,
-    stable_seed,
-)
+from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.rules import convergence
+from dpstream.services.coordinator.rules.labels import audit_manifest
+from dpstream.services.coordinator.rules.trust import current_trust, stage_of
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.values import Committee, Dataset, Ref, campaign_uri, stable_seed
 
 
-def train_first(turn: Turn) -> None:
+def train_first(decisions: Decisions) -> None:
     """The first committee, as soon as the initial labels are in."""
-    state = turn.state
+    state = decisions.state
     if state.version or state.training is not None or state.awaited or state.stages_over:
         return
     if state.spec.mode == "lockstep" and state.alive(m.Reference):
         return
     assert state.submitted is not None
     if not state.fresh and not state.submitted.pack_frames:
-        turn.fact(m.CampaignFinished, verdict="not-converged", why="no initial label was accepted")
+        decisions.fact(
+            m.CampaignFinished, verdict="not-converged", why="no initial label was accepted"
+        )
         return
-    start_training(turn)
+    start_training(decisions)
 
 
-def start_training(turn: Turn, again_cold: bool = False) -> None:
+def start_training(decisions: Decisions, again_cold: bool = False) -> None:
     """Freeze what is known into a dataset version and train a committee on it; with `again_cold`
     from scratch, because the training it replaces was."""
-    news = _first_of_new_systems(turn.state)
-    _freeze_dataset(turn)
-    state = turn.state
+    news = _first_of_new_systems(decisions.state)
+    _freeze_dataset(decisions)
+    state = decisions.state
     assert state.submitted is not None
     version = _next_version(state)
     cold = again_cold or news or _is_cold(state, version)
-    steps, audit = _training_steps(state, cold), audit_manifest(turn, range(len(state.spec.stages)))
+    steps, audit = (
+        _training_steps(state, cold),
+        audit_manifest(decisions, range(len(state.spec.stages))),
+    )
     for member in range(state.spec.training.members):
-        turn.command(
+        decisions.command(
             m.Train,
             version,
             member,
@@ -66,8 +65,8 @@ def _next_version(state: State) -> int:
     return (state.judged_training.version if state.judged_training else 0) + 1
 
 
-def _freeze_dataset(turn: Turn) -> None:
-    state = turn.state
+def _freeze_dataset(decisions: Decisions) -> None:
+    state = decisions.state
     assert state.submitted is not None
     if not state.fresh and state.dataset is not None:
         return
@@ -78,7 +77,7 @@ def _freeze_dataset(turn: Turn) -> None:
         packs=() if state.dataset else state.submitted.packs,
         labels=tuple(state.fresh[key] for key in sorted(state.fresh)),
     )
-    turn.manifest("dataset", f"dataset-{version}", dataset.model_dump_json())
+    decisions.manifest("dataset", f"dataset-{version}", dataset.model_dump_json())
 
 
 def _is_cold(state: State, version: int) -> bool:
@@ -120,25 +119,25 @@ def _training_steps(state: State, cold: bool) -> int:
     return max(1, min(training.max_steps, round(steps * share)))
 
 
-def complete_committee(turn: Turn) -> None:
+def complete_committee(decisions: Decisions) -> None:
     """All members are in: a committee, unless it has not learned its own training frames."""
-    state = turn.state
+    state = decisions.state
     if state.training is None or len(state.members) < state.spec.training.members:
         return
     judged = convergence.judge_training(state, current_trust(state))
-    turn.fact(m.TrainingJudged, state.training, version=state.training, **judged)
+    decisions.fact(m.TrainingJudged, state.training, version=state.training, **judged)
     if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
-        start_training(turn, again_cold=state.cold_version == state.training)
+        start_training(decisions, again_cold=state.cold_version == state.training)
     else:
-        _announce(turn)
+        _announce(decisions)
 
 
 def _lengthened(state: State) -> float:
     return state.judged_training.lengthen if state.judged_training else 1.0
 
 
-def _announce(turn: Turn) -> None:
-    state = turn.state
+def _announce(decisions: Decisions) -> None:
+    state = decisions.state
     assert state.training is not None
     members = [state.members[str(i)] for i in range(len(state.members))]
     committee = Committee(
@@ -148,8 +147,8 @@ def _announce(turn: Turn) -> None:
     )
     body = committee.model_dump_json()
     ref = Ref.to(_committee_uri(state.spec.name, committee.version), body.encode())
-    turn.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
-    turn.fact(
+    decisions.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
+    decisions.fact(
         m.ModelsReady, committee.version, committee=committee, manifest=ref, labels=state.trained
     )
 
@@ -159,25 +158,25 @@ def _committee_uri(campaign: str, version: int) -> str:
     return campaign_uri(campaign, "committees", f"{version}.json")
 
 
-def retrain_early(turn: Turn) -> None:
+def retrain_early(decisions: Decisions) -> None:
     """Streaming: enough new labels start a training while exploration goes on; but a round that
     looks good is let finish, and so is the only one of its stage."""
-    state = turn.state
+    state = decisions.state
     if state.spec.mode != "streaming" or state.round is None or state.training is not None:
         return
     if state.version and len(state.fresh) >= state.spec.streaming.retrain_after:
         if convergence.looks_good(state) or not stage_of(state).repeat:
             return
-        start_training(turn)
+        start_training(decisions)
 
 
-def begin_stage(turn: Turn) -> None:
+def begin_stage(decisions: Decisions) -> None:
     """Labels that the last stage left over are learned before the next one begins."""
-    state = turn.state
+    state = decisions.state
     if state.stages_over or state.training is not None or state.round is not None:
         return
     if state.version and must_train_first(state):
-        start_training(turn)
+        start_training(decisions)
 
 
 def must_train_first(state: State) -> bool:
@@ -185,15 +184,15 @@ def must_train_first(state: State) -> bool:
     return state.stage.rounds == 0 and bool(state.ended) and bool(state.fresh)
 
 
-def train_final(turn: Turn) -> None:
-    _freeze_dataset(turn)
-    state = turn.state
+def train_final(decisions: Decisions) -> None:
+    _freeze_dataset(decisions)
+    state = decisions.state
     assert state.submitted is not None
     training = state.spec.training
     steps = min(
         training.max_steps, round(_training_steps(state, cold=True) * training.final.steps_factor)
     )
-    turn.command(
+    decisions.command(
         m.Train,
         "final",
         title="train the final model",
@@ -202,7 +201,7 @@ def train_final(turn: Turn) -> None:
         seed=stable_seed(state.spec.seed, "train", "final"),
         dataset=state.dataset,
         steps=min(training.max_steps, steps),
-        audit=audit_manifest(turn, range(len(state.spec.stages))),
+        audit=audit_manifest(decisions, range(len(state.spec.stages))),
         test=state.test,
         files=state.submitted.files,
         final=True,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from services.coordinator.rules.turn import Turn, already_decided
-from services.coordinator.state import State
-from shared import messages as m
-from shared.spec import AutoTrust, Stage
-from shared.values import (
-    Trust,
-)
+from dpstream.services.coordinator.decisions import Decisions, already_decided
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.spec import AutoTrust, Stage
+from dpstream.shared.values import Trust
 
 
 def stage_of(state: State) -> Stage:
@@ -38,10 +36,10 @@ def opening_trust(state: State) -> tuple[Trust, str]:
     )
 
 
-def set_trust(turn: Turn, trust: Trust, why: str) -> None:
-    state = turn.state
+def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
+    state = decisions.state
     stage = state.stage.index
-    turn.fact(
+    decisions.fact(
         m.TrustChanged,
         stage,
         state.version,
@@ -52,15 +50,17 @@ def set_trust(turn: Turn, trust: Trust, why: str) -> None:
     )
 
 
-def calibrate_trust(turn: Turn) -> None:
+def calibrate_trust(decisions: Decisions) -> None:
     """`auto`: levels move between versions only, to what the last audit found."""
-    state, audit = turn.state, turn.state.stage.audit
+    state, audit = decisions.state, decisions.state.stage.audit
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust) or audit is None or audit.levels is None:
         return
-    if not already_decided(turn, m.ModelsReady) or already_decided(turn, m.TrustChanged):
+    if not already_decided(decisions, m.ModelsReady) or already_decided(decisions, m.TrustChanged):
         return
     low, high = audit.levels
     set_trust(
-        turn, current_trust(state).model_copy(update={"low": low, "high": high}), audit.levels_why
+        decisions,
+        current_trust(state).model_copy(update={"low": low, "high": high}),
+        audit.levels_why,
     )

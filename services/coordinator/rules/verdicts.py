@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from services.coordinator import convergence
-from services.coordinator.rules.labels import audit_manifest, pairs_manifest, points_manifest
-from services.coordinator.rules.training import start_training, train_final
-from services.coordinator.rules.trust import current_trust, stage_of
-from services.coordinator.rules.turn import Turn, cancel, tasks_of
-from services.coordinator.state import State
-from shared import messages as m
-from shared.values import (
-    stable_seed,
+from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
+from dpstream.services.coordinator.rules import convergence
+from dpstream.services.coordinator.rules.labels import (
+    audit_manifest,
+    pairs_manifest,
+    points_manifest,
 )
+from dpstream.services.coordinator.rules.training import start_training, train_final
+from dpstream.services.coordinator.rules.trust import current_trust, stage_of
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.values import stable_seed
 
 
-def audit_round(turn: Turn) -> None:
+def audit_round(decisions: Decisions) -> None:
     """The true error of the version just tried, before it trains on this round's labels."""
-    state = turn.state
+    state = decisions.state
     if not _round_is_settled(state) or state.alive(m.Audit):
         return
     assert state.round is not None
     if state.round.audited or not state.stage.audits:
         return
-    manifest = audit_manifest(turn, [state.stage.index])
-    turn.command(
+    manifest = audit_manifest(decisions, [state.stage.index])
+    decisions.command(
         m.Audit,
         state.version,
         state.round.number,
@@ -33,7 +35,7 @@ def audit_round(turn: Turn) -> None:
         stage=state.stage.index,
         trust=current_trust(state),
         audit=manifest,
-        pairs=pairs_manifest(turn),
+        pairs=pairs_manifest(decisions),
         seed=stable_seed(state.spec.seed, "audit", state.round.number),
     )
 
@@ -49,30 +51,30 @@ def _round_is_audited(state: State) -> bool:
     return state.round.audited or not state.stage.audits
 
 
-def measure_properties(turn: Turn) -> None:
+def measure_properties(decisions: Decisions) -> None:
     """Properties by the committee that would end the last stage, beside those by the recipe."""
-    state = turn.state
+    state = decisions.state
     if not _round_is_audited(state) or state.alive(m.Measure):
         return
     if convergence.awaits_properties(state):
-        turn.command(
+        decisions.command(
             m.Measure,
             state.version,
             title=f"properties by committee {state.version}",
             committee=state.manifest,
             version=state.version,
-            points=points_manifest(turn),
+            points=points_manifest(decisions),
         )
 
 
-def judge_round(turn: Turn) -> None:
+def judge_round(decisions: Decisions) -> None:
     """What the round says of the version."""
-    state = turn.state
+    state = decisions.state
     if not _round_is_audited(state) or convergence.awaits_properties(state):
         return
     assert state.round is not None
     outcome, why = convergence.judge_round(state)
-    turn.fact(
+    decisions.fact(
         m.RoundJudged,
         state.round.number,
         state.version,
@@ -85,72 +87,72 @@ def judge_round(turn: Turn) -> None:
     )
 
 
-def act_on_verdict(turn: Turn) -> None:
+def act_on_verdict(decisions: Decisions) -> None:
     """After a round: next stage, another training, or the end. Another round begins by itself."""
-    state, verdict = turn.state, turn.state.verdict
+    state, verdict = decisions.state, decisions.state.verdict
     if verdict is None or state.training is not None:
         return
     spec, stage = state.spec, state.stage
     cold = state.cold_version == state.version
     if not stage_of(state).repeat:
         converged = verdict.outcome == "passed" and cold
-        _end_stage(turn, "converged" if converged else "explored", verdict.why)
+        _end_stage(decisions, "converged" if converged else "explored", verdict.why)
     elif verdict.outcome == "passed" and stage.good >= spec.convergence.rounds:
         if cold:
-            _end_stage(turn, "converged", verdict.why)
+            _end_stage(decisions, "converged", verdict.why)
         else:  # warm starts shrink disagreement: a cold committee has to confirm it
-            start_training(turn)
+            start_training(decisions)
     elif verdict.outcome == "stuck":
-        _end_stage(turn, "stuck", verdict.why)
+        _end_stage(decisions, "stuck", verdict.why)
     elif stage.rounds >= spec.budget.rounds:
-        _end_stage(turn, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
+        _end_stage(decisions, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
     elif not state.label_room:
-        _end_stage(turn, "out-of-budget", f"{spec.budget.labels} labels; {verdict.why}")
+        _end_stage(decisions, "out-of-budget", f"{spec.budget.labels} labels; {verdict.why}")
     elif state.fresh:
-        start_training(turn)
+        start_training(decisions)
 
 
-def _end_stage(turn: Turn, verdict: str, why: str) -> None:
-    stage = turn.state.stage.index
+def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
+    stage = decisions.state.stage.index
     for kind in (m.Explore, m.Judge):
-        for task in tasks_of(turn.state, kind, "open", "running"):
-            cancel(turn, task, "the stage has ended")
-    turn.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
+        for task in tasks_of(decisions.state, kind, "open", "running"):
+            cancel(decisions, task, "the stage has ended")
+    decisions.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
 
 
-def finish(turn: Turn) -> None:
+def finish(decisions: Decisions) -> None:
     """One long cold training on all labels, its verification, and the campaign's verdict."""
-    state = turn.state
+    state = decisions.state
     if not state.stages_over or state.pending or state.alive(m.Reference):
         return
     if state.final is None:
         if not state.alive(m.Train):
-            train_final(turn)
+            train_final(decisions)
     elif state.verified is None and state.verify_failed is None:
         if not state.alive(m.Verify):
-            _verify_final(turn)
+            _verify_final(decisions)
     else:
         verdict, why = convergence.judge_campaign(state)
-        turn.fact(m.CampaignFinished, verdict=verdict, why=why)
+        decisions.fact(m.CampaignFinished, verdict=verdict, why=why)
 
 
-def cancel_campaign(turn: Turn) -> None:
+def cancel_campaign(decisions: Decisions) -> None:
     """A person said end it: nothing more is begun; labels under way are let finish and kept."""
-    event = turn.event
+    event = decisions.event
     assert isinstance(event, m.CampaignCancelled)
     why = event.why or "a person said so"
-    for task in turn.state.under_way():
-        cancel(turn, task, "the campaign was cancelled")
-    turn.fact(m.CampaignFinished, verdict="cancelled", why=why)
+    for task in decisions.state.under_way():
+        cancel(decisions, task, "the campaign was cancelled")
+    decisions.fact(m.CampaignFinished, verdict="cancelled", why=why)
 
 
-def _verify_final(turn: Turn) -> None:
-    state = turn.state
+def _verify_final(decisions: Decisions) -> None:
+    state = decisions.state
     assert state.final is not None
     assert state.submitted is not None
     reference = state.spec.verification.reference_md
     system = reference.system if reference else next(iter(state.submitted.systems))
-    turn.command(
+    decisions.command(
         m.Verify,
         title="verify the final model",
         model=state.final.model,
@@ -158,5 +160,5 @@ def _verify_final(turn: Turn) -> None:
         structure=state.submitted.systems[system][0],
         seed=stable_seed(state.spec.seed, "verify"),
         test=state.test,
-        points=points_manifest(turn),
+        points=points_manifest(decisions),
     )

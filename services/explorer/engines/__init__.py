@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from services.explorer.engines.base import Explorer, Piece, Trip
-from services.explorer.engines.bias import ColvarsBias, PlumedBias
-from services.explorer.engines.dynamics import Dynamics
-from services.explorer.engines.given import GivenFrames
-from services.explorer.engines.path_integrals import PathIntegrals
-from services.explorer.engines.potential import OtherPotential
-from services.explorer.engines.search import StructureSearch
-from services.explorer.engines.swap_mc import Swaps
-from services.explorer.engines.template import UserTemplate
+from dpstream.services.explorer.engines.base import (
+    ExplorationEngine,
+    TrajectoryRequest,
+    TrajectorySegment,
+)
+from dpstream.services.explorer.engines.bias import ColvarsBias, PlumedBias
+from dpstream.services.explorer.engines.dynamics import MolecularDynamics
+from dpstream.services.explorer.engines.frames import GivenFrames
+from dpstream.services.explorer.engines.path_integrals import PathIntegrals
+from dpstream.services.explorer.engines.potential import OtherPotential
+from dpstream.services.explorer.engines.search import StructureSearch
+from dpstream.services.explorer.engines.swap_mc import Swaps
+from dpstream.services.explorer.engines.template import UserTemplate
 
-__all__ = ["ENGINES", "Explorer", "Piece", "Trip"]
+__all__ = ["ENGINES", "ExplorationEngine", "TrajectoryRequest", "TrajectorySegment"]
 
-ENGINES: Mapping[str, Callable[[Trip], Explorer]] = {
-    "md": Dynamics,
+ENGINES: Mapping[str, Callable[[TrajectoryRequest], ExplorationEngine]] = {
+    "md": MolecularDynamics,
     "swap-mc": Swaps,
     "colvars": ColvarsBias,
     "plumed": PlumedBias,

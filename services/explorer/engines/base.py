@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from services.explorer.bench import Bench, Loaded
-from shared.context import Context
-from shared.explorers import Engine
-from shared.frames import Batch, Frame
-from shared.messages import Explore
-from shared.spec import Md, Stage
+from dpstream.services.explorer.resources import ExplorerResources, LoadedCommittee
+from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.messages import Explore
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Md, Stage
+from dpstream.shared.spec.engines import EngineSettings
 
 
 @dataclass
-class Trip:
+class TrajectoryRequest:
     """One trajectory to be made: where it starts, and the committee that judges it now. `frame`
     is canonical; `committee` changes when a newer one takes over."""
 
-    bench: Bench
+    resources: ExplorerResources
     command: Explore
     context: Context
     frame: Frame
-    committee: Loaded
+    committee: LoadedCommittee
 
     @property
     def stage(self) -> Stage:
@@ -35,7 +35,7 @@ class Trip:
         return self.stage.md
 
     @property
-    def settings(self) -> Engine:
+    def settings(self) -> EngineSettings:
         return self.stage.engine
 
     @property
@@ -49,7 +49,7 @@ class Trip:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TrajectorySegment:
     """What came of some checks. `made` of them; `streak`: failed ones in a row up to now;
     `stopped`: None, or why the trajectory ends here; `frames`: canonical, one of each check (of
     each of its beads, if there are several), with arrays devi_f (eV/Å), devi_v (eV per atom, zero
@@ -63,11 +63,11 @@ class Piece:
     complete: bool = False
 
 
-class Explorer(Protocol):
+class ExplorationEngine(Protocol):
     """Drives one trajectory. Either `start` or `resume` comes first, once.
 
     Raises ValueError for settings that can never work, EngineError where its program refuses,
-    EngineCrashed where it dies. What goes astray on the way is a `Piece` that says so.
+    EngineCrashed where it dies. What goes astray on the way is a `TrajectorySegment` that says so.
     """
 
     def start(self) -> None:
@@ -76,11 +76,11 @@ class Explorer(Protocol):
     def resume(self, state: bytes) -> None:
         """Where another attempt called `save`, under the committee of the trip."""
 
-    def advance(self, checks: int, streak: int) -> Piece:
+    def advance(self, checks: int, streak: int) -> TrajectorySegment:
         """Up to `checks` more checks, md.every steps apart; fewer end the trajectory, and so do
         md.stop_after failed ones in a row, of which `streak` are made already."""
 
-    def hand_over(self) -> None:
+    def switch_committee(self) -> None:
         """Go on under what is now the committee of the trip."""
 
     def save(self) -> bytes:

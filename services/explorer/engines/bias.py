@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from services.explorer.engines.atoms import atom_numbers, numbered, refusal
-from services.explorer.engines.dynamics import Dynamics
-from services.explorer.md_script import Script
-from shared.explorers import (
+from dpstream.services.explorer.engines.atoms import atom_numbers, numbered, refusal
+from dpstream.services.explorer.engines.dynamics import MolecularDynamics
+from dpstream.services.explorer.lammps.script import Script
+from dpstream.shared.spec.engines import (
     Colvars,
     Coordination,
     Dihedral,
@@ -35,14 +35,14 @@ QUIET = ("colvarsTrajFrequency 0", "colvarsRestartFrequency 0")
 TRUSTED = "a worker takes such inputs where DPSTREAM_EXPLORER_TEMPLATES is any"
 
 
-class ColvarsBias(Dynamics):
+class ColvarsBias(MolecularDynamics):
     def amended(self, script: Script) -> Script:
-        trip, settings = self.trip, self.trip.settings
+        request, settings = self.request, self.request.settings
         assert isinstance(settings, Colvars)
-        path = trip.folder / "bias.in"
-        path.write_text(colvars_input(settings, trip.frame.species, trip.bench.trusting))
-        words = f'fix bias all colvars "{path}" output "{trip.folder}/bias"'
-        if trip.md.ensemble != "nve":
+        path = request.folder / "bias.in"
+        path.write_text(colvars_input(settings, request.frame.species, request.resources.trusting))
+        words = f'fix bias all colvars "{path}" output "{request.folder}/bias"'
+        if request.md.ensemble != "nve":
             words += " tstat motion"
         # LAMMPS' restart file has the state too, but is read before Colvars knows its variables.
         if (self.saved / STATE).exists():
@@ -50,25 +50,25 @@ class ColvarsBias(Dynamics):
         return replace(script, dynamics=[*script.dynamics, words], single_use=True)
 
     def files(self) -> Sequence[Path]:
-        return (self.trip.folder / STATE,)
+        return (self.request.folder / STATE,)
 
 
-class PlumedBias(Dynamics):
+class PlumedBias(MolecularDynamics):
     def amended(self, script: Script) -> Script:
-        settings = self.trip.settings
+        settings = self.request.settings
         assert isinstance(settings, Plumed)
         command = plumed_fix(self, settings.input)
         return replace(script, dynamics=[*script.dynamics, command], single_use=True)
 
 
-def plumed_fix(engine: Dynamics, text: str) -> str:
+def plumed_fix(engine: MolecularDynamics, text: str) -> str:
     """The command that runs a PLUMED input. ValueError where LAMMPS has no PLUMED."""
-    trip = engine.trip
-    if not trip.bench.call("has_fix", {"style": "plumed"}, trip.context):
+    request = engine.request
+    if not request.resources.call("has_fix", {"style": "plumed"}, request.context):
         raise ValueError("plumed: this worker's LAMMPS was built without it; colvars is there")
-    path = trip.folder / "plumed.in"
-    path.write_text(checked(numbered(text, trip.frame.species, ","), trip.bench.trusting))
-    return f'fix bias all plumed plumedfile "{path}" outfile "{trip.folder}/plumed.out"'
+    path = request.folder / "plumed.in"
+    path.write_text(checked(numbered(text, request.frame.species, ","), request.resources.trusting))
+    return f'fix bias all plumed plumedfile "{path}" outfile "{request.folder}/plumed.out"'
 
 
 def checked(text: str, trusting: bool) -> str:

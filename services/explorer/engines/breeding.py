@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from services.explorer.geometry import Limits
-from shared.frames import Frame, canonical, from_ase, to_ase
+from dpstream.services.explorer.selection.geometry import GeometryLimits
+from dpstream.shared.atoms.frames import Frame, canonical, from_ase, to_ase
 
 
 def check_installed() -> None:
@@ -20,7 +20,7 @@ def check_installed() -> None:
         raise ValueError("offspring: needs ase-ga on this worker; pip install ase-ga") from error
 
 
-def offspring(parents: Sequence[Frame], limits: Limits, seed: int) -> Frame | None:
+def offspring(parents: Sequence[Frame], limits: GeometryLimits, seed: int) -> Frame | None:
     """A canonical child of two frames of one composition, or None where none keeps to `limits`."""
     from ase import Atoms  # deferred, as above
     from ase_ga.cutandsplicepairing import CutAndSplicePairing
@@ -47,7 +47,7 @@ def _individual(frame: Frame, number: int) -> Any:
     return atoms
 
 
-def _closest(limits: Limits) -> dict[tuple[int, int], float]:
+def _closest(limits: GeometryLimits) -> dict[tuple[int, int], float]:
     """Smallest distances by atomic numbers, in either order."""
     from ase.data import atomic_numbers
 

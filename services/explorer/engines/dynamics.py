@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from services.explorer import md_script
-from services.explorer.engines.base import Piece, Trip
-from shared.frames import Batch, Frame, canonical
+from dpstream.services.explorer.engines.base import TrajectoryRequest, TrajectorySegment
+from dpstream.services.explorer.lammps import script as md_script
+from dpstream.shared.atoms.frames import Batch, Frame, canonical
 
 
-class Dynamics:
+class MolecularDynamics:
     restart = "restart"
     """Name of the restart file."""
 
-    def __init__(self, trip: Trip) -> None:
-        self.trip = trip
+    def __init__(self, request: TrajectoryRequest) -> None:
+        self.request = request
 
     # -------------------------------------------------------------- what other engines change
 
@@ -33,14 +33,14 @@ class Dynamics:
 
     def pair(self) -> list[str]:
         """What computes the forces."""
-        trip = self.trip
+        request = self.request
         return md_script.pair_commands(
-            trip.committee.models,
-            trip.command.driver,
-            trip.committee.type_map,
-            trip.md.every,
-            trip.command.trust,
-            trip.frame,
+            request.committee.models,
+            request.command.driver,
+            request.committee.type_map,
+            request.md.every,
+            request.command.trust,
+            request.frame,
         )
 
     def judges(self) -> Sequence[Path]:
@@ -62,42 +62,50 @@ class Dynamics:
 
     def first(self) -> md_script.Script:
         """From the frame of the trip."""
-        trip = self.trip
-        data = trip.folder / "start.data"
-        data.write_text(md_script.data_file(trip.frame, trip.committee.type_map, trip.md.masses))
-        condition, seed = trip.command.condition, trip.command.seed
-        script = md_script.start_script(trip.frame, data, trip.md, condition, seed, self.pair())
+        request = self.request
+        data = request.folder / "start.data"
+        data.write_text(
+            md_script.data_file(request.frame, request.committee.type_map, request.md.masses)
+        )
+        condition, seed = request.command.condition, request.command.seed
+        script = md_script.start_script(
+            request.frame, data, request.md, condition, seed, self.pair()
+        )
         return self.amended(script)
 
     def following(self) -> md_script.Script:
         """From the restart file."""
-        trip = self.trip
+        request = self.request
         script = md_script.resume_script(
-            trip.frame, self.saved / self.restart, trip.md, trip.command.condition, self.pair()
+            request.frame,
+            self.saved / self.restart,
+            request.md,
+            request.command.condition,
+            self.pair(),
         )
         return self.amended(script)
 
-    def advance(self, checks: int, streak: int) -> Piece:
-        trip = self.trip
+    def advance(self, checks: int, streak: int) -> TrajectorySegment:
+        request = self.request
         outcome = self._call(
             "advance",
             checks=checks,
-            every=trip.md.every,
-            overlap=trip.md.overlap,
+            every=request.md.every,
+            overlap=request.md.overlap,
             reach=self.reach,
-            trust=trip.command.trust.model_dump(),
+            trust=request.command.trust.model_dump(),
             streak=streak,
-            stop_after=trip.md.stop_after,
-            frames=str(trip.folder / "frames.npz"),
+            stop_after=request.md.stop_after,
+            frames=str(request.folder / "frames.npz"),
             judges=[str(model) for model in self.judges()],
-            type_map=trip.committee.type_map,
-            parameters={name: v.tolist() for name, v in trip.frame.parameters.items()},
+            type_map=request.committee.type_map,
+            parameters={name: v.tolist() for name, v in request.frame.parameters.items()},
         )
         found = self._frames() if outcome["made"] else None
-        return Piece(outcome["made"], outcome["streak"], outcome["stopped"], found)
+        return TrajectorySegment(outcome["made"], outcome["streak"], outcome["stopped"], found)
 
-    def hand_over(self) -> None:
-        header = md_script.header(self.trip.vacuum)
+    def switch_committee(self) -> None:
+        header = md_script.header(self.request.vacuum)
         self._call("change", header=header, pair=self.pair())
 
     def save(self) -> bytes:
@@ -112,33 +120,37 @@ class Dynamics:
     @property
     def saved(self) -> Path:
         """The folder with the files of `save`."""
-        return self.trip.folder / "saved"
+        return self.request.folder / "saved"
 
     def _call(self, operation: str, **arguments: Any) -> Any:
-        return self.trip.bench.call(operation, arguments, self.trip.context)
+        return self.request.resources.call(operation, arguments, self.request.context)
 
     @cached_property
     def reach(self) -> float | None:
         """The models' cutoff in Å for a molecule in vacuum, else None."""
-        trip = self.trip
-        return trip.bench.cutoff(trip.committee.models[0], trip.context) if trip.vacuum else None
+        request = self.request
+        return (
+            request.resources.cutoff(request.committee.models[0], request.context)
+            if request.vacuum
+            else None
+        )
 
     def _frames(self) -> Batch:
         """The frames of the last piece. Atoms may have swapped elements: canonical order puts
         the elements back where they were."""
-        with np.load(self.trip.folder / "frames.npz", allow_pickle=False) as found:
+        with np.load(self.request.folder / "frames.npz", allow_pickle=False) as found:
             rows = zip(found["positions"], found["cells"], found["types"], strict=True)
             return Batch.of(
                 [self._frame(*row) for row in rows],
                 devi_f=found["devi_f"],
                 devi_v=found["devi_v"],
-                time_ps=found["steps"] * self.trip.md.timestep,
+                time_ps=found["steps"] * self.request.md.timestep,
             )
 
     def _frame(self, positions: Any, cell: Any, types: Any) -> Frame:
-        species = tuple(self.trip.committee.type_map[number - 1] for number in types)
-        cell = None if self.trip.vacuum else cell
-        moved = replace(self.trip.frame, species=species, positions=positions, cell=cell)
+        species = tuple(self.request.committee.type_map[number - 1] for number in types)
+        cell = None if self.request.vacuum else cell
+        moved = replace(self.request.frame, species=species, positions=positions, cell=cell)
         return canonical(moved).frame
 
 

@@ -7,26 +7,26 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.explorer.engines.dynamics import Dynamics
-from shared.explorers import Potential
+from dpstream.services.explorer.engines.dynamics import MolecularDynamics
+from dpstream.shared.spec.engines import Potential
 
 COMMANDS = ("pair_style", "pair_coeff", "pair_modify")
 RUNS_CODE = frozenset({"python", "mdi", "kim", "mliap"})
 """Pair styles that run code, or talk to somebody."""
 
 
-class OtherPotential(Dynamics):
+class OtherPotential(MolecularDynamics):
     def pair(self) -> list[str]:
-        settings = self.trip.settings
+        settings = self.request.settings
         assert isinstance(settings, Potential)
-        folder = self.trip.bench.scratch / "potentials"
+        folder = self.request.resources.scratch / "potentials"
         files = {name: _kept(text, folder) for name, text in settings.files.items()}
-        return pair_commands(settings, files, self.trip.bench.trusting)
+        return pair_commands(settings, files, self.request.resources.trusting)
 
     def judges(self) -> Sequence[Path]:
-        return self.trip.committee.models
+        return self.request.committee.models
 
-    def hand_over(self) -> None:
+    def switch_committee(self) -> None:
         """The forces stay what they are."""
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from services.explorer.geometry import Limits, refusal
-from shared.frames import Floats, Frame, canonical
+from dpstream.services.explorer.selection.geometry import GeometryLimits, refusal
+from dpstream.shared.atoms.frames import Floats, Frame, canonical
 
 HALLS = 530
 """Settings of the 230 space groups in spglib's database."""
@@ -39,7 +39,7 @@ def operations(hall: int) -> Operations:
 def random_crystal(
     species: Sequence[str],
     volume: float,
-    limits: Limits,
+    limits: GeometryLimits,
     rng: np.random.Generator,
     tries: int = 500,
 ) -> Frame:

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from services.explorer.engines.base import Piece, Trip, failures_in_a_row
-from services.explorer.engines.breeding import check_installed, offspring
-from services.explorer.engines.random_crystals import operations, random_crystal
-from services.explorer.geometry import Limits, limits_for
-from shared.deviation import max_force_deviation, verdict, virial_deviation
-from shared.explorers import Search
-from shared.frames import Batch, Frame, canonical
-from shared.values import stable_seed
+from dpstream.services.explorer.engines.base import (
+    TrajectoryRequest,
+    TrajectorySegment,
+    failures_in_a_row,
+)
+from dpstream.services.explorer.engines.breeding import check_installed, offspring
+from dpstream.services.explorer.engines.random_crystals import operations, random_crystal
+from dpstream.services.explorer.selection.geometry import GeometryLimits, limits_for
+from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
+from dpstream.shared.atoms.frames import Batch, Frame, canonical
+from dpstream.shared.spec.engines import Search
+from dpstream.shared.values import stable_seed
 
 COVALENT = 0.5
 """What `limits_for` takes of the covalent radii."""
@@ -27,14 +31,14 @@ PARENTS = 4
 class StructureSearch:
     """`population`: enthalpy in eV per atom and frame, the lowest first."""
 
-    def __init__(self, trip: Trip) -> None:
-        assert isinstance(trip.settings, Search)
-        self.trip, self.settings = trip, trip.settings
+    def __init__(self, request: TrajectoryRequest) -> None:
+        assert isinstance(request.settings, Search)
+        self.request, self.settings = request, request.settings
         self.made = 0
         self.population: list[tuple[float, Frame]] = []
 
     def start(self) -> None:
-        if self.trip.frame.cell is None:
+        if self.request.frame.cell is None:
             raise ValueError("search: makes crystals, and this system is a molecule")
         operations(1)
         if self.settings.offspring:
@@ -47,19 +51,19 @@ class StructureSearch:
         self.made = int(kept.arrays["made"][0])
         self.population = list(zip(kept.arrays["enthalpy"].tolist(), kept, strict=True))
 
-    def advance(self, checks: int, streak: int) -> Piece:
+    def advance(self, checks: int, streak: int) -> TrajectorySegment:
         rows: list[tuple[Frame, float, float]] = []
 
         def failed() -> Iterator[bool]:
             while len(rows) < checks:
                 self.made += 1
                 rows.append(self._check())
-                yield verdict(*rows[-1][1:], self.trip.command.trust) == "failed"
+                yield verdict(*rows[-1][1:], self.request.command.trust) == "failed"
 
-        made, streak, stopped = failures_in_a_row(failed(), streak, self.trip.md.stop_after)
-        return Piece(made, streak, stopped, self._batch(rows))
+        made, streak, stopped = failures_in_a_row(failed(), streak, self.request.md.stop_after)
+        return TrajectorySegment(made, streak, stopped, self._batch(rows))
 
-    def hand_over(self) -> None:
+    def switch_committee(self) -> None:
         """Parents keep the enthalpies that they were chosen by."""
 
     def save(self) -> bytes:
@@ -69,19 +73,19 @@ class StructureSearch:
 
     def _check(self) -> tuple[Frame, float, float]:
         """One structure and its force (eV/Å) and virial deviation (eV per atom)."""
-        parameters = self.trip.frame.parameters
+        parameters = self.request.frame.parameters
         found = self._relaxed(self._proposal().given(parameters))
-        at = Frame(self.trip.frame.species, found["positions"], found["cell"])
+        at = Frame(self.request.frame.species, found["positions"], found["cell"])
         frame = canonical(at).frame.given(parameters)
         self._remember(float(found["enthalpy"]), frame)
-        trust = self.trip.command.trust
+        trust = self.request.command.trust
         devi_f = max_force_deviation(found["forces"], trust.relative)
         devi_v = virial_deviation(found["virials"], len(frame.species), trust.relative_v)
         return frame, float(devi_f), float(devi_v)
 
     def _proposal(self) -> Frame:
         """The same for the same number, whatever ran before, but for its parents."""
-        seed = stable_seed(self.trip.command.seed, "search", self.made)
+        seed = stable_seed(self.request.command.seed, "search", self.made)
         rng = np.random.default_rng(seed)
         if len(self.population) >= PARENTS and rng.uniform() < self.settings.offspring:
             pair = rng.choice(len(self.population), 2, replace=False)
@@ -89,22 +93,22 @@ class StructureSearch:
             if child is not None:
                 return child
         volume = rng.uniform(*self.settings.volume) * self._volume
-        return random_crystal(self.trip.frame.species, volume, self.limits, rng)
+        return random_crystal(self.request.frame.species, volume, self.limits, rng)
 
     def _relaxed(self, frame: Frame) -> dict[str, Any]:
-        settings, trip = self.settings, self.trip
-        given, result = trip.folder / "unrelaxed.npz", trip.folder / "relaxed.npz"
+        settings, request = self.settings, self.request
+        given, result = request.folder / "unrelaxed.npz", request.folder / "relaxed.npz"
         given.write_bytes(Batch.of([frame]).dumps())
         arguments = {
-            "models": [str(model) for model in trip.committee.models],
+            "models": [str(model) for model in request.committee.models],
             "batch": str(given),
             "result": str(result),
             "steps": settings.relax_steps,
             "max_force": settings.max_force,
             "pressure": settings.pressure,
-            "overlap": trip.md.overlap,
+            "overlap": request.md.overlap,
         }
-        trip.bench.call("relax", arguments, trip.context)
+        request.resources.call("relax", arguments, request.context)
         with np.load(result, allow_pickle=False) as found:
             return dict(found)
 
@@ -121,18 +125,20 @@ class StructureSearch:
             [frame for frame, _, _ in rows],
             devi_f=np.array([devi_f for _, devi_f, _ in rows]),
             devi_v=np.array([devi_v for _, _, devi_v in rows]),
-            time_ps=numbers * self.trip.md.every * self.trip.md.timestep,
+            time_ps=numbers * self.request.md.every * self.request.md.timestep,
         )
 
     @property
-    def limits(self) -> Limits:
-        elements, spec = self.trip.frame.species, self.trip.context.spec()
+    def limits(self) -> GeometryLimits:
+        elements, spec = self.request.frame.species, self.request.context.spec()
         plain = limits_for(elements, {}, spec.selection.max_skew)
         factor = self.settings.min_distance / COVALENT
-        return Limits({pair: limit * factor for pair, limit in plain.pairs.items()}, plain.max_skew)
+        return GeometryLimits(
+            {pair: limit * factor for pair, limit in plain.pairs.items()}, plain.max_skew
+        )
 
     @property
     def _volume(self) -> float:
         """Å³, of the system's own structure."""
-        assert self.trip.frame.cell is not None
-        return float(np.linalg.det(self.trip.frame.cell))
+        assert self.request.frame.cell is not None
+        return float(np.linalg.det(self.request.frame.cell))

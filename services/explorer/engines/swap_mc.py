@@ -6,23 +6,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.explorer.engines.dynamics import Dynamics
-from services.explorer.md_script import Script
-from shared.explorers import SwapMc
-from shared.frames import Frame
-from shared.values import Condition, stable_seed
+from dpstream.services.explorer.engines.dynamics import MolecularDynamics
+from dpstream.services.explorer.lammps.script import Script
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.spec.engines import SwapMc
+from dpstream.shared.values import Condition, stable_seed
 
 LARGEST_SEED = 900_000_000
 """Of LAMMPS' Marsaglia generator."""
 
 
-class Swaps(Dynamics):
+class Swaps(MolecularDynamics):
     def amended(self, script: Script) -> Script:
-        trip = self.trip
-        assert isinstance(trip.settings, SwapMc)
-        check_swaps(trip.settings, trip.frame)
+        request = self.request
+        assert isinstance(request.settings, SwapMc)
+        check_swaps(request.settings, request.frame)
         swaps = swap_commands(
-            trip.settings, trip.committee.type_map, trip.command.condition, trip.command.seed
+            request.settings,
+            request.committee.type_map,
+            request.command.condition,
+            request.command.seed,
         )
         return replace(script, dynamics=[*script.dynamics, *swaps])
 

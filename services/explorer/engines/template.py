@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from services.explorer.engines.bias import plumed_fix
-from services.explorer.engines.dynamics import Dynamics
-from services.explorer.engines.swap_mc import LARGEST_SEED
-from services.explorer.md_script import Script
-from shared.explorers import Row, Template, Word
-from shared.spec import Md
-from shared.spec_errors import did_you_mean
-from shared.values import Condition, stable_seed
+from dpstream.services.explorer.engines.bias import plumed_fix
+from dpstream.services.explorer.engines.dynamics import MolecularDynamics
+from dpstream.services.explorer.engines.swap_mc import LARGEST_SEED
+from dpstream.services.explorer.lammps.script import Script
+from dpstream.shared.spec import Md
+from dpstream.shared.spec.engines import Row, Template, Word
+from dpstream.shared.spec.errors import did_you_mean
+from dpstream.shared.values import Condition, stable_seed
 
 # fmt: off
 OURS = {
@@ -55,15 +55,15 @@ class Parsed:
     plumed: int | None
 
 
-class UserTemplate(Dynamics):
+class UserTemplate(MolecularDynamics):
     def amended(self, script: Script) -> Script:
-        trip, settings = self.trip, self.trip.settings
+        request, settings = self.request, self.request.settings
         assert isinstance(settings, Template)
-        condition = trip.command.condition
-        seed = stable_seed(trip.command.seed, "template", trip.command.from_chunk)
-        words = standard_words(trip.md, condition, seed)
+        condition = request.command.condition
+        seed = stable_seed(request.command.seed, "template", request.command.from_chunk)
+        words = standard_words(request.md, condition, seed)
         row = settings.rows(condition.system)[condition.revision or 0]
-        parsed = parse(settings, words, row, trip.md, trip.bench.trusting)
+        parsed = parse(settings, words, row, request.md, request.resources.trusting)
         setup = list(parsed.setup)
         if parsed.plumed is not None:
             setup.insert(parsed.plumed, plumed_fix(self, plumed_text(settings, words, row)))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from services.labeler.codes.abacus import Abacus
-from services.labeler.codes.ase import Ase
-from services.labeler.codes.base import Code
-from services.labeler.codes.cp2k import Cp2k
-from services.labeler.codes.custom import Custom
-from services.labeler.codes.dataset import GivenLabels
-from services.labeler.codes.deepmd import Deepmd
-from services.labeler.codes.gaussian import Gaussian
-from services.labeler.codes.pwmat import Pwmat
-from services.labeler.codes.pyscf import Pyscf
-from services.labeler.codes.qe import Qe
-from services.labeler.codes.siesta import Siesta
-from services.labeler.codes.tblite import Tblite
-from services.labeler.codes.vasp import Vasp
+from dpstream.services.labeler.codes.abacus import Abacus
+from dpstream.services.labeler.codes.ase import Ase
+from dpstream.services.labeler.codes.base import Code
+from dpstream.services.labeler.codes.cp2k import Cp2k
+from dpstream.services.labeler.codes.custom import Custom
+from dpstream.services.labeler.codes.dataset import GivenLabels
+from dpstream.services.labeler.codes.deepmd import Deepmd
+from dpstream.services.labeler.codes.gaussian import Gaussian
+from dpstream.services.labeler.codes.pwmat import Pwmat
+from dpstream.services.labeler.codes.pyscf import Pyscf
+from dpstream.services.labeler.codes.qe import Qe
+from dpstream.services.labeler.codes.siesta import Siesta
+from dpstream.services.labeler.codes.tblite import Tblite
+from dpstream.services.labeler.codes.vasp import Vasp
 
 _ALL: tuple[Code, ...] = (
     Tblite(),

@@ -15,9 +15,18 @@ import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import (
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.potentials import (
+    PotentialName,
+    WithPotentials,
+    digests,
+    lacking,
+    potential,
+)
+from dpstream.services.labeler.codes.user_program import Program, refuse
+from dpstream.services.labeler.codes.write import (
     by_element,
     fractions,
     from_fractions,
@@ -25,18 +34,9 @@ from services.labeler.codes.layout import (
     table,
     volume,
 )
-from services.labeler.codes.potentials import (
-    PotentialName,
-    WithPotentials,
-    digests,
-    lacking,
-    potential,
-)
-from services.labeler.codes.program import Program, refuse
-from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
-from services.labeler.units import BOHR, BOLTZMANN, KBAR, RYDBERG
-from shared.frames import Floats, Frame
-from shared.values import Kpoints, Recipe
+from dpstream.services.labeler.units import BOHR, BOLTZMANN, KBAR, RYDBERG
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Kpoints, Recipe
 
 SUFFIX = "label"
 ORBITALS = "labels.settings.orbitals"
@@ -89,7 +89,7 @@ class AbacusSettings(WithPotentials):
 class Abacus(Program):
     name = "abacus"
     default_command = ("abacus",)
-    settings: type[Settings] = AbacusSettings
+    settings: type[CodeSettings] = AbacusSettings
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
         said = super().stated_version(settings, stated)

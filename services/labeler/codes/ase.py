@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from services.labeler.codes.base import Settings, installed_version
-from shared.errors import SpecError
-from shared.frames import Frame
+from dpstream.services.labeler.codes.base import CodeSettings, installed_version
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import SpecError
 
 SHIPPED = frozenset(
     {
@@ -27,7 +27,7 @@ SHIPPED = frozenset(
 them are classical or semi-empirical."""
 
 
-class AseSettings(Settings):
+class AseSettings(CodeSettings):
     calculator: str = Field(
         description="dotted name of the class, e.g. ase.calculators.emt.EMT",
     )
@@ -51,7 +51,7 @@ class Ase:
     electronic = False
     inputs: frozenset[str] = frozenset()
     max_z = 118
-    settings: type[Settings] = AseSettings
+    settings: type[CodeSettings] = AseSettings
 
     def version(self, settings: dict[str, Any]) -> str:
         """Versions of ASE and, when the class is not ASE's, of the package it comes from."""

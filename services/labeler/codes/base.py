@@ -10,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from services.labeler.acceptance import Outcome, Scope
-from shared.errors import SpecError
-from shared.frames import Floats, Frame
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import Outcome, Scope
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.values import Recipe
 
 
-class Settings(BaseModel):
+class CodeSettings(BaseModel):
     """Base of every code's settings: whatever changes the numbers, nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,10 +24,10 @@ class Settings(BaseModel):
 
 class Code(Scope, Protocol):
     """What every labeling code states about itself. One that is no `FileCode` is a Python library,
-    computed by `services.labeler.engine.SINGLE_POINTS[name]` in the warm engine child."""
+    computed by `dpstream.services.labeler.child.SINGLE_POINTS[name]` in the warm engine child."""
 
     @property
-    def settings(self) -> type[Settings]: ...
+    def settings(self) -> type[CodeSettings]: ...
 
     @property
     def inputs(self) -> frozenset[str]:

@@ -14,17 +14,17 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from services.labeler import programs
-from services.labeler.acceptance import Outcome
-from services.labeler.attachments import Attached, attachment
-from services.labeler.codes import cp2k_input as cp2k
-from services.labeler.codes.base import Settings
-from services.labeler.codes.kpoints import Mesh, mesh_of
-from services.labeler.codes.textual import NUMBER, block, numbers, read_text, rows, scaled
-from services.labeler.site import site
-from services.labeler.units import BOHR, GPA, HARTREE
-from shared.frames import Floats, Frame
-from shared.values import Recipe
+from dpstream.services.labeler import programs
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.attachments import Attached, attachment
+from dpstream.services.labeler.codes import cp2k_input as cp2k
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
+from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.units import BOHR, GPA, HARTREE
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Recipe
 
 PROGRAM = "cp2k.psmp"
 INPUT = "cp2k.inp"
@@ -47,7 +47,7 @@ MOST_SAID = 300
 MISSING = re.compile(r"not found in the (?:potential file|basis set files?)", re.IGNORECASE)
 
 
-class Cp2kSettings(Settings):
+class Cp2kSettings(CodeSettings):
     functional: str = Field(
         default="PBE", pattern=r"^[A-Za-z0-9_]+$", description="section parameter of XC_FUNCTIONAL"
     )
@@ -114,7 +114,7 @@ class Cp2k:
     electronic = True
     inputs = frozenset({"charge", "kpoints", "multiplicity"})
     max_z = 118
-    settings: type[Settings] = Cp2kSettings
+    settings: type[CodeSettings] = Cp2kSettings
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")

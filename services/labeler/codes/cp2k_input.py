@@ -129,7 +129,7 @@ def _word(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class InputLine:
     """One line of a template: the sections it stands in (its own included, where it begins or ends
     one) and its words, without comments, in capitals."""
 
@@ -146,15 +146,15 @@ class Line:
         return bool(self.words) and self.words[0].startswith("&END")
 
 
-def lines_of(template: str) -> list[Line]:
+def lines_of(template: str) -> list[InputLine]:
     """ValueError where its sections do not close."""
     path: Path = ()
     found = []
     for text in template.splitlines():
-        line = Line(text, path, tuple(re.split(r"[!#]", text)[0].upper().split()))
+        line = InputLine(text, path, tuple(re.split(r"[!#]", text)[0].upper().split()))
         if line.opens:
             path = (*path, line.words[0][1:])
-        found.append(Line(text, path, line.words))
+        found.append(InputLine(text, path, line.words))
         if line.closes:
             path = path[:-1]
     if path:
@@ -173,7 +173,7 @@ def check_template(template: str) -> None:
         _check_line(line)
 
 
-def _check_line(line: Line) -> None:
+def _check_line(line: InputLine) -> None:
     if not line.words or line.opens or line.closes:
         return
     key, value = (*line.path, line.words[0]), line.words[1:]

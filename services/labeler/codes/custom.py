@@ -13,16 +13,16 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import from_fractions
-from services.labeler.codes.potentials import PotentialName
-from services.labeler.codes.textual import read_text
-from services.labeler.site import site
-from shared.errors import SpecError
-from shared.frames import Floats, Frame, to_ase
-from shared.spec_errors import did_you_mean
-from shared.values import Name, Recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import read_text
+from dpstream.services.labeler.codes.potentials import PotentialName
+from dpstream.services.labeler.codes.write import from_fractions
+from dpstream.services.labeler.machine_settings import site
+from dpstream.shared.atoms.frames import Floats, Frame, to_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.errors import did_you_mean
+from dpstream.shared.values import Name, Recipe
 
 ASE = "ase:"
 RECIPE = "recipe.json"
@@ -53,7 +53,7 @@ def _ase_formats() -> set[str]:
     return {ASE + name for name in ioformats}
 
 
-class FormattedFile(Settings):
+class FormattedFile(CodeSettings):
     format: Annotated[str, AfterValidator(_known)] = Field(
         description="as dpdata names it, or ase:NAME"
     )
@@ -61,7 +61,7 @@ class FormattedFile(Settings):
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the format")
 
 
-class CustomSettings(Settings):
+class CustomSettings(CodeSettings):
     program: Name = Field(description="as the workers name it in DPSTREAM_LABELER_COMMANDS")
     method: str = Field(min_length=1, description="level of theory, for the labels' provenance")
     semi_empirical: bool = Field(default=False, description="no first-principles result")
@@ -86,7 +86,7 @@ class Custom:
     periodic = True
     electronic = False
     max_z = 118
-    settings: type[Settings] = CustomSettings
+    settings: type[CodeSettings] = CustomSettings
     inputs = frozenset({"charge", "multiplicity"})
 
     def version(self, settings: dict[str, Any]) -> str:
@@ -147,7 +147,7 @@ class Custom:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FormattedOutput:
     """What a reader found, atoms sorted by element: see `Outcome`."""
 
     energies: tuple[float, ...] = ()
@@ -188,26 +188,28 @@ def _dpdata_system(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _read(frame: Frame, wanted: FormattedFile, folder: Path) -> tuple[Found, tuple[str, ...]]:
+def _read(
+    frame: Frame, wanted: FormattedFile, folder: Path
+) -> tuple[FormattedOutput, tuple[str, ...]]:
     """What was found, and why if nothing was. Readers raise whatever they meet."""
     path = folder / wanted.file
     reader = _by_ase if wanted.format.startswith(ASE) else _by_dpdata
     try:
         if not path.exists():
-            return Found(), (f"the program left no {wanted.file}",)
+            return FormattedOutput(), (f"the program left no {wanted.file}",)
         return reader(frame, wanted, path), ()
     except Exception as error:
         said = f"{wanted.file}: not read as {wanted.format}: {type(error).__name__}: {error}"
-        return Found(), (" ".join(said.split())[:MAX_MESSAGE],)
+        return FormattedOutput(), (" ".join(said.split())[:MAX_MESSAGE],)
 
 
-def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> Found:
+def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutput:
     import dpdata
 
     data = dpdata.LabeledSystem(str(path), fmt=wanted.format, **wanted.options).data
     count = len(data["energies"])
     if count != 1:
-        return Found(tuple(map(float, data["energies"])), count)
+        return FormattedOutput(tuple(map(float, data["energies"])), count)
     symbols = [data["atom_names"][kind] for kind in data["atom_types"]]
     virial = data.get("virials")
     return _sorted(
@@ -220,12 +222,14 @@ def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> Found:
     )
 
 
-def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> Found:
+def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutput:
     from ase.io import read
 
     images = read(path, index=":", format=wanted.format.removeprefix(ASE), **wanted.options)
     if len(images) != 1:
-        return Found(tuple(float(image.get_potential_energy()) for image in images), len(images))
+        return FormattedOutput(
+            tuple(float(image.get_potential_energy()) for image in images), len(images)
+        )
     atoms = images[0]
     results = atoms.calc.results
     stress = atoms.get_stress(voigt=False) if "stress" in results else None
@@ -246,7 +250,7 @@ def _sorted(
     positions: Floats,
     forces: Floats,
     virial: Floats | None,
-) -> Found:
+) -> FormattedOutput:
     """As canonical frames have them: by element, in the order of the program within one."""
     order = sorted(range(len(symbols)), key=lambda i: symbols[i])
     if tuple(symbols[i] for i in order) != frame.species:
@@ -255,4 +259,4 @@ def _sorted(
     if frame.cell is not None:
         wrapped = np.linalg.solve(frame.cell.T, positions.T).T
         positions = from_fractions(wrapped, frame)  # type: ignore[assignment]
-    return Found((energy,), 1, forces[order], virial, positions)
+    return FormattedOutput((energy,), 1, forces[order], virial, positions)

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import Field
 
-from services.labeler.codes.base import Settings
-from shared.frames import Frame
-from shared.spec import DATASET
-from shared.values import Sha256
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.spec import DATASET
+from dpstream.shared.values import Sha256
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(CodeSettings):
     sha256: Sha256 = Field(description="of its frames and labels; `dpstream simplify` fills it in")
 
 
@@ -25,7 +25,7 @@ class GivenLabels:
     periodic = True
     electronic = False
     max_z = 118
-    settings: type[Settings] = DatasetSettings
+    settings: type[CodeSettings] = DatasetSettings
     inputs: frozenset[str] = frozenset()
 
     def version(self, settings: dict[str, Any]) -> str:

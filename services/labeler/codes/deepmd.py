@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import Field
 
-from services.labeler.codes.base import Settings, installed_version
-from services.labeler.codes.potentials import PotentialName, digests, potential
-from services.labeler.site import site
-from shared.frames import Frame
-from shared.values import Recipe
+from dpstream.services.labeler.codes.base import CodeSettings, installed_version
+from dpstream.services.labeler.codes.potentials import PotentialName, digests, potential
+from dpstream.services.labeler.machine_settings import site
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.values import Recipe
 
 
-class DeepmdSettings(Settings):
+class DeepmdSettings(CodeSettings):
     model: PotentialName = Field(
         description="frozen model in the worker's folder (DPSTREAM_LABELER_POTENTIALS)"
     )
@@ -32,7 +32,7 @@ class Deepmd:
     periodic = True
     electronic = False
     max_z = 118
-    settings: type[Settings] = DeepmdSettings
+    settings: type[CodeSettings] = DeepmdSettings
     inputs: frozenset[str] = frozenset()
 
     def version(self, settings: dict[str, Any]) -> str:

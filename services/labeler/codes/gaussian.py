@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import table
-from services.labeler.codes.program import Program
-from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
-from services.labeler.units import BOHR, HARTREE
-from shared.frames import Floats, Frame
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.user_program import Program
+from dpstream.services.labeler.codes.write import table
+from dpstream.services.labeler.units import BOHR, HARTREE
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Recipe
 
 INPUT = "input.gjf"
 BEYOND_SCF = "forces of a method beyond SCF: only SCF energies (HF, DFT) are read"
@@ -28,7 +28,7 @@ CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
 BROKEN = (">>>>>>>>>> Convergence criterion not met", "Convergence failure")
 
 
-class GaussianSettings(Settings):
+class GaussianSettings(CodeSettings):
     keywords: str = Field(
         min_length=1, description="route section, e.g. force b3lyp/6-31g(d,p) nosymm scf=tight"
     )
@@ -51,7 +51,7 @@ class Gaussian(Program):
     molecular = True
     periodic = False
     electronic = True
-    settings: type[Settings] = GaussianSettings
+    settings: type[CodeSettings] = GaussianSettings
     inputs = frozenset({"charge", "multiplicity"})
 
     def method(self, settings: dict[str, Any]) -> str:

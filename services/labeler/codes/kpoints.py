@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from shared.frames import Floats
+from dpstream.shared.atoms.frames import Floats
 
 Divisions = Annotated[int, Field(ge=1)]
 Mesh = tuple[Divisions, Divisions, Divisions]

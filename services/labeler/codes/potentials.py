@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from services.labeler.codes.base import Settings
-from services.labeler.site import site
-from shared.errors import Permanent, SpecError
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.machine_settings import site
+from dpstream.shared.errors import Permanent, SpecError
 
 POTENTIALS = "labels.settings.potentials"
 DIGITS = 16
@@ -33,7 +33,7 @@ def _relative(name: str) -> str:
 PotentialName = Annotated[str, AfterValidator(_relative)]
 
 
-class WithPotentials(Settings):
+class WithPotentials(CodeSettings):
     """Settings of a code that reads one potential per element."""
 
     potentials: dict[str, PotentialName] = Field(

@@ -14,14 +14,20 @@ import numpy as np
 from ase.data import atomic_numbers
 from pydantic import BeforeValidator, Field, field_validator
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import by_element, fractions, from_fractions, keywords, table
-from services.labeler.codes.potentials import WithPotentials, potential
-from services.labeler.codes.program import Program
-from services.labeler.codes.textual import last_line, read_text, triples
-from shared.frames import Floats, Frame
-from shared.values import Recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import last_line, read_text, triples
+from dpstream.services.labeler.codes.potentials import WithPotentials, potential
+from dpstream.services.labeler.codes.user_program import Program
+from dpstream.services.labeler.codes.write import (
+    by_element,
+    fractions,
+    from_fractions,
+    keywords,
+    table,
+)
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Recipe
 
 NOT_THE_USERS = re.compile(r"^\s*(in\.atom|in\.psp\d*|job|out\.mlmd)\s*=", re.IGNORECASE)
 PARALLEL = re.compile(r"\s*\d+\s+\d+\s*$")
@@ -55,7 +61,7 @@ class PwmatSettings(WithPotentials):
 class Pwmat(Program):
     name = "pwmat"
     default_command = ("PWmat",)
-    settings: type[Settings] = PwmatSettings
+    settings: type[CodeSettings] = PwmatSettings
     inputs = frozenset({"magmom"})
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:

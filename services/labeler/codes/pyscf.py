@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import Field
 
-from services.labeler.codes.base import Settings, installed_version
-from shared.frames import Frame
+from dpstream.services.labeler.codes.base import CodeSettings, installed_version
+from dpstream.shared.atoms.frames import Frame
 
 
-class PyscfSettings(Settings):
+class PyscfSettings(CodeSettings):
     xc: str = Field(default="pbe", min_length=1, description="functional as PySCF names it, or hf")
     basis: str = Field(default="def2-svp", min_length=1, description="basis set")
     ecp: str | None = Field(
@@ -37,7 +37,7 @@ class Pyscf:
     electronic = True
     inputs = frozenset({"charge", "multiplicity"})
     max_z = 118
-    settings: type[Settings] = PyscfSettings
+    settings: type[CodeSettings] = PyscfSettings
 
     def version(self, settings: dict[str, Any]) -> str:
         return installed_version("pyscf")

@@ -15,23 +15,16 @@ import numpy as np
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from pydantic import Field, field_validator, model_validator
 
-from services.labeler import programs
-from services.labeler.acceptance import Outcome
-from services.labeler.attachments import Attached, attachment
-from services.labeler.codes.base import Settings
-from services.labeler.codes.kpoints import Mesh, mesh_of
-from services.labeler.codes.textual import (
-    NUMBER,
-    block,
-    numbers,
-    read_text,
-    rows,
-    scaled,
-)
-from services.labeler.site import site
-from services.labeler.units import BOHR, BOLTZMANN, RYDBERG
-from shared.frames import Floats, Frame
-from shared.values import Recipe
+from dpstream.services.labeler import programs
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.attachments import Attached, attachment
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
+from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.units import BOHR, BOLTZMANN, RYDBERG
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Recipe
 
 PROGRAM = "pw.x"
 INPUT = "pw.in"
@@ -74,7 +67,7 @@ Smearing = Literal["gaussian", "methfessel-paxton", "marzari-vanderbilt", "fermi
 Namelist = dict[str, bool | int | float | str]
 
 
-class QeSettings(Settings):
+class QeSettings(CodeSettings):
     pseudopotentials: dict[str, Pseudopotential] = Field(
         min_length=1,
         description="UPF file by element; in the spec's folder, $ESPRESSO_PSEUDO or Debian's "
@@ -158,7 +151,7 @@ class Qe:
     electronic = False
     inputs = frozenset({"charge", "kpoints"})
     max_z = 118
-    settings: type[Settings] = QeSettings
+    settings: type[CodeSettings] = QeSettings
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")

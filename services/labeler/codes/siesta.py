@@ -13,14 +13,14 @@ from typing import Annotated, Any
 from ase.data import atomic_numbers
 from pydantic import BeforeValidator, Field, field_validator
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import by_element, keywords, table, volume
-from services.labeler.codes.potentials import WithPotentials, potential
-from services.labeler.codes.program import Program
-from services.labeler.codes.textual import NUMBER, last_line, numbers, read_text, triples
-from shared.frames import Floats, Frame
-from shared.values import Kpoints, Recipe
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.potentials import WithPotentials, potential
+from dpstream.services.labeler.codes.user_program import Program
+from dpstream.services.labeler.codes.write import by_element, keywords, table, volume
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.values import Kpoints, Recipe
 
 INPUT = "input.fdf"
 NOT_THE_USERS = frozenset(
@@ -69,7 +69,7 @@ class SiestaSettings(WithPotentials):
 class Siesta(Program):
     name = "siesta"
     default_command = ("siesta", INPUT)
-    settings: type[Settings] = SiestaSettings
+    settings: type[CodeSettings] = SiestaSettings
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """`FreeEng` is E − TS; of a keyword given twice SIESTA takes the first."""

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from services.labeler.codes.base import Settings, cell_widths, installed_version
-from shared.frames import Frame
+from dpstream.services.labeler.codes.base import CodeSettings, cell_widths, installed_version
+from dpstream.shared.atoms.frames import Frame
 
 GAMMA_WIDTH = 8.0
 """Å; tblite samples the Gamma point only, and narrower cells feel it (Si2, Si8 and Si64 come out
@@ -24,7 +24,7 @@ NON_METALS = frozenset({
 # fmt: on
 
 
-class TbliteSettings(Settings):
+class TbliteSettings(CodeSettings):
     method: Literal["GFN2-xTB", "GFN1-xTB"] = Field(
         default="GFN2-xTB", description="parametrisation"
     )
@@ -44,7 +44,7 @@ class Tblite:
     electronic = True
     inputs = frozenset({"charge", "multiplicity"})
     max_z = 86
-    settings: type[Settings] = TbliteSettings
+    settings: type[CodeSettings] = TbliteSettings
 
     def version(self, settings: dict[str, Any]) -> str:
         return installed_version("tblite")

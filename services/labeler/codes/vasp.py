@@ -13,9 +13,19 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from services.labeler.acceptance import Outcome
-from services.labeler.codes.base import Settings
-from services.labeler.codes.layout import (
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.parse import (
+    NUMBER,
+    last_line,
+    number,
+    numbers,
+    read_text,
+    triples,
+)
+from dpstream.services.labeler.codes.potentials import WithPotentials, potential
+from dpstream.services.labeler.codes.user_program import Program, refuse
+from dpstream.services.labeler.codes.write import (
     by_element,
     fractions,
     from_fractions,
@@ -23,13 +33,10 @@ from services.labeler.codes.layout import (
     table,
     volume,
 )
-from services.labeler.codes.potentials import WithPotentials, potential
-from services.labeler.codes.program import Program, refuse
-from services.labeler.codes.textual import NUMBER, last_line, number, numbers, read_text, triples
-from services.labeler.units import BOLTZMANN, KBAR
-from shared.errors import Permanent
-from shared.frames import Floats, Frame
-from shared.values import Kpoints, Recipe
+from dpstream.services.labeler.units import BOLTZMANN, KBAR
+from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.errors import Permanent
+from dpstream.shared.values import Kpoints, Recipe
 
 PER_SYSTEM = "it belongs to one structure; give systems.NAME.label"
 NOT_THE_USERS = {
@@ -95,7 +102,7 @@ class VaspSettings(WithPotentials):
 class Vasp(Program):
     name = "vasp"
     default_command = ("vasp_std",)
-    settings: type[Settings] = VaspSettings
+    settings: type[CodeSettings] = VaspSettings
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """`free energy TOTEN` is E − TS; VASP takes the first of two tags."""

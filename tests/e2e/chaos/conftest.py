@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from tests.e2e.chaos.cluster import Cluster, deployed
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from tests.support.deployed_cluster import Cluster, deployed
 
 
 @pytest.fixture

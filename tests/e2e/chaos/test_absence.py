@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.coordinator.service import Coordinator
-from services.coordinator.state import State
-from shared import messages as m
-from tests.e2e.chaos.cluster import NAME, Cluster, check, plan
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from tests.support.deployed_cluster import NAME, Cluster, check, plan
 
 LEASE = 60.0
 ABSENCE = 600.0
@@ -73,7 +73,7 @@ def _wait_for_heartbeat(cluster: Cluster, coordinator: Coordinator, clock: Clock
     now = clock()
 
     def renewed() -> bool:
-        leases = coordinator.desks[NAME].leases
+        leases = coordinator.open_campaigns[NAME].leases
         return any(deadline > now + LEASE + 0.5 for deadline in dict(leases).values())
 
     cluster.until(renewed, "a heartbeat")

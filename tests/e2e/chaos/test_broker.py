@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from services.coordinator.state import State, Task
-from shared import messages as m
-from shared.codec import MAX_BODY, encode, queue_of, topic_of
-from shared.ports import Outgoing
-from shared.values import Ref
-from tests.e2e.campaign import labelled
-from tests.e2e.chaos.cluster import (
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.services.coordinator.state import State, Task
+from dpstream.shared import messages as m
+from dpstream.shared.codec import MAX_BODY, encode, queue_of, topic_of
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.values import Ref
+from tests.support.campaign_simulator import submission
+from tests.support.deployed_cluster import (
     NAME,
     PATIENT,
     ROLES,
@@ -31,9 +31,9 @@ from tests.e2e.chaos.cluster import (
     deployed,
     plan,
 )
-from tests.integration.deployed import QUEUES
-from tests.rabbit_server import require_rabbitmq
-from tests.unit.world import submission
+from tests.support.deployment import QUEUES
+from tests.support.rabbit_server import require_rabbitmq
+from tests.support.small_campaign import labelled
 
 DAY = 86_400.0
 
@@ -58,9 +58,11 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
 
 def test_everything_is_delivered_twice(cluster: Cluster) -> None:
     given = {"lease_seconds": PATIENT, "http_port": "0"}
-    cluster.hire("coordinator", "tests.e2e.chaos.doubled", "services.coordinator", **given)
+    cluster.hire(
+        "coordinator", "tests.support.publish_twice", "dpstream.services.coordinator", **given
+    )
     for role in ROLES:
-        cluster.hire(role, "tests.e2e.chaos.doubled", STANDIN, role, name=role)
+        cluster.hire(role, "tests.support.publish_twice", STANDIN, role, name=role)
     cluster.submit(plan())
     state = cluster.finish()
     check(cluster, state)

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from services.coordinator.ledger import verdict
-from tests.amounts import SOAK
-from tests.e2e.campaign import labelled, state_of, write_spec
-from tests.e2e.chaos.cluster import NAME, ROLES, Cluster, computed_twice
-from tests.unit.storm import check_books
+from dpstream.services.coordinator.ledger.ledger import verdict
+from tests.support.deployed_cluster import NAME, ROLES, Cluster, computed_twice
+from tests.support.lossy_delivery import check_counters
+from tests.support.small_campaign import labelled, state_of, write_spec
+from tests.support.soak import SOAK
 
 KILLS = 12 if SOAK else 4
 
@@ -31,7 +31,7 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
         scratch = tmp_path / role
         scratch.mkdir()
         given = {"name": role, "scratch": str(scratch), "task_heartbeat": "1"}
-        cluster.hire(role, f"services.{role}", **given)
+        cluster.hire(role, f"dpstream.services.{role}", **given)
     _submit(cluster, spec)
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
@@ -46,7 +46,7 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     assert len(labelled(state)) > 6
     assert state.finished is not None
     assert state.finished.verdict == peaceful.finished.verdict
-    check_books(state)
+    check_counters(state)
     assert computed_twice(cluster) == []
 
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.report.page import render
-from services.coordinator.ledger import verdict
-from services.coordinator.state import State, Task
-from shared import messages as m
-from shared.codec import decode, encode
-from shared.values import Committee
-from shared.worker import claim_uri
-from tests.amounts import SOAK
-from tests.e2e.campaign import labelled
-from tests.e2e.chaos.cluster import (
+from dpstream.services.coordinator.ledger.ledger import verdict
+from dpstream.services.coordinator.state import State, Task
+from dpstream.shared import messages as m
+from dpstream.shared.codec import decode, encode
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.values import Committee
+from tests.support.campaign_simulator import submission
+from tests.support.deployed_cluster import (
     NAME,
     ROLES,
     Cluster,
@@ -26,7 +25,8 @@ from tests.e2e.chaos.cluster import (
     plan,
     undisturbed,
 )
-from tests.unit.world import submission
+from tests.support.small_campaign import labelled
+from tests.support.soak import SOAK
 
 KILLS = 30 if SOAK else 4
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.devcluster.rabbitmq import RabbitNode
-from dpstream.devcluster.seaweed import SeaweedServer
-from shared import messages as m
-from tests.amounts import SOAK
-from tests.e2e.campaign import labelled
-from tests.e2e.chaos.cluster import PATIENT, STANDIN, Cluster, check, deployed, plan
-from tests.e2e.chaos.full_disk import can_be_had
-from tests.integration.s3_faults import Handler, Proxy
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.shared import messages as m
+from tests.support.deployed_cluster import PATIENT, STANDIN, Cluster, check, deployed, plan
+from tests.support.faulty_s3 import Handler, Proxy
+from tests.support.full_disk import can_be_had
+from tests.support.small_campaign import labelled
+from tests.support.soak import SOAK
 
 DOWN = 60.0 if SOAK else 3.0
 
@@ -77,7 +77,7 @@ def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path
     cluster.coordinate(lease_seconds=PATIENT)
     cluster.staff(["trainer", "explorer"])
     given = {"name": "full", "scratch": str(tmp_path), "task_heartbeat": "0.3"}
-    full = ("tests.e2e.chaos.full_disk", str(tmp_path), STANDIN, "labeler")
+    full = ("tests.support.full_disk", str(tmp_path), STANDIN, "labeler")
     cluster.hire("full", *full, **given)
     cluster.submit(plan())
     cluster.until(lambda: cluster.heard(m.TaskReleased), "a task given back")

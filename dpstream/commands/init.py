@@ -1,0 +1,311 @@
+"""`dpstream init-bulk` and `init-surf`: a first labelled dataset from one structure."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dpstream.commands.label import Workers
+from dpstream.commands.options import DEFAULT_ROOT, Root, within
+from dpstream.export.dataset_folder import OutputFolder, claim, type_map_for, write_dataset
+from dpstream.initial.params import InitBulk, InitParams, InitSurf, read_params
+from dpstream.initial.structures import bulk_cell, gaps, surface_cells, variants, widened
+from dpstream.properties.basis import PropertySettings, like, relaxed
+from dpstream.properties.calculators import RecipeCalculator, label_back
+from dpstream.running.connection import open_store
+from dpstream.running.label_here import LabelMethod, label_in_parallel
+from dpstream.running.recipe_file import RecipeOption, read_recipe
+from dpstream.services.labeler import dynamics
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.labeling import FrameLabeler
+from dpstream.shared.atoms.dataset import Labelled
+from dpstream.shared.atoms.frames import (
+    Frame,
+    canonical,
+    decode_labelled,
+    frame_key,
+    from_ase,
+    to_ase,
+)
+from dpstream.shared.errors import SpecError, TaskError
+from dpstream.shared.ports import Store
+from dpstream.shared.values import Rejected, stable_seed
+from dpstream.terminal.console import console, say
+from dpstream.terminal.interrupt import INTERRUPTED, signals
+from dpstream.terminal.progress import progress
+from dpstream.terminal.tables import text_table
+
+FEMTOSECOND = 1e-3
+"""ps."""
+
+Params = Annotated[Path, typer.Argument(metavar="PARAM", help="DP-GEN's parameters, JSON or YAML.")]
+Relaxation = Annotated[
+    float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")
+]
+
+
+def init_bulk(
+    param: Params,
+    recipe: RecipeOption,
+    output: OutputFolder = Path("init-bulk"),
+    workers: Workers = 2,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=1, help="K, of the dynamics; default: TEBEG of md_incar, or 300."),
+    ] = None,
+    timestep: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="fs, of the dynamics; default: POTIM of md_incar, or 1."),
+    ] = None,
+    fmax: Relaxation = 0.02,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """A first dataset of a crystal or molecule, from the parameters of DP-GEN's init_bulk.
+
+    The structure is relaxed (unless skip_relax), scaled, perturbed, and each copy begins a short
+    dynamics by the labeling code itself; every frame on the way is a label, and goes into one
+    dataset that `initial.data` of a campaign can name.
+
+    Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
+    goes on, and computes nothing twice.
+
+    Example: dpstream init-bulk init.json --recipe recipe.yaml -o al-bulk
+    """
+    params, unused = read_params(param, InitBulk)
+    heat, step = _incar(param.parent, params.md_incar)
+    steps = max(1, params.md_nstep)
+    plan = Steps(steps, temperature or heat or 300.0, FEMTOSECOND * (timestep or step or 1.0))
+    cell = bulk_cell(params, param.parent)
+    job = InitialJob("init-bulk", params, recipe, output, workers, fmax, root)
+    job.run({"bulk": cell}, lambda relaxed_cell: [("", relaxed_cell)], plan, unused)
+
+
+def init_surf(
+    param: Params,
+    recipe: RecipeOption,
+    output: OutputFolder = Path("init-surf"),
+    workers: Workers = 2,
+    fmax: Relaxation = 0.02,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """A first dataset of surfaces, from the parameters of DP-GEN's init_surf.
+
+    A slab of each Miller index is relaxed (unless skip_relax), scaled, pulled apart by growing
+    vacuum, and perturbed; all of them are labelled and go into one dataset that `initial.data` of a
+    campaign can name. (DP-GEN leaves them unlabelled: dataset.extxyz serves as structures too.)
+
+    Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
+    goes on, and computes nothing twice.
+
+    Example: dpstream init-surf surf.json --recipe recipe.yaml -o al-surf
+    """
+    params, unused = read_params(param, InitSurf)
+    cells = surface_cells(params, param.parent)
+    wider = gaps(params)
+
+    def opened(slab: Frame) -> list[tuple[str, Frame]]:
+        return [("", slab), *((f"vacuum + {gap:g} Å, ", widened(slab, gap)) for gap in wider)]
+
+    job = InitialJob("init-surf", params, recipe, output, workers, fmax, root)
+    job.run({f"({name})": cell for name, cell in cells.items()}, opened, Steps(1), unused)
+
+
+def _incar(folder: Path, name: str | None) -> tuple[float | None, float | None]:
+    """TEBEG (K) and POTIM (fs) of an INCAR that is there."""
+    path = folder / name if name else None
+    text = path.read_text(errors="replace") if path is not None and path.is_file() else ""
+    found = [re.search(rf"^\s*{key}\s*=\s*([\d.]+)", text, re.M) for key in ("TEBEG", "POTIM")]
+    heat, step = (float(match.group(1)) if match else None for match in found)
+    return heat, step
+
+
+# ------------------------------------------------------------------------------ the work
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Frames kept of each trajectory, the start included; K; ps."""
+
+    frames: int
+    temperature: float = 300.0
+    timestep: float = FEMTOSECOND
+
+
+@dataclass
+class Trajectory:
+    name: str
+    start: Frame
+    kept: list[Labelled] = field(default_factory=list)
+    ended: str = ""
+    """Why it ended early."""
+
+
+@dataclass
+class InitialJob:
+    """One command's work, the same for bulk and surfaces."""
+
+    command: str
+    params: InitParams
+    recipe_path: Path
+    output: Path
+    workers: int
+    fmax: float
+    root: str
+    method: LabelMethod = field(init=False)
+    store: Store = field(init=False)
+
+    def run(
+        self,
+        cells: dict[str, Frame],
+        opened: Callable[[Frame], list[tuple[str, Frame]]],
+        steps: Steps,
+        unused: Sequence[str],
+    ) -> None:
+        """From cells to a dataset; says what it does, and raises `typer.Exit` where not all went
+        well."""
+        self.method, default = read_recipe(self.recipe_path)
+        species = {symbol for cell in cells.values() for symbol in cell.species}
+        symbols = type_map_for(None, self.params.type_map or default, species)
+        claim(self.output, self.command)
+        for line in unused:
+            say(console, line)
+        with within(self.root):
+            self.store = open_store(self.root)
+            with signals(console) as asked:
+                trajectories = self._trajectories(cells, opened, steps, asked)
+        if asked.is_set():
+            say(console, "interrupted: all labels so far are kept; the same command goes on")
+            raise typer.Exit(INTERRUPTED)
+        self._finish(trajectories, symbols)
+
+    def _trajectories(
+        self,
+        cells: dict[str, Frame],
+        opened: Callable[[Frame], list[tuple[str, Frame]]],
+        steps: Steps,
+        asked: threading.Event,
+    ) -> list[Trajectory]:
+        if not self.params.skip_relax:
+            cells = self._relaxed(cells, asked)
+        shortest = self.method.labels.min_distance
+        starts = [
+            Trajectory(f"{name}: {wide}{variant}", frame)
+            for name, cell in cells.items()
+            for wide, open_cell in opened(cell)
+            for variant, frame in variants(open_cell, self.params, shortest, name, wide)
+        ]
+        if not asked.is_set():
+            total = len(starts) * steps.frames
+            say(console, f"{len(starts)} structures, at most {total} labels")
+            self._walk(starts, steps, asked)
+        return starts
+
+    def _relaxed(self, cells: dict[str, Frame], asked: threading.Event) -> dict[str, Frame]:
+        """Bulk with its cell; a slab or molecule at fixed cell."""
+        rest = dict(cells)
+        whole = self.command == "init-bulk"
+
+        def relax(open_campaign: FrameLabeler, item: tuple[str, Frame]) -> None:
+            name, cell = item
+            atoms = like(to_ase(cell), RecipeCalculator(open_campaign))
+            done = relaxed(
+                atoms, PropertySettings(fmax=self.fmax), cell=whole and cell.cell is not None
+            )
+            rest[name] = canonical(from_ase(done)).frame
+            say(console, f"{name}: relaxed, {done.get_potential_energy() / len(done):.4f} eV/atom")
+
+        self._at_desks(cells.items(), relax, asked)
+        return rest
+
+    def _walk(self, starts: Sequence[Trajectory], steps: Steps, asked: threading.Event) -> None:
+        with progress("structures", len(starts)) as advance:
+
+            def walk(open_campaign: FrameLabeler, trajectory: Trajectory) -> None:
+                try:
+                    trajectory.kept.extend(walked(open_campaign, trajectory, steps))
+                except RuntimeError as error:  # a label was rejected on the way
+                    trajectory.ended = str(error)
+                advance(trajectory.name)
+
+            self._at_desks(starts, walk, asked)
+
+    def _at_desks(
+        self,
+        items: Iterable[Any],
+        work: Callable[[FrameLabeler, Any], None],
+        asked: threading.Event,
+    ) -> None:
+        try:
+            label_in_parallel(
+                items,
+                work,
+                self.method,
+                self.store,
+                purpose=self.command,
+                workers=self.workers,
+                stopping=asked,
+            )
+        except TaskError as error:
+            raise SpecError(f"{self.command}: {error}") from error
+
+    def _finish(self, trajectories: Sequence[Trajectory], symbols: Sequence[str]) -> None:
+        labelled = [item for trajectory in trajectories for item in trajectory.kept]
+        kept = labelled[: self.params.coll_ndata]
+        about = {
+            "recipe": self.method.recipe.model_dump(),
+            "parameters": self.params.model_dump(mode="json"),
+        }
+        say(console, write_dataset(kept, self.output, self.command, symbols, **about))
+        if len(kept) < len(labelled):
+            say(
+                console,
+                f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are collected",
+            )
+        ended = [trajectory for trajectory in trajectories if trajectory.ended]
+        if ended:
+            console.print(_early(ended))
+            raise typer.Exit(1)
+
+
+def walked(open_campaign: FrameLabeler, trajectory: Trajectory, steps: Steps) -> Iterator[Labelled]:
+    """The start and the frames after it, each labelled. Raises RuntimeError, naming the rule,
+    where a label is rejected."""
+
+    def point(frame: Frame) -> Outcome:
+        form = canonical(frame)
+        verdict = open_campaign.judge(frame_key(form.frame), form.frame)
+        if isinstance(verdict, Rejected):
+            return Outcome(fault=verdict.rule, messages=(verdict.detail,))
+        label = decode_labelled(open_campaign.context.store.get(verdict.label.uri))[1]
+        return Outcome.of_label(frame, label_back(form, label))
+
+    first = point(trajectory.start)
+    if first.fault is not None:
+        raise RuntimeError(f"{first.fault}: {'; '.join(first.messages)}")
+    yield Labelled(trajectory.start, first.label(), {})
+    if steps.frames > 1:
+        plan = dynamics.Plan(
+            seed=stable_seed("init", trajectory.name),
+            temperature=steps.temperature,
+            timestep=steps.timestep,
+            equilibrate=0.0,
+            spacing=steps.timestep,
+            frames=steps.frames - 1,
+        )
+        for frame, outcome in dynamics.run(trajectory.start, point, plan):
+            yield Labelled(frame, outcome.label(), {})
+
+
+def _early(ended: Sequence[Trajectory]) -> Table:
+    table = text_table("ended early", "frames kept", "because")
+    for trajectory in ended:
+        table.add_row(trajectory.name, str(len(trajectory.kept)), escape(trajectory.ended))
+    return table

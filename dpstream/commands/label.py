@@ -1,0 +1,230 @@
+"""`dpstream label`: a file of frames labelled outside any campaign."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dpstream.commands.options import DEFAULT_ROOT, MOST_WORKERS, Root, within
+from dpstream.export.dataset_folder import OutputFolder, TypeMap, claim, type_map_for, write_dataset
+from dpstream.inputs.read_structures import read_structures
+from dpstream.running.connection import open_store
+from dpstream.running.label_here import LabelMethod, label_in_parallel
+from dpstream.running.recipe_file import RecipeOption, read_recipe
+from dpstream.services.labeler.acceptance import AcceptanceLimits
+from dpstream.services.labeler.labeling import FrameLabeler
+from dpstream.shared.atoms.dataset import Labelled
+from dpstream.shared.atoms.frames import Frame, as_frame, canonical, decode_labelled, frame_key
+from dpstream.shared.errors import SpecError, TaskError
+from dpstream.shared.ports import Store
+from dpstream.shared.values import Accepted, Rejected
+from dpstream.terminal.console import console, say
+from dpstream.terminal.interrupt import INTERRUPTED, signals
+from dpstream.terminal.progress import progress
+from dpstream.terminal.tables import text_table
+
+COMMAND = "label"
+REJECTED = "rejected.jsonl"
+SHOWN = 5
+"""Frames that the table names of each reason."""
+
+Workers = Annotated[
+    int, typer.Option(min=1, max=MOST_WORKERS, help="Frames computed at the same time.")
+]
+
+
+def label(
+    frames: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FRAMES...", help="Files or folders of frames that ASE or dpdata reads."
+        ),
+    ],
+    recipe: RecipeOption,
+    output: OutputFolder = Path("labelled"),
+    workers: Workers = 2,
+    type_map: TypeMap = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try frames again that were rejected before.")
+    ] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Label a file of frames, outside any campaign.
+
+    Labels are looked up in the cache that all campaigns under --root share, computed where it has
+    none, and kept there. What cannot be labelled is listed with the reason, in the folder's
+    rejected.jsonl too.
+
+    Ctrl-C keeps what is done; the same command goes on from there and computes nothing twice.
+
+    Exit status: 0 all labelled, 1 some rejected, 2 bad input, 130 interrupted.
+
+    Example: dpstream label frames.extxyz --recipe recipe.yaml -o labelled
+    """
+    method, default = read_recipe(recipe)
+    read = read_frames(frames)
+    elements = type_map_for(type_map, default, read.elements)
+    claim(output, COMMAND)
+    with within(root):
+        store = open_store(root)
+        job = LabelJob(method, store, output, read)
+        job.recall(retry)
+        stopped = job.run(workers)
+        labelled = job.labelled()
+    about = {"recipe": method.recipe.model_dump(), "sources": [str(path) for path in frames]}
+    say(console, f"{read.count} frames, {len(read.unique)} of them different: {job.summary}")
+    say(console, write_dataset(labelled, output, COMMAND, elements, **about))
+    if stopped:
+        say(console, f"interrupted: {job.left} frames are left; the same command goes on")
+        raise typer.Exit(INTERRUPTED)
+    if job.rejected:
+        console.print(rejections(job.rejected, read.numbers))
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------ what is given
+
+
+@dataclass(frozen=True)
+class UniqueFrames:
+    """Canonical frames by key, each once, and the numbers (from 0) that it had in the files."""
+
+    unique: dict[str, Frame]
+    numbers: dict[str, list[int]]
+
+    @property
+    def elements(self) -> set[str]:
+        return {symbol for frame in self.unique.values() for symbol in frame.species}
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.numbers.values()))
+
+
+def read_frames(paths: list[Path]) -> UniqueFrames:
+    """Raises `SpecError` naming the file and frame that cannot be read."""
+    read = UniqueFrames({}, {})
+    for path in paths:
+        for number, atoms in enumerate(read_structures(path)):
+            where = f"{path}: frame {number}"
+            try:
+                frame = canonical(as_frame(atoms, where)).frame
+            except ValueError as error:
+                raise SpecError(f"{where}: {error}") from error
+            key = frame_key(frame)
+            read.unique.setdefault(key, frame)
+            read.numbers.setdefault(key, []).append(read.count)
+    return read
+
+
+# ------------------------------------------------------------------------------ the work
+
+
+@dataclass
+class LabelJob:
+    """One run over the frames; what was rejected is written down as it falls."""
+
+    method: LabelMethod
+    store: Store
+    folder: Path
+    frames: UniqueFrames
+    accepted: dict[str, Accepted] = field(default_factory=dict)
+    rejected: dict[str, Rejected] = field(default_factory=dict)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def left(self) -> int:
+        return len(self.frames.unique) - len(self.accepted) - len(self.rejected)
+
+    @property
+    def _terms(self) -> dict[str, Any]:
+        """What a rejection holds under: another recipe or other caps judge anew."""
+        limits = vars(AcceptanceLimits.of(self.method.labels))
+        seconds = self.method.labels.max_seconds
+        return {"recipe": self.method.recipe.digest, **limits, "max_seconds": seconds}
+
+    def recall(self, retry: bool) -> None:
+        """Rejections of an earlier run under the same terms stand, unless they are to be tried
+        again."""
+        path = self.folder / REJECTED
+        if retry:
+            path.unlink(missing_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # the last line of a run that was killed
+                document = json.loads(line)
+                if document["terms"] == self._terms and document["key"] in self.frames.unique:
+                    verdict = {name: document[name] for name in ("key", "rule", "detail")}
+                    self.rejected[document["key"]] = Rejected.model_validate(verdict)
+
+    def run(self, workers: int) -> bool:
+        """Label what is left; whether it was interrupted. Raises `SpecError` where the recipe
+        fails for every frame alike."""
+        waiting = {k: f for k, f in self.frames.unique.items() if k not in self.rejected}
+        with signals(console) as asked, progress("labels", len(waiting)) as advance:
+
+            def work(open_campaign: FrameLabeler, item: tuple[str, Frame]) -> None:
+                self._hear(open_campaign.judge(*item))
+                advance(self.summary)
+
+            try:
+                label_in_parallel(
+                    waiting.items(),
+                    work,
+                    self.method,
+                    self.store,
+                    purpose=COMMAND,
+                    workers=workers,
+                    stopping=asked,
+                )
+            except TaskError as error:
+                raise SpecError(f"labels: {error}") from error
+            return asked.is_set()
+
+    @property
+    def summary(self) -> str:
+        reused = sum(verdict.reused for verdict in list(self.accepted.values()))
+        return (
+            f"{len(self.accepted) - reused} computed, {reused} known, {len(self.rejected)} rejected"
+        )
+
+    def _hear(self, verdict: Accepted | Rejected) -> None:
+        with self._writing:
+            if isinstance(verdict, Accepted):
+                self.accepted[verdict.key] = verdict
+                return
+            self.rejected[verdict.key] = verdict
+            line = {**verdict.model_dump(), "frames": self.frames.numbers[verdict.key]}
+            with (self.folder / REJECTED).open("a") as file:
+                file.write(json.dumps({**line, "terms": self._terms}) + "\n")
+
+    def labelled(self) -> list[Labelled]:
+        """In the order of the files."""
+        keys = [key for key in self.frames.unique if key in self.accepted]
+        return [
+            Labelled(*decode_labelled(self.store.get(self.accepted[key].label.uri))) for key in keys
+        ]
+
+
+# ------------------------------------------------------------------------------ what is shown
+
+
+def rejections(rejected: Mapping[str, Rejected], numbers: Mapping[str, list[int]]) -> Table:
+    """By reason: how many, and which frames; an example in full."""
+    by_rule: dict[str, list[Rejected]] = {}
+    for verdict in rejected.values():
+        by_rule.setdefault(verdict.rule, []).append(verdict)
+    table = text_table("rejected", "frames", "of them", "the first says")
+    for rule, those in sorted(by_rule.items()):
+        found = sorted(number for verdict in those for number in numbers[verdict.key])
+        named = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
+        table.add_row(rule, str(len(found)), named, escape(those[0].detail))
+    return table

@@ -1,0 +1,221 @@
+"""The commented spec that `dpstream new` writes, made from the spec's own fields, so that it
+cannot drift from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import (
+    AutoTrust,
+    Dimers,
+    Init,
+    Initial,
+    Material,
+    Perturb,
+    ReferenceMd,
+    Repulsion,
+    Spec,
+    TrustLevels,
+)
+from dpstream.shared.spec.errors import NAMES, shown
+from dpstream.shared.values import Name
+
+COLUMN = 44
+"""Where comments begin."""
+
+HEAD = """\
+# {name}: a campaign of concurrent learning. Units: eV, Å, ps, K, bar.
+# Put your structures into structures/, adapt the first part, then:
+#   dpstream validate campaign.yaml     checks everything and prints the plan
+#   dpstream run campaign.yaml
+# Every key below the first part holds its default and may be left out.
+
+name: {name}
+type_map: [C, H]                            # chemical symbols, in model order
+
+systems:                                    # starting structures for exploration, by name
+  start:
+    structures: ["structures/*.xyz"]        # files that ASE reads: POSCAR, extxyz, xyz, cif…
+    # periodic: false                       # default: as the file says; false drops the cell
+
+initial:                                    # labels for the first training: one of these or more
+{perturb}
+  # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
+  #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
+  # pick: 20                                # structures of the systems as they are, at random
+{dimers}
+
+stages:                                     # explored one after another, each until it converges
+  - name: warm
+    systems: [start]                        # names from systems
+    temperatures: [300]                     # K
+    # pressures: [1]                        # bar; with ensemble npt only
+    # md: {{steps: 2000}}                     # keys of md below, for this stage
+    # trust: {{low: 0.05, high: 0.2}}         # for this stage
+    # engine: md                            # or other ways to explore: docs/exploration.md
+  - name: hot
+    systems: [start]
+    temperatures: [450, 600]
+
+# material:                                 # instead of stages: a plan from the melting point
+{material}
+"""
+
+NOTE = """\
+Starting structures of the campaign go here: POSCAR, extxyz, xyz, cif or whatever ASE reads.
+`systems.start.structures` in campaign.yaml says which names are taken. A file without a cell is a
+molecule in vacuum.
+"""
+
+OWN = ("name", "type_map", "systems", "initial", "stages", "material")
+"""Keys that HEAD writes."""
+OPTIONAL: dict[str, type[BaseModel]] = {
+    "dimers": Dimers,
+    "repulsion": Repulsion,
+    "init": Init,
+    "reference_md": ReferenceMd,
+}
+"""Sections that need not be there."""
+
+
+def new_campaign(name: str, parent: Path) -> Path:
+    """Make `parent/name/` with a commented campaign.yaml and a folder for structures; returns the
+    spec's path. Raises `SpecError` for a bad name, a folder that exists or cannot be made."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise SpecError(f"NAME: {shown(name)}: {NAMES}") from error
+    folder = parent / name
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(folder)
+        (folder / "structures").mkdir(parents=True)
+        (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
+        (folder / "campaign.yaml").write_text(template(name), encoding="utf-8")
+    except FileExistsError as error:
+        raise SpecError(f"{folder}: exists already; choose another name") from error
+    except OSError as error:
+        raise SpecError(f"{folder}: cannot be written: {error.strerror}") from error
+    return folder / "campaign.yaml"
+
+
+def template(name: str) -> str:
+    """The commented spec: what must be decided first, then every other key with its default."""
+    head = HEAD.format(
+        name=name,
+        perturb="\n".join(_section("perturb", _field(Perturb), Perturb, "  ")),
+        dimers="\n".join(_optional("dimers", Initial.model_fields["dimers"], "  ")),
+        material="\n".join(f"# {line}" for line in _keys(Material, "  ")),
+    )
+    lines = [line for key, field in Spec.model_fields.items() for line in _top(key, field)]
+    return "\n".join([head, *lines, ""])
+
+
+def _top(key: str, field: FieldInfo) -> Iterator[str]:
+    if key in OWN:
+        return
+    model = _model(field)
+    if model is not None:
+        yield ""
+        yield from _section(key, field, model, "")
+    elif key == "trust":
+        yield ""
+        yield from _trust(field)
+    else:
+        yield _line(key, field, "")
+
+
+def _field(model: type[BaseModel]) -> FieldInfo:
+    return FieldInfo(default=model(), description=(model.__doc__ or "").split("\n")[0].rstrip("."))
+
+
+def _model(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it always holds one."""
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _trust(field: FieldInfo) -> Iterator[str]:
+    yield from _section("trust", field, TrustLevels, "", field.default)
+    yield _comment("# trust:", "or levels found from the labels")
+    yield from (f"# {line}" for line in _keys(AutoTrust, "  "))
+
+
+def _section(
+    key: str, field: FieldInfo, model: type[BaseModel], indent: str, values: Any = None
+) -> Iterator[str]:
+    yield _comment(f"{indent}{key}:", field.description or "")
+    yield from _keys(model, indent + "  ", values)
+
+
+def _keys(model: type[BaseModel], indent: str, values: Any = None) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        inner = _model(field)
+        if inner is not None:
+            yield from _section(key, field, inner, indent)
+        elif key in OPTIONAL:
+            yield from _optional(key, field, indent)
+        else:
+            yield _line(key, field, indent, values)
+
+
+def _optional(key: str, field: FieldInfo, indent: str) -> Iterator[str]:
+    """A section that is not there unless somebody asks for it: commented out."""
+    yield _comment(f"{indent}# {key}:", field.description or "")
+    yield from (f"{indent}# {line}" for line in _keys(OPTIONAL[key], "  "))
+
+
+def _line(key: str, field: FieldInfo, indent: str, values: Any = None) -> str:
+    """`key: default` and a comment; commented out where the default is to say nothing."""
+    if field.is_required() and values is None:
+        text = f"{indent}{key}:"
+    else:
+        value = field.default if values is None else getattr(values, key)
+        text = f"{indent}# {key}:" if value is None else f"{indent}{key}: {_yaml(value)}"
+    return _comment(text, "; ".join(filter(None, (field.description, allowed(field)))))
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def _comment(text: str, comment: str) -> str:
+    return f"{text.ljust(COLUMN - 1)} # {' '.join(comment.split())}" if comment else text
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field's value may be, in words; empty where anything of its type may."""
+    annotation = field.annotation
+    if get_origin(annotation) is Literal:
+        return ", ".join(str(choice) for choice in get_args(annotation))
+    bounds = [
+        f"{sign} {bound:g}"
+        for item in _metadata(field)
+        for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        if (bound := getattr(item, name, None)) is not None
+    ]
+    return ", ".join(bounds)
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """Constraints of a field and of the types it is annotated with."""
+    for item in [*field.metadata, *_inner_metadata(field.annotation)]:
+        yield from getattr(item, "metadata", [item])
+
+
+def _inner_metadata(annotation: Any) -> Iterator[Any]:
+    yield from getattr(annotation, "__metadata__", ())
+    for argument in get_args(annotation):
+        if argument is not type(None):
+            yield from getattr(argument, "__metadata__", ())

@@ -1,0 +1,113 @@
+"""A campaign on a deployment's broker and store, with workers of this machine beside its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from dpstream.commands.deployment import look_on
+from dpstream.deploy.devcluster.processes import last_line, spawn
+from dpstream.inputs.gather import Gathered
+from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
+from dpstream.running.label_here import check_imported
+from dpstream.running.submit import announced, submit
+from dpstream.services.coordinator.ledger.ledger import LedgerReader
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Recipe, campaign_uri
+from dpstream.terminal.console import say
+from dpstream.terminal.interrupt import INTERRUPTED, signals
+
+GRACE = 30.0
+"""Seconds in which a service asked to stop hands its work back."""
+
+
+@dataclass
+class LocalWorkers:
+    """Services as processes of their own, in sessions of their own: Ctrl-C is for us alone."""
+
+    logs: Path
+    environment: Mapping[str, str]
+    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, workers: Mapping[str, int]) -> None:
+        for service, count in workers.items():
+            for number in range(count):
+                name = f"{service}-{number}"
+                command = [sys.executable, "-m", f"dpstream.services.{service}"]
+                log = self.logs / f"{name}.log"
+                self._processes[name] = spawn(command, self.environment, Path.cwd(), log)
+
+    def check(self) -> None:
+        """Raises `SpecError` with the last word of a service that has ended."""
+        for name, process in self._processes.items():
+            status = process.poll()
+            if status is not None:
+                log = self.logs / f"{name}.log"
+                raise SpecError(f"{name} ended with status {status}: {last_line(log)}; see {log}")
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        until = time.monotonic() + GRACE
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def run_mixed(
+    spec: Spec,
+    gathered: Gathered,
+    recipe: Recipe,
+    root: str,
+    broker: str,
+    workers: Mapping[str, int],
+    console: Console,
+) -> int:
+    """Submit, work along, and watch to the end. Exit status as of `dpstream run`."""
+    with closing(open_bus(broker)) as bus:
+        store = open_store(root)
+        if not store.exists(campaign_uri(spec.name, "submitted.json")):
+            check_imported(gathered, spec, recipe)
+        submitted = submit(spec, gathered, recipe, store, time.time())
+        say_it(bus, announced(submitted))
+        with ExitStack() as until_then:
+            crew = until_then.enter_context(_at_work(root, broker, workers, console))
+            asked = until_then.enter_context(signals(console))
+            if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
+                say(console, "no coordinator answers; --workers coordinator=1 runs one here")
+            followed = FollowedCampaign(LedgerReader.open(store, spec.name), bus)
+
+            def going_on() -> bool:
+                crew.check()
+                return not asked.is_set() and followed.goes_on()
+
+            status = look_on(store, followed, going_on)
+            return INTERRUPTED if asked.is_set() else status
+
+
+@contextmanager
+def _at_work(
+    root: str, broker: str, workers: Mapping[str, int], console: Console
+) -> Iterator[LocalWorkers]:
+    logs = Path(tempfile.mkdtemp(prefix="dpstream-logs-"))
+    say(console, f"{logs}: what the services here say")
+    here = {"DPSTREAM_STORE": root, "DPSTREAM_BROKER": broker, "DPSTREAM_HTTP_PORT": "0"}
+    crew = LocalWorkers(logs, {**os.environ, **here})
+    try:
+        crew.start(workers)
+        yield crew
+    finally:
+        crew.stop()

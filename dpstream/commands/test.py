@@ -1,0 +1,208 @@
+"""`dpstream test`: properties by a model, beside those by the recipe that it was taught."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpstream.commands.options import DEFAULT_ROOT, Root, within
+from dpstream.inputs.read_structures import read_structures
+from dpstream.properties.basis import PropertySettings
+from dpstream.properties.calculators import RecipeCalculator, model_calculator
+from dpstream.properties.comparison import PROPERTIES, compare, missing, table, write
+from dpstream.running.connection import open_store
+from dpstream.running.label_here import frame_labeler
+from dpstream.running.recipe_file import RecipeOption, read_recipe
+from dpstream.shared.atoms.frames import as_frame, to_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.ports import Store
+from dpstream.shared.spec.errors import did_you_mean
+from dpstream.terminal.console import console, say
+
+RECIPES = (".yaml", ".yml", ".json")
+DEFAULTS = PropertySettings()
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML)."),
+]
+StructureFiles = Annotated[
+    list[Path],
+    typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules that ASE reads."),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help=f"Of {','.join(PROPERTIES)}; default: all that can be had."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
+]
+Size = Annotated[
+    float, typer.Option(min=1, help="Å: least edge of supercells, thickness of slabs.")
+]
+Fmax = Annotated[float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")]
+Millers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="H,K,L",
+        help="Surface, in indices of the given cell; may be repeated. Default: 1,0,0 1,1,0 1,1,1.",
+    ),
+]
+Line = Annotated[
+    str,
+    typer.Option(
+        metavar="H,K,L:X,Y",
+        help="γ-line: its plane, and its last shift in the slab's in-plane cell vectors.",
+    ),
+]
+
+
+def compare_properties(
+    model: Model,
+    structures: StructureFiles,
+    recipe: RecipeOption,
+    properties: Names = None,
+    output: Output = Path("properties"),
+    size: Size = DEFAULTS.size,
+    fmax: Fmax = DEFAULTS.fmax,
+    miller: Millers = None,
+    line: Line = "1,1,1:0.5,-0.5",
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Compare a model with its recipe on properties that no training saw.
+
+    Each side relaxes the structure for itself; then come the equation of state, elastic
+    constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point by the
+    recipe is a label in the cache under --root: known ones are not computed, and after Ctrl-C the
+    same command goes on.
+
+    Writes properties.json and a picture of the curves. Exit status: 0 all found, 1 some not,
+    2 bad input, 130 interrupted.
+
+    Example: dpstream test models/final.pb Cu.cif --recipe campaign.yaml --properties eos,elastic
+    """
+    wanted, how = _wanted(properties), _how(fmax, size, miller, line)
+    named = [each for path in structures for each in _structures(path)]
+    folder = _folder(output)
+    with within(root), _sides(model, recipe, open_store(root), folder / "engine.log") as sides:
+        _check_elements(named, sides["model"])
+        report = partial(say, console)
+        compared = [compare(name, atoms, wanted, sides, how, report) for name, atoms in named]
+        taught = sides["recipe"].open_campaign.recipe.model_dump()
+    for each in compared:
+        console.print(table(each, list(sides)))
+    for path in write(compared, folder, {"model": str(model), "recipe": taught, "how": vars(how)}):
+        say(console, f"wrote {path}")
+    if not all(each.complete for each in compared):
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------ what is asked for
+
+
+def _wanted(properties: str | None) -> list[str]:
+    if properties is None:
+        return [name for name in PROPERTIES if not missing(name)]
+    wanted = [name.strip() for name in properties.split(",") if name.strip()]
+    for name in wanted:
+        if name not in PROPERTIES:
+            hint = did_you_mean(name, PROPERTIES) or f"; there are: {', '.join(PROPERTIES)}"
+            raise SpecError(f"--properties: no property {name!r}{hint}")
+        if missing(name):
+            raise SpecError(
+                f"--properties: {name} needs {missing(name)}; pip install 'dpstream[properties]'"
+            )
+    return wanted
+
+
+def _how(fmax: float, size: float, miller: list[str] | None, line: str) -> PropertySettings:
+    millers = tuple(map(_miller, miller)) if miller else DEFAULTS.millers
+    return PropertySettings(fmax=fmax, size=size, millers=millers, line=_line(line))
+
+
+def _miller(text: str, option: str = "--miller") -> tuple[int, int, int]:
+    found = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
+    indices = tuple(map(int, found.groups())) if found else ()
+    if len(indices) != 3 or not any(indices):
+        raise SpecError(f"{option}: {text!r}: expected three indices, not all zero, e.g. 1,1,1")
+    return indices
+
+
+def _line(text: str) -> tuple[tuple[int, int, int], tuple[float, float]]:
+    plane, _, along = text.partition(":")
+    try:
+        x, y = map(float, along.split(","))
+    except ValueError:
+        x = y = 0.0
+    if (x, y) == (0.0, 0.0):
+        raise SpecError(f"--line: {text!r}: expected a plane and a shift, e.g. 1,1,1:0.5,-0.5")
+    return _miller(plane, "--line"), (x, y)
+
+
+def _structures(path: Path) -> Iterator[tuple[str, Any]]:
+    read = read_structures(path)
+    for number, atoms in enumerate(read):
+        name = str(path) if len(read) == 1 else f"{path}: frame {number}"
+        yield name, to_ase(as_frame(atoms, name))
+
+
+def _folder(output: Path) -> Path:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--output: {output}: cannot be written: {error.strerror}") from error
+    return output
+
+
+# ------------------------------------------------------------------------------ the two sides
+
+
+@contextmanager
+def _sides(model: Path, recipe: Path, store: Store, log: Path) -> Iterator[dict[str, Any]]:
+    """Calculators by side; their engines end with the block. What TensorFlow prints goes to
+    `log`."""
+    with ExitStack() as stack:
+
+        def by_recipe(path: Path) -> Any:
+            open_campaign = frame_labeler(read_recipe(path)[0], store, "test", threading.Event())
+            return RecipeCalculator(stack.enter_context(open_campaign))
+
+        taught = by_recipe(recipe)
+        if model.suffix in RECIPES:
+            tested = by_recipe(model)
+        else:
+            stack.enter_context(_stderr_to(log))
+            tested = model_calculator(model)
+        yield {"model": tested, "recipe": taught}
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Also of libraries that are no Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_elements(named: Sequence[tuple[str, Any]], calculator: Any) -> None:
+    known = getattr(calculator, "type_dict", {})
+    for name, atoms in named:
+        unknown = sorted(set(atoms.get_chemical_symbols()) - set(known))
+        if known and unknown:
+            raise SpecError(f"{name}: the model knows no {unknown[0]}, only {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""What a deployment needs: rights, access files, a private cluster."""

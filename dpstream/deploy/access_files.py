@@ -1,0 +1,141 @@
+"""Files that give each user its rights on broker and store: passwords, broker definitions, bucket
+policies."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpstream.deploy.rights import (
+    ADMIN,
+    DIALECTS,
+    Deployment,
+    Secrets,
+    definitions,
+    identities,
+    policy,
+)
+from dpstream.shared.access import ROLES, Role, merged
+from dpstream.shared.errors import SpecError
+from dpstream.shared.files import write_whole
+from dpstream.shared.settings import bucket_and_prefix
+from dpstream.shared.spec.errors import did_you_mean
+
+PASSWORDS = "passwords.env"
+
+
+TOKEN = "API_TOKEN"
+
+
+USER = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+VHOST = re.compile(r"[A-Za-z0-9._-]{1,60}|/")
+
+
+BROKER_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,60}")
+
+
+OURS, PUBLIC = 0o600, 0o644
+
+
+def write_access(place: Deployment, out: Path) -> list[Path]:
+    """Write all files below `out` and return them. Raises `SpecError`."""
+    try:
+        known, lines = _secrets(place.users, out / PASSWORDS)
+        documents = {
+            Path("rabbitmq/definitions.json"): (definitions(place, known), PUBLIC),
+            Path("seaweedfs/s3.json"): (identities(place, known), OURS),
+        }
+        for user, role in place.users.items():
+            for provider in ("aws", "alibaba"):
+                document = policy(role, place, DIALECTS[provider])
+                documents[Path(provider) / f"{user}.json"] = (document, PUBLIC)
+        write_whole(out / PASSWORDS, lines, OURS)
+        for name, (document, mode) in documents.items():
+            write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)
+    except OSError as error:
+        raise SpecError(f"--out: {error.filename}: {error.strerror}") from error
+    return [out / PASSWORDS, *(out / name for name in documents)]
+
+
+def parse_deployment(
+    users: str, bucket: str, prefix: str, vhost: str, broker_prefix: str
+) -> Deployment:
+    """What the options of the command mean. Raises `SpecError`."""
+    try:
+        place = bucket_and_prefix(f"s3://{bucket}/{prefix}")
+    except ValueError as error:
+        raise SpecError(f"--bucket {bucket!r}, --prefix {prefix!r}: {error}") from error
+    assert place is not None
+    if not VHOST.fullmatch(vhost):
+        raise SpecError(f"--vhost: {vhost!r}: expected letters, digits, '.', '_', '-', or /")
+    if not BROKER_PREFIX.fullmatch(broker_prefix):
+        raise SpecError(
+            f"--broker-prefix: {broker_prefix!r}: expected letters, digits, '.', '_', '-'"
+        )
+    return Deployment(place[0], parse_users(users), place[1], vhost, broker_prefix)
+
+
+def parse_users(text: str) -> dict[str, Role]:
+    """`coordinator,vasp=labeler,me=operator+trainer` as roles by user name."""
+    users: dict[str, Role] = {}
+    for part in text.split(","):
+        name, _, roles = (piece.strip() for piece in part.partition("="))
+        if not USER.fullmatch(name) or name == ADMIN or name in users:
+            raise SpecError(
+                f"--users: {part!r}: expected different names of a-z, 0-9 and '-', none of them "
+                f"{ADMIN}"
+            )
+        users[name] = merged([_role(each.strip()) for each in (roles or name).split("+")])
+    return users
+
+
+def _role(name: str) -> str:
+    if name not in ROLES:
+        raise SpecError(
+            f"--users: no role {name!r}{did_you_mean(name, list(ROLES))}; there are: "
+            f"{', '.join(ROLES)}"
+        )
+    return name
+
+
+def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]:
+    """The secrets of all users, kept in `file` or new, and the file's new text."""
+    kept = read_passwords(file)
+
+    def keep(name: str, make: Callable[[int], str]) -> str:
+        return kept.setdefault(name, make(30))
+
+    known = {
+        user: Secrets(
+            password=keep(variable(user, "PASSWORD"), secrets.token_urlsafe),
+            access_key=keep(variable(user, "ACCESS_KEY"), lambda _: secrets.token_hex(10)),
+            secret_key=keep(variable(user, "SECRET_KEY"), secrets.token_urlsafe),
+        )
+        for user in (ADMIN, *users)
+    }
+    keep(TOKEN, secrets.token_urlsafe)
+    return known, _lines(kept)
+
+
+def variable(user: str, what: str) -> str:
+    """`LABELER_ACCESS_KEY`."""
+    return f"{user.replace('-', '_').upper()}_{what}"
+
+
+def read_passwords(file: Path) -> dict[str, str]:
+    """The secrets in a `passwords.env`, by variable."""
+    if not file.exists():
+        return {}
+    pairs = (line.partition("=") for line in file.read_text().splitlines())
+    return {name: value for name, separator, value in pairs if separator and name[:1] != "#"}
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    lines = [f"{name}={value}" for name, value in sorted(values.items())]
+    return "\n".join(["# Made by dpstream access.", *lines, ""])

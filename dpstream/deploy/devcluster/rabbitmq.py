@@ -1,0 +1,318 @@
+"""A private RabbitMQ node: one folder, free loopback ports, its own cookie, user and password.
+
+It runs as whoever starts it and outlives the process that started it; `stop` works from any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+
+from dpstream.deploy.devcluster.free_ports import free_ports, is_free
+from dpstream.deploy.devcluster.waiting import within
+from dpstream.shared.errors import BusError
+
+SCRIPT = "rabbitmq-server"
+DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin", SCRIPT)
+"""The server itself; the command in the path wants to become the user `rabbitmq`."""
+USER = "dpstream"
+PORTS = ("amqp", "management", "prometheus", "distribution", "mapper")
+START_SECONDS, STOP_SECONDS = 90.0, 30.0
+CLOSING_SECONDS = 5.0
+"""A killed process has left /proc's tables a moment before its sockets are closed."""
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files of a server that wants to see its clients' certificates."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+def server_script() -> Path:
+    """BusError where RabbitMQ is not installed."""
+    found = shutil.which(SCRIPT)
+    if DEBIAN_SCRIPT.exists():
+        return DEBIAN_SCRIPT
+    if found is None:
+        raise BusError(
+            "rabbitmq-server is not installed: `apt-get install --no-install-recommends "
+            "rabbitmq-server` on Debian or Ubuntu, or use a broker elsewhere"
+        )
+    return Path(found)
+
+
+class RabbitNode:
+    """The node of a folder, running or not. A second start finds what the first has kept."""
+
+    def __init__(self, folder: Path, *, tls: TlsFiles | None = None) -> None:
+        self.folder, self.tls = folder.resolve(), tls
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """With user and password."""
+        scheme = "amqps" if self.tls else "amqp"
+        return f"{scheme}://{USER}:{self.password}@127.0.0.1:{self.ports['amqp']}/"
+
+    @property
+    def management(self) -> int:
+        """Port of the management API, and of its page for people."""
+        return self.ports["management"]
+
+    @property
+    def password(self) -> str:
+        return (self.folder / "password").read_text()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running node, or of its script while it has not written its file yet."""
+        written = self._written_pid()
+        if written is not None and self._is_node(written):
+            return written
+        return next(filter(self._is_node, psutil.pids()), None)
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "rabbitmq.pid"
+
+    def _written_pid(self) -> int | None:
+        with suppress(OSError, ValueError):
+            return int(self._pid_file.read_text())
+        return None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was ever started."""
+        return (self.folder / "ports.json").exists()
+
+    def start(self) -> None:
+        """Return when the node is usable; at once when it is running. BusError with the end of its
+        log when it does not come up."""
+        script = server_script()
+        if self.pid is not None:
+            self._wait_until_usable()
+            return
+        try:
+            self._lay_out()
+            self._launch(script)
+        except OSError as error:
+            raise BusError(f"{self.folder}: {error.strerror} ({error.filename})") from error
+        self._wait_until_usable()
+
+    def stop(self) -> None:
+        """End the node and its port mapper; nothing where it is not running."""
+        while (pid := self.pid) is not None:  # what is only starting may be deaf, and holds nothing
+            if pid != self._written_pid() or not self._ends(pid, signal.SIGTERM):
+                self._kill(pid)
+        self._end_port_mapper()
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine failure would."""
+        pid = self.pid
+        if pid is not None:
+            self._kill(pid)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def wipe(self) -> None:
+        """Delete every queue with all that is in it, and our exchanges."""
+        for kind in ("queues", "exchanges"):
+            for found in self.manage("GET", f"/api/{kind}/%2F?disable_stats=true"):
+                name = str(found["name"])
+                if not name or name.startswith("amq."):
+                    continue
+                with suppress(urllib.error.HTTPError):  # exclusive, or gone by now
+                    self.manage("DELETE", f"/api/{kind}/%2F/{quote(name, '')}")
+
+    def purge(self) -> None:
+        """Empty every queue."""
+        for queue in self.manage("GET", "/api/queues/%2F?disable_stats=true"):
+            with suppress(urllib.error.HTTPError):
+                self.manage("DELETE", f"/api/queues/%2F/{quote(str(queue['name']), '')}/contents")
+
+    def manage(self, method: str, path: str, body: object = None) -> Any:
+        """One call of the management API as the administrator; the answer's JSON, if any."""
+        credentials = base64.b64encode(f"{USER}:{self.password}".encode()).decode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.management}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
+            method=method,
+        )
+        with _direct.open(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """By what listens; chosen at the first start."""
+        ports = json.loads((self.folder / "ports.json").read_text())
+        assert isinstance(ports, dict)
+        return ports
+
+    def _lay_out(self) -> None:
+        """Folders and secrets, once."""
+        for name in ("home", "mnesia", "log"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        _write_once(self.folder / "home" / ".erlang.cookie", secrets.token_hex(20), 0o400)
+        _write_once(self.folder / "password", secrets.token_hex(20), 0o600)
+        (self.folder / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+
+        if not (self.folder / "ports.json").exists():
+            ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+            (self.folder / "ports.json").write_text(json.dumps(ports))
+        config = self.folder / "rabbitmq.conf"
+        config.touch(0o600)
+        config.write_text("\n".join(self._config()) + "\n")
+
+    def _config(self) -> list[str]:
+        ports = self.ports
+        lines = [
+            f"default_user = {USER}",
+            f"default_pass = {self.password}",
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {ports['management']}",
+            "prometheus.tcp.ip = 127.0.0.1",
+            f"prometheus.tcp.port = {ports['prometheus']}",
+            "log.file.level = info",
+        ]
+        if self.tls is None:
+            return [*lines, f"listeners.tcp.local = 127.0.0.1:{ports['amqp']}"]
+        return [
+            *lines,
+            "listeners.tcp = none",
+            f"listeners.ssl.local = 127.0.0.1:{ports['amqp']}",
+            f"ssl_options.cacertfile = {self.tls.ca}",
+            f"ssl_options.certfile = {self.tls.cert}",
+            f"ssl_options.keyfile = {self.tls.key}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = true",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the caller's but where programs are."""
+        ports, folder = self.ports, self.folder
+        return {
+            "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(folder / "home"),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(ports["mapper"]),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_NODENAME": "dpstream@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(ports["amqp"]),
+            "RABBITMQ_DIST_PORT": str(ports["distribution"]),
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_PID_FILE": str(self._pid_file),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def _taken(self) -> list[str]:
+        """Which of our ports are not free; the port mapper may outlive a killed node."""
+        return [n for n, port in self.ports.items() if n != "mapper" and not is_free(port)]
+
+    def _launch(self, script: Path) -> None:
+        within(CLOSING_SECONDS, lambda: not self._taken())
+        for name in self._taken():
+            port = self.ports[name]
+            raise BusError(f"{self.folder / 'ports.json'}: {name}: {port}: the port is taken")
+        self._pid_file.unlink(missing_ok=True)
+        with (self.folder / "log" / "output").open("wb") as output:
+            self._child = subprocess.Popen(
+                [str(script)],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_until_usable(self) -> None:
+        def has_ended() -> bool:
+            return self._child is not None and self._child.poll() is not None
+
+        up = within(START_SECONDS, lambda: has_ended() or self._is_usable()) and not has_ended()
+        if not up:
+            last_words = self._last_words()
+            self.stop()
+            raise BusError(f"{self.folder}: RabbitMQ does not come up\n{last_words}")
+
+    def _is_usable(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.ports["amqp"]), timeout=5):
+                pass
+            self.manage("GET", "/api/overview?disable_stats=true")
+        except OSError:  # urllib's errors among them
+            return False
+        return self.pid is not None
+
+    def _last_words(self) -> str:
+        output = self.folder / "log" / "output"
+        return output.read_text(errors="replace")[-2000:] if output.exists() else ""
+
+    def _is_node(self, pid: int) -> bool:
+        """Whether the process is this folder's node, or the script around it: a pid file may be
+        old, and the port mapper was given the same environment. All is empty of a zombie."""
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.environ().get("RABBITMQ_PID_FILE") == str(self._pid_file):
+                command = " ".join(process.cmdline())
+                return str(self.folder) in command or SCRIPT in command
+        return False
+
+    def _kill(self, pid: int) -> None:
+        if not self._ends(pid, signal.SIGKILL):
+            raise BusError(f"{self.folder}: the node with pid {pid} does not die")
+
+    def _ends(self, pid: int, number: signal.Signals) -> bool:
+        """Whether the node is gone some time after this signal."""
+        with suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                os.killpg(os.getpgid(pid), number)  # with the script around it
+            else:
+                os.kill(pid, number)
+        gone = within(STOP_SECONDS, lambda: not self._is_node(pid))
+        if gone and self._child is not None:
+            self._child.wait(STOP_SECONDS)  # the script around it
+        return gone
+
+    def _end_port_mapper(self) -> None:
+        epmd = shutil.which("epmd", path=self._environment()["PATH"])
+        if epmd is not None:
+            subprocess.run([epmd, "-kill"], env=self._environment(), capture_output=True)
+
+
+def _write_once(file: Path, text: str, mode: int) -> None:
+    if not file.exists():
+        file.touch(0o600)
+        file.write_text(text)
+        file.chmod(mode)

@@ -1,0 +1,243 @@
+"""The table of `shared/access.py` in the words of RabbitMQ, AWS, Alibaba Cloud and SeaweedFS."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpstream.shared.access import LISTENERS, PROBES, SETTLING, Role, kept_from
+from dpstream.shared.bus.topology import DEAD, EVENTS, TASKS, TOPOLOGY
+
+ADMIN = "admin"
+"""Makes the bucket; no service is it."""
+NOTHING = "^$"
+"""As RabbitMQ has it: matches no name."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is shared by those who get access, and who they are: roles by user name."""
+
+    bucket: str
+    users: Mapping[str, Role]
+    prefix: str = ""
+    vhost: str = "dpstream"
+    broker_prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What one user proves itself with, at broker and store."""
+
+    password: str = field(repr=False)
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+# --------------------------------------------------------------------------------------- the broker
+
+
+def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:
+    """Users, virtual host and permissions, as RabbitMQ imports them."""
+    return {
+        "users": [
+            {
+                "name": user,
+                "password_hash": hashed(known[user].password, secrets.token_bytes(4)),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+            for user in place.users
+        ],
+        "vhosts": [{"name": place.vhost}],
+        "permissions": [
+            {"user": user, "vhost": place.vhost, **permission(role, place.broker_prefix)}
+            for user, role in place.users.items()
+        ],
+        "topic_permissions": [
+            {"user": user, "vhost": place.vhost, **topic_permission(role, place.broker_prefix)}
+            for user, role in place.users.items()
+        ],
+    }
+
+
+def permission(role: Role, prefix: str = "") -> dict[str, str]:
+    """Names of the queues and exchanges that a user may declare and delete, write to, read from.
+    Who gives commands declares everything: a queue is bound by writing to it."""
+    listeners = (LISTENERS,) if role.hears else ()
+    if role.commands:
+        every = (EVENTS, TASKS, DEAD, *(row.name for row in TOPOLOGY), *listeners, SETTLING)
+        return dict.fromkeys(("configure", "write", "read"), _names(every, prefix))
+    says = (EVENTS,) if role.says else ()
+    hears = (EVENTS,) if role.hears else ()
+    return {
+        "configure": _names(listeners, prefix),
+        "write": _names((*says, *listeners), prefix),
+        "read": _names((*role.consumes, *hears, *listeners), prefix),
+    }
+
+
+def topic_permission(role: Role, prefix: str = "") -> dict[str, str]:
+    """Topics `<campaign>.<kind>` that may be said, and patterns of topics that may be heard."""
+    return {
+        "exchange": prefix + EVENTS,
+        "write": _topics(role.says),
+        "read": _topics(role.hears),
+    }
+
+
+def _names(patterns: Sequence[str], prefix: str) -> str:
+    if not patterns:
+        return NOTHING
+    return f"^{re.escape(prefix)}({'|'.join(_regex(each, '.+') for each in patterns)})$"
+
+
+def _topics(kinds: Sequence[str]) -> str:
+    if not kinds:
+        return NOTHING
+    return rf"^[^.]+\.({'|'.join(_regex(each, '[^.]+') for each in kinds)})$"
+
+
+def _regex(pattern: str, anything: str) -> str:
+    return anything.join(re.escape(part) for part in pattern.split("*"))
+
+
+def hashed(password: str, salt: bytes) -> str:
+    """As RabbitMQ keeps passwords: base64 of the salt (4 bytes) and the SHA-256 of both."""
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+# ---------------------------------------------------------------------------------------- the store
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one provider writes a policy. `listed`: operator and key of the condition on a listing's
+    prefix; `created`: the condition under which a write replaces nothing; `secured`: the key that
+    tells TLS."""
+
+    version: str
+    service: str
+    list_action: str
+    resource: str
+    listed: tuple[str, str]
+    created: Mapping[str, Any] = field(default_factory=dict)
+    secured: str | None = None
+
+
+DIALECTS = {
+    "aws": Dialect(
+        version="2012-10-17",
+        service="s3",
+        list_action="ListBucket",
+        resource="arn:aws:s3:::",
+        # Of an absent object S3 says 403 instead of 404 to who may not list; there is no prefix
+        # in such a request, hence IfExists.
+        listed=("StringLikeIfExists", "s3:prefix"),
+        created={"Null": {"s3:if-none-match": "false"}},
+        secured="aws:SecureTransport",
+    ),
+    "alibaba": Dialect(
+        version="1",
+        service="oss",
+        list_action="ListObjects",
+        resource="acs:oss:*:*:",
+        listed=("StringLike", "oss:Prefix"),
+        secured="acs:SecureTransport",
+    ),
+    "seaweedfs": Dialect(
+        version="2012-10-17",
+        service="s3",
+        list_action="ListBucket",
+        resource="arn:aws:s3:::",
+        listed=("StringLike", "s3:prefix"),
+    ),
+}
+
+
+def policy(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
+    """What is not allowed is refused; what is denied stays so, whoever else allows it."""
+    return {
+        "Version": dialect.version,
+        "Statement": [*_allowed(role, place, dialect), *_denied(role, place, dialect)],
+    }
+
+
+def identities(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:
+    """Users with their keys and policies, as SeaweedFS reads them at its start."""
+    users = place.users
+    return {
+        "identities": [
+            {"name": ADMIN, "credentials": _credentials(known[ADMIN]), "actions": ["Admin"]},
+            *(
+                {"name": user, "credentials": _credentials(known[user]), "policyNames": [user]}
+                for user in users
+            ),
+        ],
+        "policies": [
+            {"name": user, "content": json.dumps(policy(role, place, DIALECTS["seaweedfs"]))}
+            for user, role in users.items()
+        ],
+    }
+
+
+def _allowed(role: Role, place: Deployment, dialect: Dialect) -> Iterator[dict[str, Any]]:
+    service = dialect.service
+    granted: tuple[tuple[tuple[str, ...], Iterable[str], Mapping[str, Any]], ...] = (
+        (("GetObject",), dict.fromkeys((*role.reads, *role.creates)), {}),
+        (("PutObject",), role.creates, dialect.created),
+        (("PutObject", "AbortMultipartUpload"), role.replaces, {}),
+        (("DeleteObject",), role.deletes, {}),
+    )
+    for actions, patterns, condition in granted:
+        keys = [_resource(place, dialect, pattern) for pattern in patterns]
+        if keys:
+            yield _statement("Allow", [f"{service}:{each}" for each in actions], keys, condition)
+    yield _statement(
+        "Allow",
+        [f"{service}:{dialect.list_action}"],
+        [dialect.resource + place.bucket],
+        _listing(role, place, dialect),
+    )
+
+
+def _denied(role: Role, place: Deployment, dialect: Dialect) -> Iterator[dict[str, Any]]:
+    service, bucket = dialect.service, dialect.resource + place.bucket
+    kept = [_resource(place, dialect, pattern) for pattern in kept_from(role)]
+    if kept:
+        yield _statement("Deny", [f"{service}:PutObject", f"{service}:DeleteObject"], kept, {})
+    if dialect.secured is not None:
+        plain = {"Bool": {dialect.secured: "false"}}
+        yield _statement("Deny", [f"{service}:*"], [bucket, f"{bucket}/*"], plain)
+
+
+def _listing(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
+    """Who lists nothing may list the probes: having the right at all makes absence visible."""
+    operator, key = dialect.listed
+    starts = [f"{start}*" for start in role.lists] or [PROBES]
+    return {operator: {key: [_below(place, start) for start in starts]}}
+
+
+def _statement(
+    effect: str, actions: list[str], resources: list[str], condition: Mapping[str, Any]
+) -> dict[str, Any]:
+    statement: dict[str, Any] = {"Effect": effect, "Action": actions, "Resource": resources}
+    return statement | ({"Condition": dict(condition)} if condition else {})
+
+
+def _resource(place: Deployment, dialect: Dialect, pattern: str) -> str:
+    return f"{dialect.resource}{place.bucket}/{_below(place, pattern)}"
+
+
+def _below(place: Deployment, pattern: str) -> str:
+    return f"{place.prefix}/{pattern}" if place.prefix else pattern
+
+
+def _credentials(user: Secrets) -> list[dict[str, str]]:
+    return [{"accessKey": user.access_key, "secretKey": user.secret_key}]

@@ -1,0 +1,68 @@
+"""`docs/dp-gen-keys.md`, generated from the tables that the import uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
+from dpstream.dpgen.key_table import Key
+from dpstream.dpgen.keys import (
+    DATA,
+    EXPLORATION,
+    JOBS,
+    LABELING,
+    LEFT_TO_TEMPLATE,
+    PARAM,
+    REVISIONS,
+    TEMPLATE,
+    TRAINING,
+)
+from dpstream.dpgen.machine import PART, RESOURCES, TOP
+from dpstream.dpgen.simplify import SIMPLIFY
+
+HEAD = """# Every key of DP-GEN
+
+This page lists how `dpstream import` treats each key of `dpgen run` 0.14, and `dpstream simplify`
+each key of `dpgen simplify`, including older names that are still in use. A refused key stops the
+import with a message that names the alternative; a value without effect (`false`, an empty list) is
+accepted. Keys that begin with an underscore are comments. [dp-gen.md](dp-gen.md) introduces the
+import. `make schema` generates this page from the tables that the import uses.
+"""
+SAID = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}
+
+
+def markdown() -> str:
+    """The complete page."""
+    others = PARAM[len((*DATA, *TRAINING, *EXPLORATION, *LABELING)) :]
+    parts = [
+        ("param.json: data", DATA),
+        ("param.json: training", TRAINING),
+        ("param.json: exploration", (*EXPLORATION, *others)),
+        ("param.json: model_devi_jobs[]", JOBS),
+        ("param.json: model_devi_jobs[] with a template", tuple(LEFT_TO_TEMPLATE.values())),
+        ("param.json: model_devi_jobs[].template", TEMPLATE),
+        ("param.json: model_devi_jobs[].rev_mat, sys_rev_mat.*", REVISIONS),
+        ("param.json: labeling", LABELING),
+        ("param.json of simplify: its own keys, and keys with another meaning", SIMPLIFY),
+    ]
+    for name, style in STYLES.items():
+        parts.append((f"fp_style {name}", style.keys))
+        if style.params:
+            parts.append((f"fp_style {name}: fp_params", style.params))
+    parts += [
+        ("machine.json", TOP),
+        ("machine.json: train, model_devi, fp", PART),
+        ("machine.json: resources", RESOURCES),
+    ]
+    body = "".join(line for title, keys in parts for line in _section(title, keys))
+    other = "".join(f"| `{name}` | {why} |\n" for name, why in ELSEWHERE.items())
+    return f"{HEAD}{body}\n## Other fp_styles\n\n| fp_style | |\n|---|---|\n{other}"
+
+
+def _section(title: str, keys: Sequence[Key]) -> Iterator[str]:
+    """A table; adjacent keys with the same text share a row."""
+    yield f"\n## {title}\n\n| key | becomes |\n|---|---|\n"
+    for (fate, words), group in groupby(keys, lambda key: (key.fate, key.words)):
+        names = ", ".join(f"`{key.name}`" for key in group)
+        yield f"| {names} | {SAID[fate]}{words.replace('|', chr(92) + '|')} |\n"

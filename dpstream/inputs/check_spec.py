@@ -1,0 +1,209 @@
+"""Whether all that a spec names fits together: what is refused, and what deserves a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dpstream.inputs.check_loss import loss_warnings
+from dpstream.inputs.read_labelled import Imported
+from dpstream.services.explorer.engines.check import check_engine
+from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.base import Code, cell_widths
+from dpstream.services.labeler.recipes import code_of, make_recipe, recipe_for
+from dpstream.services.trainer.training_input import NOT_THE_USERS
+from dpstream.shared.atoms.frames import Frame, frame_key
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Md, Spec, expand_material
+
+CUTOFF = 6.0
+"""Å, where the spec's descriptor states none."""
+LONG_STEP = 0.005
+"""ps; a longer time step is more likely a mistaken unit than meant."""
+Systems = Mapping[str, list[Frame]]
+"""Starting structures by system."""
+
+
+def check_stages(spec: Spec, systems: Systems, trusting: bool) -> Spec:
+    """The spec with `material` written out. Raises `SpecError` where a stage cannot be run from
+    the structures; `trusting`: it is for other workers to say which inputs for LAMMPS they take."""
+    spec = _expanded(spec, systems)
+    _check_barostat(spec, systems)
+    _check_stage_engines(spec, systems, trusting)
+    return spec
+
+
+def check_computable(
+    spec: Spec, asked: Mapping[str, Sequence[Frame]], labelled: Sequence[Imported]
+) -> None:
+    """The labeling code must be able to compute what it will be asked, frames by spec key."""
+    code, recipe = code_of(spec.labels), make_recipe(spec.labels)
+    limits = AcceptanceLimits.of(spec.labels)
+    for key, frames in asked.items():
+        for frame in frames:
+            _check_periodicity(frame, code, key)
+            broken = check_before(frame, recipe_for(recipe, frame), code, limits)
+            if broken is not None:
+                raise SpecError(
+                    f"{key}: {frame.formula} cannot be labelled ({broken.rule}): "
+                    f"{broken.detail}; change labels or the structures"
+                )
+    for item in labelled:
+        _check_periodicity(item.frame, code, item.source)
+
+
+def _check_periodicity(frame: Frame, code: Code, where: str) -> None:
+    if frame.cell is not None and not code.periodic:
+        raise SpecError(
+            f"{where}: {frame.formula} is periodic, but labels.code {code.name} computes molecules "
+            f"only; set `periodic: false` or choose a code for cells ({_codes('periodic')})"
+        )
+    if frame.cell is None and not code.molecular:
+        raise SpecError(
+            f"{where}: {frame.formula} has no cell, but labels.code {code.name} computes periodic "
+            f"cells only; give it a cell or choose a code for molecules ({_codes('molecular')})"
+        )
+
+
+def _codes(ability: str) -> str:
+    return ", ".join(sorted(name for name, code in CODES.items() if getattr(code, ability)))
+
+
+def _expanded(spec: Spec, systems: Systems) -> Spec:
+    """The spec with `material` written out, which only cells can follow."""
+    if spec.material is not None:
+        for name, frames in systems.items():
+            if any(frame.cell is None for frame in frames):
+                raise SpecError(
+                    f"material: makes npt stages, but systems.{name} has no cell; "
+                    "write `stages` for molecules"
+                )
+    return expand_material(spec)
+
+
+def _check_barostat(spec: Spec, systems: Systems) -> None:
+    """A barostat needs a cell to move, and models that learnt the virial."""
+    for number, stage in enumerate(spec.stages):
+        if not stage.md.ensemble.startswith("npt"):
+            continue
+        key = f"stages.{number}.md.ensemble"
+        for name in stage.systems:
+            if any(frame.cell is None for frame in systems[name]):
+                raise SpecError(f"{key}: {stage.md.ensemble} needs a cell; systems.{name} has none")
+        if not _virial_prefactors(spec):
+            raise SpecError(
+                f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
+                "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
+            )
+
+
+def _virial_prefactors(spec: Spec) -> list[float]:
+    """Those that the spec gives, of all members."""
+    inputs = (spec.training.input, *spec.training.member_input.values())
+    losses = [given.get("loss", {}) for given in inputs]
+    keys = ("start_pref_v", "limit_pref_v")
+    return [float(loss[key]) for loss in losses for key in keys if key in loss]
+
+
+def _check_stage_engines(spec: Spec, systems: Systems, trusting: bool) -> None:
+    """What drives a stage must make sense for every structure that it may start from."""
+    for number, stage in enumerate(spec.stages):
+        for condition in stage.conditions():
+            for frame in systems[condition.system]:
+                try:
+                    check_engine(stage, condition, frame, trusting)
+                except ValueError as error:
+                    raise SpecError(f"stages.{number}.engine: {condition}: {error}") from error
+
+
+def check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:
+    trained = {frame_key(item.frame): item for item in labelled}
+    for item in test:
+        twin = trained.get(frame_key(item.frame))
+        if twin is not None:
+            raise SpecError(
+                f"verification.data: {item.source}: a frame of {item.frame.formula} is in "
+                f"initial.data too ({twin.source}); held-out frames must not be trained on"
+            )
+
+
+def check_budget(spec: Spec, first: int) -> None:
+    if first > spec.budget.labels:
+        raise SpecError(
+            f"budget.labels: {spec.budget.labels} is less than the {first} frames labelled first"
+        )
+
+
+# ------------------------------------------------------------------------------ warnings
+
+
+def warnings_of(spec: Spec, systems: Systems, labelled: Sequence[Imported]) -> Iterator[str]:
+    for name, frames in systems.items():
+        yield from _small_cells(spec, name, frames)
+        said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
+        yield from (f"systems.{name}: {text}" for text in said)
+    yield from _dubious_labels(spec, labelled)
+    yield from loss_warnings(spec, labelled)
+    yield from _not_taken(spec)
+    yield from _unlearnt_virial(spec)
+    for number, stage in enumerate(spec.stages):
+        yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
+    reachable = spec.audit.per_round * spec.budget.rounds
+    if not spec.audit.per_round:
+        yield "audit.per_round: 0: no audit, so convergence rests on the committee's own word"
+    elif reachable < spec.audit.min_frames:
+        yield (
+            f"audit.min_frames: {spec.audit.min_frames} cannot be reached by {spec.budget.rounds} "
+            f"rounds of {spec.audit.per_round}: no stage can converge"
+        )
+
+
+def _small_cells(spec: Spec, name: str, frames: Sequence[Frame]) -> Iterator[str]:
+    cutoff = _cutoff(spec)
+    widths = [float(cell_widths(frame.cell).min()) for frame in frames if frame.cell is not None]
+    if widths and min(widths) < cutoff:
+        yield (
+            f"systems.{name}: a cell is {min(widths):.2f} Å wide, less than the model's cutoff "
+            f"({cutoff:g} Å): atoms see their own images; a supercell explores more"
+        )
+
+
+def _cutoff(spec: Spec) -> float:
+    descriptor = spec.training.input.get("model", {}).get("descriptor", {})
+    return float(descriptor.get("rcut", CUTOFF))
+
+
+def _dubious_labels(spec: Spec, labelled: Sequence[Imported]) -> Iterator[str]:
+    if any(item.frame.cell is not None and item.label.virial is None for item in labelled):
+        yield "initial.data: periodic frames without virial: they teach energy and forces only"
+    largest = max((float(np.abs(item.label.forces).max()) for item in labelled), default=0.0)
+    if largest > spec.labels.max_force:
+        yield (
+            f"initial.data: a force of {largest:.1f} eV/Å is above labels.max_force "
+            f"({spec.labels.max_force:g}), at which own labels are rejected"
+        )
+
+
+def _not_taken(spec: Spec) -> Iterator[str]:
+    given = spec.training.input.get("training", {})
+    for key in sorted(given.keys() & {"numb_steps", *NOT_THE_USERS}):
+        yield (
+            f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
+            "epochs, min_steps, max_steps) and the data"
+        )
+
+
+def _unlearnt_virial(spec: Spec) -> Iterator[str]:
+    barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
+    if barostats and not any(_virial_prefactors(spec)):
+        yield (
+            f"stages {', '.join(barostats)}: a barostat follows models that never learn the "
+            "virial: training.input.loss has start_pref_v and limit_pref_v 0"
+        )
+
+
+def _long_steps(md: Md, key: str) -> Iterator[str]:
+    if md.timestep > LONG_STEP:
+        yield f"{key}: {md.timestep:g} ps is {md.timestep * 1000:g} fs; the unit is ps"

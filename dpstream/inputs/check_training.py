@@ -1,0 +1,61 @@
+"""The training input, checked by DeePMD-kit's own rules before anything starts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dpstream.inputs.check_backend import check_backend, check_compressed
+from dpstream.services.trainer.training_input import TrainingRun, build_input
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+
+
+def check_training(spec: Spec) -> None:
+    """Complete the input of every member that has one of its own, and let DeePMD-kit judge it.
+
+    Raises `SpecError` naming section and key. Where DeePMD-kit is not installed, nothing is
+    checked: the trainer will.
+    """
+    check_compressed(spec.training)
+    try:
+        from deepmd.utils.argcheck import normalize  # deferred: not needed to submit
+    except ImportError:
+        return
+    for member in [0, *sorted(set(spec.training.member_input) - {0})]:
+        own = member in spec.training.member_input
+        run = TrainingRun(type_map=spec.type_map, systems=("data",), steps=1, seed=1, member=member)
+        document = build_input(spec.training, run)
+        _check_reach(spec, document["model"])
+        try:
+            normalize(document)
+        except SpecError:
+            raise
+        except Exception as error:  # its checker raises several kinds, all with one-line messages
+            key = f"training.member_input.{member} or training.input" if own else "training.input"
+            raise SpecError(f"{key}: {_plain(str(error))}") from error
+        check_backend(spec.training.backend, document)
+
+
+def _check_reach(spec: Spec, model: dict[str, Any]) -> None:
+    """A table is cut off where the model's atoms see no further."""
+    repulsion, descriptor = spec.training.repulsion, model.get("descriptor")
+    cutoff = descriptor.get("rcut") if isinstance(descriptor, dict) else None
+    if repulsion is None or not isinstance(cutoff, (int, float)):
+        return
+    if 2 * repulsion.outer > cutoff:
+        raise SpecError(
+            f"training.repulsion.outer: {repulsion.outer:g} Å is more than half the model's cutoff "
+            f"({cutoff:g} Å), and the table reaches twice as far"
+        )
+
+
+def _plain(message: str) -> str:
+    """`[at location `a/b`] text` as `a.b: text`."""
+    text = " ".join(message.split())
+    match = re.match(r"\[at (?:location `(?P<where>[^`]*)`|root location)\] (?P<what>.*)", text)
+    if match is None:
+        return text
+    where = (match["where"] or "").replace("/", ".")
+    what = match["what"].replace(" in strict mode", "")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,35 @@
+"""The dimers that a campaign labels first: those that its recipe can compute."""
+
+from __future__ import annotations
+
+from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
+from dpstream.services.labeler.recipes import code_of, make_recipe
+from dpstream.shared.atoms.dimers import dimer_frames
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec
+
+
+def gather_dimers(spec: Spec) -> tuple[list[Frame], list[str]]:
+    """Canonical frames, and warnings of pairs left out. `SpecError` for a pair that is asked for
+    by name and cannot be computed, or where none can."""
+    dimers = spec.initial.dimers
+    if dimers is None:
+        return [], []
+    code, recipe = code_of(spec.labels), make_recipe(spec.labels)
+    limits = AcceptanceLimits.of_dimers(dimers, spec.labels)
+    kept: list[Frame] = []
+    warnings = []
+    for pair, frames in dimer_frames(dimers, spec.type_map).items():
+        found = (check_before(frame, recipe, code, limits) for frame in frames)
+        broken = next((item for item in found if item is not None), None)
+        if broken is None:
+            kept += frames
+            continue
+        text = f"{pair} cannot be labelled ({broken.rule}): {broken.detail}"
+        if dimers.pairs:
+            raise SpecError(f"initial.dimers.pairs: {text}")
+        warnings.append(f"initial.dimers: {text}; left out")
+    if not kept:
+        raise SpecError(f"initial.dimers: no pair can be labelled: {warnings[0]}")
+    return kept, warnings

@@ -1,0 +1,218 @@
+"""Everything a spec names, read and checked before anything starts; nothing is written.
+
+Each problem is one `SpecError` line: key, file, what is there and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+
+from dpstream.inputs.check_atom_order import misnumbered
+from dpstream.inputs.check_loss import check_loss
+from dpstream.inputs.check_spec import (
+    check_budget,
+    check_computable,
+    check_held_out,
+    check_stages,
+    warnings_of,
+)
+from dpstream.inputs.check_training import check_training
+from dpstream.inputs.dimers import gather_dimers
+from dpstream.inputs.frames_as_given import picked, run_lengths, runs
+from dpstream.inputs.read_labelled import Imported, read_labelled
+from dpstream.inputs.systems import SystemStructures
+from dpstream.inputs.training_files import TrainingFile, given_files
+from dpstream.shared.atoms.builders import perturbed_apart, scaled
+from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_key
+from dpstream.shared.atoms.properties import PROPERTIES
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Perturb, Spec
+from dpstream.shared.values import stable_seed
+
+MOST_FRAMES = 10_000
+"""Structures that a campaign begins with: every snapshot of its state names them all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What a campaign starts from, in canonical frames.
+
+    systems: starting structures by system; initial: frames to be labelled first; labelled:
+    imported training data; test: held-out labelled frames; warnings: for people; files: what
+    trainings are given; attachments: what the labeling recipe names by digest; points: structures
+    of each property that is compared with the recipe's; lengths: by system whose structures are
+    looked at as they are, how many of them one trajectory looks at.
+    """
+
+    systems: dict[str, list[Frame]]
+    initial: list[Frame]
+    labelled: list[tuple[Frame, FrameLabel]]
+    test: list[tuple[Frame, FrameLabel]]
+    warnings: list[str]
+    files: dict[str, TrainingFile] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    points: list[list[Frame]] = field(default_factory=list)
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """Frames to be labelled whatever is explored."""
+        return len(self.initial) + self.measured
+
+    @property
+    def measured(self) -> int:
+        """Frames to be labelled for properties alone."""
+        keys = {frame_key(frame) for frames in self.points for frame in frames}
+        return len(keys - {frame_key(frame) for frame in self.initial})
+
+    def starts(self, system: str) -> int:
+        """Structures of the system that trajectories start from."""
+        frames = self.systems[system]
+        return len(runs(frames, self.lengths[system])) if system in self.lengths else len(frames)
+
+
+def gather(
+    spec: Spec, folder: Path, trusting: bool = False, structures: SystemStructures | None = None
+) -> Gathered:
+    """Read all that `spec` names, relative to `folder`, and check that it fits together;
+    `trusting`: it is for other workers to say which inputs for LAMMPS they take; `structures`:
+    those of the systems, where they have been read.
+
+    Raises `SpecError`, one line, at the first problem.
+    """
+    check_training(spec)
+    structures = structures or SystemStructures(spec, folder)
+    systems = {name: _starting_structures(spec, name, structures) for name in spec.systems}
+    labelled, test, said = _labelled_sets(spec, folder)
+    check_loss(spec, labelled, test)
+    points = _points(spec, systems)
+    check_computable(spec, _asked(systems, points), labelled + test)
+    spec = check_stages(spec, systems, trusting)
+    check_held_out(labelled, test)
+    systems = {name: [*_unique(frames)] for name, frames in systems.items()}
+    dimers, left_out = gather_dimers(spec)
+    initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
+    warnings = [*said, *left_out, *misnumbered(spec, structures)]
+    warnings += warnings_of(spec, systems, labelled)
+    gathered = Gathered(
+        systems,
+        initial,
+        _pairs(labelled),
+        _pairs(test),
+        warnings,
+        given_files(spec, folder),
+        points=points,
+        lengths=run_lengths(spec),
+    )
+    _check_number(gathered)
+    check_budget(spec, gathered.first)
+    return gathered
+
+
+def _check_number(gathered: Gathered) -> None:
+    begun = sum(map(gathered.starts, gathered.systems)) + gathered.first
+    if begun > MOST_FRAMES:
+        raise SpecError(
+            f"systems, initial: {begun} structures to begin with, at most {MOST_FRAMES}: list fewer"
+        )
+
+
+def _asked(systems: Mapping[str, list[Frame]], points: list[list[Frame]]) -> dict[str, list[Frame]]:
+    """Frames that the labeling code will meet, by spec key."""
+    starts = {f"systems.{name}": frames for name, frames in systems.items()}
+    return starts | {f"verification.properties.{n}": frames for n, frames in enumerate(points)}
+
+
+def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]:
+    """The structures of each property that is compared with the recipe's."""
+    found = []
+    for number, wanted in enumerate(spec.verification.properties):
+        try:
+            found.append(PROPERTIES[wanted.property].points(systems[wanted.system][0]))
+        except ValueError as error:
+            where = f"verification.properties.{number}: {wanted.property} of {wanted.system}"
+            raise SpecError(f"{where}: {error}") from error
+    return found
+
+
+def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
+    """Training and held-out data, and what their readers warned of (frames left out…)."""
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        labelled = read_labelled(spec.initial.data, folder, spec.type_map, "initial.data")
+        test = read_labelled(spec.verification.data, folder, spec.type_map, "verification.data")
+    said = [f"labelled sets: {w.message}" for w in caught if w.category is UserWarning]
+    return labelled, test, list(dict.fromkeys(said))
+
+
+def _pairs(items: Sequence[Imported]) -> list[tuple[Frame, FrameLabel]]:
+    """Frames with labels, each frame once."""
+    return list({frame_key(item.frame): (item.frame, item.label) for item in items}.values())
+
+
+def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:
+    yield from {frame_key(frame): frame for frame in frames}.values()
+
+
+# ------------------------------------------------------------------------------ structures
+
+
+def _starting_structures(spec: Spec, name: str, structures: SystemStructures) -> list[Frame]:
+    frames = []
+    for where, each in structures(name):
+        if name not in structures.given:
+            _check_frame(each.frame, spec, where)
+        frames.append(each.frame)
+    return frames
+
+
+def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
+    unknown = sorted(set(frame.species) - set(spec.type_map))
+    if unknown:
+        known = ", ".join(spec.type_map)
+        raise SpecError(f"{where}: element {unknown[0]} is not in type_map ({known})")
+    pair = closest_pair(frame, spec.labels.min_distance)
+    if pair is not None:
+        i, j, distance = pair
+        raise SpecError(
+            f"{where}: atoms {frame.species[i]}{i + 1} and {frame.species[j]}{j + 1} are "
+            f"{distance:.3f} Å apart, closer than labels.min_distance "
+            f"({spec.labels.min_distance:g} Å); atoms count from 1, sorted by element"
+        )
+
+
+# ------------------------------------------------------------------------------ initial frames
+
+
+def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
+    """Perturbed copies, dealt evenly over each system's structures."""
+    perturb = spec.initial.perturb
+    if perturb is None:
+        return []
+    return [
+        _perturbed_copy(
+            scaled(
+                structures[k * len(structures) // perturb.copies],
+                perturb.scale[k % len(perturb.scale)],
+            ),
+            perturb,
+            spec.labels.min_distance,
+            np.random.default_rng(stable_seed(spec.seed, "perturb", name, k)),
+        )
+        for name, structures in systems.items()
+        for k in range(perturb.copies)
+    ]
+
+
+def _perturbed_copy(
+    frame: Frame, perturb: Perturb, shortest: float, rng: np.random.Generator
+) -> Frame:
+    try:
+        return perturbed_apart(frame, perturb.displace, perturb.strain, shortest, rng)
+    except ValueError as error:
+        raise SpecError(f"initial.perturb.displace: {error}; give a smaller one") from error

@@ -1,0 +1,272 @@
+"""Imported sets that users already have, read into our frames and labels.
+
+DeePMD-kit folders and HDF5 files and VASP's OUTCAR go through dpdata, which converts to eV, Å and
+DeePMD's virial; anything else through ASE, whose stress has the opposite sign per volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.shared.atoms.frames import (
+    PARAMETERS,
+    WEIGHTS,
+    Floats,
+    Frame,
+    FrameLabel,
+    canonical,
+    from_ase,
+)
+from dpstream.shared.errors import SpecError
+
+HDF5 = (".hdf5", ".h5")
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A canonical frame with its label in the frame's order and orientation, and the file it
+    came from. Parameters and weights of atoms come from files of DeePMD-kit's names or, in
+    extended xyz, from info and columns of these names."""
+
+    frame: Frame
+    label: FrameLabel
+    source: str
+
+
+def read_labelled(
+    patterns: Sequence[str], folder: Path, type_map: Sequence[str], key: str
+) -> list[Imported]:
+    """All labelled frames that `patterns` (relative to `folder`) name. `SpecError` names the
+    file and spec key `key` of what cannot be read."""
+    found = [item for p in patterns for item in _read_pattern(p, folder, type_map, key)]
+    return [_checked(item, type_map, key) for item in found]
+
+
+def _read_pattern(
+    pattern: str, folder: Path, type_map: Sequence[str], key: str
+) -> Iterator[Imported]:
+    name, _, inside = pattern.partition("#")
+    for path in find_files(name, folder, key):
+        try:
+            items = list(_read(path, inside, type_map))
+        except SpecError:
+            raise
+        except Exception as error:  # dpdata, h5py and ASE raise whatever their parsers meet
+            raise SpecError(
+                f"{key}: {path}: cannot be read as a labelled set: {one_line(error)}"
+            ) from error
+        if not items:
+            raise SpecError(f"{key}: {path}: holds no converged frame with energy and forces")
+        yield from items
+
+
+def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
+    """Existing paths that match `pattern`, sorted; `SpecError` if there is none."""
+    base = Path(pattern).expanduser()
+    if base.is_absolute():
+        folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
+    if not pattern:
+        raise SpecError(f"{key}: '' names no file")
+    exact = folder / pattern
+    try:
+        matches = [exact] if exact.exists() else sorted(folder.glob(pattern))
+    except (ValueError, OSError) as error:
+        raise SpecError(f"{key}: {pattern!r}: {one_line(error)}") from error
+    if not matches:
+        raise SpecError(f"{key}: no file matches {pattern!r} in {folder.absolute()}")
+    return matches
+
+
+def one_line(error: Exception) -> str:
+    """An exception as one line, with its class where it says little itself."""
+    text = " ".join(str(error).split())
+    return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _read(path: Path, inside: str, type_map: Sequence[str]) -> Iterator[Imported]:
+    if path.suffix in HDF5:
+        for group in [inside.strip("/")] if inside else _groups(path):
+            source = f"{path}#/{group}"
+            yield from _through_dpdata(source, "deepmd/hdf5", type_map, source)
+    elif path.is_dir():
+        for system in sorted(p.parent for p in path.rglob("type.raw")):
+            yield from _deepmd_folder(system, type_map)
+    elif "OUTCAR" in path.name:
+        yield from _through_dpdata(str(path), "vasp/outcar", type_map, str(path))
+    else:
+        yield from _through_ase(path)
+
+
+def _groups(path: Path) -> list[str]:
+    """DeePMD systems inside an HDF5 file."""
+    import h5py
+
+    groups: list[str] = []
+    with h5py.File(path, "r") as file:
+        file.visit(lambda name: groups.append(name) if name.endswith("type.raw") else None)
+    return sorted(name.removesuffix("type.raw").strip("/") for name in groups)
+
+
+def _deepmd_folder(folder: Path, type_map: Sequence[str]) -> Iterator[Imported]:
+    sets = sorted(folder.glob("set.*"))
+    form = "deepmd/npy" if sets else "deepmd/raw"
+    for part in sets or [folder]:
+        _require(part, ".npy" if sets else ".raw")
+    if any((part / "real_atom_types.npy").exists() for part in sets):
+        form = "deepmd/npy/mixed"
+    yield from _through_dpdata(str(folder), form, type_map, str(folder))
+
+
+def _require(folder: Path, suffix: str) -> None:
+    for name in ("energy", "force"):
+        if not (folder / f"{name}{suffix}").exists():
+            raise SpecError(
+                f"{folder}: has no {name}{suffix}: a labelled set needs energy and force"
+            )
+
+
+def _through_dpdata(
+    name: str, form: str, type_map: Sequence[str], source: str
+) -> Iterator[Imported]:
+    import dpdata  # deferred: slow to import
+
+    _register_further(dpdata)
+    if form == "deepmd/npy/mixed":
+        systems = list(dpdata.MultiSystems().load_systems_from_file(name, fmt=form))
+    else:
+        systems = [_load(dpdata, name, form, type_map)]
+    for system in systems:
+        yield from _frames(system.data, source)
+
+
+def _register_further(dpdata: Any) -> None:
+    """Tell dpdata of the arrays that it would leave aside."""
+    from dpdata.data_type import Axis, DataType
+
+    shapes = {"fparam": (-1,), "aparam": (Axis.NATOMS, -1)} | dict.fromkeys(WEIGHTS, (Axis.NATOMS,))
+    for name, shape in shapes.items():
+        kind = DataType(name, np.ndarray, (Axis.NFRAMES, *shape), required=False, deepmd_name=name)
+        dpdata.System.register_data_type(kind)
+        dpdata.LabeledSystem.register_data_type(kind)
+
+
+def _load(dpdata: Any, name: str, form: str, type_map: Sequence[str]) -> Any:
+    """One system. Without a type_map of its own, DeePMD's types count in the model's order."""
+    system = dpdata.LabeledSystem(name, fmt=form)
+    if any(str(n).startswith("Type_") for n in system.data["atom_names"]):
+        return dpdata.LabeledSystem(name, fmt=form, type_map=list(type_map))
+    return system
+
+
+def _frames(data: dict[str, Any], source: str) -> Iterator[Imported]:
+    """Frames of dpdata: coords, forces `(n, a, 3)`; cells, virials `(n, 3, 3)`, virial = −dE/dε."""
+    species = tuple(str(data["atom_names"][t]) for t in data["atom_types"])
+    periodic, virials = not data.get("nopbc", False), data.get("virials")
+    further = [name for name in (*PARAMETERS, *WEIGHTS) if name in data]
+    for i, positions in enumerate(data["coords"]):
+        cell = np.array(data["cells"][i], dtype=np.float64) if periodic else None
+        virial = None if virials is None else np.array(virials[i], dtype=np.float64)
+        own = {name: np.array(data[name][i], dtype=np.float64) for name in further}
+        parameters = {name: own.pop(name) for name in PARAMETERS if name in own}
+        frame = Frame(species, np.array(positions, dtype=np.float64), cell, **parameters)
+        forces = np.array(data["forces"][i], dtype=np.float64)
+        label = FrameLabel(float(data["energies"][i]), forces, virial, **own)
+        yield _canonical(frame, label, source)
+
+
+def _through_ase(path: Path) -> Iterator[Imported]:
+    for number, atoms in enumerate(read_ase(path)):
+        results = {} if atoms.calc is None else atoms.calc.results
+        # The energy whose derivative the forces are: with smearing, the free energy.
+        energy = results.get("free_energy", results.get("energy"))
+        if energy is None or results.get("forces") is None:
+            absent = "energy" if energy is None else "forces"
+            raise SpecError(f"{path}: frame {number} has no {absent}: a labelled set needs both")
+        try:
+            frame = from_ase(atoms)
+        except ValueError as error:
+            raise SpecError(f"{path}: frame {number}: {error}") from error
+        forces = np.array(results["forces"], dtype=np.float64)
+        own = {
+            name: np.array(atoms.arrays[name], dtype=np.float64)
+            for name in WEIGHTS
+            if name in atoms.arrays
+        }
+        label = FrameLabel(float(energy), forces, _ase_virial(atoms, results), **own)
+        yield _canonical(frame, label, str(path))
+
+
+def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
+    """−dE/dε in eV: as given (`virial`, QUIP's key), or −stress · V of ASE's stress."""
+    given = atoms.info.get("virial")
+    if given is not None:
+        return np.array(given, dtype=np.float64).reshape(3, 3)
+    stress = results.get("stress")
+    if stress is None:
+        return None
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    full = stress if np.shape(stress) == (3, 3) else voigt_6_to_full_3x3_stress(stress)
+    return np.array(-full * atoms.get_volume(), dtype=np.float64)
+
+
+def read_ase(path: Path) -> list[Any]:
+    """Every frame of a file as `ase.Atoms`; `SpecError` where the file is none ASE reads."""
+    import ase.io
+
+    if not path.is_file():
+        raise SpecError(f"{path}: is a folder, not a file of structures")
+    if path.stat().st_size == 0:
+        raise SpecError(f"{path}: is empty")
+    try:
+        frames = list(ase.io.read(path, index=":"))
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise SpecError(f"{path}: cannot be read as a structure: {one_line(error)}") from error
+    if not frames or not all(len(atoms) for atoms in frames):
+        raise SpecError(f"{path}: holds no atoms")
+    return frames
+
+
+def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
+    """Every frame of a file in dpdata's format `form` as `ase.Atoms`; `SpecError` where it is none.
+    Files without symbols have their types counted in the model's order."""
+    import dpdata  # deferred: slow to import
+
+    try:
+        system = dpdata.System(str(path), fmt=form, type_map=list(type_map))
+        return list(system.to("ase/structure"))
+    except Exception as error:  # dpdata raises whatever its readers meet
+        raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
+
+
+def _canonical(frame: Frame, label: FrameLabel, source: str) -> Imported:
+    """The frame in canonical form, its label turned and reordered with it."""
+    try:
+        form = canonical(frame)
+    except ValueError as error:
+        raise SpecError(f"{source}: {error}") from error
+    turned = label.forces[form.order] @ form.rotation
+    virial = None  # means nothing without a cell
+    if label.virial is not None and form.frame.cell is not None:
+        virial = form.rotation.T @ label.virial @ form.rotation
+    weights = {name: values[form.order] for name, values in label.weights.items()}
+    return Imported(form.frame, FrameLabel(label.energy, turned, virial, **weights), source)
+
+
+def _checked(item: Imported, type_map: Sequence[str], key: str) -> Imported:
+    unknown = sorted(set(item.frame.species) - set(type_map))
+    if unknown:
+        known = ", ".join(type_map)
+        raise SpecError(f"{key}: {item.source}: element {unknown[0]} is not in type_map ({known})")
+    arrays = [np.array(item.label.energy), item.frame.positions, item.label.forces]
+    arrays += item.label.weights.values()
+    if item.label.virial is not None:
+        arrays.append(item.label.virial)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise SpecError(f"{key}: {item.source}: has numbers that are not finite")
+    return item

@@ -1,0 +1,88 @@
+"""The structures that the systems of a spec start from, as their files have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from dpstream.inputs.read_labelled import find_files, read_ase, read_dpdata
+from dpstream.shared.atoms.builders import slab, supercell
+from dpstream.shared.atoms.frames import Canonical, Frame, canonical, from_ase
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Spec, System
+
+
+class SystemStructures:
+    """By name of a system, each structure with where it stands; files are read once, and those
+    `given` in canonical form not at all."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
+    ) -> None:
+        self.given = given
+        self._spec, self._folder = spec, folder
+        self._read: dict[str, list[tuple[str, Canonical]]] = {}
+
+    def __call__(self, system: str) -> list[tuple[str, Canonical]]:
+        if system not in self._read:
+            self._read[system] = list(self._found(system))
+        return self._read[system]
+
+    def _found(self, system: str) -> Iterator[tuple[str, Canonical]]:
+        if system not in self.given:
+            yield from _structures(self._spec, system, self._folder)
+            return
+        for number, frame in enumerate(self.given[system]):
+            yield f"systems.{system}: frame {number}", canonical(frame)
+
+
+def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
+    system, key = spec.systems[name], f"systems.{name}.structures"
+    paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
+    for path in dict.fromkeys(paths):
+        for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
+            where = f"{path}: frame {number}" if number else str(path)
+            try:
+                built = _built_from(canonical(from_ase(atoms, system.periodic)), system)
+            except ValueError as error:
+                raise SpecError(f"{key}: {where}: {error}") from error
+            for each in built:
+                yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
+
+
+def _with_parameters(frame: Frame, system: System) -> Frame:
+    """The structure, with the parameters that its system gives to all of it."""
+    own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
+    if system.aparam:
+        own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
+    return frame.given(own)
+
+
+def _built_from(structure: Canonical, system: System) -> list[Canonical]:
+    """What the `slabs` and `supercell` of a system make of one of its structures."""
+    cuts, repeat = system.slabs, system.supercell
+    if cuts is None and repeat is None:
+        return [structure]
+    built = [structure.frame]
+    if cuts is not None:
+        built = [
+            slab(structure.frame, miller, vacuum, layers=cuts.layers, thickness=cuts.thickness)
+            for miller in cuts.miller
+            for vacuum in cuts.vacuum
+        ]
+    return [canonical(f if repeat is None else supercell(f, repeat)) for f in built]
+
+
+def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
+    try:
+        return read_ase(path) if form is None else read_dpdata(path, form, type_map)
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error

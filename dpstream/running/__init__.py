@@ -1,0 +1,1 @@
+"""Starts campaigns: on this machine, or with a deployment."""

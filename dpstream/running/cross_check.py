@@ -1,0 +1,79 @@
+"""Imported labels are recomputed with the campaign's recipe and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dpstream.inputs.gather import Gathered
+from dpstream.services.labeler.acceptance import largest_force
+from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import DATASET, AutoTrust, Spec, expand_material
+from dpstream.shared.values import stable_seed
+from dpstream.terminal.plan import AUTO_LOW
+
+CHECKED = 5
+"""Imported frames that are labelled again."""
+
+
+ENERGY_OFFSET = 0.05
+"""eV per atom; other settings of the same theory differ by less, another energy zero by more."""
+
+
+def cross_check(
+    gathered: Gathered, spec: Spec, label_frames: Callable[[list[Frame]], list[FrameLabel | str]]
+) -> None:
+    """Label a few imported frames again and compare.
+
+    `label_frames` gives a label, or the reason of a rejection, for each frame. Raises `SpecError`
+    when a force differs by more than low / 2 (norm over one atom, eV/Å), when an energy differs
+    by more than another energy zero would explain, or when the recipe rejects a frame.
+    """
+    if not gathered.labelled or spec.labels.code == DATASET:  # those cannot be computed again
+        return
+    rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
+    count = min(CHECKED, len(gathered.labelled))
+    chosen = [gathered.labelled[i] for i in rng.choice(len(gathered.labelled), count, False)]
+    answers = label_frames([frame for frame, _ in chosen])
+    pairs = []
+    for (frame, imported), answer in zip(chosen, answers, strict=True):
+        if isinstance(answer, str):
+            raise SpecError(
+                f"initial.data: {frame.formula}: the recipe of `labels` rejects an imported frame: "
+                f"{answer}"
+            )
+        pairs.append((imported, answer))
+    _compare(pairs, _lowest(spec, gathered) / 2)
+
+
+def _compare(pairs: Sequence[tuple[FrameLabel, FrameLabel]], tolerance: float) -> None:
+    forces = [largest_force(a.forces - b.forces) for a, b in pairs]
+    # The energy of an imported frame with coefficients is a weighted sum, not its own.
+    energies = [
+        0.0 if a.atom_ener_coeff is not None else abs(a.energy - b.energy) / len(a.forces)
+        for a, b in pairs
+    ]
+    shown = ", ".join(f"{value:.3g}" for value in forces)
+    if max(forces) > tolerance:
+        raise SpecError(
+            f"initial.data: its forces are not those of the recipe in `labels`: max |ΔF| of "
+            f"{len(pairs)} frames labelled again is {shown} eV/Å, allowed is low/2 = "
+            f"{tolerance:.3g} eV/Å"
+        )
+    if max(energies) > ENERGY_OFFSET:
+        raise SpecError(
+            f"initial.data: its energies are not those of the recipe in `labels`: they differ by "
+            f"up to {max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
+            f"allowed is {ENERGY_OFFSET:g}"
+        )
+
+
+def _lowest(spec: Spec, gathered: Gathered) -> float:
+    """The smallest force level `low` in use, eV/Å; automatic levels as they begin."""
+    spec = expand_material(spec)
+    levels = {stage.trust or spec.trust for stage in spec.stages}
+    forces = np.concatenate([label.forces.ravel() for _, label in gathered.labelled])
+    automatic = AUTO_LOW * float(np.sqrt(np.mean(forces**2)))
+    return min(automatic if isinstance(t, AutoTrust) else t.low for t in levels)

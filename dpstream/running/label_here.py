@@ -1,0 +1,141 @@
+"""Labels here and now, through the labeler's own desk: outside any campaign, by the same contract
+and into the same cache."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from dpstream.inputs.gather import Gathered
+from dpstream.running.cross_check import cross_check
+from dpstream.services.labeler.labeling import FrameLabeler
+from dpstream.services.labeler.resources import LabelerResources
+from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled, frame_key
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.errors import SpecError, Stopped
+from dpstream.shared.messages import Label as LabelCommand
+from dpstream.shared.ports import Store
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.scratch import private_folder
+from dpstream.shared.spec import LabelSettings, Spec
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Accepted, Recipe, Ref, Rejected
+
+Verdict = Accepted | Rejected
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class LabelMethod:
+    """How labels are computed here. `files` are those that the recipe refers to, by digest; `spec`
+    is the campaign's, whose dimers have caps of their own."""
+
+    labels: LabelSettings
+    recipe: Recipe
+    files: Mapping[str, bytes]
+    spec: Spec | None = None
+
+
+@contextmanager
+def frame_labeler(
+    method: LabelMethod, store: Store, purpose: str, stopping: threading.Event
+) -> Iterator[FrameLabeler]:
+    """A desk whose labels are looked up in `store` and kept there; `purpose` is what their
+    provenance says. Once `stopping` is set it raises `Stopped`. Raises `SpecError` where this
+    machine must not compute by the recipe."""
+    with private_folder(None) as scratch:
+        resources = LabelerResources.at_home(scratch, method.labels)
+        refusal = resources.refusal(method.recipe)
+        if refusal is not None:
+            raise SpecError(f"labels: {refusal}")
+        command = _command(method.labels, method.recipe, purpose)
+        context = Context(store, InProcessBus(), command, scratch, purpose, stopping)
+        try:
+            yield FrameLabeler(
+                resources, context, method.labels, method.recipe, method.spec, method.files
+            )
+        finally:
+            resources.close()
+
+
+def _command(labels: LabelSettings, recipe: Recipe, purpose: str) -> LabelCommand:
+    return LabelCommand(
+        id=purpose,
+        campaign=purpose,
+        time=0.0,
+        task=purpose,
+        title=purpose,
+        max_seconds=labels.max_seconds,
+        spec=Ref.to("labels.json", labels.model_dump_json().encode()),
+        capability=labels.capability,
+        recipe=recipe.digest,
+        frames=(),
+    )
+
+
+def label_in_parallel(
+    items: Iterable[Item],
+    work: Callable[[FrameLabeler, Item], None],
+    method: LabelMethod,
+    store: Store,
+    *,
+    purpose: str,
+    workers: int,
+    stopping: threading.Event,
+) -> None:
+    """`work` on each item, by `workers` at once, each at a desk of its own. Returns early once
+    `stopping` is set, which a failure of one worker does to the others. Raises what it died of."""
+    waiting: SimpleQueue[Item] = SimpleQueue()
+    for item in items:
+        waiting.put(item)
+
+    def employed() -> None:
+        try:
+            with (
+                suppress(Stopped, Empty),
+                frame_labeler(method, store, purpose, stopping) as open_campaign,
+            ):
+                while True:
+                    work(open_campaign, waiting.get_nowait())
+        except BaseException:
+            stopping.set()
+            raise
+
+    count = max(1, min(workers, waiting.qsize()))
+    with ThreadPoolExecutor(count) as pool:  # a desk's engine lives as long as its thread
+        crew = [pool.submit(employed) for _ in range(count)]
+    for member in crew:
+        member.result()
+
+
+def label_frames(
+    spec: Spec, recipe: Recipe, files: Mapping[str, bytes], frames: list[Frame]
+) -> list[FrameLabel | str]:
+    """The label of each canonical frame, or the reason of its rejection, kept nowhere; `files` are
+    those that the recipe refers to, by digest."""
+    method = LabelMethod(spec.labels, recipe, files, spec)
+    with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
+        store = FolderStore(Path(folder))
+        with frame_labeler(method, store, "relabel", threading.Event()) as open_campaign:
+            return [
+                _answer(open_campaign.judge(frame_key(frame), frame), store) for frame in frames
+            ]
+
+
+def _answer(verdict: Verdict, store: Store) -> FrameLabel | str:
+    if isinstance(verdict, Rejected):
+        return f"{verdict.rule}: {verdict.detail}"
+    return decode_labelled(store.get(verdict.label.uri))[1]
+
+
+def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
+    """`cross_check` by labels computed here."""
+    cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))

@@ -1,0 +1,58 @@
+"""A recipe by itself: a YAML or JSON file with a `labels` section, which a campaign spec is too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import Field, ValidationError
+
+from dpstream.inputs.label_inputs import with_label_inputs
+from dpstream.inputs.systems import SystemStructures
+from dpstream.running.label_here import LabelMethod
+from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings, Section, load_spec
+from dpstream.shared.spec.errors import explain, read_document
+from dpstream.shared.spec.inline_files import with_texts
+
+RecipeOption = Annotated[
+    Path,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="How labels are computed: a YAML or JSON file with a `labels` section as in a "
+        "campaign spec, e.g. `labels: {code: tblite}`; a whole campaign spec does too.",
+    ),
+]
+
+
+class RecipeFile(Section):
+    labels: LabelSettings
+    type_map: tuple[str, ...] = Field(default=(), description="chemical symbols, in model order")
+
+
+def read_recipe(path: Path) -> tuple[LabelMethod, tuple[str, ...]]:
+    """How labels are computed on this machine, files that the settings name included, and the type
+    map where there is one. `SpecError` names file, key, value and remedy."""
+    try:
+        labels, type_map = _read(path)
+        labels, files = read_files(labels, path.parent)
+        return LabelMethod(labels, make_recipe(labels), files), type_map
+    except SpecError as error:
+        text = str(error)
+        raise SpecError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error
+
+
+def _read(path: Path) -> tuple[LabelSettings, tuple[str, ...]]:
+    data = with_texts(read_document(path), path)
+    if data.keys() & {"systems", "stages", "initial"}:
+        spec = load_spec(path)
+        spec = with_label_inputs(spec, SystemStructures(spec, path.parent))
+        return spec.labels, spec.type_map
+    try:
+        given = RecipeFile.model_validate(data)
+        return given.labels, given.type_map
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error, RecipeFile)}") from error

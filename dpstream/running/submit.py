@@ -1,0 +1,237 @@
+"""Freezing a campaign: its spec and inputs go to the store, and the event that begins it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpstream.inputs.frames_as_given import runs
+from dpstream.inputs.gather import Gathered
+from dpstream.services.coordinator.ledger.submission import _submitted, stored_spec
+from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, frame_key
+from dpstream.shared.errors import SpecError
+from dpstream.shared.messages import CampaignSubmitted
+from dpstream.shared.ports import Store
+from dpstream.shared.spec import Spec, expand_material
+from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
+
+MOST_CHANGES = 5
+"""Changed keys that an error names."""
+
+
+def submit(
+    spec: Spec, gathered: Gathered, recipe: Recipe, store: Store, now: float
+) -> CampaignSubmitted:
+    """Store the campaign's inputs and return the event that begins it, at `now` (s, UTC).
+
+    The same campaign submitted again is the same event, to the byte. Raises `SpecError` when the
+    name is taken by a campaign with another spec, other structures or another recipe.
+    """
+    spec_ref = _freeze_spec(expand_material(spec), store)
+    event = _event(spec_ref, spec.name, gathered, recipe, store, now)
+    key = campaign_uri(spec.name, "submitted.json")
+    if store.create(key, event.model_dump_json().encode()):
+        return event
+    earlier = _submitted(key, store.get(key))
+    _check_same(earlier, event)
+    return earlier
+
+
+def announced(event: CampaignSubmitted) -> CampaignSubmitted:
+    """The event as it goes over the bus."""
+    return event.model_copy(update={"frames": (), "systems": {}, "points": ()})
+
+
+def _event(
+    spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
+) -> CampaignSubmitted:
+    inputs = _Inputs(name, store)
+    inputs.attachments(gathered.attachments)
+    return CampaignSubmitted(
+        id=stable_id("campaign", name),
+        campaign=name,
+        time=now,
+        spec=spec,
+        packs=inputs.packs(gathered.labelled),
+        pack_frames=len(gathered.labelled),
+        frames=inputs.frames(gathered.initial),
+        systems={
+            system: inputs.starts(frames, gathered.lengths[system])
+            if system in gathered.lengths
+            else inputs.frames(frames)
+            for system, frames in gathered.systems.items()
+        },
+        test=inputs.dataset(gathered.test) if gathered.test else None,
+        atoms={
+            system: max(len(frame.species) for frame in frames)
+            for system, frames in gathered.systems.items()
+        },
+        recipe=recipe,
+        points=tuple(inputs.frames(frames) for frames in gathered.points),
+        files={name: inputs.put(file.data, file.suffix) for name, file in gathered.files.items()},
+    )
+
+
+# ------------------------------------------------------------------------------ the spec
+
+
+def _freeze_spec(spec: Spec, store: Store) -> Ref:
+    key = campaign_uri(spec.name, "spec.json")
+    body = _canonical_json(spec.model_dump(mode="json"))
+    if not store.create(key, body):
+        earlier = store.get(key)
+        if earlier != body:
+            _check_unchanged(spec, stored_spec(store, spec.name))
+            body = earlier  # written by a version that knew fewer keys
+    return Ref.to(key, body)
+
+
+def _canonical_json(document: Any) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check_unchanged(spec: Spec, earlier: Spec) -> None:
+    """`SpecError` naming the keys that differ from the stored spec, defaults filled in."""
+    before = _flat(earlier.model_dump(mode="json"))
+    after = _flat(spec.model_dump(mode="json"))
+    changes = [
+        f"{key} ({_shown(before, key)} → {_shown(after, key)})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    ]
+    if changes:
+        more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+        raise SpecError(
+            f"campaign {spec.name} exists with another spec: changed keys: "
+            f"{', '.join(changes[:MOST_CHANGES])}{more}; use another name"
+        )
+
+
+_ABSENT = object()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted key. Lists of plain values are leaves."""
+    if isinstance(value, dict) and value:
+        items: Iterator[tuple[Any, Any]] = iter(value.items())
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        items = iter(enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not given"
+
+
+# ------------------------------------------------------------------------------ the inputs
+
+
+class _Inputs:
+    """Objects under `campaigns/<name>/inputs/`, named by their content."""
+
+    def __init__(self, campaign: str, store: Store) -> None:
+        self._campaign, self._store = campaign, store
+
+    def frames(self, frames: Sequence[Frame]) -> tuple[FrameRef, ...]:
+        """References to frames, in their order; one batch per composition."""
+        keys = [frame_key(frame) for frame in frames]
+        refs: dict[int, FrameRef] = {}
+        for rows in Batch.grouped(frames):
+            batch = self.put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
+            refs |= {
+                i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
+            }
+        return tuple(refs[i] for i in range(len(frames)))
+
+    def starts(self, frames: Sequence[Frame], length: int) -> tuple[FrameRef, ...]:
+        """References to the first of every so many frames of a kind, whose batch holds them."""
+        return tuple(self.frames(run)[0] for run in runs(frames, length))
+
+    def packs(self, labelled: Sequence[tuple[Frame, FrameLabel]]) -> tuple[Ref, ...]:
+        """Labelled batches, one per composition."""
+        frames = [frame for frame, _ in labelled]
+        held = [(label.virial is not None, *label.weights) for _, label in labelled]
+        return tuple(
+            self.put(_pack([labelled[i] for i in rows]).dumps(), "npz")
+            for rows in Batch.grouped(frames, held)
+        )
+
+    def dataset(self, labelled: Sequence[tuple[Frame, FrameLabel]]) -> Ref:
+        """A dataset manifest of packs."""
+        manifest = Dataset(version=0, packs=self.packs(labelled))
+        return self.put(_canonical_json(manifest.model_dump(mode="json")), "json")
+
+    def attachments(self, attachments: Mapping[str, bytes]) -> None:
+        """What the labeling recipe refers to by digest."""
+        for digest, data in attachments.items():
+            self._store.create(campaign_uri(self._campaign, "inputs", digest), data)
+
+    def put(self, data: bytes, suffix: str) -> Ref:
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
+        self._store.create(key, data)
+        return Ref.to(key, data)
+
+
+def _pack(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
+    """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, where there, virial
+    `(n, 3, 3)` eV and weights of atoms `(n, a)`."""
+    arrays = {
+        "energy": np.array([label.energy for _, label in labelled]),
+        "forces": np.stack([label.forces for _, label in labelled]),
+    }
+    virials = [label.virial for _, label in labelled if label.virial is not None]
+    if virials:
+        arrays["virial"] = np.stack(virials)
+    for name in labelled[0][1].weights:
+        arrays[name] = np.stack([label.weights[name] for _, label in labelled])
+    return Batch.of([frame for frame, _ in labelled], **arrays)
+
+
+# ------------------------------------------------------------------------------ submitted before
+
+
+def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
+    """`SpecError` naming what differs from the campaign that has the name already. Frames are
+    compared by content, packs by digest."""
+    for key, before, after in (
+        ("the structures of systems", _keys_by_system(earlier), _keys_by_system(event)),
+        ("the initial frames", _keys(earlier.frames), _keys(event.frames)),
+        ("the structures of properties", *map(_keys_of_points, (earlier, event))),
+        ("initial.data", earlier.packs, event.packs),
+        ("verification.data", earlier.test, event.test),
+        ("the files that trainings are given", earlier.files, event.files),
+        ("the labeling recipe", _recipe(earlier), _recipe(event)),
+    ):
+        if before != after:
+            shown = f" ({before} → {after})" if isinstance(before, str) else ""
+            raise SpecError(
+                f"campaign {event.campaign} exists with other inputs: {key} changed{shown}; "
+                "use another name"
+            )
+
+
+def _keys(frames: Sequence[FrameRef]) -> list[str]:
+    return [frame.key for frame in frames]
+
+
+def _keys_by_system(event: CampaignSubmitted) -> dict[str, list[str]]:
+    return {name: _keys(frames) for name, frames in event.systems.items()}
+
+
+def _keys_of_points(event: CampaignSubmitted) -> list[list[str]]:
+    return [_keys(frames) for frames in event.points]
+
+
+def _recipe(event: CampaignSubmitted) -> str:
+    recipe = event.recipe
+    return f"{recipe.code} {recipe.version} {recipe.digest}"

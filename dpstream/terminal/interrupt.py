@@ -1,0 +1,39 @@
+"""Signals that ask the command to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from dpstream.shared.runtime.signals import asked_to_stop
+
+INTERRUPTED = 130
+"""Exit status after that."""
+
+
+@contextmanager
+def signals(console: Console) -> Iterator[threading.Event]:
+    """Set on the first Ctrl-C, SIGTERM or hang-up; the second raises KeyboardInterrupt, and from
+    then on all three are ignored. Signals that were ignored when the process started (nohup) stay
+    ignored."""
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kinds = [kind for kind in wanted if signal.getsignal(kind) != signal.SIG_IGN]
+    received = 0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if number == signal.SIGHUP:
+            console.quiet = True  # the terminal is gone, and writing would fail
+        if received > 1:
+            for kind in kinds:
+                signal.signal(kind, signal.SIG_IGN)
+            raise KeyboardInterrupt
+
+    with asked_to_stop(kinds, handle, again=lambda number: None) as asked:
+        yield asked

@@ -1,0 +1,49 @@
+"""A campaign's ledger as lines to read: what was heard and what was decided, failures with their
+traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dpstream.shared import messages as m
+from dpstream.shared.codec import kind_of
+
+INDENT = " " * 8
+
+
+@dataclass
+class LedgerLines:
+    """`task`: only of the tasks whose id begins so."""
+
+    task: str = ""
+    _titles: dict[str, str] = field(default_factory=dict)
+
+    def of(self, messages: Iterable[m.Message]) -> Iterator[str]:
+        for message in messages:
+            if isinstance(message, m.Command):
+                self._titles[message.task] = message.title
+            task = getattr(message, "task", "")
+            if isinstance(message, m.ManifestFrozen) or not task.startswith(self.task):
+                continue
+            yield self._line(message, task)
+            yield from (INDENT + plain(line) for line in _trace(message).splitlines())
+
+    def _line(self, message: m.Message, task: str) -> str:
+        time = datetime.fromtimestamp(message.time).astimezone().isoformat(" ", "seconds")
+        words = [time, f"{kind_of(message):20}"]
+        if task:
+            words.append(f"{task[:8]}/{getattr(message, 'attempt', '-')}")
+            words.append(self._titles.get(task, ""))
+        detail = message.describe()
+        return plain(" ".join(words) + (f": {detail}" if detail else ""))
+
+
+def plain(text: str) -> str:
+    """Without what would steer a terminal: engines print whatever they like."""
+    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+
+
+def _trace(message: m.Message) -> str:
+    return str(getattr(message, "trace", ""))

@@ -1,0 +1,295 @@
+"""The plan that `dpstream validate` and the head of every run print, and the cross-check of
+imported labels against the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dpstream.inputs.gather import Gathered
+from dpstream.services.labeler.codes import CODES
+from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
+from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.values import Recipe
+from dpstream.terminal.tables import text_table
+
+SEMI_EMPIRICAL = "semi-empirical demo labels"
+AUTO_LOW = 0.2
+"""Automatic trust levels begin at this times the RMS force (practical guide of DP-GEN)."""
+LONGEST_SETTING = 60
+"""Characters shown of one label setting."""
+
+
+def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:
+    """What a run of `spec` will do, as rich renderables: systems, stages, recipe, training,
+    convergence, the largest number of labels it may buy, warnings."""
+    spec = expand_material(spec)
+    return [
+        _heading(spec),
+        _systems_table(spec, gathered),
+        _stages_table(spec, gathered),
+        _facts_table(spec, gathered, recipe),
+        *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
+    ]
+
+
+def _heading(spec: Spec) -> Text:
+    return Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold")
+
+
+# ------------------------------------------------------------------------------ systems, stages
+
+
+def _systems_table(spec: Spec, gathered: Gathered) -> Table:
+    table = text_table("system", "structures", "formula", "atoms", "periodic", "initial frames")
+    for name, frames in gathered.systems.items():
+        table.add_row(
+            name,
+            str(len(frames)),
+            _listed(frame.formula for frame in frames),
+            _listed(str(len(frame.species)) for frame in frames),
+            _listed("no" if frame.cell is None else _edges(frame.cell) for frame in frames),
+            str(0 if spec.initial.perturb is None else spec.initial.perturb.copies),
+        )
+    return table
+
+
+def _listed(values: Iterator[str] | Any, most: int = 3) -> str:
+    """Distinct values in order of appearance, the first few."""
+    distinct = list(dict.fromkeys(values))
+    return ", ".join(distinct[:most]) + (", …" if len(distinct) > most else "")
+
+
+def _edges(cell: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Lengths of the cell vectors, Å."""
+    return " × ".join(f"{length:.2f}" for length in np.linalg.norm(cell, axis=1)) + " Å"
+
+
+def _stages_table(spec: Spec, gathered: Gathered) -> Table:
+    table = text_table("stage", "dynamics", "T (K)", "P (bar)", "trajectories", "each", "trust")
+    for number, stage in enumerate(spec.stages, start=1):
+        still = isinstance(stage.engine, AsGiven)
+        table.add_row(
+            f"{number} {stage.name}",
+            f"{_dynamics(stage)} of {', '.join(stage.systems)}",
+            "–" if still else ", ".join(f"{t:g}" for t in stage.temperatures),
+            ", ".join(f"{p:g}" for p in stage.pressures) or "–",
+            _trajectories(stage, gathered),
+            _length(stage),
+            _stage_trust(spec, stage),
+        )
+    return table
+
+
+def _length(stage: Stage) -> str:
+    checks = stage.md.steps // stage.md.every
+    if isinstance(stage.engine, AsGiven):
+        return f"at most {checks} frames"
+    return f"{stage.md.steps * stage.md.timestep:g} ps, {checks} checks"
+
+
+def _dynamics(stage: Stage) -> str:
+    kind = stage.engine.kind
+    if isinstance(stage.engine, AsGiven):
+        return kind
+    return stage.md.ensemble if kind == "md" else f"{kind} ({stage.md.ensemble})"
+
+
+def _stage_trust(spec: Spec, stage: Stage) -> str:
+    own = (f"{system}: {_trust(levels)}" for system, levels in stage.system_trust.items())
+    rest = set(stage.systems) - set(stage.system_trust)
+    return "; ".join([*own, *([_trust(stage.trust or spec.trust)] if rest else [])])
+
+
+def conditions(stage: Stage) -> int:
+    """How many conditions one round explores."""
+    return len(list(stage.conditions()))
+
+
+def _trajectories(stage: Stage, gathered: Gathered) -> str:
+    count = conditions(stage)
+    each = [stage.trajectories(gathered.starts(system)) for system in stage.systems]
+    total = count // len(stage.systems) * sum(each)
+    return f"{total} ({count} condition{'s' if count > 1 else ''})"
+
+
+def _trust(trust: TrustLevels | AutoTrust) -> str:
+    if isinstance(trust, AutoTrust):
+        return f"auto, for a force error of {trust.target:g} eV/Å"
+    text = f"{trust.low:g}–{trust.high:g} eV/Å"
+    if trust.relative is not None:
+        text = f"{trust.low:g}–{trust.high:g} relative + {trust.relative:g} eV/Å"
+    if trust.low_v is not None and trust.high_v is not None:
+        text += f"; virial {trust.low_v:g}–{trust.high_v:g} eV/atom"
+    return text
+
+
+# ------------------------------------------------------------------------------ facts
+
+
+def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
+    table = text_table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in (
+        ("labels", recipe_words(recipe)),
+        ("initial data", _initial_words(gathered)),
+        ("training", _training_words(spec)),
+        ("selection", _selection_words(spec)),
+        ("converged when", _convergence_words(spec)),
+        ("verification", _verification_words(spec, gathered)),
+        ("labels at most", _budget_words(spec, gathered)),
+    ):
+        table.add_row(name, text)
+    return table
+
+
+def _in_short(value: object) -> str:
+    """A setting in one line, cut where it is a file's text."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_SETTING else text[: LONGEST_SETTING - 1] + "…"
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """Code, version and settings; says so where the labels are semi-empirical."""
+    code = CODES[recipe.code]
+    settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
+    text = (
+        f"{code.method(recipe.settings)} by {recipe.code} {recipe.version} ({settings}; charge "
+        f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
+    )
+    if recipe.electron_temperature is not None:
+        text += f"; electrons at the {recipe.electron_temperature} of each frame, K"
+    for formula, inputs in recipe.compositions.items():
+        text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
+    return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
+
+
+def _initial_words(gathered: Gathered) -> str:
+    parts = []
+    if gathered.initial:
+        parts.append(f"{len(gathered.initial)} frames to label first")
+    if gathered.labelled:
+        counts = Counter(frame.formula for frame, _ in gathered.labelled)
+        formulas = ", ".join(f"{count} {formula}" for formula, count in sorted(counts.items()))
+        parts.append(f"{len(gathered.labelled)} imported labelled frames ({formulas})")
+    return "; ".join(parts)
+
+
+def _training_words(spec: Spec) -> str:
+    training = spec.training
+    warm = (
+        f"; warm starts train {training.warm:.0%} of that, one version in {training.cold_every} "
+        "is cold"
+        if training.warm
+        else "; always from scratch"
+    )
+    begun = ""
+    if training.init is not None:
+        begun = f"; each begins in {', '.join(training.init.model)} ({training.init.how})"
+    return (
+        f"{training.members} members ({training.backend}), steps = {training.epochs:g} × frames / "
+        f"batch, between {training.min_steps} and {training.max_steps}{warm}; final model "
+        f"{training.final.steps_factor:g} × as long{begun}"
+    )
+
+
+def _selection_words(spec: Spec) -> str:
+    selection = spec.selection
+    return (
+        f"{selection.policy}, at most {selection.per_round} labels a round, "
+        f"{selection.per_trajectory} of a trajectory and version, {selection.min_separation:g} ps "
+        f"apart; {spec.audit.per_round} audit labels a round, never trained on"
+    )
+
+
+def _convergence_words(spec: Spec) -> str:
+    rule, audit = spec.convergence, spec.audit
+    text = (
+        f"the worst condition is ≥ {rule.accurate_ratio:.0%} accurate and ≤ {rule.max_failed:.0%} "
+        f"failed, ≤ {rule.max_rejected:.0%} of labels rejected, {rule.rounds} round(s) in a row"
+    )
+    if audit.per_round:
+        text += (
+            f", and on ≥ {audit.min_frames} audit frames of ≥ {audit.min_trajectories} "
+            f"trajectories the 95 % upper bounds hold: force RMSE ≤ {audit.force_rmse:g} eV/Å, "
+            f"P(error > {audit.error_target:g} eV/Å | accurate) ≤ {audit.exceed:g}"
+        )
+    return f"{text}; at most {spec.budget.rounds} rounds a stage"
+
+
+def _verification_words(spec: Spec, gathered: Gathered) -> str:
+    rule, parts = spec.verification, []
+    held_out = len(gathered.test) + held_out_frames(spec)
+    if held_out:
+        parts.append(
+            f"force RMSE ≤ {rule.max_force_error:.0%} of RMS force on {held_out} held-out frames"
+        )
+    if rule.nve_ps:
+        parts.append(
+            f"a stable {rule.nve_ps:g} ps run at constant energy from {rule.nve_temperature:g} K"
+        )
+    parts += [f"{p.property} of {p.system} within {100 * p.tolerance:g} %" for p in rule.properties]
+    return "; ".join(parts) or "none"
+
+
+def held_out_frames(spec: Spec) -> int:
+    """Frames that reference dynamics will keep, beside the label budget."""
+    reference = spec.verification.reference_md
+    return 0 if reference is None else reference.trajectories * reference.frames
+
+
+def most_labels(spec: Spec, first: int) -> int:
+    """Largest number of labels a campaign may buy: the `first` frames, then every round of every
+    stage at its cap (audit included), bounded by the budget. Reused labels count."""
+    spec = expand_material(spec)
+    planned = sum(_rounds(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
+    return min(spec.budget.labels, first + planned)
+
+
+def _rounds(spec: Spec, stage: Stage) -> int:
+    return spec.budget.rounds if stage.repeat else 1
+
+
+def _per_round(spec: Spec, stage: Stage) -> int:
+    rules = spec.selection
+    own = math.inf if rules.per_system is None else rules.per_system * len(stage.systems)
+    return int(min(rules.per_round, own)) + spec.audit.per_round
+
+
+def _budget_words(spec: Spec, gathered: Gathered) -> str:
+    most = most_labels(spec, gathered.first)
+    measured = f"{gathered.measured} for properties + " if gathered.measured else ""
+    text = (
+        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {measured}"
+        f"{_rounds_words(spec)})"
+    )
+    reference = spec.verification.reference_md
+    if reference is not None:
+        length = reference.equilibrate + reference.frames * reference.spacing
+        points = reference.trajectories * math.ceil(length / reference.timestep)
+        text += (
+            f"; beside them {held_out_frames(spec)} held-out frames from "
+            f"{reference.trajectories} reference trajectories ({points} single points)"
+        )
+    return text
+
+
+def _rounds_words(spec: Spec) -> str:
+    """Stages × rounds × labels of a round, stages alike together."""
+    alike = Counter((_rounds(spec, stage), _per_round(spec, stage)) for stage in spec.stages)
+    audit = spec.audit.per_round
+    return " + ".join(
+        f"{count} stages × {rounds} rounds × ({labels - audit} + {audit} audit)"
+        for (rounds, labels), count in alike.items()
+    )
+
+
+# ------------------------------------------------------------------------------ cross-check

@@ -1,1 +1,0 @@
-"""How each message changes the state; `evolve.py` has the table."""

@@ -1,0 +1,140 @@
+"""What Prometheus is told of the coordinator and its campaigns."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.overview import (
+    label_counts,
+    pool_size,
+    standing,
+    task_counts,
+)
+from dpstream.shared.codec import queue_of
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+
+class CoordinatorMetrics:
+    """A registry of its own: gauges are counted from the books when they are asked for."""
+
+    def __init__(self, read_access: ReadAccess) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Gauges(read_access))
+        decide = Histogram(
+            "dpstream_decide_seconds",
+            "Time to decide upon one event",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        read_access.coordinator.timed = decide.observe
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Gauges(Collector):
+    def __init__(self, read_access: ReadAccess) -> None:
+        self._read_access = read_access
+
+    def collect(self) -> Iterator[Metric]:
+        states = self._read_access.states()
+        yield self._standings()
+        yield self._dead_letters()
+        yield _waiting(states.values())
+        for metric in (_tasks, _labels):
+            yield metric(states.items())
+        yield from _numbers(states.items())
+
+    def _standings(self) -> Metric:
+        found = GaugeMetricFamily("dpstream_campaigns", "Campaigns", labels=["standing"])
+        coordinator = self._read_access.coordinator
+        counts = Counter(standing(state) for state in self._read_access.states().values())
+        ended = set(coordinator.ended) - set(dict(coordinator.open_campaigns))
+        for name in ("running", "paused", "finished"):
+            found.add_metric([name], counts[name] + (len(ended) if name == "finished" else 0))
+        found.add_metric(["broken"], len(coordinator.broken))
+        return found
+
+    def _dead_letters(self) -> Metric:
+        found = CounterMetricFamily(
+            "dpstream_dead_letters", "Messages that nobody could use", labels=["kind"]
+        )
+        inbox = self._read_access.coordinator.inbox
+        found.add_metric(["undecodable"], inbox.buried)
+        found.add_metric(["given-up"], inbox.given_up)
+        return found
+
+
+def _waiting(states: Iterable[State]) -> Metric:
+    found = GaugeMetricFamily(
+        "dpstream_tasks_waiting", "Tasks that nobody has started", labels=["queue"]
+    )
+    waiting = Counter(
+        queue_of(task.command)
+        for state in states
+        if state.paused is None and state.finished is None
+        for task in state.under_way()
+        if task.status == "open"
+    )
+    for queue, count in sorted(waiting.items()):
+        found.add_metric([queue], count)
+    return found
+
+
+def _tasks(states: Iterable[tuple[str, State]]) -> Metric:
+    found = GaugeMetricFamily("dpstream_tasks", "Tasks", labels=["campaign", "kind", "status"])
+    for name, state in states:
+        for kind, by_status in task_counts(state).items():
+            for status, count in by_status.items():
+                found.add_metric([name, kind, status], count)
+    return found
+
+
+def _labels(states: Iterable[tuple[str, State]]) -> Metric:
+    found = GaugeMetricFamily(
+        "dpstream_labels", "Frames asked to be labelled", labels=["campaign", "status"]
+    )
+    for name, state in states:
+        for status, count in label_counts(state).model_dump().items():
+            found.add_metric([name, status], count)
+    return found
+
+
+def _numbers(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
+    families = {
+        key: GaugeMetricFamily(f"dpstream_{key}", meaning, labels=["campaign"])
+        for key, meaning in {
+            "pool_frames": "Candidate frames waiting to be chosen from",
+            "committee_version": "Version of the newest committee",
+            "stage": "Running stage, counted from 1",
+            "round": "Round of the running stage",
+            "audit_force_rmse": "Force RMSE on audit frames, eV/Å",
+            "audit_force_rmse_upper": "Its 95 % upper bound, eV/Å",
+        }.items()
+    }
+    for name, state in states:
+        for key, number in _numbers_of(state).items():
+            families[key].add_metric([name], number)
+    yield from families.values()
+
+
+def _numbers_of(state: State) -> dict[str, float]:
+    audit = state.stage.audit
+    numbers: dict[str, float] = {
+        "pool_frames": pool_size(state),
+        "committee_version": state.version,
+        "stage": state.stage.index + 1,
+        "round": state.stage.rounds,
+    }
+    if audit is not None and math.isfinite(audit.force):
+        numbers |= {"audit_force_rmse": audit.force, "audit_force_rmse_upper": audit.force_upper}
+    return numbers

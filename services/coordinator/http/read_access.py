@@ -1,0 +1,84 @@
+"""What may be read while the coordinator works: desks at hand, and the ledgers of campaigns that
+have ended. Read from any thread; it never waits for the coordinator, nor the coordinator for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.overview import (
+    CampaignOverview,
+    TaskLine,
+    overview,
+    task_line,
+)
+from dpstream.shared.errors import NotFound
+
+KEPT = 8
+"""States of ended campaigns kept in memory."""
+
+
+@dataclass
+class ReadAccess:
+    coordinator: Coordinator
+    _ended: dict[str, State] = field(default_factory=dict)
+    _verdicts: dict[str, CampaignOverview] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def campaigns(self) -> list[CampaignOverview]:
+        """All of them, by name."""
+        lines = {name: self._verdict(name) for name in self.coordinator.ended}
+        for name, open_campaign in dict(self.coordinator.open_campaigns).items():
+            lines[name] = overview(open_campaign.state)
+        for name, why in dict(self.coordinator.broken).items():
+            lines[name] = CampaignOverview(name=name, standing="broken", headline=why)
+        return [lines[name] for name in sorted(lines)]
+
+    def state(self, campaign: str) -> State:
+        """Raises NotFound for a campaign that is not known."""
+        open_campaign = self.coordinator.open_campaigns.get(campaign)
+        if open_campaign is not None:
+            return open_campaign.state
+        if campaign not in self.coordinator.ended:
+            raise NotFound(f"no campaign {campaign!r}")
+        with self._lock:
+            if campaign not in self._ended:
+                self._ended[campaign] = load_state(self.coordinator.store, campaign)
+                while len(self._ended) > KEPT:
+                    del self._ended[next(iter(self._ended))]
+            return self._ended[campaign]
+
+    def states(self) -> Mapping[str, State]:
+        """Of the campaigns at hand."""
+        return {
+            name: open_campaign.state
+            for name, open_campaign in dict(self.coordinator.open_campaigns).items()
+        }
+
+    def tasks(self, campaign: str) -> Iterator[TaskLine]:
+        """Raises NotFound for a campaign that is not known."""
+        tasks = self.state(campaign).tasks
+        open_campaign = self.coordinator.open_campaigns.get(campaign)
+        workers = dict(open_campaign.workers) if open_campaign else {}
+        progress = dict(open_campaign.progress) if open_campaign else {}
+        for task in sorted(tasks.values(), key=lambda task: task.command.task):
+            yield task_line(task, workers, progress)
+
+    def _verdict(self, campaign: str) -> CampaignOverview:
+        """Of a campaign that has ended, without reading its ledger."""
+        if campaign not in self._verdicts:
+            finished = verdict(self.coordinator.store, campaign)
+            if finished is None:
+                raise NotFound(f"no campaign {campaign!r}")
+            self._verdicts[campaign] = CampaignOverview(
+                name=campaign,
+                standing="finished",
+                headline=f"{finished.verdict}: {finished.why}",
+                verdict=finished.verdict,
+                why=finished.why,
+            )
+        return self._verdicts[campaign]

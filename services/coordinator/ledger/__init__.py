@@ -1,0 +1,1 @@
+"""The ledger of a campaign and the snapshots of its state."""

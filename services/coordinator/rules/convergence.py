@@ -1,0 +1,213 @@
+"""Verdicts, pure: on a training, on a round, on a campaign. Every number they rest on is counted
+or measured elsewhere; here it is only compared."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dpstream.services.coordinator.rules import property_tolerance as properties
+from dpstream.services.coordinator.state import ByCondition, Round, State
+from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.values import Compared, Counts, Trust
+
+BARREN_ROUNDS = 3
+"""So many failed rounds in a row that taught nothing new: stuck."""
+
+
+def shares(found: ByCondition) -> tuple[float, float]:
+    """Accurate and failed share of one condition. Checks that an early stop cut off count as
+    failed: a trajectory that blew up does not look better for having ended soon."""
+    planned = found.counts.total + found.dropped
+    if planned == 0:
+        return 0.0, 0.0
+    return found.counts.accurate / planned, (found.counts.failed + found.dropped) / planned
+
+
+def accurate_by_system(state: State) -> dict[str, float]:
+    """Accurate share of each system in the running round, all its conditions together."""
+    assert state.round is not None
+    sums: dict[str, ByCondition] = {}
+    for name, found in sorted(state.round.conditions.items()):
+        system = name.split(" ")[0]
+        before = sums.get(system, ByCondition())
+        sums[system] = ByCondition(
+            counts=before.counts + found.counts, dropped=before.dropped + found.dropped
+        )
+    return {system: shares(found)[0] for system, found in sums.items()}
+
+
+def looks_good(state: State) -> bool:
+    """Whether every condition of the running round, so far, would pass."""
+    if state.round is None:
+        return False
+    limits = state.spec.convergence
+    for found in state.round.conditions.values():
+        accurate, failed = shares(found)
+        if accurate < limits.accurate_ratio or failed > limits.max_failed:
+            return False
+    return True
+
+
+def by_condition(current: Round) -> dict[str, Counts]:
+    """Frames by verdict for each condition, the dropped ones among the failed."""
+    return {
+        name: found.counts + Counts(failed=found.dropped)
+        for name, found in sorted(current.conditions.items())
+    }
+
+
+def judge_training(state: State, trust: Trust) -> dict[str, Any]:
+    """Whether the committee learned its own training frames well below `low`."""
+    training, before = state.spec.training, state.judged_training
+    force = max(member.train.force for member in state.members.values())
+    limit = training.limited_above * trust.low
+    factor = before.lengthen if before else 1.0
+    longer = min(factor * training.lengthen, training.max_lengthen)
+    error = f"training force RMSE {force:.3g} eV/Å"
+    verdict: Literal["sound", "training-limited", "label-noise-limited"] = "sound"
+    why = f"{error} is below {limit:.3g}, {training.limited_above:g} × low"
+    if force > limit:
+        verdict, why = "training-limited", f"{error} is above {limit:.3g}"
+        if before is not None and before.verdict != "sound" and force > 0.9 * before.force:
+            verdict = "label-noise-limited"
+            why = f"{error}, hardly below {before.force:.3g} of the training before"
+        else:
+            factor = longer
+    return {"verdict": verdict, "force": force, "lengthen": factor, "why": why}
+
+
+def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str]:
+    """The convergence test of one round; the first rule broken is the reason."""
+    broken = _broken_rule(state)
+    if broken is None and properties.decide_now(state):
+        hopeless = properties.hopeless(state, _measured(state))
+        if hopeless is not None:
+            return "stuck", hopeless
+        broken = properties.broken(state, _measured(state))
+    if broken is None:
+        return "passed", _praise(state)
+    assert state.round is not None
+    learned = state.round.asked > 0 or bool(state.fresh)
+    if learned or state.stage.barren + 1 < BARREN_ROUNDS:
+        return "failed", broken
+    return "stuck", f"{broken}, and {BARREN_ROUNDS} rounds in a row found nothing to label"
+
+
+def awaits_properties(state: State) -> bool:
+    """Whether it is for the properties, not yet measured under this version, to say if the round
+    passes."""
+    if not properties.decide_now(state) or _measured(state):
+        return False
+    return _broken_rule(state) is None and properties.unlabelled(state) is None
+
+
+def _measured(state: State) -> tuple[Compared, ...]:
+    """By the newest committee."""
+    measured = state.measured
+    return measured.properties if measured and measured.version == state.version else ()
+
+
+def _broken_rule(state: State) -> str | None:
+    for rule in (_conditions, _rejections, _audit):
+        broken = rule(state)
+        if broken is not None:
+            return broken
+    return None
+
+
+def _conditions(state: State) -> str | None:
+    """The *worst* condition must be accurate enough and fail seldom enough."""
+    assert state.round is not None
+    limits = state.spec.convergence
+    worst_first = sorted((shares(c)[0], name, c) for name, c in _to_be_judged(state))
+    for _, name, found in worst_first:
+        accurate, failed = shares(found)
+        if accurate < limits.accurate_ratio:
+            return f"{name}: {accurate:.1%} accurate, below {limits.accurate_ratio:.1%}"
+        if failed > limits.max_failed:
+            return f"{name}: {failed:.1%} failed, above {limits.max_failed:.1%}"
+    return None
+
+
+def _to_be_judged(state: State) -> list[tuple[str, ByCondition]]:
+    """Conditions of the round. Of given frames there may be none left, which is no fault."""
+    assert state.round is not None
+    given = isinstance(state.spec.stages[state.stage.index].engine, AsGiven)
+    conditions = state.round.conditions.items()
+    return [(name, c) for name, c in conditions if c.counts.total + c.dropped or not given]
+
+
+def _rejections(state: State) -> str | None:
+    stage, limit = state.stage, state.spec.convergence.max_rejected
+    if stage.tried and stage.rejected > limit * stage.tried:
+        return f"{stage.rejected} of {stage.tried} labels rejected, above {limit:.0%}"
+    return None
+
+
+def _audit(state: State) -> str | None:
+    """The measured error, on its 95 % upper bound, from enough frames of enough trajectories."""
+    wanted = state.spec.audit
+    if wanted.per_round == 0:
+        return None
+    have, origins = len(state.stage.audits), len(set(state.stage.audits.values()))
+    if have < wanted.min_frames:
+        return f"{have} audit frames, {wanted.min_frames} needed"
+    if origins < wanted.min_trajectories:
+        return f"audit frames from {origins} trajectories, {wanted.min_trajectories} needed"
+    audit = state.stage.audit
+    if audit is None:
+        return "no audit yet"
+    if audit.force_upper > wanted.force_rmse:
+        return (
+            f"audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å (95 %), "
+            f"above {wanted.force_rmse:g}"
+        )
+    if audit.exceed_upper > wanted.exceed:
+        return (
+            f"P(error > {wanted.error_target:g} eV/Å | accurate) up to {audit.exceed_upper:.1%} "
+            f"(95 %), above {wanted.exceed:.1%}"
+        )
+    return None
+
+
+def _praise(state: State) -> str:
+    assert state.round is not None
+    found = [(shares(c)[0], name) for name, c in _to_be_judged(state)]
+    accurate, worst = min(found, default=(1.0, ""))
+    text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
+    audit = state.stage.audit
+    if state.spec.audit.per_round and audit is not None:
+        text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"
+    if properties.decide_now(state):
+        text += "; properties within tolerance"
+    return text
+
+
+def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"], str]:
+    """The last word: every stage converged, and the final model shows what it must."""
+    for ended in state.ended:
+        if ended.verdict != "converged":
+            name = state.spec.stages[ended.stage].name
+            how = "was explored once" if ended.verdict == "explored" else f"ended {ended.verdict}"
+            return "not-converged", f"stage {name} {how}: {ended.why}"
+    if state.verified is None:
+        return "not-converged", f"the final model was not verified: {state.verify_failed}"
+    if not state.verified.stable:
+        return "not-converged", f"the final model is not stable: {state.verified.detail}"
+    broken = properties.broken(state, state.verified.properties)
+    if broken is not None:
+        return "not-converged", f"the final model: {broken}"
+    return _judge_test(state)
+
+
+def _judge_test(state: State) -> tuple[Literal["converged", "not-converged"], str]:
+    assert state.verified is not None
+    test, limit = state.verified.test, state.spec.verification.max_force_error
+    stable = f"stable NVE run of {state.verified.length_ps:g} ps"
+    if test is None:
+        return "converged", f"all stages converged; {stable}; no held-out set"
+    share = test.force / test.rms_force
+    error = f"held-out force RMSE {test.force:.3g} eV/Å, {share:.1%} of the RMS force"
+    if share > limit:
+        return "not-converged", f"{error}, above {limit:.1%}"
+    return "converged", f"all stages converged; {error}; {stable}"

@@ -1,0 +1,183 @@
+"""The life of every frame of a campaign, read off its ledger: chosen, labelled, trained on.
+
+The ledger holds more than the facts that counted: doubled deliveries, late results. What is read
+here is the first word on each matter, as the coordinator took it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dpstream.shared.messages import (
+    CampaignSubmitted,
+    CandidatesSelected,
+    Explore,
+    FramesJudged,
+    Label,
+    LabelsDone,
+    ManifestFrozen,
+    Message,
+    StructuresJudged,
+    TaskClaimed,
+    Train,
+)
+from dpstream.shared.values import Accepted, Chosen, Dataset, FrameRef, FrameVerdict, Ref, Rejected
+
+Purpose = Literal["initial", "train", "audit", "proposed", "property"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The first dataset version that held a label, and the first training on it."""
+
+    dataset: int
+    time: float
+    command: Train | None = None
+
+
+@dataclass
+class FrameHistory:
+    """One frame that was asked to be labelled. `asked`: seconds since the epoch; `chosen` and
+    `selection` tell how it was come by (None: an initial frame, or one that a generator had
+    labelled straight away)."""
+
+    ref: FrameRef
+    purpose: Purpose
+    asked: float
+    chosen: Chosen | None = None
+    selection: CandidatesSelected | None = None
+    tasks: list[Label] = field(default_factory=list)
+    verdict: Accepted | Rejected | None = None
+    answered: LabelsDone | None = None
+    trained: Trained | None = None
+    judged_accurate: list[FramesJudged] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> Accepted | None:
+        return self.verdict if isinstance(self.verdict, Accepted) else None
+
+    @property
+    def rejected(self) -> Rejected | None:
+        return self.verdict if isinstance(self.verdict, Rejected) else None
+
+
+@dataclass
+class History:
+    """Everything the ledger knows about frames. `explored`: the first command of each trajectory
+    by its name; `claims`: by task and attempt; `datasets`: manifests in the order they were
+    frozen."""
+
+    submitted: CampaignSubmitted | None = None
+    lives: dict[str, FrameHistory] = field(default_factory=dict)
+    explored: dict[str, Explore] = field(default_factory=dict)
+    claims: dict[tuple[str, int], TaskClaimed] = field(default_factory=dict)
+    datasets: list[ManifestFrozen] = field(default_factory=list)
+    test: Ref | None = None
+    told: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
+    """What generators were told of a frame, by its key."""
+    _by_label: dict[str, FrameHistory] = field(default_factory=dict)
+
+    @staticmethod
+    def of(messages: Iterable[Message]) -> History:
+        history = History()
+        for message in messages:
+            history.hear(message)
+        return history
+
+    def hear(self, message: Message) -> None:
+        """Take in the next message of the ledger."""
+        if isinstance(message, CampaignSubmitted):
+            self._submitted(message)
+        elif isinstance(message, CandidatesSelected):
+            self._selected(message)
+        elif isinstance(message, Explore):
+            self.explored.setdefault(message.trajectory, message)
+        elif isinstance(message, TaskClaimed):
+            self.claims.setdefault((message.task, message.attempt), message)
+        elif isinstance(message, FramesJudged):
+            self._judged(message)
+        elif isinstance(message, StructuresJudged):
+            self._told(message)
+        else:
+            self._hear_of_labels(message)
+
+    def _hear_of_labels(self, message: Message) -> None:
+        if isinstance(message, Label):
+            self._issued(message)
+        elif isinstance(message, LabelsDone):
+            self._labelled(message)
+        elif isinstance(message, ManifestFrozen):
+            self._frozen(message)
+        elif isinstance(message, Train):
+            self._trained(message)
+
+    def _submitted(self, event: CampaignSubmitted) -> None:
+        if self.submitted is not None:
+            return
+        self.submitted, self.test = event, event.test
+        for ref in event.frames:
+            self.lives.setdefault(ref.key, FrameHistory(ref, "initial", event.time))
+        for ref in (ref for refs in event.points for ref in refs):
+            self.lives.setdefault(ref.key, FrameHistory(ref, "property", event.time))
+
+    def _selected(self, event: CandidatesSelected) -> None:
+        for purpose, picks in (("train", event.labels), ("audit", event.audits)):
+            for chosen in picks:
+                ref = FrameRef(
+                    batch=event.batches[chosen.batch], index=chosen.index, key=chosen.key
+                )
+                life = FrameHistory(ref, _purpose(purpose), event.time, chosen, event)
+                self.lives.setdefault(chosen.key, life)
+
+    def _judged(self, event: FramesJudged) -> None:
+        for key in event.accurate:
+            if key in self.lives:
+                self.lives[key].judged_accurate.append(event)
+
+    def _told(self, event: StructuresJudged) -> None:
+        for word in event.verdicts:
+            if word.key is not None:
+                self.told.setdefault(word.key, []).append((event, word))
+
+    def _issued(self, command: Label) -> None:
+        for ref in command.frames:
+            new = FrameHistory(ref, "proposed", command.time)
+            self.lives.setdefault(ref.key, new).tasks.append(command)
+
+    def _labelled(self, event: LabelsDone) -> None:
+        verdicts: list[Accepted | Rejected] = [*event.accepted, *event.rejected]
+        for verdict in verdicts:
+            life = self.lives.get(verdict.key)
+            if life is None or life.accepted is not None:
+                continue
+            if life.verdict is None or isinstance(verdict, Accepted):
+                life.verdict, life.answered = verdict, event
+            if isinstance(verdict, Accepted):
+                self._by_label[verdict.label.uri] = life
+
+    def _frozen(self, decision: ManifestFrozen) -> None:
+        if decision.purpose == "test":
+            self.test = decision.manifest
+        if decision.purpose != "dataset":
+            return
+        self.datasets.append(decision)
+        dataset = Dataset.model_validate_json(decision.body)
+        for ref in dataset.labels:
+            life = self._by_label.get(ref.uri)
+            if life is not None and life.trained is None:
+                life.trained = Trained(dataset.version, decision.time)
+
+    def _trained(self, command: Train) -> None:
+        if not self.datasets or command.dataset != self.datasets[-1].manifest:
+            return
+        version = Dataset.model_validate_json(self.datasets[-1].body).version
+        for life in self.lives.values():
+            known = life.trained
+            if known is not None and known.dataset == version and known.command is None:
+                life.trained = Trained(version, known.time, command)
+
+
+def _purpose(name: str) -> Purpose:
+    return "audit" if name == "audit" else "train"

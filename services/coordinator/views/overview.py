@@ -1,0 +1,237 @@
+"""What people and programs are shown of a campaign: plain values, counted from its state."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dpstream.services.coordinator.rules.convergence import by_condition
+from dpstream.services.coordinator.state import KnownFrame, State, Task
+from dpstream.shared.codec import kind_of
+from dpstream.shared.values import Counts
+
+NOBODY: Mapping[str, str] = {}
+
+
+class View(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class LabelCounts(View):
+    """Frames asked to be labelled, by what became of them; `audits` are among `labelled`."""
+
+    labelled: int
+    reused: int
+    audits: int
+    rejected: int
+    pending: int
+
+
+class MemberErrors(View):
+    """Force RMSE of one member of the newest committee, eV/Å; none while the next one trains."""
+
+    version: int
+    member: int
+    train: float
+    audit: float | None
+    test: float | None
+
+
+class AuditError(View):
+    """Force RMSE on audit frames and its 95 % upper bound (None: not bounded), eV/Å."""
+
+    version: int
+    frames: int
+    force: float | None
+    force_upper: float | None
+
+
+class CampaignOverview(View):
+    name: str
+    standing: Literal["running", "paused", "finished", "broken"]
+    headline: str
+    mode: str = ""
+    stage: str | None = None
+    stages: int = 0
+    stages_over: int = 0
+    round: int = 0
+    rounds: int = Field(default=0, description="at most so many in a stage")
+    version: int = Field(default=0, description="of the newest committee; 0: none yet")
+    training: int | None = Field(default=None, description="version in training")
+    paused: str | None = None
+    verdict: str | None = None
+    why: str | None = None
+    shares: dict[str, Counts] = Field(
+        default={}, description="frames of the running round by condition, dropped ones failed"
+    )
+    labels: LabelCounts | None = None
+    label_budget: int = 0
+    pool: int = Field(default=0, description="candidate frames waiting to be chosen from")
+    errors: tuple[MemberErrors, ...] = ()
+    audit: AuditError | None = None
+    tasks: dict[str, dict[str, int]] = Field(default={}, description="by kind and status")
+
+
+class TaskLine(View):
+    task: str
+    kind: str
+    title: str
+    status: str
+    attempt: int
+    lapses: int = Field(description="attempts that count against the task")
+    worker: str | None
+    progress: str | None
+
+
+class LabelLine(View):
+    key: str
+    status: str
+    purpose: str
+    stage: int = Field(description="counted from 1; 0: before the first")
+    version: int = Field(description="of the committee that judged the frame; 0: none")
+    trajectory: str
+    label: str | None = Field(description="key of the label's object")
+
+
+def headline(state: State) -> str:
+    """Stage, committee version and round in one line; at the end, the verdict."""
+    if state.finished is not None:
+        return f"{state.finished.verdict}: {state.finished.why}"
+    if state.paused is not None:
+        return f"paused: {state.paused}"
+    if state.stages_over:
+        return "stages over, final model"
+    stage = state.spec.stages[state.stage.index]
+    training = "" if state.training is None else f", training {state.training}"
+    return (
+        f"stage {stage.name} ({state.stage.index + 1} of {len(state.spec.stages)})"
+        f" · committee {state.version or 'none yet'}{training}"
+        f" · round {state.stage.rounds} of at most {state.spec.budget.rounds}"
+    )
+
+
+def is_over(state: State) -> bool:
+    """Whether nothing more happens by itself."""
+    return state.finished is not None or state.paused is not None
+
+
+def standing(state: State) -> Literal["running", "paused", "finished"]:
+    if state.finished is not None:
+        return "finished"
+    return "running" if state.paused is None else "paused"
+
+
+def overview(state: State) -> CampaignOverview:
+    spec, stage = state.spec, state.stage
+    return CampaignOverview(
+        name=spec.name,
+        standing=standing(state),
+        headline=headline(state),
+        mode=spec.mode,
+        stage=None if state.stages_over else spec.stages[stage.index].name,
+        stages=len(spec.stages),
+        stages_over=len(state.ended),
+        round=stage.rounds,
+        rounds=spec.budget.rounds,
+        version=state.version,
+        training=state.training,
+        paused=state.paused,
+        verdict=state.finished.verdict if state.finished else None,
+        why=state.finished.why if state.finished else None,
+        shares=by_condition(state.round) if state.round else {},
+        labels=label_counts(state),
+        label_budget=spec.budget.labels,
+        pool=pool_size(state),
+        errors=tuple(_errors(state)),
+        audit=_audit(state),
+        tasks=task_counts(state),
+    )
+
+
+def round_counts(state: State) -> Counts:
+    """Frames of the running round, all conditions together."""
+    return sum(by_condition(state.round).values(), Counts()) if state.round else Counts()
+
+
+def label_counts(state: State) -> LabelCounts:
+    frames = list(state.frames.values())
+    done = [frame for frame in frames if frame.status == "labelled"]
+    return LabelCounts(
+        labelled=len(done),
+        reused=state.reused,
+        audits=sum(frame.purpose == "audit" for frame in done),
+        rejected=sum(frame.status == "rejected" for frame in frames),
+        pending=state.pending,
+    )
+
+
+def pool_size(state: State) -> int:
+    return sum(item.count for item in state.pool.values())
+
+
+def task_counts(state: State) -> dict[str, dict[str, int]]:
+    """By kind and status."""
+    counted = Counter((kind_of(t.command), t.status) for t in state.tasks.values())
+    kinds: dict[str, dict[str, int]] = {}
+    for (kind, status), count in sorted(counted.items()):
+        kinds.setdefault(kind, {})[status] = count
+    return kinds
+
+
+def _errors(state: State) -> Iterator[MemberErrors]:
+    for member in sorted(state.members.values(), key=lambda member: member.member):
+        yield MemberErrors(
+            version=member.version,
+            member=member.member,
+            train=member.train.force,
+            audit=member.audit.force if member.audit else None,
+            test=member.test.force if member.test else None,
+        )
+
+
+def _audit(state: State) -> AuditError | None:
+    audit = state.stage.audit
+    if audit is None:
+        return None
+    return AuditError(
+        version=audit.version,
+        frames=audit.frames,
+        force=_finite(audit.force),
+        force_upper=_finite(audit.force_upper),
+    )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def task_line(
+    task: Task, workers: Mapping[str, str] = NOBODY, progress: Mapping[str, str] = NOBODY
+) -> TaskLine:
+    command = task.command
+    return TaskLine(
+        task=command.task,
+        kind=kind_of(command),
+        title=command.title,
+        status=task.status,
+        attempt=command.attempt,
+        lapses=task.lapses,
+        worker=workers.get(command.task),
+        progress=progress.get(command.task) or None,
+    )
+
+
+def label_line(frame: KnownFrame) -> LabelLine:
+    return LabelLine(
+        key=frame.ref.key,
+        status=frame.status,
+        purpose=frame.purpose,
+        stage=frame.stage + 1,
+        version=frame.version,
+        trajectory=frame.origin,
+        label=frame.label.uri if frame.label else None,
+    )

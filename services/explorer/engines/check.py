@@ -1,0 +1,35 @@
+"""What can be said of an engine's settings before any engine is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpstream.services.explorer.engines.atoms import numbered
+from dpstream.services.explorer.engines.bias import checked, colvars_input
+from dpstream.services.explorer.engines.path_integrals import pimd_fix
+from dpstream.services.explorer.engines.potential import pair_commands
+from dpstream.services.explorer.engines.swap_mc import check_swaps
+from dpstream.services.explorer.engines.template import parse, standard_words
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.spec import Stage
+from dpstream.shared.spec.engines import Colvars, Pimd, Plumed, Potential, SwapMc, Template
+from dpstream.shared.values import Condition
+
+
+def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: bool) -> None:
+    """Raises ValueError for what no worker could do with a trajectory from the canonical `frame`,
+    or, unless `trusting`, would refuse."""
+    settings = stage.engine
+    if isinstance(settings, SwapMc):
+        check_swaps(settings, frame)
+    elif isinstance(settings, Colvars):
+        colvars_input(settings, frame.species, trusting)
+    elif isinstance(settings, Plumed):
+        checked(numbered(settings.input, frame.species, ","), trusting)
+    elif isinstance(settings, Potential):
+        pair_commands(settings, {name: Path(name) for name in settings.files}, trusting)
+    elif isinstance(settings, Pimd):
+        pimd_fix(stage.md, condition)
+    elif isinstance(settings, Template):
+        row = settings.rows(condition.system)[condition.revision or 0]
+        parse(settings, standard_words(stage.md, condition, 0), row, stage.md, trusting)

@@ -1,0 +1,74 @@
+"""Given frames: nothing moves them, the committee judges each as it is. A trajectory is the batch
+that its starting structure lies in, from there on, without the frames that are known."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+
+import numpy as np
+
+from dpstream.services.explorer.engines.base import (
+    TrajectoryRequest,
+    TrajectorySegment,
+    failures_in_a_row,
+)
+from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
+from dpstream.shared.atoms.frames import Batch, Floats, frame_key
+
+
+class GivenFrames:
+    """`made`: frames judged so far."""
+
+    def __init__(self, request: TrajectoryRequest) -> None:
+        self.request = request
+        self.made = 0
+
+    def start(self) -> None:
+        """At the first frame."""
+
+    def resume(self, state: bytes) -> None:
+        self.made = int(state)
+
+    def advance(self, checks: int, streak: int) -> TrajectorySegment:
+        batch, times = self.unknown
+        rows = list(range(self.made, min(self.made + checks, len(batch))))
+        if not rows:
+            return TrajectorySegment(0, streak, None, None, complete=True)
+        segment = self._judged(batch.take(rows), times[rows], streak)
+        self.made += segment.made
+        if segment.stopped is None and self.made == len(batch):
+            return TrajectorySegment(
+                segment.made, segment.streak, None, segment.frames, complete=True
+            )
+        return segment
+
+    def switch_committee(self) -> None:
+        """The frames stay what they are."""
+
+    def save(self) -> bytes:
+        return str(self.made).encode()
+
+    @cached_property
+    def unknown(self) -> tuple[Batch, Floats]:
+        """The frames to be judged, and the times (ps) that stand for their places in the batch."""
+        command, md = self.request.command, self.request.md
+        batch = Batch.loads(self.request.context.fetch(command.structure.batch))
+        first = command.structure.index
+        rows = range(first, min(first + md.steps // md.every, len(batch)))
+        left_out = set() if command.known is None else self._known()
+        kept = [row for row in rows if frame_key(batch[row]) not in left_out]
+        times = (np.array(kept, dtype=np.float64) - first + 1) * md.every * md.timestep
+        return batch.take(kept), times
+
+    def _known(self) -> set[str]:
+        assert self.request.command.known is not None
+        return set(json.loads(self.request.context.fetch(self.request.command.known)))
+
+    def _judged(self, batch: Batch, times: Floats, streak: int) -> TrajectorySegment:
+        request, trust = self.request, self.request.command.trust
+        evaluation = request.resources.evaluate(request.committee.models, batch, request.context)
+        failed = (kind == "failed" for kind in verdicts_of(evaluation, trust))
+        made, streak, stopped = failures_in_a_row(failed, streak, request.md.stop_after)
+        frames = with_deviations(batch, evaluation, trust, time_ps=times).take(range(made))
+        return TrajectorySegment(made, streak, stopped, frames)

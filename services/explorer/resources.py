@@ -1,0 +1,133 @@
+"""The explorer's workbench: its warm engine, and the committees it has downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.shared.atoms.deviation import force_deviation
+from dpstream.shared.atoms.frames import Batch, Floats
+from dpstream.shared.errors import Permanent
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.values import Committee, Ref
+
+ENGINE = "dpstream.services.explorer.lammps.child"
+DATA_ONLY = frozenset({".pb"})
+"""Model files that cannot run code of their own."""
+KEPT_MODELS = 64
+"""Files on disk, the longest unused deleted first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A committee on a batch: energies `(n_models, n_frames)` eV, forces `(n_models, n_frames,
+    n_atoms, 3)` eV/Å, virials `(n_models, n_frames, 3, 3)` eV or None in vacuum."""
+
+    energies: Floats
+    forces: Floats
+    virials: Floats | None
+
+
+@dataclass(frozen=True)
+class LoadedCommittee:
+    """A committee with its models on disk, in the order of its members."""
+
+    version: int
+    models: tuple[Path, ...]
+    type_map: tuple[str, ...]
+
+
+@dataclass
+class ExplorerResources:
+    """`scratch`: a private folder that outlives tasks; `formats`: suffixes of the model files that
+    this worker loads (`.pth` can run code of its own: whoever adds it trusts the store);
+    `trusting`: inputs for LAMMPS that a campaign brings along may do anything."""
+
+    scratch: Path
+    threads: int = 1
+    formats: frozenset[str] = DATA_ONLY
+    trusting: bool = False
+    engine: ChildProcess = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scratch = self.scratch.resolve()
+        self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads)
+
+    def start(self) -> None:
+        """Start the engine child; it loads its libraries while the service waits for work."""
+        self.engine.start()
+
+    def close(self) -> None:
+        self.engine.kill()
+        shutil.rmtree(self.scratch / "models", ignore_errors=True)
+
+    def committee(self, manifest: Ref, context: Context) -> LoadedCommittee:
+        """The committee of a manifest in the store, downloaded unless it is here already."""
+        return self.load(Committee.model_validate_json(context.fetch(manifest)), context)
+
+    def load(self, committee: Committee, context: Context) -> LoadedCommittee:
+        models = tuple(self.model(ref, context) for ref in committee.models)
+        return LoadedCommittee(committee.version, models, committee.type_map)
+
+    def model(self, ref: Ref, context: Context) -> Path:
+        """One model as a file named by its content. Raises Permanent for a format that this worker
+        does not load."""
+        suffix = Path(ref.uri).suffix
+        if suffix not in self.formats:
+            raise Permanent(f"{ref.uri}: this worker loads {', '.join(sorted(self.formats))} only")
+        path = self.scratch / "models" / f"{ref.sha256}{suffix}"
+        if not path.exists():
+            self._make_room(path.parent)
+            context.download(ref, path)
+        os.utime(path)
+        return path
+
+    def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
+        """One engine operation on behalf of a task: ends when the task is to end."""
+        seconds = context.command.max_seconds
+        return self.engine.call(operation, arguments, tick=context.check, seconds=seconds)
+
+    def evaluate(self, models: Sequence[Path], batch: Batch, context: Context) -> Evaluation:
+        """Energies, forces and virials of every model on every frame."""
+        arguments = {"models": [str(model) for model in models]}
+        found = self._arrays("evaluate", arguments, batch, context)
+        virials = None if batch.cells is None else found["virials"]
+        return Evaluation(found["energies"], found["forces"], virials)
+
+    def descriptors(
+        self, committee: Ref, batch: Batch, context: Context
+    ) -> tuple[Sequence[Floats], Sequence[Floats]]:
+        """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
+        committee's force deviation of each atom `(n_atoms,)`, eV/Å."""
+        models = self.committee(committee, context).models
+        found = self._arrays("descriptors", {"model": str(models[0])}, batch, context)
+        forces = self.evaluate(models, batch, context).forces
+        return list(found["descriptors"]), list(force_deviation(forces))
+
+    def cutoff(self, model: Path, context: Context) -> float:
+        return float(self.call("cutoff", {"model": str(model)}, context))
+
+    def _arrays(
+        self, operation: str, arguments: Mapping[str, Any], batch: Batch, context: Context
+    ) -> dict[str, Floats]:
+        folder = context.scratch.resolve()
+        given, result = folder / "batch.npz", folder / "result.npz"
+        given.write_bytes(batch.dumps())
+        files = {"batch": str(given), "result": str(result)}
+        self.call(operation, {**arguments, **files}, context)
+        with np.load(result, allow_pickle=False) as archive:
+            return dict(archive)
+
+    def _make_room(self, folder: Path) -> None:
+        if not folder.exists():
+            return
+        models = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in models[: max(0, len(models) - KEPT_MODELS)]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""The `measure` task: properties by a committee's mean beside those by the recipe, both from the
+same labelled structures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dpstream.services.explorer.evaluation import evaluated
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.shared.atoms.dataset import Labelled, load_dataset
+from dpstream.shared.atoms.properties import PROPERTIES, Quantity, StructurePoint
+from dpstream.shared.messages import Measure, Measured
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import PropertyTolerance
+from dpstream.shared.values import Compared, Ref
+
+
+def measure(resources: ExplorerResources, command: Measure, context: Context) -> Measured:
+    """What a side cannot have is told, no error: a bad model is what this is to find out."""
+    models = resources.committee(command.committee, context).models
+    return Measured(
+        **context.envelope(),
+        version=command.version,
+        properties=compared(resources, models, command.points, context),
+    )
+
+
+def compared(
+    resources: ExplorerResources, models: Sequence[Path], points: Ref, context: Context
+) -> tuple[Compared, ...]:
+    """Every number of every property that the spec names; `points`: the manifest of their labelled
+    structures."""
+    labelled = load_dataset(context.fetch, points)
+    by_recipe = [
+        StructurePoint(item.frame, item.label.energy, item.label.virial) for item in labelled
+    ]
+    by_models = _by_models(resources, models, labelled, context)
+    found: list[Compared] = []
+    for number, wanted in enumerate(context.spec().verification.properties):
+        rows = [row for row, item in enumerate(labelled) if item.origin == str(number)]
+        sides = [[side[row] for row in rows] for side in (by_models, by_recipe)]
+        found += _compared(number, wanted, *sides)
+    return tuple(found)
+
+
+def _by_models(
+    resources: ExplorerResources,
+    models: Sequence[Path],
+    labelled: Sequence[Labelled],
+    context: Context,
+) -> list[StructurePoint]:
+    """By the mean of the models."""
+    points: dict[int, StructurePoint] = {}
+    for rows, evaluation in evaluated(resources, models, labelled, context):
+        energies, virials = evaluation.energies.mean(axis=0), evaluation.virials
+        for n, row in enumerate(rows):
+            virial = None if virials is None else virials[:, n].mean(axis=0)
+            points[row] = StructurePoint(labelled[row].frame, float(energies[n]), virial)
+    return [points[row] for row in range(len(labelled))]
+
+
+def _compared(
+    number: int,
+    wanted: PropertyTolerance,
+    model: Sequence[StructurePoint],
+    recipe: Sequence[StructurePoint],
+) -> Iterator[Compared]:
+    ours, not_ours = _values(wanted, model)
+    theirs, not_theirs = _values(wanted, recipe)
+    whys = {"models": not_ours, "recipe": not_theirs}
+    why = "; ".join(f"by the {side}: {text}" for side, text in whys.items() if text)
+    for name, unit in _names(theirs or ours) or [(wanted.property, "")]:
+        yield Compared(
+            property=number,
+            name=name,
+            unit=unit,
+            model=ours[name].number if name in ours else None,
+            recipe=theirs[name].number if name in theirs else None,
+            why=why,
+        )
+
+
+def _values(
+    wanted: PropertyTolerance, points: Sequence[StructurePoint]
+) -> tuple[dict[str, Quantity], str]:
+    """By name, or why there are none."""
+    try:
+        return {value.name: value for value in PROPERTIES[wanted.property].values(points)}, ""
+    except ValueError as error:
+        return {}, str(error)
+
+
+def _names(values: Mapping[str, Quantity]) -> list[tuple[str, str]]:
+    return [(value.name, value.unit) for value in values.values()]

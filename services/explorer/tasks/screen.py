@@ -1,0 +1,262 @@
+"""The `screen` task: frames that an external generator offers, checked and judged.
+
+Whatever is wrong with them is a verdict with a reason: nothing that comes from outside ends the
+task. Sizes are bounded before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpstream.services.explorer.evaluation import deviations
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.selection.geometry import GeometryLimits, limits_for, refusal
+from dpstream.shared.atoms.deviation import Verdict, verdict
+from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, frame_key, from_ase
+from dpstream.shared.errors import DigestMismatch, NotFound
+from dpstream.shared.messages import Screen, StructuresScreened
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Proposals
+from dpstream.shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
+
+Read = Frame | str
+"""A frame, or why there is none."""
+
+
+class Unreadable(Exception):
+    """None of the proposal's frames can be looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class ValidFrame:
+    """A frame that may be judged, canonical; `index` in the generator's proposal."""
+
+    index: int
+    key: str
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class ScreeningVerdict:
+    """By the committee: ε_f in eV/Å; nothing for a frame that goes straight to labeling."""
+
+    verdict: Verdict
+    deviation: float | None = None
+
+
+def screen(resources: ExplorerResources, command: Screen, context: Context) -> StructuresScreened:
+    """A verdict on every offered frame; those to be labelled or chosen from are stored, one batch
+    per composition."""
+    spec = context.spec()
+    try:
+        frames = list(_read(command, context, spec.proposals))
+    except Unreadable as error:
+        reason = str(error)[:LONGEST_REASON]
+        return StructuresScreened(**context.envelope(), version=command.version, refused=reason)
+    limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
+    rules = ScreeningRules(
+        spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters
+    )
+    words, sound = _checked(frames, command.first, rules)
+    batches: list[Ref] = []
+    for members in Batch.grouped([item.frame for item in sound]):
+        group = [sound[i] for i in members]
+        context.check()
+        judged = _judged(resources, group, command, context)
+        kept = [n for n, word in enumerate(judged) if word.verdict == "candidate"]
+        if kept:
+            batch = _batch([group[n] for n in kept], [judged[n] for n in kept], command.version)
+            batches.append(context.put(f"offered-{len(batches)}.npz", batch.dumps()))
+        words += _words(group, judged, kept, len(batches) - 1)
+    return StructuresScreened(
+        **context.envelope(),
+        version=command.version,
+        batches=tuple(batches),
+        found=tuple(sorted(words, key=lambda word: word.index)),
+    )
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def _read(command: Screen, context: Context, limits: Proposals) -> Iterator[Read]:
+    """As many frames as the command says, or `Unreadable`."""
+    data = _bytes(command.frames, context, limits.max_bytes)
+    reader = READERS[command.frames.uri.rpartition(".")[2]]
+    try:
+        frames = list(islice(reader(data, limits), command.count + 1))
+    except Unreadable:
+        raise
+    except Exception as error:  # whatever a parser makes of bytes from outside
+        raise Unreadable(f"unreadable: {type(error).__name__}: {error}") from error
+    if len(frames) != command.count:
+        more = "more" if len(frames) > command.count else len(frames)
+        raise Unreadable(f"{command.count} frames were announced, {more} are there")
+    yield from frames
+
+
+def _bytes(ref: Ref, context: Context, most: int) -> bytes:
+    try:
+        data = context.fetch(ref)
+    except NotFound as error:
+        raise Unreadable("there is no such object") from error
+    except DigestMismatch as error:
+        raise Unreadable("the object is not what the reference says") from error
+    if len(data) > most:
+        raise Unreadable(f"{len(data)} bytes, above {most}")
+    return data
+
+
+def _written_out(data: bytes, limits: Proposals) -> Iterator[Read]:
+    for offered in Offered.model_validate_json(data).frames:
+        yield _frame(offered)
+
+
+def _frame(offered: OfferedFrame) -> Read:
+    if offered.malformed:
+        return offered.malformed
+    try:
+        positions = np.array(offered.positions, dtype=np.float64).reshape(-1, 3)
+        cell = None if offered.cell is None else np.array(offered.cell, dtype=np.float64)
+        if len(positions) != len(offered.positions):
+            raise ValueError("positions are to be three numbers for each atom")
+        return Frame(offered.species, positions, cell)
+    except ValueError as error:
+        return f"malformed: {error}"
+
+
+def _archived(data: bytes, limits: Proposals) -> Iterator[Read]:
+    """A batch; how large it is unpacked is known before it is."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > limits.max_bytes:
+        raise Unreadable(f"{size} bytes unpacked, above {limits.max_bytes}")
+    batch = Batch.loads(data)
+    if batch.positions.ndim != 3 or not np.issubdtype(batch.positions.dtype, np.floating):
+        raise Unreadable("positions are to be numbers of shape (n_frames, n_atoms, 3)")
+    if batch.cells is not None and len(batch.cells) != len(batch):
+        raise Unreadable("there is to be one cell for each frame")
+    for row in range(len(batch)):
+        try:
+            yield batch[row]
+        except ValueError as error:
+            yield f"malformed: {error}"
+
+
+def _extended(data: bytes, limits: Proposals) -> Iterator[Read]:
+    """Extended xyz."""
+    from ase.io import iread  # deferred: ASE is slow to import
+
+    for atoms in iread(io.StringIO(data.decode()), index=":", format="extxyz"):
+        try:
+            yield from_ase(atoms)
+        except ValueError as error:
+            yield str(error)
+
+
+READERS = {"json": _written_out, "npz": _archived, "extxyz": _extended}
+
+
+# ------------------------------------------------------------------------------------- checking
+
+
+@dataclass(frozen=True)
+class ScreeningRules:
+    type_map: Sequence[str]
+    max_atoms: int
+    limits: GeometryLimits
+    parameters: Mapping[str, int]
+
+
+def _checked(
+    frames: Sequence[Read], first: int, rules: ScreeningRules
+) -> tuple[list[Screened], list[ValidFrame]]:
+    """Refusals and duplicates, and the frames that may be judged."""
+    words: list[Screened] = []
+    sound: dict[str, ValidFrame] = {}
+    for index, given in enumerate(frames, start=first):
+        frame = _usable(given, rules)
+        if isinstance(frame, str):
+            reason = frame[:LONGEST_REASON]
+            words.append(Screened(index=index, verdict="refused", reason=reason))
+            continue
+        key = frame_key(frame)
+        if key in sound:
+            why = f"the same as frame {sound[key].index} of the proposal"
+            words.append(Screened(index=index, key=key, verdict="duplicate", reason=why))
+        else:
+            sound[key] = ValidFrame(index, key, frame)
+    return words, list(sound.values())
+
+
+def _usable(frame: Read, rules: ScreeningRules) -> Read:
+    """The frame in canonical form, or why it may not be used; the cheap tests come first."""
+    if isinstance(frame, str):
+        return frame
+    if not 1 <= len(frame.species) <= rules.max_atoms:
+        return f"{len(frame.species)} atoms; allowed: 1 to {rules.max_atoms}"
+    alien = sorted(set(frame.species) - set(rules.type_map))
+    if alien:
+        return f"element {alien[0][:20]!r} is not in type_map ({', '.join(rules.type_map)})"
+    for name, size in rules.parameters.items():
+        given = frame.parameters.get(name, np.empty(0)).shape[-1]
+        if given != size:
+            return f"the models take {size} numbers of {name}, this frame has {given}"
+    try:
+        frame = canonical(frame).frame
+    except (ValueError, np.linalg.LinAlgError) as error:
+        return str(error)
+    refused = refusal(frame, rules.limits)
+    return frame if refused is None else str(refused)
+
+
+# ------------------------------------------------------------------------------------- judging
+
+
+def _judged(
+    resources: ExplorerResources, group: Sequence[ValidFrame], command: Screen, context: Context
+) -> list[ScreeningVerdict]:
+    if command.committee is None or command.trust is None:
+        return [ScreeningVerdict("candidate")] * len(group)
+    models = resources.committee(command.committee, context).models
+    evaluation = resources.evaluate(models, Batch.of([item.frame for item in group]), context)
+    devi_f, devi_v = deviations(evaluation, command.trust)
+    virial: Sequence[float | None] = [None] * len(group) if devi_v is None else _floats(devi_v)
+    return [
+        ScreeningVerdict(verdict(f, v, command.trust), f)
+        for f, v in zip(_floats(devi_f), virial, strict=True)
+    ]
+
+
+def _floats(values: Floats) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _batch(group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], version: int) -> Batch:
+    arrays: Mapping[str, npt.NDArray[Any]] = {
+        "offered": np.array([item.index for item in group]),
+        "devi_f": np.array([word.deviation or 0.0 for word in judged]),
+        "time_ps": np.zeros(len(group)),
+        "version": np.full(len(group), version),
+    }
+    return Batch.of([item.frame for item in group], **arrays)
+
+
+def _words(
+    group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], kept: Sequence[int], batch: int
+) -> Iterator[Screened]:
+    rows = {n: row for row, n in enumerate(kept)}
+    for n, (item, word) in enumerate(zip(group, judged, strict=True)):
+        deviation = None if word.deviation is None else float(f"{word.deviation:.6g}")
+        place = {"batch": batch, "row": rows[n]} if n in rows else {}
+        yield Screened(
+            index=item.index, key=item.key, verdict=word.verdict, deviation=deviation, **place
+        )

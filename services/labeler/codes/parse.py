@@ -1,0 +1,71 @@
+"""Reading what a program printed: numbers that may be missing, garbled or cut off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpstream.shared.atoms.frames import Floats
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][-+]?\d+)?"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; nothing where there is none."""
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def number(text: str) -> float:
+    """As Fortran writes it."""
+    return float(text.lower().replace("d", "e"))
+
+
+def numbers(pattern: str, text: str) -> tuple[float, ...]:
+    """The first group of every match."""
+    return tuple(number(found) for found in re.findall(pattern, text, re.MULTILINE))
+
+
+def rows(pattern: str, text: str) -> Floats | None:
+    """The groups of every match, `(n, groups)`; None where there is no match."""
+    found = re.findall(pattern, text, re.MULTILINE)
+    return np.array([[number(word) for word in row] for row in found]) if found else None
+
+
+def block(text: str, begin: str, end: str) -> str:
+    """What stands between the last line that matches `begin` and the next that matches `end`;
+    nothing where either is missing."""
+    starts = list(re.finditer(begin, text, re.MULTILINE))
+    if not starts:
+        return ""
+    rest = text[starts[-1].end() :]
+    stop = re.search(end, rest, re.MULTILINE)
+    return rest[: stop.start()] if stop else ""
+
+
+def scaled(values: Floats | None, factor: float) -> Floats | None:
+    """In other units, if there."""
+    return None if values is None else values * factor
+
+
+def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
+    """The rows of three numbers that begin at line `first`; they end with the first line that is
+    none. A row with a garbled number (Fortran's asterisks) ends them too."""
+    found: list[list[float]] = []
+    for line in lines[first:]:
+        try:
+            row = [float(word) for word in line.split()[columns]]
+        except ValueError:
+            break
+        if len(row) != 3:
+            break
+        found.append(row)
+    return np.array(found) if found else None
+
+
+def last_line(lines: Sequence[str], pattern: str) -> int | None:
+    """Number of the last line in which `pattern` is found."""
+    matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
+    return next(matching, None)

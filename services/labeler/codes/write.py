@@ -1,0 +1,56 @@
+"""What programs are given: keywords, tables of numbers, fractional coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dpstream.shared.atoms.frames import Floats, Frame
+
+
+def volume(frame: Frame) -> float:
+    """Å³ of a periodic frame."""
+    assert frame.cell is not None
+    return float(np.linalg.det(frame.cell))
+
+
+def fractions(frame: Frame) -> Floats:
+    """Fractional coordinates `(n_atoms, 3)`."""
+    assert frame.cell is not None
+    return np.asarray(np.linalg.solve(frame.cell.T, frame.positions.T).T, dtype=np.float64)
+
+
+def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
+    """Å, each atom in the image nearest to where it was submitted: programs wrap as they like."""
+    if fractional is None or frame.cell is None or len(fractional) != len(frame.species):
+        return None if fractional is None or frame.cell is None else fractional @ frame.cell
+    images = np.rint(fractional - fractions(frame))
+    return np.asarray((fractional - images) @ frame.cell, dtype=np.float64)
+
+
+def by_element(frame: Frame) -> list[tuple[str, int]]:
+    """Elements and their numbers of atoms: canonical frames are sorted by element."""
+    return [(symbol, frame.species.count(symbol)) for symbol in sorted(set(frame.species))]
+
+
+def table(array: Floats, digits: int) -> str:
+    """Rows of numbers, one a line."""
+    return "\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in array)
+
+
+def keywords(given: Any, template: str, words: Mapping[bool, str]) -> Any:
+    """Keywords as the lines of an input file: `template` holds `{key}` and `{value}`, `words` what
+    true and false are called. A text is the user's own and stays as it is."""
+    if not isinstance(given, dict):
+        return given
+    return "".join(template.format(key=k, value=_word(v, words)) + "\n" for k, v in given.items())
+
+
+def _word(value: Any, words: Mapping[bool, str]) -> str:
+    if isinstance(value, bool):
+        return words[value]
+    if isinstance(value, (list, tuple)):
+        return " ".join(_word(part, words) for part in value)
+    return str(value)

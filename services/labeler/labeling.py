@@ -1,0 +1,243 @@
+"""Labels one frame after the other: checks, cache, calculation, acceptance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dpstream.services.labeler.acceptance import (
+    AcceptanceLimits,
+    BrokenRule,
+    Outcome,
+    check_after,
+    check_before,
+    largest_force,
+)
+from dpstream.services.labeler.attachments import Attached, attached
+from dpstream.services.labeler.child import frame_facts
+from dpstream.services.labeler.codes.base import Code, FileCode, Localized
+from dpstream.services.labeler.recipes import code_of, recipe_for
+from dpstream.services.labeler.resources import LabelerResources
+from dpstream.services.labeler.runner import run_files
+from dpstream.shared.atoms.dimers import dimer_keys
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    canonical,
+    decode_labelled,
+    encode_labelled,
+    frame_key,
+)
+from dpstream.shared.atoms.frames import FrameLabel as FrameLabel
+from dpstream.shared.errors import EngineCrashed, EngineError, NotFound, Permanent
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import LabelSettings, Spec
+from dpstream.shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
+
+MAX_DETAIL = 300
+"""Characters of a rejection's detail: a bundle's rejections fit into one message."""
+
+
+PREPARE_SECONDS = 300.0
+"""For a fresh child to import its libraries."""
+
+
+TRIES = 2
+"""Of one frame, each in a fresh child, before it is rejected as crashed."""
+
+
+@dataclass
+class FrameLabeler:
+    """One task's frame-by-frame work: everything that stays the same between frames."""
+
+    resources: LabelerResources
+    context: Context
+    labels: LabelSettings
+    recipe: Recipe
+    spec: Spec | None = None
+    """The campaign's; None outside any."""
+    given: Mapping[str, bytes] | None = None
+    """The recipe's files by digest, where no campaign brought them."""
+    _batches: dict[str, Batch] = field(default_factory=dict)
+
+    @cached_property
+    def code(self) -> Code:
+        return code_of(self.labels)
+
+    def limits(self, key: str) -> AcceptanceLimits:
+        """The caps that the frame of this key has to keep."""
+        dimers = None if self.spec is None else self.spec.initial.dimers
+        if self.spec is not None and dimers is not None and key in dimer_keys(self.spec):
+            return AcceptanceLimits.of_dimers(dimers, self.labels)
+        return AcceptanceLimits.of(self.labels)
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The files that came with the campaign, by name."""
+        return {each.file: self._file(each) for each in attached(self.recipe.settings)}
+
+    def _file(self, each: Attached) -> bytes:
+        if self.given is not None:
+            return self.given[each.sha256]
+        return self.context.fetch(each.ref(self.context.command.campaign))
+
+    def label(self, ref: FrameRef) -> Accepted | Rejected:
+        """The verdict on one frame."""
+        frame = self.frame(ref)
+        return (
+            rejected(ref.key, frame)
+            if isinstance(frame, BrokenRule)
+            else self.judge(ref.key, frame)
+        )
+
+    def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
+        """The verdict on a canonical frame with this key."""
+        self.context.check()
+        try:
+            recipe = recipe_for(self.recipe, frame)
+        except ValueError as error:
+            return rejected(key, BrokenRule("electron-temperature", str(error)))
+        broken = check_before(frame, recipe, self.code, self.limits(key))
+        if broken is not None:
+            return rejected(key, broken)
+        return self._known(key, recipe) or self._new(key, frame, recipe)
+
+    def frame(self, ref: FrameRef) -> Frame | BrokenRule:
+        """The canonical frame behind a reference, or what is wrong with it."""
+        if ref.batch.sha256 not in self._batches:
+            self._batches[ref.batch.sha256] = Batch.loads(self.context.fetch(ref.batch))
+        batch = self._batches[ref.batch.sha256]
+        if ref.index >= len(batch):
+            return BrokenRule("frame-key", f"row {ref.index} of a batch of {len(batch)}")
+        raw = batch[ref.index]
+        if not np.isfinite(raw.positions).all():
+            return BrokenRule("finite-positions", "a coordinate is not a finite number")
+        try:
+            frame = canonical(raw).frame
+        except (ValueError, np.linalg.LinAlgError) as error:
+            return BrokenRule("cell", str(error))
+        key = frame_key(frame)
+        return frame if key == ref.key else BrokenRule("frame-key", f"the frame's key is {key}")
+
+    def _known(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
+        """The verdict by this campaign's caps on a label computed before, if there is one."""
+        uri = label_uri(recipe.digest, key)
+        try:
+            data = self.context.insist(lambda: self.context.store.get(uri))
+        except NotFound:
+            return None
+        return self._reused(key, Ref.to(uri, data), data)
+
+    def _reused(self, key: str, ref: Ref, data: bytes, seconds: float = 0.0) -> Accepted | Rejected:
+        """The verdict on a label that was stored by another task; `seconds` were spent on it here
+        in vain."""
+        frame, label, _ = decode_labelled(data)
+        broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
+        if broken is not None:
+            return rejected(key, broken, seconds)
+        return accepted(key, ref, label, seconds, reused=True)
+
+    def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
+        outcome = self._compute(key, frame, recipe)
+        broken = check_after(frame, outcome, self.limits(key))
+        if broken is not None:
+            return rejected(key, broken, outcome.seconds)
+        provenance = self._provenance(key, frame, recipe, outcome)
+        label = outcome.label()
+        data = encode_labelled(frame, label, provenance)
+        uri = label_uri(recipe.digest, key)
+        store = self.context.store
+        first = self.context.insist(lambda: store.create(uri, data))
+        standing = data if first else self.context.insist(lambda: store.get(uri))
+        ref = Ref.to(uri, standing)
+        if standing != data:
+            return self._reused(key, ref, standing, outcome.seconds)
+        # Also where the create went through and its answer was lost.
+        return accepted(key, ref, label, outcome.seconds, reused=False)
+
+    def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
+        """The facts of a single point; a crash or time-out is tried again in a fresh child."""
+        reason, started = "", time.monotonic()
+        for attempt in range(TRIES):
+            try:
+                return self._point(f"{key}-{attempt}", frame, recipe)
+            except EngineCrashed as crash:
+                reason = str(crash)
+        seconds = time.monotonic() - started
+        self._engine_is_sound()
+        return Outcome(fault="crashed", messages=(reason,), seconds=seconds)
+
+    def _engine_is_sound(self) -> None:
+        """Raise EngineCrashed where the child dies without any frame: the worker is at fault then,
+        and no frame may be blamed."""
+        if not isinstance(self.code, FileCode):
+            self.call("prepare", {"recipe": self.for_engine(self.recipe)}, PREPARE_SECONDS)
+
+    def for_engine(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe as the engine child is given it."""
+        local = self.code.localized(recipe) if isinstance(self.code, Localized) else recipe
+        return local.model_dump()
+
+    def _point(self, name: str, frame: Frame, recipe: Recipe) -> Outcome:
+        if isinstance(self.code, FileCode):
+            return run_files(
+                self.code,
+                recipe,
+                frame,
+                self.context.scratch / name,
+                files=self.files,
+                cores=self.resources.engine.threads,
+                seconds=self.labels.max_seconds,
+                tick=self.context.check,
+            )
+        arguments = {"recipe": self.for_engine(recipe), "frames": [frame_facts(frame)]}
+        return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
+
+    def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
+        """The engine's answer; an error there is not one frame's but the recipe's: Permanent."""
+        try:
+            return self.resources.engine.call(
+                operation, arguments, tick=self.context.check, seconds=seconds
+            )
+        except EngineError as error:
+            raise Permanent(f"{self.recipe.code}: {error.kind}: {error}") from error
+
+    def _provenance(
+        self, key: str, frame: Frame, recipe: Recipe, outcome: Outcome
+    ) -> dict[str, Any]:
+        settings = recipe.settings
+        return {
+            "code": recipe.code,
+            "version": recipe.version,
+            "program": outcome.program,
+            "charge": recipe.charge,
+            "multiplicity": recipe.multiplicity,
+            "method": self.code.method(settings),
+            "semi_empirical": self.code.semi_empirical(settings),
+            "recipe": recipe.digest,
+            "frame": key,
+            "seconds": outcome.seconds,
+            "warnings": self.code.warnings(frame),
+            "worker": self.context.worker,
+            "campaign": self.context.command.campaign,
+        }
+
+
+def accepted(key: str, ref: Ref, label: FrameLabel, seconds: float, *, reused: bool) -> Accepted:
+    return Accepted(
+        key=key,
+        label=ref,
+        reused=reused,
+        max_force=largest_force(label.forces),
+        seconds=seconds,
+        energy=label.energy,
+    )
+
+
+def rejected(key: str, broken: BrokenRule, seconds: float = 0.0) -> Rejected:
+    return Rejected(key=key, rule=broken.rule, detail=broken.detail[:MAX_DETAIL], seconds=seconds)

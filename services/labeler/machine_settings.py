@@ -1,0 +1,99 @@
+"""What a machine knows of its labeling programs: how they are started, where potentials are.
+
+It is never part of a message: a campaign names a code and an element's potential, each worker
+says what that means on it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings
+
+from dpstream.shared.errors import SpecError
+from dpstream.shared.settings import StoreSettings, read_settings
+from dpstream.shared.spec.errors import did_you_mean
+
+
+def _by_code(value: Any) -> Any:
+    """`a=x; b=y` as `{"a": "x", "b": "y"}`."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in value.split(";") if part.strip()]
+    if any(not name.strip() or not said.strip() for name, _, said in parts):
+        raise ValueError("should be code=value, several separated by semicolons")
+    return {name.strip(): said.strip() for name, _, said in parts}
+
+
+def _are_commands(commands: dict[str, str]) -> dict[str, str]:
+    for command in commands.values():
+        shlex.split(command)  # ValueError says what is wrong with the quotes
+    return commands
+
+
+def _are_folders(folders: dict[str, Path]) -> dict[str, Path]:
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+    return folders
+
+
+ByCode = BeforeValidator(_by_code)
+
+
+class MachineSettings(BaseSettings):
+    """Settings of a machine that labels by programs of its own."""
+
+    model_config = StoreSettings.model_config
+
+    labeler_commands: Annotated[dict[str, str], ByCode, AfterValidator(_are_commands)] = Field(
+        default_factory=dict,
+        description="how programs are started, by code, separated by semicolons: vasp=mpirun -np "
+        "{cores} vasp_std; NAME=… for a campaign's custom program NAME",
+    )
+    labeler_potentials: Annotated[dict[str, Path], ByCode, AfterValidator(_are_folders)] = Field(
+        default_factory=dict,
+        description="folders of pseudopotentials, orbitals and models, by code, separated by "
+        "semicolons: vasp=/opt/potcar; abacus=/opt/sg15",
+    )
+
+    def command(self, name: str, cores: int, default: Sequence[str] = ()) -> list[str]:
+        """Program and arguments of code or custom program `name`. Raises SpecError where it cannot
+        be started here."""
+        said = self.labeler_commands.get(name)
+        command = list(default) if said is None else shlex.split(said)
+        if not command:
+            hint = did_you_mean(name, self.labeler_commands)
+            raise SpecError(
+                f"no command for {name!r} on this machine: set DPSTREAM_LABELER_COMMANDS="
+                f"'{name}=PROGRAM ARGUMENTS'{hint}"
+            )
+        program = command[0]
+        if shutil.which(program) is None:
+            raise SpecError(
+                f"{name}: {program}: no such program on this machine; say how it is started: "
+                f"DPSTREAM_LABELER_COMMANDS='{name}=mpirun -np {{cores}} {program}'"
+            )
+        return [word.replace("{cores}", str(cores)) for word in command]
+
+    def starts(self, name: str, default: Sequence[str] = ()) -> bool:
+        """Whether code or custom program `name` can be started here."""
+        try:
+            self.command(name, 1, default)
+        except SpecError:
+            return False
+        return True
+
+    def folder(self, code: str) -> Path | None:
+        """Where the potentials of `code` are here; None where nobody said."""
+        return self.labeler_potentials.get(code)
+
+
+def site() -> MachineSettings:
+    """What the environment says of this machine."""
+    return read_settings(MachineSettings)

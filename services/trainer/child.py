@@ -1,0 +1,212 @@
+"""Engine child of the trainer: DeePMD-kit, imported once and forked for every call.
+
+TensorFlow's graph and its memory are process-wide and never let go of; a fork of a warm child
+starts clean without paying for the import again. No session may run before the fork.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from deepmd.backend.backend import Backend as DeepmdBackend
+from deepmd.tf.entrypoints.compress import compress as tf_compress
+from deepmd.tf.entrypoints.freeze import freeze as tf_freeze
+from deepmd.tf.entrypoints.train import train as tf_train
+from deepmd.tf.env import tf
+
+from dpstream.services.trainer.training_input import (
+    BACKENDS,
+    INPUT,
+    RESOLVED,
+    SCRIPTED,
+    Backend,
+    Begin,
+    compress_line,
+    freeze_line,
+    train_line,
+)
+from dpstream.shared.atoms.frames import PARAMETERS
+from dpstream.shared.runtime.child_process import TAIL, die_with_parent
+
+FORK = True
+EVALUATE_ATOMS = 2048
+"""Atoms evaluated at once: enough to fill the vector units, little memory."""
+
+
+class MissingBackend(RuntimeError):
+    """The package that a backend of DeePMD-kit stands on is not installed."""
+
+
+def train(
+    folder: str, backend: str, how: Begin | None = None, model: str = "", given: bool = False
+) -> None:
+    """Train in `folder` by its `input.json`: from scratch or, by `how`, begun in `model` (the
+    prefix of a checkpoint or a frozen model, relative to the folder), which the user has `given`
+    or dpstream made."""
+    chosen = _enter(folder, backend)
+    if backend != "tensorflow":
+        _dp(train_line(chosen, how, model, given))
+        return
+    begun = {way: model if way == how else None for way in get_args(Begin)}
+    tf_train(
+        INPUT=INPUT,
+        output=RESOLVED,
+        restart=begun["restart"],
+        init_model=begun["init-model"],
+        init_frz_model=begun["init-frz-model"],
+        finetune=begun["finetune"],
+        use_pretrain_script=given and how in SCRIPTED,
+        mpi_log="master",
+        log_level=logging.WARNING,
+        log_path=None,
+    )
+
+
+def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
+    """Write checkpoint `checkpoint` of `folder` as the model file `model`."""
+    chosen = _enter(folder, backend)
+    if backend == "pytorch":
+        _dp(freeze_line(chosen, checkpoint, model))
+        return
+    if backend == "jax":
+        _convert(checkpoint, model)
+    else:
+        tf_freeze(checkpoint_folder=checkpoint, output=model, node_names=None)
+    _same_bytes(Path(model))
+
+
+def compress(folder: str, backend: str, frozen: str, model: str) -> None:
+    """Tabulate the embedding nets of `frozen` (D. Lu et al., J. Chem. Theory Comput. 2022, 18,
+    5559) into `model`. Raises whatever DeePMD-kit raises where the descriptor does not allow it."""
+    chosen = _enter(folder, backend)
+    if backend == "pytorch":
+        _dp(compress_line(chosen, frozen, model))
+        return
+    tf.reset_default_graph()
+    tf_compress(
+        input=frozen,
+        output=model,
+        extrapolate=5,
+        step=0.01,
+        frequency="-1",
+        checkpoint_folder="model-compression",
+        training_script=RESOLVED,  # a converted model does not know its shortest distance
+        mpi_log="master",
+        log_level=logging.WARNING,
+        log_path=None,
+    )
+    _same_bytes(Path(model))
+
+
+def _convert(checkpoint: str, model: str) -> None:
+    """A checkpoint of JAX's as a TensorFlow model. DeePMD-kit 3.2.0 drops the energy of each type
+    (`out_bias`) on the way; its fitting net takes the same number under another name."""
+    document = DeepmdBackend.detect_backend_by_model(checkpoint)().serialize_hook(checkpoint)
+    variables = document["model"]["@variables"]
+    fitting = document["model"]["fitting"]["@variables"]
+    fitting["bias_atom_e"] = fitting["bias_atom_e"] + variables["out_bias"][0]
+    variables["out_bias"] = np.zeros_like(variables["out_bias"])
+    DeepmdBackend.detect_backend_by_model(model)().deserialize_hook(model, document)
+
+
+def _same_bytes(model: Path) -> None:
+    """Write a TensorFlow model again so that the same model has the same bytes: protobuf puts the
+    entries of its maps in an order that differs from one writing to the next."""
+    graph = tf.GraphDef.FromString(model.read_bytes())
+    model.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:
+    """Root mean square errors of `model` over DeePMD-kit systems, every frame of all of them:
+    energy per atom (eV), force component (eV/Å), virial component per atom (eV; None where no
+    system has virials), and the labels' own RMS force component (eV/Å) as `rms_force`."""
+    from deepmd.infer import DeepPot
+
+    potential = DeepPot(model, auto_batch_size=False)
+    sums = _Sums()
+    for system in systems:
+        _evaluate_system(potential, Path(system), sums)
+    return sums.result()
+
+
+class _Sums:
+    """Squares summed and counted by quantity."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._squares: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
+        self._squares[name] = self._squares.get(name, 0.0) + float(np.sum(values**2))
+        self._counts[name] = self._counts.get(name, 0) + values.size
+
+    def result(self) -> dict[str, Any]:
+        names = ("energy", "force", "virial", "rms_force")
+        means = {name: self._root(name) for name in names}
+        return {"frames": self.frames, **means}
+
+    def _root(self, name: str) -> float | None:
+        if name not in self._counts:
+            return None
+        return float(np.sqrt(self._squares[name] / self._counts[name]))
+
+
+def _evaluate_system(potential: Any, system: Path, sums: _Sums) -> None:
+    data = {p.stem: np.load(p) for p in sorted((system / "set.000").glob("*.npy"))}
+    names = (system / "type_map.raw").read_text().split()
+    types = [
+        potential.get_type_map().index(names[int(word)])
+        for word in (system / "type.raw").read_text().split()
+    ]
+    atoms, frames = len(types), len(data["energy"])
+    box = None if (system / "nopbc").exists() else data["box"]
+    stride = max(1, EVALUATE_ATOMS // atoms)
+    for begin in range(0, frames, stride):
+        rows = slice(begin, begin + stride)
+        coeff = data["atom_ener_coeff"][rows] if "atom_ener_coeff" in data else None
+        energy, force, virial, *atomic = potential.eval(
+            data["coord"][rows],
+            None if box is None else box[rows],
+            types,
+            atomic=coeff is not None,
+            **{name: data[name][rows] for name in PARAMETERS if name in data},
+        )
+        if coeff is not None:
+            energy = np.sum(coeff * atomic[0].reshape(coeff.shape), axis=1)
+        wanted = data["force"][rows]
+        sums.add("energy", (energy.reshape(-1) - data["energy"][rows]) / atoms)
+        sums.add("force", force.reshape(wanted.shape) - wanted)
+        sums.add("rms_force", wanted)
+        if "virial" in data:
+            sums.add("virial", (virial.reshape(-1, 9) - data["virial"][rows]) / atoms)
+    sums.frames += frames
+
+
+def _enter(folder: str, backend: str) -> Backend:
+    chosen = BACKENDS[backend]
+    if importlib.util.find_spec(chosen.package) is None:
+        raise MissingBackend(
+            f"backend {backend} needs the package {chosen.package}: pip install '{chosen.install}'"
+        )
+    os.chdir(folder)  # this process is a fork and does nothing else afterwards
+    return chosen
+
+
+def _dp(line: Sequence[str]) -> None:
+    done = subprocess.run(
+        line, check=False, capture_output=True, text=True, preexec_fn=die_with_parent
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(line[4:6])}: {(done.stdout + done.stderr)[-TAIL:]}")
+
+
+OPERATIONS = {"train": train, "freeze": freeze, "compress": compress, "evaluate": evaluate}

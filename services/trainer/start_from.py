@@ -1,0 +1,81 @@
+"""What a training begins from: nothing, a checkpoint of ours, or a model that the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.training_input import BACKENDS, Begin
+from dpstream.shared.errors import Permanent
+from dpstream.shared.messages import Train
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Ref, given_model
+
+START = "start"
+"""Folder of another training's checkpoint."""
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """`model`: a checkpoint (prefix) or frozen model relative to the training's folder, `given` by
+    the user or made by dpstream; `resumed`: its step, where the same training goes on; `section`:
+    how it was built, as far as we recorded that."""
+
+    how: Begin | None = None
+    model: str = ""
+    given: bool = False
+    resumed: int | None = None
+    section: dict[str, Any] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As the engine takes it."""
+        return {"how": self.how, "model": self.model, "given": self.given}
+
+
+def lay_out(
+    command: Train, spec: Spec, context: Context, allowed: Collection[str]
+) -> StartingModel:
+    """Put what the training begins from into its folder. Raises Permanent for what is none, or is
+    of a kind not `allowed`."""
+    backend, folder = BACKENDS[spec.training.backend], context.scratch
+    if command.resume is not None and not spec.starts_over:
+        step = _unpack(command.resume, folder, context)
+        section = checkpoints.model_section(folder)
+        return StartingModel("restart", backend.checkpoint(step), resumed=step, section=section)
+    if command.start is not None:
+        step = _unpack(command.start, folder / START, context)
+        section = checkpoints.model_section(folder / START)
+        return StartingModel("init-model", f"{START}/{backend.checkpoint(step)}", section=section)
+    return _given(command, spec, context, allowed)
+
+
+def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str]) -> StartingModel:
+    """The model that the user gave this member, or gave all."""
+    init = spec.training.init
+    if init is None:
+        return StartingModel()
+    name = given_model(command.member % len(init.model))
+    if name not in command.files:
+        raise Permanent(f"the campaign was submitted without {name}")
+    ref = command.files[name]
+    suffix = Path(ref.uri).suffix
+    if suffix not in allowed:
+        raise Permanent(f"{name}: this worker begins from no {suffix} models")
+    if init.how == "init-model":
+        step = _unpack(ref, context.scratch / START, context)
+        checkpoint = BACKENDS[spec.training.backend].checkpoint(step)
+        return StartingModel(init.how, f"{START}/{checkpoint}", given=True)
+    model = f"given{suffix}"
+    (context.scratch / model).write_bytes(context.fetch(ref))
+    return StartingModel(init.how, model, given=True)
+
+
+def _unpack(ref: Ref, folder: Path, context: Context) -> int:
+    try:
+        return checkpoints.unpack(context.fetch(ref), folder)
+    except ValueError as error:
+        raise Permanent(f"{ref.uri}: {error}") from error

@@ -1,0 +1,1 @@
+"""Frames, labels and what is computed from them."""

@@ -1,0 +1,408 @@
+"""Frames, batches of frames and labels: arrays, canonical form, content identity, encodings.
+
+Units everywhere: eV, Å, amu, ps, K, bar (LAMMPS `metal`). Cells are row vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpstream.shared.errors import SpecError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+GRID = 1e-6
+"""Å; cells and positions are rounded to this, and the rounded frame is what is computed."""
+
+FARTHEST = 1e8
+"""Å; beyond it the grid is finer than floating point."""
+
+PARAMETERS = ("fparam", "aparam")
+"""What a frame may give a model beside its atoms, by the names of DeePMD-kit's files."""
+WEIGHTS = ("atom_pref", "atom_ener_coeff")
+"""What a label may say of its atoms for the loss, by the names of DeePMD-kit's files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One atomic configuration.
+
+    species: chemical symbols, `(n_atoms,)`; positions: `(n_atoms, 3)` Å;
+    cell: `(3, 3)` row vectors in Å, or None for a molecule in vacuum;
+    fparam: `(n_fparam,)`, aparam: `(n_atoms, n_aparam)`: what the model takes beside these (an
+    electron temperature…), in units of the user's, or None.
+    """
+
+    species: tuple[str, ...]
+    positions: Floats
+    cell: Floats | None = None
+    fparam: Floats | None = None
+    aparam: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != (len(self.species), 3):
+            raise ValueError(
+                f"positions have shape {self.positions.shape}, expected ({len(self.species)}, 3)"
+            )
+        if self.cell is not None and self.cell.shape != (3, 3):
+            raise ValueError(f"cell has shape {self.cell.shape}, expected (3, 3)")
+        if self.fparam is not None and self.fparam.ndim != 1:
+            raise ValueError(f"fparam has shape {self.fparam.shape}, expected (n_fparam,)")
+        if self.aparam is not None and self.aparam.shape[:-1] != (len(self.species),):
+            raise ValueError(
+                f"aparam has shape {self.aparam.shape}, expected ({len(self.species)}, n_aparam)"
+            )
+
+    @property
+    def formula(self) -> str:
+        """Composition in alphabetical order, e.g. `C1H4`."""
+        return "".join(f"{s}{self.species.count(s)}" for s in sorted(set(self.species)))
+
+    @property
+    def parameters(self) -> dict[str, Floats]:
+        """The parameters that the frame has, by name."""
+        given = {"fparam": self.fparam, "aparam": self.aparam}
+        return {name: values for name, values in given.items() if values is not None}
+
+    def given(self, parameters: Mapping[str, Floats]) -> Frame:
+        """The frame with these parameters, by name, instead of its own."""
+        fparam, aparam = (parameters.get(name) for name in PARAMETERS)
+        return replace(self, fparam=fparam, aparam=aparam)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What frames of one batch have in common: species in order, periodicity, parameters."""
+        sizes = [(name, values.shape[-1]) for name, values in self.parameters.items()]
+        return (self.species, self.cell is None, *sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameLabel:
+    """Energy `()` eV, forces `(n_atoms, 3)` eV/Å, virial `(3, 3)` = −dE/dε in eV (periodic
+    frames only) of one frame from one labeling recipe. `atom_pref` `(n_atoms,)` are weights of its
+    forces in the loss; with `atom_ener_coeff` c `(n_atoms,)` the energy is Σ c_i E_i."""
+
+    energy: float
+    forces: Floats
+    virial: Floats | None = None
+    atom_pref: Floats | None = None
+    atom_ener_coeff: Floats | None = None
+
+    @property
+    def weights(self) -> dict[str, Floats]:
+        """The weights of atoms that the label has, by name."""
+        given = {"atom_pref": self.atom_pref, "atom_ener_coeff": self.atom_ener_coeff}
+        return {name: values for name, values in given.items() if values is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frames of one composition in one atom order.
+
+    species `(n_atoms,)`; positions `(n_frames, n_atoms, 3)` Å; cells `(n_frames, 3, 3)` Å or None;
+    `arrays` holds further per-frame arrays, first axis n_frames (deviations in eV/Å, steps, …;
+    fparam and aparam are those of the frames).
+    """
+
+    species: tuple[str, ...]
+    positions: Floats
+    cells: Floats | None = None
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Frame:
+        cell = None if self.cells is None else self.cells[index]
+        own = {name: self.arrays[name][index] for name in PARAMETERS if name in self.arrays}
+        return Frame(self.species, self.positions[index], cell, **own)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        rows = np.asarray(indices, dtype=np.int64)
+        return Batch(
+            self.species,
+            self.positions[rows],
+            None if self.cells is None else self.cells[rows],
+            {name: values[rows] for name, values in self.arrays.items()},
+        )
+
+    def dumps(self) -> bytes:
+        """The batch as an `.npz` archive: the same batch, the same bytes. ValueError for arrays of
+        Python objects, which would have to be pickled."""
+        if any(values.dtype.hasobject for values in self.arrays.values()):
+            raise ValueError("a batch holds arrays of numbers, not of Python objects")
+        columns: dict[str, npt.NDArray[Any]] = {f"x_{k}": v for k, v in self.arrays.items()}
+        columns |= {"species": np.array(self.species), "positions": self.positions}
+        if self.cells is not None:
+            columns["cells"] = self.cells
+        out = io.BytesIO()
+        np.savez(out, **columns)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    @staticmethod
+    def loads(data: bytes) -> Batch:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return Batch(
+                tuple(str(s) for s in archive["species"]),
+                archive["positions"],
+                archive["cells"] if "cells" in archive.files else None,
+                {k[2:]: archive[k] for k in archive.files if k.startswith("x_")},
+            )
+
+    @staticmethod
+    def of(frames: Sequence[Frame], **arrays: npt.NDArray[Any]) -> Batch:
+        """One batch from frames of one kind (ValueError if they are not)."""
+        first = frames[0]
+        if any(frame.kind != first.kind for frame in frames):
+            raise ValueError(
+                "a batch holds frames of one species order and periodicity, with parameters alike"
+            )
+        own = {name: np.stack([f.parameters[name] for f in frames]) for name in first.parameters}
+        cells = (
+            None if first.cell is None else np.stack([f.cell for f in frames if f.cell is not None])
+        )
+        positions = np.stack([f.positions for f in frames])
+        return Batch(first.species, positions, cells, {**arrays, **own})
+
+    @staticmethod
+    def grouped(frames: Sequence[Frame], also: Sequence[Hashable] = ()) -> list[list[int]]:
+        """Indices of frames that fit in one batch, groups in order of first appearance; frames
+        with different values in `also` stay apart."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, frame in enumerate(frames):
+            kind = (frame.kind, also[index] if also else None)
+            groups.setdefault(kind, []).append(index)
+        return list(groups.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """A frame in canonical form, and how to carry vectors back to the caller's.
+
+    `order[i]` is the caller's index of canonical atom i; `rotation` turns the caller's row vectors
+    into canonical ones (`v @ rotation`).
+    """
+
+    frame: Frame
+    order: Ints
+    rotation: Floats
+
+    def forces_back(self, forces: Floats) -> Floats:
+        """Forces `(n_atoms, 3)` in the caller's order and orientation."""
+        result = np.empty_like(forces)
+        result[self.order] = forces @ self.rotation.T
+        return result
+
+
+def canonical(frame: Frame) -> Canonical:
+    """Restricted lower-triangular cell, stable species sort, everything on the 1e-6 Å grid and
+    wrapped there in integer arithmetic, so that canonical frames are fixed points.
+
+    Raises ValueError for a left-handed or flat cell and for coordinates that are no numbers.
+    """
+    for array in (frame.positions, frame.cell):
+        if array is not None:
+            _refuse_wild(array)
+    if not all(np.isfinite(values).all() for values in frame.parameters.values()):
+        raise ValueError("fparam and aparam must be finite numbers")
+    order = np.array(
+        sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
+    )
+    species = tuple(frame.species[i] for i in order)
+    aparam = None if frame.aparam is None else frame.aparam[order]
+    if frame.cell is None:
+        positions = _to_floats(_on_grid(frame.positions[order]))
+        return Canonical(Frame(species, positions, None, frame.fparam, aparam), order, np.eye(3))
+    rotation = np.eye(3) if _is_lower_triangular(frame.cell) else _to_lower_triangular(frame.cell)
+    cell = _on_grid(frame.cell @ rotation)
+    cell[np.triu_indices(3, k=1)] = 0
+    if not np.all(np.diag(cell) > 0):
+        raise ValueError("the cell is flat on the 1e-6 Å grid")
+    positions = _to_floats(_wrap(_on_grid(frame.positions[order] @ rotation), cell))
+    sorted_frame = Frame(species, positions, _to_floats(cell), frame.fparam, aparam)
+    return Canonical(sorted_frame, order, rotation)
+
+
+def frame_key(frame: Frame) -> str:
+    """Content identity of a canonical frame: sha256 over species, integer coordinates and, where
+    it has them, its parameters: with another electron temperature it is another frame."""
+    digest = hashlib.sha256(" ".join(frame.species).encode())
+    for array in (frame.cell, frame.positions):
+        digest.update(b"|" if array is None else _on_grid(array).astype("<i8").tobytes())
+    for name, values in frame.parameters.items():
+        digest.update(name.encode() + (values + 0.0).astype("<f8").tobytes())  # no −0
+    return digest.hexdigest()[:32]
+
+
+def _on_grid(values: Floats) -> Ints:
+    _refuse_wild(values)
+    grid: Ints = np.rint(values / GRID).astype(np.int64)
+    return grid
+
+
+def _refuse_wild(values: Floats) -> None:
+    if not np.all(np.abs(values) < FARTHEST):  # NaN too is not less
+        raise ValueError("coordinates must be finite, and within 1e8 Å")
+
+
+def _to_floats(grid: Ints) -> Floats:
+    # Division by a power of ten rounds correctly: 1234567 becomes the float nearest 1.234567.
+    values: Floats = grid / round(1 / GRID)
+    return values
+
+
+def _is_lower_triangular(cell: Floats) -> bool:
+    return bool(np.all(np.triu(cell, 1) == 0) and np.all(np.diag(cell) > 0))
+
+
+def _to_lower_triangular(cell: Floats) -> Floats:
+    """The rotation R with `cell @ R` lower triangular, diagonal positive (ValueError for a
+    left-handed or flat cell, which no rotation can bring there)."""
+    if np.linalg.det(cell) <= 0:
+        raise ValueError("the cell vectors must be right-handed and span a volume")
+    q, r = np.linalg.qr(cell.T)
+    signs = np.sign(np.diag(r))
+    rotation: Floats = q * signs
+    return rotation
+
+
+def _wrap(positions: Ints, cell: Ints) -> Ints:
+    """Into the brick between 0 and the cell's diagonal: one image of each atom lies in it."""
+    wrapped: Ints = positions.copy()
+    for axis in (2, 1, 0):
+        images = wrapped[:, axis] // cell[axis, axis]
+        wrapped -= np.outer(images, cell[axis])
+    return wrapped
+
+
+def min_distance(frame: Frame) -> float:
+    """Shortest interatomic distance in Å, over periodic images too; inf beyond 6 Å."""
+    for cutoff in (1.5, 6.0):
+        pair = closest_pair(frame, cutoff)
+        if pair is not None:
+            return pair[2]
+    return float("inf")
+
+
+def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
+    """The two atoms nearest each other and their distance in Å (periodic images too), if nearer
+    than `within` Å."""
+    from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
+
+    first, second, distances = neighbor_list("ijd", to_ase(frame), within)
+    if not len(distances):
+        return None
+    k = int(np.argmin(distances))
+    return int(min(first[k], second[k])), int(max(first[k], second[k])), float(distances[k])
+
+
+def to_ase(frame: Frame) -> Any:
+    """The frame as `ase.Atoms`, with its parameters: `fparam` in the info, `aparam` in the
+    arrays."""
+    from ase import Atoms
+
+    atoms = Atoms(list(frame.species), frame.positions, cell=frame.cell, pbc=frame.cell is not None)
+    if frame.fparam is not None:
+        atoms.info["fparam"] = frame.fparam
+    if frame.aparam is not None:
+        atoms.set_array("aparam", frame.aparam)
+    return atoms
+
+
+def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
+    """A frame from `ase.Atoms`, its parameters with it; periodic in three directions or in none, as
+    `periodic` says or the atoms do (None).
+
+    Raises ValueError for atoms that are periodic in one or two directions only, and for a periodic
+    frame whose cell is flat or missing.
+    """
+    if periodic is None:
+        if atoms.pbc.any() and not atoms.pbc.all():
+            axes = ", ".join(axis for axis, on in zip("xyz", atoms.pbc, strict=True) if on)
+            raise ValueError(
+                f"periodic along {axes} only; allowed: all three directions or none "
+                "(add vacuum, or set `periodic`)"
+            )
+        periodic = bool(atoms.pbc.all())
+    cell = np.array(atoms.cell[:], dtype=np.float64) if periodic else None
+    if cell is not None and abs(np.linalg.det(cell)) < 1e-6:
+        raise ValueError("periodic, but its cell is flat or missing")
+    positions = np.array(atoms.positions, dtype=np.float64)
+    return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **_parameters_in(atoms))
+
+
+def as_frame(given: Any, where: str) -> Frame:
+    """A user's `ase.Atoms` as a frame without parameters (or a frame as it is), its cell vectors
+    right-handed: two of them exchanged, if need be, span the same lattice. Raises `SpecError`,
+    naming `where`."""
+    try:
+        frame = given if isinstance(given, Frame) else from_ase(given).given({})
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from error
+    if not np.isfinite(frame.positions).all():
+        raise SpecError(f"{where}: has positions that are not finite numbers")
+    if frame.cell is None or np.linalg.det(frame.cell) > 0:
+        return frame
+    return replace(frame, cell=frame.cell[[1, 0, 2]])
+
+
+def _parameters_in(atoms: Any) -> dict[str, Floats]:
+    """Parameters that `ase.Atoms` carry: `fparam` in their info, `aparam` in their arrays."""
+    given: dict[str, Floats] = {}
+    if "fparam" in atoms.info:
+        given["fparam"] = np.array(atoms.info["fparam"], dtype=np.float64).reshape(-1)
+    if "aparam" in atoms.arrays:
+        values = np.array(atoms.arrays["aparam"], dtype=np.float64)
+        given["aparam"] = values.reshape(len(atoms), -1)
+    return given
+
+
+def encode_labelled(frame: Frame, label: FrameLabel, provenance: Mapping[str, Any]) -> bytes:
+    """One labelled frame as JSON; floats are written so that they read back to the bit."""
+    document = {
+        "species": list(frame.species),
+        "positions": frame.positions.tolist(),
+        "cell": None if frame.cell is None else frame.cell.tolist(),
+        "energy": label.energy,
+        "forces": label.forces.tolist(),
+        "virial": None if label.virial is None else label.virial.tolist(),
+        "provenance": dict(provenance),
+    }
+    further = {**frame.parameters, **label.weights}
+    document |= {name: values.tolist() for name, values in further.items()}
+    return json.dumps(document).encode()
+
+
+def decode_labelled(data: bytes) -> tuple[Frame, FrameLabel, dict[str, Any]]:
+    document = json.loads(data)
+    cell, virial = document["cell"], document["virial"]
+    further = {
+        name: np.array(document[name], dtype=np.float64)
+        for name in (*PARAMETERS, *WEIGHTS)
+        if name in document
+    }
+    frame = Frame(
+        tuple(document["species"]),
+        np.array(document["positions"], dtype=np.float64).reshape(-1, 3),
+        None if cell is None else np.array(cell, dtype=np.float64),
+        **{name: further[name] for name in PARAMETERS if name in further},
+    )
+    label = FrameLabel(
+        float(document["energy"]),
+        np.array(document["forces"], dtype=np.float64).reshape(-1, 3),
+        None if virial is None else np.array(virial, dtype=np.float64),
+        **{name: further[name] for name in WEIGHTS if name in further},
+    )
+    return frame, label, document["provenance"]

@@ -1,0 +1,1 @@
+"""The message bus: queues, an in-process bus, RabbitMQ."""

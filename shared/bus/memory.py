@@ -1,0 +1,225 @@
+"""The embedded bus: a broker's delivery semantics in the memory of one process, which is the only
+thing it does not survive."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from dpstream.shared.bus.topology import TOPOLOGY, declared, matches
+from dpstream.shared.errors import BusError, Unroutable
+from dpstream.shared.ports import Outgoing
+
+
+@dataclass(eq=False)
+class _Message:
+    body: bytes
+    redelivered: bool = False
+
+
+@dataclass(eq=False)
+class _Queue:
+    name: str
+    pattern: str | None = None
+    temporary: bool = False
+    ready: deque[_Message] = field(default_factory=deque)
+    consumers: deque[InProcessSubscription] = field(default_factory=deque)
+
+    def dispatch(self) -> None:
+        """Hand ready messages to consumers in turn, as far as their prefetch allows."""
+        while self.ready:
+            for _ in range(len(self.consumers)):
+                consumer = self.consumers[0]
+                self.consumers.rotate(-1)
+                if consumer.has_room():
+                    consumer.offer(self.ready.popleft())
+                    break
+            else:
+                return
+
+    def put_back(self, messages: Sequence[_Message]) -> None:
+        """To the head, in their order, marked redelivered."""
+        for message in reversed(messages):
+            message.redelivered = True
+            self.ready.appendleft(message)
+        self.dispatch()
+
+
+class Broker:
+    """Queues and bindings in memory. Every connection (`InProcessBus`) of one broker sees them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.queues: dict[str, _Queue] = {}
+        for row in TOPOLOGY:
+            if not row.name.endswith("*"):
+                self.queues[row.name] = _Queue(row.name, row.pattern)
+
+    def queue(self, name: str) -> _Queue | None:
+        """The queue, declared now if the topology has it on demand."""
+        if name not in self.queues and declared(name) is not None:
+            self.queues[name] = _Queue(name)
+        return self.queues.get(name)
+
+    def bind(self, name: str, pattern: str) -> None:
+        if declared(name) is not None or name in self.queues:
+            raise BusError(f"the queue name {name!r} is taken")
+        self.queues[name] = _Queue(name, pattern, temporary=True)
+
+    def route(self, message: Outgoing) -> list[_Queue]:
+        if (message.queue is None) == (message.topic is None):
+            raise BusError("a message goes either to a queue or to a topic")
+        if message.queue is not None:
+            queue = self.queue(message.queue)
+            targets = [] if queue is None else [queue]
+        else:
+            topic = message.topic or ""
+            targets = [q for q in self.queues.values() if q.pattern and matches(q.pattern, topic)]
+        if not targets:
+            raise Unroutable(f"nothing receives {message.queue or message.topic}")
+        return targets
+
+    def left(self, subscription: InProcessSubscription) -> None:
+        queue = subscription.queue
+        queue.consumers.remove(subscription)
+        if queue.temporary and not queue.consumers:
+            self.queues.pop(queue.name, None)
+
+
+class InProcessDelivery:
+    """A message handed out by a subscription. Settling it twice, or after its bus was closed,
+    has no effect."""
+
+    def __init__(self, message: _Message, subscription: InProcessSubscription) -> None:
+        self._message, self._subscription = message, subscription
+        self.body, self.redelivered = message.body, message.redelivered
+
+    def ack(self) -> None:
+        self._subscription.settle(self._message, put_back=False)
+
+    def reject(self) -> None:
+        self._subscription.settle(self._message, put_back=True)
+
+
+class InProcessSubscription:
+    """One consumer of one queue. `close` is what a broker does when a consumer vanishes."""
+
+    def __init__(self, broker: Broker, queue: _Queue, prefetch: int) -> None:
+        self.queue, self._broker, self._prefetch = queue, broker, prefetch
+        self._arrived = threading.Condition(broker.lock)
+        self._waiting: deque[_Message] = deque()
+        self._unsettled: dict[_Message, None] = {}  # handed out, in order
+        self._open = True
+
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything can still happen to it."""
+        return self._open or bool(self._unsettled)
+
+    def has_room(self) -> bool:
+        return len(self._waiting) + len(self._unsettled) < self._prefetch
+
+    def offer(self, message: _Message) -> None:
+        self._waiting.append(message)
+        self._arrived.notify()
+
+    def next(self, timeout: float | None = None) -> InProcessDelivery | None:
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._waiting or not self._open, timeout)
+            if not self._waiting:
+                return None
+            message = self._waiting.popleft()
+            self._unsettled[message] = None
+            return InProcessDelivery(message, self)
+
+    def settle(self, message: _Message, put_back: bool) -> None:
+        with self._broker.lock:
+            if message not in self._unsettled:
+                return
+            del self._unsettled[message]
+            if put_back:
+                self.queue.put_back([message])
+            self.queue.dispatch()
+
+    def cancel(self) -> None:
+        with self._broker.lock:
+            if not self._open:
+                return
+            self._open = False
+            self._broker.left(self)
+            self.queue.put_back(list(self._waiting))
+            self._waiting.clear()
+            self._arrived.notify_all()
+
+    def close(self) -> None:
+        """The consumer is gone: everything it has not settled goes back."""
+        with self._broker.lock:
+            self.cancel()
+            unsettled = list(self._unsettled)
+            self._unsettled.clear()
+            self.queue.put_back(unsettled)
+
+
+class InProcessBus:
+    """One connection to a broker in memory (`ports.Bus`)."""
+
+    def __init__(self, broker: Broker | None = None) -> None:
+        self.broker = broker or Broker()
+        self._subscriptions: list[InProcessSubscription] = []
+        self._open = True
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """All of them, or none: `Unroutable` is raised before anything is stored."""
+        with self._connected():
+            routed = [(message.body, self.broker.route(message)) for message in messages]
+            for body, queues in routed:
+                for queue in queues:
+                    queue.ready.append(_Message(body))
+                    queue.dispatch()
+
+    def consume(self, queue: str, prefetch: int = 1) -> InProcessSubscription:
+        with self._connected():
+            found = self._queue(queue)
+            subscription = InProcessSubscription(self.broker, found, prefetch)
+            self._subscriptions = [s for s in self._subscriptions if s.alive] + [subscription]
+            found.consumers.append(subscription)
+            found.dispatch()
+            return subscription
+
+    def bind(self, queue: str, pattern: str) -> None:
+        """A temporary queue for public events whose topic matches `pattern`; it ends with its
+        last subscription. BusError if the name is taken by another."""
+        with self._connected():
+            self.broker.bind(queue, pattern)
+
+    def depth(self, queue: str) -> int:
+        with self._connected():
+            return len(self._queue(queue).ready)
+
+    def close(self) -> None:
+        """End this connection: its consumers wake, what they have not settled goes back."""
+        with self.broker.lock:
+            self._open = False
+            for subscription in self._subscriptions:
+                subscription.close()
+            self._subscriptions.clear()
+
+    def _queue(self, name: str) -> _Queue:
+        found = self.broker.queue(name)
+        if found is None:
+            raise BusError(f"there is no queue {name!r}")
+        return found
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        with self.broker.lock:
+            if not self._open:
+                raise BusError("the bus is closed")
+            yield

@@ -1,0 +1,180 @@
+"""Exchanges and queues at a RabbitMQ broker, made from the one table (`shared/bus/topology.py`).
+
+What exists is left as it is: a user without the right to declare works with what others, or an
+operator's definitions, have made.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol
+
+from dpstream.shared.bus.rabbit_channel import Channel, Missing
+from dpstream.shared.bus.rabbit_settings import RabbitSettings
+from dpstream.shared.bus.topology import DEAD, DEADLETTERS, EVENTS, TASKS, TOPOLOGY, Queue, declared
+from dpstream.shared.errors import BusError, Refused
+from dpstream.shared.logs import logger
+
+log = logger()
+
+EXCHANGES = {EVENTS: "topic", TASKS: "direct", DEAD: "fanout"}
+
+
+class Lender(Protocol):
+    """A connection that lends channels."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def channel(self) -> AbstractContextManager[Channel]: ...
+
+
+class DeclaredQueues:
+    """What one connection knows to exist at the broker."""
+
+    def __init__(self, line: Lender, settings: RabbitSettings) -> None:
+        self._line, self._settings = line, settings
+        self._lock = threading.RLock()
+        self._known: set[str] = set()
+        self._owned: set[str] = set()
+        for exchange in EXCHANGES:
+            if not self._exists("exchange", exchange):
+                self._try(partial(self._make_exchange, exchange))
+        for row in TOPOLOGY:
+            if not row.name.endswith("*"):
+                self.know(row.name)
+
+    def know(self, queue: str) -> None:
+        """See that it exists."""
+        with self._lock:
+            if queue in self._known:
+                return
+            if not self._exists("queue", queue):
+                if not self._try(partial(self._make_queue, queue)):
+                    return
+                self._settle()
+            self._known.add(queue)
+
+    def own(self, queue: str) -> None:
+        """See that it exists and is bound, as its consumer should."""
+        with self._lock:
+            if queue in self._owned:
+                return
+            try:
+                self.know(queue)
+                self._try(partial(self._make_queue, queue))
+            except Missing:  # its exchange
+                self.mend()
+            self._owned.add(queue)
+
+    def mend(self) -> None:
+        """Declare and bind everything anew: the broker was wiped, or somebody stopped half-way."""
+        log.info("declaring queues anew", broker=self._settings.address)
+        with self._lock:
+            for exchange in EXCHANGES:
+                self._try(partial(self._make_exchange, exchange))
+            for queue in sorted({r.name for r in TOPOLOGY if r.name[-1] != "*"} | self._known):
+                self._try(partial(self._make_queue, queue))
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make and delete a queue after those that stay. RabbitMQ 3.8 to 3.10 (bug 10070), killed
+        within seconds of the declaration of its newest quorum queue, leaves that one without a
+        leader for ever: its term is on disk only when the next queue's is."""
+        if self._settings.queue_type == "quorum":
+            self._try(self._make_and_delete)
+
+    def _make_and_delete(self) -> None:
+        queue = self._settings.name(f"settling-{uuid.uuid4()}")
+        with self._line.channel() as channel:
+            arguments = {"x-queue-type": "quorum", "x-expires": 60_000}
+            channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
+            channel.call("queue_delete", queue=queue)
+
+    def bind(self, queue: str, pattern: str) -> None:
+        """A queue that lives as long as its last consumer, and no longer than this line."""
+        name = self._settings.name
+        with self._line.channel() as channel:
+            channel.call("queue_declare", queue=name(queue), exclusive=True, auto_delete=True)
+            channel.call(
+                "queue_bind", queue=name(queue), exchange=name(EVENTS), routing_key=pattern
+            )
+
+    def _exists(self, kind: str, plain: str) -> bool:
+        names = {kind: self._settings.name(plain)}
+        try:
+            with self._line.channel() as channel:
+                channel.call(f"{kind}_declare", **names, passive=True)
+        except Missing:
+            return False
+        return True
+
+    def _try(self, make: Callable[[], None]) -> bool:
+        """False where this user may not: it is another's to declare."""
+        try:
+            make()
+        except Refused as error:
+            log.debug("not declared", reason=str(error))
+            return False
+        return True
+
+    def _make_exchange(self, plain: str) -> None:
+        with self._line.channel() as channel:
+            channel.call(
+                "exchange_declare",
+                exchange=self._settings.name(plain),
+                exchange_type=EXCHANGES[plain],
+                durable=True,
+            )
+
+    def _make_queue(self, plain: str) -> None:
+        row = declared(plain)
+        assert row is not None
+        name = self._settings.name
+        self._declare(name(plain), queue_arguments(plain, self._settings))
+        with self._line.channel() as channel:
+            for exchange, key in _bindings(row, plain):
+                channel.call(
+                    "queue_bind", queue=name(plain), exchange=name(exchange), routing_key=key
+                )
+
+    def _declare(self, queue: str, arguments: dict[str, Any]) -> None:
+        try:
+            with self._line.channel() as channel:
+                channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
+        except BusError as error:
+            if isinstance(error, (Refused, Missing)) or not self._line.alive:
+                raise
+            log.warning("a queue exists with other arguments", queue=queue, reason=str(error))
+
+
+def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
+    """With which a queue of the table is declared."""
+    row = declared(plain)
+    assert row is not None
+    arguments: dict[str, Any] = {}
+    if row.name != DEADLETTERS:
+        arguments["x-dead-letter-exchange"] = settings.name(DEAD)
+    if row.single:
+        arguments["x-single-active-consumer"] = True
+    if settings.queue_type == "quorum":
+        arguments |= {"x-queue-type": "quorum", "x-delivery-limit": row.redeliveries}
+        if row.name != DEADLETTERS:  # confirmed transfer; the broker wants the overflow rule for it
+            arguments |= {
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }
+    return arguments
+
+
+def _bindings(row: Queue, plain: str) -> Iterator[tuple[str, str]]:
+    """Exchange and routing key."""
+    yield TASKS, plain
+    if row.pattern is not None:
+        yield EVENTS, row.pattern
+    if plain == DEADLETTERS:
+        yield DEAD, ""

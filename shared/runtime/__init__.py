@@ -1,0 +1,1 @@
+"""What runs a worker: tasks, child processes, health, retries."""

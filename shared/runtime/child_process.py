@@ -1,0 +1,268 @@
+"""Runs an engine in a child process of its own: warm, contained, with an empty environment.
+
+`ChildProcess` is the parent's handle; `serve` is the child. The child looks for modules where its
+parent does and never in its working directory, whose files are data. The module offers
+`OPERATIONS: dict[str, Callable[..., JSON]]`; with `FORK = True` every call runs in a fork of the
+warm child, so that libraries which never release memory or global state start clean each time.
+Requests and replies are JSON lines on two pipes; arrays travel as files in the scratch folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dpstream.shared.errors import EngineCrashed, EngineError
+
+PINNED = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_INTRA_OP_PARALLELISM_THREADS",
+    "TF_INTER_OP_PARALLELISM_THREADS",
+    "DP_INTRA_OP_PARALLELISM_THREADS",
+    "DP_INTER_OP_PARALLELISM_THREADS",
+)
+QUICK = {
+    # Keras 3, which DeePMD-kit does without, takes a third of TensorFlow's import.
+    "TF_USE_LEGACY_KERAS": "1",
+    # PyTorch would load its data by four processes more, whatever the threads.
+    "NUM_WORKERS": "0",
+}
+PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
+CHILD = (
+    sys.executable,
+    "-I",
+    "-u",
+    "-Xfaulthandler",
+    "-c",
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from dpstream.shared.runtime.child_process import serve; serve()",
+)
+"""Isolated: nothing is imported from the working directory or home. All that is said is logged."""
+TICK_SECONDS = 1.0
+"""How often a caller that waits for a reply may look around."""
+
+TAIL = 2000
+MAX_REPLY = 16 * 1024 * 1024
+"""Bytes; arrays travel as files, so a longer reply is a fault."""
+
+
+class ChildProcess:
+    """A warm child process that runs the operations of one module, one at a time."""
+
+    def __init__(self, module: str, scratch: Path, threads: int = 1) -> None:
+        """`scratch`: a private folder, the child's working directory and home."""
+        self.module, self.scratch, self.threads = module, scratch, threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies = -1
+        self._buffer = bytearray()
+        self._number = 0
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the child ahead of its first call; it imports its libraries meanwhile.
+
+        Linux ends the child with the *thread* that started it (see `die_with_parent`), so start
+        it from a thread that outlives it.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.kill()
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        reading, writing = os.pipe()
+        with (self.scratch / "engine.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*CHILD, self.module, str(writing), *map(os.path.abspath, sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.scratch,
+                env=self._environment(),
+                pass_fds=(writing,),
+                start_new_session=True,  # whatever the child starts is killed with it
+            )
+        os.close(writing)
+        self._replies, self._buffer = reading, bytearray()
+
+    def call(
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        *,
+        tick: Callable[[], None] | None = None,
+        seconds: float | None = None,
+    ) -> Any:
+        """Run `operation(**arguments)` in the child and return its JSON result.
+
+        `tick` runs about once a second meanwhile; whatever it raises ends the child and passes on.
+        Raises EngineError (the operation raised), EngineCrashed (the process died, or `seconds`
+        of wall time were over).
+        """
+        self.start()
+        self._number += 1
+        request = {"number": self._number, "operation": operation, "arguments": dict(arguments)}
+        try:
+            self._send(request)
+            reply = self._receive(tick, None if seconds is None else time.monotonic() + seconds)
+        except BaseException:
+            self.kill()
+            raise
+        if "crashed" in reply:
+            raise EngineCrashed(f"{operation}: {reply['crashed']}; {self.log_tail()}")
+        if "error" in reply:
+            raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
+        return reply["result"]
+
+    def kill(self) -> None:
+        """End the child at once; the next call starts another."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            if self._process.stdin is not None:
+                with suppress(BrokenPipeError):  # the rest of a request nobody reads any more
+                    self._process.stdin.close()
+            self._process = None
+        if self._replies >= 0:
+            os.close(self._replies)
+            self._replies = -1
+
+    def log_tail(self) -> str:
+        """The end of what the engine printed."""
+        path = self.scratch / "engine.log"
+        if not path.exists():
+            return ""
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - TAIL))
+            text = log.read().decode(errors="replace")
+        return " | ".join(line for line in text.splitlines()[-5:] if line.strip())
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the parent's secrets: no broker URL, no cloud keys."""
+        kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+        pinned = {name: str(self.threads) for name in PINNED}
+        return kept | pinned | QUICK | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise EngineCrashed(f"{self.module} died; {self.log_tail()}") from error
+
+    def _receive(self, tick: Callable[[], None] | None, deadline: float | None) -> dict[str, Any]:
+        while not self._buffer.endswith(b"\n"):
+            left = TICK_SECONDS
+            if deadline is not None:
+                left = min(left, deadline - time.monotonic())
+            if left <= 0:
+                raise EngineCrashed(f"{self.module} took longer than its time limit")
+            ready, _, _ = select.select([self._replies], [], [], left)
+            if ready:
+                self._read()
+            if tick is not None:
+                tick()
+        line, self._buffer = bytes(self._buffer), bytearray()
+        return self._understood(line)
+
+    def _read(self) -> None:
+        data = os.read(self._replies, 1 << 16)
+        if not data:
+            raise EngineCrashed(f"{self.module} died; {self.log_tail()}")
+        self._buffer += data
+        if len(self._buffer) > MAX_REPLY:
+            raise EngineCrashed(f"{self.module} replied more than {MAX_REPLY} bytes")
+
+    def _understood(self, line: bytes) -> dict[str, Any]:
+        """The reply, which an engine gone wild may have garbled, or given twice."""
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, not JSON") from error
+        if not isinstance(reply, dict) or reply.get("number") != self._number:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r} to request {self._number}")
+        if not reply.keys() & {"result", "error", "crashed"}:
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, which is no reply")
+        return reply
+
+
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: between fork and exec only calls are safe
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGKILL)
+
+
+def _answer(module: types.ModuleType, request: Mapping[str, Any]) -> bytes:
+    """The reply to one request, as a JSON line."""
+    try:
+        operation = module.OPERATIONS[request["operation"]]
+        return _reply(request, result=operation(**request["arguments"]))
+    except Exception as error:
+        return _reply(
+            request,
+            error=str(error) or type(error).__name__,
+            kind=type(error).__name__,
+            trace=traceback.format_exc()[-TAIL * 2 :],
+        )
+
+
+def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> bytes:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            die_with_parent()
+            _write(writing, _answer(module, request))
+        finally:  # whatever is raised: this process must never return into the caller's loop
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not data.endswith(b"\n"):
+        crashed = f"ended with status {os.waitstatus_to_exitcode(status)}"
+        return _reply(request, crashed=crashed)
+    return data
+
+
+def _reply(request: Mapping[str, Any], **content: Any) -> bytes:
+    return json.dumps({"number": request["number"], **content}).encode() + b"\n"
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with os.fdopen(os.dup(descriptor), "wb") as pipe:
+        pipe.write(data)
+
+
+def serve() -> NoReturn:
+    """Answer requests until there are no more: the child, `CHILD` module descriptor path…"""
+    module_name, replies = sys.argv[1], int(sys.argv[2])
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    module = importlib.import_module(module_name)
+    answer = _answer_in_fork if getattr(module, "FORK", False) else _answer
+    for line in sys.stdin.buffer:
+        _write(replies, answer(module, json.loads(line)))
+    sys.exit(0)

@@ -1,0 +1,224 @@
+"""A worker service as a process: `python -m dpstream.services.<name>`.
+
+Exit status: 0 asked to stop, or the shift is over; 1 a worker died or would not stop; 2 bad
+settings, or credentials that broker or store refuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.connect import connect_bus, connect_store
+from dpstream.shared.errors import DpstreamError, Refused
+from dpstream.shared.logs import configure, logger, redacted
+from dpstream.shared.messages import Command
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.runtime.context import Handler
+from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.health import Health, served
+from dpstream.shared.runtime.scratch import private_folder
+from dpstream.shared.runtime.signals import asked_to_stop
+from dpstream.shared.runtime.telemetry import WorkerMetrics
+from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.settings import (
+    WorkerSettings,
+    misspelt_variables,
+    read_settings,
+    secrets_in,
+    variables,
+)
+
+log = logger()
+
+BAD_INPUT = 2
+GOING = 25.0
+"""Seconds that a stop may take; orchestrators kill after 30."""
+NO_OBJECT = "labels/none"
+"""Looked for by the readiness check: every worker may read there. Whether it is there does not
+matter."""
+
+
+class Resources(Protocol):
+    """A service's warm engines."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One worker of the process: the queues it serves, and what with."""
+
+    queues: tuple[str, ...]
+    handlers: Mapping[type[Command], Handler]
+    resources: Resources
+
+
+S = TypeVar("S", bound=WorkerSettings)
+
+
+@dataclass(frozen=True)
+class WorkerService(Generic[S]):
+    """What is particular to one worker service."""
+
+    name: str
+    description: str
+    settings: type[S]
+    plans: Callable[[S, Path], Sequence[WorkerPlan]]
+    """`plans(settings, scratch)`; raises SpecError for what this machine cannot do."""
+
+
+def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> int:
+    """Run the service as its command line and environment say; the exit status."""
+    given = _parser(service).parse_args(arguments)
+    try:
+        settings = read_settings(service.settings, **vars(given))
+        configure(
+            settings.log_level, settings.log_format, secrets_in(settings), service=service.name
+        )
+        return _run(service, settings)
+    except DpstreamError as error:
+        print(f"{service.name}: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(service: WorkerService[S], settings: S) -> int:
+    for variable, meant in misspelt_variables(service.settings):
+        log.warning("variable is not known", variable=variable, meant=meant)
+    with asked_to_stop() as stopping, ExitStack() as stack:
+        scratch = stack.enter_context(private_folder(settings.scratch))
+        plans = service.plans(settings, scratch)
+        name = settings.name or f"{service.name}-{socket.gethostname()}-{os.getpid()}"
+        crew = WorkerThreads(name, plans, scratch, settings)
+        stack.callback(crew.close)
+        health = Health(crew.metrics.registry, crew.trouble)
+        stack.enter_context(served(health, settings.http_host, settings.http_port))
+        connected = _connected(settings, stopping)
+        if connected is None:
+            return 0
+        bus, store = connected
+        stack.enter_context(closing(bus))
+        health.reach += [lambda: bus.depth(COORDINATOR), lambda: store.exists(NO_OBJECT)]
+        return crew.work(bus, store, stopping)
+
+
+def _connected(settings: WorkerSettings, stopping: threading.Event) -> tuple[Bus, Store] | None:
+    """Bus and store; None when asked to stop before both answered."""
+    try:
+        store = connect_store(settings, stopping)
+        return connect_bus(settings, stopping), store
+    except Refused:
+        raise
+    except DpstreamError:
+        if stopping.is_set():
+            return None
+        raise
+
+
+@dataclass
+class WorkerThreads:
+    """The workers of this process, a thread each."""
+
+    name: str
+    plans: Sequence[WorkerPlan]
+    scratch: Path
+    settings: WorkerSettings
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    workers: list[Worker[Any]] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    failed: bool = False
+
+    def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
+        """Until `stopping` is set or the shift is over; the exit status."""
+        self._hire(bus, store, stopping)
+        log.info("at work", queues=[queue for post in self.plans for queue in post.queues])
+        deadline: float | None = None
+        while self._has_workers():
+            if stopping.is_set():
+                deadline = deadline or time.monotonic() + GOING
+                if time.monotonic() > deadline:
+                    log.error("a task in hand was not released in time; its lease will lapse")
+                    return 1
+        log.info("stopped")
+        return int(self.failed)
+
+    def trouble(self) -> str | None:
+        """What makes this process beyond help, if anything."""
+        if any(worker.is_stuck for worker in self.workers):
+            return "a task has not ended long after its time limit"
+        if self.failed:
+            return "a worker died"
+        return None
+
+    def close(self) -> None:
+        for post in self.plans:
+            post.resources.close()
+
+    def _hire(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
+        settings = self.settings
+        shift = ExitLimits(settings.max_tasks, settings.idle_exit)
+        for number, post in enumerate(self.plans):
+            post.resources.start()
+            worker: Worker[Any] = Worker(
+                name=f"{self.name}.{number}" if len(self.plans) > 1 else self.name,
+                bus=bus,
+                store=store,
+                queue=post.queues[0],
+                others=post.queues[1:],
+                handlers=post.handlers,
+                resources=post.resources,
+                scratch=self.scratch / "tasks",
+                heartbeat_seconds=settings.task_heartbeat,
+                stopping=stopping,
+                telemetry=self.metrics,
+                shift=shift,
+            )
+            self.workers.append(worker)
+            thread = threading.Thread(target=self._guarded, args=(worker,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _guarded(self, worker: Worker[Any]) -> None:
+        """A worker that dies takes the process with it: whoever runs it starts another."""
+        try:
+            worker.run()
+        except BaseException:
+            log.exception("worker died", worker=worker.name)
+            self.failed = True
+            worker.stopping.set()
+
+    def _has_workers(self) -> bool:
+        """Waits a moment for the first that is still there."""
+        for thread in self.threads:
+            thread.join(timeout=0.2)
+            if thread.is_alive():
+                return True
+        return False
+
+
+def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name}\n      {text}" for name, text in variables(service.settings))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m dpstream.services.{service.name}",
+        description=service.description,
+        epilog=f"environment, [default] in brackets:\n{lines}\n\n"
+        "exit status: 0 asked to stop (SIGTERM, SIGINT) or nothing left to do, 1 a worker died, "
+        "2 bad settings\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")
+    parser.add_argument("--idle-exit", metavar="SECONDS", help="exit when idle for so long")
+    parser.add_argument("--name", help="of this process, in claims and logs")
+    return parser

@@ -1,0 +1,61 @@
+"""Waiting out what passes: a broker that restarts, a store that is slow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from dpstream.shared.errors import BusError, DigestMismatch, NotFound, StoreError
+from dpstream.shared.logs import logger
+from dpstream.shared.runtime.telemetry import Silence, Telemetry
+
+log = logger()
+
+T = TypeVar("T")
+
+
+def insist(
+    call: Callable[[], T],
+    stopping: threading.Event,
+    patience: float = float("inf"),
+    telemetry: Telemetry | None = None,
+) -> T:
+    """The result of `call`, tried again at growing intervals (to 30 s) while bus or store fail.
+    Their error passes on once `stopping` is set or `patience` seconds are over; what another try
+    cannot mend (`NotFound`, `DigestMismatch`) passes on at once."""
+    listener = telemetry or Silence()
+    retrying = Retrying(
+        retry=retry_if_exception(is_outage),
+        wait=wait_random_exponential(multiplier=0.1, max=30),
+        stop=stop_any(stop_when_event_set(stopping), stop_after_delay(patience)),
+        sleep=sleep_using_event(stopping),
+        before_sleep=lambda state: _say_again(state, listener),
+        reraise=True,
+    )
+    return retrying(call)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    lasting = isinstance(error, (NotFound, DigestMismatch))
+    return isinstance(error, (BusError, StoreError)) and not lasting
+
+
+def _say_again(state: RetryCallState, telemetry: Telemetry) -> None:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert error is not None
+    log.warning("bus or store failed, trying again", reason=str(error))
+    telemetry.retried(error)

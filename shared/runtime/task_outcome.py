@@ -1,0 +1,50 @@
+"""What the end of a handler means for its task: a result, or an exception as an event."""
+
+from __future__ import annotations
+
+import traceback
+
+from dpstream.shared.errors import Permanent, Stopped, Temporary, is_machines_fault
+from dpstream.shared.logs import redacted
+from dpstream.shared.messages import Message, TaskFailed, TaskReleased
+from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.retry import is_outage
+from dpstream.shared.runtime.telemetry import Outcome
+
+FULL_SECONDS = 60.0
+"""Until another try, which another worker may get."""
+
+
+def ending_of(error: Exception, context: Context) -> TaskReleased | TaskFailed:
+    """What a handler's exception means for its task. Whatever nobody foresaw counts as a crash."""
+    if isinstance(error, Stopped):
+        return TaskReleased(**context.envelope(), reason=_text(str(error)))
+    if isinstance(error, Temporary) or is_outage(error):
+        delay = getattr(error, "delay", 5.0)
+        return TaskReleased(**context.envelope(), reason=_text(str(error)), delay=delay)
+    if is_machines_fault(error):
+        reason = f"this worker's machine: {error.strerror}"
+        return TaskReleased(**context.envelope(), reason=_text(reason), delay=FULL_SECONDS)
+    trace = getattr(error, "trace", "") or "".join(traceback.format_exception(error))
+    return TaskFailed(
+        **context.envelope(),
+        permanent=isinstance(error, Permanent),
+        reason=_text(f"{type(error).__name__}: {error}"),
+        trace=_text(redacted(trace)[-4000:], 4000),
+    )
+
+
+def outcome_of(event: Message, context: Context) -> Outcome:
+    if isinstance(event, TaskFailed):
+        return "failed-for-good" if event.permanent else "failed"
+    if not isinstance(event, TaskReleased):
+        return "done"
+    if context.is_cancelled:
+        return "cancelled"
+    return "preempted" if context.stopping.is_set() else "released"
+
+
+def _text(text: str, limit: int = 2000) -> str:
+    """Fit for a message, whatever an engine printed: bounded, without lone surrogates, and
+    without the password of a URL."""
+    return redacted(text)[:limit].encode(errors="replace").decode()

@@ -1,0 +1,100 @@
+"""What a worker says about its own work, and Prometheus metrics made of it."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dpstream.shared.codec import kind_of
+from dpstream.shared.errors import BusError
+from dpstream.shared.messages import Command
+
+Phase = Literal["wait", "claim", "work", "publish"]
+Outcome = Literal["done", "preempted", "cancelled", "released", "failed", "failed-for-good"]
+"""How an attempt ended: `preempted` by a stop of its worker, `released` for a lack that passes."""
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400, 86400)
+
+
+class Telemetry(Protocol):
+    """Told by `Worker` where it knows; called from several threads."""
+
+    def spent(self, phase: Phase, seconds: float) -> None: ...
+
+    def began(self, command: Command) -> None: ...
+
+    def ended(self, command: Command, outcome: Outcome) -> None: ...
+
+    def lost_claim(self, command: Command) -> None:
+        """Another worker had it first."""
+
+    def buried(self) -> None:
+        """A message that could not be understood was put away."""
+
+    def retried(self, error: BaseException) -> None:
+        """A call to bus or store failed and is made again."""
+
+
+class Silence:
+    """Telemetry that nobody listens to."""
+
+    def spent(self, phase: Phase, seconds: float) -> None: ...
+
+    def began(self, command: Command) -> None: ...
+
+    def ended(self, command: Command, outcome: Outcome) -> None: ...
+
+    def lost_claim(self, command: Command) -> None: ...
+
+    def buried(self) -> None: ...
+
+    def retried(self, error: BaseException) -> None: ...
+
+
+class WorkerMetrics:
+    """Telemetry as Prometheus metrics, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tasks = self._counter("tasks", "Attempts that ended", "kind", "outcome")
+        self._attempts = self._counter("attempts", "Attempts begun", "kind", "repeated")
+        self._preemptions = self._counter("preemptions", "Tasks given back at a stop", "kind")
+        self._lost = self._counter("claims_lost", "Deliveries another worker had first", "kind")
+        self._buried = self._counter("deadletters", "Messages that were not understood")
+        self._retries = self._counter("retries", "Calls made again after an outage", "port")
+        self._busy = Gauge(
+            "dpstream_worker_busy", "Workers with a task in hand", registry=self.registry
+        )
+        self._seconds = Histogram(
+            "dpstream_worker_phase_seconds",
+            "Time a worker spent, by phase",
+            ["phase"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"dpstream_worker_{name}", text, labels, registry=self.registry)
+
+    def spent(self, phase: Phase, seconds: float) -> None:
+        self._seconds.labels(phase).observe(seconds)
+
+    def began(self, command: Command) -> None:
+        self._busy.inc()
+        self._attempts.labels(kind_of(command), str(command.attempt > 1).lower()).inc()
+
+    def ended(self, command: Command, outcome: Outcome) -> None:
+        self._busy.dec()
+        self._tasks.labels(kind_of(command), outcome).inc()
+        if outcome == "preempted":
+            self._preemptions.labels(kind_of(command)).inc()
+
+    def lost_claim(self, command: Command) -> None:
+        self._lost.labels(kind_of(command)).inc()
+
+    def buried(self) -> None:
+        self._buried.inc()
+
+    def retried(self, error: BaseException) -> None:
+        self._retries.labels("bus" if isinstance(error, BusError) else "store").inc()

@@ -1,0 +1,68 @@
+"""A campaign spec: everything a user decides, validated before anything starts.
+
+This package is the one door: whoever reads a spec imports from here. Each module holds the sections
+of one topic; `campaign` puts them together and checks them against one another. Units: eV, Å, ps,
+K, bar. Every key has a description; `dpstream schema` prints them all.
+"""
+
+from dpstream.shared.spec.base import Positive, Section, Share
+from dpstream.shared.spec.campaign import Spec, expand_material, load_spec, with_engine_texts
+from dpstream.shared.spec.convergence import (
+    AuditSettings,
+    Budget,
+    Convergence,
+    PropertyTolerance,
+    Proposals,
+    ReferenceMd,
+    Streaming,
+    Verification,
+)
+from dpstream.shared.spec.exploration import (
+    AnyTrust,
+    AutoTrust,
+    Material,
+    Md,
+    Selection,
+    Stage,
+    TrustLevels,
+)
+from dpstream.shared.spec.labels import DATASET, LabelSettings
+from dpstream.shared.spec.systems import Dimers, Initial, Perturb, System, SystemLabel
+from dpstream.shared.spec.training import ZBL, Final, Init, Repulsion, Training
+
+__all__ = [
+    "DATASET",
+    "ZBL",
+    "AnyTrust",
+    "AuditSettings",
+    "AutoTrust",
+    "Budget",
+    "Convergence",
+    "Dimers",
+    "Final",
+    "Init",
+    "Initial",
+    "LabelSettings",
+    "Material",
+    "Md",
+    "Perturb",
+    "Positive",
+    "PropertyTolerance",
+    "Proposals",
+    "ReferenceMd",
+    "Repulsion",
+    "Section",
+    "Selection",
+    "Share",
+    "Spec",
+    "Stage",
+    "Streaming",
+    "System",
+    "SystemLabel",
+    "Training",
+    "TrustLevels",
+    "Verification",
+    "expand_material",
+    "load_spec",
+    "with_engine_texts",
+]

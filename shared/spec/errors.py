@@ -1,0 +1,192 @@
+"""From a file to a dict, and from a validation error to one line a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.engines import KINDS, VARIABLES
+from dpstream.shared.spec.exploration import TRUST_TAGS
+
+NAMES = (
+    "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
+)
+"""What a name may be."""
+FORMS = {"engine": KINDS, "variables": VARIABLES}
+"""Keys whose value has one of several forms, told apart by `kind`."""
+
+
+def read_document(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML or JSON file; `SpecError` names the file, the line and the remedy."""
+    text = _read_text(path)
+    try:
+        data = _load_json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, _Duplicate) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise SpecError(f"{path}: not valid {kind}: {_where(error)}") from error
+    if data is None:
+        raise SpecError(f"{path}: empty; `dpstream new` writes a spec to start from")
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: expected keys such as name, systems, stages; see `dpstream new`")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
+class _Duplicate(Exception):
+    """A key given twice in JSON."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which plain loaders silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as a string; people mean the number, as YAML 1.2 does.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_json(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, _ in pairs:
+            if sum(other == key for other, _ in pairs) > 1:
+                raise _Duplicate(f"key {key!r} is given twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique) if text.strip() else None
+
+
+def _where(error: Exception) -> str:
+    """Line and problem of a syntax error, without the quoted source."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        problem = getattr(error, "problem", None) or "syntax error"
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    return " ".join(str(error).split())
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first problem in one line: key, value, what is allowed. Unknown keys go first: a
+    misspelt required key is both unknown and missing."""
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = _location(problem)
+    key = ".".join(str(part) for part in location if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(location, root)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = _message(problem)
+    if not location:
+        return message
+    if problem["type"].startswith("union_tag"):
+        return f"{key}.{message}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {shown(problem['input'])}: {message}"
+
+
+def _location(problem: ErrorDetails) -> list[Any]:
+    """Where in the document, without pydantic's names of the forms a value may have."""
+    keys = [part for part in problem["loc"] if part not in TRUST_TAGS]
+    return [
+        part for n, part in enumerate(keys) if not (n and part in FORMS.get(_last(keys[:n]), ()))
+    ]
+
+
+def _last(keys: Sequence[Any]) -> Any:
+    return next((key for key in reversed(keys) if isinstance(key, str)), None)
+
+
+def first_of(error: ValidationError) -> str:
+    """The first problem of what we have written ourselves: its key, and pydantic's words."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg']}" if key else problem["msg"]
+
+
+def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
+    allowed = _keys_at(location[:-1], root)
+    hint = did_you_mean(str(location[-1]), allowed)
+    return hint or "; allowed: " + ", ".join(sorted(allowed))
+
+
+def _message(problem: ErrorDetails) -> str:
+    """Pydantic's message in our words."""
+    if problem["type"] == "string_pattern_mismatch":
+        return NAMES
+    if problem["type"] == "too_short":
+        return "should not be empty"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        kinds = context["expected_tags"].replace("'", "")
+        hint = did_you_mean(context["tag"], kinds.split(", "))
+        return f"kind: {context['tag']!r}{hint or '; allowed: ' + kinds}"
+    if problem["type"] == "union_tag_not_found":
+        return "kind: missing"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub(r" or instance of \w+", "", message)
+    return message.replace("valid tuple", "list").replace("valid dictionary", "mapping of keys")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _keys_at(location: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Keys allowed in the section at `location`."""
+    models = [root]
+    for part in location:
+        inner: list[type[BaseModel]] = []
+        for model in models:
+            if isinstance(part, str) and part in model.model_fields:
+                inner += _models_in(model.model_fields[part].annotation)
+        models = inner or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (tuple, dict, Union, types.UnionType, Annotated):
+        return [m for argument in get_args(annotation) for m in _models_in(argument)]
+    return []
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

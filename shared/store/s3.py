@@ -1,0 +1,383 @@
+"""Objects in a bucket: Amazon S3, servers compatible with it, Alibaba OSS. Alone imports boto3.
+
+Safe to share between threads: one client, one pool of connections. Constructing sends nothing to
+the store; `probe` is the first to speak to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, ParamSpec, TypeVar
+
+import boto3.session
+import botocore.loaders
+import botocore.session
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3.exceptions import HTTPError
+
+from dpstream.shared.errors import DigestMismatch, NotFound, Refused, StoreError
+from dpstream.shared.files import arriving
+from dpstream.shared.store.keys import bounded, checked, checked_prefix, digested, file_errors
+from dpstream.shared.store.s3_settings import S3Settings
+from dpstream.shared.values import is_key
+
+__all__ = ["S3Settings", "S3Store"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PROBES = ".probe/"
+"""Where the probe writes, below the prefix. No key begins with a dot."""
+
+IF_NONE_MATCH, FORBID_OVERWRITE = "If-None-Match", "x-oss-forbid-overwrite"
+"""What asks for create-if-absent: everywhere, and at Alibaba OSS, which ignores the first."""
+
+DIGEST, MAKER = "dpstream-sha256", "dpstream-maker"
+"""Metadata of every object: its digest; and of a created one, the call that created it."""
+
+ABSENT = {"NoSuchKey", "NotFound", "404"}
+TAKEN = {
+    "PreconditionFailed",
+    "412",
+    "FileAlreadyExists",
+    "ObjectAlreadyExists",
+    "BucketAlreadyOwnedByYou",
+}
+CONFLICTING = {"ConditionalRequestConflict", "OperationAborted"}
+UNKNOWN = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
+UNWANTED = {"NoSuchBucket", "InvalidBucketName", "RequestTimeTooSkewed"}
+
+_MULTIPART, _PART, _CHUNK = 16 << 20, 8 << 20, 1 << 20
+"""Bytes from which an object goes up in parts, bytes of a part, bytes read at once."""
+
+_TRANSFER = TransferConfig(
+    multipart_threshold=_MULTIPART,
+    multipart_chunksize=_PART,
+    max_concurrency=4,
+    preferred_transfer_client="classic",
+)
+
+
+class _Taken(StoreError):
+    """There is an object under this key."""
+
+
+class _Conflict(StoreError):
+    """Somebody else was writing this key; nothing was decided."""
+
+
+class _Unknown(StoreError):
+    """The store does not know what was asked for."""
+
+
+class _Cut(StoreError):
+    """The connection broke in the middle of an object."""
+
+
+def _again(kind: type[StoreError]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Try again at growing random intervals what boto3 by itself does not."""
+    return retry(
+        retry=retry_if_exception_type(kind),
+        wait=wait_random_exponential(multiplier=0.05, max=5),
+        stop=stop_after_attempt(8),
+        reraise=True,
+    )
+
+
+class S3Store:
+    """Objects below a prefix of a bucket (`ports.Store`).
+
+    Throttling, 5xx and broken connections are tried again (at most `attempts` times), then raise
+    StoreError. Whatever goes up has its MD5 with it, so that the store refuses what was damaged on
+    the way; objects carry their digest and are checked against it when read
+    (DigestMismatch). `create` marks the object with the call that made it: told "there is one", it
+    looks whose it is, so an answer that was lost and asked for again is still told right. Only when
+    every attempt stays without an answer it raises StoreError, and may have created the object.
+    Alibaba OSS may let two creates of one key at the same moment through.
+    """
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
+        self._root = settings.prefix and f"{settings.prefix}/"
+        self._encrypted = (
+            {"ServerSideEncryption": settings.encryption} if settings.encryption else {}
+        )
+        self._asks_by: str = settings.create_by or IF_NONE_MATCH
+        self._probed = settings.create_by is not None
+        self._probing = threading.Lock()
+        self._client = _client(settings)
+        events = self._client.meta.events
+        events.register("before-call.s3.PutObject", self._ask_in_its_words)
+        for request in ("PutObject", "UploadPart"):
+            events.register(f"before-call.s3.{request}", _add_md5)
+        events.register("before-sign.s3.PutObject", _send_at_once)
+
+    def __repr__(self) -> str:
+        where = self.settings.endpoint or "AWS"
+        return f"s3://{self.settings.bucket}/{self.settings.prefix} at {where}"
+
+    def probe(self) -> None:
+        """Find out how this store creates only what is absent, by creating keys twice. Raises
+        `Refused` for a store that does not, for wrong credentials and for a missing bucket."""
+        with self._probing:
+            self._probe()
+
+    def make_bucket(self) -> None:
+        """Make the bucket where there is none."""
+        region = self.settings.region or "us-east-1"  # the one that may not be named
+        named = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        where = {} if region == "us-east-1" else named
+        with suppress(_Taken), self._asking("the bucket"):
+            self._client.create_bucket(Bucket=self.settings.bucket, **where)
+
+    def get(self, key: str, most: int | None = None) -> bytes:
+        name, body = self._name(key), BytesIO()
+        self._read(name, body, most)
+        return body.getvalue()
+
+    def put(self, key: str, data: bytes) -> None:
+        name = self._name(key)
+        self._write(name, BytesIO(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """True if and only if this call made the object; its size is 5 GB at most."""
+        name = self._name(key)
+        if not self._probed:
+            with self._probing:
+                if not self._probed:
+                    self._probe()
+        return self._create(name, data)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._head(self._name(key))
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str, after: str = "") -> Iterable[str]:
+        """Keys that start with the string `prefix` and come after `after`, sorted; StoreError if
+        no key can."""
+        start = self._root + checked_prefix(prefix)
+        pages = self._client.get_paginator("list_objects_v2")
+        beyond = {"StartAfter": self._root + after} if after else {}
+        with self._asking(start):
+            found = [
+                item["Key"].removeprefix(self._root)
+                for page in pages.paginate(Bucket=self.settings.bucket, Prefix=start, **beyond)
+                for item in page.get("Contents", ())
+            ]
+        return sorted(filter(is_key, found))
+
+    def delete(self, key: str) -> None:
+        self._delete(self._name(key))
+
+    def upload(self, key: str, path: Path) -> None:
+        name = self._name(key)
+        with file_errors(path), path.open("rb") as file:
+            self._write(name, file)
+
+    def download(self, key: str, path: Path) -> None:
+        name = self._name(key)
+        with file_errors(path), arriving(path) as file:
+            self._read(name, file)
+
+    def _name(self, key: str) -> str:
+        return self._root + checked(key)
+
+    def _address(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.settings.bucket, "Key": name}
+
+    def _head(self, name: str) -> dict[str, str]:
+        """An object's metadata (NotFound)."""
+        with self._asking(name):
+            found = self._client.head_object(**self._address(name))
+        return _metadata(found)
+
+    def _delete(self, name: str) -> None:
+        with suppress(NotFound), self._asking(name):
+            self._client.delete_object(**self._address(name))
+
+    @_again(_Cut)
+    def _read(self, name: str, file: BinaryIO, most: int | None = None) -> None:
+        file.seek(0)
+        file.truncate()
+        digest = hashlib.sha256()
+        with self._asking(name):
+            found = self._client.get_object(**self._address(name))
+        with closing(found["Body"]) as body:
+            bounded(name, found["ContentLength"], most)
+            for chunk in self._chunks(name, body):
+                digest.update(chunk)
+                file.write(chunk)
+        if _metadata(found).get(DIGEST, digest.hexdigest()) != digest.hexdigest():
+            raise DigestMismatch(f"{self}: {name}: not the bytes that were stored")
+
+    def _chunks(self, name: str, body: Any) -> Iterator[bytes]:
+        try:
+            yield from body.iter_chunks(_CHUNK)
+        except BotoCoreError as error:
+            raise _Cut(f"{self}: {name}: {error}") from error
+
+    def _write(self, name: str, file: BinaryIO) -> None:
+        """An object from an open file, in parts where it is large."""
+        digest = digested(file, hashlib.sha256()).hexdigest()
+        extra = {"Metadata": {DIGEST: digest}, **self._encrypted}
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        with self._asking(name):
+            if size < _MULTIPART:
+                self._client.put_object(**self._address(name), Body=file, **extra)
+            else:
+                self._client.upload_fileobj(
+                    file, **self._address(name), ExtraArgs=extra, Config=_TRANSFER
+                )
+
+    def _create(self, name: str, data: bytes) -> bool:
+        maker = uuid.uuid4().hex
+        try:
+            self._write_if_absent(name, data, maker)
+        except _Taken:
+            with suppress(NotFound):  # removed since
+                return self._head(name).get(MAKER) == maker
+            return False
+        return True
+
+    @_again(_Conflict)
+    def _write_if_absent(self, name: str, data: bytes, maker: str) -> None:
+        metadata = {DIGEST: hashlib.sha256(data).hexdigest(), MAKER: maker}
+        with self._asking(name):
+            self._client.put_object(
+                **self._address(name),
+                Body=data,
+                IfNoneMatch="*",
+                Metadata=metadata,
+                **self._encrypted,
+            )
+
+    def _ask_in_its_words(self, params: dict[str, Any], **_: Any) -> None:
+        """Called by botocore with each PutObject, before it is signed."""
+        headers = params["headers"]
+        if self._asks_by == FORBID_OVERWRITE and headers.pop(IF_NONE_MATCH, None):
+            headers[FORBID_OVERWRITE] = "true"
+
+    def _probe(self) -> None:
+        ways = (self._asks_by,) if self._probed else (IF_NONE_MATCH, FORBID_OVERWRITE)
+        for way in ways:
+            self._asks_by = way
+            if self._keeps_the_first():
+                self._probed = True
+                return
+        raise Refused(
+            f"{self}: neither {IF_NONE_MATCH} nor {FORBID_OVERWRITE} keeps it from replacing an "
+            "object (a versioned OSS bucket ignores the latter); claims need a store that does"
+        )
+
+    def _keeps_the_first(self) -> bool:
+        name = f"{self._root}{PROBES}{uuid.uuid4().hex}"
+        try:
+            made = self._create(name, b"first")
+            return made and not self._create(name, b"second")
+        except _Unknown:
+            return False
+        finally:
+            with suppress(StoreError):  # who may not delete leaves an object nobody sees
+                self._delete(name)
+
+    @contextmanager
+    def _asking(self, name: str) -> Iterator[None]:
+        """Errors of boto3 as ours."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._meaning(name, error) from error
+        except NoCredentialsError as error:
+            raise Refused(f"{self}: no credentials found") from error
+        except SSLError as error:
+            raise Refused(f"{self}: {error}") from error
+        except (BotoCoreError, HTTPError) as error:  # the second where an error's text is cut off
+            raise StoreError(f"{self}: {name}: {error}") from error
+
+    def _meaning(self, name: str, error: ClientError) -> StoreError:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code = error.response["Error"].get("Code", str(status))
+        said = f"{self}: {name}: {code} {error.response['Error'].get('Message', '')[:300]}"
+        if code in ABSENT:
+            return NotFound(f"no object {name!r}")
+        for kind, codes in _KINDS.items():
+            if code in codes:
+                return kind(said)
+        return Refused(said) if status in (401, 403) else StoreError(said)
+
+
+_KINDS = {
+    _Taken: TAKEN,
+    _Conflict: CONFLICTING,
+    _Unknown: UNKNOWN,
+    Refused: UNWANTED,
+}
+
+
+@cache
+def _service_model() -> Any:
+    """What botocore reads about S3 from its own files, once in a process."""
+    return botocore.loaders.create_loader()
+
+
+def _client(settings: S3Settings) -> Any:
+    access, secret = settings.access_key, settings.secret_key
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _service_model())
+    session = boto3.session.Session(
+        botocore_session=core,
+        aws_access_key_id=access and access.get_secret_value(),
+        aws_secret_access_key=secret and secret.get_secret_value(),
+        region_name=settings.region,
+    )
+    config = Config(
+        connect_timeout=5,
+        read_timeout=settings.silence,
+        retries={"mode": "standard", "total_max_attempts": settings.attempts},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        s3={"addressing_style": settings.addressing},
+        request_checksum_calculation="when_required",  # OSS takes no trailing checksums
+        response_checksum_validation="when_required",
+    )
+    verify = None if settings.ca_file is None else str(settings.ca_file)
+    return session.client("s3", endpoint_url=settings.endpoint, verify=verify, config=config)
+
+
+def _metadata(found: dict[str, Any]) -> dict[str, str]:
+    """Of an answer, by names as we write them: some servers capitalise."""
+    return {name.lower(): value for name, value in found["Metadata"].items()}
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Called by botocore with each request that carries (part of) an object. The one checksum that
+    every store verifies."""
+    body = params["body"]
+    file = BytesIO(body) if isinstance(body, bytes) else body
+    digest = digested(file, hashlib.md5(usedforsecurity=False))
+    params["headers"]["Content-MD5"] = b64encode(digest.digest()).decode()
+
+
+def _send_at_once(request: Any, **_: Any) -> None:
+    """Called by botocore before a request is signed. It would ask the store's leave to send the
+    object, and wait for it: one round trip more, which only a large object is worth."""
+    body = request.data
+    if isinstance(body, BytesIO) and body.getbuffer().nbytes <= _CHUNK:
+        del request.headers["Expect"]  # no error where there is none
+        request.data = body.getvalue()

@@ -1,0 +1,217 @@
+"""A whole deployment on a real broker and a real object store, whose processes are started again
+when they die, and what a campaign should come to whatever happens to them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.deploy.devcluster.seaweed import SeaweedServer
+from dpstream.services.coordinator.ledger.ledger import (
+    LedgerReader,
+    heard_and_decided,
+    load_state,
+    verdict,
+)
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.settings import Settings
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Ref, campaign_uri
+from tests.support.campaign_simulator import RECIPE, CampaignSimulator, spec, submission
+from tests.support.deployment import Deployment, Started
+from tests.support.lossy_delivery import LossyDelivery, check_counters
+from tests.support.small_campaign import labelled
+from tests.support.worker_without_engines import COMPUTED, RIPE
+
+BUCKET = "chaos"
+NAME = "world"
+LEASE, REISSUE, HEARTBEAT = "3", "2", "0.3"
+PATIENT = "60"
+"""A lease that no task outlives, however busy this machine is."""
+SECONDS = 150.0
+"""That a campaign, or anything in it, may take."""
+STANDIN = "tests.support.worker_without_engines"
+ROLES = ("trainer", "explorer", "labeler")
+
+
+def plan(**changes: Any) -> Spec:
+    """Two rounds of two conditions; no task is given up for having lost a few workers."""
+    smaller: dict[str, Any] = {
+        "training": {"members": 2},
+        "stages": [{"name": "cold", "systems": ["methane"], "temperatures": [50.0, 100.0]}],
+        "labels": {"bundle": 2},
+        "md": {"steps": 100, "every": 10, "trajectories": 1, "chunk": 5},
+        "verification": {"reference_md": {"system": "methane", "trajectories": 1}},
+        "max_attempts": 12,
+    }
+    return spec(**(smaller | changes))
+
+
+@cache
+def undisturbed() -> State:
+    """What the campaign comes to where nothing ever fails, by the policy alone: the same frames
+    for every choice of bundles and attempts."""
+    return LossyDelivery(CampaignSimulator(RIPE), plan()).run()
+
+
+@dataclass
+class Cluster(Deployment):
+    plans: dict[str, tuple[tuple[str, ...], dict[str, str]]] = field(default_factory=dict)
+    """How to start what is to be there, by name."""
+    crew: dict[str, Started] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+
+    # ------------------------------------------------------------------------------- processes
+
+    def hire(self, name: str, /, *module: str, **environment: str) -> Started:
+        """A process that is started again whenever it is found dead."""
+        self.plans[name] = module, environment
+        self.crew[name] = self.start(*module, **environment)
+        return self.crew[name]
+
+    def coordinate(self, name: str = "coordinator", **environment: str) -> Started:
+        given = {
+            "http_port": "0",
+            "lease_seconds": LEASE,
+            "reissue_after": REISSUE,
+            **environment,
+        }
+        return self.hire(name, "dpstream.services.coordinator", **given)
+
+    def work(self, role: str, name: str = "", **environment: str) -> Started:
+        given = {"name": name or role, "task_heartbeat": HEARTBEAT, **environment}
+        return self.hire(name or role, STANDIN, role, **given)
+
+    def staff(self, roles: Sequence[str] = ROLES, **environment: str) -> None:
+        """A coordinator, if there is none yet, and one worker of each kind."""
+        if "coordinator" not in self.plans:
+            self.coordinate()
+        for role in roles:
+            self.work(role, **environment)
+
+    def dismiss(self, name: str) -> Started:
+        """No longer started again."""
+        del self.plans[name]
+        return self.crew.pop(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL; another is started at once."""
+        self.crew[name].process.kill()
+        self.crew[name].process.wait()
+        self.revive()
+
+    def revive(self) -> None:
+        for name, started in list(self.crew.items()):
+            if started.process.poll() is not None:
+                self.deaths[name] += 1
+                module, environment = self.plans[name]
+                self.crew[name] = self.start(*module, **environment)
+
+    # -------------------------------------------------------------------------------- campaigns
+
+    def submit(self, of: Spec) -> m.CampaignSubmitted:
+        """As `dpstream submit` does."""
+        body = of.model_dump_json().encode()
+        key = campaign_uri(of.name, "spec.json")
+        self.store.create(key, body)
+        recipe = RECIPE.model_copy(update={"settings": {"method": "GFN2-xTB"}})
+        spec_ref = Ref.to(key, body)
+        event = submission(of).model_copy(update={"spec": spec_ref, "recipe": recipe})
+        self.store.create(campaign_uri(of.name, "submitted.json"), encode(event))
+        with closing(self.bus()) as bus:
+            bus.publish([Outgoing(encode(event), topic=topic_of(event))])
+        return event
+
+    def until(self, met: Callable[[], Any], what: str) -> Any:
+        """What `met` says as soon as it says something; the dead are replaced meanwhile."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            self.revive()
+            if found := met():
+                return found
+            assert time.monotonic() < deadline, f"{what}: waited in vain; {self.last_words()}"
+            time.sleep(0.05)
+
+    def finish(self) -> State:
+        self.until(lambda: verdict(self.store, NAME), "the campaign's end")
+        return load_state(self.store, NAME)
+
+    def until_state(self, met: Callable[[State], Any], what: str) -> Any:
+        """What `met` says of a state that the ledger tells."""
+        reading = LedgerReader.begin(self.store, NAME)
+
+        def look() -> Any:
+            reading.look()
+            return met(reading.state)
+
+        return self.until(look, what)
+
+    def heard(self, *kinds: type[m.Message]) -> list[Any]:
+        """All of a kind in the ledger, decisions included."""
+        return [e for e in heard_and_decided(self.store, NAME) if isinstance(e, kinds)]
+
+    def last_words(self) -> str:
+        said = {name: (s.said[-3:], s.plain[-5:]) for name, s in self.crew.items()}
+        state = load_state(self.store, NAME)
+        tasks = [t for t in state.tasks.values() if t.status in ("open", "running", "lost")]
+        return f"{said}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
+
+
+def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = None) -> Cluster:
+    """Queue names and keys that no other test sees. `endpoint`: where the processes find the
+    store, if not at the server itself."""
+    server.make_bucket(BUCKET)
+    name = uuid.uuid4().hex
+    given = {
+        "broker": node.url,
+        "broker_prefix": f"{name}.",
+        "store": f"s3://{BUCKET}/{name}",
+        "store_endpoint": server.endpoint,
+        "store_access_key": server.access_key,
+        "store_secret_key": server.secret_key,
+        "store_addressing": "path",
+    }
+    seen = given | {"store_endpoint": endpoint or server.endpoint}
+    environment = {f"DPSTREAM_{key.upper()}": value for key, value in seen.items()}
+    return Cluster(Settings(**given), environment)  # type: ignore[arg-type]
+
+
+def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:
+    """The same frames are labelled as in peace (but for those `without`), for the same purpose;
+    none was counted twice, none computed anew once it was stored."""
+    calm = undisturbed()
+    assert state.finished is not None
+    assert calm.finished is not None
+    assert state.finished.verdict == calm.finished.verdict == "converged"
+    wanted = {key: what for key, what in labelled(calm).items() if key not in without}
+    assert labelled(state) == wanted
+    assert state.trained + len(state.fresh) == sum(what != "audit" for what in wanted.values())
+    check_counters(state)
+    assert computed_twice(cluster) == []
+    assert not cluster.heard(m.CampaignPaused)
+
+
+def computed_twice(cluster: Cluster) -> list[str]:
+    """Frames with two labels that were both accepted as new."""
+    fresh = Counter(
+        accepted.key
+        for done in cluster.heard(m.LabelsDone)
+        for accepted in done.accepted
+        if not accepted.reused
+    )
+    return [key for key, times in fresh.items() if times > 1]
+
+
+def computations(cluster: Cluster) -> Counter[str]:
+    """How often the label of each frame was computed, be it in vain."""
+    return Counter(key.split("/")[1] for key in cluster.store.list(f"{COMPUTED}/"))

@@ -1,0 +1,202 @@
+"""A campaign in rough weather, and an audit of its books.
+
+`LossyDelivery` drives the policy against a `CampaignSimulator`; `check_counters` recounts every
+counter of the state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.apply.tasks import is_live
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import stable_id
+from tests.support.campaign_simulator import CampaignSimulator, submission
+
+Said = TypeVar("Said", bound=m.Message)
+Heard = tuple[m.Message, tuple[m.Message, ...]]
+"""An event and what was decided upon it."""
+
+
+class LossyDelivery:
+    """One campaign over a bad bus with bad workers: commands and events are delivered in any
+    order, some twice; workers release, crash, go silent and come back too late. `faults` is the
+    chance of such a fate; claims are exclusive, as in the store. Without a seed all is calm: one
+    event after the other, in order, once."""
+
+    def __init__(
+        self, world: CampaignSimulator, of: Spec, seed: int | None = None, faults: float = 0.0
+    ) -> None:
+        self.world, self.faults = world, faults
+        self.calm, self.random = seed is None, random.Random(seed)
+        self.state, self.ledger = State(spec=of), list[Heard]()
+        self.commands: list[m.Command] = []
+        self.issued: list[m.Command] = []
+        self.claims: dict[tuple[str, int], bool] = {}
+        """Taken claims: whether a worker has it, and not the coordinator."""
+        self.events: list[m.Message] = [submission(of)]
+
+    def run(self, check: Callable[[State], None] = lambda state: None) -> State:
+        """Until nothing is under way; `check` sees the state after every event."""
+        while self.events or self.commands:
+            if self.step():
+                check(self.state)
+        return self.state
+
+    def until(self, met: Callable[[State], object]) -> State:
+        """Run on until `met`; an error if that never happens."""
+        while not met(self.state):
+            assert self.events or self.commands, "nothing is under way any more"
+            self.step()
+        return self.state
+
+    def step(self) -> bool:
+        """Deliver one command or, and then it is True, one event."""
+        under_way = len(self.events) + len(self.commands)
+        number = 0 if self.calm else self.random.randrange(under_way)
+        if number >= len(self.events):
+            self._start(self.commands.pop(number - len(self.events)))
+            return False
+        event = self.events.pop(number)
+        if not self.calm and self.random.random() < 0.1:
+            self.events.append(event)
+        self.hear(event)
+        return True
+
+    def hear(self, event: m.Message) -> tuple[m.Message, ...]:
+        """Decide, and carry the decisions out."""
+        after, decided = decide(self.state, event)
+        if after is not self.state:
+            self.ledger.append((event, decided))
+        self.state = after
+        for decision in decided:
+            self.world.learn(decision)
+            if isinstance(decision, m.Command):
+                self.issued.append(decision)
+                self.commands += [decision] * (1 + (not self.calm and self.random.random() < 0.1))
+            elif isinstance(decision, m.TaskCancelled):
+                self._cancel(decision)
+        return decided
+
+    def hold(self, kind: type[m.Command]) -> list[m.Command]:
+        """Take the published commands of a kind away, so that nobody claims them."""
+        held = [command for command in self.commands if isinstance(command, kind)]
+        self.commands = [command for command in self.commands if not isinstance(command, kind)]
+        return held
+
+    def take(self, command: m.Command) -> list[m.Message]:
+        """A worker claims the command; what it will say in the end."""
+        self.claims[command.task, command.attempt] = True
+        claimed, *results = self.world.answer(command)
+        self.hear(claimed)
+        return results
+
+    def said(self, kind: type[Said]) -> list[Said]:
+        """Everything of a kind that was decided."""
+        return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
+
+    def _cancel(self, decision: m.TaskCancelled) -> None:
+        claim = decision.task, decision.attempt
+        if not self.claims.setdefault(claim, False):
+            self.events.append(revoked(decision))
+
+    def _start(self, command: m.Command) -> None:
+        claim = command.task, command.attempt
+        if claim in self.claims:
+            return
+        self.claims[claim] = True
+        answer = self.world.answer(command)
+        if self.random.random() >= self.faults:
+            self.events += answer
+            return
+        told = [event for event in answer if self.random.random() < 0.5]
+        self.events += told
+        self.events.append(self._ending(command))
+
+    def _ending(self, command: m.Command) -> m.Message:
+        fields = CampaignSimulator.envelope(command, "ending")
+        fate = self.random.choice(["release", "lapse", "crash", "lapse", "crash", "hopeless"])
+        if fate == "release":
+            return m.TaskReleased(**fields, reason="spot reclaim")
+        if fate == "lapse":
+            return m.LeaseLapsed(**fields)
+        return m.TaskFailed(**fields, permanent=fate == "hopeless", reason=fate)
+
+
+def revoked(decision: m.TaskCancelled) -> m.TaskRevoked:
+    return m.TaskRevoked(
+        id=stable_id("revoked", decision.task, decision.attempt),
+        campaign=decision.campaign,
+        time=2.0,
+        task=decision.task,
+        attempt=decision.attempt,
+    )
+
+
+def resumed(number: int = 0) -> m.CampaignResumed:
+    return m.CampaignResumed(id=f"resumed-{number}", campaign="world", time=3.0)
+
+
+def replayed(of: Spec, ledger: Iterable[Heard]) -> State:
+    """The state that a ledger tells."""
+    state = State(spec=of)
+    for event, decided in ledger:
+        for message in (event, *decided):
+            state = apply(state, message)
+    return state
+
+
+def check_counters(state: State) -> None:
+    """Every counter that the state keeps, counted again from scratch."""
+    live: dict[str, set[str]] = {}
+    for name, task in state.tasks.items():
+        if is_live(task):
+            live.setdefault(type(task.command).__name__, set()).add(name)
+    assert {kind: set(names) for kind, names in state.live.items() if names} == live
+    frames = state.frames
+    awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
+    assert state.pending == len(awaited)
+    assert state.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
+    bought = sum(f.status != "revoked" for f in frames.values())
+    assert state.label_room == max(0, state.spec.budget.labels - bought)
+    assert set(state.waiting) == {key for key, f in frames.items() if f.status == "waiting"}
+    asked = Counter(
+        ref.key
+        for task in state.tasks.values()
+        if isinstance(task.command, m.Label) and is_live(task)
+        for ref in task.command.frames
+        if frames[ref.key].status == "pending"
+    )
+    assert asked == Counter(key for key, f in frames.items() if f.status == "pending")
+    _check_stage(state)
+    _check_round(state)
+
+
+def _check_stage(state: State) -> None:
+    stage = [f for f in state.frames.values() if f.stage == state.stage.index]
+    tried = Counter(f.status for f in stage if f.status in ("labelled", "rejected"))
+    assert (state.stage.tried, state.stage.rejected) == (tried.total(), tried["rejected"])
+    audits = [f for f in stage if f.purpose == "audit" and f.status == "labelled"]
+    assert dict(state.stage.audits) == {f.ref.key: f.origin for f in audits}
+    labelled = [f for f in state.frames.values() if f.status == "labelled"]
+    assert set(state.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
+    learned = [f for f in labelled if f.purpose not in ("audit", "property")]
+    assert state.trained + len(state.fresh) == len(learned)
+    assert set(state.fresh) <= {f.ref.key for f in learned}
+
+
+def _check_round(state: State) -> None:
+    if state.round is None:
+        return
+    tallies = state.round.tallies.values()
+    assert state.round.unfinished == sum(not tally.done for tally in tallies)
+    found = state.round.conditions.values()
+    checks = sum(by.counts.total + by.dropped for by in found)
+    assert checks == sum(tally.checks for tally in tallies)

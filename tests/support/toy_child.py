@@ -1,0 +1,98 @@
+"""A child process of the standard library alone, for the tests of
+`dpstream.shared.runtime.child_process`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+CALLS: list[int] = []
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def refuse(text: str) -> None:
+    raise LookupError(text)
+
+
+def count() -> int:
+    """How often this process was asked before, and who it is."""
+    CALLS.append(1)
+    return len(CALLS)
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+def working_directory() -> str:
+    return os.getcwd()
+
+
+def die(number: int = signal.SIGKILL) -> None:
+    print("last words")
+    os.kill(os.getpid(), number)
+
+
+def leave(status: int) -> None:
+    sys.exit(status)
+
+
+def sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return "woken"
+
+
+def spawn() -> int:
+    """The id of a process that would go on for ever."""
+    return subprocess.Popen(["sleep", "1000"]).pid
+
+
+def say(text: str) -> None:
+    print(text)
+    print(text, file=sys.stderr)
+
+
+def unspeakable() -> object:
+    return object()
+
+
+def garble(text: str) -> str:
+    """Write `text` to the reply pipe, as an engine gone wild might."""
+    os.write(int(sys.argv[2]), text.encode())
+    return "after"
+
+
+def flood(size: int) -> str:
+    return "x" * size
+
+
+OPERATIONS = {
+    operation.__name__: operation
+    for operation in (
+        echo,
+        refuse,
+        count,
+        pid,
+        environment,
+        working_directory,
+        die,
+        leave,
+        sleep,
+        spawn,
+        say,
+        unspeakable,
+        garble,
+        flood,
+    )
+}

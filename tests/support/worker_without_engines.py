@@ -1,0 +1,147 @@
+"""`python -m tests.support.worker_without_engines trainer|explorer|labeler`: a worker service
+without engines.
+
+Everything but the engines is real: settings, process, worker runtime, bus and store. What it
+answers is `CampaignSimulator`'s; what it writes is content, so that it can be lost, doubled or
+overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+import dpstream.shared.runtime.task_outcome
+from dpstream.shared import messages as m
+from dpstream.shared.runtime.context import Context, Handler
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
+from dpstream.shared.settings import WorkerSettings
+from dpstream.shared.values import Accepted, Ref
+from tests.support.campaign_simulator import CampaignSimulator
+
+QUEUES = {
+    "trainer": ("train",),
+    "explorer": ("explore", "judge"),
+    "labeler": ("label.tblite",),
+}
+RIPE = 2
+WAVEFUNCTION = 256 * 1024
+"""Bytes that every task writes to its scratch folder, as engines do."""
+COMPUTED = "computed"
+"""Where every computation of a label leaves a trace, by frame."""
+FULL_SECONDS = 1.0
+
+
+class StandInSettings(WorkerSettings):
+    standin_seconds: float = Field(default=0.05, description="per task")
+    standin_gate: Path | None = Field(
+        default=None, description="a task goes on when this file is there"
+    )
+    standin_fatal: str = Field(
+        default="", description="key of a frame whose label kills its worker"
+    )
+
+
+@dataclass
+class Bench:
+    settings: StandInSettings
+
+    def start(self) -> None:
+        """Nothing to warm up."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def answer(resources: Bench, command: Any, context: Context) -> m.Result:
+    (context.scratch / "wavefunction").write_bytes(bytes(WAVEFUNCTION))
+    _work(resources.settings, command, context)
+    world = CampaignSimulator(RIPE)
+    if isinstance(command, m.Select):
+        world.manifests[command.pool.uri] = context.fetch(command.pool).decode()
+    *chunks, last = (_said(result, context) for result in world.answer(command)[1:])
+    for chunk in chunks:
+        context.publish(chunk)
+    return last
+
+
+def _said(result: m.Message, context: Context) -> m.Result:
+    assert isinstance(result, m.Result)
+    return _kept(result.model_copy(update=context.envelope()), context)
+
+
+def _kept(result: m.Result, context: Context) -> m.Result:
+    """With all that it refers to in the store; a model tells which attempt it is of."""
+    if isinstance(result, m.LabelsDone):
+        accepted = tuple(_label(label, context) for label in result.accepted)
+        return result.model_copy(update={"accepted": accepted})
+    own = {}
+    if isinstance(result, m.MemberTrained):
+        own["model"] = context.put("model.pb", f"a model of {context.worker}".encode())
+    if isinstance(result, m.AuditDone):
+        own["pairs"] = context.put("pairs.json", b"{}")
+    for ref in _refs(result):
+        _keep(ref, context)
+    return result.model_copy(update=own)
+
+
+def _work(settings: StandInSettings, command: m.Command, context: Context) -> None:
+    if isinstance(command, m.Label) and settings.standin_fatal in [f.key for f in command.frames]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    over = time.monotonic() + settings.standin_seconds
+    gate = settings.standin_gate
+    while time.monotonic() < over or (gate is not None and not gate.exists()):
+        context.check()
+        time.sleep(0.01)
+
+
+def _label(label: Accepted, context: Context) -> Accepted:
+    """As the labeler does: look it up, compute it, be the first to store it or not."""
+    known = context.insist(lambda: context.store.exists(label.label.uri))
+    if not known:
+        trace = f"{COMPUTED}/{label.key}/{uuid.uuid4().hex}"
+        context.insist(lambda: context.store.create(trace, context.worker.encode()))
+    return label.model_copy(update={"reused": known or not _keep(label.label, context)})
+
+
+def _keep(ref: Ref, context: Context) -> bool:
+    """Whether this made the object; `CampaignSimulator`'s objects contain their own names."""
+    body = ref.uri.removeprefix("objects/").encode()
+    if Ref.to(ref.uri, body) != ref:
+        return False
+    return context.insist(lambda: context.store.create(ref.uri, body))
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _refs(getattr(value, name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _refs(item)
+
+
+HANDLERS: dict[type[m.Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
+
+
+def service(role: str) -> WorkerService[StandInSettings]:
+    def plans(settings: StandInSettings, scratch: Path) -> Sequence[WorkerPlan]:
+        return [WorkerPlan((queue,), HANDLERS, Bench(settings)) for queue in QUEUES[role]]
+
+    return WorkerService(role, "Answers at once.", StandInSettings, plans)
+
+
+if __name__ == "__main__":
+    dpstream.shared.runtime.task_outcome.FULL_SECONDS = FULL_SECONDS
+    sys.exit(main(service(sys.argv[1]), sys.argv[2:]))
