@@ -119,22 +119,22 @@ def test_labels_come_back_through_canonical_form(code: str) -> None:
     atoms = bulk("CuAu", "rocksalt", a=5.2) * (2, 1, 1) if code == "ase" else _quartzish()
     atoms.rattle(0.1, seed=8)
     rng = np.random.default_rng(2)
-    decisions, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    decisions *= np.sign(np.linalg.det(decisions))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    rotation *= np.sign(np.linalg.det(rotation))
     order = rng.permutation(len(atoms))
     moved = atoms[order]
-    moved.set_cell(atoms.cell[:] @ decisions)
-    moved.positions = atoms.positions[order] @ decisions + 1.7 * moved.cell[1]
+    moved.set_cell(atoms.cell[:] @ rotation)
+    moved.positions = atoms.positions[order] @ rotation + 1.7 * moved.cell[1]
     plain, turned = from_ase(atoms), canonical(from_ase(moved))
     by = recipe(code)
     expected = single_point(by, plain).label()
     got = single_point(by, turned.frame).label()
     assert got.energy == pytest.approx(expected.energy, abs=1e-4)
     back = turned.forces_back(got.forces)
-    np.testing.assert_allclose(back, expected.forces[order] @ decisions, atol=1e-3)
+    np.testing.assert_allclose(back, expected.forces[order] @ rotation, atol=1e-3)
     assert got.virial is not None
     assert expected.virial is not None
-    total = decisions @ turned.rotation
+    total = rotation @ turned.rotation
     np.testing.assert_allclose(got.virial, total.T @ expected.virial @ total, atol=3e-3)
 
 

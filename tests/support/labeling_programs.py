@@ -75,9 +75,9 @@ def virial_along(energy: Callable[[Frame], float], frame: Frame, strain: Floats,
     assert frame.cell is not None
     ends = []
     for step in (h, -h):
-        decisions = np.eye(3) + step * strain
+        rotation = np.eye(3) + step * strain
         ends.append(
-            energy(Frame(frame.species, frame.positions @ decisions, frame.cell @ decisions))
+            energy(Frame(frame.species, frame.positions @ rotation, frame.cell @ rotation))
         )
     return -(ends[0] - ends[1]) / (2 * h)
 

@@ -332,10 +332,10 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
 
 def test_a_wiped_broker_at_any_moment_loses_nothing(site: Site) -> None:
     site.submit(small())
-    for decisions in range(200):
+    for turn in range(200):
         site.step()
         site.work()
-        if decisions % 2:
+        if turn % 2:
             site.bus = InProcessBus()
             site.hire().open("world", workers_are_gone=True)
         if site.coordinator.open_campaigns["world"].state.finished:

@@ -239,7 +239,7 @@ def test_a_word_is_heard_once_the_ledger_holds_it(
     pause = word(m.CampaignPaused, "world", why="x")
     say_it(site.bus, pause)
     assert heard(site.store, pause, wait=0.0) is None
-    state = heard(site.store, pause, wait=10.0, meanwhile=site.decisions)
+    state = heard(site.store, pause, wait=10.0, meanwhile=site.step)
     assert state is not None
     assert state.paused == "x"
 
