@@ -75,9 +75,9 @@ def virial_along(energy: Callable[[Frame], float], frame: Frame, strain: Floats,
     assert frame.cell is not None
     ends = []
     for step in (h, -h):
-        rotation = np.eye(3) + step * strain
+        deformation = np.eye(3) + step * strain
         ends.append(
-            energy(Frame(frame.species, frame.positions @ rotation, frame.cell @ rotation))
+            energy(Frame(frame.species, frame.positions @ deformation, frame.cell @ deformation))
         )
     return -(ends[0] - ends[1]) / (2 * h)
 
