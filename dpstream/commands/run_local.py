@@ -66,7 +66,7 @@ def run_campaign(
 
 
 def _taken_up(state: State) -> str:
-    labels = sum(frame.status == "labelled" for frame in state.frames.values())
+    labels = sum(frame.status == "labelled" for frame in state.labels.frames.values())
     how = "resumed; it was " if state.paused is not None else "resumed: "
     return f"{state.spec.name}: {how}{headline(state)}; {labels} labels are there already"
 

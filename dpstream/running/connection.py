@@ -103,7 +103,7 @@ def heard(
 
 
 def _is_known(state: State, message: Message) -> bool:
-    if state.finished is not None or message.id in state.heeded:
+    if state.finished is not None or message.id in state.handled:
         return True
     return state.submitted is not None and state.submitted.id == message.id
 

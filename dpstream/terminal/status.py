@@ -42,10 +42,10 @@ class Learning:
 
     def watch(self, state: State) -> None:
         """Take in what is new in the state."""
-        for member in state.members.values():
+        for member in state.committee.members.values():
             self._add(member.version, member)
-        if state.final is not None:
-            self._add(FINAL, state.final)
+        if state.final.model is not None:
+            self._add(FINAL, state.final.model)
 
     def _add(self, version: int, member: m.MemberTrained) -> None:
         self.members.setdefault(version, {})[member.member] = member
@@ -164,5 +164,5 @@ def _errors(members: Iterable[m.MemberTrained]) -> str:
 
 
 def _stages(state: State) -> str:
-    over = [f"{state.spec.stages[e.stage].name} {e.verdict}" for e in state.ended]
+    over = [f"{state.spec.stages[e.stage].name} {e.verdict}" for e in state.exploration.ended]
     return ", ".join(over) or "none"

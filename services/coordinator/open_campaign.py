@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpstream.services.coordinator.apply.tasks import is_live
 from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_queue import TaskQueue
@@ -40,7 +39,7 @@ class OpenCampaign:
         are neither ledgered nor decided."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.Chunk)):
             task = self.state.tasks.get(event.task)
-            if task is not None and is_live(task) and task.command.attempt == event.attempt:
+            if task is not None and task.is_live and task.command.attempt == event.attempt:
                 self.leases[event.task] = deadline
                 if not isinstance(event, m.Chunk):
                     self.workers[event.task] = event.worker

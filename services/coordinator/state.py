@@ -1,108 +1,404 @@
-"""What the coordinator knows of one campaign, and how each message changes it."""
+"""What the coordinator knows of one campaign. How messages change it is in `evolve.py`.
+
+Every part of the state is a frozen dataclass; a change makes a new one with `replace`, whose
+keywords the type checker knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, Literal, TypeVar
 
 from immutables import Map
-from pydantic import BaseModel, ConfigDict
-from pydantic_core import core_schema
+from pydantic import ConfigDict, TypeAdapter
 
+from dpstream.services.coordinator.records import Table, replace
 from dpstream.shared import messages as m
 from dpstream.shared.codec import AnyCommand
 from dpstream.shared.spec import Spec
-from dpstream.shared.values import OFFERED, Committee, Counts, FrameRef, PoolItem, Ref, Trust
+from dpstream.shared.values import (
+    OFFERED,
+    Chosen,
+    Counts,
+    FrameRef,
+    Offered,
+    PoolItem,
+    Ref,
+    Trust,
+    stable_id,
+)
 
-V = TypeVar("V")
-K = TypeVar("K", bound="Known")
-
+M = TypeVar("M", bound=m.Message)
 
 NEVER_LEARNED = ("audit", "property")
 """Purposes of labels that models are measured by."""
+TaskStatus = Literal["open", "running", "lost", "done", "abandoned", "cancelled"]
+FrameStatus = Literal["waiting", "pending", "labelled", "rejected", "revoked"]
 
 
-class _AsDict:
-    """Lets pydantic read and write an `immutables.Map` as an object with sorted keys."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        inner = handler.generate_schema(dict[get_args(source)])  # type: ignore[misc]
-        made = core_schema.no_info_after_validator_function(Map, inner)
-        return core_schema.json_or_python_schema(
-            json_schema=made,
-            python_schema=core_schema.no_info_before_validator_function(
-                lambda value: dict(value) if isinstance(value, Map) else value, made
-            ),
-            serialization=core_schema.wrap_serializer_function_ser_schema(
-                lambda value, serialize: serialize(dict(sorted(value.items()))), schema=inner
-            ),
-        )
+def timeless(message: M) -> M:
+    """A message as the state keeps it: without what depends on when and in which order messages
+    came."""
+    return message.model_copy(update={"time": 0.0, "cause": None})
 
 
-Table = Annotated[Map[str, V], _AsDict]
+# ------------------------------------------------------------------------------------------ tasks
 
 
-class Known(BaseModel):
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, ser_json_inf_nan="strings")
-
-    def model_copy(self: K, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> K:
-        """As pydantic's, several times faster: every event makes a handful of copies. What two
-        copies have in common they share, the names of the fields set among it."""
-        assert not deep
-        copy = self.__new__(type(self))
-        object.__setattr__(copy, "__dict__", {**self.__dict__, **(update or {})})
-        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
-            object.__setattr__(copy, name, getattr(self, name))
-        return copy
-
-
-class Task(Known):
+@dataclass(frozen=True, slots=True)
+class Task:
     """One piece of work. *lost*: its attempt failed or lapsed, the next is not issued yet."""
 
     command: AnyCommand
-    status: Literal["open", "running", "lost", "done", "abandoned", "cancelled"] = "open"
+    """Of the newest attempt."""
+    status: TaskStatus = "open"
     lapses: int = 0
+    """Attempts that count against the task."""
     not_before: float = 0.0
+    """When the next attempt may begin, seconds since the epoch; 0: at once."""
     chunks: frozenset[int] = frozenset()
+    """Numbers of the chunks of its result that have arrived."""
     last_chunk: int | None = None
+    """The highest of these numbers, once it is known."""
+
+    @property
+    def is_live(self) -> bool:
+        return self.status in ("open", "running", "lost")
 
 
-class KnownFrame(Known):
-    """A frame that was asked to be labelled. *waiting*: in no label task yet."""
+# ----------------------------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFrame:
+    """A frame whose label was requested. *waiting*: in no label task yet."""
 
     ref: FrameRef
     purpose: Literal["initial", "train", "audit", "proposed", "property"]
-    """*proposed*: a generator asked for its label straight away; *property*: the models' properties
-    are compared with those it tells."""
-    status: Literal["waiting", "pending", "labelled", "rejected", "revoked"] = "waiting"
+    """*proposed*: a generator requested its label directly; *property*: the models' properties are
+    compared with those that follow from it."""
+    status: FrameStatus = "waiting"
     label: Ref | None = None
     stage: int = -1
+    """The stage that chose it; -1: none did."""
     version: int = 0
+    """Of the committee that judged it; 0: none did."""
     origin: str = ""
+    """Its trajectory, or its generator and proposal."""
     weight: float = 1.0
+    """Of an audit frame: its inverse inclusion probability."""
     accurate: bool = False
+    """Whether a newer committee finds it accurate."""
+
+    @property
+    def is_awaited(self) -> bool:
+        return self.status in ("waiting", "pending")
+
+    @property
+    def is_answered(self) -> bool:
+        return self.status in ("labelled", "rejected")
 
 
-class Proposal(Known):
-    """Frames of a generator that wait for their judge. `wave`: the round that heard of them."""
+@dataclass(frozen=True, slots=True)
+class LabelState:
+    """Frames whose label was requested. The counters follow from `frames`."""
+
+    frames: Table[KnownFrame] = Map()
+    """By frame key."""
+    waiting: Table[None] = Map()
+    """Keys of frames in no label task yet."""
+    pending: int = 0
+    """Frames that wait for their label, in a task or in none."""
+    proposed: int = 0
+    """Those of them that generators requested directly."""
+    revoked: int = 0
+    """Frames no longer to be labelled, because a newer version finds them accurate."""
+    reused: int = 0
+    """Labels that were in the store already and cost nothing."""
+    audited: Table[None] = Map()
+    """Keys of the labelled audit frames of all stages."""
+
+    def with_frame(self, frame: KnownFrame, before: KnownFrame | None) -> LabelState:
+        """With a frame, new or in place of `before`."""
+        key, waiting, audited = frame.ref.key, self.waiting, self.audited
+        if frame.status == "waiting":
+            waiting = waiting.set(key, None)
+        elif before is not None and before.status == "waiting":
+            waiting = waiting.delete(key)
+        if frame.status == "labelled" and frame.purpose == "audit":
+            audited = audited.set(key, None)
+        more = frame.is_awaited - (before is not None and before.is_awaited)
+        was_revoked = before is not None and before.status == "revoked"
+        return replace(
+            self,
+            frames=self.frames.set(key, frame),
+            waiting=waiting,
+            pending=self.pending + more,
+            proposed=self.proposed + (more if frame.purpose == "proposed" else 0),
+            revoked=self.revoked + (frame.status == "revoked") - was_revoked,
+            audited=audited,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetState:
+    """The training set, its newest version and what the next one adds; and the held-out set."""
+
+    fresh: Table[Ref] = Map()
+    """Training labels in no dataset version yet, by frame key."""
+    version: int = 0
+    """Of the newest dataset; 0: none yet."""
+    manifest: Ref | None = None
+    """Of the newest dataset."""
+    size: int = 0
+    """Frames in the newest dataset."""
+    test: Ref | None = None
+    """Manifest of the held-out set."""
+    references: Table[m.ReferenceDone] = Map()
+    """Reference trajectories that the held-out set is made of, by number."""
+
+
+# -------------------------------------------------------------------------------------- committee
+
+
+@dataclass(frozen=True, slots=True)
+class CommitteeState:
+    """The newest committee, the one in training, and what was measured of them."""
+
+    version: int = 0
+    """Of the newest committee that is ready; 0: none yet."""
+    manifest: Ref | None = None
+    """Of that committee."""
+    training: int | None = None
+    """The version in training."""
+    members: Table[m.MemberTrained] = Map()
+    """Trained members, by number: of the version in training, or else of the newest."""
+    checkpoints: tuple[Ref, ...] = ()
+    """Of the newest committee's members: what warm trainings start from."""
+    cold_version: int = 0
+    """The last version that was trained from scratch."""
+    force_cold: bool = False
+    """Whether the next training has to be from scratch."""
+    judged_training: m.TrainingJudged | None = None
+    """The verdict on the last training."""
+    deviation_over_error: float | None = None
+    """As the audit of the last cold version found it."""
+    measured: m.Measured | None = None
+    """Properties by the newest committee that was measured."""
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the newest committee was trained from scratch."""
+        return self.cold_version == self.version
+
+
+# ------------------------------------------------------------------------------------ exploration
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far one trajectory of a round has come."""
+
+    condition: str
+    checks: int = 0
+    """Frames judged or dropped so far."""
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ByCondition:
+    """What the trajectories of one condition have found so far, all together."""
+
+    counts: Counts = Counts()
+    dropped: int = 0
+    """Checks that an early stop cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One committee version, tried on every condition of a stage."""
+
+    number: int
+    version: int
+    tallies: Table[Tally] = Map()
+    """By the id of the trajectory's task."""
+    conditions: Table[ByCondition] = Map()
+    unfinished: int = 0
+    """Trajectories that are not done."""
+    reservoirs: Table[PoolItem] = Map()
+    """Random samples of the trajectories, for audits; by URI."""
+    closing: str | None = None
+    """The select task that ends the round."""
+    closed: bool = False
+    """Whether that task is done."""
+    chosen: int = 0
+    """Frames chosen that the stage learns from: for training, or for an audit still too small."""
+    audited: bool = False
+
+    def begun(self, task: str, condition: str) -> Round:
+        """With one more trajectory."""
+        found = self.conditions.get(condition, ByCondition())
+        return replace(
+            self,
+            tallies=self.tallies.set(task, Tally(condition)),
+            conditions=self.conditions.set(condition, found),
+            unfinished=self.unfinished + 1,
+        )
+
+    def counted(self, task: str, counts: Counts, dropped: int, done: bool) -> Round:
+        """With more checks of a trajectory, which has ended if `done`."""
+        old = self.tallies.get(task)
+        if old is None:
+            return self
+        new = Tally(old.condition, old.checks + counts.total + dropped, old.done or done)
+        found = self.conditions[old.condition]
+        found = ByCondition(found.counts + counts, found.dropped + dropped)
+        return replace(
+            self,
+            tallies=self.tallies.set(task, new),
+            conditions=self.conditions.set(old.condition, found),
+            unfinished=self.unfinished - (new.done and not old.done),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    index: int = 0
+    rounds: int = 0
+    """Rounds begun in this stage."""
+    passed: int = 0
+    """Rounds passed in a row."""
+    rounds_without_labels: int = 0
+    """Failed rounds in a row that chose no frame to learn from."""
+    trust: Trust | None = None
+    audit: m.AuditDone | None = None
+    """The last audit."""
+    answered: int = 0
+    """Frames of this stage that were labelled or rejected."""
+    rejected: int = 0
+    """Those of them that were rejected."""
+    audits: Table[str] = Map()
+    """Labelled audit frames of this stage: key → trajectory."""
+
+    def with_frame(self, frame: KnownFrame, before: KnownFrame | None) -> StageState:
+        """With a frame, new or in place of `before`."""
+        was = None if before is None else before.status
+        if frame.stage != self.index or frame.status == was:
+            return self
+        was_answered = before is not None and before.is_answered
+        audit = frame.status == "labelled" and frame.purpose == "audit"
+        return replace(
+            self,
+            answered=self.answered + frame.is_answered - was_answered,
+            rejected=self.rejected + (frame.status == "rejected") - (was == "rejected"),
+            audits=self.audits.set(frame.ref.key, frame.origin) if audit else self.audits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExplorationState:
+    """Stages and rounds."""
+
+    stage: StageState = StageState()
+    """The running stage."""
+    ended: tuple[m.StageEnded, ...] = ()
+    rounds: int = 0
+    """Rounds begun so far, in all stages."""
+    round: Round | None = None
+    """The running round."""
+    verdict: m.RoundJudged | None = None
+    """The last round's verdict, until the rules have acted upon it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateState:
+    """Frames to choose from, and what was chosen."""
+
+    pool: Table[PoolItem] = Map()
+    """Candidates, batch by batch, by URI."""
+    added: int = 0
+    """Frames that have entered the pool since the last selection."""
+    stale: Table[PoolItem] = Map()
+    """Batches that a newer committee has to judge again, by URI."""
+    taken: Table[tuple[float, ...]] = Map()
+    """Times of chosen frames, ps: of each trajectory, and of the share that each committee version
+    has taken of it."""
+    selected: int = 0
+    """Frames selected for training under the newest version."""
+
+    def pooled(self, items: Iterable[PoolItem]) -> CandidateState:
+        """With batches in the pool."""
+        more = {item.frames.uri: item for item in items}
+        count = sum(item.count for item in more.values())
+        return replace(self, pool=self.pool.update(more), added=self.added + count)
+
+    def outdated(self, item: PoolItem) -> CandidateState:
+        """With a batch that has to be judged again."""
+        return replace(self, stale=self.stale.set(item.frames.uri, item))
+
+    def share(self, version: int, trajectory: str) -> tuple[float, ...]:
+        """Times of the frames that a committee version has taken of a trajectory, ps."""
+        return self.taken.get(_share_key(version, trajectory), ())
+
+    def took(
+        self, version: int, labels: Iterable[Chosen], audits: Iterable[Chosen]
+    ) -> CandidateState:
+        """With chosen frames: later choices keep apart from all of them, and those for training
+        count towards the version's share."""
+        labels, taken = tuple(labels), self.taken
+        places = [(choice.trajectory, choice) for choice in (*labels, *audits)]
+        places += [(_share_key(version, choice.trajectory), choice) for choice in labels]
+        for place, choice in places:
+            taken = taken.set(place, tuple(sorted((*taken.get(place, ()), choice.time_ps))))
+        return replace(self, taken=taken, selected=self.selected + len(labels))
+
+
+def _share_key(version: int, trajectory: str) -> str:
+    """No name of a trajectory has a space."""
+    return f"{version} {trajectory}"
+
+
+# -------------------------------------------------------------------------------------- proposals
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Frames of a generator that wait to be judged."""
 
     generator: str
     correlation: str
     mode: Literal["screen", "label"]
     priority: int
     first: int
+    """Number of its first frame, as the generator counts."""
     frames: Ref
     count: int
-    wave: int
+    round: int
+    """The newest round when the proposal arrived."""
 
     @property
     def origin(self) -> str:
         return f"{OFFERED}{self.generator}/{self.correlation}"
 
 
-class Offer(Known):
-    """A frame of a generator whose last word is not spoken: what to call it then."""
+def proposal_id(event: m.StructuresProposed) -> str:
+    """By content: a proposal that is sent again with the same frames is the same one."""
+    content = event.batch.sha256 if event.batch else Ref.to("frames", written_out(event)).sha256
+    return stable_id(
+        event.campaign, event.generator, event.correlation, event.first, event.mode, content
+    )
+
+
+def written_out(event: m.StructuresProposed) -> bytes:
+    """The frames of a proposal that the message itself holds."""
+    return Offered(frames=event.frames).model_dump_json().encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An offered frame without a final verdict, and the ids to report it under."""
 
     proposal: str
     generator: str
@@ -112,152 +408,97 @@ class Offer(Known):
     deviation: float | None
 
 
-class Intake(Known):
-    """Frames one generator has offered in the newest hour (since the epoch) it was heard in."""
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Frames that one generator has offered in its newest hour (since the epoch)."""
 
     hour: int
     frames: int
 
 
-class Tally(Known):
-    """How far one trajectory of a round has come."""
+@dataclass(frozen=True, slots=True)
+class ProposalState:
+    """What external generators have offered."""
 
-    condition: str
-    checks: int = 0
-    done: bool = False
-
-
-class ByCondition(Known):
-    """What the trajectories of one condition have found so far, all together."""
-
-    counts: Counts = Counts()
-    dropped: int = 0
-
-
-class Round(Known):
-    """One committee version tried on every condition of a stage."""
-
-    number: int
-    version: int
-    tallies: Table[Tally] = Map()
-    conditions: Table[ByCondition] = Map()
-    unfinished: int = 0
-    reservoirs: Table[PoolItem] = Map()
-    closing: str | None = None
-    closed: bool = False
-    asked: int = 0
-    """Frames chosen that the stage learns from: for training, or for an audit still too small."""
-    audited: bool = False
-
-
-class StageState(Known):
-    index: int = 0
-    rounds: int = 0
-    good: int = 0
-    barren: int = 0
-    trust: Trust | None = None
-    audit: m.AuditDone | None = None
-    tried: int = 0
-    rejected: int = 0
-    audits: Table[str] = Map()
-    """Labelled audit frames of this stage: key → trajectory."""
-
-
-class State(Known):
-    spec: Spec
-    submitted: m.CampaignSubmitted | None = None
-    paused: str | None = None
-    finished: m.CampaignFinished | None = None
-    heeded: Table[None] = Map()
-    """Ids of what people said, and of pauses: each counts once, however often it is heard."""
-
-    tasks: Table[Task] = Map()
-    live: Table[Table[None]] = Map()
-    """Ids of open, running and lost tasks, by kind."""
-
-    frames: Table[KnownFrame] = Map()
-    waiting: Table[None] = Map()
-    """Keys of frames in no label task yet."""
-    pending: int = 0
-    """Frames that wait for their label, in a task or in none."""
-    proposed: int = 0
-    """Those of them that generators asked for straight away."""
-    revoked: int = 0
-    """Frames nobody labels any more, because a newer version finds them accurate."""
-    reused: int = 0
-    """Labels that were known already and cost nothing."""
-    audited: Table[None] = Map()
-    """Keys of the labelled audit frames of all stages."""
-    fresh: Table[Ref] = Map()
-    """Training labels in no dataset version yet."""
-    trained: int = 0
-    """Frames in the newest dataset version."""
-
-    dataset: Ref | None = None
-    dataset_version: int = 0
-    test: Ref | None = None
-    references: Table[m.ReferenceDone] = Map()
-
-    version: int = 0
-    committee: Committee | None = None
-    manifest: Ref | None = None
-    training: int | None = None
-    members: Table[m.MemberTrained] = Map()
-    checkpoints: tuple[Ref, ...] = ()
-    cold_version: int = 0
-    force_cold: bool = False
-    judged_training: m.TrainingJudged | None = None
-    ratio: float | None = None
-    """Deviation over true error of the last cold version."""
-
-    stage: StageState = StageState()
-    ended: tuple[m.StageEnded, ...] = ()
-    waves: int = 0
-    round: Round | None = None
-    verdict: m.RoundJudged | None = None
-    """The last round's verdict, until it has been acted upon."""
-    measured: m.Measured | None = None
-    """Properties by the newest committee that was asked for them."""
-
-    pool: Table[PoolItem] = Map()
-    pool_new: int = 0
-    stale: Table[PoolItem] = Map()
-    taken: Table[tuple[float, ...]] = Map()
-    selected: int = 0
-    """Frames selected for training under this version."""
-
-    proposals: Table[Proposal] = Map()
-    """What is not judged yet, by content id."""
+    waiting: Table[Proposal] = Map()
+    """Proposals that are not judged yet, by id."""
     unscreened: Table[None] = Map()
-    """Those of them that no judge has been asked about."""
-    answered: Table[None] = Map()
+    """Ids of those of them that no screen task was issued for."""
+    judged: Table[None] = Map()
     """Ids of the proposals that are judged."""
     offers: Table[Offer] = Map()
     """By frame key."""
     intake: Table[Intake] = Map()
     """By generator."""
-    offered_labels: int = 0
-    """Labels asked for straight away, so far."""
+    labels: int = 0
+    """Labels that generators have requested directly so far."""
 
-    final: m.MemberTrained | None = None
+
+# --------------------------------------------------------------------------------------- the whole
+
+
+@dataclass(frozen=True, slots=True)
+class FinalState:
+    """The final model and its verification."""
+
+    model: m.MemberTrained | None = None
     verified: m.Verified | None = None
-    verify_failed: str | None = None
+    failure: str | None = None
+    """Why the verification was given up."""
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the verification is over, well or not."""
+        return self.verified is not None or self.failure is not None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
+
+    spec: Spec
+    submitted: m.CampaignSubmitted | None = None
+    paused: str | None = None
+    """Why the campaign is paused."""
+    finished: m.CampaignFinished | None = None
+    handled: Table[None] = Map()
+    """Ids of people's requests, and of pauses: each counts once, however often it is delivered."""
+    tasks: Table[Task] = Map()
+    live: Table[Table[None]] = Map()
+    """Ids of open, running and lost tasks, by kind."""
+    labels: LabelState = LabelState()
+    dataset: DatasetState = DatasetState()
+    committee: CommitteeState = CommitteeState()
+    exploration: ExplorationState = ExplorationState()
+    candidates: CandidateState = CandidateState()
+    proposals: ProposalState = ProposalState()
+    final: FinalState = FinalState()
 
     @property
     def label_room(self) -> int:
-        """Labels that the budget still allows to ask for."""
-        return max(0, self.spec.budget.labels - len(self.frames) + self.revoked)
+        """Labels that the budget still allows to request."""
+        labels = self.labels
+        return max(0, self.spec.budget.labels - len(labels.frames) + labels.revoked)
+
+    @property
+    def proposal_room(self) -> int:
+        """Labels that generators may still request directly."""
+        if self.stages_over or self.finished is not None:
+            return 0
+        return max(0, min(self.label_room, self.spec.proposals.labels - self.proposals.labels))
 
     @property
     def stages_over(self) -> bool:
-        stuck = bool(self.ended) and self.ended[-1].verdict not in ("converged", "explored")
-        return stuck or self.stage.index >= len(self.spec.stages)
+        ended = self.exploration.ended
+        stuck = bool(ended) and ended[-1].verdict not in ("converged", "explored")
+        return stuck or self.exploration.stage.index >= len(self.spec.stages)
 
     @property
     def awaited(self) -> int:
-        """Frames whose label the loop waits for. While streaming nobody waits for those that
-        generators asked for straight away: they may never cease."""
-        return self.pending - (self.proposed if self.spec.mode == "streaming" else 0)
+        """Frames whose label the loop waits for. While streaming it does not wait for those that
+        generators requested directly: they may never cease."""
+        labels = self.labels
+        return labels.pending - (labels.proposed if self.spec.mode == "streaming" else 0)
 
     def alive(self, kind: type[m.Command]) -> int:
         return len(self.live.get(kind.__name__, ()))
@@ -268,5 +509,37 @@ class State(Known):
         found = sorted(task for name in names for task in self.live.get(name, ()))
         return [self.tasks[task] for task in found]
 
+    def with_task(self, task: Task) -> State:
+        """With a task, new or changed."""
+        name, kind, live = task.command.task, type(task.command).__name__, self.live
+        ids = live.get(kind, Map[str, None]())
+        if task.is_live != (name in ids):
+            live = live.set(kind, ids.set(name, None) if task.is_live else ids.delete(name))
+        return replace(self, tasks=self.tasks.set(name, task), live=live)
+
+    def with_frame(self, frame: KnownFrame) -> State:
+        """With a frame, new or changed: every counter and table that its status appears in
+        follows."""
+        key = frame.ref.key
+        before = self.labels.frames.get(key)
+        dataset, exploration = self.dataset, self.exploration
+        is_new = frame.label is not None and (before is None or before.label is None)
+        if frame.label is not None and is_new and frame.purpose not in NEVER_LEARNED:
+            dataset = replace(dataset, fresh=dataset.fresh.set(key, frame.label))
+        stage = exploration.stage.with_frame(frame, before)
+        if stage is not exploration.stage:
+            exploration = replace(exploration, stage=stage)
+        return replace(
+            self,
+            labels=self.labels.with_frame(frame, before),
+            dataset=dataset,
+            exploration=exploration,
+        )
+
     def dumps(self) -> bytes:
-        return self.model_dump_json().encode()
+        return _adapter().dump_json(self)
+
+
+@cache
+def _adapter() -> TypeAdapter[State]:
+    return TypeAdapter(State)

@@ -73,5 +73,5 @@ def test_what_each_engine_found_is_labelled_and_trained_on(root: Path) -> None:
     chosen = [m for m in heard if isinstance(m, CandidatesSelected)]
     assert [(m.stage, len(m.labels)) for m in chosen] == [(0, 4), (1, 4)]
     state = state_of(root)
-    found = [f for f in state.frames.values() if f.purpose == "train"]
+    found = [f for f in state.labels.frames.values() if f.purpose == "train"]
     assert Counter((f.stage, f.status) for f in found) == {(0, "labelled"): 4, (1, "labelled"): 4}

@@ -51,7 +51,7 @@ def _first(heard: list[Message], explored: set[str]) -> float:
 
 def test_no_trajectory_dominates_the_labels(messages: tuple[Path, list[Message]]) -> None:
     root, _ = messages
-    frames = [f for f in state_of(root).frames.values() if f.purpose == "train"]
+    frames = [f for f in state_of(root).labels.frames.values() if f.purpose == "train"]
     per_version = Counter((frame.origin, frame.version) for frame in frames)
     assert max(per_version.values()) <= STREAMING["selection"]["per_trajectory"]  # type: ignore[index]
     assert len({frame.origin for frame in frames}) > 1

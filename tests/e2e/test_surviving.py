@@ -93,5 +93,5 @@ def test_a_second_campaign_reuses_every_label(undisturbed: Path, tmp_path: Path)
     output = finish(write_spec(tmp_path), undisturbed, "--name", "second")
     second = state_of(undisturbed, "second")
     assert labelled(second) == labelled(state_of(undisturbed))
-    assert second.reused == len(labelled(second))
-    assert f"{second.reused} reused" in output
+    assert second.labels.reused == len(labelled(second))
+    assert f"{second.labels.reused} reused" in output

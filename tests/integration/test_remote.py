@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -187,15 +188,16 @@ def test_the_older_of_two_coordinators_stops_and_says_so(
     assert newer.process.poll() is None
 
 
+def _has_committee(deployment: Deployment, version: int) -> bool:
+    return load_state(deployment.store, "small").committee.version >= version
+
+
 def test_killed_at_any_moment_another_goes_on(deployment: Deployment, call: Call) -> None:
     call("submit", "small.yaml", "--wait", "0")
     with deployment.hand():
         for version in (0, 1, 2):
             started = deployment.coordinator()
-            wait_until(
-                lambda least=version: load_state(deployment.store, "small").version >= least,  # type: ignore[misc]
-                f"committee {version}",
-            )
+            wait_until(partial(_has_committee, deployment, version), f"committee {version}")
             started.process.kill()
             started.ended()
         deployment.coordinator()

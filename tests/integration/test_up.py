@@ -81,7 +81,7 @@ class Site:
         return connect_store(StoreSettings(**given))  # type: ignore[arg-type]
 
     def labels(self) -> int:
-        frames = load_state(self.store, "small").frames.values()
+        frames = load_state(self.store, "small").labels.frames.values()
         return sum(frame.status == "labelled" for frame in frames)
 
     def pid(self, name: str) -> int:

@@ -195,7 +195,8 @@ def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:
     assert state.finished.verdict == calm.finished.verdict == "converged"
     wanted = {key: what for key, what in labelled(calm).items() if key not in without}
     assert labelled(state) == wanted
-    assert state.trained + len(state.fresh) == sum(what != "audit" for what in wanted.values())
+    learned = state.dataset.size + len(state.dataset.fresh)
+    assert learned == sum(what != "audit" for what in wanted.values())
     check_counters(state)
     assert computed_twice(cluster) == []
     assert not cluster.heard(m.CampaignPaused)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from dpstream.services.coordinator.apply import apply
-from dpstream.services.coordinator.apply.tasks import is_live
+from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import stable_id
 from tests.support.campaign_simulator import CampaignSimulator, submission
 
@@ -153,24 +156,35 @@ def replayed(of: Spec, ledger: Iterable[Heard]) -> State:
     return state
 
 
+def check_snapshot(state: State) -> None:
+    """A snapshot reads back as the state that was kept."""
+    with TemporaryDirectory() as folder:
+        store = FolderStore(Path(folder))
+        snapshots.keep(store, "world", "1", 1, state)
+        found = snapshots.newest(store, "world", lambda key: True)
+    assert found is not None
+    assert found.state == state
+    assert found.state.dumps() == state.dumps()
+
+
 def check_counters(state: State) -> None:
     """Every counter that the state keeps, counted again from scratch."""
     live: dict[str, set[str]] = {}
     for name, task in state.tasks.items():
-        if is_live(task):
+        if task.is_live:
             live.setdefault(type(task.command).__name__, set()).add(name)
     assert {kind: set(names) for kind, names in state.live.items() if names} == live
-    frames = state.frames
+    frames = state.labels.frames
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
-    assert state.pending == len(awaited)
-    assert state.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
+    assert state.labels.pending == len(awaited)
+    assert state.labels.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
     bought = sum(f.status != "revoked" for f in frames.values())
     assert state.label_room == max(0, state.spec.budget.labels - bought)
-    assert set(state.waiting) == {key for key, f in frames.items() if f.status == "waiting"}
+    assert set(state.labels.waiting) == {key for key, f in frames.items() if f.status == "waiting"}
     asked = Counter(
         ref.key
         for task in state.tasks.values()
-        if isinstance(task.command, m.Label) and is_live(task)
+        if isinstance(task.command, m.Label) and task.is_live
         for ref in task.command.frames
         if frames[ref.key].status == "pending"
     )
@@ -180,23 +194,25 @@ def check_counters(state: State) -> None:
 
 
 def _check_stage(state: State) -> None:
-    stage = [f for f in state.frames.values() if f.stage == state.stage.index]
-    tried = Counter(f.status for f in stage if f.status in ("labelled", "rejected"))
-    assert (state.stage.tried, state.stage.rejected) == (tried.total(), tried["rejected"])
+    running = state.exploration.stage
+    stage = [f for f in state.labels.frames.values() if f.stage == running.index]
+    answered = Counter(f.status for f in stage if f.status in ("labelled", "rejected"))
+    assert (running.answered, running.rejected) == (answered.total(), answered["rejected"])
     audits = [f for f in stage if f.purpose == "audit" and f.status == "labelled"]
-    assert dict(state.stage.audits) == {f.ref.key: f.origin for f in audits}
-    labelled = [f for f in state.frames.values() if f.status == "labelled"]
-    assert set(state.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
+    assert dict(running.audits) == {f.ref.key: f.origin for f in audits}
+    labelled = [f for f in state.labels.frames.values() if f.status == "labelled"]
+    assert set(state.labels.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
     learned = [f for f in labelled if f.purpose not in ("audit", "property")]
-    assert state.trained + len(state.fresh) == len(learned)
-    assert set(state.fresh) <= {f.ref.key for f in learned}
+    assert state.dataset.size + len(state.dataset.fresh) == len(learned)
+    assert set(state.dataset.fresh) <= {f.ref.key for f in learned}
 
 
 def _check_round(state: State) -> None:
-    if state.round is None:
+    current = state.exploration.round
+    if current is None:
         return
-    tallies = state.round.tallies.values()
-    assert state.round.unfinished == sum(not tally.done for tally in tallies)
-    found = state.round.conditions.values()
+    tallies = current.tallies.values()
+    assert current.unfinished == sum(not tally.done for tally in tallies)
+    found = current.conditions.values()
     checks = sum(by.counts.total + by.dropped for by in found)
     assert checks == sum(tally.checks for tally in tallies)

@@ -117,7 +117,8 @@ def state_of(root: Path, campaign: str = "small") -> State:
 
 def labelled(state: State) -> dict[str, str]:
     """Labelled frames by key, with what they are for."""
-    return {key: frame.purpose for key, frame in state.frames.items() if frame.status == "labelled"}
+    frames = state.labels.frames.items()
+    return {key: frame.purpose for key, frame in frames if frame.status == "labelled"}
 
 
 def children_of(pid: int) -> list[int]:

@@ -19,6 +19,7 @@ from pydantic import SecretStr, ValidationError
 from dpstream.services.coordinator.http.api import STUCK, make_app, serving
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
@@ -57,7 +58,10 @@ def get(site: Site, path: str) -> Any:
 
 def test_a_campaign_at_work(site: Site) -> None:
     open_campaign = site.submit(small())
-    while open_campaign.state.round is None or not open_campaign.state.round.conditions:
+    while (
+        open_campaign.state.exploration.round is None
+        or not open_campaign.state.exploration.round.conditions
+    ):
         site.work()
         site.step()
     (one,) = get(site, "/campaigns")["campaigns"]
@@ -86,30 +90,30 @@ def test_a_campaign_at_work(site: Site) -> None:
 
 def test_the_members_errors_and_the_audit_are_told(site: Site) -> None:
     open_campaign = site.submit(small())
-    while not open_campaign.state.version:
+    while not open_campaign.state.committee.version:
         site.work()
         site.step()
     errors = get(site, "/campaigns/world")["errors"]
     assert [(e["version"], e["member"], e["train"]) for e in errors] == [(1, 0, 0.03), (1, 1, 0.03)]
-    while open_campaign.state.stage.audit is None:
+    while open_campaign.state.exploration.stage.audit is None:
         site.work()
         site.step()
     one = get(site, "/campaigns/world")
-    audit = open_campaign.state.stage.audit
+    audit = open_campaign.state.exploration.stage.audit
     assert one["audit"]["force"] == audit.force
     assert one["audit"]["frames"] == audit.frames
 
 
 def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
     open_campaign = site.submit(small())
-    while open_campaign.state.stage.audit is None:
+    while open_campaign.state.exploration.stage.audit is None:
         site.work()
         site.step()
-    stage = open_campaign.state.stage
-    unbounded = stage.audit.model_copy(update={"force_upper": float("inf")})  # type: ignore[union-attr]
-    open_campaign.state = open_campaign.state.model_copy(
-        update={"stage": stage.model_copy(update={"audit": unbounded})}
-    )
+    exploration = open_campaign.state.exploration
+    assert exploration.stage.audit is not None
+    unbounded = exploration.stage.audit.model_copy(update={"force_upper": float("inf")})
+    exploration = replace(exploration, stage=replace(exploration.stage, audit=unbounded))
+    open_campaign.state = replace(open_campaign.state, exploration=exploration)
     assert get(site, "/campaigns/world")["audit"]["force_upper"] is None
 
 
@@ -129,8 +133,9 @@ def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> Non
     (line,) = get(site, "/campaigns")["campaigns"]
     assert (line["standing"], line["verdict"]) == ("finished", "converged")
     one = get(site, "/campaigns/world")
-    assert one["labels"]["labelled"] == sum(f.status == "labelled" for f in state.frames.values())
-    assert get(site, "/campaigns/world/labels?limit=1")[0]["key"] == min(state.frames)
+    frames = state.labels.frames
+    assert one["labels"]["labelled"] == sum(f.status == "labelled" for f in frames.values())
+    assert get(site, "/campaigns/world/labels?limit=1")[0]["key"] == min(state.labels.frames)
 
 
 def test_a_broken_campaign_and_dead_letters_are_shown(site: Site) -> None:
@@ -173,7 +178,7 @@ def test_labels_by_status(site: Site) -> None:
     site.step()
     done = get(site, "/campaigns/world/labels?status=labelled")
     assert {label["key"] for label in done} == {f.key for f in command.frames}  # type: ignore[attr-defined]
-    frames = open_campaign.state.frames
+    frames = open_campaign.state.labels.frames
     assert all(label["label"] == frames[label["key"]].label.uri for label in done)  # type: ignore[union-attr]
     assert len(get(site, "/campaigns/world/labels")) == 6
 
@@ -250,7 +255,7 @@ def test_metrics_count_what_the_books_hold(site: Site) -> None:
     assert decided["dpstream_decide_seconds_count"] >= 3
     assert {"dpstream_pool_frames", "dpstream_committee_version"} <= set(families)
     assert {"dpstream_dead_letters", "dpstream_audit_force_rmse"} <= set(families)
-    assert open_campaign.state.version == 0
+    assert open_campaign.state.committee.version == 0
 
 
 def test_two_coordinators_in_one_process_do_not_share_metrics(site: Site, tmp_path: Path) -> None:

@@ -8,8 +8,16 @@ import pytest
 from immutables import Map
 
 from dpstream.services.coordinator.apply.verdicts import round_judged
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.rules import convergence
-from dpstream.services.coordinator.state import ByCondition, Round, StageState, State
+from dpstream.services.coordinator.state import (
+    ByCondition,
+    CommitteeState,
+    ExplorationState,
+    Round,
+    StageState,
+    State,
+)
 from dpstream.shared import messages as m
 from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import Counts, Rmse, Trust
@@ -41,24 +49,36 @@ def audit_done(**changes: Any) -> m.AuditDone:
     return m.AuditDone(**fields | changes)
 
 
-def tried(conditions: dict[str, ByCondition] | None = None, asked: int = 0, **stage: Any) -> State:
+def tried(conditions: dict[str, ByCondition] | None = None, chosen: int = 0, **stage: Any) -> State:
     """A closed round of version 1 with 30 audit frames from 5 trajectories, good unless told."""
     audits = {key("audit", i): f"trajectory-{i % 5}" for i in range(30)}
     known: dict[str, Any] = {"rounds": 1, "audits": Map(audits), "audit": audit_done()}
     return State(
         spec=spec(audit={"min_frames": 30, "min_trajectories": 5, "force_rmse": 0.1}),
-        version=1,
-        cold_version=1,
-        stage=StageState(**known | stage),
-        round=Round(
-            number=1,
-            version=1,
-            conditions=Map(conditions or {"cold": GOOD, "hot": GOOD}),
-            closed=True,
-            audited=True,
-            asked=asked,
+        committee=CommitteeState(version=1, cold_version=1),
+        exploration=ExplorationState(
+            stage=StageState(**known | stage),
+            round=Round(
+                number=1,
+                version=1,
+                conditions=Map(conditions or {"cold": GOOD, "hot": GOOD}),
+                closed=True,
+                audited=True,
+                chosen=chosen,
+            ),
         ),
     )
+
+
+def in_round(state: State, current: Round | None) -> State:
+    return replace(state, exploration=replace(state.exploration, round=current))
+
+
+def verified(state: State, **shown: Any) -> State:
+    """With another verification of the final model."""
+    assert state.final.verified is not None
+    another = state.final.verified.model_copy(update=shown)
+    return replace(state, final=replace(state.final, verified=another))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +92,7 @@ def test_of_given_frames_there_may_be_none_left(conditions: Any, praise: str) ->
     state = tried(conditions)
     first = state.spec.stages[0].model_copy(update={"engine": AsGiven(kind="frames")})
     given = state.spec.model_copy(update={"stages": (first, *state.spec.stages[1:])})
-    outcome, why = convergence.judge_round(state.model_copy(update={"spec": given}))
+    outcome, why = convergence.judge_round(replace(state, spec=given))
     assert (outcome, why.partition(";")[0]) == ("passed", praise)
 
 
@@ -116,7 +136,7 @@ def test_a_condition_nobody_explored_is_not_accurate() -> None:
 
 @pytest.mark.parametrize(("rejected", "outcome"), [(2, "passed"), (3, "failed")])
 def test_rejected_share(rejected: int, outcome: str) -> None:
-    assert convergence.judge_round(tried(tried=10, rejected=rejected))[0] == outcome
+    assert convergence.judge_round(tried(answered=10, rejected=rejected))[0] == outcome
 
 
 def test_too_few_audit_frames_are_no_audit() -> None:
@@ -149,17 +169,16 @@ def test_without_an_audit_the_round_does_not_pass() -> None:
 
 def test_a_spec_without_audit_asks_for_none() -> None:
     state = tried(audit=None, audits=Map())
-    state = state.model_copy(update={"spec": spec(audit={"per_round": 0})})
+    state = replace(state, spec=spec(audit={"per_round": 0}))
     assert convergence.judge_round(state)[0] == "passed"
 
 
 # ------------------------------------------------------------------------------- rounds in a row
 
 
-def judged(state: State, outcome: str, asked: int = 0) -> State:
-    state = state.model_copy(
-        update={"round": tried(asked=asked).round, "spec": spec(convergence={"rounds": 2})}
-    )
+def judged(state: State, outcome: str, chosen: int = 0) -> State:
+    state = in_round(state, tried(chosen=chosen).exploration.round)
+    state = replace(state, spec=spec(convergence={"rounds": 2}))
     return round_judged(
         state,
         m.RoundJudged.model_validate(
@@ -182,39 +201,41 @@ def test_a_bad_round_resets_the_good_ones_in_a_row() -> None:
     state = tried()
     for outcome, good in [("passed", 1), ("failed", 0), ("passed", 1), ("passed", 2)]:
         state = judged(state, outcome)
-        assert state.stage.good == good
+        assert state.exploration.stage.passed == good
 
 
-def test_stuck_after_three_barren_rounds_and_not_before() -> None:
+def test_stuck_after_three_rounds_without_labels_and_not_before() -> None:
     bad = {"hot": ByCondition(counts=Counts(failed=10))}
     outcomes = []
     state = tried(bad)
-    for _ in range(convergence.BARREN_ROUNDS):
-        state = state.model_copy(update={"round": tried(bad).round})
+    for _ in range(convergence.STUCK_AFTER):
+        state = in_round(state, tried(bad).exploration.round)
         outcomes.append(convergence.judge_round(state)[0])
         state = judged(state, outcomes[-1])
     assert outcomes == ["failed", "failed", "stuck"]
 
 
-def test_a_round_that_asked_for_labels_is_not_barren() -> None:
+def test_a_round_that_chose_frames_is_none_without_labels() -> None:
     bad = {"hot": ByCondition(counts=Counts(failed=10))}
-    state = tried(bad, barren=2)
+    state = tried(bad, rounds_without_labels=2)
     assert convergence.judge_round(state)[0] == "stuck"
-    asked = tried(bad, asked=1, barren=2)
-    assert convergence.judge_round(asked)[0] == "failed"
-    assert judged(asked, "failed", asked=1).stage.barren == 0
+    some = tried(bad, chosen=1, rounds_without_labels=2)
+    assert convergence.judge_round(some)[0] == "failed"
+    assert judged(some, "failed", chosen=1).exploration.stage.rounds_without_labels == 0
 
 
 def test_labels_not_yet_learned_keep_a_stage_from_being_stuck() -> None:
     bad = {"hot": ByCondition(counts=Counts(failed=10))}
-    state = tried(bad, barren=2).model_copy(update={"fresh": Map({key("x"): ref("label")})})
+    state = tried(bad, rounds_without_labels=2)
+    fresh = Map({key("x"): ref("label")})
+    state = replace(state, dataset=replace(state.dataset, fresh=fresh))
     assert convergence.judge_round(state)[0] == "failed"
 
 
 def test_looking_good_needs_every_condition_explored() -> None:
     assert convergence.looks_good(tried())
     assert not convergence.looks_good(tried({"cold": GOOD, "hot": ByCondition()}))
-    assert not convergence.looks_good(tried().model_copy(update={"round": None}))
+    assert not convergence.looks_good(in_round(tried(), None))
 
 
 # ------------------------------------------------------------------------------------- training
@@ -228,7 +249,8 @@ def trained(force: float, before: tuple[str, float, float] | None = None) -> Sta
         .model_copy(update={"train": Rmse(frames=5, energy=0.0, force=f, rms_force=1.0)})
         for i, f in enumerate([0.001, force])
     }
-    state = State(spec=spec(training={"members": 2}), members=Map(members))
+    committee = CommitteeState(members=Map(members))
+    state = State(spec=spec(training={"members": 2}), committee=committee)
     if before is None:
         return state
     verdict, error, factor = before
@@ -236,7 +258,7 @@ def trained(force: float, before: tuple[str, float, float] | None = None) -> Sta
     last = m.TrainingJudged.model_validate(
         fact | {"verdict": verdict, "force": error, "lengthen": factor}
     )
-    return state.model_copy(update={"judged_training": last})
+    return replace(state, committee=replace(committee, judged_training=last))
 
 
 def train_command(member: int) -> m.Train:
@@ -293,8 +315,10 @@ def test_a_converged_campaign_says_why(finished: State) -> None:
 
 @pytest.mark.parametrize("outcome", ["stuck", "out-of-budget"])
 def test_one_stage_that_did_not_converge_is_enough(finished: State, outcome: str) -> None:
-    ended = (finished.ended[0].model_copy(update={"verdict": outcome}), *finished.ended[1:])
-    verdict, why = convergence.judge_campaign(finished.model_copy(update={"ended": ended}))
+    first, *others = finished.exploration.ended
+    ended = (first.model_copy(update={"verdict": outcome}), *others)
+    exploration = replace(finished.exploration, ended=ended)
+    verdict, why = convergence.judge_campaign(replace(finished, exploration=exploration))
     assert verdict == "not-converged"
     assert why.startswith(f"stage cold ended {outcome}")
 
@@ -310,21 +334,18 @@ def test_one_stage_that_did_not_converge_is_enough(finished: State, outcome: str
     ],
 )
 def test_what_the_final_model_shows(finished: State, shown: dict[str, Any], reason: str) -> None:
-    assert finished.verified is not None
-    verified = finished.verified.model_copy(update=shown)
-    verdict, why = convergence.judge_campaign(finished.model_copy(update={"verified": verified}))
+    verdict, why = convergence.judge_campaign(verified(finished, **shown))
     assert verdict == "not-converged"
     assert reason in why
 
 
 def test_a_model_that_could_not_be_verified_has_not_converged(finished: State) -> None:
-    failed = finished.model_copy(update={"verified": None, "verify_failed": "engine crashed"})
+    final = replace(finished.final, verified=None, failure="engine crashed")
+    failed = replace(finished, final=final)
     verdict, why = convergence.judge_campaign(failed)
     assert (verdict, "engine crashed" in why) == ("not-converged", True)
 
 
 def test_without_a_held_out_set_the_verdict_says_so(finished: State) -> None:
-    assert finished.verified is not None
-    verified = finished.verified.model_copy(update={"test": None})
-    verdict, why = convergence.judge_campaign(finished.model_copy(update={"verified": verified}))
+    verdict, why = convergence.judge_campaign(verified(finished, test=None))
     assert (verdict, "no held-out set" in why) == ("converged", True)

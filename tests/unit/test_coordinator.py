@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpstream.services.coordinator.inbox import take
 from structlog.testing import capture_logs
 
 import dpstream.services.coordinator.service as service
+from dpstream.services.coordinator.inbox import take
 from dpstream.services.coordinator.ledger.ledger import load_state, read_segments
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
@@ -345,7 +346,7 @@ def test_a_wiped_broker_at_any_moment_loses_nothing(site: Site) -> None:
 
 def test_a_restart_says_the_last_segments_messages_again(site: Site) -> None:
     open_campaign = site.submit(small())
-    while not open_campaign.state.version:
+    while not open_campaign.state.committee.version:
         site.work()
         site.step()
     site.bus = InProcessBus()
@@ -475,7 +476,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[m.Command], None]:
             if not isinstance(event, m.CheckpointSaved):
                 return after, decided
             order = cancelled(command)
-            return service.apply(state, order).model_copy(), (order,)
+            return replace(service.apply(state, order)), (order,)
 
         monkeypatch.setattr(service, "decide", once)
 
@@ -654,7 +655,7 @@ def test_a_campaign_that_is_over_takes_no_share(site: Site) -> None:
 def test_a_paused_campaign_publishes_nothing(site: Site) -> None:
     open_campaign = site.submit(small(labels={"bundle": 1}))
     site.published()
-    open_campaign.state = open_campaign.state.model_copy(update={"paused": "a person looks at it"})
+    open_campaign.state = replace(open_campaign.state, paused="a person looks at it")
     site.pass_time(REISSUE * 1.2)
     assert site.published() == []
 
@@ -818,7 +819,7 @@ def test_an_outage_of_one_campaigns_objects_holds_up_no_other(store: FolderStore
 
 def test_events_of_our_own_survive_an_outage(site: Site) -> None:
     open_campaign = site.submit(small())
-    open_campaign.state = open_campaign.state.model_copy(update={"paused": "a person looks at it"})
+    open_campaign.state = replace(open_campaign.state, paused="a person looks at it")
     open_campaign.own_events.append(m.CampaignResumed(id="r", campaign="world", time=0.0))
     good = open_campaign.ledger.store
     open_campaign.ledger.store = FlakyStore(good, lambda operation: operation == "create")

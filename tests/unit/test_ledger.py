@@ -22,7 +22,8 @@ from dpstream.services.coordinator.ledger.ledger import (
     read_segments,
 )
 from dpstream.services.coordinator.policy import decide
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import ExplorationState, State
 from dpstream.shared import messages as m
 from dpstream.shared.errors import CorruptLedger, Fenced, NotFound, StoreError
 from dpstream.shared.store.folder import FolderStore
@@ -32,6 +33,8 @@ from tests.support.faulty_adapters import FlakyStore, first
 from tests.support.lossy_delivery import Heard, LossyDelivery
 
 FOLDER = "campaigns/world/ledger/"
+WRONG = State(spec=spec(), exploration=ExplorationState(rounds=77))
+"""A state that no ledger here leads to."""
 
 
 @pytest.fixture
@@ -130,9 +133,35 @@ def test_a_snapshot_of_other_code_is_not_trusted(
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told)
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
-    ledger.snapshot(State(spec=spec(), waves=77))
-    assert Ledger.open(store, "world")[1].waves == 77, "the snapshot is read, wrong as it is"
+    ledger.snapshot(WRONG)
+    assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
     monkeypatch.setattr(snapshots, "code_version", lambda: "another")
+    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+
+
+def test_a_snapshot_of_release_0_1_0_is_passed_over(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All fields of its state were in one table; also where the package claims to be 0.1.0."""
+    monkeypatch.setattr(snapshots, "code_version", lambda: "0.1.0")
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told)
+    flat = {"spec": spec().model_dump(mode="json"), "waves": 77, "pending": 3, "frames": {}}
+    old = {"seq": ledger.seq, "code": "0.1.0", "state": flat}
+    name = f"campaigns/world/snapshots/{ledger.seq:08d}-000001.json.gz"
+    store.put(name, gzip.compress(json.dumps(old).encode()))
+    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+
+
+def test_a_snapshot_of_another_format_is_passed_over(
+    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = Ledger.open(store, "world")
+    write(ledger, told)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    ledger.snapshot(WRONG)
+    assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
+    monkeypatch.setattr(snapshots, "FORMAT", snapshots.FORMAT + 1)
     assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
 
 
@@ -141,7 +170,7 @@ def test_snapshots_of_a_large_campaign_are_rarer(
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     state = state_of(told)
-    size = len(state.tasks) + len(state.frames)
+    size = len(state.tasks) + len(state.labels.frames)
     monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 2)
     for ledger.seq, ledger.unkept, expected in [
         (1, often, 0),
@@ -187,7 +216,7 @@ def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
     old.append([entry(told[1])])
     new.append([entry(told[0])])
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
-    old.snapshot(State(spec=spec(), waves=77))
+    old.snapshot(WRONG)
     assert Ledger.open(store, "world")[1].dumps() == state_of(told[:1]).dumps()
 
 
@@ -319,8 +348,8 @@ def test_an_unprocessable_event_leaves_only_the_pause_behind(
     )
     ledger.append([LedgerEntry(told[20][0], (pause,))])
     after = load_state(store, "world")
-    left = {"paused": "raised", "heeded": before.heeded.set("p", None)}
-    assert after.dumps() == before.model_copy(update=left).dumps()
+    left = replace(before, paused="raised", handled=before.handled.set("p", None))
+    assert after.dumps() == left.dumps()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"seq": 2}', b"\xff\xfe"])
@@ -378,7 +407,7 @@ def test_what_is_not_finite_stays_so(
     state = ledger_module.replay(state, ledger.append([LedgerEntry(bad)]))
     assert state.dumps() == load_state(store, "world").dumps()
     ledger.snapshot(state)
-    audit = Ledger.open(store, "world")[1].stage.audit
+    audit = Ledger.open(store, "world")[1].exploration.stage.audit
     assert audit is not None
     assert audit.force_upper == math.inf
     assert math.isnan(audit.exceed_upper)

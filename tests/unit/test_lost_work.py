@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import State, Task
 from dpstream.shared import messages as m
 from tests.support.campaign_simulator import CampaignSimulator, ref, spec
@@ -134,7 +135,7 @@ def test_while_paused_results_are_kept_and_nothing_new_begins() -> None:
     issued = len(storm.issued)
     state = storm.run()
     assert len(storm.issued) == issued
-    assert len(state.members) == 2
+    assert len(state.committee.members) == 2
     storm.hear(resumed())
     assert {c.task for c in storm.commands} == {command.task}
 
@@ -155,8 +156,8 @@ def test_a_trajectory_given_up_counts_as_failed(permanent: bool) -> None:
     storm, command = begun(m.Explore, CampaignSimulator(ripe=1))
     give_up(storm, command, permanent)
     storm.until(lambda state: state.alive(m.Select))
-    assert storm.state.round is not None
-    found = storm.state.round.conditions[str(command.condition)]
+    assert storm.state.exploration.round is not None
+    found = storm.state.exploration.round.conditions[str(command.condition)]
     assert (found.counts.accurate, found.dropped) == (10, 10)
     state = storm.run(check_counters)
     assert state.finished
@@ -169,7 +170,7 @@ def test_a_label_given_up_rejects_its_frames(permanent: bool) -> None:
     storm, command = begun(m.Label)
     give_up(storm, command, permanent)
     keys = {frame.key for frame in command.frames}
-    assert {storm.state.frames[key].status for key in keys} == {"rejected"}
+    assert {storm.state.labels.frames[key].status for key in keys} == {"rejected"}
     state = storm.run(check_counters)
     assert state.finished
     assert not keys & set(storm.world.labelled)
@@ -182,9 +183,11 @@ def test_a_pool_nobody_could_judge_keeps_its_old_verdict(permanent: bool) -> Non
     )
     storm.until(lambda state: state.alive(m.Explore))
     late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.pool)
-    fresh = {f.ref.key: ref(f.ref.key) for f in list(storm.state.frames.values())[:3]}
-    storm.state = storm.state.model_copy(update={"fresh": storm.state.fresh.update(fresh)})
+    storm.until(lambda state: state.candidates.pool)
+    fresh = {f.ref.key: ref(f.ref.key) for f in list(storm.state.labels.frames.values())[:3]}
+    dataset = storm.state.dataset
+    dataset = replace(dataset, fresh=dataset.fresh.update(fresh))
+    storm.state = replace(storm.state, dataset=dataset)
     storm.hear(late[0])
     storm.until(lambda state: state.alive(m.Judge))
     judge = next(c for c in storm.commands if isinstance(c, m.Judge))
@@ -195,7 +198,7 @@ def test_a_pool_nobody_could_judge_keeps_its_old_verdict(permanent: bool) -> Non
         decided = storm.hear(failed(judge, permanent))
         judge = next((c for c in decided if isinstance(c, m.Judge)), judge)
     storm.commands = [c for c in storm.commands if c.task != judge.task]
-    assert set(storm.state.pool) >= {item.frames.uri for item in judge.pool}
+    assert set(storm.state.candidates.pool) >= {item.frames.uri for item in judge.pool}
     assert storm.state.alive(m.Judge) == 0
     storm.until(lambda state: state.alive(m.Select))
     storm.until(lambda state: not state.alive(m.Select))
@@ -211,7 +214,7 @@ def test_held_out_references_given_up_leave_the_rest_or_nothing() -> None:
         storm.commands = [c for c in storm.commands if task(storm, c).status == "open"]
         state = storm.run(check_counters)
         assert state.finished
-        assert (state.test is None) == (lost == 2)
+        assert (state.dataset.test is None) == (lost == 2)
 
 
 def test_a_final_model_nobody_could_verify_ends_the_campaign_unconverged() -> None:
@@ -233,7 +236,7 @@ def results(command: m.Label) -> m.LabelsDone:
 
 
 def statuses(state: State, command: m.Label) -> set[str]:
-    return {state.frames[frame.key].status for frame in command.frames}
+    return {state.labels.frames[frame.key].status for frame in command.frames}
 
 
 def _keys(command: m.Command) -> list[str]:
@@ -252,10 +255,10 @@ def test_a_label_of_a_lapsed_attempt_is_kept() -> None:
 def test_a_label_that_comes_after_its_task_was_given_up_is_kept() -> None:
     storm, command = begun(m.Label)
     give_up(storm, command, permanent=False)
-    rejected = storm.state.stage.rejected
+    rejected = storm.state.exploration.stage.rejected
     storm.hear(results(command))
     assert statuses(storm.state, command) == {"labelled"}
-    assert storm.state.stage.rejected <= rejected
+    assert storm.state.exploration.stage.rejected <= rejected
     check_counters(storm.state)
     assert storm.run(check_counters).finished
 
@@ -263,11 +266,10 @@ def test_a_label_that_comes_after_its_task_was_given_up_is_kept() -> None:
 @pytest.mark.parametrize("accurate", [True, False])
 def test_a_label_of_a_lapsed_attempt_of_a_revoked_task_is_kept(accurate: bool) -> None:
     storm, command = begun(m.Label)
-    frames = storm.state.frames
+    frames = storm.state.labels.frames
     for frame in command.frames:
-        known = frames[frame.key].model_copy(update={"accurate": accurate})
-        frames = frames.set(frame.key, known)
-    storm.state = storm.state.model_copy(update={"frames": frames})
+        known = replace(frames[frame.key], accurate=accurate)
+        storm.state = storm.state.with_frame(known)
     claim(storm, command)
     second = again(storm, lapsed(command))
     storm.hear(revoked(cancelled(second)))
@@ -313,7 +315,7 @@ def test_labels_that_come_while_paused_are_not_asked_for_again() -> None:
     claim(storm, command)
     second = again(storm, lapsed(command))
     pause = m.CampaignPaused(id="p", campaign="world", time=2.0, why="a person looks at it")
-    storm.state = storm.state.model_copy(update={"paused": pause.why})
+    storm.state = replace(storm.state, paused=pause.why)
     storm.hear(revoked(cancelled(second)))
     assert statuses(storm.state, command) == {"waiting"}
     storm.hear(results(command))
@@ -366,8 +368,8 @@ def exploring(**changes: Any) -> tuple[LossyDelivery, m.Explore]:
 
 
 def checks_of(storm: LossyDelivery, command: m.Command) -> int:
-    assert storm.state.round is not None
-    return storm.state.round.tallies[command.task].checks
+    assert storm.state.exploration.round is not None
+    return storm.state.exploration.round.tallies[command.task].checks
 
 
 def test_another_attempt_goes_on_after_the_last_chunk() -> None:

@@ -14,12 +14,19 @@ from immutables import Map
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import ByCondition, State
 from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode
 from dpstream.shared.values import Counts, Pool, Trust
 from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
-from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.lossy_delivery import (
+    LossyDelivery,
+    check_counters,
+    check_snapshot,
+    replayed,
+    resumed,
+)
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
@@ -45,7 +52,7 @@ def test_streaming_finishes_and_asks_for_no_label_twice(seed: int) -> None:
     assert state.finished is not None
     assert state.finished.verdict == "converged"
     assert len(world.labelled) == len(set(world.labelled))
-    assert state.pending == 0
+    assert state.labels.pending == 0
 
 
 @examples(15, usual=6)
@@ -79,7 +86,7 @@ def _assert_audits_never_trained_on(storm: LossyDelivery) -> None:
     frozen = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "dataset"]
     learned = Counter(label["uri"] for f in frozen for label in json.loads(f.body)["labels"])
     assert set(learned.values()) == {1}, "a label enters one version, and its children inherit it"
-    frames = storm.state.frames.values()
+    frames = storm.state.labels.frames.values()
     audits = {f.label.uri for f in frames if f.purpose == "audit" and f.label}
     assert not audits & set(learned)
 
@@ -87,7 +94,7 @@ def _assert_audits_never_trained_on(storm: LossyDelivery) -> None:
 def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None:
     storm = LossyDelivery(CampaignSimulator(), spec())
     state = storm.run(check_counters)
-    audits = [f for f in state.frames.values() if f.purpose == "audit"]
+    audits = [f for f in state.labels.frames.values() if f.purpose == "audit"]
     assert len(audits) > 5
     _assert_audits_never_trained_on(storm)
 
@@ -98,7 +105,7 @@ def test_a_snapshot_reads_back_to_the_same_state(seed: int) -> None:
     storm = LossyDelivery(CampaignSimulator(), spec(mode="streaming"), seed)
     for _ in range(90):
         storm.step()
-    assert State.model_validate_json(storm.state.dumps()).dumps() == storm.state.dumps()
+    check_snapshot(storm.state)
 
 
 def test_a_doubled_event_is_not_even_ledgered() -> None:
@@ -135,7 +142,7 @@ def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
 
 def test_our_own_words_coming_back_change_nothing() -> None:
     storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.until(lambda state: state.version == 1)
+    storm.until(lambda state: state.committee.version == 1)
     for _, decided in storm.ledger:
         for word in decided:
             assert decide(storm.state, word) == (storm.state, ())
@@ -148,8 +155,8 @@ def test_lockstep_never_overlaps() -> None:
     def check(state: State) -> None:
         exploring, training = state.alive(m.Explore), state.alive(m.Train)
         assert not (exploring and training)
-        assert not (exploring and state.pending)
-        assert not (training and state.pending)
+        assert not (exploring and state.labels.pending)
+        assert not (training and state.labels.pending)
 
     assert LossyDelivery(CampaignSimulator(), spec(), seed=3).run(check).finished
 
@@ -165,10 +172,10 @@ def test_streaming_labels_and_retrains_while_a_trajectory_is_still_going_on() ->
     storm = streaming()
     slow = storm.commands.pop()
     storm.take(slow)
-    storm.until(lambda state: state.pending)
-    assert storm.state.round is not None
-    assert storm.state.round.unfinished == 1
-    storm.until(lambda state: state.training == 2)
+    storm.until(lambda state: state.labels.pending)
+    assert storm.state.exploration.round is not None
+    assert storm.state.exploration.round.unfinished == 1
+    storm.until(lambda state: state.committee.training == 2)
     assert storm.state.tasks[slow.task].status == "running"
 
 
@@ -178,7 +185,7 @@ def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
     slow = storm.commands.pop()
     results = storm.take(slow)
     state = storm.run()
-    assert state.alive(m.Select) == state.pending == 0
+    assert state.alive(m.Select) == state.labels.pending == 0
     storm.events += results
     assert storm.run().finished
 
@@ -189,9 +196,10 @@ def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> 
     slow = storm.commands.pop()
     storm.run()
     labels = {key("new", i): ref(f"new-{i}") for i in range(3)}
-    storm.state = storm.state.model_copy(update={"fresh": Map(labels)})
+    dataset = replace(storm.state.dataset, fresh=Map(labels))
+    storm.state = replace(storm.state, dataset=dataset)
     storm.take(slow)
-    assert storm.state.training == (None if good else 2)
+    assert storm.state.committee.training == (None if good else 2)
 
 
 # ------------------------------------------------------------------------------- a newer version
@@ -215,14 +223,14 @@ def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
     first, second, *rest = labels
     asked = [frame.key for command in rest for frame in _frames(command)]
     storm.events += [*storm.take(first), *storm.take(second)]
-    storm.until(lambda state: state.version == 2)
+    storm.until(lambda state: state.committee.version == 2)
     assert storm.state.tasks[unclaimed.task].status == "cancelled"
     judge = next(c for c in storm.issued if isinstance(c, m.Judge))
     assert sorted(frame.key for frame in judge.frames) == sorted(asked)
     assert {item.version for item in judge.pool} == {1}
 
     accurate = judge.frames[0].key
-    storm.until(lambda state: state.frames[accurate].status == "revoked")
+    storm.until(lambda state: state.labels.frames[accurate].status == "revoked")
     check_counters(storm.state)
     gone = next(c for c in rest if accurate in [frame.key for frame in _frames(c)])
     assert storm.state.tasks[gone.task].status == "cancelled"
@@ -242,7 +250,7 @@ def _frames(command: m.Command) -> tuple[Any, ...]:
 
 def test_the_last_judgement_of_a_frame_counts() -> None:
     storm = streaming(CampaignSimulator(ripe=99), selection={"select_every": 2, "per_round": 12})
-    frame = storm.state.frames[next(iter(storm.state.frames))]
+    frame = storm.state.labels.frames[next(iter(storm.state.labels.frames))]
     judge = m.Judge(
         id="j", campaign="world", time=0.0, task="j", title="", max_seconds=1.0, spec=ref("spec"),
         committee=ref("c"), version=1, trust=Trust(low=0.1, high=0.3), frames=(frame.ref,),
@@ -256,7 +264,7 @@ def test_the_last_judgement_of_a_frame_counts() -> None:
             "counts": Counts(),
         }
         storm.state = apply(state, m.FramesJudged(**fields, accurate=accurate))
-        assert storm.state.frames[frame.ref.key].accurate is bool(accurate)
+        assert storm.state.labels.frames[frame.ref.key].accurate is bool(accurate)
 
 
 def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_from() -> None:
@@ -264,14 +272,14 @@ def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_fro
         CampaignSimulator(ripe=99), streaming={"retrain_after": 3, "max_staleness": 1}
     )
     late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.version == 3)
+    storm.until(lambda state: state.committee.version == 3)
     storm.hold(m.Judge)
     offered = late[0]
     assert isinstance(offered, m.ChunkExplored)
     assert offered.candidates is not None
     judged = [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
     assert [item for c in judged for item in c.pool] == [offered.candidates]
-    assert offered.candidates.frames.uri not in storm.state.pool
+    assert offered.candidates.frames.uri not in storm.state.candidates.pool
 
 
 def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
@@ -279,7 +287,7 @@ def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
         return any(isinstance(c, m.Select) and c.version == 2 for c in storm.issued)
 
     storm = streaming(CampaignSimulator(ripe=99))
-    storm.until(lambda state: state.version == 2)
+    storm.until(lambda state: state.committee.version == 2)
     held = storm.hold(m.Judge)
     storm.run()
     assert held
@@ -295,11 +303,17 @@ def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
         audit={"per_round": 3, "min_frames": 3, "min_trajectories": 1},
     )
     late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.version == 2 and state.round and state.round.closed)
+    storm.until(
+        lambda state: (
+            state.committee.version == 2
+            and state.exploration.round
+            and state.exploration.round.closed
+        )
+    )
     decided = storm.hear(late[0])
     (judge,) = [c for c in decided if isinstance(c, m.Judge)]
     storm.hold(m.Judge)
-    storm.until(lambda state: state.stage.index == 1)
+    storm.until(lambda state: state.exploration.stage.index == 1)
     assert storm.state.tasks[judge.task].status == "cancelled"
     storm.until(lambda state: state.finished)
     check_counters(storm.state)
@@ -308,12 +322,12 @@ def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
 def test_a_chunk_one_version_old_is_good_enough() -> None:
     storm = streaming(CampaignSimulator(ripe=99))
     late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.version == 2)
+    storm.until(lambda state: state.committee.version == 2)
     offered = late[0]
     assert isinstance(offered, m.ChunkExplored)
     assert offered.candidates is not None
     assert not [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
-    assert storm.state.pool[offered.candidates.frames.uri] == offered.candidates
+    assert storm.state.candidates.pool[offered.candidates.frames.uri] == offered.candidates
 
 
 # ----------------------------------------------------------------------------- warm, cold, longer
@@ -331,8 +345,8 @@ def test_warm_starts_are_cold_first_now_and_then_and_in_the_end() -> None:
     state = storm.run()
     found = starts(storm)
     assert [v for v in range(1, 7) if found[v]] == [1, 4]
-    assert found[state.version], "a cold committee confirms convergence"
-    assert state.ended[0].verdict == "converged"
+    assert found[state.committee.version], "a cold committee confirms convergence"
+    assert state.exploration.ended[0].verdict == "converged"
     final = next(c for c in storm.issued if isinstance(c, m.Train) and c.final)
     assert final.start is None
 
@@ -371,9 +385,9 @@ def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
         storm = LossyDelivery(
             CampaignSimulator(ripe=2), spec(training=warm, systems=systems, stages=stages)
         )
-        storm.until(lambda state: state.stage.index == 1)
-        begun, storm.world.ripe = storm.state.version, 99
-        storm.until(lambda state, begun=begun: state.version > begun + 1)
+        storm.until(lambda state: state.exploration.stage.index == 1)
+        begun, storm.world.ripe = storm.state.committee.version, 99
+        storm.until(lambda state, begun=begun: state.committee.version > begun + 1)
         cold = [v for v, is_cold in starts(storm).items() if is_cold and v > begun]
         assert len(cold) == expected
 
@@ -407,19 +421,19 @@ def test_training_limited_trains_longer_instead_of_buying_labels(
     errors: dict[int, float], lengthened: list[int], announced: int
 ) -> None:
     storm = LossyDelivery(Slow(errors), spec())
-    storm.until(lambda state: state.version)
-    assert storm.state.version == announced
+    storm.until(lambda state: state.committee.version)
+    assert storm.state.committee.version == announced
     steps = {c.version: c.steps for c in storm.issued if isinstance(c, m.Train)}
     assert [n / steps[1] for n in steps.values()] == lengthened
     assert not [c for c in storm.issued if isinstance(c, m.Explore) and c.version < announced]
-    assert len(storm.state.frames) == 6, "no label was bought meanwhile"
+    assert len(storm.state.labels.frames) == 6, "no label was bought meanwhile"
 
 
 def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 3}
     storm = LossyDelivery(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
     storm.world.ripe = 9
-    storm.until(lambda state: state.version == 5)
+    storm.until(lambda state: state.committee.version == 5)
     assert starts(storm) == {1: True, 2: False, 3: False, 4: True, 5: True}
 
 
@@ -443,7 +457,7 @@ def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() ->
     select = next(c for c in storm.issued if isinstance(c, m.Select))
     pool = Pool.model_validate_json(storm.world.manifests[select.pool.uri])
     assert (pool.candidates, pool.fallback) == ((), True)
-    assert storm.run().ended[-1].verdict == "stuck"
+    assert storm.run().exploration.ended[-1].verdict == "stuck"
 
 
 @pytest.mark.parametrize(
@@ -488,18 +502,18 @@ def test_given_trust_levels_never_move() -> None:
 def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels: int) -> None:
     storm = LossyDelivery(CampaignSimulator(ripe=99), spec(mode=mode, budget={"labels": labels}))
     state = storm.run(check_counters)
-    assert len(state.frames) == labels
-    assert state.ended[-1].verdict == "out-of-budget"
-    assert {f.purpose for f in state.frames.values()} == {"initial", "train"} | (
+    assert len(state.labels.frames) == labels
+    assert state.exploration.ended[-1].verdict == "out-of-budget"
+    assert {f.purpose for f in state.labels.frames.values()} == {"initial", "train"} | (
         {"audit"} if labels > 10 else set()
     )
 
 
 def test_the_budget_of_rounds_ends_the_stage() -> None:
     state = LossyDelivery(CampaignSimulator(ripe=99), spec(budget={"rounds": 3})).run()
-    assert state.ended[-1].verdict == "out-of-budget"
-    assert state.ended[-1].why.startswith("3 rounds")
-    assert state.waves == 3
+    assert state.exploration.ended[-1].verdict == "out-of-budget"
+    assert state.exploration.ended[-1].why.startswith("3 rounds")
+    assert state.exploration.rounds == 3
 
 
 # -------------------------------------------------------------------------------- stages, the end
@@ -509,12 +523,12 @@ def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
     storm = LossyDelivery(CampaignSimulator(ripe=1), spec(audit={"per_round": 0}))
     storm.until(lambda state: state.alive(m.Explore))
     late = {key("late"): ref("label-late")}
-    storm.state = storm.state.model_copy(update={"fresh": Map(late)})
-    storm.until(lambda state: state.stage.index == 1)
-    assert storm.state.training == 2
-    assert storm.state.round is None
-    storm.until(lambda state: state.round)
-    assert storm.state.version == 2
+    storm.state = replace(storm.state, dataset=replace(storm.state.dataset, fresh=Map(late)))
+    storm.until(lambda state: state.exploration.stage.index == 1)
+    assert storm.state.committee.training == 2
+    assert storm.state.exploration.round is None
+    storm.until(lambda state: state.exploration.round)
+    assert storm.state.committee.version == 2
 
 
 def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
@@ -525,8 +539,8 @@ def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
     assert final[0].steps == 3 * max(
         c.steps for c in storm.issued if isinstance(c, m.Train) and not c.final
     )
-    assert final[0].dataset == state.dataset
-    assert not state.fresh, "the final model learns from every label"
+    assert final[0].dataset == state.dataset.manifest
+    assert not state.dataset.fresh, "the final model learns from every label"
     decided = [type(d).__name__ for _, ds in storm.ledger for d in ds]
     assert decided[-3:] == ["Train", "Verify", "CampaignFinished"]
 
@@ -564,8 +578,8 @@ def test_a_round_is_judged_only_when_every_condition_is_complete() -> None:
     storm.take(storm.commands.pop())
     storm.run()
     assert not storm.said(m.RoundJudged)
-    assert storm.state.round is not None
-    assert storm.state.round.conditions["methane 50 K"] == ByCondition(
+    assert storm.state.exploration.round is not None
+    assert storm.state.exploration.round.conditions["methane 50 K"] == ByCondition(
         counts=Counts(accurate=2 * 10)
     )
 
@@ -612,7 +626,7 @@ def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
     renewed = 0
     while renewed < 3:
         assert storm.events or storm.commands
-        known = set(storm.state.frames)
+        known = set(storm.state.labels.frames)
         if not storm.step():
             continue
         heard, decided = storm.ledger[-1]
@@ -624,7 +638,7 @@ def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
             for name in {item.trajectory for item in pool.candidates}:
                 before = chosen.get(name, [])
                 assert pool.taken.get(name, ()) == tuple(sorted(time for _, time in before))
-                used = sum(version == storm.state.version for version, _ in before)
+                used = sum(version == storm.state.committee.version for version, _ in before)
                 assert pool.used.get(name, 0) == used
                 renewed += used < len(before)
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from dpstream.services.coordinator.apply.proposals import LAST_WORDS
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
-from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.views.why import why
 from dpstream.services.explorer.resources import ExplorerResources
@@ -35,7 +34,13 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import OfferedFrame, Ref, campaign_uri, is_offered
 from tests.support.campaign_simulator import CampaignSimulator, offered_key, spec
-from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.lossy_delivery import (
+    LossyDelivery,
+    check_counters,
+    check_snapshot,
+    replayed,
+    resumed,
+)
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
@@ -74,7 +79,7 @@ def refusals(storm: LossyDelivery) -> list[str]:
 
 
 def after_first_committee(storm: LossyDelivery) -> LossyDelivery:
-    storm.until(lambda state: state.version)
+    storm.until(lambda state: state.committee.version)
     return storm
 
 
@@ -125,8 +130,8 @@ def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: fl
         storm.events.append(resumed(number))
         state = storm.run(check_counters)
     assert state.finished is not None
-    assert not state.proposals
-    assert not state.offers
+    assert not state.proposals.waiting
+    assert not state.proposals.offers
     refused = Counter(j.correlation for j in storm.said(m.StructuresJudged) if j.refused)
     for offer in offers():
         if refused[offer.correlation]:  # its judge was given up
@@ -146,7 +151,7 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
     storm.hear(proposed())
     state = storm.run(check_counters)
     assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
-    bought = [f for f in state.frames.values() if is_offered(f.origin)]
+    bought = [f for f in state.labels.frames.values() if is_offered(f.origin)]
     assert {f.origin for f in bought} == {f"generator:ga/first/{n}" for n in range(3)}
     learned = {
         label["uri"]
@@ -160,7 +165,7 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
 def test_the_energy_is_told_with_the_label() -> None:
     storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed(mode="label"))
-    storm.until(lambda state: state.offered_labels)
+    storm.until(lambda state: state.proposals.labels)
     (command,) = (c for c in storm.issued if isinstance(c, m.Label) and "ga" in _owners(storm, c))
     storm.hold(m.Label)
     _, done = storm.world.answer(command)
@@ -173,7 +178,7 @@ def test_the_energy_is_told_with_the_label() -> None:
 
 
 def _owners(storm: LossyDelivery, command: m.Label) -> set[str]:
-    origins = [storm.state.frames[ref.key].origin for ref in command.frames]
+    origins = [storm.state.labels.frames[ref.key].origin for ref in command.frames]
     return {origin.split(":")[1].split("/")[0] for origin in origins if is_offered(origin)}
 
 
@@ -182,7 +187,7 @@ def test_what_the_committee_is_sure_of_is_not_labelled() -> None:
     storm.hear(proposed())
     state = storm.run(check_counters)
     assert set(map(tuple, told(storm).values())) == {("accurate",)}
-    assert not any(is_offered(f.origin) for f in state.frames.values())
+    assert not any(is_offered(f.origin) for f in state.labels.frames.values())
 
 
 def test_a_candidate_that_a_newer_committee_is_sure_of_is_given_up() -> None:
@@ -202,11 +207,11 @@ def test_known_frames_are_duplicates() -> None:
         LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))
     )
     storm.hear(proposed())
-    storm.until(lambda state: len(state.offers) == 3)
+    storm.until(lambda state: len(state.proposals.offers) == 3)
     storm.hear(proposed("second", frames=frames(2.0, 5.0)))
-    storm.until(lambda state: len(state.offers) == 4)
+    storm.until(lambda state: len(state.proposals.offers) == 4)
     assert told(storm, "second") == {0: ["duplicate"], 1: ["candidate"]}
-    storm.until(lambda state: offered_key(frames(1.0)[0]) in state.frames)
+    storm.until(lambda state: offered_key(frames(1.0)[0]) in state.labels.frames)
     storm.run()
     assert all(words[-1] in FINAL for words in told(storm).values())
 
@@ -232,10 +237,10 @@ def test_streaming_waits_for_no_label_that_a_generator_asked_for() -> None:
     storm.hear(proposed(mode="label"))
     held = [c for c in _held_labels(storm) if "ga" in _owners(storm, c)]
     assert len(held) == 1
-    assert storm.state.proposed == 3
-    assert storm.state.awaited == storm.state.pending - 3
+    assert storm.state.labels.proposed == 3
+    assert storm.state.awaited == storm.state.labels.pending - 3
     storm.until(lambda state: storm.said(m.RoundJudged))
-    assert storm.state.proposed == 3
+    assert storm.state.labels.proposed == 3
     storm.commands += held
     assert storm.run(check_counters).finished is not None
     assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
@@ -243,7 +248,7 @@ def test_streaming_waits_for_no_label_that_a_generator_asked_for() -> None:
 
 def _held_labels(storm: LossyDelivery) -> list[m.Label]:
     """Run until the generator's labels are asked for, and take those tasks away."""
-    storm.until(lambda state: state.proposed and not state.waiting)
+    storm.until(lambda state: state.labels.proposed and not state.labels.waiting)
     held = [c for c in storm.commands if isinstance(c, m.Label) and _owners(storm, c)]
     storm.commands = [c for c in storm.commands if c not in held]
     return held
@@ -251,12 +256,12 @@ def _held_labels(storm: LossyDelivery) -> list[m.Label]:
 
 def test_in_lockstep_offers_join_with_the_next_round() -> None:
     storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
-    assert storm.state.round is not None
+    assert storm.state.exploration.round is not None
     storm.hear(proposed())
     storm.hear(proposed("straight", frames=frames(11.0), mode="label"))
-    storm.until(lambda state: state.round is None)
+    storm.until(lambda state: state.exploration.round is None)
     assert storm.said(m.Screen) == []
-    storm.until(lambda state: state.round is not None)
+    storm.until(lambda state: state.exploration.round is not None)
     assert {command.version for command in storm.said(m.Screen)} == {0, 2}
     held = storm.hold(m.Screen)
     with pytest.raises(AssertionError, match="nothing is under way"):
@@ -303,7 +308,7 @@ def test_a_generator_shares_no_label_task_and_urgent_ones_go_first() -> None:
 def test_when_a_campaign_ends_the_rest_hears_of_it() -> None:
     storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
     storm.hear(proposed())
-    storm.until(lambda state: state.offers)
+    storm.until(lambda state: state.proposals.offers)
     storm.hear(proposed("unjudged"))
     storm.hear(m.CampaignCancelled(id="enough", campaign="world", time=9.0))
     assert {words[-1] for words in told(storm).values()} == {"dropped"}
@@ -311,7 +316,7 @@ def test_when_a_campaign_ends_the_rest_hears_of_it() -> None:
     storm.hear(proposed("too-late"))
     assert refusals(storm) == ["the campaign has ended"] * 2
     storm.run()
-    assert not storm.state.proposals
+    assert not storm.state.proposals.waiting
 
 
 def test_a_judge_that_gives_up_is_a_refusal() -> None:
@@ -321,7 +326,7 @@ def test_a_judge_that_gives_up_is_a_refusal() -> None:
     failed = CampaignSimulator.envelope(command, "ending")
     storm.hear(m.TaskFailed(**failed, permanent=True, reason="no such model"))
     assert refusals(storm) == ["given up after 1 attempt: no such model"]
-    assert not storm.state.proposals
+    assert not storm.state.proposals.waiting
 
 
 # ------------------------------------------------------------------------------- bounds
@@ -363,7 +368,7 @@ def test_refused_at_once(limits: dict[str, Any], changes: dict[str, Any], why: s
     (judged,) = storm.said(m.StructuresJudged)
     assert (judged.correlation, judged.generator) == ("first", "ga")
     assert storm.said(m.Screen) == []
-    assert not storm.state.proposals
+    assert not storm.state.proposals.waiting
 
 
 def test_the_hour_and_the_generator_bound_the_rate() -> None:
@@ -391,7 +396,7 @@ def test_the_budgets_bound_what_generators_buy() -> None:
     storm.run(check_counters)
     words = told(storm)
     assert sorted(words.values()) == [["candidate", "labelled"]] * 2 + [["refused"]]
-    assert storm.state.offered_labels == 2
+    assert storm.state.proposals.labels == 2
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
@@ -595,9 +600,9 @@ def test_a_long_answer_of_the_coordinator_fits_too() -> None:
 def test_selection_passes_over_what_was_asked_for_before() -> None:
     storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming")))
     storm.hear(proposed())
-    storm.until(lambda state: any(is_offered(f.origin) for f in state.frames.values()))
+    storm.until(lambda state: any(is_offered(f.origin) for f in state.labels.frames.values()))
     storm.until(lambda state: not state.alive(m.Select))
-    asked = {f.origin for f in storm.state.frames.values() if is_offered(f.origin)}
+    asked = {f.origin for f in storm.state.labels.frames.values() if is_offered(f.origin)}
     storm.until(lambda state: state.alive(m.Select))
     pools = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "pool"]
     assert asked <= json.loads(pools[-1].body)["taken"].keys()
@@ -605,8 +610,8 @@ def test_selection_passes_over_what_was_asked_for_before() -> None:
 
 def test_a_snapshot_keeps_the_offers() -> None:
     storm = with_offers("streaming", seed=5)
-    storm.until(lambda state: state.offers and state.unscreened)
-    assert State.model_validate_json(storm.state.dumps()).dumps() == storm.state.dumps()
+    storm.until(lambda state: state.proposals.offers and state.proposals.unscreened)
+    check_snapshot(storm.state)
 
 
 def test_why_tells_of_offered_frames(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_rounds_leave_out_what_was_asked_for() -> None:
     assert [command.version for command in commands] == [1, 2, 3], "one trajectory of one start"
     known = [json.loads(storm.world.manifests[c.known.uri]) for c in commands if c.known]
     assert [len(keys) for keys in known] == [6, 8, 10], "initial ones, and the two of each round"
-    assert set(known[-1]) == set(state.frames)
+    assert set(known[-1]) == set(state.labels.frames)
 
 
 # ------------------------------------------------------------------------------ the last line

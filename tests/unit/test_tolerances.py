@@ -47,8 +47,8 @@ def test_within_tolerance_the_campaign_converges_and_measures_once(mode: str) ->
     storm = grown(lambda version: 0.04, wanting(mode))
     assert verdict(storm)[0] == "converged"
     (asked,) = [c for c in storm.issued if isinstance(c, m.Measure)]
-    assert asked.version == storm.state.version
-    assert storm.state.ended[-1].why.endswith("properties within tolerance")
+    assert asked.version == storm.state.committee.version
+    assert storm.state.exploration.ended[-1].why.endswith("properties within tolerance")
 
 
 def test_beyond_tolerance_it_goes_on_and_ends_stuck_naming_the_number() -> None:
@@ -91,7 +91,7 @@ def test_a_committee_trained_further_is_measured_again() -> None:
 
 def test_the_final_model_has_to_show_them_too() -> None:
     storm = grown(lambda version: 0.04 if version else -0.12, wanting())
-    assert storm.state.ended[-1].verdict == "converged"
+    assert storm.state.exploration.ended[-1].verdict == "converged"
     assert verdict(storm) == (
         "not-converged",
         f"the final model: {FAR.replace('112', '88')}",
@@ -105,7 +105,7 @@ def test_a_structure_without_label_is_told_and_not_waited_for() -> None:
     storm.run(check_counters)
     why = "elastic of methane: 1 of its 3 structures could not be labelled"
     assert verdict(storm) == ("not-converged", f"stage hot ended stuck: {why}")
-    assert storm.state.stage.barren == 0, "one round tells"
+    assert storm.state.exploration.stage.rounds_without_labels == 0, "one round tells"
     assert not storm.said(m.Measure)
 
 
@@ -123,7 +123,7 @@ def test_stages_before_the_last_and_warm_committees_are_not_measured() -> None:
 def test_property_labels_are_bought_and_never_trained_on() -> None:
     of = wanting()
     storm = grown(lambda version: 0.04, of)
-    frames = storm.state.frames
+    frames = storm.state.labels.frames
     assert {key for key, f in frames.items() if f.purpose == "property"} == point_keys(of)
     uris = {frames[key].label.uri for key in point_keys(of)}  # type: ignore[union-attr]
     frozen = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "dataset"]

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.apply.tasks import is_live
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
 from dpstream.shared import messages as m
@@ -60,7 +59,7 @@ def test_our_own_pause_coming_back_does_not_pause_again() -> None:
 def test_a_cancelled_campaign_keeps_what_it_has_and_asks_for_nothing() -> None:
     storm, command = begun(m.Label)
     late = storm.take(command)
-    others = {t.command.task for t in storm.state.tasks.values() if is_live(t)} - {command.task}
+    others = {t.command.task for t in storm.state.tasks.values() if t.is_live} - {command.task}
     decided = storm.hear(said(m.CampaignCancelled, why="wrong system"))
     cancelled = {d.task for d in decided if isinstance(d, m.TaskCancelled)}
     assert cancelled == {*others, command.task}
@@ -126,7 +125,7 @@ def test_a_held_out_reference_is_worth_another_try_until_the_set_is_frozen(froze
     storm, command = begun(m.Reference)
     give_up(storm, command, permanent=True)
     if frozen:
-        storm.until(lambda state: state.test is not None)
+        storm.until(lambda state: state.dataset.test is not None)
     again = [d for d in storm.hear(said(m.TasksRetried)) if isinstance(d, m.Reference)]
     assert [c.task for c in again] == ([] if frozen else [command.task])
 

@@ -19,9 +19,9 @@ from dpstream.services.coordinator.apply.exploration import (
     select_issued,
 )
 from dpstream.services.coordinator.apply.labels import (
-    asked_again,
     campaign_submitted,
     label_issued,
+    label_retried,
     labels_done,
     reference_done,
     task_revoked,
@@ -33,13 +33,10 @@ from dpstream.services.coordinator.apply.proposals import (
     structures_screened,
 )
 from dpstream.services.coordinator.apply.tasks import (
-    changed,
     checkpoint_saved,
     task_cancelled,
     task_claimed,
     task_lost,
-    timeless,
-    with_live,
 )
 from dpstream.services.coordinator.apply.training import (
     manifest_frozen,
@@ -62,7 +59,8 @@ from dpstream.services.coordinator.apply.verdicts import (
     trust_changed,
     verified,
 )
-from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import State, Task, timeless
 from dpstream.shared import messages as m
 from dpstream.shared.values import Ref
 
@@ -102,24 +100,18 @@ def _issued(state: State, command: Any) -> State:
     known = state.tasks.get(command.task)
     if known is not None:
         return _issued_again(state, known, command)
-    task = Task(command=timeless(command))
-    state = changed(
-        state,
-        tasks=state.tasks.set(command.task, task),
-        live=with_live(state.live, command),
-    )
+    state = state.with_task(Task(command=timeless(command)))
     change = ISSUED.get(type(command))
     return state if change is None else change(state, command)
 
 
 def _issued_again(state: State, known: Task, command: Any) -> State:
-    """The next attempt; one that a person asked for begins with a clean sheet."""
-    given_up = known.status == "abandoned"
-    update = {"command": timeless(command), "status": "open"}
-    task = known.model_copy(update={**update, "lapses": 0} if given_up else update)
-    live = with_live(state.live, command)
-    state = changed(state, tasks=state.tasks.set(command.task, task), live=live)
-    return asked_again(state, command) if given_up and isinstance(command, m.Label) else state
+    """The next attempt; one that a person requested clears the record of failures."""
+    task = replace(known, command=timeless(command), status="open")
+    if known.status != "abandoned":
+        return state.with_task(task)
+    state = state.with_task(replace(task, lapses=0))
+    return label_retried(state, command) if isinstance(command, m.Label) else state
 
 
 def _no_effect(state: State, message: m.Message) -> State:

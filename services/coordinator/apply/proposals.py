@@ -1,22 +1,29 @@
-"""How frames that generators offer come in, are judged, and get their last word."""
+"""How offered frames arrive, are judged, and get their final verdict."""
 
 from __future__ import annotations
 
-from dpstream.services.coordinator.apply.exploration import offer_candidates
-from dpstream.services.coordinator.apply.labels import ask_labels
-from dpstream.services.coordinator.apply.tasks import changed, is_live, settle
-from dpstream.services.coordinator.state import Intake, KnownFrame, Offer, Proposal, State
+from dpstream.services.coordinator.apply.exploration import add_candidates
+from dpstream.services.coordinator.apply.labels import request_labels
+from dpstream.services.coordinator.apply.tasks import live_task, settle
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import (
+    Intake,
+    KnownFrame,
+    Offer,
+    Proposal,
+    State,
+    proposal_id,
+    written_out,
+)
 from dpstream.shared import messages as m
 from dpstream.shared.values import (
     OFFERED,
     Condition,
     FrameRef,
-    Offered,
     PoolItem,
     Ref,
     Screened,
     campaign_uri,
-    stable_id,
 )
 
 HOUR = 3600.0
@@ -24,22 +31,9 @@ LAST_WORDS = ("accurate", "failed", "labelled", "rejected", "dropped")
 """Verdicts that end an offer; the others never began one."""
 
 
-def proposal_id(event: m.StructuresProposed) -> str:
-    """What makes a proposal: the same frames offered again in the same breath are the same."""
-    content = event.batch.sha256 if event.batch else Ref.to("frames", written_out(event)).sha256
-    return stable_id(
-        event.campaign, event.generator, event.correlation, event.first, event.mode, content
-    )
-
-
-def written_out(event: m.StructuresProposed) -> bytes:
-    """The frames of a proposal that come in the message itself."""
-    return Offered(frames=event.frames).model_dump_json().encode()
-
-
 def structures_proposed(state: State, event: m.StructuresProposed) -> State:
-    name = proposal_id(event)
-    if name in state.proposals or name in state.answered:
+    name, proposals = proposal_id(event), state.proposals
+    if name in proposals.waiting or name in proposals.judged:
         return state
     written = campaign_uri(event.campaign, "manifests", f"proposal-{name}.json")
     proposal = Proposal(
@@ -50,62 +44,65 @@ def structures_proposed(state: State, event: m.StructuresProposed) -> State:
         first=event.first,
         frames=event.batch or Ref.to(written, written_out(event)),
         count=event.count if event.batch else len(event.frames),
-        wave=state.waves,
+        round=state.exploration.rounds,
     )
-    return changed(
-        state,
-        proposals=state.proposals.set(name, proposal),
-        unscreened=state.unscreened.set(name, None),
-        intake=state.intake.set(event.generator, _taken_in(state, event, proposal)),
+    proposals = replace(
+        proposals,
+        waiting=proposals.waiting.set(name, proposal),
+        unscreened=proposals.unscreened.set(name, None),
+        intake=proposals.intake.set(event.generator, _taken_in(state, event, proposal)),
     )
+    return replace(state, proposals=proposals)
 
 
 def _taken_in(state: State, event: m.StructuresProposed, proposal: Proposal) -> Intake:
     hour = int(event.time // HOUR)
-    before = state.intake.get(event.generator)
+    before = state.proposals.intake.get(event.generator)
     if before is None or hour > before.hour:
         before = Intake(hour=hour, frames=0)
     more = min(proposal.count, state.spec.proposals.max_frames)
-    return before.model_copy(update={"frames": before.frames + more})
+    return replace(before, frames=before.frames + more)
 
 
 def screen_issued(state: State, command: m.Screen) -> State:
-    return changed(state, unscreened=state.unscreened.delete(command.proposal))
+    unscreened = state.proposals.unscreened.delete(command.proposal)
+    return replace(state, proposals=replace(state.proposals, unscreened=unscreened))
 
 
 def structures_screened(state: State, event: m.StructuresScreened) -> State:
-    task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    task = live_task(state, event)
+    if task is None:
         return state
-    state = settle(state, task, "done")
+    state = settle(state, task)
     assert isinstance(task.command, m.Screen)
     name = task.command.proposal
-    proposal = state.proposals.get(name)
+    proposal = state.proposals.waiting.get(name)
     if proposal is None:
-        return state  # answered when the campaign ended
-    if proposal.mode == "label":
-        return _ask_straight_away(state, name, event)
+        return state  # judged when the campaign ended
     new = _unknown(state, event)
-    state = _offer(state, name, new)
-    for number, batch in enumerate(event.batches):
-        count = sum(found.batch == number for found in new)
-        if count:
-            state = offer_candidates(state, _pool_item(proposal, batch, count, event.version))
-    return state
+    if proposal.mode == "label":
+        return _request_directly(state, name, event, new[: state.proposal_room])
+    counts = [sum(found.batch == number for found in new) for number in range(len(event.batches))]
+    items = [
+        _pool_item(proposal, batch, count, event.version)
+        for batch, count in zip(event.batches, counts, strict=True)
+        if count
+    ]
+    return add_candidates(_offer(state, name, new), items)
 
 
 def _unknown(state: State, event: m.StructuresScreened) -> list[Screened]:
-    """Good frames that nobody has offered or labelled before."""
+    """Good frames that were neither offered nor labelled before."""
     found = {f.key: f for f in reversed(event.found) if f.row is not None}
     return [f for f in event.found if found.get(f.key) is f and not _is_known(state, f.key)]
 
 
 def _is_known(state: State, key: str | None) -> bool:
-    return key is None or key in state.frames or key in state.offers
+    return key is None or key in state.labels.frames or key in state.proposals.offers
 
 
 def _offer(state: State, name: str, frames: list[Screened]) -> State:
-    proposal, offers = state.proposals[name], state.offers
+    proposal, offers = state.proposals.waiting[name], state.proposals.offers
     for found in frames:
         assert found.key is not None
         offer = Offer(
@@ -117,29 +114,25 @@ def _offer(state: State, name: str, frames: list[Screened]) -> State:
             deviation=found.deviation,
         )
         offers = offers.set(found.key, offer)
-    return changed(state, offers=offers)
+    return replace(state, proposals=replace(state.proposals, offers=offers))
 
 
-def _ask_straight_away(state: State, name: str, event: m.StructuresScreened) -> State:
-    """As many as the budgets allow, in their order."""
-    new = _unknown(state, event)[: label_room(state)]
+def _request_directly(
+    state: State, name: str, event: m.StructuresScreened, new: list[Screened]
+) -> State:
+    """Without the judgement of a committee."""
+    origin = state.proposals.waiting[name].origin
     frames = [
         KnownFrame(
             ref=FrameRef(batch=event.batches[f.batch or 0], index=f.row or 0, key=f.key or ""),
             purpose="proposed",
-            origin=f"{state.proposals[name].origin}/{f.index}",
+            origin=f"{origin}/{f.index}",
         )
         for f in new
     ]
-    state = changed(state, offered_labels=state.offered_labels + len(frames))
-    return ask_labels(_offer(state, name, new), frames)
-
-
-def label_room(state: State) -> int:
-    """Labels that generators may still ask for straight away."""
-    if state.stages_over or state.finished is not None:
-        return 0
-    return max(0, min(state.label_room, state.spec.proposals.labels - state.offered_labels))
+    state = request_labels(_offer(state, name, new), frames)
+    labels = state.proposals.labels + len(frames)
+    return replace(state, proposals=replace(state.proposals, labels=labels))
 
 
 def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> PoolItem:
@@ -155,19 +148,20 @@ def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> Pool
 
 
 def structures_judged(state: State, decision: m.StructuresJudged) -> State:
-    name, offers = decision.proposal, state.offers
+    name, proposals, offers = decision.proposal, state.proposals, state.proposals.offers
     for word in decision.verdicts:
         offer = offers.get(word.key) if word.key else None
         mine = offer is not None and (offer.proposal, offer.index) == (name, word.index)
         if word.key and mine and word.verdict in LAST_WORDS:
             offers = offers.delete(word.key)
-    state = changed(state, offers=offers)
-    if name not in state.proposals:
-        return state
-    unscreened = state.unscreened
-    return changed(
-        state,
-        proposals=state.proposals.delete(name),
+    proposals = replace(proposals, offers=offers)
+    if name not in proposals.waiting:
+        return replace(state, proposals=proposals)
+    unscreened = proposals.unscreened
+    proposals = replace(
+        proposals,
+        waiting=proposals.waiting.delete(name),
         unscreened=unscreened.delete(name) if name in unscreened else unscreened,
-        answered=state.answered.set(name, None),
+        judged=proposals.judged.set(name, None),
     )
+    return replace(state, proposals=proposals)

@@ -1,67 +1,46 @@
-"""How tasks come, go and are lost."""
+"""How tasks begin, end and are lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from immutables import Map
-
+from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import State, Task
 from dpstream.shared import messages as m
 
-V = TypeVar("V")
 
-
-def timeless(message: V) -> V:
-    """Without what depends on when and in which order messages came."""
-    assert isinstance(message, m.Message)
-    return message.model_copy(update={"time": 0.0, "cause": None})
-
-
-def changed(state: State, **changes: Any) -> State:
-    return state.model_copy(update=changes)
-
-
-Live = Map[str, Map[str, None]]
-"""Ids by kind."""
-
-
-def with_live(live: Live, command: m.Command) -> Live:
-    kind = type(command).__name__
-    return live.set(kind, live.get(kind, Map()).set(command.task, None))
-
-
-def without_live(live: Live, command: m.Command) -> Live:
-    kind = type(command).__name__
-    return live.set(kind, live[kind].delete(command.task))
-
-
-def settle(state: State, task: Task, status: str, **changes: Any) -> State:
+def settle(
+    state: State, task: Task, status: Literal["done", "abandoned", "cancelled"] = "done"
+) -> State:
     """The task comes to an end."""
-    ended = task.model_copy(update={"status": status, **changes})
-    live = without_live(state.live, task.command) if is_live(task) else state.live
-    return changed(state, tasks=state.tasks.set(task.command.task, ended), live=live)
+    return state.with_task(replace(task, status=status))
 
 
-def is_live(task: Task) -> bool:
-    return task.status in ("open", "running", "lost")
-
-
-def chunk_counted(state: State, task: Task, event: m.Chunk, **changes: Any) -> tuple[State, bool]:
+def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool]:
     """With one more chunk of a task's result; and whether that was all of it, so that the task
     has come to its end."""
-    chunks = task.chunks | {event.chunk}
     last = event.chunk if event.last else task.last_chunk
-    changes |= {"chunks": chunks, "last_chunk": last}
-    if last is not None and chunks.issuperset(range(last + 1)):
-        return settle(state, task, "done", **changes), True
-    task = task.model_copy(update=changes)
-    return changed(state, tasks=state.tasks.set(event.task, task)), False
+    task = replace(task, chunks=task.chunks | {event.chunk}, last_chunk=last)
+    if last is not None and task.chunks.issuperset(range(last + 1)):
+        return settle(state, task), True
+    return state.with_task(task), False
+
+
+def live_task(state: State, event: m.Result) -> Task | None:
+    """The task that a result answers, unless it has ended."""
+    task = state.tasks.get(event.task)
+    return task if task is not None and task.is_live else None
+
+
+def unfinished_task(state: State, event: m.Chunk) -> Task | None:
+    """The task that a chunk belongs to, unless it has ended or has the chunk already."""
+    task = live_task(state, event)
+    return None if task is None or event.chunk in task.chunks else task
 
 
 def current_task(state: State, event: m.TaskEvent) -> Task | None:
-    """The task an event speaks of, if it speaks of the attempt that is under way."""
+    """The task of an event about an attempt, if that attempt is under way."""
     task = state.tasks.get(event.task)
     if task is None or task.status not in ("open", "running"):
         return None
@@ -72,9 +51,7 @@ def task_claimed(state: State, event: m.TaskClaimed) -> State:
     task = current_task(state, event)
     if task is None or task.status == "running":
         return state
-    return changed(
-        state, tasks=state.tasks.set(event.task, task.model_copy(update={"status": "running"}))
-    )
+    return state.with_task(replace(task, status="running"))
 
 
 def task_lost(held_against: bool) -> Callable[[State, Any], State]:
@@ -83,12 +60,13 @@ def task_lost(held_against: bool) -> Callable[[State, Any], State]:
         if task is None:
             return state
         delay = getattr(event, "delay", 0.0)
-        update = {
-            "status": "lost",
-            "lapses": task.lapses + held_against,
-            "not_before": event.time + delay if delay else 0.0,
-        }
-        return changed(state, tasks=state.tasks.set(event.task, task.model_copy(update=update)))
+        lost = replace(
+            task,
+            status="lost",
+            lapses=task.lapses + held_against,
+            not_before=event.time + delay if delay else 0.0,
+        )
+        return state.with_task(lost)
 
     return change
 
@@ -98,16 +76,10 @@ def checkpoint_saved(state: State, event: m.CheckpointSaved) -> State:
     if task is None or not isinstance(task.command, m.Train):
         return state
     command = task.command.model_copy(update={"resume": event.checkpoint})
-    if command == task.command:
-        return state
-    return changed(
-        state, tasks=state.tasks.set(event.task, task.model_copy(update={"command": command}))
-    )
+    return state if command == task.command else state.with_task(replace(task, command=command))
 
 
 def task_cancelled(state: State, decision: m.TaskCancelled) -> State:
-    """Wished for; it is over when the edge has won the claim, or the worker has stopped."""
+    """Labels run to their end unless they are revoked: when the coordinator has won the claim."""
     task = state.tasks[decision.task]
-    if isinstance(task.command, m.Label):
-        return state
-    return settle(state, task, "cancelled")
+    return state if isinstance(task.command, m.Label) else settle(state, task, "cancelled")

@@ -4,71 +4,81 @@ from __future__ import annotations
 
 from immutables import Map
 
-from dpstream.services.coordinator.apply.tasks import changed, is_live, settle, timeless
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.apply.tasks import live_task, settle
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import State, timeless
 from dpstream.shared import messages as m
 
 
 def manifest_frozen(state: State, decision: m.ManifestFrozen) -> State:
     if decision.purpose == "dataset":
-        return changed(
-            state,
-            dataset=decision.manifest,
-            dataset_version=state.dataset_version + 1,
-            trained=state.trained
-            + len(state.fresh)
-            + (state.submitted.pack_frames if state.submitted and not state.dataset else 0),
-            fresh=Map(),
-        )
+        return _dataset_frozen(state, decision)
     if decision.purpose == "test":
-        return changed(state, test=decision.manifest)
+        return replace(state, dataset=replace(state.dataset, test=decision.manifest))
     return state
 
 
+def _dataset_frozen(state: State, decision: m.ManifestFrozen) -> State:
+    old, submitted = state.dataset, state.submitted
+    packs = submitted.pack_frames if submitted and old.manifest is None else 0
+    dataset = replace(
+        old,
+        fresh=Map(),
+        version=old.version + 1,
+        manifest=decision.manifest,
+        size=old.size + len(old.fresh) + packs,
+    )
+    return replace(state, dataset=dataset)
+
+
 def train_issued(state: State, command: m.Train) -> State:
-    if command.final or state.training == command.version:
+    committee = state.committee
+    if command.final or committee.training == command.version:
         return state
     cold = command.start is None
-    return changed(
-        state,
+    committee = replace(
+        committee,
         training=command.version,
         members=Map(),
-        verdict=None,
-        cold_version=command.version if cold else state.cold_version,
-        force_cold=False if cold else state.force_cold,
+        cold_version=command.version if cold else committee.cold_version,
+        force_cold=False if cold else committee.force_cold,
     )
+    exploration = replace(state.exploration, verdict=None)
+    return replace(state, committee=committee, exploration=exploration)
 
 
 def member_trained(state: State, event: m.MemberTrained) -> State:
-    task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    task = live_task(state, event)
+    if task is None:
         return state
-    state = settle(state, task, "done")
+    state, committee = settle(state, task), state.committee
     if isinstance(task.command, m.Train) and task.command.final:
-        return changed(state, final=event)
-    if event.version != state.training:
+        return replace(state, final=replace(state.final, model=event))
+    if event.version != committee.training:
         return state
-    return changed(state, members=state.members.set(str(event.member), event))
+    members = committee.members.set(str(event.member), event)
+    return replace(state, committee=replace(committee, members=members))
 
 
 def training_judged(state: State, decision: m.TrainingJudged) -> State:
-    return changed(state, judged_training=timeless(decision))
+    return replace(state, committee=replace(state.committee, judged_training=timeless(decision)))
 
 
 def models_ready(state: State, decision: m.ModelsReady) -> State:
-    checkpoints = tuple(state.members[str(i)].checkpoint for i in range(len(state.members)))
-    stale = state.stale.update(state.pool)
-    return changed(
-        state,
+    members, candidates = state.committee.members, state.candidates
+    committee = replace(
+        state.committee,
         version=decision.committee.version,
-        committee=decision.committee,
         manifest=decision.manifest,
         training=None,
-        checkpoints=checkpoints,
-        round=None,
-        verdict=None,
+        checkpoints=tuple(members[str(i)].checkpoint for i in range(len(members))),
+    )
+    candidates = replace(
+        candidates,
         pool=Map(),
-        pool_new=0,
-        stale=stale,
+        added=0,
+        stale=candidates.stale.update(candidates.pool),
         selected=0,
     )
+    exploration = replace(state.exploration, round=None, verdict=None)
+    return replace(state, committee=committee, candidates=candidates, exploration=exploration)

@@ -1,19 +1,20 @@
-"""What verdicts leave behind."""
+"""What verdicts change."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from immutables import Map
 
 from dpstream.services.coordinator.apply.exploration import (
-    add_to_tally,
     checks_left,
+    count_checks,
     judge_abandoned,
 )
 from dpstream.services.coordinator.apply.labels import reject_frame
-from dpstream.services.coordinator.apply.tasks import changed, is_live, settle, timeless
-from dpstream.services.coordinator.state import StageState, State
+from dpstream.services.coordinator.apply.tasks import live_task, settle
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import StageState, State, timeless
 from dpstream.shared import messages as m
 from dpstream.shared.values import Counts, PoolItem, is_offered
 
@@ -21,30 +22,40 @@ R = TypeVar("R", bound=m.Result)
 
 
 def audit_done(state: State, event: m.AuditDone) -> State:
-    task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    task = live_task(state, event)
+    if task is None:
         return state
-    state = settle(state, task, "done")
-    if state.round is None or event.version != state.version:
+    state, exploration = settle(state, task), state.exploration
+    if exploration.round is None or event.version != state.committee.version:
         return state
-    found, cold = event.deviation_over_error, state.cold_version == state.version
-    ratio = found if cold and event.frames else state.ratio
-    fell = state.ratio is not None and event.frames > 0 and found < state.ratio * 2 / 3
-    return changed(
-        state,
-        round=state.round.model_copy(update={"audited": True}),
-        stage=state.stage.model_copy(update={"audit": _plain(event)}),
-        ratio=ratio,
-        force_cold=state.force_cold or (fell and not cold),
+    exploration = replace(
+        exploration,
+        round=replace(exploration.round, audited=True),
+        stage=replace(exploration.stage, audit=_plain(event)),
     )
+    return _compare_ratio(replace(state, exploration=exploration), event)
+
+
+def _compare_ratio(state: State, event: m.AuditDone) -> State:
+    """Deviations that have shrunk against the true error make warm starts suspect."""
+    committee, found = state.committee, event.deviation_over_error
+    if not event.frames:
+        return state
+    if committee.is_cold:
+        return replace(state, committee=replace(committee, deviation_over_error=found))
+    cold = committee.deviation_over_error
+    fell = cold is not None and found < cold * 2 / 3
+    return replace(state, committee=replace(committee, force_cold=committee.force_cold or fell))
 
 
 def measured(state: State, event: m.Measured) -> State:
-    task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    task = live_task(state, event)
+    if task is None:
         return state
-    state = settle(state, task, "done")
-    return changed(state, measured=_plain(event)) if event.version == state.version else state
+    state, committee = settle(state, task), state.committee
+    if event.version != committee.version:
+        return state
+    return replace(state, committee=replace(committee, measured=_plain(event)))
 
 
 def _plain(event: R) -> R:
@@ -53,98 +64,103 @@ def _plain(event: R) -> R:
 
 
 def round_judged(state: State, decision: m.RoundJudged) -> State:
-    good = state.stage.good + 1 if decision.outcome == "passed" else 0
-    asked = state.round.asked if state.round else 0
-    barren = 0 if asked or good else state.stage.barren + 1
-    stage = state.stage.model_copy(update={"good": good, "barren": barren})
-    suspect = good >= state.spec.convergence.rounds and state.cold_version != state.version
-    drained: dict[str, Any] = (
-        {"pool": _offered(state.pool), "pool_new": 0, "taken": Map()}
-        if state.spec.mode == "lockstep"
-        else {}
+    exploration, committee = state.exploration, state.committee
+    stage, current = exploration.stage, exploration.round
+    passed = stage.passed + 1 if decision.outcome == "passed" else 0
+    chosen = current.chosen if current else 0
+    stage = replace(
+        stage,
+        passed=passed,
+        rounds_without_labels=0 if chosen or passed else stage.rounds_without_labels + 1,
     )
-    return changed(
+    suspect = passed >= state.spec.convergence.rounds and not committee.is_cold
+    candidates = replace(state.candidates, selected=0)
+    if state.spec.mode == "lockstep":
+        pool = _offered(candidates.pool)
+        candidates = replace(candidates, pool=pool, added=0, taken=Map())
+    return replace(
         state,
-        stage=stage,
-        round=None,
-        verdict=timeless(decision),
-        force_cold=state.force_cold or suspect,
-        selected=0,
-        **drained,
+        exploration=replace(exploration, stage=stage, round=None, verdict=timeless(decision)),
+        committee=replace(committee, force_cold=committee.force_cold or suspect),
+        candidates=candidates,
     )
 
 
 def trust_changed(state: State, decision: m.TrustChanged) -> State:
-    return changed(state, stage=state.stage.model_copy(update={"trust": decision.trust}))
+    stage = replace(state.exploration.stage, trust=decision.trust)
+    return replace(state, exploration=replace(state.exploration, stage=stage))
 
 
 def stage_ended(state: State, decision: m.StageEnded) -> State:
-    following = StageState(index=state.stage.index + 1)
-    return changed(
-        state,
-        ended=(*state.ended, timeless(decision)),
-        stage=following,
+    exploration, candidates = state.exploration, state.candidates
+    candidates = replace(
+        candidates,
+        pool=_offered(candidates.pool),
+        added=0,
+        stale=_offered(candidates.stale),
+    )
+    exploration = replace(
+        exploration,
+        ended=(*exploration.ended, timeless(decision)),
+        stage=StageState(index=exploration.stage.index + 1),
         round=None,
         verdict=None,
-        pool=_offered(state.pool),
-        pool_new=0,
-        stale=_offered(state.stale),
     )
+    return replace(state, exploration=exploration, candidates=candidates)
 
 
 def _offered(pool: Map[str, PoolItem]) -> Map[str, PoolItem]:
-    """What generators have offered: no round and no stage will find it again."""
+    """What generators have offered: no other round and no other stage will find it again."""
     return Map({uri: item for uri, item in pool.items() if is_offered(item.trajectory)})
 
 
 def verified(state: State, event: m.Verified) -> State:
-    task = state.tasks.get(event.task)
-    if task is None or not is_live(task):
+    task = live_task(state, event)
+    if task is None:
         return state
-    return changed(settle(state, task, "done"), verified=event)
+    return replace(settle(state, task), final=replace(state.final, verified=event))
 
 
 def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
     task = state.tasks[decision.task]
-    state = settle(state, task, "abandoned")
-    if isinstance(task.command, m.Label):
-        for ref in task.command.frames:
+    state, command = settle(state, task, "abandoned"), task.command
+    if isinstance(command, m.Label):
+        for ref in command.frames:
             state = reject_frame(state, ref.key)
-    elif isinstance(task.command, m.Explore):
-        state = add_to_tally(
-            state, decision.task, Counts(), checks_left(state, task.command), done=True
-        )
-    elif isinstance(task.command, m.Judge):
-        state = judge_abandoned(state, task.command)
-    elif isinstance(task.command, m.Verify):
-        state = changed(state, verify_failed=decision.why)
+    elif isinstance(command, m.Explore):
+        left = checks_left(state, command)
+        state = count_checks(state, decision.task, Counts(), left, done=True)
+    elif isinstance(command, m.Judge):
+        state = judge_abandoned(state, command)
+    elif isinstance(command, m.Verify):
+        state = replace(state, final=replace(state.final, failure=decision.why))
     return state
 
 
-def campaign_paused(state: State, word: m.CampaignPaused) -> State:
-    """Decided, or said by a person."""
-    return _heeded(state, word, paused=word.why)
+def campaign_paused(state: State, event: m.CampaignPaused) -> State:
+    """Decided, or requested by a person."""
+    return _handled(state, event, paused=event.why)
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
-    return _heeded(state, event, paused=None)
+    return _handled(state, event, paused=None)
 
 
 def campaign_cancelled(state: State, event: m.CampaignCancelled) -> State:
-    return _heeded(state, event, paused=None)
+    return _handled(state, event, paused=None)
 
 
 def tasks_retried(state: State, event: m.TasksRetried) -> State:
-    return _heeded(state, event)
+    return _handled(state, event, paused=state.paused)
 
 
-def _heeded(state: State, word: m.Message, **changes: Any) -> State:
-    """A word that was heard before, or that comes too late, changes nothing: a day-old `resume`
-    must not end today's pause."""
-    if word.id in state.heeded or state.finished is not None:
+def _handled(state: State, event: m.Message, paused: str | None) -> State:
+    """A request that was delivered before, or that comes too late, changes nothing: a day-old
+    `resume` must not end today's pause."""
+    if event.id in state.handled or state.finished is not None:
         return state
-    return changed(state, heeded=state.heeded.set(word.id, None), **changes)
+    return replace(state, handled=state.handled.set(event.id, None), paused=paused)
 
 
 def campaign_finished(state: State, decision: m.CampaignFinished) -> State:
-    return changed(state, finished=timeless(decision))
+    return replace(state, finished=timeless(decision))

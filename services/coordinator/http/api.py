@@ -169,7 +169,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
     def labels(
         name: Name, status: str | None = None, limit: Limit = 200, offset: Offset = 0
     ) -> list[LabelLine]:
-        frames = sorted(read_access.state(name).frames.items())
+        frames = sorted(read_access.state(name).labels.frames.items())
         wanted = (frame for _, frame in frames if status in (None, frame.status))
         return [label_line(frame) for frame in islice(wanted, offset, offset + limit)]
 

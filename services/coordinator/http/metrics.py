@@ -128,12 +128,12 @@ def _numbers(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
 
 
 def _numbers_of(state: State) -> dict[str, float]:
-    audit = state.stage.audit
+    audit = state.exploration.stage.audit
     numbers: dict[str, float] = {
         "pool_frames": pool_size(state),
-        "committee_version": state.version,
-        "stage": state.stage.index + 1,
-        "round": state.stage.rounds,
+        "committee_version": state.committee.version,
+        "stage": state.exploration.stage.index + 1,
+        "round": state.exploration.stage.rounds,
     }
     if audit is not None and math.isfinite(audit.force):
         numbers |= {"audit_force_rmse": audit.force, "audit_force_rmse_upper": audit.force_upper}

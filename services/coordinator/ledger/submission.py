@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from dpstream.services.coordinator.apply.tasks import timeless
+from dpstream.services.coordinator.state import timeless
 from dpstream.shared.codec import decode
 from dpstream.shared.errors import CorruptLedger, NotFound
 from dpstream.shared.messages import CampaignSubmitted

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from dpstream.services.coordinator.rules import property_tolerance as properties
 from dpstream.services.coordinator.state import ByCondition, Round, State
+from dpstream.shared.messages import Verified
 from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import Compared, Counts, Trust
 
-BARREN_ROUNDS = 3
-"""So many failed rounds in a row that taught nothing new: stuck."""
+STUCK_AFTER = 3
+"""Failed rounds in a row that found nothing to label."""
 
 
 def shares(found: ByCondition) -> tuple[float, float]:
@@ -25,9 +26,10 @@ def shares(found: ByCondition) -> tuple[float, float]:
 
 def accurate_by_system(state: State) -> dict[str, float]:
     """Accurate share of each system in the running round, all its conditions together."""
-    assert state.round is not None
+    current = state.exploration.round
+    assert current is not None
     sums: dict[str, ByCondition] = {}
-    for name, found in sorted(state.round.conditions.items()):
+    for name, found in sorted(current.conditions.items()):
         system = name.split(" ")[0]
         before = sums.get(system, ByCondition())
         sums[system] = ByCondition(
@@ -38,10 +40,10 @@ def accurate_by_system(state: State) -> dict[str, float]:
 
 def looks_good(state: State) -> bool:
     """Whether every condition of the running round, so far, would pass."""
-    if state.round is None:
+    current, limits = state.exploration.round, state.spec.convergence
+    if current is None:
         return False
-    limits = state.spec.convergence
-    for found in state.round.conditions.values():
+    for found in current.conditions.values():
         accurate, failed = shares(found)
         if accurate < limits.accurate_ratio or failed > limits.max_failed:
             return False
@@ -58,8 +60,8 @@ def by_condition(current: Round) -> dict[str, Counts]:
 
 def judge_training(state: State, trust: Trust) -> dict[str, Any]:
     """Whether the committee learned its own training frames well below `low`."""
-    training, before = state.spec.training, state.judged_training
-    force = max(member.train.force for member in state.members.values())
+    training, before = state.spec.training, state.committee.judged_training
+    force = max(member.train.force for member in state.committee.members.values())
     limit = training.limited_above * trust.low
     factor = before.lengthen if before else 1.0
     longer = min(factor * training.lengthen, training.max_lengthen)
@@ -86,11 +88,12 @@ def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str
         broken = properties.broken(state, _measured(state))
     if broken is None:
         return "passed", _praise(state)
-    assert state.round is not None
-    learned = state.round.asked > 0 or bool(state.fresh)
-    if learned or state.stage.barren + 1 < BARREN_ROUNDS:
+    current, stage = state.exploration.round, state.exploration.stage
+    assert current is not None
+    learned = current.chosen > 0 or bool(state.dataset.fresh)
+    if learned or stage.rounds_without_labels + 1 < STUCK_AFTER:
         return "failed", broken
-    return "stuck", f"{broken}, and {BARREN_ROUNDS} rounds in a row found nothing to label"
+    return "stuck", f"{broken}, and {STUCK_AFTER} rounds in a row found nothing to label"
 
 
 def awaits_properties(state: State) -> bool:
@@ -103,8 +106,8 @@ def awaits_properties(state: State) -> bool:
 
 def _measured(state: State) -> tuple[Compared, ...]:
     """By the newest committee."""
-    measured = state.measured
-    return measured.properties if measured and measured.version == state.version else ()
+    measured = state.committee.measured
+    return measured.properties if measured and measured.version == state.committee.version else ()
 
 
 def _broken_rule(state: State) -> str | None:
@@ -117,7 +120,6 @@ def _broken_rule(state: State) -> str | None:
 
 def _conditions(state: State) -> str | None:
     """The *worst* condition must be accurate enough and fail seldom enough."""
-    assert state.round is not None
     limits = state.spec.convergence
     worst_first = sorted((shares(c)[0], name, c) for name, c in _to_be_judged(state))
     for _, name, found in worst_first:
@@ -131,30 +133,31 @@ def _conditions(state: State) -> str | None:
 
 def _to_be_judged(state: State) -> list[tuple[str, ByCondition]]:
     """Conditions of the round. Of given frames there may be none left, which is no fault."""
-    assert state.round is not None
-    given = isinstance(state.spec.stages[state.stage.index].engine, AsGiven)
-    conditions = state.round.conditions.items()
-    return [(name, c) for name, c in conditions if c.counts.total + c.dropped or not given]
+    current, stage = state.exploration.round, state.exploration.stage
+    assert current is not None
+    given = isinstance(state.spec.stages[stage.index].engine, AsGiven)
+    found = current.conditions.items()
+    return [(name, c) for name, c in found if c.counts.total + c.dropped or not given]
 
 
 def _rejections(state: State) -> str | None:
-    stage, limit = state.stage, state.spec.convergence.max_rejected
-    if stage.tried and stage.rejected > limit * stage.tried:
-        return f"{stage.rejected} of {stage.tried} labels rejected, above {limit:.0%}"
+    stage, limit = state.exploration.stage, state.spec.convergence.max_rejected
+    if stage.answered and stage.rejected > limit * stage.answered:
+        return f"{stage.rejected} of {stage.answered} labels rejected, above {limit:.0%}"
     return None
 
 
 def _audit(state: State) -> str | None:
     """The measured error, on its 95 % upper bound, from enough frames of enough trajectories."""
-    wanted = state.spec.audit
+    wanted, stage = state.spec.audit, state.exploration.stage
     if wanted.per_round == 0:
         return None
-    have, origins = len(state.stage.audits), len(set(state.stage.audits.values()))
+    have, origins = len(stage.audits), len(set(stage.audits.values()))
     if have < wanted.min_frames:
         return f"{have} audit frames, {wanted.min_frames} needed"
     if origins < wanted.min_trajectories:
         return f"audit frames from {origins} trajectories, {wanted.min_trajectories} needed"
-    audit = state.stage.audit
+    audit = stage.audit
     if audit is None:
         return "no audit yet"
     if audit.force_upper > wanted.force_rmse:
@@ -171,11 +174,10 @@ def _audit(state: State) -> str | None:
 
 
 def _praise(state: State) -> str:
-    assert state.round is not None
     found = [(shares(c)[0], name) for name, c in _to_be_judged(state)]
     accurate, worst = min(found, default=(1.0, ""))
     text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
-    audit = state.stage.audit
+    audit = state.exploration.stage.audit
     if state.spec.audit.per_round and audit is not None:
         text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"
     if properties.decide_now(state):
@@ -185,25 +187,27 @@ def _praise(state: State) -> str:
 
 def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"], str]:
     """The last word: every stage converged, and the final model shows what it must."""
-    for ended in state.ended:
+    for ended in state.exploration.ended:
         if ended.verdict != "converged":
             name = state.spec.stages[ended.stage].name
             how = "was explored once" if ended.verdict == "explored" else f"ended {ended.verdict}"
             return "not-converged", f"stage {name} {how}: {ended.why}"
-    if state.verified is None:
-        return "not-converged", f"the final model was not verified: {state.verify_failed}"
-    if not state.verified.stable:
-        return "not-converged", f"the final model is not stable: {state.verified.detail}"
-    broken = properties.broken(state, state.verified.properties)
+    verified = state.final.verified
+    if verified is None:
+        return "not-converged", f"the final model was not verified: {state.final.failure}"
+    if not verified.stable:
+        return "not-converged", f"the final model is not stable: {verified.detail}"
+    broken = properties.broken(state, verified.properties)
     if broken is not None:
         return "not-converged", f"the final model: {broken}"
-    return _judge_test(state)
+    return _judge_test(verified, state.spec.verification.max_force_error)
 
 
-def _judge_test(state: State) -> tuple[Literal["converged", "not-converged"], str]:
-    assert state.verified is not None
-    test, limit = state.verified.test, state.spec.verification.max_force_error
-    stable = f"stable NVE run of {state.verified.length_ps:g} ps"
+def _judge_test(
+    verified: Verified, limit: float
+) -> tuple[Literal["converged", "not-converged"], str]:
+    """Within `limit`, a share of the RMS force."""
+    test, stable = verified.test, f"stable NVE run of {verified.length_ps:g} ps"
     if test is None:
         return "converged", f"all stages converged; {stable}; no held-out set"
     share = test.force / test.rms_force

@@ -43,7 +43,7 @@ def supersede(decisions: Decisions) -> None:
     if not isinstance(decisions.decided[-1] if decisions.decided else None, m.ModelsReady):
         return
     for task in tasks_of(decisions.state, m.Explore, "open"):
-        cancel(decisions, task, f"committee {decisions.state.version} is ready")
+        cancel(decisions, task, f"committee {decisions.state.committee.version} is ready")
 
 
 def rejudge(decisions: Decisions) -> None:
@@ -52,17 +52,18 @@ def rejudge(decisions: Decisions) -> None:
     frames: tuple[FrameRef, ...] = ()
     if already_decided(decisions, m.ModelsReady) and not already_decided(decisions, m.Judge):
         frames = _frames_to_judge(state)
-    pools = _batches(state.stale[uri] for uri in sorted(state.stale))
+    stale = state.candidates.stale
+    pools = _batches(stale[uri] for uri in sorted(stale))
     waits = (frames[i : i + JUDGE_BATCH] for i in range(0, len(frames), JUDGE_BATCH))
     for pool, waiting in zip_longest(pools, waits, fillvalue=()):
         decisions.command(
             m.Judge,
-            state.version,
+            state.committee.version,
             *(item.frames.uri for item in pool),
             *(ref.key for ref in waiting),
             title=f"judge {sum(item.count for item in pool) + len(waiting)} frames again",
-            committee=state.manifest,
-            version=state.version,
+            committee=state.committee.manifest,
+            version=state.committee.version,
             trust=current_trust(state),
             pool=pool,
             frames=waiting,
@@ -88,7 +89,7 @@ def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:
     if state.spec.mode == "lockstep":
         return ()
     refs = (ref for task in tasks_of(state, m.Label, "open") for ref in label_frames(task))
-    return tuple(ref for ref in refs if state.frames[ref.key].purpose == "train")
+    return tuple(ref for ref in refs if state.labels.frames[ref.key].purpose == "train")
 
 
 def label_frames(task: Task) -> tuple[FrameRef, ...]:
@@ -107,12 +108,12 @@ def revoke_accurate(decisions: Decisions) -> None:
 
 def begin_round(decisions: Decisions) -> None:
     """Try the newest committee on every condition of the stage, from the start."""
-    state = decisions.state
-    if not state.version or state.training is not None or state.round is not None:
+    state, committee = decisions.state, decisions.state.committee
+    if not committee.version or committee.training is not None or state.exploration.round:
         return
     if state.stages_over or must_train_first(state):
         return
-    if state.stage.trust is None:
+    if state.exploration.stage.trust is None:
         set_trust(decisions, *opening_trust(state))
     known = _known(decisions)
     for index, (condition, number) in enumerate(_planned_trajectories(state)):
@@ -124,7 +125,7 @@ def _known(decisions: Decisions) -> Ref | None:
     state = decisions.state
     if not isinstance(stage_of(state).engine, AsGiven):
         return None
-    body = json.dumps(sorted(state.frames))
+    body = json.dumps(sorted(state.labels.frames))
     return frozen_once(decisions, "known", f"known-{stable_id(body)[:8]}", body)
 
 
@@ -133,17 +134,18 @@ def _issue_trajectory(
 ) -> None:
     state = decisions.state
     assert state.submitted is not None
-    stage, wave = stage_of(state), state.waves + (state.round is None)
+    stage, exploration = stage_of(state), state.exploration
+    number_of_round = exploration.rounds + (exploration.round is None)
     structures = state.submitted.systems[condition.system]
-    start = number if stage.at_every_start else wave + index
-    name = f"{stage.name}/{wave}/{str(condition).replace(' ', '-')}/{number}"
+    start = number if stage.at_every_start else number_of_round + index
+    name = f"{stage.name}/{number_of_round}/{str(condition).replace(' ', '-')}/{number}"
     decisions.command(
         m.Explore,
         name,
         title=f"explore {condition}, trajectory {number}",
-        committee=state.manifest,
-        version=state.version,
-        stage=state.stage.index,
+        committee=state.committee.manifest,
+        version=state.committee.version,
+        stage=exploration.stage.index,
         trajectory=name,
         condition=condition,
         structure=structures[start % len(structures)],

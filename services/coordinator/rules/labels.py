@@ -37,13 +37,13 @@ def begin_references(decisions: Decisions) -> None:
 def label_waiting(decisions: Decisions) -> None:
     """Frames that wait for a label, in bundles."""
     state = decisions.state
-    if not state.waiting:
+    if not state.labels.waiting:
         return
     assert state.submitted is not None
     for priority, refs in _bundles(state):
         decisions.command(
             m.Label,
-            *_never_asked(state, state.version, *(ref.key for ref in refs)),
+            *_never_asked(state, state.committee.version, *(ref.key for ref in refs)),
             title=f"label {len(refs)} frames",
             capability=state.spec.labels.capability,
             recipe=state.submitted.recipe.digest,
@@ -58,14 +58,14 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
     that no code survives costs nobody else's label."""
 
     def owner(key: str) -> tuple[int, str]:
-        offer = state.offers.get(key)
+        offer = state.proposals.offers.get(key)
         return (0, "") if offer is None else (-offer.priority, offer.generator)
 
     size = state.spec.labels.bundle
-    for (rank, _), group in groupby(sorted(sorted(state.waiting), key=owner), owner):
+    for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):
         keys = list(group)
         for first in range(0, len(keys), size):
-            yield -rank, tuple(state.frames[key].ref for key in keys[first : first + size])
+            yield -rank, tuple(state.labels.frames[key].ref for key in keys[first : first + size])
 
 
 def _never_asked(state: State, *what: object) -> tuple[object, ...]:
@@ -79,16 +79,18 @@ def _never_asked(state: State, *what: object) -> tuple[object, ...]:
 def freeze_test(decisions: Decisions) -> None:
     """The held-out set, once every reference trajectory has ended."""
     state = decisions.state
-    if state.test is not None or not state.references or state.alive(m.Reference):
+    references = state.dataset.references
+    if state.dataset.test is not None or not references or state.alive(m.Reference):
         return
-    packs = tuple(state.references[key].pack for key in sorted(state.references, key=int))
+    packs = tuple(references[key].pack for key in sorted(references, key=int))
     decisions.manifest("test", "test", Dataset(version=1, packs=packs).model_dump_json())
 
 
 def audit_manifest(decisions: Decisions, stages: Iterable[int]) -> Ref | None:
     """Audit labels drawn under these stages."""
     wanted = set(stages)
-    labelled = (decisions.state.frames[key] for key in sorted(decisions.state.audited))
+    labels = decisions.state.labels
+    labelled = (labels.frames[key] for key in sorted(labels.audited))
     frames = [frame for frame in labelled if frame.stage in wanted]
     if not frames:
         return None
@@ -103,18 +105,18 @@ def pairs_manifest(decisions: Decisions) -> Ref | None:
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust):
         return None
-    frames = [state.frames[key] for key in sorted(state.fresh)]
+    frames = [state.labels.frames[key] for key in sorted(state.dataset.fresh)]
     explored = [frame for frame in frames if not is_offered(frame.origin)]
     if not explored:
         return None
     body = _labelled_manifest(explored)
-    return frozen_once(decisions, "pairs", f"pairs-{state.waves}", body)
+    return frozen_once(decisions, "pairs", f"pairs-{state.exploration.rounds}", body)
 
 
 def points_manifest(decisions: Decisions) -> Ref | None:
     """Labels of the structures that properties follow from, property by property; None where
     there are none, or one has no label."""
-    submitted, frames = decisions.state.submitted, decisions.state.frames
+    submitted, frames = decisions.state.submitted, decisions.state.labels.frames
     assert submitted is not None
     points = [(str(n), frames[ref.key]) for n, refs in enumerate(submitted.points) for ref in refs]
     labels = tuple(frame.label for _, frame in points if frame.label)

@@ -85,5 +85,5 @@ def is_of_use(state: State, task: Task) -> bool:
     """Whether a new attempt of an abandoned task could still change anything. Trajectories and
     verdicts given up are in the books of their round already."""
     if isinstance(task.command, m.Reference):
-        return state.test is None
+        return state.dataset.test is None
     return isinstance(task.command, (*ESSENTIAL, m.Label))

@@ -13,16 +13,15 @@ from dpstream.shared.values import Compared
 def decide_now(state: State) -> bool:
     """Whether a round of this version, should it pass, ends the last stage. A committee that was
     not trained from scratch has to be confirmed by one that is: its properties do not matter."""
-    last = state.stage.index == len(state.spec.stages) - 1
-    cold = state.cold_version == state.version
-    return bool(state.spec.verification.properties) and last and cold
+    last = state.exploration.stage.index == len(state.spec.stages) - 1
+    return bool(state.spec.verification.properties) and last and state.committee.is_cold
 
 
 def unlabelled(state: State) -> str | None:
     """Why a property by the recipe will never be known, if labels are missing."""
     assert state.submitted is not None
     for number, refs in enumerate(state.submitted.points):
-        missing = sum(state.frames[ref.key].label is None for ref in refs)
+        missing = sum(state.labels.frames[ref.key].label is None for ref in refs)
         if missing:
             wanted = state.spec.verification.properties[number]
             return (

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from dpstream.services.coordinator.apply.proposals import proposal_id, written_out
 from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.rules.trust import current_trust
-from dpstream.services.coordinator.state import Offer, Proposal, State
+from dpstream.services.coordinator.state import Offer, Proposal, State, proposal_id, written_out
 from dpstream.shared import messages as m
 from dpstream.shared.values import LONGEST_REASON, FrameVerdict, Screened, campaign_uri
 
@@ -22,7 +21,7 @@ def take_proposal(decisions: Decisions) -> None:
     event = decisions.event
     assert isinstance(event, m.StructuresProposed)
     name = proposal_id(event)
-    proposal = decisions.state.proposals[name]
+    proposal = decisions.state.proposals.waiting[name]
     why = _refusal(decisions.state, event, proposal)
     if why is not None:
         _refuse(decisions, name, why)
@@ -66,16 +65,17 @@ def _misshapen(state: State, event: m.StructuresProposed, proposal: Proposal) ->
 
 def _too_much(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
     limits, name = state.spec.proposals, proposal.generator
-    if state.intake[name].frames > limits.frames_per_hour:
+    if state.proposals.intake[name].frames > limits.frames_per_hour:
         return f"more than {limits.frames_per_hour} frames in an hour; try again later"
-    waiting = sum(p.count for p in state.proposals.values() if p.generator == name)
+    mine = [p for p in state.proposals.waiting.values() if p.generator == name]
+    waiting = sum(proposal.count for proposal in mine)
     if waiting > limits.outstanding:
         return f"{waiting} frames wait to be judged, above {limits.outstanding}; try again later"
     return None
 
 
 def _refuse(decisions: Decisions, name: str, why: str) -> None:
-    proposal = decisions.state.proposals[name]
+    proposal = decisions.state.proposals.waiting[name]
     _say(decisions, name, proposal, 0, refused=why, first=proposal.first, count=proposal.count)
 
 
@@ -84,12 +84,12 @@ def _refuse(decisions: Decisions, name: str, why: str) -> None:
 
 def screen_proposals(decisions: Decisions) -> None:
     """Ask the judge about proposals whose time has come, the most urgent first."""
-    state = decisions.state
-    urgent = sorted(state.unscreened, key=lambda name: (-state.proposals[name].priority, name))
-    for name in urgent:
+    state, waiting = decisions.state, decisions.state.proposals.waiting
+    unscreened = state.proposals.unscreened
+    for name in sorted(unscreened, key=lambda name: (-waiting[name].priority, name)):
         if state.stages_over:
             _refuse(decisions, name, "exploration is over")
-        elif _is_due(state, state.proposals[name]):
+        elif _is_due(state, waiting[name]):
             _ask_judge(decisions, name)
 
 
@@ -97,13 +97,14 @@ def _is_due(state: State, proposal: Proposal) -> bool:
     """Lockstep: with the next round that begins, so that what a round selects from does not
     depend on when exactly it was offered."""
     if state.spec.mode == "lockstep":
-        return state.round is not None and state.round.number > proposal.wave
-    return proposal.mode == "label" or state.version > 0
+        current = state.exploration.round
+        return current is not None and current.number > proposal.round
+    return proposal.mode == "label" or state.committee.version > 0
 
 
 def _ask_judge(decisions: Decisions, name: str) -> None:
     state = decisions.state
-    proposal = state.proposals[name]
+    proposal = state.proposals.waiting[name]
     judged = proposal.mode == "screen"
     decisions.command(
         m.Screen,
@@ -113,8 +114,8 @@ def _ask_judge(decisions: Decisions, name: str) -> None:
         frames=proposal.frames,
         count=proposal.count,
         first=proposal.first,
-        committee=state.manifest if judged else None,
-        version=state.version if judged else 0,
+        committee=state.committee.manifest if judged else None,
+        version=state.committee.version if judged else 0,
         trust=current_trust(state) if judged else None,
     )
 
@@ -127,7 +128,7 @@ Word = tuple[Offer, FrameVerdict]
 
 def tell_generators(decisions: Decisions) -> None:
     """Everything that this event, and what was decided upon it, means for offered frames."""
-    if not decisions.state.offers and not decisions.state.proposals:
+    if not decisions.state.proposals.offers and not decisions.state.proposals.waiting:
         return
     for message in (decisions.event, *decisions.decided):
         tell = TELL.get(type(message))
@@ -139,7 +140,7 @@ def _screened(decisions: Decisions, event: m.StructuresScreened) -> None:
     command = decisions.state.tasks[event.task].command
     assert isinstance(command, m.Screen)
     name = command.proposal
-    proposal = decisions.state.proposals.get(name)
+    proposal = decisions.state.proposals.waiting.get(name)
     if proposal is None:
         return
     if event.refused:
@@ -154,7 +155,7 @@ def _verdict(state: State, name: str, found: Screened) -> FrameVerdict:
     word = FrameVerdict.model_validate(found.model_dump(exclude={"batch", "row"}))
     if found.row is None or found.key is None:
         return word
-    offer, frame = state.offers.get(found.key), state.frames.get(found.key)
+    offer, frame = state.proposals.offers.get(found.key), state.labels.frames.get(found.key)
     if offer is not None and (offer.proposal, offer.index) == (name, found.index):
         return word
     if offer is not None:
@@ -172,10 +173,11 @@ def _labels(decisions: Decisions, event: m.LabelsDone) -> None:
 
 def _answers(state: State, event: m.LabelsDone) -> Iterator[Word]:
     for accepted in event.accepted:
-        if accepted.key in state.offers:
+        if accepted.key in state.proposals.offers:
             yield _word(state, accepted.key, "labelled", energy=accepted.energy)
     for rejected in event.rejected:
-        if rejected.key in state.offers and state.frames[rejected.key].status == "rejected":
+        known = state.labels.frames[rejected.key]
+        if rejected.key in state.proposals.offers and known.status == "rejected":
             yield _word(state, rejected.key, "rejected", f"{rejected.rule}: {rejected.detail}")
 
 
@@ -183,12 +185,12 @@ def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
     command = decisions.state.tasks[event.task].command
     keys = [ref.key for ref in command.frames] if isinstance(command, m.Label) else []
     state = decisions.state
-    idle = [k for k in keys if k in state.offers and _is_idle(state, k)]
+    idle = [k for k in keys if k in state.proposals.offers and _is_idle(state, k)]
     if state.finished is not None:
         _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
         return
-    why = f"accurate under committee {state.version}"
-    dropped = [key for key in idle if state.frames[key].status == "revoked"]
+    why = f"accurate under committee {state.committee.version}"
+    dropped = [key for key in idle if state.labels.frames[key].status == "revoked"]
     _tell(decisions, [_word(state, key, "dropped", why) for key in dropped])
 
 
@@ -200,38 +202,38 @@ def _judged_again(decisions: Decisions, event: m.FramesJudged) -> None:
 
 def _only_waits(state: State, key: str) -> bool:
     """Offered, and no label asked for."""
-    return key in state.offers and key not in state.frames
+    return key in state.proposals.offers and key not in state.labels.frames
 
 
 def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
     state, command = decisions.state, decisions.state.tasks[decision.task].command
-    if isinstance(command, m.Screen) and command.proposal in state.proposals:
+    if isinstance(command, m.Screen) and command.proposal in state.proposals.waiting:
         _refuse(decisions, command.proposal, f"given up {decision.why}"[:LONGEST_REASON])
     elif isinstance(command, m.Label):
-        keys = [ref.key for ref in command.frames if ref.key in state.offers]
-        lost = [key for key in keys if state.frames[key].status == "rejected"]
+        keys = [ref.key for ref in command.frames if ref.key in state.proposals.offers]
+        lost = [key for key in keys if state.labels.frames[key].status == "rejected"]
         _tell(
             decisions, [_word(state, key, "rejected", f"given up {decision.why}") for key in lost]
         )
 
 
 def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
-    for name in sorted(decisions.state.proposals):
+    for name in sorted(decisions.state.proposals.waiting):
         _refuse(decisions, name, "the campaign has ended")
     state = decisions.state
-    idle = [key for key in sorted(state.offers) if _is_idle(state, key)]
+    idle = [key for key in sorted(state.proposals.offers) if _is_idle(state, key)]
     _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
 
 
 def _is_idle(state: State, key: str) -> bool:
     """Whether no label of this frame is under way: those are let finish."""
-    return key not in state.frames or state.frames[key].status != "pending"
+    return key not in state.labels.frames or state.labels.frames[key].status != "pending"
 
 
 def _word(
     state: State, key: str, verdict: Any, reason: str = "", energy: float | None = None
 ) -> Word:
-    offer = state.offers[key]
+    offer = state.proposals.offers[key]
     return offer, FrameVerdict(
         index=offer.index,
         key=key,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dpstream.services.coordinator.apply.exploration import share_key
 from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.rules import convergence
 from dpstream.services.coordinator.rules.trust import stage_of
@@ -16,46 +15,46 @@ from dpstream.shared.values import Pool, PoolItem, is_offered, stable_id, stable
 
 def select(decisions: Decisions) -> None:
     """Choose from the pool: at the end of a round, and while streaming whenever enough wait."""
-    state = decisions.state
-    if state.round is None or state.alive(m.Select) or state.round.closed:
+    state, current = decisions.state, decisions.state.exploration.round
+    if current is None or current.closed or state.alive(m.Select):
         return
     if state.alive(m.Judge) or (state.spec.mode == "lockstep" and state.alive(m.Screen)):
         return
-    over = state.round.unfinished == 0
-    enough = state.spec.mode == "streaming" and state.pool_new >= state.spec.selection.select_every
-    if over or (enough and _free_slots(state)):
+    over = current.unfinished == 0
+    enough = state.candidates.added >= state.spec.selection.select_every
+    if over or (state.spec.mode == "streaming" and enough and _free_slots(state)):
         _ask_selection(decisions, over)
 
 
 def _free_slots(state: State) -> int:
     """Labels that may still be asked for under this version."""
-    return max(0, min(state.spec.selection.per_round - state.selected, state.label_room))
+    return max(0, min(state.spec.selection.per_round - state.candidates.selected, state.label_room))
 
 
 def _ask_selection(decisions: Decisions, over: bool) -> None:
-    state = decisions.state
-    assert state.round is not None
-    reservoirs = state.round.reservoirs if over else {}
-    explored = any(not is_offered(item.trajectory) for item in state.pool.values())
+    state, current = decisions.state, decisions.state.exploration.round
+    assert current is not None
+    candidates, reservoirs = state.candidates.pool, current.reservoirs if over else {}
+    explored = any(not is_offered(item.trajectory) for item in candidates.values())
     hopeless = over and not explored and not convergence.looks_good(state)
     fallback = hopeless and stage_of(state).repeat
     pool = Pool(
-        candidates=() if fallback else tuple(state.pool[uri] for uri in sorted(state.pool)),
+        candidates=() if fallback else tuple(candidates[uri] for uri in sorted(candidates)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
         fallback=fallback,
         **_taken(state, reservoirs.values()),
     )
     body = pool.model_dump_json()
-    name = f"pool-{state.round.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
+    name = f"pool-{current.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
     ref = decisions.manifest("pool", name, body)
     decisions.command(
         m.Select,
         name,
         title=f"select from {sum(item.count for item in pool.candidates)} candidates",
-        committee=state.manifest,
-        version=state.version,
-        stage=state.stage.index,
-        seed=stable_seed(state.spec.seed, "select", state.round.number, state.selected),
+        committee=state.committee.manifest,
+        version=state.committee.version,
+        stage=state.exploration.stage.index,
+        seed=stable_seed(state.spec.seed, "select", current.number, state.candidates.selected),
         pool=ref,
         labels=_free_slots(state),
         per_system=state.spec.selection.per_system,
@@ -68,13 +67,14 @@ def _taken(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
     """Times chosen already, under any version, of the trajectories at hand; and how much of its
     share each has had. An offered frame stays in the pool until it is accurate, and is not asked
     for twice."""
-    here = {item.trajectory for item in (*state.pool.values(), *reservoirs)}
+    candidates = state.candidates
+    here = {item.trajectory for item in (*candidates.pool.values(), *reservoirs)}
     explored = sorted(name for name in here if not is_offered(name))
-    shares = {name: state.taken.get(share_key(state.version, name), ()) for name in explored}
-    taken = {name: state.taken[name] for name in explored if name in state.taken}
+    shares = {name: candidates.share(state.committee.version, name) for name in explored}
+    taken = {name: candidates.taken[name] for name in explored if name in candidates.taken}
     used = {name: len(times) for name, times in shares.items() if times}
     if len(explored) < len(here):
-        asked = {f.origin for f in state.frames.values() if is_offered(f.origin)}
+        asked = {f.origin for f in state.labels.frames.values() if is_offered(f.origin)}
         taken |= dict.fromkeys(sorted(asked), (0.0,))
         used |= dict.fromkeys(sorted(asked), state.spec.selection.per_trajectory)
     return {"taken": taken, "used": used}
@@ -106,5 +106,5 @@ def _shrunk(state: State, share: float, none_above: float) -> int:
 def _audits_wanted(state: State) -> int:
     """So many per round, until there are twice as many as the stage needs."""
     audit = state.spec.audit
-    wanted = 2 * audit.min_frames - len(state.stage.audits)
+    wanted = 2 * audit.min_frames - len(state.exploration.stage.audits)
     return max(0, min(audit.per_round, wanted, state.label_room))

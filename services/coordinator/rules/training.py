@@ -15,13 +15,13 @@ from dpstream.shared.values import Committee, Dataset, Ref, campaign_uri, stable
 
 def train_first(decisions: Decisions) -> None:
     """The first committee, as soon as the initial labels are in."""
-    state = decisions.state
-    if state.version or state.training is not None or state.awaited or state.stages_over:
+    state, committee = decisions.state, decisions.state.committee
+    if committee.version or committee.training is not None or state.awaited or state.stages_over:
         return
     if state.spec.mode == "lockstep" and state.alive(m.Reference):
         return
     assert state.submitted is not None
-    if not state.fresh and not state.submitted.pack_frames:
+    if not state.dataset.fresh and not state.submitted.pack_frames:
         decisions.fact(
             m.CampaignFinished, verdict="not-converged", why="no initial label was accepted"
         )
@@ -51,61 +51,61 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
             version=version,
             member=member,
             seed=stable_seed(state.spec.seed, "train", version, member),
-            dataset=state.dataset,
+            dataset=state.dataset.manifest,
             steps=steps,
-            start=None if cold else state.checkpoints[member],
+            start=None if cold else state.committee.checkpoints[member],
             audit=audit,
-            test=state.test,
+            test=state.dataset.test,
             files=state.submitted.files,
             max_seconds=state.spec.training.max_hours * 3600,
         )
 
 
 def _next_version(state: State) -> int:
-    return (state.judged_training.version if state.judged_training else 0) + 1
+    judged = state.committee.judged_training
+    return (judged.version if judged else 0) + 1
 
 
 def _freeze_dataset(decisions: Decisions) -> None:
-    state = decisions.state
-    assert state.submitted is not None
-    if not state.fresh and state.dataset is not None:
+    newest, submitted = decisions.state.dataset, decisions.state.submitted
+    assert submitted is not None
+    if not newest.fresh and newest.manifest is not None:
         return
-    version = state.dataset_version + 1
     dataset = Dataset(
-        version=version,
-        parent=state.dataset,
-        packs=() if state.dataset else state.submitted.packs,
-        labels=tuple(state.fresh[key] for key in sorted(state.fresh)),
+        version=newest.version + 1,
+        parent=newest.manifest,
+        packs=() if newest.manifest else submitted.packs,
+        labels=tuple(newest.fresh[key] for key in sorted(newest.fresh)),
     )
-    decisions.manifest("dataset", f"dataset-{version}", dataset.model_dump_json())
+    decisions.manifest("dataset", f"dataset-{dataset.version}", dataset.model_dump_json())
 
 
 def _is_cold(state: State, version: int) -> bool:
     """Cold: the first, every `cold_every`-th, and whenever warm starts became suspect."""
-    training = state.spec.training
+    training, committee = state.spec.training, state.committee
     return (
         not training.warm
-        or not state.checkpoints
-        or state.force_cold
-        or version - state.cold_version >= training.cold_every
+        or not committee.checkpoints
+        or committee.force_cold
+        or version - committee.cold_version >= training.cold_every
     )
 
 
 def _first_of_new_systems(state: State) -> bool:
     """Whether the labels about to be learned are the first of a stage that explores systems no
     stage before it has."""
-    if state.stages_over or not state.ended:
+    if state.stages_over or not state.exploration.ended:
         return False
-    stages, current = state.spec.stages, state.stage.index
+    stages, current = state.spec.stages, state.exploration.stage.index
     seen = {name for stage in stages[:current] for name in stage.systems}
     if not set(stages[current].systems) - seen:
         return False
     labels = {
         key
-        for key, frame in state.frames.items()
+        for key, frame in state.labels.frames.items()
         if frame.stage == current and frame.purpose == "train" and frame.label
     }
-    return bool(labels) and all(key in state.fresh for key in labels)
+    return bool(labels) and all(key in state.dataset.fresh for key in labels)
 
 
 def _training_steps(state: State, cold: bool) -> int:
@@ -113,43 +113,46 @@ def _training_steps(state: State, cold: bool) -> int:
     training, submitted = state.spec.training, state.submitted
     assert submitted is not None
     batch = math.ceil(training.batch_atoms / max(submitted.atoms.values(), default=1))
-    lengthen = state.judged_training.lengthen if state.judged_training else 1.0
-    steps = max(training.min_steps, training.epochs * state.trained / batch) * lengthen
+    epochs = training.epochs * state.dataset.size / batch
+    steps = max(training.min_steps, epochs) * _lengthened(state)
     share = 1.0 if cold else training.warm
     return max(1, min(training.max_steps, round(steps * share)))
 
 
 def complete_committee(decisions: Decisions) -> None:
     """All members are in: a committee, unless it has not learned its own training frames."""
-    state = decisions.state
-    if state.training is None or len(state.members) < state.spec.training.members:
+    state, committee = decisions.state, decisions.state.committee
+    if committee.training is None or len(committee.members) < state.spec.training.members:
         return
     judged = convergence.judge_training(state, current_trust(state))
-    decisions.fact(m.TrainingJudged, state.training, version=state.training, **judged)
+    decisions.fact(m.TrainingJudged, committee.training, version=committee.training, **judged)
     if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
-        start_training(decisions, again_cold=state.cold_version == state.training)
+        start_training(decisions, again_cold=committee.cold_version == committee.training)
     else:
         _announce(decisions)
 
 
 def _lengthened(state: State) -> float:
-    return state.judged_training.lengthen if state.judged_training else 1.0
+    judged = state.committee.judged_training
+    return judged.lengthen if judged else 1.0
 
 
 def _announce(decisions: Decisions) -> None:
     state = decisions.state
-    assert state.training is not None
-    members = [state.members[str(i)] for i in range(len(state.members))]
+    trained = state.committee
+    assert trained.training is not None
+    members = [trained.members[str(i)] for i in range(len(trained.members))]
     committee = Committee(
-        version=state.training,
+        version=trained.training,
         models=tuple(member.model for member in members),
         type_map=state.spec.type_map,
     )
     body = committee.model_dump_json()
     ref = Ref.to(_committee_uri(state.spec.name, committee.version), body.encode())
     decisions.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
+    labels = state.dataset.size
     decisions.fact(
-        m.ModelsReady, committee.version, committee=committee, manifest=ref, labels=state.trained
+        m.ModelsReady, committee.version, committee=committee, manifest=ref, labels=labels
     )
 
 
@@ -161,10 +164,12 @@ def _committee_uri(campaign: str, version: int) -> str:
 def retrain_early(decisions: Decisions) -> None:
     """Streaming: enough new labels start a training while exploration goes on; but a round that
     looks good is let finish, and so is the only one of its stage."""
-    state = decisions.state
-    if state.spec.mode != "streaming" or state.round is None or state.training is not None:
+    state, committee = decisions.state, decisions.state.committee
+    if state.spec.mode != "streaming" or state.exploration.round is None:
         return
-    if state.version and len(state.fresh) >= state.spec.streaming.retrain_after:
+    if committee.training is not None:
+        return
+    if committee.version and len(state.dataset.fresh) >= state.spec.streaming.retrain_after:
         if convergence.looks_good(state) or not stage_of(state).repeat:
             return
         start_training(decisions)
@@ -172,16 +177,18 @@ def retrain_early(decisions: Decisions) -> None:
 
 def begin_stage(decisions: Decisions) -> None:
     """Labels that the last stage left over are learned before the next one begins."""
-    state = decisions.state
-    if state.stages_over or state.training is not None or state.round is not None:
+    state, committee = decisions.state, decisions.state.committee
+    if state.stages_over or committee.training is not None or state.exploration.round is not None:
         return
-    if state.version and must_train_first(state):
+    if committee.version and must_train_first(state):
         start_training(decisions)
 
 
 def must_train_first(state: State) -> bool:
     """A stage begins with everything the last one taught."""
-    return state.stage.rounds == 0 and bool(state.ended) and bool(state.fresh)
+    exploration = state.exploration
+    follows = exploration.stage.rounds == 0 and bool(exploration.ended)
+    return follows and bool(state.dataset.fresh)
 
 
 def train_final(decisions: Decisions) -> None:
@@ -199,10 +206,10 @@ def train_final(decisions: Decisions) -> None:
         version=_next_version(state),
         member=0,
         seed=stable_seed(state.spec.seed, "train", "final"),
-        dataset=state.dataset,
+        dataset=state.dataset.manifest,
         steps=min(training.max_steps, steps),
         audit=audit_manifest(decisions, range(len(state.spec.stages))),
-        test=state.test,
+        test=state.dataset.test,
         files=state.submitted.files,
         final=True,
         max_seconds=training.max_hours * 3600,

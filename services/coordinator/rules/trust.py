@@ -10,11 +10,11 @@ from dpstream.shared.values import Trust
 
 
 def stage_of(state: State) -> Stage:
-    return state.spec.stages[min(state.stage.index, len(state.spec.stages) - 1)]
+    return state.spec.stages[min(state.exploration.stage.index, len(state.spec.stages) - 1)]
 
 
 def current_trust(state: State) -> Trust:
-    return state.stage.trust or opening_trust(state)[0]
+    return state.exploration.stage.trust or opening_trust(state)[0]
 
 
 def trust_of(state: State, system: str) -> Trust:
@@ -28,7 +28,7 @@ def opening_trust(state: State) -> tuple[Trust, str]:
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust):
         return given.values(), "as given"
-    trained = list(state.members.values())
+    trained = list(state.committee.members.values())
     rms = max((member.train.rms_force for member in trained), default=1.0)
     return (
         Trust(low=0.2 * rms, high=0.5 * rms),
@@ -38,13 +38,13 @@ def opening_trust(state: State) -> tuple[Trust, str]:
 
 def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
     state = decisions.state
-    stage = state.stage.index
+    stage, version = state.exploration.stage.index, state.committee.version
     decisions.fact(
         m.TrustChanged,
         stage,
-        state.version,
+        version,
         stage=stage,
-        version=state.version,
+        version=version,
         trust=trust,
         why=why,
     )
@@ -52,7 +52,7 @@ def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
 
 def calibrate_trust(decisions: Decisions) -> None:
     """`auto`: levels move between versions only, to what the last audit found."""
-    state, audit = decisions.state, decisions.state.stage.audit
+    state, audit = decisions.state, decisions.state.exploration.stage.audit
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust) or audit is None or audit.levels is None:
         return

@@ -11,77 +11,78 @@ from dpstream.services.coordinator.rules.labels import (
 )
 from dpstream.services.coordinator.rules.training import start_training, train_final
 from dpstream.services.coordinator.rules.trust import current_trust, stage_of
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.state import Round, State
 from dpstream.shared import messages as m
 from dpstream.shared.values import stable_seed
 
 
 def audit_round(decisions: Decisions) -> None:
     """The true error of the version just tried, before it trains on this round's labels."""
-    state = decisions.state
-    if not _round_is_settled(state) or state.alive(m.Audit):
+    state, committee = decisions.state, decisions.state.committee
+    current, stage = state.exploration.round, state.exploration.stage
+    if current is None or not _is_settled(state, current) or state.alive(m.Audit):
         return
-    assert state.round is not None
-    if state.round.audited or not state.stage.audits:
+    if current.audited or not stage.audits:
         return
-    manifest = audit_manifest(decisions, [state.stage.index])
+    manifest = audit_manifest(decisions, [stage.index])
     decisions.command(
         m.Audit,
-        state.version,
-        state.round.number,
-        title=f"audit committee {state.version}",
-        committee=state.manifest,
-        version=state.version,
-        stage=state.stage.index,
+        committee.version,
+        current.number,
+        title=f"audit committee {committee.version}",
+        committee=committee.manifest,
+        version=committee.version,
+        stage=stage.index,
         trust=current_trust(state),
         audit=manifest,
         pairs=pairs_manifest(decisions),
-        seed=stable_seed(state.spec.seed, "audit", state.round.number),
+        seed=stable_seed(state.spec.seed, "audit", current.number),
     )
 
 
-def _round_is_settled(state: State) -> bool:
-    return state.round is not None and state.round.closed and state.awaited == 0
+def _is_settled(state: State, current: Round) -> bool:
+    return current.closed and state.awaited == 0
 
 
-def _round_is_audited(state: State) -> bool:
-    if not _round_is_settled(state) or state.alive(m.Audit):
-        return False
-    assert state.round is not None
-    return state.round.audited or not state.stage.audits
+def _audited_round(state: State) -> Round | None:
+    """The running round, once everything is known that its verdict follows from."""
+    current = state.exploration.round
+    if current is None or not _is_settled(state, current) or state.alive(m.Audit):
+        return None
+    return current if current.audited or not state.exploration.stage.audits else None
 
 
 def measure_properties(decisions: Decisions) -> None:
     """Properties by the committee that would end the last stage, beside those by the recipe."""
-    state = decisions.state
-    if not _round_is_audited(state) or state.alive(m.Measure):
+    state, committee = decisions.state, decisions.state.committee
+    if _audited_round(state) is None or state.alive(m.Measure):
         return
     if convergence.awaits_properties(state):
         decisions.command(
             m.Measure,
-            state.version,
-            title=f"properties by committee {state.version}",
-            committee=state.manifest,
-            version=state.version,
+            committee.version,
+            title=f"properties by committee {committee.version}",
+            committee=committee.manifest,
+            version=committee.version,
             points=points_manifest(decisions),
         )
 
 
 def judge_round(decisions: Decisions) -> None:
     """What the round says of the version."""
-    state = decisions.state
-    if not _round_is_audited(state) or convergence.awaits_properties(state):
+    state, version = decisions.state, decisions.state.committee.version
+    current = _audited_round(state)
+    if current is None or convergence.awaits_properties(state):
         return
-    assert state.round is not None
     outcome, why = convergence.judge_round(state)
     decisions.fact(
         m.RoundJudged,
-        state.round.number,
-        state.version,
-        stage=state.stage.index,
-        round=state.round.number,
-        version=state.version,
-        counts=convergence.by_condition(state.round),
+        current.number,
+        version,
+        stage=state.exploration.stage.index,
+        round=current.number,
+        version=version,
+        counts=convergence.by_condition(current),
         outcome=outcome,
         why=why,
     )
@@ -89,15 +90,15 @@ def judge_round(decisions: Decisions) -> None:
 
 def act_on_verdict(decisions: Decisions) -> None:
     """After a round: next stage, another training, or the end. Another round begins by itself."""
-    state, verdict = decisions.state, decisions.state.verdict
-    if verdict is None or state.training is not None:
+    state, verdict = decisions.state, decisions.state.exploration.verdict
+    if verdict is None or state.committee.training is not None:
         return
-    spec, stage = state.spec, state.stage
-    cold = state.cold_version == state.version
+    spec, stage = state.spec, state.exploration.stage
+    cold = state.committee.is_cold
     if not stage_of(state).repeat:
         converged = verdict.outcome == "passed" and cold
         _end_stage(decisions, "converged" if converged else "explored", verdict.why)
-    elif verdict.outcome == "passed" and stage.good >= spec.convergence.rounds:
+    elif verdict.outcome == "passed" and stage.passed >= spec.convergence.rounds:
         if cold:
             _end_stage(decisions, "converged", verdict.why)
         else:  # warm starts shrink disagreement: a cold committee has to confirm it
@@ -108,12 +109,12 @@ def act_on_verdict(decisions: Decisions) -> None:
         _end_stage(decisions, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
     elif not state.label_room:
         _end_stage(decisions, "out-of-budget", f"{spec.budget.labels} labels; {verdict.why}")
-    elif state.fresh:
+    elif state.dataset.fresh:
         start_training(decisions)
 
 
 def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
-    stage = decisions.state.stage.index
+    stage = decisions.state.exploration.stage.index
     for kind in (m.Explore, m.Judge):
         for task in tasks_of(decisions.state, kind, "open", "running"):
             cancel(decisions, task, "the stage has ended")
@@ -123,12 +124,12 @@ def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
 def finish(decisions: Decisions) -> None:
     """One long cold training on all labels, its verification, and the campaign's verdict."""
     state = decisions.state
-    if not state.stages_over or state.pending or state.alive(m.Reference):
+    if not state.stages_over or state.labels.pending or state.alive(m.Reference):
         return
-    if state.final is None:
+    if state.final.model is None:
         if not state.alive(m.Train):
             train_final(decisions)
-    elif state.verified is None and state.verify_failed is None:
+    elif not state.final.is_verified:
         if not state.alive(m.Verify):
             _verify_final(decisions)
     else:
@@ -148,17 +149,17 @@ def cancel_campaign(decisions: Decisions) -> None:
 
 def _verify_final(decisions: Decisions) -> None:
     state = decisions.state
-    assert state.final is not None
+    assert state.final.model is not None
     assert state.submitted is not None
     reference = state.spec.verification.reference_md
     system = reference.system if reference else next(iter(state.submitted.systems))
     decisions.command(
         m.Verify,
         title="verify the final model",
-        model=state.final.model,
+        model=state.final.model.model,
         type_map=state.spec.type_map,
         structure=state.submitted.systems[system][0],
         seed=stable_seed(state.spec.seed, "verify"),
-        test=state.test,
+        test=state.dataset.test,
         points=points_manifest(decisions),
     )

@@ -105,12 +105,13 @@ def headline(state: State) -> str:
         return f"paused: {state.paused}"
     if state.stages_over:
         return "stages over, final model"
-    stage = state.spec.stages[state.stage.index]
-    training = "" if state.training is None else f", training {state.training}"
+    stage, committee = state.exploration.stage, state.committee
+    training = "" if committee.training is None else f", training {committee.training}"
     return (
-        f"stage {stage.name} ({state.stage.index + 1} of {len(state.spec.stages)})"
-        f" · committee {state.version or 'none yet'}{training}"
-        f" · round {state.stage.rounds} of at most {state.spec.budget.rounds}"
+        f"stage {state.spec.stages[stage.index].name}"
+        f" ({stage.index + 1} of {len(state.spec.stages)})"
+        f" · committee {committee.version or 'none yet'}{training}"
+        f" · round {stage.rounds} of at most {state.spec.budget.rounds}"
     )
 
 
@@ -126,7 +127,7 @@ def standing(state: State) -> Literal["running", "paused", "finished"]:
 
 
 def overview(state: State) -> CampaignOverview:
-    spec, stage = state.spec, state.stage
+    spec, stage = state.spec, state.exploration.stage
     return CampaignOverview(
         name=spec.name,
         standing=standing(state),
@@ -134,15 +135,15 @@ def overview(state: State) -> CampaignOverview:
         mode=spec.mode,
         stage=None if state.stages_over else spec.stages[stage.index].name,
         stages=len(spec.stages),
-        stages_over=len(state.ended),
+        stages_over=len(state.exploration.ended),
         round=stage.rounds,
         rounds=spec.budget.rounds,
-        version=state.version,
-        training=state.training,
+        version=state.committee.version,
+        training=state.committee.training,
         paused=state.paused,
         verdict=state.finished.verdict if state.finished else None,
         why=state.finished.why if state.finished else None,
-        shares=by_condition(state.round) if state.round else {},
+        shares=_shares(state),
         labels=label_counts(state),
         label_budget=spec.budget.labels,
         pool=pool_size(state),
@@ -154,23 +155,29 @@ def overview(state: State) -> CampaignOverview:
 
 def round_counts(state: State) -> Counts:
     """Frames of the running round, all conditions together."""
-    return sum(by_condition(state.round).values(), Counts()) if state.round else Counts()
+    return sum(_shares(state).values(), Counts())
+
+
+def _shares(state: State) -> dict[str, Counts]:
+    """Of the running round, by condition."""
+    current = state.exploration.round
+    return by_condition(current) if current else {}
 
 
 def label_counts(state: State) -> LabelCounts:
-    frames = list(state.frames.values())
+    frames = list(state.labels.frames.values())
     done = [frame for frame in frames if frame.status == "labelled"]
     return LabelCounts(
         labelled=len(done),
-        reused=state.reused,
+        reused=state.labels.reused,
         audits=sum(frame.purpose == "audit" for frame in done),
         rejected=sum(frame.status == "rejected" for frame in frames),
-        pending=state.pending,
+        pending=state.labels.pending,
     )
 
 
 def pool_size(state: State) -> int:
-    return sum(item.count for item in state.pool.values())
+    return sum(item.count for item in state.candidates.pool.values())
 
 
 def task_counts(state: State) -> dict[str, dict[str, int]]:
@@ -183,7 +190,7 @@ def task_counts(state: State) -> dict[str, dict[str, int]]:
 
 
 def _errors(state: State) -> Iterator[MemberErrors]:
-    for member in sorted(state.members.values(), key=lambda member: member.member):
+    for member in sorted(state.committee.members.values(), key=lambda member: member.member):
         yield MemberErrors(
             version=member.version,
             member=member.member,
@@ -194,7 +201,7 @@ def _errors(state: State) -> Iterator[MemberErrors]:
 
 
 def _audit(state: State) -> AuditError | None:
-    audit = state.stage.audit
+    audit = state.exploration.stage.audit
     if audit is None:
         return None
     return AuditError(

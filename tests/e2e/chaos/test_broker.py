@@ -47,7 +47,7 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
     cluster.until_state(labelled, "a label")
     rabbit_node.kill()
     rabbit_node.start()
-    cluster.until_state(lambda state: state.version, "a committee")
+    cluster.until_state(lambda state: state.committee.version, "a committee")
     rabbit_node.wipe()
     check(cluster, cluster.finish())
     assert not cluster.deaths
@@ -75,7 +75,7 @@ def test_a_day_later_everything_comes_once_more(cluster: Cluster) -> None:
     cluster.coordinate(lease_seconds=PATIENT)
     cluster.staff(standin_seconds="0.2")
     cluster.submit(plan())
-    cluster.until_state(lambda state: state.version > 1, "the second committee")
+    cluster.until_state(lambda state: state.committee.version > 1, "the second committee")
     old = [_a_day_older(message) for message in cluster.heard(m.Message)]
     with closing(cluster.bus()) as bus:
         bus.publish([_addressed(message) for message in old])

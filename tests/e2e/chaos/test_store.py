@@ -64,7 +64,7 @@ def _endure(cluster: Cluster, weather: Weather, seaweed: SeaweedServer) -> None:
         weather.faults[0] = fault
         time.sleep(DOWN)
     weather.faults[0] = ""
-    cluster.until_state(lambda state: state.version, "a committee")
+    cluster.until_state(lambda state: state.committee.version, "a committee")
     seaweed.kill()
     time.sleep(DOWN)
     seaweed.start()
