@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,9 @@ class Page:
             }
 
     # --------------------------------------------------------------------------- charts
+    # Cached: the template uses each twice, to see whether there is any and to draw it.
 
-    @property
+    @cached_property
     def histograms(self) -> list[Plot]:
         return [
             charts.histogram(self._place(place), counts, self.facts.trust_at(place))
@@ -178,7 +180,7 @@ class Page:
     def _place(self, place: tuple[int, int]) -> str:
         return f"{self.spec.stages[place[0]].name} · committee {place[1]}"
 
-    @property
+    @cached_property
     def rounds(self) -> list[Plot]:
         """One chart per stage and condition; the running round's bar is named `now`."""
         bars: dict[tuple[int, str], list[charts.RoundBar]] = {}
@@ -196,7 +198,7 @@ class Page:
             for (stage, condition), found in sorted(bars.items(), key=lambda item: item[0])
         ]
 
-    @property
+    @cached_property
     def errors(self) -> list[Plot]:
         """Force errors over labels and by version."""
         rules = {"audit limit": self.spec.audit.force_rmse}
@@ -241,7 +243,7 @@ class Page:
                 points[kind] += _spread(kind, "final model", x, [final], hollow=True)
         return points
 
-    @property
+    @cached_property
     def ratio(self) -> Plot | None:
         """Deviation over true error by version."""
         points = {"cold": list[charts.ChartPoint](), "warm": list[charts.ChartPoint]()}
@@ -259,7 +261,7 @@ class Page:
             {float(version): str(version) for version in sorted(self.facts.versions)},
         )
 
-    @property
+    @cached_property
     def truths(self) -> list[Plot]:
         """Deviation against true error under the last audit of each stage, and force parity."""
         plots: list[Plot | None] = []

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -53,6 +54,42 @@ class Wellformed(HTMLParser):
         assert self.open.pop() == tag
 
 
+class Charts(HTMLParser):
+    """What a reader of the SVGs finds: words and tooltips by the chart's title, all classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: defaultdict[str, list[str]] = defaultdict(list)
+        self.tooltips: defaultdict[str, list[str]] = defaultdict(list)
+        self.classes: set[str] = set()
+        self.chart, self.tag = "", ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tag = tag
+        if tag == "svg":
+            self.chart = found.get("aria-label") or ""
+        if self.chart:
+            self.classes.update((found.get("class") or "").split())
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tag = ""
+        if tag == "svg":
+            self.chart = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.chart and self.tag == "text":
+            self.words[self.chart].append(data)
+        elif self.chart and self.tag == "title":
+            self.tooltips[self.chart].append(data)
+
+
+def _charts(html: str) -> Charts:
+    charts = Charts()
+    charts.feed(html)
+    return charts
+
+
 def _parsed(html: str) -> Wellformed:
     parser = Wellformed()
     parser.feed(html)
@@ -60,9 +97,9 @@ def _parsed(html: str) -> Wellformed:
     return parser
 
 
-@pytest.fixture
-def html(tmp_path: Path) -> str:
-    return render(told.write_sample(tmp_path), told.NAME)
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render(told.write_sample(tmp_path_factory.mktemp("told")), told.NAME)
 
 
 @pytest.fixture
@@ -89,6 +126,89 @@ def test_no_chart_has_a_coordinate_that_is_no_number(html: str) -> None:
     svgs = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert len(svgs) > 5
     assert not re.search(r'="[^"]*\b(nan|inf)\b', "".join(svgs))
+
+
+def test_the_same_ledger_gives_the_same_bytes(html: str, tmp_path: Path) -> None:
+    assert render(told.write_sample(tmp_path / "again"), told.NAME) == html
+
+
+@pytest.mark.parametrize(
+    ("chart", "words"),
+    [
+        ("cold · methane 50 K", {"round", "share of checks", "1", "100 %", "needed 95 %"}),
+        (
+            "cold · committee 1",
+            {"largest force deviation (eV/Å)", "share of frames", "low 0.1", "high 0.3"},
+        ),
+        ("cold · committee 1", {"deviation ε (eV/Å)", "true max-atom error ε̂ (eV/Å)", "ε̂ = ε"}),
+        ("Force error over labels", {"frames trained on", "force RMSE (eV/Å)", "audit limit"}),
+        ("Force error by committee", {"committee version", "1", "final", "audit limit"}),
+        ("Deviation over true error", {"mean ε / mean ε̂", "as large as the error"}),
+        (
+            "Work by worker over time",
+            {"time of activity (s)", "trainer-0", "explorer-0", "labeler-0"},
+        ),
+    ],
+)
+def test_the_words_of_a_chart_are_text(html: str, chart: str, words: set[str]) -> None:
+    assert words <= set(_charts(html).words[chart])
+
+
+@pytest.mark.parametrize(
+    ("chart", "tooltips"),
+    [
+        (
+            "cold · methane 50 K",
+            {
+                f"round 1, committee 1, stuck: {share}"
+                for share in (
+                    "2 of 10 accurate, 20 %",
+                    "3 of 10 candidate, 30 %",
+                    "5 of 10 failed, 50 %",
+                )
+            },
+        ),
+        (
+            "cold · committee 1",
+            {
+                "0.0316 to 0.0422 eV/Å: 2 frames, 40 %",
+                "0.178 to 0.237 eV/Å: 3 frames, 60 %",
+                f"{told.KEYS[told.AUDITED][:8]}: ε 0.02, ε̂ 0.05 eV/Å, accurate",
+            },
+        ),
+        (
+            "Force error over labels",
+            {
+                "committee 1: training 0.035 eV/Å, members 0.03 to 0.04",
+                "committee 1, stage 1: audit 0.05 eV/Å, at most inf (95 %), 1 frames",
+                "final model: held-out 0.03 eV/Å",
+            },
+        ),
+        ("Deviation over true error", {"committee 1 (cold start): 0.4"}),
+        ("Work by worker over time", {"train: 1 s", "explore: 1 s", "label: 1 s"}),
+    ],
+)
+def test_what_is_drawn_has_a_tooltip(html: str, chart: str, tooltips: set[str]) -> None:
+    assert tooltips <= set(_charts(html).tooltips[chart])
+
+
+def test_the_page_has_a_style_for_all_that_is_drawn(html: str) -> None:
+    style = html[html.index("<style>") : html.index("</style>")]
+    drawn = _charts(html).classes - {"tick"}
+    assert len(drawn) > 10
+    assert [name for name in drawn if f".{name}" not in style] == []
+
+
+@pytest.mark.parametrize("command", m.COMMANDS)
+def test_every_kind_of_task_has_its_colour(html: str, command: type[m.Command]) -> None:
+    assert re.search(rf"\.k-{command.__name__.lower()}\b[^}}]*fill: var\(--", html)
+
+
+def test_every_colour_has_its_counterpart_on_dark_paper(html: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+    names = [re.findall(r"--\w+(?=:)", colours) for colours in (light, dark)]
+    assert names[0] == names[1] != []
+    assert set(re.findall(r"var\((--\w+)\)", html)) <= set(names[0])
 
 
 @pytest.mark.parametrize(
