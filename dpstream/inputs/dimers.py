@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
 from dpstream.services.labeler.recipes import code_of, make_recipe
-from dpstream.shared.atoms.dimers import dimer_frames
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.dimers import dimer_frames
 
 
 def gather_dimers(spec: Spec) -> tuple[list[Frame], list[str]]:

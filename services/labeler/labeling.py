@@ -24,7 +24,6 @@ from dpstream.services.labeler.codes.base import Code, FileCode, Localized
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.runner import run_files
-from dpstream.shared.atoms.dimers import dimer_keys
 from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
@@ -37,6 +36,7 @@ from dpstream.shared.atoms.frames import FrameLabel as FrameLabel
 from dpstream.shared.errors import EngineCrashed, EngineError, NotFound, Permanent
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
+from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
 
 MAX_DETAIL = 300

@@ -25,13 +25,13 @@ from dpstream.services.trainer.training_input import (
     build_input,
 )
 from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd
-from dpstream.shared.atoms.dimers import dimer_keys
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import CheckpointSaved, Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.values import Ref, Rmse
 
 log = logger()

@@ -25,7 +25,6 @@ from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.handlers import HANDLERS, label, reference
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
-from dpstream.shared.atoms.dimers import dimer_frames
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import (
     Batch,
@@ -42,6 +41,7 @@ from dpstream.shared.messages import Label, LabelsDone, Reference
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import FrameRef, Recipe, Ref, label_uri
 

@@ -20,7 +20,6 @@ from dpstream.running.submit import _Inputs
 from dpstream.services.labeler.acceptance import AcceptanceLimits
 from dpstream.services.trainer.repulsion import check_table, zbl, zbl_table
 from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
-from dpstream.shared.atoms.dimers import dimer_keys
 from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
@@ -32,6 +31,7 @@ from dpstream.shared.atoms.frames import (
 )
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.store.folder import FolderStore
 
 TYPES = [1, 0, 1]

@@ -12,7 +12,8 @@ from itertools import combinations_with_replacement
 import numpy as np
 
 from dpstream.shared.atoms.frames import Frame, canonical, frame_key
-from dpstream.shared.spec import Dimers, Spec
+from dpstream.shared.spec.campaign import Spec
+from dpstream.shared.spec.systems import Dimers
 
 
 def dimer_frames(dimers: Dimers, type_map: tuple[str, ...]) -> dict[str, list[Frame]]:
