@@ -47,7 +47,7 @@ def timeless(message: M) -> M:
 # ------------------------------------------------------------------------------------------ tasks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """One piece of work. *lost*: its attempt failed or lapsed, the next is not issued yet."""
 
@@ -71,7 +71,7 @@ class Task:
 # ----------------------------------------------------------------------------------------- labels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KnownFrame:
     """A frame whose label was requested. *waiting*: in no label task yet."""
 
@@ -101,7 +101,7 @@ class KnownFrame:
         return self.status in ("labelled", "rejected")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelState:
     """Frames whose label was requested. The counters follow from `frames`."""
 
@@ -142,7 +142,7 @@ class LabelState:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DatasetState:
     """The training set, its newest version and what the next one adds; and the held-out set."""
 
@@ -163,7 +163,7 @@ class DatasetState:
 # -------------------------------------------------------------------------------------- committee
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CommitteeState:
     """The newest committee, the one in training, and what was measured of them."""
 
@@ -197,7 +197,7 @@ class CommitteeState:
 # ------------------------------------------------------------------------------------ exploration
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tally:
     """How far one trajectory of a round has come."""
 
@@ -207,7 +207,7 @@ class Tally:
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ByCondition:
     """What the trajectories of one condition have found so far, all together."""
 
@@ -216,7 +216,7 @@ class ByCondition:
     """Checks that an early stop cut off."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Round:
     """One committee version, tried on every condition of a stage."""
 
@@ -263,7 +263,7 @@ class Round:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageState:
     index: int = 0
     rounds: int = 0
@@ -297,7 +297,7 @@ class StageState:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExplorationState:
     """Stages and rounds."""
 
@@ -312,7 +312,7 @@ class ExplorationState:
     """The last round's verdict, until the rules have acted upon it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CandidateState:
     """Frames to choose from, and what was chosen."""
 
@@ -363,7 +363,7 @@ def _share_key(version: int, trajectory: str) -> str:
 # -------------------------------------------------------------------------------------- proposals
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proposal:
     """Frames of a generator that wait to be judged."""
 
@@ -396,7 +396,7 @@ def written_out(event: m.StructuresProposed) -> bytes:
     return Offered(frames=event.frames).model_dump_json().encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Offer:
     """An offered frame without a final verdict, and the ids to report it under."""
 
@@ -408,7 +408,7 @@ class Offer:
     deviation: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Intake:
     """Frames that one generator has offered in its newest hour (since the epoch)."""
 
@@ -416,7 +416,7 @@ class Intake:
     frames: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ProposalState:
     """What external generators have offered."""
 
@@ -437,7 +437,7 @@ class ProposalState:
 # --------------------------------------------------------------------------------------- the whole
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FinalState:
     """The final model and its verification."""
 
@@ -452,8 +452,11 @@ class FinalState:
         return self.verified is not None or self.failure is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
+    """One campaign. Tasks and frames are changed by `with_task` and `with_frame` alone, which keep
+    whatever is counted of them in step."""
+
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
     spec: Spec

@@ -42,20 +42,17 @@ def test_the_type_checker_knows_the_fields(tmp_path: Path) -> None:
 
 def test_an_unknown_field_raises() -> None:
     changes: dict[str, Any] = {"pendign": 7}
-    with pytest.raises(AttributeError, match="pendign"):
+    with pytest.raises(TypeError, match="LabelState has no field pendign"):
         replace(LabelState(), **changes)
-    with pytest.raises(AttributeError, match="label_room"):
-        replace(State(spec=spec()), **{"label_room": 7})  # type: ignore[arg-type]
 
 
-def test_records_are_frozen_and_have_no_other_attributes() -> None:
-    for kind in vars(state_module).values():
-        if dataclasses.is_dataclass(kind):
-            record: Any = object.__new__(kind)  # type: ignore[call-overload]
-            name = dataclasses.fields(kind)[0].name
-            with pytest.raises(dataclasses.FrozenInstanceError):
-                setattr(record, name, None)
-            assert not hasattr(record, "__dict__"), kind
+def test_every_record_of_the_state_is_frozen() -> None:
+    records = [kind for kind in vars(state_module).values() if dataclasses.is_dataclass(kind)]
+    assert State in records
+    for kind in records:
+        record = object.__new__(kind)  # type: ignore[call-overload]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, dataclasses.fields(kind)[0].name, None)
 
 
 def test_a_replaced_record_is_the_one_that_dataclasses_makes() -> None:

@@ -29,7 +29,7 @@ QUICKLY = 1
 """Level of compression: it costs less time than it saves the store."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """The state after segment `seq`; `code` is the version of the package that folded it."""
 
