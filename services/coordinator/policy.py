@@ -18,11 +18,15 @@ from dpstream.services.coordinator.rules.exploration import (
     supersede,
 )
 from dpstream.services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
-from dpstream.services.coordinator.rules.lost_work import reissue_lost, retry_abandoned, retry_asked
+from dpstream.services.coordinator.rules.lost_work import (
+    reissue_lost,
+    retry_abandoned,
+    retry_requested,
+)
 from dpstream.services.coordinator.rules.proposals import (
+    accept_proposal,
+    report_to_generators,
     screen_proposals,
-    take_proposal,
-    tell_generators,
 )
 from dpstream.services.coordinator.rules.selection import select
 from dpstream.services.coordinator.rules.training import (
@@ -60,7 +64,7 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
         settled = len(decisions.decided)
         for rule in RULES:
             rule(decisions)
-    tell_generators(decisions)
+    report_to_generators(decisions)
     return decisions.state, tuple(decisions.decided)
 
 
@@ -77,14 +81,14 @@ def _may_go_on(state: State) -> bool:
 
 REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.CampaignSubmitted: begin_references,
-    m.StructuresProposed: take_proposal,
+    m.StructuresProposed: accept_proposal,
     m.TaskReleased: reissue_lost,
     m.TaskFailed: reissue_lost,
     m.LeaseLapsed: reissue_lost,
     m.FramesJudged: revoke_accurate,
     m.CampaignResumed: retry_abandoned,
     m.CampaignCancelled: cancel_campaign,
-    m.TasksRetried: retry_asked,
+    m.TasksRetried: retry_requested,
 }
 
 
