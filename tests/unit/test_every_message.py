@@ -209,7 +209,7 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
         PUBLISHERS = ("trainer",)
 
     unknown = Unknown(id="x", campaign=told.NAME, time=0.0, task="t", attempt=1)
-    with pytest.raises(TypeError, match="no effect is given for Unknown"):
+    with pytest.raises(TypeError, match="Unknown is not in the table APPLY"):
         decide(state, unknown)
 
 

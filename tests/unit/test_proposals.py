@@ -19,7 +19,7 @@ from ase.io import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.apply.proposals import LAST_WORDS
+from dpstream.services.coordinator.apply.proposals import FINAL_VERDICTS
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.views.why import why
@@ -45,7 +45,7 @@ from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 PLENTY = {"per_round": 60, "select_every": 2}
-FINAL = {*LAST_WORDS, "duplicate", "refused"}
+FINAL = {*FINAL_VERDICTS, "duplicate", "refused"}
 
 
 def frames(*numbers: float, species: str = "H") -> tuple[OfferedFrame, ...]:
