@@ -5,8 +5,7 @@ the table of tasks. Every part is a frozen dataclass with persistent maps: `appl
 copy with `replace`, whose keywords mypy checks. Methods such as `with_frame` and `with_task` keep
 counters and indices consistent with the tables they are derived from.
 
-The state is never stored on its own authority: it follows from the ledger, and snapshots of it only
-save time.
+The state follows from the ledger; snapshots of it only save time.
 """
 
 from __future__ import annotations

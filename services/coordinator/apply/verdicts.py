@@ -42,7 +42,7 @@ def audit_done(state: State, event: m.AuditDone) -> State:
 
 def _compare_ratio(state: State, event: m.AuditDone) -> State:
     """Compares the ratio of deviation to error with that of the last cold committee. If it has
-    fallen by a third, warm starts hide errors, and the next training is cold."""
+    fallen below two thirds, warm starts hide errors, and the next training is cold."""
     committee, found = state.committee, event.deviation_over_error
     if not event.frames:
         return state
