@@ -29,7 +29,7 @@ def _reached(site: Site, campaign: str) -> float:
     reading = LedgerReader.begin(site.store, campaign)
 
     def is_read() -> bool:
-        reading.look()
+        reading.update()
         return reading.state.paused is not None
 
     wait_until(is_read, "nobody trained")

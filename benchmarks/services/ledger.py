@@ -178,7 +178,7 @@ def _answers(world: CampaignSimulator, entries: Sequence[LedgerEntry]) -> list[m
 def replay(settings: Settings, _: int) -> tuple[float, float, int]:
     """Seconds to the last state from all segments, without a snapshot; those of CPU; bytes of
     memory."""
-    return _timed(settings, lambda store: LedgerReader.begin(store, CAMPAIGN).look())
+    return _timed(settings, lambda store: LedgerReader.begin(store, CAMPAIGN).update())
 
 
 def restart(settings: Settings, _: int) -> tuple[float, float, int]:

@@ -103,7 +103,7 @@ class Site:
 
     def said(self, campaign: str, kind: type[Any]) -> list[Any]:
         """Everything of a kind that a campaign's ledger has heard."""
-        heard = (e.heard for s in read_segments(self.store, campaign) for e in s.entries)
+        heard = (e.event for s in read_segments(self.store, campaign) for e in s.entries)
         return [event for event in heard if isinstance(event, kind)]
 
     def wait_for_training(self, campaign: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.vs_dpgen.outcome import Outcome
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import LabelsDone, Message, ModelsReady, Result, TaskClaimed
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
@@ -32,7 +32,7 @@ def run(spec: Spec, inputs: Path, root: Path) -> Outcome:
     ended = time.time()
     if done.returncode not in NOT_BROKEN:
         raise RuntimeError(f"dpstream ended with status {done.returncode}; see {root / 'output'}")
-    messages = list(heard_and_decided(FolderStore(root), spec.name))
+    messages = list(read_messages(FolderStore(root), spec.name))
     ready = committee(messages)
     return Outcome(
         arm=spec.mode,

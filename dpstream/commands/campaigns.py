@@ -44,7 +44,7 @@ from dpstream.export.folder import export as export_campaign
 from dpstream.report import write_report
 from dpstream.running.connection import is_folder
 from dpstream.running.label_here import check_imported
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.ledger.submission import check_submitted
 from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
@@ -149,7 +149,7 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     """Where a campaign stands, from its ledger; also while it runs."""
     with within(root):
         store, name = named(campaign, root)
-        learning = Learning.of(heard_and_decided(store, name))
+        learning = Learning.of(read_messages(store, name))
         state = load_state(store, name)
         check_submitted(store, name, state.submitted)
         console.print(summary(state, learning))

@@ -39,9 +39,9 @@ from dpstream.running.submit import submit as freeze
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
     campaigns,
-    heard_and_decided,
     load_state,
     messages_of,
+    read_messages,
     verdict,
 )
 from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
@@ -127,7 +127,7 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
 
 def look_on(store: Store, followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     """Show a campaign as long as `going_on`; the exit status."""
-    learning = Learning.of(heard_and_decided(store, followed.reading.campaign))
+    learning = Learning.of(read_messages(store, followed.reading.campaign))
     LiveView(followed, learning, console, LEAVES).watch(going_on)
     state = followed.state
     say(console, f"{state.spec.name}: {headline(state)}")
@@ -147,7 +147,7 @@ def logs(
         store, name = named(campaign, root)
         reading, lines = LedgerReader.begin(store, name), LedgerLines(task)
         while True:
-            for line in lines.of(messages_of(reading.news())):
+            for line in lines.of(messages_of(reading.new_segments())):
                 say(console, line)
             if not follow or reading.state.finished is not None:
                 return

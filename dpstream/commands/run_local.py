@@ -14,7 +14,7 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.label_here import check_imported
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import headline, is_over
@@ -77,7 +77,7 @@ def _grow(
     """The state when it was over, or when somebody asked to stop. Raises what a service died of;
     KeyboardInterrupt when asked to stop a second time."""
     store = FolderStore(root)
-    learning = Learning.of(heard_and_decided(store, submitted.campaign))
+    learning = Learning.of(read_messages(store, submitted.campaign))
     folder = root / campaign_uri(submitted.campaign)
     with LogFile(folder / "run.log") as journal, signals(console) as asked:
         cluster = LocalCluster(root, workers)
@@ -117,7 +117,7 @@ def _verdict(state: State, store: FolderStore, folder: Path, console: Console) -
     if state.finished is None:
         say(console, "everything finished is kept; the same command goes on from here")
         return INTERRUPTED if state.paused is None else 1
-    console.print(figures(state, Learning.of(heard_and_decided(store, state.spec.name))))
+    console.print(figures(state, Learning.of(read_messages(store, state.spec.name))))
     if (folder / "README.txt").exists():  # an export's last file
         say(console, f"{folder / 'README.txt'}: what is what, and how to run it")
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.ledger.submission import check_submitted
 from dpstream.services.coordinator.state import NEVER_LEARNED
 from dpstream.services.coordinator.views.frames import FrameHistory, History
@@ -37,7 +37,7 @@ class CampaignResults:
     @staticmethod
     def of(store: Store, campaign: str) -> CampaignResults:
         spec_bytes = store.get(campaign_uri(campaign, "spec.json"))
-        messages = list(heard_and_decided(store, campaign))
+        messages = list(read_messages(store, campaign))
         members, final, commands = _trained(messages)
         version = max(
             (e.committee.version for e in messages if isinstance(e, ModelsReady)), default=0

@@ -28,7 +28,7 @@ from dpstream.report.lanes import (
     spans_of,
 )
 from dpstream.report.plots import Plot, duration, number, percent
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.ledger.submission import check_submitted
 from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
@@ -72,7 +72,7 @@ def write_report(store: Store, campaign: str, path: Path) -> None:
 def render(store: Store, campaign: str) -> str:
     """The report's HTML. Whatever came out of the ledger is escaped."""
     spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
-    messages: list[Message] = list(heard_and_decided(store, campaign))
+    messages: list[Message] = list(read_messages(store, campaign))
     page = Page(store, spec, Facts.of(messages), spans_of(messages))
     check_submitted(store, campaign, page.facts.history.submitted)
     template = ENVIRONMENT.get_template("report.html.j2")

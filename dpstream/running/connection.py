@@ -98,7 +98,7 @@ def heard(
             return None
         time.sleep(LOOK)
         meanwhile()
-        reading.look()
+        reading.update()
     return reading.state
 
 
@@ -135,7 +135,7 @@ class FollowedCampaign:
         since = time.monotonic() - self._looked
         if since > (LOOK if self._news else LONG):
             self._news, self._looked = self.bus is None, time.monotonic()
-            self.reading.look()
+            self.reading.update()
         return True
 
     def _listen(self) -> None:

@@ -1,4 +1,9 @@
-"""One event being decided upon, and what every rule needs."""
+"""The decisions on one event while they are being made, and helpers that several rules use.
+
+A rule reads `Decisions.state` and adds to `Decisions.decided` with `command`, `fact` or `manifest`.
+Every decision is applied at once, so the state is always the one after the last decision. Ids are
+hashes of what a decision is about: deciding the same thing twice gives the same id.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ DAY = 86_400.0
 
 
 class Decisions:
-    """One event being decided upon: the state as it stands, and what was decided so far."""
+    """The event, the state after the decisions so far, and these decisions."""
 
     def __init__(self, state: State, event: m.Message) -> None:
         self.state, self.event = state, event
@@ -24,7 +29,7 @@ class Decisions:
         self.state = apply(self.state, decision)
 
     def fact(self, kind: type[m.Message], *what: object, **fields: Any) -> None:
-        """Decide a fact; its identity is what it is."""
+        """Adds a fact. `what` identifies it among the facts of its class in the campaign."""
         name = self.state.spec.name
         identity = stable_id(name, kind.__name__, *what)
         self.decide(
@@ -32,7 +37,7 @@ class Decisions:
         )
 
     def command(self, kind: type[m.Command], *what: object, **fields: Any) -> None:
-        """Decide a new task; its identity is what it is."""
+        """Adds a new task. `what` identifies it among the tasks of its class in the campaign."""
         name, submitted = self.state.spec.name, self.state.submitted
         assert submitted is not None
         task = stable_id(name, kind.__name__, *what)
@@ -40,7 +45,7 @@ class Decisions:
         self.fact(kind, task, 1, task=task, **fields)
 
     def manifest(self, purpose: str, name: str, body: str) -> Ref:
-        """Decide that `body` is stored; the reference to it."""
+        """Adds a manifest with the content `body`; returns the reference to it."""
         ref = Ref.to(campaign_uri(self.state.spec.name, "manifests", f"{name}.json"), body.encode())
         self.fact(m.ManifestFrozen, ref.uri, purpose=purpose, manifest=ref, body=body)
         return ref
@@ -60,7 +65,7 @@ def already_decided(decisions: Decisions, kind: type[m.Message]) -> bool:
 
 
 def frozen_once(decisions: Decisions, purpose: str, name: str, body: str) -> Ref:
-    """Freeze a manifest unless this turn has done so already."""
+    """The manifest with the content `body`, added only if it is not among the decisions yet."""
     for decision in decisions.decided:
         if isinstance(decision, m.ManifestFrozen) and decision.body == body:
             return decision.manifest

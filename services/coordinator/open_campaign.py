@@ -51,7 +51,7 @@ class OpenCampaign:
     def track(self, segment: Segment) -> None:
         """Keep the backlog and the leases in step with the ledger."""
         for entry in segment.entries:
-            for message in (entry.heard, *entry.decided):
+            for message in (entry.event, *entry.decided):
                 if isinstance(message, m.Command):
                     task = self.state.tasks[message.task]
                     if task.status == "open" and task.command.attempt == message.attempt:

@@ -1,8 +1,12 @@
-"""The whole loop, pure: `decide(state, event) -> (state, decisions)`.
+"""The concurrent-learning loop as one pure function: `decide(state, event) -> (state, decisions)`.
 
-No I/O, no clock, no randomness: time and seeds arrive in events and the spec. A decision is a
-command, or a fact for the ledger; each changes the state through `apply`, and the rules run, in
-loop order, until none has anything left to say.
+An event enters in three steps. `apply` changes the state by the event. The reaction to its class
+runs, if `REACTIONS` lists one. Then `RULES` run in the order of the loop, again and again until a
+pass adds no decision. A decision is a command for a worker or a fact for the ledger, and each one
+is applied to the state before the next rule looks at it.
+
+There is no I/O, no clock and no randomness here: time and seeds come from the event and the spec.
+The same events therefore give the same decisions, in a test, on a laptop and after a restart.
 """
 
 from __future__ import annotations
@@ -18,11 +22,15 @@ from dpstream.services.coordinator.rules.exploration import (
     supersede,
 )
 from dpstream.services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
-from dpstream.services.coordinator.rules.lost_work import reissue_lost, retry_abandoned, retry_asked
+from dpstream.services.coordinator.rules.lost_work import (
+    reissue_lost,
+    retry_abandoned,
+    retry_requested,
+)
 from dpstream.services.coordinator.rules.proposals import (
+    accept_proposal,
+    report_to_generators,
     screen_proposals,
-    take_proposal,
-    tell_generators,
 )
 from dpstream.services.coordinator.rules.selection import select
 from dpstream.services.coordinator.rules.training import (
@@ -45,8 +53,9 @@ from dpstream.shared import messages as m
 
 
 def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
-    """The state after `event`, and what follows from it. An event that changes nothing (doubled,
-    late, about an unknown task) returns the very same state and nothing."""
+    """The state after `event`, and the decisions that follow from it. For an event that changes
+    nothing (doubled, late, about an unknown task) it returns the same state object and no decision.
+    """
     if _is_own(event):
         return state, ()
     decisions = Decisions(apply(state, event), event)
@@ -60,12 +69,12 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
         settled = len(decisions.decided)
         for rule in RULES:
             rule(decisions)
-    tell_generators(decisions)
+    report_to_generators(decisions)
     return decisions.state, tuple(decisions.decided)
 
 
 def _is_own(event: m.Message) -> bool:
-    """Whether it is the coordinator's own message coming back from the bus."""
+    """Whether the event is one that only the coordinator publishes, returned by the bus."""
     if isinstance(event, m.TaskEvent):
         return False
     return not isinstance(event, m.Event) or set(event.PUBLISHERS) <= {"coordinator"}
@@ -77,14 +86,14 @@ def _may_go_on(state: State) -> bool:
 
 REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.CampaignSubmitted: begin_references,
-    m.StructuresProposed: take_proposal,
+    m.StructuresProposed: accept_proposal,
     m.TaskReleased: reissue_lost,
     m.TaskFailed: reissue_lost,
     m.LeaseLapsed: reissue_lost,
     m.FramesJudged: revoke_accurate,
     m.CampaignResumed: retry_abandoned,
     m.CampaignCancelled: cancel_campaign,
-    m.TasksRetried: retry_asked,
+    m.TasksRetried: retry_requested,
 }
 
 

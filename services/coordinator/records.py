@@ -1,4 +1,9 @@
-"""What the state is made of: immutable tables, and a quick `replace` for frozen records."""
+"""Building blocks of the state: persistent maps that pydantic can read and write, and a fast
+`replace`.
+
+`Table[V]` is an `immutables.Map` from str to V. Changing an entry copies one path of its tree, so a
+decision costs the same in a small and in a large campaign.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +41,8 @@ if TYPE_CHECKING:
 else:
 
     def replace(record: V, /, **changes: Any) -> V:
-        """As `dataclasses.replace`, several times faster, for frozen dataclasses without slots:
-        every event makes a handful of copies. Raises TypeError for an unknown field."""
+        """Does what `dataclasses.replace` does, several times faster, for frozen dataclasses without
+        slots. Every event makes several copies. Raises TypeError for an unknown field."""
         values = record.__dict__ | changes
         if len(values) > len(record.__dict__):
             unknown = ", ".join(changes.keys() - record.__dict__.keys())

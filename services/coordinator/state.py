@@ -1,7 +1,11 @@
-"""What the coordinator knows of one campaign. How messages change it is in `evolve.py`.
+"""The state of one campaign, as `policy.decide` sees it.
 
-Every part of the state is a frozen dataclass; a change makes a new one with `replace`, whose
-keywords the type checker knows.
+`State` has seven parts (labels, dataset, committee, exploration, candidates, proposals, final) and
+the table of tasks. Every part is a frozen dataclass with persistent maps: `apply/` makes a changed
+copy with `replace`, whose keywords mypy checks. Methods such as `with_frame` and `with_task` keep
+counters and indices consistent with the tables they are derived from.
+
+The state follows from the ledger; snapshots of it only save time.
 """
 
 from __future__ import annotations
@@ -33,14 +37,13 @@ from dpstream.shared.values import (
 M = TypeVar("M", bound=m.Message)
 
 NEVER_LEARNED = ("audit", "property")
-"""Purposes of labels that models are measured by."""
+"""Purposes of labels that models are tested on and never trained on."""
 TaskStatus = Literal["open", "running", "lost", "done", "abandoned", "cancelled"]
 FrameStatus = Literal["waiting", "pending", "labelled", "rejected", "revoked"]
 
 
 def timeless(message: M) -> M:
-    """A message as the state keeps it: without what depends on when and in which order messages
-    came."""
+    """The message without its time and cause, which depend on the order of deliveries."""
     return message.model_copy(update={"time": 0.0, "cause": None})
 
 
@@ -345,8 +348,8 @@ class CandidateState:
     def took(
         self, version: int, labels: Iterable[Chosen], audits: Iterable[Chosen]
     ) -> CandidateState:
-        """With chosen frames: later choices keep apart from all of them, and those for training
-        count towards the version's share."""
+        """With chosen frames: later selections keep their distance from all of them, and those for
+        training count towards the share of the version."""
         labels, taken = tuple(labels), self.taken
         places = [(choice.trajectory, choice) for choice in (*labels, *audits)]
         places += [(_share_key(version, choice.trajectory), choice) for choice in labels]
@@ -356,7 +359,7 @@ class CandidateState:
 
 
 def _share_key(version: int, trajectory: str) -> str:
-    """No name of a trajectory has a space."""
+    """The key of a share. Trajectory names contain no space, so it is not the name of one."""
     return f"{version} {trajectory}"
 
 
@@ -365,7 +368,7 @@ def _share_key(version: int, trajectory: str) -> str:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Frames of a generator that wait to be judged."""
+    """Frames of a generator that wait to be screened."""
 
     generator: str
     correlation: str
@@ -421,7 +424,7 @@ class ProposalState:
     """What external generators have offered."""
 
     waiting: Table[Proposal] = Map()
-    """Proposals that are not judged yet, by id."""
+    """Proposals that are not screened yet, by id."""
     unscreened: Table[None] = Map()
     """Ids of those of them that no screen task was issued for."""
     judged: Table[None] = Map()
@@ -444,11 +447,11 @@ class FinalState:
     model: m.MemberTrained | None = None
     verified: m.Verified | None = None
     failure: str | None = None
-    """Why the verification was given up."""
+    """Why the verification was abandoned."""
 
     @property
     def is_verified(self) -> bool:
-        """Whether the verification is over, well or not."""
+        """Whether the verification has ended, with or without a result."""
         return self.verified is not None or self.failure is not None
 
 
@@ -465,7 +468,7 @@ class State:
     """Why the campaign is paused."""
     finished: m.CampaignFinished | None = None
     handled: Table[None] = Map()
-    """Ids of people's requests, and of pauses: each counts once, however often it is delivered."""
+    """Ids of users' requests and of pauses: each takes effect once."""
     tasks: Table[Task] = Map()
     live: Table[Table[None]] = Map()
     """Ids of open, running and lost tasks, by kind."""
@@ -498,8 +501,8 @@ class State:
 
     @property
     def awaited(self) -> int:
-        """Frames whose label the loop waits for. While streaming it does not wait for those that
-        generators requested directly: they may never cease."""
+        """Frames whose label the loop waits for. While streaming it does not wait for labels that
+        generators requested directly, because their requests may never end."""
         labels = self.labels
         return labels.pending - (labels.proposed if self.spec.mode == "streaming" else 0)
 

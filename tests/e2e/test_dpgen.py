@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
 from dpstream.shared.store.folder import FolderStore
 from tests.support import dpgen_methane
@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ledger(root: Path) -> list[Message]:
-    return list(heard_and_decided(FolderStore(root), "small"))
+    return list(read_messages(FolderStore(root), "small"))
 
 
 def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import CandidatesSelected, Explore, StageEnded
 from dpstream.shared.store.folder import FolderStore
 from tests.support.small_campaign import finish, state_of, write_spec
@@ -67,7 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_each_engine_found_is_labelled_and_trained_on(root: Path) -> None:
-    heard = list(heard_and_decided(FolderStore(root), "small"))
+    heard = list(read_messages(FolderStore(root), "small"))
     assert [m.stage for m in heard if isinstance(m, StageEnded)] == [0, 1]
     assert Counter(m.stage for m in heard if isinstance(m, Explore)) == {0: 2, 1: 2}
     chosen = [m for m in heard if isinstance(m, CandidatesSelected)]

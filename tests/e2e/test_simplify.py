@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from tblite.ase import TBLite
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.atoms.deviation import max_force_deviation
 from dpstream.shared.messages import LabelsDone, RoundJudged
 from dpstream.shared.store.folder import FolderStore
@@ -99,7 +99,7 @@ def test_what_is_left_out_lies_below_the_trust_level(tmp_path: Path) -> None:
     energies = sorted(frames[number].get_potential_energy() for number in kept)
     assert sorted(a.get_potential_energy() for a in dataset) == pytest.approx(energies, abs=1e-6)
 
-    heard = list(heard_and_decided(FolderStore(tmp_path / "root"), "small"))
+    heard = list(read_messages(FolderStore(tmp_path / "root"), "small"))
     labels = [event for event in heard if isinstance(event, LabelsDone)]
     assert all(accepted.reused for event in labels for accepted in event.accepted)
     counts = [event.counts["pool 1 K"] for event in heard if isinstance(event, RoundJudged)]

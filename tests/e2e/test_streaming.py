@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
 from dpstream.shared.store.folder import FolderStore
 from tests.support.small_campaign import WARM, finish, state_of, write_spec
@@ -27,7 +27,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Messa
     folder = tmp_path_factory.mktemp("streaming")
     root = folder / "root"
     finish(write_spec(folder, **STREAMING), root)
-    return root, list(heard_and_decided(FolderStore(root), "small"))
+    return root, list(read_messages(FolderStore(root), "small"))
 
 
 def test_labels_start_before_the_first_trajectory_ends(

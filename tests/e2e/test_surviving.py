@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import LabelsDone
 from dpstream.shared.store.folder import FolderStore
 from tests.support.small_campaign import (
@@ -81,7 +81,7 @@ def _computed_twice(root: Path) -> list[str]:
     """Frames whose label was computed more than once."""
     computed = [
         accepted.key
-        for message in heard_and_decided(FolderStore(root), "small")
+        for message in read_messages(FolderStore(root), "small")
         if isinstance(message, LabelsDone)
         for accepted in message.accepted
         if not accepted.reused

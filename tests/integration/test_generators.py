@@ -260,7 +260,7 @@ def test_by_reference_and_straight_to_labeling(deployment: Deployment) -> None:
     assert len(mine) == state.proposals.labels >= 105
     again = heard(generator, generator.propose(frames[:2]), 2)
     assert kinds(again) == [["duplicate"]] * 2
-    assert again[0][0].reason == "known to the campaign: labelled"
+    assert again[0][0].reason == "already in the campaign: labelled"
 
 
 def test_the_newest_committee_is_there_to_be_used(

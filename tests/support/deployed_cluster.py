@@ -16,8 +16,8 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
-    heard_and_decided,
     load_state,
+    read_messages,
     verdict,
 )
 from dpstream.services.coordinator.state import State
@@ -151,14 +151,14 @@ class Cluster(Deployment):
         reading = LedgerReader.begin(self.store, NAME)
 
         def look() -> Any:
-            reading.look()
+            reading.update()
             return met(reading.state)
 
         return self.until(look, what)
 
     def heard(self, *kinds: type[m.Message]) -> list[Any]:
         """All of a kind in the ledger, decisions included."""
-        return [e for e in heard_and_decided(self.store, NAME) if isinstance(e, kinds)]
+        return [e for e in read_messages(self.store, NAME) if isinstance(e, kinds)]
 
     def last_words(self) -> str:
         said = {name: (s.said[-3:], s.plain[-5:]) for name, s in self.crew.items()}

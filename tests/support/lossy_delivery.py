@@ -160,7 +160,7 @@ def check_snapshot(state: State) -> None:
     """A snapshot reads back as the state that was kept."""
     with TemporaryDirectory() as folder:
         store = FolderStore(Path(folder))
-        snapshots.keep(store, "world", "1", 1, state)
+        snapshots.write(store, "world", "1", 1, state)
         found = snapshots.newest(store, "world", lambda key: True)
     assert found is not None
     assert found.state == state

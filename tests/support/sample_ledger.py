@@ -205,7 +205,7 @@ class LedgerWriter:
         )
         committee = Committee(version=1, models=models, type_map=("C", "H"))
         self.say(m.ModelsReady, committee=committee, manifest=dataset, labels=1)
-        self.say(m.TrustChanged, stage=0, version=1, trust=TRUST, why="as given")
+        self.say(m.TrustChanged, stage=0, version=1, trust=TRUST, why="set in the spec")
         return dataset
 
     def exploration(self) -> None:

@@ -392,7 +392,7 @@ def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: lis
     segment.write_bytes(good)
     (campaign / "spec.json").write_bytes(b"{}")
     said = refused(*words)
-    damaged = "campaigns/small/spec.json: not the spec that was written: name: Field required"
+    damaged = "campaigns/small/spec.json: not a valid spec: name: Field required"
     assert said == f"runs: {damaged}{advice}"
 
 
@@ -403,8 +403,8 @@ def test_a_damaged_submission(
     file = begun / "campaigns/small/submitted.json"
     good = file.read_text()
     for bad, said in (
-        (good[:-1], "not the event that was written: "),
-        (good.replace('"pack_frames":0', '"pack_frames":1'), "not the event in the ledger"),
+        (good[:-1], "not a campaign-submitted event: "),
+        (good.replace('"pack_frames":0', '"pack_frames":1'), "differs from the event in the ledger"),
         (CampaignPaused(id="1", campaign="small", time=0.0, why="").model_dump_json(), "not the "),
     ):
         file.write_text(bad)

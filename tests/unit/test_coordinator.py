@@ -695,7 +695,7 @@ def test_the_coordinator_does_not_react_to_its_own_words(site: Site) -> None:
     seq = open_campaign.ledger.seq
     entries = [e for s in read_segments(site.store, "world") for e in s.entries]
     site.say(*(d for e in entries for d in e.decided if not isinstance(d, m.Command)))
-    site.say(*(e.heard for e in entries))
+    site.say(*(e.event for e in entries))
     site.step()
     assert open_campaign.ledger.seq == seq
 

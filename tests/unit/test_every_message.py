@@ -25,7 +25,7 @@ from dpstream.services.coordinator.apply import APPLY, apply
 from dpstream.services.coordinator.apply.proposals import proposal_id
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
@@ -126,7 +126,7 @@ def state(store: FolderStore) -> State:
 
 @pytest.fixture(scope="module")
 def spans(store: FolderStore) -> list[Span]:
-    return spans_of(heard_and_decided(store, told.NAME))
+    return spans_of(read_messages(store, told.NAME))
 
 
 # ------------------------------------------------------------------------------- carried
@@ -209,7 +209,7 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
         PUBLISHERS = ("trainer",)
 
     unknown = Unknown(id="x", campaign=told.NAME, time=0.0, task="t", attempt=1)
-    with pytest.raises(TypeError, match="no effect is given for Unknown"):
+    with pytest.raises(TypeError, match="Unknown is not in the table APPLY"):
         decide(state, unknown)
 
 
@@ -309,7 +309,7 @@ def html(store: FolderStore) -> str:
 
 @every
 def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore) -> None:
-    facts = Facts.of(heard_and_decided(store, told.NAME))
+    facts = Facts.of(read_messages(store, told.NAME))
     facts.hear(example(kind))
     assert facts.last >= example(kind).time
 

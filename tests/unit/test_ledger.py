@@ -17,8 +17,8 @@ from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
     LedgerReader,
-    heard_and_decided,
     load_state,
+    read_messages,
     read_segments,
 )
 from dpstream.services.coordinator.policy import decide
@@ -72,14 +72,14 @@ def test_a_ledger_with_the_former_tag_of_an_event_reads_the_same(
     store: FolderStore, told: list[Heard]
 ) -> None:
     write(Ledger.open(store, "world")[0], told, 10)
-    before = list(heard_and_decided(store, "world"))
+    before = list(read_messages(store, "world"))
     renamed = 0
     for key in list(store.list(FOLDER)):
         data = store.get(key)
         renamed += data.count(b'"chunk-explored/1"')
         store.put(key, data.replace(b'"chunk-explored/1"', b'"candidates-found/1"'))
     assert renamed > 5
-    assert list(heard_and_decided(store, "world")) == before
+    assert list(read_messages(store, "world")) == before
     assert load_state(store, "world").dumps() == state_of(told).dumps()
 
 
@@ -93,7 +93,7 @@ def test_what_was_appended_is_told_again(store: FolderStore, told: list[Heard], 
     assert reopened.seq == ledger.seq
     assert reopened.last == ledger.last
     messages = [message for heard in told for message in (heard[0], *heard[1])]
-    assert list(heard_and_decided(store, "world")) == messages
+    assert list(read_messages(store, "world")) == messages
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_snapshot_and_the_rest_tell_the_same(
         store.put(f"{FOLDER}{number:08d}-000001.json", b"not read")
     reopened, found = Ledger.open(store, "world")
     assert found.dumps() == state.dumps()
-    assert (reopened.seq, reopened.last, reopened.unkept) == (ledger.seq, ledger.last, 5)
+    assert (reopened.seq, reopened.last, reopened.since_snapshot) == (ledger.seq, ledger.last, 5)
     assert load_state(store, "world").dumps() == state.dumps()
 
 
@@ -172,7 +172,7 @@ def test_snapshots_of_a_large_campaign_are_rarer(
     state = state_of(told)
     size = len(state.tasks) + len(state.labels.frames)
     monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 2)
-    for ledger.seq, ledger.unkept, expected in [
+    for ledger.seq, ledger.since_snapshot, expected in [
         (1, often, 0),
         (2, size // 2 - 1, 0),
         (3, size // 2, 1),
@@ -245,7 +245,7 @@ def test_every_opening_takes_an_epoch_of_its_own(store: FolderStore) -> None:
 def test_reading_takes_no_epoch(store: FolderStore, told: list[Heard]) -> None:
     ledger, _ = Ledger.open(store, "world")
     load_state(store, "world")
-    list(heard_and_decided(store, "world"))
+    list(read_messages(store, "world"))
     ledger.append([entry(told[0])])
 
 
@@ -357,7 +357,7 @@ def test_a_damaged_segment_is_named(store: FolderStore, told: list[Heard], damag
     ledger, _ = Ledger.open(store, "world")
     write(ledger, told[:3])
     store.put(f"{FOLDER}00000002-000001.json", damage)
-    for read in (Ledger.open, load_state, lambda *of: list(heard_and_decided(*of))):
+    for read in (Ledger.open, load_state, lambda *of: list(read_messages(*of))):
         with pytest.raises(CorruptLedger, match=r"campaigns/world/ledger/00000002-000001\.json"):
             read(store, "world")
 
@@ -413,7 +413,7 @@ def test_what_is_not_finite_stays_so(
     assert math.isnan(audit.exceed_upper)
     key = f"{FOLDER}{ledger.seq:08d}-000001.json"
     store.put(key, store.get(key).replace(b'"Infinity"', b"Infinity"))  # as json.dumps writes it
-    assert list(heard_and_decided(store, "world"))[-1].force_upper == math.inf
+    assert list(read_messages(store, "world"))[-1].force_upper == math.inf
 
 
 def test_a_long_ledger_is_read_a_few_segments_at_a_time(
@@ -446,7 +446,7 @@ def test_looking_again_reads_only_what_is_new(
         return found
 
     monkeypatch.setattr(store, "list", listing)
-    assert [segment.seq for segment in reading.news()] == [6, 7, 8]
+    assert [segment.seq for segment in reading.new_segments()] == [6, 7, 8]
     assert len(listed) == 4
     assert reading.state.dumps() == state_of(told[:8]).dumps()
 

@@ -191,7 +191,7 @@ def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> None:
+def test_a_round_on_track_is_allowed_to_finish_before_retraining(good: bool) -> None:
     storm = streaming(CampaignSimulator(ripe=1 if good else 5), selection={"select_every": 1000})
     slow = storm.commands.pop()
     storm.run()
@@ -512,7 +512,7 @@ def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels
 def test_the_budget_of_rounds_ends_the_stage() -> None:
     state = LossyDelivery(CampaignSimulator(ripe=99), spec(budget={"rounds": 3})).run()
     assert state.exploration.ended[-1].verdict == "out-of-budget"
-    assert state.exploration.ended[-1].why.startswith("3 rounds")
+    assert state.exploration.ended[-1].why.startswith("all 3 rounds used; ")
     assert state.exploration.rounds == 3
 
 
@@ -603,7 +603,7 @@ def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
             "campaign": name,
             "time": 1.0e9,
             "task": "t" * 36,
-            "title": "judge 120 frames again",
+            "title": "re-judge 120 frames",
             "max_seconds": 1.0,
             "spec": item["frames"],
             "committee": item["frames"],

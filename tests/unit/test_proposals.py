@@ -19,7 +19,7 @@ from ase.io import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.apply.proposals import LAST_WORDS
+from dpstream.services.coordinator.apply.proposals import FINAL_VERDICTS
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.views.why import why
@@ -45,7 +45,7 @@ from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 PLENTY = {"per_round": 60, "select_every": 2}
-FINAL = {*LAST_WORDS, "duplicate", "refused"}
+FINAL = {*FINAL_VERDICTS, "duplicate", "refused"}
 
 
 def frames(*numbers: float, species: str = "H") -> tuple[OfferedFrame, ...]:
@@ -325,7 +325,7 @@ def test_a_judge_that_gives_up_is_a_refusal() -> None:
     (command,) = storm.hold(m.Screen)
     failed = CampaignSimulator.envelope(command, "ending")
     storm.hear(m.TaskFailed(**failed, permanent=True, reason="no such model"))
-    assert refusals(storm) == ["given up after 1 attempt: no such model"]
+    assert refusals(storm) == ["abandoned after 1 attempt: no such model"]
     assert not storm.state.proposals.waiting
 
 
@@ -340,25 +340,29 @@ def batch(name: str = "x.npz", **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("limits", "changes", "why"),
     [
-        ({"enabled": False}, {}, "the campaign takes no proposals"),
-        ({}, {"frames": ()}, "give frames or a batch, one of the two"),
-        ({}, batch(frames=frames(1.0)), "give frames or a batch, one of the two"),
-        ({}, batch(count=0), "count: how many frames the batch holds"),
-        ({}, batch(count=101), "101 frames in one message, above 100"),
-        ({"max_frames": 2}, {}, "3 frames in one message, above 2"),
+        ({"enabled": False}, {}, "the campaign does not accept proposals"),
+        ({}, {"frames": ()}, "a proposal contains either frames or a batch"),
+        ({}, batch(frames=frames(1.0)), "a proposal contains either frames or a batch"),
+        ({}, batch(count=0), "count must be the number of frames in the batch"),
+        ({}, batch(count=101), "101 frames in one message; the limit is 100"),
+        ({"max_frames": 2}, {}, "3 frames in one message; the limit is 2"),
         (
             {},
             batch("x.pckl"),
-            "the batch is to be .npz or .extxyz under campaigns/world/proposals/",
+            "the batch must be a .npz or .extxyz object under campaigns/world/proposals/",
         ),
         (
             {},
             {**batch(), "batch": Ref.to("campaigns/other/proposals/x.npz", b"abc")},
-            "the batch is to be .npz or .extxyz under campaigns/world/proposals/",
+            "the batch must be a .npz or .extxyz object under campaigns/world/proposals/",
         ),
-        ({"max_bytes": 2}, batch(), "a batch of 3 bytes, above 2"),
-        ({"frames_per_hour": 2}, {}, "more than 2 frames in an hour; try again later"),
-        ({"outstanding": 2}, {}, "3 frames wait to be judged, above 2; try again later"),
+        ({"max_bytes": 2}, batch(), "the batch has 3 bytes; the limit is 2"),
+        ({"frames_per_hour": 2}, {}, "more than 2 frames in one hour; try again later"),
+        (
+            {"outstanding": 2},
+            {},
+            "3 frames are waiting to be judged; the limit is 2; try again later",
+        ),
     ],
 )
 def test_refused_at_once(limits: dict[str, Any], changes: dict[str, Any], why: str) -> None:

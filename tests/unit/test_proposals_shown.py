@@ -15,7 +15,7 @@ from dpstream.report.page import render
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.bus.memory import InProcessBus
@@ -57,7 +57,7 @@ def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: Fo
 
 
 def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
-    lines = list(LedgerLines().of(heard_and_decided(store, told.NAME)))
+    lines = list(LedgerLines().of(read_messages(store, told.NAME)))
     (first, _) = (line for line in lines if "structures-proposed" in line)
     assert first.endswith(": ga, offer-0: 1 to screen")
     (screened,) = (line for line in lines if "structures-screened" in line)

@@ -17,7 +17,7 @@ from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
     LedgerReader,
-    heard_and_decided,
+    read_messages,
 )
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
@@ -221,7 +221,7 @@ def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPa
     seen, console = followed(site), Console(record=True, width=200, force_terminal=False)
     working = threading.Thread(target=site.finish)
     working.start()
-    learning = Learning.of(heard_and_decided(site.store, "world"))
+    learning = Learning.of(read_messages(site.store, "world"))
     LiveView(seen, learning, console, "").watch(seen.goes_on)
     working.join(timeout=10)
     assert seen.state.finished is not None

@@ -21,7 +21,7 @@ from dpstream.report.lanes import (
 )
 from dpstream.report.page import render
 from dpstream.report.plots import Scale, duration, linear, logarithmic, number
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.deviation import BINS
@@ -104,7 +104,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def facts(tmp_path: Path) -> Facts:
-    return Facts.of(heard_and_decided(told.write_sample(tmp_path), told.NAME))
+    return Facts.of(read_messages(told.write_sample(tmp_path), told.NAME))
 
 
 # ------------------------------------------------------------------------------- the page
@@ -305,7 +305,7 @@ def test_a_chunk_delivered_twice_counts_once(facts: Facts) -> None:
 
 
 def test_checks_cut_off_count_as_failed(tmp_path: Path) -> None:
-    facts = Facts.of(heard_and_decided(told.write_half(tmp_path), told.NAME))
+    facts = Facts.of(read_messages(told.write_half(tmp_path), told.NAME))
     assert facts.running == {(0, "methane 50 K"): Counts(accurate=2, candidate=3, failed=5)}
 
 
@@ -375,7 +375,7 @@ def _span(kind: str, start: float, end: float, worker: str = "w") -> Span:
 
 
 def test_spans_from_claim_to_result(tmp_path: Path) -> None:
-    spans = spans_of(heard_and_decided(told.write_sample(tmp_path), told.NAME))
+    spans = spans_of(read_messages(told.write_sample(tmp_path), told.NAME))
     explored = [span for span in spans if span.kind == "explore"]
     assert [(s.worker, s.end - s.start, s.outcome) for s in explored] == [("explorer-0", 1, "done")]
     assert {span.service for span in spans} == {"trainer", "explorer", "labeler"}

@@ -21,7 +21,7 @@ from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
 STUCK = 3
-FAR = "elastic constant C11 of methane off by 12.0% (tolerance 5%): 112 GPa, 100 by the recipe"
+FAR = "elastic constant C11 of methane off by 12.0% (tolerance 5%): 112 GPa, recipe 100 GPa"
 
 
 def wanting(mode: str = "lockstep", **changes: object) -> Spec:
@@ -56,7 +56,7 @@ def test_beyond_tolerance_it_goes_on_and_ends_stuck_naming_the_number() -> None:
     storm = grown(lambda version: 0.12, wanting())
     assert verdict(storm) == (
         "not-converged",
-        f"stage hot ended stuck: {FAR}, and {STUCK} rounds in a row found nothing to label",
+        f"stage hot ended stuck: {FAR}; no frame to label in {STUCK} consecutive rounds",
     )
     judged = [r for r in storm.said(m.RoundJudged) if r.stage == 1]
     assert [r.outcome for r in judged[-STUCK:]] == ["failed", "failed", "stuck"]
@@ -65,7 +65,10 @@ def test_beyond_tolerance_it_goes_on_and_ends_stuck_naming_the_number() -> None:
 
 def test_beyond_tolerance_the_budget_of_rounds_ends_it_too() -> None:
     storm = grown(lambda version: 0.12, wanting(budget={"rounds": 4}))
-    assert verdict(storm) == ("not-converged", f"stage hot ended out-of-budget: 4 rounds; {FAR}")
+    assert verdict(storm) == (
+        "not-converged",
+        f"stage hot ended out-of-budget: all 4 rounds used; {FAR}",
+    )
 
 
 class Unsettled(CampaignSimulator):
@@ -153,19 +156,19 @@ def test_one_number_beyond_its_tolerance_is_enough(
     state = State(spec=of.model_copy(update={"verification": verification}))
     numbers = [*others, off, *others]
     found = [Compared(property=0, name="x", model=1 + n, recipe=1.0) for n in numbers]
-    broken = properties.broken(state, found)
-    assert (broken is None) == (abs((1 + off) - 1.0) <= tolerance)
-    if broken is not None:
-        assert broken.startswith(f"x of methane off by {abs(off):.1%}")
+    failure = properties.failure(state, found)
+    assert (failure is None) == (abs((1 + off) - 1.0) <= tolerance)
+    if failure is not None:
+        assert failure.startswith(f"x of methane off by {abs(off):.1%}")
 
 
 def test_what_cannot_be_compared_is_beyond_every_tolerance() -> None:
     state = State(spec=wanting())
     flat = Compared(property=0, name="volume", recipe=16.0, why="by the models: no minimum")
-    assert properties.broken(state, [flat]) == "volume of methane: by the models: no minimum"
-    assert properties.broken(state, []) == "no property was measured"
+    assert properties.failure(state, [flat]) == "volume of methane: by the models: no minimum"
+    assert properties.failure(state, []) == "no property was measured"
     zero = Compared(property=0, name="C12", unit="GPa", model=1.0, recipe=0.0)
-    assert properties.broken(state, [zero]) is not None
+    assert properties.failure(state, [zero]) is not None
     assert convergence.awaits_properties(state) is False
 
 

@@ -1,8 +1,12 @@
-"""`apply(state, message)`: a pure fold.
+"""Changes the state by one message: `apply(state, message)`, a pure function.
 
-The ledger replayed through it gives the state back, byte for byte, without deciding anything again.
-Times, ids of messages and the order of deliveries leave no trace in the state; but what people
-said is remembered by its id.
+`APPLY` maps every class of messages to the function that applies it. Events and decisions go
+through the same table, so applying the messages of a ledger in order rebuilds the state byte for
+byte, and no rule runs again.
+
+The state does not depend on times, message ids or the order of deliveries. The exception are the
+requests of users (pause, resume, cancel, retry): their ids are kept, so that each takes effect
+once.
 """
 
 from __future__ import annotations
@@ -66,37 +70,37 @@ from dpstream.shared.values import Ref
 
 
 def apply(state: State, message: m.Message) -> State:
-    """The state after `message`; the very same object when the message changes nothing. Raises
-    TypeError for a class of messages that `APPLY` does not list."""
+    """The state after `message`; the same object if the message changes nothing. Raises TypeError
+    for a class of messages that is not in `APPLY`."""
     change = APPLY.get(type(message))
     if change is None:
-        raise TypeError(f"evolve: no effect is given for {type(message).__name__}")
+        raise TypeError(f"{type(message).__name__} is not in the table APPLY")
     if isinstance(message, m.Result) and not _is_answer(state, message):
         return state
     return change(state, message)
 
 
 def _is_answer(state: State, result: m.Result) -> bool:
-    """Whether such a task was given to anybody: whoever may publish may say anything."""
+    """Whether the result answers a task that was issued; the content of events is not trusted."""
     task = state.tasks.get(result.task)
     if task is None or type(task.command) is not result.ANSWERS:
         return False
-    return all(batch < len(batches) for batches, batch in _named(result))
+    return all(batch < len(batches) for batches, batch in _batch_numbers(result))
 
 
-def _named(result: m.Result) -> Iterator[tuple[tuple[Ref, ...], int]]:
-    """The batches a result brings, with the numbers of those it speaks of."""
+def _batch_numbers(result: m.Result) -> Iterator[tuple[tuple[Ref, ...], int]]:
+    """The batches of a result, with each batch number that it refers to."""
     if isinstance(result, m.CandidatesSelected):
         for chosen in (*result.labels, *result.audits):
             yield result.batches, chosen.batch
     elif isinstance(result, m.StructuresScreened):
-        for word in result.found:
-            if word.row is not None:
-                yield result.batches, word.batch or 0
+        for screened in result.found:
+            if screened.row is not None:
+                yield result.batches, screened.batch or 0
 
 
 def _issued(state: State, command: Any) -> State:
-    """A command: a new task, or the next attempt of one that was lost."""
+    """Applies a command: a new task, or the next attempt of an existing one."""
     known = state.tasks.get(command.task)
     if known is not None:
         return _issued_again(state, known, command)
@@ -106,7 +110,8 @@ def _issued(state: State, command: Any) -> State:
 
 
 def _issued_again(state: State, known: Task, command: Any) -> State:
-    """The next attempt; one that a person requested clears the record of failures."""
+    """Applies the next attempt. An abandoned task is issued again only on request, and then its
+    failures no longer count."""
     task = replace(known, command=timeless(command), status="open")
     if known.status != "abandoned":
         return state.with_task(task)
@@ -126,17 +131,17 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Select: select_issued,
     m.Label: label_issued,
 }
-"""What a new task of each class changes, besides the table of tasks; the others change no more."""
+"""What a new task changes besides the table of tasks, for the classes where it does."""
 
 
 APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CampaignSubmitted: campaign_submitted,
     **dict.fromkeys(m.COMMANDS, _issued),
     m.TaskClaimed: task_claimed,
-    m.TaskHeartbeat: _no_effect,  # extends a lease at the coordinator's edge
-    m.TaskReleased: task_lost(held_against=False),
-    m.TaskFailed: task_lost(held_against=True),
-    m.LeaseLapsed: task_lost(held_against=True),
+    m.TaskHeartbeat: _no_effect,  # extends a lease, which is not part of the state
+    m.TaskReleased: task_lost(counts=False),
+    m.TaskFailed: task_lost(counts=True),
+    m.LeaseLapsed: task_lost(counts=True),
     m.TaskRevoked: task_revoked,
     m.CheckpointSaved: checkpoint_saved,
     m.MemberTrained: member_trained,
@@ -165,4 +170,4 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.TasksRetried: tasks_retried,
     m.CampaignFinished: campaign_finished,
 }
-"""What each class of messages changes; every class is listed."""
+"""The function that applies each class of messages; every class is listed."""

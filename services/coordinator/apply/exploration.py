@@ -1,4 +1,8 @@
-"""How rounds fill with frames, and the pool with candidates."""
+"""Applies messages about exploration: rounds, trajectories, the candidate pool and selections.
+
+Chunks of a trajectory add to the counts of the running round and to the pool. A selection moves
+frames from the pool to the label requests. Chunks are counted once each, in any order.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ def chunk_explored(state: State, event: m.ChunkExplored) -> State:
 
 
 def _resumable(task: Task, event: m.ChunkExplored) -> Task:
-    """Another attempt would go on from the last chunk that none before is missing from."""
+    """Lets another attempt resume after this chunk, if all chunks before it have arrived."""
     command = task.command
     assert isinstance(command, m.Explore)
     unbroken = event.chunk >= command.from_chunk and task.chunks.issuperset(range(event.chunk))
@@ -71,7 +75,7 @@ def _keep_reservoir(state: State, task: str, item: PoolItem) -> State:
 
 
 def count_checks(state: State, task: str, counts: Counts, dropped: int, done: bool) -> State:
-    """Of a trajectory, if it belongs to the running round."""
+    """Counts the checks of a trajectory, if it belongs to the running round."""
     current = state.exploration.round
     if current is None or task not in current.tallies:
         return state
@@ -80,13 +84,14 @@ def count_checks(state: State, task: str, counts: Counts, dropped: int, done: bo
 
 
 def checks_left(state: State, command: m.Explore) -> int:
+    """Planned checks of a trajectory that have not been counted."""
     current = state.exploration.round
     tally = current.tallies.get(command.task) if current else None
     return state.spec.stages[command.stage].frames - (tally.checks if tally else 0)
 
 
 def add_candidates(state: State, items: Iterable[PoolItem]) -> State:
-    """To the pool, or to those that are judged again when their verdict is too old."""
+    """Adds batches to the pool, or to the stale ones if their committee is too old."""
     oldest = state.committee.version - state.spec.streaming.max_staleness
     candidates = state.candidates
     for item in items:
@@ -116,7 +121,7 @@ def frames_judged(state: State, event: m.FramesJudged) -> State:
 
 
 def judge_abandoned(state: State, command: m.Judge) -> State:
-    """These cannot be judged again: their old verdict stands until the next committee."""
+    """Returns the batches to the pool: their old verdict stands until the next committee."""
     return replace(state, candidates=state.candidates.pooled(command.pool))
 
 

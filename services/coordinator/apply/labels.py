@@ -1,4 +1,8 @@
-"""How labels are requested, accepted and rejected."""
+"""Applies messages about labels: requested, computed, rejected, revoked, requested again.
+
+A frame goes through the statuses *waiting*, *pending*, *labelled* or *rejected*; `State.with_frame`
+keeps the counters and tables that depend on them up to date.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
 
 
 def request_labels(state: State, frames: Iterable[KnownFrame]) -> State:
-    """Of frames that are new to the campaign."""
+    """Requests labels of the frames that are new to the campaign."""
     for frame in frames:
         if frame.ref.key not in state.labels.frames:
             state = state.with_frame(frame)
@@ -37,9 +41,9 @@ def label_issued(state: State, command: m.Label) -> State:
 
 
 def labels_done(state: State, event: m.LabelsDone) -> State:
-    """The first answer stands, if it is about the task's frames. One that comes after the task was
-    abandoned or revoked still brings its labels; its rejections count only while no other task has
-    the frames."""
+    """Applies the first result of a task, if it covers the task's frames. Labels are accepted even
+    if the task was abandoned or revoked in the meantime; rejections of a revoked task are ignored,
+    because another task may have its frames."""
     task = state.tasks.get(event.task)
     if task is None or task.status == "done" or not _covers(event, task):
         return state
@@ -55,6 +59,7 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
 
 
 def _covers(event: m.LabelsDone, task: Task) -> bool:
+    """Whether the result names every frame of the task exactly once."""
     assert isinstance(task.command, m.Label)
     accepted, rejected = (a.key for a in event.accepted), (r.key for r in event.rejected)
     return sorted((*accepted, *rejected)) == sorted(ref.key for ref in task.command.frames)
@@ -72,7 +77,7 @@ def reject_frame(state: State, key: str) -> State:
 
 
 def label_retried(state: State, command: m.Label) -> State:
-    """Frames rejected because their task was abandoned are awaited once more."""
+    """Sets frames that were rejected with their abandoned task to *pending* again."""
     for ref in command.frames:
         if _frame(state, ref.key).status == "rejected":
             state = _with_status(state, ref.key, "pending")
@@ -99,7 +104,7 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
 
 def _revoke(state: State, ref: FrameRef) -> State:
     frame = _frame(state, ref.key)
-    if frame.status != "pending":  # a label of a lapsed attempt has come in meanwhile
+    if frame.status != "pending":  # a lapsed attempt has delivered its label in the meantime
         return state
     return state.with_frame(replace(frame, status="revoked" if frame.accurate else "waiting"))
 

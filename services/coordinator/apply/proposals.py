@@ -1,4 +1,9 @@
-"""How offered frames arrive, are judged, and get their final verdict."""
+"""Applies messages about frames that external generators propose.
+
+A proposal waits until its Screen task is done. Frames that pass become offers: candidates in the
+pool, or label requests in mode `label`. A StructuresJudged decision with a final verdict closes the
+offer.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +32,22 @@ from dpstream.shared.values import (
 )
 
 HOUR = 3600.0
-LAST_WORDS = ("accurate", "failed", "labelled", "rejected", "dropped")
-"""Verdicts that end an offer; the others never began one."""
+FINAL_VERDICTS = ("accurate", "failed", "labelled", "rejected", "dropped")
+"""Verdicts that close an offer. With *duplicate* and *refused* no offer was opened."""
 
 
 def structures_proposed(state: State, event: m.StructuresProposed) -> State:
     name, proposals = proposal_id(event), state.proposals
     if name in proposals.waiting or name in proposals.judged:
         return state
-    written = campaign_uri(event.campaign, "manifests", f"proposal-{name}.json")
+    key = campaign_uri(event.campaign, "manifests", f"proposal-{name}.json")
     proposal = Proposal(
         generator=event.generator,
         correlation=event.correlation,
         mode=event.mode,
         priority=event.priority,
         first=event.first,
-        frames=event.batch or Ref.to(written, written_out(event)),
+        frames=event.batch or Ref.to(key, written_out(event)),
         count=event.count if event.batch else len(event.frames),
         round=state.exploration.rounds,
     )
@@ -50,12 +55,12 @@ def structures_proposed(state: State, event: m.StructuresProposed) -> State:
         proposals,
         waiting=proposals.waiting.set(name, proposal),
         unscreened=proposals.unscreened.set(name, None),
-        intake=proposals.intake.set(event.generator, _taken_in(state, event, proposal)),
+        intake=proposals.intake.set(event.generator, _updated_intake(state, event, proposal)),
     )
     return replace(state, proposals=proposals)
 
 
-def _taken_in(state: State, event: m.StructuresProposed, proposal: Proposal) -> Intake:
+def _updated_intake(state: State, event: m.StructuresProposed, proposal: Proposal) -> Intake:
     hour = int(event.time // HOUR)
     before = state.proposals.intake.get(event.generator)
     if before is None or hour > before.hour:
@@ -78,7 +83,7 @@ def structures_screened(state: State, event: m.StructuresScreened) -> State:
     name = task.command.proposal
     proposal = state.proposals.waiting.get(name)
     if proposal is None:
-        return state  # judged when the campaign ended
+        return state  # refused when the campaign ended
     new = _unknown(state, event)
     if proposal.mode == "label":
         return _request_directly(state, name, event, new[: state.proposal_room])
@@ -92,7 +97,7 @@ def structures_screened(state: State, event: m.StructuresScreened) -> State:
 
 
 def _unknown(state: State, event: m.StructuresScreened) -> list[Screened]:
-    """Good frames that were neither offered nor labelled before."""
+    """Valid frames that were neither offered before nor are part of the campaign."""
     found = {f.key: f for f in reversed(event.found) if f.row is not None}
     return [f for f in event.found if found.get(f.key) is f and not _is_known(state, f.key)]
 
@@ -120,7 +125,7 @@ def _offer(state: State, name: str, frames: list[Screened]) -> State:
 def _request_directly(
     state: State, name: str, event: m.StructuresScreened, new: list[Screened]
 ) -> State:
-    """Without the judgement of a committee."""
+    """Requests labels for the frames without the verdict of a committee."""
     origin = state.proposals.waiting[name].origin
     frames = [
         KnownFrame(
@@ -136,7 +141,7 @@ def _request_directly(
 
 
 def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> PoolItem:
-    """Candidates of a condition of their own, which is none of any stage."""
+    """Candidates under a condition of their own that belongs to no stage."""
     return PoolItem(
         frames=batch,
         count=count,
@@ -149,11 +154,11 @@ def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> Pool
 
 def structures_judged(state: State, decision: m.StructuresJudged) -> State:
     name, proposals, offers = decision.proposal, state.proposals, state.proposals.offers
-    for word in decision.verdicts:
-        offer = offers.get(word.key) if word.key else None
-        mine = offer is not None and (offer.proposal, offer.index) == (name, word.index)
-        if word.key and mine and word.verdict in LAST_WORDS:
-            offers = offers.delete(word.key)
+    for frame in decision.verdicts:
+        offer = offers.get(frame.key) if frame.key else None
+        same = offer is not None and (offer.proposal, offer.index) == (name, frame.index)
+        if frame.key and same and frame.verdict in FINAL_VERDICTS:
+            offers = offers.delete(frame.key)
     proposals = replace(proposals, offers=offers)
     if name not in proposals.waiting:
         return replace(state, proposals=proposals)

@@ -1,4 +1,8 @@
-"""How tasks begin, end and are lost."""
+"""Applies events about tasks, and holds the helpers with which results find and end their task.
+
+A result may arrive twice, late, or after its task has ended. Each helper returns None for such a
+message, and the caller then returns the state unchanged.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,12 @@ from dpstream.shared import messages as m
 def settle(
     state: State, task: Task, status: Literal["done", "abandoned", "cancelled"] = "done"
 ) -> State:
-    """The task comes to an end."""
+    """Ends the task."""
     return state.with_task(replace(task, status=status))
 
 
 def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool]:
-    """With one more chunk of a task's result; and whether that was all of it, so that the task
-    has come to its end."""
+    """Counts one more chunk of a result; ends the task and returns True if all have arrived."""
     last = event.chunk if event.last else task.last_chunk
     task = replace(task, chunks=task.chunks | {event.chunk}, last_chunk=last)
     if last is not None and task.chunks.issuperset(range(last + 1)):
@@ -28,19 +31,19 @@ def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool
 
 
 def live_task(state: State, event: m.Result) -> Task | None:
-    """The task that a result answers, unless it has ended."""
+    """The task that a result answers; None if it has ended."""
     task = state.tasks.get(event.task)
     return task if task is not None and task.is_live else None
 
 
 def unfinished_task(state: State, event: m.Chunk) -> Task | None:
-    """The task that a chunk belongs to, unless it has ended or has the chunk already."""
+    """The task that a chunk belongs to; None if it has ended or has the chunk already."""
     task = live_task(state, event)
     return None if task is None or event.chunk in task.chunks else task
 
 
 def current_task(state: State, event: m.TaskEvent) -> Task | None:
-    """The task of an event about an attempt, if that attempt is under way."""
+    """The task of an event about an attempt; None if that attempt is not open or running."""
     task = state.tasks.get(event.task)
     if task is None or task.status not in ("open", "running"):
         return None
@@ -54,7 +57,9 @@ def task_claimed(state: State, event: m.TaskClaimed) -> State:
     return state.with_task(replace(task, status="running"))
 
 
-def task_lost(held_against: bool) -> Callable[[State, Any], State]:
+def task_lost(counts: bool) -> Callable[[State, Any], State]:
+    """Marks the task as lost; `counts`: the attempt counts towards `max_attempts`."""
+
     def change(state: State, event: Any) -> State:
         task = current_task(state, event)
         if task is None:
@@ -63,7 +68,7 @@ def task_lost(held_against: bool) -> Callable[[State, Any], State]:
         lost = replace(
             task,
             status="lost",
-            lapses=task.lapses + held_against,
+            lapses=task.lapses + counts,
             not_before=event.time + delay if delay else 0.0,
         )
         return state.with_task(lost)
@@ -80,6 +85,7 @@ def checkpoint_saved(state: State, event: m.CheckpointSaved) -> State:
 
 
 def task_cancelled(state: State, decision: m.TaskCancelled) -> State:
-    """Labels run to their end unless they are revoked: when the coordinator has won the claim."""
+    """Ends the task, unless it computes labels: those are worth keeping, and the task ends with its
+    result or when the coordinator revokes it."""
     task = state.tasks[decision.task]
     return state if isinstance(task.command, m.Label) else settle(state, task, "cancelled")

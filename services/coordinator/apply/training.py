@@ -1,4 +1,8 @@
-"""How datasets and committees come to be."""
+"""Applies messages about training: dataset versions, trained members, ready committees.
+
+A frozen dataset takes over all fresh labels. A new committee makes every candidate in the pool
+stale: it has to be judged again before it can be selected.
+"""
 
 from __future__ import annotations
 

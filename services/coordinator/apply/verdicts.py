@@ -1,4 +1,8 @@
-"""What verdicts change."""
+"""Applies audits, properties and verdicts, and the requests of users.
+
+A verdict on a round ends it; the verdict stays in the state until a rule has acted on it. A request
+to pause, resume, cancel or retry takes effect once, however often it is delivered.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,8 @@ def audit_done(state: State, event: m.AuditDone) -> State:
 
 
 def _compare_ratio(state: State, event: m.AuditDone) -> State:
-    """Deviations that have shrunk against the true error make warm starts suspect."""
+    """Compares the ratio of deviation to error with that of the last cold committee. If it has
+    fallen below two thirds, warm starts hide errors, and the next training is cold."""
     committee, found = state.committee, event.deviation_over_error
     if not event.frames:
         return state
@@ -59,7 +64,7 @@ def measured(state: State, event: m.Measured) -> State:
 
 
 def _plain(event: R) -> R:
-    """Without what differs when the same is found again."""
+    """The result without what differs when it is computed again: time, duration and ids."""
     return event.model_copy(update={"time": 0.0, "cause": None, "seconds": 0.0, "id": ""})
 
 
@@ -110,7 +115,7 @@ def stage_ended(state: State, decision: m.StageEnded) -> State:
 
 
 def _offered(pool: Map[str, PoolItem]) -> Map[str, PoolItem]:
-    """What generators have offered: no other round and no other stage will find it again."""
+    """The batches that generators have offered: later rounds and stages do not find them again."""
     return Map({uri: item for uri, item in pool.items() if is_offered(item.trajectory)})
 
 
@@ -138,7 +143,7 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
 
 
 def campaign_paused(state: State, event: m.CampaignPaused) -> State:
-    """Decided, or requested by a person."""
+    """Pauses the campaign, by decision or on request."""
     return _handled(state, event, paused=event.why)
 
 
@@ -155,8 +160,8 @@ def tasks_retried(state: State, event: m.TasksRetried) -> State:
 
 
 def _handled(state: State, event: m.Message, paused: str | None) -> State:
-    """A request that was delivered before, or that comes too late, changes nothing: a day-old
-    `resume` must not end today's pause."""
+    """Ignores a request that was delivered before or comes after the end of the campaign, so that
+    an old `resume` does not end a new pause."""
     if event.id in state.handled or state.finished is not None:
         return state
     return replace(state, handled=state.handled.set(event.id, None), paused=paused)

@@ -1,9 +1,14 @@
-"""One campaign's append-only ledger in the store: what was heard, and what was decided.
+"""One campaign's append-only ledger in the store: the events received and the decisions they led
+to.
 
-A segment is `campaigns/<c>/ledger/<seq>-<epoch>.json`, created once and never changed. Rebuilding
-folds segments through `apply` and never calls `decide`, so an upgrade does not rewrite history.
-Whoever opens a ledger for writing takes the next epoch; an older writer finds out before its next
-segment and stops.
+A segment is the object `campaigns/<c>/ledger/<seq>-<epoch>.json`, created once and never changed.
+It holds a batch of entries, each one event with its decisions. Rebuilding the state applies the
+messages of all segments in order and never calls `decide`, so that a newer version of the rules
+cannot change what an older one decided.
+
+Opening a ledger for writing takes the next epoch. Before every segment, a writer checks that its
+epoch is still the newest; an older one raises `Fenced` and stops. A late segment of an overtaken
+writer is recognised by its epoch and left out; its events are handled again (`Ledger.orphans`).
 """
 
 from __future__ import annotations
@@ -15,8 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from dpstream.services.coordinator.apply import apply
@@ -32,23 +38,23 @@ from dpstream.shared.spec.errors import first_of
 from dpstream.shared.values import campaign_uri
 
 AHEAD = 8
-"""Segments on their way from the store while one is folded."""
+"""Segments fetched in advance while one is applied."""
 
-_COLLECTED = gc.get_threshold()
+_GC_THRESHOLDS = gc.get_threshold()
 Number = tuple[int, int]
-"""Of a segment: its place in the ledger, and the epoch of its writer."""
+"""Number of a segment and epoch of its writer."""
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One event heard and the decisions it led to."""
+    """One event and the decisions it led to."""
 
-    heard: AnyMessage
+    event: Annotated[AnyMessage, Field(alias="heard")]
     decided: tuple[AnyMessage, ...] = ()
 
     @property
     def unprocessable(self) -> bool:
-        """Whether `decide` raised on the event: it left no trace in the state but the pause."""
+        """Whether `decide` raised on the event: then the entry only pauses the campaign."""
         return any(isinstance(fact, CampaignPaused) and fact.trace for fact in self.decided)
 
 
@@ -61,11 +67,11 @@ class Segment:
     code: str = field(default_factory=code_version)
 
     def dumps(self) -> bytes:
-        return _SEGMENT.dump_json(self)
+        return _SEGMENT.dump_json(self, by_alias=True)
 
     @staticmethod
     def loads(data: bytes) -> Segment:
-        """Raises ValueError for what `dumps` has not written."""
+        """Raises ValueError if `data` is not a segment."""
         return _SEGMENT.validate_json(data)
 
 
@@ -83,35 +89,35 @@ class Ledger:
     last: Segment | None = None
     """The newest segment: its messages are published again after a restart."""
     orphans: tuple[Message, ...] = field(default=())
-    """Events that only an overtaken writer had folded: to be heard like redeliveries."""
-    unkept: int = 0
-    """Events since the newest snapshot."""
+    """Events in segments of overtaken writers only: to be handled like redeliveries."""
+    since_snapshot: int = 0
+    """Entries since the newest snapshot."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of this writer: tells its own segments from those of another."""
+    """Identifies the segments of this writer."""
 
     @staticmethod
     def open(store: Store, campaign: str) -> tuple[Ledger, State]:
-        """Take the next epoch, and the state the ledger tells. Raises NotFound without the
-        campaign, CorruptLedger naming the segment that cannot be read."""
+        """Takes the next epoch and rebuilds the state. Raises NotFound if there is no such
+        campaign, CorruptLedger naming a segment that cannot be read."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
-        state, done = _kept(store, campaign, State(spec=spec))
+        state, done = _from_snapshot(store, campaign, State(spec=spec))
         valid, overtaken = _ranked(store, campaign, from_seq=max(1, done))
-        left = _fetched(store, campaign, overtaken)
-        orphans = {entry.heard.id: entry.heard for segment in left for entry in segment.entries}
+        stale = _fetched(store, campaign, overtaken)
+        orphans = {entry.event.id: entry.event for segment in stale for entry in segment.entries}
         for segment in _fetched(store, campaign, valid):
             for entry in segment.entries:
-                orphans.pop(entry.heard.id, None)
+                orphans.pop(entry.event.id, None)
             if segment.seq > done:
                 state = replay(state, segment)
-                ledger.unkept += len(segment.entries)
+                ledger.since_snapshot += len(segment.entries)
             ledger.seq, ledger.last = segment.seq, segment
         ledger.orphans = tuple(orphans.values())
         return ledger, state
 
     def append(self, entries: Sequence[LedgerEntry]) -> Segment:
-        """Write the next segment; durable on return. Raises `Fenced` when a newer coordinator
-        has taken over; after a `StoreError`, `recover` tells what was written."""
+        """Writes the next segment; it is durable on return. Raises `Fenced` if a newer coordinator
+        has taken over. After a `StoreError` the segment may have been written: call `recover`."""
         self.check()
         segment = Segment(self.seq + 1, self.epoch, self.nonce, tuple(entries))
         key = _segment_uri(self.campaign, segment.seq, self.epoch)
@@ -121,34 +127,34 @@ class Ledger:
             if found != data and _nonce(found) != self.nonce:
                 raise Fenced(f"{key} was written by another process")
             if found != data:
-                raise StoreError(f"{key}: an earlier write of ours has arrived late")
-        self._is_written(segment)
+                raise StoreError(f"{key}: an earlier write of this process has arrived late")
+        self._count_segment(segment)
         return segment
 
     def recover(self, state: State) -> State:
-        """After a failed `append`: `state` with the segment if it was written after all."""
+        """After a failed `append`, applies the segment to `state` if it was written after all."""
         key = _segment_uri(self.campaign, self.seq + 1, self.epoch)
         if not self.store.exists(key):
             return state
         segment = _decoded(key, self.store.get(key))
-        self._is_written(segment)
+        self._count_segment(segment)
         return replay(state, segment)
 
-    def _is_written(self, segment: Segment) -> None:
+    def _count_segment(self, segment: Segment) -> None:
         self.seq, self.last = segment.seq, segment
-        self.unkept += len(segment.entries)
+        self.since_snapshot += len(segment.entries)
 
     def check(self) -> None:
-        """Raises `Fenced` when a newer coordinator has taken over."""
+        """Raises `Fenced` if a newer coordinator has taken over."""
         if self.store.exists(_epoch_uri(self.campaign, self.epoch + 1)):
             raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
 
     def snapshot(self, state: State) -> None:
-        """Now and then, keep the state, so that opening the ledger stays quick."""
-        if snapshots.is_due(state, self.unkept):
+        """Writes a snapshot of `state` if one is due."""
+        if snapshots.is_due(state, self.since_snapshot):
             name = _name(self.seq, self.epoch)
-            snapshots.keep(self.store, self.campaign, name, self.seq, state)
-            self.unkept = 0
+            snapshots.write(self.store, self.campaign, name, self.seq, state)
+            self.since_snapshot = 0
 
 
 def _nonce(data: bytes) -> object:
@@ -159,25 +165,28 @@ def _nonce(data: bytes) -> object:
 
 
 def replay(state: State, segment: Segment) -> State:
-    """The state after a segment: facts are applied, nothing is decided again."""
+    """The state after a segment: its messages are applied, and nothing is decided again."""
     for entry in segment.entries:
         if not entry.unprocessable:
-            state = apply(state, entry.heard)
+            state = apply(state, entry.event)
         for message in entry.decided:
             state = apply(state, message)
     return state
 
 
 def read_segments(store: Store, campaign: str, after: int = 0) -> Iterator[Segment]:
-    """Segments with numbers above `after` in order, the highest epoch's for each number; only a
-    few of them are in memory at a time. Raises CorruptLedger."""
+    """Yields the valid segments with numbers above `after` in order; only a few are in memory at a
+    time. Raises CorruptLedger if one is missing or cannot be read."""
     valid, _ = _ranked(store, campaign, from_seq=max(1, after))
     yield from _fetched(store, campaign, [number for number in valid if number[0] > after])
 
 
 def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number], list[Number]]:
-    """Numbers of the segments that count, in order, and of the overtaken ones. Raises
-    CorruptLedger when one is missing."""
+    """Numbers of the valid segments, in order, and of those that overtaken writers left behind.
+
+    Of several segments with one number, the highest epoch is valid. Raises CorruptLedger if a
+    number is missing.
+    """
     by_seq: dict[int, list[int]] = {}
     folder = campaign_uri(campaign, "ledger", "")
     for key in store.list(folder, after=f"{folder}{from_seq:08d}"):
@@ -187,7 +196,8 @@ def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number
     overtaken: list[Number] = []
     for seq in sorted(by_seq):
         *lower, highest = sorted(by_seq[seq])
-        # A late write of an overtaken writer may stand alone at the end: its epoch gives it away.
+        # A late write of an overtaken writer can be the only segment with its number, at the end
+        # of the ledger. Its epoch is lower than that of the segment before.
         stale = bool(valid) and highest < valid[-1][1]
         overtaken += [(seq, epoch) for epoch in (*lower, *([highest] if stale else []))]
         valid += [] if stale else [(seq, highest)]
@@ -198,30 +208,31 @@ def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number
 
 
 def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Segment]:
-    """In order, the next few on their way meanwhile: a store may be far away."""
+    """Yields segments in order and fetches the next few meanwhile, to hide the latency of the
+    store."""
     with ThreadPoolExecutor(AHEAD) as pool, _no_full_collections():
         coming: deque[tuple[str, Future[bytes]]] = deque()
         for number in numbers:
             key = _segment_uri(campaign, *number)
             coming.append((key, pool.submit(store.get, key)))
             if len(coming) > AHEAD:
-                yield _arrived(*coming.popleft())
+                yield _received(*coming.popleft())
         while coming:
-            yield _arrived(*coming.popleft())
+            yield _received(*coming.popleft())
 
 
 @contextmanager
 def _no_full_collections() -> Iterator[None]:
-    """Messages and states hold no cycles, and they are kept: to search all of them for garbage
-    again and again takes longer than to fold them. What is young is searched as ever."""
-    gc.set_threshold(*_COLLECTED[:2], 1_000_000_000)
+    """Suspends collections of the oldest generation. Messages and states contain no cycles and stay
+    alive; searching all of them repeatedly takes longer than applying the segments."""
+    gc.set_threshold(*_GC_THRESHOLDS[:2], 1_000_000_000)
     try:
         yield
     finally:
-        gc.set_threshold(*_COLLECTED)
+        gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def _arrived(key: str, data: Future[bytes]) -> Segment:
+def _received(key: str, data: Future[bytes]) -> Segment:
     return _decoded(key, data.result())
 
 
@@ -234,8 +245,8 @@ def _decoded(key: str, data: bytes) -> Segment:
 
 @dataclass
 class LedgerReader:
-    """A ledger followed from outside while its coordinator writes it: `state` is what it told when
-    it was last looked at, `seq` the last segment folded."""
+    """Follows a ledger that a coordinator writes. `state` is the state after segment `seq`, the
+    last one read."""
 
     store: Store
     campaign: str
@@ -244,45 +255,45 @@ class LedgerReader:
 
     @staticmethod
     def begin(store: Store, campaign: str) -> LedgerReader:
-        """Before the first segment (NotFound without the campaign)."""
+        """A reader before the first segment. Raises NotFound if there is no such campaign."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         return LedgerReader(store, campaign, State(spec=spec))
 
     @staticmethod
     def open(store: Store, campaign: str) -> LedgerReader:
-        """At the last segment, by way of the newest snapshot."""
-        reading = LedgerReader.begin(store, campaign)
-        reading.state, reading.seq = _kept(store, campaign, reading.state)
-        reading.look()
-        return reading
+        """A reader at the last segment; starts from the newest snapshot."""
+        reader = LedgerReader.begin(store, campaign)
+        reader.state, reader.seq = _from_snapshot(store, campaign, reader.state)
+        reader.update()
+        return reader
 
-    def look(self) -> None:
-        """Fold the segments written since."""
-        for _ in self.news():
+    def update(self) -> None:
+        """Applies the segments written since the last call."""
+        for _ in self.new_segments():
             pass
 
-    def news(self) -> Iterator[Segment]:
-        """The segments written since, each folded before it is handed out."""
+    def new_segments(self) -> Iterator[Segment]:
+        """Yields the segments written since the last call; each is applied before it is yielded."""
         for segment in read_segments(self.store, self.campaign, after=self.seq):
             self.state, self.seq = replay(self.state, segment), segment.seq
             yield segment
 
 
 def load_state(store: Store, campaign: str) -> State:
-    """The state a ledger tells, read only (NotFound without the campaign)."""
+    """The state of a campaign. Raises NotFound if there is no such campaign."""
     return LedgerReader.open(store, campaign).state
 
 
 def messages_of(segments: Iterable[Segment]) -> Iterator[Message]:
-    """Every message, in order."""
+    """Every message of the segments: each event followed by its decisions."""
     for segment in segments:
         for entry in segment.entries:
-            yield entry.heard
+            yield entry.event
             yield from entry.decided
 
 
-def heard_and_decided(store: Store, campaign: str) -> Iterator[Message]:
-    """Every message of a campaign's ledger, in order: for reports and questions."""
+def read_messages(store: Store, campaign: str) -> Iterator[Message]:
+    """Every message of a campaign's ledger: each event followed by its decisions."""
     return messages_of(read_segments(store, campaign))
 
 
@@ -292,8 +303,7 @@ def campaigns(store: Store) -> list[str]:
 
 
 def begun_and_ended(store: Store) -> tuple[set[str], set[str]]:
-    """Names of the campaigns in a store, and of those that have ended, as far as a look at the
-    keys can tell."""
+    """Names of all campaigns in a store, and of those that have ended. Reads only the keys."""
     begun, ended = set[str](), set[str]()
     for key in store.list("campaigns/"):
         _, name, *rest = key.split("/")
@@ -305,7 +315,7 @@ def begun_and_ended(store: Store) -> tuple[set[str], set[str]]:
 
 
 def verdict(store: Store, campaign: str) -> CampaignFinished | None:
-    """A campaign's last word, without reading its ledger; None while it goes on."""
+    """The verdict on a campaign, without reading its ledger; None if it has not ended."""
     try:
         return CampaignFinished.model_validate_json(store.get(finished_uri(campaign)))
     except NotFound:
@@ -313,7 +323,7 @@ def verdict(store: Store, campaign: str) -> CampaignFinished | None:
 
 
 def take_epoch(store: Store, campaign: str) -> int:
-    """The first epoch nobody has taken, now ours."""
+    """Takes the next free epoch."""
     taken = [
         int(key.rsplit("/", 1)[1]) for key in store.list(campaign_uri(campaign, "epoch") + "/")
     ]
@@ -336,12 +346,12 @@ def _segment_uri(campaign: str, seq: int, epoch: int) -> str:
 
 
 def _name(seq: int, epoch: int) -> str:
-    """Of a segment, and of the snapshot after it."""
+    """Name of a segment and of the snapshot after it."""
     return f"{seq:08d}-{epoch:06d}"
 
 
 def _numbers(key: str) -> Number:
-    """Number and epoch that the key of a segment or a snapshot begins with."""
+    """Number and epoch of a segment or snapshot, from its key."""
     try:
         seq, epoch = key.rsplit("/", 1)[1].partition(".")[0].split("-")
         return int(seq), int(epoch)
@@ -349,12 +359,12 @@ def _numbers(key: str) -> Number:
         raise CorruptLedger(f"{key}: not the name of a segment") from error
 
 
-def _kept(store: Store, campaign: str, empty: State) -> tuple[State, int]:
-    """The state of the newest snapshot after a segment that counts, and that segment's number."""
+def _from_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, int]:
+    """The state of the newest snapshot after a valid segment, and the number of that segment."""
 
-    def counts(key: str) -> bool:
+    def is_valid(key: str) -> bool:
         number = _numbers(key)
         return number in _ranked(store, campaign, from_seq=max(1, number[0] - 1))[0]
 
-    found = snapshots.newest(store, campaign, counts)
+    found = snapshots.newest(store, campaign, is_valid)
     return (empty, 0) if found is None else (found.state, found.seq)

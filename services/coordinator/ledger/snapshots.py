@@ -1,5 +1,9 @@
-"""Snapshots of the state: opening a ledger costs what the state is large, and not what its history
-is long."""
+"""Snapshots of the state: the cost of opening a ledger depends on the size of the state, not on the
+length of its history.
+
+A snapshot is an optional shortcut. One that is missing, damaged or of another format or version of
+the package is skipped, and the segments are applied instead.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,19 @@ from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
 FORMAT = 2
-"""Of the state in a snapshot. It is raised when a field of the state is added, renamed or removed;
-release 0.1.0 wrote none."""
+"""Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
+removed. Release 0.1.0 wrote no snapshots."""
 SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 2
-"""Events between two snapshots: so many, or in a large campaign one for so many of its tasks and
-frames. Then what snapshots cost per event stays the same, and so does what a restart costs for each
-of them: reading it, and folding half an event again."""
-QUICKLY = 1
-"""Level of compression: it costs less time than it saves the store."""
+"""Events between two snapshots: `SNAPSHOT_EVERY` or, in a large campaign, one per
+`ENTRIES_PER_EVENT` tasks and frames, whichever is more. The cost of snapshots per event then stays
+constant as the campaign grows."""
+COMPRESSION_LEVEL = 1
+"""Of gzip: the fastest level, which takes less time than it saves in the transfer."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after segment `seq`; `code` is the version of the package that folded it."""
+    """The state after segment `seq`; `code` is the version of the package that computed it."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
@@ -50,23 +54,23 @@ def code_version() -> str:
 
 
 def is_due(state: State, events: int) -> bool:
-    """Whether the state is to be kept, `events` after the last time."""
+    """Whether a snapshot is due, `events` after the last one."""
     return events >= max(
         SNAPSHOT_EVERY, (len(state.tasks) + len(state.labels.frames)) // ENTRIES_PER_EVENT
     )
 
 
-def keep(store: Store, campaign: str, name: str, seq: int, state: State) -> None:
+def write(store: Store, campaign: str, name: str, seq: int, state: State) -> None:
     snapshot = Snapshot(FORMAT, seq, code_version(), state)
-    data = gzip.compress(_SNAPSHOT.dump_json(snapshot), QUICKLY, mtime=0)
+    data = gzip.compress(_SNAPSHOT.dump_json(snapshot), COMPRESSION_LEVEL, mtime=0)
     store.create(f"{_folder(campaign)}{name}.json.gz", data)
 
 
-def newest(store: Store, campaign: str, counts: Callable[[str], bool]) -> Snapshot | None:
-    """The newest one made by this code that `counts`, by its name. One that cannot be read is
-    passed over: snapshots only save time, the segments lead to the same state."""
+def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snapshot | None:
+    """The newest readable snapshot of this version of the package whose key `is_valid`; None if
+    there is none."""
     for key in sorted(store.list(_folder(campaign)), reverse=True):
-        if counts(key):
+        if is_valid(key):
             try:
                 snapshot = _SNAPSHOT.validate_json(gzip.decompress(store.get(key)))
             except (NotFound, ValueError, OSError, EOFError, zlib.error):

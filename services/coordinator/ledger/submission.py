@@ -1,4 +1,8 @@
-"""Reads what was submitted: the frozen spec and `submitted.json`."""
+"""Reads what was submitted: the frozen spec and the event in `submitted.json`.
+
+Both objects are written before the coordinator sees the campaign, and the ledger contains the event
+as well. Reports and exports check that the three agree.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +25,34 @@ def _submitted(key: str, body: bytes) -> CampaignSubmitted:
     try:
         earlier = decode(body)
     except ValidationError as error:
-        raise CorruptLedger(f"{key}: not the event that was written: {first_of(error)}") from error
+        raise CorruptLedger(f"{key}: not a campaign-submitted event: {first_of(error)}") from error
     if not isinstance(earlier, CampaignSubmitted):
-        raise CorruptLedger(f"{key}: not the event that was written: {earlier.type}")
+        raise CorruptLedger(f"{key}: not a campaign-submitted event: {earlier.type}")
     return earlier
 
 
-def check_submitted(store: Store, campaign: str, told: CampaignSubmitted | None) -> None:
-    """CorruptLedger where the submission kept in the store is not what the ledger tells (None:
-    it tells of none yet), or the spec is not the one that was submitted."""
+def check_submitted(store: Store, campaign: str, recorded: CampaignSubmitted | None) -> None:
+    """Raises CorruptLedger if the stored submission differs from the one `recorded` in the ledger
+    (None: not recorded yet), or the stored spec from the one that was submitted."""
     key, spec_key = (campaign_uri(campaign, name) for name in ("submitted.json", "spec.json"))
     try:
         body = store.get(key)
     except NotFound:
         return
-    kept = _submitted(key, body)
-    if told is not None and timeless(kept) != timeless(told):
-        raise CorruptLedger(f"{key}: not the event in the ledger, which it was when written")
-    if (found := Ref.to(spec_key, store.get(spec_key))) != kept.spec:
+    stored = _submitted(key, body)
+    if recorded is not None and timeless(stored) != timeless(recorded):
+        raise CorruptLedger(f"{key}: differs from the event in the ledger")
+    if (spec := Ref.to(spec_key, store.get(spec_key))) != stored.spec:
         raise CorruptLedger(
-            f"{spec_key}: sha256 {found.sha256[:SHOWN]} is not {kept.spec.sha256[:SHOWN]}, that of "
-            "the spec submitted"
+            f"{spec_key}: sha256 {spec.sha256[:SHOWN]} differs from that of the submitted spec, "
+            f"{stored.spec.sha256[:SHOWN]}"
         )
 
 
 def stored_spec(store: Store, campaign: str) -> Spec:
-    """The spec that a campaign was begun with; CorruptLedger where it cannot be read."""
+    """The spec that a campaign was submitted with. Raises CorruptLedger if it cannot be read."""
     key = campaign_uri(campaign, "spec.json")
     try:
         return Spec.model_validate_json(store.get(key))
     except ValidationError as error:
-        raise CorruptLedger(f"{key}: not the spec that was written: {first_of(error)}") from error
+        raise CorruptLedger(f"{key}: not a valid spec: {first_of(error)}") from error

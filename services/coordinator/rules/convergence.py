@@ -1,5 +1,9 @@
-"""Verdicts, pure: on a training, on a round, on a campaign. Every number they rest on is counted
-or measured elsewhere; here it is only compared."""
+"""Judges a training, a round and a campaign by the criteria of the spec.
+
+The numbers come from elsewhere: `apply/` counts verdicts on frames and rejected labels, workers
+measure errors and properties. The functions here compare them with the limits and return a verdict
+with the reason that users read in `status`, `logs` and the report.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import Compared, Counts, Trust
 
 STUCK_AFTER = 3
-"""Failed rounds in a row that found nothing to label."""
+"""Consecutive failed rounds without a frame to label, after which a stage is stuck."""
 
 
 def shares(found: ByCondition) -> tuple[float, float]:
-    """Accurate and failed share of one condition. Checks that an early stop cut off count as
-    failed: a trajectory that blew up does not look better for having ended soon."""
+    """Accurate and failed share of one condition. Checks lost to an early stop count as failed, so
+    that an unstable trajectory does not improve the shares by ending soon."""
     planned = found.counts.total + found.dropped
     if planned == 0:
         return 0.0, 0.0
@@ -25,7 +29,7 @@ def shares(found: ByCondition) -> tuple[float, float]:
 
 
 def accurate_by_system(state: State) -> dict[str, float]:
-    """Accurate share of each system in the running round, all its conditions together."""
+    """Accurate share of each system in the running round, over all its conditions."""
     current = state.exploration.round
     assert current is not None
     sums: dict[str, ByCondition] = {}
@@ -38,8 +42,8 @@ def accurate_by_system(state: State) -> dict[str, float]:
     return {system: shares(found)[0] for system, found in sums.items()}
 
 
-def looks_good(state: State) -> bool:
-    """Whether every condition of the running round, so far, would pass."""
+def on_track(state: State) -> bool:
+    """Whether every condition of the running round meets the limits so far."""
     current, limits = state.exploration.round, state.spec.convergence
     if current is None:
         return False
@@ -51,7 +55,7 @@ def looks_good(state: State) -> bool:
 
 
 def by_condition(current: Round) -> dict[str, Counts]:
-    """Frames by verdict for each condition, the dropped ones among the failed."""
+    """Verdict counts of each condition; dropped checks count as failed."""
     return {
         name: found.counts + Counts(failed=found.dropped)
         for name, found in sorted(current.conditions.items())
@@ -59,7 +63,7 @@ def by_condition(current: Round) -> dict[str, Counts]:
 
 
 def judge_training(state: State, trust: Trust) -> dict[str, Any]:
-    """Whether the committee learned its own training frames well below `low`."""
+    """Whether the training error of the committee is well below the trust level `low`."""
     training, before = state.spec.training, state.committee.judged_training
     force = max(member.train.force for member in state.committee.members.values())
     limit = training.limited_above * trust.low
@@ -72,54 +76,54 @@ def judge_training(state: State, trust: Trust) -> dict[str, Any]:
         verdict, why = "training-limited", f"{error} is above {limit:.3g}"
         if before is not None and before.verdict != "sound" and force > 0.9 * before.force:
             verdict = "label-noise-limited"
-            why = f"{error}, hardly below {before.force:.3g} of the training before"
+            why = f"{error}, barely below the {before.force:.3g} of the previous training"
         else:
             factor = longer
     return {"verdict": verdict, "force": force, "lengthen": factor, "why": why}
 
 
 def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str]:
-    """The convergence test of one round; the first rule broken is the reason."""
-    broken = _broken_rule(state)
-    if broken is None and properties.decide_now(state):
-        hopeless = properties.hopeless(state, _measured(state))
-        if hopeless is not None:
-            return "stuck", hopeless
-        broken = properties.broken(state, _measured(state))
-    if broken is None:
-        return "passed", _praise(state)
+    """Runs the convergence test of a round; the first criterion that fails is the reason."""
+    failure = _failed_criterion(state)
+    if failure is None and properties.decide_now(state):
+        unattainable = properties.unattainable(state, _measured(state))
+        if unattainable is not None:
+            return "stuck", unattainable
+        failure = properties.failure(state, _measured(state))
+    if failure is None:
+        return "passed", _pass_summary(state)
     current, stage = state.exploration.round, state.exploration.stage
     assert current is not None
     learned = current.chosen > 0 or bool(state.dataset.fresh)
     if learned or stage.rounds_without_labels + 1 < STUCK_AFTER:
-        return "failed", broken
-    return "stuck", f"{broken}, and {STUCK_AFTER} rounds in a row found nothing to label"
+        return "failed", failure
+    return "stuck", f"{failure}; no frame to label in {STUCK_AFTER} consecutive rounds"
 
 
 def awaits_properties(state: State) -> bool:
-    """Whether it is for the properties, not yet measured under this version, to say if the round
-    passes."""
+    """Whether the round meets all other criteria and the properties of its committee are not
+    measured yet."""
     if not properties.decide_now(state) or _measured(state):
         return False
-    return _broken_rule(state) is None and properties.unlabelled(state) is None
+    return _failed_criterion(state) is None and properties.unlabelled(state) is None
 
 
 def _measured(state: State) -> tuple[Compared, ...]:
-    """By the newest committee."""
+    """Properties of the newest committee, if they are measured."""
     measured = state.committee.measured
     return measured.properties if measured and measured.version == state.committee.version else ()
 
 
-def _broken_rule(state: State) -> str | None:
-    for rule in (_conditions, _rejections, _audit):
-        broken = rule(state)
-        if broken is not None:
-            return broken
+def _failed_criterion(state: State) -> str | None:
+    for criterion in (_conditions, _rejections, _audit):
+        failure = criterion(state)
+        if failure is not None:
+            return failure
     return None
 
 
 def _conditions(state: State) -> str | None:
-    """The *worst* condition must be accurate enough and fail seldom enough."""
+    """Tests the worst condition: its accurate share and its failed share."""
     limits = state.spec.convergence
     worst_first = sorted((shares(c)[0], name, c) for name, c in _to_be_judged(state))
     for _, name, found in worst_first:
@@ -132,7 +136,8 @@ def _conditions(state: State) -> str | None:
 
 
 def _to_be_judged(state: State) -> list[tuple[str, ByCondition]]:
-    """Conditions of the round. Of given frames there may be none left, which is no fault."""
+    """Conditions of the round. A stage that judges given frames may have none left for a condition;
+    that is not a failure."""
     current, stage = state.exploration.round, state.exploration.stage
     assert current is not None
     given = isinstance(state.spec.stages[stage.index].engine, AsGiven)
@@ -148,45 +153,49 @@ def _rejections(state: State) -> str | None:
 
 
 def _audit(state: State) -> str | None:
-    """The measured error, on its 95 % upper bound, from enough frames of enough trajectories."""
+    """Tests the 95 % upper bounds of the measured errors, and that enough frames from enough
+    trajectories were measured."""
     wanted, stage = state.spec.audit, state.exploration.stage
     if wanted.per_round == 0:
         return None
     have, origins = len(stage.audits), len(set(stage.audits.values()))
     if have < wanted.min_frames:
-        return f"{have} audit frames, {wanted.min_frames} needed"
+        return f"{have} audit frames, {wanted.min_frames} required"
     if origins < wanted.min_trajectories:
-        return f"audit frames from {origins} trajectories, {wanted.min_trajectories} needed"
+        return f"audit frames from {origins} trajectories, {wanted.min_trajectories} required"
     audit = stage.audit
     if audit is None:
-        return "no audit yet"
+        return "no audit result yet"
     if audit.force_upper > wanted.force_rmse:
         return (
-            f"audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å (95 %), "
+            f"audit force RMSE {audit.force:.3g} eV/Å, 95 % upper bound {audit.force_upper:.3g}, "
             f"above {wanted.force_rmse:g}"
         )
     if audit.exceed_upper > wanted.exceed:
         return (
-            f"P(error > {wanted.error_target:g} eV/Å | accurate) up to {audit.exceed_upper:.1%} "
-            f"(95 %), above {wanted.exceed:.1%}"
+            f"P(error > {wanted.error_target:g} eV/Å | accurate): 95 % upper bound "
+            f"{audit.exceed_upper:.1%}, above {wanted.exceed:.1%}"
         )
     return None
 
 
-def _praise(state: State) -> str:
+def _pass_summary(state: State) -> str:
     found = [(shares(c)[0], name) for name, c in _to_be_judged(state)]
     accurate, worst = min(found, default=(1.0, ""))
-    text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frame is left"
+    text = f"worst condition {worst}: {accurate:.1%} accurate" if found else "no frames left"
     audit = state.exploration.stage.audit
     if state.spec.audit.per_round and audit is not None:
-        text += f"; audit force RMSE {audit.force:.3g}, up to {audit.force_upper:.3g} eV/Å"
+        text += (
+            f"; audit force RMSE {audit.force:.3g} eV/Å, 95 % upper bound {audit.force_upper:.3g}"
+        )
     if properties.decide_now(state):
         text += "; properties within tolerance"
     return text
 
 
 def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"], str]:
-    """The last word: every stage converged, and the final model shows what it must."""
+    """The verdict on the campaign: every stage has converged and the final model meets the
+    criteria."""
     for ended in state.exploration.ended:
         if ended.verdict != "converged":
             name = state.spec.stages[ended.stage].name
@@ -197,16 +206,16 @@ def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"],
         return "not-converged", f"the final model was not verified: {state.final.failure}"
     if not verified.stable:
         return "not-converged", f"the final model is not stable: {verified.detail}"
-    broken = properties.broken(state, verified.properties)
-    if broken is not None:
-        return "not-converged", f"the final model: {broken}"
+    failure = properties.failure(state, verified.properties)
+    if failure is not None:
+        return "not-converged", f"the final model: {failure}"
     return _judge_test(verified, state.spec.verification.max_force_error)
 
 
 def _judge_test(
     verified: Verified, limit: float
 ) -> tuple[Literal["converged", "not-converged"], str]:
-    """Within `limit`, a share of the RMS force."""
+    """Compares the held-out force RMSE with `limit`, a fraction of the RMS force."""
     test, stable = verified.test, f"stable NVE run of {verified.length_ps:g} ps"
     if test is None:
         return "converged", f"all stages converged; {stable}; no held-out set"

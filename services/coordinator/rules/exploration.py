@@ -1,4 +1,10 @@
-"""Exploration by the newest committee, and what to do with verdicts of older ones."""
+"""Decides when trajectories are started, and what happens to the verdicts of older committees.
+
+A round tries the newest committee on every condition of the stage: `begin_round` issues one Explore
+task per trajectory. When a newer committee becomes ready, `supersede` cancels trajectories that
+have not started, `rejudge` sends waiting candidates and unstarted label frames to a Judge task, and
+`revoke_accurate` withdraws labels that the new committee no longer needs.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +44,15 @@ JUDGE_BATCH, MOST_NAMED = 60, 500
 
 
 def supersede(decisions: Decisions) -> None:
-    """A new committee: what waits to explore by the old one is not wanted any more, and what
-    waits to be labelled is judged again."""
+    """Cancels the trajectories of the previous committee that have not started."""
     if not isinstance(decisions.decided[-1] if decisions.decided else None, m.ModelsReady):
         return
     for task in tasks_of(decisions.state, m.Explore, "open"):
-        cancel(decisions, task, f"committee {decisions.state.committee.version} is ready")
+        cancel(decisions, task, f"superseded by committee {decisions.state.committee.version}")
 
 
 def rejudge(decisions: Decisions) -> None:
-    """Waiting candidates, and frames whose label nobody has started, before the new committee."""
+    """Has the new committee judge stale candidates, and frames whose labeling has not started."""
     state = decisions.state
     frames: tuple[FrameRef, ...] = ()
     if already_decided(decisions, m.ModelsReady) and not already_decided(decisions, m.Judge):
@@ -61,7 +66,7 @@ def rejudge(decisions: Decisions) -> None:
             state.committee.version,
             *(item.frames.uri for item in pool),
             *(ref.key for ref in waiting),
-            title=f"judge {sum(item.count for item in pool) + len(waiting)} frames again",
+            title=f"re-judge {sum(item.count for item in pool) + len(waiting)} frames",
             committee=state.committee.manifest,
             version=state.committee.version,
             trust=current_trust(state),
@@ -71,7 +76,8 @@ def rejudge(decisions: Decisions) -> None:
 
 
 def _batches(items: Iterable[PoolItem]) -> Iterator[tuple[PoolItem, ...]]:
-    """So many at a time that the answer can name every offered frame among them."""
+    """Splits items into tasks. The result of a task lists every offered frame by key, and a message
+    has room for `MOST_NAMED` of them."""
     batch, named = list[PoolItem](), 0
     for item in items:
         offered = item.count if is_offered(item.trajectory) else 0
@@ -85,7 +91,7 @@ def _batches(items: Iterable[PoolItem]) -> Iterator[tuple[PoolItem, ...]]:
 
 
 def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:
-    """Frames of label tasks that nobody has started, chosen by an older committee."""
+    """Training frames of label tasks that have not started."""
     if state.spec.mode == "lockstep":
         return ()
     refs = (ref for task in tasks_of(state, m.Label, "open") for ref in label_frames(task))
@@ -97,7 +103,7 @@ def label_frames(task: Task) -> tuple[FrameRef, ...]:
 
 
 def revoke_accurate(decisions: Decisions) -> None:
-    """Labels nobody has started and nobody needs any more."""
+    """Cancels label tasks that have not started and whose frames are accurate now."""
     event = decisions.event
     assert isinstance(event, m.FramesJudged)
     accurate = set(event.accurate)
@@ -107,7 +113,7 @@ def revoke_accurate(decisions: Decisions) -> None:
 
 
 def begin_round(decisions: Decisions) -> None:
-    """Try the newest committee on every condition of the stage, from the start."""
+    """Starts a round: the newest committee explores every condition of the stage."""
     state, committee = decisions.state, decisions.state.committee
     if not committee.version or committee.training is not None or state.exploration.round:
         return
@@ -115,13 +121,14 @@ def begin_round(decisions: Decisions) -> None:
         return
     if state.exploration.stage.trust is None:
         set_trust(decisions, *opening_trust(state))
-    known = _known(decisions)
+    known = _known_frames(decisions)
     for index, (condition, number) in enumerate(_planned_trajectories(state)):
         _issue_trajectory(decisions, index, condition, number, known)
 
 
-def _known(decisions: Decisions) -> Ref | None:
-    """Frames whose label was asked for, which a stage that looks at given ones leaves out."""
+def _known_frames(decisions: Decisions) -> Ref | None:
+    """Keys of the frames that are already in the campaign: a stage that judges given frames skips
+    them."""
     state = decisions.state
     if not isinstance(stage_of(state).engine, AsGiven):
         return None
@@ -167,6 +174,6 @@ def _planned_trajectories(state: State) -> Iterator[tuple[Condition, int]]:
 
 
 def _trajectories(state: State, system: str) -> int:
-    """Of one condition of the current stage."""
+    """Number of trajectories per condition of the current stage."""
     assert state.submitted is not None
     return stage_of(state).trajectories(len(state.submitted.systems[system]))

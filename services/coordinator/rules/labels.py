@@ -1,4 +1,9 @@
-"""Labels: bundles, the held-out set, manifests of labelled frames."""
+"""Decides which frames are labelled, and freezes lists of labelled frames into manifests.
+
+Every frame whose label was requested waits in `state.labels.waiting` until `label_waiting` puts it
+into a Label task. Labels come back one by one; audits, properties and the held-out set need lists
+of them, which travel as manifests because a message has no room for them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from dpstream.shared.values import Dataset, FrameRef, Ref, is_offered, stable_id
 
 
 def begin_references(decisions: Decisions) -> None:
-    """Reference dynamics for the held-out set, beside everything else."""
+    """Issues the reference dynamics for the held-out set, which runs alongside the loop."""
     state = decisions.state
     reference, submitted = state.spec.verification.reference_md, state.submitted
     assert submitted is not None
@@ -35,7 +40,7 @@ def begin_references(decisions: Decisions) -> None:
 
 
 def label_waiting(decisions: Decisions) -> None:
-    """Frames that wait for a label, in bundles."""
+    """Issues Label tasks for the frames that wait for one, in bundles."""
     state = decisions.state
     if not state.labels.waiting:
         return
@@ -43,7 +48,7 @@ def label_waiting(decisions: Decisions) -> None:
     for priority, refs in _bundles(state):
         decisions.command(
             m.Label,
-            *_never_asked(state, state.committee.version, *(ref.key for ref in refs)),
+            *_new_task_identity(state, state.committee.version, *(ref.key for ref in refs)),
             title=f"label {len(refs)} frames",
             capability=state.spec.labels.capability,
             recipe=state.submitted.recipe.digest,
@@ -54,8 +59,8 @@ def label_waiting(decisions: Decisions) -> None:
 
 
 def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
-    """Frames that wait, and their priority. Those of a generator share no task with others: one
-    that no code survives costs nobody else's label."""
+    """Bundles of waiting frames, with their priority. Frames of different generators never share a
+    task, so that a frame that crashes the labeling code affects only its own generator."""
 
     def owner(key: str) -> tuple[int, str]:
         offer = state.proposals.offers.get(key)
@@ -68,8 +73,8 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
             yield -rank, tuple(state.labels.frames[key].ref for key in keys[first : first + size])
 
 
-def _never_asked(state: State, *what: object) -> tuple[object, ...]:
-    """`what` as the identity of a new label task: the same frames may be asked for once more
+def _new_task_identity(state: State, *what: object) -> tuple[object, ...]:
+    """`what`, extended until no task has this identity: the same frames may be requested again
     after their task was revoked."""
     while stable_id(state.spec.name, m.Label.__name__, *what) in state.tasks:
         what = (*what, "again")
@@ -77,7 +82,7 @@ def _never_asked(state: State, *what: object) -> tuple[object, ...]:
 
 
 def freeze_test(decisions: Decisions) -> None:
-    """The held-out set, once every reference trajectory has ended."""
+    """Freezes the held-out set once every reference trajectory has ended."""
     state = decisions.state
     references = state.dataset.references
     if state.dataset.test is not None or not references or state.alive(m.Reference):
@@ -87,7 +92,7 @@ def freeze_test(decisions: Decisions) -> None:
 
 
 def audit_manifest(decisions: Decisions, stages: Iterable[int]) -> Ref | None:
-    """Audit labels drawn under these stages."""
+    """Manifest of the labelled audit frames of these stages; None if there are none."""
     wanted = set(stages)
     labels = decisions.state.labels
     labelled = (labels.frames[key] for key in sorted(labels.audited))
@@ -99,8 +104,8 @@ def audit_manifest(decisions: Decisions, stages: Iterable[int]) -> Ref | None:
 
 
 def pairs_manifest(decisions: Decisions) -> Ref | None:
-    """Labels of explored frames that this version has not trained on: what calibrates `auto` trust
-    levels."""
+    """Manifest of labelled explored frames that the newest committee has not trained on; they
+    calibrate `auto` trust levels."""
     state = decisions.state
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust):
@@ -114,8 +119,8 @@ def pairs_manifest(decisions: Decisions) -> Ref | None:
 
 
 def points_manifest(decisions: Decisions) -> Ref | None:
-    """Labels of the structures that properties follow from, property by property; None where
-    there are none, or one has no label."""
+    """Manifest of the labels that the properties are computed from, property by property; None if
+    there are no properties or a label is missing."""
     submitted, frames = decisions.state.submitted, decisions.state.labels.frames
     assert submitted is not None
     points = [(str(n), frames[ref.key]) for n, refs in enumerate(submitted.points) for ref in refs]

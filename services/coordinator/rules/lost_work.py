@@ -1,4 +1,10 @@
-"""Work that was released, failed or lost: the next attempt, or the end."""
+"""Decides what follows when an attempt was released, failed or lost.
+
+The task gets another attempt under the same id, until `max_attempts` attempts have counted against
+it or the failure is permanent. Then it is abandoned. If the campaign cannot continue without the
+task, it is paused until a user resumes it; `dpstream retry` revives any abandoned task that is
+still of use.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,16 @@ from dpstream.shared import messages as m
 from dpstream.shared.values import stable_id
 
 ESSENTIAL = (m.Train, m.Select, m.Audit, m.Measure)
-"""The campaign cannot go on without these: abandoning one pauses it."""
+"""Tasks the campaign cannot continue without: abandoning one pauses it."""
 FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
     m.Train: {"resume": None},
     m.Explore: {"resume": None, "from_chunk": 0},
 }
-"""What a new attempt forgets of the earlier ones in a reproducible campaign."""
+"""Progress of earlier attempts that a new attempt discards in a reproducible campaign."""
 
 
 def reissue_lost(decisions: Decisions) -> None:
-    """The next attempt of a task that was released, failed or lapsed; or its end."""
+    """Issues the next attempt of a task that was released, failed or lapsed, or abandons it."""
     event = decisions.event
     assert isinstance(event, m.TaskEvent)
     task = decisions.state.tasks.get(event.task)
@@ -27,7 +33,7 @@ def reissue_lost(decisions: Decisions) -> None:
         return
     permanent = isinstance(event, m.TaskFailed) and event.permanent
     if permanent or task.lapses >= decisions.state.spec.max_attempts:
-        reason = getattr(event, "reason", "its worker was lost")
+        reason = getattr(event, "reason", "the worker was lost")
         _abandon(decisions, task, reason)
     else:
         _reissue(decisions, task)
@@ -60,14 +66,15 @@ def _abandon(decisions: Decisions, task: Task, reason: str) -> None:
 
 
 def retry_abandoned(decisions: Decisions) -> None:
-    """A person said go on: what paused the campaign gets another attempt."""
+    """After `resume`, issues another attempt of the tasks that paused the campaign."""
     for task in abandoned(decisions.state):
         if isinstance(task.command, ESSENTIAL):
             _reissue(decisions, task)
 
 
-def retry_asked(decisions: Decisions) -> None:
-    """A person wants the tasks named, or all, tried again: those that are still of use."""
+def retry_requested(decisions: Decisions) -> None:
+    """After `retry`, issues another attempt of the named tasks, or of all, that are still of
+    use."""
     event = decisions.event
     assert isinstance(event, m.TasksRetried)
     for task in abandoned(decisions.state):
@@ -77,13 +84,13 @@ def retry_asked(decisions: Decisions) -> None:
 
 
 def abandoned(state: State) -> list[Task]:
-    given_up = [task for task in state.tasks.values() if task.status == "abandoned"]
-    return sorted(given_up, key=lambda task: task.command.task)
+    tasks = [task for task in state.tasks.values() if task.status == "abandoned"]
+    return sorted(tasks, key=lambda task: task.command.task)
 
 
 def is_of_use(state: State, task: Task) -> bool:
-    """Whether a new attempt of an abandoned task could still change anything. Trajectories and
-    verdicts given up are in the books of their round already."""
+    """Whether a new attempt of an abandoned task could still change anything. The round of an
+    abandoned trajectory or judgement has already counted it."""
     if isinstance(task.command, m.Reference):
         return state.dataset.test is None
     return isinstance(task.command, (*ESSENTIAL, m.Label))

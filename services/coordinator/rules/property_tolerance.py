@@ -1,5 +1,8 @@
-"""Properties of the models beside those by the recipe, pure: when they decide, whether they can be
-had at all, and whether they are near enough."""
+"""Compares properties of the models with those of the labeling recipe.
+
+`decide_now` says when they matter, `unattainable` whether the recipe yields them at all, and
+`failure` names the property that is farthest outside its tolerance.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from dpstream.shared.values import Compared
 
 
 def decide_now(state: State) -> bool:
-    """Whether a round of this version, should it pass, ends the last stage. A committee that was
-    not trained from scratch has to be confirmed by one that is: its properties do not matter."""
+    """Whether the properties decide on the running round: it could end the last stage. A warm
+    committee has to be confirmed by a cold one, so its properties are not tested."""
     last = state.exploration.stage.index == len(state.spec.stages) - 1
     return bool(state.spec.verification.properties) and last and state.committee.is_cold
 
 
 def unlabelled(state: State) -> str | None:
-    """Why a property by the recipe will never be known, if labels are missing."""
+    """Why the recipe yields no value of a property: one of its structures has no label. Otherwise
+    None."""
     assert state.submitted is not None
     for number, refs in enumerate(state.submitted.points):
         missing = sum(state.labels.frames[ref.key].label is None for ref in refs)
@@ -31,26 +35,26 @@ def unlabelled(state: State) -> str | None:
     return None
 
 
-def hopeless(state: State, found: Sequence[Compared]) -> str | None:
-    """Why no model will ever pass, if so: the recipe itself has no such property."""
+def unattainable(state: State, measured: Sequence[Compared]) -> str | None:
+    """Why no model can pass, because the recipe itself yields no value; otherwise None."""
     missing = unlabelled(state)
     if missing is not None:
         return missing
-    return next((_said(state, each) for each in found if each.recipe is None), None)
+    return next((_describe(state, each) for each in measured if each.recipe is None), None)
 
 
-def broken(state: State, found: Sequence[Compared]) -> str | None:
-    """The number farthest beyond its tolerance, if any is."""
+def failure(state: State, measured: Sequence[Compared]) -> str | None:
+    """Describes the value farthest outside its tolerance; None if all are within."""
     if not state.spec.verification.properties:
         return None
-    if not found:
+    if not measured:
         return "no property was measured"
-    worst = max(found, key=lambda each: _off(each) / _tolerance(state, each))
-    return _said(state, worst) if _off(worst) > _tolerance(state, worst) else None
+    worst = max(measured, key=lambda each: _relative_error(each) / _tolerance(state, each))
+    return _describe(state, worst) if _relative_error(worst) > _tolerance(state, worst) else None
 
 
-def _off(each: Compared) -> float:
-    """Difference as a share of the recipe's number."""
+def _relative_error(each: Compared) -> float:
+    """Deviation relative to the recipe's value; infinite if either value is missing."""
     if each.model is None or each.recipe is None or each.recipe == 0:
         return math.inf
     return abs(each.model - each.recipe) / abs(each.recipe)
@@ -60,11 +64,12 @@ def _tolerance(state: State, each: Compared) -> float:
     return state.spec.verification.properties[each.property].tolerance
 
 
-def _said(state: State, each: Compared) -> str:
+def _describe(state: State, each: Compared) -> str:
     name = f"{each.name} of {state.spec.verification.properties[each.property].system}"
     if each.model is None or each.recipe is None:
         return f"{name}: {each.why}"
+    tolerance = f"tolerance {100 * _tolerance(state, each):g}%"
     return (
-        f"{name} off by {_off(each):.1%} (tolerance {100 * _tolerance(state, each):g}%): "
-        f"{each.model:.4g} {each.unit}, {each.recipe:.4g} by the recipe"
+        f"{name} off by {_relative_error(each):.1%} ({tolerance}): "
+        f"{each.model:.4g} {each.unit}, recipe {each.recipe:.4g} {each.unit}"
     )

@@ -1,4 +1,11 @@
-"""Frames that external generators offer: taken or refused, judged, and what they are told."""
+"""Decides what happens to frames that external generators propose.
+
+A proposal is refused at once if it breaks a limit. Otherwise a Screen task checks its frames and,
+in mode `screen`, judges them with the committee; candidates become *offers* in the pool. An offer
+stays open until its frame is labelled, rejected or no longer a candidate. `report_to_generators`
+publishes every verdict on an offered frame as a StructuresJudged event, under the generator's own
+numbering.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +20,11 @@ from dpstream.shared.values import LONGEST_REASON, FrameVerdict, Screened, campa
 
 FORMATS = (".npz", ".extxyz")
 
-# ------------------------------------------------------------------------------ taken or refused
+# ----------------------------------------------------------------------------- accepted or refused
 
 
-def take_proposal(decisions: Decisions) -> None:
-    """Refuse a new proposal at once, or keep its frames for the judge."""
+def accept_proposal(decisions: Decisions) -> None:
+    """Accepts a new proposal, or refuses it at once."""
     event = decisions.event
     assert isinstance(event, m.StructuresProposed)
     name = proposal_id(event)
@@ -30,8 +37,8 @@ def take_proposal(decisions: Decisions) -> None:
 
 
 def _refusal(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
-    for rule in (_closed, _misshapen, _too_much):
-        why = rule(state, event, proposal)
+    for check in (_closed, _malformed, _over_quota):
+        why = check(state, event, proposal)
         if why is not None:
             return why
     return None
@@ -41,75 +48,77 @@ def _closed(state: State, event: m.StructuresProposed, proposal: Proposal) -> st
     if state.finished is not None:
         return "the campaign has ended"
     if not state.spec.proposals.enabled:
-        return "the campaign takes no proposals"
-    return "exploration is over" if state.stages_over else None
+        return "the campaign does not accept proposals"
+    return "exploration has ended" if state.stages_over else None
 
 
-def _misshapen(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
+def _malformed(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
     limits, batch = state.spec.proposals, event.batch
     if (batch is None) == (not event.frames):
-        return "give frames or a batch, one of the two"
+        return "a proposal contains either frames or a batch"
     if proposal.count < 1:
-        return "count: how many frames the batch holds"
+        return "count must be the number of frames in the batch"
     if proposal.count > limits.max_frames:
-        return f"{proposal.count} frames in one message, above {limits.max_frames}"
+        return f"{proposal.count} frames in one message; the limit is {limits.max_frames}"
     if batch is None:
         return None
     folder = campaign_uri(event.campaign, "proposals", "")
     if not batch.uri.startswith(folder) or not batch.uri.endswith(FORMATS):
-        return f"the batch is to be {' or '.join(FORMATS)} under {folder}"[:LONGEST_REASON]
+        return f"the batch must be a {' or '.join(FORMATS)} object under {folder}"[:LONGEST_REASON]
     if batch.size > limits.max_bytes:
-        return f"a batch of {batch.size} bytes, above {limits.max_bytes}"
+        return f"the batch has {batch.size} bytes; the limit is {limits.max_bytes}"
     return None
 
 
-def _too_much(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
+def _over_quota(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
     limits, name = state.spec.proposals, proposal.generator
     if state.proposals.intake[name].frames > limits.frames_per_hour:
-        return f"more than {limits.frames_per_hour} frames in an hour; try again later"
-    mine = [p for p in state.proposals.waiting.values() if p.generator == name]
-    waiting = sum(proposal.count for proposal in mine)
+        return f"more than {limits.frames_per_hour} frames in one hour; try again later"
+    waiting = sum(p.count for p in state.proposals.waiting.values() if p.generator == name)
     if waiting > limits.outstanding:
-        return f"{waiting} frames wait to be judged, above {limits.outstanding}; try again later"
+        return (
+            f"{waiting} frames are waiting to be judged; the limit is {limits.outstanding}; "
+            "try again later"
+        )
     return None
 
 
 def _refuse(decisions: Decisions, name: str, why: str) -> None:
     proposal = decisions.state.proposals.waiting[name]
-    _say(decisions, name, proposal, 0, refused=why, first=proposal.first, count=proposal.count)
+    _publish(decisions, name, proposal, 0, refused=why, first=proposal.first, count=proposal.count)
 
 
-# ------------------------------------------------------------------------------ sent to the judge
+# --------------------------------------------------------------------------------------- screening
 
 
 def screen_proposals(decisions: Decisions) -> None:
-    """Ask the judge about proposals whose time has come, the most urgent first."""
+    """Issues Screen tasks for the proposals that are due, the most urgent first."""
     state, waiting = decisions.state, decisions.state.proposals.waiting
     unscreened = state.proposals.unscreened
     for name in sorted(unscreened, key=lambda name: (-waiting[name].priority, name)):
         if state.stages_over:
-            _refuse(decisions, name, "exploration is over")
+            _refuse(decisions, name, "exploration has ended")
         elif _is_due(state, waiting[name]):
-            _ask_judge(decisions, name)
+            _issue_screening(decisions, name)
 
 
 def _is_due(state: State, proposal: Proposal) -> bool:
-    """Lockstep: with the next round that begins, so that what a round selects from does not
-    depend on when exactly it was offered."""
+    """In lockstep, a proposal is screened with the next round that begins, so that the candidates
+    of a round do not depend on the exact time of the proposal."""
     if state.spec.mode == "lockstep":
         current = state.exploration.round
         return current is not None and current.number > proposal.round
     return proposal.mode == "label" or state.committee.version > 0
 
 
-def _ask_judge(decisions: Decisions, name: str) -> None:
+def _issue_screening(decisions: Decisions, name: str) -> None:
     state = decisions.state
     proposal = state.proposals.waiting[name]
     judged = proposal.mode == "screen"
     decisions.command(
         m.Screen,
         name,
-        title=f"judge {proposal.count} frames of generator {proposal.generator}",
+        title=f"screen {proposal.count} frames from generator {proposal.generator}",
         proposal=name,
         frames=proposal.frames,
         count=proposal.count,
@@ -120,20 +129,20 @@ def _ask_judge(decisions: Decisions, name: str) -> None:
     )
 
 
-# ------------------------------------------------------------------------------ what they are told
+# ------------------------------------------------------------------------------ reported verdicts
 
 
-Word = tuple[Offer, FrameVerdict]
+OfferVerdict = tuple[Offer, FrameVerdict]
 
 
-def tell_generators(decisions: Decisions) -> None:
-    """Everything that this event, and what was decided upon it, means for offered frames."""
+def report_to_generators(decisions: Decisions) -> None:
+    """Reports every verdict on offered frames that follows from the event and its decisions."""
     if not decisions.state.proposals.offers and not decisions.state.proposals.waiting:
         return
     for message in (decisions.event, *decisions.decided):
-        tell = TELL.get(type(message))
-        if tell is not None:
-            tell(decisions, message)
+        report = REPORTS.get(type(message))
+        if report is not None:
+            report(decisions, message)
 
 
 def _screened(decisions: Decisions, event: m.StructuresScreened) -> None:
@@ -146,39 +155,42 @@ def _screened(decisions: Decisions, event: m.StructuresScreened) -> None:
     if event.refused:
         _refuse(decisions, name, event.refused)
     else:
-        verdicts = tuple(_verdict(decisions.state, name, found) for found in event.found)
-        _say(decisions, name, proposal, event.version, verdicts=verdicts)
+        verdicts = tuple(_screen_verdict(decisions.state, name, found) for found in event.found)
+        _publish(decisions, name, proposal, event.version, verdicts=verdicts)
 
 
-def _verdict(state: State, name: str, found: Screened) -> FrameVerdict:
-    """The judge's word, unless the frame is known already or there is no room for it."""
-    word = FrameVerdict.model_validate(found.model_dump(exclude={"batch", "row"}))
+def _screen_verdict(state: State, name: str, found: Screened) -> FrameVerdict:
+    """The verdict of the Screen task; *duplicate* if the campaign already has the frame, *refused*
+    if the label budget is exhausted."""
+    verdict = FrameVerdict.model_validate(found.model_dump(exclude={"batch", "row"}))
     if found.row is None or found.key is None:
-        return word
+        return verdict
     offer, frame = state.proposals.offers.get(found.key), state.labels.frames.get(found.key)
     if offer is not None and (offer.proposal, offer.index) == (name, found.index):
-        return word
+        return verdict
     if offer is not None:
-        why = f"offered before, by {offer.generator} in {offer.correlation}"[:LONGEST_REASON]
-        return word.model_copy(update={"verdict": "duplicate", "reason": why})
+        why = f"already offered by {offer.generator} in {offer.correlation}"[:LONGEST_REASON]
+        return verdict.model_copy(update={"verdict": "duplicate", "reason": why})
     if frame is not None:
-        why = f"known to the campaign: {frame.status}"
-        return word.model_copy(update={"verdict": "duplicate", "reason": why})
-    return word.model_copy(update={"verdict": "refused", "reason": "no labels left to buy"})
+        why = f"already in the campaign: {frame.status}"
+        return verdict.model_copy(update={"verdict": "duplicate", "reason": why})
+    return verdict.model_copy(update={"verdict": "refused", "reason": "label budget exhausted"})
 
 
 def _labels(decisions: Decisions, event: m.LabelsDone) -> None:
-    _tell(decisions, _answers(decisions.state, event))
+    _report(decisions, _label_verdicts(decisions.state, event))
 
 
-def _answers(state: State, event: m.LabelsDone) -> Iterator[Word]:
+def _label_verdicts(state: State, event: m.LabelsDone) -> Iterator[OfferVerdict]:
     for accepted in event.accepted:
         if accepted.key in state.proposals.offers:
-            yield _word(state, accepted.key, "labelled", energy=accepted.energy)
+            yield _offer_verdict(state, accepted.key, "labelled", energy=accepted.energy)
     for rejected in event.rejected:
         known = state.labels.frames[rejected.key]
         if rejected.key in state.proposals.offers and known.status == "rejected":
-            yield _word(state, rejected.key, "rejected", f"{rejected.rule}: {rejected.detail}")
+            yield _offer_verdict(
+                state, rejected.key, "rejected", f"{rejected.rule}: {rejected.detail}"
+            )
 
 
 def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
@@ -187,33 +199,41 @@ def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
     state = decisions.state
     idle = [k for k in keys if k in state.proposals.offers and _is_idle(state, k)]
     if state.finished is not None:
-        _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
+        _report(
+            decisions,
+            [_offer_verdict(state, key, "dropped", "the campaign has ended") for key in idle],
+        )
         return
     why = f"accurate under committee {state.committee.version}"
     dropped = [key for key in idle if state.labels.frames[key].status == "revoked"]
-    _tell(decisions, [_word(state, key, "dropped", why) for key in dropped])
+    _report(decisions, [_offer_verdict(state, key, "dropped", why) for key in dropped])
 
 
 def _judged_again(decisions: Decisions, event: m.FramesJudged) -> None:
-    known = {k: v for k, v in event.offered.items() if _only_waits(decisions.state, k)}
-    why = f"no candidate under committee {event.version}"
-    _tell(decisions, [_word(decisions.state, k, v, why) for k, v in known.items()], event.version)
+    unrequested = {k: v for k, v in event.offered.items() if _is_unrequested(decisions.state, k)}
+    why = f"not a candidate under committee {event.version}"
+    _report(
+        decisions,
+        [_offer_verdict(decisions.state, k, v, why) for k, v in unrequested.items()],
+        event.version,
+    )
 
 
-def _only_waits(state: State, key: str) -> bool:
-    """Offered, and no label asked for."""
+def _is_unrequested(state: State, key: str) -> bool:
+    """Whether the frame is offered and its label not requested."""
     return key in state.proposals.offers and key not in state.labels.frames
 
 
 def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
     state, command = decisions.state, decisions.state.tasks[decision.task].command
     if isinstance(command, m.Screen) and command.proposal in state.proposals.waiting:
-        _refuse(decisions, command.proposal, f"given up {decision.why}"[:LONGEST_REASON])
+        _refuse(decisions, command.proposal, f"abandoned {decision.why}"[:LONGEST_REASON])
     elif isinstance(command, m.Label):
         keys = [ref.key for ref in command.frames if ref.key in state.proposals.offers]
         lost = [key for key in keys if state.labels.frames[key].status == "rejected"]
-        _tell(
-            decisions, [_word(state, key, "rejected", f"given up {decision.why}") for key in lost]
+        _report(
+            decisions,
+            [_offer_verdict(state, key, "rejected", f"abandoned {decision.why}") for key in lost],
         )
 
 
@@ -222,17 +242,19 @@ def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
         _refuse(decisions, name, "the campaign has ended")
     state = decisions.state
     idle = [key for key in sorted(state.proposals.offers) if _is_idle(state, key)]
-    _tell(decisions, [_word(state, key, "dropped", "the campaign has ended") for key in idle])
+    _report(
+        decisions, [_offer_verdict(state, key, "dropped", "the campaign has ended") for key in idle]
+    )
 
 
 def _is_idle(state: State, key: str) -> bool:
-    """Whether no label of this frame is under way: those are let finish."""
+    """Whether no label task for this frame is in progress; those are allowed to finish."""
     return key not in state.labels.frames or state.labels.frames[key].status != "pending"
 
 
-def _word(
+def _offer_verdict(
     state: State, key: str, verdict: Any, reason: str = "", energy: float | None = None
-) -> Word:
+) -> OfferVerdict:
     offer = state.proposals.offers[key]
     return offer, FrameVerdict(
         index=offer.index,
@@ -244,31 +266,33 @@ def _word(
     )
 
 
-def _tell(decisions: Decisions, words: Iterable[Word], version: int = 0) -> None:
-    """One message for each proposal."""
-    by_proposal: dict[str, list[Word]] = {}
-    for offer, verdict in words:
+def _report(decisions: Decisions, verdicts: Iterable[OfferVerdict], version: int = 0) -> None:
+    """Publishes verdicts, one message per proposal."""
+    by_proposal: dict[str, list[OfferVerdict]] = {}
+    for offer, verdict in verdicts:
         by_proposal.setdefault(offer.proposal, []).append((offer, verdict))
     for name, group in sorted(by_proposal.items()):
-        verdicts = sorted((verdict for _, verdict in group), key=lambda verdict: verdict.index)
-        _say(decisions, name, group[0][0], version, verdicts=tuple(verdicts))
+        ordered = sorted((verdict for _, verdict in group), key=lambda verdict: verdict.index)
+        _publish(decisions, name, group[0][0], version, verdicts=tuple(ordered))
 
 
-def _say(decisions: Decisions, name: str, of: Proposal | Offer, version: int, **said: Any) -> None:
-    words = [f"{word.index} {word.verdict}" for word in said.get("verdicts", ())]
+def _publish(
+    decisions: Decisions, name: str, of: Proposal | Offer, version: int, **content: Any
+) -> None:
+    identity = [f"{frame.index} {frame.verdict}" for frame in content.get("verdicts", ())]
     decisions.fact(
         m.StructuresJudged,
         name,
-        *words,
+        *identity,
         generator=of.generator,
         correlation=of.correlation,
         proposal=name,
         version=version,
-        **said,
+        **content,
     )
 
 
-TELL: Mapping[type[m.Message], Callable[[Decisions, Any], None]] = {
+REPORTS: Mapping[type[m.Message], Callable[[Decisions, Any], None]] = {
     m.StructuresScreened: _screened,
     m.LabelsDone: _labels,
     m.TaskRevoked: _revoked,

@@ -1,4 +1,9 @@
-"""When to choose from the pool, and how many."""
+"""Decides when frames are selected from the pool, and how many.
+
+A Select task receives a manifest of the pool: candidate batches and, at the end of a round, the
+reservoirs of accurate and failed frames for the audit. The explorer makes the selection; the limits
+per round, system and trajectory are set here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,8 @@ from dpstream.shared.values import Pool, PoolItem, is_offered, stable_id, stable
 
 
 def select(decisions: Decisions) -> None:
-    """Choose from the pool: at the end of a round, and while streaming whenever enough wait."""
+    """Requests a selection at the end of a round, and while streaming when enough candidates have
+    arrived."""
     state, current = decisions.state, decisions.state.exploration.round
     if current is None or current.closed or state.alive(m.Select):
         return
@@ -23,26 +29,26 @@ def select(decisions: Decisions) -> None:
     over = current.unfinished == 0
     enough = state.candidates.added >= state.spec.selection.select_every
     if over or (state.spec.mode == "streaming" and enough and _free_slots(state)):
-        _ask_selection(decisions, over)
+        _request_selection(decisions, over)
 
 
 def _free_slots(state: State) -> int:
-    """Labels that may still be asked for under this version."""
+    """Labels that may still be requested under this committee version."""
     return max(0, min(state.spec.selection.per_round - state.candidates.selected, state.label_room))
 
 
-def _ask_selection(decisions: Decisions, over: bool) -> None:
+def _request_selection(decisions: Decisions, over: bool) -> None:
     state, current = decisions.state, decisions.state.exploration.round
     assert current is not None
     candidates, reservoirs = state.candidates.pool, current.reservoirs if over else {}
     explored = any(not is_offered(item.trajectory) for item in candidates.values())
-    hopeless = over and not explored and not convergence.looks_good(state)
-    fallback = hopeless and stage_of(state).repeat
+    no_candidate = over and not explored and not convergence.on_track(state)
+    fallback = no_candidate and stage_of(state).repeat
     pool = Pool(
         candidates=() if fallback else tuple(candidates[uri] for uri in sorted(candidates)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
         fallback=fallback,
-        **_taken(state, reservoirs.values()),
+        **_earlier_choices(state, reservoirs.values()),
     )
     body = pool.model_dump_json()
     name = f"pool-{current.number}-{'end' if over else 'mid'}-{stable_id(body)[:8]}"
@@ -63,10 +69,11 @@ def _ask_selection(decisions: Decisions, over: bool) -> None:
     )
 
 
-def _taken(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
-    """Times chosen already, under any version, of the trajectories at hand; and how much of its
-    share each has had. An offered frame stays in the pool until it is accurate, and is not asked
-    for twice."""
+def _earlier_choices(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
+    """`taken`: times of frames chosen earlier, under any version, from the trajectories in the
+    pool; `used`: how many of them count towards the share of this version. An offered frame stays
+    in the pool until it is accurate, so its trajectory is marked as used once its label was
+    requested."""
     candidates = state.candidates
     here = {item.trajectory for item in (*candidates.pool.values(), *reservoirs)}
     explored = sorted(name for name in here if not is_offered(name))
@@ -74,14 +81,14 @@ def _taken(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, Any]:
     taken = {name: candidates.taken[name] for name in explored if name in candidates.taken}
     used = {name: len(times) for name, times in shares.items() if times}
     if len(explored) < len(here):
-        asked = {f.origin for f in state.labels.frames.values() if is_offered(f.origin)}
-        taken |= dict.fromkeys(sorted(asked), (0.0,))
-        used |= dict.fromkeys(sorted(asked), state.spec.selection.per_trajectory)
+        requested = {f.origin for f in state.labels.frames.values() if is_offered(f.origin)}
+        taken |= dict.fromkeys(sorted(requested), (0.0,))
+        used |= dict.fromkeys(sorted(requested), state.spec.selection.per_trajectory)
     return {"taken": taken, "used": used}
 
 
 def _caps(state: State) -> dict[str, int]:
-    """Labels for systems so accurate that they get less than `per_system`."""
+    """Limits for systems accurate enough to get fewer labels than `per_system`."""
     none_above = state.spec.selection.none_above
     if none_above is None:
         return {}
@@ -100,11 +107,11 @@ def _shrunk(state: State, share: float, none_above: float) -> int:
     assert rules.fewer_above is not None
     assert rules.per_system is not None
     left = (none_above - share) / (none_above - rules.fewer_above)
-    return int(rules.per_system * left + 1e-9)  # 1.9999… of shares such as 0.9 − 0.8 means 2
+    return int(rules.per_system * left + 1e-9)  # rounding: 0.9 − 0.8 gives 1.9999… where 2 is meant
 
 
 def _audits_wanted(state: State) -> int:
-    """So many per round, until there are twice as many as the stage needs."""
+    """Audit frames to draw this round; none once the stage has twice the number it needs."""
     audit = state.spec.audit
     wanted = 2 * audit.min_frames - len(state.exploration.stage.audits)
     return max(0, min(audit.per_round, wanted, state.label_room))

@@ -1,4 +1,10 @@
-"""Training follows the data: when, on what, from where, how long."""
+"""Decides when a committee is trained, on which dataset, from which checkpoint and for how long.
+
+`start_training` freezes all labels so far into a dataset version and issues one Train task per
+member. `complete_committee` judges the training once all members are in, and publishes the
+committee or trains again for longer. The other rules decide when a training starts: at the
+beginning, early while streaming, between stages; `train_final` issues the last one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from dpstream.shared.values import Committee, Dataset, Ref, campaign_uri, stable
 
 
 def train_first(decisions: Decisions) -> None:
-    """The first committee, as soon as the initial labels are in."""
+    """Starts the first training as soon as the initial labels are in."""
     state, committee = decisions.state, decisions.state.committee
     if committee.version or committee.training is not None or state.awaited or state.stages_over:
         return
@@ -30,14 +36,14 @@ def train_first(decisions: Decisions) -> None:
 
 
 def start_training(decisions: Decisions, again_cold: bool = False) -> None:
-    """Freeze what is known into a dataset version and train a committee on it; with `again_cold`
-    from scratch, because the training it replaces was."""
-    news = _first_of_new_systems(decisions.state)
+    """Freezes the labels into a dataset version and trains a committee on it; with `again_cold`
+    from scratch, like the training that it replaces."""
+    new_systems = _first_of_new_systems(decisions.state)
     _freeze_dataset(decisions)
     state = decisions.state
     assert state.submitted is not None
     version = _next_version(state)
-    cold = again_cold or news or _is_cold(state, version)
+    cold = again_cold or new_systems or _is_cold(state, version)
     steps, audit = (
         _training_steps(state, cold),
         audit_manifest(decisions, range(len(state.spec.stages))),
@@ -81,7 +87,8 @@ def _freeze_dataset(decisions: Decisions) -> None:
 
 
 def _is_cold(state: State, version: int) -> bool:
-    """Cold: the first, every `cold_every`-th, and whenever warm starts became suspect."""
+    """The first training is cold, every `cold_every`-th, and the next one after a sign that warm
+    starts hide errors (`force_cold`)."""
     training, committee = state.spec.training, state.committee
     return (
         not training.warm
@@ -92,8 +99,7 @@ def _is_cold(state: State, version: int) -> bool:
 
 
 def _first_of_new_systems(state: State) -> bool:
-    """Whether the labels about to be learned are the first of a stage that explores systems no
-    stage before it has."""
+    """Whether the stage explores systems that no earlier stage did, and all its labels are new."""
     if state.stages_over or not state.exploration.ended:
         return False
     stages, current = state.spec.stages, state.exploration.stage.index
@@ -109,7 +115,7 @@ def _first_of_new_systems(state: State) -> bool:
 
 
 def _training_steps(state: State, cold: bool) -> int:
-    """Steps follow the data: `epochs` passes, within the spec's bounds."""
+    """Steps for `epochs` passes over the dataset, within the bounds of the spec."""
     training, submitted = state.spec.training, state.submitted
     assert submitted is not None
     batch = math.ceil(training.batch_atoms / max(submitted.atoms.values(), default=1))
@@ -120,7 +126,8 @@ def _training_steps(state: State, cold: bool) -> int:
 
 
 def complete_committee(decisions: Decisions) -> None:
-    """All members are in: a committee, unless it has not learned its own training frames."""
+    """Judges the training once all members are in; publishes the committee, or trains again for
+    longer if it is training-limited."""
     state, committee = decisions.state, decisions.state.committee
     if committee.training is None or len(committee.members) < state.spec.training.members:
         return
@@ -129,7 +136,7 @@ def complete_committee(decisions: Decisions) -> None:
     if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
         start_training(decisions, again_cold=committee.cold_version == committee.training)
     else:
-        _announce(decisions)
+        _publish_committee(decisions)
 
 
 def _lengthened(state: State) -> float:
@@ -137,7 +144,7 @@ def _lengthened(state: State) -> float:
     return judged.lengthen if judged else 1.0
 
 
-def _announce(decisions: Decisions) -> None:
+def _publish_committee(decisions: Decisions) -> None:
     state = decisions.state
     trained = state.committee
     assert trained.training is not None
@@ -157,26 +164,27 @@ def _announce(decisions: Decisions) -> None:
 
 
 def _committee_uri(campaign: str, version: int) -> str:
-    """Where a committee's manifest appears, once and for all; workers look for the next version."""
+    """Fixed key of a committee's manifest. Explorers poll it for the next version."""
     return campaign_uri(campaign, "committees", f"{version}.json")
 
 
 def retrain_early(decisions: Decisions) -> None:
-    """Streaming: enough new labels start a training while exploration goes on; but a round that
-    looks good is let finish, and so is the only one of its stage."""
+    """Streaming: starts a training once enough new labels are in, while exploration continues. A
+    round that is on track to pass is allowed to finish first, and so is the only round of a
+    stage."""
     state, committee = decisions.state, decisions.state.committee
     if state.spec.mode != "streaming" or state.exploration.round is None:
         return
     if committee.training is not None:
         return
     if committee.version and len(state.dataset.fresh) >= state.spec.streaming.retrain_after:
-        if convergence.looks_good(state) or not stage_of(state).repeat:
+        if convergence.on_track(state) or not stage_of(state).repeat:
             return
         start_training(decisions)
 
 
 def begin_stage(decisions: Decisions) -> None:
-    """Labels that the last stage left over are learned before the next one begins."""
+    """Trains on the labels left over from the last stage before the next one begins."""
     state, committee = decisions.state, decisions.state.committee
     if state.stages_over or committee.training is not None or state.exploration.round is not None:
         return
@@ -185,7 +193,7 @@ def begin_stage(decisions: Decisions) -> None:
 
 
 def must_train_first(state: State) -> bool:
-    """A stage begins with everything the last one taught."""
+    """Whether a new stage has to wait for a training on the labels of the last one."""
     exploration = state.exploration
     follows = exploration.stage.rounds == 0 and bool(exploration.ended)
     return follows and bool(state.dataset.fresh)

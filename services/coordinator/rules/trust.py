@@ -1,4 +1,4 @@
-"""Trust levels: given, or calibrated from audits."""
+"""Sets the trust levels: those of the spec, or levels calibrated from audits."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ def current_trust(state: State) -> Trust:
 
 
 def trust_of(state: State, system: str) -> Trust:
-    """What frames of one system are judged by."""
+    """Trust levels for the frames of one system."""
     own = stage_of(state).system_trust.get(system)
     return current_trust(state) if own is None else own.values()
 
 
 def opening_trust(state: State) -> tuple[Trust, str]:
-    """As given; or, `auto`, 0.2 and 0.5 × the RMS force of the labels (practical guide)."""
+    """The levels a stage starts with, and their reason: those of the spec; for `auto`, 0.2 and 0.5
+    times the RMS force of the labels."""
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust):
-        return given.values(), "as given"
+        return given.values(), "set in the spec"
     trained = list(state.committee.members.values())
     rms = max((member.train.rms_force for member in trained), default=1.0)
     return (
@@ -51,7 +52,8 @@ def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
 
 
 def calibrate_trust(decisions: Decisions) -> None:
-    """`auto`: levels move between versions only, to what the last audit found."""
+    """For `auto`, sets the levels that the last audit found. They change only when a new committee
+    is ready, so that one version is judged by one pair of levels."""
     state, audit = decisions.state, decisions.state.exploration.stage.audit
     given = stage_of(state).trust or state.spec.trust
     if not isinstance(given, AutoTrust) or audit is None or audit.levels is None:

@@ -1,4 +1,10 @@
-"""Audit, verdict, and what follows: another training, the next stage, the end."""
+"""Decides how rounds, stages and the campaign end.
+
+When a round is closed and its labels are in, `audit_round` has its audit frames measured,
+`measure_properties` the properties if they matter, and `judge_round` records the verdict.
+`act_on_verdict` then starts a training or ends the stage; the next round begins by `begin_round`.
+After the last stage, `finish` trains and verifies the final model and ends the campaign.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from dpstream.shared.values import stable_seed
 
 
 def audit_round(decisions: Decisions) -> None:
-    """The true error of the version just tried, before it trains on this round's labels."""
+    """Has the error of the committee measured on the audit frames of the stage."""
     state, committee = decisions.state, decisions.state.committee
     current, stage = state.exploration.round, state.exploration.stage
     if current is None or not _is_settled(state, current) or state.alive(m.Audit):
@@ -45,7 +51,7 @@ def _is_settled(state: State, current: Round) -> bool:
 
 
 def _audited_round(state: State) -> Round | None:
-    """The running round, once everything is known that its verdict follows from."""
+    """The running round, once its labels and its audit are complete."""
     current = state.exploration.round
     if current is None or not _is_settled(state, current) or state.alive(m.Audit):
         return None
@@ -53,7 +59,7 @@ def _audited_round(state: State) -> Round | None:
 
 
 def measure_properties(decisions: Decisions) -> None:
-    """Properties by the committee that would end the last stage, beside those by the recipe."""
+    """Has the properties of a committee measured that would end the last stage."""
     state, committee = decisions.state, decisions.state.committee
     if _audited_round(state) is None or state.alive(m.Measure):
         return
@@ -61,7 +67,7 @@ def measure_properties(decisions: Decisions) -> None:
         decisions.command(
             m.Measure,
             committee.version,
-            title=f"properties by committee {committee.version}",
+            title=f"measure properties of committee {committee.version}",
             committee=committee.manifest,
             version=committee.version,
             points=points_manifest(decisions),
@@ -69,7 +75,7 @@ def measure_properties(decisions: Decisions) -> None:
 
 
 def judge_round(decisions: Decisions) -> None:
-    """What the round says of the version."""
+    """Records the verdict on the round, once everything it depends on is known."""
     state, version = decisions.state, decisions.state.committee.version
     current = _audited_round(state)
     if current is None or convergence.awaits_properties(state):
@@ -89,7 +95,8 @@ def judge_round(decisions: Decisions) -> None:
 
 
 def act_on_verdict(decisions: Decisions) -> None:
-    """After a round: next stage, another training, or the end. Another round begins by itself."""
+    """Ends the stage or starts a training after a round; otherwise `begin_round` starts the next
+    one."""
     state, verdict = decisions.state, decisions.state.exploration.verdict
     if verdict is None or state.committee.training is not None:
         return
@@ -101,14 +108,16 @@ def act_on_verdict(decisions: Decisions) -> None:
     elif verdict.outcome == "passed" and stage.passed >= spec.convergence.rounds:
         if cold:
             _end_stage(decisions, "converged", verdict.why)
-        else:  # warm starts shrink disagreement: a cold committee has to confirm it
+        else:  # warm starts reduce the disagreement: a cold committee has to confirm it
             start_training(decisions)
     elif verdict.outcome == "stuck":
         _end_stage(decisions, "stuck", verdict.why)
     elif stage.rounds >= spec.budget.rounds:
-        _end_stage(decisions, "out-of-budget", f"{stage.rounds} rounds; {verdict.why}")
+        _end_stage(decisions, "out-of-budget", f"all {stage.rounds} rounds used; {verdict.why}")
     elif not state.label_room:
-        _end_stage(decisions, "out-of-budget", f"{spec.budget.labels} labels; {verdict.why}")
+        _end_stage(
+            decisions, "out-of-budget", f"all {spec.budget.labels} labels used; {verdict.why}"
+        )
     elif state.dataset.fresh:
         start_training(decisions)
 
@@ -122,7 +131,7 @@ def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
 
 
 def finish(decisions: Decisions) -> None:
-    """One long cold training on all labels, its verification, and the campaign's verdict."""
+    """Trains the final model from scratch on all labels, has it verified, and ends the campaign."""
     state = decisions.state
     if not state.stages_over or state.labels.pending or state.alive(m.Reference):
         return
@@ -138,10 +147,11 @@ def finish(decisions: Decisions) -> None:
 
 
 def cancel_campaign(decisions: Decisions) -> None:
-    """A person said end it: nothing more is begun; labels under way are let finish and kept."""
+    """Ends the campaign on request. No further task is issued; running label tasks are allowed to
+    finish, and their labels are kept."""
     event = decisions.event
     assert isinstance(event, m.CampaignCancelled)
-    why = event.why or "a person said so"
+    why = event.why or "cancelled on request"
     for task in decisions.state.under_way():
         cancel(decisions, task, "the campaign was cancelled")
     decisions.fact(m.CampaignFinished, verdict="cancelled", why=why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.views.frames import FrameHistory, History
 from dpstream.shared.atoms.frames import Batch, frame_key
 from dpstream.shared.errors import SpecError
@@ -33,7 +33,7 @@ def why(store: Store, campaign: str, frame: str) -> list[str]:
     Raises SpecError for a key that no frame of the campaign has, or that several begin with,
     naming some.
     """
-    messages = list(heard_and_decided(store, campaign))
+    messages = list(read_messages(store, campaign))
     history = History.of(messages)
     matches = [key for key in history.lives if key.startswith(frame)]
     if frame in matches:

@@ -144,7 +144,7 @@ def test_a_task_that_kills_its_workers_is_abandoned_and_the_rest_goes_on(
     (task,) = [t for t in state.tasks.values() if t.status == "abandoned"]
     assert isinstance(task.command, m.Label)
     assert [frame.key for frame in task.command.frames] == [key]
-    assert abandoned.why == "after 2 attempts: its worker was lost"
+    assert abandoned.why == "after 2 attempts: the worker was lost"
     assert cluster.deaths == {"labeler": 2}
 
 
