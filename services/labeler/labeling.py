@@ -128,7 +128,7 @@ class FrameLabeler:
         """The verdict by this campaign's caps on a label computed before, if there is one."""
         uri = label_uri(recipe.digest, key)
         try:
-            data = self.context.insist(lambda: self.context.store.get(uri))
+            data = self.context.retry(lambda: self.context.store.get(uri))
         except NotFound:
             return None
         return self._reused(key, Ref.to(uri, data), data)
@@ -152,8 +152,8 @@ class FrameLabeler:
         data = encode_labelled(frame, label, provenance)
         uri = label_uri(recipe.digest, key)
         store = self.context.store
-        first = self.context.insist(lambda: store.create(uri, data))
-        standing = data if first else self.context.insist(lambda: store.get(uri))
+        first = self.context.retry(lambda: store.create(uri, data))
+        standing = data if first else self.context.retry(lambda: store.get(uri))
         ref = Ref.to(uri, standing)
         if standing != data:
             return self._reused(key, ref, standing, outcome.seconds)
