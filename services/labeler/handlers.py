@@ -115,7 +115,7 @@ def _sound(
     """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
     trajectory is no reference."""
     for number, item in enumerate(kept):
-        frame = frame_from_facts(item["frame"]).given(start.parameters)
+        frame = frame_from_facts(item["frame"]).with_parameters(start.parameters)
         outcome = Outcome.of(item["outcome"])
         recipe, limits = recipe_for(labeler.recipe, frame), AcceptanceLimits.of(labeler.labels)
         broken = check_before(frame, recipe, labeler.code, limits) or check_after(
