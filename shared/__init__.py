@@ -1,1 +1,2 @@
-"""What every service shares: the vocabulary, the ports, and the worker that runs between them."""
+"""Code that every service uses: messages, spec, atoms, the two ports with their adapters, and the
+worker runtime. Imports nothing else of dpstream."""

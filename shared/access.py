@@ -1,9 +1,9 @@
-"""Who may do what on bus and store: one table, from which broker users and bucket policies are
-made.
+"""Access rights of every kind of process on bus and store, as one table.
 
-Nobody but the coordinator declares, deletes or fills a work queue; what others say, they say under
-the topics of their own events. Keys are patterns in which `*` stands for any characters. Whoever
-creates an object may read it: a lost reply is told from a lost race by looking.
+`dpstream.deploy.rights` turns the table into broker permissions and bucket policies. Only the
+coordinator declares, deletes and fills work queues; every other role publishes its own events under
+their topics. Object keys are patterns in which `*` stands for any characters. A role that creates
+objects may also read them: after a lost reply, it reads the key to see whether its write succeeded.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
 from dpstream.shared.values import DEADLETTER_PREFIX
 
 LISTENERS = "watch-*"
-"""Temporary queues of those who listen to public events."""
+"""Temporary queues of clients that subscribe to public events."""
 SETTLING = "settling-*"
-"""Queues made and deleted at once, by who declares those that stay."""
+"""Queues that a client creates and deletes at once after it declared durable ones."""
 
 SPECS, SUBMISSIONS = "campaigns/*/spec.json", "campaigns/*/submitted.json"
 INPUTS, PROPOSALS = "campaigns/*/inputs/*", "campaigns/*/proposals/*"
@@ -35,13 +35,13 @@ EVERYTHING = "*"
 @dataclass(frozen=True)
 class Role:
     """What one kind of process needs; nothing else is granted. `consumes` are queues of the
-    topology, `says` and `hears` kinds of events. `creates` is create-if-absent, `replaces` an
-    unconditional write, `lists` the beginnings of keys that may be listed."""
+    topology, `publishes` and `subscribes` are kinds of events. `creates` is create-if-absent,
+    `replaces` an unconditional write, `lists` the key prefixes that may be listed."""
 
     consumes: tuple[str, ...] = ()
     commands: bool = False
-    says: tuple[str, ...] = ()
-    hears: tuple[str, ...] = ()
+    publishes: tuple[str, ...] = ()
+    subscribes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     creates: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
@@ -50,12 +50,12 @@ class Role:
 
 
 def _queues(service: Service) -> tuple[str, ...]:
-    """Of the topology, those of a service's commands."""
+    """The work queues of a service's commands."""
     return tuple(dict.fromkeys(kind.QUEUE.format("*") for kind in commands_of(service)))
 
 
 def _topics(publisher: Publisher) -> tuple[str, ...]:
-    """Kinds of events that a role publishes, under their former names too."""
+    """Kinds of events that a role publishes, including their former names."""
     kinds = [kind for kind in EVENTS if publisher in kind.PUBLISHERS]
     return tuple(name for kind in kinds for name in names_of(kind))
 
@@ -68,8 +68,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "coordinator": Role(
             consumes=("coordinator", "deadletters"),
             commands=True,
-            says=_topics("coordinator"),
-            hears=("*",),
+            publishes=_topics("coordinator"),
+            subscribes=("*",),
             reads=("campaigns/*", LABELS, DEADLETTERS),
             creates=(
                 CLAIMS,
@@ -88,35 +88,35 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         ),
         "trainer": Role(
             consumes=_queues("trainer"),
-            says=_topics("trainer"),
+            publishes=_topics("trainer"),
             reads=WORKER_READS,
             creates=WORKER_CREATES,
             deletes=(PROBES,),
         ),
         "explorer": Role(
             consumes=_queues("explorer"),
-            says=_topics("explorer"),
+            publishes=_topics("explorer"),
             reads=(*WORKER_READS, PROPOSALS),
             creates=WORKER_CREATES,
             deletes=(PROBES,),
         ),
         "labeler": Role(
             consumes=_queues("labeler"),
-            says=_topics("labeler"),
+            publishes=_topics("labeler"),
             reads=WORKER_READS,
             creates=(*WORKER_CREATES, LABELS),
             deletes=(PROBES,),
         ),
         "generator": Role(
-            says=_topics("generator"),
-            hears=("structures-judged", "models-ready", "campaign-finished"),
+            publishes=_topics("generator"),
+            subscribes=("structures-judged", "models-ready", "campaign-finished"),
             reads=(SPECS, COMMITTEES, RESULTS, PROPOSALS),
             creates=(PROPOSALS, PROBES),
             deletes=(PROBES,),
         ),
         "operator": Role(
-            says=_topics("operator"),
-            hears=("*",),
+            publishes=_topics("operator"),
+            subscribes=("*",),
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
@@ -127,18 +127,18 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 
 
 def merged(names: Sequence[str]) -> Role:
-    """One role that may do what any of these may, for a process that is several things."""
+    """One role with the rights of all these, for a process that plays several parts."""
     roles = [ROLES[name] for name in names]
-    words: dict[str, tuple[str, ...]] = {
-        each.name: tuple(dict.fromkeys(word for role in roles for word in getattr(role, each.name)))
+    rights: dict[str, tuple[str, ...]] = {
+        each.name: tuple(dict.fromkeys(item for role in roles for item in getattr(role, each.name)))
         for each in fields(Role)
         if each.name != "commands"
     }
-    return Role(commands=any(role.commands for role in roles), **words)
+    return Role(commands=any(role.commands for role in roles), **rights)
 
 
 def kept_from(role: Role) -> tuple[str, ...]:
-    """Keys that only the coordinator creates. Denied by name, because `*` in what is granted
-    (`campaigns/*/results/*`) also stands for `x/ledger`."""
+    """Keys that only the coordinator creates. They are denied explicitly, because the `*` of a
+    granted pattern (`campaigns/*/results/*`) also matches slashes and so other folders' keys."""
     own = ROLES["coordinator"].creates
     return tuple(pattern for pattern in own if pattern not in role.creates)

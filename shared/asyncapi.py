@@ -1,5 +1,8 @@
-"""What crosses the bus as an AsyncAPI 3 document, made from the message models: for people and
-tools outside, committed in `docs/`."""
+"""The messages on the bus as an AsyncAPI 3 document.
+
+Generated from the message models and committed as `docs/asyncapi.json`, for readers and tools that
+do not import dpstream.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dpstream.shared.bus.topology import EVENTS, TASKS
 from dpstream.shared.codec import ADAPTER, kind_of
 
 OUTSIDE: tuple[m.Publisher, ...] = ("operator", "generator")
-"""Publishers that are no service of dpstream's."""
+"""Publishers outside dpstream's own services."""
 SCHEMAS = "#/components/schemas/"
 
 
@@ -37,12 +40,15 @@ def document() -> str:
         "defaultContentType": "application/json",
         "channels": {
             **{kind_of(event): _topic(event) for event in events},
-            **{_word(queue): _queue(queue) for queue in queues},
+            **{_channel_name(queue): _queue(queue) for queue in queues},
         },
         "operations": {
             **dict(_operations("receive", received)),
             **dict(_operations("send", sent)),
-            **{f"send-{_word(q)}": _operation("send", _word(q), _of(q)) for q in queues},
+            **{
+                f"send-{_channel_name(q)}": _operation("send", _channel_name(q), _of(q))
+                for q in queues
+            },
         },
         "components": {
             "messages": {kind.__name__: _message(kind) for kind in (*events, *m.COMMANDS)},
@@ -56,8 +62,8 @@ def _published_by(*roles: m.Publisher) -> list[type[m.Event]]:
     return [kind for kind in m.EVENTS if set(roles) & set(kind.PUBLISHERS)]
 
 
-def _word(queue: str) -> str:
-    """A queue's channel: `label.{}` has many queues."""
+def _channel_name(queue: str) -> str:
+    """Name of a queue's channel; `label.{}` stands for one queue per capability."""
     return f"queue-{queue.partition('.')[0]}"
 
 
@@ -104,7 +110,7 @@ def _operations(
 
 
 def _operation(action: str, channel: str, kinds: Iterable[type[m.Message]]) -> dict[str, Any]:
-    """`action` is dpstream's own: what it receives, others send."""
+    """`action` is seen from dpstream: `receive` for what others send."""
     of = f"#/channels/{channel}"
     messages = [{"$ref": f"{of}/messages/{kind.__name__}"} for kind in kinds]
     return {"action": action, "channel": {"$ref": of}, "messages": messages}

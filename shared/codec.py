@@ -1,4 +1,8 @@
-"""Messages as bytes, and where they go: the union of all of them, told apart by their `type`."""
+"""Encoding, decoding and addressing of messages.
+
+The codec is one union of all message classes, discriminated by the field `type`. It also derives
+from a message's class its work queue, or its topic, and the JSON Schema committed in `docs/`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 from dpstream.shared.messages import COMMANDS, EVENTS, Command, Message, tags_of
 
 MAX_BODY = 64 * 1024
-"""Bytes; larger things are objects in the store."""
+"""Bytes of an encoded message; larger contents are objects in the store."""
 
 
 def _any_of(*kinds: type[Message]) -> GetPydanticSchema:
-    """Validation and serialization as whichever of `kinds` a message is."""
+    """Validation and serialization by the class among `kinds` that a message belongs to."""
     union: Any = Annotated[Union[kinds], Field(discriminator="type")]  # noqa: UP007
     return GetPydanticSchema(lambda _, schema_of: schema_of(union))
 
@@ -27,7 +31,7 @@ ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyMessage)
 
 
 def encode(message: Message) -> bytes:
-    """Canonical JSON bytes of a message (ValueError above 64 KB)."""
+    """Canonical JSON bytes of a message. Raises ValueError above 64 KB."""
     body = message.model_dump_json().encode()
     if len(body) > MAX_BODY:
         raise ValueError(f"{type(message).__name__} is {len(body)} bytes, above {MAX_BODY}")
@@ -35,12 +39,12 @@ def encode(message: Message) -> bytes:
 
 
 def decode(body: bytes) -> Any:
-    """The message in `body`; pydantic.ValidationError when it is none of ours."""
+    """The message in `body`. Raises pydantic.ValidationError if it is not a dpstream message."""
     return ADAPTER.validate_json(body)
 
 
-def understood(body: bytes) -> Any:
-    """The message in `body`; None for what is too long or none of ours."""
+def decode_or_none(body: bytes) -> Any:
+    """The message in `body`; None if it is too long or not a dpstream message."""
     if len(body) > MAX_BODY:
         return None
     try:
@@ -61,7 +65,7 @@ def kind_of(message: Message | type[Message]) -> str:
 
 @cache
 def names_of(kind: type[Message]) -> tuple[str, ...]:
-    """All names of a kind that may be a topic's: the present one, then former ones."""
+    """All names under which a kind of event may be published: the current one, then former ones."""
     return tuple(tag.partition("/")[0] for tag in tags_of(kind))
 
 
@@ -70,5 +74,5 @@ def topic_of(event: Message) -> str:
 
 
 def message_schema() -> str:
-    """JSON Schema of everything that crosses the bus, as committed in `docs/`."""
+    """JSON Schema of all messages, as committed in `docs/`."""
     return json.dumps(ADAPTER.json_schema(), indent=1, sort_keys=True) + "\n"

@@ -1,7 +1,7 @@
-"""From settings to a bus and a store: where adapters are chosen, by the URL's scheme.
+"""Connects a process to the bus and the store that its settings name.
 
-Each is tried before it is handed out. One that is not up yet is waited for; one that refuses the
-credentials is not.
+The URL's scheme selects the adapter. Each connection is tested before it is returned: a server that
+does not answer yet is retried, one that refuses the credentials raises `Refused` at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Store
-from dpstream.shared.runtime.retry import insist
+from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix
 from dpstream.shared.store.folder import FolderStore
 
@@ -27,15 +27,15 @@ log = logger()
 SECURE = {"http": "https", "amqp": "amqps"}
 PLAIN = {secure: plain for plain, secure in SECURE.items()}
 PORTS = {"http": 80, "https": 443}
-"""Where a URL names none."""
+"""Default ports of a URL without one."""
 ANSWER_SECONDS = 3.0
 TLS_RECORDS = (b"\x15", b"\x16")
-"""What an answer in TLS begins with: an alert, or a handshake."""
+"""First byte of an answer in TLS: an alert or a handshake record."""
 
 
 def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = None) -> Bus:
-    """The broker, waited for until `stopping` is set. Raises `Refused` for wrong credentials
-    or certificates, and `BusError` when asked to stop before it answered."""
+    """Connects to the broker and retries until `stopping` is set. Raises `Refused` for wrong
+    credentials or certificates, and `BusError` if `stopping` is set before the broker answers."""
     from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 
     wanted = RabbitSettings(
@@ -65,15 +65,15 @@ def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = Non
 
 
 def connect_store(settings: StoreSettings, stopping: threading.Event | None = None) -> Store:
-    """The object store, waited for until `stopping` is set. Raises `Refused` when it refuses the
-    credentials, and `StoreError` when asked to stop before it answered."""
+    """Connects to the object store and retries until `stopping` is set. Raises `Refused` if the
+    store refuses the credentials, and `StoreError` if `stopping` is set before it answers."""
     parts = bucket_and_prefix(settings.store)
     if parts is None:
         return FolderStore(Path(settings.store))
     from dpstream.shared.store.s3 import S3Settings, S3Store
 
     bucket, prefix = parts
-    if settings.store_endpoint is not None:  # boto3 would try again for a minute
+    if settings.store_endpoint is not None:  # boto3 would retry for a minute
         check_scheme("DPSTREAM_STORE_ENDPOINT", settings.store_endpoint)
     store = S3Store(
         S3Settings(
@@ -93,23 +93,23 @@ def connect_store(settings: StoreSettings, stopping: threading.Event | None = No
 
 
 def check_scheme(variable: str, url: str) -> None:
-    """`Refused` where the server at `url` speaks TLS and the scheme says it does not, or the other
-    way round. Silence is no answer."""
+    """Raises `Refused` if the server at `url` speaks TLS but the scheme is plain, or the other way
+    round. Accepts a server that does not answer."""
     parts = urlsplit(url)
     answer = _answer_to_tls(str(parts.hostname), parts.port or PORTS[parts.scheme])
     if answer in TLS_RECORDS and parts.scheme in SECURE:
-        meant, found = SECURE[parts.scheme], "TLS"
+        scheme, spoken = SECURE[parts.scheme], "TLS"
     elif answer and answer not in TLS_RECORDS and parts.scheme in PLAIN:
-        meant, found = PLAIN[parts.scheme], "no TLS"
+        scheme, spoken = PLAIN[parts.scheme], "no TLS"
     else:
         return
-    raise Refused(f"{variable}: {url}: the server there speaks {found}; write {meant}://")
+    raise Refused(f"{variable}: {url}: the server there speaks {spoken}; write {scheme}://")
 
 
 def _answer_to_tls(host: str, port: int) -> bytes:
-    """The first byte that the server answers to a TLS greeting; none when it does not."""
+    """The first byte of the server's answer to a TLS client hello; empty without an answer."""
     context, greeting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
-    context.check_hostname = False  # nothing but the greeting is ever said
+    context.check_hostname = False  # nothing but the client hello is ever sent
     with suppress(ssl.SSLWantReadError):
         context.wrap_bio(ssl.MemoryBIO(), greeting).do_handshake()
     try:
@@ -125,8 +125,8 @@ def _reach(
     stopping: threading.Event | None,
     explain: Callable[[], None] = lambda: None,
 ) -> None:
-    """`call`, again and again during an outage; what is refused stays refused. `explain` may raise
-    `Refused` with the reason of a failure."""
+    """Repeats `call` during an outage. `Refused` ends the attempts; `explain` may raise it with the
+    reason of a failure."""
 
     def refused() -> Refused | None:
         try:
@@ -135,7 +135,7 @@ def _reach(
             return error
         return None
 
-    refusal = insist(refused, stopping or threading.Event())
+    refusal = retry_outages(refused, stopping or threading.Event())
     if refusal is not None:
         raise refusal
 

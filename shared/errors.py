@@ -8,15 +8,15 @@
     ├── BusError
     │   └── Unroutable       nothing is bound to receive this message
     ├── Refused              a BusError and StoreError: wrong credentials, or a server that lacks
-    │                        what is needed; at the start of a process no reason to wait
-    ├── Fenced               a newer coordinator has taken this campaign over
+    │                        a needed feature; a process that starts does not retry it
+    ├── Fenced               a newer coordinator has taken over this campaign
     ├── CorruptLedger        a campaign's ledger cannot be read as it was written
     └── TaskError            raised by a handler to end its task
-        ├── Temporary        worth another try, and not held against the task's attempts
+        ├── Temporary        worth another attempt; does not count against the task's attempts
         ├── Permanent        would fail the same way again: the task is abandoned at once
-        ├── EngineError      the engine said no (a Python exception inside the child)
+        ├── EngineError      the engine raised a Python exception in the child process
         ├── EngineCrashed    the engine process died; counts against the task's attempts
-        └── Stopped          cancelled, superseded or asked to go: no result is wanted
+        └── Stopped          cancelled, superseded or worker stopping: no result is needed
 
 Anything else that escapes a handler counts as a crash of the task.
 """
@@ -27,7 +27,7 @@ import errno
 from typing import TypeGuard
 
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""A full or read-only disk, a limit on open files."""
+"""Full or read-only disk, too many open files."""
 
 
 class DpstreamError(Exception):
@@ -39,7 +39,7 @@ class SpecError(DpstreamError):
 
 
 class StoreError(DpstreamError):
-    """The object store could not do what was asked."""
+    """The object store could not complete a request."""
 
 
 class NotFound(StoreError):
@@ -51,7 +51,7 @@ class DigestMismatch(StoreError):
 
 
 class BusError(DpstreamError):
-    """The bus could not do what was asked."""
+    """The bus could not complete a request."""
 
 
 class Unroutable(BusError):
@@ -59,15 +59,15 @@ class Unroutable(BusError):
 
 
 class Refused(BusError, StoreError):
-    """The broker or store does not accept the credentials, or cannot do what is needed."""
+    """The broker or store refuses the credentials or lacks a needed feature."""
 
 
 class Fenced(DpstreamError):
-    """A newer coordinator has taken this campaign over."""
+    """A newer coordinator has taken over this campaign."""
 
 
 class CorruptLedger(DpstreamError):
-    """A segment of a campaign's ledger is missing or is not what was written."""
+    """A segment of a campaign's ledger is missing or differs from what was written."""
 
 
 class TaskError(DpstreamError):
@@ -75,7 +75,7 @@ class TaskError(DpstreamError):
 
 
 class Temporary(TaskError):
-    """Worth another try after `delay` seconds; not held against the task's attempts."""
+    """Worth another attempt after `delay` seconds; does not count against the task's attempts."""
 
     def __init__(self, reason: str, delay: float = 5.0) -> None:
         super().__init__(reason)
@@ -87,7 +87,7 @@ class Permanent(TaskError):
 
 
 class EngineError(TaskError):
-    """The engine said no; `kind` is the exception's class name inside the child."""
+    """The engine raised an exception; `kind` is its class name in the child process."""
 
     def __init__(self, message: str, kind: str = "", trace: str = "") -> None:
         super().__init__(message)
@@ -100,9 +100,9 @@ class EngineCrashed(TaskError):
 
 
 class Stopped(TaskError):
-    """No result is wanted any more."""
+    """No result is needed any more."""
 
 
 def is_machines_fault(error: BaseException) -> TypeGuard[OSError]:
-    """Whether this machine lacks disk space or file handles, whatever it works on."""
+    """Whether this machine lacks disk space or file handles, independent of the task."""
     return isinstance(error, OSError) and error.errno in EXHAUSTED

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 DEFAULT_MODE = 0o666
-"""Of a new file, less what the process's umask takes away."""
+"""Mode of a new file before the process's umask is applied."""
 
 
 @contextmanager
 def arriving(path: Path, mode: int = DEFAULT_MODE) -> Iterator[BinaryIO]:
-    """An open file that replaces `path` when the block ends without an error, and leaves nothing
-    behind otherwise; at no moment is it readable by more than `mode` allows."""
+    """An open file that replaces `path` when the block ends without an error and is removed
+    otherwise. Its permissions never exceed `mode`."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

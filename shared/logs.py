@@ -1,7 +1,7 @@
-"""Log lines on standard error: JSON for machines, aligned words for a terminal.
+"""Structured logging on standard error: JSON for machines, readable lines on a terminal.
 
-What is bound with `structlog.contextvars` (service, worker, campaign, task, attempt) is on every
-line of that thread. No line shows a secret.
+Every line of a thread carries the values bound with `structlog.contextvars` (service, worker,
+campaign, task, attempt). Passwords of URLs and all secret settings are masked.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal, TextIO
 import structlog
 
 USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@]*(?:/[^\s/@]*)?@", re.IGNORECASE)
-"""`scheme://user:password@`; passwords that hold a slash, which none should, are caught too."""
+"""`scheme://user:password@`; also matches passwords with an unencoded slash."""
 HIDDEN = "***"
 
 Event = MutableMapping[str, Any]
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without user and password of any URL, and without each of `secrets`."""
+    """`text` with user and password of every URL, and each of `secrets`, masked."""
     text = USERINFO.sub(rf"\1{HIDDEN}@", text)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
@@ -30,9 +30,9 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def logger() -> Any:
-    """structlog's, for a module. Until somebody configures it (`configure`, or a program that we
-    are a library of), warnings and worse go to standard error, with plain tracebacks: the usual
-    ones show every variable on the way."""
+    """The structlog logger of a module. Until `configure` or the host program configures structlog,
+    warnings and errors go to standard error with plain tracebacks: structlog's default tracebacks
+    would show local variables."""
     if not structlog.is_configured():
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger("warning"),
@@ -57,8 +57,8 @@ def configure(
     stream: TextIO | None = None,
     **common: str,
 ) -> None:
-    """Send what every module logs to `stream` (standard error), `common` on every line. Lines
-    below `level` are dropped. Libraries that log through `logging` get in from warnings on."""
+    """Send the log lines of all modules to `stream` (default: standard error), each with `common`.
+    Lines below `level` are dropped. Libraries that use `logging` are included from warnings on."""
     out = stream or sys.stderr
     console = form == "console" or (form == "auto" and out.isatty())
     hidden = tuple(secret for secret in secrets if secret)
@@ -89,7 +89,7 @@ def _clean(event: Event, secrets: tuple[str, ...]) -> Event:
 
 
 def _cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
-    """Numbers as they are, lists item by item; whatever else, as the text that would be logged."""
+    """Numbers unchanged, lists item by item, everything else as redacted text."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
@@ -98,7 +98,7 @@ def _cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
 
 
 class _Forward(logging.Handler):
-    """Lines of libraries, through the same processors."""
+    """Sends the log lines of libraries through the same processors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger().log(

@@ -1,9 +1,9 @@
-"""The vocabulary, in loop order: every command and event that crosses the bus.
+"""All commands and events on the bus, in the order of the learning loop.
 
-Commands are imperatives and go to one work queue; events are past tense and go to whoever listens.
-All are frozen, carry references instead of arrays, and stay under 64 KB on the wire. What is true
-of every message of a class (its queue, its service, its publishers) stands on the class; access
-roles, the codec, AsyncAPI, the policy and all views derive it from there.
+Commands are imperatives and go to one work queue; events are in the past tense and go to all
+subscribers. All are frozen, carry references instead of arrays, and stay under 64 KB on the wire.
+Facts about a message class (its queue, its service, its publishers) are class attributes, from
+which access roles, the codec, AsyncAPI, the policy and all views are derived.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dpstream.shared.values import (
 )
 
 Service = Literal["trainer", "explorer", "labeler"]
-"""A worker service, which runs commands and publishes their results."""
+"""A worker service: runs commands and publishes their results."""
 SERVICES: tuple[Service, ...] = get_args(Service)
 Publisher = Service | Literal["coordinator", "operator", "generator"]
 """A role that publishes events (`dpstream.shared.access`)."""
@@ -50,8 +50,8 @@ M = TypeVar("M", bound="Message")
 
 
 class Message(Value):
-    """What every message carries. `cause` is the id of the message that led to this one; `time`
-    is seconds since the epoch (UTC) at its writer's clock."""
+    """Base of all messages. `cause` is the id of the message that led to this one; `time` is
+    seconds since the epoch (UTC) by the publisher's clock."""
 
     id: str
     campaign: Name
@@ -64,18 +64,18 @@ class Message(Value):
 
 
 class Event(Message):
-    """What has happened."""
+    """Something that happened."""
 
     PUBLISHERS: ClassVar[tuple[Publisher, ...]]
-    """Roles that may publish it."""
+    """Roles that may publish the event."""
 
 
 # ---------------------------------------------------------------------------- the campaign begins
 
 
 class CampaignSubmitted(Event):
-    """A frozen spec and its initial data have been stored. All of it is in the campaign's
-    `submitted.json`; over the bus it goes without the lists of frames, which have no bound."""
+    """A frozen spec and its initial data have been stored. The campaign's `submitted.json` holds
+    the complete message; on the bus it omits the lists of frames, whose length is unbounded."""
 
     PUBLISHERS = ("operator",)
     type: Literal["campaign-submitted/1"] = "campaign-submitted/1"
@@ -90,7 +90,7 @@ class CampaignSubmitted(Event):
     atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
     files: dict[FileName, Ref] = Field(
-        default={}, description="what trainings are given: models to begin from, a table"
+        default={}, description="files for training: initial models, repulsion table"
     )
     points: tuple[tuple[FrameRef, ...], ...] = Field(
         default=(), description="structures of each of the spec's `verification.properties`"
@@ -101,11 +101,11 @@ class CampaignSubmitted(Event):
 
 
 class StructuresProposed(Event):
-    """An external generator offers frames, written out in `frames` (small ones) or as an object
-    under `campaigns/<campaign>/proposals/`: a `.npz` batch or `.extxyz`. *screen*: the committee
-    judges them, and what it disagrees on waits to be chosen like any candidate; *label*: they go
-    straight to labeling. The same frames under the same correlation are the same proposal.
-    `time` is set anew by who hears it."""
+    """An external generator offers frames, either inline in `frames` or as an object under
+    `campaigns/<campaign>/proposals/` (a `.npz` batch or `.extxyz`). *screen*: the committee judges
+    the frames, and those it disagrees on join the candidates; *label*: the frames go straight to
+    labeling. The same frames under the same correlation are the same proposal. The coordinator
+    replaces `time` on receipt."""
 
     PUBLISHERS = ("generator",)
     type: Literal["structures-proposed/1"] = "structures-proposed/1"
@@ -113,7 +113,10 @@ class StructuresProposed(Event):
     generator: Name
     correlation: Correlation
     mode: Literal["screen", "label"] = "screen"
-    priority: int = Field(default=0, description="of labels: higher first; the campaign's own: 0")
+    priority: int = Field(
+        default=0,
+        description="priority of the labels, higher first; the campaign's own labels have 0",
+    )
     first: int = Field(default=0, ge=0, description="index of the first frame in the proposal")
     frames: tuple[OfferedFrame, ...] = Field(default=(), max_length=1000)
     batch: Ref | None = None
@@ -128,17 +131,17 @@ class StructuresProposed(Event):
 
 
 class Command(Message):
-    """Work for one worker. `attempt` counts issues of the same task; every attempt writes under a
-    folder of its own."""
+    """A task for one worker. `attempt` counts the issues of the same task; every attempt writes to
+    its own folder."""
 
     SERVICE: ClassVar[Service]
-    """The service that runs it."""
+    """The service that runs the command."""
     QUEUE: ClassVar[str]
     """The work queue; `{}` is filled by `capability`."""
 
     task: TaskId
     attempt: int = Field(default=1, ge=1)
-    title: str = Field(description="for people: what this task is")
+    title: str = Field(description="human-readable description of the task")
     max_seconds: float
     spec: Ref
 
@@ -159,12 +162,12 @@ class Train(Command):
     audit: Ref | None = None
     test: Ref | None = None
     final: bool = False
-    files: dict[FileName, Ref] = Field(default={}, description="as campaign-submitted has them")
+    files: dict[FileName, Ref] = Field(default={}, description="as in campaign-submitted")
 
 
 class Explore(Command):
-    """Run one trajectory and judge its frames. `pinned`: one committee version from start to end
-    in one chunk (lockstep); otherwise the worker moves to a newer committee between chunks."""
+    """Run one trajectory and judge its frames. `pinned`: one committee version throughout, in a
+    single chunk (lockstep); otherwise the worker switches to newer committees between chunks."""
 
     SERVICE = "explorer"
     QUEUE = "explore"
@@ -172,7 +175,9 @@ class Explore(Command):
     committee: Ref
     version: int
     stage: int
-    trajectory: str = Field(description="its name, the same in every campaign of the same spec")
+    trajectory: str = Field(
+        description="name of the trajectory, the same in every campaign of the same spec"
+    )
     condition: Condition
     structure: FrameRef
     seed: int
@@ -182,12 +187,12 @@ class Explore(Command):
     from_chunk: int = 0
     resume: Ref | None = Field(default=None, description="restart file of the last accepted chunk")
     known: Ref | None = Field(
-        default=None, description="JSON list of keys: frames that the engine `frames` leaves out"
+        default=None, description="JSON list of frame keys that the engine `frames` skips"
     )
 
 
 class Judge(Command):
-    """Judge waiting candidates, and frames that wait for their label, by a newer committee."""
+    """Judge candidates of the pool and frames pending a label again, with a newer committee."""
 
     SERVICE = "explorer"
     QUEUE = "judge"
@@ -200,7 +205,7 @@ class Judge(Command):
 
 
 class Screen(Command):
-    """Check frames that a generator offers and, with a committee, judge them by it."""
+    """Check the frames that a generator offers and judge them with a committee, if there is one."""
 
     SERVICE = "explorer"
     QUEUE = "judge"
@@ -215,7 +220,7 @@ class Screen(Command):
 
 
 class Select(Command):
-    """Choose frames from a pool: filters, dedupe, spacing, batch policy, audit draw."""
+    """Choose frames from a pool: geometry filters, deduplication, spacing, policy, audit draw."""
 
     SERVICE = "explorer"
     QUEUE = "judge"
@@ -225,16 +230,16 @@ class Select(Command):
     stage: int
     seed: int
     pool: Ref = Field(description="JSON object: Pool")
-    labels: int = Field(description="at most so many frames for training")
+    labels: int = Field(description="maximum number of frames for training")
     per_system: int | None = None
     caps: dict[str, int] = Field(
-        default={}, description="systems that get less than `per_system`, and how much"
+        default={}, description="lower limits than `per_system`, by system"
     )
-    audits: int = Field(description="at most so many frames for the audit")
+    audits: int = Field(description="maximum number of frames for the audit")
 
 
 class Label(Command):
-    """Compute labels of a few frames by the campaign's recipe."""
+    """Label a few frames by the campaign's recipe."""
 
     SERVICE = "labeler"
     QUEUE = "label.{}"
@@ -270,13 +275,14 @@ class Audit(Command):
     trust: Trust
     audit: Ref = Field(description="dataset manifest")
     pairs: Ref | None = Field(
-        default=None, description="labels of this round, not yet trained on: calibrates levels"
+        default=None,
+        description="labels of this round, not yet trained on; used to calibrate trust levels",
     )
     seed: int
 
 
 class Measure(Command):
-    """Compare properties by a committee's mean with those by the recipe."""
+    """Compare properties computed by the committee's mean with those computed by the recipe."""
 
     SERVICE = "explorer"
     QUEUE = "judge"
@@ -287,8 +293,8 @@ class Measure(Command):
 
 
 class Verify(Command):
-    """Run the final model alone at constant energy, measure it on the held-out set, and compare
-    its properties with those by the recipe."""
+    """Run the final model at constant energy, measure its errors on the held-out set, and compare
+    its properties with those computed by the recipe."""
 
     SERVICE = "explorer"
     QUEUE = "explore"
@@ -298,7 +304,7 @@ class Verify(Command):
     structure: FrameRef
     seed: int
     test: Ref | None = None
-    points: Ref | None = Field(default=None, description="as measure has them")
+    points: Ref | None = Field(default=None, description="as in measure")
 
 
 # ---------------------------------------------------------------------------- events about tasks
@@ -319,7 +325,7 @@ class TaskClaimed(TaskEvent):
 
 
 class TaskHeartbeat(TaskEvent):
-    """Neither ledgered nor decided upon."""
+    """A task is still running. Not recorded in the ledger and not input to the policy."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-heartbeat/1"] = "task-heartbeat/1"
@@ -328,7 +334,7 @@ class TaskHeartbeat(TaskEvent):
 
 
 class TaskReleased(TaskEvent):
-    """The worker gave the task back, through no fault of the task."""
+    """The worker returned the task for a reason other than the task itself."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-released/1"] = "task-released/1"
@@ -345,14 +351,14 @@ class TaskFailed(TaskEvent):
 
 
 class LeaseLapsed(TaskEvent):
-    """Said by the coordinator's own edge: no heartbeat for a whole lease."""
+    """No heartbeat arrived for a whole lease; written by the coordinator itself."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
 
 
 class TaskRevoked(TaskEvent):
-    """Said by the coordinator's own edge: it won the claim of a task nobody had started."""
+    """The coordinator itself won the claim of a task that no worker had started."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["task-revoked/1"] = "task-revoked/1"
@@ -369,10 +375,10 @@ class CheckpointSaved(TaskEvent):
 
 
 class Result(TaskEvent):
-    """A terminal event: the first accepted one of a task stands. `seconds` is time worked."""
+    """End of a task; the first accepted result counts. `seconds` is the time the worker spent."""
 
     ANSWERS: ClassVar[type[Command]]
-    """The command it is the result of, whose service publishes it."""
+    """The command that it answers; the command's service publishes it."""
 
     seconds: float = 0.0
 
@@ -383,8 +389,8 @@ class Result(TaskEvent):
 
 
 class Chunk(Result):
-    """One of several results of a task, which ends when the one that is `last` and all before it
-    are in."""
+    """One of several results of a task, which ends when the `last` chunk and all earlier ones have
+    arrived."""
 
     chunk: int = 0
     last: bool = True
@@ -410,7 +416,7 @@ class MemberTrained(Result):
 
 
 class ModelsReady(Event):
-    """A committee is complete. Also stored as `campaigns/<c>/committees/<version>.json`."""
+    """A committee is complete; also stored as `campaigns/<campaign>/committees/<version>.json`."""
 
     PUBLISHERS = ("coordinator",)
     type: Literal["models-ready/1"] = "models-ready/1"
@@ -424,17 +430,19 @@ class ModelsReady(Event):
 
 class ChunkExplored(Chunk):
     """One chunk of a trajectory. `histogram` counts frames by deviation, in the bins `BINS` of
-    `atoms/deviation.py`. `dropped`: planned checks never made because the trajectory stopped early;
-    they count as failed."""
+    `atoms/deviation.py`. `dropped`: planned checks that were not made because the trajectory
+    stopped early; they count as failed."""
 
     ANSWERS = Explore
-    # The second tag is the name up to 0.1: it is read, and workers may publish it, until 0.3.
+    # Versions up to 0.1 use the second tag, which is read, and may be published, until 0.3.
     type: Literal["chunk-explored/1", "candidates-found/1"] = "chunk-explored/1"
     version: int
     counts: Counts
     dropped: int = 0
     stopped: str | None = None
-    uniform: bool = Field(default=True, description="one version from the trajectory's start on")
+    uniform: bool = Field(
+        default=True, description="a single committee version since the start of the trajectory"
+    )
     candidates: PoolItem | None = None
     reservoir: PoolItem | None = None
     restart: Ref | None = None
@@ -455,9 +463,9 @@ class ChunkExplored(Chunk):
 
 
 class FramesJudged(Result):
-    """Waiting candidates after a new verdict: `pool` holds what remains of them. `accurate` names
-    those of the command's `frames` that need no label any more. `offered`: what became of frames
-    from generators that are no candidates any more."""
+    """Verdicts of a newer committee. `pool` holds the remaining candidates; `accurate` lists those
+    of the command's `frames` that no longer need a label; `offered` holds the verdicts on
+    generators' frames that are no longer candidates."""
 
     ANSWERS = Judge
     type: Literal["frames-judged/1"] = "frames-judged/1"
@@ -469,8 +477,8 @@ class FramesJudged(Result):
 
 
 class StructuresScreened(Result):
-    """The judge's word on a proposal. `batches` keep the frames that `found` refers to; `refused`:
-    why none of them could be looked at."""
+    """Verdicts on a proposal. `batches` hold the frames that `found` refers to; `refused` is the
+    reason if the proposal could not be read at all."""
 
     ANSWERS = Screen
     type: Literal["structures-screened/1"] = "structures-screened/1"
@@ -484,8 +492,8 @@ class StructuresScreened(Result):
 
 
 class CandidatesSelected(Chunk):
-    """What a select task chose, in as many chunks as it takes to name it all. `refused` and
-    `refusals`, of the whole pool, come with the last."""
+    """Frames chosen by a select task, in as many chunks as needed. `refused` and `refusals` cover
+    the whole pool and come with the last chunk."""
 
     ANSWERS = Select
     type: Literal["candidates-selected/1"] = "candidates-selected/1"
@@ -494,7 +502,9 @@ class CandidatesSelected(Chunk):
     batches: tuple[Ref, ...] = ()
     labels: tuple[Chosen, ...] = ()
     audits: tuple[Chosen, ...] = ()
-    refused: dict[str, int] = Field(default={}, description="candidates not taken, by reason")
+    refused: dict[str, int] = Field(
+        default={}, description="number of candidates not chosen, by reason"
+    )
     refusals: Ref | None = Field(default=None, description="JSON object: RefusedFrames")
 
     def describe(self) -> str:
@@ -523,8 +533,8 @@ class ReferenceDone(Result):
 
 
 class AuditDone(Result):
-    """Force RMSE (eV/Å) of the committee on audit frames it does not judge failed, and
-    P(max-atom error > target | accurate), each with its bootstrap 95 % upper bound over
+    """Force RMSE (eV/Å) of the committee on audit frames that it does not judge failed, and
+    P(max-atom error > target | accurate), each with its 95 % upper bound from a bootstrap over
     trajectories. `deviation_over_error` is mean ε / mean ε̂."""
 
     ANSWERS = Audit
@@ -576,11 +586,11 @@ class Verified(Result):
         return f"{'stable' if self.stable else 'not stable'} {self.detail}"
 
 
-# --------------------------------------------------------------------------- the coordinator's word
+# ------------------------------------------------------------------------ decisions and operators
 
 
 class ManifestFrozen(Event):
-    """A list too long for a message, stored under its key before anything refers to it."""
+    """A list too long for a message, stored as an object before any message refers to it."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
@@ -592,16 +602,16 @@ class ManifestFrozen(Event):
 
 
 class TrainingJudged(Event):
-    """Whether a committee learned what its dataset has to teach. *training-limited*: its error on
-    its own training frames is too high, and longer training may help; *label-noise-limited*:
-    longer training did not."""
+    """Whether a committee fits its own dataset. *training-limited*: the error on its training
+    frames is too high, and longer training may help; *label-noise-limited*: longer training did not
+    help."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["training-judged/1"] = "training-judged/1"
     version: int
     verdict: Literal["sound", "training-limited", "label-noise-limited"]
     force: float = Field(description="largest training force RMSE of a member, eV/Å")
-    lengthen: float = Field(description="factor on the steps from now on")
+    lengthen: float = Field(description="factor on the number of training steps from now on")
     why: str
 
     def describe(self) -> str:
@@ -609,7 +619,7 @@ class TrainingJudged(Event):
 
 
 class RoundJudged(Event):
-    """One committee version has been tried on every condition of its stage."""
+    """One committee version has explored every condition of its stage."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["round-judged/1"] = "round-judged/1"
@@ -625,8 +635,9 @@ class RoundJudged(Event):
 
 
 class StructuresJudged(Event):
-    """What became of frames that a generator offered. `refused`: why none of the proposal's `count`
-    frames from index `first` on was looked at. `version`: the committee that judged, 0 for none."""
+    """Verdicts on frames that a generator offered. `refused` is the reason if the proposal's
+    `count` frames from index `first` on could not be read. `version`: the judging committee, 0 for
+    none."""
 
     PUBLISHERS = ("coordinator",)
     type: Literal["structures-judged/1"] = "structures-judged/1"
@@ -660,7 +671,7 @@ class StageEnded(Event):
     type: Literal["stage-ended/1"] = "stage-ended/1"
     stage: int
     verdict: Literal["converged", "explored", "stuck", "out-of-budget"] = Field(
-        description="explored: once, as asked, without converging"
+        description="explored: one round without convergence, as the spec requests"
     )
     why: str
 
@@ -669,8 +680,9 @@ class StageEnded(Event):
 
 
 class TaskCancelled(Event):
-    """Not wanted any more. The edge revokes the task by winning its claim, or else asks the
-    worker to stop through `claims/<task>/<attempt>.stop`."""
+    """A task's result is no longer needed. The coordinator revokes the task by winning its claim
+    or, if a worker holds the claim, requests a stop with the object
+    `claims/<task>/<attempt>.stop`."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["task-cancelled/1"] = "task-cancelled/1"
@@ -688,8 +700,8 @@ class TaskAbandoned(Event):
 
 
 class CampaignPaused(Event):
-    """Something needs a person: an event that could not be processed, or a task the campaign
-    cannot do without; or a person says so. Only this campaign waits."""
+    """The campaign waits for an operator: an event could not be processed, an indispensable task
+    was abandoned, or the operator requested it. Other campaigns continue."""
 
     PUBLISHERS = ("coordinator", "operator")
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
@@ -698,14 +710,14 @@ class CampaignPaused(Event):
 
 
 class CampaignResumed(Event):
-    """Said by a person: go on, and try abandoned tasks once more."""
+    """An operator resumes the campaign; abandoned tasks are tried once more."""
 
     PUBLISHERS = ("operator",)
     type: Literal["campaign-resumed/1"] = "campaign-resumed/1"
 
 
 class CampaignCancelled(Event):
-    """Said by a person: end it. What is computed stays."""
+    """An operator ends the campaign. Finished results are kept."""
 
     PUBLISHERS = ("operator",)
     type: Literal["campaign-cancelled/1"] = "campaign-cancelled/1"
@@ -713,7 +725,7 @@ class CampaignCancelled(Event):
 
 
 class TasksRetried(Event):
-    """Said by a person: give abandoned tasks another try. `tasks` names them; none means all."""
+    """An operator retries abandoned tasks: those in `tasks`, or all if it is empty."""
 
     PUBLISHERS = ("operator",)
     type: Literal["tasks-retried/1"] = "tasks-retried/1"
@@ -733,7 +745,7 @@ class CampaignFinished(Event):
         return f"{self.verdict}: {self.why}"
 
 
-# ---------------------------------------------------------------------------- words and numbers
+# ---------------------------------------------------------------------------- formatting
 
 
 def _number(value: float | None) -> str:
@@ -767,5 +779,5 @@ def commands_of(service: Service) -> tuple[type[Command], ...]:
 
 
 def tags_of(kind: type[Message]) -> tuple[str, ...]:
-    """The type tags that are read as this class; the first is the one that is written."""
+    """The type tags decoded as this class; the first is the one encoded."""
     return get_args(kind.model_fields["type"].annotation)

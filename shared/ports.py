@@ -1,5 +1,8 @@
-"""The two ports every service is built on. Each has an embedded twin and a real adapter; one
-conformance suite (`tests/contract`) is passed by all of them."""
+"""The two ports that every service is built on: `Bus` and `Store`.
+
+Each has an in-process adapter, used by `dpstream run`, and adapters for deployments (RabbitMQ, S3).
+All adapters pass the same conformance suite (`tests/contract`).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One message on its way: a command goes to the work queue `queue`, an event to the topic
-    exchange under `topic`. Exactly one of the two is set."""
+    """A message to publish: a command to the work queue `queue`, or an event to the topic exchange
+    under `topic`. Exactly one of the two is set."""
 
     body: bytes
     queue: str | None = None
@@ -20,8 +23,8 @@ class Outgoing:
 
 
 class Delivery(Protocol):
-    """One message received and not yet settled. Unsettled deliveries of a cancelled or lost
-    subscription are delivered again."""
+    """A received message that is not settled yet. Unsettled deliveries of a lost subscription are
+    delivered again."""
 
     @property
     def body(self) -> bytes: ...
@@ -30,8 +33,9 @@ class Delivery(Protocol):
     def redelivered(self) -> bool: ...
 
     def ack(self) -> None:
-        """Settle for good. Allowed after the subscription was cancelled. Settling twice has no
-        effect; nor has settling after the connection was lost: the message is delivered again."""
+        """Settle the delivery; allowed after the subscription was cancelled. Settling twice, or
+        after the connection was lost, has no effect; in the latter case the message is delivered
+        again."""
 
     def reject(self) -> None:
         """Put the message back for another consumer, marked redelivered."""
@@ -40,64 +44,66 @@ class Delivery(Protocol):
 class Subscription(Protocol):
     @property
     def open(self) -> bool:
-        """Whether anything may still come: not when cancelled, closed or ended by the broker."""
+        """Whether deliveries may still arrive: false once cancelled, closed or ended by the
+        broker."""
 
     def next(self, timeout: float | None = None) -> Delivery | None:
-        """The next delivery; None after `timeout` seconds without one, or at once when cancelled
-        or when the bus was closed."""
+        """The next delivery; None after `timeout` seconds without one, or at once after the
+        subscription was cancelled or the bus was closed."""
 
     def cancel(self) -> None:
-        """Receive nothing more. Deliveries already handed out stay the consumer's to settle;
-        prefetched ones go back."""
+        """Receive nothing more. The consumer still settles deliveries it has taken; prefetched ones
+        return to the queue."""
 
 
 class Bus(Protocol):
-    """At-least-once transport. Order is kept within a queue while nothing is redelivered, and
-    nowhere else."""
+    """At-least-once transport. Order is preserved only within a queue and only as long as nothing
+    is redelivered."""
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Return once every message is confirmed stored.
+        """Return once the broker has confirmed every message.
 
-        Raises `Unroutable` when a message has nowhere to go, `BusError` when it is not confirmed.
+        Raises `Unroutable` if no queue receives a message, `BusError` if one is not confirmed.
         """
 
     def consume(self, queue: str, prefetch: int = 1) -> Subscription:
-        """At most `prefetch` messages are held unsettled by this subscription. Raises `BusError`
-        for a queue that neither the topology nor `bind` declares."""
+        """Subscribe with at most `prefetch` unsettled messages. Raises `BusError` for a queue that
+        neither the topology nor `bind` declares."""
 
     def bind(self, queue: str, pattern: str) -> None:
         """Declare a temporary queue for public events whose topic matches `pattern` (`*` one word,
-        `#` any number). It goes with its last subscription. Raises `BusError` for a taken name."""
+        `#` any number). It is deleted with its last subscription. Raises `BusError` if the name is
+        taken."""
 
     def depth(self, queue: str) -> int:
-        """Messages ready in `queue`: a hint, nothing more."""
+        """Approximate number of messages ready in `queue`."""
 
     def close(self) -> None:
-        """End this connection: its consumers wake, and what they have not settled goes back.
-        Everything else then raises `BusError`."""
+        """Close this connection. Waiting consumers return, unsettled deliveries return to their
+        queues, and all other calls raise `BusError` afterwards."""
 
 
 class Store(Protocol):
     """Objects under slash-separated keys (`values.Key`): relative, without `..`, printable ASCII.
-    Every method raises `StoreError` for what is no key and for what the store refuses."""
+    Every method raises `StoreError` for an invalid key or a request that the store refuses."""
 
     def get(self, key: str, most: int | None = None) -> bytes:
-        """Raises `NotFound`; and `DigestMismatch`, unread, for more than `most` bytes."""
+        """Raises `NotFound`, and `DigestMismatch` without reading an object above `most` bytes."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Atomic and durable; replaces what was there."""
+        """Write an object atomically and durably; replaces an existing one."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Atomic create-if-absent: True if this call made the object, False if it was there."""
+        """Atomic create-if-absent: True if this call created the object, False if it existed."""
 
     def exists(self, key: str) -> bool: ...
 
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
-        """Keys that start with `prefix`, sorted; only those that come after `after`, which need
-        not be a key."""
+        """Keys that start with `prefix`, sorted; only those after `after`, which need not be a
+        key itself."""
 
     def delete(self, key: str) -> None:
-        """No error when absent."""
+        """Delete an object; no error if it does not exist."""
 
     def upload(self, key: str, path: Path) -> None:
         """Like `put`, from a file."""

@@ -1,4 +1,4 @@
-"""What a process is told by its environment: `DPSTREAM_*`, read once, in `__main__`.
+"""Settings of a process from environment variables `DPSTREAM_*`, read once in `__main__`.
 
 A field `store_region` is the variable `DPSTREAM_STORE_REGION`. An empty variable counts as unset.
 Secrets are `SecretStr`: neither a repr nor an error shows them.
@@ -40,18 +40,18 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def comma_separated(value: Any) -> Any:
-    """`a,b` as `("a", "b")`, for fields of words."""
+    """Splits `a,b` into `("a", "b")`."""
     return (
         tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
     )
 
 
 Separated = BeforeValidator(comma_separated)
-"""Annotates a tuple that is written with commas."""
+"""Annotates a tuple whose variable is a comma-separated list."""
 
 
 def _broker_url(url: SecretStr) -> SecretStr:
-    """The reason never quotes the URL: a password is in it."""
+    """Validates the URL without quoting it in the error: it contains a password."""
     try:
         parts = urlsplit(url.get_secret_value())
         _ = parts.port  # parsed when asked for
@@ -67,8 +67,8 @@ def _broker_url(url: SecretStr) -> SecretStr:
 
 
 def bucket_and_prefix(url: str) -> tuple[str, str] | None:
-    """The parts of `s3://bucket/prefix`, the prefix without slashes at its ends; None for a
-    folder. ValueError for anything else."""
+    """Bucket and prefix of `s3://bucket/prefix`, the prefix without outer slashes; None for a
+    folder. Raises ValueError for any other URL."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return None
@@ -82,7 +82,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str] | None:
 
 def _endpoint(url: str) -> str:
     parts = urlsplit(url)
-    _ = parts.port  # ValueError for what is none
+    _ = parts.port  # raises ValueError if invalid
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in url:
         raise ValueError("should be http(s)://host:port")
     return url
@@ -94,7 +94,7 @@ def _store_url(url: str) -> str:
 
 
 class StoreSettings(BaseSettings):
-    """Where objects are kept."""
+    """Connection to the object store."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -113,7 +113,7 @@ class StoreSettings(BaseSettings):
     )
     store_region: str | None = Field(default=None, description="S3 region")
     store_addressing: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="how a bucket is addressed; Alibaba OSS wants virtual"
+        default="auto", description="bucket addressing style; Alibaba OSS requires virtual"
     )
     store_encryption: str | None = Field(
         default=None,
@@ -121,12 +121,12 @@ class StoreSettings(BaseSettings):
         description="server-side encryption header, e.g. AES256 or aws:kms",
     )
     store_ca_file: FilePath | None = Field(
-        default=None, description="certificates of a private authority, PEM"
+        default=None, description="CA certificates of a private authority, PEM file"
     )
     store_access_key: SecretStr | None = Field(
-        default=None, description="default: the standard credential chain"
+        default=None, description="S3 access key; default: the standard AWS credential chain"
     )
-    store_secret_key: SecretStr | None = Field(default=None, description="goes with the access key")
+    store_secret_key: SecretStr | None = Field(default=None, description="S3 secret key")
 
     @model_validator(mode="after")
     def _whole_key(self) -> StoreSettings:
@@ -136,7 +136,7 @@ class StoreSettings(BaseSettings):
 
 
 class BrokerSettings(BaseSettings):
-    """Where messages cross."""
+    """Connection to the message broker."""
 
     model_config = StoreSettings.model_config
 
@@ -144,20 +144,25 @@ class BrokerSettings(BaseSettings):
         description="message broker: amqp(s)://user:password@host:port/vhost"
     )
     broker_queue_type: Literal["quorum", "classic"] = Field(
-        default="quorum", description="classic where the broker has no quorum queues"
+        default="quorum",
+        description="type of the queues; classic for brokers without quorum queues",
     )
     broker_ca_file: FilePath | None = Field(
-        default=None, description="certificates of a private authority, PEM"
+        default=None, description="CA certificates of a private authority, PEM file"
     )
-    broker_cert_file: FilePath | None = Field(default=None, description="client certificate, PEM")
-    broker_key_file: FilePath | None = Field(default=None, description="its private key, PEM")
+    broker_cert_file: FilePath | None = Field(
+        default=None, description="client certificate, PEM file"
+    )
+    broker_key_file: FilePath | None = Field(
+        default=None, description="private key of the client certificate, PEM file"
+    )
     broker_heartbeat: int = Field(
-        default=60, ge=1, le=3600, description="seconds between heartbeats of the connection"
+        default=60, ge=1, le=3600, description="seconds between heartbeats of the broker connection"
     )
     broker_prefix: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9._-]{0,60}$",
-        description="put before every queue and exchange name",
+        description="prefix of every queue and exchange name",
     )
 
     @model_validator(mode="after")
@@ -171,44 +176,52 @@ class BrokerSettings(BaseSettings):
 
 
 class Settings(StoreSettings, BrokerSettings):
-    """What every service is told."""
+    """Settings of every service."""
 
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="of this process, in claims and logs; default: service, host and process id",
+        description="name of this process in claims and logs; default: service-host-pid",
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto: console on a terminal, else JSON lines"
+        default="auto", description="format of log lines; auto: console on a terminal, else JSON"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="the least that is logged, on standard error"
+        default="info", description="lowest level that is logged"
     )
-    http_host: str = Field(default="127.0.0.1", description="where HTTP is served")
+    http_host: str = Field(default="127.0.0.1", description="address of the HTTP server")
     http_port: int = Field(
-        default=0, ge=0, le=65535, description="for /healthz, /readyz and /metrics; 0: not served"
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of the HTTP server for /healthz, /readyz and /metrics; 0: none",
     )
 
 
 class WorkerSettings(Settings):
-    """What every worker service is told."""
+    """Settings of every worker service."""
 
     scratch: Path | None = Field(
-        default=None, description="folder for private files of tasks; default: a temporary one"
+        default=None,
+        description="folder for the private files of tasks; default: a temporary folder",
     )
-    threads: int = Field(default=1, ge=1, le=1024, description="threads of one engine")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="threads per engine (for labeling programs: cores)"
+    )
     task_heartbeat: float = Field(
         default=60.0, gt=0, le=600, description="seconds between heartbeats of a running task"
     )
-    max_tasks: int | None = Field(default=None, ge=1, description="exit 0 after so many tasks")
+    max_tasks: int | None = Field(
+        default=None, ge=1, description="exit with status 0 after this many tasks"
+    )
     idle_exit: float | None = Field(
-        default=None, gt=0, description="exit 0 after so many seconds without a task"
+        default=None, gt=0, description="exit with status 0 after this many seconds without a task"
     )
 
 
 def read_settings(kind: type[S], **given: Any) -> S:
-    """The settings in the environment; `given` (of the command line) go before them. Raises
-    `SpecError`, in one line that names the variable, its value and what is allowed."""
+    """The settings of the environment; `given` (from the command line) take precedence. Raises
+    `SpecError` with one line that names the variable, its value and the allowed values."""
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -216,7 +229,7 @@ def read_settings(kind: type[S], **given: Any) -> S:
 
 
 def _explained(error: ValidationError, kind: type[BaseSettings]) -> str:
-    """The first problem in one line; a missing variable may be a misspelt one."""
+    """The first problem in one line, with a hint if a missing variable may be misspelt."""
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:
         return _message(problem)
@@ -244,14 +257,14 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def unknown_variables(kind: type[BaseSettings]) -> list[str]:
-    """`DPSTREAM_*` variables that are set and that `kind` does not read."""
+    """Names of set `DPSTREAM_*` variables that `kind` does not read."""
     known = {variable_of(name) for name in kind.model_fields}
     return sorted(v for v in os.environ if v.upper().startswith(PREFIX) and v.upper() not in known)
 
 
 def misspelt_variables(kind: type[BaseSettings]) -> Iterator[tuple[str, str]]:
-    """Variables that are set, that nobody reads, and those probably meant. Others may be another
-    service's."""
+    """Set variables that are probably misspelt, each with the one probably meant. Other unknown
+    variables may belong to another service."""
     known = [name.upper() for name in kind.model_fields]
     for variable in unknown_variables(kind):
         close = difflib.get_close_matches(variable.upper().removeprefix(PREFIX), known, 1, 0.8)
@@ -260,7 +273,7 @@ def misspelt_variables(kind: type[BaseSettings]) -> Iterator[tuple[str, str]]:
 
 
 def variables(kind: type[BaseSettings]) -> Iterator[tuple[str, str]]:
-    """Every variable and what it means, allowed values and default included, for `--help`."""
+    """Every variable with its description, allowed values and default, for `--help`."""
     for name, field in kind.model_fields.items():
         yield variable_of(name), f"{field.description or ''}{_choices(field)}{_default(field)}"
 
@@ -280,8 +293,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def secrets_in(settings: BaseSettings) -> tuple[str, ...]:
-    """Every secret text, for the logs to leave out: of a URL its password, as written and as
-    meant."""
+    """Every secret value, for the logs to mask; of a URL its password, as written and decoded."""
     found: list[str] = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)

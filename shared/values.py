@@ -1,4 +1,4 @@
-"""The values that messages are made of: references, conditions, trust levels, counts, manifests."""
+"""Values used in messages: references, conditions, trust levels, counts, verdicts, manifests."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pydantic import (
 )
 
 OFFERED = "generator:"
-"""What origins and conditions of offered frames begin with; a stage's name has no colon."""
+"""Prefix of origins and conditions of offered frames; stage names contain no colon."""
 LONGEST_REASON = 100
-"""Characters of a verdict's reason: a hundred verdicts have to fit in one message."""
+"""Characters of a verdict's reason: a hundred verdicts must fit in one message."""
 
 NAMESPACE = uuid.UUID("5d7c1c3e-8d0f-5d2c-9a51-0f3e6a9b7d11")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 Correlation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-"""A generator's own name for a proposal; every verdict repeats it."""
+"""A generator's own id of a proposal; every verdict repeats it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FrameKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -42,7 +42,7 @@ _KEY: TypeAdapter[str] = TypeAdapter(Key)
 
 
 def is_key(text: str) -> bool:
-    """Whether an object may be stored under this key."""
+    """Whether `text` is a valid object key."""
     try:
         _KEY.validate_python(text, strict=True)
     except ValidationError:
@@ -51,18 +51,18 @@ def is_key(text: str) -> bool:
 
 
 def stable_id(*parts: object) -> str:
-    """uuid5 of what something is: the same parts give the same id, on any machine."""
+    """uuid5 of `parts`: the same parts give the same id on any machine."""
     return str(uuid.uuid5(NAMESPACE, "\x1f".join(str(part) for part in parts)))
 
 
 def stable_seed(*parts: object) -> int:
-    """A positive 31-bit seed from what it is for."""
+    """A positive 31-bit seed derived from `parts`."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") % (2**31 - 1) + 1
 
 
 def given_model(number: int) -> str:
-    """What a campaign calls the model that its user gave as the `number`-th."""
+    """Name within a campaign of the user's initial model `number`."""
     return f"given-model-{number}"
 
 
@@ -83,16 +83,16 @@ class Ref(Value):
 
 
 class Condition(Value):
-    """Where exploration happens: one starting system at one temperature and pressure."""
+    """Condition of an exploration: a starting system at one temperature and pressure."""
 
     system: str
     temperature: float = Field(description="K")
     pressure: float | None = Field(default=None, description="bar; None without a barostat")
     revision: int | None = Field(
-        default=None, description="row of a template's revisions; None where there is one only"
+        default=None, description="row of a template's revisions; None if there is only one"
     )
     electrons: float | None = Field(
-        default=None, description="K, of the electrons; None: what the starting frame says"
+        default=None, description="electron temperature, K; None: that of the starting frame"
     )
 
     def __str__(self) -> str:
@@ -154,8 +154,8 @@ class Rmse(Value):
 
 
 class Compared(Value):
-    """One number of a property, by models and by the recipe; `property` counts the spec's
-    `verification.properties` from 0. `why`: one of the two could not be had."""
+    """One number of a property, computed by models and by the recipe; `property` is the index in
+    the spec's `verification.properties`. `why`: reason if one of the two is missing."""
 
     property: int
     name: str
@@ -166,7 +166,7 @@ class Compared(Value):
 
 
 class Committee(Value):
-    """Version v: N models trained on one dataset version with different seeds."""
+    """A committee: models trained on the same dataset version with different seeds."""
 
     version: int
     models: tuple[Ref, ...]
@@ -174,7 +174,7 @@ class Committee(Value):
 
 
 class PoolItem(Value):
-    """Frames of one trajectory that one committee version judged, waiting to be chosen from."""
+    """Frames of one trajectory, judged by one committee version, available for selection."""
 
     frames: Ref
     count: int
@@ -204,14 +204,17 @@ def is_offered(trajectory: str) -> bool:
 
 
 class OfferedFrame(Value):
-    """A frame as a generator writes it. Whatever is wrong with it is for its judge to say:
-    reading never fails. species `(n_atoms,)`; positions `(n_atoms, 3)` Å; cell `(3, 3)` row
+    """A frame as a generator writes it. Validation never fails: screening reports what is wrong.
+    species `(n_atoms,)`; positions `(n_atoms, 3)` Å; cell `(3, 3)` row
     vectors in Å, or None for a molecule."""
 
     species: tuple[str, ...] = ()
     positions: tuple[tuple[float, ...], ...] = ()
     cell: tuple[tuple[float, ...], ...] | None = None
-    malformed: str = Field(default="", description="why it could not be read; not for senders")
+    malformed: str = Field(
+        default="",
+        description="why the frame could not be read; set by the reader, not by generators",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -225,18 +228,18 @@ class OfferedFrame(Value):
 
 
 class Offered(Value):
-    """The frames of a proposal, stored beside the command that names them."""
+    """The frames of a proposal, stored as an object that the command refers to."""
 
     frames: tuple[OfferedFrame, ...]
 
 
 class FrameVerdict(Value):
-    """What became of one offered frame; `index` counts from 0 in the generator's proposal.
+    """Verdict on one offered frame; `index` counts from 0 in the generator's proposal.
 
-    *accurate*, *candidate*, *failed*: by its model deviation, *candidate* too for one that goes
-    straight to labeling; *duplicate*: known or offered already; *refused*: not usable;
-    *labelled*, *rejected*: what its label came to; *dropped*: a candidate nobody asks for any
-    more."""
+    *accurate*, *candidate*, *failed*: by its model deviation; *candidate* also for a frame that
+    goes straight to labeling; *duplicate*: known or offered before; *refused*: not usable;
+    *labelled*, *rejected*: outcome of its label; *dropped*: a candidate that is no longer
+    needed."""
 
     index: int = Field(ge=0)
     key: FrameKey | None = None
@@ -256,8 +259,8 @@ class FrameVerdict(Value):
 
 
 class Screened(FrameVerdict):
-    """The judge's word on one offered frame, and where it is kept: row `row` of batch `batch` of
-    the event, if it is to be labelled or chosen from."""
+    """Screening verdict on one offered frame; a candidate is stored as row `row` of batch `batch`
+    of the event."""
 
     batch: int | None = Field(default=None, ge=0)
     row: int | None = None
@@ -273,7 +276,7 @@ class Accepted(Value):
 
 
 class Rejected(Value):
-    """A label that broke the acceptance contract: `rule` is the first one broken."""
+    """A frame or label that violates the acceptance contract; `rule` is the first rule violated."""
 
     key: FrameKey
     rule: str
@@ -282,11 +285,13 @@ class Rejected(Value):
 
 
 class Pool(Value):
-    """What a select task chooses from; stored beside the command, which names it."""
+    """Input of a select task, stored as an object that the command refers to."""
 
     candidates: tuple[PoolItem, ...] = ()
     reservoirs: tuple[PoolItem, ...] = ()
-    fallback: bool = Field(default=False, description="no candidates: take least-deviating failed")
+    fallback: bool = Field(
+        default=False, description="without candidates, choose the failed frames that deviate least"
+    )
     taken: dict[str, tuple[float, ...]] = Field(
         default={}, description="times in ps already chosen, by trajectory"
     )
@@ -296,7 +301,8 @@ class Pool(Value):
 
 
 class RefusedFrames(Value):
-    """Why single frames of a pool were not chosen; stored beside the event, which names it."""
+    """Why individual frames of a pool were not chosen; stored as an object that the event refers
+    to."""
 
     frames: dict[FrameKey, str]
 
@@ -323,11 +329,11 @@ Kpoints = tuple[
 
 
 Carrier = Literal["fparam", "aparam"]
-"""The parameter that is an electron temperature: one number of a frame, or of each atom."""
+"""The parameter that holds the electron temperature: one number per frame, or per atom."""
 
 
 class LabelInputs(Value):
-    """What the labels of one composition are computed with, where it is not the recipe's own."""
+    """Inputs of the labels of one composition that override those of the recipe."""
 
     charge: int | None = Field(default=None, description="e")
     multiplicity: int | None = Field(default=None, ge=0, description="2S + 1; 0: the lowest")
@@ -342,10 +348,11 @@ class LabelInputs(Value):
 
 
 class Recipe(Value):
-    """How labels are computed: what changes the numbers, and nothing else. `settings` are the
-    code's own, complete and normalised; `version` is the code's stated version. A `multiplicity`
-    of 0 is the lowest that the electrons allow. `compositions` are by formula, as `C1H4`.
-    `electron_temperature` names the parameter of a frame at which its electrons are computed."""
+    """How labels are computed: everything that affects the numbers, and nothing else. `settings`
+    are those of the code, complete and normalised; `version` is the code's version. A
+    `multiplicity` of 0 is the lowest that the number of electrons allows. `compositions` are keyed
+    by formula, as `C1H4`. `electron_temperature` names the frame parameter that holds the electron
+    temperature."""
 
     code: Name
     version: str
@@ -358,14 +365,14 @@ class Recipe(Value):
 
     @property
     def digest(self) -> str:
-        """Content identity, and the folder name of its labels."""
-        said = self.model_dump(exclude_defaults=True)
-        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+        """Digest of the recipe's content; names the folder of its labels."""
+        fields = self.model_dump(exclude_defaults=True)
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def of(self, formula: str, electrons: int) -> Recipe:
-        """What frames of one composition, with `electrons` when neutral, are computed by: the same
-        recipe, hence the same labels, as that of a campaign which knows this composition alone."""
+        """The recipe for frames of one composition, which have `electrons` when neutral. It equals
+        that of a campaign with this composition alone, so that campaigns share labels."""
         given = self.compositions.get(formula, LabelInputs()).given
         settings = self.settings
         if "kpoints" in given:
@@ -378,13 +385,13 @@ class Recipe(Value):
 
 
 DEADLETTER_PREFIX = "deadletters/"
-"""Keys of messages that could not be decoded begin with this."""
+"""Key prefix of messages that could not be decoded."""
 ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
-"""Folders of a store, for objects alone; exports of campaigns may lie beside them."""
+"""Top-level folders of a store, for objects only; campaign exports may lie beside them."""
 
 
 def label_uri(recipe: str, key: str) -> str:
-    """Where the label of frame `key` by recipe digest `recipe` lives, for all campaigns."""
+    """Key of the label of frame `key` by recipe digest `recipe`, shared by all campaigns."""
     return f"labels/{recipe}/{key[:2]}/{key}.json"
 
 

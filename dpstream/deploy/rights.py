@@ -70,25 +70,25 @@ def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, An
 def permission(role: Role, prefix: str = "") -> dict[str, str]:
     """Names of the queues and exchanges that a user may declare and delete, write to, read from.
     Who gives commands declares everything: a queue is bound by writing to it."""
-    listeners = (LISTENERS,) if role.hears else ()
+    listeners = (LISTENERS,) if role.subscribes else ()
     if role.commands:
         every = (EVENTS, TASKS, DEAD, *(row.name for row in TOPOLOGY), *listeners, SETTLING)
         return dict.fromkeys(("configure", "write", "read"), _names(every, prefix))
-    says = (EVENTS,) if role.says else ()
-    hears = (EVENTS,) if role.hears else ()
+    publishes = (EVENTS,) if role.publishes else ()
+    subscribes = (EVENTS,) if role.subscribes else ()
     return {
         "configure": _names(listeners, prefix),
-        "write": _names((*says, *listeners), prefix),
-        "read": _names((*role.consumes, *hears, *listeners), prefix),
+        "write": _names((*publishes, *listeners), prefix),
+        "read": _names((*role.consumes, *subscribes, *listeners), prefix),
     }
 
 
 def topic_permission(role: Role, prefix: str = "") -> dict[str, str]:
-    """Topics `<campaign>.<kind>` that may be said, and patterns of topics that may be heard."""
+    """Topics `<campaign>.<kind>` that may be published, and topic patterns that may be bound."""
     return {
         "exchange": prefix + EVENTS,
-        "write": _topics(role.says),
-        "read": _topics(role.hears),
+        "write": _topics(role.publishes),
+        "read": _topics(role.subscribes),
     }
 
 

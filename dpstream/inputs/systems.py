@@ -63,7 +63,7 @@ def _with_parameters(frame: Frame, system: System) -> Frame:
     own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
     if system.aparam:
         own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
-    return frame.given(own)
+    return frame.with_parameters(own)
 
 
 def _built_from(structure: Canonical, system: System) -> list[Canonical]:

@@ -52,7 +52,7 @@ def frame_labeler(
     provenance says. Once `stopping` is set it raises `Stopped`. Raises `SpecError` where this
     machine must not compute by the recipe."""
     with private_folder(None) as scratch:
-        resources = LabelerResources.at_home(scratch, method.labels)
+        resources = LabelerResources.for_local_run(scratch, method.labels)
         refusal = resources.refusal(method.recipe)
         if refusal is not None:
             raise SpecError(f"labels: {refusal}")

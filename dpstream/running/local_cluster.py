@@ -140,7 +140,7 @@ def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any,
             explorer.HANDLERS,
             explorer_bench.ExplorerResources(scratch, formats=formats),
         )
-    resources = LabelerResources.at_home(scratch, spec.labels)
+    resources = LabelerResources.for_local_run(scratch, spec.labels)
     return f"label.{spec.labels.capability}", labeler.HANDLERS, resources
 
 

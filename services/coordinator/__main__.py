@@ -20,7 +20,7 @@ from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.ports import Bus, Store
-from dpstream.shared.runtime.retry import insist
+from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.signals import asked_to_stop
 from dpstream.shared.settings import misspelt_variables, read_settings, secrets_in, variables
 
@@ -58,7 +58,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
     with closing(bus):
         coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
         with _api(coordinator, settings):
-            insist(coordinator.open_all, stopping)
+            retry_outages(coordinator.open_all, stopping)
             log.info("at work", campaigns=len(coordinator.open_campaigns))
             coordinator.run(stopping)
     log.info("stopped")

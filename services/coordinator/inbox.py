@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dpstream.services.coordinator.open_campaign import envelope
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode, encode, understood
+from dpstream.shared.codec import decode, decode_or_none, encode
 from dpstream.shared.errors import NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store, Subscription
@@ -39,7 +39,7 @@ class Inbox:
 
     def read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery, if there is one."""
-        message = understood(delivery.body)
+        message = decode_or_none(delivery.body)
         if message is None:
             self.buried += bury(self.store, delivery.body)
         if isinstance(message, m.CampaignSubmitted):  # the bus brings it without its lists
@@ -104,7 +104,7 @@ def take(
 
 
 def _is_urgent(came: Sequence[Delivery], can_wait: Callable[[m.Message], bool]) -> bool:
-    messages = (understood(delivery.body) for delivery in came)
+    messages = (decode_or_none(delivery.body) for delivery in came)
     return not all(message is not None and can_wait(message) for message in messages)
 
 

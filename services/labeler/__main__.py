@@ -1,4 +1,4 @@
-"""`python -m dpstream.services.labeler`: computes labels."""
+"""`python -m dpstream.services.labeler`: computes labels with first-principles and other codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
 def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    """One worker, whatever it can run: two codes at once would share the cores of one."""
+    """One worker for all codes: two codes at once would compete for the same cores."""
     resources = LabelerResources(
         scratch,
         settings.threads,

@@ -1,6 +1,8 @@
-"""The acceptance contract that every label of every code passes, before and after computing.
+"""The acceptance contract of labels: rules checked before and after a calculation.
 
-A frame or label that breaks it is rejected with the first rule broken: data, not an exception.
+The rules are the same for all codes. `check_before` decides whether a frame is computed at all;
+`check_after` decides whether the result of a calculation is a valid label. A violation is returned
+as a `BrokenRule`, not raised: it becomes a rejection in the ledger.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from dpstream.shared.spec import DATASET, Dimers, LabelSettings
 from dpstream.shared.values import Recipe
 
 POSITION_TOLERANCE = 1e-5
-"""Å; codes echo positions with as few as five decimals, after conversions of units."""
+"""Å; codes print positions with as few as five decimals, after unit conversions."""
 MIN_VOLUME = 1e-3
-"""Å³ per atom; a flatter cell is no cell."""
+"""Å³ per atom; a flatter cell is invalid."""
 
 
 class BrokenRule(NamedTuple):
-    """The rule broken and what was found."""
+    """A violated rule with details."""
 
     rule: str
     detail: str
@@ -31,8 +33,9 @@ class BrokenRule(NamedTuple):
 
 @dataclass(frozen=True)
 class AcceptanceLimits:
-    """A campaign's own caps: `min_distance` Å, `max_force` eV/Å (norm over one atom). `force`
-    computes where a code would refuse by default; `virial`: periodic frames have to have one."""
+    """A campaign's limits: `min_distance` in Å, `max_force` in eV/Å (norm per atom). `force`:
+    compute frames that the code refuses by default; `virial`: periodic frames must have a
+    virial."""
 
     min_distance: float = 0.5
     max_force: float = 50.0
@@ -41,58 +44,59 @@ class AcceptanceLimits:
 
     @staticmethod
     def of(labels: LabelSettings) -> AcceptanceLimits:
-        given = labels.code == DATASET
+        is_given = labels.code == DATASET
         return AcceptanceLimits(
-            labels.min_distance, labels.max_force, labels.force, virial=not given
+            labels.min_distance, labels.max_force, labels.force, virial=not is_given
         )
 
     @staticmethod
     def of_dimers(dimers: Dimers, labels: LabelSettings) -> AcceptanceLimits:
-        """Of frames that are close on purpose: the distances asked for are the ones allowed."""
+        """Limits of dimers, whose short distances are intended."""
         return AcceptanceLimits(0.0, dimers.max_force, labels.force)
 
 
 class Scope(Protocol):
-    """What the contract asks of a labeling code."""
+    """Properties of a labeling code that the contract uses."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def molecular(self) -> bool:
-        """Takes frames without a cell."""
+        """Whether it labels frames without a cell."""
 
     @property
     def periodic(self) -> bool:
-        """Takes periodic frames, and gives their virial."""
+        """Whether it labels periodic frames, including their virial."""
 
     @property
     def electronic(self) -> bool:
-        """Has electrons to count: charge and multiplicity mean something."""
+        """Whether it treats electrons, so that charge and multiplicity must be consistent."""
 
     @property
     def max_z(self) -> int:
         """Largest atomic number supported."""
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        """Why this frame is not computed unless the campaign says `force`; None to go on."""
+        """Reason not to compute this frame unless the campaign sets `force`, or None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Raw facts of one single point, before judgement: what the run said and left behind.
+    """Raw results of one single point, before the acceptance rules are applied.
 
-    energies eV, each one found; `frames` configurations found; forces `(n_atoms, 3)` eV/Å;
-    virial `(3, 3)` = −dE/dε eV; positions `(n_atoms, 3)` Å as the code echoes them (None: it
-    does not). `fault` is a rule that the code itself named. `seconds` is time in the code.
+    `energies`: all energies found, eV; `frames`: number of configurations found; `forces`
+    `(n_atoms, 3)` eV/Å; `virial` `(3, 3)` = −dE/dε eV; `positions` `(n_atoms, 3)` Å as printed by
+    the code (None: not printed). `fault`: a rule that the code itself reports as violated.
+    `seconds`: run time of the code.
     """
 
     exit_status: int = 0
     end_marker: bool = True
     converged: bool = True
-    """The marker of convergence was seen."""
+    """The output contains the code's convergence marker."""
     not_converged: bool = False
-    """Somewhere the output says "not converged"."""
+    """The output reports a failure to converge."""
     energies: tuple[float, ...] = ()
     frames: int = 1
     forces: Floats | None = None
@@ -100,17 +104,17 @@ class Outcome:
     positions: Floats | None = None
     fault: str | None = None
     program: str | None = None
-    """Version of the program, as its output names it."""
+    """Version of the program, as printed in its output."""
     messages: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
     def unconverged(self) -> bool:
-        """The run came to its end, its iterations did not."""
+        """Whether the run ended normally without converged iterations."""
         return self.end_marker and (self.not_converged or not self.converged)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON values; floats read back to the bit."""
+        """The fields as JSON values, without loss of precision."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -127,7 +131,7 @@ class Outcome:
 
     @staticmethod
     def of_label(frame: Frame, label: FrameLabel) -> Outcome:
-        """The facts of a label that was accepted before, to be judged by other caps."""
+        """The outcome equivalent to an accepted label, to be checked against other limits."""
         return Outcome(
             energies=(label.energy,),
             forces=label.forces,
@@ -153,7 +157,7 @@ def _finite_positions(
     frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits
 ) -> str | None:
     if not frame.species:
-        return "the frame holds no atoms"
+        return "the frame has no atoms"
     return None if np.isfinite(frame.positions).all() else "a coordinate is not a finite number"
 
 
@@ -173,15 +177,15 @@ def _known_elements(
     for symbol in sorted(set(frame.species)):
         z = atomic_numbers.get(symbol, 0)
         if not 0 < z <= code.max_z:
-            return f"{code.name} has no {symbol} (Z = {z}, at most {code.max_z})"
+            return f"{code.name} does not support {symbol} (Z = {z}, at most {code.max_z})"
     return None
 
 
 def _periodicity(frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits) -> str | None:
     if frame.cell is not None and not code.periodic:
-        return f"{code.name} labels molecules only, and this frame has a cell"
+        return f"{code.name} labels only molecules, but this frame has a cell"
     if frame.cell is None and not code.molecular:
-        return f"{code.name} labels periodic frames only, and this one has no cell"
+        return f"{code.name} labels only periodic frames, but this frame has no cell"
     return None
 
 
@@ -225,7 +229,7 @@ BEFORE: tuple[tuple[str, Before], ...] = (
 def check_before(
     frame: Frame, recipe: Recipe, code: Scope, limits: AcceptanceLimits
 ) -> BrokenRule | None:
-    """The first rule that forbids computing this frame; None when it may be computed."""
+    """The first violated rule that forbids computing this frame, or None."""
     for rule, check in BEFORE:
         detail = check(frame, recipe, code, limits)
         if detail is not None:
@@ -241,18 +245,18 @@ def _exit_status(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> st
 
 
 def _end_marker(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
-    return None if outcome.end_marker else "the output stops before its end"
+    return None if outcome.end_marker else "the output is incomplete"
 
 
 def _converged(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if outcome.not_converged:
         return "the electronic iterations did not converge"
-    return None if outcome.converged else "nothing says that the iterations converged"
+    return None if outcome.converged else "the output does not state that the iterations converged"
 
 
 def _one_energy(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if len(outcome.energies) != 1 or outcome.frames != 1:
-        return f"{len(outcome.energies)} energies of {outcome.frames} frames, expected one of one"
+        return f"{len(outcome.energies)} energies of {outcome.frames} frames, expected one of each"
     energy = outcome.energies[0]
     return None if np.isfinite(energy) else f"the energy is {energy}"
 
@@ -262,7 +266,7 @@ def _all_forces(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str
     if outcome.forces is None:
         return "no forces"
     if outcome.forces.shape != expected:
-        return f"forces of shape {outcome.forces.shape}, expected {expected}"
+        return f"forces have shape {outcome.forces.shape}, expected {expected}"
     return None if np.isfinite(outcome.forces).all() else "a force is not a finite number"
 
 
@@ -270,9 +274,9 @@ def _virial(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | N
     if frame.cell is None:
         return None
     if outcome.virial is None:
-        return "no virial of a periodic frame" if limits.virial else None
+        return "no virial for a periodic frame" if limits.virial else None
     if outcome.virial.shape != (3, 3):
-        return f"a virial of shape {outcome.virial.shape}, expected (3, 3)"
+        return f"the virial has shape {outcome.virial.shape}, expected (3, 3)"
     return None if np.isfinite(outcome.virial).all() else "the virial is not finite"
 
 
@@ -288,11 +292,11 @@ def _same_positions(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) ->
     if outcome.positions is None:
         return None
     if outcome.positions.shape != frame.positions.shape:
-        return f"{len(outcome.positions)} atoms came back, {len(frame.positions)} were submitted"
-    # Written so that a NaN is a difference.
+        return f"the output has {len(outcome.positions)} atoms, the input {len(frame.positions)}"
+    # Written so that NaN counts as a difference.
     moved = np.abs(outcome.positions - frame.positions)
     same = bool((moved <= POSITION_TOLERANCE).all())
-    return None if same else f"positions differ from the submitted ones by {moved.max():.3g} Å"
+    return None if same else f"positions differ from the input by {moved.max():.3g} Å"
 
 
 After = Callable[[Frame, Outcome, AcceptanceLimits], str | None]
@@ -310,12 +314,12 @@ AFTER: tuple[tuple[str, After], ...] = (
 
 
 def check_after(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> BrokenRule | None:
-    """The first rule that this outcome breaks; None when it is a label."""
-    said = "; ".join(outcome.messages)
+    """The first rule that this outcome violates; None if it is a valid label."""
+    messages = "; ".join(outcome.messages)
     if outcome.fault is not None:
-        return BrokenRule(outcome.fault, said)
+        return BrokenRule(outcome.fault, messages)
     for rule, check in AFTER:
         detail = check(frame, outcome, limits)
         if detail is not None:
-            return BrokenRule(rule, f"{detail}: {said}" if said else detail)
+            return BrokenRule(rule, f"{detail}: {messages}" if messages else detail)
     return None

@@ -1,7 +1,7 @@
-"""Files that a labeling recipe needs, named in the spec and read when a campaign is submitted.
+"""Files that a labeling recipe needs, such as pseudopotentials and basis sets.
 
-They go to the store with the campaign and the recipe holds their digests, so that a changed file
-is another recipe and every worker has the very same one.
+The spec names them; they are read when the campaign is submitted and stored with it. The recipe
+holds their digests, so that a changed file gives another recipe and all workers use the same files.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pydantic import BeforeValidator, ValidationInfo
 from dpstream.shared.values import Ref, Value, campaign_uri
 
 MOST_BYTES = 64 * 1024 * 1024
-"""Of one attached file."""
+"""Size limit of one attached file."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 class Attached(Value):
-    """A file that travels with the campaign; the run finds it in its folder under `file`."""
+    """A file stored with the campaign; the program finds it in its folder under the name `file`."""
 
     file: str
     sha256: str
     size: int
 
     def ref(self, campaign: str) -> Ref:
-        """Where it is kept with a campaign."""
+        """Reference to the file among the campaign's inputs."""
         return Ref(
             uri=campaign_uri(campaign, "inputs", self.sha256), sha256=self.sha256, size=self.size
         )
@@ -38,10 +38,10 @@ class Attached(Value):
 
 @dataclass
 class ReadFiles:
-    """Validation context in which the files that settings name are read."""
+    """Validation context that reads the files named in settings."""
 
     folder: Path
-    """Names are relative to it."""
+    """Folder to which names are relative."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Contents of attached files, by digest."""
     _names: dict[str, str] = field(default_factory=dict)
@@ -50,9 +50,9 @@ class ReadFiles:
         data = _bytes([folder / name for folder in (self.folder, *folders)])
         digest, file = hashlib.sha256(data).hexdigest(), Path(name).name
         if not SAFE.fullmatch(file):
-            raise ValueError("a file's name should be of letters, digits and . _ + -")
+            raise ValueError("a file name may contain only letters, digits and . _ + -")
         if self._names.setdefault(file, digest) != digest:
-            raise ValueError("two different files of one name")
+            raise ValueError("two different files have the same name")
         self.files[digest] = data
         return Attached(file=file, sha256=digest, size=len(data))
 
@@ -73,8 +73,8 @@ def _reading(info: ValidationInfo) -> ReadFiles:
 
 
 def attachment(elsewhere: Callable[[], list[Path]] = list) -> BeforeValidator:
-    """Annotates an `Attached` that the spec names by file, relative to it or in the folders that
-    `elsewhere` gives."""
+    """Annotates an `Attached` that the spec gives as a file name, relative to the spec or in one of
+    the folders that `elsewhere` returns."""
 
     def attach(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str):

@@ -1,8 +1,7 @@
-"""The labeler's engine child: single points and reference dynamics by Python libraries.
+"""The labeler's child process: single points and reference dynamics with Python libraries.
 
-Runs under `dpstream.shared.runtime.child_process` with one thread; libraries are imported at first
-use and stay loaded. Every single point starts from its frame alone, so that a label depends on no
-other frame.
+Run by `dpstream.shared.runtime.child_process`; libraries are imported at first use and stay loaded.
+Every single point starts from scratch, so that a label depends on no other frame.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ KELVIN = 3.166811563e-6
 """hartree; CODATA 2018."""
 MAX_MESSAGE = 300
 LAST_WITHOUT_ECP = 36
-"""Kr: the def2 basis sets are all-electron up to here (F. Weigend, R. Ahlrichs, Phys. Chem. Chem.
-Phys. 7, 3297 (2005))."""
+"""Kr: the def2 basis sets are all-electron up to this element (F. Weigend, R. Ahlrichs, Phys. Chem.
+Chem. Phys. 7, 3297 (2005))."""
 
 
 def tblite_point(recipe: Recipe, frame: Frame, _: Any) -> Outcome:
-    """GFN-xTB energy, forces and virial. tblite's `virial` is dE/dε; ours is −dE/dε."""
+    """GFN-xTB energy, forces and virial. tblite's `virial` is dE/dε, a label's is −dE/dε."""
     from tblite.interface import Calculator
 
     settings = recipe.settings
@@ -83,7 +82,7 @@ def pyscf_point(recipe: Recipe, frame: Frame, _: Any) -> Outcome:
 
 
 def _core_potentials(settings: Mapping[str, Any], frame: Frame) -> str | dict[str, str]:
-    """Without its core potential a def2 basis gives a heavy atom nonsense, and no error."""
+    """Effective core potentials. Without them a def2 basis gives wrong results for heavy atoms."""
     basis = str(settings["basis"])
     if settings["ecp"] is not None:
         return str(settings["ecp"])
@@ -107,13 +106,13 @@ def _mean_field(molecule: Any, settings: Mapping[str, Any], multiplicity: int) -
 
 
 def ase_point(recipe: Recipe, frame: Frame, calculator: Any) -> Outcome:
-    """Energy, forces and virial (−stress·V) by an ASE calculator. The energy is the one whose
-    derivative is the forces; a calculator that does not offer it gets no label."""
+    """Energy, forces and virial (−stress·V) by an ASE calculator. The energy is the one of which
+    the forces are the derivative; without it there is no label."""
     atoms = to_ase(frame)
     atoms.calc = calculator
     energy = _consistent_energy(atoms)
     if energy is None:
-        message = f"{recipe.settings['calculator']} gives no energy consistent with its forces"
+        message = f"{recipe.settings['calculator']} has no energy consistent with its forces"
         return Outcome(messages=(message,))
     return Outcome(
         energies=(energy,),
@@ -129,7 +128,7 @@ def _consistent_energy(atoms: Any) -> float | None:
     try:
         return float(atoms.get_potential_energy(force_consistent=True))
     except PropertyNotImplementedError:
-        pass  # some calculators give it without listing it among their properties
+        pass  # some calculators return it without listing it in their properties
     atoms.get_potential_energy()
     energy = atoms.calc.results.get("free_energy")
     return None if energy is None else float(energy)
@@ -145,11 +144,11 @@ def _ase_virial(atoms: Any) -> Any:
 
 
 def deepmd_point(recipe: Recipe, frame: Frame, model: Any) -> Outcome:
-    """Energy, forces and virial of a Deep Potential; its virial is −dE/dε as ours."""
+    """Energy, forces and virial of a Deep Potential, whose virial is −dE/dε as a label's."""
     type_map = model.get_type_map()
     unknown = sorted(set(frame.species) - set(type_map))
     if unknown:
-        message = f"the model knows {', '.join(type_map)}, not {', '.join(unknown)}"
+        message = f"the model supports {', '.join(type_map)}, not {', '.join(unknown)}"
         return Outcome(fault="unsupported-element", messages=(message,))
     cell = None if frame.cell is None else frame.cell.reshape(1, 9)
     kinds = [type_map.index(symbol) for symbol in frame.species]
@@ -162,8 +161,8 @@ def deepmd_point(recipe: Recipe, frame: Frame, model: Any) -> Outcome:
 
 
 def dataset_point(recipe: Recipe, frame: Frame, _: Any) -> Outcome:
-    """Labels of a dataset are found where labels are kept, or nowhere."""
-    return Outcome(fault="not-in-dataset", messages=("the dataset has no label of this frame",))
+    """Labels of a dataset exist in the store already; a frame without one cannot be computed."""
+    return Outcome(fault="not-in-dataset", messages=("the dataset has no label for this frame",))
 
 
 def _prepare_tblite(recipe: Recipe) -> None:
@@ -203,15 +202,15 @@ SINGLE_POINTS: dict[str, tuple[Prepare, SinglePoint]] = {
     "deepmd": (_prepare_deepmd, deepmd_point),
     "dataset": (lambda recipe: None, dataset_point),
 }
-"""By code: what fails the same way for every frame of a recipe, and the single point itself, which
-is given what the first returned."""
+"""By code: a function that prepares a recipe, whose errors concern all its frames, and the single
+point itself, which receives the result of the preparation."""
 
 
 def single_point(recipe: Recipe, frame: Frame) -> Outcome:
-    """The facts of one single point; an exception about this frame becomes facts too, one about
-    the recipe (no such functional, a wrong keyword) is raised."""
-    make_ready, point = SINGLE_POINTS[recipe.code]
-    prepared = make_ready(recipe)
+    """The outcome of one single point. Exceptions about this frame are part of the outcome; those
+    about the recipe (unknown functional, wrong keyword) are raised."""
+    prepare_recipe, point = SINGLE_POINTS[recipe.code]
+    prepared = prepare_recipe(recipe)
     started = time.monotonic()
     try:
         outcome = point(recipe, frame, prepared)
@@ -230,7 +229,7 @@ def _failure(error: Exception) -> Outcome:
 
 
 def prepare(recipe: dict[str, Any]) -> None:
-    """Import what the recipe needs; raises what would fail for every frame alike."""
+    """Import the libraries of a recipe; raises errors that would concern all its frames."""
     parsed = Recipe.model_validate(recipe)
     SINGLE_POINTS[parsed.code][0](parsed)
 
@@ -238,7 +237,7 @@ def prepare(recipe: dict[str, Any]) -> None:
 def single_points(
     recipe: dict[str, Any], frames: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Facts of the outcome (`Outcome.facts`) of every frame, in order."""
+    """The outcomes (`Outcome.facts`) of all frames, in order."""
     parsed = Recipe.model_validate(recipe)
     return [single_point(parsed, frame_from_facts(frame)).facts() for frame in frames]
 
@@ -246,15 +245,15 @@ def single_points(
 def reference_md(
     recipe: dict[str, Any], frame: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Frames along dynamics driven by the code: `[{frame, outcome}, …]`; `plan` holds
-    the fields of a `Plan`."""
+    """Frames of a trajectory driven by the code: `[{frame, outcome}, …]`; `plan` holds the fields
+    of a `Plan`."""
     parsed = Recipe.model_validate(recipe)
     kept = run(frame_from_facts(frame), lambda at: single_point(parsed, at), Plan(**plan))
     return [{"frame": frame_facts(at), "outcome": outcome.facts()} for at, outcome in kept]
 
 
 def frame_facts(frame: Frame) -> dict[str, Any]:
-    """A frame as JSON values."""
+    """A frame's species, positions and cell as JSON values."""
     return {
         "species": list(frame.species),
         "positions": frame.positions.tolist(),

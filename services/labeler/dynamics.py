@@ -1,8 +1,8 @@
-"""Molecular dynamics driven by a labeling code: where held-out frames come from.
+"""Molecular dynamics driven by a labeling code, which generates the held-out test set.
 
-Langevin dynamics throughout: it forgets the starting structure and samples the canonical ensemble.
-The splitting is BAOAB (B. Leimkuhler, C. Matthews, J. Chem. Phys. 138, 174102 (2013)), whose error
-in positions is the smallest of its kind. A step costs one single point and next to nothing besides.
+Langevin dynamics samples the canonical ensemble independently of the starting structure. The
+splitting is BAOAB (B. Leimkuhler, C. Matthews, J. Chem. Phys. 138, 174102 (2013)), which has the
+smallest error of configurational averages of its class. A step costs one single point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, chec
 from dpstream.shared.atoms.frames import Floats, Frame, canonical
 
 FRICTION = 20.0
-"""1/ps: velocities are forgotten within 50 fs."""
+"""1/ps: velocities decorrelate within 50 fs."""
 BOLTZMANN = 8.617333262e-5
 """eV/K."""
 EV_PER_AMU = 9648.53321
@@ -29,7 +29,7 @@ Point = Callable[[Frame], Outcome]
 
 @dataclass(frozen=True)
 class Plan:
-    """Times in ps, temperature in K; `frames` are kept, `spacing` apart."""
+    """Times in ps, temperature in K; `frames` frames are kept, `spacing` apart."""
 
     seed: int
     temperature: float
@@ -66,7 +66,7 @@ class ReferenceDynamics:
         return Frame(self._species, self._positions.copy(), self._cell)
 
     def run(self, steps: int) -> None:
-        """Raises RuntimeError, naming the rule, when the code gives no sound label."""
+        """Raises RuntimeError, naming the violated rule, if a single point is not a valid label."""
         for _ in range(steps):
             self._advance()
 
@@ -93,8 +93,8 @@ class ReferenceDynamics:
 
 
 def run(start: Frame, point: Point, plan: Plan) -> Iterator[tuple[Frame, Outcome]]:
-    """Canonical frames along one trajectory, each with its own single point: the frame as rounded
-    is what its label belongs to. The same plan gives the same frames."""
+    """Canonical frames along one trajectory, each with a single point of its own: the label belongs
+    to the rounded frame. The same plan gives the same frames."""
     dynamics = ReferenceDynamics(start, point, plan)
     dynamics.run(plan.equilibration_steps)
     for _ in range(plan.frames):

@@ -1,7 +1,7 @@
-"""What the labeler does with a command: labels of given frames, and held-out reference frames.
+"""Handlers of the labeler's commands: `label` and `reference`.
 
-A label is looked up before it is computed and shared afterwards by all campaigns in the store. A
-frame that cannot be labelled is a rejection with a reason, never an exception.
+A label is computed only if the store does not have it, and is then shared by all campaigns. A frame
+that cannot be labelled becomes a rejection with a reason, never an exception.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from dpstream.shared.values import Accepted, Rejected
 def _labeler(
     resources: LabelerResources, command: Label | Reference, context: Context
 ) -> FrameLabeler:
-    """Raises Permanent where this worker computes otherwise than the campaign or must not compute
-    by its recipe."""
+    """Raises Permanent if this worker's recipe differs from the campaign's, or if the worker's
+    settings do not allow it."""
     spec = context.spec()
     try:
         recipe = make_recipe(spec.labels)
     except SpecError as error:
-        raise Permanent(f"this worker cannot label for the campaign: {error}") from error
+        raise Permanent(f"this worker cannot label for this campaign: {error}") from error
     if recipe.digest != command.recipe:
         raise Permanent(
             f"this worker's recipe is {recipe.digest} ({recipe.code} {recipe.version}), the "
-            f"campaign's is {command.recipe}: another version of the code or of its settings"
+            f"campaign's is {command.recipe}: the code's version or its settings differ"
         )
     refusal = resources.refusal(recipe)
     if refusal is not None:
@@ -58,8 +58,8 @@ def _labeler(
 
 
 def label(resources: LabelerResources, command: Label, context: Context) -> LabelsDone:
-    """Label every frame of the bundle or say why not. Raises Permanent when this worker's code
-    is not the campaign's. What an earlier attempt has labelled is found, not computed again."""
+    """Label every frame of the command or reject it with a reason. Labels of an earlier attempt are
+    reused. Raises Permanent if this worker's recipe differs from the campaign's."""
     labeler = _labeler(resources, command, context)
     verdicts: list[Accepted | Rejected] = []
     for number, ref in enumerate(command.frames):
@@ -74,11 +74,11 @@ def label(resources: LabelerResources, command: Label, context: Context) -> Labe
 
 def reference(resources: LabelerResources, command: Reference, context: Context) -> ReferenceDone:
     """One trajectory of held-out frames: a labelled batch of canonical frames with `energy`,
-    `forces` and, when periodic, `virial`. Raises Permanent when the dynamics breaks down or the
-    code is a program."""
+    `forces` and, if periodic, `virial`. Raises Permanent if the dynamics fails or the code is an
+    external program."""
     labeler = _labeler(resources, command, context)
     if isinstance(labeler.code, FileCode):
-        raise Permanent(f"{labeler.code.name} cannot drive dynamics: it is not a Python library")
+        raise Permanent(f"{labeler.code.name} cannot drive dynamics: only Python libraries can")
     start = labeler.frame(command.structure)
     if isinstance(start, BrokenRule):
         raise Permanent(f"the starting structure: {start.rule}: {start.detail}")
@@ -88,7 +88,7 @@ def reference(resources: LabelerResources, command: Reference, context: Context)
         "plan": asdict(_plan(command, context)),
     }
     kept = labeler.call("reference_md", arguments, command.max_seconds)
-    batch = _pack(list(_sound(labeler, kept, start)))
+    batch = _pack(list(_accepted(labeler, kept, start)))
     pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
     return ReferenceDone(
         **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
@@ -96,26 +96,26 @@ def reference(resources: LabelerResources, command: Reference, context: Context)
 
 
 def _plan(command: Reference, context: Context) -> Plan:
-    wanted = context.spec().verification.reference_md
-    if wanted is None:
+    settings = context.spec().verification.reference_md
+    if settings is None:
         raise Permanent("the spec has no verification.reference_md")
     return Plan(
         seed=command.seed,
-        temperature=wanted.temperature,
-        timestep=wanted.timestep,
-        equilibrate=wanted.equilibrate,
-        spacing=wanted.spacing,
-        frames=wanted.frames,
+        temperature=settings.temperature,
+        timestep=settings.timestep,
+        equilibrate=settings.equilibrate,
+        spacing=settings.spacing,
+        frames=settings.frames,
     )
 
 
-def _sound(
+def _accepted(
     labeler: FrameLabeler, kept: list[dict[str, Any]], start: Frame
 ) -> Iterator[tuple[Frame, Outcome]]:
-    """Every kept frame, with the parameters of `start`, passes the acceptance contract, or the
-    trajectory is no reference."""
+    """The kept frames with the parameters of `start`. Raises Permanent if one violates the
+    acceptance contract."""
     for number, item in enumerate(kept):
-        frame = frame_from_facts(item["frame"]).given(start.parameters)
+        frame = frame_from_facts(item["frame"]).with_parameters(start.parameters)
         outcome = Outcome.of(item["outcome"])
         recipe, limits = recipe_for(labeler.recipe, frame), AcceptanceLimits.of(labeler.labels)
         broken = check_before(frame, recipe, labeler.code, limits) or check_after(

@@ -1,4 +1,9 @@
-"""Labels one frame after the other: checks, cache, calculation, acceptance."""
+"""Labels the frames of one task.
+
+For each frame: load it, check the rules before computing, look for an existing label in the store,
+otherwise compute it (a program in its own folder, or a library in the child process), check the
+rules after computing, and store the label with its provenance.
+"""
 
 from __future__ import annotations
 
@@ -40,29 +45,29 @@ from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
 
 MAX_DETAIL = 300
-"""Characters of a rejection's detail: a bundle's rejections fit into one message."""
+"""Characters of a rejection's detail: the rejections of a command must fit in one message."""
 
 
 PREPARE_SECONDS = 300.0
-"""For a fresh child to import its libraries."""
+"""Time limit for a new child process to import its libraries."""
 
 
 TRIES = 2
-"""Of one frame, each in a fresh child, before it is rejected as crashed."""
+"""Attempts per frame, each in a new child process, before it is rejected as crashed."""
 
 
 @dataclass
 class FrameLabeler:
-    """One task's frame-by-frame work: everything that stays the same between frames."""
+    """Labels frames by one recipe; holds everything that is common to the frames of a task."""
 
     resources: LabelerResources
     context: Context
     labels: LabelSettings
     recipe: Recipe
     spec: Spec | None = None
-    """The campaign's; None outside any."""
-    given: Mapping[str, bytes] | None = None
-    """The recipe's files by digest, where no campaign brought them."""
+    """The campaign's spec; None outside campaigns."""
+    given_files: Mapping[str, bytes] | None = None
+    """The recipe's files by digest; None: fetched from the campaign's inputs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     @cached_property
@@ -70,7 +75,7 @@ class FrameLabeler:
         return code_of(self.labels)
 
     def limits(self, key: str) -> AcceptanceLimits:
-        """The caps that the frame of this key has to keep."""
+        """The acceptance limits of the frame with this key."""
         dimers = None if self.spec is None else self.spec.initial.dimers
         if self.spec is not None and dimers is not None and key in dimer_keys(self.spec):
             return AcceptanceLimits.of_dimers(dimers, self.labels)
@@ -78,16 +83,16 @@ class FrameLabeler:
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """The files that came with the campaign, by name."""
+        """The recipe's attached files, by name."""
         return {each.file: self._file(each) for each in attached(self.recipe.settings)}
 
     def _file(self, each: Attached) -> bytes:
-        if self.given is not None:
-            return self.given[each.sha256]
+        if self.given_files is not None:
+            return self.given_files[each.sha256]
         return self.context.fetch(each.ref(self.context.command.campaign))
 
     def label(self, ref: FrameRef) -> Accepted | Rejected:
-        """The verdict on one frame."""
+        """Label one frame or reject it."""
         frame = self.frame(ref)
         return (
             rejected(ref.key, frame)
@@ -96,7 +101,7 @@ class FrameLabeler:
         )
 
     def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
-        """The verdict on a canonical frame with this key."""
+        """Label a canonical frame with this key or reject it."""
         self.context.check()
         try:
             recipe = recipe_for(self.recipe, frame)
@@ -105,10 +110,10 @@ class FrameLabeler:
         broken = check_before(frame, recipe, self.code, self.limits(key))
         if broken is not None:
             return rejected(key, broken)
-        return self._known(key, recipe) or self._new(key, frame, recipe)
+        return self._existing(key, recipe) or self._new(key, frame, recipe)
 
     def frame(self, ref: FrameRef) -> Frame | BrokenRule:
-        """The canonical frame behind a reference, or what is wrong with it."""
+        """The canonical frame behind a reference, or the rule that it violates."""
         if ref.batch.sha256 not in self._batches:
             self._batches[ref.batch.sha256] = Batch.loads(self.context.fetch(ref.batch))
         batch = self._batches[ref.batch.sha256]
@@ -124,18 +129,19 @@ class FrameLabeler:
         key = frame_key(frame)
         return frame if key == ref.key else BrokenRule("frame-key", f"the frame's key is {key}")
 
-    def _known(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
-        """The verdict by this campaign's caps on a label computed before, if there is one."""
+    def _existing(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
+        """The existing label of the frame, checked against this campaign's limits; None without
+        one."""
         uri = label_uri(recipe.digest, key)
         try:
-            data = self.context.insist(lambda: self.context.store.get(uri))
+            data = self.context.retry(lambda: self.context.store.get(uri))
         except NotFound:
             return None
         return self._reused(key, Ref.to(uri, data), data)
 
     def _reused(self, key: str, ref: Ref, data: bytes, seconds: float = 0.0) -> Accepted | Rejected:
-        """The verdict on a label that was stored by another task; `seconds` were spent on it here
-        in vain."""
+        """A label stored by another task, accepted or rejected; `seconds`: time spent here on
+        computing the same label."""
         frame, label, _ = decode_labelled(data)
         broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
         if broken is not None:
@@ -152,16 +158,17 @@ class FrameLabeler:
         data = encode_labelled(frame, label, provenance)
         uri = label_uri(recipe.digest, key)
         store = self.context.store
-        first = self.context.insist(lambda: store.create(uri, data))
-        standing = data if first else self.context.insist(lambda: store.get(uri))
+        first = self.context.retry(lambda: store.create(uri, data))
+        standing = data if first else self.context.retry(lambda: store.get(uri))
         ref = Ref.to(uri, standing)
         if standing != data:
             return self._reused(key, ref, standing, outcome.seconds)
-        # Also where the create went through and its answer was lost.
+        # Also if the create succeeded and its reply was lost.
         return accepted(key, ref, label, outcome.seconds, reused=False)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
-        """The facts of a single point; a crash or time-out is tried again in a fresh child."""
+        """The outcome of a single point; after a crash or timeout, retried in a new child
+        process."""
         reason, started = "", time.monotonic()
         for attempt in range(TRIES):
             try:
@@ -169,17 +176,17 @@ class FrameLabeler:
             except EngineCrashed as crash:
                 reason = str(crash)
         seconds = time.monotonic() - started
-        self._engine_is_sound()
+        self._check_engine()
         return Outcome(fault="crashed", messages=(reason,), seconds=seconds)
 
-    def _engine_is_sound(self) -> None:
-        """Raise EngineCrashed where the child dies without any frame: the worker is at fault then,
-        and no frame may be blamed."""
+    def _check_engine(self) -> None:
+        """Raise EngineCrashed if the child process dies even without a frame: then the worker, not
+        the frame, is the cause."""
         if not isinstance(self.code, FileCode):
             self.call("prepare", {"recipe": self.for_engine(self.recipe)}, PREPARE_SECONDS)
 
     def for_engine(self, recipe: Recipe) -> dict[str, Any]:
-        """A recipe as the engine child is given it."""
+        """A recipe as passed to the child process, with this worker's file paths."""
         local = self.code.localized(recipe) if isinstance(self.code, Localized) else recipe
         return local.model_dump()
 
@@ -199,7 +206,7 @@ class FrameLabeler:
         return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
-        """The engine's answer; an error there is not one frame's but the recipe's: Permanent."""
+        """Call the child process. Raises Permanent for its errors, which concern the recipe."""
         try:
             return self.resources.engine.call(
                 operation, arguments, tick=self.context.check, seconds=seconds

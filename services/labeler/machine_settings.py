@@ -1,7 +1,7 @@
-"""What a machine knows of its labeling programs: how they are started, where potentials are.
+"""Settings of a machine's labeling programs: commands and folders of potentials.
 
-It is never part of a message: a campaign names a code and an element's potential, each worker
-says what that means on it.
+They are never part of a message: a campaign names a code and the potential of an element; each
+worker's settings define the command and the file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from dpstream.shared.spec.errors import did_you_mean
 
 
 def _by_code(value: Any) -> Any:
-    """`a=x; b=y` as `{"a": "x", "b": "y"}`."""
+    """Parses `a=x; b=y` into `{"a": "x", "b": "y"}`."""
     if not isinstance(value, str):
         return value
     parts = [part.partition("=") for part in value.split(";") if part.strip()]
-    if any(not name.strip() or not said.strip() for name, _, said in parts):
-        raise ValueError("should be code=value, several separated by semicolons")
-    return {name.strip(): said.strip() for name, _, said in parts}
+    if any(not name.strip() or not text.strip() for name, _, text in parts):
+        raise ValueError("should be code=value pairs, separated by semicolons")
+    return {name.strip(): text.strip() for name, _, text in parts}
 
 
 def _are_commands(commands: dict[str, str]) -> dict[str, str]:
     for command in commands.values():
-        shlex.split(command)  # ValueError says what is wrong with the quotes
+        shlex.split(command)  # raises ValueError for unbalanced quotes
     return commands
 
 
@@ -47,14 +47,14 @@ ByCode = BeforeValidator(_by_code)
 
 
 class MachineSettings(BaseSettings):
-    """Settings of a machine that labels by programs of its own."""
+    """Settings of a machine's labeling programs."""
 
     model_config = StoreSettings.model_config
 
     labeler_commands: Annotated[dict[str, str], ByCode, AfterValidator(_are_commands)] = Field(
         default_factory=dict,
-        description="how programs are started, by code, separated by semicolons: vasp=mpirun -np "
-        "{cores} vasp_std; NAME=… for a campaign's custom program NAME",
+        description="commands of labeling programs by code, separated by semicolons: vasp=mpirun "
+        "-np {cores} vasp_std; NAME=… for a campaign's custom program NAME",
     )
     labeler_potentials: Annotated[dict[str, Path], ByCode, AfterValidator(_are_folders)] = Field(
         default_factory=dict,
@@ -63,10 +63,10 @@ class MachineSettings(BaseSettings):
     )
 
     def command(self, name: str, cores: int, default: Sequence[str] = ()) -> list[str]:
-        """Program and arguments of code or custom program `name`. Raises SpecError where it cannot
-        be started here."""
-        said = self.labeler_commands.get(name)
-        command = list(default) if said is None else shlex.split(said)
+        """Program and arguments of code or custom program `name`. Raises SpecError if this machine
+        cannot start it."""
+        own = self.labeler_commands.get(name)
+        command = list(default) if own is None else shlex.split(own)
         if not command:
             hint = did_you_mean(name, self.labeler_commands)
             raise SpecError(
@@ -76,13 +76,13 @@ class MachineSettings(BaseSettings):
         program = command[0]
         if shutil.which(program) is None:
             raise SpecError(
-                f"{name}: {program}: no such program on this machine; say how it is started: "
+                f"{name}: {program}: no such program on this machine; set its command: "
                 f"DPSTREAM_LABELER_COMMANDS='{name}=mpirun -np {{cores}} {program}'"
             )
         return [word.replace("{cores}", str(cores)) for word in command]
 
     def starts(self, name: str, default: Sequence[str] = ()) -> bool:
-        """Whether code or custom program `name` can be started here."""
+        """Whether this machine can start code or custom program `name`."""
         try:
             self.command(name, 1, default)
         except SpecError:
@@ -90,10 +90,10 @@ class MachineSettings(BaseSettings):
         return True
 
     def folder(self, code: str) -> Path | None:
-        """Where the potentials of `code` are here; None where nobody said."""
+        """Folder of the potentials of `code`; None if not set."""
         return self.labeler_potentials.get(code)
 
 
-def site() -> MachineSettings:
-    """What the environment says of this machine."""
+def machine_settings() -> MachineSettings:
+    """The machine's settings, from the environment."""
     return read_settings(MachineSettings)

@@ -1,4 +1,4 @@
-"""Programs found on this machine: what starts them, which version they state."""
+"""Labeling programs on this machine: their commands, versions and environment."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.errors import SpecError
 from dpstream.shared.runtime.child_process import PASSED, PINNED
 
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
-"""Programs that start one process per core: each of them gets one thread."""
+"""Programs that start one process per core, each with one thread."""
 PROBE_SECONDS = 60.0
-"""For a program to say its version."""
+"""Time limit for a program to print its version."""
 PACKAGES = {"cp2k.psmp": "cp2k cp2k-data", "pw.x": "quantum-espresso"}
-"""Debian's, for who has none of their own."""
+"""Debian packages that contain the program."""
 
 
 def command_of(code: str, program: str, cores: int) -> list[str]:
-    """What starts `code` on `cores` cores here: as this machine's settings say, else `program`, by
-    mpirun where it is there and the cores are more than one."""
+    """The command that runs `code` on `cores` cores: that of the machine's settings, else
+    `program`, with mpirun if it is installed and `cores` is above one."""
     parallel = cores > 1 and shutil.which("mpirun") is not None
     launcher = ["mpirun", "-np", "{cores}"] if parallel else []
-    return site().command(code, cores, [*launcher, program])
+    return machine_settings().command(code, cores, [*launcher, program])
 
 
 def threads_of(command: Sequence[str], cores: int) -> int:
-    """Threads of each process that `command` starts, so that `cores` are busy and no more."""
+    """Threads of each process that `command` starts, so that `cores` cores are used in total."""
     return 1 if os.path.basename(command[0]) in LAUNCHERS else cores
 
 
 def stated_version(code: str, program: str, banner: str, *arguments: str) -> str:
-    """The version that the program states, by the first group of `banner`. Raises SpecError where
-    it is not installed, or says nothing of the kind."""
+    """The version that the program prints: the first group of `banner`. Raises SpecError if the
+    program is not installed or prints no version."""
     try:
         command = command_of(code, program, 1)
     except SpecError as error:
@@ -46,15 +46,15 @@ def stated_version(code: str, program: str, banner: str, *arguments: str) -> str
             f"labels.code: {error}; on Debian: apt install {PACKAGES[program]}; to submit to "
             "workers that have it, state its labels.version"
         ) from error
-    found = re.search(banner, _said((*command, *arguments)))
+    found = re.search(banner, _output((*command, *arguments)))
     if found is None:
-        raise SpecError(f"labels.code: {code}: {shlex.join(command)} does not tell its version")
+        raise SpecError(f"labels.code: {code}: {shlex.join(command)} does not print its version")
     return found[1]
 
 
 @cache
-def _said(command: tuple[str, ...]) -> str:
-    """What the command prints, started once in an empty folder without input."""
+def _output(command: tuple[str, ...]) -> str:
+    """Output of the command, run once in an empty folder without input."""
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         try:
             done = subprocess.run(
@@ -73,6 +73,6 @@ def _said(command: tuple[str, ...]) -> str:
 
 
 def environment(home: str, threads: int) -> dict[str, str]:
-    """Nothing of the worker's secrets: no broker URL, no cloud keys."""
+    """A program's environment, without the worker's secrets (broker URL, cloud keys)."""
     kept = {name: os.environ[name] for name in PASSED if name in os.environ}
     return kept | dict.fromkeys(PINNED, str(threads)) | {"HOME": home}

@@ -1,4 +1,8 @@
-"""From a spec's `labels` section to the recipe that identifies its labels."""
+"""Builds the recipe, which identifies labels in the store, from a spec's `labels` section.
+
+The recipe is built when a campaign is submitted and again by every labeler: a labeler computes only
+if its own recipe has the campaign's digest.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,11 @@ from dpstream.shared.spec.errors import did_you_mean, explain
 from dpstream.shared.values import Recipe
 
 ROOM = 300.0
-"""K, to try settings by."""
+"""K; electron temperature with which settings are tested."""
 
 
 def code_of(labels: LabelSettings) -> Code:
-    """The labeling code that `labels` names (SpecError when there is none)."""
+    """The labeling code that `labels` names. Raises SpecError for an unknown one."""
     code = CODES.get(labels.code)
     if code is None:
         hint = did_you_mean(labels.code, CODES) or f"; known: {', '.join(sorted(CODES))}"
@@ -33,10 +37,10 @@ def code_of(labels: LabelSettings) -> Code:
 
 
 def read_files(labels: LabelSettings, folder: Path) -> tuple[LabelSettings, Mapping[str, bytes]]:
-    """`labels` with digests in place of the names of the files that are to go with the campaign,
-    and these files by digest. Names are relative to `folder`.
+    """`labels` with digests in place of the names of files that are stored with the campaign, and
+    the contents of these files by digest. Names are relative to `folder`.
 
-    Raises SpecError for a wrong setting, or a file that cannot be read.
+    Raises SpecError for a wrong setting or a file that cannot be read.
     """
     code, reading = code_of(labels), ReadFiles(folder)
     complete = _validated(code, labels.settings, reading)
@@ -47,11 +51,11 @@ def read_files(labels: LabelSettings, folder: Path) -> tuple[LabelSettings, Mapp
 
 
 def make_recipe(labels: LabelSettings) -> Recipe:
-    """The recipe of `labels`: settings complete and normalised, version as installed here, or as
-    stated where it is not.
+    """The recipe of `labels`: settings complete and normalised; the version installed here or, if
+    the code is not installed, the one stated in `labels.version`.
 
     Raises SpecError for an unknown code or setting, a wrong value, a code that is neither installed
-    nor stated in its version, or another version than the one stated.
+    nor has a stated version, and an installed version that differs from the stated one.
     """
     code = code_of(labels)
     own = {"charge": labels.charge, "multiplicity": labels.multiplicity - 1}
@@ -73,16 +77,18 @@ def make_recipe(labels: LabelSettings) -> Recipe:
 
 
 def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
-    """Raises SpecError for label inputs that `code` would not heed."""
+    """Raises SpecError for label inputs that `code` does not support."""
     for name in given:
         if name not in code.inputs:
-            taken = ", ".join(sorted(code.inputs)) or "none; see labels.settings"
-            raise SpecError(f"{where}.{name}: {code.name} does not take it; it takes {taken}")
+            supported = ", ".join(sorted(code.inputs)) or "none; see labels.settings"
+            raise SpecError(
+                f"{where}.{name}: {code.name} does not support it; supported: {supported}"
+            )
 
 
 def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
-    """What `frame` is computed by, and where its label is kept. ValueError where the frame has not
-    the electron temperature that it is to be computed at."""
+    """The recipe by which `frame` is computed and its label stored. Raises ValueError if the recipe
+    needs an electron temperature and the frame has none."""
     own = recipe.of(frame.formula, electrons(frame.species))
     if own.electron_temperature is None:
         return own
@@ -93,11 +99,13 @@ def recipe_for(recipe: Recipe, frame: Frame) -> Recipe:
 
 
 def _check_thermal(code: Code, settings: dict[str, Any]) -> None:
-    """Raises SpecError where `code` cannot compute by these settings at an electron temperature."""
+    """Raises SpecError if `code` with these settings does not support an electron temperature."""
     key = "labels.electron_temperature"
     if not isinstance(code, Thermal):
         able = ", ".join(sorted(n for n, each in CODES.items() if isinstance(each, Thermal)))
-        raise SpecError(f"{key}: {code.name} cannot be told one; codes that can: {able}")
+        raise SpecError(
+            f"{key}: {code.name} does not support an electron temperature; supported by: {able}"
+        )
     try:
         code.at_electron_temperature(settings, ROOM)
     except ValueError as error:
@@ -105,7 +113,7 @@ def _check_thermal(code: Code, settings: dict[str, Any]) -> None:
 
 
 def electrons(species: Iterable[str]) -> int:
-    """Of neutral atoms."""
+    """Number of electrons of neutral atoms."""
     return sum(atomic_numbers.get(symbol, 0) for symbol in species)
 
 
@@ -126,12 +134,12 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
 
 
 def installed_codes() -> tuple[str, ...]:
-    """Names of the codes that this machine can run."""
+    """Names of the labeling codes that this machine can run."""
     return tuple(name for name, code in CODES.items() if _is_installed(code))
 
 
 def _is_installed(code: Code) -> bool:
-    """One with a setting that only a campaign can give is asked when a campaign gives it."""
+    """Whether this machine can run `code`; also True if only a campaign's settings can decide."""
     if isinstance(code, Brought):
         return code.is_here()
     try:

@@ -1,4 +1,4 @@
-"""What a labeler keeps warm between tasks: its child process and its settings."""
+"""Resources that a labeler keeps between tasks: its child process and its permissions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
 
 PROGRAMS = frozenset({"command", "profile", "label", "directory"})
-"""Arguments by which ASE's calculators are told what to run, and where to write."""
+"""Arguments of ASE calculators that name programs or folders."""
 
 
 class LabelerResources:
-    """The labeler's warm engine, and what this worker allows."""
+    """The labeler's child process, and what campaigns may request of this worker."""
 
     def __init__(
         self,
@@ -27,8 +27,8 @@ class LabelerResources:
         allowed_codes: Collection[str] = CODES,
         allow_programs: bool = False,
     ) -> None:
-        """`scratch`: a private folder; `threads` of one label; `allowed_calculators`: ASE
-        calculators by dotted name that campaigns may ask for; `allowed_codes`: labeling codes;
+        """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
+        ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
         `allow_programs`: whether a campaign may name a program in a calculator's arguments."""
         self.engine = ChildProcess(
             "dpstream.services.labeler.child", scratch.resolve() / "labeler", threads
@@ -38,13 +38,14 @@ class LabelerResources:
         self.allow_programs = allow_programs
 
     @classmethod
-    def at_home(cls, scratch: Path, labels: LabelSettings) -> LabelerResources:
-        """For a user's own campaign on the user's own machine: what the spec names is allowed."""
+    def for_local_run(cls, scratch: Path, labels: LabelSettings) -> LabelerResources:
+        """Resources for a user's own campaign on their own machine: everything it names is
+        allowed."""
         named = {str(labels.settings["calculator"])} if "calculator" in labels.settings else set()
         return cls(scratch, allowed_calculators=SHIPPED | named, allow_programs=True)
 
     def refusal(self, recipe: Recipe) -> str | None:
-        """Why this worker must not compute by `recipe`, if so."""
+        """Reason why this worker must not compute by `recipe`, or None."""
         if recipe.code not in self.allowed_codes:
             return f"{recipe.code} is not among this worker's allowed codes"
         if recipe.code != "ase":
@@ -58,7 +59,7 @@ class LabelerResources:
         return None
 
     def start(self) -> None:
-        """Start the engine child ahead of the first task."""
+        """Start the child process before the first task."""
         self.engine.start()
 
     def close(self) -> None:

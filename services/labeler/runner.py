@@ -1,4 +1,9 @@
-"""Runs a labeling program: fresh folder, empty environment, time limit."""
+"""Runs a labeling program for one single point.
+
+Every run has a new folder, an environment without secrets and a time limit. The program's exit
+status and output files become an `Outcome`; whether that is a valid label is decided elsewhere
+(`acceptance`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from dpstream.shared.runtime.child_process import die_with_parent
 from dpstream.shared.values import Recipe
 
 POLL = 0.05
-"""s between looks at a running program."""
+"""Seconds between checks of a running program."""
 
 
 def run_files(
@@ -34,19 +39,20 @@ def run_files(
     seconds: float,
     tick: Callable[[], None],
 ) -> Outcome:
-    """One single point by a program, in `folder`, which must not exist yet; `files` by name are
-    put there first.
+    """One single point by a program in `folder`, which must not exist yet; `files` (by name) are
+    written there first.
 
-    A code that may be told to converge in more than one way is, each time in a folder beside it.
-    Raises EngineCrashed after `seconds` and where a signal ended the program, Permanent when it is
-    not installed or of another version; whatever `tick` raises ends the program and passes on.
+    A code with alternative convergence settings (`Retrying`) runs again in a folder beside it until
+    it converges. Raises EngineCrashed after `seconds` or if a signal ended the program, and
+    Permanent if the program is not installed or has another version. Exceptions of `tick` kill the
+    program and propagate.
     """
     started = time.monotonic()
     tries = code.tries(recipe) if isinstance(code, Retrying) else iter((recipe,))
     for number, each in enumerate(tries):
-        place = folder.with_name(f"{folder.name}-try-{number}") if number else folder
+        attempt_folder = folder.with_name(f"{folder.name}-try-{number}") if number else folder
         left = seconds - (time.monotonic() - started)
-        outcome = _run_once(code, each, frame, place, files, cores, left, tick)
+        outcome = _run_once(code, each, frame, attempt_folder, files, cores, left, tick)
         if not outcome.unconverged:
             break
     return replace(outcome, seconds=time.monotonic() - started)
@@ -97,7 +103,8 @@ def run(
     seconds: float,
     tick: Callable[[], None],
 ) -> int:
-    """Exit status of `command` (negative: the signal that ended it); see `run_files`."""
+    """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
+    it. Raises as `run_files`."""
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         try:
             process = subprocess.Popen(
@@ -129,7 +136,7 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The program and all it started: a whole MPI job is one session."""
+    """Kill the program and all its processes: an MPI job is one session."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,4 +1,4 @@
-"""What a labeler is told by its environment."""
+"""Settings of the labeler."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class LabelerSettings(WorkerSettings, MachineSettings):
     labeler_codes: Annotated[tuple[str, ...], Separated] = Field(
         default_factory=installed_codes,
         min_length=1,
-        description=f"comma-separated labeling codes ({' | '.join(CODES)}), one task at a time "
-        "from the queue of each in turn; no other code is ever run [all that are installed]",
+        description=f"comma-separated labeling codes that this worker runs ({' | '.join(CODES)}); "
+        "one task at a time, from their queues in turn [all installed codes]",
     )
     labeler_class: Name | None = Field(
         default=None,
         max_length=30,
-        description="serve only campaigns that ask for this class of worker (labels.worker_class "
-        "in their spec), e.g. 32-cores; default: those that ask for none",
+        description="serve only campaigns that request this class of worker (labels.worker_class "
+        "in their spec), e.g. 32-cores; default: campaigns that request none",
     )
     labeler_calculators: Annotated[tuple[str, ...], Separated] = Field(
         default=tuple(sorted(SHIPPED)),
-        description="comma-separated dotted names of the ASE calculators that campaigns may use; "
-        "campaigns choose their arguments",
+        description="comma-separated dotted names of the ASE calculators that campaigns may use, "
+        "with arguments of their choice",
     )
 
     @field_validator("labeler_codes")

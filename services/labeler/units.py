@@ -1,4 +1,4 @@
-"""Atomic units (CODATA 2018) in those used here."""
+"""Conversion factors (CODATA 2018) to eV, Å and K."""
 
 HARTREE = 27.211386245988
 """eV."""

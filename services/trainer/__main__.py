@@ -24,7 +24,7 @@ def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
 
 
 TRAINER = WorkerService(
-    "trainer", "Trains members of committees with DeePMD-kit.", TrainerSettings, plans
+    "trainer", "Trains committee members with DeePMD-kit.", TrainerSettings, plans
 )
 
 if __name__ == "__main__":

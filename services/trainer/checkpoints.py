@@ -1,7 +1,7 @@
-"""Checkpoints of a training as one object each: found, packed, unpacked.
+"""Packs a training's checkpoint into one object, and unpacks it.
 
-A packed checkpoint is a zip archive of DeePMD-kit's own files, the loss curve so far and the input
-with every default filled in, so that another worker can go on from it.
+A packed checkpoint is a zip archive of DeePMD-kit's files, the loss curve so far and the input with
+all defaults filled in, so that another worker can resume the training or start from its weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVE
 
 STEP = re.compile(rf"{re.escape(CHECKPOINT)}-(\d+)")
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Zip's zero: the same files always make the same archive."""
+"""Timestamp of all entries: equal files give equal archives."""
 
 
 def newest_step(folder: Path, backend: Backend) -> int | None:
@@ -44,7 +44,7 @@ def pack(folder: Path, backend: Backend, step: int) -> bytes:
 
 
 def _curve_until(curve: bytes, step: int) -> bytes:
-    """The loss curve up to `step`: the training may have gone on since the checkpoint."""
+    """The loss curve up to `step`: the training may have continued since the checkpoint."""
     lines = curve.splitlines(keepends=True)
     return b"".join(line for line in lines if line[:1] == b"#" or int(line.split()[0]) <= step)
 
@@ -58,7 +58,7 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
 
 
 def unpack(data: bytes, folder: Path) -> int:
-    """Lay the packed checkpoint out in `folder`; its step. ValueError when it is none."""
+    """Unpack a checkpoint into `folder` and return its step. Raises ValueError if it is invalid."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             archive.extractall(folder)
@@ -68,17 +68,17 @@ def unpack(data: bytes, folder: Path) -> int:
 
 
 def step_in(folder: Path) -> int:
-    """Step of the one checkpoint unpacked in `folder` (ValueError without one)."""
+    """Step of the checkpoint unpacked in `folder`. Raises ValueError if there is none."""
     for path in sorted(folder.iterdir()):
         match = STEP.match(path.name)
         if match is not None:
             return int(match.group(1))
-    raise ValueError("not a packed checkpoint: no model inside")
+    raise ValueError("not a packed checkpoint: it contains no model")
 
 
 def model_section(folder: Path) -> dict[str, Any] | None:
-    """How the unpacked model was built, `sel` counted: its weights fit no other. None where that
-    is not recorded."""
+    """Model section of the unpacked checkpoint, with `sel` counted: its weights fit no other model.
+    None if not recorded."""
     resolved = folder / RESOLVED
     if not resolved.exists():
         return None
@@ -87,7 +87,7 @@ def model_section(folder: Path) -> dict[str, Any] | None:
 
 
 def pack_given(prefix: Path, backend: Backend) -> bytes:
-    """A user's own checkpoint, as if it were of step 0. ValueError where there is none."""
+    """Pack a user's checkpoint as that of step 0. Raises ValueError if there is none."""
     name = backend.checkpoint(0)
     prefix = prefix.with_name(prefix.name.removesuffix(backend.ending))
     out = io.BytesIO()
@@ -102,7 +102,8 @@ def pack_given(prefix: Path, backend: Backend) -> bytes:
 
 
 def _own_files(prefix: Path, backend: Backend) -> list[Path]:
-    """TensorFlow's `prefix.index` and others; elsewhere one file or a folder."""
+    """Files of a checkpoint: for TensorFlow `prefix.index` and others, else one file or a
+    folder."""
     if not backend.ending:
         return sorted(path for path in prefix.parent.glob(f"{prefix.name}.*") if path.is_file())
     whole = prefix.with_name(prefix.name + backend.ending)

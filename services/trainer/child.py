@@ -1,7 +1,7 @@
-"""Engine child of the trainer: DeePMD-kit, imported once and forked for every call.
+"""The trainer's child process: DeePMD-kit, imported once and forked for every call.
 
-TensorFlow's graph and its memory are process-wide and never let go of; a fork of a warm child
-starts clean without paying for the import again. No session may run before the fork.
+TensorFlow never releases its graph and memory. A fork of a child that has imported it starts clean
+without importing it again; no TensorFlow session may run before the fork.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from dpstream.shared.runtime.child_process import TAIL, die_with_parent
 
 FORK = True
 EVALUATE_ATOMS = 2048
-"""Atoms evaluated at once: enough to fill the vector units, little memory."""
+"""Atoms evaluated at once: enough for vectorisation, with little memory."""
 
 
 class MissingBackend(RuntimeError):
-    """The package that a backend of DeePMD-kit stands on is not installed."""
+    """The Python package of a DeePMD-kit backend is not installed."""
 
 
 def train(
     folder: str, backend: str, how: Begin | None = None, model: str = "", given: bool = False
 ) -> None:
-    """Train in `folder` by its `input.json`: from scratch or, by `how`, begun in `model` (the
-    prefix of a checkpoint or a frozen model, relative to the folder), which the user has `given`
-    or dpstream made."""
+    """Train in `folder` by its `input.json`, from scratch or, as `how` says, from `model`: the
+    prefix of a checkpoint or a frozen model, relative to the folder, `given` by the user or made by
+    dpstream."""
     chosen = _enter(folder, backend)
     if backend != "tensorflow":
         _dp(train_line(chosen, how, model, given))
         return
-    begun = {way: model if way == how else None for way in get_args(Begin)}
+    start = {way: model if way == how else None for way in get_args(Begin)}
     tf_train(
         INPUT=INPUT,
         output=RESOLVED,
-        restart=begun["restart"],
-        init_model=begun["init-model"],
-        init_frz_model=begun["init-frz-model"],
-        finetune=begun["finetune"],
+        restart=start["restart"],
+        init_model=start["init-model"],
+        init_frz_model=start["init-frz-model"],
+        finetune=start["finetune"],
         use_pretrain_script=given and how in SCRIPTED,
         mpi_log="master",
         log_level=logging.WARNING,
@@ -71,7 +71,7 @@ def train(
 
 
 def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
-    """Write checkpoint `checkpoint` of `folder` as the model file `model`."""
+    """Freeze `checkpoint` of `folder` into the model file `model`."""
     chosen = _enter(folder, backend)
     if backend == "pytorch":
         _dp(freeze_line(chosen, checkpoint, model))
@@ -85,7 +85,7 @@ def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
 
 def compress(folder: str, backend: str, frozen: str, model: str) -> None:
     """Tabulate the embedding nets of `frozen` (D. Lu et al., J. Chem. Theory Comput. 2022, 18,
-    5559) into `model`. Raises whatever DeePMD-kit raises where the descriptor does not allow it."""
+    5559) into `model`. Raises DeePMD-kit's exception if the descriptor does not support it."""
     chosen = _enter(folder, backend)
     if backend == "pytorch":
         _dp(compress_line(chosen, frozen, model))
@@ -98,7 +98,7 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
         step=0.01,
         frequency="-1",
         checkpoint_folder="model-compression",
-        training_script=RESOLVED,  # a converted model does not know its shortest distance
+        training_script=RESOLVED,  # a converted model lacks the shortest distance of its data
         mpi_log="master",
         log_level=logging.WARNING,
         log_path=None,
@@ -107,8 +107,8 @@ def compress(folder: str, backend: str, frozen: str, model: str) -> None:
 
 
 def _convert(checkpoint: str, model: str) -> None:
-    """A checkpoint of JAX's as a TensorFlow model. DeePMD-kit 3.2.0 drops the energy of each type
-    (`out_bias`) on the way; its fitting net takes the same number under another name."""
+    """Convert a JAX checkpoint to a TensorFlow model. DeePMD-kit 3.2.0 drops the energy per type
+    (`out_bias`) in the conversion, so it is added to `bias_atom_e` of the fitting net."""
     document = DeepmdBackend.detect_backend_by_model(checkpoint)().serialize_hook(checkpoint)
     variables = document["model"]["@variables"]
     fitting = document["model"]["fitting"]["@variables"]
@@ -118,8 +118,8 @@ def _convert(checkpoint: str, model: str) -> None:
 
 
 def _same_bytes(model: Path) -> None:
-    """Write a TensorFlow model again so that the same model has the same bytes: protobuf puts the
-    entries of its maps in an order that differs from one writing to the next."""
+    """Serialise a TensorFlow model deterministically, so that equal models have equal bytes:
+    protobuf writes map entries in varying order by default."""
     graph = tf.GraphDef.FromString(model.read_bytes())
     model.write_bytes(graph.SerializeToString(deterministic=True))
 
@@ -138,7 +138,7 @@ def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:
 
 
 class _Sums:
-    """Squares summed and counted by quantity."""
+    """Sums and counts of squares, by quantity."""
 
     def __init__(self) -> None:
         self.frames = 0

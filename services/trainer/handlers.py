@@ -1,4 +1,8 @@
-"""The trainer's one task: a member of a committee, from a dataset version to a measured model."""
+"""Handler of the trainer's command `train`: from a dataset version to a measured model.
+
+The steps are those of `TrainingJob`: train, freeze, compress, measure errors; the results are
+stored and reported as member-trained.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from dpstream.shared.runtime.context import Context
 def train(resources: TrainerResources, command: Train, context: Context) -> MemberTrained:
     """Train, freeze, compress and measure one member.
 
-    Raises Permanent for input DeePMD-kit cannot use, Temporary when the machine ran out of memory
-    or disk, EngineCrashed, and Stopped when no result is wanted (in streaming mode the newest
-    checkpoint is stored first).
+    Raises Permanent for input that DeePMD-kit does not accept, Temporary if the machine runs out of
+    memory or disk space, EngineCrashed, and Stopped if the task is cancelled or the worker stops
+    (in streaming mode, after storing the newest checkpoint).
     """
     job = TrainingJob(resources, command, context)
     job.prepare()

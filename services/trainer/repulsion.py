@@ -1,6 +1,6 @@
-"""The table of short-range repulsion that a model goes over to where atoms come closer than data
-can teach: pair energies by distance, in DeePMD-kit's format.
+"""Tables of short-range pair repulsion, in DeePMD-kit's format.
 
+At distances shorter than any in the training data a model switches to this table of pair energies.
 Units: Å, eV. Universal potential: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and
 Range of Ions in Matter, 1985.
 """
@@ -24,17 +24,17 @@ from dpstream.shared.values import Ref
 COULOMB = 14.399645
 """e² / (4πε₀) in eV Å."""
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
-"""Amplitudes and decay constants of the universal screening function; LAMMPS has the same."""
+"""Amplitudes and decay constants of the universal screening function, as in LAMMPS."""
 STEP = 0.005
-"""Å between rows, and the first row: nearer than this DeePMD-kit ends the process."""
+"""Å between rows, and distance of the first row, below which DeePMD-kit ends the process."""
 NEAREST = 0.1
-"""Å; a table has to begin here or nearer."""
+"""Å; largest allowed distance of the first row."""
 EVEN = 1e-6
-"""Å; rows are evenly spaced within this."""
+"""Å; tolerance of the spacing between rows."""
 
 
 def zbl(r: Floats, first: str, second: str) -> Floats:
-    """Energy of two atoms `r` Å apart, eV: `(n,)` → `(n,)`."""
+    """Energy in eV of two atoms at distances `r` in Å: `(n,)` → `(n,)`."""
     z = atomic_numbers[first], atomic_numbers[second]
     length = 0.46850 / (z[0] ** 0.23 + z[1] ** 0.23)
     screened = sum(a * np.exp(-b * r / length) for a, b in SCREENING)
@@ -54,7 +54,7 @@ def zbl_table(type_map: Sequence[str], outer: float) -> str:
 
 
 def table_text(spec: Spec, files: Mapping[str, Ref], fetch: Fetch) -> str | None:
-    """The campaign's table, generated or as its user gave it; None where it has none."""
+    """The campaign's table, generated or given by the user; None without one."""
     repulsion = spec.training.repulsion
     if repulsion is None:
         return None
@@ -64,22 +64,22 @@ def table_text(spec: Spec, files: Mapping[str, Ref], fetch: Fetch) -> str | None
 
 
 def check_table(text: str, type_map: Sequence[str]) -> None:
-    """Raises ValueError saying what keeps a table from being one for the elements."""
+    """Raises ValueError, with the reason, if `text` is not a valid table for the elements."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an empty file, which is said below
+        warnings.simplefilter("ignore")  # about an empty file, which is reported below
         rows = np.loadtxt(io.StringIO(text), ndmin=2)
     columns = 1 + len(type_map) * (len(type_map) + 1) // 2
     if len(rows) < 3 or rows.shape[1] != columns:
         raise ValueError(
-            f"{len(rows)} rows of {rows.shape[-1]} numbers; needed are at least 3 rows of r and "
+            f"{len(rows)} rows of {rows.shape[-1]} numbers; expected at least 3 rows of r and "
             f"the energies of {columns - 1} pairs of {', '.join(type_map)}"
         )
     if not np.isfinite(rows).all():
         raise ValueError("a number is not finite")
     steps = np.diff(rows[:, 0])
     if rows[0, 0] > NEAREST:
-        raise ValueError(f"it begins at {rows[0, 0]:g} Å; needed is {NEAREST:g} Å or nearer")
+        raise ValueError(f"the first row is at {rows[0, 0]:g} Å; expected {NEAREST:g} Å or less")
     if rows[0, 0] <= 0 or not (steps > 0).all() or np.ptp(steps) > EVEN:
-        raise ValueError("the first column must be distances above 0, evenly spaced and rising")
+        raise ValueError("the first column must be distances above 0, increasing and evenly spaced")
     if rows[-1, 1:].any():
-        raise ValueError("the last row must be zero: the energy ends somewhere")
+        raise ValueError("the energies of the last row must be zero")

@@ -1,4 +1,4 @@
-"""What a trainer keeps warm between tasks: the child process that imports DeePMD-kit."""
+"""Resources that a trainer keeps between tasks: the child process with DeePMD-kit loaded."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 from dpstream.shared.runtime.child_process import ChildProcess
 
 DATA_ONLY = frozenset({".pb", ".pt", ".hlo", ".zip"})
-"""Given models that cannot run code of their own; `.zip` are checkpoints."""
+"""Suffixes of models that cannot execute code; `.zip` are checkpoints."""
 
 
 MODELS = DATA_ONLY | {".pth"}
 
 
 class TrainerResources:
-    """The trainer's warm engine: a child process with DeePMD-kit loaded."""
+    """The trainer's child process with DeePMD-kit loaded."""
 
     def __init__(self, scratch: Path, threads: int = 1, models: frozenset[str] = DATA_ONLY) -> None:
-        """`scratch`: a private folder; `threads` of one training; `models`: endings of given models
-        that trainings may begin from."""
+        """`scratch`: a private folder; `threads` per training; `models`: suffixes of users' models
+        from which trainings may start."""
         self.models = models
         self.engine = ChildProcess("dpstream.services.trainer.child", scratch / "deepmd", threads)
 

@@ -1,4 +1,4 @@
-"""What a trainer is told by its environment."""
+"""Settings of the trainer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class TrainerSettings(WorkerSettings):
         tuple[Literal[".pb", ".pt", ".hlo", ".zip", ".pth"], ...], Separated
     ] = Field(
         default=(".pb", ".pt", ".hlo", ".zip"),
-        description="comma-separated suffixes of given models that trainings may begin from (.zip: "
-        "checkpoints); .pth can run code of its own, so add it only where you trust who submits",
+        description="comma-separated suffixes of users' models from which trainings may start (.zip: "
+        "checkpoint); .pth files can execute code, so add .pth only if you trust all submitters",
     )

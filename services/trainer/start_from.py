@@ -1,4 +1,8 @@
-"""What a training begins from: nothing, a checkpoint of ours, or a model that the user gave."""
+"""Prepares the model from which a training starts.
+
+A training starts from the checkpoint of its own earlier attempt (resume), from the previous
+committee's checkpoint (warm start), from a model that the user gave, or from scratch.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.values import Ref, given_model
 
 START = "start"
-"""Folder of another training's checkpoint."""
+"""Folder of the checkpoint of another training."""
 
 
 @dataclass(frozen=True)
 class StartingModel:
-    """`model`: a checkpoint (prefix) or frozen model relative to the training's folder, `given` by
-    the user or made by dpstream; `resumed`: its step, where the same training goes on; `section`:
-    how it was built, as far as we recorded that."""
+    """The model from which a training starts. `model`: checkpoint prefix or frozen model, relative
+    to the training's folder, `given` by the user or made by dpstream; `resumed`: step at which the
+    same training resumes; `section`: model section with which it was built, if recorded."""
 
     how: Begin | None = None
     model: str = ""
@@ -32,15 +36,15 @@ class StartingModel:
     section: dict[str, Any] | None = None
 
     def options(self) -> dict[str, Any]:
-        """As the engine takes it."""
+        """Arguments of the child's operation `train`."""
         return {"how": self.how, "model": self.model, "given": self.given}
 
 
 def lay_out(
     command: Train, spec: Spec, context: Context, allowed: Collection[str]
 ) -> StartingModel:
-    """Put what the training begins from into its folder. Raises Permanent for what is none, or is
-    of a kind not `allowed`."""
+    """Write the starting model to the training's folder. Raises Permanent if the file is not a
+    model or its suffix is not in `allowed`."""
     backend, folder = BACKENDS[spec.training.backend], context.scratch
     if command.resume is not None and not spec.starts_over:
         step = _unpack(command.resume, folder, context)
@@ -54,7 +58,7 @@ def lay_out(
 
 
 def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str]) -> StartingModel:
-    """The model that the user gave this member, or gave all."""
+    """The user's model for this member, or for all members."""
     init = spec.training.init
     if init is None:
         return StartingModel()
@@ -64,7 +68,7 @@ def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str
     ref = command.files[name]
     suffix = Path(ref.uri).suffix
     if suffix not in allowed:
-        raise Permanent(f"{name}: this worker begins from no {suffix} models")
+        raise Permanent(f"{name}: this worker does not start from {suffix} models")
     if init.how == "init-model":
         step = _unpack(ref, context.scratch / START, context)
         checkpoint = BACKENDS[spec.training.backend].checkpoint(step)

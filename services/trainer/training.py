@@ -1,4 +1,8 @@
-"""One training: input, checkpoints, freezing, compression, errors."""
+"""Runs one training in its private folder.
+
+Writes the dataset and `input.json`, trains in the child process while uploading checkpoints, then
+freezes, compresses and measures the model.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ log = logger()
 
 
 MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownError")
-"""What DeePMD-kit raises for want of memory or disk: no fault of the task."""
+"""Exceptions that DeePMD-kit raises when memory or disk space runs out."""
 
 
 @dataclass
@@ -49,7 +53,7 @@ class TrainingJob:
     command: Train
     context: Context
     _since: float = field(default_factory=time.monotonic)
-    _begun: StartingModel = field(default_factory=StartingModel)
+    _start: StartingModel = field(default_factory=StartingModel)
     _uploaded: int = 0
     _written: dict[tuple[str, Ref], tuple[str, ...]] = field(default_factory=dict)
 
@@ -66,18 +70,18 @@ class TrainingJob:
         return BACKENDS[self.spec.training.backend]
 
     def prepare(self) -> None:
-        """Lay out the training set, the checkpoint to begin from and `input.json`."""
-        self._begun = lay_out(self.command, self.spec, self.context, self.resources.models)
-        self._uploaded = self._begun.resumed or 0
+        """Write the training set, the starting model and `input.json`."""
+        self._start = lay_out(self.command, self.spec, self.context, self.resources.models)
+        self._uploaded = self._start.resumed or 0
         run = TrainingRun(
             type_map=self.spec.type_map,
             systems=self._write("train", self.command.dataset),
             steps=self.command.steps,
             seed=self.command.seed,
             member=self.command.member,
-            warm=self.command.start is not None or self._begun.given,
+            warm=self.command.start is not None or self._start.given,
             checkpoint_every=self._checkpoint_every(),
-            model=self._begun.section,
+            model=self._start.section,
         )
         table = table_text(self.spec, self.command.files, self.context.fetch)
         if table is not None:
@@ -89,8 +93,8 @@ class TrainingJob:
         return None if self.spec.starts_over else self.spec.training.checkpoint_steps
 
     def _write(self, name: str, manifest: Ref) -> tuple[str, ...]:
-        """A dataset version as DeePMD-kit systems, named relative to the folder so that nothing of
-        this machine gets into the model."""
+        """Write a dataset version as DeePMD-kit systems. Paths are relative to the folder, so that
+        the model does not depend on the machine."""
         if (name, manifest) in self._written:
             return self._written[name, manifest]
         try:
@@ -101,24 +105,24 @@ class TrainingJob:
         except ValueError as error:
             raise Permanent(f"{name}: {error}") from error
         if not systems and name == "train":
-            raise Permanent("the dataset holds no labelled frame")
+            raise Permanent("the dataset has no labelled frames")
         paths = tuple(str(system.relative_to(self.folder)) for system in systems)
         self._written[name, manifest] = paths
         return paths
 
     def _without_dimers(self, labelled: list[Labelled]) -> list[Labelled]:
-        """Frames that say how well a member learnt: not dimers, whose forces dwarf all others."""
+        """The frames without dimers, whose large forces would dominate the errors."""
         keys = dimer_keys(self.spec)
         return [item for item in labelled if frame_key(item.frame) not in keys] or labelled
 
     def train(self) -> int:
-        """Train to the end; the last checkpoint's step."""
-        resumed = self._begun.resumed
+        """Train to the end and return the step of the last checkpoint."""
+        resumed = self._start.resumed
         if resumed is not None and resumed >= self.command.steps:
             return resumed
         self.context.progress(f"step {resumed or 0}/{self.command.steps}")
         try:
-            self._call("train", tick=self._tick, **self._begun.options())
+            self._call("train", tick=self._tick, **self._start.options())
         except Stopped:
             self._upload_newest()
             raise
@@ -133,7 +137,8 @@ class TrainingJob:
         self._upload_newest()
 
     def _upload_newest(self) -> None:
-        """Store a checkpoint that is new, so that another attempt can go on from it."""
+        """Store the newest checkpoint, if not stored yet, so that another attempt can resume from
+        it."""
         step = checkpoints.newest_step(self.folder, self.backend)
         if self.spec.starts_over or step is None or not self._uploaded < step < self.command.steps:
             return
@@ -149,7 +154,8 @@ class TrainingJob:
         return self.folder / model
 
     def compress(self, frozen: Path) -> Path | None:
-        """The compressed model; None where it is not wanted or the descriptor does not allow it."""
+        """The compressed model; None if compression is off or the descriptor does not support
+        it."""
         if not self.spec.training.compress:
             return None
         self.context.progress("compressing")
@@ -159,7 +165,7 @@ class TrainingJob:
         except Permanent as error:
             if self.backend.compressed_only:
                 raise
-            log.info("model stays uncompressed", task=self.command.title, reason=str(error))
+            log.info("model not compressed", task=self.command.title, reason=str(error))
             return None
         return self.folder / model
 
@@ -194,7 +200,8 @@ class TrainingJob:
         arguments: Mapping[str, Any],
         tick: Callable[[], None] | None = None,
     ) -> Any:
-        """Call the engine within what is left of the task's time; its refusals become Permanent."""
+        """Call the child process within the remaining time of the task. Raises Permanent for its
+        errors, Temporary if memory or disk space ran out."""
         left = self.command.max_seconds - (time.monotonic() - self._since)
         try:
             return self.resources.engine.call(
@@ -208,7 +215,7 @@ class TrainingJob:
 
 
 def last_step(lcurve: Path) -> int:
-    """The step that the last line of a loss curve is about; 0 before the first."""
+    """Step of the last line of a loss curve; 0 before the first."""
     if not lcurve.exists():
         return 0
     rows = [line.split() for line in lcurve.read_text().splitlines()]

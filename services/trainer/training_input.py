@@ -1,5 +1,7 @@
-"""From the campaign's training section to a complete DeePMD-kit `input.json` and the `dp` command
-lines. Pure: nothing here touches a file."""
+"""Builds DeePMD-kit's `input.json` and the `dp` command lines from a campaign's training section.
+
+Pure functions: nothing here reads or writes files.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ Json = dict[str, Any]
 LCURVE = "lcurve.out"
 INPUT = "input.json"
 RESOLVED = "out.json"
-"""What DeePMD-kit made of the input: every default filled in, `sel` counted."""
+"""The input as DeePMD-kit completed it: all defaults filled in, `sel` counted."""
 CHECKPOINT = "model.ckpt"
 TABLE = "repulsion.table"
 ROWS = 100
-"""Lines of the loss curve, about."""
+"""Approximate number of lines of the loss curve."""
 
 DEFAULTS: Json = {
     "model": {
@@ -31,7 +33,7 @@ DEFAULTS: Json = {
             "type": "se_e2_a",
             "rcut": 6.0,
             "rcut_smth": 0.5,
-            # Room for neighbourhoods denser than any the training set has seen.
+            # Allows for denser neighbourhoods than those of the training set.
             "sel": "auto:1.2",
             "neuron": [10, 20, 40],
             "axis_neuron": 8,
@@ -47,8 +49,8 @@ DEFAULTS: Json = {
         "smooth": True,
         "warmup_ratio": 0.05,
     },
-    # A short memory of squared gradients: on methane, a sixth of the force error that Adam's own
-    # 0.999 with a rate from 1e-3 to 1e-8 reaches in the same 1000 steps.
+    # A short average of squared gradients: on methane, after 1000 steps, it gives a sixth of the
+    # force error of Adam's default 0.999 with a rate from 1e-3 to 1e-8.
     "optimizer": {"type": "Adam", "adam_beta2": 0.95},
     "loss": {
         "type": "ener",
@@ -64,15 +66,15 @@ DEFAULTS: Json = {
 
 ALIASES = {"se_a": "se_e2_a", "se_at": "se_e3", "se_a_3be": "se_e3", "se_r": "se_e2_r"}
 EITHER_OR = (("stop_lr_ratio", "stop_lr"), ("warmup_steps", "warmup_ratio"))
-"""Two ways to say one thing, of which DeePMD-kit accepts one: the first silences the second."""
+"""Alternative keys of which DeePMD-kit accepts only one: the first removes a default second."""
 NOT_THE_USERS = ("numb_epoch", "num_epoch", "numb_epochs", "validation_data", "stop_batch")
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training, as far as its input file goes. `warm`: it begins from another model's
-    weights; `checkpoint_every`: steps between checkpoints, None for one at the end;
-    `model`: the section that the weights it begins with were made by."""
+    """Parameters of one training that enter its input file. `warm`: starts from another model's
+    weights; `checkpoint_every`: steps between checkpoints, None for one at the end; `model`: model
+    section with which the starting weights were built."""
 
     type_map: tuple[str, ...]
     systems: tuple[str, ...]
@@ -85,12 +87,12 @@ class TrainingRun:
 
 
 def build_input(training: Training, run: TrainingRun) -> Json:
-    """The complete `input.json`: defaults, then `training.input`, then the member's own overrides,
-    then those of warm starts, key by key; then what is dpstream's to say (types, systems, seeds,
-    steps, files).
+    """The complete `input.json`: defaults, overridden key by key by `training.input`, the member's
+    own input and the input for warm starts, and then by the keys that dpstream sets (types,
+    systems, seeds, steps, files).
 
-    A section whose `type` differs from the default's replaces it whole: its keys mean something
-    else. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
+    A section whose `type` differs from the default's replaces the whole section, because its keys
+    have other meanings. Keys: https://docs.deepmodeling.com/projects/deepmd, "Training Parameters".
     """
     defaults = {k: v for k, v in DEFAULTS.items() if k not in BACKENDS[training.backend].lacks}
     document = merge(defaults, training.input)
@@ -106,7 +108,7 @@ def build_input(training: Training, run: TrainingRun) -> Json:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
-    """`over` on top of `base`, section by section; neither is changed."""
+    """`base` updated with `over`, section by section; neither is modified."""
     result = copy.deepcopy(dict(base))
     for key, value in over.items():
         mine = result.get(key)
@@ -114,9 +116,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Json:
             result[key] = merge(mine, value)
         else:
             result[key] = copy.deepcopy(value)
-    for said, also in EITHER_OR:
-        if said in over and also not in over:
-            result.pop(also, None)
+    for key, alternative in EITHER_OR:
+        if key in over and alternative not in over:
+            result.pop(alternative, None)
     return result
 
 
@@ -127,7 +129,7 @@ def _same_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 
 
 def _set_model(model: Json, training: Training, run: TrainingRun) -> None:
-    if run.model is None:  # a given model may know more elements, in an order of its own
+    if run.model is None:  # a user's model may have more elements in another order
         model["type_map"] = list(run.type_map)
     if training.repulsion is not None:
         model |= {
@@ -142,12 +144,12 @@ def _set_model(model: Json, training: Training, run: TrainingRun) -> None:
 
 
 def _seed(section: Any, seed: int, *what: object) -> None:
-    """A seed of its own for every network of `section`; a hybrid descriptor has several."""
+    """Set a distinct seed for every network of `section`; a hybrid descriptor has several."""
     if not isinstance(section, dict):
         return
     parts = section.get("list")
     if isinstance(parts, list):
-        # Separate copies: with YAML anchors the parts may be one and the same object.
+        # Separate copies: with YAML anchors the parts may be the same object.
         section["list"] = [copy.deepcopy(part) for part in parts]
         for number, part in enumerate(section["list"]):
             _seed(part, seed, *what, number)
@@ -167,8 +169,8 @@ def _learning_rate(given: Mapping[str, Any], training: Training, run: TrainingRu
 
 
 def _scaled_decay(rate: Mapping[str, Any], steps: int) -> int:
-    """`decay_steps` with which the rate is at `stop_lr` when the last step is done. Without a
-    `decay_rate` DeePMD-kit derives one that ends there, for any number not above `steps`."""
+    """`decay_steps` with which the rate reaches `stop_lr` at the last step. Without a `decay_rate`,
+    DeePMD-kit derives one that does, for any number up to `steps`."""
     decay = rate.get("decay_rate")
     start, stop = rate.get("start_lr", 1e-3), rate.get("stop_lr")
     if decay is None or stop is None or not 0 < decay < 1 or not 0 < stop < start:
@@ -188,7 +190,7 @@ def _training(given: Mapping[str, Any], training: Training, run: TrainingRun) ->
         "seed": stable_seed(run.seed, "batches"),
         "disp_file": LCURVE,
         "disp_freq": display,
-        # Checkpoints are written on steps that are also displayed.
+        # DeePMD-kit writes checkpoints only at steps that are also displayed.
         "save_freq": max(1, math.ceil(every / display)) * display,
         "save_ckpt": CHECKPOINT,
         "max_ckpt_keep": 3,
@@ -199,20 +201,19 @@ def _training(given: Mapping[str, Any], training: Training, run: TrainingRun) ->
 
 
 Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
-"""Ways not to begin from scratch, as `dp train` calls them: from a checkpoint of the same training
-(`restart`), or in the weights of another model."""
+"""Ways to start from a model, as options of `dp train`: `restart` resumes the same training, the
+others start from the weights of another model."""
 SCRIPTED = ("init-model", "init-frz-model")
-"""Of these, the ones that take a given model's architecture only if they are told to."""
+"""Those that use the model's architecture only with `--use-pretrain-script`."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How one backend of DeePMD-kit is called: its own `title`, the flag of `dp`, the ending of
-    model files, the Python package it needs and how to get that. `newest` is the symbolic link that
-    DeePMD-kit sets once a checkpoint is complete; `ending` is what a checkpoint's name has after
-    its step; `given` are the endings of files that a training may begin in; `lacks` are sections of
-    the input that it does not have; `compressed_only`: its models are right only when
-    compressed."""
+    """One backend of DeePMD-kit: its `title`, the flag of `dp`, the suffix of model files, the
+    Python package it needs and how to install it. `newest`: symbolic link that DeePMD-kit sets once
+    a checkpoint is complete; `ending`: part of a checkpoint's name after its step; `given`:
+    suffixes of files from which a training may start; `lacks`: sections of the input that it does
+    not support; `compressed_only`: its models are correct only after compression."""
 
     title: str
     flag: str
@@ -226,8 +227,8 @@ class Backend:
     compressed_only: bool = False
 
     def checkpoint(self, step: int) -> str:
-        """What `dp` calls the checkpoint of `step`; for TensorFlow a prefix of several files, for
-        JAX a folder."""
+        """Name of the checkpoint of `step`: for TensorFlow a prefix of several files, for JAX a
+        folder."""
         return f"{CHECKPOINT}-{step}{self.ending}"
 
 
@@ -252,7 +253,7 @@ BACKENDS: dict[str, Backend] = {
         ending=".pt",
         given={"init-frz-model": (".pth",), "finetune": (".pt",)},
     ),
-    # Explored with and handed out as a TensorFlow model, because LAMMPS loads no file of JAX's.
+    # Converted to a TensorFlow model, because LAMMPS cannot load JAX models.
     "jax": Backend(
         title="JAX",
         flag="--jax",
@@ -262,20 +263,20 @@ BACKENDS: dict[str, Backend] = {
         newest=f"{CHECKPOINT}.jax",
         ending=".jax",
         given={},
-        lacks=("optimizer",),  # Adam as it is
+        lacks=("optimizer",),  # always the default Adam
         compressed_only=True,
     ),
 }
 CONVERTED = "se_e2_a"
-"""The descriptor with which JAX models are converted to TensorFlow. (Of others DeePMD-kit 3.2 turns
-`se_e3` into a model that says something else, and refuses `dpa2`.)"""
+"""The only descriptor with which JAX models can be converted to TensorFlow. (DeePMD-kit 3.2
+converts `se_e3` to a wrong model and refuses `dpa2`.)"""
 
 
 def train_line(
     backend: Backend, how: Begin | None = None, model: str = "", given: bool = False
 ) -> list[str]:
-    """`dp train` in the folder of its input file: from scratch, or begun in `model`; `given`: the
-    user gave that, so its architecture counts."""
+    """`dp train` in the folder of its input file, from scratch or from `model`; `given`: a user's
+    model, whose architecture is used."""
     options = [] if how is None else [f"--{how}", model]
     if given and how in SCRIPTED:
         options.append("--use-pretrain-script")

@@ -1,1 +1,1 @@
-"""Frames, labels and what is computed from them."""
+"""Frames, labels, datasets, and quantities computed from them."""

@@ -1,6 +1,6 @@
-"""Structures made from structures: scaled, perturbed, repeated, cut into slabs.
+"""Builds structures from structures: scaled, strained, perturbed, repeated, cut into slabs.
 
-Pure functions from frames to canonical frames; randomness comes as a generator.
+Pure functions from frames to canonical frames; the caller passes the random number generator.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from dpstream.shared.atoms.frames import Floats, Frame, canonical, closest_pair, from_ase, to_ase
 
 TRIES = 100
-"""Draws of one perturbed copy."""
+"""Maximum draws of one perturbed copy."""
 
 
 def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Generator) -> Frame:
-    """A canonical copy of `frame`: atoms moved uniformly within a ball of radius `displace` Å; a
-    cell strained by a symmetric tensor with components within ±`strain`, atoms along with it, and
-    brought back to lower-triangular form."""
+    """A canonical copy of `frame` with atoms displaced uniformly within a ball of radius `displace`
+    Å. A cell, with its atoms, is first strained by a symmetric tensor with components within
+    ±`strain`."""
     positions, cell = frame.positions, frame.cell
     if cell is not None:
         upper = np.triu(rng.uniform(-strain, strain, (3, 3)))
@@ -33,8 +33,8 @@ def perturbed(frame: Frame, displace: float, strain: float, rng: np.random.Gener
 def perturbed_apart(
     frame: Frame, displace: float, strain: float, shortest: float, rng: np.random.Generator
 ) -> Frame:
-    """A `perturbed` copy whose atoms are all at least `shortest` Å apart, drawn again until they
-    are. Raises ValueError where no draw succeeds."""
+    """A `perturbed` copy whose atoms are all at least `shortest` Å apart, drawn repeatedly until
+    they are. Raises ValueError if no draw succeeds."""
     for _ in range(TRIES):
         copy = perturbed(frame, displace, strain, rng)
         if closest_pair(copy, shortest) is None:
@@ -46,8 +46,8 @@ def perturbed_apart(
 
 
 def strained(frame: Frame, deformation: Floats) -> Frame:
-    """`frame` with its cell vectors, and atoms along with them, times `deformation` `(3, 3)` from
-    the right. Raises ValueError for a molecule."""
+    """`frame` with cell vectors and positions multiplied by `deformation` `(3, 3)` from the right.
+    Raises ValueError for a molecule."""
     if frame.cell is None:
         raise ValueError(f"{frame.formula} has no cell")
     moved = replace(frame, positions=frame.positions @ deformation, cell=frame.cell @ deformation)
@@ -55,8 +55,7 @@ def strained(frame: Frame, deformation: Floats) -> Frame:
 
 
 def scaled(frame: Frame, factor: float) -> Frame:
-    """`frame` with every length of its cell times `factor`, atoms along with it; a molecule is
-    scaled about its centre."""
+    """`frame` with cell and positions scaled by `factor`; a molecule is scaled about its centre."""
     if frame.cell is not None:
         moved = replace(frame, positions=frame.positions * factor, cell=frame.cell * factor)
         return canonical(moved).frame
@@ -78,8 +77,8 @@ def slab(
     thickness: float | None = None,
 ) -> Frame:
     """The surface `miller` (indices in the cell of `frame`, usually the conventional one) of a
-    crystal, the third cell vector perpendicular to it, with `vacuum` Å in all between periodic
-    images. `layers`: cells stacked along the normal; or as many as `thickness` Å needs.
+    crystal, with the third cell vector perpendicular to it and `vacuum` Å between periodic images.
+    `layers`: number of cells stacked along the normal; or as many as `thickness` Å requires.
 
     Raises ValueError for a molecule, and unless exactly one of `layers` and `thickness` is given.
     """

@@ -1,5 +1,7 @@
-"""Dataset versions: from a manifest in the store to labelled frames, and to files that DeePMD-kit
-and ASE read.
+"""Dataset versions: loads the labelled frames of a manifest and writes them for DeePMD-kit and ASE.
+
+A manifest refers to its parent version, so that versions share the objects of their labels. Decoded
+objects are cached by digest within a process.
 
 Units: eV, Å. Virials are −dE/dε in eV, DeePMD's sign.
 """
@@ -30,13 +32,13 @@ Fetch = Callable[[Ref], bytes]
 
 CACHE_BYTES = 256 * 1024 * 1024
 NO_BOX = 100.0
-"""Å; edge of the box DeePMD-kit wants to see even where it ignores it (`nopbc`)."""
+"""Å; edge of the box that DeePMD-kit requires even where it ignores it (`nopbc`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """One labelled frame and where it comes from. `origin` is the trajectory an audit frame was
-    drawn from, `weight` its inverse inclusion probability."""
+    """A labelled frame with its provenance. `origin` is the trajectory from which an audit frame
+    was drawn, `weight` its inverse inclusion probability."""
 
     frame: Frame
     label: FrameLabel
@@ -47,8 +49,8 @@ class Labelled:
 
 @dataclass
 class _Decoded:
-    """Decoded objects by digest, the least recently used dropped first. Services of one process
-    share it between threads."""
+    """Cache of decoded objects by digest; evicts the least recently used. Shared by the threads of
+    a process."""
 
     limit: int
     _items: OrderedDict[str, tuple[int, Any]] = field(default_factory=OrderedDict)
@@ -56,7 +58,7 @@ class _Decoded:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, ref: Ref, fetch: Fetch, decode: Callable[[bytes], Any]) -> Any:
-        """The decoded object behind `ref`; fetched only if it is not here."""
+        """The decoded object behind `ref`; fetched only if it is not cached."""
         with self._lock:
             if ref.sha256 in self._items:
                 self._items.move_to_end(ref.sha256)
@@ -82,9 +84,9 @@ _decoded = _Decoded(CACHE_BYTES)
 def load_dataset(fetch: Fetch, manifest: Ref) -> list[Labelled]:
     """All labelled frames of a dataset version, the oldest ancestor's first.
 
-    `fetch` returns the bytes behind a reference and checks their digest. What this process has
-    decoded before is not fetched again. Raises ValueError for a pack without labels or a manifest
-    whose origins or weights do not match its labels, and whatever `fetch` raises.
+    `fetch` returns the bytes behind a reference and checks their digest; cached objects are not
+    fetched again. Raises ValueError for a pack without labels and for a manifest whose origins or
+    weights do not match its labels, and all exceptions of `fetch`.
     """
     versions: list[Dataset] = []
     ref: Ref | None = manifest
@@ -208,7 +210,7 @@ def _by_type(frame: Frame, type_map: Sequence[str]) -> list[int]:
 def write_extxyz(labelled: Iterable[Labelled], path: Path) -> None:
     """All frames as extended xyz with energy (eV), forces (eV/Å) and, where the virial is known,
     stress = −virial / volume (eV/Å³), ASE's sign: positive under tension. Parameters and weights
-    go with the frames under their names."""
+    are written under their own names."""
     from ase.io import write  # deferred: ASE is slow to import
 
     write(path, [_atoms(item) for item in labelled], format="extxyz")

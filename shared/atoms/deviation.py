@@ -1,8 +1,8 @@
-"""Model deviation: how far the members of a committee disagree, and what follows from it.
+"""Model deviation of a committee, true errors of its members, and verdicts by trust levels.
 
 Definitions: Y. Zhang et al., Comput. Phys. Commun. 253, 107206 (2020) (DP-GEN) and J. Zeng et al.,
 J. Chem. Phys. 159, 054801 (2023), eqs. 68–72 (DeePMD-kit v2). Standard deviations are those of the
-population (1/N). Leading frame axes are carried through: `(n_models, …, n_atoms, 3)`.
+population (1/N). Leading frame axes are kept: `(n_models, …, n_atoms, 3)`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def mean_square_error(forces: Floats, reference: Floats) -> Floats:
 
 
 def verdict(eps_f: float, eps_v: float | None, trust: Trust) -> Verdict:
-    """Either deviation ≥ high: failed; else either ≥ low: candidate; else accurate. What is not a
-    number is failed. `eps_v` counts for periodic frames (None: no virial) with virial levels."""
+    """Failed if either deviation is ≥ high or not a number; else candidate if either is ≥ low; else
+    accurate. `eps_v` (None: no virial) is judged only if `trust` has virial levels."""
     judged = [(eps_f, trust.low, trust.high)]
     if eps_v is not None and trust.low_v is not None and trust.high_v is not None:
         judged.append((eps_v, trust.low_v, trust.high_v))
@@ -79,13 +79,13 @@ def verdict(eps_f: float, eps_v: float | None, trust: Trust) -> Verdict:
 
 
 def count(verdicts: Iterable[Verdict]) -> Counts:
-    found = Counter(verdicts)
-    return Counts(accurate=found["accurate"], candidate=found["candidate"], failed=found["failed"])
+    n = Counter(verdicts)
+    return Counts(accurate=n["accurate"], candidate=n["candidate"], failed=n["failed"])
 
 
 def histogram(deviations: Floats) -> Ints:
-    """Frames per bin of `BINS`, `(48,)`; what lies outside counts in the outermost bin, what is
-    not a number in the last."""
+    """Frames per bin of `BINS`, `(48,)`; values outside count in the outermost bins, NaN in the
+    last."""
     bounded = np.nan_to_num(deviations, nan=BINS[-1]).clip(BINS[0], BINS[-1])
     counts: Ints = np.histogram(bounded, BINS)[0].astype(np.int64)
     return counts

@@ -1,4 +1,4 @@
-"""The electron temperature of a frame: one of its parameters, in K, where a campaign says which."""
+"""The electron temperature of a frame, stored as fparam or aparam (K), as the campaign defines."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from dpstream.shared.values import Carrier
 
 
 def heated(frame: Frame, carrier: Carrier, kelvin: float) -> Frame:
-    """The frame with electrons at `kelvin`."""
+    """The frame with the electron temperature `kelvin` (K)."""
     if carrier == "fparam":
         return replace(frame, fparam=np.array([kelvin]))
     return replace(frame, aparam=np.full((len(frame.species), 1), kelvin))
 
 
 def electron_temperature(frame: Frame, carrier: Carrier) -> float:
-    """K. ValueError where the frame does not say it, or where its atoms differ: a first-principles
-    code has one electron temperature."""
+    """The electron temperature in K. Raises ValueError if the frame has none, or different values
+    for its atoms: first-principles codes support one electron temperature."""
     values = frame.parameters.get(carrier)
     if values is None or values.shape[-1] != 1:
-        raise ValueError(f"the frame has no {carrier} of one number, its electron temperature in K")
+        raise ValueError(
+            f"the frame has no electron temperature: {carrier} should be one number, in K"
+        )
     kelvin = float(values.flat[0])
     if np.ptp(values) or kelvin <= 0:
         raise ValueError(
-            f"{carrier}: one electron temperature above 0 K for all atoms, not {values}"
+            f"{carrier}: should be one electron temperature above 0 K for all atoms, not {values}"
         )
     return kelvin

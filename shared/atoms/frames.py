@@ -1,6 +1,8 @@
-"""Frames, batches of frames and labels: arrays, canonical form, content identity, encodings.
+"""Frames, batches of frames and labels: arrays, canonical form, keys, encodings.
 
-Units everywhere: eV, Å, amu, ps, K, bar (LAMMPS `metal`). Cells are row vectors.
+A frame is brought to canonical form before it is labelled, so that its key identifies its content
+and labels can be shared between campaigns. Units everywhere: eV, Å, amu, ps, K, bar (LAMMPS
+`metal`). Cells are row vectors.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 GRID = 1e-6
-"""Å; cells and positions are rounded to this, and the rounded frame is what is computed."""
+"""Å; cells and positions are rounded to this grid, and the rounded frame is labelled."""
 
 FARTHEST = 1e8
-"""Å; beyond it the grid is finer than floating point."""
+"""Å; larger coordinates cannot resolve the grid in double precision."""
 
 PARAMETERS = ("fparam", "aparam")
-"""What a frame may give a model beside its atoms, by the names of DeePMD-kit's files."""
+"""Optional model inputs of a frame, named as DeePMD-kit's files."""
 WEIGHTS = ("atom_pref", "atom_ener_coeff")
-"""What a label may say of its atoms for the loss, by the names of DeePMD-kit's files."""
+"""Optional weights of a label's atoms in the loss, named as DeePMD-kit's files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class Frame:
 
     species: chemical symbols, `(n_atoms,)`; positions: `(n_atoms, 3)` Å;
     cell: `(3, 3)` row vectors in Å, or None for a molecule in vacuum;
-    fparam: `(n_fparam,)`, aparam: `(n_atoms, n_aparam)`: what the model takes beside these (an
-    electron temperature…), in units of the user's, or None.
+    fparam: `(n_fparam,)`, aparam: `(n_atoms, n_aparam)`: further model inputs, such as an electron
+    temperature, in the user's units, or None.
     """
 
     species: tuple[str, ...]
@@ -69,18 +71,18 @@ class Frame:
 
     @property
     def parameters(self) -> dict[str, Floats]:
-        """The parameters that the frame has, by name."""
+        """The frame's parameters that are not None, by name."""
         given = {"fparam": self.fparam, "aparam": self.aparam}
         return {name: values for name, values in given.items() if values is not None}
 
-    def given(self, parameters: Mapping[str, Floats]) -> Frame:
-        """The frame with these parameters, by name, instead of its own."""
+    def with_parameters(self, parameters: Mapping[str, Floats]) -> Frame:
+        """A copy with `parameters`, by name, in place of its own."""
         fparam, aparam = (parameters.get(name) for name in PARAMETERS)
         return replace(self, fparam=fparam, aparam=aparam)
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What frames of one batch have in common: species in order, periodicity, parameters."""
+        """Properties shared by the frames of a batch: species in order, periodicity, parameters."""
         sizes = [(name, values.shape[-1]) for name, values in self.parameters.items()]
         return (self.species, self.cell is None, *sizes)
 
@@ -88,7 +90,7 @@ class Frame:
 @dataclass(frozen=True, eq=False)
 class FrameLabel:
     """Energy `()` eV, forces `(n_atoms, 3)` eV/Å, virial `(3, 3)` = −dE/dε in eV (periodic
-    frames only) of one frame from one labeling recipe. `atom_pref` `(n_atoms,)` are weights of its
+    frames only) of one frame from one labeling recipe. `atom_pref` `(n_atoms,)` are weights of the
     forces in the loss; with `atom_ener_coeff` c `(n_atoms,)` the energy is Σ c_i E_i."""
 
     energy: float
@@ -99,7 +101,7 @@ class FrameLabel:
 
     @property
     def weights(self) -> dict[str, Floats]:
-        """The weights of atoms that the label has, by name."""
+        """The label's atomic weights that are not None, by name."""
         given = {"atom_pref": self.atom_pref, "atom_ener_coeff": self.atom_ener_coeff}
         return {name: values for name, values in given.items() if values is not None}
 
@@ -139,10 +141,10 @@ class Batch:
         )
 
     def dumps(self) -> bytes:
-        """The batch as an `.npz` archive: the same batch, the same bytes. ValueError for arrays of
-        Python objects, which would have to be pickled."""
+        """The batch as an `.npz` archive; equal batches give equal bytes. Raises ValueError for
+        arrays of Python objects, which would need pickle."""
         if any(values.dtype.hasobject for values in self.arrays.values()):
-            raise ValueError("a batch holds arrays of numbers, not of Python objects")
+            raise ValueError("the arrays of a batch must be numeric, not Python objects")
         columns: dict[str, npt.NDArray[Any]] = {f"x_{k}": v for k, v in self.arrays.items()}
         columns |= {"species": np.array(self.species), "positions": self.positions}
         if self.cells is not None:
@@ -163,11 +165,11 @@ class Batch:
 
     @staticmethod
     def of(frames: Sequence[Frame], **arrays: npt.NDArray[Any]) -> Batch:
-        """One batch from frames of one kind (ValueError if they are not)."""
+        """One batch from frames of the same kind. Raises ValueError if their kinds differ."""
         first = frames[0]
         if any(frame.kind != first.kind for frame in frames):
             raise ValueError(
-                "a batch holds frames of one species order and periodicity, with parameters alike"
+                "the frames of a batch must have the same species order, periodicity and parameters"
             )
         own = {name: np.stack([f.parameters[name] for f in frames]) for name in first.parameters}
         cells = (
@@ -178,8 +180,8 @@ class Batch:
 
     @staticmethod
     def grouped(frames: Sequence[Frame], also: Sequence[Hashable] = ()) -> list[list[int]]:
-        """Indices of frames that fit in one batch, groups in order of first appearance; frames
-        with different values in `also` stay apart."""
+        """Groups of indices of frames that fit in one batch, in order of first appearance; frames
+        with different values in `also` are separated."""
         groups: dict[Hashable, list[int]] = {}
         for index, frame in enumerate(frames):
             kind = (frame.kind, also[index] if also else None)
@@ -189,10 +191,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Canonical:
-    """A frame in canonical form, and how to carry vectors back to the caller's.
+    """A frame in canonical form, with the transformation back to the caller's frame.
 
-    `order[i]` is the caller's index of canonical atom i; `rotation` turns the caller's row vectors
-    into canonical ones (`v @ rotation`).
+    `order[i]` is the caller's index of canonical atom i; `rotation` rotates the caller's row
+    vectors into the canonical orientation (`v @ rotation`).
     """
 
     frame: Frame
@@ -207,10 +209,11 @@ class Canonical:
 
 
 def canonical(frame: Frame) -> Canonical:
-    """Restricted lower-triangular cell, stable species sort, everything on the 1e-6 Å grid and
-    wrapped there in integer arithmetic, so that canonical frames are fixed points.
+    """The canonical form: lower-triangular cell, atoms sorted by species (stable), coordinates
+    rounded to the 1e-6 Å grid and wrapped in integer arithmetic, so that canonical frames are fixed
+    points.
 
-    Raises ValueError for a left-handed or flat cell and for coordinates that are no numbers.
+    Raises ValueError for a left-handed or flat cell and for coordinates that are not finite.
     """
     for array in (frame.positions, frame.cell):
         if array is not None:
@@ -236,8 +239,8 @@ def canonical(frame: Frame) -> Canonical:
 
 
 def frame_key(frame: Frame) -> str:
-    """Content identity of a canonical frame: sha256 over species, integer coordinates and, where
-    it has them, its parameters: with another electron temperature it is another frame."""
+    """Key of a canonical frame: SHA-256 over species, integer coordinates and parameters, if any (a
+    frame at another electron temperature is another frame); 32 hexadecimal digits."""
     digest = hashlib.sha256(" ".join(frame.species).encode())
     for array in (frame.cell, frame.positions):
         digest.update(b"|" if array is None else _on_grid(array).astype("<i8").tobytes())
@@ -253,7 +256,7 @@ def _on_grid(values: Floats) -> Ints:
 
 
 def _refuse_wild(values: Floats) -> None:
-    if not np.all(np.abs(values) < FARTHEST):  # NaN too is not less
+    if not np.all(np.abs(values) < FARTHEST):  # also true for NaN
         raise ValueError("coordinates must be finite, and within 1e8 Å")
 
 
@@ -268,8 +271,8 @@ def _is_lower_triangular(cell: Floats) -> bool:
 
 
 def _to_lower_triangular(cell: Floats) -> Floats:
-    """The rotation R with `cell @ R` lower triangular, diagonal positive (ValueError for a
-    left-handed or flat cell, which no rotation can bring there)."""
+    """The rotation R with `cell @ R` lower triangular and a positive diagonal. Raises ValueError
+    for a left-handed or flat cell."""
     if np.linalg.det(cell) <= 0:
         raise ValueError("the cell vectors must be right-handed and span a volume")
     q, r = np.linalg.qr(cell.T)
@@ -279,7 +282,8 @@ def _to_lower_triangular(cell: Floats) -> Floats:
 
 
 def _wrap(positions: Ints, cell: Ints) -> Ints:
-    """Into the brick between 0 and the cell's diagonal: one image of each atom lies in it."""
+    """Wrap into the box between 0 and the cell's diagonal, which contains one image of each
+    atom."""
     wrapped: Ints = positions.copy()
     for axis in (2, 1, 0):
         images = wrapped[:, axis] // cell[axis, axis]
@@ -288,7 +292,7 @@ def _wrap(positions: Ints, cell: Ints) -> Ints:
 
 
 def min_distance(frame: Frame) -> float:
-    """Shortest interatomic distance in Å, over periodic images too; inf beyond 6 Å."""
+    """Shortest interatomic distance in Å, including periodic images; inf beyond 6 Å."""
     for cutoff in (1.5, 6.0):
         pair = closest_pair(frame, cutoff)
         if pair is not None:
@@ -297,8 +301,8 @@ def min_distance(frame: Frame) -> float:
 
 
 def closest_pair(frame: Frame, within: float) -> tuple[int, int, float] | None:
-    """The two atoms nearest each other and their distance in Å (periodic images too), if nearer
-    than `within` Å."""
+    """Indices and distance (Å) of the closest pair of atoms, including periodic images; None if no
+    pair is closer than `within` Å."""
     from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
 
     first, second, distances = neighbor_list("ijd", to_ase(frame), within)
@@ -322,8 +326,8 @@ def to_ase(frame: Frame) -> Any:
 
 
 def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
-    """A frame from `ase.Atoms`, its parameters with it; periodic in three directions or in none, as
-    `periodic` says or the atoms do (None).
+    """A frame from `ase.Atoms`, with its parameters. `periodic`: in three directions or in none;
+    None: as the atoms are.
 
     Raises ValueError for atoms that are periodic in one or two directions only, and for a periodic
     frame whose cell is flat or missing.
@@ -344,11 +348,10 @@ def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
 
 
 def as_frame(given: Any, where: str) -> Frame:
-    """A user's `ase.Atoms` as a frame without parameters (or a frame as it is), its cell vectors
-    right-handed: two of them exchanged, if need be, span the same lattice. Raises `SpecError`,
-    naming `where`."""
+    """Converts a user's `ase.Atoms` to a frame without parameters; a `Frame` is kept. Exchanges two
+    cell vectors of a left-handed cell. Raises `SpecError`, naming `where`."""
     try:
-        frame = given if isinstance(given, Frame) else from_ase(given).given({})
+        frame = given if isinstance(given, Frame) else from_ase(given).with_parameters({})
     except ValueError as error:
         raise SpecError(f"{where}: {error}") from error
     if not np.isfinite(frame.positions).all():
@@ -359,7 +362,7 @@ def as_frame(given: Any, where: str) -> Frame:
 
 
 def _parameters_in(atoms: Any) -> dict[str, Floats]:
-    """Parameters that `ase.Atoms` carry: `fparam` in their info, `aparam` in their arrays."""
+    """Parameters of `ase.Atoms`: `fparam` in their info, `aparam` in their arrays."""
     given: dict[str, Floats] = {}
     if "fparam" in atoms.info:
         given["fparam"] = np.array(atoms.info["fparam"], dtype=np.float64).reshape(-1)
@@ -370,7 +373,7 @@ def _parameters_in(atoms: Any) -> dict[str, Floats]:
 
 
 def encode_labelled(frame: Frame, label: FrameLabel, provenance: Mapping[str, Any]) -> bytes:
-    """One labelled frame as JSON; floats are written so that they read back to the bit."""
+    """One labelled frame as JSON; floats are written without loss of precision."""
     document = {
         "species": list(frame.species),
         "positions": frame.positions.tolist(),

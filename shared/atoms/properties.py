@@ -1,8 +1,9 @@
-"""Properties of a crystal that follow from single points of fixed structures made from it: which
-structures, and what their energies and stresses come to. Whoever computes the same points, models
-or a labeling code, can be compared.
+"""Crystal properties from single points of fixed structures: equation of state, elastic constants,
+vacancy energies.
 
-Atoms stay at their fractional places. Units: eV, Å, GPa.
+Each property defines the structures it needs and computes its numbers from their energies and
+stresses. Models and labeling codes compute the same structures, so that their numbers are
+comparable. Atoms keep their fractional positions (no relaxation). Units: eV, Å, GPa.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from dpstream.shared.atoms.builders import scaled, strained
 from dpstream.shared.atoms.frames import Floats, Frame, canonical
 
 STRETCHES = np.linspace(0.94, 1.06, 7)
-"""Volumes of the equation of state, over that of the structure given."""
+"""Volumes of the equation of state, relative to that of the given structure."""
 STRAIN = 0.005
-"""Of the elastic constants, to both sides."""
+"""Strain of the elastic constants, applied in both directions."""
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 @dataclass(frozen=True, eq=False)
 class StructurePoint:
-    """A structure, its energy in eV and its virial `(3, 3)` in eV, if that is known."""
+    """A structure with its energy in eV and its virial `(3, 3)` in eV, if known."""
 
     frame: Frame
     energy: float
@@ -41,8 +42,8 @@ class Quantity(NamedTuple):
 
 @dataclass(frozen=True)
 class CrystalProperty:
-    """`points`: the structures needed, canonical; `values`: what they say, in the same order. Both
-    raise ValueError where the property cannot be had."""
+    """`points` builds the canonical structures; `values` computes the numbers from their single
+    points, in the same order. Both raise ValueError if the property is undefined."""
 
     points: Callable[[Frame], list[Frame]]
     values: Callable[[Sequence[StructurePoint]], list[Quantity]]
@@ -52,7 +53,7 @@ class CrystalProperty:
 
 
 class Equilibrium(NamedTuple):
-    """Of an equation of state: volume in Å³, energy in eV, bulk modulus in GPa."""
+    """Minimum of an equation of state: volume in Å³, energy in eV, bulk modulus in GPa."""
 
     volume: float
     energy: float
@@ -60,8 +61,8 @@ class Equilibrium(NamedTuple):
 
 
 def fit_birch_murnaghan(volumes: Floats, energies: Floats) -> Equilibrium:
-    """Through volumes `(n,)` in Å³ and energies `(n,)` in eV. Raises ValueError
-    where these have no minimum."""
+    """Fits volumes `(n,)` in Å³ and energies `(n,)` in eV. Raises ValueError if the energies have
+    no minimum."""
     from ase.eos import EquationOfState  # deferred: slow to import
 
     try:
@@ -79,26 +80,26 @@ def _stretched(crystal: Frame) -> list[Frame]:
     return [scaled(crystal, float(np.cbrt(stretch))) for stretch in STRETCHES]
 
 
-def _rest(points: Sequence[StructurePoint]) -> Equilibrium:
+def _equilibrium(points: Sequence[StructurePoint]) -> Equilibrium:
     volumes = np.array([np.linalg.det(_cell(point.frame)) for point in points])
     return fit_birch_murnaghan(volumes, np.array([point.energy for point in points]))
 
 
 def _volume(points: Sequence[StructurePoint]) -> list[Quantity]:
-    per_atom = _rest(points).volume / len(points[0].frame.species)
+    per_atom = _equilibrium(points).volume / len(points[0].frame.species)
     return [Quantity("equilibrium volume", "Å³/atom", per_atom)]
 
 
 def _bulk_modulus(points: Sequence[StructurePoint]) -> list[Quantity]:
-    return [Quantity("bulk modulus", "GPa", _rest(points).bulk)]
+    return [Quantity("bulk modulus", "GPa", _equilibrium(points).bulk)]
 
 
 # ------------------------------------------------------------------------------ elastic constants
 
 
 def deformations() -> Iterator[Floats]:
-    """None, then each of the six strains to both sides: symmetric `(3, 3)`, for row vectors from
-    the right."""
+    """The identity, then each of the six strains in both directions: symmetric matrices `(3, 3)`
+    that multiply row vectors from the right."""
     yield np.eye(3)
     for i, j in VOIGT:
         for strain in (STRAIN, -STRAIN):
@@ -110,9 +111,9 @@ def deformations() -> Iterator[Floats]:
 
 def fit_stiffness(cells: Sequence[Floats], stresses: Sequence[Floats]) -> Floats:
     """C `(6, 6)` in GPa, Voigt order xx yy zz yz xz xy, engineering shear, from stresses `(3, 3)`
-    in eV/Å³ of strained cells `(3, 3)`; the first cell is the one without strain. Cells may be
-    turned, each with its stress. Axes are those of the first."""
-    pairs = [_unturned(cells[0], c, s) for c, s in zip(cells, stresses, strict=True)]
+    in eV/Å³ of strained cells `(3, 3)`; the first cell is unstrained and defines the axes. Cells
+    may be rotated together with their stress."""
+    pairs = [_without_rotation(cells[0], c, s) for c, s in zip(cells, stresses, strict=True)]
     strains = np.stack([_voigt(strain) * (1, 1, 1, 2, 2, 2) for strain, _ in pairs])
     slopes = np.column_stack([np.ones(len(pairs)), strains])
     fit, *_ = np.linalg.lstsq(slopes, np.stack([_voigt(s) for _, s in pairs]), rcond=None)
@@ -120,7 +121,7 @@ def fit_stiffness(cells: Sequence[Floats], stresses: Sequence[Floats]) -> Floats
     return constants
 
 
-def _unturned(rest: Floats, cell: Floats, stress: Floats) -> tuple[Floats, Floats]:
+def _without_rotation(rest: Floats, cell: Floats, stress: Floats) -> tuple[Floats, Floats]:
     """Strain `(3, 3)` of `cell` and its stress, both along the axes of `rest`."""
     from scipy.linalg import polar  # deferred: slow to import
 
@@ -133,7 +134,7 @@ def _voigt(tensor: Floats) -> Floats:
 
 
 def constant_names() -> Iterator[tuple[str, int, int]]:
-    """Those that no crystal of high symmetry lacks: C11, C12 … and C44, C55, C66."""
+    """Constants that do not vanish in crystals of high symmetry: C11, C12 … and C44, C55, C66."""
     for i in range(6):
         for j in range(i, 6):
             if j < 3 or i == j:
@@ -155,7 +156,7 @@ def _elastic(points: Sequence[StructurePoint]) -> list[Quantity]:
 
 def _stress(point: StructurePoint) -> Floats:
     if point.virial is None:
-        raise ValueError("no stress is known")
+        raise ValueError("the stress is unknown")
     stress: Floats = -point.virial / np.linalg.det(_cell(point.frame))
     return stress
 
@@ -170,7 +171,7 @@ def _cell(frame: Frame) -> Floats:
 
 
 def _vacancies(crystal: Frame) -> list[Frame]:
-    """The crystal, and without the first atom of each element."""
+    """The crystal, and copies without the first atom of each element."""
     _cell(crystal)
     if len(crystal.species) < 2:
         raise ValueError(f"{crystal.formula} is too small for a vacancy; give a supercell")
@@ -188,7 +189,7 @@ def _without(frame: Frame, atom: int) -> Frame:
 
 
 def _vacancy(points: Sequence[StructurePoint]) -> list[Quantity]:
-    """An atom taken out counts with the crystal's mean energy per atom."""
+    """Vacancy energies; the removed atom counts with the crystal's mean energy per atom."""
     perfect, *defects = points
     mean = perfect.energy / len(perfect.frame.species)
     return [

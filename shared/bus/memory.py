@@ -1,5 +1,8 @@
-"""The embedded bus: a broker's delivery semantics in the memory of one process, which is the only
-thing it does not survive."""
+"""The in-process bus: a broker's delivery semantics within one process.
+
+Used by `dpstream run` and by tests. Messages do not survive the process; the coordinator publishes
+commands again from the ledger.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class _Queue:
                 return
 
     def put_back(self, messages: Sequence[_Message]) -> None:
-        """To the head, in their order, marked redelivered."""
+        """Return messages to the head of the queue in their order, marked redelivered."""
         for message in reversed(messages):
             message.redelivered = True
             self.ready.appendleft(message)
@@ -49,7 +52,7 @@ class _Queue:
 
 
 class Broker:
-    """Queues and bindings in memory. Every connection (`InProcessBus`) of one broker sees them."""
+    """Queues and bindings in memory, shared by all connections (`InProcessBus`) of one broker."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -59,7 +62,8 @@ class Broker:
                 self.queues[row.name] = _Queue(row.name, row.pattern)
 
     def queue(self, name: str) -> _Queue | None:
-        """The queue, declared now if the topology has it on demand."""
+        """The queue, declared on demand if the topology allows it; None if there is no such
+        queue."""
         if name not in self.queues and declared(name) is not None:
             self.queues[name] = _Queue(name)
         return self.queues.get(name)
@@ -82,7 +86,7 @@ class Broker:
             raise Unroutable(f"nothing receives {message.queue or message.topic}")
         return targets
 
-    def left(self, subscription: InProcessSubscription) -> None:
+    def forget(self, subscription: InProcessSubscription) -> None:
         queue = subscription.queue
         queue.consumers.remove(subscription)
         if queue.temporary and not queue.consumers:
@@ -90,8 +94,8 @@ class Broker:
 
 
 class InProcessDelivery:
-    """A message handed out by a subscription. Settling it twice, or after its bus was closed,
-    has no effect."""
+    """A message delivered by a subscription. Settling it twice, or after its bus was closed, has no
+    effect."""
 
     def __init__(self, message: _Message, subscription: InProcessSubscription) -> None:
         self._message, self._subscription = message, subscription
@@ -105,13 +109,13 @@ class InProcessDelivery:
 
 
 class InProcessSubscription:
-    """One consumer of one queue. `close` is what a broker does when a consumer vanishes."""
+    """One consumer of one queue. `close` acts as a broker does when a consumer disappears."""
 
     def __init__(self, broker: Broker, queue: _Queue, prefetch: int) -> None:
         self.queue, self._broker, self._prefetch = queue, broker, prefetch
         self._arrived = threading.Condition(broker.lock)
         self._waiting: deque[_Message] = deque()
-        self._unsettled: dict[_Message, None] = {}  # handed out, in order
+        self._unsettled: dict[_Message, None] = {}  # in the order of delivery
         self._open = True
 
     @property
@@ -120,7 +124,7 @@ class InProcessSubscription:
 
     @property
     def alive(self) -> bool:
-        """Whether anything can still happen to it."""
+        """Whether it is open or has unsettled deliveries."""
         return self._open or bool(self._unsettled)
 
     def has_room(self) -> bool:
@@ -153,13 +157,13 @@ class InProcessSubscription:
             if not self._open:
                 return
             self._open = False
-            self._broker.left(self)
+            self._broker.forget(self)
             self.queue.put_back(list(self._waiting))
             self._waiting.clear()
             self._arrived.notify_all()
 
     def close(self) -> None:
-        """The consumer is gone: everything it has not settled goes back."""
+        """Close the consumer and return everything that it has not settled to the queue."""
         with self._broker.lock:
             self.cancel()
             unsettled = list(self._unsettled)
@@ -176,7 +180,7 @@ class InProcessBus:
         self._open = True
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
-        """All of them, or none: `Unroutable` is raised before anything is stored."""
+        """Publish all messages or none: `Unroutable` is raised before anything is stored."""
         with self._connected():
             routed = [(message.body, self.broker.route(message)) for message in messages]
             for body, queues in routed:
@@ -194,8 +198,8 @@ class InProcessBus:
             return subscription
 
     def bind(self, queue: str, pattern: str) -> None:
-        """A temporary queue for public events whose topic matches `pattern`; it ends with its
-        last subscription. BusError if the name is taken by another."""
+        """Declare a temporary queue for public events whose topic matches `pattern`; it is deleted
+        with its last subscription. Raises BusError if the name is taken."""
         with self._connected():
             self.broker.bind(queue, pattern)
 
@@ -204,7 +208,7 @@ class InProcessBus:
             return len(self._queue(queue).ready)
 
     def close(self) -> None:
-        """End this connection: its consumers wake, what they have not settled goes back."""
+        """Close this connection: waiting consumers return, unsettled deliveries are requeued."""
         with self.broker.lock:
             self._open = False
             for subscription in self._subscriptions:

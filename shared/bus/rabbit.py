@@ -1,9 +1,9 @@
 """The RabbitMQ adapter of the bus, through pika.
 
-One connection serves publishing and consuming, driven by an I/O thread that keeps its heartbeats
-alive however busy the callers are. It is made at the first call and made anew, after a growing and
-jittered pause, by the next call after it was lost. Nothing is used but AMQP 0-9-1, publisher
-confirms and arguments of queues.
+One connection serves publishing and consuming. Its I/O thread keeps heartbeats going however busy
+the callers are. The first call opens the connection; after a loss the next call opens a new one,
+after a growing, jittered pause. The adapter uses only AMQP 0-9-1, publisher confirms and queue
+arguments.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from dpstream.shared.ports import Outgoing
 __all__ = ["RabbitBus", "RabbitSettings"]
 
 log = logger()
-# Whatever pika has to say about a lost connection reaches the caller as a BusError.
+# Errors of a lost connection reach the caller as BusError; pika's own log lines would repeat them.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two tries to connect: doubled with every failure, each time a random part of."""
+"""Seconds between attempts to connect: a random part of a limit that doubles with every failure."""
 GOODBYE_SECONDS = 5.0
-"""For the closing handshake."""
+"""Time for the closing handshake."""
 
 
 def connection_error(error: BaseException) -> BusError:
-    """What pika's nested exceptions of a failed connection come to."""
+    """The innermost cause of pika's nested exceptions of a failed connection, as a BusError."""
     inner = [*error.args, getattr(error, "exception", None), *getattr(error, "exceptions", ())]
     causes = [cause for cause in inner if isinstance(cause, BaseException)]
     if causes:
@@ -67,7 +67,7 @@ def connection_error(error: BaseException) -> BusError:
 
 
 def parameters(settings: RabbitSettings) -> Any:
-    """pika's own. OSError for unusable certificate files."""
+    """pika's connection parameters. Raises OSError for unusable certificate files."""
     found = pika.URLParameters(settings.url.get_secret_value())
     found.virtual_host = settings.virtual_host
     found.heartbeat = settings.heartbeat
@@ -79,17 +79,17 @@ def parameters(settings: RabbitSettings) -> Any:
 
 
 def properties(message_id: str) -> Any:
-    """Of a message that survives a restart of the broker."""
+    """Properties of a message that survives a restart of the broker."""
     return pika.BasicProperties(
         content_type="application/json", delivery_mode=2, message_id=message_id
     )
 
 
 class Connection:
-    """One connection and its I/O thread, from open to lost; never used again after that."""
+    """One connection and its I/O thread. A lost connection is replaced, never reopened."""
 
     def __init__(self, settings: RabbitSettings) -> None:
-        """Raises `BusError`, `Refused` where waiting would not help."""
+        """Raises `BusError`, or `Refused` if another attempt would not help."""
         self.answers = Answers()
         self._pool = ChannelPool(self, self.answers)
         self._publisher: Publisher | None = None
@@ -116,11 +116,11 @@ class Connection:
                     self._loop.add_callback_threadsafe(self._do_posted)
 
     def drop(self, error: BusError) -> None:
-        self.post(self._hang_up)
+        self.post(self._begin_close)
         self.answers.fail(error)
 
     def close(self) -> None:
-        """What was settled before is settled; the rest goes back."""
+        """Close the connection; unsettled deliveries return to their queues."""
         self.drop(BusError("the bus is closed"))
         self._thread.join(2 * GOODBYE_SECONDS)
 
@@ -167,8 +167,8 @@ class Connection:
                 custom_ioloop=self._loop,
             )
             self._loop.start()
-        except Exception as unforeseen:  # nobody may be left waiting
-            log.exception("the bus connection broke down")
+        except Exception as unforeseen:  # fail all waiting callers
+            log.exception("bus connection failed")
             error = BusError(f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             self._end(error)
@@ -186,7 +186,7 @@ class Connection:
         self._pool.lose(error)
         self._loop.close()
 
-    def _hang_up(self) -> None:
+    def _begin_close(self) -> None:
         if not self._connection.is_open:
             self._loop.stop()
             return
@@ -201,80 +201,84 @@ class RabbitBus:
         self.settings = settings
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._line: Connection | None = None
-        self._known: DeclaredQueues | None = None
+        self._connection: Connection | None = None
+        self._declared: DeclaredQueues | None = None
         self._failures = 0
         self._temporary: dict[str, str] = {}  # patterns by queue
         self._subscriptions: WeakSet[RabbitSubscription] = WeakSet()
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now; the next call makes one where there is none."""
-        line = self._line
-        return line is not None and line.alive
+        """Whether a connection is open; the next call opens one if not."""
+        connection = self._connection
+        return connection is not None and connection.alive
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
-        line, known = self._connect()
-        left = [self._route(message, known) for message in messages]
-        for mended in (False, True):
-            if left and mended:
-                known.mend()
-            left = self._send(line, left)
-        if left:
-            raise Unroutable(f"no queue receives {left[0].key!r} from {left[0].exchange}")
+        connection, queues = self._connect()
+        unsent = [self._route(message, queues) for message in messages]
+        for declared_again in (False, True):
+            if unsent and declared_again:
+                queues.declare_again()
+            unsent = self._send(connection, unsent)
+        if unsent:
+            raise Unroutable(f"no queue receives {unsent[0].key!r} from {unsent[0].exchange}")
 
     def consume(self, queue: str, prefetch: int = 1) -> RabbitSubscription:
-        line, known = self._connect()
+        connection, queues = self._connect()
         if declared(queue) is None:
-            self._bind(queue, known)
+            self._bind(queue, queues)
         else:
-            known.own(queue)
+            queues.ensure_bound(queue)
         try:
-            return self._subscribe(line, queue, prefetch)
+            return self._subscribe(connection, queue, prefetch)
         except Missing:  # deleted while we were connected
-            known.mend()
-            return self._subscribe(line, queue, prefetch)
+            queues.declare_again()
+            return self._subscribe(connection, queue, prefetch)
 
     def bind(self, queue: str, pattern: str) -> None:
-        _, known = self._connect()
+        _, queues = self._connect()
         if declared(queue) is not None or queue in self._temporary:
             raise BusError(f"the queue name {queue!r} is taken")
-        known.bind(queue, pattern)
+        queues.bind(queue, pattern)
         self._temporary[queue] = pattern
 
     def depth(self, queue: str) -> int:
-        line, known = self._connect()
+        connection, queues = self._connect()
         if declared(queue) is None:
-            self._bind(queue, known)
+            self._bind(queue, queues)
         else:
-            known.know(queue)
-        with line.channel() as channel:
+            queues.ensure(queue)
+        with connection.channel() as channel:
             frame = channel.call("queue_declare", queue=self.settings.name(queue), passive=True)
         return int(frame.method.message_count)
 
     def close(self) -> None:
         self._closed.set()
         with self._lock:
-            if self._line is not None:
+            if self._connection is not None:
                 for subscription in list(self._subscriptions):
                     subscription.close()
-                self._line.close()
+                self._connection.close()
 
     def _connect(self) -> tuple[Connection, DeclaredQueues]:
-        """The connection, made now if need be."""
+        """The open connection; opens one if necessary."""
         with self._lock:
-            if self._line is not None and self._known is not None and self._line.alive:
-                return self._line, self._known
-            if self._line is not None:
+            if (
+                self._connection is not None
+                and self._declared is not None
+                and self._connection.alive
+            ):
+                return self._connection, self._declared
+            if self._connection is not None:
                 self._failures = max(self._failures, 1)
             self._closed.wait(self._pause())
             if self._closed.is_set():
                 raise BusError("the bus is closed")
             self._failures += 1
-            self._line, self._known = self._open()
+            self._connection, self._declared = self._open()
             self._failures = 0
             log.info("connected to the broker", broker=self.settings.address)
-            return self._line, self._known
+            return self._connection, self._declared
 
     def _pause(self) -> float:
         if not self._failures:
@@ -282,55 +286,55 @@ class RabbitBus:
         return random.uniform(0, min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0**self._failures))
 
     def _open(self) -> tuple[Connection, DeclaredQueues]:
-        line = None
+        connection = None
         try:
-            line = Connection(self.settings)
-            return line, DeclaredQueues(line, self.settings)
+            connection = Connection(self.settings)
+            return connection, DeclaredQueues(connection, self.settings)
         except (BusError, OSError) as error:
-            if line is not None:
-                line.close()
+            if connection is not None:
+                connection.close()
             kind = type(error) if isinstance(error, BusError) else BusError
             raise kind(f"{self.settings.address}: {error}") from error
 
-    def _route(self, message: Outgoing, known: DeclaredQueues) -> Routed:
+    def _route(self, message: Outgoing, queues: DeclaredQueues) -> Routed:
         if (message.queue is None) == (message.topic is None):
             raise BusError("a message goes either to a queue or to a topic")
         if message.queue is None:
             return Routed(message.body, self.settings.name(EVENTS), message.topic or "")
         if declared(message.queue) is None:
             raise Unroutable(f"there is no work queue {message.queue!r}")
-        known.know(message.queue)
+        queues.ensure(message.queue)
         return Routed(message.body, self.settings.name(TASKS), message.queue)
 
-    def _send(self, line: Connection, messages: Sequence[Routed]) -> list[Routed]:
-        """What no queue received."""
+    def _send(self, connection: Connection, messages: Sequence[Routed]) -> list[Routed]:
+        """Send messages; returns those that no queue received."""
         if not messages:
             return []
         try:
-            return [messages[index] for index in line.publisher().send(messages)]
+            return [messages[index] for index in connection.publisher().send(messages)]
         except Missing:  # the exchange was deleted while we were connected
             return list(messages)
 
-    def _subscribe(self, line: Connection, queue: str, prefetch: int) -> RabbitSubscription:
+    def _subscribe(self, connection: Connection, queue: str, prefetch: int) -> RabbitSubscription:
         subscription = RabbitSubscription(
-            line.take_channel(),
+            connection.take_channel(),
             self.settings.name(queue),
             prefetch,
             None if queue == DEADLETTERS else MAX_BODY,
-            line.give_channel,
-            lambda: self._left(queue),
-            None if declared(queue) is None else line.take_channel,
+            connection.give_channel,
+            lambda: self._forget(queue),
+            None if declared(queue) is None else connection.take_channel,
         )
         self._subscriptions.add(subscription)
         return subscription
 
-    def _bind(self, queue: str, known: DeclaredQueues) -> None:
-        """Once more, should the queue have gone with the connection."""
+    def _bind(self, queue: str, queues: DeclaredQueues) -> None:
+        """Bind a temporary queue again: it was deleted if the connection was lost."""
         if queue not in self._temporary:
             raise BusError(f"there is no queue {queue!r}")
-        known.bind(queue, self._temporary[queue])
+        queues.bind(queue, self._temporary[queue])
 
-    def _left(self, queue: str) -> None:
+    def _forget(self, queue: str) -> None:
         name = self.settings.name(queue)
         if not any(other.open and other.queue == name for other in list(self._subscriptions)):
             self._temporary.pop(queue, None)

@@ -1,8 +1,8 @@
 """Channels of a RabbitMQ connection, for callers on any thread.
 
-pika's objects belong to the I/O thread of their connection. A caller posts what is to be done there
-and waits for a future; when the channel or the connection is lost, every such wait ends in the same
-`BusError`.
+pika's objects may only be used on the I/O thread of their connection. A caller posts a function to
+that thread and waits for a future; when the channel or the connection is lost, all waiting callers
+get the same `BusError`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from dpstream.shared.errors import BusError, Refused
 
 ANSWER_SECONDS = 30.0
-"""How long the broker may take for one answer, or for the confirms of one publish."""
+"""Time limit for one answer of the broker, or for all confirms of one publish."""
 
 SPARE_CHANNELS = 8
-"""Idle channels that are kept for their next use: workers subscribe anew for every task."""
+"""Idle channels kept for reuse: workers subscribe again for every task."""
 
 
 class Missing(BusError):
@@ -29,7 +29,7 @@ class Missing(BusError):
 
 
 def closed_error(reason: BaseException) -> BusError:
-    """What a broker's reason for closing a channel or a connection means."""
+    """The BusError for a broker's reason for closing a channel or a connection."""
     code = getattr(reason, "reply_code", 0)
     text = getattr(reason, "reply_text", "") or str(reason) or type(reason).__name__
     kinds: dict[int, type[BusError]] = {403: Refused, 404: Missing, 530: Refused}
@@ -37,7 +37,7 @@ def closed_error(reason: BaseException) -> BusError:
 
 
 def fulfil(future: Future[Any], answer: Any) -> None:
-    with suppress(InvalidStateError):  # given up meanwhile
+    with suppress(InvalidStateError):  # the caller has given up
         future.set_result(answer)
 
 
@@ -47,7 +47,8 @@ def fail(future: Future[Any], error: BaseException) -> None:
 
 
 class Answers:
-    """What callers wait for; once `error` is set, all that is and will be asked fails with it."""
+    """Futures that callers wait for. Once `error` is set, all present and future ones fail with
+    it."""
 
     def __init__(self) -> None:
         self.error: BusError | None = None
@@ -75,19 +76,19 @@ class Answers:
             self._awaited.pop(future, None)
 
 
-class Connection(Protocol):
-    """What a channel needs of its connection."""
+class IoThread(Protocol):
+    """The I/O thread of a connection, as channels use it."""
 
     def post(self, work: Callable[[], object]) -> None:
-        """Do `work` on the I/O thread, in the order of posting; never, once the line is lost."""
+        """Run `work` on the I/O thread, in the order of posting; dropped after a loss."""
 
     def drop(self, error: BusError) -> None:
-        """Give the connection up: everybody who waits hears `error`."""
+        """Give up the connection: all waiting callers get `error`."""
 
 
-def ask(connection: Connection, answers: Answers, begin: Callable[[Future[Any]], object]) -> Any:
-    """The answer to what `begin` starts on the I/O thread. BusError when there is none in time:
-    then the connection is not worth keeping."""
+def ask(connection: IoThread, answers: Answers, begin: Callable[[Future[Any]], object]) -> Any:
+    """The answer to the request that `begin` starts on the I/O thread. Without an answer in time,
+    drops the connection and raises BusError."""
     future = answers.expect()
 
     def guarded() -> None:
@@ -106,13 +107,13 @@ def ask(connection: Connection, answers: Answers, begin: Callable[[Future[Any]],
 
 
 def nothing(*_: object) -> None:
-    """Nobody listens."""
+    """Default callback: does nothing."""
 
 
 class Channel:
-    """One channel of pika (`raw`). Whoever uses it may listen to its end."""
+    """One channel of pika (`raw`). Its user may set callbacks for its loss and cancellation."""
 
-    def __init__(self, connection: Connection, raw: Any) -> None:
+    def __init__(self, connection: IoThread, raw: Any) -> None:
         self.connection, self.raw = connection, raw
         self.answers = Answers()
         self.on_lost: Callable[[], None] = nothing
@@ -124,8 +125,8 @@ class Channel:
         return ask(self.connection, self.answers, begin)
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """The broker's answer to one synchronous method. Raises `Missing`, `Refused`, `BusError`;
-        the channel is closed then."""
+        """The broker's answer to one synchronous method. Raises `Missing`, `Refused` or `BusError`,
+        after which the channel is closed."""
 
         def begin(future: Future[Any]) -> None:
             getattr(self.raw, method)(**arguments, callback=lambda frame: fulfil(future, frame))
@@ -133,7 +134,7 @@ class Channel:
         return self.ask(begin)
 
     def lose(self, error: BusError) -> None:
-        """It is closed, for this reason (I/O thread)."""
+        """Called when the channel was closed for this reason (I/O thread)."""
         self.answers.fail(error)
         self.on_lost()
 
@@ -141,14 +142,14 @@ class Channel:
 class ChannelPool:
     """Opens channels and keeps a few idle ones."""
 
-    def __init__(self, connection: Connection, answers: Answers) -> None:
+    def __init__(self, connection: IoThread, answers: Answers) -> None:
         self._connection, self._answers = connection, answers
         self._spare: list[Channel] = []
         self.channels: set[Channel] = set()
-        """All that are open (I/O thread)."""
+        """All open channels (I/O thread)."""
 
     def take(self, open_raw: Callable[[Callable[[Any], None]], object]) -> Channel:
-        """An idle channel, or a new one by `open_raw(callback)`."""
+        """An idle channel, or a new one opened by `open_raw(callback)`."""
         with suppress(IndexError):
             return self._spare.pop()
 
@@ -160,7 +161,7 @@ class ChannelPool:
         return channel
 
     def give(self, channel: Channel) -> None:
-        """Done with it: nothing is unsettled on it (I/O thread)."""
+        """Return a channel without unsettled deliveries (I/O thread)."""
         channel.on_lost = channel.on_cancelled = nothing
         if not channel.raw.is_open:
             return
@@ -170,7 +171,7 @@ class ChannelPool:
             channel.raw.close()
 
     def lose(self, error: BusError) -> None:
-        """The connection is gone, and all channels with it (I/O thread)."""
+        """Called when the connection was lost, with all channels (I/O thread)."""
         for channel in list(self.channels):
             channel.lose(error)
 
@@ -188,7 +189,7 @@ class ChannelPool:
 
 @dataclass(frozen=True)
 class Routed:
-    """One message on its way to an exchange."""
+    """A message with its exchange and routing key."""
 
     body: bytes
     exchange: str
@@ -197,7 +198,7 @@ class Routed:
 
 @dataclass(eq=False)
 class _Batch:
-    """Messages of one publish, by index, until the broker has answered for every one of them."""
+    """Messages of one publish, by index, until the broker has answered for each of them."""
 
     answered: Future[Any]
     waiting: int
@@ -209,7 +210,7 @@ class Publisher:
     """A channel in confirm mode: many messages in flight, all of them mandatory."""
 
     def __init__(self, channel: Channel, properties: Callable[[str], Any]) -> None:
-        """`properties(id)`: those of a persistent message with this message id."""
+        """`properties(id)` returns those of a persistent message with this message id."""
         self._channel, self._properties = channel, properties
         self._tag = 0
         self._unconfirmed: dict[int, tuple[_Batch, int]] = {}  # by delivery tag, ascending
@@ -221,8 +222,8 @@ class Publisher:
         return self._channel.answers.error is None
 
     def send(self, messages: Sequence[Routed]) -> list[int]:
-        """Return when all are answered for, with the indices of those that no queue received.
-        BusError when one was not stored."""
+        """Return once the broker has answered for all, with the indices of those that no queue
+        received. Raises BusError if one was not stored."""
         batch: _Batch = self._channel.ask(lambda future: self._begin(messages, future))
         if batch.refused:
             first = messages[batch.refused[0]]

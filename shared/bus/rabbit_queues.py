@@ -1,7 +1,7 @@
-"""Exchanges and queues at a RabbitMQ broker, made from the one table (`shared/bus/topology.py`).
+"""Declares the exchanges and queues of `shared/bus/topology.py` at a RabbitMQ broker.
 
-What exists is left as it is: a user without the right to declare works with what others, or an
-operator's definitions, have made.
+Existing ones are left unchanged. A user without the right to declare uses those that the
+coordinator or an operator's definitions have declared.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Lender(Protocol):
 
 
 class DeclaredQueues:
-    """What one connection knows to exist at the broker."""
+    """Exchanges and queues that one connection knows to exist at the broker."""
 
-    def __init__(self, line: Lender, settings: RabbitSettings) -> None:
-        self._line, self._settings = line, settings
+    def __init__(self, connection: Lender, settings: RabbitSettings) -> None:
+        self._connection, self._settings = connection, settings
         self._lock = threading.RLock()
         self._known: set[str] = set()
         self._owned: set[str] = set()
@@ -46,10 +46,10 @@ class DeclaredQueues:
                 self._try(partial(self._make_exchange, exchange))
         for row in TOPOLOGY:
             if not row.name.endswith("*"):
-                self.know(row.name)
+                self.ensure(row.name)
 
-    def know(self, queue: str) -> None:
-        """See that it exists."""
+    def ensure(self, queue: str) -> None:
+        """Declare the queue if it does not exist."""
         with self._lock:
             if queue in self._known:
                 return
@@ -59,21 +59,22 @@ class DeclaredQueues:
                 self._settle()
             self._known.add(queue)
 
-    def own(self, queue: str) -> None:
-        """See that it exists and is bound, as its consumer should."""
+    def ensure_bound(self, queue: str) -> None:
+        """Declare and bind the queue, as its consumer must."""
         with self._lock:
             if queue in self._owned:
                 return
             try:
-                self.know(queue)
+                self.ensure(queue)
                 self._try(partial(self._make_queue, queue))
-            except Missing:  # its exchange
-                self.mend()
+            except Missing:  # the exchange does not exist
+                self.declare_again()
             self._owned.add(queue)
 
-    def mend(self) -> None:
-        """Declare and bind everything anew: the broker was wiped, or somebody stopped half-way."""
-        log.info("declaring queues anew", broker=self._settings.address)
+    def declare_again(self) -> None:
+        """Declare and bind everything again: the broker was reset, or a declaration was
+        interrupted."""
+        log.info("declaring queues again", broker=self._settings.address)
         with self._lock:
             for exchange in EXCHANGES:
                 self._try(partial(self._make_exchange, exchange))
@@ -82,23 +83,23 @@ class DeclaredQueues:
             self._settle()
 
     def _settle(self) -> None:
-        """Make and delete a queue after those that stay. RabbitMQ 3.8 to 3.10 (bug 10070), killed
-        within seconds of the declaration of its newest quorum queue, leaves that one without a
-        leader for ever: its term is on disk only when the next queue's is."""
+        """Create and delete one more queue after the durable ones. RabbitMQ 3.8 to 3.10 (bug
+        10070), if killed within seconds of the declaration of its newest quorum queue, leaves that
+        queue without a leader: its term is written to disk only together with the next queue's."""
         if self._settings.queue_type == "quorum":
             self._try(self._make_and_delete)
 
     def _make_and_delete(self) -> None:
         queue = self._settings.name(f"settling-{uuid.uuid4()}")
-        with self._line.channel() as channel:
+        with self._connection.channel() as channel:
             arguments = {"x-queue-type": "quorum", "x-expires": 60_000}
             channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
             channel.call("queue_delete", queue=queue)
 
     def bind(self, queue: str, pattern: str) -> None:
-        """A queue that lives as long as its last consumer, and no longer than this line."""
+        """Declare a temporary queue, deleted with its last consumer or with this connection."""
         name = self._settings.name
-        with self._line.channel() as channel:
+        with self._connection.channel() as channel:
             channel.call("queue_declare", queue=name(queue), exclusive=True, auto_delete=True)
             channel.call(
                 "queue_bind", queue=name(queue), exchange=name(EVENTS), routing_key=pattern
@@ -107,14 +108,14 @@ class DeclaredQueues:
     def _exists(self, kind: str, plain: str) -> bool:
         names = {kind: self._settings.name(plain)}
         try:
-            with self._line.channel() as channel:
+            with self._connection.channel() as channel:
                 channel.call(f"{kind}_declare", **names, passive=True)
         except Missing:
             return False
         return True
 
     def _try(self, make: Callable[[], None]) -> bool:
-        """False where this user may not: it is another's to declare."""
+        """Whether the declaration succeeded; False if this user lacks the right."""
         try:
             make()
         except Refused as error:
@@ -123,7 +124,7 @@ class DeclaredQueues:
         return True
 
     def _make_exchange(self, plain: str) -> None:
-        with self._line.channel() as channel:
+        with self._connection.channel() as channel:
             channel.call(
                 "exchange_declare",
                 exchange=self._settings.name(plain),
@@ -136,7 +137,7 @@ class DeclaredQueues:
         assert row is not None
         name = self._settings.name
         self._declare(name(plain), queue_arguments(plain, self._settings))
-        with self._line.channel() as channel:
+        with self._connection.channel() as channel:
             for exchange, key in _bindings(row, plain):
                 channel.call(
                     "queue_bind", queue=name(plain), exchange=name(exchange), routing_key=key
@@ -144,16 +145,16 @@ class DeclaredQueues:
 
     def _declare(self, queue: str, arguments: dict[str, Any]) -> None:
         try:
-            with self._line.channel() as channel:
+            with self._connection.channel() as channel:
                 channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
         except BusError as error:
-            if isinstance(error, (Refused, Missing)) or not self._line.alive:
+            if isinstance(error, (Refused, Missing)) or not self._connection.alive:
                 raise
             log.warning("a queue exists with other arguments", queue=queue, reason=str(error))
 
 
 def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
-    """With which a queue of the table is declared."""
+    """Arguments with which a queue of the topology is declared."""
     row = declared(plain)
     assert row is not None
     arguments: dict[str, Any] = {}
@@ -163,7 +164,7 @@ def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
         arguments["x-single-active-consumer"] = True
     if settings.queue_type == "quorum":
         arguments |= {"x-queue-type": "quorum", "x-delivery-limit": row.redeliveries}
-        if row.name != DEADLETTERS:  # confirmed transfer; the broker wants the overflow rule for it
+        if row.name != DEADLETTERS:  # confirmed transfer, which requires this overflow policy
             arguments |= {
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
@@ -172,7 +173,7 @@ def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
 
 
 def _bindings(row: Queue, plain: str) -> Iterator[tuple[str, str]]:
-    """Exchange and routing key."""
+    """Pairs of exchange and routing key."""
     yield TASKS, plain
     if row.pattern is not None:
         yield EVENTS, row.pattern

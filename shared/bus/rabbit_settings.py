@@ -1,4 +1,4 @@
-"""How to reach a RabbitMQ broker, and what it shall be asked for."""
+"""Settings of the connection to a RabbitMQ broker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_va
 
 class RabbitSettings(BaseModel):
     """`url`: amqp://user:password@host:port/vhost, or amqps://… with TLS. `queue_type`: quorum, or
-    classic where the broker has no quorum queues. `ca_file`: a private authority; `cert_file`,
-    `key_file`: this client's certificate (all PEM). `heartbeat` in seconds. `prefix` goes before
-    every queue and exchange name, so that deployments can share a virtual host."""
+    classic for brokers without quorum queues. `ca_file`: a private authority; `cert_file`,
+    `key_file`: this client's certificate (all PEM). `heartbeat` in seconds. `prefix` precedes every
+    queue and exchange name, so that deployments can share a virtual host."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -38,7 +38,7 @@ class RabbitSettings(BaseModel):
 
     @property
     def parts(self) -> SplitResult:
-        """The URL's parts; ValueError, which never quotes it, where it is none."""
+        """The URL's parts. Raises ValueError, without quoting the URL, if it is invalid."""
         try:
             parts = urlsplit(self.url.get_secret_value())
             _ = parts.port  # parsed when asked for
@@ -58,11 +58,12 @@ class RabbitSettings(BaseModel):
 
     @property
     def address(self) -> str:
-        """Where the broker is, fit for logs and errors: without user and password."""
+        """The broker's address for logs and errors, without user and password."""
         return f"{self.parts.scheme}://{self.parts.hostname}:{self.port}"
 
     def tls(self) -> ssl.SSLContext | None:
-        """The context of an amqps URL. OSError (ssl.SSLError among them) for unusable files."""
+        """TLS context of an amqps URL. Raises OSError (including ssl.SSLError) for unusable
+        files."""
         if self.parts.scheme == "amqp":
             return None
         context = ssl.create_default_context(cafile=self.ca_file)
@@ -71,5 +72,5 @@ class RabbitSettings(BaseModel):
         return context
 
     def name(self, plain: str) -> str:
-        """What a queue or exchange is called at the broker."""
+        """The full name of a queue or exchange at the broker."""
         return self.prefix + plain

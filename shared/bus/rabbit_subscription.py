@@ -1,5 +1,8 @@
-"""Consuming from one RabbitMQ queue: deliveries come in on the I/O thread, are taken and settled
-on any other."""
+"""A consumer of one RabbitMQ queue.
+
+Deliveries arrive on the I/O thread; callers take and settle them on any other thread. An idle
+subscription is renewed every `SILENCE` seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,14 @@ from dpstream.shared.logs import logger
 log = logger()
 
 SILENCE = 30.0
-"""Seconds without a delivery after which we subscribe anew, in case the broker has forgotten us."""
+"""Seconds without a delivery after which the consumer subscribes again, in case the broker lost
+it."""
 
 
 @dataclass(frozen=True, eq=False)
 class RabbitDelivery:
-    """A message handed out by a subscription. Settling it twice, or after its channel was lost,
-    has no effect."""
+    """A message delivered by a subscription. Settling it twice, or after its channel was lost, has
+    no effect."""
 
     body: bytes
     redelivered: bool
@@ -40,11 +44,11 @@ class RabbitDelivery:
 
 
 class RabbitSubscription:
-    """One consumer, on a channel of its own, which it keeps until all it received is settled.
+    """One consumer on its own channel, which it keeps until all its deliveries are settled.
 
-    A quorum queue that is deleted and at once declared again takes its consumers over, and what it
-    then delivers to them gets lost in RabbitMQ, without a word to either side (3.10.8, every time).
-    Hence nobody listens on one channel for ever where nothing comes.
+    A quorum queue that is deleted and declared again at once keeps its consumers, but RabbitMQ
+    (3.10.8) silently loses the deliveries to them. An idle consumer therefore subscribes again on a
+    new channel every `SILENCE` seconds.
     """
 
     def __init__(
@@ -57,21 +61,21 @@ class RabbitSubscription:
         left: Callable[[], None],
         another: Callable[[], Channel] | None,
     ) -> None:
-        """`limit`: bytes; a longer body goes to the dead letters. `release` takes the channel back
-        (I/O thread); `left` is called when the consumer was cancelled by us; `another` opens a
-        channel to subscribe anew, None where the queue would not outlive the old one."""
+        """`limit`: bytes; a longer body becomes a dead letter. `release` returns the channel to the
+        pool (I/O thread); `left` is called after `cancel`; `another` opens a channel to subscribe
+        again, None for a queue that is deleted with its consumer."""
         self.queue, self._limit, self._prefetch = queue, limit, prefetch
         self._release, self._left, self._another = release, left, another
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
-        self._unsettled: set[int] = set()  # delivery tags, those waiting among them
+        self._unsettled: set[int] = set()  # delivery tags, including those waiting
         self._open = True
-        self._consuming = True  # as the I/O thread knows it
+        self._consuming = True  # as seen by the I/O thread
         self._tag = ""
-        self._listen(channel)
+        self._subscribe(channel)
 
-    def _listen(self, channel: Channel) -> None:
-        self._channel, self._heard = channel, time.monotonic()
+    def _subscribe(self, channel: Channel) -> None:
+        self._channel, self._last_delivery = channel, time.monotonic()
         channel.on_lost, channel.on_cancelled = self._lost, self._ended
         channel.ask(self._begin)
 
@@ -89,9 +93,9 @@ class RabbitSubscription:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or not self._open, timeout)
             if self._open and self._waiting:
-                self._heard = time.monotonic()
+                self._last_delivery = time.monotonic()
                 return self._waiting.popleft()
-        if self._another is not None and time.monotonic() - self._heard > SILENCE:
+        if self._another is not None and time.monotonic() - self._last_delivery > SILENCE:
             self._renew(self._another)
         return None
 
@@ -109,7 +113,7 @@ class RabbitSubscription:
             self._open = False
             full = len(self._unsettled) >= self._prefetch and not self._waiting
             self._changed.notify_all()
-        if full:  # nothing else can be on its way: the broker hears of it before the next settling
+        if full:  # nothing more can arrive: the cancellation reaches the broker before any settling
             self._channel.connection.post(lambda: self._cancel(Future()))
         else:
             with suppress(BusError):  # lost: the broker has put everything back
@@ -117,15 +121,15 @@ class RabbitSubscription:
         self._left()
 
     def close(self) -> None:
-        """The consumer goes, and its channel: the broker puts back what is not settled."""
-        with suppress(BusError):  # closed, which is what is asked for
+        """Close the consumer and its channel: the broker requeues unsettled deliveries."""
+        with suppress(BusError):  # closed already
             self._channel.ask(self._close_channel)
 
     def _renew(self, another: Callable[[], Channel]) -> None:
-        self._heard = time.monotonic()
+        self._last_delivery = time.monotonic()
         try:
             if self._open and self._channel.ask(self._leave):
-                self._listen(another())
+                self._subscribe(another())
         except BusError:
             self._close()
 
@@ -133,7 +137,9 @@ class RabbitSubscription:
 
     def _arrived(self, _: object, method: Any, __: object, body: bytes) -> None:
         if self._limit is not None and len(body) > self._limit:
-            log.warning("oversized message set aside", queue=self.queue, size=len(body))
+            log.warning(
+                "oversized message rejected to the dead letters", queue=self.queue, size=len(body)
+            )
             self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
             return
         delivery = RabbitDelivery(body, method.redelivered, method.delivery_tag, self)
@@ -156,12 +162,12 @@ class RabbitSubscription:
         raw = self._channel.raw
         if self._has_channel and raw.is_open and self._tag in raw.consumer_tags:
             raw.basic_cancel(self._tag, callback=lambda _: self._give_back(done))
-        else:  # by the broker, just now
+        else:  # cancelled by the broker meanwhile
             fulfil(done, None)
 
     def _give_back(self, done: Future[Any]) -> None:
-        """What nobody has taken; `done` once the broker has it, so that the next consumer finds
-        the order kept."""
+        """Requeue the deliveries not taken; fulfils `done` once the broker has them, so that the
+        next consumer receives them in order."""
         self._put_back()
         self._channel.raw.basic_qos(callback=lambda _: fulfil(done, None))
         self._release_if_done()
@@ -176,7 +182,7 @@ class RabbitSubscription:
             self._channel.raw.basic_reject(tag, requeue=True)
 
     def _leave(self, left: Future[bool]) -> None:
-        """Give the channel up, unless something has come."""
+        """Give up the channel unless a delivery has arrived."""
         with self._changed:
             idle = not self._unsettled
         if idle:
@@ -192,13 +198,14 @@ class RabbitSubscription:
             fulfil(done, None)
 
     def _drop_channel(self) -> None:
-        # pika would cancel the consumer first, and the broker then put back what is under way
-        # before what has arrived: a consumer that goes with its channel keeps the order.
+        # pika would cancel the consumer first, and the broker would then requeue deliveries in
+        # transit before those that arrived; closing the channel with its consumer keeps the order.
         getattr(self._channel.raw, "_consumers", {}).clear()
         self._channel.raw.close()
 
     def _ended(self) -> None:
-        """The broker cancelled the consumer: its queue was deleted, or has lost its leader."""
+        """Called when the broker cancelled the consumer: its queue was deleted or lost its
+        leader."""
         self._close()
         self._put_back()
         self._release_if_done()
@@ -215,7 +222,7 @@ class RabbitSubscription:
             self._changed.notify_all()
 
     def _release_if_done(self) -> None:
-        """Once; a channel in the pool no longer reports to us."""
+        """Return the channel to the pool once nothing is unsettled."""
         with self._changed:
             done = not self._consuming and not self._unsettled
         if done and self._has_channel:
@@ -223,5 +230,5 @@ class RabbitSubscription:
 
     @property
     def _has_channel(self) -> bool:
-        """Back in the pool, a channel reports to somebody else."""
+        """Whether the channel still belongs to this subscription, not to the pool."""
         return self._channel.on_lost == self._lost

@@ -1,4 +1,9 @@
-"""Which queues there are and what flows into them: one table, the same for every broker."""
+"""Exchanges and queues of the bus as one table, the same for every broker.
+
+Commands go through `TASKS` to the work queue of their service. Events go through `EVENTS` to the
+coordinator's queue and to temporary queues of other subscribers. Messages that no consumer could
+settle go through `DEAD` to the dead-letter queue.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +16,22 @@ TASKS = "dpstream.tasks"
 """The direct exchange of commands; the routing key is the queue's name."""
 
 DEAD = "dpstream.deadletters"
-"""The fanout exchange through which messages that were given up reach `DEADLETTERS`."""
+"""The fanout exchange of dead letters, bound to the queue `DEADLETTERS`."""
 
 COORDINATOR = "coordinator"
-"""Its queue, which hears every event of every campaign."""
+"""The coordinator's queue: receives every event of every campaign."""
 
 DEADLETTERS = "deadletters"
-"""What nobody could take off its queue ends here; the coordinator reads it."""
+"""Dead-letter queue: messages redelivered too often. The coordinator stores and reports them."""
 
 
 @dataclass(frozen=True)
 class Queue:
-    """A durable queue. `name` may end in `*`: one queue for every capability that is asked for,
-    declared on demand. `pattern` binds it to public events (`*` one word, `#` any number).
-    `single`: one consumer at a time, the others stand by, where the broker can do that. A message
-    that came back `redeliveries` times, because its consumers rejected it or died, goes to the
-    dead letters, where the broker counts (quorum queues)."""
+    """A durable queue. A `name` that ends in `*` stands for one queue per capability, declared on
+    demand. `pattern` binds the queue to public events (`*` one word, `#` any number). `single`: one
+    active consumer, the others stand by, if the broker supports that. A message redelivered
+    `redeliveries` times, because its consumers rejected it or died, becomes a dead letter, if the
+    broker counts deliveries (quorum queues)."""
 
     name: str
     pattern: str | None = None
@@ -34,22 +39,22 @@ class Queue:
     redeliveries: int = 20
 
 
-FOR_EVER = 1_000_000
-"""Redeliveries: the coordinator puts back what an outage of the store kept from its ledger, for as
-long as that lasts. (RabbitMQ 3.10 has no word for "no limit", 4.0 a default of 20.)"""
+UNLIMITED = 1_000_000
+"""Redeliveries: during an outage of the store the coordinator requeues events that it cannot write
+to the ledger. (RabbitMQ 3.10 has no value for "no limit"; 4.0 defaults to 20.)"""
 
 TOPOLOGY = (
     Queue("train"),
     Queue("explore"),
     Queue("judge"),
     Queue("label.*"),
-    Queue(COORDINATOR, pattern="*.*", single=True, redeliveries=FOR_EVER),
-    Queue(DEADLETTERS, redeliveries=FOR_EVER),
+    Queue(COORDINATOR, pattern="*.*", single=True, redeliveries=UNLIMITED),
+    Queue(DEADLETTERS, redeliveries=UNLIMITED),
 )
 
 
 def declared(queue: str) -> Queue | None:
-    """The row of the table that `queue` belongs to; None for a queue nobody should use."""
+    """The row of the table that `queue` belongs to; None for an undeclared queue."""
     for row in TOPOLOGY:
         stem = row.name.removesuffix("*")
         if queue == row.name or (stem != row.name and queue.startswith(stem) and queue != stem):

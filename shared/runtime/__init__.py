@@ -1,1 +1,1 @@
-"""What runs a worker: tasks, child processes, health, retries."""
+"""The worker runtime: claims, tasks, child processes, retries, health checks."""

@@ -1,10 +1,11 @@
-"""Runs an engine in a child process of its own: warm, contained, with an empty environment.
+"""Runs an engine in a child process, so that a crash of the engine does not end the worker.
 
-`ChildProcess` is the parent's handle; `serve` is the child. The child looks for modules where its
-parent does and never in its working directory, whose files are data. The module offers
+`ChildProcess` is the parent's handle; `serve` runs in the child. The child keeps its libraries
+loaded between calls, inherits no secrets from the environment, and imports modules from its
+parent's path but never from its working directory, whose files are data. The engine module defines
 `OPERATIONS: dict[str, Callable[..., JSON]]`; with `FORK = True` every call runs in a fork of the
-warm child, so that libraries which never release memory or global state start clean each time.
-Requests and replies are JSON lines on two pipes; arrays travel as files in the scratch folder.
+child, for libraries that never release memory or global state. Requests and replies are JSON lines
+on two pipes; arrays are passed as files in the scratch folder.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ PINNED = (
     "DP_INTER_OP_PARALLELISM_THREADS",
 )
 QUICK = {
-    # Keras 3, which DeePMD-kit does without, takes a third of TensorFlow's import.
+    # Keras 3, which DeePMD-kit does not use, takes a third of TensorFlow's import time.
     "TF_USE_LEGACY_KERAS": "1",
-    # PyTorch would load its data by four processes more, whatever the threads.
+    # PyTorch would start four more processes to load data, whatever the number of threads.
     "NUM_WORKERS": "0",
 }
 PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
@@ -52,20 +53,20 @@ CHILD = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from dpstream.shared.runtime.child_process import serve; serve()",
 )
-"""Isolated: nothing is imported from the working directory or home. All that is said is logged."""
+"""Isolated mode: nothing is imported from the working directory or home. Output goes to the log."""
 TICK_SECONDS = 1.0
-"""How often a caller that waits for a reply may look around."""
+"""Interval at which `tick` is called while a caller waits for a reply."""
 
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
-"""Bytes; arrays travel as files, so a longer reply is a fault."""
+"""Bytes; arrays are passed as files, so a longer reply is an error."""
 
 
 class ChildProcess:
     """A warm child process that runs the operations of one module, one at a time."""
 
     def __init__(self, module: str, scratch: Path, threads: int = 1) -> None:
-        """`scratch`: a private folder, the child's working directory and home."""
+        """`scratch`: a private folder, used as the child's working directory and home."""
         self.module, self.scratch, self.threads = module, scratch, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
@@ -77,7 +78,7 @@ class ChildProcess:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the child ahead of its first call; it imports its libraries meanwhile.
+        """Start the child before its first call, so that it can import its libraries meanwhile.
 
         Linux ends the child with the *thread* that started it (see `die_with_parent`), so start
         it from a thread that outlives it.
@@ -111,9 +112,9 @@ class ChildProcess:
     ) -> Any:
         """Run `operation(**arguments)` in the child and return its JSON result.
 
-        `tick` runs about once a second meanwhile; whatever it raises ends the child and passes on.
-        Raises EngineError (the operation raised), EngineCrashed (the process died, or `seconds`
-        of wall time were over).
+        Meanwhile `tick` is called about once a second; its exceptions kill the child and propagate.
+        Raises EngineError if the operation raised, and EngineCrashed if the process died or the
+        call took more than `seconds` of wall time.
         """
         self.start()
         self._number += 1
@@ -131,13 +132,13 @@ class ChildProcess:
         return reply["result"]
 
     def kill(self) -> None:
-        """End the child at once; the next call starts another."""
+        """Kill the child; the next call starts a new one."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             if self._process.stdin is not None:
-                with suppress(BrokenPipeError):  # the rest of a request nobody reads any more
+                with suppress(BrokenPipeError):  # the child read only part of a request
                     self._process.stdin.close()
             self._process = None
         if self._replies >= 0:
@@ -145,7 +146,7 @@ class ChildProcess:
             self._replies = -1
 
     def log_tail(self) -> str:
-        """The end of what the engine printed."""
+        """The last lines of the engine's output."""
         path = self.scratch / "engine.log"
         if not path.exists():
             return ""
@@ -155,7 +156,7 @@ class ChildProcess:
         return " | ".join(line for line in text.splitlines()[-5:] if line.strip())
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the parent's secrets: no broker URL, no cloud keys."""
+        """The child's environment, without the parent's secrets (broker URL, cloud keys)."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
         return kept | pinned | QUICK | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -182,7 +183,7 @@ class ChildProcess:
             if tick is not None:
                 tick()
         line, self._buffer = bytes(self._buffer), bytearray()
-        return self._understood(line)
+        return self._checked(line)
 
     def _read(self) -> None:
         data = os.read(self._replies, 1 << 16)
@@ -192,8 +193,8 @@ class ChildProcess:
         if len(self._buffer) > MAX_REPLY:
             raise EngineCrashed(f"{self.module} replied more than {MAX_REPLY} bytes")
 
-    def _understood(self, line: bytes) -> dict[str, Any]:
-        """The reply, which an engine gone wild may have garbled, or given twice."""
+    def _checked(self, line: bytes) -> dict[str, Any]:
+        """The reply. Raises EngineCrashed if it is garbled or answers another request."""
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -201,11 +202,11 @@ class ChildProcess:
         if not isinstance(reply, dict) or reply.get("number") != self._number:
             raise EngineCrashed(f"{self.module} replied {line[:100]!r} to request {self._number}")
         if not reply.keys() & {"result", "error", "crashed"}:
-            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, which is no reply")
+            raise EngineCrashed(f"{self.module} replied {line[:100]!r}, which is not a reply")
         return reply
 
 
-_LIBC = ctypes.CDLL(None)  # loaded before any fork: between fork and exec only calls are safe
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: loading between fork and exec is unsafe
 
 
 def die_with_parent() -> None:
@@ -235,7 +236,7 @@ def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> byt
         try:
             die_with_parent()
             _write(writing, _answer(module, request))
-        finally:  # whatever is raised: this process must never return into the caller's loop
+        finally:  # even after an exception, the fork must not return to the caller's loop
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -257,10 +258,10 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def serve() -> NoReturn:
-    """Answer requests until there are no more: the child, `CHILD` module descriptor path…"""
+    """Main loop of the child (`CHILD` module descriptor path…): answers requests until EOF."""
     module_name, replies = sys.argv[1], int(sys.argv[2])
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     module = importlib.import_module(module_name)
     answer = _answer_in_fork if getattr(module, "FORK", False) else _answer
     for line in sys.stdin.buffer:

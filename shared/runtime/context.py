@@ -1,4 +1,8 @@
-"""What a handler has to work with: its command, its place in the store, its way to the bus."""
+"""The context of one attempt of a task, passed to its handler.
+
+Gives a handler its command, the campaign's spec, objects of the store, a place for its results, the
+bus, progress messages, and the check whether the result is still needed.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,16 @@ from dpstream.shared.errors import DigestMismatch, Stopped
 from dpstream.shared.files import write_whole
 from dpstream.shared.messages import Command, Message, Result
 from dpstream.shared.ports import Bus, Outgoing, Store
-from dpstream.shared.runtime.retry import insist
-from dpstream.shared.runtime.telemetry import Silence, Telemetry
+from dpstream.shared.runtime.retry import retry_outages
+from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Ref, campaign_uri
 
 Handler = Callable[[Any, Any, "Context"], Result]
-"""`handler(bench, command, context) -> result`; `resources` holds the service's warm engines."""
+"""`handler(resources, command, context) -> result`; `resources` are the service's warm engines."""
 
 PATIENCE = 600.0
-"""Seconds for which a handler's reads and writes wait out an outage of the store."""
+"""Seconds for which a handler's reads and writes are retried during an outage of the store."""
 
 _spec_cache: dict[str, Spec] = {}
 
@@ -32,7 +36,7 @@ T = TypeVar("T")
 
 
 def fetch(store: Store, ref: Ref) -> bytes:
-    """The object a reference names, its digest checked (`DigestMismatch`)."""
+    """The object that `ref` names. Raises `DigestMismatch` if its content differs from `ref`."""
     data = store.get(ref.uri, most=ref.size)
     if Ref.to(ref.uri, data) != ref:
         raise DigestMismatch(f"{ref.uri}: {len(data)} bytes are not the {ref.size} referred to")
@@ -41,17 +45,17 @@ def fetch(store: Store, ref: Ref) -> bytes:
 
 @dataclass
 class Context:
-    """What a handler has to work with, for one attempt of one task."""
+    """The context of one attempt of one task."""
 
     store: Store
     bus: Bus
     command: Command
     scratch: Path
-    """A private empty folder, removed afterwards."""
+    """A private empty folder, deleted after the attempt."""
     worker: str
     stopping: threading.Event
-    """Set when the worker was asked to go (SIGTERM)."""
-    telemetry: Telemetry = field(default_factory=Silence)
+    """Set when the worker is to stop (SIGTERM)."""
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
     _stop_asked: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
 
@@ -60,9 +64,9 @@ class Context:
         c = self.command
         return campaign_uri(c.campaign, "results", c.task, c.attempt)
 
-    def insist(self, call: Callable[[], T]) -> T:
-        """The result of a call to the store; outages are waited out with patience."""
-        return insist(call, self.stopping, PATIENCE, self.telemetry)
+    def retry(self, call: Callable[[], T]) -> T:
+        """The result of a call to the store, retried during outages for `PATIENCE` seconds."""
+        return retry_outages(call, self.stopping, PATIENCE, self.telemetry)
 
     def spec(self) -> Spec:
         """The campaign's spec, cached by digest."""
@@ -72,29 +76,29 @@ class Context:
         return _spec_cache[ref.sha256]
 
     def fetch(self, ref: Ref) -> bytes:
-        """The object a reference names, its digest checked; outages of the store are waited out."""
-        return self.insist(lambda: fetch(self.store, ref))
+        """The object that `ref` names, as `fetch`; retried during outages of the store."""
+        return self.retry(lambda: fetch(self.store, ref))
 
     def download(self, ref: Ref, path: Path) -> Path:
-        """The object as a file, digest checked."""
+        """Write the object that `ref` names to `path`."""
         write_whole(path, self.fetch(ref))
         return path
 
     def put(self, name: str, data: bytes) -> Ref:
-        """Store a result of this attempt under `name`; never over another object."""
+        """Store a result of this attempt under `name`; never replaces an object."""
         uri = f"{self.prefix}/{name}"
         ref = Ref.to(uri, data)
-        if not self.insist(lambda: self.store.create(uri, data)):
-            self.fetch(ref)  # the same bytes are fine: a lost reply; others raise
+        if not self.retry(lambda: self.store.create(uri, data)):
+            self.fetch(ref)  # equal content: an earlier reply was lost; different content raises
         return ref
 
     def publish(self, event: Message) -> None:
-        """Publish an event and wait for the broker's confirmation, through outages if need be."""
+        """Publish an event and wait for the broker's confirmation; retried during outages."""
         outgoing = [Outgoing(encode(event), topic=topic_of(event))]
-        insist(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
+        retry_outages(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
 
     def envelope(self) -> dict[str, Any]:
-        """The fields every event about this attempt begins with: `Event(**envelope(), …)`."""
+        """Fields common to all events of this attempt: `Event(**envelope(), …)`."""
         c = self.command
         return {
             "id": str(uuid.uuid4()),
@@ -106,7 +110,7 @@ class Context:
         }
 
     def progress(self, text: str) -> None:
-        """What the next heartbeats say about this task."""
+        """Set the progress message of the next heartbeats."""
         self._progress = text
 
     @property
@@ -114,9 +118,9 @@ class Context:
         return self._stop_asked.is_set()
 
     def check(self) -> None:
-        """Raise `Stopped` if nobody wants this result any more, or this worker was asked to go.
-        Made to be an engine call's `tick`."""
+        """Raise `Stopped` if the task was cancelled or the worker is to stop. Used as the `tick` of
+        engine calls."""
         if self.is_cancelled:
             raise Stopped("cancelled")
         if self.stopping.is_set():
-            raise Stopped("worker asked to stop")
+            raise Stopped("the worker is stopping")

@@ -1,4 +1,5 @@
-"""When the workers of one process go home by themselves, as a scheduler's job should."""
+"""Limits after which the workers of a process exit by themselves, as jobs of a batch system
+should."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ExitLimits:
-    """Shared by all workers of a process; None: no such limit."""
+    """Limits shared by all workers of a process; None: no limit."""
 
     max_tasks: int | None = None
     idle_exit: float | None = None
@@ -25,7 +26,7 @@ class ExitLimits:
             return self._is_full() or self._is_idle_for_long()
 
     def admit(self) -> bool:
-        """Whether one more task may be taken; its place is then held until `left`."""
+        """Reserve a place for one more task, until `release`; False if the limit is reached."""
         with self._lock:
             if self._is_full():
                 return False
@@ -33,8 +34,8 @@ class ExitLimits:
             self._working += 1
             return True
 
-    def left(self, worked: bool) -> None:
-        """A task is out of hand; one that was not `worked` on does not count."""
+    def release(self, worked: bool) -> None:
+        """Release the place of a task; one that was not `worked` on does not count."""
         with self._lock:
             self._working -= 1
             if worked:

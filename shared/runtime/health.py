@@ -1,6 +1,6 @@
 """`/healthz`, `/readyz` and `/metrics` of a worker process, over HTTP.
 
-Liveness asks nobody but the process itself: an outage elsewhere is no reason to restart it.
+Liveness depends on the process alone: restarting it would not end an outage of bus or store.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from dpstream.shared.errors import DpstreamError, SpecError
 
 READINESS_SECONDS = 10.0
-"""How long a look at bus and store may take until the answer is no."""
+"""Time limit of the check of bus and store."""
 
 
 @dataclass
 class Health:
-    """What is asked; `None` is good, else it is the reason why not."""
+    """Checks of a worker process; each returns None or the reason of a failure."""
 
     registry: CollectorRegistry
     alive: Callable[[], str | None]
     reach: list[Callable[[], object]] = field(default_factory=list)
-    """Calls that succeed when bus and store are connected; empty until there are any."""
-    _looking: threading.Lock = field(default_factory=threading.Lock)
+    """Calls that succeed while bus and store are reachable; empty until both are connected."""
+    _checking: threading.Lock = field(default_factory=threading.Lock)
 
     def ready(self) -> str | None:
-        """One look at a time: during an outage each may take long."""
-        if not self._looking.acquire(timeout=READINESS_SECONDS):
-            return "bus or store do not answer"
+        """Check bus and store, one check at a time: during an outage each may take long."""
+        if not self._checking.acquire(timeout=READINESS_SECONDS):
+            return "bus or store does not answer"
         try:
-            return self._unreached() if self.reach else "not connected yet"
+            return self._failure() if self.reach else "not connected yet"
         finally:
-            self._looking.release()
+            self._checking.release()
 
-    def _unreached(self) -> str | None:
+    def _failure(self) -> str | None:
         try:
             for call in self.reach:
                 call()
@@ -54,12 +54,12 @@ class Health:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _answer(start, "405 Method Not Allowed", "only GET")
         if path == "/metrics":
-            found: Iterable[bytes] = make_wsgi_app(self.registry)(environ, start)
-            return found
-        asked = {"/healthz": self.alive, "/readyz": self.ready}.get(path)
-        if asked is None:
+            metrics: Iterable[bytes] = make_wsgi_app(self.registry)(environ, start)
+            return metrics
+        check = {"/healthz": self.alive, "/readyz": self.ready}.get(path)
+        if check is None:
             return _answer(start, "404 Not Found", "try /healthz, /readyz, /metrics")
-        reason = asked()
+        reason = check()
         return _answer(start, "503 Service Unavailable" if reason else "200 OK", reason or "ok")
 
 
@@ -77,15 +77,16 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     timeout = 30.0
-    """Seconds for a request to arrive."""
+    """Time limit in seconds for a request to arrive."""
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Probes come every few seconds; nobody wants to read that."""
+        """Not logged: probes arrive every few seconds."""
 
 
 @contextmanager
 def served(health: Health, host: str, port: int) -> Iterator[None]:
-    """Answer at `host:port` meanwhile; port 0: do not. Raises `SpecError` when it is taken."""
+    """Serve at `host:port` during the block; port 0: not at all. Raises `SpecError` if it is
+    taken."""
     if not port:
         yield
         return

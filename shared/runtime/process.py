@@ -1,7 +1,8 @@
 """A worker service as a process: `python -m dpstream.services.<name>`.
 
-Exit status: 0 asked to stop, or the shift is over; 1 a worker died or would not stop; 2 bad
-settings, or credentials that broker or store refuse.
+Reads the settings, connects to bus and store, and runs the service's workers, one per thread, until
+the process is to stop or an exit limit is reached. Exit status: 0 after a stop or an exit limit; 1
+if a worker died or did not stop in time; 2 for invalid settings or refused credentials.
 """
 
 from __future__ import annotations
@@ -42,11 +43,10 @@ from dpstream.shared.settings import (
 log = logger()
 
 BAD_INPUT = 2
-GOING = 25.0
-"""Seconds that a stop may take; orchestrators kill after 30."""
+STOP_SECONDS = 25.0
+"""Seconds that a stop may take; orchestrators kill a process after 30."""
 NO_OBJECT = "labels/none"
-"""Looked for by the readiness check: every worker may read there. Whether it is there does not
-matter."""
+"""Key that the readiness check looks up: every worker may read it, whether or not it exists."""
 
 
 class Resources(Protocol):
@@ -59,7 +59,7 @@ class Resources(Protocol):
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """One worker of the process: the queues it serves, and what with."""
+    """One worker of the process: the queues it serves, with its handlers and engines."""
 
     queues: tuple[str, ...]
     handlers: Mapping[type[Command], Handler]
@@ -71,20 +71,21 @@ S = TypeVar("S", bound=WorkerSettings)
 
 @dataclass(frozen=True)
 class WorkerService(Generic[S]):
-    """What is particular to one worker service."""
+    """The parts in which one worker service differs from another."""
 
     name: str
     description: str
     settings: type[S]
     plans: Callable[[S, Path], Sequence[WorkerPlan]]
-    """`plans(settings, scratch)`; raises SpecError for what this machine cannot do."""
+    """`plans(settings, scratch)`; raises SpecError for settings that this machine does not
+    support."""
 
 
 def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> int:
-    """Run the service as its command line and environment say; the exit status."""
-    given = _parser(service).parse_args(arguments)
+    """Run the service by its command line and environment; returns the exit status."""
+    options = _parser(service).parse_args(arguments)
     try:
-        settings = read_settings(service.settings, **vars(given))
+        settings = read_settings(service.settings, **vars(options))
         configure(
             settings.log_level, settings.log_format, secrets_in(settings), service=service.name
         )
@@ -95,15 +96,15 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
 
 
 def _run(service: WorkerService[S], settings: S) -> int:
-    for variable, meant in misspelt_variables(service.settings):
-        log.warning("variable is not known", variable=variable, meant=meant)
+    for variable, suggestion in misspelt_variables(service.settings):
+        log.warning("variable is not known", variable=variable, meant=suggestion)
     with asked_to_stop() as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         plans = service.plans(settings, scratch)
         name = settings.name or f"{service.name}-{socket.gethostname()}-{os.getpid()}"
-        crew = WorkerThreads(name, plans, scratch, settings)
-        stack.callback(crew.close)
-        health = Health(crew.metrics.registry, crew.trouble)
+        threads = WorkerThreads(name, plans, scratch, settings)
+        stack.callback(threads.close)
+        health = Health(threads.metrics.registry, threads.trouble)
         stack.enter_context(served(health, settings.http_host, settings.http_port))
         connected = _connected(settings, stopping)
         if connected is None:
@@ -111,11 +112,11 @@ def _run(service: WorkerService[S], settings: S) -> int:
         bus, store = connected
         stack.enter_context(closing(bus))
         health.reach += [lambda: bus.depth(COORDINATOR), lambda: store.exists(NO_OBJECT)]
-        return crew.work(bus, store, stopping)
+        return threads.work(bus, store, stopping)
 
 
 def _connected(settings: WorkerSettings, stopping: threading.Event) -> tuple[Bus, Store] | None:
-    """Bus and store; None when asked to stop before both answered."""
+    """Bus and store; None if the process is to stop before both answer."""
     try:
         store = connect_store(settings, stopping)
         return connect_bus(settings, stopping), store
@@ -129,7 +130,7 @@ def _connected(settings: WorkerSettings, stopping: threading.Event) -> tuple[Bus
 
 @dataclass
 class WorkerThreads:
-    """The workers of this process, a thread each."""
+    """The workers of this process, one thread each."""
 
     name: str
     plans: Sequence[WorkerPlan]
@@ -141,21 +142,21 @@ class WorkerThreads:
     failed: bool = False
 
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
-        """Until `stopping` is set or the shift is over; the exit status."""
-        self._hire(bus, store, stopping)
-        log.info("at work", queues=[queue for post in self.plans for queue in post.queues])
+        """Work until `stopping` is set or an exit limit is reached; returns the exit status."""
+        self._start(bus, store, stopping)
+        log.info("at work", queues=[queue for plan in self.plans for queue in plan.queues])
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():
-                deadline = deadline or time.monotonic() + GOING
+                deadline = deadline or time.monotonic() + STOP_SECONDS
                 if time.monotonic() > deadline:
-                    log.error("a task in hand was not released in time; its lease will lapse")
+                    log.error("a running task was not released in time; its lease will expire")
                     return 1
         log.info("stopped")
         return int(self.failed)
 
     def trouble(self) -> str | None:
-        """What makes this process beyond help, if anything."""
+        """Reason why this process must be restarted, or None."""
         if any(worker.is_stuck for worker in self.workers):
             return "a task has not ended long after its time limit"
         if self.failed:
@@ -163,27 +164,27 @@ class WorkerThreads:
         return None
 
     def close(self) -> None:
-        for post in self.plans:
-            post.resources.close()
+        for plan in self.plans:
+            plan.resources.close()
 
-    def _hire(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
+    def _start(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
         settings = self.settings
-        shift = ExitLimits(settings.max_tasks, settings.idle_exit)
-        for number, post in enumerate(self.plans):
-            post.resources.start()
+        limits = ExitLimits(settings.max_tasks, settings.idle_exit)
+        for number, plan in enumerate(self.plans):
+            plan.resources.start()
             worker: Worker[Any] = Worker(
                 name=f"{self.name}.{number}" if len(self.plans) > 1 else self.name,
                 bus=bus,
                 store=store,
-                queue=post.queues[0],
-                others=post.queues[1:],
-                handlers=post.handlers,
-                resources=post.resources,
+                queue=plan.queues[0],
+                others=plan.queues[1:],
+                handlers=plan.handlers,
+                resources=plan.resources,
                 scratch=self.scratch / "tasks",
                 heartbeat_seconds=settings.task_heartbeat,
                 stopping=stopping,
                 telemetry=self.metrics,
-                shift=shift,
+                limits=limits,
             )
             self.workers.append(worker)
             thread = threading.Thread(target=self._guarded, args=(worker,), daemon=True)
@@ -191,7 +192,7 @@ class WorkerThreads:
             thread.start()
 
     def _guarded(self, worker: Worker[Any]) -> None:
-        """A worker that dies takes the process with it: whoever runs it starts another."""
+        """Run a worker; if it dies, stop the process, which its supervisor restarts."""
         try:
             worker.run()
         except BaseException:
@@ -200,7 +201,7 @@ class WorkerThreads:
             worker.stopping.set()
 
     def _has_workers(self) -> bool:
-        """Waits a moment for the first that is still there."""
+        """Whether a worker is running, after waiting a moment for it to end."""
         for thread in self.threads:
             thread.join(timeout=0.2)
             if thread.is_alive():
@@ -214,11 +215,11 @@ def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
         prog=f"python -m dpstream.services.{service.name}",
         description=service.description,
         epilog=f"environment, [default] in brackets:\n{lines}\n\n"
-        "exit status: 0 asked to stop (SIGTERM, SIGINT) or nothing left to do, 1 a worker died, "
-        "2 bad settings\n",
+        "exit status: 0 after SIGTERM, SIGINT or an exit limit, 1 if a worker died, "
+        "2 for invalid settings\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")
-    parser.add_argument("--idle-exit", metavar="SECONDS", help="exit when idle for so long")
-    parser.add_argument("--name", help="of this process, in claims and logs")
+    parser.add_argument("--idle-exit", metavar="SECONDS", help="exit after SECONDS without a task")
+    parser.add_argument("--name", help="name of this process in claims and logs")
     return parser

@@ -1,4 +1,4 @@
-"""Waiting out what passes: a broker that restarts, a store that is slow."""
+"""Retries of calls to bus and store during outages, such as a restart of the broker."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from tenacity import (
 
 from dpstream.shared.errors import BusError, DigestMismatch, NotFound, StoreError
 from dpstream.shared.logs import logger
-from dpstream.shared.runtime.telemetry import Silence, Telemetry
+from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 
 log = logger()
 
 T = TypeVar("T")
 
 
-def insist(
+def retry_outages(
     call: Callable[[], T],
     stopping: threading.Event,
     patience: float = float("inf"),
     telemetry: Telemetry | None = None,
 ) -> T:
-    """The result of `call`, tried again at growing intervals (to 30 s) while bus or store fail.
-    Their error passes on once `stopping` is set or `patience` seconds are over; what another try
-    cannot mend (`NotFound`, `DigestMismatch`) passes on at once."""
-    listener = telemetry or Silence()
+    """The result of `call`, retried at growing intervals (up to 30 s) while bus or store fail. The
+    error propagates once `stopping` is set or after `patience` seconds; permanent errors
+    (`NotFound`, `DigestMismatch`) propagate at once."""
+    listener = telemetry or NoTelemetry()
     retrying = Retrying(
         retry=retry_if_exception(is_outage),
         wait=wait_random_exponential(multiplier=0.1, max=30),
         stop=stop_any(stop_when_event_set(stopping), stop_after_delay(patience)),
         sleep=sleep_using_event(stopping),
-        before_sleep=lambda state: _say_again(state, listener),
+        before_sleep=lambda state: _report(state, listener),
         reraise=True,
     )
     return retrying(call)
@@ -53,7 +53,7 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, (BusError, StoreError)) and not lasting
 
 
-def _say_again(state: RetryCallState, telemetry: Telemetry) -> None:
+def _report(state: RetryCallState, telemetry: Telemetry) -> None:
     assert state.outcome is not None
     error = state.outcome.exception()
     assert error is not None

@@ -1,4 +1,8 @@
-"""Private folders for the files of tasks; those of processes that died are swept by the next."""
+"""Private folders for the files of tasks.
+
+A process that dies leaves its folder behind; the next process deletes it. A lock file tells folders
+in use from abandoned ones.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ LOCK = ".lock"
 
 @contextmanager
 def private_folder(base: Path | None) -> Iterator[Path]:
-    """A fresh folder below `base` (by default one of this user's in the system's temporary
-    folder), removed at the end. Raises `SpecError` where none can be made."""
+    """A new folder below `base` (default: a folder of this user in the system's temporary folder),
+    deleted at the end of the block. Raises `SpecError` if it cannot be created."""
     base = _own_base() if base is None else base.absolute()
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,7 +38,7 @@ def private_folder(base: Path | None) -> Iterator[Path]:
 
 
 def _own_base() -> Path:
-    """Where others can write, a folder may be a trap laid by them."""
+    """The default base folder. Refused if another user could have created it."""
     base = Path(tempfile.gettempdir()) / f"dpstream-{os.getuid()}"
     if base.is_symlink() or (base.exists() and base.stat().st_uid != os.getuid()):
         raise SpecError(f"{base}: belongs to another user; set DPSTREAM_SCRATCH")
@@ -42,8 +46,8 @@ def _own_base() -> Path:
 
 
 def _claim(base: Path) -> tuple[Path, int]:
-    """A folder and the lock that tells it is in use. One process at a time sweeps and makes, so
-    that nobody sweeps what is just being made."""
+    """A new folder and the lock that marks it as in use. Only one process at a time sweeps and
+    creates, so that no folder is deleted while it is being created."""
     gate = os.open(base / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)
@@ -65,7 +69,7 @@ def _sweep(base: Path) -> None:
 def _is_left_behind(folder: Path) -> bool:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:  # died between the two steps of making it
+    except OSError:  # its process died before it created the lock
         return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

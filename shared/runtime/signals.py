@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, as an event."""
+"""Turns signals that request a stop into an event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 def end_at_once(number: int) -> None:
-    """End the process with 128 + the signal's number; engines die with their parent."""
+    """Exit with status 128 + signal number; child processes die with their parent."""
     os._exit(128 + number)
 
 
@@ -24,16 +24,16 @@ def asked_to_stop(
     handler: Handler = lambda number, frame: None,
     again: Callable[[int], object] = end_at_once,
 ) -> Iterator[threading.Event]:
-    """The event that the first signal of these kinds sets; each further one calls `again` in
-    another thread. `handler` is called at every signal, in the main thread; if it installs
-    another handler, that one stays. To be used in the main thread."""
+    """An event that the first signal of these kinds sets; each further signal calls `again` in
+    another thread. `handler` is called at every signal in the main thread; if it installs another
+    handler, that one stays installed. To be used in the main thread."""
     stopping = threading.Event()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = {kind: signal.signal(kind, handler) for kind in kinds}
     outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # A handler interrupts the main thread, where setting an event may wait forever for a lock
-    # that this very thread holds. So another thread sets it, woken through a pipe.
+    # A handler interrupts the main thread, where setting an event could deadlock on a lock that
+    # this thread holds. Therefore another thread, woken through a pipe, sets it.
     watcher = threading.Thread(target=_watch, args=(reading, kinds, stopping, again), daemon=True)
     watcher.start()
     try:
@@ -55,7 +55,7 @@ def _watch(
     again: Callable[[int], object],
 ) -> None:
     while number := os.read(reading, 1):
-        if number[0] not in kinds:  # a child has ended, or the like
+        if number[0] not in kinds:  # another signal, such as SIGCHLD
             continue
         if stopping.is_set():
             again(number[0])

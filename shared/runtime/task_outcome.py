@@ -1,4 +1,4 @@
-"""What the end of a handler means for its task: a result, or an exception as an event."""
+"""Maps the exception that ended a handler to the event that reports it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dpstream.shared.runtime.retry import is_outage
 from dpstream.shared.runtime.telemetry import Outcome
 
 FULL_SECONDS = 60.0
-"""Until another try, which another worker may get."""
+"""Delay before the next attempt when this machine lacks disk space or file handles."""
 
 
 def ending_of(error: Exception, context: Context) -> TaskReleased | TaskFailed:
-    """What a handler's exception means for its task. Whatever nobody foresaw counts as a crash."""
+    """The event for a handler's exception. An unexpected exception counts as a failed attempt."""
     if isinstance(error, Stopped):
         return TaskReleased(**context.envelope(), reason=_text(str(error)))
     if isinstance(error, Temporary) or is_outage(error):
@@ -45,6 +45,5 @@ def outcome_of(event: Message, context: Context) -> Outcome:
 
 
 def _text(text: str, limit: int = 2000) -> str:
-    """Fit for a message, whatever an engine printed: bounded, without lone surrogates, and
-    without the password of a URL."""
+    """`text` made fit for a message: truncated, without lone surrogates and passwords of URLs."""
     return redacted(text)[:limit].encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""What a worker says about its own work, and Prometheus metrics made of it."""
+"""Telemetry of workers, and its Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dpstream.shared.messages import Command
 
 Phase = Literal["wait", "claim", "work", "publish"]
 Outcome = Literal["done", "preempted", "cancelled", "released", "failed", "failed-for-good"]
-"""How an attempt ended: `preempted` by a stop of its worker, `released` for a lack that passes."""
+"""How an attempt ended: `preempted` by a stop of its worker, `released` after a passing failure."""
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400, 86400)
 
 
 class Telemetry(Protocol):
-    """Told by `Worker` where it knows; called from several threads."""
+    """Callbacks of `Worker`, called from several threads."""
 
     def spent(self, phase: Phase, seconds: float) -> None: ...
 
@@ -27,17 +27,17 @@ class Telemetry(Protocol):
     def ended(self, command: Command, outcome: Outcome) -> None: ...
 
     def lost_claim(self, command: Command) -> None:
-        """Another worker had it first."""
+        """Another worker had claimed the task first."""
 
     def buried(self) -> None:
-        """A message that could not be understood was put away."""
+        """A message could not be decoded and became a dead letter."""
 
     def retried(self, error: BaseException) -> None:
-        """A call to bus or store failed and is made again."""
+        """A call to bus or store failed and is retried."""
 
 
-class Silence:
-    """Telemetry that nobody listens to."""
+class NoTelemetry:
+    """Telemetry that discards everything."""
 
     def spent(self, phase: Phase, seconds: float) -> None: ...
 
@@ -58,13 +58,17 @@ class WorkerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._tasks = self._counter("tasks", "Attempts that ended", "kind", "outcome")
-        self._attempts = self._counter("attempts", "Attempts begun", "kind", "repeated")
-        self._preemptions = self._counter("preemptions", "Tasks given back at a stop", "kind")
-        self._lost = self._counter("claims_lost", "Deliveries another worker had first", "kind")
-        self._buried = self._counter("deadletters", "Messages that were not understood")
-        self._retries = self._counter("retries", "Calls made again after an outage", "port")
+        self._attempts = self._counter("attempts", "Attempts started", "kind", "repeated")
+        self._preemptions = self._counter(
+            "preemptions", "Tasks released by a stop of the worker", "kind"
+        )
+        self._lost = self._counter(
+            "claims_lost", "Deliveries that another worker had claimed", "kind"
+        )
+        self._buried = self._counter("deadletters", "Messages that could not be decoded")
+        self._retries = self._counter("retries", "Calls retried after an outage", "port")
         self._busy = Gauge(
-            "dpstream_worker_busy", "Workers with a task in hand", registry=self.registry
+            "dpstream_worker_busy", "Workers with a running task", registry=self.registry
         )
         self._seconds = Histogram(
             "dpstream_worker_phase_seconds",

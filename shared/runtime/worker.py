@@ -1,8 +1,10 @@
-"""The runtime every worker service runs in: claim, acknowledge, then work.
+"""The worker loop of every worker service: claim, acknowledge, then work.
 
-A worker is subscribed only while idle. It takes one delivery, creates the claim of that attempt,
-says so, cancels its subscription, acknowledges, works, publishes the result, and subscribes again.
-Whoever loses a claim publishes the winner's word once more and acknowledges.
+A worker subscribes only while idle. It takes one delivery, creates the claim object of that
+attempt, publishes task-claimed, cancels its subscription, acknowledges the delivery, works,
+publishes the result and subscribes again. A long task thus holds no unacknowledged message; its
+claim and heartbeats show that it is running. A worker that loses a claim publishes the winner's
+task-claimed once more, in case the winner died before publishing, and acknowledges.
 """
 
 from __future__ import annotations
@@ -22,36 +24,36 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from dpstream.shared.codec import encode, topic_of, understood
+from dpstream.shared.codec import decode_or_none, encode, topic_of
 from dpstream.shared.errors import BusError, NotFound, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Command, Message, TaskClaimed, TaskHeartbeat
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.runtime.exit_limits import ExitLimits
-from dpstream.shared.runtime.retry import insist
+from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
-from dpstream.shared.runtime.telemetry import Phase, Silence, Telemetry
+from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
 from dpstream.shared.store.dead_letters import bury
 from dpstream.shared.values import campaign_uri
 
 log = logger()
 
-Bench = TypeVar("Bench")
+R = TypeVar("R")
 IDLE_SECONDS = 1.0
-"""How long an idle worker takes at most to notice that it was asked to stop."""
+"""Interval at which an idle worker checks whether it is to stop."""
 
 TURN_SECONDS = 0.25
-"""How long a worker of several queues listens to each in turn while all are empty."""
+"""How long a worker of several queues waits at each in turn while all are empty."""
 
 GRACE = 900.0
-"""Seconds beyond its `max_seconds` after which a task in hand counts as stuck."""
+"""Seconds beyond `max_seconds` after which a running task counts as stuck."""
 
 T = TypeVar("T")
 
 
 @dataclass
-class Worker(Generic[Bench]):
+class Worker(Generic[R]):
     """One worker: one task at a time, from one queue or, in turn, from `others` too."""
 
     name: str
@@ -59,19 +61,19 @@ class Worker(Generic[Bench]):
     store: Store
     queue: str
     handlers: Mapping[type[Command], Handler]
-    resources: Bench
+    resources: R
     scratch: Path
     heartbeat_seconds: float = 60.0
     stopping: threading.Event = field(default_factory=threading.Event)
     others: tuple[str, ...] = ()
-    telemetry: Telemetry = field(default_factory=Silence)
-    shift: ExitLimits = field(default_factory=ExitLimits)
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
+    limits: ExitLimits = field(default_factory=ExitLimits)
     _deadline: float | None = None
-    """On the monotonic clock: when the task in hand counts as stuck."""
+    """Time on the monotonic clock after which the running task counts as stuck."""
 
     def run(self) -> None:
-        """Work until `stopping` is set, when the task in hand is released, or until the shift is
-        over. Outages of bus and store are waited out."""
+        """Work until `stopping` is set, which releases a running task, or until an exit limit is
+        reached. Calls to bus and store are retried during outages."""
         with structlog.contextvars.bound_contextvars(worker=self.name):
             try:
                 self._run()
@@ -80,44 +82,44 @@ class Worker(Generic[Bench]):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the task in hand should have ended long ago."""
+        """Whether the running task should have ended long ago."""
         deadline = self._deadline
         return deadline is not None and time.monotonic() > deadline
 
     def _run(self) -> None:
         queues = deque((self.queue, *self.others))
-        while self._is_on_duty():
-            command = self._insist(partial(self._take, self._next_in_turn(queues)))
+        while self._may_continue():
+            command = self._retry(partial(self._take, self._next_in_turn(queues)))
             if command is not None:
                 self._work_on(command)
 
     def _next_in_turn(self, queues: deque[str]) -> str:
-        """The first queue that has anything, or else the first there is; it is the last from now
-        on. One that nobody has declared yet is passed over, so that it keeps no other waiting."""
+        """The first queue with messages, else the first that exists; moved to the end of `queues`.
+        Queues that are not declared yet are skipped, so that they do not delay the others."""
         if self.others:
             depths = {queue: self._depth(queue) for queue in queues}
-            there = [queue for queue in queues if depths[queue] is not None]
-            filled = (queue for queue in there if depths[queue])
-            found = next(filled, there[0] if there else queues[0])
-            queues.remove(found)
-            queues.append(found)
+            existing = [queue for queue in queues if depths[queue] is not None]
+            filled = (queue for queue in existing if depths[queue])
+            chosen = next(filled, existing[0] if existing else queues[0])
+            queues.remove(chosen)
+            queues.append(chosen)
         return queues[-1]
 
     def _depth(self, queue: str) -> int | None:
-        """None where it cannot be told."""
+        """Messages in a queue; None if it does not exist."""
         try:
             return self.bus.depth(queue)
         except BusError:
             return None
 
-    def _is_on_duty(self) -> bool:
-        return not (self.stopping.is_set() or self.shift.over)
+    def _may_continue(self) -> bool:
+        return not (self.stopping.is_set() or self.limits.over)
 
-    def _insist(self, call: Callable[[], T]) -> T:
-        return insist(call, self.stopping, telemetry=self.telemetry)
+    def _retry(self, call: Callable[[], T]) -> T:
+        return retry_outages(call, self.stopping, telemetry=self.telemetry)
 
     def _take(self, queue: str) -> Command | None:
-        """Wait for a delivery and settle it; the command, if it is ours to work on."""
+        """Wait for a delivery and settle it; the command, if this worker claimed it."""
         subscription = self.bus.consume(queue, prefetch=1)
         try:
             delivery = self._wait(subscription)
@@ -128,15 +130,15 @@ class Worker(Generic[Bench]):
         finally:
             with suppress(BusError):
                 subscription.cancel()
-        with suppress(BusError):  # the claim is ours: a lost acknowledgement changes nothing
+        with suppress(BusError):  # with the claim won, a lost acknowledgement has no effect
             delivery.ack()
         return command
 
     def _wait(self, subscription: Subscription) -> Delivery | None:
-        """The next delivery; None when there is a reason to listen no longer."""
+        """The next delivery; None when the worker is to stop or to try its next queue."""
         patience = TURN_SECONDS if self.others else IDLE_SECONDS
         with self._spending("wait"):
-            while self._is_on_duty():
+            while self._may_continue():
                 delivery = subscription.next(timeout=patience)
                 if delivery is not None:
                     return delivery
@@ -155,8 +157,8 @@ class Worker(Generic[Bench]):
             self.telemetry.spent(phase, time.monotonic() - started)
 
     def _admitted(self, delivery: Delivery) -> Command | None:
-        """The command, if the shift has room for it and its claim is ours."""
-        if not self.shift.admit():
+        """The command, if the exit limits allow one more task and this worker wins its claim."""
+        if not self.limits.admit():
             delivery.reject()
             return None
         command = None
@@ -164,7 +166,7 @@ class Worker(Generic[Bench]):
             command = self._claim_or_reject(delivery)
         finally:
             if command is None:
-                self.shift.left(worked=False)
+                self.limits.release(worked=False)
         return command
 
     def _claim_or_reject(self, delivery: Delivery) -> Command | None:
@@ -176,10 +178,10 @@ class Worker(Generic[Bench]):
             raise
 
     def _claim(self, delivered: bytes) -> Command | None:
-        """The command, if its claim is ours; None if the delivery needs no work."""
-        command = understood(delivered)
+        """The command, if this worker wins its claim; None if the delivery needs no work."""
+        command = decode_or_none(delivered)
         if not isinstance(command, Command) or type(command) not in self.handlers:
-            self._insist(lambda: bury(self.store, delivered))
+            self._retry(lambda: bury(self.store, delivered))
             self.telemetry.buried()
             return None
         claimed = TaskClaimed(
@@ -192,39 +194,41 @@ class Worker(Generic[Bench]):
             worker=self.name,
         )
         winner = self._winner(claimed)
-        if isinstance(understood(winner), TaskClaimed):  # a revocation is the coordinator's to say
-            said = [Outgoing(winner, topic=topic_of(claimed))]
-            self._insist(lambda: self.bus.publish(said))
+        if isinstance(
+            decode_or_none(winner), TaskClaimed
+        ):  # a revocation is published by the coordinator
+            outgoing = [Outgoing(winner, topic=topic_of(claimed))]
+            self._retry(lambda: self.bus.publish(outgoing))
         if winner == encode(claimed):
             return command
         self.telemetry.lost_claim(command)
         return None
 
     def _winner(self, claimed: TaskClaimed) -> bytes:
-        """The body of the claim object: this very one, or that of whoever came first. Its id is
-        new with every claim, so an ambiguous create that reads back its own body was ours."""
+        """The body of the claim object: `claimed`, or that of an earlier claim. Every claim has a
+        new id, so a create whose reply was lost is recognised by reading back its own body."""
         key, body = claim_uri(claimed.campaign, claimed.task, claimed.attempt), encode(claimed)
 
         def create_or_get() -> bytes:
             while not self.store.create(key, body):
-                with suppress(NotFound):  # removed in between
+                with suppress(NotFound):  # deleted meanwhile
                     return self.store.get(key)
             return body
 
-        return self._insist(create_or_get)
+        return self._retry(create_or_get)
 
     def _work_on(self, command: Command) -> None:
-        """Work on a task that is ours, every log line naming it."""
+        """Work on a claimed task, which every log line names."""
         about = {"campaign": command.campaign, "task": command.task, "attempt": command.attempt}
         self._deadline = time.monotonic() + command.max_seconds + GRACE
         self.telemetry.began(command)
         with structlog.contextvars.bound_contextvars(**about):
-            log.info("task begun", title=command.title)
+            log.info("task started", title=command.title)
             try:
                 self._work(command)
             finally:
                 self._deadline = None
-                self.shift.left(worked=True)
+                self.limits.release(worked=True)
 
     def _work(self, command: Command) -> None:
         scratch = self.scratch / f"{command.task}-{command.attempt}"
@@ -256,28 +260,28 @@ class Worker(Generic[Bench]):
             context.check()
             result = self.handlers[type(command)](self.resources, command, context)
             result = result.model_copy(update={"seconds": time.monotonic() - started})
-            encode(result)  # refuses what is too long for the wire, while it can still be said
+            encode(result)  # a result too long for a message is reported as a failure
             return result
         except Exception as error:
             log.info("task ended without a result", title=command.title, reason=str(error))
             return ending_of(error, context)
 
     def _beat(self, context: Context, finished: threading.Event) -> None:
-        """Heartbeats while the handler works; with each, a look for the stop object."""
+        """Publish heartbeats while the handler works; with each, look for the stop object."""
         command = context.command
         stop = claim_uri(command.campaign, command.task, command.attempt) + ".stop"
         while not finished.wait(self.heartbeat_seconds):
             try:
                 if self.store.exists(stop):
                     context._stop_asked.set()
-            except Exception as error:  # asked again at the next beat
-                log.warning("stop object not looked for", reason=str(error))
+            except Exception as error:  # checked again at the next heartbeat
+                log.warning("stop object could not be checked", reason=str(error))
             try:
-                self._say_alive(context)
-            except Exception as error:  # a beat lost is a beat lost; the lease decides
+                self._publish_heartbeat(context)
+            except Exception as error:  # not retried: the lease allows for missed heartbeats
                 log.warning("heartbeat failed", reason=str(error))
 
-    def _say_alive(self, context: Context) -> None:
+    def _publish_heartbeat(self, context: Context) -> None:
         heartbeat = TaskHeartbeat(
             **context.envelope(), worker=self.name, progress=context._progress
         )

@@ -1,5 +1,8 @@
-"""Messages that cannot be decoded: kept where people can look at them, so that none blocks a
-queue."""
+"""Dead letters: messages that cannot be decoded.
+
+They are stored as objects, where an operator can inspect them, and removed from their queue, so
+that they block nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ log = logger()
 
 
 def bury(store: Store, body: bytes) -> bool:
-    """Keep `body` in the store under its digest. False if it is there already."""
+    """Store `body` under its digest. False if it is stored already."""
     ref = Ref.to("body", body)
     is_new = store.create(f"{DEADLETTER_PREFIX}{ref.sha256}", body)
-    log.warning("undecodable message buried", sha256=ref.sha256, bytes=len(body))
+    log.warning("undecodable message moved to the dead letters", sha256=ref.sha256, bytes=len(body))
     return is_new
 
 
 def count_buried(store: Store) -> int:
-    """Messages buried in the store so far."""
+    """Number of dead letters in the store."""
     return sum(1 for _ in store.list(DEADLETTER_PREFIX))

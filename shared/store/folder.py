@@ -1,4 +1,7 @@
-"""The embedded store: objects as files in a folder, created atomically and synced to the disk."""
+"""The folder store: objects as files in a folder, created atomically and synced to disk.
+
+Used by `dpstream run`, and by deployments on a shared file system.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,24 @@ from dpstream.shared.store.keys import bounded, checked, checked_prefix, file_er
 from dpstream.shared.values import is_key
 
 _STAGING = ".staging"
-"""Where objects are written before they get their name. No key begins with a dot."""
+"""Folder in which objects are written before they get their name; no key begins with a dot."""
 
 _STALE_SECONDS = 3600.0
 _CHUNK = 1 << 20
 
 Fill = Callable[[BinaryIO], object]
-"""Writes an object's bytes into an open file."""
+"""Writes an object's bytes to an open file."""
 
 
 class FolderStore:
     """Objects as files below one folder (`ports.Store`).
 
     An object is written to a staging file, synced, and then given its name: by rename (`put`,
-    `upload`) or by hard link (`create`), which the kernel refuses when the name is taken. Nobody
-    ever sees half an object, whatever is killed when. Staging files left by the dead are swept an
-    hour later. As on any file system, `a` and `a/b` cannot both be objects. Every method raises
-    StoreError for what is no key and for what the file system refuses, naming the path.
+    `upload`) or by hard link (`create`), which the kernel refuses if the name exists. Readers
+    therefore never see an incomplete object, even if the writer is killed. Staging files of killed
+    writers are deleted an hour later. As on any file system, `a` and `a/b` cannot both be objects.
+    Every method raises StoreError for an invalid key and for errors of the file system, naming the
+    path.
     """
 
     def __init__(self, root: Path) -> None:
@@ -52,7 +56,7 @@ class FolderStore:
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
         with _reading(key):
-            if path.is_file():  # spares the loser of a claim the cost of writing
+            if path.is_file():  # saves writing the object when a claim is already lost
                 return False
         return self._write(path, lambda file: file.write(data), _link)
 
@@ -62,8 +66,8 @@ class FolderStore:
             return path.is_file()
 
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
-        """Keys that start with the string `prefix` and come after `after`, sorted; StoreError if
-        no key can."""
+        """Keys that start with `prefix` and come after `after`, sorted. Raises StoreError for an
+        invalid prefix."""
         folder, slash, start = checked_prefix(prefix).rpartition("/")
         with _reading(prefix):
             found = (key for key in self._walk(folder + slash, start) if key > after)
@@ -109,7 +113,7 @@ class FolderStore:
         with file_errors(self.root):
             try:
                 return self._place(path, fill, give_name)
-            except FileNotFoundError:  # somebody removed folders that we had made
+            except FileNotFoundError:  # another process removed folders that exist in `_made`
                 self._made.clear()
                 return self._place(path, fill, give_name)
 
@@ -135,7 +139,7 @@ class FolderStore:
         return folder
 
     def _make(self, folder: Path) -> None:
-        """The folder and those above it, each one's entry synced before anything relies on it."""
+        """Create the folder and its parents, each synced before it is used."""
         if folder in self._made:
             return
         if folder == self.root:
@@ -176,7 +180,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what writers that died left behind; a living one is never an hour behind."""
+    """Delete staging files of killed writers; a live writer never takes an hour."""
     for left in folder.iterdir():
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:

@@ -1,5 +1,4 @@
-"""What every store does alike: keys are checked before anything is touched, and errors of files
-name the file."""
+"""Checks and error handling that all stores share."""
 
 from __future__ import annotations
 
@@ -16,28 +15,30 @@ _CHUNK = 1 << 20
 
 
 def checked(key: str) -> str:
-    """The key; StoreError for what is none."""
+    """The key itself. Raises StoreError if it is invalid."""
     if not is_key(key):
-        raise StoreError(f"{key!r} is not a key: printable words between slashes, no dot first")
+        raise StoreError(
+            f"{key!r} is not a valid key: printable words separated by slashes, no leading dots"
+        )
     return key
 
 
 def checked_prefix(prefix: str) -> str:
-    """What some key may begin with; StoreError for what none can."""
+    """The prefix itself. Raises StoreError if no key can start with it."""
     if prefix:
         checked(prefix.removesuffix("/"))
     return prefix
 
 
 def bounded(key: str, size: int, most: int | None) -> None:
-    """DigestMismatch for an object of more bytes than are expected."""
+    """Raises DigestMismatch for an object of more than `most` bytes."""
     if most is not None and size > most:
         raise DigestMismatch(f"{key}: {size} bytes, above {most}")
 
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """OSErrors as StoreErrors that name the file."""
+    """Converts OSError into StoreError that names the file."""
     try:
         yield
     except OSError as error:
@@ -46,7 +47,7 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def digested(file: BinaryIO, digest: Any) -> Any:
-    """The hash, fed with the rest of the file, which stays where it is."""
+    """`digest` updated with the rest of the file, whose position is restored."""
     start = file.tell()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)

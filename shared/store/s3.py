@@ -1,7 +1,7 @@
-"""Objects in a bucket: Amazon S3, servers compatible with it, Alibaba OSS. Alone imports boto3.
+"""The S3 store: objects in a bucket of Amazon S3, a compatible server or Alibaba OSS.
 
-Safe to share between threads: one client, one pool of connections. Constructing sends nothing to
-the store; `probe` is the first to speak to it.
+The only module that imports boto3. A store is thread-safe: one client, one connection pool. The
+constructor sends no request; `probe` sends the first.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PROBES = ".probe/"
-"""Where the probe writes, below the prefix. No key begins with a dot."""
+"""Folder of the probe's objects, below the prefix; no key begins with a dot."""
 
 IF_NONE_MATCH, FORBID_OVERWRITE = "If-None-Match", "x-oss-forbid-overwrite"
-"""What asks for create-if-absent: everywhere, and at Alibaba OSS, which ignores the first."""
+"""Headers that request create-if-absent: the standard one, and that of Alibaba OSS, which ignores
+the first."""
 
 DIGEST, MAKER = "dpstream-sha256", "dpstream-maker"
-"""Metadata of every object: its digest; and of a created one, the call that created it."""
+"""Metadata of an object: its digest and, if made by `create`, the id of that call."""
 
 ABSENT = {"NoSuchKey", "NotFound", "404"}
 TAKEN = {
@@ -60,7 +61,7 @@ UNKNOWN = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
 UNWANTED = {"NoSuchBucket", "InvalidBucketName", "RequestTimeTooSkewed"}
 
 _MULTIPART, _PART, _CHUNK = 16 << 20, 8 << 20, 1 << 20
-"""Bytes from which an object goes up in parts, bytes of a part, bytes read at once."""
+"""Bytes: threshold of multipart uploads, size of a part, size of a read."""
 
 _TRANSFER = TransferConfig(
     multipart_threshold=_MULTIPART,
@@ -71,23 +72,23 @@ _TRANSFER = TransferConfig(
 
 
 class _Taken(StoreError):
-    """There is an object under this key."""
+    """An object with this key exists."""
 
 
 class _Conflict(StoreError):
-    """Somebody else was writing this key; nothing was decided."""
+    """A concurrent write to this key; neither succeeded yet."""
 
 
 class _Unknown(StoreError):
-    """The store does not know what was asked for."""
+    """The store does not support the request."""
 
 
 class _Cut(StoreError):
-    """The connection broke in the middle of an object."""
+    """The connection broke while an object was being read."""
 
 
 def _again(kind: type[StoreError]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Try again at growing random intervals what boto3 by itself does not."""
+    """Retries, at growing random intervals, errors that boto3 itself does not retry."""
     return retry(
         retry=retry_if_exception_type(kind),
         wait=wait_random_exponential(multiplier=0.05, max=5),
@@ -99,13 +100,13 @@ def _again(kind: type[StoreError]) -> Callable[[Callable[P, T]], Callable[P, T]]
 class S3Store:
     """Objects below a prefix of a bucket (`ports.Store`).
 
-    Throttling, 5xx and broken connections are tried again (at most `attempts` times), then raise
-    StoreError. Whatever goes up has its MD5 with it, so that the store refuses what was damaged on
-    the way; objects carry their digest and are checked against it when read
-    (DigestMismatch). `create` marks the object with the call that made it: told "there is one", it
-    looks whose it is, so an answer that was lost and asked for again is still told right. Only when
-    every attempt stays without an answer it raises StoreError, and may have created the object.
-    Alibaba OSS may let two creates of one key at the same moment through.
+    Throttling, 5xx and broken connections are retried (at most `attempts` times), then raise
+    StoreError. Uploads carry their MD5, so that the store rejects damaged ones; objects carry their
+    SHA-256 digest, which is checked on reading (DigestMismatch). `create` marks the object with an
+    id of the call. If the store answers that the object exists, `create` compares that id, so that
+    it returns True even if the answer to its own first attempt was lost. If no attempt is answered,
+    it raises StoreError and may have created the object. Alibaba OSS may accept two simultaneous
+    creates of one key.
     """
 
     def __init__(self, settings: S3Settings) -> None:
@@ -114,12 +115,12 @@ class S3Store:
         self._encrypted = (
             {"ServerSideEncryption": settings.encryption} if settings.encryption else {}
         )
-        self._asks_by: str = settings.create_by or IF_NONE_MATCH
+        self._create_header: str = settings.create_by or IF_NONE_MATCH
         self._probed = settings.create_by is not None
         self._probing = threading.Lock()
         self._client = _client(settings)
         events = self._client.meta.events
-        events.register("before-call.s3.PutObject", self._ask_in_its_words)
+        events.register("before-call.s3.PutObject", self._set_create_header)
         for request in ("PutObject", "UploadPart"):
             events.register(f"before-call.s3.{request}", _add_md5)
         events.register("before-sign.s3.PutObject", _send_at_once)
@@ -129,17 +130,19 @@ class S3Store:
         return f"s3://{self.settings.bucket}/{self.settings.prefix} at {where}"
 
     def probe(self) -> None:
-        """Find out how this store creates only what is absent, by creating keys twice. Raises
-        `Refused` for a store that does not, for wrong credentials and for a missing bucket."""
+        """Find out which header makes this store create only absent objects, by creating a key
+        twice. Raises `Refused` if none does, for wrong credentials and for a missing bucket."""
         with self._probing:
             self._probe()
 
     def make_bucket(self) -> None:
-        """Make the bucket where there is none."""
-        region = self.settings.region or "us-east-1"  # the one that may not be named
-        named = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        where = {} if region == "us-east-1" else named
-        with suppress(_Taken), self._asking("the bucket"):
+        """Create the bucket if it does not exist."""
+        region = (
+            self.settings.region or "us-east-1"
+        )  # the default, which S3 refuses as a constraint
+        constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        where = {} if region == "us-east-1" else constraint
+        with suppress(_Taken), self._converting_errors("the bucket"):
             self._client.create_bucket(Bucket=self.settings.bucket, **where)
 
     def get(self, key: str, most: int | None = None) -> bytes:
@@ -152,7 +155,7 @@ class S3Store:
         self._write(name, BytesIO(data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """True if and only if this call made the object; its size is 5 GB at most."""
+        """True if and only if this call created the object; limited to 5 GB."""
         name = self._name(key)
         if not self._probed:
             with self._probing:
@@ -168,12 +171,12 @@ class S3Store:
         return True
 
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
-        """Keys that start with the string `prefix` and come after `after`, sorted; StoreError if
-        no key can."""
+        """Keys that start with `prefix` and come after `after`, sorted. Raises StoreError for an
+        invalid prefix."""
         start = self._root + checked_prefix(prefix)
         pages = self._client.get_paginator("list_objects_v2")
         beyond = {"StartAfter": self._root + after} if after else {}
-        with self._asking(start):
+        with self._converting_errors(start):
             found = [
                 item["Key"].removeprefix(self._root)
                 for page in pages.paginate(Bucket=self.settings.bucket, Prefix=start, **beyond)
@@ -201,13 +204,13 @@ class S3Store:
         return {"Bucket": self.settings.bucket, "Key": name}
 
     def _head(self, name: str) -> dict[str, str]:
-        """An object's metadata (NotFound)."""
-        with self._asking(name):
+        """An object's metadata. Raises NotFound."""
+        with self._converting_errors(name):
             found = self._client.head_object(**self._address(name))
         return _metadata(found)
 
     def _delete(self, name: str) -> None:
-        with suppress(NotFound), self._asking(name):
+        with suppress(NotFound), self._converting_errors(name):
             self._client.delete_object(**self._address(name))
 
     @_again(_Cut)
@@ -215,7 +218,7 @@ class S3Store:
         file.seek(0)
         file.truncate()
         digest = hashlib.sha256()
-        with self._asking(name):
+        with self._converting_errors(name):
             found = self._client.get_object(**self._address(name))
         with closing(found["Body"]) as body:
             bounded(name, found["ContentLength"], most)
@@ -223,7 +226,7 @@ class S3Store:
                 digest.update(chunk)
                 file.write(chunk)
         if _metadata(found).get(DIGEST, digest.hexdigest()) != digest.hexdigest():
-            raise DigestMismatch(f"{self}: {name}: not the bytes that were stored")
+            raise DigestMismatch(f"{self}: {name}: the content differs from what was stored")
 
     def _chunks(self, name: str, body: Any) -> Iterator[bytes]:
         try:
@@ -232,12 +235,12 @@ class S3Store:
             raise _Cut(f"{self}: {name}: {error}") from error
 
     def _write(self, name: str, file: BinaryIO) -> None:
-        """An object from an open file, in parts where it is large."""
+        """Write an object from an open file, in parts if it is large."""
         digest = digested(file, hashlib.sha256()).hexdigest()
         extra = {"Metadata": {DIGEST: digest}, **self._encrypted}
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        with self._asking(name):
+        with self._converting_errors(name):
             if size < _MULTIPART:
                 self._client.put_object(**self._address(name), Body=file, **extra)
             else:
@@ -250,7 +253,7 @@ class S3Store:
         try:
             self._write_if_absent(name, data, maker)
         except _Taken:
-            with suppress(NotFound):  # removed since
+            with suppress(NotFound):  # deleted meanwhile
                 return self._head(name).get(MAKER) == maker
             return False
         return True
@@ -258,7 +261,7 @@ class S3Store:
     @_again(_Conflict)
     def _write_if_absent(self, name: str, data: bytes, maker: str) -> None:
         metadata = {DIGEST: hashlib.sha256(data).hexdigest(), MAKER: maker}
-        with self._asking(name):
+        with self._converting_errors(name):
             self._client.put_object(
                 **self._address(name),
                 Body=data,
@@ -267,25 +270,26 @@ class S3Store:
                 **self._encrypted,
             )
 
-    def _ask_in_its_words(self, params: dict[str, Any], **_: Any) -> None:
-        """Called by botocore with each PutObject, before it is signed."""
+    def _set_create_header(self, params: dict[str, Any], **_: Any) -> None:
+        """Called by botocore for each PutObject before signing: sets the create-if-absent
+        header."""
         headers = params["headers"]
-        if self._asks_by == FORBID_OVERWRITE and headers.pop(IF_NONE_MATCH, None):
+        if self._create_header == FORBID_OVERWRITE and headers.pop(IF_NONE_MATCH, None):
             headers[FORBID_OVERWRITE] = "true"
 
     def _probe(self) -> None:
-        ways = (self._asks_by,) if self._probed else (IF_NONE_MATCH, FORBID_OVERWRITE)
+        ways = (self._create_header,) if self._probed else (IF_NONE_MATCH, FORBID_OVERWRITE)
         for way in ways:
-            self._asks_by = way
-            if self._keeps_the_first():
+            self._create_header = way
+            if self._creates_only_absent():
                 self._probed = True
                 return
         raise Refused(
             f"{self}: neither {IF_NONE_MATCH} nor {FORBID_OVERWRITE} keeps it from replacing an "
-            "object (a versioned OSS bucket ignores the latter); claims need a store that does"
+            "object (a versioned OSS bucket ignores the latter); claims require create-if-absent"
         )
 
-    def _keeps_the_first(self) -> bool:
+    def _creates_only_absent(self) -> bool:
         name = f"{self._root}{PROBES}{uuid.uuid4().hex}"
         try:
             made = self._create(name, b"first")
@@ -293,12 +297,14 @@ class S3Store:
         except _Unknown:
             return False
         finally:
-            with suppress(StoreError):  # who may not delete leaves an object nobody sees
+            with suppress(
+                StoreError
+            ):  # without the right to delete, the probe object stays; it is not listed
                 self._delete(name)
 
     @contextmanager
-    def _asking(self, name: str) -> Iterator[None]:
-        """Errors of boto3 as ours."""
+    def _converting_errors(self, name: str) -> Iterator[None]:
+        """Converts errors of boto3 into StoreError."""
         try:
             yield
         except ClientError as error:
@@ -307,19 +313,22 @@ class S3Store:
             raise Refused(f"{self}: no credentials found") from error
         except SSLError as error:
             raise Refused(f"{self}: {error}") from error
-        except (BotoCoreError, HTTPError) as error:  # the second where an error's text is cut off
+        except (
+            BotoCoreError,
+            HTTPError,
+        ) as error:  # HTTPError if the text of an error response is truncated
             raise StoreError(f"{self}: {name}: {error}") from error
 
     def _meaning(self, name: str, error: ClientError) -> StoreError:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         code = error.response["Error"].get("Code", str(status))
-        said = f"{self}: {name}: {code} {error.response['Error'].get('Message', '')[:300]}"
+        message = f"{self}: {name}: {code} {error.response['Error'].get('Message', '')[:300]}"
         if code in ABSENT:
             return NotFound(f"no object {name!r}")
         for kind, codes in _KINDS.items():
             if code in codes:
-                return kind(said)
-        return Refused(said) if status in (401, 403) else StoreError(said)
+                return kind(message)
+        return Refused(message) if status in (401, 403) else StoreError(message)
 
 
 _KINDS = {
@@ -332,7 +341,7 @@ _KINDS = {
 
 @cache
 def _service_model() -> Any:
-    """What botocore reads about S3 from its own files, once in a process."""
+    """botocore's description of S3, loaded from its files once per process."""
     return botocore.loaders.create_loader()
 
 
@@ -361,13 +370,13 @@ def _client(settings: S3Settings) -> Any:
 
 
 def _metadata(found: dict[str, Any]) -> dict[str, str]:
-    """Of an answer, by names as we write them: some servers capitalise."""
+    """Metadata of a response with lower-case names: some servers capitalise them."""
     return {name.lower(): value for name, value in found["Metadata"].items()}
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Called by botocore with each request that carries (part of) an object. The one checksum that
-    every store verifies."""
+    """Called by botocore for each request that carries (part of) an object. MD5 is the one checksum
+    that every store verifies."""
     body = params["body"]
     file = BytesIO(body) if isinstance(body, bytes) else body
     digest = digested(file, hashlib.md5(usedforsecurity=False))
@@ -375,8 +384,8 @@ def _add_md5(params: dict[str, Any], **_: Any) -> None:
 
 
 def _send_at_once(request: Any, **_: Any) -> None:
-    """Called by botocore before a request is signed. It would ask the store's leave to send the
-    object, and wait for it: one round trip more, which only a large object is worth."""
+    """Called by botocore before a request is signed. Removes `Expect: 100-continue`, which costs a
+    round trip, from small uploads."""
     body = request.data
     if isinstance(body, BytesIO) and body.getbuffer().nbytes <= _CHUNK:
         del request.headers["Expect"]  # no error where there is none

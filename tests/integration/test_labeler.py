@@ -250,7 +250,8 @@ def test_the_winner_of_a_race_stands(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     key = frame_key(frames[0])
     winner = lab.label({}, lab.refs(frames)).accepted[0]
     monkeypatch.setattr(
-        "dpstream.services.labeler.handlers.Desk._known", lambda open_campaign, key, recipe: None
+        "dpstream.services.labeler.labeling.FrameLabeler._existing",
+        lambda labeler, key, recipe: None,
     )
     loser = lab.label({}, lab.refs(frames)).accepted[0]
     assert loser.label == winner.label
@@ -352,7 +353,7 @@ def test_a_campaign_may_not_name_a_program_except_at_home(lab: Lab, tmp_path: Pa
     command = Label(**lab.envelope(make_spec({"code": "ase", "settings": named})), frames=())
     with pytest.raises(Permanent, match=r"arguments\.command"):
         label(lab.resources, command, lab.context(command))
-    assert LabelerResources.at_home(tmp_path / "home", labels).refusal(recipe) is None
+    assert LabelerResources.for_local_run(tmp_path / "home", labels).refusal(recipe) is None
 
 
 def test_what_is_wrong_with_the_recipe_ends_the_task(lab: Lab) -> None:

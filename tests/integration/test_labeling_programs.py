@@ -124,7 +124,7 @@ def test_a_model_is_a_teacher(
     assert isinstance(minus, FrameLabel), minus
     assert at.forces[2, 1] == pytest.approx((minus.energy - plus.energy) / 2e-3, abs=1e-4)
     assert at.virial is not None
-    assert str(water).startswith("unsupported-element: the model knows Al")
+    assert str(water).startswith("unsupported-element: the model supports Al")
     other = make_recipe(LabelSettings.model_validate(labels))
     assert other.version.partition("; model ")[2]
 

@@ -176,5 +176,7 @@ def test_a_pretrained_model_is_finetuned(world: World) -> None:
 
 
 def test_models_that_may_run_code_are_begun_from_where_allowed_only(world: World) -> None:
-    with pytest.raises(Permanent, match=r"given-model-0: this worker begins from no \.pth models"):
+    with pytest.raises(
+        Permanent, match=r"given-model-0: this worker does not start from \.pth models"
+    ):
         begun(world, "init-frz-model", "pth", b"anything")

@@ -244,7 +244,7 @@ def test_sigterm_gives_the_task_back(deployment: Deployment) -> None:
     process.send_signal(signal.SIGTERM)
     released = deployment.hear()
     assert isinstance(released, m.TaskReleased)
-    assert (released.task, released.reason) == ("t1", "worker asked to stop")
+    assert (released.task, released.reason) == ("t1", "the worker is stopping")
     status, lines = ended(process)
     assert (status, time.monotonic() - asked < 15) == (0, True)
     assert [line["outcome"] for line in lines if line["event"] == "task ended"] == ["preempted"]

@@ -86,7 +86,7 @@ def relabelled(
 ) -> Labelled:
     """The frame with these parameters, its label multiplied by these factors, with weights."""
     label = FrameLabel(energy * item.label.energy, forces * item.label.forces, **weights)
-    return Labelled(item.frame.given(parameters or {}), label, {})
+    return Labelled(item.frame.with_parameters(parameters or {}), label, {})
 
 
 def fit(

@@ -106,10 +106,10 @@ def _work(settings: StandInSettings, command: m.Command, context: Context) -> No
 
 def _label(label: Accepted, context: Context) -> Accepted:
     """As the labeler does: look it up, compute it, be the first to store it or not."""
-    known = context.insist(lambda: context.store.exists(label.label.uri))
+    known = context.retry(lambda: context.store.exists(label.label.uri))
     if not known:
         trace = f"{COMPUTED}/{label.key}/{uuid.uuid4().hex}"
-        context.insist(lambda: context.store.create(trace, context.worker.encode()))
+        context.retry(lambda: context.store.create(trace, context.worker.encode()))
     return label.model_copy(update={"reused": known or not _keep(label.label, context)})
 
 
@@ -118,7 +118,7 @@ def _keep(ref: Ref, context: Context) -> bool:
     body = ref.uri.removeprefix("objects/").encode()
     if Ref.to(ref.uri, body) != ref:
         return False
-    return context.insist(lambda: context.store.create(ref.uri, body))
+    return context.retry(lambda: context.store.create(ref.uri, body))
 
 
 def _refs(value: Any) -> Iterator[Ref]:

@@ -58,7 +58,7 @@ def test_a_worker_may_say_the_results_it_returns(service: str) -> None:
     for handler in HANDLERS[service].values():
         result = get_type_hints(handler)["return"]
         assert issubclass(result, m.Result)
-        assert kind_of(result) in ROLES[service].says
+        assert kind_of(result) in ROLES[service].publishes
 
 
 def test_every_queue_is_read_by_one_role() -> None:
@@ -68,39 +68,39 @@ def test_every_queue_is_read_by_one_role() -> None:
 
 def test_only_kinds_that_exist_are_named() -> None:
     kinds = {name.partition("/")[0] for name in ADAPTER.json_schema()["discriminator"]["mapping"]}
-    named = {word for role in ROLES.values() for word in (*role.says, *role.hears)}
+    named = {word for role in ROLES.values() for word in (*role.publishes, *role.subscribes)}
     assert named - {"*"} <= kinds
 
 
 def test_what_each_role_may_publish() -> None:
     """Derived from the message classes; a wider grant has to be written down here as well."""
-    assert set(ROLES["coordinator"].says) == {
+    assert set(ROLES["coordinator"].publishes) == {
         "models-ready",
         "stage-ended",
         "structures-judged",
         "campaign-paused",
         "campaign-finished",
     }
-    assert set(ROLES["operator"].says) == {
+    assert set(ROLES["operator"].publishes) == {
         "campaign-submitted",
         "campaign-paused",
         "campaign-resumed",
         "campaign-cancelled",
         "tasks-retried",
     }
-    assert ROLES["generator"].says == ("structures-proposed",)
-    assert {*ROLES["trainer"].says} - {*ROLES["labeler"].says} == {
+    assert ROLES["generator"].publishes == ("structures-proposed",)
+    assert {*ROLES["trainer"].publishes} - {*ROLES["labeler"].publishes} == {
         "checkpoint-saved",
         "member-trained",
     }
 
 
 def test_a_renamed_event_may_be_published_under_both_names() -> None:
-    assert {"chunk-explored", "candidates-found"} <= set(ROLES["explorer"].says)
+    assert {"chunk-explored", "candidates-found"} <= set(ROLES["explorer"].publishes)
 
 
 def test_results_are_said_by_one_role_each() -> None:
-    said = [word for name in WORKERS for word in ROLES[name].says]
+    said = [word for name in WORKERS for word in ROLES[name].publishes]
     for result in m.RESULTS:
         assert said.count(kind_of(result)) == 1, kind_of(result)
     assert not {kind_of(each) for each in m.COMMANDS} & set(said)
@@ -253,7 +253,7 @@ def test_another_user_leaves_the_others_as_they_are(tmp_path: Path) -> None:
 def test_a_user_may_have_several_roles() -> None:
     both = parse_users("me=operator+labeler")["me"]
     assert "label.*" in both.consumes
-    assert {"campaign-submitted", "labels-done"} <= set(both.says)
+    assert {"campaign-submitted", "labels-done"} <= set(both.publishes)
     assert not both.commands
     assert parse_users("me=coordinator+trainer")["me"].commands
 

@@ -106,5 +106,5 @@ def test_what_cannot_be_had() -> None:
     blind = [
         StructurePoint(p.frame, p.energy) for p in map(emt, PROPERTIES["elastic"].points(COPPER))
     ]
-    with pytest.raises(ValueError, match="no stress is known"):
+    with pytest.raises(ValueError, match="the stress is unknown"):
         PROPERTIES["elastic"].values(blind)

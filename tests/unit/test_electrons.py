@@ -166,7 +166,10 @@ def test_cp2k_has_no_smearing_everywhere(changes: dict[str, Any], words: str) ->
 def test_codes_that_cannot_are_refused(code: str) -> None:
     able = ", ".join(sorted(name for name, each in CODES.items() if isinstance(each, Thermal)))
     assert able == "abacus, cp2k, qe, siesta, tblite, vasp"
-    said = f"labels.electron_temperature: {code} cannot be told one; codes that can: {able}"
+    said = (
+        f"labels.electron_temperature: {code} does not support an electron temperature; "
+        f"supported by: {able}"
+    )
     assert complaint(code, SETTINGS[code]) == said
 
 

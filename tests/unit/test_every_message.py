@@ -142,7 +142,7 @@ def test_the_codec_reads_what_it_wrote(kind: type[m.Message]) -> None:
 @every_event
 def test_exactly_its_publishers_may_publish_it(kind: type[m.Event]) -> None:
     for name, role in ROLES.items():
-        granted = set(role.says) & set(names_of(kind))
+        granted = set(role.publishes) & set(names_of(kind))
         assert granted == (set(names_of(kind)) if name in kind.PUBLISHERS else set()), name
     assert set(kind.PUBLISHERS) <= ROLES.keys()
 

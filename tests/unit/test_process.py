@@ -86,7 +86,7 @@ def test_a_worker_that_dies_takes_the_process_with_it(shop: Shop) -> None:
 def test_a_task_that_does_not_let_go_is_left_to_its_lease(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.shared.runtime.process.GOING", 0.3)
+    monkeypatch.setattr("dpstream.shared.runtime.process.STOP_SECONDS", 0.3)
     working, go_on = threading.Event(), threading.Event()
 
     def deaf(resources: Any, command: Any, context: Any) -> Any:

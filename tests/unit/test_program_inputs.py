@@ -147,7 +147,7 @@ def test_what_is_not_the_users_is_refused(
     ("code", "labels", "words"),
     [
         ("vasp", {"multiplicity": 2}, "labels.multiplicity: vasp does not take it"),
-        ("pwmat", {"charge": 1}, "labels.charge: pwmat does not take it; it takes magmom"),
+        ("pwmat", {"charge": 1}, "labels.charge: pwmat does not support it; supported: magmom"),
         (
             "gaussian",
             {"compositions": {"H2O1": {"kpoints": [1, 1, 2]}}},

@@ -152,7 +152,7 @@ def test_readiness_answers_while_the_bus_does_not(
     first_probe = threading.Thread(target=ask, args=(port, "/readyz"))
     first_probe.start()
     assert hanging.wait(10)
-    assert ask(port, "/readyz") == (503, "bus or store do not answer\n")
+    assert ask(port, "/readyz") == (503, "bus or store does not answer\n")
     assert ask(port, "/healthz")[0] == 200
     done.set()
     first_probe.join()
@@ -193,11 +193,11 @@ def test_a_task_far_beyond_its_time_is_stuck(shop: Shop, monkeypatch: pytest.Mon
 
 
 def test_an_idle_shift_ends_only_when_nobody_works() -> None:
-    shift = ExitLimits(idle_exit=0.05)
-    assert shift.admit()
+    limits = ExitLimits(idle_exit=0.05)
+    assert limits.admit()
     threading.Event().wait(0.1)
-    assert not shift.over
-    shift.left(worked=True)
-    assert not shift.over
+    assert not limits.over
+    limits.release(worked=True)
+    assert not limits.over
     threading.Event().wait(0.1)
-    assert shift.over
+    assert limits.over

@@ -171,7 +171,7 @@ def test_labels_as_json_keep_them_to_the_bit(tmp_path: Path) -> None:
 
 
 def frame(**parameters: Any) -> Frame:
-    return Frame(("H", "C"), np.array([[0.0, 0, 0], [1.1, 0, 0]])).given(parameters)
+    return Frame(("H", "C"), np.array([[0.0, 0, 0], [1.1, 0, 0]])).with_parameters(parameters)
 
 
 def test_parameters_are_part_of_what_a_frame_is() -> None:

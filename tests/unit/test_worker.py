@@ -499,7 +499,7 @@ def test_a_worker_asked_to_go_releases_its_task_and_ends(shop: Shop) -> None:
     worker.stopping.set()
     event = shop.hear()
     assert isinstance(event, m.TaskReleased)
-    assert (event.reason, event.delay) == ("worker asked to stop", 0.0)
+    assert (event.reason, event.delay) == ("the worker is stopping", 0.0)
     shop.running[0][1].join(PROMPT)
     assert not shop.alive()
 
@@ -556,7 +556,7 @@ def test_nobody_listens_at_an_empty_queue_while_another_holds_work(shop: Shop) -
 
 def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
     shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
-    shop.worker(shift=ExitLimits(max_tasks=2))
+    shop.worker(limits=ExitLimits(max_tasks=2))
     assert shop.hear_types(5).count(m.LabelsDone) == 2
     shop.running[0][1].join(PROMPT)
     assert not shop.alive()
@@ -567,9 +567,9 @@ def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
 
 
 def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
-    shift = ExitLimits(max_tasks=3)
+    limits = ExitLimits(max_tasks=3)
     for _ in range(3):
-        shop.worker(shift=shift)
+        shop.worker(limits=limits)
     shop.send(*(label(f"t{n}") for n in range(6)))
     for _, thread in shop.running:
         thread.join(PROMPT)
@@ -581,7 +581,7 @@ def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
 
 def test_an_idle_worker_goes_home(shop: Shop) -> None:
     shop.send(label())
-    shop.worker(shift=ExitLimits(idle_exit=0.2))
+    shop.worker(limits=ExitLimits(idle_exit=0.2))
     assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
     shop.running[0][1].join(PROMPT)
     assert not shop.alive()
@@ -602,7 +602,12 @@ def test_lines_about_a_task_name_it(shop: Shop, out: io.StringIO) -> None:
     shop.stop()
     said = lines(out)
     events = {line["event"] for line in said}
-    assert {"task begun", "from the handler", "stop object not looked for", "task ended"} <= events
+    assert {
+        "task started",
+        "from the handler",
+        "stop object could not be checked",
+        "task ended",
+    } <= events
     expected = ("labeler", "worker-0", "methane", "t1", 2)
     keys = ("service", "worker", "campaign", "task", "attempt")
     for line in said:

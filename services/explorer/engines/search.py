@@ -74,9 +74,9 @@ class StructureSearch:
     def _check(self) -> tuple[Frame, float, float]:
         """One structure and its force (eV/Å) and virial deviation (eV per atom)."""
         parameters = self.request.frame.parameters
-        found = self._relaxed(self._proposal().given(parameters))
+        found = self._relaxed(self._proposal().with_parameters(parameters))
         at = Frame(self.request.frame.species, found["positions"], found["cell"])
-        frame = canonical(at).frame.given(parameters)
+        frame = canonical(at).frame.with_parameters(parameters)
         self._remember(float(found["enthalpy"]), frame)
         trust = self.request.command.trust
         devi_f = max_force_deviation(found["forces"], trust.relative)

@@ -115,7 +115,7 @@ def _judged(
     session = SESSIONS.in_use
     species = tuple(type_map[number - 1] for number in session.types())
     at = Frame(species, session.positions(), None if vacuum else session.cell())
-    frame = at.given(parameters)
+    frame = at.with_parameters(parameters)
     _, forces, virials = _evaluated(judges, Batch.of([frame]))
     devi_f = max_force_deviation(forces, trust.relative)
     devi_v = virial_deviation(virials, len(species), trust.relative_v)

@@ -21,7 +21,7 @@ from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, GPA, HARTREE
 from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.values import Recipe
@@ -120,7 +120,7 @@ class Cp2k:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
 
     def is_here(self) -> bool:
-        return site().starts(self.name, [PROGRAM])
+        return machine_settings().starts(self.name, [PROGRAM])
 
     def method(self, settings: dict[str, Any]) -> str:
         if settings["template"] is not None:

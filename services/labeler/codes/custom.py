@@ -18,7 +18,7 @@ from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.codes.parse import read_text
 from dpstream.services.labeler.codes.potentials import PotentialName
 from dpstream.services.labeler.codes.write import from_fractions
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.atoms.frames import Floats, Frame, to_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
@@ -111,11 +111,11 @@ class Custom:
 
     def is_here(self) -> bool:
         """Whether this machine has any command that is not one of a known code."""
-        return bool(site().labeler_commands)
+        return bool(machine_settings().labeler_commands)
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         given = {"{charge}": str(recipe.charge), "{multiplicity}": str(recipe.multiplicity)}
-        words = site().command(recipe.settings["program"], cores)
+        words = machine_settings().command(recipe.settings["program"], cores)
         for mark, value in given.items():
             words = [word.replace(mark, value) for word in words]
         return words

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dpstream.services.labeler.codes.base import CodeSettings, installed_version
 from dpstream.services.labeler.codes.potentials import PotentialName, digests, potential
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 
@@ -47,7 +47,7 @@ class Deepmd:
         return f"{installed}; {model}"
 
     def is_here(self) -> bool:
-        return find_spec("deepmd") is not None and site().folder(self.name) is not None
+        return find_spec("deepmd") is not None and machine_settings().folder(self.name) is not None
 
     def method(self, settings: dict[str, Any]) -> str:
         return f"Deep Potential {settings['model']}"

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.errors import Permanent, SpecError
 
 POTENTIALS = "labels.settings.potentials"
@@ -55,7 +55,7 @@ def lacking(symbols: Iterable[str], names: Mapping[str, str]) -> str | None:
 
 def potential(code: str, names: Mapping[str, str], symbol: str) -> Path:
     """The file of an element on this worker. Raises Permanent where there is none."""
-    folder = site().folder(code)
+    folder = machine_settings().folder(code)
     path = None if folder is None or symbol not in names else _file(folder, names[symbol])
     if path is None:
         raise Permanent(f"{code}: no potential of {symbol} on this worker")
@@ -69,7 +69,7 @@ def digests(
 
     Raises SpecError where neither is possible, or where they differ.
     """
-    folder = site().folder(code)
+    folder = machine_settings().folder(code)
     found = {
         key: _digest(code, folder, f"{where}.{key}", names[key], stated.get(key, ""))
         for key in sorted(names)

@@ -21,7 +21,7 @@ from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, BOLTZMANN, RYDBERG
 from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.values import Recipe
@@ -157,7 +157,7 @@ class Qe:
         return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")
 
     def is_here(self) -> bool:
-        return site().starts(self.name, [PROGRAM])
+        return machine_settings().starts(self.name, [PROGRAM])
 
     def method(self, settings: dict[str, Any]) -> str:
         files = ", ".join(each["file"] for each in settings["pseudopotentials"].values())

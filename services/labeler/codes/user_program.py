@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.codes.potentials import digests, lacking
-from dpstream.services.labeler.machine_settings import site
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 
@@ -50,11 +50,11 @@ class Program:
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         """As the worker says. Raises SpecError where it cannot be started here."""
-        return site().command(self.name, cores, self.default_command)
+        return machine_settings().command(self.name, cores, self.default_command)
 
     def is_here(self) -> bool:
         """Whether this machine can run it."""
-        return site().starts(self.name, self.default_command)
+        return machine_settings().starts(self.name, self.default_command)
 
 
 def is_stated(version: str, found: str | None) -> bool:
