@@ -1,4 +1,4 @@
-"""`python -m dpstream`."""
+"""`python -m dpstream` runs the same command as `dpstream`."""
 
 from dpstream.cli import main
 

@@ -1,7 +1,8 @@
-"""The entry point of the `dpstream` command: whatever goes wrong is one line and an exit status.
+"""The entry point of the `dpstream` command, which turns every exception into one line.
 
-Bad input, and what the machine refuses, is 2; a fault of ours is 3, with the traceback in a file;
-an interruption 130. The commands are in `dpstream.commands.campaigns`.
+Exit status: 2 for bad input and for what the machine refuses (permissions, a full disk), 3 for an
+internal error, whose traceback is written to a file, 130 for an interruption. The commands are in
+`dpstream.commands.campaigns`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, TextIO
 
 from dpstream.shared.errors import DpstreamError, is_machines_fault
 
-BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 3, 130
+BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
 
 
 def main() -> None:
     """Run the command line in `sys.argv`, and exit."""
-    sys.stdout = sys.stdout or _nowhere()  # None where the shell has closed it (>&-)
-    sys.stderr = sys.stderr or _nowhere()
+    sys.stdout = sys.stdout or _devnull()  # None if the shell has closed it (>&-)
+    sys.stderr = sys.stderr or _devnull()
     try:
         from dpstream.commands.campaigns import command
 
@@ -28,29 +29,29 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing more can be said, at exit neither.
-        os.dup2(_nowhere().fileno(), sys.stdout.fileno())
+        # The reader of the output has gone; redirect it, or Python would fail to flush it at exit.
+        os.dup2(_devnull().fileno(), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        text, status = _explained(error)
+        text, status = _described(error)
         if text:
-            _complain(text)
+            _print_error(text)
         sys.exit(status)
 
 
-def _nowhere() -> TextIO:
+def _devnull() -> TextIO:
     return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"dpstream: {' '.join(text.split())}", file=sys.stderr)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
-    """An error in one line, and the exit status."""
+def _described(error: Exception) -> tuple[str, int]:
+    """The error as one line, and the exit status."""
     if isinstance(error, DpstreamError):
         return str(error), BAD_INPUT
     if hasattr(error, "format_message"):
@@ -58,11 +59,11 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, PermissionError) or is_machines_fault(error):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", BAD_INPUT
-    return _fault(error), OWN_FAULT
+    return _internal_error(error), INTERNAL_ERROR
 
 
 def _usage(error: Any) -> str:
-    """What the command line parser says, and where to read on. Empty after it has shown help."""
+    """The message of the command line parser, and where the help is. Empty if it printed help."""
     message = str(error.format_message())
     if not message:
         return ""
@@ -70,9 +71,9 @@ def _usage(error: Any) -> str:
     return f"{message.rstrip('.')}; see {context.command_path if context else 'dpstream'} --help"
 
 
-def _fault(error: Exception) -> str:
-    """A fault of dpstream itself: its traceback goes to a file that is named."""
+def _internal_error(error: Exception) -> str:
+    """Write the traceback to a file, and name the file."""
     descriptor, path = tempfile.mkstemp(prefix="dpstream-fault-", suffix=".txt", text=True)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.writelines(traceback.format_exception(error))
-    return f"a fault of dpstream itself: {type(error).__name__}: {error}; traceback: {path}"
+    return f"internal error: {type(error).__name__}: {error}; traceback: {path}"

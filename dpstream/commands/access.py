@@ -1,4 +1,4 @@
-"""`dpstream access`: files that give every service its own broker user and bucket policy."""
+"""`dpstream access`: writes a broker user and a bucket policy for every service."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def access(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")],
     bucket: Annotated[str, typer.Option(metavar="NAME", help="Bucket of the store.")] = "dpstream",
     prefix: Annotated[
-        str, typer.Option(metavar="PREFIX", help="Where dpstream's objects begin in the bucket.")
+        str, typer.Option(metavar="PREFIX", help="Key prefix of dpstream's objects in the bucket.")
     ] = "",
     users: Annotated[
         str,
         typer.Option(
             metavar="LIST",
-            help=f"Comma-separated users: a role ({', '.join(ROLES)}), or NAME=ROLE, or "
-            "NAME=ROLE+ROLE.",
+            help="Comma-separated users, each as ROLE, NAME=ROLE or NAME=ROLE+ROLE; roles: "
+            f"{', '.join(ROLES)}.",
         ),
     ] = ",".join(ROLES),
     vhost: Annotated[
         str, typer.Option(metavar="NAME", help="Virtual host of the broker.")
     ] = "dpstream",
     broker_prefix: Annotated[
-        str, typer.Option(metavar="TEXT", help="What goes before every queue and exchange name.")
+        str, typer.Option(metavar="TEXT", help="Prefix of every queue and exchange name.")
     ] = "",
 ) -> None:
-    """Write least-privilege users of broker and store, one for each service.
+    """Write least-privilege credentials for the broker and the store, one user per service.
 
-    DIR/passwords.env (mode 0600) keeps every secret; those that are in it already stay, a line that
-    is deleted is made anew.
-    DIR/rabbitmq/definitions.json is what RabbitMQ imports, DIR/seaweedfs/s3.json (mode 0600) what
-    SeaweedFS reads, DIR/aws and DIR/alibaba hold a policy of the bucket for each user.
+    DIR/passwords.env (mode 0600) holds all secrets. Existing secrets are kept; delete a line to
+    have that secret generated again.
+    RabbitMQ imports DIR/rabbitmq/definitions.json. SeaweedFS reads DIR/seaweedfs/s3.json (mode
+    0600). DIR/aws and DIR/alibaba hold one bucket policy per user.
     """
     place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
     for file in write_access(place, out):

@@ -1,4 +1,8 @@
-"""The commands of `dpstream`, each with what it checks before anything starts."""
+"""The application `dpstream`: the commands on one campaign, and all others registered.
+
+Every command checks its input before anything starts. Commands that take more than a few lines
+are in modules of their own and only registered here.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +61,10 @@ from dpstream.terminal.status import Learning, summary
 
 app = typer.Typer(
     name="dpstream",
-    help="Grow a Deep Potential by concurrent learning: train a committee, explore with it, label "
-    "what it disagrees on, retrain, until nothing surprises it.",
-    epilog="To begin: dpstream new NAME, edit NAME/campaign.yaml, dpstream validate it, "
-    "dpstream run it.",
+    help="Train a Deep Potential by concurrent learning: train a committee of models, explore with "
+    "them, label the frames on which they disagree, and retrain until they agree.",
+    epilog="To start: dpstream new NAME; edit NAME/campaign.yaml; dpstream validate "
+    "NAME/campaign.yaml; dpstream run NAME/campaign.yaml.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,7 +73,7 @@ app = typer.Typer(
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"dpstream {version('dpstream')}", highlight=False)
         raise typer.Exit
@@ -80,7 +84,7 @@ def everywhere(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_say_version, help="Print the version and end."
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -96,8 +100,8 @@ def run(
         str,
         typer.Option(
             metavar="LIST",
-            help="Workers of each service here; those not named keep their number. With --broker "
-            "it may be 0, and coordinator=1 runs a coordinator here.",
+            help="Workers of each service on this machine; services not listed keep the default. "
+            "With --broker, 0 is allowed, and coordinator=1 starts a coordinator.",
         ),
     ] = ",".join(f"{service}={count}" for service, count in WORKERS.items()),
     root: Root = DEFAULT_ROOT,
@@ -105,22 +109,24 @@ def run(
     name: NewName = None,
     code: Code = None,
 ) -> None:
-    """Run a campaign on this machine; an existing one is resumed.
+    """Run a campaign on this machine, or resume it.
 
-    Models, dataset and report end up in DIR/NAME.
-    Ctrl-C or a crash loses only the work in flight; the same command goes on.
+    Models, dataset and report are written to DIR/NAME.
+    After Ctrl-C or a crash, run the same command to continue; only work in progress is lost.
 
-    With --broker and --store, the campaign is one of that deployment: it is submitted there, the
-    workers started here work beside its own, and the end is watched for. A coordinator has to be
-    at work there, or here by --workers coordinator=1 (it takes over from one that is there).
+    With --broker and --store, the campaign is submitted to that deployment, workers on this
+    machine join those of the deployment, and the command waits for the end. A coordinator must be
+    running there, or here with --workers coordinator=1 (which takes over from a running one).
 
     Exit status: 0 converged, 1 not converged, 2 bad input,
-    3 a fault of dpstream itself, 130 interrupted.
+    3 internal error, 130 interrupted.
     """
     services = (*WORKERS, "coordinator") if broker else tuple(WORKERS)
     crew = {**WORKERS, **parse_workers(workers, services, least=0 if broker else 1)}
     if broker is None and not is_folder(root):
-        raise SpecError(f"--store: {root}: needs --broker too; without one, give a folder")
+        raise SpecError(
+            f"--store: {root}: requires --broker; to run on this machine, give a folder"
+        )
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None, code=code)
     with within(root):
@@ -133,9 +139,9 @@ def run(
 def validate(
     spec: SpecFile, machine: MachineFile = None, mode: Mode = None, code: Code = None
 ) -> None:
-    """Check a spec and all that it names, and print the plan. Starts nothing.
+    """Check a spec and all files it names, and print the plan. Starts nothing.
 
-    Imported labelled sets are cross-checked: a few frames are computed again.
+    Imported labelled sets are cross-checked: a few frames are recomputed with the recipe.
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
@@ -146,7 +152,7 @@ def validate(
 
 @app.command()
 def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
-    """Where a campaign stands, from its ledger; also while it runs."""
+    """Show the progress of a campaign, running or ended, from its ledger."""
     with within(root):
         store, name = named(campaign, root)
         learning = Learning.of(read_messages(store, name))
@@ -156,7 +162,7 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
         buried = count_buried(store)
     if buried:
         console.print(
-            f"{buried} messages that nobody could read are kept under {DEADLETTER_PREFIX}"
+            f"{buried} messages could not be decoded; they are kept under {DEADLETTER_PREFIX}"
         )
 
 
@@ -164,11 +170,11 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
 def report(
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path(
         "report.html"
     ),
 ) -> None:
-    """Write the report: one HTML file that opens offline; also of an unfinished campaign."""
+    """Write a report of a campaign, finished or not: one HTML file that works offline."""
     with within(root):
         store, name = named(campaign, root)
         write_report(store, name, output)
@@ -183,18 +189,19 @@ def export(
         "export"
     ),
     full: Annotated[
-        bool, typer.Option("--full", help="Also the ledger and all labels: a root of its own.")
+        bool,
+        typer.Option("--full", help="Include the ledger and all labels; usable as --root."),
     ] = False,
     layout: Annotated[
         str,
-        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as DP-GEN's."),
+        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as in DP-GEN."),
     ] = "dpstream",
 ) -> None:
-    """Write models, dataset (DeePMD and extxyz) and report into a folder."""
+    """Write models, dataset (DeePMD-kit and extxyz) and report to a folder."""
     if layout not in ("dpstream", "dpgen"):
-        raise SpecError(f"--layout: {layout!r}: should be dpstream or dpgen")
+        raise SpecError(f"--layout: {layout!r}: allowed: dpstream, dpgen")
     if layout == "dpgen" and full:
-        raise SpecError("--full: goes with --layout dpstream only")
+        raise SpecError("--full: allowed only with --layout dpstream")
     with within(root):
         store, name = named(campaign, root)
         lines = (
@@ -210,14 +217,16 @@ def export(
 def why(
     frame: Annotated[
         str,
-        typer.Argument(metavar="FRAME", help="Frame key, or how it begins; the report names some."),
+        typer.Argument(
+            metavar="FRAME", help="Frame key, or the first characters of it; the report lists some."
+        ),
     ],
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Why a frame was labelled, or was not: its life, from the ledger."""
+    """Explain why a frame was or was not labelled: its history from the ledger."""
     if not frame:
-        raise SpecError("FRAME: '' is no key; give a frame's key, or how it begins")
+        raise SpecError("FRAME: '' is not a frame key; give a key, or the first characters of it")
     with within(root):
         store, name = named(campaign, root)
         for line in why_frame(store, name, frame):
@@ -228,15 +237,15 @@ def why(
 def new(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="Name of the campaign, and of the folder made here."),
+        typer.Argument(metavar="NAME", help="Name of the campaign and of the folder to create."),
     ],
 ) -> None:
-    """Make a folder with a commented spec to edit."""
-    made = new_campaign(name, Path.cwd())
+    """Create a folder with a commented spec to edit."""
+    created = new_campaign(name, Path.cwd())
     lines = (
-        f"wrote {made}",
-        f"next: structures into {made.parent / 'structures'}, edit the spec, then dpstream "
-        f"validate {Path(name) / made.name}",
+        f"wrote {created}",
+        f"next: put structures into {created.parent / 'structures'}, edit the spec, then run: "
+        f"dpstream validate {Path(name) / created.name}",
     )
     for line in lines:
         say(console, line)
@@ -251,7 +260,7 @@ def schema() -> None:
     print(json.dumps(Spec.model_json_schema(), indent=1))
 
 
-# ------------------------------------------------------------------------------ tools around it
+# ------------------------------------------------------------------------------ tools
 
 
 app.command()(label)
@@ -264,7 +273,7 @@ app.command("test")(compare_properties)
 app.add_typer(library, name="library")
 
 
-# ------------------------------------------------------------------------------ of a deployment
+# ------------------------------------------------------------------------------ deployment
 
 
 app.command()(remote.submit)
@@ -281,4 +290,4 @@ app.command()(up)
 app.command()(down)
 
 command = typer.main.get_command(app)
-"""All of them, as `dpstream.cli` calls them."""
+"""The Click command that `dpstream.cli` runs."""

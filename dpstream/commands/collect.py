@@ -1,4 +1,8 @@
-"""`dpstream collect`: the labels of one or more campaigns as one dataset."""
+"""`dpstream collect`: merges the labels of one or more campaigns into one dataset.
+
+Reads each campaign's ledger and labels from the store, removes duplicate frames, and writes
+DeePMD-kit systems and extxyz. Labels of different recipes are mixed on request only.
+"""
 
 from __future__ import annotations
 
@@ -24,44 +28,45 @@ COMMAND = "collect"
 
 def collect(
     campaigns: Annotated[
-        list[str], typer.Argument(metavar="CAMPAIGN...", help="Campaigns under --root.")
+        list[str], typer.Argument(metavar="CAMPAIGN...", help="Campaigns in --root.")
     ],
     output: OutputFolder = Path("collected"),
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="DIGEST",
-            help="Only campaigns labelled by this recipe: its digest, or how it begins.",
+            help="Only campaigns labelled with this recipe: its digest, or the first characters.",
         ),
     ] = None,
     mix: Annotated[
         bool,
         typer.Option(
             "--mix-recipes",
-            help="Take labels of different recipes together. Their energies differ: seldom wanted.",
+            help="Combine labels of different recipes. Their energies are not comparable, so this "
+            "is rarely wanted.",
         ),
     ] = False,
     audit: Annotated[
         bool,
         typer.Option(
-            "--audit", help="Also audit and held-out labels, which no campaign trained on."
+            "--audit", help="Include audit and held-out labels, which no campaign trained on."
         ),
     ] = False,
     type_map: TypeMap = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """All labels of one or more campaigns as one dataset: DeePMD-kit systems and extxyz.
+    """Merge the labels of campaigns into one dataset: DeePMD-kit systems and extxyz.
 
-    A frame that several campaigns share comes in once. Campaigns of different recipes are refused,
-    because one model cannot learn two energies of one frame: choose one by --recipe, or say
-    --mix-recipes. Imported sets count with the recipe of
-    their campaign, against which they were checked.
+    A frame that occurs in several campaigns is written once. Campaigns with different recipes are
+    refused, because one model cannot learn two energies of the same frame: choose one with
+    --recipe, or give --mix-recipes. Imported sets count as labelled with the recipe of their
+    campaign, against which they were checked.
 
     Example: dpstream collect copper copper-hot -o copper-all
     """
     with within(root):
-        yields = [_yield(name, root, audit) for name in dict.fromkeys(campaigns)]
-        chosen = _of_recipe(yields, recipe, mix)
+        selected = [_campaign_labels(name, root, audit) for name in dict.fromkeys(campaigns)]
+        chosen = _of_recipe(selected, recipe, mix)
         labelled = list(_unique(chosen))
     default = list(dict.fromkeys(symbol for y in chosen for symbol in y.type_map))
     elements = {symbol for item in labelled for symbol in item.frame.species}
@@ -74,7 +79,7 @@ def collect(
 
 @dataclass(frozen=True)
 class CampaignLabels:
-    """What one campaign has to give."""
+    """The labels of one campaign, and the recipe that computed them."""
 
     campaign: str
     recipe: Recipe
@@ -82,42 +87,42 @@ class CampaignLabels:
     labelled: list[Labelled]
 
 
-def _yield(campaign: str, root: str, audit: bool) -> CampaignLabels:
+def _campaign_labels(campaign: str, root: str, audit: bool) -> CampaignLabels:
     store, name = named(campaign, root)
-    harvest = CampaignResults.of(store, name)
-    if harvest.recipe is None:
-        raise SpecError(f"{name}: has not begun: nothing is labelled")
-    labelled = harvest.training_set()
+    results = CampaignResults.of(store, name)
+    if results.recipe is None:
+        raise SpecError(f"{name}: the campaign has not started, so it has no labels")
+    labelled = results.training_set()
     if audit:
-        labelled += [*harvest.audit_set(), *harvest.test_set()]
-    return CampaignLabels(name, harvest.recipe, harvest.spec.type_map, labelled)
+        labelled += [*results.audit_set(), *results.test_set()]
+    return CampaignLabels(name, results.recipe, results.spec.type_map, labelled)
 
 
 def _of_recipe(
-    yields: Sequence[CampaignLabels], recipe: str | None, mix: bool
+    selected: Sequence[CampaignLabels], recipe: str | None, mix: bool
 ) -> Sequence[CampaignLabels]:
-    """Those to be taken together; `SpecError` where more than one recipe is among them."""
+    """The campaigns to merge. Raises `SpecError` if they have more than one recipe."""
     if recipe is not None:
-        found = [y for y in yields if y.recipe.digest.startswith(recipe)]
-        if not found:
-            raise SpecError(f"--recipe: {recipe!r}: no such recipe; there are: {_recipes(yields)}")
-        yields = found
-    if len({y.recipe.digest for y in yields}) > 1 and not mix:
+        matching = [y for y in selected if y.recipe.digest.startswith(recipe)]
+        if not matching:
+            raise SpecError(f"--recipe: {recipe!r}: unknown recipe; known: {_recipes(selected)}")
+        selected = matching
+    if len({y.recipe.digest for y in selected}) > 1 and not mix:
         raise SpecError(
-            f"CAMPAIGN: labelled by different recipes: {_recipes(yields)}; choose one by --recipe, "
-            "or say --mix-recipes"
+            f"CAMPAIGN: labelled with different recipes: {_recipes(selected)}; choose one with "
+            "--recipe, or give --mix-recipes"
         )
-    return yields
+    return selected
 
 
-def _recipes(yields: Sequence[CampaignLabels]) -> str:
-    return ", ".join(f"{y.recipe.digest} ({y.recipe.code}, {y.campaign})" for y in yields)
+def _recipes(selected: Sequence[CampaignLabels]) -> str:
+    return ", ".join(f"{y.recipe.digest} ({y.recipe.code}, {y.campaign})" for y in selected)
 
 
-def _unique(yields: Sequence[CampaignLabels]) -> Iterator[Labelled]:
-    """Each frame once by each recipe, the first campaign's."""
+def _unique(selected: Sequence[CampaignLabels]) -> Iterator[Labelled]:
+    """Each frame once per recipe, from the first campaign that has it."""
     seen: set[tuple[str, str]] = set()
-    for y in yields:
+    for y in selected:
         for item in y.labelled:
             identity = (y.recipe.digest, frame_key(item.frame))
             if identity not in seen:
@@ -125,7 +130,7 @@ def _unique(yields: Sequence[CampaignLabels]) -> Iterator[Labelled]:
                 yield item
 
 
-def _about(yields: Sequence[CampaignLabels]) -> dict[str, Any]:
-    recipes = {y.recipe.digest: y.recipe.model_dump() for y in yields}
-    counts = {y.campaign: len(y.labelled) for y in yields}
+def _about(selected: Sequence[CampaignLabels]) -> dict[str, Any]:
+    recipes = {y.recipe.digest: y.recipe.model_dump() for y in selected}
+    counts = {y.campaign: len(y.labelled) for y in selected}
     return {"recipes": recipes, "campaigns": counts}

@@ -63,7 +63,7 @@ from dpstream.terminal.live import LiveView
 from dpstream.terminal.status import Learning
 from dpstream.terminal.tables import listing_table
 
-LEAVES = "Ctrl-C ends the watching; the campaign goes on"
+LEAVES = "Ctrl-C stops watching; the campaign continues"
 
 Wait = Annotated[
     float,
@@ -72,6 +72,7 @@ Wait = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")]
+REASON = "Reason, shown by dpstream status and logs."
 
 
 def submit(
@@ -82,9 +83,9 @@ def submit(
     broker: Broker = None,
     wait: Wait = HEARD,
 ) -> None:
-    """Give a campaign to a deployment, whose services do the rest. Engines are not needed here.
+    """Submit a campaign to a deployment. No engine has to be installed here.
 
-    The same campaign submitted again changes nothing.
+    Submitting the same campaign again changes nothing.
     """
     loaded, gathered, recipe = prepared(spec, mode, name, engines=False)
     with within(root), closing(open_bus(broker)) as bus:
@@ -97,8 +98,8 @@ def submit(
 
 
 def list_(root: Root = DEFAULT_ROOT) -> None:
-    """All campaigns and where they stand."""
-    table = listing_table("campaign", "where it stands")
+    """List all campaigns with their progress."""
+    table = listing_table("campaign", "progress")
     with within(root):
         store = there(root)
         for name in campaigns(store):
@@ -109,9 +110,9 @@ def list_(root: Root = DEFAULT_ROOT) -> None:
 
 
 def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker = None) -> None:
-    """Look on while a campaign goes on; with a broker, also how far its tasks are.
+    """Follow a campaign until it ends; with a broker, task progress is shown too.
 
-    Exit status: 0 converged, 1 not converged, cancelled or paused.
+    Exit status: 0 converged; 1 not converged, cancelled or paused.
     """
     with within(root):
         store, name = named(campaign, root)
@@ -138,11 +139,14 @@ def logs(
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
     task: Annotated[
-        str, typer.Option(metavar="TASK", help="Only of this task: its id, or how it begins.")
+        str, typer.Option(metavar="TASK", help="Only this task: its id, or the first characters.")
     ] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is new.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Keep printing new lines until the campaign ends."),
+    ] = False,
 ) -> None:
-    """What happened in a campaign, from its ledger: events, decisions, failures with traces."""
+    """Print the history of a campaign from its ledger: events, decisions, failures."""
     with within(root):
         store, name = named(campaign, root)
         reading, lines = LedgerReader.begin(store, name), LedgerLines(task)
@@ -156,30 +160,30 @@ def logs(
 
 def pause(
     campaign: Name,
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Told to whoever asks.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)],
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     wait: Wait = HEARD,
 ) -> None:
-    """Begin no more tasks of a campaign. Those at work are let finish, and their results kept."""
+    """Pause a campaign: no new task starts; running tasks finish and their results are kept."""
     _tell(word(CampaignPaused, _checked(campaign, root), why=why), root, broker, wait)
 
 
 def resume(
     campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = HEARD
 ) -> None:
-    """Let a paused campaign go on; what paused it is tried again."""
+    """Resume a paused campaign; the step that paused it is tried again."""
     _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
 
 
 def cancel(
     campaign: Name,
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Told to whoever asks.")] = "",
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)] = "",
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     wait: Wait = HEARD,
 ) -> None:
-    """End a campaign for good. What is computed stays; labels at work are let finish."""
+    """Cancel a campaign for good. Results are kept; running label tasks finish."""
     _tell(word(CampaignCancelled, _checked(campaign, root), why=why), root, broker, wait)
 
 
@@ -187,33 +191,36 @@ def retry(
     campaign: Name,
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK]…", help="Ids, or how they begin; none: all abandoned."),
+        typer.Argument(
+            metavar="[TASK]…",
+            help="Task ids, or the first characters of them; default: all abandoned tasks.",
+        ),
     ] = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     wait: Wait = HEARD,
 ) -> None:
-    """Give abandoned tasks another try. Trajectories are not among them: their round went on."""
+    """Retry abandoned tasks, except trajectories, whose round continued without them."""
     name = _checked(campaign, root)
     with within(root):
         state = load_state(there(root), name)
     useful = [task for task in abandoned(state) if is_of_use(state, task)]
     chosen = [_chosen(begins, useful) for begins in tasks or ()]
     if not useful:
-        raise SpecError(f"{name}: no abandoned task that another try could help")
+        raise SpecError(f"{name}: no abandoned task can be retried")
     _tell(
         word(TasksRetried, name, tasks=[task.command.task for task in chosen]), root, broker, wait
     )
     for task in chosen or useful:
-        say(console, f"again: {task.command.task} {task.command.title}")
+        say(console, f"retrying {task.command.task} {task.command.title}")
 
 
 def _chosen(begins: str, tasks: list[Task]) -> Task:
     found = [task for task in tasks if task.command.task.startswith(begins)]
     if len(found) != 1:
         known = ", ".join(f"{task.command.task} ({task.command.title})" for task in tasks) or "none"
-        what = f"{len(found)} abandoned tasks begin so" if found else "no such abandoned task"
-        raise SpecError(f"TASK: {begins!r}: {what}; those to be retried: {known}")
+        what = f"matches {len(found)} abandoned tasks" if found else "no such abandoned task"
+        raise SpecError(f"TASK: {begins!r}: {what}; tasks that can be retried: {known}")
     return found[0]
 
 
@@ -223,7 +230,7 @@ def _checked(campaign: str, root: str) -> str:
         store, name = named(campaign, root)
         last = verdict(store, name)
     if last is not None:
-        raise SpecError(f"{name}: it has ended, {last.verdict}: {last.why}")
+        raise SpecError(f"{name}: the campaign has already ended ({last.verdict}: {last.why})")
     return name
 
 
@@ -241,6 +248,6 @@ def _answer(store: Store, message: Message, wait: float) -> None:
         return
     say(
         console,
-        f"{message.campaign}: no coordinator has answered within {wait:g} s; what was said waits "
-        "in its queue",
+        f"{message.campaign}: no coordinator answered within {wait:g} s; the request waits in its "
+        "queue",
     )

@@ -1,4 +1,9 @@
-"""`dpstream doctor`: what works on this machine, what is missing, and how to mend it."""
+"""`dpstream doctor`: checks what a campaign needs on this machine.
+
+Each check gives one `Finding`: what was examined, whether it works, and how to fix it. Engines
+are started in processes of their own, and labeling codes compute one small single point, because
+an installed package need not work.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +47,20 @@ from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
 PROBE_SECONDS = 120.0
-"""For a library to be imported in a process of its own, on a busy machine."""
+"""Limit for importing an engine in a process of its own, on a busy machine."""
 POINT_SECONDS = 60.0
-"""A single point that takes longer is stopped, and nothing is wrong with it so far."""
-ROOM = 5e9
-"""Bytes: a campaign's store, its engines' scratch."""
+"""A single point that takes longer is stopped and counts as working."""
+LEAST_FREE = 5e9
+"""Free bytes that a campaign's store and scratch folders need at least."""
 LAMMPS_PROBE = """
 from dpstream.services.explorer.lammps.session import lammps
 l = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
 if not l.has_style("pair", "deepmd"):
-    raise SystemExit("has no pair style deepmd")
-of_use = {"COLVARS", "MANYBODY", "MC", "MISC", "PLUMED", "REPLICA"}
-there = of_use & set(l.installed_packages)
-said = f"{l.version()}; packages {', '.join(sorted(there))}"
-print(said + "".join(f", no {name}" for name in sorted(of_use - there)))
+    raise SystemExit("lacks the pair style deepmd")
+useful = {"COLVARS", "MANYBODY", "MC", "MISC", "PLUMED", "REPLICA"}
+present = useful & set(l.installed_packages)
+text = f"{l.version()}; packages {', '.join(sorted(present))}"
+print(text + "".join(f", no {name}" for name in sorted(useful - present)))
 """
 DEEPMD_PROBE = """
 import deepmd, deepmd.tf
@@ -63,12 +68,16 @@ print(deepmd.__version__)
 """
 Own = tuple[LabelSettings, Mapping[str, bytes], Frame]
 State = Literal["works", "missing", "absent"]
-MARKS = {"works": "[green]works[/]", "missing": "[red]missing[/]", "absent": "[dim]not here[/]"}
+MARKS = {
+    "works": "[green]works[/]",
+    "missing": "[red]missing[/]",
+    "absent": "[dim]not installed[/]",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row. *missing*: it is needed; *absent*: only some campaign would need it."""
+    """One row of the table. *missing*: required; *absent*: only some campaigns require it."""
 
     part: str
     state: State
@@ -81,40 +90,40 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="[SPEC]",
-            help="A campaign spec: what it needs is checked, with a single point of its smallest "
-            "structure.",
+            help="A campaign spec; its requirements are checked, including a single point of its "
+            "smallest structure.",
         ),
     ] = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
 ) -> None:
-    """Check this machine: engines, labeling codes, broker and store where given, disk, cores.
+    """Check this machine: engines, labeling codes, disk, cores; broker and store if given.
 
-    One table: what works, what is missing, and how to mend it. With a SPEC, all that this spec
-    needs is checked; without, anything that `dpstream run` could need.
+    Prints a table of what works, what is missing, and how to fix it. With a SPEC, everything that
+    this spec needs is checked; without, everything that `dpstream run` may need.
 
-    Exit status: 0 all that is needed works, 1 something is missing.
+    Exit status: 0 everything needed works, 1 something is missing.
     """
     findings = examine(spec, root, broker)
     console.print(_table(findings))
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
-    say(console, f"all that {spec or 'a campaign'} needs works here")
+    say(console, f"everything that {spec or 'a campaign'} needs works here")
 
 
 def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
-    """All findings, in the table's order; slow ones are made at the same time."""
-    spec, own, said = _spec(path)
+    """All findings, in the order of the table. Slow checks run concurrently."""
+    spec, own, about_spec = _spec(path)
     with ThreadPoolExecutor(2) as pool:
         engines = [pool.submit(_deepmd, spec), pool.submit(_lammps)]
         labels = list(_labels(own))
         servers = [*_folders(), *_store(root), *_broker(broker)]
-        first = [_machine(), _disk(root), *said]
+        first = [_machine(), _disk(root), *about_spec]
         return [*first, *(engine.result() for engine in engines), *labels, *servers]
 
 
 def _table(findings: list[Finding]) -> Table:
-    table = text_table("", "", "what was found", "how to mend it")
+    table = text_table("", "", "found", "how to fix it")
     for f in findings:
         table.add_row(f.part, MARKS[f.state], escape(f.detail), escape(f.fix))
     return table
@@ -129,20 +138,20 @@ def _machine() -> Finding:
 
 
 def _disk(root: str) -> Finding:
-    """Room where campaigns are kept (scratch, where that is a bucket)."""
+    """Free space where campaigns are stored; for a bucket, where scratch folders are."""
     folder = Path(root) if is_folder(root) else Path(tempfile.gettempdir())
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    detail = f"{free / 1e9:.0f} GB free at {there}"
-    if not os.access(there, os.W_OK):
-        return Finding("disk", "missing", f"{there} cannot be written", "choose another --root")
-    if free < ROOM:
-        return Finding("disk", "missing", detail, f"make room: {ROOM / 1e9:g} GB are little enough")
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 1e9:.0f} GB free at {existing}"
+    if not os.access(existing, os.W_OK):
+        return Finding("disk", "missing", f"{existing} is not writable", "choose another --root")
+    if free < LEAST_FREE:
+        return Finding("disk", "missing", detail, f"free at least {LEAST_FREE / 1e9:g} GB")
     return Finding("disk", "works", detail)
 
 
 def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
-    """The spec, and how it labels which structure, its smallest."""
+    """The spec, with its label settings and its smallest structure."""
     if path is None:
         return None, None, []
     try:
@@ -150,16 +159,16 @@ def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
     except SpecError as error:
         return None, None, [_missing("spec", error)]
     systems = gathered.systems
-    frames = [frame for those in systems.values() for frame in those]
+    frames = [frame for structures in systems.values() for frame in structures]
     smallest = min(frames, key=lambda frame: len(frame.species))
-    about = f"{len(frames)} starting structures of {len(systems)} systems"
+    about = f"{len(frames)} starting structures in {len(systems)} systems"
     return spec, (spec.labels, gathered.attachments, smallest), [Finding("spec", "works", about)]
 
 
 def _missing(part: str, error: DpstreamError, state: State = "missing") -> Finding:
-    """An error as a finding: what it says last is often how to mend it."""
-    what, _, mend = str(error).rpartition("; ")
-    return Finding(part, state, what or str(error), mend if what else "")
+    """An error as a finding. The last clause of an error usually is the remedy."""
+    what, _, fix = str(error).rpartition("; ")
+    return Finding(part, state, what or str(error), fix if what else "")
 
 
 # ------------------------------------------------------------------------------ engines
@@ -192,7 +201,8 @@ def _lammps() -> Finding:
 
 
 def _probe(program: str) -> tuple[bool, str]:
-    """Whether a few lines of Python run through in a process of their own, and their last word."""
+    """Run a few lines of Python in a separate process: whether they succeed, and the last line of
+    their output."""
     env = os.environ | dict.fromkeys(PINNED, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", program]
     try:
@@ -201,42 +211,42 @@ def _probe(program: str) -> tuple[bool, str]:
         )
     except subprocess.TimeoutExpired:
         return False, f"did not start within {PROBE_SECONDS:g} s"
-    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    return done.returncode == 0, said[-1] if said else f"exit status {done.returncode}"
+    output = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, output[-1] if output else f"exit status {done.returncode}"
 
 
 # ------------------------------------------------------------------------------ labeling codes
 
 
 def _labels(own: Own | None) -> Iterator[Finding]:
-    """The spec's own code with a single point, then all others."""
+    """The code of the spec with a single point, then all others."""
     if own is not None:
-        yield _tried(*own, "missing")
-    found = [_code(name) for name in CODES if own is None or name != own[0].code]
-    yield from found
-    if own is None and not any(finding.state == "works" for finding in found):
+        yield _single_point(*own, "missing")
+    findings = [_code(name) for name in CODES if own is None or name != own[0].code]
+    yield from findings
+    if own is None and not any(finding.state == "works" for finding in findings):
         yield Finding("labels", "missing", "no code works", "pip install 'dpstream[labeler]'")
 
 
 def _code(name: str) -> Finding:
-    """A code that no spec asks for: its version, and H2 where that takes a second."""
+    """A code that no spec requires: its version, and a single point of H2 where that is fast."""
     part, code = f"labels: {name}", CODES[name]
     try:
         recipe = make_recipe(LabelSettings(code=name))
     except SpecError as error:
         if name in installed_codes():
-            return Finding(part, "works", "installed; what it needs, a campaign's settings say")
+            return Finding(part, "works", "installed; its requirements depend on labels.settings")
         return _missing(part, error, "absent")
     if isinstance(code, FileCode) or not code.molecular:
-        return Finding(part, "works", f"{recipe.version}; not tried without a SPEC")
+        return Finding(part, "works", f"{recipe.version}; a single point needs a SPEC")
     hydrogen = Frame(("H", "H"), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
-    return _tried(LabelSettings(code=name), {}, hydrogen, "absent")
+    return _single_point(LabelSettings(code=name), {}, hydrogen, "absent")
 
 
-def _tried(
+def _single_point(
     labels: LabelSettings, files: Mapping[str, bytes], frame: Frame, otherwise: State
 ) -> Finding:
-    """A single point by the labeler's own desk, kept nowhere."""
+    """Label one frame as a labeler does, in a temporary store."""
     part = f"labels: {labels.code}"
     try:
         recipe = make_recipe(labels)
@@ -250,19 +260,19 @@ def _tried(
         detail = f"{about}: {verdict.energy:.4f} eV in {verdict.seconds:.1f} s"
         return Finding(part, "works", detail)
     if "time limit" in verdict.detail:
-        return Finding(part, "works", f"{about}: stopped after {POINT_SECONDS:g} s, unfinished")
+        return Finding(part, "works", f"{about}: still running after {POINT_SECONDS:g} s, stopped")
     return Finding(part, otherwise, f"{about}: {verdict.rule}: {verdict.detail}", "change labels")
 
 
 def _point(method: LabelMethod, frame: Frame) -> Accepted | Rejected:
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         store = FolderStore(Path(folder))
-        with frame_labeler(method, store, "doctor", threading.Event()) as open_campaign:
-            return open_campaign.judge(frame_key(frame), frame)
+        with frame_labeler(method, store, "doctor", threading.Event()) as labeler:
+            return labeler.judge(frame_key(frame), frame)
 
 
 def _folders() -> Iterator[Finding]:
-    """Folders and files that this machine's labelers are told of, e.g. of pseudopotentials."""
+    """Folders and files in the labeler settings of this machine, e.g. of pseudopotentials."""
     try:
         settings = read_settings(LabelerSettings, store="runs", broker="amqp://localhost")
     except SpecError as error:
@@ -277,7 +287,7 @@ def _folders() -> Iterator[Finding]:
 
 def _place(variable: str, path: Path) -> Finding:
     if not path.exists():
-        return Finding(variable, "missing", f"{path}: no such place", f"set {variable}")
+        return Finding(variable, "missing", f"{path}: no such file or folder", f"set {variable}")
     count = f", {sum(1 for _ in path.iterdir())} files" if path.is_dir() else ""
     return Finding(variable, "works", f"{path}{count}")
 
@@ -286,7 +296,7 @@ def _place(variable: str, path: Path) -> Finding:
 
 
 def _store(root: str) -> Iterator[Finding]:
-    """A bucket answers, accepts the keys, and refuses to create one object twice."""
+    """Whether the bucket answers, accepts the keys, and refuses to create an object twice."""
     if is_folder(root):
         return
     try:
@@ -303,6 +313,8 @@ def _broker(broker: str | None) -> Iterator[Finding]:
         return
     try:
         with closing(open_bus(broker)):
-            yield Finding("broker", "works", "answers, and accepts the user")
+            yield Finding("broker", "works", "reachable; accepts the user")
     except DpstreamError as error:
-        yield Finding("broker", "missing", str(error), "check DPSTREAM_BROKER; dpstream access")
+        yield Finding(
+            "broker", "missing", str(error), "check DPSTREAM_BROKER; dpstream access creates users"
+        )

@@ -1,4 +1,8 @@
-"""`dpstream import`: DP-GEN's files as a campaign, with an account of every key."""
+"""`dpstream import`: converts DP-GEN's files to a campaign spec.
+
+`dpstream.dpgen` does the conversion; this module prints a table that accounts for every key and
+writes the spec. `machine.json` has no counterpart in a spec: its keys are explained only.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +39,21 @@ def import_(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A folder where `dpgen run` has worked on this param file: go on after its last "
-            "whole iteration, with every label in it.",
+            help="Working folder of a `dpgen run` with this param file: continue after its last "
+            "complete iteration, with all its labels.",
         ),
     ] = None,
     code: Code = None,
     name: NewName = None,
 ) -> None:
-    """Turn DP-GEN's param.json and machine.json into a campaign spec. Starts nothing.
+    """Convert DP-GEN's param.json and machine.json to a campaign spec. Starts nothing.
 
-    Every key is listed with what becomes of it. The campaign runs as DP-GEN would: lockstep, each
-    job once and in order, a random selection, no audit. All else is yours to turn on:
-    `repeat: true` of a stage, `--mode streaming`, `audit.per_round`.
+    Prints what each key becomes. The campaign runs as in DP-GEN: lockstep, each job once and in
+    order, random selection, no audit. To use more of dpstream, set `repeat: true` in a stage,
+    `mode: streaming` or `audit.per_round`.
     """
     if output.exists():
-        raise SpecError(f"--output: {output}: exists; name another file")
+        raise SpecError(f"--output: {output}: already exists; give another file name")
     converted = convert_file(param, output.parent, name, code, from_run)
     spec_of(converted, param)
     workers, lines = _machine(machine)
@@ -62,18 +66,20 @@ def import_(
 
 
 def check_machine(param: Path, machine: Path | None) -> None:
-    """Refuse what is no machine file, and say that workers here are told otherwise."""
+    """Check a machine file, and print that workers on this machine do not use it."""
     if machine is None:
         return
     if not is_param(read_document(param)):
-        raise SpecError(f"{machine}: a machine file goes with DP-GEN's param.json, not {param}")
-    say(console, said_of_machine(machine))
+        raise SpecError(
+            f"{machine}: a machine file is allowed only with DP-GEN's param.json, not with {param}"
+        )
+    say(console, machine_note(machine))
 
 
-def said_of_machine(machine: Path) -> str:
-    """What a run here makes of a machine file. Raises `SpecError` where it is none."""
+def machine_note(machine: Path) -> str:
+    """How a run on this machine treats a machine file. Raises `SpecError` if it is invalid."""
     _machine(machine)
-    return f"{machine}: workers run here as they are; dpstream import tells what becomes of it"
+    return f"{machine}: not used by workers on this machine; dpstream import explains its keys"
 
 
 def _machine(path: Path | None) -> tuple[list[WorkerCommand], list[KeyLine]]:
@@ -90,7 +96,7 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
     head = "".join(
         f"# {line}\n"
         for line in (
-            f"from {param.name} of DP-GEN; runs as DP-GEN would, but for this:",
+            f"converted from DP-GEN's {param.name}; runs as in DP-GEN, except for:",
             *converted.differences,
         )
     )
@@ -103,11 +109,11 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
         raise SpecError(f"--output: {output}: cannot be written: {error.strerror}") from error
 
 
-# ----------------------------------------------------------------------------------- what is said
+# --------------------------------------------------------------------------------------- output
 
 
 def key_table(title: str, lines: Iterable[KeyLine]) -> Table:
-    """Every key, and what became of it."""
+    """A table of every key with its value and what it becomes."""
     table = text_table("key", "value", "becomes", title=title, title_justify="left")
     for line in lines:
         words = line.words if line.fate == "mapped" else f"not used: {line.words}"
@@ -116,22 +122,22 @@ def key_table(title: str, lines: Iterable[KeyLine]) -> Table:
 
 
 def _started(workers: Sequence[WorkerCommand]) -> list[RenderableType]:
-    """What a person does to have such workers."""
-    found: list[RenderableType] = []
+    """The commands that start the described workers."""
+    lines: list[RenderableType] = []
     for worker in workers:
         cores = "" if worker.cores is None else f"; {worker.cores} cores"
-        does = f"; its command: {worker.command}" if worker.service == "labeler" else ""
-        found.append(
-            Text(f"{worker.service}: python -m dpstream.services.{worker.service}{cores}{does}")
+        program = f"; command: {worker.command}" if worker.service == "labeler" else ""
+        lines.append(
+            Text(f"{worker.service}: python -m dpstream.services.{worker.service}{cores}{program}")
         )
-        found += [Text(f"    before it: {line}") for line in worker.before]
-    return found
+        lines += [Text(f"    run first: {line}") for line in worker.before]
+    return lines
 
 
 def _closing(converted: Converted, output: Path) -> list[str]:
     jobs = len(converted.document["stages"])
     return [
-        *(f"not as in DP-GEN: {text}" for text in converted.differences),
+        *(f"differs from DP-GEN: {text}" for text in converted.differences),
         f"at most {converted.labels} labels: {jobs} jobs, each explored once",
         f"wrote {output}; next: dpstream validate {output}",
     ]

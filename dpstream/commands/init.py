@@ -1,4 +1,9 @@
-"""`dpstream init-bulk` and `init-surf`: a first labelled dataset from one structure."""
+"""`dpstream init-bulk` and `init-surf`: build a first labelled dataset from one structure.
+
+Parameters are those of DP-GEN. Structures are relaxed, scaled and perturbed; short dynamics with
+the labeling code gives further frames. Every single point is a label in the store's cache, so an
+interrupted command continues without computing anything twice.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +51,11 @@ from dpstream.terminal.tables import text_table
 FEMTOSECOND = 1e-3
 """ps."""
 
-Params = Annotated[Path, typer.Argument(metavar="PARAM", help="DP-GEN's parameters, JSON or YAML.")]
+Params = Annotated[
+    Path, typer.Argument(metavar="PARAM", help="DP-GEN's parameter file, JSON or YAML.")
+]
 Relaxation = Annotated[
-    float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")
+    float, typer.Option(min=1e-4, help="Largest force in a relaxed structure, eV/Å.")
 ]
 
 
@@ -59,20 +66,24 @@ def init_bulk(
     workers: Workers = 2,
     temperature: Annotated[
         float | None,
-        typer.Option(min=1, help="K, of the dynamics; default: TEBEG of md_incar, or 300."),
+        typer.Option(
+            min=1, help="Temperature of the dynamics, K; default: TEBEG of md_incar, or 300."
+        ),
     ] = None,
     timestep: Annotated[
         float | None,
-        typer.Option(min=0.01, help="fs, of the dynamics; default: POTIM of md_incar, or 1."),
+        typer.Option(
+            min=0.01, help="Time step of the dynamics, fs; default: POTIM of md_incar, or 1."
+        ),
     ] = None,
     fmax: Relaxation = 0.02,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """A first dataset of a crystal or molecule, from the parameters of DP-GEN's init_bulk.
+    """Build a first dataset of a crystal or molecule from DP-GEN's init_bulk parameters.
 
-    The structure is relaxed (unless skip_relax), scaled, perturbed, and each copy begins a short
-    dynamics by the labeling code itself; every frame on the way is a label, and goes into one
-    dataset that `initial.data` of a campaign can name.
+    The structure is relaxed (unless skip_relax is true), scaled and perturbed. Each copy starts a
+    short dynamics run with the labeling code; every frame of it is labelled. All labels go into one
+    dataset for `initial.data` of a campaign.
 
     Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
     goes on, and computes nothing twice.
@@ -96,11 +107,12 @@ def init_surf(
     fmax: Relaxation = 0.02,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """A first dataset of surfaces, from the parameters of DP-GEN's init_surf.
+    """Build a first dataset of surfaces from DP-GEN's init_surf parameters.
 
-    A slab of each Miller index is relaxed (unless skip_relax), scaled, pulled apart by growing
-    vacuum, and perturbed; all of them are labelled and go into one dataset that `initial.data` of a
-    campaign can name. (DP-GEN leaves them unlabelled: dataset.extxyz serves as structures too.)
+    A slab for each Miller index is relaxed (unless skip_relax is true), scaled, pulled apart by
+    growing vacuum, and perturbed. All structures are labelled and go into one dataset for
+    `initial.data` of a campaign. (DP-GEN leaves them unlabelled; dataset.extxyz can also be used as
+    starting structures.)
 
     Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
     goes on, and computes nothing twice.
@@ -119,11 +131,11 @@ def init_surf(
 
 
 def _incar(folder: Path, name: str | None) -> tuple[float | None, float | None]:
-    """TEBEG (K) and POTIM (fs) of an INCAR that is there."""
+    """TEBEG (K) and POTIM (fs) of an INCAR, None where the file or the key is missing."""
     path = folder / name if name else None
     text = path.read_text(errors="replace") if path is not None and path.is_file() else ""
-    found = [re.search(rf"^\s*{key}\s*=\s*([\d.]+)", text, re.M) for key in ("TEBEG", "POTIM")]
-    heat, step = (float(match.group(1)) if match else None for match in found)
+    matches = [re.search(rf"^\s*{key}\s*=\s*([\d.]+)", text, re.M) for key in ("TEBEG", "POTIM")]
+    heat, step = (float(match.group(1)) if match else None for match in matches)
     return heat, step
 
 
@@ -132,7 +144,7 @@ def _incar(folder: Path, name: str | None) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True)
 class Steps:
-    """Frames kept of each trajectory, the start included; K; ps."""
+    """Frames per trajectory including the first, temperature (K) and time step (ps)."""
 
     frames: int
     temperature: float = 300.0
@@ -145,12 +157,12 @@ class Trajectory:
     start: Frame
     kept: list[Labelled] = field(default_factory=list)
     ended: str = ""
-    """Why it ended early."""
+    """Reason for ending early; empty for a complete trajectory."""
 
 
 @dataclass
 class InitialJob:
-    """One command's work, the same for bulk and surfaces."""
+    """The work of one command, for bulk and surfaces alike."""
 
     command: str
     params: InitParams
@@ -169,8 +181,8 @@ class InitialJob:
         steps: Steps,
         unused: Sequence[str],
     ) -> None:
-        """From cells to a dataset; says what it does, and raises `typer.Exit` where not all went
-        well."""
+        """Turn cells into a dataset and report progress. Raises `typer.Exit` if interrupted or if a
+        trajectory ended early."""
         self.method, default = read_recipe(self.recipe_path)
         species = {symbol for cell in cells.values() for symbol in cell.species}
         symbols = type_map_for(None, self.params.type_map or default, species)
@@ -179,10 +191,10 @@ class InitialJob:
             say(console, line)
         with within(self.root):
             self.store = open_store(self.root)
-            with signals(console) as asked:
-                trajectories = self._trajectories(cells, opened, steps, asked)
-        if asked.is_set():
-            say(console, "interrupted: all labels so far are kept; the same command goes on")
+            with signals(console) as stopping:
+                trajectories = self._trajectories(cells, opened, steps, stopping)
+        if stopping.is_set():
+            say(console, "interrupted: all labels are kept; run the same command to continue")
             raise typer.Exit(INTERRUPTED)
         self._finish(trajectories, symbols)
 
@@ -191,10 +203,10 @@ class InitialJob:
         cells: dict[str, Frame],
         opened: Callable[[Frame], list[tuple[str, Frame]]],
         steps: Steps,
-        asked: threading.Event,
+        stopping: threading.Event,
     ) -> list[Trajectory]:
         if not self.params.skip_relax:
-            cells = self._relaxed(cells, asked)
+            cells = self._relaxed(cells, stopping)
         shortest = self.method.labels.min_distance
         starts = [
             Trajectory(f"{name}: {wide}{variant}", frame)
@@ -202,46 +214,50 @@ class InitialJob:
             for wide, open_cell in opened(cell)
             for variant, frame in variants(open_cell, self.params, shortest, name, wide)
         ]
-        if not asked.is_set():
+        if not stopping.is_set():
             total = len(starts) * steps.frames
             say(console, f"{len(starts)} structures, at most {total} labels")
-            self._walk(starts, steps, asked)
+            self._run_trajectories(starts, steps, stopping)
         return starts
 
-    def _relaxed(self, cells: dict[str, Frame], asked: threading.Event) -> dict[str, Frame]:
-        """Bulk with its cell; a slab or molecule at fixed cell."""
-        rest = dict(cells)
-        whole = self.command == "init-bulk"
+    def _relaxed(self, cells: dict[str, Frame], stopping: threading.Event) -> dict[str, Frame]:
+        """Relax each structure: bulk with its cell, slabs and molecules at fixed cell."""
+        result = dict(cells)
+        variable_cell = self.command == "init-bulk"
 
-        def relax(open_campaign: FrameLabeler, item: tuple[str, Frame]) -> None:
+        def relax(labeler: FrameLabeler, item: tuple[str, Frame]) -> None:
             name, cell = item
-            atoms = like(to_ase(cell), RecipeCalculator(open_campaign))
+            atoms = like(to_ase(cell), RecipeCalculator(labeler))
             done = relaxed(
-                atoms, PropertySettings(fmax=self.fmax), cell=whole and cell.cell is not None
+                atoms,
+                PropertySettings(fmax=self.fmax),
+                cell=variable_cell and cell.cell is not None,
             )
-            rest[name] = canonical(from_ase(done)).frame
+            result[name] = canonical(from_ase(done)).frame
             say(console, f"{name}: relaxed, {done.get_potential_energy() / len(done):.4f} eV/atom")
 
-        self._at_desks(cells.items(), relax, asked)
-        return rest
+        self._in_parallel(cells.items(), relax, stopping)
+        return result
 
-    def _walk(self, starts: Sequence[Trajectory], steps: Steps, asked: threading.Event) -> None:
+    def _run_trajectories(
+        self, starts: Sequence[Trajectory], steps: Steps, stopping: threading.Event
+    ) -> None:
         with progress("structures", len(starts)) as advance:
 
-            def walk(open_campaign: FrameLabeler, trajectory: Trajectory) -> None:
+            def work(labeler: FrameLabeler, trajectory: Trajectory) -> None:
                 try:
-                    trajectory.kept.extend(walked(open_campaign, trajectory, steps))
+                    trajectory.kept.extend(labelled_trajectory(labeler, trajectory, steps))
                 except RuntimeError as error:  # a label was rejected on the way
                     trajectory.ended = str(error)
                 advance(trajectory.name)
 
-            self._at_desks(starts, walk, asked)
+            self._in_parallel(starts, work, stopping)
 
-    def _at_desks(
+    def _in_parallel(
         self,
         items: Iterable[Any],
         work: Callable[[FrameLabeler, Any], None],
-        asked: threading.Event,
+        stopping: threading.Event,
     ) -> None:
         try:
             label_in_parallel(
@@ -251,7 +267,7 @@ class InitialJob:
                 self.store,
                 purpose=self.command,
                 workers=self.workers,
-                stopping=asked,
+                stopping=stopping,
             )
         except TaskError as error:
             raise SpecError(f"{self.command}: {error}") from error
@@ -267,7 +283,7 @@ class InitialJob:
         if len(kept) < len(labelled):
             say(
                 console,
-                f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are collected",
+                f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written",
             )
         ended = [trajectory for trajectory in trajectories if trajectory.ended]
         if ended:
@@ -275,16 +291,18 @@ class InitialJob:
             raise typer.Exit(1)
 
 
-def walked(open_campaign: FrameLabeler, trajectory: Trajectory, steps: Steps) -> Iterator[Labelled]:
-    """The start and the frames after it, each labelled. Raises RuntimeError, naming the rule,
-    where a label is rejected."""
+def labelled_trajectory(
+    labeler: FrameLabeler, trajectory: Trajectory, steps: Steps
+) -> Iterator[Labelled]:
+    """Yield the first frame and the frames of its dynamics, each with its label. Raises
+    RuntimeError, naming the rule, if a label is rejected."""
 
     def point(frame: Frame) -> Outcome:
         form = canonical(frame)
-        verdict = open_campaign.judge(frame_key(form.frame), form.frame)
+        verdict = labeler.judge(frame_key(form.frame), form.frame)
         if isinstance(verdict, Rejected):
             return Outcome(fault=verdict.rule, messages=(verdict.detail,))
-        label = decode_labelled(open_campaign.context.store.get(verdict.label.uri))[1]
+        label = decode_labelled(labeler.context.store.get(verdict.label.uri))[1]
         return Outcome.of_label(frame, label_back(form, label))
 
     first = point(trajectory.start)
@@ -305,7 +323,7 @@ def walked(open_campaign: FrameLabeler, trajectory: Trajectory, steps: Steps) ->
 
 
 def _early(ended: Sequence[Trajectory]) -> Table:
-    table = text_table("ended early", "frames kept", "because")
+    table = text_table("ended early", "frames kept", "reason")
     for trajectory in ended:
         table.add_row(trajectory.name, str(len(trajectory.kept)), escape(trajectory.ended))
     return table

@@ -1,4 +1,8 @@
-"""`dpstream label`: a file of frames labelled outside any campaign."""
+"""`dpstream label`: labels the frames of files outside any campaign.
+
+Frames are read, made canonical and labelled as by a labeler, against the label cache of the
+store. Rejections are appended to `rejected.jsonl` as they occur, so that a second run skips them.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +39,16 @@ from dpstream.terminal.tables import text_table
 COMMAND = "label"
 REJECTED = "rejected.jsonl"
 SHOWN = 5
-"""Frames that the table names of each reason."""
+"""Frame numbers listed per rejection rule."""
 
-Workers = Annotated[
-    int, typer.Option(min=1, max=MOST_WORKERS, help="Frames computed at the same time.")
-]
+Workers = Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Frames computed in parallel.")]
 
 
 def label(
     frames: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FRAMES...", help="Files or folders of frames that ASE or dpdata reads."
+            metavar="FRAMES...", help="Files or folders of frames, in any format of ASE or dpdata."
         ),
     ],
     recipe: RecipeOption,
@@ -54,17 +56,17 @@ def label(
     workers: Workers = 2,
     type_map: TypeMap = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Try frames again that were rejected before.")
+        bool, typer.Option("--retry", help="Compute frames again that were rejected before.")
     ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Label a file of frames, outside any campaign.
+    """Label files of frames, outside any campaign.
 
-    Labels are looked up in the cache that all campaigns under --root share, computed where it has
-    none, and kept there. What cannot be labelled is listed with the reason, in the folder's
-    rejected.jsonl too.
+    Labels are taken from the cache that all campaigns in --root share; missing ones are computed
+    and added to it. Frames that cannot be labelled are listed with the reason, also in
+    rejected.jsonl of the output folder.
 
-    Ctrl-C keeps what is done; the same command goes on from there and computes nothing twice.
+    After Ctrl-C, run the same command to continue; nothing is computed twice.
 
     Exit status: 0 all labelled, 1 some rejected, 2 bad input, 130 interrupted.
 
@@ -81,22 +83,25 @@ def label(
         stopped = job.run(workers)
         labelled = job.labelled()
     about = {"recipe": method.recipe.model_dump(), "sources": [str(path) for path in frames]}
-    say(console, f"{read.count} frames, {len(read.unique)} of them different: {job.summary}")
+    say(console, f"{read.count} frames, {len(read.unique)} of them unique: {job.summary}")
     say(console, write_dataset(labelled, output, COMMAND, elements, **about))
     if stopped:
-        say(console, f"interrupted: {job.left} frames are left; the same command goes on")
+        say(
+            console,
+            f"interrupted: {job.left} frames are left; run the same command to continue",
+        )
         raise typer.Exit(INTERRUPTED)
     if job.rejected:
         console.print(rejections(job.rejected, read.numbers))
         raise typer.Exit(1)
 
 
-# ------------------------------------------------------------------------------ what is given
+# ------------------------------------------------------------------------------ input
 
 
 @dataclass(frozen=True)
 class UniqueFrames:
-    """Canonical frames by key, each once, and the numbers (from 0) that it had in the files."""
+    """Canonical frames by key without duplicates, and their numbers (from 0) in the files."""
 
     unique: dict[str, Frame]
     numbers: dict[str, list[int]]
@@ -111,7 +116,8 @@ class UniqueFrames:
 
 
 def read_frames(paths: list[Path]) -> UniqueFrames:
-    """Raises `SpecError` naming the file and frame that cannot be read."""
+    """Read all frames of the files. Raises `SpecError` naming the file and frame that cannot be
+    read."""
     read = UniqueFrames({}, {})
     for path in paths:
         for number, atoms in enumerate(read_structures(path)):
@@ -131,7 +137,7 @@ def read_frames(paths: list[Path]) -> UniqueFrames:
 
 @dataclass
 class LabelJob:
-    """One run over the frames; what was rejected is written down as it falls."""
+    """One run over the frames. Each rejection is written to disk as it occurs."""
 
     method: LabelMethod
     store: Store
@@ -147,32 +153,32 @@ class LabelJob:
 
     @property
     def _terms(self) -> dict[str, Any]:
-        """What a rejection holds under: another recipe or other caps judge anew."""
+        """The settings that a rejection depends on; after a change of these the frame is computed
+        again."""
         limits = vars(AcceptanceLimits.of(self.method.labels))
         seconds = self.method.labels.max_seconds
         return {"recipe": self.method.recipe.digest, **limits, "max_seconds": seconds}
 
     def recall(self, retry: bool) -> None:
-        """Rejections of an earlier run under the same terms stand, unless they are to be tried
-        again."""
+        """Reuse the rejections of an earlier run with the same settings; `retry` discards them."""
         path = self.folder / REJECTED
         if retry:
             path.unlink(missing_ok=True)
         for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(ValueError):  # the last line of a run that was killed
+            with suppress(ValueError):  # a killed run may leave an incomplete last line
                 document = json.loads(line)
                 if document["terms"] == self._terms and document["key"] in self.frames.unique:
                     verdict = {name: document[name] for name in ("key", "rule", "detail")}
                     self.rejected[document["key"]] = Rejected.model_validate(verdict)
 
     def run(self, workers: int) -> bool:
-        """Label what is left; whether it was interrupted. Raises `SpecError` where the recipe
-        fails for every frame alike."""
+        """Label the remaining frames. Returns whether it was interrupted. Raises `SpecError` if the
+        recipe fails regardless of the frame."""
         waiting = {k: f for k, f in self.frames.unique.items() if k not in self.rejected}
-        with signals(console) as asked, progress("labels", len(waiting)) as advance:
+        with signals(console) as stopping, progress("labels", len(waiting)) as advance:
 
-            def work(open_campaign: FrameLabeler, item: tuple[str, Frame]) -> None:
-                self._hear(open_campaign.judge(*item))
+            def work(labeler: FrameLabeler, item: tuple[str, Frame]) -> None:
+                self._record(labeler.judge(*item))
                 advance(self.summary)
 
             try:
@@ -183,20 +189,19 @@ class LabelJob:
                     self.store,
                     purpose=COMMAND,
                     workers=workers,
-                    stopping=asked,
+                    stopping=stopping,
                 )
             except TaskError as error:
                 raise SpecError(f"labels: {error}") from error
-            return asked.is_set()
+            return stopping.is_set()
 
     @property
     def summary(self) -> str:
         reused = sum(verdict.reused for verdict in list(self.accepted.values()))
-        return (
-            f"{len(self.accepted) - reused} computed, {reused} known, {len(self.rejected)} rejected"
-        )
+        computed = len(self.accepted) - reused
+        return f"{computed} computed, {reused} cached, {len(self.rejected)} rejected"
 
-    def _hear(self, verdict: Accepted | Rejected) -> None:
+    def _record(self, verdict: Accepted | Rejected) -> None:
         with self._writing:
             if isinstance(verdict, Accepted):
                 self.accepted[verdict.key] = verdict
@@ -207,24 +212,24 @@ class LabelJob:
                 file.write(json.dumps({**line, "terms": self._terms}) + "\n")
 
     def labelled(self) -> list[Labelled]:
-        """In the order of the files."""
+        """The labelled frames, in the order of the files."""
         keys = [key for key in self.frames.unique if key in self.accepted]
         return [
             Labelled(*decode_labelled(self.store.get(self.accepted[key].label.uri))) for key in keys
         ]
 
 
-# ------------------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------------------ output
 
 
 def rejections(rejected: Mapping[str, Rejected], numbers: Mapping[str, list[int]]) -> Table:
-    """By reason: how many, and which frames; an example in full."""
+    """A table by rule: number of frames, the first frame numbers, and one reason in full."""
     by_rule: dict[str, list[Rejected]] = {}
     for verdict in rejected.values():
         by_rule.setdefault(verdict.rule, []).append(verdict)
-    table = text_table("rejected", "frames", "of them", "the first says")
-    for rule, those in sorted(by_rule.items()):
-        found = sorted(number for verdict in those for number in numbers[verdict.key])
-        named = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
-        table.add_row(rule, str(len(found)), named, escape(those[0].detail))
+    table = text_table("rejected", "frames", "frame numbers", "first reason")
+    for rule, verdicts in sorted(by_rule.items()):
+        affected = sorted(number for verdict in verdicts for number in numbers[verdict.key])
+        first = ", ".join(map(str, affected[:SHOWN])) + (", …" if len(affected) > SHOWN else "")
+        table.add_row(rule, str(len(affected)), first, escape(verdicts[0].detail))
     return table

@@ -1,8 +1,8 @@
-"""`dpstream library`: models and labels that groups share, on a folder or a bucket.
+"""`dpstream library`: shares models and labels between groups, in a folder or a bucket.
 
-What a campaign contributes is one entry, `library/<campaign>-<spec>.json`. The objects it names
-keep their keys, so that a library is a root too: a campaign run with it as --root finds the labels
-in its cache.
+A campaign contributes one entry, `library/<campaign>-<spec>.json`, and the objects that it names.
+Objects keep their keys, so a library is also a root: a campaign that runs with it as --root finds
+its labels in the cache.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from dpstream.terminal.tables import text_table
 
 PREFIX = "library/"
 LARGEST = 1 << 20
-"""Bytes of an entry."""
+"""Largest size of an entry, in bytes."""
 
 library = typer.Typer(
-    help="Models and labels that groups share, on a folder or a bucket: look there first, compute "
-    "only what is missing, contribute what you computed.",
+    help="Share models and labels between groups, in a folder or a bucket: find what exists, "
+    "compute what is missing, and add it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -60,7 +60,7 @@ Library = Annotated[
 
 
 class LibraryModel(Value):
-    """A trained model; `held_out` are its errors on frames it never saw."""
+    """A trained model. `held_out`: its errors on frames outside its training set."""
 
     ref: Ref
     type_map: tuple[str, ...]
@@ -70,11 +70,11 @@ class LibraryModel(Value):
 
 
 class LibraryEntry(Value):
-    """What one campaign contributed: its best model, and its labels as a dataset manifest."""
+    """The contribution of one campaign: its best model, and its labels as a dataset manifest."""
 
     campaign: str
     recipe: Recipe
-    conditions: tuple[str, ...] = Field(description="stages that the model was grown in")
+    conditions: tuple[str, ...] = Field(description="stages explored during training")
     model: LibraryModel | None
     dataset: Ref
     formulas: dict[str, int] = Field(description="labelled frames by composition")
@@ -90,63 +90,63 @@ class LibraryEntry(Value):
 
 @library.command()
 def add(library: Library, campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
-    """Contribute a campaign: its best model and all its labels, imported sets included.
+    """Add a campaign: its best model and all its labels, including imported sets.
 
-    Contributed again later, only what is new is copied.
+    Adding it again later copies only what is new.
 
     Example: dpstream library add copper --library s3://group/library
     """
     with within(root):
         source, name = named(campaign, root)
-        harvest = CampaignResults.of(source, name)
-    if harvest.recipe is None:
-        raise SpecError(f"{name}: has not begun: there is nothing to contribute")
+        results = CampaignResults.of(source, name)
+    if results.recipe is None:
+        raise SpecError(f"{name}: the campaign has not started, so there is nothing to add")
     with within(library):
         target = open_store(library)
-        copied = sum(_copy(harvest, ref, target) for ref in _objects(harvest))
-        entry = _enter(harvest, harvest.recipe, target)
+        copied = sum(_copy(results, ref, target) for ref in _objects(results))
+        entry = _enter(results, results.recipe, target)
     model = "no model" if entry.model is None else f"1 model ({', '.join(entry.model.type_map)})"
     say(console, f"{name}: {entry.frames} labels, {model}; {copied} new objects in {library}")
 
 
-def _objects(harvest: CampaignResults) -> Iterator[Ref]:
-    manifest = _manifest(harvest)
+def _objects(results: CampaignResults) -> Iterator[Ref]:
+    manifest = _manifest(results)
     yield from manifest.packs
     yield from manifest.labels
-    if harvest.best is not None:
-        yield harvest.best.model
+    if results.best is not None:
+        yield results.best.model
 
 
-def _copy(harvest: CampaignResults, ref: Ref, target: Store) -> bool:
-    """Whether it was new there. Objects never change: one that is there is the same."""
-    return not target.exists(ref.uri) and target.create(ref.uri, harvest.fetch(ref))
+def _copy(results: CampaignResults, ref: Ref, target: Store) -> bool:
+    """Copy an object unless it exists; objects never change. Returns whether it was copied."""
+    return not target.exists(ref.uri) and target.create(ref.uri, results.fetch(ref))
 
 
-def _manifest(harvest: CampaignResults) -> Dataset:
-    """Every label of the campaign, those of audits too, and its imported sets."""
-    assert harvest.history.submitted is not None
+def _manifest(results: CampaignResults) -> Dataset:
+    """All labels of the campaign, including audit labels, and its imported sets."""
+    assert results.history.submitted is not None
     accepted = {
         life.ref.key: life.accepted.label
-        for life in harvest.history.lives.values()
+        for life in results.history.lives.values()
         if life.accepted is not None
     }
     labels = tuple(accepted[key] for key in sorted(accepted))
-    return Dataset(version=0, packs=harvest.history.submitted.packs, labels=labels)
+    return Dataset(version=0, packs=results.history.submitted.packs, labels=labels)
 
 
-def _enter(harvest: CampaignResults, recipe: Recipe, target: Store) -> LibraryEntry:
-    spec = Ref.to("spec", harvest.spec_bytes).sha256[:12]
-    key = f"{PREFIX}{harvest.campaign}-{spec}"
-    body = _manifest(harvest).model_dump_json().encode()
+def _enter(results: CampaignResults, recipe: Recipe, target: Store) -> LibraryEntry:
+    spec = Ref.to("spec", results.spec_bytes).sha256[:12]
+    key = f"{PREFIX}{results.campaign}-{spec}"
+    body = _manifest(results).model_dump_json().encode()
     dataset = Ref.to(f"{key}.dataset", body)
     target.put(dataset.uri, body)
     labelled = _labelled(target, dataset)
     formulas = Counter(item.frame.formula for item in labelled)
     entry = LibraryEntry(
-        campaign=harvest.campaign,
+        campaign=results.campaign,
         recipe=recipe,
-        conditions=tuple(map(_condition, harvest.spec.stages)),
-        model=None if harvest.best is None else _model(harvest, harvest.best),
+        conditions=tuple(map(_condition, results.spec.stages)),
+        model=None if results.best is None else _model(results, results.best),
         dataset=dataset,
         formulas=dict(sorted(formulas.items())),
         elements=tuple(sorted({s for item in labelled for s in item.frame.species})),
@@ -161,16 +161,16 @@ def _labelled(store: Store, dataset: Ref) -> list[Labelled]:
 
 def _condition(stage: Stage) -> str:
     low, high = min(stage.temperatures), max(stage.temperatures)
-    heat = f"{low:g} K" if low == high else f"{low:g}–{high:g} K"
+    temperature = f"{low:g} K" if low == high else f"{low:g}–{high:g} K"
     pressures = f" {min(stage.pressures):g}–{max(stage.pressures):g} bar" if stage.pressures else ""
-    return f"{', '.join(stage.systems)} {heat}{pressures}"
+    return f"{', '.join(stage.systems)} {temperature}{pressures}"
 
 
-def _model(harvest: CampaignResults, best: MemberTrained) -> LibraryModel:
+def _model(results: CampaignResults, best: MemberTrained) -> LibraryModel:
     return LibraryModel(
         ref=best.model,
-        type_map=harvest.spec.type_map,
-        final=harvest.final is not None,
+        type_map=results.spec.type_map,
+        final=results.final is not None,
         train=best.train,
         held_out=best.test or best.audit,
     )
@@ -183,13 +183,13 @@ def _model(harvest: CampaignResults, best: MemberTrained) -> LibraryModel:
 def find(
     library: Library,
     elements: Annotated[
-        str, typer.Option(metavar="LIST", help="What your system is made of, e.g. Cu,Au.")
+        str, typer.Option(metavar="LIST", help="Elements of your system, e.g. Cu,Au.")
     ],
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|DIGEST",
-            help="Only what was labelled by this recipe: a file, or a digest.",
+            help="Only models and labels of this recipe: a file or a digest.",
         ),
     ] = None,
     output: Annotated[
@@ -198,34 +198,35 @@ def find(
             "--output",
             "-o",
             metavar="DIR",
-            help="Fetch them: models, and the labels as one dataset for `initial.data`.",
+            help="Folder to fetch into: the models, and the labels as one dataset for "
+            "`initial.data`.",
         ),
     ] = None,
 ) -> None:
-    """Look up models that know all these elements, then labels made of them alone.
+    """List models that cover all these elements, and labels with no other elements.
 
-    A recipe is compared composition by composition: a campaign that labels some system by inputs
-    of its own (systems.NAME.label) shares the labels of the others. The digest of one composition's
-    labels does too.
+    Recipes are compared per composition: a campaign with label inputs for one system
+    (systems.NAME.label) still shares the labels of its other systems. --recipe also accepts the
+    digest of a single composition's labels.
 
-    With -o the models and labels are fetched; labels of several recipes are never mixed: name one
-    by --recipe.
+    With -o the models and labels are fetched. Labels of different recipes are never mixed: choose
+    one with --recipe.
 
-    Exit status: 0 something was found, 1 nothing.
+    Exit status: 0 something was found, 1 nothing was found.
 
     Example: dpstream library find --elements Cu,Au --library s3://group/library -o found
     """
-    asked = {symbol.strip() for symbol in elements.split(",") if symbol.strip()}
+    wanted = {symbol.strip() for symbol in elements.split(",") if symbol.strip()}
     fits = _fitting(recipe)
     with within(library):
         store = there(library, "--library")
         known = list(entries(store))
-        models = [e for e in known if _has_model(e, asked, fits)]
-        labels = [part for e in known if (part := _part(e, asked, fits)).formulas]
+        models = [e for e in known if _has_model(e, wanted, fits)]
+        labels = [match for e in known if (match := _match(e, wanted, fits)).formulas]
         if not models and not labels:
-            say(console, f"{library}: nothing of {', '.join(sorted(asked))}")
+            say(console, f"{library}: no models or labels for {', '.join(sorted(wanted))}")
             raise typer.Exit(1)
-        for table in _found(models, labels):
+        for table in _tables(models, labels):
             console.print(table)
         if output is not None:
             if recipe is None or not _is_file(recipe):
@@ -234,36 +235,37 @@ def find(
 
 
 def entries(store: Store) -> Iterator[LibraryEntry]:
-    """Raises StoreError naming an object that is no entry."""
+    """All entries of a library. Raises StoreError naming an object that is not one."""
     for key in store.list(PREFIX):
         if key.endswith(".json"):
             try:
                 yield LibraryEntry.model_validate_json(store.get(key, most=LARGEST))
             except ValidationError as error:
-                raise StoreError(f"{key}: is no entry of a library") from error
+                raise StoreError(f"{key}: not a valid library entry") from error
 
 
 Fits = Callable[[Recipe, str], bool]
-"""Whether the labels by a recipe of one composition are what is looked for."""
+"""Whether the labels of one composition, computed with a recipe, match the search."""
 
 
 @dataclass(frozen=True)
 class LibraryMatch:
-    """What is looked for among the labels of an entry: frames by composition."""
+    """The labels of an entry that match the search: number of frames by composition."""
 
     entry: LibraryEntry
     formulas: dict[str, int]
 
 
 def _fitting(wanted: str | None) -> Fits:
-    """By a file, or by how a digest begins: a whole recipe's, or that of one composition."""
+    """Compare with a recipe file, or with the first characters of a digest: of a whole recipe or
+    of one composition."""
     if wanted is None:
         return lambda recipe, formula: True
     if _is_file(wanted):
-        given = read_recipe(Path(wanted))[0].recipe
-        return lambda recipe, formula: _own(recipe, formula) == _own(given, formula)
+        own = read_recipe(Path(wanted))[0].recipe
+        return lambda recipe, formula: _digest(recipe, formula) == _digest(own, formula)
     return lambda recipe, formula: any(
-        digest.startswith(wanted) for digest in (recipe.digest, _own(recipe, formula))
+        digest.startswith(wanted) for digest in (recipe.digest, _digest(recipe, formula))
     )
 
 
@@ -271,46 +273,46 @@ def _is_file(recipe: str) -> bool:
     return bool(Path(recipe).suffix)
 
 
-def _own(recipe: Recipe, formula: str) -> str:
-    """The digest that the labels of one composition are kept under."""
+def _digest(recipe: Recipe, formula: str) -> str:
+    """The digest under which the labels of one composition are stored."""
     return recipe.of(formula, electrons(Formula(formula))).digest
 
 
-def _has_model(entry: LibraryEntry, asked: set[str], fits: Fits) -> bool:
-    """A model of all these elements, all whose labels are what is looked for."""
-    if entry.model is None or not asked <= set(entry.model.type_map):
+def _has_model(entry: LibraryEntry, elements: set[str], fits: Fits) -> bool:
+    """Whether the entry's model covers all these elements and all its labels match."""
+    if entry.model is None or not elements <= set(entry.model.type_map):
         return False
     return all(fits(entry.recipe, formula) for formula in entry.formulas)
 
 
-def _part(entry: LibraryEntry, asked: set[str], fits: Fits) -> LibraryMatch:
-    """Its labels of these elements alone."""
+def _match(entry: LibraryEntry, elements: set[str], fits: Fits) -> LibraryMatch:
+    """The matching labels of the entry that contain no other elements."""
     return LibraryMatch(
         entry,
         {
             formula: count
             for formula, count in entry.formulas.items()
-            if set(Formula(formula)) <= asked and fits(entry.recipe, formula)
+            if set(Formula(formula)) <= elements and fits(entry.recipe, formula)
         },
     )
 
 
 def _check_one_recipe(labels: Sequence[LibraryMatch]) -> None:
-    """Raises SpecError for labels of recipes that differ otherwise than in the inputs of single
-    compositions, or in those of the same one."""
-    bare = {part.entry.recipe.model_copy(update={"compositions": {}}).digest for part in labels}
-    own = {(formula, _own(p.entry.recipe, formula)) for p in labels for formula in p.formulas}
+    """Raises SpecError if the labels cannot be mixed: their recipes differ in more than the inputs
+    of single compositions, or in the inputs of the same composition."""
+    bare = {match.entry.recipe.model_copy(update={"compositions": {}}).digest for match in labels}
+    own = {(formula, _digest(p.entry.recipe, formula)) for p in labels for formula in p.formulas}
     if len(bare) > 1 or len(own) > len({formula for formula, _ in own}):
-        recipes = {part.entry.recipe.digest: _recipe(part.entry.recipe) for part in labels}
-        those = ", ".join(recipes.values())
-        raise SpecError(f"--recipe: labels of {len(recipes)} recipes: {those}; name one")
+        recipes = {match.entry.recipe.digest: _recipe(match.entry.recipe) for match in labels}
+        names = ", ".join(recipes.values())
+        raise SpecError(f"--recipe: labels of {len(recipes)} recipes match: {names}; choose one")
 
 
-def _found(
+def _tables(
     models: Sequence[LibraryEntry], labels: Sequence[LibraryMatch]
 ) -> Iterator[RenderableType]:
     if models:
-        table = text_table("model of", "elements", "force error", "grown at", "recipe")
+        table = text_table("model of", "elements", "force error", "explored at", "recipe")
         for e in models:
             assert e.model is not None
             table.add_row(
@@ -323,12 +325,12 @@ def _found(
         yield table
     if labels:
         table = text_table("labels of", "frames", "compositions", "recipe")
-        for part in labels:
+        for match in labels:
             table.add_row(
-                part.entry.campaign,
-                str(sum(part.formulas.values())),
-                " ".join(part.formulas),
-                _recipe(part.entry.recipe),
+                match.entry.campaign,
+                str(sum(match.formulas.values())),
+                " ".join(match.formulas),
+                _recipe(match.entry.recipe),
             )
         yield table
 
@@ -353,16 +355,16 @@ def _fetch(
         path = folder / "models" / f"{e.campaign}{Path(e.model.ref.uri).suffix}"
         path.write_bytes(fetch(store, e.model.ref))
         say(console, f"{path}: the model of {e.campaign}")
-    labelled = [item for part in labels for item in _labelled_part(store, part)]
+    labelled = [item for match in labels for item in _labelled_part(store, match)]
     unique = {frame_key(item.frame): item for item in labelled}
-    found = [part.entry for part in labels]
-    recipes = {e.recipe.digest: _recipe(e.recipe) for e in found}
-    about = {"campaigns": [e.campaign for e in found], "recipes": recipes}
+    entries_used = [match.entry for match in labels]
+    recipes = {e.recipe.digest: _recipe(e.recipe) for e in entries_used}
+    about = {"campaigns": [e.campaign for e in entries_used], "recipes": recipes}
     symbols = sorted({symbol for item in labelled for symbol in item.frame.species})
     say(console, write_dataset(list(unique.values()), folder, "library find", symbols, **about))
 
 
-def _labelled_part(store: Store, part: LibraryMatch) -> Iterator[Labelled]:
-    for item in _labelled(store, part.entry.dataset):
-        if item.frame.formula in part.formulas:
+def _labelled_part(store: Store, match: LibraryMatch) -> Iterator[Labelled]:
+    for item in _labelled(store, match.entry.dataset):
+        if item.frame.formula in match.formulas:
             yield item

@@ -1,5 +1,8 @@
-"""The commented spec that `dpstream new` writes, made from the spec's own fields, so that it
-cannot drift from them."""
+"""`dpstream new`: writes a folder with a commented spec.
+
+The first part is written out here; all other keys, defaults, comments and bounds come from the
+fields of `dpstream.shared.spec`, so that the template always matches the code.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,14 @@ from dpstream.shared.spec.errors import NAMES, shown
 from dpstream.shared.values import Name
 
 COLUMN = 44
-"""Where comments begin."""
+"""Column in which comments start."""
 
 HEAD = """\
-# {name}: a campaign of concurrent learning. Units: eV, Å, ps, K, bar.
-# Put your structures into structures/, adapt the first part, then:
+# {name}: a concurrent-learning campaign. Units: eV, Å, ps, K, bar.
+# Put your structures into structures/, edit the first part, then run:
 #   dpstream validate campaign.yaml     checks everything and prints the plan
 #   dpstream run campaign.yaml
-# Every key below the first part holds its default and may be left out.
+# All keys after the first part show their defaults and may be deleted.
 
 name: {name}
 type_map: [C, H]                            # chemical symbols, in model order
@@ -45,33 +48,33 @@ systems:                                    # starting structures for exploratio
     structures: ["structures/*.xyz"]        # files that ASE reads: POSCAR, extxyz, xyz, cif…
     # periodic: false                       # default: as the file says; false drops the cell
 
-initial:                                    # labels for the first training: one of these or more
+initial:                                    # labels for the first training: at least one of these
 {perturb}
   # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
   #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
-  # pick: 20                                # structures of the systems as they are, at random
+  # pick: 20                                # unperturbed structures, drawn at random
 {dimers}
 
-stages:                                     # explored one after another, each until it converges
+stages:                                     # explored in order, each until it converges
   - name: warm
     systems: [start]                        # names from systems
     temperatures: [300]                     # K
-    # pressures: [1]                        # bar; with ensemble npt only
-    # md: {{steps: 2000}}                     # keys of md below, for this stage
-    # trust: {{low: 0.05, high: 0.2}}         # for this stage
-    # engine: md                            # or other ways to explore: docs/exploration.md
+    # pressures: [1]                        # bar; requires an npt ensemble
+    # md: {{steps: 2000}}                     # overrides keys of md below, in this stage
+    # trust: {{low: 0.05, high: 0.2}}         # overrides trust below, in this stage
+    # engine: md                            # for other engines see docs/exploration.md
   - name: hot
     systems: [start]
     temperatures: [450, 600]
 
-# material:                                 # instead of stages: a plan from the melting point
+# material:                                 # instead of stages: derived from the melting point
 {material}
 """
 
 NOTE = """\
-Starting structures of the campaign go here: POSCAR, extxyz, xyz, cif or whatever ASE reads.
-`systems.start.structures` in campaign.yaml says which names are taken. A file without a cell is a
-molecule in vacuum.
+Put the starting structures of the campaign here, in any format that ASE reads: POSCAR, extxyz, xyz,
+cif and others. `systems.start.structures` in campaign.yaml selects files by name. A file without a
+cell is a molecule in vacuum.
 """
 
 OWN = ("name", "type_map", "systems", "initial", "stages", "material")
@@ -82,12 +85,15 @@ OPTIONAL: dict[str, type[BaseModel]] = {
     "init": Init,
     "reference_md": ReferenceMd,
 }
-"""Sections that need not be there."""
+"""Optional sections; the template has them commented out."""
 
 
 def new_campaign(name: str, parent: Path) -> Path:
-    """Make `parent/name/` with a commented campaign.yaml and a folder for structures; returns the
-    spec's path. Raises `SpecError` for a bad name, a folder that exists or cannot be made."""
+    """Create `parent/name/` with a commented campaign.yaml and a folder for structures.
+
+    Returns the path of the spec. Raises `SpecError` for an invalid name, or a folder that exists or
+    cannot be created.
+    """
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
@@ -100,14 +106,14 @@ def new_campaign(name: str, parent: Path) -> Path:
         (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
         (folder / "campaign.yaml").write_text(template(name), encoding="utf-8")
     except FileExistsError as error:
-        raise SpecError(f"{folder}: exists already; choose another name") from error
+        raise SpecError(f"{folder}: already exists; choose another name") from error
     except OSError as error:
         raise SpecError(f"{folder}: cannot be written: {error.strerror}") from error
     return folder / "campaign.yaml"
 
 
 def template(name: str) -> str:
-    """The commented spec: what must be decided first, then every other key with its default."""
+    """The commented spec: first the keys to edit, then all other keys with their defaults."""
     head = HEAD.format(
         name=name,
         perturb="\n".join(_section("perturb", _field(Perturb), Perturb, "  ")),
@@ -146,7 +152,7 @@ def _model(field: FieldInfo) -> type[BaseModel] | None:
 
 def _trust(field: FieldInfo) -> Iterator[str]:
     yield from _section("trust", field, TrustLevels, "", field.default)
-    yield _comment("# trust:", "or levels found from the labels")
+    yield _comment("# trust:", "or levels calibrated from the labels")
     yield from (f"# {line}" for line in _keys(AutoTrust, "  "))
 
 
@@ -169,13 +175,13 @@ def _keys(model: type[BaseModel], indent: str, values: Any = None) -> Iterator[s
 
 
 def _optional(key: str, field: FieldInfo, indent: str) -> Iterator[str]:
-    """A section that is not there unless somebody asks for it: commented out."""
+    """An optional section, commented out."""
     yield _comment(f"{indent}# {key}:", field.description or "")
     yield from (f"{indent}# {line}" for line in _keys(OPTIONAL[key], "  "))
 
 
 def _line(key: str, field: FieldInfo, indent: str, values: Any = None) -> str:
-    """`key: default` and a comment; commented out where the default is to say nothing."""
+    """`key: default` and a comment; commented out if there is no default."""
     if field.is_required() and values is None:
         text = f"{indent}{key}:"
     else:
@@ -195,7 +201,7 @@ def _comment(text: str, comment: str) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field's value may be, in words; empty where anything of its type may."""
+    """The allowed values of a field as text; empty if its type is the only restriction."""
     annotation = field.annotation
     if get_origin(annotation) is Literal:
         return ", ".join(str(choice) for choice in get_args(annotation))
@@ -209,7 +215,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """Constraints of a field and of the types it is annotated with."""
+    """The constraints of a field and of its annotated types."""
     for item in [*field.metadata, *_inner_metadata(field.annotation)]:
         yield from getattr(item, "metadata", [item])
 

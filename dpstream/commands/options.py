@@ -1,4 +1,8 @@
-"""What several commands ask for, and how it is looked up."""
+"""Arguments and options that several commands share, and how they are resolved.
+
+`prepared` reads and checks a spec before anything starts; `there` and `named` open an existing
+store and campaign; `within` adds the store's location to errors.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +34,24 @@ from dpstream.shared.values import Recipe
 
 DEFAULT_ROOT = "runs"
 MOST_WORKERS = 64
-"""Of one service: each has a warm engine of some 0.5 GB."""
+"""Per service. Each worker keeps an engine of about 0.5 GB in memory."""
 SpecFile = Annotated[
     Path,
     typer.Argument(
         metavar="SPEC",
-        help="Campaign spec, YAML or JSON; `dpstream new` writes one to edit. DP-GEN's param.json "
-        "will do too.",
+        help="Campaign spec (YAML or JSON; `dpstream new` writes a template), or DP-GEN's "
+        "param.json.",
     ),
 ]
 MachineFile = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="[MACHINE]", help="DP-GEN's machine file: checked, and told what becomes of it."
-    ),
+    typer.Argument(metavar="[MACHINE]", help="DP-GEN's machine file; it is checked but not used."),
 ]
 Code = Annotated[
     str | None,
     typer.Option(
         metavar="CODE",
-        help="With DP-GEN's param.json: label with this code and its own defaults instead of what "
-        "fp_style asks for.",
+        help="With DP-GEN's param.json: label with this code and its defaults instead of fp_style.",
     ),
 ]
 Root = Annotated[
@@ -60,8 +61,8 @@ Root = Annotated[
         "--store",
         envvar="DPSTREAM_STORE",
         metavar="DIR|URL",
-        help="Where all campaigns are, and the labels they share: a folder, or s3://bucket/prefix "
-        "(endpoint, region and keys by DPSTREAM_STORE_…).",
+        help="Store of all campaigns and their shared labels: a folder, or s3://bucket/prefix "
+        "(endpoint, region and keys from DPSTREAM_STORE_…).",
     ),
 ]
 Broker = Annotated[
@@ -70,20 +71,20 @@ Broker = Annotated[
         envvar="DPSTREAM_BROKER",
         metavar="URL",
         help="Message broker of a deployment, amqp://user:password@host:port/vhost "
-        "(certificates by DPSTREAM_BROKER_…).",
+        "(certificates from DPSTREAM_BROKER_…).",
         show_envvar=True,
     ),
 ]
 Campaign = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="Campaign; may be left out when there is only one."),
+    typer.Argument(metavar="[NAME]", help="Campaign; optional if there is only one."),
 ]
 Mode = Annotated[
     str | None,
     typer.Option(
         metavar="MODE",
-        help="lockstep (DP-GEN's rounds, reproducible) or streaming (no barriers), instead of "
-        "the spec's.",
+        help="Overrides the spec's mode: lockstep (rounds as in DP-GEN, reproducible) or streaming "
+        "(no barriers).",
     ),
 ]
 NewName = Annotated[
@@ -91,7 +92,7 @@ NewName = Annotated[
     typer.Option(
         "--name",
         metavar="NAME",
-        help="Campaign name, instead of the spec's: the same spec begun anew.",
+        help="Overrides the spec's campaign name, e.g. to start the same spec afresh.",
     ),
 ]
 
@@ -99,11 +100,15 @@ NewName = Annotated[
 def prepared(
     path: Path, mode: str | None, name: str | None, engines: bool = True, code: str | None = None
 ) -> tuple[Spec, Gathered, Recipe]:
-    """Everything checked that can be checked before anything starts; `engines` are to be here."""
-    given = {key: value for key, value in (("mode", mode), ("name", name)) if value is not None}
+    """Read and check the spec at `path` with all that it names, before anything starts.
+
+    `mode`, `name` and `code` override the spec; `engines`: they must be installed on this machine.
+    Raises `SpecError` with one line naming file and key.
+    """
+    overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
     loaded = load_campaign(path, code)
     try:
-        spec = Spec.model_validate({**loaded.model_dump(), **given})
+        spec = Spec.model_validate({**loaded.model_dump(), **overrides})
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
     try:
@@ -118,8 +123,8 @@ def checked(
     engines: bool = True,
     given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
 ) -> tuple[Spec, Gathered, Recipe]:
-    """What `spec` names, relative to `folder`, read and checked; `given`: structures of systems
-    that are read already."""
+    """Read and check everything that `spec` names, relative to `folder`. `given`: structures, by
+    system, that have already been read."""
     labels, attachments = read_files(spec.labels, folder)
     structures = SystemStructures(spec, folder, given)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
@@ -133,48 +138,50 @@ def checked(
 
 @contextmanager
 def within(root: str) -> Iterator[None]:
-    """Errors of a store and its ledgers name the place they are in."""
+    """Prefix errors of a store and its ledgers with the store's location."""
     try:
         yield
     except CorruptLedger as error:
-        raise SpecError(f"{root}: {error}; restore it, or begin anew with --name") from error
+        raise SpecError(f"{root}: {error}; restore it, or start afresh with --name") from error
     except StoreError as error:
         raise SpecError(f"{root}: {error}") from error
 
 
 def there(root: str, option: str = "--root") -> Store:
-    """The store at `root`, which is to be there already. Makes no folder."""
+    """Open the store at `root`, which must exist. Raises `SpecError` naming `option` otherwise."""
     path = Path(root)
     if is_folder(root) and not path.is_dir():
-        found = "is a file" if path.exists() else "no such folder"
-        hint = "; campaigns are in the --root they were run with" if option == "--root" else ""
-        raise SpecError(f"{option}: {root}: {found}{hint}")
+        problem = "not a folder" if path.exists() else "no such folder"
+        hint = "; give the --root that the campaign was run with" if option == "--root" else ""
+        raise SpecError(f"{option}: {root}: {problem}{hint}")
     return open_store(root)
 
 
 def named(campaign: str | None, root: str) -> tuple[Store, str]:
-    """The store at `root`, and the campaign that is meant."""
+    """The store at `root` and the name of the campaign, which may be omitted if it is the only
+    one. Raises `SpecError` listing the campaigns otherwise."""
     store = there(root)
     known = campaigns(store)
     if campaign is None and len(known) == 1:
         campaign = known[0]
     if campaign not in known:
-        raise SpecError(f"--root: {root}: {_unnamed(campaign, known)}")
+        raise SpecError(f"--root: {root}: {_unresolved(campaign, known)}")
     stored_spec(store, campaign)
     return store, campaign
 
 
-def _unnamed(campaign: str | None, known: list[str]) -> str:
+def _unresolved(campaign: str | None, known: list[str]) -> str:
     if not known:
-        return "holds no campaign; dpstream run SPEC begins one"
-    those = ", ".join(known)
+        return "contains no campaign; start one with dpstream run SPEC"
+    names = ", ".join(known)
     if campaign is None:
-        return f"holds several campaigns; name one of {those}"
-    return f"no campaign {campaign!r}{did_you_mean(campaign, known)}; there are: {those}"
+        return f"contains several campaigns; give one of {names}"
+    return f"no campaign {campaign!r}{did_you_mean(campaign, known)}; campaigns: {names}"
 
 
 def parse_workers(text: str, services: Sequence[str], least: int) -> dict[str, int]:
-    """`trainer=1,labeler=2` as numbers by service, `least` or more of each. Raises `SpecError`."""
+    """Parse `trainer=1,labeler=2` to a count per service, each at least `least`. Raises
+    `SpecError`."""
     crew: dict[str, int] = {}
     for part in text.split(","):
         service, _, count = (piece.strip() for piece in part.partition("="))

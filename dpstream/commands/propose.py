@@ -1,4 +1,8 @@
-"""`dpstream propose`: offer structures to a campaign."""
+"""`dpstream propose`: offers structures to a running campaign.
+
+Structures come from files, a stream or a watched folder, and are published as proposals. The
+campaign answers with a verdict per frame: screened out, labelled or rejected.
+"""
 
 from __future__ import annotations
 
@@ -21,73 +25,80 @@ from dpstream.shared.errors import BusError, SpecError
 from dpstream.terminal.console import console, say
 
 OPEN = ("candidate",)
-"""Verdicts that another follows."""
+"""Verdicts that are not final."""
 Say = Callable[[str], None]
 
 
 def propose(
     campaign: Annotated[
-        str, typer.Option(metavar="NAME", help="The campaign that is to judge them.")
+        str, typer.Option(metavar="NAME", help="Campaign to offer the structures to.")
     ],
     files: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[FILE]...",
-            help="Structures, in any format that ASE or dpdata reads; - for a stream of extended "
-            "xyz, each frame offered as it comes.",
+            help="Structures in any format of ASE or dpdata; - reads extended xyz from standard "
+            "input and offers each frame as soon as it arrives.",
         ),
     ] = None,
     label: Annotated[
         bool,
         typer.Option(
             "--label/--screen",
-            help="Have them labelled straight away, or judged by the committee first.",
+            help="Label the structures directly, or screen them with the committee first.",
         ),
     ] = False,
     generator: Annotated[
-        str, typer.Option(metavar="NAME", help="Who offers them; verdicts and limits go by it.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Name of the generator; verdicts and limits are per name."
+        ),
     ] = "propose",
     priority: Annotated[
-        int, typer.Option(metavar="N", help="Of their labels; higher first, the campaign's own 0.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Priority of their labels; higher is earlier, the campaign's own have 0.",
+        ),
     ] = 0,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Print the verdicts as they come, to the last.")
+        bool, typer.Option("--wait", help="Wait, and print the verdicts as they arrive.")
     ] = False,
     watch: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Offer each new structure that appears in a folder (POSCAR*, CONTCAR*, *_ori, "
-            "gatheredPOSCARS, *.cif, *.xyz), once; until Ctrl-C.",
+            help="Offer each structure that appears in this folder once, until Ctrl-C (POSCAR*, "
+            "CONTCAR*, *_ori, gatheredPOSCARS, *.cif, *.xyz).",
         ),
     ] = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
 ) -> None:
-    """Offer structures to a running campaign; what becomes of each is its verdict."""
+    """Offer structures to a running campaign, which returns a verdict for each."""
     if bool(files) == (watch is not None):
-        raise SpecError("FILE: give files, - or --watch DIR, one of them")
+        raise SpecError("FILE: give either files, - or --watch DIR")
     how = {"label": label, "priority": priority}
     frames = [as_frame(a, f) for f in files or [] if f != "-" for a in read_structures(Path(f))]
     with within(root), closing(open_bus(broker)) as bus:
-        at = Generator(bus, there(root), campaign, generator)
+        client = Generator(bus, there(root), campaign, generator)
         if watch is not None:
-            WatchedFolder(watch, at, _shown, **how).run()
+            WatchedFolder(watch, client, _show, **how).run()
         stream = sys.stdin if "-" in (files or []) else None
-        correlation, count = offer(at, frames, stream, **how)
+        correlation, count = offer(client, frames, stream, **how)
         _say(f"proposed {count} frame{'s' * (count != 1)} to {campaign} as {correlation}")
         if wait:
-            _followed(at, correlation, count)
+            _wait_for_verdicts(client, correlation, count)
 
 
-def _followed(generator: Generator, correlation: str, count: int) -> None:
+def _wait_for_verdicts(generator: Generator, correlation: str, count: int) -> None:
     try:
         follow(generator, correlation, count, _say)
     except BusError as error:
-        raise SpecError(f"--broker: {error}; dpstream logs tells the rest") from error
+        raise SpecError(f"--broker: {error}; see dpstream logs for later verdicts") from error
 
 
-def _shown(news: Verdict | str) -> None:
+def _show(news: Verdict | str) -> None:
     _say(news if isinstance(news, str) else row(news))
 
 
@@ -101,7 +112,8 @@ def _say(line: str) -> None:
 def offer(
     generator: Generator, frames: Sequence[Frame], stream: TextIO | None, **how: Any
 ) -> tuple[str, int]:
-    """Offer `frames`, then each of a stream as it comes: their correlation, and how many."""
+    """Offer `frames`, then each frame of a stream as it arrives. Returns their correlation and
+    their number."""
     correlation, count = str(uuid.uuid4()), len(frames)
     generator.propose(frames, correlation=correlation, **how)
     for atoms in streamed(stream) if stream else ():
@@ -111,7 +123,7 @@ def offer(
 
 
 def follow(generator: Generator, correlation: str, count: int, say: Say) -> None:
-    """Print the verdicts on `count` frames as they come, until each has had its last."""
+    """Print the verdicts on `count` frames as they arrive, until each frame has its final one."""
     say(HEADER)
     waiting = set(range(count))
     verdicts = generator.verdicts()
@@ -127,7 +139,7 @@ HEADER = f"{'frame':>5}  {'verdict':<10}{'eV/Å':>8}  {'committee':>9}  {'energy
 
 
 def row(verdict: Verdict) -> str:
-    """A verdict as a line of the table."""
+    """A verdict as one line of the table."""
     deviation = "" if verdict.deviation is None else f"{verdict.deviation:.4f}"
     energy = "" if verdict.energy is None else f"{verdict.energy:.4f}"
     version = str(verdict.version or "")

@@ -1,4 +1,8 @@
-"""A campaign on a deployment's broker and store, with workers of this machine beside its own."""
+"""`dpstream run --broker`: runs a campaign on a deployment with additional local workers.
+
+The campaign is submitted to the deployment's broker and store. Services started here run as
+separate processes against the same broker and store until the campaign ends or Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,12 @@ from dpstream.terminal.console import say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 
 GRACE = 30.0
-"""Seconds in which a service asked to stop hands its work back."""
+"""Seconds that a service has to return its tasks before it is killed."""
 
 
 @dataclass
 class LocalWorkers:
-    """Services as processes of their own, in sessions of their own: Ctrl-C is for us alone."""
+    """Services in processes and sessions of their own, so that Ctrl-C reaches this process only."""
 
     logs: Path
     environment: Mapping[str, str]
@@ -48,12 +52,14 @@ class LocalWorkers:
                 self._processes[name] = spawn(command, self.environment, Path.cwd(), log)
 
     def check(self) -> None:
-        """Raises `SpecError` with the last word of a service that has ended."""
+        """Raises `SpecError` with the last log line of a service that has ended."""
         for name, process in self._processes.items():
             status = process.poll()
             if status is not None:
                 log = self.logs / f"{name}.log"
-                raise SpecError(f"{name} ended with status {status}: {last_line(log)}; see {log}")
+                raise SpecError(
+                    f"{name} ended with exit status {status}: {last_line(log)}; see {log}"
+                )
 
     def stop(self) -> None:
         for process in self._processes.values():
@@ -76,36 +82,37 @@ def run_mixed(
     workers: Mapping[str, int],
     console: Console,
 ) -> int:
-    """Submit, work along, and watch to the end. Exit status as of `dpstream run`."""
+    """Submit the campaign, start local workers and follow it to its end. Returns the exit status
+    of `dpstream run`."""
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
             check_imported(gathered, spec, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
-        with ExitStack() as until_then:
-            crew = until_then.enter_context(_at_work(root, broker, workers, console))
-            asked = until_then.enter_context(signals(console))
+        with ExitStack() as stack:
+            crew = stack.enter_context(_running(root, broker, workers, console))
+            stopping = stack.enter_context(signals(console))
             if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
-                say(console, "no coordinator answers; --workers coordinator=1 runs one here")
+                say(console, "no coordinator answers; start one here with --workers coordinator=1")
             followed = FollowedCampaign(LedgerReader.open(store, spec.name), bus)
 
-            def going_on() -> bool:
+            def continues() -> bool:
                 crew.check()
-                return not asked.is_set() and followed.goes_on()
+                return not stopping.is_set() and followed.goes_on()
 
-            status = look_on(store, followed, going_on)
-            return INTERRUPTED if asked.is_set() else status
+            status = look_on(store, followed, continues)
+            return INTERRUPTED if stopping.is_set() else status
 
 
 @contextmanager
-def _at_work(
+def _running(
     root: str, broker: str, workers: Mapping[str, int], console: Console
 ) -> Iterator[LocalWorkers]:
     logs = Path(tempfile.mkdtemp(prefix="dpstream-logs-"))
-    say(console, f"{logs}: what the services here say")
-    here = {"DPSTREAM_STORE": root, "DPSTREAM_BROKER": broker, "DPSTREAM_HTTP_PORT": "0"}
-    crew = LocalWorkers(logs, {**os.environ, **here})
+    say(console, f"{logs}: logs of the services on this machine")
+    settings = {"DPSTREAM_STORE": root, "DPSTREAM_BROKER": broker, "DPSTREAM_HTTP_PORT": "0"}
+    crew = LocalWorkers(logs, {**os.environ, **settings})
     try:
         crew.start(workers)
         yield crew

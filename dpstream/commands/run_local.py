@@ -31,7 +31,7 @@ from dpstream.terminal.status import Learning, figures
 
 LOOK = 0.5
 """Seconds between looks at the state."""
-STOPS = "Ctrl-C stops; the same command goes on from there"
+STOPS = "Ctrl-C stops; the same command continues from there"
 
 
 def run_campaign(
@@ -68,7 +68,7 @@ def run_campaign(
 def _taken_up(state: State) -> str:
     labels = sum(frame.status == "labelled" for frame in state.labels.frames.values())
     how = "resumed; it was " if state.paused is not None else "resumed: "
-    return f"{state.spec.name}: {how}{headline(state)}; {labels} labels are there already"
+    return f"{state.spec.name}: {how}{headline(state)}; {labels} labels exist"
 
 
 def _grow(
@@ -87,7 +87,7 @@ def _grow(
                 lambda: not (is_over(open_campaign.state) or cluster.errors or asked.wait(LOOK))
             )
             if asked.is_set():
-                say(console, "stopping; what is at work is handed back (again: end at once)")
+                say(console, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return open_campaign.state
@@ -115,11 +115,11 @@ def _verdict(state: State, store: FolderStore, folder: Path, console: Console) -
     """Say how it stands, export what is finished; the exit status."""
     say(console, f"{state.spec.name}: {headline(state)}")
     if state.finished is None:
-        say(console, "everything finished is kept; the same command goes on from here")
+        say(console, "all finished results are kept; run the same command to continue")
         return INTERRUPTED if state.paused is None else 1
     console.print(figures(state, Learning.of(read_messages(store, state.spec.name))))
     if (folder / "README.txt").exists():  # an export's last file
-        say(console, f"{folder / 'README.txt'}: what is what, and how to run it")
+        say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
         for line in export(store, state.spec.name, folder):
             say(console, line)

@@ -1,4 +1,9 @@
-"""`dpstream simplify`: subsample a dataset by committee deviation."""
+"""`dpstream simplify`: reduces a dataset to the frames that a committee needs.
+
+The dataset becomes the only system of a lockstep campaign with the `frames` engine
+(`dpstream.simplify.campaign`), which runs like any other; afterwards the frames left out are
+measured (`dpstream.simplify.remainder`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpstream.commands.import_dpgen import key_table, said_of_machine
+from dpstream.commands.import_dpgen import key_table, machine_note
 from dpstream.commands.options import (
     DEFAULT_ROOT,
     Code,
@@ -48,9 +53,9 @@ def simplify(
         list[str],
         typer.Argument(
             metavar="DATASET...",
-            help="Labelled sets (DeePMD-kit folders or HDF5, extxyz, OUTCAR) or, where a --spec "
-            "says how to label, frames in any format of ASE or dpdata. Or DP-GEN's simplify "
-            "param.json, and machine.json.",
+            help="Labelled sets (DeePMD-kit folders or HDF5, extxyz, OUTCAR); with labels.code in "
+            "--spec also unlabelled frames in any format of ASE or dpdata. Or DP-GEN's simplify "
+            "param.json and machine.json.",
         ),
     ],
     spec: Annotated[
@@ -58,45 +63,45 @@ def simplify(
         typer.Option(
             metavar="FILE",
             help="Sections of a campaign spec: training, trust, selection, initial.pick, labels… "
-            "With labels.code, frames are labelled by it; without, labels are the dataset's own.",
+            "With labels.code, that code labels the frames; otherwise the dataset's labels count.",
         ),
     ] = None,
     workers: Annotated[
-        str, typer.Option(metavar="LIST", help="Workers of each service here.")
+        str, typer.Option(metavar="LIST", help="Workers of each service on this machine.")
     ] = CREW,
     root: Root = DEFAULT_ROOT,
     name: NewName = None,
     code: Code = None,
 ) -> None:
-    """Find the part of a dataset that a committee needs (DP-GEN's simplify).
+    """Reduce a dataset to the frames that a committee needs (DP-GEN's simplify).
 
-    A committee is trained on a few frames drawn at random, judges all others, and those on which it
-    disagrees are labelled and trained on, some each round, until no candidate is left. Models, the
-    reduced dataset and a report end up in DIR/NAME. Ctrl-C loses only the work in flight; the same
-    command goes on.
+    A committee is trained on a few random frames and judges all others. In each round some of the
+    frames on which it disagrees are labelled and added to the training set, until no candidate is
+    left. Models, the reduced dataset and a report are written to DIR/NAME. After Ctrl-C, run the
+    same command to continue; only work in progress is lost.
 
-    Exit status: 0 no candidate is left, 1 not so, 2 bad input, 130 interrupted.
+    Exit status: 0 no candidate is left, 1 candidates are left, 2 bad input, 130 interrupted.
 
     Example: dpstream simplify aimd.extxyz --spec small.yaml
     """
     crew = {**WORKERS, **parse_workers(workers, tuple(WORKERS), least=1)}
     if not is_folder(root):
-        raise SpecError(f"--root: {root}: simplify works in a folder here")
-    asked = _asked(dataset, spec, name, code)
-    loaded, gathered, recipe, pool = _prepared(asked)
+        raise SpecError(f"--root: {root}: must be a folder on this machine for simplify")
+    options = _options(dataset, spec, name, code)
+    loaded, gathered, recipe, pool = _prepared(options)
     with within(root):
         store = FolderStore(Path(root))
-        pool.keep_labels(store, recipe, asked.sources)
+        pool.keep_labels(store, recipe, options.sources)
         status = run_campaign(loaded, gathered, recipe, Path(root), crew, console)
         folder = Path(root) / loaded.name
         if status != INTERRUPTED and folder.is_dir():
-            _tell(loaded, pool, store, folder)
+            _report_left_out(loaded, pool, store, folder)
     raise typer.Exit(status)
 
 
 @dataclass(frozen=True)
 class SimplifyOptions:
-    """What to simplify, names relative to `folder`, and how; errors are those of `where`."""
+    """What to simplify and how. File names are relative to `folder`; errors name `where`."""
 
     settings: Mapping[str, Any]
     sources: Sequence[str]
@@ -105,19 +110,21 @@ class SimplifyOptions:
     where: str
 
 
-def _asked(
+def _options(
     dataset: Sequence[str], spec: Path | None, name: str | None, code: str | None
 ) -> SimplifyOptions:
     first = Path(dataset[0])
     if first.suffix in SETTINGS:
         return _of_dpgen(dataset, spec, name, code)
     if code is not None:
-        raise SpecError("--code: goes with DP-GEN's param.json; give a --spec with labels.code")
+        raise SpecError(
+            "--code: allowed only with DP-GEN's param.json; give labels.code in a --spec instead"
+        )
     if spec is None:
-        return SimplifyOptions({}, dataset, Path(), name or _named(first), "DATASET")
+        return SimplifyOptions({}, dataset, Path(), name or _default_name(first), "DATASET")
     settings = with_texts(read_document(spec), spec)
     sources = [str(Path(source).absolute()) for source in dataset]
-    own = str(settings.get("name", _named(first)))
+    own = str(settings.get("name", _default_name(first)))
     return SimplifyOptions(settings, sources, spec.parent, name or own, str(spec))
 
 
@@ -127,44 +134,50 @@ def _of_dpgen(
     param = Path(dataset[0])
     document = without_comments(read_document(param))
     if not is_simplify(document):
-        raise SpecError(f"{param}: has no pick_data: is no param file of DP-GEN's simplify")
+        raise SpecError(
+            f"{param}: not a DP-GEN `simplify` parameter file: the key pick_data is missing"
+        )
     if spec is not None:
-        raise SpecError(f"--spec: not with {param}, which says it all")
+        raise SpecError(f"--spec: not allowed together with {param}, which has all settings")
     if len(dataset) > 2:
-        raise SpecError(f"{dataset[2]}: after param.json comes at most a machine.json")
+        raise SpecError(f"{dataset[2]}: unexpected; only a machine.json may follow param.json")
     try:
-        found = read_simplify(document, param.parent, code)
+        converted = read_simplify(document, param.parent, code)
     except SpecError as error:
         raise SpecError(f"{param}: {error}") from error
-    console.print(key_table(str(param), found.lines))
-    for text in found.differences:
-        say(console, f"not as in DP-GEN: {text}")
+    console.print(key_table(str(param), converted.lines))
+    for text in converted.differences:
+        say(console, f"differs from DP-GEN: {text}")
     if len(dataset) == 2:
-        say(console, said_of_machine(Path(dataset[1])))
+        say(console, machine_note(Path(dataset[1])))
     return SimplifyOptions(
-        found.settings, found.sources, param.parent, name or _named(param), str(param)
+        converted.settings,
+        converted.sources,
+        param.parent,
+        name or _default_name(param),
+        str(param),
     )
 
 
-def _named(path: Path) -> str:
+def _default_name(path: Path) -> str:
     return f"{named_after(path)[:50]}-simplified"
 
 
-def _prepared(asked: SimplifyOptions) -> tuple[Spec, Gathered, Recipe, SimplifyPool]:
-    """Everything checked that can be checked before anything starts."""
-    own = own_labels(asked.settings)
-    type_map = asked.settings.get("type_map", ())
-    pool = read_pool(asked.sources, asked.folder, type_map, own)
+def _prepared(options: SimplifyOptions) -> tuple[Spec, Gathered, Recipe, SimplifyPool]:
+    """Read and check the dataset and the campaign made of it, before anything starts."""
+    own = own_labels(options.settings)
+    type_map = options.settings.get("type_map", ())
+    pool = read_pool(options.sources, options.folder, type_map, own)
     try:
-        spec = campaign(asked.settings, asked.name, asked.sources, pool)
+        spec = campaign(options.settings, options.name, options.sources, pool)
         given = {SYSTEM: list(pool.frames.values())}
-        return (*checked(spec, asked.folder, given=given), pool)
+        return (*checked(spec, options.folder, given=given), pool)
     except SpecError as error:
-        raise SpecError(f"{asked.where}: {error}") from error
+        raise SpecError(f"{options.where}: {error}") from error
 
 
-def _tell(spec: Spec, pool: SimplifyPool, store: FolderStore, folder: Path) -> None:
+def _report_left_out(spec: Spec, pool: SimplifyPool, store: FolderStore, folder: Path) -> None:
     assert isinstance(spec.trust, TrustLevels)
-    found = measure(CampaignResults.of(store, spec.name), pool, spec.trust.values(), folder)
-    if found is not None:
-        say(console, str(found))
+    converted = measure(CampaignResults.of(store, spec.name), pool, spec.trust.values(), folder)
+    if converted is not None:
+        say(console, str(converted))

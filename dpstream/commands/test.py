@@ -1,4 +1,8 @@
-"""`dpstream test`: properties by a model, beside those by the recipe that it was taught."""
+"""`dpstream test`: compares properties of a model with those of the recipe that labelled its data.
+
+Both sides are ASE calculators: the model through DeePMD-kit, the recipe through the label cache.
+`dpstream.properties` computes the properties, prints the table and writes the results.
+"""
 
 from __future__ import annotations
 
@@ -34,35 +38,38 @@ DEFAULTS = PropertySettings()
 
 Model = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML)."),
+    typer.Argument(metavar="MODEL", help="A DeePMD-kit model, or a second recipe (YAML or JSON)."),
 ]
 StructureFiles = Annotated[
     list[Path],
-    typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules that ASE reads."),
+    typer.Argument(metavar="STRUCTURES...", help="Crystals or molecules, in any format of ASE."),
 ]
 Names = Annotated[
     str | None,
-    typer.Option(metavar="LIST", help=f"Of {','.join(PROPERTIES)}; default: all that can be had."),
+    typer.Option(
+        metavar="LIST", help=f"Any of {','.join(PROPERTIES)}; default: all that are available."
+    ),
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
 ]
 Size = Annotated[
-    float, typer.Option(min=1, help="Å: least edge of supercells, thickness of slabs.")
+    float, typer.Option(min=1, help="Smallest edge of supercells and thickness of slabs, Å.")
 ]
-Fmax = Annotated[float, typer.Option(min=1e-4, help="eV/Å: largest force in a relaxed structure.")]
+Fmax = Annotated[float, typer.Option(min=1e-4, help="Largest force in a relaxed structure, eV/Å.")]
 Millers = Annotated[
     list[str] | None,
     typer.Option(
         metavar="H,K,L",
-        help="Surface, in indices of the given cell; may be repeated. Default: 1,0,0 1,1,0 1,1,1.",
+        help="Miller indices of a surface, in the given cell; may be repeated. Default: 1,0,0 "
+        "1,1,0 1,1,1.",
     ),
 ]
 Line = Annotated[
     str,
     typer.Option(
         metavar="H,K,L:X,Y",
-        help="γ-line: its plane, and its last shift in the slab's in-plane cell vectors.",
+        help="γ-line: the plane, and the last shift in units of the slab's in-plane cell vectors.",
     ),
 ]
 
@@ -79,15 +86,15 @@ def compare_properties(
     line: Line = "1,1,1:0.5,-0.5",
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Compare a model with its recipe on properties that no training saw.
+    """Compare a model with its recipe on properties that were not trained on.
 
-    Each side relaxes the structure for itself; then come the equation of state, elastic
-    constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point by the
-    recipe is a label in the cache under --root: known ones are not computed, and after Ctrl-C the
-    same command goes on.
+    Model and recipe each relax the structure, then compute the equation of state, elastic
+    constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point with the
+    recipe is a label in the cache in --root, so nothing is computed twice; after Ctrl-C, run the
+    same command to continue.
 
-    Writes properties.json and a picture of the curves. Exit status: 0 all found, 1 some not,
-    2 bad input, 130 interrupted.
+    Writes properties.json and a plot of the curves. Exit status: 0 all properties computed, 1 some
+    failed, 2 bad input, 130 interrupted.
 
     Example: dpstream test models/final.pb Cu.cif --recipe campaign.yaml --properties eos,elastic
     """
@@ -98,16 +105,17 @@ def compare_properties(
         _check_elements(named, sides["model"])
         report = partial(say, console)
         compared = [compare(name, atoms, wanted, sides, how, report) for name, atoms in named]
-        taught = sides["recipe"].open_campaign.recipe.model_dump()
+        labelled_with = sides["recipe"].open_campaign.recipe.model_dump()
     for each in compared:
         console.print(table(each, list(sides)))
-    for path in write(compared, folder, {"model": str(model), "recipe": taught, "how": vars(how)}):
+    about = {"model": str(model), "recipe": labelled_with, "how": vars(how)}
+    for path in write(compared, folder, about):
         say(console, f"wrote {path}")
     if not all(each.complete for each in compared):
         raise typer.Exit(1)
 
 
-# ------------------------------------------------------------------------------ what is asked for
+# ------------------------------------------------------------------------------ options
 
 
 def _wanted(properties: str | None) -> list[str]:
@@ -116,11 +124,12 @@ def _wanted(properties: str | None) -> list[str]:
     wanted = [name.strip() for name in properties.split(",") if name.strip()]
     for name in wanted:
         if name not in PROPERTIES:
-            hint = did_you_mean(name, PROPERTIES) or f"; there are: {', '.join(PROPERTIES)}"
-            raise SpecError(f"--properties: no property {name!r}{hint}")
+            hint = did_you_mean(name, PROPERTIES) or f"; allowed: {', '.join(PROPERTIES)}"
+            raise SpecError(f"--properties: unknown property {name!r}{hint}")
         if missing(name):
             raise SpecError(
-                f"--properties: {name} needs {missing(name)}; pip install 'dpstream[properties]'"
+                f"--properties: {name} needs {missing(name)}, which is not installed; "
+                "pip install 'dpstream[properties]'"
             )
     return wanted
 
@@ -131,8 +140,8 @@ def _how(fmax: float, size: float, miller: list[str] | None, line: str) -> Prope
 
 
 def _miller(text: str, option: str = "--miller") -> tuple[int, int, int]:
-    found = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
-    indices = tuple(map(int, found.groups())) if found else ()
+    match = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
+    indices = tuple(map(int, match.groups())) if match else ()
     if len(indices) != 3 or not any(indices):
         raise SpecError(f"{option}: {text!r}: expected three indices, not all zero, e.g. 1,1,1")
     return indices
@@ -160,7 +169,7 @@ def _folder(output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SpecError(f"--output: {output}: cannot be written: {error.strerror}") from error
+        raise SpecError(f"--output: {output}: cannot be created: {error.strerror}") from error
     return output
 
 
@@ -169,26 +178,26 @@ def _folder(output: Path) -> Path:
 
 @contextmanager
 def _sides(model: Path, recipe: Path, store: Store, log: Path) -> Iterator[dict[str, Any]]:
-    """Calculators by side; their engines end with the block. What TensorFlow prints goes to
-    `log`."""
+    """The calculators by side; their engines stop at the end of the block. TensorFlow's output
+    goes to `log`."""
     with ExitStack() as stack:
 
         def by_recipe(path: Path) -> Any:
-            open_campaign = frame_labeler(read_recipe(path)[0], store, "test", threading.Event())
-            return RecipeCalculator(stack.enter_context(open_campaign))
+            labeler = frame_labeler(read_recipe(path)[0], store, "test", threading.Event())
+            return RecipeCalculator(stack.enter_context(labeler))
 
-        taught = by_recipe(recipe)
+        reference = by_recipe(recipe)
         if model.suffix in RECIPES:
             tested = by_recipe(model)
         else:
             stack.enter_context(_stderr_to(log))
             tested = model_calculator(model)
-        yield {"model": tested, "recipe": taught}
+        yield {"model": tested, "recipe": reference}
 
 
 @contextmanager
 def _stderr_to(path: Path) -> Iterator[None]:
-    """Also of libraries that are no Python."""
+    """Redirect stderr on the level of the file descriptor, so that C++ libraries follow too."""
     sys.stderr.flush()
     kept = os.dup(2)
     with path.open("ab") as log:
@@ -205,4 +214,6 @@ def _check_elements(named: Sequence[tuple[str, Any]], calculator: Any) -> None:
     for name, atoms in named:
         unknown = sorted(set(atoms.get_chemical_symbols()) - set(known))
         if known and unknown:
-            raise SpecError(f"{name}: the model knows no {unknown[0]}, only {', '.join(known)}")
+            raise SpecError(
+                f"{name}: element {unknown[0]} is not in the model, which has {', '.join(known)}"
+            )

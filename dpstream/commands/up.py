@@ -1,4 +1,4 @@
-"""`dpstream up` and `dpstream down`: a development cluster on this machine."""
+"""`dpstream up` and `dpstream down`: start and stop a development cluster on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dpstream.deploy.devcluster.cluster import Cluster
 
 Dir = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="Folder of the cluster, for it alone.")
+    Path, typer.Option("--dir", metavar="DIR", help="Folder of the cluster; used for nothing else.")
 ]
 HERE = Path("cluster")
 
@@ -33,7 +33,7 @@ def up(
         str,
         typer.Option(
             metavar="LIST",
-            help="Workers of each service; those not named stay as many as they were, at first "
+            help="Workers of each service; services not listed keep their number, initially "
             + ",".join(f"{service}={count}" for service, count in WORKERS.items())
             + ".",
         ),
@@ -41,22 +41,22 @@ def up(
 ) -> None:
     """Start a development cluster: RabbitMQ, an S3 server and the four services.
 
-    Everything is below DIR, on free ports that only this machine sees, and goes on when this
-    terminal is closed. On a cluster that is running already, what is missing is started.
-    Variables DPSTREAM_… (threads, allowed calculators, …) are handed on to the services.
+    All files are in DIR. The ports are free ones, reachable from this machine only. The cluster
+    keeps running when the terminal is closed. If it is already running, missing parts are started.
+    Variables DPSTREAM_… (threads, allowed calculators, …) are passed on to the services.
     """
     from dpstream.deploy.devcluster.cluster import Cluster, settings_for_services
 
     crew = parse_workers(workers, tuple(WORKERS), least=0) if workers else {}
     cluster = Cluster(folder)
-    with signals(console) as asked:
-        started = cluster.up(crew, settings_for_services(os.environ), asked)
-    if asked.is_set():
-        print("dpstream: interrupted; dpstream up goes on from here", file=sys.stderr)
+    with signals(console) as stopping:
+        started = cluster.up(crew, settings_for_services(os.environ), stopping)
+    if stopping.is_set():
+        print("dpstream: interrupted; run dpstream up again to continue", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     console.print(_table(cluster, started))
     if not started:
-        say(console, "it was running already")
+        say(console, "already running")
     for line in _next(cluster, folder):
         say(console, line)
 
@@ -64,15 +64,15 @@ def up(
 def down(
     folder: Dir = HERE,
     wipe: Annotated[
-        bool, typer.Option("--wipe", help="Delete everything in it, campaigns and labels too.")
+        bool, typer.Option("--wipe", help="Delete all its data, including campaigns and labels.")
     ] = False,
 ) -> None:
-    """End the cluster of DIR. What it keeps stays there for the next dpstream up."""
+    """Stop the cluster in DIR. Its data is kept for the next dpstream up."""
     from dpstream.deploy.devcluster.cluster import Cluster
 
     cluster = Cluster(folder)
-    ended = cluster.wipe() if wipe else cluster.down()
-    say(console, f"ended: {', '.join(ended)}" if ended else "nothing was running")
+    stopped = cluster.wipe() if wipe else cluster.down()
+    say(console, f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
     if wipe:
         say(console, f"deleted: {folder}")
 
@@ -86,16 +86,16 @@ def _table(cluster: Cluster, started: Sequence[str]) -> Table:
 
 
 def _next(cluster: Cluster, folder: Path) -> tuple[str, ...]:
-    given = "" if folder == HERE else f" --dir {shlex.quote(str(folder))}"
+    option = "" if folder == HERE else f" --dir {shlex.quote(str(folder))}"
     return (
         f"dashboard: {cluster.dashboard}",
         f"next: source {shlex.quote(_short(cluster.environment_file))}",
         "      dpstream submit SPEC, dpstream watch, dpstream list",
-        f"      dpstream down{given} ends it; what it keeps stays",
+        f"      dpstream down{option} stops it and keeps its data",
     )
 
 
 def _short(path: Path) -> str:
-    """As seen from here."""
+    """Relative to the working folder if it is inside."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

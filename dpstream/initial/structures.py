@@ -1,4 +1,4 @@
-"""The structures that initial data begin with: pure functions of parameters and relaxed cells.
+"""Builds the structures of initial data: pure functions of parameters and relaxed cells.
 
 Units: Å.
 """
@@ -20,7 +20,8 @@ from dpstream.shared.values import stable_seed
 
 
 def unit_cell(params: InitParams, folder: Path) -> Frame:
-    """The crystal that the parameters name; a path is relative to `folder`."""
+    """The crystal that the parameters describe; paths are relative to `folder`. Raises
+    `SpecError`."""
     if params.from_poscar and params.from_poscar_path is not None:
         path = folder / params.from_poscar_path
         try:
@@ -38,6 +39,7 @@ def unit_cell(params: InitParams, folder: Path) -> Frame:
 
 
 def bulk_cell(params: InitBulk, folder: Path) -> Frame:
+    """The supercell of the crystal, or the molecule itself."""
     unit = unit_cell(params, folder)
     if unit.cell is None:
         if params.super_cell != (1, 1, 1):
@@ -50,17 +52,17 @@ def bulk_cell(params: InitBulk, folder: Path) -> Frame:
 
 
 def surface_cells(params: InitSurf, folder: Path) -> dict[str, Frame]:
-    """One slab for each set of Miller indices, with the least vacuum."""
+    """One slab per set of Miller indices, with the smallest vacuum; keys such as `111`."""
     unit = unit_cell(params, folder)
     if unit.cell is None:
-        raise SpecError("from_poscar_path: a surface needs a crystal, and this has no cell")
+        raise SpecError("from_poscar_path: the structure has no cell; a surface requires a crystal")
     numbers = [atomic_numbers[symbol] for symbol in unit.species]
     vacuum = params.vacuum_min or 2 * float(covalent_radii[numbers].max())
     a, b, _ = params.super_cell
     cells = {}
     for miller in params.millers:
         if not any(miller):
-            raise SpecError("millers: 0 0 0 is no plane")
+            raise SpecError("millers: 0 0 0 is not a plane")
         thickness = params.z_min if params.layer_numb is None else None
         cut = slab(unit, miller, vacuum, layers=params.layer_numb, thickness=thickness)
         cells["".join(map(str, miller))] = supercell(cut, (a, b, 1))
@@ -68,7 +70,7 @@ def surface_cells(params: InitSurf, folder: Path) -> dict[str, Frame]:
 
 
 def gaps(params: InitSurf) -> list[float]:
-    """Å by which the vacuum is widened: close together up to `mid_point`, sparse beyond."""
+    """Additional vacuum, Å: fine steps up to `mid_point`, coarse steps beyond."""
     if len(params.vacuum_resol) == 1:
         step = params.vacuum_resol[0]
         return [float(x) for x in np.arange(step, params.vacuum_max, step)]
@@ -87,7 +89,7 @@ def gaps(params: InitSurf) -> list[float]:
 
 
 def widened(frame: Frame, gap: float) -> Frame:
-    """A slab with `gap` Å more vacuum along its third cell vector, in the middle of it."""
+    """The slab with `gap` Å more vacuum along its third cell vector, centred in the cell."""
     atoms = to_ase(frame)
     lengths = atoms.cell.lengths()
     atoms.set_cell(atoms.cell[:] * np.array([[1.0], [1.0], [1.0 + gap / lengths[2]]]))
@@ -101,8 +103,8 @@ def widened(frame: Frame, gap: float) -> Frame:
 def variants(
     frame: Frame, params: InitParams, shortest: float, *name: object
 ) -> Iterator[tuple[str, Frame]]:
-    """Each scaled structure as it is and perturbed, with names; no atoms nearer than `shortest`
-    Å. `name` seeds the perturbations."""
+    """Yield each scaled structure, unperturbed and perturbed, with a name; no atoms are closer
+    than `shortest` Å. `name` seeds the perturbations."""
     for scale in params.scale:
         cell = scaled(frame, scale)
         yield f"scale {scale:g}", cell

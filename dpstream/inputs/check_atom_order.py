@@ -1,4 +1,8 @@
-"""Inputs for a bias that count atoms in an order which is not ours."""
+"""Warns of bias inputs whose atom numbers do not match dpstream's order of atoms.
+
+Frames are sorted by element, so an atom number in a PLUMED or Colvars input may mean another atom
+than in the user's file. Names such as `@H2` are safe.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,26 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.spec.engines import Colvars, EngineSettings, Plumed, Template
 
 COUNTS = re.compile(r"\b(?:atom|group)\w*\s*=?\s*\{?\s*\d", re.IGNORECASE)
-"""Atoms by number, `ATOMS=5,1,2,8` or `atomNumbers { 1 2 }`; names begin with an @."""
+"""Matches atoms given by number, `ATOMS=5,1,2,8` or `atomNumbers { 1 2 }`, not `@H2`."""
 Structures = Callable[[str], Iterable[tuple[str, Canonical]]]
 
 
 def misnumbered(spec: Spec, structures: Structures) -> Iterator[str]:
-    """A warning for each system of a stage whose input gives atoms by number, where the file's
-    order is not that of the numbers. `structures` has those of a system by its name."""
+    """Yield a warning for each system of a stage whose input gives atoms by number although the
+    file's order differs. `structures` returns those of a system by name."""
     for number, stage in enumerate(spec.stages):
         key = _counting(stage.engine)
         for system in stage.systems if key else ():
             place = next((where for where, each in structures(system) if _moved(each)), None)
             if place is not None:
                 yield (
-                    f"stages.{number}.engine.{key}: {place}: atoms are numbered as sorted by "
-                    "element, which is not the file's order; write @H2 for its second hydrogen"
+                    f"stages.{number}.engine.{key}: {place}: atom numbers refer to atoms sorted by "
+                    "element, not to the order of the file; write @H2 for its second hydrogen"
                 )
 
 
 def _counting(engine: EngineSettings) -> str | None:
-    """The key of an input that gives atoms by number."""
+    """The key of an input that gives atoms by number, or None."""
     inputs: dict[str, str | None] = {}
     if isinstance(engine, Template):
         inputs["plumed"] = engine.plumed

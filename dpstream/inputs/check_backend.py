@@ -1,4 +1,8 @@
-"""Whether a backend of DeePMD-kit has what a training input asks for, by DeePMD-kit's own words."""
+"""Checks that the chosen DeePMD-kit backend supports a training input.
+
+DeePMD-kit's argument documentation names the backends that support an argument; these checks read
+it, so that they follow the installed version.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,21 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Training
 
 HAVE = re.compile(r"\(Supported Backend: (?P<titles>[^)]*)\)")
-"""How the documentation of an argument begins that not every backend has."""
+"""Start of the documentation of an argument that only some backends support."""
 
 
 def check_backend(backend: str, document: dict[str, Any]) -> None:
-    """Raises `SpecError` naming the key of a complete training input, which DeePMD-kit's checker
-    has passed, that it has for other backends only."""
-    from dargs import Argument  # deferred, as where this is called
+    """Raises `SpecError` naming a key that only other backends support. `document`: a complete
+    training input that DeePMD-kit's checker accepts."""
+    from dargs import Argument  # deferred: not needed to submit
     from deepmd.utils.argcheck import gen_args
 
     def key(argument: Any, value: Any, path: list[str]) -> None:
-        _demand(backend, ".".join([*path, argument.name]), argument.doc)
+        _require(backend, ".".join([*path, argument.name]), argument.doc)
 
     def choice(variant: Any, section: dict[str, Any], path: list[str]) -> None:
         chosen = variant.get_choice(section, path)
-        _demand(backend, f"{'.'.join([*path, variant.flag_name])}: {chosen.name}", chosen.doc)
+        _require(backend, f"{'.'.join([*path, variant.flag_name])}: {chosen.name}", chosen.doc)
 
     base = Argument("base", dict, gen_args())
     base.traverse_value(document, value_hook=key, variant_hook=choice)
@@ -32,35 +36,35 @@ def check_backend(backend: str, document: dict[str, Any]) -> None:
         _check_converted(document["model"])
 
 
-def _demand(backend: str, key: str, doc: str) -> None:
-    said = HAVE.match(doc)
-    if said is None or BACKENDS[backend].title in said["titles"].split(", "):
+def _require(backend: str, key: str, doc: str) -> None:
+    match = HAVE.match(doc)
+    if match is None or BACKENDS[backend].title in match["titles"].split(", "):
         return
     raise SpecError(
-        f"training.input.{key}: DeePMD-kit has it with {said['titles']}, not with "
-        f"training.backend: {backend}"
+        f"training.input.{key}: not supported by training.backend: {backend}; DeePMD-kit "
+        f"supports it with {match['titles']}"
     )
 
 
 def _check_converted(model: dict[str, Any]) -> None:
-    """LAMMPS runs a JAX model converted to TensorFlow, which keeps some models only."""
+    """LAMMPS runs a JAX model converted to TensorFlow, which supports few models only."""
     descriptor = model.get("descriptor", {})
     kind = ALIASES.get(str(descriptor.get("type")), descriptor.get("type"))
     key = "training.input.model.descriptor"
     if kind != CONVERTED:
         raise SpecError(
-            f"{key}.type: {kind}: LAMMPS runs no JAX model of this kind; allowed with "
+            f"{key}.type: {kind}: LAMMPS cannot run JAX models of this type; allowed with "
             f"training.backend: jax: {CONVERTED}"
         )
     if not descriptor.get("type_one_side", True):
-        raise SpecError(f"{key}.type_one_side: false: not with training.backend: jax")
+        raise SpecError(f"{key}.type_one_side: false: not supported with training.backend: jax")
 
 
 def check_compressed(training: Training) -> None:
-    """DeePMD-kit 3.2.0 converts a JAX model to one that says something else until it is compressed
-    (methane: force errors of 1.6 instead of 0.4 eV/Å)."""
+    """DeePMD-kit 3.2.0 converts a JAX model to one with wrong forces unless it is compressed
+    (methane: force errors of 1.6 instead of 0.4 eV/Å). Raises `SpecError`."""
     if BACKENDS[training.backend].compressed_only and not training.compress:
         raise SpecError(
-            f"training.compress: false: not with training.backend: {training.backend}, whose "
-            "models are right for LAMMPS only when compressed; give true"
+            f"training.compress: false: not supported with training.backend: {training.backend}, "
+            "whose models are correct in LAMMPS only if compressed; set true"
         )

@@ -1,4 +1,4 @@
-"""Whether the engines that a campaign needs are installed here, asked without importing any."""
+"""Checks that the engines of a campaign are installed on this machine, without importing them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dpstream.shared.values import Recipe
 
 
 def check_engines(spec: Spec) -> None:
-    """Raises `SpecError` naming what is missing and what to install: DeePMD-kit and its backend
-    for the trainer, LAMMPS for the explorer. (The recipe asks for the labeling code.)"""
+    """Raises `SpecError` naming what is missing and how to install it: DeePMD-kit and its backend
+    for the trainer, LAMMPS for the explorer. (The recipe checks the labeling code.)"""
     backend = BACKENDS[spec.training.backend]
     _require("deepmd-kit", "trainer")
     if find_spec(backend.package) is None:
@@ -27,7 +27,7 @@ def check_engines(spec: Spec) -> None:
 
 
 def check_program(recipe: Recipe) -> None:
-    """Raises `SpecError` where the recipe's code is a program that this machine cannot start."""
+    """Raises `SpecError` if the recipe's code is a program that this machine cannot start."""
     code = CODES[recipe.code]
     if isinstance(code, FileCode):
         code.command(recipe, cores=1)

@@ -1,4 +1,4 @@
-"""Whether all that a spec names fits together: what is refused, and what deserves a warning."""
+"""Checks that everything a spec names fits together; conflicts are errors or warnings."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec, expand_material
 
 CUTOFF = 6.0
-"""Å, where the spec's descriptor states none."""
+"""Å, used if the spec's descriptor has no rcut."""
 LONG_STEP = 0.005
-"""ps; a longer time step is more likely a mistaken unit than meant."""
+"""ps; a longer time step probably is in the wrong unit."""
 Systems = Mapping[str, list[Frame]]
-"""Starting structures by system."""
+"""Starting structures by name of the system."""
 
 
 def check_stages(spec: Spec, systems: Systems, trusting: bool) -> Spec:
-    """The spec with `material` written out. Raises `SpecError` where a stage cannot be run from
-    the structures; `trusting`: it is for other workers to say which inputs for LAMMPS they take."""
+    """Check that every stage can start from its structures, and return the spec with `material`
+    expanded to stages. `trusting`: other machines run the LAMMPS inputs, so this machine's limits
+    on them are not checked. Raises `SpecError`."""
     spec = _expanded(spec, systems)
     _check_barostat(spec, systems)
     _check_stage_engines(spec, systems, trusting)
@@ -36,12 +37,13 @@ def check_stages(spec: Spec, systems: Systems, trusting: bool) -> Spec:
 
 
 def check_computable(
-    spec: Spec, asked: Mapping[str, Sequence[Frame]], labelled: Sequence[Imported]
+    spec: Spec, to_label: Mapping[str, Sequence[Frame]], labelled: Sequence[Imported]
 ) -> None:
-    """The labeling code must be able to compute what it will be asked, frames by spec key."""
+    """Check that the labeling code can compute the frames `to_label`, which are listed by spec
+    key, and that labelled sets match its periodicity. Raises `SpecError`."""
     code, recipe = code_of(spec.labels), make_recipe(spec.labels)
     limits = AcceptanceLimits.of(spec.labels)
-    for key, frames in asked.items():
+    for key, frames in to_label.items():
         for frame in frames:
             _check_periodicity(frame, code, key)
             broken = check_before(frame, recipe_for(recipe, frame), code, limits)
@@ -57,13 +59,13 @@ def check_computable(
 def _check_periodicity(frame: Frame, code: Code, where: str) -> None:
     if frame.cell is not None and not code.periodic:
         raise SpecError(
-            f"{where}: {frame.formula} is periodic, but labels.code {code.name} computes molecules "
-            f"only; set `periodic: false` or choose a code for cells ({_codes('periodic')})"
+            f"{where}: {frame.formula} is periodic, but labels.code {code.name} supports molecules "
+            f"only; set `periodic: false` or choose another code ({_codes('periodic')})"
         )
     if frame.cell is None and not code.molecular:
         raise SpecError(
-            f"{where}: {frame.formula} has no cell, but labels.code {code.name} computes periodic "
-            f"cells only; give it a cell or choose a code for molecules ({_codes('molecular')})"
+            f"{where}: {frame.formula} has no cell, but labels.code {code.name} supports periodic "
+            f"cells only; add a cell or choose another code ({_codes('molecular')})"
         )
 
 
@@ -72,35 +74,37 @@ def _codes(ability: str) -> str:
 
 
 def _expanded(spec: Spec, systems: Systems) -> Spec:
-    """The spec with `material` written out, which only cells can follow."""
+    """The spec with `material` expanded to stages, which requires periodic systems."""
     if spec.material is not None:
         for name, frames in systems.items():
             if any(frame.cell is None for frame in frames):
                 raise SpecError(
-                    f"material: makes npt stages, but systems.{name} has no cell; "
-                    "write `stages` for molecules"
+                    f"material: creates npt stages, but systems.{name} has no cell; use `stages` "
+                    "for molecules"
                 )
     return expand_material(spec)
 
 
 def _check_barostat(spec: Spec, systems: Systems) -> None:
-    """A barostat needs a cell to move, and models that learnt the virial."""
+    """A barostat needs a cell, and models trained on the virial."""
     for number, stage in enumerate(spec.stages):
         if not stage.md.ensemble.startswith("npt"):
             continue
         key = f"stages.{number}.md.ensemble"
         for name in stage.systems:
             if any(frame.cell is None for frame in systems[name]):
-                raise SpecError(f"{key}: {stage.md.ensemble} needs a cell; systems.{name} has none")
+                raise SpecError(
+                    f"{key}: {stage.md.ensemble} requires a cell; systems.{name} has none"
+                )
         if not _virial_prefactors(spec):
             raise SpecError(
-                f"{key}: {stage.md.ensemble} needs models that learn the virial; give "
+                f"{key}: {stage.md.ensemble} requires models trained on the virial; set "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
             )
 
 
 def _virial_prefactors(spec: Spec) -> list[float]:
-    """Those that the spec gives, of all members."""
+    """All virial prefactors in the spec, of all members."""
     inputs = (spec.training.input, *spec.training.member_input.values())
     losses = [given.get("loss", {}) for given in inputs]
     keys = ("start_pref_v", "limit_pref_v")
@@ -108,7 +112,7 @@ def _virial_prefactors(spec: Spec) -> list[float]:
 
 
 def _check_stage_engines(spec: Spec, systems: Systems, trusting: bool) -> None:
-    """What drives a stage must make sense for every structure that it may start from."""
+    """The engine of a stage must suit every structure that it may start from."""
     for number, stage in enumerate(spec.stages):
         for condition in stage.conditions():
             for frame in systems[condition.system]:
@@ -119,20 +123,22 @@ def _check_stage_engines(spec: Spec, systems: Systems, trusting: bool) -> None:
 
 
 def check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:
+    """Raises `SpecError` naming a held-out frame that is also in the training data."""
     trained = {frame_key(item.frame): item for item in labelled}
     for item in test:
         twin = trained.get(frame_key(item.frame))
         if twin is not None:
             raise SpecError(
-                f"verification.data: {item.source}: a frame of {item.frame.formula} is in "
-                f"initial.data too ({twin.source}); held-out frames must not be trained on"
+                f"verification.data: {item.source}: a frame of {item.frame.formula} is also in "
+                f"initial.data ({twin.source}); held-out frames must not be trained on"
             )
 
 
 def check_budget(spec: Spec, first: int) -> None:
+    """Raises `SpecError` if the budget is smaller than `first`, the initial frames to label."""
     if first > spec.budget.labels:
         raise SpecError(
-            f"budget.labels: {spec.budget.labels} is less than the {first} frames labelled first"
+            f"budget.labels: {spec.budget.labels} is less than the {first} initial frames to label"
         )
 
 
@@ -140,23 +146,26 @@ def check_budget(spec: Spec, first: int) -> None:
 
 
 def warnings_of(spec: Spec, systems: Systems, labelled: Sequence[Imported]) -> Iterator[str]:
+    """Warnings of inputs that are valid but probably unintended."""
     for name, frames in systems.items():
         yield from _small_cells(spec, name, frames)
-        said = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
-        yield from (f"systems.{name}: {text}" for text in said)
+        texts = {text: None for frame in frames for text in code_of(spec.labels).warnings(frame)}
+        yield from (f"systems.{name}: {text}" for text in texts)
     yield from _dubious_labels(spec, labelled)
     yield from loss_warnings(spec, labelled)
-    yield from _not_taken(spec)
-    yield from _unlearnt_virial(spec)
+    yield from _overridden(spec)
+    yield from _untrained_virial(spec)
     for number, stage in enumerate(spec.stages):
         yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
     reachable = spec.audit.per_round * spec.budget.rounds
     if not spec.audit.per_round:
-        yield "audit.per_round: 0: no audit, so convergence rests on the committee's own word"
+        yield (
+            "audit.per_round: 0: no audit, so convergence relies on the committee's agreement alone"
+        )
     elif reachable < spec.audit.min_frames:
         yield (
-            f"audit.min_frames: {spec.audit.min_frames} cannot be reached by {spec.budget.rounds} "
-            f"rounds of {spec.audit.per_round}: no stage can converge"
+            f"audit.min_frames: {spec.audit.min_frames} cannot be reached in {spec.budget.rounds} "
+            f"rounds of {spec.audit.per_round} frames, so no stage can converge"
         )
 
 
@@ -166,7 +175,7 @@ def _small_cells(spec: Spec, name: str, frames: Sequence[Frame]) -> Iterator[str
     if widths and min(widths) < cutoff:
         yield (
             f"systems.{name}: a cell is {min(widths):.2f} Å wide, less than the model's cutoff "
-            f"({cutoff:g} Å): atoms see their own images; a supercell explores more"
+            f"({cutoff:g} Å), so atoms interact with their own images; consider a supercell"
         )
 
 
@@ -177,33 +186,33 @@ def _cutoff(spec: Spec) -> float:
 
 def _dubious_labels(spec: Spec, labelled: Sequence[Imported]) -> Iterator[str]:
     if any(item.frame.cell is not None and item.label.virial is None for item in labelled):
-        yield "initial.data: periodic frames without virial: they teach energy and forces only"
+        yield ("initial.data: periodic frames without virial: they train energy and forces only")
     largest = max((float(np.abs(item.label.forces).max()) for item in labelled), default=0.0)
     if largest > spec.labels.max_force:
         yield (
-            f"initial.data: a force of {largest:.1f} eV/Å is above labels.max_force "
-            f"({spec.labels.max_force:g}), at which own labels are rejected"
+            f"initial.data: a force of {largest:.1f} eV/Å exceeds labels.max_force "
+            f"({spec.labels.max_force:g}), above which computed labels are rejected"
         )
 
 
-def _not_taken(spec: Spec) -> Iterator[str]:
+def _overridden(spec: Spec) -> Iterator[str]:
     given = spec.training.input.get("training", {})
     for key in sorted(given.keys() & {"numb_steps", *NOT_THE_USERS}):
         yield (
-            f"training.input.training.{key}: not taken over: dpstream sets the steps (training."
+            f"training.input.training.{key}: ignored; dpstream sets the steps (training."
             "epochs, min_steps, max_steps) and the data"
         )
 
 
-def _unlearnt_virial(spec: Spec) -> Iterator[str]:
+def _untrained_virial(spec: Spec) -> Iterator[str]:
     barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
     if barostats and not any(_virial_prefactors(spec)):
         yield (
-            f"stages {', '.join(barostats)}: a barostat follows models that never learn the "
-            "virial: training.input.loss has start_pref_v and limit_pref_v 0"
+            f"stages {', '.join(barostats)}: the barostat uses models that are not trained on the "
+            "virial: start_pref_v and limit_pref_v in training.input.loss are 0"
         )
 
 
 def _long_steps(md: Md, key: str) -> Iterator[str]:
     if md.timestep > LONG_STEP:
-        yield f"{key}: {md.timestep:g} ps is {md.timestep * 1000:g} fs; the unit is ps"
+        yield f"{key}: {md.timestep:g} ps is {md.timestep * 1000:g} fs; note that the unit is ps"

@@ -1,4 +1,4 @@
-"""The training input, checked by DeePMD-kit's own rules before anything starts."""
+"""Checks the training input with DeePMD-kit's own checker before anything starts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dpstream.shared.spec import Spec
 
 
 def check_training(spec: Spec) -> None:
-    """Complete the input of every member that has one of its own, and let DeePMD-kit judge it.
+    """Complete the input of every member that has overrides, and check it with DeePMD-kit.
 
-    Raises `SpecError` naming section and key. Where DeePMD-kit is not installed, nothing is
-    checked: the trainer will.
+    Raises `SpecError` naming section and key. If DeePMD-kit is not installed here, nothing is
+    checked; the trainer will check.
     """
     check_compressed(spec.training)
     try:
@@ -38,15 +38,15 @@ def check_training(spec: Spec) -> None:
 
 
 def _check_reach(spec: Spec, model: dict[str, Any]) -> None:
-    """A table is cut off where the model's atoms see no further."""
+    """The repulsion table must end within the model's cutoff."""
     repulsion, descriptor = spec.training.repulsion, model.get("descriptor")
     cutoff = descriptor.get("rcut") if isinstance(descriptor, dict) else None
     if repulsion is None or not isinstance(cutoff, (int, float)):
         return
     if 2 * repulsion.outer > cutoff:
         raise SpecError(
-            f"training.repulsion.outer: {repulsion.outer:g} Å is more than half the model's cutoff "
-            f"({cutoff:g} Å), and the table reaches twice as far"
+            f"training.repulsion.outer: {repulsion.outer:g} Å exceeds half the model's cutoff "
+            f"({cutoff:g} Å); the table extends to twice this distance"
         )
 
 

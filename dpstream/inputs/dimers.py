@@ -1,4 +1,4 @@
-"""The dimers that a campaign labels first: those that its recipe can compute."""
+"""Selects the dimers that a campaign labels first: those that its recipe can compute."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dpstream.shared.spec.dimers import dimer_frames
 
 
 def gather_dimers(spec: Spec) -> tuple[list[Frame], list[str]]:
-    """Canonical frames, and warnings of pairs left out. `SpecError` for a pair that is asked for
-    by name and cannot be computed, or where none can."""
+    """Canonical frames, and warnings of omitted pairs. Raises `SpecError` if a pair listed in the
+    spec cannot be computed, or if none can."""
     dimers = spec.initial.dimers
     if dimers is None:
         return [], []
@@ -21,15 +21,15 @@ def gather_dimers(spec: Spec) -> tuple[list[Frame], list[str]]:
     kept: list[Frame] = []
     warnings = []
     for pair, frames in dimer_frames(dimers, spec.type_map).items():
-        found = (check_before(frame, recipe, code, limits) for frame in frames)
-        broken = next((item for item in found if item is not None), None)
+        problems = (check_before(frame, recipe, code, limits) for frame in frames)
+        broken = next((problem for problem in problems if problem is not None), None)
         if broken is None:
             kept += frames
             continue
         text = f"{pair} cannot be labelled ({broken.rule}): {broken.detail}"
         if dimers.pairs:
             raise SpecError(f"initial.dimers.pairs: {text}")
-        warnings.append(f"initial.dimers: {text}; left out")
+        warnings.append(f"initial.dimers: {text}; omitted")
     if not kept:
         raise SpecError(f"initial.dimers: no pair can be labelled: {warnings[0]}")
     return kept, warnings

@@ -1,4 +1,4 @@
-"""Structures that a stage looks at as they are: dealt to trajectories, drawn for first labels."""
+"""Unchanged structures: their distribution over trajectories, and the draw of initial frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpstream.shared.values import stable_seed
 
 
 def run_lengths(spec: Spec) -> dict[str, int]:
-    """Checks of a trajectory, by system whose structures are looked at as they are."""
+    """Checks per trajectory, for each system that a stage judges unchanged (engine `frames`)."""
     return {
         name: stage.md.steps // stage.md.every
         for stage in spec.stages
@@ -23,7 +23,7 @@ def run_lengths(spec: Spec) -> dict[str, int]:
 
 
 def runs(frames: Sequence[Frame], length: int) -> list[list[Frame]]:
-    """Frames that one trajectory looks at: of one kind, at most `length`."""
+    """Split frames into trajectories: of one composition, at most `length` frames each."""
     return [
         [frames[i] for i in alike[first : first + length]]
         for alike in Batch.grouped(frames)
@@ -32,7 +32,7 @@ def runs(frames: Sequence[Frame], length: int) -> list[list[Frame]]:
 
 
 def picked(spec: Spec, systems: Mapping[str, Sequence[Frame]]) -> list[Frame]:
-    """Structures of all systems as they are, drawn at random for the first labels."""
+    """Unchanged structures of all systems, drawn at random (`initial.pick`)."""
     frames = [frame for structures in systems.values() for frame in structures]
     rng = np.random.default_rng(stable_seed(spec.seed, "pick"))
     count = min(spec.initial.pick, len(frames))

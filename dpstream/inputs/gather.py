@@ -1,6 +1,8 @@
-"""Everything a spec names, read and checked before anything starts; nothing is written.
+"""Reads and checks everything that a spec names, before anything starts; writes nothing.
 
-Each problem is one `SpecError` line: key, file, what is there and what is allowed.
+`gather` reads structures, labelled sets and training files, runs the checks of this package in
+order, and returns what the campaign starts from. Each problem is a one-line `SpecError`: key, file,
+value and allowed values.
 """
 
 from __future__ import annotations
@@ -35,18 +37,19 @@ from dpstream.shared.spec import Perturb, Spec
 from dpstream.shared.values import stable_seed
 
 MOST_FRAMES = 10_000
-"""Structures that a campaign begins with: every snapshot of its state names them all."""
+"""Largest number of structures that a campaign starts with; every snapshot of its state lists
+them all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """What a campaign starts from, in canonical frames.
+    """What a campaign starts from; all frames are canonical.
 
-    systems: starting structures by system; initial: frames to be labelled first; labelled:
-    imported training data; test: held-out labelled frames; warnings: for people; files: what
-    trainings are given; attachments: what the labeling recipe names by digest; points: structures
-    of each property that is compared with the recipe's; lengths: by system whose structures are
-    looked at as they are, how many of them one trajectory looks at.
+    systems: starting structures by system; initial: frames to label first; labelled: imported
+    training data; test: held-out labelled frames; warnings: for the user; files: training files
+    by name; attachments: files that the labeling recipe names by digest; points: structures for
+    each property in verification.properties; lengths: structures per trajectory, for systems of
+    the engine `frames`.
     """
 
     systems: dict[str, list[Frame]]
@@ -61,17 +64,17 @@ class Gathered:
 
     @property
     def first(self) -> int:
-        """Frames to be labelled whatever is explored."""
+        """Number of frames labelled independently of exploration."""
         return len(self.initial) + self.measured
 
     @property
     def measured(self) -> int:
-        """Frames to be labelled for properties alone."""
+        """Number of frames labelled for properties only."""
         keys = {frame_key(frame) for frames in self.points for frame in frames}
         return len(keys - {frame_key(frame) for frame in self.initial})
 
     def starts(self, system: str) -> int:
-        """Structures of the system that trajectories start from."""
+        """Number of starts of trajectories in a system."""
         frames = self.systems[system]
         return len(runs(frames, self.lengths[system])) if system in self.lengths else len(frames)
 
@@ -79,25 +82,26 @@ class Gathered:
 def gather(
     spec: Spec, folder: Path, trusting: bool = False, structures: SystemStructures | None = None
 ) -> Gathered:
-    """Read all that `spec` names, relative to `folder`, and check that it fits together;
-    `trusting`: it is for other workers to say which inputs for LAMMPS they take; `structures`:
-    those of the systems, where they have been read.
+    """Read everything that `spec` names, relative to `folder`, and check that it fits together.
 
-    Raises `SpecError`, one line, at the first problem.
+    `trusting`: other machines run the LAMMPS inputs, so this machine's limits on them are not
+    checked; `structures`: those of the systems, if they have already been read.
+
+    Raises `SpecError` with one line for the first problem.
     """
     check_training(spec)
     structures = structures or SystemStructures(spec, folder)
     systems = {name: _starting_structures(spec, name, structures) for name in spec.systems}
-    labelled, test, said = _labelled_sets(spec, folder)
+    labelled, test, reader_warnings = _labelled_sets(spec, folder)
     check_loss(spec, labelled, test)
     points = _points(spec, systems)
-    check_computable(spec, _asked(systems, points), labelled + test)
+    check_computable(spec, _to_label(systems, points), labelled + test)
     spec = check_stages(spec, systems, trusting)
     check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
-    warnings = [*said, *left_out, *misnumbered(spec, structures)]
+    warnings = [*reader_warnings, *left_out, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
     gathered = Gathered(
         systems,
@@ -118,40 +122,42 @@ def _check_number(gathered: Gathered) -> None:
     begun = sum(map(gathered.starts, gathered.systems)) + gathered.first
     if begun > MOST_FRAMES:
         raise SpecError(
-            f"systems, initial: {begun} structures to begin with, at most {MOST_FRAMES}: list fewer"
+            f"systems, initial: {begun} structures to start with; at most {MOST_FRAMES} are allowed"
         )
 
 
-def _asked(systems: Mapping[str, list[Frame]], points: list[list[Frame]]) -> dict[str, list[Frame]]:
-    """Frames that the labeling code will meet, by spec key."""
+def _to_label(
+    systems: Mapping[str, list[Frame]], points: list[list[Frame]]
+) -> dict[str, list[Frame]]:
+    """Frames that the labeling code must be able to compute, by spec key."""
     starts = {f"systems.{name}": frames for name, frames in systems.items()}
     return starts | {f"verification.properties.{n}": frames for n, frames in enumerate(points)}
 
 
 def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]:
-    """The structures of each property that is compared with the recipe's."""
-    found = []
+    """The structures for each property in verification.properties."""
+    points = []
     for number, wanted in enumerate(spec.verification.properties):
         try:
-            found.append(PROPERTIES[wanted.property].points(systems[wanted.system][0]))
+            points.append(PROPERTIES[wanted.property].points(systems[wanted.system][0]))
         except ValueError as error:
             where = f"verification.properties.{number}: {wanted.property} of {wanted.system}"
             raise SpecError(f"{where}: {error}") from error
-    return found
+    return points
 
 
 def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
-    """Training and held-out data, and what their readers warned of (frames left out…)."""
+    """Training data, held-out data, and warnings of their readers (omitted frames…)."""
     with catch_warnings(record=True) as caught:
         simplefilter("always")
         labelled = read_labelled(spec.initial.data, folder, spec.type_map, "initial.data")
         test = read_labelled(spec.verification.data, folder, spec.type_map, "verification.data")
-    said = [f"labelled sets: {w.message}" for w in caught if w.category is UserWarning]
-    return labelled, test, list(dict.fromkeys(said))
+    reader_warnings = [f"labelled sets: {w.message}" for w in caught if w.category is UserWarning]
+    return labelled, test, list(dict.fromkeys(reader_warnings))
 
 
 def _pairs(items: Sequence[Imported]) -> list[tuple[Frame, FrameLabel]]:
-    """Frames with labels, each frame once."""
+    """Frames with labels, without duplicates."""
     return list({frame_key(item.frame): (item.frame, item.label) for item in items}.values())
 
 
@@ -182,7 +188,7 @@ def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
         raise SpecError(
             f"{where}: atoms {frame.species[i]}{i + 1} and {frame.species[j]}{j + 1} are "
             f"{distance:.3f} Å apart, closer than labels.min_distance "
-            f"({spec.labels.min_distance:g} Å); atoms count from 1, sorted by element"
+            f"({spec.labels.min_distance:g} Å); atoms are sorted by element and counted from 1"
         )
 
 
@@ -190,7 +196,7 @@ def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
 
 
 def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
-    """Perturbed copies, dealt evenly over each system's structures."""
+    """Perturbed copies, distributed evenly over each system's structures."""
     perturb = spec.initial.perturb
     if perturb is None:
         return []
@@ -215,4 +221,4 @@ def _perturbed_copy(
     try:
         return perturbed_apart(frame, perturb.displace, perturb.strain, shortest, rng)
     except ValueError as error:
-        raise SpecError(f"initial.perturb.displace: {error}; give a smaller one") from error
+        raise SpecError(f"initial.perturb.displace: {error}; reduce it") from error

@@ -1,8 +1,8 @@
-"""From `systems.NAME.label` to `labels.compositions`: charge, spin and k-points of every frame of
-one composition, moments in the order in which frames are written.
+"""Converts `systems.NAME.label` to `labels.compositions`: charge, spin, k-points and magnetic
+moments for all frames of one composition.
 
-One composition has one potential energy surface, so two systems of the same composition must not
-differ here.
+Labelers see frames, not systems, so label inputs are stored by composition. One composition has one
+potential energy surface; two systems of the same composition therefore must have the same inputs.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from dpstream.shared.values import LabelInputs
 
 
 def with_label_inputs(spec: Spec, structures: SystemStructures) -> Spec:
-    """`spec` with the label inputs of its systems, which have these structures, written out by
-    composition. Raises SpecError for inputs that do not fit the structures or the code."""
+    """`spec` with the label inputs of its systems converted to `labels.compositions`. Raises
+    SpecError for inputs that do not fit the structures or the code."""
     if all(system.label is None for system in spec.systems.values()):
         return spec
-    found = dict(spec.labels.compositions)
-    said_by: dict[str, str] = {}
+    compositions = dict(spec.labels.compositions)
+    set_by: dict[str, str] = {}
     for name in spec.systems:
         for formula, inputs in _of_system(spec, name, structures).items():
-            if found.setdefault(formula, inputs) != inputs:
-                other = said_by.get(formula)
+            if compositions.setdefault(formula, inputs) != inputs:
+                other = set_by.get(formula)
                 source = f"systems.{other}.label" if other else f"labels.compositions.{formula}"
                 raise SpecError(
-                    f"systems.{name}.label: {formula} has other label inputs in {source}; frames "
-                    "of one composition share theirs"
+                    f"systems.{name}.label: {formula} has different label inputs in {source}; "
+                    "all frames of one composition must have the same"
                 )
-            said_by[formula] = name
-    given = {formula: inputs for formula, inputs in found.items() if inputs.given}
+            set_by[formula] = name
+    given = {formula: inputs for formula, inputs in compositions.items() if inputs.given}
     systems = {n: s.model_copy(update={"label": None}) for n, s in spec.systems.items()}
     labels = spec.labels.model_copy(update={"compositions": given})
     return spec.model_copy(update={"systems": systems, "labels": labels})
 
 
 def _of_system(spec: Spec, name: str, structures: SystemStructures) -> dict[str, LabelInputs]:
-    """By formula; structures that list their atoms differently are told apart."""
+    """Label inputs by formula. Raises SpecError if moments are given per atom and structures list
+    their atoms in different orders."""
     label, key = spec.systems[name].label or SystemLabel(), f"systems.{name}.label"
     named = label.model_dump(exclude_none=True)
     check_inputs(code_of(spec.labels), named, key)
@@ -49,8 +50,8 @@ def _of_system(spec: Spec, name: str, structures: SystemStructures) -> dict[str,
         inputs = LabelInputs.model_validate({**named, "magmom": moments})
         if found.setdefault(structure.frame.formula, inputs) != inputs:
             raise SpecError(
-                f"{key}.magmom: {where.partition(': ')[2]} lists its atoms in another order than "
-                "the structures before it; give moments by element, or one file"
+                f"{key}.magmom: {where.partition(': ')[2]} lists its atoms in a different order "
+                "from the structures before it; give moments by element, or a single file"
             )
     return found
 
@@ -58,7 +59,7 @@ def _of_system(spec: Spec, name: str, structures: SystemStructures) -> dict[str,
 def _moments(
     given: dict[str, float] | tuple[float, ...], structure: Canonical, key: str
 ) -> tuple[float, ...]:
-    """µB of each canonical atom; of elements that are not named, 0."""
+    """Magnetic moments of the canonical atoms, µB; 0 for elements that are not listed."""
     species = structure.frame.species
     if isinstance(given, dict):
         unknown = sorted(given.keys() - set(species))

@@ -1,4 +1,4 @@
-"""Imported sets that users already have, read into our frames and labels.
+"""Reads existing labelled sets into canonical frames and labels.
 
 DeePMD-kit folders and HDF5 files and VASP's OUTCAR go through dpdata, which converts to eV, Å and
 DeePMD's virial; anything else through ASE, whose stress has the opposite sign per volume.
@@ -29,9 +29,9 @@ HDF5 = (".hdf5", ".h5")
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A canonical frame with its label in the frame's order and orientation, and the file it
-    came from. Parameters and weights of atoms come from files of DeePMD-kit's names or, in
-    extended xyz, from info and columns of these names."""
+    """A canonical frame, its label in the frame's order and orientation, and its source file.
+    Frame parameters and atomic weights come from files with DeePMD-kit's names or, in extended
+    xyz, from info keys and columns with these names."""
 
     frame: Frame
     label: FrameLabel
@@ -41,10 +41,10 @@ class Imported:
 def read_labelled(
     patterns: Sequence[str], folder: Path, type_map: Sequence[str], key: str
 ) -> list[Imported]:
-    """All labelled frames that `patterns` (relative to `folder`) name. `SpecError` names the
-    file and spec key `key` of what cannot be read."""
-    found = [item for p in patterns for item in _read_pattern(p, folder, type_map, key)]
-    return [_checked(item, type_map, key) for item in found]
+    """Read all labelled frames that `patterns` match, relative to `folder`. Raises `SpecError`
+    naming spec key `key` and the file that cannot be read."""
+    items = [item for p in patterns for item in _read_pattern(p, folder, type_map, key)]
+    return [_checked(item, type_map, key) for item in items]
 
 
 def _read_pattern(
@@ -56,22 +56,22 @@ def _read_pattern(
             items = list(_read(path, inside, type_map))
         except SpecError:
             raise
-        except Exception as error:  # dpdata, h5py and ASE raise whatever their parsers meet
+        except Exception as error:  # dpdata, h5py and ASE raise many kinds
             raise SpecError(
                 f"{key}: {path}: cannot be read as a labelled set: {one_line(error)}"
             ) from error
         if not items:
-            raise SpecError(f"{key}: {path}: holds no converged frame with energy and forces")
+            raise SpecError(f"{key}: {path}: contains no converged frame with energy and forces")
         yield from items
 
 
 def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
-    """Existing paths that match `pattern`, sorted; `SpecError` if there is none."""
+    """Existing paths that match `pattern`, sorted. Raises `SpecError` if there are none."""
     base = Path(pattern).expanduser()
     if base.is_absolute():
         folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
     if not pattern:
-        raise SpecError(f"{key}: '' names no file")
+        raise SpecError(f"{key}: '' is not a file name")
     exact = folder / pattern
     try:
         matches = [exact] if exact.exists() else sorted(folder.glob(pattern))
@@ -83,7 +83,7 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
 
 
 def one_line(error: Exception) -> str:
-    """An exception as one line, with its class where it says little itself."""
+    """An exception as one line; its class is added if the message is a single word."""
     text = " ".join(str(error).split())
     return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
 
@@ -126,7 +126,7 @@ def _require(folder: Path, suffix: str) -> None:
     for name in ("energy", "force"):
         if not (folder / f"{name}{suffix}").exists():
             raise SpecError(
-                f"{folder}: has no {name}{suffix}: a labelled set needs energy and force"
+                f"{folder}: {name}{suffix} is missing; a labelled set needs energy and force"
             )
 
 
@@ -145,7 +145,7 @@ def _through_dpdata(
 
 
 def _register_further(dpdata: Any) -> None:
-    """Tell dpdata of the arrays that it would leave aside."""
+    """Register arrays with dpdata that it would ignore otherwise."""
     from dpdata.data_type import Axis, DataType
 
     shapes = {"fparam": (-1,), "aparam": (Axis.NATOMS, -1)} | dict.fromkeys(WEIGHTS, (Axis.NATOMS,))
@@ -156,7 +156,7 @@ def _register_further(dpdata: Any) -> None:
 
 
 def _load(dpdata: Any, name: str, form: str, type_map: Sequence[str]) -> Any:
-    """One system. Without a type_map of its own, DeePMD's types count in the model's order."""
+    """One system. Without a type_map.raw, DeePMD's types follow the model's order."""
     system = dpdata.LabeledSystem(name, fmt=form)
     if any(str(n).startswith("Type_") for n in system.data["atom_names"]):
         return dpdata.LabeledSystem(name, fmt=form, type_map=list(type_map))
@@ -164,7 +164,8 @@ def _load(dpdata: Any, name: str, form: str, type_map: Sequence[str]) -> Any:
 
 
 def _frames(data: dict[str, Any], source: str) -> Iterator[Imported]:
-    """Frames of dpdata: coords, forces `(n, a, 3)`; cells, virials `(n, 3, 3)`, virial = −dE/dε."""
+    """Frames of a dpdata system: coords and forces `(n, a, 3)`, cells and virials `(n, 3, 3)`,
+    virial = −dE/dε in eV."""
     species = tuple(str(data["atom_names"][t]) for t in data["atom_types"])
     periodic, virials = not data.get("nopbc", False), data.get("virials")
     further = [name for name in (*PARAMETERS, *WEIGHTS) if name in data]
@@ -182,11 +183,13 @@ def _frames(data: dict[str, Any], source: str) -> Iterator[Imported]:
 def _through_ase(path: Path) -> Iterator[Imported]:
     for number, atoms in enumerate(read_ase(path)):
         results = {} if atoms.calc is None else atoms.calc.results
-        # The energy whose derivative the forces are: with smearing, the free energy.
+        # Forces are derivatives of the free energy if there is smearing.
         energy = results.get("free_energy", results.get("energy"))
         if energy is None or results.get("forces") is None:
             absent = "energy" if energy is None else "forces"
-            raise SpecError(f"{path}: frame {number} has no {absent}: a labelled set needs both")
+            raise SpecError(
+                f"{path}: frame {number}: {absent} missing; a labelled set needs energy and forces"
+            )
         try:
             frame = from_ase(atoms)
         except ValueError as error:
@@ -202,7 +205,7 @@ def _through_ase(path: Path) -> Iterator[Imported]:
 
 
 def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
-    """−dE/dε in eV: as given (`virial`, QUIP's key), or −stress · V of ASE's stress."""
+    """−dE/dε in eV: the info key `virial` (as in QUIP), or −stress · V from ASE's stress."""
     given = atoms.info.get("virial")
     if given is not None:
         return np.array(given, dtype=np.float64).reshape(3, 3)
@@ -216,7 +219,7 @@ def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
 
 
 def read_ase(path: Path) -> list[Any]:
-    """Every frame of a file as `ase.Atoms`; `SpecError` where the file is none ASE reads."""
+    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it."""
     import ase.io
 
     if not path.is_file():
@@ -225,33 +228,33 @@ def read_ase(path: Path) -> list[Any]:
         raise SpecError(f"{path}: is empty")
     try:
         frames = list(ase.io.read(path, index=":"))
-    except Exception as error:  # ASE's readers raise whatever their parsing meets
+    except Exception as error:  # ASE's readers raise many kinds
         raise SpecError(f"{path}: cannot be read as a structure: {one_line(error)}") from error
     if not frames or not all(len(atoms) for atoms in frames):
-        raise SpecError(f"{path}: holds no atoms")
+        raise SpecError(f"{path}: contains no atoms")
     return frames
 
 
 def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
-    """Every frame of a file in dpdata's format `form` as `ase.Atoms`; `SpecError` where it is none.
-    Files without symbols have their types counted in the model's order."""
+    """Every frame of a file in dpdata's format `form` as `ase.Atoms`. Types in files without
+    chemical symbols follow the model's order. Raises `SpecError`."""
     import dpdata  # deferred: slow to import
 
     try:
         system = dpdata.System(str(path), fmt=form, type_map=list(type_map))
         return list(system.to("ase/structure"))
-    except Exception as error:  # dpdata raises whatever its readers meet
+    except Exception as error:  # dpdata's readers raise many kinds
         raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
 
 
 def _canonical(frame: Frame, label: FrameLabel, source: str) -> Imported:
-    """The frame in canonical form, its label turned and reordered with it."""
+    """The frame in canonical form, with its label rotated and reordered accordingly."""
     try:
         form = canonical(frame)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from error
     turned = label.forces[form.order] @ form.rotation
-    virial = None  # means nothing without a cell
+    virial = None  # meaningless without a cell
     if label.virial is not None and form.frame.cell is not None:
         virial = form.rotation.T @ label.virial @ form.rotation
     weights = {name: values[form.order] for name, values in label.weights.items()}
@@ -268,5 +271,5 @@ def _checked(item: Imported, type_map: Sequence[str], key: str) -> Imported:
     if item.label.virial is not None:
         arrays.append(item.label.virial)
     if not all(np.isfinite(array).all() for array in arrays):
-        raise SpecError(f"{key}: {item.source}: has numbers that are not finite")
+        raise SpecError(f"{key}: {item.source}: contains numbers that are not finite")
     return item

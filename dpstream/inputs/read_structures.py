@@ -1,4 +1,4 @@
-"""Structures from whatever people have them in: files, folders, streams."""
+"""Reads structures from files, folders and streams, in any format of ASE or dpdata."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dpstream.shared.errors import SpecError
 
 
 def read_structures(path: Path) -> list[Any]:
-    """Every frame of a file or folder that ASE or dpdata reads, as `ase.Atoms`; `SpecError` where
-    neither can."""
+    """Every frame of a file or folder as `ase.Atoms`. Raises `SpecError` if neither ASE nor dpdata
+    can read it."""
     if not path.exists():
         raise SpecError(f"{path}: no such file")
     if path.name == "gatheredPOSCARS":
@@ -22,25 +22,25 @@ def read_structures(path: Path) -> list[Any]:
     try:
         return read_ase(path)
     except SpecError as error:
-        found = _by_dpdata(path)
-        if not found:
+        frames = _by_dpdata(path)
+        if not frames:
             raise error
-        return found
+        return frames
 
 
 def _by_dpdata(path: Path) -> list[Any]:
-    """What dpdata makes of it; nothing where it makes nothing."""
+    """The frames that dpdata reads, empty if it cannot read the file."""
     import dpdata  # deferred: slow to import
 
     try:
         system = dpdata.System(str(path), fmt="deepmd/npy" if path.is_dir() else "auto")
         return list(system.to("ase/structure"))
-    except (Exception, SystemExit):  # its readers raise whatever their parsing meets
+    except (Exception, SystemExit):  # its readers raise many kinds
         return []
 
 
 def _gathered(path: Path) -> Iterator[Any]:
-    """POSCARs one after the other, as USPEX gathers them."""
+    """Concatenated POSCARs, as USPEX writes them."""
     lines = path.read_text(errors="replace").splitlines()
     start = 0
     while start < len(lines) and any(line.strip() for line in lines[start:]):
@@ -63,7 +63,7 @@ def _parsed(text: str, form: str, where: str) -> Any:
 
 
 def streamed(stream: TextIO) -> Iterator[Any]:
-    """Frames of an extended xyz stream, each as soon as it is complete."""
+    """Yield frames of an extended xyz stream, each as soon as it is complete."""
     for number in itertools.count(1):
         head = stream.readline()
         if not head.strip():
@@ -72,9 +72,9 @@ def streamed(stream: TextIO) -> Iterator[Any]:
             wanted = int(head) + 1
         except ValueError as error:
             raise SpecError(
-                f"-: frame {number}: {head.strip()[:40]!r} is no number of atoms"
+                f"-: frame {number}: {head.strip()[:40]!r} is not a number of atoms"
             ) from error
         lines = list(itertools.islice(stream, wanted))
         if len(lines) < wanted:
-            raise SpecError(f"-: frame {number}: the stream ended within it")
+            raise SpecError(f"-: frame {number}: incomplete when the stream ended")
         yield _parsed(head + "".join(lines), "extxyz", f"-: frame {number}")

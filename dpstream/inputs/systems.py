@@ -1,4 +1,4 @@
-"""The structures that the systems of a spec start from, as their files have them."""
+"""Reads and builds the starting structures of a spec's systems."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dpstream.shared.spec import Spec, System
 
 
 class SystemStructures:
-    """By name of a system, each structure with where it stands; files are read once, and those
-    `given` in canonical form not at all."""
+    """The structures of each system, by its name, with their location for error messages. Files
+    are read once; structures that are `given` in canonical form are not read."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class SystemStructures:
 
     def __call__(self, system: str) -> list[tuple[str, Canonical]]:
         if system not in self._read:
-            self._read[system] = list(self._found(system))
+            self._read[system] = list(self._load(system))
         return self._read[system]
 
-    def _found(self, system: str) -> Iterator[tuple[str, Canonical]]:
+    def _load(self, system: str) -> Iterator[tuple[str, Canonical]]:
         if system not in self.given:
             yield from _structures(self._spec, system, self._folder)
             return
@@ -59,7 +59,7 @@ def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Cano
 
 
 def _with_parameters(frame: Frame, system: System) -> Frame:
-    """The structure, with the parameters that its system gives to all of it."""
+    """The structure with the fparam and aparam of its system."""
     own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
     if system.aparam:
         own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
@@ -67,7 +67,7 @@ def _with_parameters(frame: Frame, system: System) -> Frame:
 
 
 def _built_from(structure: Canonical, system: System) -> list[Canonical]:
-    """What the `slabs` and `supercell` of a system make of one of its structures."""
+    """Apply a system's `slabs` and `supercell` to one of its structures."""
     cuts, repeat = system.slabs, system.supercell
     if cuts is None and repeat is None:
         return [structure]

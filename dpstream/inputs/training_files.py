@@ -1,4 +1,4 @@
-"""Files that a spec names for its trainings: models to begin from, a table of repulsion."""
+"""Reads the files that a spec names for training: models to start from, a repulsion table."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dpstream.shared.spec import ZBL, Init, Spec
 from dpstream.shared.values import given_model
 
 PACKED = ".zip"
-"""A checkpoint as dpstream keeps it."""
+"""Suffix of checkpoints as dpstream stores them."""
 
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """A file's bytes, and the ending by which its format is known, without the dot."""
+    """The content of a file, and the suffix that identifies its format, without the dot."""
 
     suffix: str
     data: bytes
 
 
 def given_files(spec: Spec, folder: Path) -> dict[str, TrainingFile]:
-    """What trainings find under which name, read relative to `folder`. `SpecError` names the key
-    and the file of what is none."""
+    """Training files by name, read relative to `folder`. Raises `SpecError` naming key and file
+    of an invalid one."""
     return {**dict(_models(spec, folder)), **dict(_table(spec, folder))}
 
 
@@ -51,13 +51,13 @@ def _model(init: Init, model: str, spec: Spec, folder: Path) -> TrainingFile:
     suffixes = (PACKED,) if init.how == "init-model" else backend.given.get(init.how, ())
     if not suffixes:
         raise SpecError(
-            f"training.init.how: {init.how}: not with {spec.training.backend}; "
+            f"training.init.how: {init.how}: not supported with {spec.training.backend}; "
             f"allowed: {', '.join(['init-model', *backend.given])}"
         )
     if path.suffix not in suffixes:
         raise SpecError(
-            f"{key}: {path}: {init.how} with {spec.training.backend} begins from "
-            f"{' or '.join(suffixes)} files"
+            f"{key}: {path}: {init.how} with {spec.training.backend} requires a "
+            f"{' or '.join(suffixes)} file"
         )
     return TrainingFile(path.suffix.lstrip("."), _bytes(path, key))
 

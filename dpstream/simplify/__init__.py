@@ -1,1 +1,1 @@
-"""`dpstream simplify`: the part of a dataset that a committee needs."""
+"""`dpstream simplify` reduces a dataset to the frames that a committee needs."""

@@ -1,4 +1,8 @@
-"""The campaign that looks at a dataset until no frame of it is a candidate any more."""
+"""Builds the campaign that explores a dataset until none of its frames is a candidate.
+
+The dataset is the only system, explored unchanged by the engine `frames` in lockstep mode. Settings
+of the user are merged over defaults that suit a fixed pool.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,19 @@ Json = dict[str, Any]
 NOT_THE_USERS = ("systems", "stages", "material", "md")
 SYSTEM = "pool"
 TRAJECTORIES = 100
-"""Of one composition: as many as workers may share, each long enough to be worth a task."""
+"""Largest number of trajectories per composition: enough to share among workers, each long
+enough for a task."""
 SHORTEST = 100
-"""Frames of a trajectory, where the dataset is small."""
+"""Frames per trajectory of a small dataset."""
 PICK = 20
 FAR = 1e6
-"""Beyond all limits: what is in the dataset is meant."""
+"""Larger than any limit: frames of the dataset are not refused for their shape."""
 SPARE_ROUNDS = 20
-"""Beyond those in which every frame is labelled."""
+"""Rounds in addition to those that label every frame."""
 
 
 def own_labels(settings: Mapping[str, Any]) -> bool:
-    """Whether labels are those of the dataset: no code is asked for."""
+    """Whether the dataset's own labels are used, because no labeling code is set."""
     labels = settings.get("labels", {})
     return not isinstance(labels, dict) or labels.get("code", DATASET) == DATASET
 
@@ -40,16 +45,17 @@ def own_labels(settings: Mapping[str, Any]) -> bool:
 def campaign(
     settings: Mapping[str, Any], name: str, sources: Sequence[str], pool: SimplifyPool
 ) -> Spec:
-    """The spec made of `settings`, sections of one. Raises `SpecError` naming the key."""
+    """The spec for the pool, with `settings` (sections of a spec) merged over the defaults.
+    Raises `SpecError` naming the key."""
     for key in NOT_THE_USERS:
         if key in settings:
-            raise SpecError(f"{key}: the dataset's frames are what is looked at; leave it out")
+            raise SpecError(f"{key}: not allowed, as the dataset's frames are explored; remove it")
     try:
         spec = Spec.model_validate(_document(settings, name, sources, pool))
     except ValidationError as error:
         raise SpecError(explain(error, Spec)) from error
     if not isinstance(spec.trust, TrustLevels):
-        raise SpecError("trust: give levels {low, high}: they say which frames are left out")
+        raise SpecError("trust: give levels {low, high}; they determine which frames are left out")
     return spec
 
 
@@ -94,7 +100,7 @@ def _stage(length: int) -> Json:
 
 
 def _selection(settings: Mapping[str, Any], type_map: Sequence[str], length: int) -> Json:
-    """No frame is refused for its shape or its place, but those that labels refuse."""
+    """Selection defaults that refuse no frame, except those that labeling would reject."""
     least = _section(settings, "labels").get(
         "min_distance", _default(LabelSettings, "min_distance")
     )
@@ -122,12 +128,12 @@ def _default(section: Any, key: str) -> Any:
 def _section(settings: Mapping[str, Any], key: str) -> Json:
     value = settings.get(key, {})
     if not isinstance(value, dict):
-        raise SpecError(f"{key}: {shown(value)}: should be a mapping of keys")
+        raise SpecError(f"{key}: {shown(value)}: should be a mapping")
     return value
 
 
 def trajectory_length(frames: Iterable[Frame]) -> int:
-    """Frames of one trajectory, so that there are few of them."""
+    """Frames per trajectory, chosen to have at most `TRAJECTORIES` trajectories."""
     known, length = list(frames), SHORTEST
     while len(runs(known, length)) > TRAJECTORIES and length < len(known):
         length *= 2

@@ -1,4 +1,4 @@
-"""The frames of a dataset, with their labels where it has them."""
+"""Reads the frames of a dataset, with their labels if those are to be used."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ALL = tuple(chemical_symbols[1:])
 
 @dataclass(frozen=True)
 class SimplifyPool:
-    """Canonical frames by key, each once, the numbers (from 0) that they had in the dataset, and
-    their labels, where those are taken from it."""
+    """Canonical frames by key without duplicates, their numbers (from 0) in the dataset, and
+    their labels if those are used."""
 
     frames: Mapping[str, Frame]
     numbers: Mapping[str, list[int]]
@@ -43,14 +43,14 @@ class SimplifyPool:
 
     @property
     def digest(self) -> str:
-        """sha256 of all frames and labels, in whatever order they came."""
+        """SHA-256 of all frames and labels, independent of their order."""
         digest = hashlib.sha256()
         for key in sorted(self.labels):
             digest.update(encode_labelled(self.frames[key], self.labels[key], {}))
         return digest.hexdigest()
 
     def keep_labels(self, store: Store, recipe: Recipe, sources: Sequence[str]) -> None:
-        """Put the labels where those of `recipe` are looked up."""
+        """Add the labels to the store's cache for `recipe`."""
         about = {"code": recipe.code, "version": recipe.version, "recipe": recipe.digest}
         for key, label in self.labels.items():
             provenance = {**about, "frame": key, "sources": list(sources)}
@@ -61,16 +61,16 @@ class SimplifyPool:
 def read_pool(
     sources: Sequence[str], folder: Path, type_map: Sequence[str], labelled: bool
 ) -> SimplifyPool:
-    """All frames of files and folders, by name or glob relative to `folder`. `SpecError` names what
-    cannot be read, or, where they are to be `labelled`, what has no labels."""
+    """Read all frames of files and folders, by name or glob relative to `folder`. `labelled`:
+    require labels. Raises `SpecError` naming what cannot be read or has no labels."""
     if not type_map:
         _check_named(sources, folder)
     symbols = type_map or ALL
-    found = _labelled(sources, folder, symbols) if labelled else _plain(sources, folder, symbols)
+    items = _labelled(sources, folder, symbols) if labelled else _plain(sources, folder, symbols)
     frames: dict[str, Frame] = {}
     numbers: dict[str, list[int]] = {}
     labels: dict[str, FrameLabel] = {}
-    for number, (frame, label) in enumerate(found):
+    for number, (frame, label) in enumerate(items):
         key = frame_key(frame)
         numbers.setdefault(key, []).append(number)
         if frames.setdefault(key, frame) is frame and label is not None:
@@ -79,10 +79,10 @@ def read_pool(
 
 
 def _check_named(sources: Sequence[str], folder: Path) -> None:
-    """Types are numbers where DeePMD-kit's systems do not name them."""
+    """Raises `SpecError` for a DeePMD-kit system without chemical symbols."""
     for system in (s for path in _paths(sources, folder) for s in _systems(path)):
         if not (system / "type_map.raw").exists():
-            raise SpecError(f"{KEY}: {system}: has no type_map.raw: give type_map in the --spec")
+            raise SpecError(f"{KEY}: {system}: type_map.raw is missing; set type_map in --spec")
 
 
 def _paths(sources: Sequence[str], folder: Path) -> Iterator[Path]:
@@ -92,7 +92,7 @@ def _paths(sources: Sequence[str], folder: Path) -> Iterator[Path]:
 
 def _systems(path: Path) -> list[Path]:
     """DeePMD-kit's systems in a folder, at any depth."""
-    return sorted(found.parent for found in path.rglob("type.raw")) if path.is_dir() else []
+    return sorted(items.parent for items in path.rglob("type.raw")) if path.is_dir() else []
 
 
 def _labelled(
@@ -103,7 +103,7 @@ def _labelled(
             yield item.frame, item.label
     except SpecError as error:
         raise SpecError(
-            f"{error}; where the dataset has no labels, give a --spec with labels.code"
+            f"{error}; if the dataset has no labels, give a --spec with labels.code"
         ) from error
 
 
@@ -121,7 +121,9 @@ def _plain(
 
 def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:
     if path.suffix in HDF5:
-        raise SpecError(f"{KEY}: {path}: HDF5 is read where its own labels are taken, not here")
+        raise SpecError(
+            f"{KEY}: {path}: HDF5 files are supported only if their own labels are used"
+        )
     systems = _systems(path)
     if not systems:
         return read_structures(path)
@@ -131,5 +133,8 @@ def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:
 def _form(system: Path) -> str:
     sets = list(system.glob("set.*"))
     if any((part / "real_atom_types.npy").exists() for part in sets):
-        raise SpecError(f"{KEY}: {system}: a mixed-type system: one for each composition, please")
+        raise SpecError(
+            f"{KEY}: {system}: mixed-type systems are not supported here; give one system per "
+            "composition"
+        )
     return "deepmd/npy" if sets else "deepmd/raw"

@@ -1,4 +1,4 @@
-"""What was left out of a dataset, measured by the last committee and the final model."""
+"""Measures the frames left out of a dataset with the last committee and the final model."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.values import Ref, Rejected, Trust, campaign_uri
 from dpstream.simplify.pool import SimplifyPool
 
-TOLD = "simplified.json"
+RESULT = "simplified.json"
 BATCH = 200
-"""Frames evaluated at once."""
+"""Frames per evaluation."""
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """Numbers of frames; `deviation`: the largest of the committee's force on those left out, eV/Å,
-    relative where `trust` is; `above`: how many of them are not accurate; `error`: force RMSE of
-    the final model on them, eV/Å, where their labels are known."""
+    """Numbers of frames, and errors on those left out. `deviation`: largest force deviation of the
+    committee, eV/Å (dimensionless if `trust` is relative); `above`: number of frames that are not
+    accurate; `error`: force RMSE of the final model, eV/Å, if labels are known."""
 
     frames: int
     kept: int
@@ -49,7 +49,7 @@ class Remainder:
     def __str__(self) -> str:
         text = f"kept {self.kept:,} of {self.frames:,} frames"
         if self.rejected:
-            text += f", {self.rejected:,} were rejected (dpstream why says for what)"
+            text += f", {self.rejected:,} were rejected (for reasons see dpstream why)"
         if not self.left_out:
             return f"{text}; none is left out"
         return f"{text}; {self._below}: max deviation {self.deviation:.3g}{self._unit}{self._error}"
@@ -62,8 +62,8 @@ class Remainder:
     def _below(self) -> str:
         level = f"the trust level ({self.trust.low:g}{self._unit})"
         if not self.above:
-            return f"the remaining {self.left_out:,} lie below {level}"
-        return f"{self.above:,} of the remaining {self.left_out:,} do not lie below {level}"
+            return f"the remaining {self.left_out:,} are below {level}"
+        return f"{self.above:,} of the remaining {self.left_out:,} are not below {level}"
 
     @property
     def _error(self) -> str:
@@ -73,33 +73,33 @@ class Remainder:
 
 
 def measure(
-    harvest: CampaignResults, pool: SimplifyPool, trust: Trust, folder: Path
+    results: CampaignResults, pool: SimplifyPool, trust: Trust, folder: Path
 ) -> Remainder | None:
-    """What became of the pool; written into `folder` too, with the numbers of the frames kept.
-    None before there is a committee."""
-    if not harvest.committee:
+    """Count and measure the frames of the pool, and write the result to `folder` together with
+    the numbers of the frames kept. None if there is no committee yet."""
+    if not results.committee:
         return None
-    kept = pool.frames.keys() & {frame_key(item.frame) for item in harvest.training_set()}
-    lives = harvest.history.lives.items()
+    kept = pool.frames.keys() & {frame_key(item.frame) for item in results.training_set()}
+    lives = results.history.lives.items()
     rejected = {k for k, life in lives if isinstance(life.verdict, Rejected)} & pool.frames.keys()
     rest = {k: f for k, f in pool.frames.items() if k not in kept and k not in rejected}
     counts = Remainder(len(pool.frames), len(kept), len(rejected), trust)
-    found = _measured(harvest, pool, rest, counts) if rest else counts
+    remainder = _measured(results, pool, rest, counts) if rest else counts
     numbers = sorted(number for key in kept for number in pool.numbers[key])
-    document = {**vars(found), "trust": trust.model_dump(), "kept_frames": numbers}
-    (folder / TOLD).write_text(json.dumps(document, indent=1) + "\n")
-    return found
+    document = {**vars(remainder), "trust": trust.model_dump(), "kept_frames": numbers}
+    (folder / RESULT).write_text(json.dumps(document, indent=1) + "\n")
+    return remainder
 
 
 def _measured(
-    harvest: CampaignResults, pool: SimplifyPool, rest: Mapping[str, Frame], counts: Remainder
+    results: CampaignResults, pool: SimplifyPool, rest: Mapping[str, Frame], counts: Remainder
 ) -> Remainder:
     devi: list[float] = []
     squares: list[Floats] = []
     above = 0
-    with _at_bench(harvest, counts.trust) as (resources, context):
-        models = resources.committee(_manifest(harvest), context).models
-        final = None if harvest.final is None else resources.model(harvest.final.model, context)
+    with _explorer(results, counts.trust) as (resources, context):
+        models = resources.committee(_manifest(results), context).models
+        final = None if results.final is None else resources.model(results.final.model, context)
         for frames in runs(list(rest.values()), BATCH):
             batch = Batch.of(frames)
             evaluation = resources.evaluate(models, batch, context)
@@ -113,26 +113,26 @@ def _measured(
     return replace(counts, above=above, deviation=max(devi), error=error)
 
 
-def _manifest(harvest: CampaignResults) -> Ref:
-    uri = campaign_uri(harvest.campaign, "committees", f"{harvest.committee[0].version}.json")
-    return Ref.to(uri, harvest.store.get(uri))
+def _manifest(results: CampaignResults) -> Ref:
+    uri = campaign_uri(results.campaign, "committees", f"{results.committee[0].version}.json")
+    return Ref.to(uri, results.store.get(uri))
 
 
 @contextmanager
-def _at_bench(
-    harvest: CampaignResults, trust: Trust
+def _explorer(
+    results: CampaignResults, trust: Trust
 ) -> Iterator[tuple[ExplorerResources, Context]]:
-    """An explorer's bench, and the context of a task that is nobody's."""
+    """An explorer's resources, and the context of a task outside the campaign."""
     command = Judge(
         id="simplify",
-        campaign=harvest.campaign,
+        campaign=results.campaign,
         time=0.0,
         task="simplify",
         title="measure what is left out",
-        max_seconds=harvest.spec.training.max_hours * 3600,
-        spec=Ref.to("spec.json", harvest.spec_bytes),
-        committee=_manifest(harvest),
-        version=harvest.committee[0].version,
+        max_seconds=results.spec.training.max_hours * 3600,
+        spec=Ref.to("spec.json", results.spec_bytes),
+        committee=_manifest(results),
+        version=results.committee[0].version,
         trust=trust,
     )
     with private_folder(None) as scratch:
@@ -140,7 +140,7 @@ def _at_bench(
         try:
             yield (
                 resources,
-                Context(harvest.store, bus, command, scratch, "simplify", threading.Event()),
+                Context(results.store, bus, command, scratch, "simplify", threading.Event()),
             )
         finally:
             resources.close()

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 else:
 
     def replace(record: V, /, **changes: Any) -> V:
-        """Does what `dataclasses.replace` does, several times faster, for frozen dataclasses without
-        slots. Every event makes several copies. Raises TypeError for an unknown field."""
+        """Does what `dataclasses.replace` does, several times faster, for frozen dataclasses that
+        have no slots. Every event makes several copies. Raises TypeError for an unknown field."""
         values = record.__dict__ | changes
         if len(values) > len(record.__dict__):
             unknown = ", ".join(changes.keys() - record.__dict__.keys())

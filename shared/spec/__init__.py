@@ -1,8 +1,8 @@
-"""A campaign spec: everything a user decides, validated before anything starts.
+"""A campaign spec: all settings of a campaign, validated before anything starts.
 
-This package is the one door: whoever reads a spec imports from here. Each module holds the sections
-of one topic; `campaign` puts them together and checks them against one another. Units: eV, Å, ps,
-K, bar. Every key has a description; `dpstream schema` prints them all.
+Import from this package, not from its modules. Each module holds the sections of one topic;
+`campaign` combines them and checks them against each other. Units: eV, Å, ps, K, bar. Every key
+has a description; `dpstream schema` prints them all.
 """
 
 from dpstream.shared.spec.base import Positive, Section, Share

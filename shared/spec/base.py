@@ -1,4 +1,4 @@
-"""What every section of a campaign spec is made of."""
+"""The base class and common types of all sections of a campaign spec."""
 
 from __future__ import annotations
 

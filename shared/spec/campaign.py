@@ -1,4 +1,4 @@
-"""The campaign spec: everything a user decides, validated before anything starts.
+"""The campaign spec: combines all sections and checks them against each other.
 
 Units: eV, Å, ps, K, bar. Every key has a description; `dpstream schema` prints them all.
 """
@@ -39,20 +39,21 @@ from dpstream.shared.spec.training import Training
 from dpstream.shared.values import ROOMS, Name
 
 SECTIONS = ("model", "learning_rate", "optimizer", "loss", "training")
-"""Sections of a DeePMD-kit input.json, each a mapping."""
+"""Sections of a DeePMD-kit input.json that must be mappings."""
 
 
 class Spec(Section):
-    """One attempt to grow one potential."""
+    """The settings of one campaign, which trains one potential."""
 
-    name: Name = Field(description="of the campaign; its folder in the store")
-    seed: int = Field(default=1, ge=0, description="all randomness follows from it")
+    name: Name = Field(description="name of the campaign and of its folder in the store")
+    seed: int = Field(default=1, ge=0, description="seed of all random numbers")
     mode: Literal["streaming", "lockstep"] = Field(
-        default="streaming", description="no barriers, or DP-GEN's rounds"
+        default="streaming", description="streaming: no barriers; lockstep: rounds as in DP-GEN"
     )
     reproducible: bool | None = Field(
         default=None,
-        description="a new attempt starts over instead of from a checkpoint; default: in lockstep",
+        description="a retried training restarts from the beginning instead of from a checkpoint; "
+        "default: true in lockstep",
     )
     type_map: tuple[str, ...] = Field(min_length=1, description="chemical symbols, in model order")
     systems: dict[Name, System] = Field(
@@ -63,34 +64,34 @@ class Spec(Section):
     md: Md = Field(default=Md(), description="molecular dynamics for exploration")
     trust: AnyTrust = Field(
         default=TrustLevels(low=0.1, high=0.3),
-        description="which deviations mean accurate, candidate, failed",
+        description="deviation levels that separate accurate, candidate and failed",
     )
     stages: tuple[Stage, ...] = Field(
-        default=(), description="explored one after another, each until it converges"
+        default=(), description="explored in order, each until it converges"
     )
-    material: Material | None = Field(default=None, description="instead of stages")
+    material: Material | None = Field(
+        default=None, description="instead of stages: derives them from the melting point"
+    )
     selection: Selection = Field(default=Selection(), description="which candidates are labelled")
     labels: LabelSettings = Field(default=LabelSettings(), description="how labels are computed")
-    audit: AuditSettings = Field(
-        default=AuditSettings(), description="the measure of the true error"
-    )
-    convergence: Convergence = Field(
-        default=Convergence(), description="what ends a stage, in its worst condition"
-    )
-    budget: Budget = Field(default=Budget(), description="what the campaign may spend")
-    streaming: Streaming = Field(default=Streaming(), description="of mode streaming")
+    audit: AuditSettings = Field(default=AuditSettings(), description="measures the true error")
+    convergence: Convergence = Field(default=Convergence(), description="criteria that end a stage")
+    budget: Budget = Field(default=Budget(), description="limits of the campaign")
+    streaming: Streaming = Field(default=Streaming(), description="for mode streaming only")
     proposals: Proposals = Field(
-        default=Proposals(), description="frames offered by external generators"
+        default=Proposals(), description="limits for frames from external generators"
     )
     verification: Verification = Field(
-        default=Verification(), description="what the final model must show"
+        default=Verification(), description="tests of the final model"
     )
-    max_attempts: int = Field(default=3, ge=1, description="lapses and crashes of one task")
+    max_attempts: int = Field(
+        default=3, ge=1, description="lost or crashed attempts before a task is abandoned"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _md_defaults(cls, data: Any) -> Any:
-        """A stage's `md` is the campaign's with its own keys on top."""
+        """Merge a stage's own `md` keys over those of the campaign."""
         if not isinstance(data, dict) or not isinstance(data.get("md", {}), dict):
             return data
         stages = data.get("stages")
@@ -117,7 +118,7 @@ class Spec(Section):
 
 def _problems(spec: Spec) -> Iterator[str]:
     if spec.name in ROOMS:
-        yield f"name: {spec.name!r} is a folder of every store; use another name"
+        yield f"name: {spec.name!r} is reserved (a folder in every store); choose another name"
     for symbol in spec.type_map:
         if symbol not in atomic_numbers or symbol == "X":
             hint = did_you_mean(symbol, atomic_numbers)
@@ -125,9 +126,12 @@ def _problems(spec: Spec) -> Iterator[str]:
     if len(set(spec.type_map)) != len(spec.type_map):
         yield "type_map: an element is listed twice"
     if bool(spec.stages) == (spec.material is not None):
-        yield "stages: give either `stages` or `material`, one of the two"
+        yield "stages: give exactly one of `stages` and `material`"
     if not spec.initial.data and spec.initial.perturb is None and not spec.initial.pick:
-        yield "initial: give `data`, `perturb` or `pick`: the first committee needs labels"
+        yield (
+            "initial: give at least one of `data`, `perturb` and `pick`; the first committee needs "
+            "labels"
+        )
     yield from _unknown_elements(spec)
     yield from _parameter_problems(spec)
     yield from _electron_problems(spec)
@@ -135,25 +139,31 @@ def _problems(spec: Spec) -> Iterator[str]:
     yield from _training_problems(spec.training)
     reference = spec.verification.reference_md
     if reference is not None and reference.system not in spec.systems:
-        yield f"verification.reference_md.system: {reference.system!r} is not among systems"
+        yield f"verification.reference_md.system: {reference.system!r} is not in systems"
     for number, wanted in enumerate(spec.verification.properties):
         if wanted.system not in spec.systems:
             hint = did_you_mean(wanted.system, spec.systems)
             where = f"verification.properties.{number}.system"
-            yield f"{where}: {wanted.system!r} is not among systems{hint}"
+            yield f"{where}: {wanted.system!r} is not in systems{hint}"
 
 
 def _training_problems(training: Training) -> Iterator[str]:
     if training.min_steps > training.max_steps:
         yield (
-            f"training.min_steps: {training.min_steps} is more than max_steps "
+            f"training.min_steps: {training.min_steps} is greater than max_steps "
             f"({training.max_steps})"
         )
     init, members = training.init, training.members
     if init is not None and len(init.model) not in (1, members):
-        yield f"training.init.model: {len(init.model)} files; give one, or one for each member"
+        yield (
+            f"training.init.model: {len(init.model)} files for {members} members; give one file, "
+            "or one per member"
+        )
     if init is not None and training.repulsion is not None:
-        yield "training.repulsion: not with training.init, whose model brings its own architecture"
+        yield (
+            "training.repulsion: not allowed with training.init, whose model determines the "
+            "architecture"
+        )
     for member in training.member_input:
         if not 0 <= member < training.members:
             yield f"training.member_input: {member} is not a member (0 to {training.members - 1})"
@@ -162,34 +172,37 @@ def _training_problems(training: Training) -> Iterator[str]:
     for where, given in inputs.items():
         for section, value in given.items():
             if section in SECTIONS and not isinstance(value, dict):
-                yield f"training.{where}.{section}: {value!r}: should be a mapping of keys"
+                yield f"training.{where}.{section}: {value!r}: should be a mapping"
 
 
 def _electron_problems(spec: Spec) -> Iterator[str]:
-    """Electron temperatures are one number of the models' parameters, and above 0 K."""
+    """An electron temperature is the only frame or atomic parameter, and is above 0 K."""
     carrier = spec.labels.electron_temperature
     if carrier is None:
         for number, stage in enumerate(spec.stages):
             if stage.electron_temperatures:
                 yield (
-                    f"stages.{number}.electron_temperatures: needs labels.electron_temperature, "
+                    f"stages.{number}.electron_temperatures: requires labels.electron_temperature: "
                     "fparam or aparam"
                 )
         return
     if spec.training.parameters[carrier] != 1:
         yield (
-            f"labels.electron_temperature: {carrier}: needs "
+            f"labels.electron_temperature: {carrier}: requires "
             f"training.input.model.fitting_net.numb_{carrier}: 1"
         )
     for name, system in spec.systems.items():
         if any(kelvin <= 0 for kelvin in getattr(system, carrier)):
-            yield f"systems.{name}.{carrier}: an electron temperature is above 0 K"
+            yield f"systems.{name}.{carrier}: an electron temperature must be above 0 K"
 
 
 def _parameter_problems(spec: Spec) -> Iterator[str]:
-    """What the models take beside atoms, every system has to give."""
+    """Every system must give the frame and atomic parameters that the models take."""
     if spec.initial.dimers is not None and any(spec.training.parameters.values()):
-        yield "initial.dimers: have no fparam or aparam, and the models take some; leave them out"
+        yield (
+            "initial.dimers: dimers carry no fparam or aparam, but the models require them; remove "
+            "initial.dimers"
+        )
     for name, system in spec.systems.items():
         given = {"fparam": len(system.fparam), "aparam": len(system.aparam)}
         for parameter, size in spec.training.parameters.items():
@@ -201,7 +214,7 @@ def _parameter_problems(spec: Spec) -> Iterator[str]:
 
 
 def _unknown_elements(spec: Spec) -> Iterator[str]:
-    """Elements named outside type_map that are not in it."""
+    """Elements in other keys that type_map does not list."""
     known = ", ".join(spec.type_map)
     dimers = spec.initial.dimers
     named = {"selection.min_distance": tuple(spec.selection.min_distance)}
@@ -210,7 +223,7 @@ def _unknown_elements(spec: Spec) -> Iterator[str]:
         for pair in pairs:
             elements = pair.split("-")
             if len(elements) != 2 or not set(elements) <= set(spec.type_map):
-                yield f"{where}: {pair!r} is not a pair of {known}, e.g. C-H"
+                yield f"{where}: {pair!r} is not a pair of elements in type_map ({known}), e.g. C-H"
     dynamics = {"md": spec.md} | {f"stages.{i}.md": s.md for i, s in enumerate(spec.stages)}
     for where, md in dynamics.items():
         for symbol in sorted(md.masses.keys() - set(spec.type_map)):
@@ -220,37 +233,38 @@ def _unknown_elements(spec: Spec) -> Iterator[str]:
 def _stage_problems(spec: Spec) -> Iterator[str]:
     names = [stage.name for stage in spec.stages]
     if len(set(names)) != len(names):
-        yield "stages: two stages share a name"
+        yield "stages: two stages have the same name"
     for number, stage in enumerate(spec.stages):
         where = f"stages.{number}"
         for system in stage.systems:
             if system not in spec.systems:
                 known = ", ".join(spec.systems)
-                yield f"{where}.systems: {system!r} is not among systems ({known})"
+                yield f"{where}.systems: {system!r} is not in systems ({known})"
         for problem in problems(stage.engine, spec.type_map, stage.systems):
             yield f"{where}.engine.{problem}"
         is_npt = stage.md.ensemble.startswith("npt")
         if is_npt and not stage.pressures:
-            yield f"{where}.pressures: {stage.md.ensemble} needs at least one pressure (bar)"
+            yield f"{where}.pressures: ensemble {stage.md.ensemble} requires at least one (bar)"
         if stage.pressures and not is_npt:
-            yield f"{where}.pressures: allowed with npt only, not with {stage.md.ensemble}"
+            yield f"{where}.pressures: requires an npt ensemble, not {stage.md.ensemble}"
         if stage.md.steps < stage.md.every:
             yield f"{where}.md.steps: {stage.md.steps} is less than every ({stage.md.every})"
         if stage.md.skip > stage.md.steps - stage.md.every:
-            yield f"{where}.md.skip: {stage.md.skip} leaves nothing of {stage.md.steps} steps"
+            yield f"{where}.md.skip: {stage.md.skip} leaves no frame of {stage.md.steps} steps"
         yield from _system_trust_problems(spec, stage, f"{where}.system_trust")
 
 
 def _system_trust_problems(spec: Spec, stage: Stage, where: str) -> Iterator[str]:
     for system in stage.system_trust:
         if system not in stage.systems:
-            yield f"{where}: {system!r} is not among the stage's systems"
+            yield f"{where}: {system!r} is not in the stage's systems"
     if stage.system_trust and spec.mode != "lockstep":
-        yield f"{where}: needs mode lockstep; while streaming a stage has one `trust`"
+        yield f"{where}: requires mode: lockstep; in streaming mode a stage has one `trust`"
 
 
 def expand_material(spec: Spec, solids: bool = True) -> Spec:
-    """`material` written out as stages; a spec with stages is returned as it is."""
+    """Replace `material` by stages; a spec with stages is returned unchanged. `solids`: add a
+    slightly negative pressure up to the melting point."""
     if spec.material is None:
         return spec
     material, bar_per_gpa = spec.material, 1e4
@@ -278,7 +292,8 @@ def _npt(ensemble: str) -> str:
 
 
 def load_spec(path: Path) -> Spec:
-    """The validated spec in a YAML or JSON file; `SpecError` names file, key, value and remedy."""
+    """Read and validate a spec (YAML or JSON). Raises `SpecError` naming file, key, value and
+    remedy."""
     data = with_engine_texts(with_texts(read_document(path), path), path)
     try:
         return Spec.model_validate(data)
@@ -287,7 +302,7 @@ def load_spec(path: Path) -> Spec:
 
 
 def with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """`data` with files that engines name replaced by their text: workers have no such files."""
+    """Replace file names in engine settings by the text of the files, which workers do not have."""
     stages = data.get("stages")
     if not isinstance(stages, list):
         return data

@@ -1,7 +1,6 @@
-"""Dimers: pairs of atoms at given distances, labelled before the first training.
+"""Builds the dimers of a spec: isolated pairs of atoms, closer than exploration allows.
 
-They teach the models the repulsion at distances shorter than exploration may reach. The frames
-follow from the spec alone, so that labelers and trainers recognise them by their keys.
+The frames follow from the spec alone, so labelers and trainers recognise them by their keys.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dpstream.shared.spec.systems import Dimers
 
 
 def dimer_frames(dimers: Dimers, type_map: tuple[str, ...]) -> dict[str, list[Frame]]:
-    """Canonical frames by pair, e.g. `C-H`; all pairs of `type_map` if the spec names none."""
+    """Canonical frames by pair, e.g. `C-H`; by default all pairs of `type_map`."""
     named = [tuple(pair.split("-")) for pair in dimers.pairs]
     pairs = named or list(combinations_with_replacement(type_map, 2))
     return {
@@ -38,5 +37,5 @@ def _keys(dimers: Dimers, type_map: tuple[str, ...]) -> frozenset[str]:
 
 
 def dimer_keys(spec: Spec) -> frozenset[str]:
-    """Keys of the campaign's dimers; empty without dimers."""
+    """Frame keys of the campaign's dimers, empty if it has none."""
     return frozenset() if spec.initial.dimers is None else _keys(spec.initial.dimers, spec.type_map)

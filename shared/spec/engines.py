@@ -1,7 +1,7 @@
-"""Exploration engines: what drives the trajectories of a stage, and with which settings.
+"""Settings of the exploration engines, which generate the frames of a stage.
 
-`stages[].engine` is one of these, told apart by `kind`. Units: eV, Å, K; widths and walls of a
-variable in its own unit (Å, a number, degrees).
+`stages[].engine` is one of these, selected by `kind`. Units: eV, Å, K; widths and walls of a
+collective variable in its own unit (Å, a number, degrees).
 """
 
 from __future__ import annotations
@@ -15,116 +15,121 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from dpstream.shared.spec.base import Positive, Section
 
 MOST_TEXT = 4 * 1024 * 1024
-"""Characters of potential files that a spec may carry."""
+"""Largest size of one text in a spec, in characters."""
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_TEXT)]
 AtomNames = Annotated[str, StringConstraints(pattern=r"^[A-Z][a-z]?[0-9]*$")]
-"""`H2`: the second hydrogen, in the order of the file; `H`: all of them."""
+"""`H2`: the second hydrogen in the order of the file; `H`: all hydrogens."""
 Group = Annotated[tuple[AtomNames, ...], Field(min_length=1)]
 
 
 class Plain(Section):
-    """Molecular dynamics driven by a member of the committee."""
+    """Molecular dynamics with one member of the committee."""
 
     kind: Literal["md"] = Field(default="md", description="plain molecular dynamics")
 
 
 class SwapMc(Section):
-    """Monte Carlo swaps of unlike atoms between the steps of dynamics (LAMMPS fix atom/swap)."""
+    """Molecular dynamics with Monte Carlo swaps of unlike atoms (LAMMPS fix atom/swap)."""
 
-    kind: Literal["swap-mc"] = Field(description="dynamics with swaps")
+    kind: Literal["swap-mc"] = Field(description="dynamics with Monte Carlo swaps")
     swaps: tuple[tuple[str, str], ...] = Field(
-        min_length=1, description="pairs of elements that change places, e.g. [[Cu, Au]]"
+        min_length=1, description="pairs of elements to exchange, e.g. [[Cu, Au]]"
     )
     every: int = Field(default=10, ge=1, description="steps between attempts")
-    attempts: int = Field(default=5, ge=1, description="swaps tried each time, of every pair")
+    attempts: int = Field(default=5, ge=1, description="attempted swaps per pair each time")
     temperature: Positive | None = Field(
-        default=None, description="K, of the Metropolis test; default: the condition's"
+        default=None, description="K, for the Metropolis test; default: that of the condition"
     )
 
     @model_validator(mode="after")
     def _unlike(self) -> SwapMc:
         for a, b in self.swaps:
             if a == b:
-                raise ValueError(f"swaps: {a}-{b}: like atoms cannot change places")
+                raise ValueError(f"swaps: {a}-{b}: give two different elements")
         return self
 
 
 class Walls(Section):
-    """A collective variable's Gaussian width, and where harmonic walls keep it from going on."""
+    """Name, Gaussian width and harmonic walls of a collective variable."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")] | None = Field(
-        default=None, description="default: its kind and number"
+        default=None, description="name in the output; default: its kind and number"
     )
     width: Positive = Field(description="Gaussian width (sigma), in the variable's unit")
-    lower: float | None = Field(default=None, description="lower wall")
-    upper: float | None = Field(default=None, description="upper wall")
+    lower: float | None = Field(default=None, description="position of a lower wall")
+    upper: float | None = Field(default=None, description="position of an upper wall")
     wall: Positive = Field(default=10.0, description="wall force constant, eV per unit squared")
 
 
 class Distance(Walls):
-    kind: Literal["distance"] = Field(description="of two groups")
-    groups: tuple[Group, Group] = Field(description="between their centres of mass, Å")
+    kind: Literal["distance"] = Field(description="distance of two groups")
+    groups: tuple[Group, Group] = Field(description="two groups of atoms; centres of mass, Å")
 
 
 class Coordination(Walls):
     kind: Literal["coordination"] = Field(description="number of neighbours")
-    groups: tuple[Group, Group] = Field(description="atoms of the second around those of the first")
-    cutoff: Positive = Field(description="Å, where a pair counts one half")
+    groups: tuple[Group, Group] = Field(
+        description="central atoms and neighbours to count around them"
+    )
+    cutoff: Positive = Field(description="Å, distance at which a pair counts one half")
 
 
 class Dihedral(Walls):
-    kind: Literal["dihedral"] = Field(description="angle")
-    atoms: tuple[AtomNames, AtomNames, AtomNames, AtomNames] = Field(description="degrees")
+    kind: Literal["dihedral"] = Field(description="dihedral angle, degrees")
+    atoms: tuple[AtomNames, AtomNames, AtomNames, AtomNames] = Field(description="four atoms")
 
 
 Variable = Annotated[Distance | Coordination | Dihedral, Field(discriminator="kind")]
 
 
 class Metadynamics(Section):
-    height: Positive = Field(default=0.05, description="eV, of a Gaussian hill")
+    height: Positive = Field(default=0.05, description="height of a Gaussian hill, eV")
     every: int = Field(default=50, ge=1, description="steps between hills")
     bias_temperature: Positive | None = Field(
         default=None,
-        description="K, well-tempered: hills shrink as they pile up; default: they "
-        "keep their height",
+        description="K, for well-tempered metadynamics; default: hills of constant height",
     )
 
 
 class Colvars(Section):
-    """Dynamics with a bias on collective variables, by the Colvars library in LAMMPS."""
+    """Molecular dynamics biased along collective variables (the Colvars library in LAMMPS)."""
 
-    kind: Literal["colvars"] = Field(description="biased dynamics")
-    variables: tuple[Variable, ...] = Field(default=(), description="biased by metadynamics")
-    metadynamics: Metadynamics = Field(default=Metadynamics(), description="of `variables`")
+    kind: Literal["colvars"] = Field(description="dynamics biased with Colvars")
+    variables: tuple[Variable, ...] = Field(
+        default=(), description="collective variables to bias with metadynamics"
+    )
+    metadynamics: Metadynamics = Field(
+        default=Metadynamics(), description="metadynamics along `variables`"
+    )
     input: Text | None = Field(
         default=None,
-        description="instead of variables: a Colvars configuration, as text or the name of a file "
-        "beside the spec; `@C1` stands for the number of the first carbon, `@H` for those of all "
-        "hydrogens",
+        description="instead of variables: a Colvars configuration, as text or as the name of a "
+        "file, relative to the spec; `@C1` stands for the number of the first carbon, `@H` for "
+        "those of all hydrogens",
     )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Colvars:
         if bool(self.variables) == (self.input is not None):
-            raise ValueError("give either variables or input, one of the two")
+            raise ValueError("give exactly one of variables and input")
         return self
 
 
 class Plumed(Section):
-    """Dynamics with a bias by PLUMED, where the worker's LAMMPS has it."""
+    """Molecular dynamics biased with PLUMED; the worker's LAMMPS must include it."""
 
-    kind: Literal["plumed"] = Field(description="biased dynamics")
+    kind: Literal["plumed"] = Field(description="dynamics biased with PLUMED")
     input: Text = Field(
-        description="a PLUMED input, as text or the name of a file beside the spec; `@C1` and `@H` "
-        "as in colvars"
+        description="a PLUMED input, as text or as the name of a file, relative to the spec; `@C1` "
+        "and `@H` as in colvars"
     )
 
 
 class Potential(Section):
-    """Dynamics driven by any pair style of LAMMPS; the committee only judges."""
+    """Molecular dynamics with any LAMMPS pair style; the committee judges the frames only."""
 
-    kind: Literal["potential"] = Field(description="dynamics by another potential")
+    kind: Literal["potential"] = Field(description="dynamics with another potential")
     pair: tuple[str, ...] = Field(
         min_length=2,
         description="LAMMPS commands pair_style and pair_coeff, units metal; atom types are the "
@@ -132,7 +137,7 @@ class Potential(Section):
     )
     files: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.+-]*$")], Text] = Field(
         default={},
-        description="files that pair_coeff names: name there → the text, or a file beside the spec",
+        description="files in pair_coeff by name: the text, or a file relative to the spec",
     )
 
 
@@ -140,17 +145,21 @@ Placeholder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")]
 Word = int | float | str
 Values = Annotated[tuple[Word, ...], Field(min_length=1)]
 Row = tuple[dict[str, Word], dict[str, Word]]
-"""Words to replace in a LAMMPS and in a PLUMED input."""
+"""Values of placeholders in the LAMMPS and in the PLUMED input."""
 
 
 class Revisions(Section):
-    """Values of words in a template. Every combination is a condition of its own."""
+    """Values of placeholders in a template. Every combination is a separate condition."""
 
-    lammps: dict[Placeholder, Values] = Field(default={}, description="in the LAMMPS input")
-    plumed: dict[Placeholder, Values] = Field(default={}, description="in the PLUMED input")
+    lammps: dict[Placeholder, Values] = Field(
+        default={}, description="placeholders in the LAMMPS input"
+    )
+    plumed: dict[Placeholder, Values] = Field(
+        default={}, description="placeholders in the PLUMED input"
+    )
 
     def rows(self) -> tuple[Row, ...]:
-        """The outer product, the last word running fastest."""
+        """All combinations; the last placeholder varies fastest."""
         return tuple(
             (lammps, plumed) for lammps in _product(self.lammps) for plumed in _product(self.plumed)
         )
@@ -161,20 +170,22 @@ def _product(values: Mapping[str, Sequence[Word]]) -> list[dict[str, Word]]:
 
 
 class Template(Section):
-    """The user's own LAMMPS input around the committee."""
+    """The user's own LAMMPS input, run with the committee as its potential."""
 
     kind: Literal["template"] = Field(description="the user's LAMMPS input")
     lammps: Text = Field(
-        description="a LAMMPS input with at most one `run`, as text or the name of a file beside "
-        "the spec. V_NSTEPS, V_TEMP, V_PRES, V_DT and V_SEED stand for md.steps, the condition's "
-        "temperature (K) and pressure (bar), md.timestep and a seed of each trajectory"
+        description="a LAMMPS input with at most one `run`, as text or as the name of a file, "
+        "relative to the spec. V_NSTEPS, V_TEMP, V_PRES, V_DT and V_SEED stand for md.steps, the "
+        "condition's temperature (K) and pressure (bar), md.timestep and a seed per trajectory"
     )
     plumed: Text | None = Field(
-        default=None, description="the PLUMED input that `fix dpgen_plm` runs, likewise"
+        default=None, description="the PLUMED input for `fix dpgen_plm`, as text or file name"
     )
-    revisions: Revisions = Field(default=Revisions(), description="of every system")
+    revisions: Revisions = Field(
+        default=Revisions(), description="values of placeholders for all systems"
+    )
     system_revisions: dict[str, Revisions] = Field(
-        default={}, description="of one system, on top of `revisions`"
+        default={}, description="values for single systems, merged over `revisions`"
     )
 
     def rows(self, system: str) -> tuple[Row, ...]:
@@ -186,39 +197,42 @@ class Template(Section):
 
 
 class Search(Section):
-    """Structure search: random symmetric structures and offspring of the best, each relaxed by
-    the mean of the committee. A check is one structure, so a trajectory tries md.steps / md.every;
-    compositions are those of the stage's systems."""
+    """Structure search: random symmetric structures and offspring of the best, each relaxed with
+    the mean of the committee. Every check is one structure, so a trajectory generates
+    md.steps / md.every structures, with the compositions of the stage's systems."""
 
-    kind: Literal["search"] = Field(description="random and bred crystals")
+    kind: Literal["search"] = Field(description="search for crystal structures")
     volume: tuple[Positive, Positive] = Field(
-        default=(0.8, 1.4), description="range of random volumes, times that of the system's own"
+        default=(0.8, 1.4), description="range of random volumes, relative to the system's volume"
     )
     min_distance: Positive = Field(
-        default=0.7, description="of random structures, times the sum of covalent radii"
+        default=0.7, description="in random structures, relative to the sum of covalent radii"
     )
-    relax_steps: int = Field(default=60, ge=0, description="most steps of a relaxation")
-    max_force: Positive = Field(default=0.1, description="eV/Å that ends a relaxation")
-    pressure: float = Field(default=0.0, description="bar, on the cell while it relaxes")
+    relax_steps: int = Field(default=60, ge=0, description="largest number of relaxation steps")
+    max_force: Positive = Field(default=0.1, description="largest force after a relaxation, eV/Å")
+    pressure: float = Field(default=0.0, description="external pressure during the relaxation, bar")
     offspring: float = Field(
-        default=0.0, ge=0, le=1, description="share of structures that are bred, by ase-ga"
+        default=0.0, ge=0, le=1, description="share of structures created by crossover (ase-ga)"
     )
-    population: int = Field(default=20, ge=2, description="parents: the lowest in enthalpy")
+    population: int = Field(
+        default=20, ge=2, description="number of parents, those of lowest enthalpy"
+    )
 
 
 class AsGiven(Section):
-    """Nothing moves: the structures of the systems are judged as they are, one check each, those
-    whose label was asked for left out. md.steps / md.every of one composition are a trajectory."""
+    """No dynamics: the structures of the systems are judged unchanged, one check each, except
+    those already labelled or queued. A trajectory is md.steps / md.every structures of one
+    composition."""
 
-    kind: Literal["frames"] = Field(description="the systems' own structures")
+    kind: Literal["frames"] = Field(description="the structures of the systems, unchanged")
 
 
 class Pimd(Section):
-    """Path-integral dynamics: ring polymers of beads, each bead a LAMMPS process of its own (fix
-    pimd/langevin). Every bead's frame is judged."""
+    """Path-integral dynamics: nuclei as ring polymers of beads, each bead a separate LAMMPS
+    process (fix pimd/langevin). The frame of every bead is judged."""
 
-    kind: Literal["pimd"] = Field(description="nuclei as ring polymers")
-    beads: int = Field(ge=2, le=256, description="copies of the system; give as many cores")
+    kind: Literal["pimd"] = Field(description="path-integral dynamics")
+    beads: int = Field(ge=2, le=256, description="beads per nucleus; needs as many cores")
 
 
 EngineSettings = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven | Pimd
@@ -247,11 +261,11 @@ KINDS = (
 )
 VARIABLES = ("distance", "coordination", "dihedral")
 TEXTS = {"colvars": ("input",), "plumed": ("input",), "template": ("lammps", "plumed")}
-"""Keys whose value is a text, or the name of a file that holds it."""
+"""Keys whose value is a text, or the name of a file that contains it."""
 
 
 def inline(engine: Any, read: Callable[[str], str]) -> Any:
-    """The settings of an engine, not validated yet, with named files replaced by their text."""
+    """Replace file names in unvalidated engine settings by the text of the files."""
     if not isinstance(engine, dict):
         return engine
     named = {key: engine[key] for key in TEXTS.get(str(engine.get("kind")), ()) if key in engine}
@@ -268,7 +282,7 @@ def _text(value: Any, read: Callable[[str], str]) -> Any:
 def problems(
     engine: EngineSettings, type_map: Sequence[str], systems: Sequence[str]
 ) -> Iterator[str]:
-    """What in an engine's settings does not fit the spec: key, value, what is allowed."""
+    """Conflicts between an engine's settings and the spec: key, value, allowed values."""
     known = ", ".join(type_map)
     if isinstance(engine, SwapMc):
         for symbol in sorted({s for pair in engine.swaps for s in pair} - set(type_map)):
@@ -278,7 +292,7 @@ def problems(
             yield f"variables: {symbol!r} is not in type_map ({known})"
     if isinstance(engine, Template):
         for name in sorted(engine.system_revisions.keys() - set(systems)):
-            yield f"system_revisions: {name!r} is not among systems ({', '.join(systems)})"
+            yield f"system_revisions: {name!r} is not in systems ({', '.join(systems)})"
 
 
 def _named(engine: Colvars) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""From a file to a dict, and from a validation error to one line a person can act on."""
+"""Reads a YAML or JSON file to a dict, and turns a validation error into one line.
+
+The line names the key, the value and the allowed values, instead of pydantic's several lines per
+problem.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,14 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.engines import KINDS, VARIABLES
 from dpstream.shared.spec.exploration import TRUST_TAGS
 
-NAMES = (
-    "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
-)
-"""What a name may be."""
+NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
+"""The rule for names."""
 FORMS = {"engine": KINDS, "variables": VARIABLES}
-"""Keys whose value has one of several forms, told apart by `kind`."""
+"""Keys whose value has one of several forms, selected by `kind`."""
 
 
 def read_document(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML or JSON file; `SpecError` names the file, the line and the remedy."""
+    """Read the mapping in a YAML or JSON file. Raises `SpecError` naming file, line and remedy."""
     text = _read_text(path)
     try:
         data = _load_json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
@@ -35,9 +37,12 @@ def read_document(path: Path) -> dict[Any, Any]:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SpecError(f"{path}: not valid {kind}: {_where(error)}") from error
     if data is None:
-        raise SpecError(f"{path}: empty; `dpstream new` writes a spec to start from")
+        raise SpecError(f"{path}: the file is empty; `dpstream new` writes a template")
     if not isinstance(data, dict):
-        raise SpecError(f"{path}: expected keys such as name, systems, stages; see `dpstream new`")
+        raise SpecError(
+            f"{path}: should be a mapping with keys such as name, systems, stages; `dpstream new` "
+            "writes a template"
+        )
     return data
 
 
@@ -47,15 +52,15 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+        raise SpecError(f"{path}: not a UTF-8 text file (byte {error.start})") from error
 
 
 class _Duplicate(Exception):
-    """A key given twice in JSON."""
+    """A duplicate key in JSON."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which plain loaders silently keep the last."""
+    """A YAML loader that refuses duplicate keys; plain loaders silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -89,7 +94,7 @@ def _load_json(text: str) -> Any:
 
 
 def _where(error: Exception) -> str:
-    """Line and problem of a syntax error, without the quoted source."""
+    """Line, column and problem of a syntax error, without the quoted source."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         problem = getattr(error, "problem", None) or "syntax error"
@@ -98,8 +103,8 @@ def _where(error: Exception) -> str:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first problem in one line: key, value, what is allowed. Unknown keys go first: a
-    misspelt required key is both unknown and missing."""
+    """The first problem as one line: key, value, allowed values. Unknown keys come first, because
+    a misspelt required key is both unknown and missing."""
     problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = _location(problem)
     key = ".".join(str(part) for part in location if part != "[key]")
@@ -118,7 +123,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def _location(problem: ErrorDetails) -> list[Any]:
-    """Where in the document, without pydantic's names of the forms a value may have."""
+    """The path of the key, without the names that pydantic inserts for union members."""
     keys = [part for part in problem["loc"] if part not in TRUST_TAGS]
     return [
         part for n, part in enumerate(keys) if not (n and part in FORMS.get(_last(keys[:n]), ()))
@@ -130,7 +135,7 @@ def _last(keys: Sequence[Any]) -> Any:
 
 
 def first_of(error: ValidationError) -> str:
-    """The first problem of what we have written ourselves: its key, and pydantic's words."""
+    """The first problem of a document that dpstream wrote: key and pydantic's message."""
     problem = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     return f"{key}: {problem['msg']}" if key else problem["msg"]
@@ -143,7 +148,7 @@ def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
 
 
 def _message(problem: ErrorDetails) -> str:
-    """Pydantic's message in our words."""
+    """Pydantic's message in the terms of a spec."""
     if problem["type"] == "string_pattern_mismatch":
         return NAMES
     if problem["type"] == "too_short":
@@ -157,11 +162,11 @@ def _message(problem: ErrorDetails) -> str:
         return "kind: missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = re.sub(r" or instance of \w+", "", message)
-    return message.replace("valid tuple", "list").replace("valid dictionary", "mapping of keys")
+    return message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
 
 
 def shown(value: Any) -> str:
-    """A value as it is written, cut where it is long."""
+    """The repr of a value, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -187,6 +192,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, or nothing."""
+    """`; did you mean 'x'?` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

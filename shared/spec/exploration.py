@@ -1,4 +1,4 @@
-"""How it is explored, which frames are asked about, and in which stages."""
+"""Sections on exploration: dynamics, trust levels, selection of candidates, stages."""
 
 from __future__ import annotations
 
@@ -14,42 +14,52 @@ from dpstream.shared.values import Condition, Name, Trust
 
 class Md(Section):
     ensemble: Literal["nve", "nvt", "npt", "npt-iso", "npt-aniso", "npt-tri"] = Field(
-        default="nvt", description="npt means npt-iso"
+        default="nvt", description="npt is short for npt-iso"
     )
     timestep: Positive = Field(default=0.001, description="ps")
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, description="steps per trajectory")
     every: int = Field(default=10, ge=1, description="steps between deviation checks")
-    skip: int = Field(default=0, ge=0, description="first steps, whose frames are not judged")
-    trajectories: int = Field(default=1, ge=1, description="per condition and round")
+    skip: int = Field(default=0, ge=0, description="steps at the start whose frames are ignored")
+    trajectories: int = Field(default=1, ge=1, description="trajectories per condition and round")
     tau_t: Positive = Field(default=0.1, description="thermostat damping, ps")
     tau_p: Positive = Field(default=0.5, description="barostat damping, ps")
     chunk: int = Field(default=25, ge=1, description="checks per chunk in streaming mode")
-    stop_after: int = Field(default=5, ge=1, description="checks in a row above `high`")
-    overlap: Positive = Field(default=0.4, description="Å; closer atoms stop the trajectory")
-    masses: dict[str, Positive] = Field(default={}, description="amu, instead of the standard ones")
+    stop_after: int = Field(
+        default=5, ge=1, description="consecutive checks above `high` that end a trajectory"
+    )
+    overlap: Positive = Field(
+        default=0.4, description="Å; a trajectory ends when two atoms are closer"
+    )
+    masses: dict[str, Positive] = Field(
+        default={}, description="amu by element, instead of standard masses"
+    )
 
 
 class AutoTrust(Section):
-    """Trust levels found from the labels: low, high = 0.2, 0.5 × RMS force, then calibrated."""
+    """Trust levels calibrated from the labels, starting at 0.2 and 0.5 × the RMS force."""
 
-    target: Positive = Field(description="force error to aim at, eV/Å")
+    target: Positive = Field(description="targeted force error, eV/Å")
     min_pairs: int = Field(
-        default=30, ge=5, description="pairs of deviation and true error before calibrating"
+        default=30, ge=5, description="pairs of deviation and true error needed to calibrate"
     )
 
 
 class TrustLevels(Section):
-    """Levels of the model deviation: force in eV/Å, virial in eV per atom."""
+    """Levels of the model deviation: of forces in eV/Å, of the virial in eV per atom."""
 
     low: Annotated[float, Field(ge=0)] = Field(description="eV/Å; below: accurate")
-    high: Positive = Field(description="eV/Å; from here on: failed, between the two: candidate")
-    low_v: Positive | None = Field(default=None, description="eV per atom; with high_v")
-    high_v: Positive | None = Field(default=None, description="eV per atom; with low_v")
+    high: Positive = Field(description="eV/Å; from here: failed; in between: candidate")
+    low_v: Positive | None = Field(
+        default=None, description="eV per atom, for the virial; requires high_v"
+    )
+    high_v: Positive | None = Field(
+        default=None, description="eV per atom, for the virial; requires low_v"
+    )
     relative: Positive | None = Field(
         default=None, description="divide the force deviation by |mean force| + this (eV/Å)"
     )
     relative_v: Positive | None = Field(
-        default=None, description="likewise for the virial deviation (eV)"
+        default=None, description="divide the virial deviation by |mean virial| + this (eV)"
     )
 
     @model_validator(mode="after")
@@ -57,7 +67,7 @@ class TrustLevels(Section):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
         if (self.low_v is None) != (self.high_v is None):
-            raise ValueError("low_v and high_v come together")
+            raise ValueError("give both low_v and high_v, or neither")
         if self.low_v is not None and self.high_v is not None and self.low_v >= self.high_v:
             raise ValueError(f"low_v ({self.low_v:g}) must be below high_v ({self.high_v:g})")
         return self
@@ -67,7 +77,7 @@ class TrustLevels(Section):
 
 
 def _trust_kind(value: Any) -> str | None:
-    """Which of the two forms of `trust` a value means; None when that cannot be told."""
+    """The form of `trust` that a value has; None if it has keys of both or of neither."""
     if isinstance(value, TrustLevels):
         return "levels"
     if isinstance(value, AutoTrust):
@@ -86,7 +96,7 @@ AnyTrust = Annotated[
     Discriminator(
         _trust_kind,
         custom_error_type="trust",
-        custom_error_message="give either levels {low, high, …} or automatic {target, min_pairs}",
+        custom_error_message="give either fixed levels {low, high, …} or {target, min_pairs}",
     ),
 ]
 
@@ -95,34 +105,40 @@ class Selection(Section):
     policy: Literal["random", "max-deviation", "diverse"] = Field(
         default="random", description="which candidates are labelled"
     )
-    per_round: int = Field(default=20, ge=1, description="most new labels per round")
-    per_system: int | None = Field(default=None, ge=1, description="most per system and round")
+    per_round: int = Field(default=20, ge=1, description="largest number of new labels per round")
+    per_system: int | None = Field(
+        default=None, ge=1, description="largest number of new labels per system and round"
+    )
     min_per_system: int = Field(
-        default=0, ge=0, description="a system with less to label in a round has none labelled"
+        default=0,
+        ge=0,
+        description="no frame of a system is labelled in a round with fewer candidates of it",
     )
     none_above: Share | None = Field(
-        default=None, description="accurate share of a system from which none of it is labelled"
+        default=None, description="accurate share of a system from which none is labelled"
     )
     fewer_above: Share | None = Field(
         default=None,
-        description="accurate share from which `per_system` shrinks, linearly to none at "
+        description="accurate share from which `per_system` decreases, linearly to 0 at "
         "`none_above`",
     )
     per_trajectory: int = Field(
-        default=1, ge=1, description="most frames of one trajectory per committee version"
+        default=1, ge=1, description="largest number of frames per trajectory and committee version"
     )
     min_separation: Annotated[float, Field(ge=0)] = Field(
-        default=0.1, description="ps between frames of one trajectory"
+        default=0.1, description="ps between selected frames of one trajectory"
     )
     time_bins: int = Field(
-        default=4, ge=1, description="bins of trajectory time dealt from in turn"
+        default=4, ge=1, description="bins of trajectory time that are drawn from in turn"
     )
-    select_every: int = Field(default=10, ge=1, description="streaming: candidates per selection")
+    select_every: int = Field(
+        default=10, ge=1, description="streaming mode: candidates per selection"
+    )
     min_distance: dict[str, Positive] = Field(
-        default={}, description="Å by pair, e.g. {C-H: 0.6}; default 0.5 × sum of covalent radii"
+        default={}, description="Å by pair, e.g. {C-H: 0.6}; default: 0.5 × sum of covalent radii"
     )
     max_skew: Positive = Field(
-        default=1.0, description="largest tilt of the cell over the length it tilts along"
+        default=1.0, description="largest tilt of the cell, relative to the edge it tilts along"
     )
 
     @model_validator(mode="after")
@@ -130,42 +146,42 @@ class Selection(Section):
         if self.fewer_above is None:
             return self
         if self.per_system is None or self.none_above is None:
-            raise ValueError("fewer_above needs per_system and none_above")
+            raise ValueError("fewer_above requires per_system and none_above")
         if self.fewer_above > self.none_above:
             raise ValueError(
-                f"fewer_above ({self.fewer_above:g}) must not be above none_above "
+                f"fewer_above ({self.fewer_above:g}) must not exceed none_above "
                 f"({self.none_above:g})"
             )
         return self
 
 
 class Stage(Section):
-    name: Name = Field(description="what the stage is called")
+    name: Name = Field(description="name of the stage")
     systems: tuple[str, ...] = Field(min_length=1, description="names from `systems`")
     temperatures: tuple[Positive, ...] = Field(min_length=1, description="K")
     electron_temperatures: tuple[Positive, ...] = Field(
         default=(),
-        description="K, one beside each of `temperatures`; default: what the systems say; with "
-        "labels.electron_temperature only",
+        description="K, one for each of `temperatures`; default: those of the systems; requires "
+        "labels.electron_temperature",
     )
-    pressures: tuple[float, ...] = Field(default=(), description="bar; npt only")
-    md: Md = Field(default=Md(), description="overrides of the campaign's `md`")
+    pressures: tuple[float, ...] = Field(default=(), description="bar; requires an npt ensemble")
+    md: Md = Field(default=Md(), description="overrides keys of the campaign's `md`")
     engine: AnyEngine = Field(
-        default=Plain(), description="what drives the trajectories, with its settings"
+        default=Plain(), description="exploration engine: its kind, or kind and settings"
     )
     trust: AnyTrust | None = Field(default=None, description="default: the campaign's")
     system_trust: dict[Name, TrustLevels] = Field(
         default={},
-        description="levels of single systems, by name, instead of `trust`; of mode lockstep",
+        description="levels for single systems instead of `trust`; requires mode lockstep",
     )
     starts: Literal["in-turn", "all"] = Field(
         default="in-turn",
-        description="where trajectories start: at the structures of a system in turn, or "
-        "`md.trajectories` at every one of them",
+        description="in-turn: trajectories start from the structures of a system in turn; all: "
+        "`md.trajectories` start from each structure",
     )
     repeat: bool = Field(
         default=True,
-        description="false: one round, then the next stage whatever was found (DP-GEN's jobs)",
+        description="false: one round, then the next stage, converged or not (as DP-GEN's jobs)",
     )
 
     @model_validator(mode="after")
@@ -173,17 +189,17 @@ class Stage(Section):
         electrons, ions = len(self.electron_temperatures), len(self.temperatures)
         if electrons not in (0, ions):
             raise ValueError(
-                f"electron_temperatures: {electrons} for {ions} temperatures; give one beside each"
+                f"electron_temperatures: {electrons} for {ions} temperatures; give one for each"
             )
         return self
 
     @property
     def frames(self) -> int:
-        """Judged along one trajectory."""
+        """Number of frames judged per trajectory."""
         return self.md.steps // self.md.every * frames_per_check(self.engine)
 
     def conditions(self) -> Iterator[Condition]:
-        """Systems × temperatures × pressures, and the revisions of a template."""
+        """All combinations of systems, temperatures, pressures and revisions of a template."""
         for system in self.systems:
             for temperature, electrons in self._temperatures():
                 for pressure in self.pressures or (None,):
@@ -198,17 +214,17 @@ class Stage(Section):
 
     @property
     def at_every_start(self) -> bool:
-        """Whether trajectories start at each of a system's structures, instead of in turn."""
+        """Whether trajectories start from each structure of a system instead of in turn."""
         return self.starts == "all" or isinstance(self.engine, AsGiven)
 
     def trajectories(self, structures: int) -> int:
-        """Of one condition, whose system has so many structures."""
+        """Number of trajectories of one condition whose system has `structures` structures."""
         if isinstance(self.engine, AsGiven):
             return structures
         return self.md.trajectories * (structures if self.at_every_start else 1)
 
     def _temperatures(self) -> list[tuple[float, float | None]]:
-        """Of the atoms and of the electrons, K."""
+        """Temperatures of atoms and electrons, K."""
         electrons = self.electron_temperatures or (None,) * len(self.temperatures)
         return list(zip(self.temperatures, electrons, strict=True))
 
@@ -218,10 +234,12 @@ class Stage(Section):
 
 
 class Material(Section):
-    """A stage plan from the melting point and bulk modulus: temperatures in four groups 0–0.5,
-    0.5–1, 1–1.5 and 1.5–2 Tm, pressures 0, 0.03, 0.06 and 0.09 B, each group a stage; below Tm
-    also −0.01 B. (DP-GEN's practical guide: W. Jiang et al.)"""
+    """Stages derived from melting point and bulk modulus. Each of the temperature ranges 0–0.5,
+    0.5–1, 1–1.5 and 1.5–2 Tm is a stage with pressures 0, 0.03, 0.06 and 0.09 B, below Tm also
+    −0.01 B (the practical guide to DP-GEN by W. Jiang et al.)."""
 
     Tm: Positive = Field(description="melting point, K")
     B: Positive = Field(description="bulk modulus, GPa")
-    temperatures_per_group: int = Field(default=2, ge=1, description="evenly spaced")
+    temperatures_per_group: int = Field(
+        default=2, ge=1, description="evenly spaced temperatures per stage"
+    )

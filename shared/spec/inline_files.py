@@ -1,4 +1,4 @@
-"""Files that a spec's label settings name, read into the spec: their text is part of the recipe."""
+"""Reads files named in label settings into the spec, because their text is part of the recipe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from dpstream.shared.errors import SpecError
 
 LARGEST = 32 * 1024
-"""Bytes of one text; a recipe crosses the bus in one message."""
+"""Largest size of one text in bytes; a whole recipe must fit into one message."""
 
 
 def with_texts(document: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """`document`, read from `path`, with every `{file: NAME}` in `labels.settings` replaced by the
-    text of that file, found beside it. Raises SpecError naming a file that cannot be read."""
+    """Replace every `{file: NAME}` in `labels.settings` of `document` by the text of that file,
+    relative to `path`. Raises SpecError naming a file that cannot be read."""
     labels = document.get("labels")
     if not isinstance(labels, dict) or "settings" not in labels:
         return document
@@ -30,14 +30,14 @@ def _inlined(value: Any, path: Path, key: str) -> Any:
 
 
 def text_of(file: Path, where: str) -> str:
-    """The text of a file that a spec names at `where`. Raises SpecError if it cannot be read."""
+    """The text of a file that a spec names at key `where`. Raises SpecError if it is unreadable."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise SpecError(f"{where}: {file}: cannot be read: {error.strerror}") from error
     if len(data) > LARGEST:
-        raise SpecError(f"{where}: {file}: {len(data)} bytes; at most {LARGEST}")
+        raise SpecError(f"{where}: {file}: {len(data)} bytes; at most {LARGEST} are allowed")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise SpecError(f"{where}: {file}: not a text in UTF-8 (byte {error.start})") from error
+        raise SpecError(f"{where}: {file}: not a UTF-8 text file (byte {error.start})") from error

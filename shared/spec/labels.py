@@ -1,4 +1,4 @@
-"""How labels are computed."""
+"""The section on how labels are computed."""
 
 from __future__ import annotations
 
@@ -10,44 +10,49 @@ from dpstream.shared.spec.base import Positive, Section
 from dpstream.shared.values import Carrier, LabelInputs, Name
 
 DATASET = "dataset"
-"""The labeling code of labels that came with a dataset."""
+"""The code of labels that come with a dataset instead of being computed."""
 
 
 class LabelSettings(Section):
-    code: Name = Field(default="tblite", description="labeling code; docs/labeling lists them")
+    code: Name = Field(default="tblite", description="labeling code; see docs/labeling")
     settings: dict[str, Any] = Field(
-        default={}, description="the code's own settings; {file: NAME} stands for a file's text"
+        default={}, description="settings of the code; {file: NAME} inserts the text of a file"
     )
-    charge: int = Field(default=0, description="of every frame, in e")
+    charge: int = Field(default=0, description="charge of every frame, e")
     multiplicity: int = Field(
-        default=1, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+        default=1, ge=0, description="2S + 1; 0: the lowest possible for the number of electrons"
     )
     compositions: dict[str, LabelInputs] = Field(
-        default={}, description="by formula, e.g. C1H4; written from systems.NAME.label"
+        default={}, description="label inputs by formula, e.g. C1H4; set by systems.NAME.label"
     )
     electron_temperature: Carrier | None = Field(
         default=None,
-        description="the parameter of frames that is their electron temperature in K: electrons "
-        "are occupied by Fermi and Dirac there, instead of the smearing in `settings`",
+        description="frame parameter that holds the electron temperature (K); it replaces the "
+        "smearing in `settings` by Fermi-Dirac occupations",
     )
     bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
-    max_force: Positive = Field(default=50.0, description="eV/Å; a label above is rejected")
-    min_distance: Positive = Field(default=0.5, description="Å; a closer frame is not computed")
-    force: bool = Field(default=False, description="compute where the code would refuse by default")
-    max_seconds: Positive = Field(default=3600.0, description="longest wall time of one frame")
+    max_force: Positive = Field(
+        default=50.0, description="eV/Å; labels with a larger force are rejected"
+    )
+    min_distance: Positive = Field(
+        default=0.5, description="Å; frames with closer atoms are not computed"
+    )
+    force: bool = Field(
+        default=False, description="also compute frames that the code refuses by default"
+    )
+    max_seconds: Positive = Field(default=3600.0, description="wall time limit per frame, s")
     version: str | None = Field(
         default=None,
         min_length=1,
-        description="of the code, e.g. 2023.1; needed where the submitting machine has none",
+        description="version of the code, e.g. 2023.1; required if the submitting machine lacks it",
     )
     worker_class: Name | None = Field(
         default=None,
         max_length=30,
-        description="label only on workers of this class (e.g. 32-cores); default: of none",
+        description="label only on workers of this class (e.g. 32-cores); default: those without",
     )
 
     @property
     def capability(self) -> str:
-        """The label queue of this campaign: the code, and the class of worker where one is asked
-        for."""
+        """The label queue of this campaign: the code, followed by the worker class if set."""
         return self.code if self.worker_class is None else f"{self.code}-{self.worker_class}"

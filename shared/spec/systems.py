@@ -1,4 +1,4 @@
-"""What a campaign starts from: systems, and the first data."""
+"""Sections on systems, their starting structures and the initial data."""
 
 from __future__ import annotations
 
@@ -11,110 +11,108 @@ from dpstream.shared.values import Kpoints
 
 
 class Slabs(Section):
-    """Surfaces cut from crystals, instead of the crystals."""
+    """Surfaces cut from crystals, which replace the crystals."""
 
     miller: tuple[tuple[int, int, int], ...] = Field(
         min_length=1, description="indices in the cell of the file, usually the conventional one"
     )
     layers: int | None = Field(
-        default=None, ge=1, description="cells along the normal; or thickness"
+        default=None, ge=1, description="unit cells along the normal, instead of thickness"
     )
     thickness: Positive | None = Field(default=None, description="Å, instead of layers")
     vacuum: tuple[Positive, ...] = Field(
-        default=(10.0,), min_length=1, description="Å in all, each a slab of its own"
+        default=(10.0,), min_length=1, description="total vacuum, Å; one slab per value"
     )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Slabs:
         if (self.layers is None) == (self.thickness is None):
-            raise ValueError("give either layers or thickness")
+            raise ValueError("give exactly one of layers and thickness")
         if (0, 0, 0) in self.miller:
-            raise ValueError("miller: [0, 0, 0] is no plane")
+            raise ValueError("miller: [0, 0, 0] is not a plane")
         return self
 
 
 class SystemLabel(Section):
-    """What the labels of a system are computed with, where it is not what `labels` says. It holds
-    for every frame of the same composition."""
+    """Label inputs of one system that differ from `labels`. They apply to all frames of the same
+    composition."""
 
-    charge: int | None = Field(default=None, description="e")
+    charge: int | None = Field(default=None, description="charge, e")
     multiplicity: int | None = Field(
-        default=None, ge=0, description="2S + 1; 0: the lowest that the electrons allow"
+        default=None, ge=0, description="2S + 1; 0: the lowest possible for the number of electrons"
     )
-    kpoints: Kpoints | None = Field(default=None, description="divisions of the mesh, [4, 4, 4]")
+    kpoints: Kpoints | None = Field(default=None, description="k-point mesh, e.g. [4, 4, 4]")
     magmom: dict[str, float] | tuple[float, ...] | None = Field(
-        default=None, description="µB by element, or of each atom in the order of the file"
+        default=None, description="µB, by element or for each atom in the order of the file"
     )
 
 
 class System(Section):
     structures: tuple[str, ...] = Field(
         min_length=1,
-        description="files (globs allowed) that ASE reads: POSCAR, extxyz, xyz, cif…; relative to "
-        "the spec. Every frame of every file is a starting structure",
+        description="files or globs, relative to the spec, in any format of ASE (POSCAR, extxyz, "
+        "cif…); every frame of every file is a starting structure",
     )
     periodic: bool | None = Field(
-        default=None, description="default: as the file says; false drops the cell"
+        default=None, description="default: as in the file; false: ignore the cell"
     )
     format: str | None = Field(
         default=None,
-        description="dpdata's name of the files' format, e.g. lammps/lmp, abacus/stru; default: as "
-        "ASE tells from the file",
+        description="dpdata format, e.g. lammps/lmp, abacus/stru; default: detected by ASE",
     )
     fparam: tuple[float, ...] = Field(
         default=(),
-        description="frame parameters of every frame that comes from these structures (an electron "
-        "temperature…), as many as model.fitting_net.numb_fparam says",
+        description="frame parameters of all frames of this system, e.g. an electron temperature; "
+        "as many as model.fitting_net.numb_fparam",
     )
     aparam: tuple[float, ...] = Field(
-        default=(), description="likewise of every atom, as many as numb_aparam says"
+        default=(), description="parameters of every atom; as many as model.fitting_net.numb_aparam"
     )
     label: SystemLabel | None = Field(
-        default=None, description="label inputs of this system: charge, kpoints, magmom…"
+        default=None, description="label inputs for this system: charge, kpoints, magmom…"
     )
-    slabs: Slabs | None = Field(default=None, description="surfaces of the structures, instead")
+    slabs: Slabs | None = Field(default=None, description="surfaces to cut from the structures")
     supercell: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
-        default=None, description="repeats along the cell vectors, of slabs too"
+        default=None, description="repeats along the cell vectors, also of slabs"
     )
 
 
 class Perturb(Section):
     """Perturbed copies of the starting structures, labelled before the first training."""
 
-    copies: int = Field(default=20, ge=1, description="per system")
-    displace: Positive = Field(default=0.1, description="Å, largest displacement of one atom")
+    copies: int = Field(default=20, ge=1, description="copies per system")
+    displace: Positive = Field(default=0.1, description="largest displacement of an atom, Å")
     strain: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.03, description="largest change of a cell component, as a fraction"
+        default=0.03, description="largest relative change of a cell component"
     )
     scale: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
         default=(1.0,),
         min_length=1,
-        description="factors on every length first, dealt over the copies in turn, e.g. "
-        "[0.96, 1.0, 1.04]",
+        description="factors on all lengths, in turn before perturbing, e.g. [0.96, 1.0, 1.04]",
     )
 
 
 class Dimers(Section):
-    """Two atoms alone at given distances, labelled before the first training. They are not
-    rejected as too close, and do not count in a member's error on its training frames."""
+    """Isolated pairs of atoms at given distances, labelled before the first training. They are
+    not rejected as too close, and are excluded from a member's error on its training frames."""
 
     pairs: tuple[str, ...] = Field(
-        default=(), description="e.g. [C-H, H-H]; default: all that the recipe can compute"
+        default=(), description="e.g. [C-H, H-H]; default: all pairs that the recipe can compute"
     )
     distances: tuple[Annotated[float, Field(ge=0.1, le=20)], ...] = Field(
-        min_length=1, max_length=50, description="Å, of every pair"
+        min_length=1, max_length=50, description="Å, for every pair"
     )
     box: Positive | None = Field(
-        default=None, description="Å, edge of a cubic cell; default: in vacuum"
+        default=None, description="edge of a cubic cell, Å; default: vacuum"
     )
     max_force: Positive = Field(
-        default=500.0, description="eV/Å; a label above is rejected (instead of labels.max_force)"
+        default=500.0, description="eV/Å; replaces labels.max_force for dimers"
     )
 
     @model_validator(mode="after")
     def _inside(self) -> Dimers:
         if self.box is not None and max(self.distances) > self.box / 2:
-            raise ValueError(f"distances: above half the box ({self.box / 2:g} Å) meet an image")
+            raise ValueError(f"distances: must not exceed half the box ({self.box / 2:g} Å)")
         return self
 
 
@@ -126,9 +124,11 @@ class Initial(Section):
     pick: int = Field(
         default=0,
         ge=0,
-        description="structures of the systems drawn at random, labelled before the first training",
+        description="unperturbed structures drawn at random, labelled before the first training",
     )
     perturb: Perturb | None = Field(
         default=None, description="perturbed copies of the starting structures"
     )
-    dimers: Dimers | None = Field(default=None, description="two atoms at given distances")
+    dimers: Dimers | None = Field(
+        default=None, description="isolated pairs of atoms at given distances"
+    )

@@ -1,4 +1,4 @@
-"""How a committee is trained."""
+"""Sections on training the committee."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ ZBL = "zbl"
 
 
 class Repulsion(Section):
-    """Where an atom's nearest neighbour is nearer than `inner` a table of pair energies replaces
-    the model, between `inner` and `outer` both share (H. Wang et al., Appl. Phys. Lett. 114,
-    244101 (2019); DeePMD-kit's use_srtab)."""
+    """A table of pair energies replaces the model for atoms whose nearest neighbour is closer than
+    `inner`; between `inner` and `outer` both are interpolated (H. Wang et al., Appl. Phys. Lett.
+    114, 244101 (2019); DeePMD-kit's use_srtab)."""
 
     table: str = Field(
         default=ZBL,
-        description="zbl: the universal potential of Ziegler, Biersack and Littmark; or a file: "
-        "r (Å), then the energies (eV) of all pairs of types, evenly spaced, down to zero",
+        description="zbl: the universal potential of Ziegler, Biersack and Littmark; or a file of "
+        "r (Å) and the energies (eV) of all pairs of types, evenly spaced, decaying to zero",
     )
-    inner: Positive = Field(description="Å; below: the table alone")
-    outer: Positive = Field(description="Å; above: the model alone")
+    inner: Positive = Field(description="Å; below: the table only")
+    outer: Positive = Field(description="Å; above: the model only")
     smin_alpha: Positive = Field(
-        default=0.1, description="softness of the nearest distance, DeePMD-kit's"
+        default=0.1, description="DeePMD-kit's smin_alpha, smoothing of the nearest distance"
     )
 
     @model_validator(mode="after")
@@ -40,82 +40,84 @@ def _listed(value: Any) -> Any:
 
 
 class Init(Section):
-    """A given model in whose weights every training begins that would else begin from scratch. Its
-    architecture is taken with it: `training.input.model` counts for nothing."""
+    """An existing model whose weights initialise every cold training. Its architecture is used
+    too: `training.input.model` has no effect."""
 
     model: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
-        min_length=1, description="file, or one file for each member"
+        min_length=1, description="a file, or one file per member"
     )
     how: Literal["init-model", "init-frz-model", "finetune"] = Field(
-        description="init-model: from a checkpoint; init-frz-model: from a frozen model; "
-        "finetune: likewise, with the energies of atoms adapted to the data (DeePMD-kit's words)"
+        description="as in DeePMD-kit: init-model: from a checkpoint; init-frz-model: from a "
+        "frozen model; finetune: from a frozen model, with atomic energies adapted to the data"
     )
 
 
 class Final(Section):
-    """The one long cold training on all labels that ends a campaign."""
+    """The final, longer cold training on all labels."""
 
-    steps_factor: Positive = Field(default=3.0, description="times the steps of a cold training")
+    steps_factor: Positive = Field(
+        default=3.0, description="number of steps, relative to a cold training"
+    )
 
 
 class Training(Section):
     members: int = Field(default=4, ge=2, le=16, description="models in the committee")
     backend: Literal["tensorflow", "pytorch", "jax"] = Field(
-        default="tensorflow", description="DeePMD-kit's"
+        default="tensorflow", description="DeePMD-kit backend"
     )
     input: dict[str, Any] = Field(
         default={},
         description="sections of a DeePMD-kit input.json, merged over the defaults key by key; "
-        "type_map, seeds, systems and number of steps are dpstream's",
+        "dpstream sets type_map, seeds, systems and the number of steps",
     )
     member_input: dict[int, dict[str, Any]] = Field(
-        default={}, description="further overrides by member number, from 0"
+        default={}, description="further overrides for single members, by number from 0"
     )
     batch_atoms: int = Field(
         default=32, ge=1, description="frames per batch = ceil(batch_atoms / n_atoms)"
     )
     epochs: Positive = Field(default=60.0, description="passes over the dataset")
-    min_steps: int = Field(default=1000, ge=1, description="steps, however small the dataset")
-    max_steps: int = Field(default=1_000_000, ge=1, description="steps, however large it is")
+    min_steps: int = Field(default=1000, ge=1, description="smallest number of steps")
+    max_steps: int = Field(default=1_000_000, ge=1, description="largest number of steps")
     decay: Literal["scaled", "fixed"] = Field(
         default="scaled",
-        description="scaled: the learning rate reaches its end with the last step; fixed: "
-        "decay_steps as given, like DP-GEN",
+        description="scaled: the learning rate reaches its final value at the last step; fixed: "
+        "decay_steps as given, as in DP-GEN",
     )
     warm: Share = Field(
         default=0.0,
-        description="warm starts train this fraction of a cold training's steps; 0: always cold",
+        description="steps of a warm start, relative to a cold training; 0: no warm starts",
     )
     warm_start_lr: Positive = Field(
-        default=1e-4, description="learning rate a warm start begins at, or one from a given model"
+        default=1e-4, description="initial learning rate of warm starts and of training.init"
     )
     warm_input: dict[str, Any] = Field(
-        default={}, description="sections of input.json for warm starts, over all others"
+        default={}, description="sections of input.json for warm starts, merged over all others"
     )
-    cold_every: int = Field(default=4, ge=1, description="every so many versions start cold")
+    cold_every: int = Field(default=4, ge=1, description="every n-th committee version starts cold")
     limited_above: Positive = Field(
         default=0.5,
-        description="training-limited when a member's force RMSE on its own training frames is "
-        "above this fraction of the trust level `low`",
+        description="a member is training-limited if its force RMSE on its training frames exceeds "
+        "this fraction of the trust level `low`",
     )
     lengthen: Annotated[float, Field(ge=1)] = Field(
-        default=2.0, description="factor on the steps after a training-limited verdict"
+        default=2.0, description="factor on the steps after a training-limited committee"
     )
     max_lengthen: Annotated[float, Field(ge=1)] = Field(
-        default=4.0, description="largest such factor in all; 1 never lengthens"
+        default=4.0, description="largest product of these factors; 1: never lengthen"
     )
-    compress: bool = Field(default=True, description="compress models where the descriptor allows")
+    compress: bool = Field(default=True, description="compress models if the descriptor allows it")
     checkpoint_steps: int = Field(default=1000, ge=1, description="steps between checkpoints")
-    max_hours: Positive = Field(default=24.0, description="longest wall time of one training")
-    final: Final = Field(default=Final(), description="the training that ends the campaign")
+    max_hours: Positive = Field(default=24.0, description="wall time limit per training, h")
+    final: Final = Field(default=Final(), description="the final training")
     repulsion: Repulsion | None = Field(
-        default=None, description="at short range, instead of the model"
+        default=None, description="short-range table that replaces the model"
     )
-    init: Init | None = Field(default=None, description="a given model to begin from")
+    init: Init | None = Field(default=None, description="an existing model to start from")
 
     @property
     def parameters(self) -> dict[str, int]:
-        """How many frame and atomic parameters the models take."""
+        """Number of frame and atomic parameters that the models take."""
         model = self.input.get("model", {})
         fitting = model.get("fitting_net", {}) if isinstance(model, dict) else {}
         sizes = fitting if isinstance(fitting, dict) else {}
