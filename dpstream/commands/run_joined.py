@@ -20,7 +20,6 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
 from dpstream.running.label_here import check_imported
 from dpstream.running.submit import announced, submit
-from dpstream.services.coordinator.ledger.ledger import LedgerReader
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
@@ -88,13 +87,13 @@ def run_mixed(
             asked = until_then.enter_context(signals(console))
             if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
                 say(console, "no coordinator answers; --workers coordinator=1 runs one here")
-            followed = FollowedCampaign(LedgerReader.open(store, spec.name), bus)
+            followed = FollowedCampaign.open(store, spec.name, bus)
 
             def going_on() -> bool:
                 crew.check()
                 return not asked.is_set() and followed.goes_on()
 
-            status = look_on(store, followed, going_on)
+            status = look_on(followed, going_on)
             return INTERRUPTED if asked.is_set() else status
 
 
