@@ -14,6 +14,6 @@ class TrainerSettings(WorkerSettings):
         tuple[Literal[".pb", ".pt", ".hlo", ".zip", ".pth"], ...], Separated
     ] = Field(
         default=(".pb", ".pt", ".hlo", ".zip"),
-        description="comma-separated suffixes of users' models from which trainings may start (.zip: "
-        "checkpoint); .pth files can execute code, so add .pth only if you trust all submitters",
+        description="comma-separated suffixes of users' models from which trainings may start "
+        "(.zip: checkpoint); .pth files can execute code, so add .pth only if you trust all submitters",
     )

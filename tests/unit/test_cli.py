@@ -404,7 +404,10 @@ def test_a_damaged_submission(
     good = file.read_text()
     for bad, said in (
         (good[:-1], "not a campaign-submitted event: "),
-        (good.replace('"pack_frames":0', '"pack_frames":1'), "differs from the event in the ledge"),
+        (
+            good.replace('"pack_frames":0', '"pack_frames":1'),
+            "differs from the event in the ledger",
+        ),
         (CampaignPaused(id="1", campaign="small", time=0.0, why="").model_dump_json(), "not the "),
     ):
         file.write_text(bad)

@@ -1,7 +1,8 @@
-"""The life of every frame of a campaign, read off its ledger: chosen, labelled, trained on.
+"""The history of every frame whose label was requested: chosen, labelled, trained on.
 
-The ledger holds more than the facts that counted: doubled deliveries, late results. What is read
-here is the first word on each matter, as the coordinator took it.
+Built from the ledger, which also holds what did not count: messages delivered twice and late
+results. As in the coordinator, the first answer stands. `why` puts one history into words, the
+report counts them, and the export takes its data sets from them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dpstream.services.coordinator.state import NEVER_LEARNED
 from dpstream.shared.messages import (
     CampaignSubmitted,
     CandidatesSelected,
@@ -39,13 +41,13 @@ class Trained:
 
 @dataclass
 class FrameHistory:
-    """One frame that was asked to be labelled. `asked`: seconds since the epoch; `chosen` and
-    `selection` tell how it was come by (None: an initial frame, or one that a generator had
-    labelled straight away)."""
+    """One frame whose label was requested. `requested`: seconds since the epoch; `chosen`,
+    `selection`: where it comes from (None: an initial frame, or one whose label a generator
+    requested directly); `answered`: the result that the verdict comes from."""
 
     ref: FrameRef
     purpose: Purpose
-    asked: float
+    requested: float
     chosen: Chosen | None = None
     selection: CandidatesSelected | None = None
     tasks: list[Label] = field(default_factory=list)
@@ -53,6 +55,11 @@ class FrameHistory:
     answered: LabelsDone | None = None
     trained: Trained | None = None
     judged_accurate: list[FramesJudged] = field(default_factory=list)
+
+    @property
+    def is_for_training(self) -> bool:
+        """Whether models learn from its label; the others measure them."""
+        return self.purpose not in NEVER_LEARNED
 
     @property
     def accepted(self) -> Accepted | None:
@@ -65,9 +72,10 @@ class FrameHistory:
 
 @dataclass
 class History:
-    """Everything the ledger knows about frames. `explored`: the first command of each trajectory
+    """`lives`: histories of the frames, by key; `explored`: the first command of each trajectory,
     by its name; `claims`: by task and attempt; `datasets`: manifests in the order they were
-    frozen."""
+    frozen; `test`: manifest of the held-out set; `screened`: verdicts on a frame that were
+    published to its generators, by its key."""
 
     submitted: CampaignSubmitted | None = None
     lives: dict[str, FrameHistory] = field(default_factory=dict)
@@ -75,18 +83,17 @@ class History:
     claims: dict[tuple[str, int], TaskClaimed] = field(default_factory=dict)
     datasets: list[ManifestFrozen] = field(default_factory=list)
     test: Ref | None = None
-    told: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
-    """What generators were told of a frame, by its key."""
+    screened: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
     _by_label: dict[str, FrameHistory] = field(default_factory=dict)
 
     @staticmethod
     def of(messages: Iterable[Message]) -> History:
         history = History()
         for message in messages:
-            history.hear(message)
+            history.add(message)
         return history
 
-    def hear(self, message: Message) -> None:
+    def add(self, message: Message) -> None:
         """Take in the next message of the ledger."""
         if isinstance(message, CampaignSubmitted):
             self._submitted(message)
@@ -99,11 +106,11 @@ class History:
         elif isinstance(message, FramesJudged):
             self._judged(message)
         elif isinstance(message, StructuresJudged):
-            self._told(message)
+            self._screened(message)
         else:
-            self._hear_of_labels(message)
+            self._add_label(message)
 
-    def _hear_of_labels(self, message: Message) -> None:
+    def _add_label(self, message: Message) -> None:
         if isinstance(message, Label):
             self._issued(message)
         elif isinstance(message, LabelsDone):
@@ -136,10 +143,10 @@ class History:
             if key in self.lives:
                 self.lives[key].judged_accurate.append(event)
 
-    def _told(self, event: StructuresJudged) -> None:
-        for word in event.verdicts:
-            if word.key is not None:
-                self.told.setdefault(word.key, []).append((event, word))
+    def _screened(self, event: StructuresJudged) -> None:
+        for verdict in event.verdicts:
+            if verdict.key is not None:
+                self.screened.setdefault(verdict.key, []).append((event, verdict))
 
     def _issued(self, command: Label) -> None:
         for ref in command.frames:
