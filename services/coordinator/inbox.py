@@ -3,8 +3,7 @@ and never blocks; what the broker gave up becomes a failure of its task."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpstream.services.coordinator.open_campaign import envelope
@@ -12,16 +11,12 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, decode_or_none, encode
 from dpstream.shared.errors import NotFound
 from dpstream.shared.logs import logger
-from dpstream.shared.ports import Delivery, Store, Subscription
+from dpstream.shared.ports import Delivery, Store
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import bury, count_buried
 from dpstream.shared.values import campaign_uri
 
 log = logger()
-
-LINGER, COMPANY = 0.1, 20
-"""Seconds that events which can wait do wait for others, with which they share a segment; and how
-many together wait no longer."""
 
 
 @dataclass
@@ -80,40 +75,3 @@ class Inbox:
             return failed
         ours = failed.id.encode() in self.store.get(key)  # before a crash, or a lost reply
         return failed if ours else None
-
-
-def take(
-    subscription: Subscription,
-    most: int,
-    wait: float,
-    can_wait: Callable[[m.Message], bool] = lambda message: False,
-) -> list[Delivery]:
-    """What has come in by now, or comes first within `wait` seconds; as long as all of it can wait
-    it is given `LINGER` seconds for company."""
-    first = subscription.next(timeout=wait)
-    taken: list[Delivery] = []
-    deadline = time.monotonic() + LINGER
-    while first is not None:
-        came = [first, *waiting(subscription, most - len(taken) - 1)]
-        taken += came
-        left = deadline - time.monotonic()
-        if len(taken) >= min(most, COMPANY) or left <= 0 or _is_urgent(came, can_wait):
-            break
-        first = subscription.next(timeout=left)
-    return taken
-
-
-def _is_urgent(came: Sequence[Delivery], can_wait: Callable[[m.Message], bool]) -> bool:
-    messages = (decode_or_none(delivery.body) for delivery in came)
-    return not all(message is not None and can_wait(message) for message in messages)
-
-
-def waiting(subscription: Subscription, most: int) -> list[Delivery]:
-    """What is there already."""
-    taken: list[Delivery] = []
-    while len(taken) < most:
-        delivery = subscription.next(timeout=0.0)
-        if delivery is None:
-            break
-        taken.append(delivery)
-    return taken

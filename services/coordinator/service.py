@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.apply import apply
-from dpstream.services.coordinator.inbox import Inbox, take, waiting
+from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
@@ -29,6 +29,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
+from dpstream.shared.bus.batch import take, waiting
 from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.errors import BusError, CorruptLedger, Fenced, StoreError

@@ -15,7 +15,6 @@ import pytest
 from structlog.testing import capture_logs
 
 import dpstream.services.coordinator.service as service
-from dpstream.services.coordinator.inbox import take
 from dpstream.services.coordinator.ledger.ledger import load_state, read_segments
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.policy import decide
@@ -23,6 +22,7 @@ from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
+from dpstream.shared.bus.batch import take
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.codec import decode, encode, topic_of
@@ -282,7 +282,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
 def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.shared.bus.batch.LINGER", 60.0)
     _, command = first_task(site)
     claimed, *results = site.world.answer(command)
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
@@ -306,8 +306,8 @@ def test_a_claim_alone_is_heard_all_the_same(site: Site) -> None:
 def test_results_wait_for_company_until_a_queue_runs_dry(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.COMPANY", 3)
+    monkeypatch.setattr("dpstream.shared.bus.batch.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.shared.bus.batch.ENOUGH", 3)
     open_campaign = site.submit(
         spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE
     )
