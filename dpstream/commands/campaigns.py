@@ -48,8 +48,7 @@ from dpstream.export.folder import export as export_campaign
 from dpstream.report import write_report
 from dpstream.running.connection import is_folder
 from dpstream.running.label_here import check_imported
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
-from dpstream.services.coordinator.ledger.submission import check_submitted
+from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
@@ -57,7 +56,7 @@ from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, say
 from dpstream.terminal.plan import plan
-from dpstream.terminal.status import Learning, summary
+from dpstream.terminal.status import summary
 
 app = typer.Typer(
     name="dpstream",
@@ -155,10 +154,7 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     """Show the progress of a campaign, running or ended, from its ledger."""
     with within(root):
         store, name = named(campaign, root)
-        learning = Learning.of(read_messages(store, name))
-        state = load_state(store, name)
-        check_submitted(store, name, state.submitted)
-        console.print(summary(state, learning))
+        console.print(summary(CampaignView.read(store, name).status))
         buried = count_buried(store)
     if buried:
         console.print(

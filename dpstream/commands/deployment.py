@@ -1,5 +1,5 @@
-"""The commands that speak to a deployment. What they read comes from its store, where the ledger
-is the truth; what they say goes over the bus, and waits there if no coordinator listens."""
+"""The commands for a deployment. They read from its store, where the ledger is authoritative. Their
+requests go over the bus, and wait there while no coordinator runs."""
 
 from __future__ import annotations
 
@@ -41,12 +41,10 @@ from dpstream.services.coordinator.ledger.ledger import (
     campaigns,
     load_state,
     messages_of,
-    read_messages,
     verdict,
 )
-from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
-from dpstream.services.coordinator.state import Task
-from dpstream.services.coordinator.views.overview import headline
+from dpstream.services.coordinator.views.overview import headline, verdict_line
+from dpstream.services.coordinator.views.tasks import TaskLine, retryable
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import (
     CampaignCancelled,
@@ -60,7 +58,6 @@ from dpstream.shared.values import campaign_uri
 from dpstream.terminal.console import console, say
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-from dpstream.terminal.status import Learning
 from dpstream.terminal.tables import listing_table
 
 LEAVES = "Ctrl-C stops watching; the campaign continues"
@@ -104,7 +101,7 @@ def list_(root: Root = DEFAULT_ROOT) -> None:
         store = there(root)
         for name in campaigns(store):
             last = verdict(store, name)
-            stands = f"{last.verdict}: {last.why}" if last else headline(load_state(store, name))
+            stands = verdict_line(last) if last else headline(load_state(store, name))
             table.add_row(name, stands)
     console.print(table if table.row_count else "no campaigns")
 
@@ -118,21 +115,20 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
         store, name = named(campaign, root)
         bus = open_bus(broker) if broker else None
         try:
-            followed = FollowedCampaign(LedgerReader.open(store, name), bus)
-            status = look_on(store, followed, followed.goes_on)
+            followed = FollowedCampaign.open(store, name, bus)
+            status = look_on(followed, followed.goes_on)
         finally:
             if bus is not None:
                 bus.close()
     raise typer.Exit(status)
 
 
-def look_on(store: Store, followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
-    """Show a campaign as long as `going_on`; the exit status."""
-    learning = Learning.of(read_messages(store, followed.reading.campaign))
-    LiveView(followed, learning, console, LEAVES).watch(going_on)
-    state = followed.state
-    say(console, f"{state.spec.name}: {headline(state)}")
-    return 0 if state.finished is not None and state.finished.verdict == "converged" else 1
+def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
+    """Show a campaign while `going_on`; the exit status."""
+    LiveView(lambda: followed.status, console, LEAVES).watch(going_on)
+    now = followed.status.overview
+    say(console, f"{now.name}: {now.headline}")
+    return 0 if now.verdict == "converged" else 1
 
 
 def logs(
@@ -203,22 +199,19 @@ def retry(
     """Retry abandoned tasks, except trajectories, whose round continued without them."""
     name = _checked(campaign, root)
     with within(root):
-        state = load_state(there(root), name)
-    useful = [task for task in abandoned(state) if is_of_use(state, task)]
+        useful = retryable(load_state(there(root), name))
     chosen = [_chosen(begins, useful) for begins in tasks or ()]
     if not useful:
         raise SpecError(f"{name}: no abandoned task can be retried")
-    _tell(
-        word(TasksRetried, name, tasks=[task.command.task for task in chosen]), root, broker, wait
-    )
+    _tell(word(TasksRetried, name, tasks=[task.task for task in chosen]), root, broker, wait)
     for task in chosen or useful:
-        say(console, f"retrying {task.command.task} {task.command.title}")
+        say(console, f"retrying {task.task} {task.title}")
 
 
-def _chosen(begins: str, tasks: list[Task]) -> Task:
-    found = [task for task in tasks if task.command.task.startswith(begins)]
+def _chosen(begins: str, tasks: list[TaskLine]) -> TaskLine:
+    found = [task for task in tasks if task.task.startswith(begins)]
     if len(found) != 1:
-        known = ", ".join(f"{task.command.task} ({task.command.title})" for task in tasks) or "none"
+        known = ", ".join(f"{task.task} ({task.title})" for task in tasks) or "none"
         what = f"matches {len(found)} abandoned tasks" if found else "no such abandoned task"
         raise SpecError(f"TASK: {begins!r}: {what}; tasks that can be retried: {known}")
     return found[0]
@@ -230,7 +223,7 @@ def _checked(campaign: str, root: str) -> str:
         store, name = named(campaign, root)
         last = verdict(store, name)
     if last is not None:
-        raise SpecError(f"{name}: the campaign has already ended ({last.verdict}: {last.why})")
+        raise SpecError(f"{name}: the campaign has already ended ({verdict_line(last)})")
     return name
 
 
@@ -241,10 +234,10 @@ def _tell(message: Message, root: str, broker: str | None, wait: float) -> None:
 
 
 def _answer(store: Store, message: Message, wait: float) -> None:
-    """How the campaign stands once the coordinator has taken a message in."""
-    state = heard(store, message, wait)
-    if state is not None:
-        say(console, f"{message.campaign}: {headline(state)}")
+    """Print where the campaign stands once the coordinator has taken a message in."""
+    now = heard(store, message, wait)
+    if now is not None:
+        say(console, f"{message.campaign}: {now.headline}")
         return
     say(
         console,

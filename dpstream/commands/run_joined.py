@@ -24,7 +24,6 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
 from dpstream.running.label_here import check_imported
 from dpstream.running.submit import announced, submit
-from dpstream.services.coordinator.ledger.ledger import LedgerReader
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
@@ -95,13 +94,13 @@ def run_mixed(
             stopping = stack.enter_context(signals(console))
             if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
                 say(console, "no coordinator answers; start one here with --workers coordinator=1")
-            followed = FollowedCampaign(LedgerReader.open(store, spec.name), bus)
+            followed = FollowedCampaign.open(store, spec.name, bus)
 
             def continues() -> bool:
                 crew.check()
                 return not stopping.is_set() and followed.goes_on()
 
-            status = look_on(store, followed, continues)
+            status = look_on(followed, continues)
             return INTERRUPTED if stopping.is_set() else status
 
 

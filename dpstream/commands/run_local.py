@@ -1,10 +1,9 @@
-"""Running one campaign on this machine, with something to look at meanwhile."""
+"""Runs one campaign on this machine and shows its status meanwhile."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -14,10 +13,9 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.label_here import check_imported
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
-from dpstream.services.coordinator.open_campaign import OpenCampaign
-from dpstream.services.coordinator.state import State
-from dpstream.services.coordinator.views.overview import headline, is_over
+from dpstream.services.coordinator.views.campaign import CampaignView, Status
+from dpstream.services.coordinator.views.committees import Committees
+from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
@@ -27,10 +25,10 @@ from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
 from dpstream.terminal.plan import plan
-from dpstream.terminal.status import Learning, figures
+from dpstream.terminal.status import figures_table
 
 LOOK = 0.5
-"""Seconds between looks at the state."""
+"""Seconds between two updates of what is shown."""
 STOPS = "Ctrl-C stops; the same command continues from there"
 
 
@@ -45,9 +43,9 @@ def run_campaign(
     """Run to the end, or to Ctrl-C. Exit status: 0 converged, 1 not converged or paused, 130
     interrupted (everything finished is kept; run again to go on).
 
-    A campaign that has ended before is told at once. Raises `SpecError` before anything starts
-    where `root` cannot be written, another run is at work there, the name is taken by a campaign
-    with another spec, or imported labels do not fit the recipe.
+    The result of a campaign that has ended before is printed at once. Raises `SpecError` before
+    anything starts where `root` cannot be written, another run is at work there, the name is taken
+    by a campaign with another spec, or imported labels do not fit the recipe.
     """
     with sole_runner(root, spec.name):
         store = FolderStore(root)
@@ -55,72 +53,62 @@ def run_campaign(
         if not known:
             check_imported(gathered, spec, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
-        state = load_state(store, spec.name)
-        if state.finished is None:
+        status = CampaignView.read(store, spec.name).status
+        if status.overview.verdict is None:
             for part in plan(spec, gathered, recipe):
                 console.print(part)
             if known:
-                say(console, _taken_up(state))
-            state = _grow(submitted, root, workers, console)
-        return _verdict(state, store, root / spec.name, console)
+                say(console, _taken_up(status.overview))
+            status = _grow(submitted, status.committees, root, workers, console)
+        return _verdict(status.overview, store, root / spec.name, console)
 
 
-def _taken_up(state: State) -> str:
-    labels = sum(frame.status == "labelled" for frame in state.labels.frames.values())
-    how = "resumed; it was " if state.paused is not None else "resumed: "
-    return f"{state.spec.name}: {how}{headline(state)}; {labels} labels exist"
+def _taken_up(now: CampaignOverview) -> str:
+    assert now.labels is not None
+    how = "resumed; it was " if now.paused is not None else "resumed: "
+    return f"{now.name}: {how}{now.headline}; {now.labels.labelled} labels exist"
 
 
 def _grow(
-    submitted: CampaignSubmitted, root: Path, workers: Mapping[str, int], console: Console
-) -> State:
-    """The state when it was over, or when somebody asked to stop. Raises what a service died of;
-    KeyboardInterrupt when asked to stop a second time."""
-    store = FolderStore(root)
-    learning = Learning.of(read_messages(store, submitted.campaign))
+    submitted: CampaignSubmitted,
+    committees: Committees,
+    root: Path,
+    workers: Mapping[str, int],
+    console: Console,
+) -> Status:
+    """The status when the campaign was over, or when a person stopped it. Raises the error that
+    ended a service; KeyboardInterrupt at the second request to stop."""
+
+    def status() -> Status:
+        return Status.of(open_campaign.state, committees, open_campaign.progress)
+
     folder = root / campaign_uri(submitted.campaign)
     with LogFile(folder / "run.log") as journal, signals(console) as asked:
         cluster = LocalCluster(root, workers)
-        with _at_work(cluster, submitted) as open_campaign:
-            watched = LiveView(open_campaign, learning, console, STOPS, lambda: journal.worst)
-            watched.watch(
+        with cluster.at_work(submitted) as open_campaign:
+            LiveView(status, console, STOPS, lambda: journal.worst).watch(
                 lambda: not (is_over(open_campaign.state) or cluster.errors or asked.wait(LOOK))
             )
             if asked.is_set():
                 say(console, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
-    return open_campaign.state
-
-
-@contextmanager
-def _at_work(cluster: LocalCluster, submitted: CampaignSubmitted) -> Iterator[OpenCampaign]:
-    """The cluster started, and stopped in good order; at once on KeyboardInterrupt."""
-    try:
-        try:
-            yield cluster.start(submitted)
-        except Exception:
-            cluster.stop()
-            raise
-        cluster.stop()
-    except KeyboardInterrupt:
-        cluster.kill()
-        raise
+    return status()
 
 
 # ------------------------------------------------------------------------------ at the end
 
 
-def _verdict(state: State, store: FolderStore, folder: Path, console: Console) -> int:
-    """Say how it stands, export what is finished; the exit status."""
-    say(console, f"{state.spec.name}: {headline(state)}")
-    if state.finished is None:
+def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: Console) -> int:
+    """Print where the campaign stands and export a finished one; the exit status."""
+    say(console, f"{now.name}: {now.headline}")
+    if now.verdict is None:
         say(console, "all finished results are kept; run the same command to continue")
-        return INTERRUPTED if state.paused is None else 1
-    console.print(figures(state, Learning.of(read_messages(store, state.spec.name))))
+        return INTERRUPTED if now.paused is None else 1
+    console.print(figures_table(CampaignView.read(store, now.name).status))
     if (folder / "README.txt").exists():  # an export's last file
         say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
-        for line in export(store, state.spec.name, folder):
+        for line in export(store, now.name, folder):
             say(console, line)
-    return 0 if state.finished.verdict == "converged" else 1
+    return 0 if now.verdict == "converged" else 1

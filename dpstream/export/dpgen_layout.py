@@ -50,22 +50,25 @@ def export_layout(store: Store, campaign: str, folder: Path) -> list[str]:
 
 
 def _written(results: CampaignResults, folder: Path) -> Iterator[str]:
-    asked = _asked(results)
+    requested = _requested(results)
     iterations = _iterations(results)
     for number, iteration in enumerate(iterations):
         place = folder / f"iter.{number:06d}"
-        _write_models(results, results.members.get(iteration[1], {}), place / "00.train")
+        _write_models(results, results.view.committees.members(iteration[1]), place / "00.train")
         _write_job(results.spec, iteration[0], place / "01.model_devi")
-        _write_labels(results, asked.get(iteration, []), place / "02.fp")
+        _write_labels(results, requested.get(iteration, []), place / "02.fp")
     steps = [(number, LAST_STEP) for number in range(len(iterations))]
-    newest = max(results.members, default=0)
+    trained = [
+        version.number for version in results.view.committees.versions.values() if version.members
+    ]
+    newest = max(trained, default=0)
     if newest and newest not in {version for _, version in iterations}:
         place = folder / f"iter.{len(iterations):06d}"
-        _write_models(results, results.members[newest], place / "00.train")
+        _write_models(results, results.view.committees.members(newest), place / "00.train")
         steps.append((len(iterations), TRAINED))
     _write_record(steps, folder / "record.dpgen")
     yield f"{folder}: {len(steps)} iterations"
-    yield from _write_rest(results, asked, folder)
+    yield from _write_rest(results, requested, folder)
 
 
 def _iterations(results: CampaignResults) -> list[Iteration]:
@@ -73,30 +76,28 @@ def _iterations(results: CampaignResults) -> list[Iteration]:
     return list(dict.fromkeys((command.stage, command.version) for command in commands))
 
 
-def _asked(results: CampaignResults) -> dict[Iteration, list[FrameHistory]]:
+def _requested(results: CampaignResults) -> dict[Iteration, list[FrameHistory]]:
     """Accepted training labels by the iteration whose trajectories they come from."""
-    asked: dict[Iteration, list[FrameHistory]] = defaultdict(list)
+    requested: dict[Iteration, list[FrameHistory]] = defaultdict(list)
     for life in results.history.lives.values():
         if life.purpose != "train" or life.accepted is None:
             continue
         if life.chosen and life.selection and life.chosen.trajectory in results.history.explored:
-            asked[life.selection.stage, life.chosen.version].append(life)
-    return asked
+            requested[life.selection.stage, life.chosen.version].append(life)
+    return requested
 
 
 # --------------------------------------------------------------------------------------- one folder
 
 
-def _write_models(
-    results: CampaignResults, members: Mapping[int, MemberTrained], folder: Path
-) -> None:
-    for number, member in sorted(members.items()):
-        own = folder / f"{number:03d}"
+def _write_models(results: CampaignResults, members: Sequence[MemberTrained], folder: Path) -> None:
+    for member in members:
+        own = folder / f"{member.member:03d}"
         own.mkdir(parents=True)
         model = model_file("frozen_model", member)
         download(results.store, member.model, own / model)
         download(results.store, member.lcurve, own / "lcurve.out")
-        graph = folder / f"graph.{number:03d}{Path(model).suffix}"
+        graph = folder / f"graph.{member.member:03d}{Path(model).suffix}"
         graph.symlink_to(Path(own.name) / model)
 
 
@@ -146,16 +147,16 @@ def _write_record(last: Sequence[tuple[int, int]], path: Path) -> None:
 
 
 def _write_rest(
-    results: CampaignResults, asked: Mapping[Iteration, Sequence[FrameHistory]], folder: Path
+    results: CampaignResults, requested: Mapping[Iteration, Sequence[FrameHistory]], folder: Path
 ) -> Iterator[str]:
     """Labels of no iteration, and the final model."""
-    told = {life.ref.key for lives in asked.values() for life in lives}
+    chosen = {life.ref.key for lives in requested.values() for life in lives}
     rest: list[Labelled] = [
-        item for item in results.training_set() if frame_key(item.frame) not in told
+        item for item in results.training_set() if frame_key(item.frame) not in chosen
     ]
     write_deepmd(rest, folder / "init", results.spec.type_map)
     yield f"{folder / 'init'}: {len(rest)} labels that no iteration asked for"
-    yield f"{folder}/iter.*/02.fp/data.*: {len(told)} labels"
+    yield f"{folder}/iter.*/02.fp/data.*: {len(chosen)} labels"
     if results.final is not None:
         model = folder / "final" / model_file("frozen_model", results.final)
         model.parent.mkdir()

@@ -1,7 +1,7 @@
-"""A campaign's yield as a folder: models, data, report, and a molecular dynamics run to begin with.
+"""A campaign's results as a folder: models, data, report, and a molecular dynamics example.
 
-With `full` the folder is a store of its own besides: ledger, manifests, results and the shared
-labels they point to.
+With `full` the folder is also a store of its own: ledger, manifests, results and the shared labels
+they point to.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ROOMS, Ref, campaign_uri, stable_seed
 
 MARKER = ".dpstream-export.json"
-"""Says which campaign a folder is an export of. No object's key begins with a dot."""
+"""Names the campaign that a folder is an export of. No object's key begins with a dot."""
 PARTS = ("models", "dataset", "audit", "held-out", "md-example")
-"""Folders that an export makes, and makes anew when it is repeated."""
+"""Folders that an export makes, and replaces when it is repeated."""
 README = "README.txt"
-"""An export's last file: it is whole where this is there."""
+"""The last file of an export: where it exists, the export is complete."""
 EXAMPLE_STEPS = 2000
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -63,7 +63,7 @@ def export(store: Store, campaign: str, folder: Path, full: bool = False) -> lis
 
 @contextmanager
 def written_into(folder: Path) -> Iterator[None]:
-    """What goes wrong with files is wrong with `folder`."""
+    """Turns errors of files into errors about `folder`."""
     try:
         yield
     except OSError as error:
@@ -83,9 +83,6 @@ def _written(results: CampaignResults, folder: Path, full: bool) -> Iterator[str
         yield _copy_campaign(results, folder)
     _write_readme(results, folder, full)
     yield f"{folder / README}: what is what, and how to run it"
-
-
-# ----------------------------------------------------------------------------------- what there is
 
 
 # ----------------------------------------------------------------------------------- the folder
@@ -114,8 +111,8 @@ def prepare(folder: Path, results: CampaignResults) -> None:
 
 
 def _kept_room(store: Store, folder: Path) -> Path | None:
-    """The part of the store's own folder that `folder` is in; what is written there would be taken
-    for objects."""
+    """The part of the store's own folder that `folder` is in; files written there would pass for
+    objects."""
     if not isinstance(store, FolderStore):
         return None
     rooms = [store.root.resolve() / room for room in ROOMS]
@@ -174,10 +171,10 @@ def _data(results: CampaignResults, folder: Path) -> Iterator[str]:
 
 
 def _write_input(results: CampaignResults, folder: Path, systems: Sequence[str]) -> None:
-    """The training of the best model over again, on the exported dataset: `dp train input.json`."""
+    """Repeats the training of the best model on the exported dataset: `dp train input.json`."""
     if results.best is None:
         return
-    command = results.commands[results.best.task]
+    command = results.view.committees.commands[results.best.task]
     run = TrainingRun(
         type_map=results.spec.type_map,
         systems=tuple(systems),
@@ -247,8 +244,8 @@ def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
 
 
 def _copy_campaign(results: CampaignResults, folder: Path) -> str:
-    """The campaign and the shared labels it points to. Objects never change, so what an earlier
-    export has copied stays."""
+    """The campaign and the shared labels it points to. Objects never change, so the copies of an
+    earlier export stay."""
     store = results.store
     prefix = campaign_uri(results.campaign) + "/"
     lock = prefix + "lock"

@@ -1,4 +1,4 @@
-"""The report's charts, one function each: from facts to geometry."""
+"""The report's charts, one function each: from numbers to geometry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpstream.report.lanes import Clock, Span
+from dpstream.report.lanes import Clock
 from dpstream.report.plots import (
     LEFT,
     TOP,
@@ -25,6 +25,7 @@ from dpstream.report.plots import (
     percent,
     polyline,
 )
+from dpstream.services.coordinator.views.work import Span
 from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.atoms.frames import Floats, Ints
 from dpstream.shared.messages import SERVICES

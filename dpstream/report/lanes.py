@@ -1,50 +1,26 @@
-"""Who worked on what, and when: spans of work, idle shares, overlap, and the lane chart's time.
+"""Time, measured on spans of work: idle shares, overlaps, and the time axis of the lane chart.
 
 All times in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dpstream.shared import messages as m
-from dpstream.shared.codec import kind_of
+from dpstream.services.coordinator.views.work import Span
+from dpstream.shared.messages import SERVICES
 
-SERVICES: Mapping[str, m.Service] = {kind_of(command): command.SERVICE for command in m.COMMANDS}
-"""Service by kind of task, in loop order."""
 PAUSE = 60.0
-"""A longer time without any task in hand is no idleness: nobody was running."""
+"""A longer time without any claimed task does not count as idle: nothing was running."""
 
 Interval = tuple[float, float]
-Key = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Span:
-    """One attempt of one task at one worker. `outcome`: *done*, *released*, *failed*, *lapsed* or
-    *running*."""
-
-    worker: str
-    kind: str
-    title: str
-    start: float
-    end: float
-    outcome: str
-
-    @property
-    def interval(self) -> Interval:
-        return self.start, self.end
-
-    @property
-    def service(self) -> m.Service:
-        return SERVICES[self.kind]
 
 
 @dataclass(frozen=True)
 class Share:
-    """A service's time. `busy`: worker seconds with a task in hand; `idle`: share of all worker
-    seconds without."""
+    """A service's time. `busy`: worker seconds with a task; `idle`: share of the worker seconds
+    without one."""
 
     service: str
     workers: int
@@ -52,49 +28,6 @@ class Share:
     lost: int
     busy: float
     idle: float
-
-
-def spans_of(messages: Iterable[m.Message]) -> list[Span]:
-    """Work from claim to result, in order of starting. What has no end yet ends with the last
-    message. A claim said twice, or a late second result, changes nothing."""
-    commands: dict[str, m.Command] = {}
-    claims: dict[Key, m.TaskClaimed] = {}
-    ends: dict[Key, tuple[float, str]] = {}
-    last = 0.0
-    for message in messages:
-        last = max(last, message.time)
-        if isinstance(message, m.Command):
-            commands.setdefault(message.task, message)
-        elif isinstance(message, m.TaskClaimed):
-            claims.setdefault((message.task, message.attempt), message)
-        elif isinstance(message, m.TaskEvent) and _ending(message) is not None:
-            ends.setdefault((message.task, message.attempt), (message.time, str(_ending(message))))
-    spans = [
-        _span(commands[task], claim, *ends.get((task, attempt), (last, "running")))
-        for (task, attempt), claim in claims.items()
-        if task in commands
-    ]
-    return sorted(spans, key=lambda span: (span.start, span.worker))
-
-
-def _span(command: m.Command, claim: m.TaskClaimed, end: float, outcome: str) -> Span:
-    end = max(end, claim.time)
-    return Span(claim.worker, kind_of(command), command.title, claim.time, end, outcome)
-
-
-def _ending(event: m.TaskEvent) -> str | None:
-    """What an event makes of its attempt; None while it goes on."""
-    if isinstance(event, m.Result):
-        going_on = isinstance(event, m.Chunk) and not event.last
-        return None if going_on else "done"
-    if isinstance(event, m.TaskReleased):
-        return "released"
-    if isinstance(event, m.TaskFailed):
-        return "failed"
-    return "lapsed" if isinstance(event, m.LeaseLapsed) else None
-
-
-# ------------------------------------------------------------------------------- measures
 
 
 def union(intervals: Iterable[Interval], join: float = 0.0) -> list[Interval]:
@@ -134,15 +67,15 @@ def beside(spans: Sequence[Span], kind: str, others: Sequence[str]) -> float | N
 
 
 def activity(spans: Sequence[Span]) -> list[Interval]:
-    """When the campaign was being worked on at all."""
+    """When at least one worker had a task."""
     return union((span.interval for span in spans), join=PAUSE)
 
 
 def service_shares(spans: Sequence[Span]) -> list[Share]:
-    """Busy and idle time of each service while the campaign was being worked on."""
+    """Busy and idle time of each service while at least one worker had a task."""
     active = length(activity(spans))
     shares = []
-    for service in m.SERVICES:
+    for service in SERVICES:
         mine = [span for span in spans if span.service == service]
         if mine:
             workers = len({span.worker for span in mine})
@@ -155,7 +88,7 @@ def service_shares(spans: Sequence[Span]) -> list[Share]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Time of activity: seconds since the beginning, pauses left out."""
+    """Time of activity: seconds since the beginning, without the pauses."""
 
     pieces: Sequence[Interval]
 

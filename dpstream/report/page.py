@@ -1,4 +1,4 @@
-"""The page: facts into charts and tables, and these into HTML."""
+"""The page: a campaign's projections into charts and tables, and these into HTML."""
 
 from __future__ import annotations
 
@@ -10,35 +10,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpstream.report import charts
-from dpstream.report.lanes import (
-    SERVICES,
-    Clock,
-    Share,
-    Span,
-    activity,
-    beside,
-    length,
-    service_shares,
-    spans_of,
-)
+from dpstream.report.lanes import Clock, Share, activity, beside, length, service_shares
 from dpstream.report.plots import Plot, duration, number, percent
-from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.ledger.snapshots import code_version
-from dpstream.services.coordinator.ledger.submission import check_submitted
-from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
+from dpstream.services.coordinator.views.campaign import CampaignView
+from dpstream.services.coordinator.views.committees import Errors, Version, force_errors
+from dpstream.services.coordinator.views.overview import LabelCounts, labels_by_purpose
+from dpstream.services.coordinator.views.work import SERVICES, Span
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import NotFound, SpecError
-from dpstream.shared.messages import AuditDone, MemberTrained, Message
+from dpstream.shared.messages import AuditDone, MemberTrained
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec import Spec
-from dpstream.shared.values import Rmse, campaign_uri
+from dpstream.shared.values import Rmse
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -48,6 +40,7 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters |= {"number": number, "percent": percent, "duration": duration}
+KINDS: Mapping[Errors, str] = {"train": "training", "audit": "audit", "test": "held-out"}
 MOST_ROWS = 200
 """Rejections listed one by one."""
 
@@ -64,19 +57,16 @@ def write_report(store: Store, campaign: str, path: Path) -> None:
         partial.write_text(html, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):  # of the two errors the first is the one to be told
+        with suppress(OSError):  # the first of the two errors is the one to report
             partial.unlink(missing_ok=True)
         raise SpecError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def render(store: Store, campaign: str) -> str:
-    """The report's HTML. Whatever came out of the ledger is escaped."""
-    spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
-    messages: list[Message] = list(read_messages(store, campaign))
-    page = Page(store, spec, Facts.of(messages), spans_of(messages))
-    check_submitted(store, campaign, page.facts.history.submitted)
+    """The report's HTML. All text from the ledger is escaped."""
+    page = Page(store, CampaignView.read(store, campaign))
     template = ENVIRONMENT.get_template("report.html.j2")
-    return template.render(page=page, facts=page.facts, spec=spec, code_version=code_version())
+    return template.render(page=page, view=page.view, spec=page.spec, code_version=code_version())
 
 
 @dataclass
@@ -84,22 +74,15 @@ class Page:
     """Everything the template shows."""
 
     store: Store
-    spec: Spec
-    facts: Facts
-    spans: Sequence[Span]
+    view: CampaignView
 
     @property
-    def headline(self) -> tuple[str, str]:
-        return headline(self.facts)
+    def spec(self) -> Spec:
+        return self.view.spec
 
-    @property
-    def learning(self) -> tuple[str, str]:
-        return learning_verdict(self.facts)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds from submission to the last message."""
-        return self.facts.last - self.facts.began
+    @cached_property
+    def spans(self) -> Sequence[Span]:
+        return self.view.work.spans()
 
     @property
     def deadletters(self) -> int:
@@ -110,7 +93,7 @@ class Page:
 
     @property
     def recipe(self) -> Mapping[str, Any] | None:
-        submitted = self.facts.history.submitted
+        submitted = self.view.history.submitted
         if submitted is None:
             return None
         recipe, code = submitted.recipe, CODES[submitted.recipe.code]
@@ -127,43 +110,48 @@ class Page:
     @property
     def committees(self) -> int:
         """Complete ones."""
-        size = self.spec.training.members
-        return sum(len(version.members) == size for version in self.facts.versions.values())
+        return self.view.committees.complete(self.spec.training.members)
 
     @property
     def held_out(self) -> Rmse | None:
         """The error on the held-out set of the final model, or of the newest member."""
-        if self.facts.verified is not None and self.facts.verified.test is not None:
-            return self.facts.verified.test
-        members = [m for v in self.facts.versions.values() for m in v.members.values()]
+        if self.view.verified is not None and self.view.verified.test is not None:
+            return self.view.verified.test
+        members = [m for v in self.versions.values() for m in v.members.values()]
         return next((m.test for m in reversed(members) if m.test is not None), None)
 
     @property
-    def labels(self) -> Mapping[str, int]:
-        """Labels by purpose, and how they were come by."""
-        found: Counter[str] = Counter()
-        for life in self.facts.history.lives.values():
-            found["asked"] += 1
-            found["rejected"] += life.rejected is not None
-            if life.accepted is not None:
-                found["accepted"] += 1
-                found[life.purpose] += 1
-                found["reused" if life.accepted.reused else "computed"] += 1
-        return found
+    def versions(self) -> Mapping[int, Version]:
+        return self.view.committees.versions
+
+    @property
+    def labels(self) -> LabelCounts:
+        assert self.view.overview.labels is not None
+        return self.view.overview.labels
+
+    @property
+    def purposes(self) -> Mapping[str, int]:
+        """Labelled frames by purpose."""
+        return labels_by_purpose(self.view.state)
+
+    @property
+    def requested(self) -> int:
+        """Frames whose label was requested."""
+        return len(self.view.state.labels.frames)
 
     @property
     def stages(self) -> Iterator[Mapping[str, Any]]:
         for index, stage in enumerate(self.spec.stages):
-            judged = [r for r in self.facts.rounds if r.stage == index]
-            lives = [x for x in self.facts.history.lives.values() if x.selection is not None]
+            rounds, lives = self.view.rounds, self.view.history.lives.values()
+            judged = [r for r in rounds.judged if r.stage == index]
             mine = [x for x in lives if x.selection and x.selection.stage == index and x.accepted]
-            begun = bool(judged) or any(place[0] == index for place in self.facts.histograms)
+            begun = bool(judged) or any(place[0] == index for place in rounds.histograms)
             yield {
                 "name": stage.name,
                 "stage": stage,
                 "rounds": judged,
                 "labels": len(mine),
-                "ended": self.facts.stages.get(index),
+                "ended": rounds.ended.get(index),
                 "begun": begun,
             }
 
@@ -173,8 +161,8 @@ class Page:
     @cached_property
     def histograms(self) -> list[Plot]:
         return [
-            charts.histogram(self._place(place), counts, self.facts.trust_at(place))
-            for place, counts in sorted(self.facts.histograms.items())
+            charts.histogram(self._place(place), counts, self.view.rounds.trust_at(place))
+            for place, counts in sorted(self.view.rounds.histograms.items())
         ]
 
     def _place(self, place: tuple[int, int]) -> str:
@@ -184,14 +172,16 @@ class Page:
     def rounds(self) -> list[Plot]:
         """One chart per stage and condition; the running round's bar is named `now`."""
         bars: dict[tuple[int, str], list[charts.RoundBar]] = {}
-        for judged in self.facts.rounds:
+        for judged in self.view.rounds.judged:
             about = f"round {judged.round}, committee {judged.version}, {judged.outcome}"
             for condition, counts in judged.counts.items():
                 bar = charts.RoundBar(str(judged.round), about, counts)
                 bars.setdefault((judged.stage, condition), []).append(bar)
-        for (stage, condition), counts in self.facts.running.items():
-            bar = charts.RoundBar("now", "the running round", counts)
-            bars.setdefault((stage, condition), []).append(bar)
+        stage = self.view.state.exploration.stage.index
+        for condition, counts in self.view.overview.shares.items():
+            if counts.total:
+                bar = charts.RoundBar("now", "the running round", counts)
+                bars.setdefault((stage, condition), []).append(bar)
         ratio = self.spec.convergence.accurate_ratio
         return [
             charts.rounds(f"{self.spec.stages[stage].name} · {condition}", found, ratio)
@@ -209,8 +199,8 @@ class Page:
             self._error_points({}),
             rules,
         )
-        names = {float(version): str(version) for version in sorted(self.facts.versions)}
-        if self.facts.final is not None:
+        names = {float(version): str(version) for version in sorted(self.versions)}
+        if self.view.committees.final is not None:
             names[max(names, default=0.0) + 1] = "final"
         by_version = charts.series(
             "Force error by committee",
@@ -222,24 +212,25 @@ class Page:
         )
         return [plot for plot in (by_labels, by_version) if plot is not None]
 
-    def _error_points(self, names: Mapping[float, str]) -> dict[str, list[charts.ChartPoint]]:
+    def _error_points(self, names: Mapping[float, str]) -> Mapping[str, list[charts.ChartPoint]]:
         """Training, audit and held-out errors; x is the version where `names` are given, else the
         number of frames trained on."""
-        points: dict[str, list[charts.ChartPoint]] = {"train": [], "audit": [], "test": []}
-        for version in self.facts.versions.values():
+        points: dict[str, list[charts.ChartPoint]] = {kind: [] for kind in KINDS}
+        for version in self.versions.values():
             x = float(version.number if names else version.frames or 0)
             if not version.members:
                 continue
             members = list(version.members.values())
-            for kind in ("train", "test"):
-                points[kind] += _spread(kind, f"committee {version.number}", x, members)
+            who = f"committee {version.number}"
+            points["train"] += _spread("train", who, x, members)
+            points["test"] += _spread("test", who, x, members)
             points["audit"] += [
-                _audited(a, x) for a in self.facts.audits if a.version == version.number
+                _audited(a, x) for a in self.view.rounds.audits if a.version == version.number
             ]
-        final = self.facts.final
+        final = self.view.committees.final
         if final is not None:
             x = max(names) if names else float(final.train.frames)
-            for kind in points:
+            for kind in KINDS:
                 points[kind] += _spread(kind, "final model", x, [final], hollow=True)
         return points
 
@@ -247,8 +238,8 @@ class Page:
     def ratio(self) -> Plot | None:
         """Deviation over true error by version."""
         points = {"cold": list[charts.ChartPoint](), "warm": list[charts.ChartPoint]()}
-        for audit in self.facts.audits:
-            start = "cold" if self.facts.versions[audit.version].cold else "warm"
+        for audit in self.view.rounds.audits:
+            start = "cold" if self.versions[audit.version].cold else "warm"
             text = f"committee {audit.version} ({start} start): {audit.deviation_over_error:.3g}"
             point = charts.ChartPoint(audit.version, audit.deviation_over_error, text, joined=False)
             points[start].append(point)
@@ -258,21 +249,21 @@ class Page:
             "mean ε / mean ε̂",
             points,
             {"as large as the error": 1.0},
-            {float(version): str(version) for version in sorted(self.facts.versions)},
+            {float(version): str(version) for version in sorted(self.versions)},
         )
 
     @cached_property
     def truths(self) -> list[Plot]:
         """Deviation against true error under the last audit of each stage, and force parity."""
         plots: list[Plot | None] = []
-        for stage, audit in sorted(self.facts.newest_audits().items()):
+        for stage, audit in sorted(self.view.rounds.newest_audits().items()):
             document = self._pairs(audit)
             pairs = [
                 charts.AuditPoint(p["key"], p["deviation"], p["error"], p["verdict"])
                 for p in (*document.get("audit", ()), *document.get("pairs", ()))
             ]
             place = (stage, audit.version)
-            plots.append(charts.truth(self._place(place), pairs, self.facts.trust_at(place)))
+            plots.append(charts.truth(self._place(place), pairs, self.view.rounds.trust_at(place)))
             if "parity" in document:
                 label, model = (np.array(document["parity"][k]) for k in ("label", "model"))
                 plots.append(charts.parity(f"Forces · {self._place(place)}", label, model))
@@ -281,7 +272,7 @@ class Page:
     def _pairs(self, audit: AuditDone) -> dict[str, Any]:
         try:
             document: dict[str, Any] = json.loads(fetch(self.store, audit.pairs))
-        except NotFound:  # results may have been cleared away; the ledger stays
+        except NotFound:  # results may have been deleted; the ledger stays
             return {}
         return document
 
@@ -323,7 +314,7 @@ class Page:
     @property
     def rejections(self) -> list[Mapping[str, Any]]:
         rows = []
-        for key, life in self.facts.history.lives.items():
+        for key, life in self.view.history.lives.items():
             if life.rejected is not None and life.answered is not None:
                 rows.append(
                     {
@@ -332,7 +323,7 @@ class Page:
                         "origin": life.chosen.trajectory if life.chosen else life.purpose,
                         "rule": life.rejected.rule,
                         "detail": life.rejected.detail,
-                        "after": life.answered.time - self.facts.began,
+                        "after": life.answered.time - self.view.work.began,
                     }
                 )
         return sorted(rows, key=lambda row: (row["after"], row["key"]))
@@ -347,16 +338,14 @@ class Page:
 
 
 def _spread(
-    kind: str, who: str, x: float, members: Sequence[MemberTrained], hollow: bool = False
+    kind: Errors, who: str, x: float, members: Sequence[MemberTrained], hollow: bool = False
 ) -> list[charts.ChartPoint]:
     """The members' mean error as one point, their range as its bar."""
-    found = [getattr(member, kind) for member in members]
-    forces = [rmse.force for rmse in found if rmse is not None]
+    forces = force_errors(members, kind)
     if not forces:
         return []
-    mean, ends = sum(forces) / len(forces), (min(forces), max(forces))
-    word = {"train": "training", "audit": "audit", "test": "held-out"}[kind]
-    text = f"{who}: {word} {mean:.4g} eV/Å"
+    mean, ends = fmean(forces), (min(forces), max(forces))
+    text = f"{who}: {KINDS[kind]} {mean:.4g} eV/Å"
     if len(forces) > 1:
         text += f", members {ends[0]:.4g} to {ends[1]:.4g}"
     return [charts.ChartPoint(x, mean, text, ends if len(forces) > 1 else None, hollow, not hollow)]

@@ -1,5 +1,5 @@
-"""A deployment as seen from outside: its store, from which everything is read, and its broker,
-through which everything is said."""
+"""The connection of the command line to a deployment: everything is read from its store, and every
+request goes over its broker."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from dpstream.services.coordinator.inbox import take
-from dpstream.services.coordinator.ledger.ledger import LedgerReader
-from dpstream.services.coordinator.state import State
-from dpstream.services.coordinator.views.overview import is_over
+from dpstream.services.coordinator.ledger.ledger import LedgerReader, read_messages
+from dpstream.services.coordinator.views.campaign import Status
+from dpstream.services.coordinator.views.committees import Committees
+from dpstream.services.coordinator.views.overview import (
+    CampaignOverview,
+    has_taken_in,
+    is_over,
+    overview,
+)
+from dpstream.shared.bus.batch import take
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.errors import BusError, SpecError
@@ -29,15 +35,15 @@ Word = TypeVar("Word", bound=Message)
 REACHED = 15.0
 """Seconds within which a broker or a store has to answer."""
 HEARD = 15.0
-"""Seconds within which a coordinator that is there has written down what it heard."""
+"""Seconds within which a coordinator writes down what it has received."""
 LOOK = 0.5
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 LONG = 10.0
-"""Seconds after which a ledger is looked at though nobody said anything."""
+"""Seconds after which a ledger is read again without an event on the bus."""
 
 
 def is_folder(where: str) -> bool:
-    """Whether a store is a folder. Raises `SpecError` for what is no store at all."""
+    """Whether a store is a folder. Raises `SpecError` where the name is that of no store."""
     try:
         return bucket_and_prefix(where) is None
     except ValueError as error:
@@ -63,7 +69,7 @@ def open_bus(broker: str | None) -> Bus:
 
 @contextmanager
 def _soon() -> Iterator[threading.Event]:
-    """Set when it has taken too long."""
+    """An event that is set after `REACHED` seconds."""
     stopping = threading.Event()
     timer = threading.Timer(REACHED, stopping.set)
     timer.daemon = True
@@ -74,11 +80,11 @@ def _soon() -> Iterator[threading.Event]:
         timer.cancel()
 
 
-# ------------------------------------------------------------------------------ what people say
+# -------------------------------------------------------------------------------- requests
 
 
 def word(kind: type[Word], campaign: str, **fields: object) -> Word:
-    """What a person says of a campaign, now."""
+    """A person's request about a campaign."""
     envelope = {"id": str(uuid.uuid4()), "campaign": campaign, "time": time.time()}
     return kind.model_validate({**envelope, **fields})
 
@@ -89,47 +95,48 @@ def say_it(bus: Bus, message: Message) -> None:
 
 def heard(
     store: Store, message: Message, wait: float, meanwhile: Callable[[], None] = lambda: None
-) -> State | None:
-    """The state once the ledger holds `message`, or the campaign is over; None if that has not
-    come about within `wait` seconds. `meanwhile` is called between looks."""
+) -> CampaignOverview | None:
+    """Where the campaign stands once the ledger holds `message`, or once it is finished; None if
+    neither happens within `wait` seconds. `meanwhile` is called between two updates."""
     reading, until = LedgerReader.open(store, message.campaign), time.monotonic() + wait
-    while not _is_known(reading.state, message):
+    while not has_taken_in(reading.state, message):
         if time.monotonic() > until:
             return None
         time.sleep(LOOK)
         meanwhile()
         reading.update()
-    return reading.state
+    return overview(reading.state)
 
 
-def _is_known(state: State, message: Message) -> bool:
-    if state.finished is not None or message.id in state.handled:
-        return True
-    return state.submitted is not None and state.submitted.id == message.id
-
-
-# ------------------------------------------------------------------------------ what goes on
+# -------------------------------------------------------------------------------- following
 
 
 @dataclass
 class FollowedCampaign:
-    """A campaign while others work on it: facts from its ledger, read again when something was
-    said on the bus, or now and then where there is none; progress from heartbeats."""
+    """A campaign that others work on. Its state comes from the ledger, which is read again after
+    an event on the bus, or at intervals without a bus; the progress comes from heartbeats."""
 
     reading: LedgerReader
+    committees: Committees
     bus: Bus | None
     progress: dict[str, str] = field(default_factory=dict)
     _subscription: Subscription | None = None
     _looked: float = 0.0
     _news: bool = True
 
+    @staticmethod
+    def open(store: Store, campaign: str, bus: Bus | None) -> FollowedCampaign:
+        """At the end of its ledger (NotFound without the campaign)."""
+        committees = Committees.of(read_messages(store, campaign))
+        return FollowedCampaign(LedgerReader.open(store, campaign), committees, bus)
+
     @property
-    def state(self) -> State:
-        return self.reading.state
+    def status(self) -> Status:
+        return Status.of(self.reading.state, self.committees, self.progress)
 
     def goes_on(self) -> bool:
         """Wait for news and take them in; False when nothing more happens by itself."""
-        if is_over(self.state):
+        if is_over(self.reading.state):
             return False
         self._listen()
         since = time.monotonic() - self._looked
@@ -157,7 +164,7 @@ class FollowedCampaign:
         return self._subscription
 
     def _hear(self, delivery: Delivery) -> None:
-        with suppress(ValidationError):  # not ours to judge
+        with suppress(ValidationError):  # the coordinator's to keep
             message = decode(delivery.body)
             if isinstance(message, TaskHeartbeat):
                 self.progress[message.task] = message.progress

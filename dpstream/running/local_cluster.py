@@ -68,6 +68,20 @@ class LocalCluster:
         self._run("coordinator", self.coordinator.run, self.stopping)
         return open_campaign
 
+    @contextmanager
+    def at_work(self, submitted: CampaignSubmitted) -> Iterator[OpenCampaign]:
+        """Started, and stopped in good order; at once on KeyboardInterrupt."""
+        try:
+            try:
+                yield self.start(submitted)
+            except Exception:
+                self.stop()
+                raise
+            self.stop()
+        except KeyboardInterrupt:
+            self.kill()
+            raise
+
     def stop(self) -> None:
         """Ask everybody to release their work, wait until the ledger knows, and clean up."""
         workers = [thread for thread in self.threads if thread.name != "coordinator"]

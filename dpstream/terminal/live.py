@@ -1,45 +1,33 @@
-"""A campaign at work, shown while it goes on: a live screen, or plain lines where there is none."""
+"""Shows a campaign that is under way: on a live screen, or as plain lines without a terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
 
-from dpstream.services.coordinator.state import State
-from dpstream.services.coordinator.views.overview import headline
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.terminal.console import say
-from dpstream.terminal.status import Learning, facts, screen
-
-
-class WatchedCampaign(Protocol):
-    """A campaign: what its ledger tells, and how far tasks are."""
-
-    @property
-    def state(self) -> State: ...
-
-    @property
-    def progress(self) -> Mapping[str, str]: ...
+from dpstream.terminal.status import figures, screen
 
 
 class LiveView:
-    """A campaign and where to show it. `foot`: what Ctrl-C does; `warning`: the newest."""
+    """`status`: that of the campaign at the moment; `foot`: what Ctrl-C does; `warning`: the
+    newest."""
 
     def __init__(
         self,
-        campaign: WatchedCampaign,
-        learning: Learning,
+        status: Callable[[], Status],
         console: Console,
         foot: str,
         warning: Callable[[], str] = str,
     ) -> None:
-        self.campaign, self.learning, self.console = campaign, learning, console
+        self.status, self.console = status, console
         self._foot, self._warning = foot, warning
         self._started = time.monotonic()
-        self._said: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
 
     @property
     def elapsed(self) -> float:
@@ -47,7 +35,7 @@ class LiveView:
         return time.monotonic() - self._started
 
     def watch(self, going_on: Callable[[], bool]) -> None:
-        """Show it as long as `going_on`, which also waits between two looks."""
+        """Show the campaign while `going_on`, which also waits between two updates."""
         if not self.console.is_terminal:
             while going_on():
                 self._log()
@@ -57,22 +45,18 @@ class LiveView:
                 self._draw(live)
 
     def _draw(self, live: Live) -> None:
-        """The live screen."""
-        state, progress = self.campaign.state, dict(self.campaign.progress)
-        live.update(
-            screen(state, self.learning, progress, self.elapsed, self._foot, self._warning())
-        )
+        live.update(screen(self.status(), self.elapsed, self._foot, self._warning()))
 
     def _log(self) -> None:
-        """The same facts as plain lines, each said when it changes."""
-        state = self.campaign.state
+        """The same figures as plain lines, each printed when it changes."""
+        status = self.status()
         news = {
-            "campaign": headline(state),
-            **facts(state, self.learning),
+            "campaign": status.overview.headline,
+            **figures(status),
             "last warning": self._warning(),
         }
-        for name, fact in news.items():
-            line = fact.splitlines()[-1] if fact else ""
-            if line and self._said.get(name) != line:
-                self._said[name] = line
+        for name, text in news.items():
+            line = text.splitlines()[-1] if text else ""
+            if line and self._printed.get(name) != line:
+                self._printed[name] = line
                 say(self.console, f"{self.elapsed:7.1f} s  {name}: {line}")

@@ -19,7 +19,7 @@ import dpstream.services.explorer.handlers as explorer
 import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
 from dpstream.report import charts
-from dpstream.report.lanes import Clock, Span, activity, service_shares, spans_of
+from dpstream.report.lanes import Clock, activity, service_shares
 from dpstream.report.page import render
 from dpstream.services.coordinator.apply import APPLY, apply
 from dpstream.services.coordinator.apply.proposals import proposal_id
@@ -29,8 +29,12 @@ from dpstream.services.coordinator.ledger.ledger import load_state, read_message
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.campaign import Status
+from dpstream.services.coordinator.views.committees import Committees
+from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import overview
-from dpstream.services.coordinator.views.progress import Facts
+from dpstream.services.coordinator.views.rounds import Rounds
+from dpstream.services.coordinator.views.work import Span, Work
 from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES
 from dpstream.shared.asyncapi import document
@@ -39,7 +43,7 @@ from dpstream.shared.bus.topology import declared
 from dpstream.shared.codec import decode, encode, kind_of, names_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
-from dpstream.terminal.status import Learning, screen, summary
+from dpstream.terminal.status import screen, summary
 from tests.support import sample_ledger as told
 
 HANDLERS = {
@@ -126,7 +130,7 @@ def state(store: FolderStore) -> State:
 
 @pytest.fixture(scope="module")
 def spans(store: FolderStore) -> list[Span]:
-    return spans_of(read_messages(store, told.NAME))
+    return Work.of(read_messages(store, told.NAME)).spans()
 
 
 # ------------------------------------------------------------------------------- carried
@@ -279,7 +283,8 @@ def test_status_and_watch_show_it_in_its_services_row(
     kind: type[m.Command], state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.terminal.status.SHOWN", 100)
-    for view in (summary(state, Learning()), screen(state, Learning(), {}, 0.0, "")):
+    status = Status.of(state, Committees())
+    for view in (summary(status), screen(status, 0.0, "")):
         (row,) = (line for line in printed(view) if line.startswith(kind.SERVICE))
         assert kind.__name__.lower() in row.replace(";", "").split()
 
@@ -308,10 +313,11 @@ def html(store: FolderStore) -> str:
 
 
 @every
-def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore) -> None:
-    facts = Facts.of(read_messages(store, told.NAME))
-    facts.hear(example(kind))
-    assert facts.last >= example(kind).time
+def test_every_projection_takes_it_in(kind: type[m.Message], store: FolderStore) -> None:
+    messages = [*read_messages(store, told.NAME), example(kind)]
+    assert Work.of(messages).last >= example(kind).time
+    for projection in (Committees, History, Rounds):
+        assert projection.of(messages)
 
 
 @every

@@ -16,8 +16,6 @@ from dpstream.running.connection import FollowedCampaign, heard, say_it, word
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
-    LedgerReader,
-    read_messages,
 )
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
@@ -25,7 +23,6 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-from dpstream.terminal.status import Learning
 from tests.support import sample_ledger as told
 from tests.unit.test_coordinator import Site, first_task, quietly, small
 
@@ -188,7 +185,7 @@ def site(tmp_path: Path) -> Site:
 
 def followed(site: Site) -> FollowedCampaign:
     bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
-    return FollowedCampaign(LedgerReader.open(site.store, "world"), bus)
+    return FollowedCampaign.open(site.store, "world", bus)
 
 
 def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +196,7 @@ def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPa
     site.say(site.world.answer(task)[0])
     site.heartbeat(task)
     site.step()
-    while seen.state.tasks[task.task].status != "running":
+    while seen.reading.state.tasks[task.task].status != "running":
         assert seen.goes_on()
     assert seen.progress == {task.task: "half way"}
 
@@ -221,10 +218,9 @@ def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPa
     seen, console = followed(site), Console(record=True, width=200, force_terminal=False)
     working = threading.Thread(target=site.finish)
     working.start()
-    learning = Learning.of(read_messages(site.store, "world"))
-    LiveView(seen, learning, console, "").watch(seen.goes_on)
+    LiveView(lambda: seen.status, console, "").watch(seen.goes_on)
     working.join(timeout=10)
-    assert seen.state.finished is not None
+    assert seen.reading.state.finished is not None
     assert "committee 1" in console.export_text()
 
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import defaultdict
+from functools import reduce
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import pytest
 from dpstream.report import charts, write_report
 from dpstream.report.lanes import (
     Clock,
-    Span,
     activity,
     beside,
     overlap,
     service_shares,
-    spans_of,
     union,
 )
 from dpstream.report.page import render
 from dpstream.report.plots import Scale, duration, linear, logarithmic, number
+from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.ledger.ledger import read_messages
-from dpstream.services.coordinator.views.progress import Facts, headline, learning_verdict
+from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.campaign import CampaignView
+from dpstream.services.coordinator.views.work import Span, Work
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.errors import NotFound, SpecError
@@ -103,8 +105,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def facts(tmp_path: Path) -> Facts:
-    return Facts.of(read_messages(told.write_sample(tmp_path), told.NAME))
+def view(tmp_path: Path) -> CampaignView:
+    return CampaignView.read(told.write_sample(tmp_path), told.NAME)
 
 
 # ------------------------------------------------------------------------------- the page
@@ -297,32 +299,40 @@ def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
         write_report(told.write_sample(tmp_path / "root"), "other", tmp_path / "report.html")
 
 
-# ------------------------------------------------------------------------------- facts
+# ------------------------------------------------------------------------------- projections
 
 
-def test_a_chunk_delivered_twice_counts_once(facts: Facts) -> None:
-    assert facts.histograms[(0, 1)].sum() == 5
+def test_a_chunk_delivered_twice_counts_once(view: CampaignView) -> None:
+    assert view.rounds.histograms[(0, 1)].sum() == 5
 
 
 def test_checks_cut_off_count_as_failed(tmp_path: Path) -> None:
-    facts = Facts.of(read_messages(told.write_half(tmp_path), told.NAME))
-    assert facts.running == {(0, "methane 50 K"): Counts(accurate=2, candidate=3, failed=5)}
+    view = CampaignView.read(told.write_half(tmp_path), told.NAME)
+    counts = Counts(accurate=2, candidate=3, failed=5)
+    assert view.overview.shares == {"methane 50 K": counts}
+    assert view.overview.counts == counts
 
 
-def test_the_final_model_is_no_member(facts: Facts) -> None:
-    assert facts.final is not None
-    assert sorted(facts.versions) == [1]
-    assert sorted(facts.versions[1].members) == [0, 1]
+def test_the_final_model_is_no_member(view: CampaignView) -> None:
+    assert view.committees.final is not None
+    assert sorted(view.committees.versions) == [1]
+    assert sorted(view.committees.versions[1].members) == [0, 1]
 
 
-def test_trust_levels_in_force(facts: Facts) -> None:
+def test_trust_levels_in_force(view: CampaignView) -> None:
     later = m.TrustChanged(
         id="t", campaign="told", time=9.0, stage=0, version=4, trust=Trust(low=1, high=2), why=""
     )
-    facts.hear(later)
-    found = [facts.trust_at((0, version)) for version in (0, 1, 3, 4)]
+    rounds = view.rounds
+    rounds.add(later)
+    found = [rounds.trust_at((0, version)) for version in (0, 1, 3, 4)]
     assert found == [None, told.TRUST, told.TRUST, later.trust]
-    assert facts.trust_at((1, 5)) is None
+    assert rounds.trust_at((1, 5)) is None
+
+
+def _told(*messages: m.Message) -> CampaignView:
+    """A campaign with nothing but these messages in its ledger."""
+    return CampaignView(reduce(apply, messages, State(spec=told.spec())), messages)
 
 
 def _judged(verdict: str) -> m.TrainingJudged:
@@ -351,20 +361,20 @@ def _judged(verdict: str) -> m.TrainingJudged:
     ],
 )
 def test_what_limits_the_learning(verdicts: tuple[str, ...], expected: str) -> None:
-    assert learning_verdict(Facts.of(map(_judged, verdicts)))[0] == expected
+    assert _told(*map(_judged, verdicts)).limited_by[0] == expected
 
 
 def test_converged_overrules_what_training_said() -> None:
     end = m.CampaignFinished(id="f", campaign="told", time=2.0, verdict="converged", why="all good")
-    assert learning_verdict(Facts.of([_judged("sound"), end])) == ("converged", "all good")
-    assert headline(Facts.of([end])) == ("converged", "all good")
+    assert _told(_judged("sound"), end).limited_by == ("converged", "all good")
+    assert _told(end).verdict == ("converged", "all good")
 
 
 def test_a_paused_campaign_says_so_until_resumed() -> None:
     pause = m.CampaignPaused(id="p", campaign="told", time=2.0, why="look at this")
     resume = m.CampaignResumed(id="r", campaign="told", time=3.0)
-    assert headline(Facts.of([pause])) == ("paused", "look at this")
-    assert headline(Facts.of([pause, resume]))[0] == "under way"
+    assert _told(pause).verdict == ("paused", "look at this")
+    assert _told(pause, resume).verdict[0] == "under way"
 
 
 # ------------------------------------------------------------------------------- time
@@ -375,7 +385,7 @@ def _span(kind: str, start: float, end: float, worker: str = "w") -> Span:
 
 
 def test_spans_from_claim_to_result(tmp_path: Path) -> None:
-    spans = spans_of(read_messages(told.write_sample(tmp_path), told.NAME))
+    spans = Work.of(read_messages(told.write_sample(tmp_path), told.NAME)).spans()
     explored = [span for span in spans if span.kind == "explore"]
     assert [(s.worker, s.end - s.start, s.outcome) for s in explored] == [("explorer-0", 1, "done")]
     assert {span.service for span in spans} == {"trainer", "explorer", "labeler"}
@@ -409,13 +419,13 @@ def _events(*kinds: type[m.TaskEvent]) -> list[m.Message]:
     [(m.TaskReleased, "released"), (m.TaskFailed, "failed"), (m.LeaseLapsed, "lapsed")],
 )
 def test_how_an_attempt_ended(end: type[m.TaskEvent], outcome: str) -> None:
-    (span,) = spans_of(_events(m.TaskClaimed, end, m.TaskReleased))
+    (span,) = Work.of(_events(m.TaskClaimed, end, m.TaskReleased)).spans()
     assert (span.start, span.end, span.outcome) == (1.0, 2.0, outcome)
 
 
 def test_what_has_no_end_runs_until_the_last_message() -> None:
     later = m.CampaignResumed(id="r", campaign="told", time=9.0)
-    (span,) = spans_of([*_events(m.TaskClaimed), later])
+    (span,) = Work.of([*_events(m.TaskClaimed), later]).spans()
     assert (span.end, span.outcome) == (9.0, "running")
 
 

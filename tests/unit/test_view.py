@@ -10,8 +10,10 @@ from rich.console import Console
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.campaign import Status
+from dpstream.services.coordinator.views.committees import Committees
 from dpstream.shared import messages as m
-from dpstream.terminal.status import Learning, screen
+from dpstream.terminal.status import screen
 from tests.support.campaign_simulator import spec, submission
 
 
@@ -31,7 +33,8 @@ def test_long_words_of_what_is_at_work_leave_room_for_the_rest() -> None:
     assert labels
     progress = {command.task: "frame 12 of 40, " * 5 for command in labels}
     console = Console(width=60, file=io.StringIO(), record=True)
-    console.print(screen(state, Learning(), progress, 61.0, "Ctrl-C stops"))
+    status = Status.of(state, Committees(), progress)
+    console.print(screen(status, 61.0, "Ctrl-C stops"))
     rows = {line.split()[0]: line for line in console.export_text().splitlines()}
     assert rows["service"].split() == ["service", "running", "waiting", "at", "work", "on"]
     assert rows["labeler"].split()[:2] == ["labeler", str(len(labels))]

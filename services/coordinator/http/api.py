@@ -25,11 +25,11 @@ from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
     LabelLine,
-    TaskLine,
     View,
     label_line,
     overview,
 )
+from dpstream.services.coordinator.views.tasks import TaskLine
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.errors import NotFound, SpecError, StoreError
 from dpstream.shared.values import Name

@@ -12,10 +12,10 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
-    TaskLine,
+    finished_overview,
     overview,
-    task_line,
 )
+from dpstream.services.coordinator.views.tasks import TaskLine, task_line
 from dpstream.shared.errors import NotFound
 
 KEPT = 8
@@ -74,11 +74,5 @@ class ReadAccess:
             finished = verdict(self.coordinator.store, campaign)
             if finished is None:
                 raise NotFound(f"no campaign {campaign!r}")
-            self._verdicts[campaign] = CampaignOverview(
-                name=campaign,
-                standing="finished",
-                headline=f"{finished.verdict}: {finished.why}",
-                verdict=finished.verdict,
-                why=finished.why,
-            )
+            self._verdicts[campaign] = finished_overview(finished)
         return self._verdicts[campaign]

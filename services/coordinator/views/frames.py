@@ -1,15 +1,17 @@
-"""The life of every frame of a campaign, read off its ledger: chosen, labelled, trained on.
+"""The history of every frame whose label was requested: chosen, labelled, trained on.
 
-The ledger holds more than the facts that counted: doubled deliveries, late results. What is read
-here is the first word on each matter, as the coordinator took it.
+Built from the ledger, which also holds what did not count: messages delivered twice and late
+results. As in the coordinator, the first answer stands. `why` puts one history into words, the
+report counts them, and the export takes its data sets from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from dpstream.services.coordinator.state import NEVER_LEARNED
+from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared.messages import (
     CampaignSubmitted,
     CandidatesSelected,
@@ -18,7 +20,6 @@ from dpstream.shared.messages import (
     Label,
     LabelsDone,
     ManifestFrozen,
-    Message,
     StructuresJudged,
     TaskClaimed,
     Train,
@@ -39,13 +40,13 @@ class Trained:
 
 @dataclass
 class FrameHistory:
-    """One frame that was asked to be labelled. `asked`: seconds since the epoch; `chosen` and
-    `selection` tell how it was come by (None: an initial frame, or one that a generator had
-    labelled straight away)."""
+    """One frame whose label was requested. `requested`: seconds since the epoch; `chosen`,
+    `selection`: where it comes from (None: an initial frame, or one whose label a generator
+    requested directly); `answered`: the result that the verdict comes from."""
 
     ref: FrameRef
     purpose: Purpose
-    asked: float
+    requested: float
     chosen: Chosen | None = None
     selection: CandidatesSelected | None = None
     tasks: list[Label] = field(default_factory=list)
@@ -53,6 +54,11 @@ class FrameHistory:
     answered: LabelsDone | None = None
     trained: Trained | None = None
     judged_accurate: list[FramesJudged] = field(default_factory=list)
+
+    @property
+    def is_for_training(self) -> bool:
+        """Whether models learn from its label; the others measure them."""
+        return self.purpose not in NEVER_LEARNED
 
     @property
     def accepted(self) -> Accepted | None:
@@ -64,10 +70,11 @@ class FrameHistory:
 
 
 @dataclass
-class History:
-    """Everything the ledger knows about frames. `explored`: the first command of each trajectory
+class History(Projection):
+    """`lives`: histories of the frames, by key; `explored`: the first command of each trajectory,
     by its name; `claims`: by task and attempt; `datasets`: manifests in the order they were
-    frozen."""
+    frozen; `test`: manifest of the held-out set; `screened`: verdicts on a frame that were
+    published to its generators, by its key."""
 
     submitted: CampaignSubmitted | None = None
     lives: dict[str, FrameHistory] = field(default_factory=dict)
@@ -75,43 +82,8 @@ class History:
     claims: dict[tuple[str, int], TaskClaimed] = field(default_factory=dict)
     datasets: list[ManifestFrozen] = field(default_factory=list)
     test: Ref | None = None
-    told: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
-    """What generators were told of a frame, by its key."""
+    screened: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
     _by_label: dict[str, FrameHistory] = field(default_factory=dict)
-
-    @staticmethod
-    def of(messages: Iterable[Message]) -> History:
-        history = History()
-        for message in messages:
-            history.hear(message)
-        return history
-
-    def hear(self, message: Message) -> None:
-        """Take in the next message of the ledger."""
-        if isinstance(message, CampaignSubmitted):
-            self._submitted(message)
-        elif isinstance(message, CandidatesSelected):
-            self._selected(message)
-        elif isinstance(message, Explore):
-            self.explored.setdefault(message.trajectory, message)
-        elif isinstance(message, TaskClaimed):
-            self.claims.setdefault((message.task, message.attempt), message)
-        elif isinstance(message, FramesJudged):
-            self._judged(message)
-        elif isinstance(message, StructuresJudged):
-            self._told(message)
-        else:
-            self._hear_of_labels(message)
-
-    def _hear_of_labels(self, message: Message) -> None:
-        if isinstance(message, Label):
-            self._issued(message)
-        elif isinstance(message, LabelsDone):
-            self._labelled(message)
-        elif isinstance(message, ManifestFrozen):
-            self._frozen(message)
-        elif isinstance(message, Train):
-            self._trained(message)
 
     def _submitted(self, event: CampaignSubmitted) -> None:
         if self.submitted is not None:
@@ -123,12 +95,13 @@ class History:
             self.lives.setdefault(ref.key, FrameHistory(ref, "property", event.time))
 
     def _selected(self, event: CandidatesSelected) -> None:
-        for purpose, picks in (("train", event.labels), ("audit", event.audits)):
+        picked: dict[Purpose, tuple[Chosen, ...]] = {"train": event.labels, "audit": event.audits}
+        for purpose, picks in picked.items():
             for chosen in picks:
                 ref = FrameRef(
                     batch=event.batches[chosen.batch], index=chosen.index, key=chosen.key
                 )
-                life = FrameHistory(ref, _purpose(purpose), event.time, chosen, event)
+                life = FrameHistory(ref, purpose, event.time, chosen, event)
                 self.lives.setdefault(chosen.key, life)
 
     def _judged(self, event: FramesJudged) -> None:
@@ -136,10 +109,10 @@ class History:
             if key in self.lives:
                 self.lives[key].judged_accurate.append(event)
 
-    def _told(self, event: StructuresJudged) -> None:
-        for word in event.verdicts:
-            if word.key is not None:
-                self.told.setdefault(word.key, []).append((event, word))
+    def _screened(self, event: StructuresJudged) -> None:
+        for verdict in event.verdicts:
+            if verdict.key is not None:
+                self.screened.setdefault(verdict.key, []).append((event, verdict))
 
     def _issued(self, command: Label) -> None:
         for ref in command.frames:
@@ -178,6 +151,17 @@ class History:
             if known is not None and known.dataset == version and known.command is None:
                 life.trained = Trained(version, known.time, command)
 
-
-def _purpose(name: str) -> Purpose:
-    return "audit" if name == "audit" else "train"
+    CHANGES: ClassVar[Changes] = {
+        CampaignSubmitted: _submitted,
+        CandidatesSelected: _selected,
+        Explore: lambda history, command: history.explored.setdefault(command.trajectory, command),
+        TaskClaimed: lambda history, claim: history.claims.setdefault(
+            (claim.task, claim.attempt), claim
+        ),
+        FramesJudged: _judged,
+        StructuresJudged: _screened,
+        Label: _issued,
+        LabelsDone: _labelled,
+        ManifestFrozen: _frozen,
+        Train: _trained,
+    }

@@ -1,20 +1,22 @@
-"""What people and programs are shown of a campaign: plain values, counted from its state."""
+"""Where a campaign stands: plain values, counted from its state.
+
+The API sends them as they are; status, live view, metrics, dashboard and report show them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dpstream.services.coordinator.rules.convergence import by_condition
-from dpstream.services.coordinator.state import KnownFrame, State, Task
+from dpstream.services.coordinator.state import KnownFrame, State
 from dpstream.shared.codec import kind_of
+from dpstream.shared.messages import CampaignFinished, Message
 from dpstream.shared.values import Counts
-
-NOBODY: Mapping[str, str] = {}
 
 
 class View(BaseModel):
@@ -22,7 +24,7 @@ class View(BaseModel):
 
 
 class LabelCounts(View):
-    """Frames asked to be labelled, by what became of them; `audits` are among `labelled`."""
+    """Frames whose label was requested, by outcome; `audits` and `reused` are among `labelled`."""
 
     labelled: int
     reused: int
@@ -50,6 +52,12 @@ class AuditError(View):
     force_upper: float | None
 
 
+class StageVerdict(View):
+    name: str
+    verdict: str
+    why: str
+
+
 class CampaignOverview(View):
     name: str
     standing: Literal["running", "paused", "finished", "broken"]
@@ -58,6 +66,7 @@ class CampaignOverview(View):
     stage: str | None = None
     stages: int = 0
     stages_over: int = 0
+    ended: tuple[StageVerdict, ...] = Field(default=(), description="stages that are over")
     round: int = 0
     rounds: int = Field(default=0, description="at most so many in a stage")
     version: int = Field(default=0, description="of the newest committee; 0: none yet")
@@ -75,16 +84,10 @@ class CampaignOverview(View):
     audit: AuditError | None = None
     tasks: dict[str, dict[str, int]] = Field(default={}, description="by kind and status")
 
-
-class TaskLine(View):
-    task: str
-    kind: str
-    title: str
-    status: str
-    attempt: int
-    lapses: int = Field(description="attempts that count against the task")
-    worker: str | None
-    progress: str | None
+    @property
+    def counts(self) -> Counts:
+        """Frames of the running round, all conditions together."""
+        return sum(self.shares.values(), Counts())
 
 
 class LabelLine(View):
@@ -100,7 +103,7 @@ class LabelLine(View):
 def headline(state: State) -> str:
     """Stage, committee version and round in one line; at the end, the verdict."""
     if state.finished is not None:
-        return f"{state.finished.verdict}: {state.finished.why}"
+        return verdict_line(state.finished)
     if state.paused is not None:
         return f"paused: {state.paused}"
     if state.stages_over:
@@ -120,6 +123,28 @@ def is_over(state: State) -> bool:
     return state.finished is not None or state.paused is not None
 
 
+def verdict_line(finished: CampaignFinished) -> str:
+    return f"{finished.verdict}: {finished.why}"
+
+
+def finished_overview(finished: CampaignFinished) -> CampaignOverview:
+    """Of a campaign that has ended, without its ledger."""
+    return CampaignOverview(
+        name=finished.campaign,
+        standing="finished",
+        headline=verdict_line(finished),
+        verdict=finished.verdict,
+        why=finished.why,
+    )
+
+
+def has_taken_in(state: State, message: Message) -> bool:
+    """Whether the coordinator has written down a person's message, or will no longer need it."""
+    if state.finished is not None or message.id in state.handled:
+        return True
+    return state.submitted is not None and state.submitted.id == message.id
+
+
 def standing(state: State) -> Literal["running", "paused", "finished"]:
     if state.finished is not None:
         return "finished"
@@ -136,6 +161,10 @@ def overview(state: State) -> CampaignOverview:
         stage=None if state.stages_over else spec.stages[stage.index].name,
         stages=len(spec.stages),
         stages_over=len(state.exploration.ended),
+        ended=tuple(
+            StageVerdict(name=spec.stages[end.stage].name, verdict=end.verdict, why=end.why)
+            for end in state.exploration.ended
+        ),
         round=stage.rounds,
         rounds=spec.budget.rounds,
         version=state.committee.version,
@@ -153,11 +182,6 @@ def overview(state: State) -> CampaignOverview:
     )
 
 
-def round_counts(state: State) -> Counts:
-    """Frames of the running round, all conditions together."""
-    return sum(_shares(state).values(), Counts())
-
-
 def _shares(state: State) -> dict[str, Counts]:
     """Of the running round, by condition."""
     current = state.exploration.round
@@ -165,15 +189,20 @@ def _shares(state: State) -> dict[str, Counts]:
 
 
 def label_counts(state: State) -> LabelCounts:
-    frames = list(state.labels.frames.values())
-    done = [frame for frame in frames if frame.status == "labelled"]
+    purposes = labels_by_purpose(state)
     return LabelCounts(
-        labelled=len(done),
+        labelled=sum(purposes.values()),
         reused=state.labels.reused,
-        audits=sum(frame.purpose == "audit" for frame in done),
-        rejected=sum(frame.status == "rejected" for frame in frames),
+        audits=purposes["audit"],
+        rejected=sum(frame.status == "rejected" for frame in state.labels.frames.values()),
         pending=state.labels.pending,
     )
+
+
+def labels_by_purpose(state: State) -> Counter[str]:
+    """Labelled frames."""
+    frames = state.labels.frames.values()
+    return Counter(frame.purpose for frame in frames if frame.status == "labelled")
 
 
 def pool_size(state: State) -> int:
@@ -214,22 +243,6 @@ def _audit(state: State) -> AuditError | None:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def task_line(
-    task: Task, workers: Mapping[str, str] = NOBODY, progress: Mapping[str, str] = NOBODY
-) -> TaskLine:
-    command = task.command
-    return TaskLine(
-        task=command.task,
-        kind=kind_of(command),
-        title=command.title,
-        status=task.status,
-        attempt=command.attempt,
-        lapses=task.lapses,
-        worker=workers.get(command.task),
-        progress=progress.get(command.task) or None,
-    )
 
 
 def label_line(frame: KnownFrame) -> LabelLine:

@@ -1,4 +1,8 @@
-"""`dpstream why FRAME`: the life of one frame, from the ledger."""
+"""`dpstream why FRAME`: the history of one frame, in words.
+
+Most frames that were found are never chosen and have no history. These are looked up in the batches
+that the explorers uploaded, and what each selection made of their batch comes from the ledger.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,11 @@ NEAR = 5
 
 
 def why(store: Store, campaign: str, frame: str) -> list[str]:
-    """Why the frame whose key begins with `frame` was labelled, or was not: lines in the order of
-    its life. Frames that were found but never chosen are looked for in the uploaded batches.
+    """Why the frame whose key begins with `frame` was labelled, or was not: one line per event, in
+    order.
 
-    Raises SpecError for a key that no frame of the campaign has, or that several begin with,
-    naming some.
+    Raises SpecError where no key of the campaign begins with `frame`, or several do, and names
+    some.
     """
     messages = list(read_messages(store, campaign))
     history = History.of(messages)
@@ -41,9 +45,9 @@ def why(store: Store, campaign: str, frame: str) -> list[str]:
     if len(matches) == 1:
         return list(_life(history, history.lives[matches[0]]))
     if not matches:
-        matches = [key for key in history.told if key.startswith(frame)]
+        matches = [key for key in history.screened if key.startswith(frame)]
         if len(matches) == 1:
-            return [f"frame {matches[0]}", *_told(history, matches[0])]
+            return [f"frame {matches[0]}", *_screened(history, matches[0])]
     found = dict(_sightings(store, messages)) if not matches else {}
     matches = matches or [key for key in found if key.startswith(frame)]
     if len(matches) == 1:
@@ -76,7 +80,7 @@ def _life(history: History, life: FrameHistory) -> Iterator[str]:
 
 
 def _origin(history: History, life: FrameHistory) -> Iterator[str]:
-    yield from _told(history, life.ref.key)
+    yield from _screened(history, life.ref.key)
     if life.chosen is None or life.selection is None:
         if life.purpose == "initial":
             yield "submitted with the campaign, to be labelled before the first training"
@@ -94,15 +98,15 @@ def _origin(history: History, life: FrameHistory) -> Iterator[str]:
     )
 
 
-def _told(history: History, key: str) -> Iterator[str]:
-    """What the generators that offered the frame have heard."""
-    for event, word in history.told.get(key, ()):
+def _screened(history: History, key: str) -> Iterator[str]:
+    """The verdicts that the generators which offered the frame received."""
+    for event, verdict in history.screened.get(key, ()):
         under = f" by committee {event.version}" if event.version else ""
-        deviation = "" if word.deviation is None else f", deviation {word.deviation:.4g}"
-        reason = f": {word.reason}" if word.reason else ""
+        deviation = "" if verdict.deviation is None else f", deviation {verdict.deviation:.4g}"
+        reason = f": {verdict.reason}" if verdict.reason else ""
         yield (
-            f"{_at(history, event.time)}: generator {event.generator}, frame {word.index} of "
-            f"{event.correlation}: {word.verdict}{under}{deviation}{reason}"
+            f"{_at(history, event.time)}: generator {event.generator}, frame {verdict.index} of "
+            f"{event.correlation}: {verdict.verdict}{under}{deviation}{reason}"
         )
 
 
@@ -176,7 +180,7 @@ def _at(history: History, time: float) -> str:
 
 
 class Sighting:
-    """A frame in an uploaded batch: where it is, and what kind of batch that is."""
+    """A frame in an uploaded batch, which holds candidates or a random sample."""
 
     def __init__(self, event: ChunkExplored, item: PoolItem, batch: Batch, row: int) -> None:
         self.event, self.item = event, item
@@ -209,7 +213,7 @@ def _passed_over(
 
 
 def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[CandidatesSelected]:
-    """Selections from a pool with this batch in it, each with all that it took."""
+    """The selections from a pool with this batch, each with all frames that it took."""
     pools: set[str] = set()
     tasks: set[str] = set()
     found: dict[str, CandidatesSelected] = {}
@@ -242,11 +246,11 @@ def _took(event: CandidatesSelected) -> str:
 
 
 def _refused(store: Store, event: CandidatesSelected, key: str) -> str:
-    """What this frame was refused for, where that was more than want of slots."""
+    """Why the selection refused this frame, unless it only had no slot left."""
     if event.refusals is None:
         return ""
-    told = RefusedFrames.model_validate_json(fetch(store, event.refusals)).frames
-    return f"; this one: {told[key]}" if key in told else ""
+    refused = RefusedFrames.model_validate_json(fetch(store, event.refusals)).frames
+    return f"; this one: {refused[key]}" if key in refused else ""
 
 
 def _count(chosen: tuple[Chosen, ...], purpose: str) -> str:
