@@ -31,7 +31,9 @@ from dpstream.shared.values import (
 CHECKS = 10
 NAMED = 3
 """Frames that one event names."""
-RECIPE = Recipe(code="tblite", version="1", settings={}, charge=0, multiplicity=1)
+RECIPE = Recipe(
+    code="tblite", version="1", settings={"method": "GFN2-xTB"}, charge=0, multiplicity=1
+)
 
 
 def spec(**changes: Any) -> Spec:
