@@ -105,7 +105,7 @@ def compare_properties(
         _check_elements(named, sides["model"])
         report = partial(say, console)
         compared = [compare(name, atoms, wanted, sides, how, report) for name, atoms in named]
-        labelled_with = sides["recipe"].open_campaign.recipe.model_dump()
+        labelled_with = sides["recipe"].labeler.recipe.model_dump()
     for each in compared:
         console.print(table(each, list(sides)))
     about = {"model": str(model), "recipe": labelled_with, "how": vars(how)}

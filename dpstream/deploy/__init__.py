@@ -1,1 +1,1 @@
-"""What a deployment needs: rights, access files, a private cluster."""
+"""Access rights of a deployment, and a development cluster on this machine."""

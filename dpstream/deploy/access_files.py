@@ -1,5 +1,5 @@
-"""Files that give each user its rights on broker and store: passwords, broker definitions, bucket
-policies."""
+"""Writes the files that give each user its rights on broker and store: passwords, broker
+definitions and bucket policies."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ VHOST = re.compile(r"[A-Za-z0-9._-]{1,60}|/")
 BROKER_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,60}")
 
 
-OURS, PUBLIC = 0o600, 0o644
+PRIVATE, PUBLIC = 0o600, 0o644
 
 
 def write_access(place: Deployment, out: Path) -> list[Path]:
-    """Write all files below `out` and return them. Raises `SpecError`."""
+    """Write all files to the folder `out` and return their paths. Raises `SpecError`."""
     try:
         known, lines = _secrets(place.users, out / PASSWORDS)
         documents = {
             Path("rabbitmq/definitions.json"): (definitions(place, known), PUBLIC),
-            Path("seaweedfs/s3.json"): (identities(place, known), OURS),
+            Path("seaweedfs/s3.json"): (identities(place, known), PRIVATE),
         }
         for user, role in place.users.items():
             for provider in ("aws", "alibaba"):
                 document = policy(role, place, DIALECTS[provider])
                 documents[Path(provider) / f"{user}.json"] = (document, PUBLIC)
-        write_whole(out / PASSWORDS, lines, OURS)
+        write_whole(out / PASSWORDS, lines, PRIVATE)
         for name, (document, mode) in documents.items():
             write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)
     except OSError as error:
@@ -66,30 +66,29 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
 def parse_deployment(
     users: str, bucket: str, prefix: str, vhost: str, broker_prefix: str
 ) -> Deployment:
-    """What the options of the command mean. Raises `SpecError`."""
+    """Parse the options of `dpstream access`. Raises `SpecError`."""
     try:
         place = bucket_and_prefix(f"s3://{bucket}/{prefix}")
     except ValueError as error:
         raise SpecError(f"--bucket {bucket!r}, --prefix {prefix!r}: {error}") from error
     assert place is not None
     if not VHOST.fullmatch(vhost):
-        raise SpecError(f"--vhost: {vhost!r}: expected letters, digits, '.', '_', '-', or /")
+        raise SpecError(f"--vhost: {vhost!r}: expected letters, digits, '.', '_' and '-', or /")
     if not BROKER_PREFIX.fullmatch(broker_prefix):
         raise SpecError(
-            f"--broker-prefix: {broker_prefix!r}: expected letters, digits, '.', '_', '-'"
+            f"--broker-prefix: {broker_prefix!r}: expected letters, digits, '.', '_' and '-'"
         )
     return Deployment(place[0], parse_users(users), place[1], vhost, broker_prefix)
 
 
 def parse_users(text: str) -> dict[str, Role]:
-    """`coordinator,vasp=labeler,me=operator+trainer` as roles by user name."""
+    """Parse `coordinator,vasp=labeler,me=operator+trainer` to roles by user name."""
     users: dict[str, Role] = {}
     for part in text.split(","):
         name, _, roles = (piece.strip() for piece in part.partition("="))
         if not USER.fullmatch(name) or name == ADMIN or name in users:
             raise SpecError(
-                f"--users: {part!r}: expected different names of a-z, 0-9 and '-', none of them "
-                f"{ADMIN}"
+                f"--users: {part!r}: expected unique names of a-z, 0-9 and '-', other than {ADMIN}"
             )
         users[name] = merged([_role(each.strip()) for each in (roles or name).split("+")])
     return users
@@ -98,14 +97,14 @@ def parse_users(text: str) -> dict[str, Role]:
 def _role(name: str) -> str:
     if name not in ROLES:
         raise SpecError(
-            f"--users: no role {name!r}{did_you_mean(name, list(ROLES))}; there are: "
+            f"--users: unknown role {name!r}{did_you_mean(name, list(ROLES))}; roles: "
             f"{', '.join(ROLES)}"
         )
     return name
 
 
 def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]:
-    """The secrets of all users, kept in `file` or new, and the file's new text."""
+    """The secrets of all users, existing ones from `file` or new ones, and the file's new text."""
     kept = read_passwords(file)
 
     def keep(name: str, make: Callable[[int], str]) -> str:
@@ -124,7 +123,7 @@ def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]
 
 
 def variable(user: str, what: str) -> str:
-    """`LABELER_ACCESS_KEY`."""
+    """The name of a variable, e.g. `LABELER_ACCESS_KEY`."""
     return f"{user.replace('-', '_').upper()}_{what}"
 
 
@@ -138,4 +137,4 @@ def read_passwords(file: Path) -> dict[str, str]:
 
 def _lines(values: Mapping[str, Any]) -> str:
     lines = [f"{name}={value}" for name, value in sorted(values.items())]
-    return "\n".join(["# Made by dpstream access.", *lines, ""])
+    return "\n".join(["# Written by dpstream access.", *lines, ""])

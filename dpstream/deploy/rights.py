@@ -1,4 +1,5 @@
-"""The table of `shared/access.py` in the words of RabbitMQ, AWS, Alibaba Cloud and SeaweedFS."""
+"""Translates the roles of `shared/access.py` to RabbitMQ permissions, and to bucket policies of
+AWS, Alibaba Cloud and SeaweedFS."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from dpstream.shared.access import LISTENERS, PROBES, SETTLING, Role, kept_from
 from dpstream.shared.bus.topology import DEAD, EVENTS, TASKS, TOPOLOGY
 
 ADMIN = "admin"
-"""Makes the bucket; no service is it."""
+"""The user that creates the bucket; no service uses it."""
 NOTHING = "^$"
-"""As RabbitMQ has it: matches no name."""
+"""RabbitMQ's pattern that matches no name."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is shared by those who get access, and who they are: roles by user name."""
+    """The broker and bucket that all users share, and the roles by user name."""
 
     bucket: str
     users: Mapping[str, Role]
@@ -33,7 +34,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Secrets:
-    """What one user proves itself with, at broker and store."""
+    """The credentials of one user for broker and store."""
 
     password: str = field(repr=False)
     access_key: str
@@ -44,7 +45,7 @@ class Secrets:
 
 
 def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:
-    """Users, virtual host and permissions, as RabbitMQ imports them."""
+    """Users, virtual host and permissions in RabbitMQ's import format."""
     return {
         "users": [
             {
@@ -68,23 +69,24 @@ def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, An
 
 
 def permission(role: Role, prefix: str = "") -> dict[str, str]:
-    """Names of the queues and exchanges that a user may declare and delete, write to, read from.
-    Who gives commands declares everything: a queue is bound by writing to it."""
+    """Patterns of the queues and exchanges that a user may configure, write to and read from. A
+    role that issues commands may declare everything, since binding a queue requires writing to
+    it."""
     listeners = (LISTENERS,) if role.subscribes else ()
     if role.commands:
         every = (EVENTS, TASKS, DEAD, *(row.name for row in TOPOLOGY), *listeners, SETTLING)
         return dict.fromkeys(("configure", "write", "read"), _names(every, prefix))
-    publishes = (EVENTS,) if role.publishes else ()
-    subscribes = (EVENTS,) if role.subscribes else ()
+    published = (EVENTS,) if role.publishes else ()
+    subscribed = (EVENTS,) if role.subscribes else ()
     return {
         "configure": _names(listeners, prefix),
-        "write": _names((*publishes, *listeners), prefix),
-        "read": _names((*role.consumes, *subscribes, *listeners), prefix),
+        "write": _names((*published, *listeners), prefix),
+        "read": _names((*role.consumes, *subscribed, *listeners), prefix),
     }
 
 
 def topic_permission(role: Role, prefix: str = "") -> dict[str, str]:
-    """Topics `<campaign>.<kind>` that may be published, and topic patterns that may be bound."""
+    """Patterns of topics `<campaign>.<kind>` that a user may publish and subscribe to."""
     return {
         "exchange": prefix + EVENTS,
         "write": _topics(role.publishes),
@@ -109,7 +111,7 @@ def _regex(pattern: str, anything: str) -> str:
 
 
 def hashed(password: str, salt: bytes) -> str:
-    """As RabbitMQ keeps passwords: base64 of the salt (4 bytes) and the SHA-256 of both."""
+    """RabbitMQ's password hash: base64 of the 4-byte salt and the SHA-256 of salt and password."""
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
@@ -118,9 +120,9 @@ def hashed(password: str, salt: bytes) -> str:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one provider writes a policy. `listed`: operator and key of the condition on a listing's
-    prefix; `created`: the condition under which a write replaces nothing; `secured`: the key that
-    tells TLS."""
+    """The policy language of one provider. `listed`: operator and key of the condition on the
+    prefix of a listing; `created`: the condition that a write replaces nothing; `secured`: the key
+    of the condition on TLS."""
 
     version: str
     service: str
@@ -137,8 +139,8 @@ DIALECTS = {
         service="s3",
         list_action="ListBucket",
         resource="arn:aws:s3:::",
-        # Of an absent object S3 says 403 instead of 404 to who may not list; there is no prefix
-        # in such a request, hence IfExists.
+        # Without the right to list, S3 answers 403 instead of 404 for a missing object. Such a
+        # request has no prefix, hence IfExists.
         listed=("StringLikeIfExists", "s3:prefix"),
         created={"Null": {"s3:if-none-match": "false"}},
         secured="aws:SecureTransport",
@@ -162,7 +164,8 @@ DIALECTS = {
 
 
 def policy(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
-    """What is not allowed is refused; what is denied stays so, whoever else allows it."""
+    """The bucket policy of a role. Everything not allowed is refused; denials override any other
+    policy that allows it."""
     return {
         "Version": dialect.version,
         "Statement": [*_allowed(role, place, dialect), *_denied(role, place, dialect)],
@@ -170,7 +173,7 @@ def policy(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
 
 
 def identities(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:
-    """Users with their keys and policies, as SeaweedFS reads them at its start."""
+    """Users with their keys and policies in SeaweedFS's configuration format."""
     users = place.users
     return {
         "identities": [
@@ -218,7 +221,8 @@ def _denied(role: Role, place: Deployment, dialect: Dialect) -> Iterator[dict[st
 
 
 def _listing(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
-    """Who lists nothing may list the probes: having the right at all makes absence visible."""
+    """The condition on listings. A role that lists nothing may list the probes, because S3 reveals
+    missing objects only to users who may list."""
     operator, key = dialect.listed
     starts = [f"{start}*" for start in role.lists] or [PROBES]
     return {operator: {key: [_below(place, start) for start in starts]}}

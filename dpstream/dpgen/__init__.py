@@ -1,5 +1,6 @@
-"""DP-GEN's inputs and folders: `param.json` and `machine.json` read into a campaign, a run
-continued where DP-GEN left it, a campaign written out in DP-GEN's layout.
+"""Import of DP-GEN's inputs: `param.json` and `machine.json` become a campaign, and an existing
+run can be continued.
 
-`keys.py` says of every key of DP-GEN 0.14 what becomes of it; `param.py` is where it is done.
+`keys.py` lists what every key of DP-GEN 0.14 becomes. `param.py` does the conversion, with one
+module each for training, stages, templates and labels.
 """

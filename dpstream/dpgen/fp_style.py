@@ -1,4 +1,4 @@
-"""What a style is, and what it reads from a param file."""
+"""The interface of an `fp_style`, and its access to a param file."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from dpstream.dpgen.key_table import Key, mapped, unused
 from dpstream.shared.errors import SpecError
 
 Json = dict[str, Any]
-WORKERS_FOLDER = "each labeler has these files in its own folder: DPSTREAM_LABELER_POTENTIALS"
+WORKERS_FOLDER = "each labeler reads these files from its own DPSTREAM_LABELER_POTENTIALS"
 PARALLEL = "the worker sets the parallel layout: DPSTREAM_LABELER_COMMANDS"
 
 
 @dataclass(frozen=True)
 class FpParam:
-    """A param file as far as labels go. `place`: a path of the file as one of the campaign."""
+    """The labeling keys of a param file. `place` converts a path to one relative to the spec."""
 
     values: Mapping[str, Any]
     type_map: Sequence[str]
     place: Callable[[str], str]
 
     def by_element(self, key: str) -> dict[str, str]:
-        """A list of files in the order of type_map, by element."""
+        """Map elements to a list of files in the order of type_map. Raises `SpecError`."""
         files = self.values.get(key)
         if not isinstance(files, list) or len(files) != len(self.type_map):
-            found = len(files) if isinstance(files, list) else "no"
+            count = len(files) if isinstance(files, list) else "no"
             raise SpecError(
-                f"{key}: {found} files for {len(self.type_map)} elements; give one for each of "
+                f"{key}: {count} files for {len(self.type_map)} elements; give one for each of "
                 f"{', '.join(self.type_map)}, in this order"
             )
         return dict(zip(self.type_map, files, strict=True))
 
     def file(self, key: str) -> dict[str, str]:
-        """As settings name a file whose text they take."""
+        """A reference to the text of a file, as label settings have it."""
         return {"file": self.place(self.text(key))}
 
     def text(self, key: str) -> str:
@@ -46,21 +46,21 @@ class FpParam:
     def mapping(self, key: str) -> Json:
         value = self.values.get(key)
         if not isinstance(value, dict):
-            raise SpecError(f"{key}: {value!r}: should be a mapping of keys")
+            raise SpecError(f"{key}: {value!r}: should be a mapping")
         return dict(value)
 
     def first(self, *keys: str) -> str:
-        """The first of these keys that is given; one has to be."""
+        """The first of these keys that the file has. Raises `SpecError` if it has none."""
         for key in keys:
             if key in self.values:
                 return key
-        raise SpecError(f"{keys[0]}: missing; fp_style needs {' or '.join(keys)}")
+        raise SpecError(f"{keys[0]}: missing; fp_style requires {' or '.join(keys)}")
 
 
 @dataclass(frozen=True)
 class FpStyle:
-    """One `fp_style`. `keys`: its own in the param file; `params`: those inside `fp_params`, where
-    they are a closed set; `read`: the labels section."""
+    """One `fp_style`. `keys`: its keys in the param file; `params`: the keys inside `fp_params`, if
+    they are a closed set; `read`: builds the labels section."""
 
     keys: tuple[Key, ...]
     read: Callable[[FpParam], Json]

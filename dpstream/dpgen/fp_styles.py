@@ -1,4 +1,4 @@
-"""DP-GEN's `fp_style`s in the words of our labeling codes: one table and one function for each."""
+"""DP-GEN's `fp_style`s: for each, a table of its keys and a function that builds `labels`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def _cp2k(given: FpParam) -> Json:
 
 
 def _kinds(value: Any) -> Any:
-    """DP-GEN's columns `{_: [C, H], POTENTIAL: [a, b]}` as one section for each, at any depth."""
+    """Convert DP-GEN's columns `{_: [C, H], POTENTIAL: [a, b]}` to one section per element, at any
+    depth."""
     if not isinstance(value, dict):
         return value
     names = value.get("_")
@@ -47,7 +48,7 @@ CP2K = FpStyle(
 def _gaussian(given: FpParam) -> Json:
     params = given.mapping("fp_params")
     if not isinstance(params.get("keywords"), str):
-        raise SpecError("fp_params.keywords: should be one route section, a string")
+        raise SpecError("fp_params.keywords: should be a string with one route section")
     settings = {"keywords": params["keywords"]}
     if "basis_set" in params:
         settings["extra"] = params["basis_set"]
@@ -56,7 +57,7 @@ def _gaussian(given: FpParam) -> Json:
     return {"code": "gaussian", "settings": settings, "charge": params.get("charge", 0), **own}
 
 
-NO_CLUSTERS = "clusters are not cut from cells; explore the clusters themselves, as molecules"
+NO_CLUSTERS = "cutting clusters from cells is not supported; explore the clusters as molecules"
 CLUSTERS = (
     refused("use_clusters", NO_CLUSTERS, False),
     unused("cluster_cutoff", "belongs to use_clusters"),
@@ -70,9 +71,9 @@ GAUSSIAN = FpStyle(
         mapped("multiplicity", "labels.multiplicity; auto: 1, else systems.*.label.multiplicity"),
         unused("nproc", PARALLEL),
         mapped("charge", "labels.charge"),
-        refused("fragment_guesses", "initial guesses are those of Gaussian", False),
+        refused("fragment_guesses", "not supported; Gaussian makes the initial guess", False),
         mapped("basis_set", "labels.settings.extra"),
-        refused("keywords_high_multiplicity", "one recipe labels all frames; drop it"),
+        refused("keywords_high_multiplicity", "one recipe labels all frames; remove it"),
     ),
     read=_gaussian,
 )
@@ -98,7 +99,7 @@ ABACUS_OURS = ("ntype", "calculation", "cal_force", "cal_stress", "suffix", "str
 
 def _mesh(points: Any) -> list[int]:
     if not isinstance(points, list) or len(points) not in (3, 6) or any(points[3:]):
-        raise SpecError(f"k_points: {points!r}: should be three numbers, and no shift")
+        raise SpecError(f"k_points: {points!r}: should be three numbers without a shift")
     return [int(number) for number in points[:3]]
 
 
@@ -108,7 +109,7 @@ ABACUS = FpStyle(
         mapped("fp_orb_files", "labels.settings.orbitals, by element"),
         mapped("fp_incar", "labels.settings.input, the file's text"),
         refused("fp_kpt_file", "give its mesh as k_points"),
-        refused("fp_dpks_descriptor", "DeePKS labels are not supported; drop it"),
+        refused("fp_dpks_descriptor", "DeePKS labels are not supported; remove it"),
         mapped(
             "user_fp_params", "labels.settings.input, except for the keywords that dpstream sets"
         ),
@@ -169,12 +170,12 @@ def _custom(given: FpParam) -> Json:
     params = given.mapping("fp_params")
     missing = [key.name for key in CUSTOM.params if key.name not in params]
     if missing:
-        raise SpecError(f"fp_params.{missing[0]}: missing; fp_style custom needs it")
+        raise SpecError(f"fp_params.{missing[0]}: missing; fp_style custom requires it")
     return {
         "code": "custom",
         "settings": {
             "program": "custom",
-            "method": "of a custom program",
+            "method": "custom program",
             "input": {"format": params["input_fmt"], "file": params["input_fn"]},
             "output": {"format": params["output_fmt"], "file": params["output_fn"]},
         },
@@ -207,7 +208,7 @@ STYLES: dict[str, FpStyle] = {
     "custom": CUSTOM,
 }
 ELSEWHERE = {
-    "cpx": "Car–Parrinello dynamics gives no single points; use pwscf",
-    "amber/diff": "labels of differences between two levels of theory are not supported",
+    "cpx": "Car–Parrinello dynamics has no single points; use pwscf",
+    "amber/diff": "labels that are differences of two levels of theory are not supported",
 }
 """Styles of DP-GEN without an equivalent in dpstream."""

@@ -1,4 +1,4 @@
-"""`docs/dp-gen-keys.md`, generated from the tables that the import uses."""
+"""Generates `docs/dp-gen-keys.md` from the tables that the import uses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import with a message that names the alternative; a value without effect (`false
 accepted. Keys that begin with an underscore are comments. [dp-gen.md](dp-gen.md) introduces the
 import. `make schema` generates this page from the tables that the import uses.
 """
-SAID = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}
+PREFIXES = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}
 
 
 def markdown() -> str:
@@ -61,8 +61,8 @@ def markdown() -> str:
 
 
 def _section(title: str, keys: Sequence[Key]) -> Iterator[str]:
-    """A table; adjacent keys with the same text share a row."""
+    """One table; adjacent keys with the same text share a row."""
     yield f"\n## {title}\n\n| key | becomes |\n|---|---|\n"
     for (fate, words), group in groupby(keys, lambda key: (key.fate, key.words)):
         names = ", ".join(f"`{key.name}`" for key in group)
-        yield f"| {names} | {SAID[fate]}{words.replace('|', chr(92) + '|')} |\n"
+        yield f"| {names} | {PREFIXES[fate]}{words.replace('|', chr(92) + '|')} |\n"

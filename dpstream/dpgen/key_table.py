@@ -1,4 +1,8 @@
-"""DP-GEN's files as plain mappings, and an account of every key in them."""
+"""Reads DP-GEN's files as plain mappings, and accounts for every key in them.
+
+Every known key is mapped, unused or refused. An unknown key is an error, so that no setting is lost
+silently.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean, read_document, shown
 
 Fate = Literal["mapped", "unused", "refused"]
-WORTH_SHOWING = 40
-"""Characters of a value in the account."""
+MOST_SHOWN = 40
+"""Largest number of characters of a value in the table."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What becomes of one key of DP-GEN's. `words`: our key where it is mapped, else the reason, or
-    what to do instead; `harmless`: values with which a refused key asks for nothing."""
+    """What one key of DP-GEN becomes. `words`: the spec's key if it is mapped, otherwise the reason
+    or an alternative; `harmless`: values of a refused key that have no effect."""
 
     name: str
     fate: Fate
@@ -28,7 +32,7 @@ class Key:
 
 @dataclass(frozen=True)
 class KeyLine:
-    """One key as it was found in a file."""
+    """One key of a file, and what it becomes."""
 
     key: str
     value: str
@@ -49,15 +53,15 @@ def refused(name: str, words: str, *harmless: Any) -> Key:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file of DP-GEN's, without comments: keys that begin with an
-    underscore. Raises `SpecError`."""
-    found: dict[str, Any] = without_comments(read_document(path))
-    return found
+    """Read a JSON or YAML file of DP-GEN without comments (keys with a leading underscore). Raises
+    `SpecError`."""
+    values: dict[str, Any] = without_comments(read_document(path))
+    return values
 
 
 def without_comments(value: Any) -> Any:
-    """`value` without the keys that DP-GEN's users comment with, at any depth. A bare `_` is CP2K's
-    section parameter."""
+    """`value` without keys that start with an underscore, at any depth. A bare `_` is the section
+    parameter of CP2K and stays."""
     if isinstance(value, dict):
         return {key: without_comments(v) for key, v in value.items() if not _is_comment(key)}
     if isinstance(value, list):
@@ -70,16 +74,16 @@ def _is_comment(key: Any) -> bool:
 
 
 def is_param(document: Mapping[Any, Any]) -> bool:
-    """Whether this is a param file of DP-GEN's `run`, and not a spec of ours."""
-    ours = {"stages", "material", "systems"}
+    """Whether this is a parameter file of `dpgen run`, and not a campaign spec."""
+    own = {"stages", "material", "systems"}
     return bool({"model_devi_jobs", "sys_configs", "fp_style"} & document.keys()) and not (
-        ours & document.keys()
+        own & document.keys()
     )
 
 
 def account(values: Mapping[str, Any], table: Sequence[Key], where: str = "") -> list[KeyLine]:
-    """What becomes of each key of `values`. Raises `SpecError` for one that asks for what cannot be
-    done, or else for a key nobody knows."""
+    """What each key of `values` becomes. Raises `SpecError` for the first refused or unknown key;
+    refused keys come first."""
     known = {key.name: key for key in table}
     names = sorted(values, key=lambda name: name not in known)
     return [_line(where, name, values[name], known) for name in names]
@@ -89,10 +93,10 @@ def _line(where: str, name: str, value: Any, known: Mapping[str, Key]) -> KeyLin
     key = known.get(name)
     if key is None:
         raise SpecError(f"{where}{name}: unknown key{_hint(name, known)}")
-    idle = any(value is given or value == given for given in key.harmless)
-    if key.fate == "refused" and not idle:
+    harmless = any(value is given or value == given for given in key.harmless)
+    if key.fate == "refused" and not harmless:
         raise SpecError(f"{where}{name}: {_brief(value)}: {key.words}")
-    words = "as it is here anyway" if key.fate == "refused" else key.words
+    words = "this value has no effect" if key.fate == "refused" else key.words
     fate: Fate = "unused" if key.fate == "refused" else key.fate
     return KeyLine(where + name, _brief(value), fate, words)
 
@@ -103,4 +107,4 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 def _brief(value: Any) -> str:
     text = shown(value)
-    return text if len(text) <= WORTH_SHOWING else text[: WORTH_SHOWING - 1] + "…"
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"

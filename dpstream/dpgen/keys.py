@@ -1,4 +1,4 @@
-"""The keys of `dpgen run` (DP-GEN 0.14), except those of the fp_styles and of the machine file.
+"""Tables of the keys of `dpgen run` (DP-GEN 0.14), except those of fp_styles and machine files.
 
 `docs/dp-gen-keys.md` is generated from these tables.
 """
@@ -141,7 +141,7 @@ JOB: tuple[Key, ...] = (
     mapped("model_devi_v_trust_lo", "stages[].trust.low_v; by system: stages[].system_trust"),
     mapped("model_devi_v_trust_hi", "stages[].trust.high_v; by system: stages[].system_trust"),
     *(
-        refused(name, "training always precedes the next job; drop it", False)
+        refused(name, "training always precedes the next job; remove it", False)
         for name in ("skip_training", "skip_train", "sk_tr", "s_t")
     ),
 )
@@ -167,7 +167,7 @@ LABELING: tuple[Key, ...] = (
     mapped("fp_task_min", "selection.min_per_system"),
     mapped("fp_accurate_threshold", "selection.none_above"),
     mapped("fp_accurate_soft_threshold", "selection.fewer_above"),
-    refused("fp_cluster_vacuum", "clusters are not cut; drop it"),
+    refused("fp_cluster_vacuum", "clusters are not cut; remove it"),
     unused("detailed_report_make_fp", "use `dpstream why FRAME`"),
     mapped("ratio_failed", "convergence.max_rejected; a round above it fails"),
 )
@@ -186,7 +186,7 @@ OTHER_JOBS = (
     *("Volume", "DistanceOfIon", "PsoRatio", "PopSize", "MaxStep", "ICode", "Split", "VSC"),
     *("MaxNumAtom", "CtrlRange", "PSTRESS", "fmax", "task_min"),
 )
-"""Keys of jobs for other engines."""
+"""Keys of jobs that only other engines use."""
 
 PARAM = (
     *DATA,

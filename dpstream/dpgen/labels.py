@@ -1,4 +1,4 @@
-"""From `fp_style` and its keys to the `labels` section."""
+"""Converts `fp_style` and its keys to the `labels` section."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ STYLE_KEYS = {key.name for style in STYLES.values() for key in style.keys}
 
 
 def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
-    """The labels section, and an account of `keys`: those of the file that are the style's own."""
+    """The labels section, and a line for each of `keys`, the keys that belong to the style.
+    Raises `SpecError` for an unknown style."""
     name = given.values.get("fp_style")
     style = STYLES.get(name) if isinstance(name, str) else None
     if style is None or not isinstance(name, str):
@@ -28,8 +29,8 @@ def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[Key
 
 
 def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
-    """The labels section of another code with its own defaults, instead of fp_style's."""
-    table = [Key(key, "unused", f"labels come from {code}, as asked") for key in STYLE_KEYS]
+    """The labels section for `code` with its defaults, used instead of fp_style."""
+    table = [Key(key, "unused", f"--code {code} computes the labels") for key in STYLE_KEYS]
     return {"code": code}, account(keys, table)
 
 

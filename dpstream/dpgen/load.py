@@ -1,4 +1,4 @@
-"""Specs from files of either kind: ours, or DP-GEN's param file."""
+"""Loads a campaign from either kind of file: a spec, or DP-GEN's param file."""
 
 from __future__ import annotations
 
@@ -19,26 +19,31 @@ from dpstream.shared.spec.inline_files import with_texts
 
 
 def load_campaign(path: Path, code: str | None) -> Spec:
-    """The spec in a file, or that of a DP-GEN param file, labelled by `code` instead of its
-    fp_style where given. Raises `SpecError`."""
+    """Load a spec, or convert a DP-GEN param file. `code`: labeling code that replaces the param
+    file's fp_style. Raises `SpecError`."""
     if is_param(read_document(path)):
         converted = convert_file(path, path.parent, None, code, None)
         document = with_engine_texts(with_texts(converted.document, path), path)
         return spec_of(replace(converted, document=document), path)
     if code is not None:
-        raise SpecError(f"--code: {path} is no param file of DP-GEN; it has labels.code")
+        raise SpecError(
+            f"--code: allowed only with DP-GEN's param.json; set labels.code in {path} instead"
+        )
     return load_spec(path)
 
 
 def convert_file(
     path: Path, target: Path, name: str | None, code: str | None, run: Path | None
 ) -> Converted:
-    """A param file as a campaign whose spec will lie in folder `target`; `run`: a folder where
-    DP-GEN has worked on it. Raises `SpecError` naming file and key."""
+    """Convert a param file to a campaign whose spec will be in folder `target`. `run`: working
+    folder of a DP-GEN run to continue. Raises `SpecError` naming file and key."""
     places = Places(path.parent, target)
     values = read(path)
     if not is_param(values):
-        raise SpecError(f"{path}: is no param file of DP-GEN's `run`")
+        raise SpecError(
+            f"{path}: not a DP-GEN `run` parameter file: it has none of model_devi_jobs, "
+            "sys_configs and fp_style, or it is a campaign spec"
+        )
     begun = Begun() if run is None else look_at(run, places.place)
     try:
         return convert(values, name or named_after(path), places, code, begun)
@@ -47,7 +52,7 @@ def convert_file(
 
 
 def spec_of(converted: Converted, path: Path) -> Spec:
-    """The validated spec; what is wrong with it is wrong in `path`."""
+    """Validate the converted spec. Errors name `path`, the file it was converted from."""
     try:
         spec = Spec.model_validate(converted.document)
         check_training(spec)
@@ -59,7 +64,7 @@ def spec_of(converted: Converted, path: Path) -> Spec:
 
 
 def named_after(path: Path) -> str:
-    """A campaign name from the file's own, or its folder's where that says only param."""
+    """A campaign name from the file name, or from the folder name if the file is a param file."""
     folder = path.absolute().parent.name
     base = folder if path.stem.lower().startswith("param") and folder else path.stem
     return re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-")[:63] or "dpgen"

@@ -1,5 +1,8 @@
-"""DP-GEN's machine file, of dpdispatcher's form or an older one: what of it concerns workers that
-are started once and listen, and what becomes of the rest."""
+"""Reads DP-GEN's machine file, in dpdispatcher's format or an older one.
+
+DP-GEN submits jobs to machines; dpstream's workers are started once and wait for tasks. Of the
+machine file only the command, cores and environment of a worker apply.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from dpstream.dpgen.key_table import KeyLine, account, mapped, unused
 from dpstream.shared.errors import SpecError
 
 SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
-"""The service that does the work of each part."""
+"""The service that replaces each part."""
 TRANSPORT = "workers connect to broker and store; nothing is copied to machines"
-ASKED = "request it where the worker is started"
+REQUESTED = "request it where the worker is started"
 WAITING = "workers wait for tasks; nothing is polled"
 
 TOP = (
@@ -48,10 +51,10 @@ RESOURCES = (
     mapped("envs", LOADED),
     mapped("prepend_script", LOADED),
     unused("append_script", "a worker continues with the next task; nothing runs after a task"),
-    unused("module_unload_list", ASKED),
-    unused("module_purge", ASKED),
+    unused("module_unload_list", REQUESTED),
+    unused("module_purge", REQUESTED),
     *(
-        unused(key, ASKED)
+        unused(key, REQUESTED)
         for key in (
             "number_node",
             "numb_node",
@@ -69,7 +72,7 @@ RESOURCES = (
             "node_cpu",
         )
     ),
-    *(unused(key, ASKED) for key in ("batch_type", "kwargs", "strategy", "para_deg")),
+    *(unused(key, REQUESTED) for key in ("batch_type", "kwargs", "strategy", "para_deg")),
     unused("with_mpi", "part of the labeler's command"),
     unused("group_size", "labels.bundle sets the frames per label task"),
     unused("wait_time", WAITING),
@@ -80,8 +83,7 @@ RESOURCES = (
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """How one worker of `service` is started, from a part of the machine file. `before`: shell
-    lines that a person puts ahead of it."""
+    """How to start one worker of `service`. `before`: shell lines to run first."""
 
     service: str
     command: str | None
@@ -90,8 +92,8 @@ class WorkerCommand:
 
 
 def read_machine(values: Mapping[str, Any]) -> tuple[list[WorkerCommand], list[KeyLine]]:
-    """The workers that a machine file speaks of, and an account of its keys. Values of `machine`
-    are not repeated: there are passwords among them. Raises `SpecError`."""
+    """The workers that a machine file describes, and a line for each key. Values of `machine` are
+    not shown, because they may contain passwords. Raises `SpecError`."""
     top, parts = _parted(values)
     lines = account({key: value for key, value in top.items() if key not in SERVICES}, TOP)
     workers = []
@@ -106,8 +108,8 @@ def read_machine(values: Mapping[str, Any]) -> tuple[list[WorkerCommand], list[K
 
 
 def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What is said of all, and of each part. The oldest form has no parts, but keys such as
-    `fp_command`; a list of machines stands for its first, as with DP-GEN."""
+    """Split the file into common keys and the keys of each part. The oldest format has keys such as
+    `fp_command` instead of parts; of a list of machines the first counts, as in DP-GEN."""
     top: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
@@ -124,7 +126,7 @@ def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[s
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SpecError(f"{key}: {type(value).__name__}: should be a mapping of keys")
+        raise SpecError(f"{key}: {type(value).__name__}: should be a mapping")
     return value
 
 

@@ -1,5 +1,9 @@
-"""A param file of DP-GEN's as a campaign of ours that runs as DP-GEN would: lockstep, each job once
-and in order, a random selection, no audit."""
+"""Converts a DP-GEN param file to a campaign that runs as in DP-GEN: lockstep, each job once and
+in order, random selection, no audit.
+
+`convert` accounts for every key, validates the values, and builds the spec section by section. What
+cannot be the same as in DP-GEN is collected as `differences` for the user.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +41,13 @@ from dpstream.shared.spec.errors import explain, shown
 Json = dict[str, Any]
 
 ASE_KNOWS = re.compile(r"POSCAR|CONTCAR|\.vasp$")
-"""Names that are read as POSCAR without being told."""
+"""File names that ASE reads as POSCAR without a format."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A spec as a document; every key of the file and what became of it; what is not the same as
-    in DP-GEN, for people; the largest number of labels."""
+    """A converted param file. `document`: the spec; `lines`: what each key became; `differences`:
+    what differs from DP-GEN, for the user."""
 
     document: Json
     lines: tuple[KeyLine, ...]
@@ -56,29 +60,29 @@ class Converted:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the paths of a param file lead to. `folder`: the file's; `target`: the spec's."""
+    """Converts paths of a param file in `folder` to paths of a spec in `target`."""
 
     folder: Path
     target: Path
 
     def place(self, path: str, prefix: str = "") -> str:
-        """`path` below `prefix` as seen from the spec; absolute where it is not below it."""
-        found = os.path.normpath(self.folder.absolute() / Path(prefix).expanduser() / path)
-        relative = os.path.relpath(found, self.target.absolute())
-        return found if relative.startswith("..") else relative
+        """`prefix/path` relative to the spec's folder; absolute if it is outside."""
+        whole = os.path.normpath(self.folder.absolute() / Path(prefix).expanduser() / path)
+        relative = os.path.relpath(whole, self.target.absolute())
+        return whole if relative.startswith("..") else relative
 
     def matching(self, pattern: str) -> list[str]:
-        """What a pattern of the file matches, in order. Raises `SpecError` where nothing does."""
-        found = sorted(glob(str(self.folder.absolute() / Path(pattern).expanduser())))
-        if not found:
+        """The sorted paths that match a pattern of the file. Raises `SpecError` if none do."""
+        paths = sorted(glob(str(self.folder.absolute() / Path(pattern).expanduser())))
+        if not paths:
             raise SpecError(f"{pattern!r}: no such file or folder")
-        return [self.place(path) for path in found]
+        return [self.place(path) for path in paths]
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a DP-GEN run has behind it: so many jobs, and folders with their labels; `notes` for
-    people."""
+    """The state of an existing DP-GEN run: number of finished jobs, folders with labels, and
+    `notes` for the user."""
 
     jobs: int = 0
     labels: tuple[str, ...] = ()
@@ -88,8 +92,11 @@ class Begun:
 def convert(
     values: Mapping[str, Any], name: str, places: Places, code: str | None, begun: Begun
 ) -> Converted:
-    """`values` of a param file as a campaign `name` that goes on from `begun`; with `code`, labels
-    come from that code with its own defaults. Raises `SpecError`, one line naming the key."""
+    """Convert the `values` of a param file to a campaign `name` that continues from `begun`.
+
+    `code`: labeling code, with its defaults, that replaces fp_style. Raises `SpecError` with one
+    line naming the key.
+    """
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
     lines = account({k: v for k, v in values.items() if k not in style}, PARAM)
     lines += _account_jobs(values)
@@ -103,7 +110,7 @@ def convert(
 def _document(
     param: RunParam, name: str, places: Places, labels: Json, begun: Begun
 ) -> tuple[Json, list[str]]:
-    """The spec, and what is not the same as in DP-GEN."""
+    """The spec, and what differs from DP-GEN."""
     jobs = jobs_left(param, begun.jobs)
     differences = template_differences(param, jobs)
     if not jobs:
@@ -130,18 +137,18 @@ def _document(
 
 OWN = {key.name for key in PARAM}
 ALWAYS = (
-    "a frame whose force deviation is failed and whose virial deviation is candidate (or the other "
-    "way round) counts as failed; DP-GEN counts it as candidate",
+    "a frame that is failed by its force deviation and candidate by its virial deviation (or vice "
+    "versa) counts as failed; DP-GEN counts it as candidate",
     "the first frame of a trajectory (step 0) is not judged",
-    "candidates are drawn at random by turns over temperatures and pressures; frames too close or "
-    "too skewed to compute are passed over (selection.min_distance, max_skew)",
-    "every new label is trained on, also of systems with less than fp_task_min",
-    "after the last job one final model is trained on all labels, beside the last committee",
+    "candidates are drawn at random, in turn over temperatures and pressures; frames with atoms "
+    "too close or cells too skewed are skipped (selection.min_distance, max_skew)",
+    "every new label is trained on, also of systems with fewer than fp_task_min",
+    "after the last job one final model is trained on all labels, in addition to the committee",
 )
 
 
 def _account_jobs(values: Mapping[str, Any]) -> list[KeyLine]:
-    """One line for each key and fate, with its value in the first job that has it."""
+    """One line per key and fate, with the value from the first job that has the key."""
     lines: dict[tuple[str, str], KeyLine] = {}
     with_plumed = bool(values.get("model_devi_plumed"))
     for number, job in enumerate(_jobs(values)):
@@ -169,11 +176,11 @@ def _validated(values: Mapping[str, Any]) -> RunParam:
 
 
 def _systems(param: RunParam, jobs: Jobs, places: Places, differences: list[str]) -> Json:
-    """The systems that jobs explore."""
+    """The systems that the jobs explore."""
     used = {index for number, job in jobs for index in expanded(job, number)}
     idle = [str(i) for i in range(len(param.sys_configs)) if i not in used]
     if idle:
-        differences.append(f"sys_configs: no job explores {', '.join(idle)}: left out")
+        differences.append(f"sys_configs: {', '.join(idle)}: omitted, because no job explores them")
     return {
         system_name(index): _system(param, patterns, places) | electrons_of(param, jobs, index)
         for index, patterns in enumerate(param.sys_configs)
@@ -237,7 +244,7 @@ def _selection(param: RunParam, jobs: Jobs, differences: list[str]) -> Json:
 
 
 def _labels_of(param: RunParam, jobs: Jobs) -> list[int]:
-    """Largest number of labels of each job."""
+    """Largest number of labels per job."""
     return [param.fp_task_max * len(expanded(job, number)) for number, job in jobs]
 
 
@@ -249,7 +256,7 @@ def _thresholds(param: RunParam) -> Json:
 
 
 def _bad_box(param: RunParam, differences: list[str]) -> Json:
-    """Criteria of fp_skip_bad_box, `length_ratio:3;min_distance:1.0`."""
+    """Convert the criteria of fp_skip_bad_box, e.g. `length_ratio:3;min_distance:1.0`."""
     given = dict(_criterion(part) for part in (param.fp_skip_bad_box or "").split(";") if part)
     rules: Json = {}
     shortest = given.pop("min_distance", given.pop("min_dist", None))
@@ -260,8 +267,8 @@ def _bad_box(param: RunParam, differences: list[str]) -> Json:
         rules["max_skew"] = given.pop("tilt_ratio")
     if given:
         differences.append(
-            f"fp_skip_bad_box: {', '.join(given)}: not looked at; selection.max_skew is what "
-            "judges a box"
+            f"fp_skip_bad_box: {', '.join(given)}: not used; selection.max_skew limits the "
+            "shape of cells"
         )
     return rules
 

@@ -1,4 +1,4 @@
-"""The values of a param file that are carried over, validated."""
+"""Validates the values of a param file that the conversion uses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pydantic import (
 
 PerSystem = float | list[float] | dict[str, float]
 Temperature = float | tuple[float, float]
-"""K; a pair: of the atoms, of the electrons."""
+"""K; a pair: of atoms and of electrons."""
 
 
 class ParamSection(BaseModel):
-    """Keys that are not here are accounted for in `keys.py`."""
+    """A section of a param file. Further keys are ignored here; `keys.py` accounts for them."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -34,7 +34,7 @@ class ParamSection(BaseModel):
 
 
 def _aliases(model: type[BaseModel]) -> Iterator[list[str]]:
-    """The names of each key that has several."""
+    """The names of each key that has several names."""
     for info in model.model_fields.values():
         if isinstance(info.validation_alias, AliasChoices):
             yield [str(name) for name in info.validation_alias.choices]
@@ -44,8 +44,8 @@ def _refuse_two(names: list[str], values: dict[str, Any]) -> None:
     for name in names[1:]:
         if values[name] != values[names[0]]:
             raise ValueError(
-                f"{name}: {values[name]}: is another name of {names[0]}, which is "
-                f"{values[names[0]]}; keep one"
+                f"{name}: {values[name]}: contradicts {names[0]}: {values[names[0]]}, which is "
+                "the same key; keep one"
             )
 
 
@@ -54,7 +54,7 @@ def _listed(value: Any) -> Any:
 
 
 Words = dict[str, Annotated[list[int | float | str], Field(min_length=1)]]
-"""Values of words in a template."""
+"""Values of placeholders in a template."""
 
 
 class JobTemplate(ParamSection):

@@ -1,4 +1,4 @@
-"""`fp_style` vasp and pwscf."""
+"""The `fp_style`s vasp and pwscf."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIXED_INCAR: Json = {
     "PSTRESS": 0,
     "KGAMMA": False,
 }
-"""What DP-GEN writes beside `fp_params`."""
+"""INCAR tags that DP-GEN sets in addition to `fp_params`."""
 INCAR = {
     "ecut": "ENCUT",
     "ediff": "EDIFF",
@@ -99,8 +99,8 @@ def _qe(given: FpParam) -> Json:
     folder = given.values.get("fp_pp_path") or "."
     files = given.by_element("fp_pp_files")
     pseudo = {symbol: given.place(f"{folder}/{file}") for symbol, file in files.items()}
-    given_ones = {key: value for key, value in settings.items() if value not in (None, {})}
-    return {"code": "qe", "settings": {"pseudopotentials": pseudo, **given_ones}}
+    present = {key: value for key, value in settings.items() if value not in (None, {})}
+    return {"code": "qe", "settings": {"pseudopotentials": pseudo, **present}}
 
 
 OURS: dict[str, tuple[str, ...]] = {
@@ -108,13 +108,13 @@ OURS: dict[str, tuple[str, ...]] = {
     "system": ("ibrav", "nat", "ntyp", "occupations"),
     "electrons": (),
 }
-"""What every input of ours has anyway."""
+"""Keywords that dpstream sets in every input."""
 LIFTED: dict[str, tuple[str, ...]] = {
     "control": (),
     "system": ("ecutwfc", "ecutrho", "nspin", "smearing", "degauss"),
     "electrons": ("conv_thr",),
 }
-"""Keywords that are settings of their own."""
+"""Keywords that are separate label settings."""
 SMEARINGS = {
     **dict.fromkeys(("gaussian", "gauss"), "gaussian"),
     **dict.fromkeys(("methfessel-paxton", "m-p", "mp"), "methfessel-paxton"),

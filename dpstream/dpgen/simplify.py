@@ -1,4 +1,4 @@
-"""The param file of DP-GEN's `simplify` as settings of ours."""
+"""Converts the param file of DP-GEN's `simplify` to settings of `dpstream simplify`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SIMPLIFY = (
     mapped("f_trust_hi", "as model_devi_f_trust_hi"),
     mapped("stop_iter", "budget.rounds"),
     *(
-        refused(f"{prefix}e_trust_{end}", "the energy's deviation is not judged; drop it", 1e10)
+        refused(f"{prefix}e_trust_{end}", "energy deviations are not judged; remove it", 1e10)
         for prefix in ("model_devi_", "")
         for end in ("lo", "hi")
     ),
@@ -70,8 +70,8 @@ class SimplifyParam(values.ParamSection):
 
 @dataclass(frozen=True)
 class Simplified:
-    """Sections of a spec; the dataset; every key and what became of it; what is not as in
-    DP-GEN."""
+    """A converted param file. `settings`: sections of a spec; `sources`: the dataset; `lines`: what
+    each key became; `differences`: what differs from DP-GEN."""
 
     settings: Json
     sources: tuple[str, ...]
@@ -84,15 +84,15 @@ def is_simplify(document: Mapping[Any, Any]) -> bool:
 
 
 def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -> Simplified:
-    """`document` of a file in `folder`; with `code`, unlabelled frames are labelled by that code
-    with its own defaults. Raises `SpecError`, one line naming the key."""
+    """Convert the `document` of a file in `folder`. `code`: labeling code, with its defaults, that
+    replaces fp_style. Raises `SpecError` with one line naming the key."""
     style = {k: v for k, v in document.items() if k in STYLE_KEYS and k not in OWN}
     lines = account({k: v for k, v in document.items() if k not in style}, TABLE)
     param, places = _validated(document), Places(folder, folder)
     differences: list[str] = []
     if param.labeled:
         labels: Json = {}
-        lines += [KeyLine(key, "", "unused", "labels are the dataset's own") for key in style]
+        lines += [KeyLine(key, "", "unused", "the dataset has labels") for key in style]
     else:
         given = FpParam(document, document["type_map"], places.place)
         labels, more = relabelled(code, style) if code else read_labels(given, style)
@@ -118,10 +118,10 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
 
 
 ALWAYS = (
-    "frames left out are judged again by every committee; DP-GEN forgets those accurate once",
-    "where there are failed frames but no candidates, the least-deviating failed ones are labelled "
-    "(DP-GEN stops)",
-    "at the end one final model is trained on all labels, beside the last committee",
+    "every committee judges all frames left out; DP-GEN drops frames that were accurate once",
+    "if there are failed frames but no candidates, the failed ones with the smallest deviation are "
+    "labelled; DP-GEN stops",
+    "at the end one final model is trained on all labels, in addition to the committee",
 )
 
 
@@ -133,7 +133,8 @@ def _validated(document: Mapping[str, Any]) -> SimplifyParam:
 
 
 def _training(document: Mapping[str, Any]) -> values.RunParam:
-    """Training keys are those of `run`, whose other keys `simplify` does not have."""
+    """The training keys, validated as those of `run`; placeholders replace the keys of `run` that
+    `simplify` lacks."""
     absent = {
         "init_data_sys": ["-"],
         "sys_configs": [["-"]],

@@ -1,4 +1,4 @@
-"""From model_devi_jobs to stages, and from their trust levels to ours."""
+"""Converts model_devi_jobs to stages with their trust levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpstream.shared.errors import SpecError
 
 Json = dict[str, Any]
 Jobs = Sequence[tuple[int, ModelDeviJob]]
-"""With their numbers in the file."""
+"""Jobs with their numbers in the file."""
 
 ENSEMBLES = {
     "nve": "nve",
@@ -25,9 +25,9 @@ ENSEMBLES = {
     "npt-tri": "npt-tri",
 }
 CARRIERS = {1: "fparam", 2: "aparam"}
-"""Parameters that are the electron temperature, by DP-GEN's use_ele_temp."""
+"""The parameter that holds the electron temperature, by DP-GEN's use_ele_temp."""
 NOT_JUDGED = 1e9
-"""A virial level from here on means none; DP-GEN's default is 1e10."""
+"""Virial levels from here on mean that the virial is not judged; DP-GEN's default is 1e10."""
 
 
 def system_name(index: int) -> str:
@@ -35,14 +35,15 @@ def system_name(index: int) -> str:
 
 
 def expanded(job: ModelDeviJob, number: int) -> list[int]:
-    """The indices of sys_idx, ranges such as `0-4:2` written out without their end, as there."""
+    """The indices of sys_idx with ranges such as `0-4:2` expanded; the end is excluded, as in
+    DP-GEN. Raises `SpecError`."""
     where = f"model_devi_jobs.{number}"
-    found: list[int] = []
+    indices: list[int] = []
     for item in job.sys_idx:
-        found += [item] if isinstance(item, int) else _range(item, where)
-    if len(set(found)) != len(found):
-        raise SpecError(f"{where}.sys_idx: {found}: a system is listed twice")
-    return found
+        indices += [item] if isinstance(item, int) else _range(item, where)
+    if len(set(indices)) != len(indices):
+        raise SpecError(f"{where}.sys_idx: {indices}: a system is listed twice")
+    return indices
 
 
 def _range(text: str, where: str) -> Sequence[int]:
@@ -57,12 +58,12 @@ def _range(text: str, where: str) -> Sequence[int]:
 
 
 def read_stages(param: RunParam, jobs: Jobs, place: Callable[[str], str]) -> list[Json]:
-    """One stage for each job, in order, explored once from every structure."""
+    """One stage per job, in order, each explored once from every structure."""
     return [_stage(param, job, number, place) for number, job in jobs]
 
 
 def jobs_left(param: RunParam, done: int) -> Jobs:
-    """Jobs but the first `done`, with steps and temperatures also where a template has them."""
+    """The jobs after the first `done`, with steps and temperatures from templates if any."""
     return [
         (number, settled(job, _systems(param, job, number), f"model_devi_jobs.{number}"))
         for number, job in list(enumerate(param.model_devi_jobs))[done:]
@@ -99,34 +100,35 @@ def _stage(param: RunParam, job: ModelDeviJob, number: int, place: Callable[[str
 
 
 def _temperatures(param: RunParam, job: ModelDeviJob, where: str) -> Json:
-    """Those of atoms and, with use_ele_temp, of electrons: alike where the job gives one number."""
+    """Temperatures of atoms and, with use_ele_temp, of electrons; a single number is used for
+    both."""
     assert job.temps is not None
     pairs = [each if isinstance(each, tuple) else (each, each) for each in job.temps]
     ions, electrons = ([pair[i] for pair in pairs] for i in (0, 1))
     if param.use_ele_temp:
         return {"temperatures": ions, "electron_temperatures": electrons}
     if electrons != ions:
-        raise SpecError(f"{where}.temps: {job.temps}: pairs need use_ele_temp, 1 or 2")
+        raise SpecError(f"{where}.temps: {job.temps}: pairs require use_ele_temp: 1 or 2")
     return {"temperatures": ions}
 
 
 def electrons_of(param: RunParam, jobs: Jobs, system: int) -> Json:
-    """What a system says of its electrons outside of its jobs: the first temperature of the first
-    job that explores it."""
+    """The electron temperature of a system's starting structures: the first of the first job that
+    explores it."""
     if not param.use_ele_temp:
         return {}
     number, job = next((n, job) for n, job in jobs if system in expanded(job, n))
-    found = _temperatures(param, job, f"model_devi_jobs.{number}")
-    return {CARRIERS[param.use_ele_temp]: found["electron_temperatures"][:1]}
+    temperatures = _temperatures(param, job, f"model_devi_jobs.{number}")
+    return {CARRIERS[param.use_ele_temp]: temperatures["electron_temperatures"][:1]}
 
 
 def _native(param: RunParam, job: ModelDeviJob, where: str) -> Json:
     if param.model_devi_plumed:
-        raise SpecError(f"{where}.template: missing; model_devi_plumed needs its lmp and plm")
+        raise SpecError(f"{where}.template: missing; model_devi_plumed requires its lmp and plm")
     ensemble = _ensemble(job, where)
     barostat = ensemble.startswith("npt")
     if barostat and param.model_devi_nopbc:
-        raise SpecError(f"{where}.ensemble: {job.ensemble!r}: model_devi_nopbc has no pressure")
+        raise SpecError(f"{where}.ensemble: {job.ensemble!r}: not allowed with model_devi_nopbc")
     damping = {"tau_t": job.taut, "tau_p": job.taup}
     return {
         **_beads(job, where),
@@ -140,12 +142,15 @@ def _native(param: RunParam, job: ModelDeviJob, where: str) -> Json:
 
 
 def _beads(job: ModelDeviJob, where: str) -> Json:
-    """DP-GEN asks for whole numbers of frames here."""
+    """The path-integral engine. nsteps must be a multiple of trj_freq, as in DP-GEN."""
     if job.nbeads is None:
         return {}
     assert job.nsteps is not None
     if job.nsteps % job.trj_freq:
-        raise SpecError(f"{where}.nsteps: {job.nsteps}: with nbeads a multiple of trj_freq")
+        raise SpecError(
+            f"{where}.nsteps: {job.nsteps}: must be a multiple of trj_freq ({job.trj_freq}) "
+            "with nbeads"
+        )
     return {"engine": {"kind": "pimd", "beads": job.nbeads}}
 
 
@@ -156,13 +161,13 @@ def _own(
     place: Callable[[str], str],
     where: str,
 ) -> Json:
-    """By the job's own LAMMPS input."""
+    """A stage with the job's own LAMMPS input."""
     if job.nbeads is not None:
-        raise SpecError(f"{where}.nbeads: not with a template, which would have to know its beads")
+        raise SpecError(f"{where}.nbeads: not supported together with a template; remove one")
     if param.use_ele_temp:
         raise SpecError(
-            f"{where}.template: DP-GEN labels what comes of it without use_ele_temp; give engine: "
-            "{kind: template, …} and electron_temperatures in the imported campaign"
+            f"{where}.template: DP-GEN ignores use_ele_temp in labels of jobs with a template; set "
+            "engine: {kind: template, …} and electron_temperatures in the imported spec instead"
         )
     named = {index: system_name(index) for index in systems}
     engine = read_engine(job, param.model_devi_plumed, place, named, where)
@@ -187,7 +192,7 @@ def _steps(job: ModelDeviJob) -> Json:
 
 
 def checks(job: ModelDeviJob) -> int:
-    """Deviation checks of one of its trajectories."""
+    """Number of deviation checks per trajectory of the job."""
     assert job.nsteps is not None
     return max(1, job.nsteps // job.trj_freq)
 
@@ -196,7 +201,7 @@ def checks(job: ModelDeviJob) -> int:
 
 
 def _trust(param: RunParam, job: ModelDeviJob, systems: Sequence[int], where: str) -> Json:
-    """One `trust`, and `system_trust` where the systems differ."""
+    """One `trust`, and `system_trust` if the levels of the systems differ."""
     levels = {index: _levels(param, job, index, where) for index in systems}
     first = levels[systems[0]]
     if all(other == first for other in levels.values()):
@@ -214,9 +219,9 @@ def _levels(param: RunParam, job: ModelDeviJob, index: int, where: str) -> Json:
     if min(low_v, high_v) < NOT_JUDGED:
         levels |= {"low_v": low_v, "high_v": high_v}
     if param.use_relative:
-        levels["relative"] = _given(param.epsilon, "epsilon", "use_relative")
+        levels["relative"] = _required(param.epsilon, "epsilon", "use_relative")
     if param.use_relative_v:
-        levels["relative_v"] = _given(param.epsilon_v, "epsilon_v", "use_relative_v")
+        levels["relative_v"] = _required(param.epsilon_v, "epsilon_v", "use_relative_v")
     return levels
 
 
@@ -233,10 +238,10 @@ def _of_system(value: PerSystem, index: int, key: str) -> float:
     try:
         return value[str(index)] if isinstance(value, dict) else value[index]
     except (KeyError, IndexError):
-        raise SpecError(f"{key}: has no level for system {index}") from None
+        raise SpecError(f"{key}: missing level for system {index}") from None
 
 
-def _given(value: float | None, key: str, because: str) -> float:
+def _required(value: float | None, key: str, because: str) -> float:
     if value is None:
-        raise SpecError(f"{key}: missing; {because} needs it")
+        raise SpecError(f"{key}: missing; {because} requires it")
     return value

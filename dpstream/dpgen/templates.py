@@ -1,7 +1,8 @@
-"""A job's own LAMMPS input as the engine `template` of its stage, and what a job then leaves to it.
+"""Converts a job with its own LAMMPS input to a stage with the engine `template`.
 
-DP-GEN replaces a word by the first of these that has it: rev_mat.lmp, sys_rev_mat.*.lmp and, in the
-PLUMED input, rev_mat.plm and sys_rev_mat.*.plm.
+DP-GEN replaces a placeholder by its first value in rev_mat.lmp, sys_rev_mat.*.lmp and, in the
+PLUMED input, rev_mat.plm and sys_rev_mat.*.plm. The conversion keeps this order and refuses
+contradictions. Steps and temperatures, which DP-GEN takes from placeholders, become the stage's.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from dpstream.shared.errors import SpecError
 Json = dict[str, Any]
 TEMPERATURE = "V_TEMP"
 WORDS = {"nsteps": "V_NSTEPS", "temps": TEMPERATURE}
-"""Words of a LAMMPS input that have a key of their own in a stage, by DP-GEN's keys for it."""
+"""Placeholders that have their own key in a stage, by DP-GEN's name of the key."""
 FORCES = (
-    "template: units, atoms, forces, thermo and dump are dpstream's; the committee alone drives"
+    "template: dpstream sets units, atoms, forces, thermo and dump; only the committee gives forces"
 )
-NUMBERS = "template.plm: atoms are numbered as sorted by element; @H2 is a file's second hydrogen"
+NUMBERS = "template.plm: atoms are sorted by element; @H2 is the second hydrogen of a file"
 
 
 def template_differences(param: RunParam, jobs: Sequence[tuple[int, ModelDeviJob]]) -> list[str]:
-    """What is not as in DP-GEN where jobs have templates."""
+    """Differences from DP-GEN that concern templates."""
     if not any(job.template for _, job in jobs):
         return []
     return [FORCES, NUMBERS] if param.model_devi_plumed else [FORCES]
 
 
 def account_job(job: Mapping[str, Any], where: str, with_plumed: bool) -> list[KeyLine]:
-    """What becomes of each key of a job and of those inside its template and matrices."""
+    """What each key of a job becomes, including keys of its template and matrices."""
     templated = bool(job.get("template"))
     own = LEFT_TO_TEMPLATE if templated else {}
     lines = account(job, [own.get(key.name, key) for key in JOBS], where)
@@ -51,26 +52,26 @@ def account_job(job: Mapping[str, Any], where: str, with_plumed: bool) -> list[K
 
 
 def _idle(table: Sequence[Key], with_plumed: bool) -> list[Key]:
-    """`table`, in which PLUMED is not used unless the file turns it on."""
+    """`table` with plm marked as unused unless model_devi_plumed is true."""
     off = Key("plm", "unused", "model_devi_plumed is not true")
     return [off if key.name == "plm" and not with_plumed else key for key in table]
 
 
 def settled(job: ModelDeviJob, systems: Sequence[int], where: str) -> ModelDeviJob:
-    """The job with its steps and temperatures, of which a template's are among its words. Raises
-    `SpecError` where they are missing, contradict each other or differ between systems."""
+    """The job with its steps and temperatures, taken from placeholders if it has a template.
+    Raises `SpecError` if they are missing, contradictory or different between systems."""
     if job.template is None:
         return _complete(job, where)
     strays = sorted(job.sys_rev_mat.keys() - {str(index) for index in systems})
     if strays:
-        raise SpecError(f"{where}.sys_rev_mat: {strays[0]!r} is not in sys_idx; drop it")
-    found = {key: _given(job, key, systems, where) for key in WORDS}
-    steps = _one(found["nsteps"], "nsteps", where)
+        raise SpecError(f"{where}.sys_rev_mat: {strays[0]!r} is not in sys_idx; remove it")
+    numbers = {key: _values(job, key, systems, where) for key in WORDS}
+    steps = _one(numbers["nsteps"], "nsteps", where)
     if steps < 1 or steps % 1:
-        raise SpecError(f"{where}.nsteps: {steps:g}: should be a whole number from 1 on")
+        raise SpecError(f"{where}.nsteps: {steps:g}: should be a positive integer")
     if TEMPERATURE not in _lammps(job, systems[0]):
-        _one(found["temps"], "temps", where)
-    return job.model_copy(update={"nsteps": int(steps), "temps": found["temps"]})
+        _one(numbers["temps"], "temps", where)
+    return job.model_copy(update={"nsteps": int(steps), "temps": numbers["temps"]})
 
 
 def _complete(job: ModelDeviJob, where: str) -> ModelDeviJob:
@@ -79,25 +80,27 @@ def _complete(job: ModelDeviJob, where: str) -> ModelDeviJob:
             raise SpecError(f"{where}.{key}: missing")
     for key in ("rev_mat", "sys_rev_mat"):
         if getattr(job, key) not in (Revised(), {}):
-            raise SpecError(f"{where}.{key}: there is no template to revise; drop it")
+            raise SpecError(f"{where}.{key}: allowed only with a template; remove it")
     return job
 
 
-def _given(job: ModelDeviJob, key: str, systems: Sequence[int], where: str) -> list[float]:
-    """The values of `key`: those of its word, which all systems share, or else the job's own."""
+def _values(job: ModelDeviJob, key: str, systems: Sequence[int], where: str) -> list[float]:
+    """The values of `key`: those of its placeholder, which must be the same for all systems, or
+    the job's own."""
     word, own = WORDS[key], getattr(job, key)
     named: list[float] = own if isinstance(own, list) else [] if own is None else [own]
-    found = [_lammps(job, index).get(word) for index in systems]
-    if any(values != found[0] for values in found):
+    by_system = [_lammps(job, index).get(word) for index in systems]
+    if any(values != by_system[0] for values in by_system):
         raise SpecError(
-            f"{where}.sys_rev_mat: {word}: the systems of a stage share it; write a job for each"
+            f"{where}.sys_rev_mat: {word}: differs between the systems of a job; split the job"
         )
-    if found[0] is None:
+    if by_system[0] is None:
         return named
-    numbers = _numbers(found[0], f"{where}.rev_mat.lmp.{word}")
+    numbers = _numbers(by_system[0], f"{where}.rev_mat.lmp.{word}")
     if named and numbers != named:
         raise SpecError(
-            f"{where}.{key}: {own}: DP-GEN goes by {word}, which is {found[0]}; drop {key}"
+            f"{where}.{key}: {own}: contradicts {word} ({by_system[0]}), which DP-GEN uses; "
+            f"remove {key}"
         )
     return numbers
 
@@ -122,10 +125,10 @@ def _numbers(values: Sequence[Any], where: str) -> list[float]:
 
 def _one(values: list[float], key: str, where: str) -> float:
     if not values:
-        raise SpecError(f"{where}.{key}: missing; give it, or {WORDS[key]} in rev_mat.lmp")
+        raise SpecError(f"{where}.{key}: missing; set it, or {WORDS[key]} in rev_mat.lmp")
     if len(values) > 1:
-        hint = f"; or {TEMPERATURE} in rev_mat.lmp" if key == "temps" else ""
-        raise SpecError(f"{where}.{key}: {values}: a template runs with one{hint}")
+        hint = f", or {TEMPERATURE} in rev_mat.lmp" if key == "temps" else ""
+        raise SpecError(f"{where}.{key}: {values}: a template allows one value{hint}")
     return values[0]
 
 
@@ -139,10 +142,11 @@ def read_engine(
     named: Mapping[int, str],
     where: str,
 ) -> Json:
-    """The engine of a job with a template, `named` the names of its systems by index."""
+    """The engine of a job with a template. `named`: names of its systems by index. Raises
+    `SpecError`."""
     assert job.template is not None
     if with_plumed and job.template.plm is None:
-        raise SpecError(f"{where}.template.plm: missing; model_devi_plumed needs it")
+        raise SpecError(f"{where}.template.plm: missing; model_devi_plumed requires it")
     texts = {"lammps": place(job.template.lmp)}
     if with_plumed and job.template.plm is not None:
         texts["plumed"] = place(job.template.plm)
@@ -153,11 +157,11 @@ def read_engine(
         )
         for index, name in named.items()
     }
-    found = {
+    parts = {
         "revisions": _revisions(_effective(every, Revised(), f"{where}.rev_mat")),
         "system_revisions": {name: words for name, words in own.items() if words},
     }
-    return {"kind": "template", **texts, **{key: value for key, value in found.items() if value}}
+    return {"kind": "template", **texts, **{key: value for key, value in parts.items() if value}}
 
 
 def _revised(given: Revised, with_plumed: bool) -> Revised:
@@ -165,14 +169,14 @@ def _revised(given: Revised, with_plumed: bool) -> Revised:
 
 
 def _further(own: Revised, every: Revised, where: str) -> Json:
-    """A system's own words on top of those of `every` system."""
+    """A system's own placeholders in addition to those of `every` system."""
     for word in sorted(own.lmp.keys() & every.plm.keys()):
-        raise SpecError(f"{where}.lmp.{word}: rev_mat.plm has it too; give them different names")
+        raise SpecError(f"{where}.lmp.{word}: also in rev_mat.plm; use different names")
     return _revisions(_effective(own, every, where))
 
 
 def _effective(given: Revised, before: Revised, where: str) -> Revised:
-    """`given` without the words that DP-GEN has replaced by then."""
+    """`given` without the placeholders that DP-GEN has already replaced."""
     lmp = _left(given.lmp, before.lmp, f"{where}.lmp")
     plm = _left(given.plm, {**before.plm, **given.lmp, **before.lmp}, f"{where}.plm")
     return Revised(lmp=lmp, plm=plm)
@@ -182,13 +186,14 @@ def _left(words: Words, before: Words, where: str) -> Words:
     for word in words.keys() & before.keys():
         if words[word] != before[word]:
             raise SpecError(
-                f"{where}.{word}: {words[word]}: DP-GEN puts {before[word]} there; drop it"
+                f"{where}.{word}: {words[word]}: DP-GEN uses {before[word]} instead; remove it"
             )
     return {word: values for word, values in words.items() if word not in before}
 
 
 def _revisions(given: Revised) -> Json:
-    """As an engine has them; steps and temperatures are the stage's."""
+    """Revisions as in the engine's settings, without steps and temperatures, which belong to the
+    stage."""
     lammps = {word: values for word, values in given.lmp.items() if word not in WORDS.values()}
-    found = {"lammps": lammps, "plumed": given.plm}
-    return {key: words for key, words in found.items() if words}
+    texts = {"lammps": lammps, "plumed": given.plm}
+    return {key: words for key, words in texts.items() if words}

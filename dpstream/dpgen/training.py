@@ -1,4 +1,4 @@
-"""From DP-GEN's training keys to the `training` section."""
+"""Converts DP-GEN's training keys to the `training` section."""
 
 from __future__ import annotations
 
@@ -46,25 +46,26 @@ DEEPMD: Json = {
         "limit_pref_v": 0.0,
     },
 }
-"""DeePMD-kit's own defaults of what dpstream has others for."""
+"""DeePMD-kit's defaults where dpstream's defaults differ."""
 STEPS = ("numb_steps", "stop_batch")
 DEAD = {"coord_norm", "type_fitting_net"}
-"""Keys of older DeePMD-kits without effect."""
+"""Keys of older DeePMD-kit versions that have no effect."""
 MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
-"""Keys of `training` that are said elsewhere, and those of DeePMD-kit 1.x."""
+"""Keys of `training` that are converted elsewhere, and those of DeePMD-kit 1.x."""
 BACKENDS = ("tensorflow", "pytorch", "jax")
 
 
 Place = Callable[[str], str]
-"""A path of the file as one of the campaign."""
+"""Converts a path of the param file to one relative to the spec."""
 Matching = Callable[[str], list[str]]
-"""What a pattern of the file matches, likewise; raises `SpecError` where nothing does."""
+"""The paths that match a pattern, relative to the spec. Raises `SpecError` if there are none."""
 
 
 def read_training(
     param: RunParam, place: Place, matching: Matching, differences: list[str]
 ) -> Json:
-    """The training section; what will not be as DP-GEN has it is added to `differences`."""
+    """The training section. What differs from DP-GEN is appended to `differences`. Raises
+    `SpecError`."""
     if param.train_backend not in BACKENDS:
         raise SpecError(
             f"train_backend: {param.train_backend!r}: should be one of {', '.join(BACKENDS)}"
@@ -104,7 +105,7 @@ def _inputs(param: RunParam) -> list[Json]:
 
 
 def _shared(param: RunParam) -> Json:
-    """The electron temperature as the one parameter of all models."""
+    """The electron temperature as the only frame or atomic parameter of all models."""
     if not param.use_ele_temp:
         return {}
     numbers = {f"numb_{name}": int(n == param.use_ele_temp) for n, name in CARRIERS.items()}
@@ -112,34 +113,34 @@ def _shared(param: RunParam) -> Json:
 
 
 def _repulsion(param: RunParam, inputs: Sequence[Json], place: Place) -> Json:
-    """A table of repulsion, which is taken out of `inputs`."""
-    found: Json = {}
+    """The repulsion section; its keys are removed from `inputs`."""
+    section: Json = {}
     for given in inputs:
         model = _section(given, "model")
         own = {ours: model.pop(key, None) for key, ours in TABLE_KEYS.items()}
         if model.pop("use_srtab", None) is not None or param.srtab_file_path is not None:
             if param.srtab_file_path is None:
-                raise SpecError("srtab_file_path: missing; use_srtab needs it")
+                raise SpecError("srtab_file_path: missing; use_srtab requires it")
             table = {"table": place(param.srtab_file_path)}
-            found["repulsion"] = table | {k: v for k, v in own.items() if v is not None}
-    return found
+            section["repulsion"] = table | {k: v for k, v in own.items() if v is not None}
+    return section
 
 
 def _init(param: RunParam, place: Place, matching: Matching, differences: list[str]) -> Json:
-    """Models to begin from."""
-    found: Json = {}
+    """The init section: models to start from."""
+    section: Json = {}
     for key, how, models in _given_models(param, place, matching, differences):
-        if found:
-            raise SpecError(f"{key}: another key gives models to begin from; keep one")
-        found = {"init": {"model": models, "how": how}}
-        differences.append(f"{key}: every cold training begins there")
-    return found
+        if section:
+            raise SpecError(f"{key}: another key already gives models to start from; keep one")
+        section = {"init": {"model": models, "how": how}}
+        differences.append(f"{key}: every cold training starts from these models")
+    return section
 
 
 def _given_models(
     param: RunParam, place: Place, matching: Matching, differences: list[str]
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """Key, how training begins, and the models."""
+    """Yield key, `how` of training.init, and the models."""
     for key, how in FROZEN.items():
         models = getattr(param, key)
         if models:
@@ -154,7 +155,7 @@ def _given_models(
 
 
 def _checkpoints(param: RunParam, matching: Matching, key: str) -> list[str]:
-    """Of one folder for each model, the newest checkpoint, which DeePMD-kit links to."""
+    """The newest checkpoint in each model's folder, to which DeePMD-kit keeps a link."""
     try:
         folders = [f for given in param.training_iter0_model_path for f in matching(given)]
     except SpecError as error:
@@ -173,10 +174,10 @@ TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"
 
 
 def _steps(inputs: Sequence[Json]) -> int:
-    found = [_section(given, "training").get(key) for given in inputs for key in STEPS]
-    steps = {value for value in found if value is not None}
+    values = [_section(given, "training").get(key) for given in inputs for key in STEPS]
+    steps = {value for value in values if value is not None}
     if len(steps) != 1 or not all(isinstance(n, int) and n > 0 for n in steps):
-        what = "missing" if not steps else f"{sorted(map(str, steps))}: should be one number"
+        what = "missing" if not steps else f"{sorted(map(str, steps))}: should be one integer"
         raise SpecError(f"default_training_param.training.numb_steps: {what}")
     return int(steps.pop())
 
@@ -184,12 +185,12 @@ def _steps(inputs: Sequence[Json]) -> int:
 def _section(given: Mapping[str, Any], name: str) -> Json:
     value: Any = given.get(name, {})
     if not isinstance(value, dict):
-        raise SpecError(f"default_training_param.{name}: {value!r}: should be a mapping of keys")
+        raise SpecError(f"default_training_param.{name}: {value!r}: should be a mapping")
     return value
 
 
 def _batch_size(param: RunParam, inputs: Sequence[Json], differences: list[str]) -> Any:
-    """The one batch size of all sets. DP-GEN's lists come first, as there."""
+    """The batch size of all sets. DP-GEN's lists take precedence, as in DP-GEN."""
     data = _section(_section(inputs[0], "training"), "training_data")
     own = data.get("batch_size")
     if isinstance(own, str) and own.startswith("mixed:"):
@@ -197,8 +198,8 @@ def _batch_size(param: RunParam, inputs: Sequence[Json], differences: list[str])
     listed = {str(size) for size in _sizes(param.init_batch_size) + _sizes(param.sys_batch_size)}
     if len(listed) > 1:
         differences.append(
-            "init_batch_size, sys_batch_size: sets with batches of their own "
-            f"({', '.join(sorted(listed))}) are trained on with auto:32 (32 atoms or more)"
+            "init_batch_size, sys_batch_size: different batch sizes "
+            f"({', '.join(sorted(listed))}) are replaced by auto:32 (32 atoms or more)"
         )
     size = listed.pop() if len(listed) == 1 else "auto"
     return int(size) if size.isdigit() else "auto:32"
@@ -209,14 +210,17 @@ def _sizes(given: Any) -> list[Any]:
 
 
 def _cleaned(given: Json, batch: Any, differences: list[str]) -> Json:
-    """One input.json without what is dpstream's to say, DeePMD-kit's defaults below it."""
+    """One input.json without the keys that dpstream sets, merged over DeePMD-kit's defaults."""
     document = given
     model = _section(document, "model")
     training = document["training"] = _section(document, "training")
     model.pop("type_map", None)
     for name, section in (("fitting_net", model.get("fitting_net", {})), ("training", training)):
         dead = [key for key in (*DEAD, *MOVED) if section.pop(key, None) is not None]
-        differences += [f"{name}.{key}: of older DeePMD-kits: left out" for key in set(dead) & DEAD]
+        differences += [
+            f"{name}.{key}: omitted; only older DeePMD-kit versions use it"
+            for key in set(dead) & DEAD
+        ]
     data = _section(training, "training_data")
     data.pop("systems", None)
     training["training_data"] = {**data, "batch_size": batch}
@@ -225,7 +229,7 @@ def _cleaned(given: Json, batch: Any, differences: list[str]) -> Json:
 
 
 def _defaults(document: Json) -> Json:
-    """DeePMD-kit's, without what the file says in another way."""
+    """DeePMD-kit's defaults, without those that contradict a key of the file."""
     rate = dict(DEEPMD["learning_rate"])
     if "warmup_ratio" in _section(document, "learning_rate"):
         del rate["warmup_steps"]
@@ -233,7 +237,7 @@ def _defaults(document: Json) -> Json:
 
 
 def _without_seeds(value: Any) -> Any:
-    """Seeds are dpstream's: every member and version has its own."""
+    """Remove seeds: dpstream sets one per member and version."""
     if isinstance(value, dict):
         return {k: _without_seeds(v) for k, v in value.items() if k != "seed"}
     if isinstance(value, list):
@@ -246,7 +250,7 @@ def _by_member(param: RunParam, members: dict[int, Json]) -> Json:
     if functions is not None and len(functions) != param.numb_models:
         raise SpecError(
             f"model_devi_activation_func: {json.dumps(functions)}: should have one entry for each "
-            f"of {param.numb_models} models"
+            f"of the {param.numb_models} models"
         )
     for member, names in enumerate(functions or ()):
         embedding, fitting = names if isinstance(names, list) else (names, names)
@@ -261,14 +265,14 @@ def _by_member(param: RunParam, members: dict[int, Json]) -> Json:
 
 
 def _warm(param: RunParam, steps: int, document: Json) -> Json:
-    """Warm starts: the newest models' weights, as many steps as DP-GEN's reuse has."""
+    """Warm starts from the weights of the newest models, with the steps of DP-GEN's reuse."""
     if not param.training_init_model and param.training_reuse_iter is None:
         return {"warm": 0.0}
     reuse, reuse_steps = param.training_reuse_iter is not None, param.training_reuse_numb_steps
     fewer = reuse_steps if reuse and reuse_steps is not None else steps
     if fewer > steps:
         raise SpecError(
-            f"training_reuse_numb_steps: {fewer}: should not be above numb_steps ({steps})"
+            f"training_reuse_numb_steps: {fewer}: should not exceed numb_steps ({steps})"
         )
     rate = param.training_reuse_start_lr if reuse else None
     prefactors = {

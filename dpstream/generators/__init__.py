@@ -1,1 +1,1 @@
-"""The client for structure generators, and a folder that is watched."""
+"""Offers structures to a campaign: a client for structure generators, and a watched folder."""

@@ -1,11 +1,11 @@
-"""For people who write structure generators: offer frames to a campaign, hear what becomes of them.
+"""The Python client for structure generators: offers frames to a campaign and receives verdicts.
 
     with Generator.connect(broker, store, campaign="methane", name="my-ga") as generator:
         generator.propose(frames)
         for verdict in generator.verdicts(timeout=600):
             print(verdict.index, verdict.verdict, verdict.deviation, verdict.energy)
 
-Anything else that speaks AMQP can do the same: `docs/generators.md`.
+Any other AMQP client can do the same; see `docs/generators.md`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from dpstream.shared.files import write_whole
 from dpstream.shared.messages import StructuresJudged, StructuresProposed
 from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import fetch
+from dpstream.shared.spec.errors import NAMES
 from dpstream.shared.values import Committee, Name, OfferedFrame, Ref, campaign_uri, stable_id
 
 PART = 100
-"""Frames in one message."""
-LISTENED = 0.5
-"""Seconds between looks at the clock while nothing is heard."""
+"""Largest number of frames per message."""
+POLL = 0.5
+"""Seconds to wait for a delivery before the timeout is checked."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on frame `index` of the proposal `correlation`; the values are those of
+    """The verdict on frame `index` of the proposal `correlation`; fields as in
     `dpstream.shared.values.FrameVerdict`. `version`: the committee that judged, 0 for none."""
 
     correlation: str
@@ -56,22 +57,22 @@ class Verdict:
 
 
 class Generator:
-    """One generator at one campaign. Verdicts are heard from here on; `close` ends that."""
+    """The connection of one generator to one campaign. It receives verdicts until `close`."""
 
     def __init__(self, bus: Bus, store: Store, campaign: str, name: str) -> None:
-        """Raises `SpecError` for a campaign that is not in the store, or no name."""
+        """Raises `SpecError` for an unknown campaign or an invalid name."""
         for key, value in (("campaign", campaign), ("generator", name)):
             _check_name(key, value)
         if not store.exists(campaign_uri(campaign, "spec.json")):
-            raise SpecError(f"--campaign: no campaign {campaign!r} in this store")
+            raise SpecError(f"--campaign: {campaign!r}: no such campaign in the store")
         self.bus, self.store, self.campaign, self.name = bus, store, campaign, name
         self._version = 0
-        self._subscription = self._listen()
+        self._subscription = self._subscribe()
 
     @classmethod
     def connect(cls, broker: str, store: str, campaign: str, name: str) -> Generator:
-        """At `broker` (amqp://… URL) and `store` (s3://bucket/prefix or a folder); certificates
-        and keys as everywhere by `DPSTREAM_BROKER_…` and `DPSTREAM_STORE_…`."""
+        """Connect to `broker` (amqp://… URL) and `store` (s3://bucket/prefix or a folder);
+        certificates and keys come from `DPSTREAM_BROKER_…` and `DPSTREAM_STORE_…`."""
         opened = open_bus(broker)
         try:
             return cls(opened, open_store(store), campaign, name)
@@ -87,12 +88,15 @@ class Generator:
         correlation: str | None = None,
         first: int = 0,
     ) -> str:
-        """Offer frames (`ase.Atoms` or `Frame`), to be judged by the committee first or, with
-        `label`, to be labelled straight away. Returns once the broker has them: the correlation
-        that verdicts will carry; of frames by the same one, `first` is the index of the first
-        here. Raises `SpecError` for what is no frame."""
+        """Offer frames (`ase.Atoms` or `Frame`) to the campaign.
+
+        The committee screens them first unless `label` is true. Labels of higher `priority` are
+        computed earlier. Returns, once the broker has the frames, the correlation that their
+        verdicts carry. To add frames to an earlier `correlation`, give the index of the `first`.
+        Raises `SpecError` for an invalid frame.
+        """
         correlation = correlation or str(uuid.uuid4())
-        plain = [as_frame(given, f"frame {first + n}") for n, given in enumerate(frames)]
+        plain = [as_frame(frame, f"frame {first + n}") for n, frame in enumerate(frames)]
         about = {
             "campaign": self.campaign,
             "generator": self.name,
@@ -108,20 +112,21 @@ class Generator:
         return correlation
 
     def verdicts(self, timeout: float | None = None) -> Iterator[Verdict]:
-        """Verdicts on this generator's frames as they come; ends after `timeout` seconds without
-        one. Raises `BusError` when the connection is lost: verdicts may have been missed."""
-        heard = time.monotonic()
-        while timeout is None or time.monotonic() - heard < timeout:
-            for verdict in self._hear(LISTENED if timeout is None else min(LISTENED, timeout)):
-                heard = time.monotonic()
+        """Yield verdicts on this generator's frames as they arrive, until none arrives for
+        `timeout` seconds. Raises `BusError` if the connection is lost, since verdicts may have
+        been missed."""
+        latest = time.monotonic()
+        while timeout is None or time.monotonic() - latest < timeout:
+            for verdict in self._receive(POLL if timeout is None else min(POLL, timeout)):
+                latest = time.monotonic()
                 yield verdict
 
     def models(self, folder: Path) -> list[Path]:
-        """The newest committee's models as files in `folder`, in the order of its members; empty
-        before there is one."""
+        """Download the newest committee's models to `folder`; paths in the order of its members,
+        empty if there is no committee yet."""
         newest = None
-        while (found := self._committee(self._version + 1)) is not None:
-            newest, self._version = found, self._version + 1
+        while (committee := self._committee(self._version + 1)) is not None:
+            newest, self._version = committee, self._version + 1
         newest = newest or self._committee(self._version)
         return [] if newest is None else [self._download(ref, folder) for ref in newest.models]
 
@@ -141,12 +146,12 @@ class Generator:
     ) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------------ saying
+    # ------------------------------------------------------------------------------ sending
 
     def _message(
         self, about: dict[str, Any], frames: Sequence[Frame], first: int
     ) -> StructuresProposed:
-        """Frames written out where they fit into a message, else by reference."""
+        """The proposal, with its frames by value if they fit into a message, else by reference."""
         name = stable_id("proposal", *about.values(), first)
         envelope = {**about, "id": name, "time": time.time(), "first": first}
         message = StructuresProposed(**envelope, frames=tuple(_offered(f) for f in frames))
@@ -163,24 +168,24 @@ class Generator:
         self.store.create(ref.uri, data)
         return ref
 
-    # ------------------------------------------------------------------------------ hearing
+    # ------------------------------------------------------------------------------ receiving
 
-    def _listen(self) -> Subscription:
+    def _subscribe(self) -> Subscription:
         queue = f"watch-{uuid.uuid4()}"
         self.bus.bind(queue, f"{self.campaign}.structures-judged")
         return self.bus.consume(queue, prefetch=100)
 
-    def _hear(self, wait: float) -> list[Verdict]:
-        asked = time.monotonic()
+    def _receive(self, wait: float) -> list[Verdict]:
+        start = time.monotonic()
         delivery = self._subscription.next(timeout=wait)
         if delivery is None:
-            if time.monotonic() - asked < wait / 2:
-                raise BusError("the connection was lost, and perhaps verdicts with it")
+            if time.monotonic() - start < wait / 2:
+                raise BusError("the connection was lost; verdicts may have been missed")
             return []
         delivery.ack()
         try:
             event = decode(delivery.body)
-        except ValidationError:  # somebody else's noise
+        except ValidationError:  # not a message of dpstream
             return []
         mine = isinstance(event, StructuresJudged) and event.generator == self.name
         return list(_verdicts(event)) if mine else []
@@ -203,10 +208,7 @@ def _check_name(key: str, value: str) -> None:
     try:
         TypeAdapter(Name).validate_python(value)
     except ValidationError as error:
-        raise SpecError(
-            f"--{key}: {value!r}: should be a lower-case letter or digit, then up to 62 of "
-            "those, - and _"
-        ) from error
+        raise SpecError(f"--{key}: {value!r}: {NAMES}") from error
 
 
 def _offered(frame: Frame) -> OfferedFrame:
@@ -226,18 +228,18 @@ def _extxyz(frames: Sequence[Frame]) -> bytes:
 
 
 def _verdicts(event: StructuresJudged) -> Iterator[Verdict]:
-    """One for each frame, also where the proposal was refused as a whole."""
+    """One verdict per frame, also if the proposal was refused as a whole."""
     if event.refused:
         for index in range(event.first, event.first + event.count):
             yield Verdict(event.correlation, index, "refused", reason=event.refused)
-    for word in event.verdicts:
+    for verdict in event.verdicts:
         yield Verdict(
             event.correlation,
-            word.index,
-            word.verdict,
-            word.deviation,
-            word.energy,
+            verdict.index,
+            verdict.verdict,
+            verdict.deviation,
+            verdict.energy,
             event.version,
-            word.key,
-            word.reason,
+            verdict.key,
+            verdict.reason,
         )

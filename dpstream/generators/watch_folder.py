@@ -1,5 +1,4 @@
-"""`dpstream propose --watch`: the structures that a search leaves in a folder, proposed as they
-appear."""
+"""`dpstream propose --watch`: proposes structures that a structure search writes to a folder."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ PATTERNS = (
     "*.xyz",
     "*.extxyz",
 )
-"""Structure files of CALYPSO, USPEX and their like."""
+"""Structure files of CALYPSO, USPEX and similar programs."""
 LOOK = 2.0
-"""Seconds between two looks at a watched folder."""
+"""Seconds between two scans of the folder."""
 
 
 class WatchedFolder:
-    """The structures that appear in a folder, each proposed once: what was, is remembered there by
-    content, and a file is read when it has stopped changing."""
+    """Proposes each structure that appears in a folder once. Keys of proposed frames are stored in
+    a file of the folder; a file is read when it has stopped changing."""
 
     def __init__(
         self, folder: Path, generator: Generator, say: Callable[[Verdict | str], None], **how: Any
@@ -46,14 +45,14 @@ class WatchedFolder:
         self._known = set(self.memory.read_text().split()) if self.memory.exists() else set[str]()
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Look, propose, print verdicts; until `stop`."""
+        """Scan, propose and print verdicts until `stop` returns true."""
         while not stop():
             self.look()
             for verdict in self.generator.verdicts(timeout=LOOK):
                 self.say(verdict)
 
     def look(self) -> int:
-        """Propose what is new; how many frames that was."""
+        """Propose new frames. Returns their number."""
         new: dict[str, Frame] = {}
         for path in self._settled():
             new |= {key: frame for key, frame in self._frames(path) if key not in self._known}
@@ -63,7 +62,8 @@ class WatchedFolder:
         return len(keys)
 
     def _propose(self, keys: Sequence[str], new: dict[str, Frame]) -> None:
-        """The same frames get the same correlation: said twice, after a crash, it is one word."""
+        """The correlation follows from the frames, so a repeated proposal after a crash is
+        recognised as a duplicate."""
         correlation = stable_id(self.generator.name, *keys)
         frames = [new[key] for key in keys]
         self.generator.propose(frames, correlation=correlation, **self.how)
@@ -73,7 +73,7 @@ class WatchedFolder:
         self.say(f"{time.strftime('%H:%M:%S')} proposed {len(keys)} frames as {correlation}")
 
     def _settled(self) -> Iterator[Path]:
-        """Files that are new or have changed, and are at rest since the last look."""
+        """Files that are new or changed, and unchanged since the last scan."""
         paths = {path for pattern in PATTERNS for path in self.folder.rglob(pattern)}
         for path in sorted(path for path in paths if path.is_file()):
             status = path.stat()
@@ -89,6 +89,6 @@ class WatchedFolder:
                 canonical(as_frame(atoms, str(path))).frame for atoms in read_structures(path)
             ]
         except (SpecError, ValueError, OSError) as error:
-            self.say(f"left out: {one_line(error)}")
+            self.say(f"skipped: {one_line(error)}")
             return []
         return [(frame_key(frame), frame) for frame in frames]

@@ -1,1 +1,1 @@
-"""Properties of materials by a model and by the recipe it was taught, side by side."""
+"""Computes material properties with a model and with its recipe, and compares them."""

@@ -1,4 +1,4 @@
-"""What every property is made of: a structure, who computes it, and what is found.
+"""Types and helpers that all properties share: settings, results, relaxation, supercells.
 
 Units: eV, Å, GPa, J/m², THz.
 """
@@ -19,10 +19,11 @@ PER_SQUARE_METRE = J / m**2
 
 @dataclass(frozen=True)
 class PropertySettings:
-    """fmax: eV/Å, where a relaxation ends; steps: the most it may take; size: Å, least edge of a
-    supercell and thickness of a slab; vacuum: Å beside a slab; millers: surfaces; line: plane of
-    the γ-line, and its last shift in vectors of the slab's in-plane cell (of a conventional fcc
-    cell the default goes through both stacking faults to the next lattice point)."""
+    """fmax: largest force after a relaxation, eV/Å; steps: largest number of relaxation steps;
+    size: smallest edge of a supercell and thickness of a slab, Å; vacuum: vacuum of a slab, Å;
+    millers: surfaces; line: plane of the γ-line, and its last shift in units of the slab's in-plane
+    cell vectors (for a conventional fcc cell, the default passes through both stacking faults to
+    the next lattice point)."""
 
     fmax: float = 0.01
     steps: int = 300
@@ -53,19 +54,20 @@ class PropertyResult:
 
 
 PropertyFunction = Callable[[Any, PropertySettings], PropertyResult]
-"""Of `ase.Atoms` relaxed by the calculator they carry. Raises Permanent where it cannot be had."""
+"""Computes a property of `ase.Atoms` that are relaxed with their own calculator. Raises Permanent
+if it cannot be computed."""
 
 
 def like(atoms: Any, calculator: Any) -> Any:
-    """A copy with a calculator, from which nothing computed before is taken."""
+    """A copy with another calculator and without earlier results."""
     copy = atoms.copy()
     copy.calc = calculator
     return copy
 
 
 def relaxed(atoms: Any, how: PropertySettings, *, cell: bool = False) -> Any:
-    """A copy with forces (and stress, where the cell relaxes too) below `how.fmax`. Raises
-    Permanent after `how.steps` steps."""
+    """A copy relaxed to forces below `how.fmax`; `cell`: relax the cell too. Raises Permanent after
+    `how.steps` steps."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import BFGS
 
@@ -80,12 +82,12 @@ def relaxed(atoms: Any, how: PropertySettings, *, cell: bool = False) -> Any:
 
 
 def energy(atoms: Any) -> float:
-    """eV."""
+    """The potential energy, eV."""
     return float(atoms.get_potential_energy())
 
 
 def supercell(atoms: Any, size: float) -> Any:
-    """Repeated until opposite faces are `size` Å apart."""
+    """The structure repeated until opposite faces are at least `size` Å apart."""
     from dpstream.services.labeler.codes.base import cell_widths
 
     widths = cell_widths(atoms.cell[:])

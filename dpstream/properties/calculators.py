@@ -1,5 +1,5 @@
-"""ASE calculators: a labeling recipe, whose every single point is a label in the cache, and a
-trained model."""
+"""ASE calculators for the two sides of a comparison: a labeling recipe, whose single points are
+labels in the cache, and a trained model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from dpstream.shared.values import Rejected
 
 
 class RecipeCalculator(Calculator):  # type: ignore[misc]
-    """Energy, forces and stress as a desk labels them: looked up where they are known. Raises
-    `Permanent` where the label is rejected."""
+    """Energy, forces and stress from a `FrameLabeler`, which uses cached labels. Raises `Permanent`
+    if a label is rejected."""
 
     implemented_properties = ("energy", "free_energy", "forces", "stress")
 
-    def __init__(self, desk: FrameLabeler) -> None:
+    def __init__(self, labeler: FrameLabeler) -> None:
         super().__init__()
-        self.desk = desk
+        self.labeler = labeler
         self.computed = 0
 
     def calculate(
@@ -42,11 +42,11 @@ class RecipeCalculator(Calculator):  # type: ignore[misc]
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         form = canonical(as_frame(self.atoms, self.atoms.get_chemical_formula()))
-        verdict = self.desk.judge(frame_key(form.frame), form.frame)
+        verdict = self.labeler.judge(frame_key(form.frame), form.frame)
         if isinstance(verdict, Rejected):
             raise Permanent(f"{form.frame.formula}: {verdict.rule}: {verdict.detail}")
         self.computed += not verdict.reused
-        _, label, _ = decode_labelled(self.desk.context.store.get(verdict.label.uri))
+        _, label, _ = decode_labelled(self.labeler.context.store.get(verdict.label.uri))
         back = label_back(form, label)
         self.results = {"energy": back.energy, "free_energy": back.energy, "forces": back.forces}
         if back.virial is not None:
@@ -55,7 +55,7 @@ class RecipeCalculator(Calculator):  # type: ignore[misc]
 
 
 def label_back(form: Canonical, label: FrameLabel) -> FrameLabel:
-    """The label of a canonical frame in the caller's order and orientation."""
+    """Transform the label of a canonical frame to the original order and orientation."""
     virial = None
     if label.virial is not None:
         virial = np.asarray(form.rotation @ label.virial @ form.rotation.T)
@@ -63,17 +63,17 @@ def label_back(form: Canonical, label: FrameLabel) -> FrameLabel:
 
 
 def model_calculator(path: Path) -> Any:
-    """A model of DeePMD-kit; `SpecError` where it cannot be loaded."""
+    """The calculator of a DeePMD-kit model. Raises `SpecError` if it cannot be loaded."""
     if not path.is_file():
         raise SpecError(f"MODEL: {path}: no such file")
     try:
         from deepmd.calculator import DP  # deferred: takes seconds
     except ImportError as error:
         raise SpecError(
-            f"MODEL: {path}: needs deepmd-kit ({error}); pip install 'dpstream[trainer]'"
+            f"MODEL: {path}: requires deepmd-kit ({error}); pip install 'dpstream[trainer]'"
         ) from error
     try:
         return DP(path)
-    except Exception as error:  # TensorFlow raises whatever its parsing meets
+    except Exception as error:  # TensorFlow raises many kinds
         text = " ".join(str(error).split())
         raise SpecError(f"MODEL: {path}: cannot be loaded as a model: {text}") from error

@@ -1,4 +1,7 @@
-"""Properties by several sides, each from the structure it relaxed itself: found, tabled, drawn."""
+"""Compares properties computed by several sides, each from its own relaxed structure.
+
+Results are printed as a table, written to properties.json and plotted.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,19 @@ PROPERTIES: dict[str, tuple[bool, PropertyFunction]] = {
     "gamma": (True, defects.gamma_line),
     "phonon": (True, crystal.phonons),
 }
-"""By name: whether it is a crystal's only, and what finds it."""
+"""By name: whether the property requires a crystal, and the function that computes it."""
 
 NEEDS = {"phonon": "phonopy", "vacancy": "spglib"}
-"""Packages beyond dpstream's own."""
+"""Optional packages that properties require."""
 STYLES = ("o-", "s--")
-"""Of the sides' curves."""
+"""Plot styles of the sides."""
 Answer = PropertyResult | str
-"""What was found, or why nothing was."""
+"""A result, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class PropertyComparison:
-    """One structure: by property and side."""
+    """The results for one structure, by property and side."""
 
     structure: str
     answers: Mapping[str, Mapping[str, Answer]]
@@ -60,7 +63,7 @@ class PropertyComparison:
 
 
 def missing(name: str) -> str:
-    """A package that a property needs and that is not installed; empty where it can be had."""
+    """The package that a property requires and that is not installed; empty if there is none."""
     package = NEEDS.get(name, "")
     return package if package and find_spec(package) is None else ""
 
@@ -71,23 +74,23 @@ def compare(
     wanted: Sequence[str],
     sides: Mapping[str, Any],
     how: PropertySettings,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> PropertyComparison:
-    """The wanted properties that this structure can have, by each side's calculator; `tell` hears
-    of each before it is begun."""
+    """Compute the wanted properties that apply to this structure with each side's calculator.
+    `report` is called with a line before each step."""
     periodic = bool(atoms.pbc.all())
     chosen = [p for p in wanted if periodic or not PROPERTIES[p][0]]
     answers: dict[str, dict[str, Answer]] = {p: {} for p in chosen}
     for side, calculator in sides.items():
-        tell(f"{name}: relaxation by {side}")
+        report(f"{name}: relaxation by {side}")
         try:
             rest = relaxed(like(atoms, calculator), how, cell=periodic)
-        except TaskError as error:  # a label rejected, a relaxation that does not end
+        except TaskError as error:  # a rejected label, or a relaxation that does not converge
             for p in chosen:
                 answers[p][side] = str(error)
             continue
         for p in chosen:
-            tell(f"{name}: {p} by {side}")
+            report(f"{name}: {p} by {side}")
             answers[p][side] = _answer(p, rest, how)
     return PropertyComparison(name, answers)
 
@@ -103,7 +106,7 @@ def _answer(name: str, rest: Any, how: PropertySettings) -> Answer:
 
 
 def table(compared: PropertyComparison, sides: Sequence[str]) -> Table:
-    """A row for each value; the difference is the first side's from the last's."""
+    """One row per value. Differences are the first side minus the last."""
     shown = text_table("property", "", "unit", title=compared.structure)
     for column in (*sides, "difference", "%"):
         shown.add_column(column, justify="right")
@@ -150,7 +153,7 @@ def _difference(numbers: Sequence[float | None]) -> tuple[str, str]:
 def write(
     compared: Sequence[PropertyComparison], folder: Path, about: Mapping[str, Any]
 ) -> list[Path]:
-    """`properties.json` with everything, and a picture of each structure's curves."""
+    """Write `properties.json` with all results, and a plot of each structure's curves."""
     document = {
         **about,
         "structures": {
@@ -163,20 +166,20 @@ def write(
     }
     path = folder / "properties.json"
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    pictures = [
-        picture
+    plots = [
+        plot
         for number, c in enumerate(compared)
-        if (picture := _picture(c, folder / f"properties-{number}.png")) is not None
+        if (plot := _plot(c, folder / f"properties-{number}.png")) is not None
     ]
-    return [path, *pictures]
+    return [path, *plots]
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
     return {"failed": answer} if isinstance(answer, str) else asdict(answer)
 
 
-def _picture(compared: PropertyComparison, path: Path) -> Path | None:
-    """All curves of a structure, the sides over one another; None where there is none."""
+def _plot(compared: PropertyComparison, path: Path) -> Path | None:
+    """Plot all curves of a structure, both sides in one panel. None if there are no curves."""
     curves = {
         name: {
             side: a.curve

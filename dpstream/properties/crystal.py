@@ -1,4 +1,4 @@
-"""Properties of the perfect crystal (relaxation also of a molecule)."""
+"""Properties of the perfect crystal; relaxation also for molecules."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from dpstream.shared.atoms.properties import (
 from dpstream.shared.errors import Permanent
 
 DISPLACEMENT = 0.01
-"""Å, of the phonons."""
+"""Displacement for phonons, Å."""
 MESH = (8, 8, 8)
 
 
 def relaxation(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Energy and, of a crystal, volume and cell at rest; of a molecule its bond lengths."""
+    """Energy of the relaxed structure, and the volume and cell of a crystal or the shortest and
+    longest distance in a molecule."""
     count = len(atoms)
     values = [PropertyValue("energy", "eV/atom", energy(atoms) / count)]
     if atoms.pbc.all():
@@ -54,7 +55,7 @@ def relaxation(atoms: Any, how: PropertySettings) -> PropertyResult:
 
 
 def equation_of_state(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Birch-Murnaghan through energies at scaled volumes, ions at their fractional places."""
+    """Birch-Murnaghan fit to energies at scaled volumes with fixed fractional coordinates."""
     volume, count = atoms.get_volume(), len(atoms)
     volumes = volume * STRETCHES
     energies = np.array([energy(_scaled(atoms, float(np.cbrt(s)))) for s in STRETCHES])
@@ -83,8 +84,8 @@ def _scaled(atoms: Any, factor: float) -> Any:
 
 
 def elastic(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Elastic constants C_ij from stresses at small strains, ions relaxed in each, and the
-    Voigt-Reuss-Hill averages. Cartesian axes are those of the structure given."""
+    """Elastic constants C_ij from stresses at small strains with relaxed ions, and their
+    Voigt-Reuss-Hill averages. Cartesian axes are those of the input structure."""
     constants = stiffness(atoms, how)
     named = [PropertyValue(name, "GPa", float(constants[i, j])) for name, i, j in constant_names()]
     return PropertyResult((*named, *_averages(constants)))
@@ -125,8 +126,8 @@ def _averages(c: Floats) -> Iterator[PropertyValue]:
 
 
 def phonons(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Frequencies on a mesh from finite displacements in a supercell, through phonopy; imaginary
-    ones count as negative (A. Togo, I. Tanaka, Scr. Mater. 108, 1 (2015))."""
+    """Frequencies on a mesh from finite displacements in a supercell, with phonopy; imaginary
+    frequencies are negative (A. Togo, I. Tanaka, Scr. Mater. 108, 1 (2015))."""
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 

@@ -1,7 +1,7 @@
-"""Vacancies, interstitials, surfaces and γ-lines: energies against the perfect crystal.
+"""Vacancies, interstitials, surfaces and γ-lines: energies relative to the perfect crystal.
 
-Of a compound, an atom taken out or put in counts with the crystal's mean energy per atom: good for
-comparing two methods, no formation energy at a chemical potential.
+In a compound, an added or removed atom counts with the crystal's mean energy per atom. This is
+sufficient to compare two methods, but is not a formation energy at a given chemical potential.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dpstream.shared.atoms.frames import Floats, from_ase, to_ase
 from dpstream.shared.errors import Permanent
 
 VOIDS = 2
-"""Largest holes of the crystal that are tried."""
+"""Number of holes tried, the largest first."""
 SAME = 0.1
-"""Å: holes whose radii differ by less are one kind."""
+"""Å; holes whose radii differ by less are considered equivalent."""
 POINTS = 7
-"""Of a γ-line, both ends included."""
+"""Points of a γ-line, including both ends."""
 
 
 def vacancy(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Each symmetrically different atom taken out of a supercell, ions relaxed."""
+    """Energy of removing each symmetrically distinct atom from a supercell, with relaxed ions."""
     perfect = supercell(atoms, how.size)
     mean = energy(atoms) / len(atoms)
     values = []
@@ -50,20 +50,20 @@ def vacancy(atoms: Any, how: PropertySettings) -> PropertyResult:
 
 
 def _different_sites(atoms: Any) -> list[int]:
-    """One atom of each symmetry class; the first copy in a supercell has the same number."""
+    """The index of one atom per symmetry class, which is also valid in a supercell."""
     import spglib
 
     cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
     with catch_warnings():
-        simplefilter("ignore", DeprecationWarning)  # of its way to say that it found none
-        found = spglib.get_symmetry_dataset(cell, symprec=1e-3)
-    if found is None:
+        simplefilter("ignore", DeprecationWarning)  # spglib warns if it finds no symmetry
+        symmetry = spglib.get_symmetry_dataset(cell, symprec=1e-3)
+    if symmetry is None:
         return list(range(len(atoms)))
-    return sorted(set(map(int, found.equivalent_atoms)))
+    return sorted(set(map(int, symmetry.equivalent_atoms)))
 
 
 def interstitial(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Each element put into the largest holes of a supercell, ions relaxed."""
+    """Energy of adding each element to the largest holes of a supercell, with relaxed ions."""
     mean = energy(atoms) / len(atoms)
     values = []
     for number, place in enumerate(holes(atoms), start=1):
@@ -78,8 +78,8 @@ def interstitial(atoms: Any, how: PropertySettings) -> PropertyResult:
 
 
 def holes(atoms: Any) -> list[Floats]:
-    """Places `(3,)` in Å farthest from all atoms, one of each kind, the largest first: vertices of
-    the Voronoi cells."""
+    """Positions `(3,)` in Å farthest from all atoms, the vertices of the Voronoi cells; one of each
+    kind, the largest first."""
     from scipy.spatial import Voronoi, cKDTree
 
     repeated = atoms.repeat(3)
@@ -98,7 +98,7 @@ def holes(atoms: Any) -> list[Floats]:
 
 
 def surfaces(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """Energy per area of slabs, ions relaxed."""
+    """Surface energies from slabs with relaxed ions."""
     mean = energy(atoms) / len(atoms)
     values = []
     for miller in how.millers:
@@ -117,13 +117,13 @@ def _slab(atoms: Any, miller: tuple[int, int, int], how: PropertySettings) -> An
 
 
 def _area(atoms: Any) -> float:
-    """Å² of a slab's face."""
+    """Area of a slab's face, Å²."""
     return float(np.linalg.norm(np.cross(atoms.cell[0], atoms.cell[1])))
 
 
 def gamma_line(atoms: Any, how: PropertySettings) -> PropertyResult:
-    """The upper half of a slab shifted step by step within its plane; ions relax along the normal
-    only (V. Vitek, Phil. Mag. 18, 773 (1968))."""
+    """Energies while the upper half of a slab is shifted within its plane; ions relax along the
+    normal only (V. Vitek, Phil. Mag. 18, 773 (1968))."""
     miller, along = how.line
     rest = _slab(atoms, miller, how)
     shares = np.linspace(0.0, 1.0, POINTS)
@@ -141,7 +141,7 @@ def _shifted(rest: Any, along: tuple[float, float], shares: Floats) -> Iterator[
     height = rest.positions[:, 2]
     upper = height > (height.min() + height.max()) / 2
     if upper.all() or not upper.any():
-        raise Permanent("γ-line: the slab is a single layer; give a larger --size")
+        raise Permanent("γ-line: the slab has a single layer; increase --size")
     first, second = _in_plane(rest)
     vector = along[0] * first + along[1] * second
     for share in shares:
@@ -152,7 +152,7 @@ def _shifted(rest: Any, along: tuple[float, float], shares: Floats) -> Iterator[
 
 
 def _in_plane(rest: Any) -> tuple[Floats, Floats]:
-    """Vectors `(3,)` of a slab's face, at an angle of 90° or more: whether a hexagonal face comes
-    out at 60° or at 120° is decided by the last bit of the crystal's cell."""
+    """The in-plane vectors `(3,)` of a slab, at an angle of at least 90°. Without this choice,
+    rounding errors would decide between 60° and 120° for a hexagonal face."""
     first, second = np.asarray(rest.cell[0]), np.asarray(rest.cell[1])
     return first - np.ceil(first @ second / (second @ second) - 1e-6) * second, second

@@ -1,1 +1,1 @@
-"""Starts campaigns: on this machine, or with a deployment."""
+"""Submits and runs campaigns, on this machine or with a deployment."""

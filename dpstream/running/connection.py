@@ -60,7 +60,7 @@ def open_bus(broker: str | None) -> Bus:
     """Raises `SpecError` without a URL."""
     if broker is None:
         raise SpecError(
-            "--broker: missing: give amqp://user:password@host:port, or DPSTREAM_BROKER"
+            "--broker: missing; give amqp://user:password@host:port, or set DPSTREAM_BROKER"
         )
     settings = read_settings(BrokerSettings, broker=broker)
     with _soon() as stopping:

@@ -1,4 +1,7 @@
-"""Imported labels are recomputed with the campaign's recipe and compared."""
+"""Recomputes a few imported labels with the campaign's recipe, and compares them.
+
+Labels from another method would make the training set inconsistent without any visible error.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from dpstream.shared.values import stable_seed
 from dpstream.terminal.plan import AUTO_LOW
 
 CHECKED = 5
-"""Imported frames that are labelled again."""
+"""Number of imported frames to recompute."""
 
 
 ENERGY_OFFSET = 0.05
-"""eV per atom; other settings of the same theory differ by less, another energy zero by more."""
+"""eV per atom; other settings of the same method differ by less, another energy zero by more."""
 
 
 def cross_check(
     gathered: Gathered, spec: Spec, label_frames: Callable[[list[Frame]], list[FrameLabel | str]]
 ) -> None:
-    """Label a few imported frames again and compare.
+    """Recompute a few imported labels and compare them with the originals.
 
-    `label_frames` gives a label, or the reason of a rejection, for each frame. Raises `SpecError`
-    when a force differs by more than low / 2 (norm over one atom, eV/Å), when an energy differs
-    by more than another energy zero would explain, or when the recipe rejects a frame.
+    `label_frames` returns a label, or the reason of a rejection, per frame. Raises `SpecError` if
+    a force differs by more than low / 2 (norm for one atom, eV/Å), if an energy differs by more
+    than `ENERGY_OFFSET`, or if the recipe rejects a frame.
     """
-    if not gathered.labelled or spec.labels.code == DATASET:  # those cannot be computed again
+    if not gathered.labelled or spec.labels.code == DATASET:  # a dataset cannot be recomputed
         return
     rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
     count = min(CHECKED, len(gathered.labelled))
@@ -41,7 +44,7 @@ def cross_check(
     for (frame, imported), answer in zip(chosen, answers, strict=True):
         if isinstance(answer, str):
             raise SpecError(
-                f"initial.data: {frame.formula}: the recipe of `labels` rejects an imported frame: "
+                f"initial.data: {frame.formula}: the recipe in `labels` rejects an imported frame: "
                 f"{answer}"
             )
         pairs.append((imported, answer))
@@ -50,7 +53,7 @@ def cross_check(
 
 def _compare(pairs: Sequence[tuple[FrameLabel, FrameLabel]], tolerance: float) -> None:
     forces = [largest_force(a.forces - b.forces) for a, b in pairs]
-    # The energy of an imported frame with coefficients is a weighted sum, not its own.
+    # The energy of an imported frame with atom_ener_coeff is a weighted sum.
     energies = [
         0.0 if a.atom_ener_coeff is not None else abs(a.energy - b.energy) / len(a.forces)
         for a, b in pairs
@@ -58,20 +61,19 @@ def _compare(pairs: Sequence[tuple[FrameLabel, FrameLabel]], tolerance: float) -
     shown = ", ".join(f"{value:.3g}" for value in forces)
     if max(forces) > tolerance:
         raise SpecError(
-            f"initial.data: its forces are not those of the recipe in `labels`: max |ΔF| of "
-            f"{len(pairs)} frames labelled again is {shown} eV/Å, allowed is low/2 = "
-            f"{tolerance:.3g} eV/Å"
+            f"initial.data: the forces do not match the recipe in `labels`: max |ΔF| of "
+            f"{len(pairs)} recomputed frames is {shown} eV/Å; allowed: low/2 = {tolerance:.3g} eV/Å"
         )
     if max(energies) > ENERGY_OFFSET:
         raise SpecError(
-            f"initial.data: its energies are not those of the recipe in `labels`: they differ by "
-            f"up to {max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
-            f"allowed is {ENERGY_OFFSET:g}"
+            f"initial.data: the energies do not match the recipe in `labels`: they differ by up to "
+            f"{max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
+            f"allowed: {ENERGY_OFFSET:g}"
         )
 
 
 def _lowest(spec: Spec, gathered: Gathered) -> float:
-    """The smallest force level `low` in use, eV/Å; automatic levels as they begin."""
+    """The smallest force level `low` in use, eV/Å; for automatic levels their initial value."""
     spec = expand_material(spec)
     levels = {stage.trust or spec.trust for stage in spec.stages}
     forces = np.concatenate([label.forces.ravel() for _, label in gathered.labelled])

@@ -1,5 +1,8 @@
-"""Labels here and now, through the labeler's own desk: outside any campaign, by the same contract
-and into the same cache."""
+"""Labels frames in this process, outside any campaign.
+
+Uses the labeler's own `FrameLabeler`, so acceptance rules, cache and provenance are the same as in
+a campaign.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class LabelMethod:
-    """How labels are computed here. `files` are those that the recipe refers to, by digest; `spec`
-    is the campaign's, whose dimers have caps of their own."""
+    """How labels are computed. `files`: files that the recipe refers to, by digest; `spec`: that of
+    the campaign, if any, because dimers have their own limits."""
 
     labels: LabelSettings
     recipe: Recipe
@@ -48,9 +51,9 @@ class LabelMethod:
 def frame_labeler(
     method: LabelMethod, store: Store, purpose: str, stopping: threading.Event
 ) -> Iterator[FrameLabeler]:
-    """A desk whose labels are looked up in `store` and kept there; `purpose` is what their
-    provenance says. Once `stopping` is set it raises `Stopped`. Raises `SpecError` where this
-    machine must not compute by the recipe."""
+    """A `FrameLabeler` with its cache in `store`; `purpose` is recorded as provenance. It raises
+    `Stopped` once `stopping` is set. Raises `SpecError` if this machine does not allow the
+    recipe."""
     with private_folder(None) as scratch:
         resources = LabelerResources.for_local_run(scratch, method.labels)
         refusal = resources.refusal(method.recipe)
@@ -91,27 +94,27 @@ def label_in_parallel(
     workers: int,
     stopping: threading.Event,
 ) -> None:
-    """`work` on each item, by `workers` at once, each at a desk of its own. Returns early once
-    `stopping` is set, which a failure of one worker does to the others. Raises what it died of."""
+    """Call `work` on each item with `workers` threads, each with its own `FrameLabeler`. Returns
+    early once `stopping` is set. A failure of one thread stops the others, and is raised."""
     waiting: SimpleQueue[Item] = SimpleQueue()
     for item in items:
         waiting.put(item)
 
-    def employed() -> None:
+    def work_through() -> None:
         try:
             with (
                 suppress(Stopped, Empty),
-                frame_labeler(method, store, purpose, stopping) as open_campaign,
+                frame_labeler(method, store, purpose, stopping) as labeler,
             ):
                 while True:
-                    work(open_campaign, waiting.get_nowait())
+                    work(labeler, waiting.get_nowait())
         except BaseException:
             stopping.set()
             raise
 
     count = max(1, min(workers, waiting.qsize()))
-    with ThreadPoolExecutor(count) as pool:  # a desk's engine lives as long as its thread
-        crew = [pool.submit(employed) for _ in range(count)]
+    with ThreadPoolExecutor(count) as pool:  # an engine ends with its thread
+        crew = [pool.submit(work_through) for _ in range(count)]
     for member in crew:
         member.result()
 
@@ -119,15 +122,13 @@ def label_in_parallel(
 def label_frames(
     spec: Spec, recipe: Recipe, files: Mapping[str, bytes], frames: list[Frame]
 ) -> list[FrameLabel | str]:
-    """The label of each canonical frame, or the reason of its rejection, kept nowhere; `files` are
-    those that the recipe refers to, by digest."""
+    """The label of each canonical frame, or the reason of its rejection. Nothing is stored.
+    `files`: files that the recipe refers to, by digest."""
     method = LabelMethod(spec.labels, recipe, files, spec)
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         store = FolderStore(Path(folder))
-        with frame_labeler(method, store, "relabel", threading.Event()) as open_campaign:
-            return [
-                _answer(open_campaign.judge(frame_key(frame), frame), store) for frame in frames
-            ]
+        with frame_labeler(method, store, "relabel", threading.Event()) as labeler:
+            return [_answer(labeler.judge(frame_key(frame), frame), store) for frame in frames]
 
 
 def _answer(verdict: Verdict, store: Store) -> FrameLabel | str:
@@ -137,5 +138,5 @@ def _answer(verdict: Verdict, store: Store) -> FrameLabel | str:
 
 
 def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
-    """`cross_check` by labels computed here."""
+    """`cross_check` with labels computed in this process."""
     cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))

@@ -1,7 +1,7 @@
-"""The whole system in one process: embedded bus, folder store, services as threads.
+"""The whole system in one process: in-memory bus, folder store, services as threads.
 
-Only the engines are processes of their own. Killing the process equals a wiped broker: the ledger
-in the folder knows everything that was finished.
+Only the engines are separate processes. Killing the process is equivalent to losing the broker: the
+ledger in the folder contains all finished work.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import stable_id
 
 HEARTBEAT = 2.0
-"""Seconds between heartbeats of workers in this process."""
+"""Seconds between heartbeats of a worker."""
 
 
 @dataclass
 class LocalCluster:
-    """Workers and a coordinator over one folder, for one campaign."""
+    """A coordinator and workers for one campaign in one folder."""
 
     root: Path
     workers: Mapping[str, int]
@@ -53,18 +53,18 @@ class LocalCluster:
         self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
         self._leaving = ExitStack()
         self.scratch = self._leaving.enter_context(private_folder(None))
-        self.benches: list[Any] = []
+        self.resources_in_use: list[Any] = []
         self.threads: list[threading.Thread] = []
         self.crew: list[Worker[Any]] = []
 
     def start(self, submitted: CampaignSubmitted) -> OpenCampaign:
-        """Take the campaign over and set everybody to work."""
+        """Take over the campaign and start all services."""
         open_campaign = self.coordinator.open(submitted.campaign, workers_are_gone=True)
         if open_campaign.state.paused is not None:
             open_campaign.own_events.append(_resume(submitted.campaign))
         for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
-                self._hire(service, number, open_campaign.state.spec)
+                self._start_worker(service, number, open_campaign.state.spec)
         self._run("coordinator", self.coordinator.run, self.stopping)
         return open_campaign
 
@@ -83,7 +83,7 @@ class LocalCluster:
             raise
 
     def stop(self) -> None:
-        """Ask everybody to release their work, wait until the ledger knows, and clean up."""
+        """Let all workers return their tasks, wait until the ledger has them, and clean up."""
         workers = [thread for thread in self.threads if thread.name != "coordinator"]
         for worker in self.crew:
             worker.stopping.set()
@@ -93,30 +93,30 @@ class LocalCluster:
         self.stopping.set()
         for thread in self.threads:
             thread.join(timeout=10)
-        for resources in self.benches:
+        for resources in self.resources_in_use:
             resources.close()
         self.bus.close()
         self._leaving.close()
 
     def kill(self) -> None:
-        """End everything at once. The coordinator goes first: it must not hear of engines that
-        were killed as of engines that crashed."""
+        """Stop everything at once. The coordinator stops first, so that it does not record killed
+        engines as crashed ones."""
         self.stopping.set()
         for thread in self.threads:
             if thread.name == "coordinator":
                 thread.join(timeout=5)
         for worker in self.crew:
             worker.stopping.set()
-        for resources in self.benches:
+        for resources in self.resources_in_use:
             resources.close()
         self._leaving.close()
 
-    def _hire(self, service: str, number: int, spec: Spec) -> None:
+    def _start_worker(self, service: str, number: int, spec: Spec) -> None:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
         queue, handlers, resources = _service(service, scratch, spec)
-        self.benches.append(resources)
+        self.resources_in_use.append(resources)
         resources.start()
         worker: Worker[Any] = Worker(
             name, self.bus, self.store, queue, handlers, resources, scratch, HEARTBEAT
@@ -137,8 +137,8 @@ class LocalCluster:
 
 
 def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any, Any], Any]:
-    """Queue, handlers and bench of one service. The models are the user's own, given or trained
-    here: they are loaded whatever they could do."""
+    """Queue, handlers and resources of one service. All models are the user's own, so every model
+    format is allowed."""
     formats = frozenset({BACKENDS[spec.training.backend].suffix})
     if service == "trainer":
         return "train", trainer.HANDLERS, TrainerResources(scratch, models=MODELS)
@@ -165,34 +165,35 @@ def _resume(campaign: str) -> CampaignResumed:
 
 @contextmanager
 def sole_runner(root: Path, campaign: str) -> Iterator[None]:
-    """Two runs of one campaign in one folder would fence each other off: the second is told."""
+    """Hold the campaign's lock. Raises `SpecError` if another run of the campaign holds it, because
+    two coordinators of one ledger would fence each other, or if `root` is not writable."""
     folder = root / "campaigns" / campaign
-    made = _absent(folder)
+    created = _absent(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        _remove(made)
-        raise SpecError(f"--root: {root}: cannot be written: {error.strerror}") from error
+        _remove(created)
+        raise SpecError(f"--root: {root}: not writable: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise SpecError(f"{campaign}: another dpstream run is at work in {root}") from error
+            raise SpecError(f"{campaign}: another dpstream run is using {root}") from error
         try:
             yield
         finally:
-            if made and not (folder / "spec.json").exists():  # nothing was begun
+            if created and not (folder / "spec.json").exists():  # nothing was started
                 (folder / "lock").unlink(missing_ok=True)
-                _remove(made)
+                _remove(created)
 
 
 def _absent(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first."""
+    """The folder and its parents that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _remove(folders: list[Path]) -> None:
     for folder in folders:
-        with suppress(OSError):  # somebody else's files are in it by now
+        with suppress(OSError):  # not empty
             folder.rmdir()

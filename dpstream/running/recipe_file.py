@@ -1,4 +1,4 @@
-"""A recipe by itself: a YAML or JSON file with a `labels` section, which a campaign spec is too."""
+"""Reads a recipe file: YAML or JSON with a `labels` section, such as a campaign spec."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         metavar="FILE",
-        help="How labels are computed: a YAML or JSON file with a `labels` section as in a "
-        "campaign spec, e.g. `labels: {code: tblite}`; a whole campaign spec does too.",
+        help="How labels are computed: a campaign spec, or a YAML or JSON file with only its "
+        "`labels` section, e.g. `labels: {code: tblite}`.",
     ),
 ]
 
@@ -34,8 +34,8 @@ class RecipeFile(Section):
 
 
 def read_recipe(path: Path) -> tuple[LabelMethod, tuple[str, ...]]:
-    """How labels are computed on this machine, files that the settings name included, and the type
-    map where there is one. `SpecError` names file, key, value and remedy."""
+    """The label method, including files that its settings name, and the type map (empty if the file
+    has none). Raises `SpecError` naming file, key, value and remedy."""
     try:
         labels, type_map = _read(path)
         labels, files = read_files(labels, path.parent)

@@ -1,4 +1,8 @@
-"""Freezing a campaign: its spec and inputs go to the store, and the event that begins it."""
+"""Submits a campaign: stores its spec and inputs, and creates the event that starts it.
+
+Everything stored here never changes afterwards. Submitting the same campaign again yields the same
+event; different inputs under the same name are an error.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,16 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
 MOST_CHANGES = 5
-"""Changed keys that an error names."""
+"""Number of changed keys that an error lists."""
 
 
 def submit(
     spec: Spec, gathered: Gathered, recipe: Recipe, store: Store, now: float
 ) -> CampaignSubmitted:
-    """Store the campaign's inputs and return the event that begins it, at `now` (s, UTC).
+    """Store the campaign's inputs and return the event that starts it, at `now` (s, UTC).
 
-    The same campaign submitted again is the same event, to the byte. Raises `SpecError` when the
-    name is taken by a campaign with another spec, other structures or another recipe.
+    Submitting the same campaign again returns an identical event. Raises `SpecError` if the name is
+    used by a campaign with another spec, other structures or another recipe.
     """
     spec_ref = _freeze_spec(expand_material(spec), store)
     event = _event(spec_ref, spec.name, gathered, recipe, store, now)
@@ -42,7 +46,7 @@ def submit(
 
 
 def announced(event: CampaignSubmitted) -> CampaignSubmitted:
-    """The event as it goes over the bus."""
+    """The event as it is published, without the lists of frames, which may be too long."""
     return event.model_copy(update={"frames": (), "systems": {}, "points": ()})
 
 
@@ -86,7 +90,7 @@ def _freeze_spec(spec: Spec, store: Store) -> Ref:
         earlier = store.get(key)
         if earlier != body:
             _check_unchanged(spec, stored_spec(store, spec.name))
-            body = earlier  # written by a version that knew fewer keys
+            body = earlier  # an older version of dpstream wrote fewer keys
     return Ref.to(key, body)
 
 
@@ -95,7 +99,7 @@ def _canonical_json(document: Any) -> bytes:
 
 
 def _check_unchanged(spec: Spec, earlier: Spec) -> None:
-    """`SpecError` naming the keys that differ from the stored spec, defaults filled in."""
+    """Raises `SpecError` naming the keys that differ from the stored spec; defaults count."""
     before = _flat(earlier.model_dump(mode="json"))
     after = _flat(spec.model_dump(mode="json"))
     changes = [
@@ -106,8 +110,8 @@ def _check_unchanged(spec: Spec, earlier: Spec) -> None:
     if changes:
         more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         raise SpecError(
-            f"campaign {spec.name} exists with another spec: changed keys: "
-            f"{', '.join(changes[:MOST_CHANGES])}{more}; use another name"
+            f"campaign {spec.name} already exists with a different spec: changed: "
+            f"{', '.join(changes[:MOST_CHANGES])}{more}; choose another name"
         )
 
 
@@ -115,7 +119,7 @@ _ABSENT = object()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted key. Lists of plain values are leaves."""
+    """The leaves of nested mappings and lists, by dotted key. Lists of plain values are leaves."""
     if isinstance(value, dict) and value:
         items: Iterator[tuple[Any, Any]] = iter(value.items())
     elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
@@ -129,14 +133,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not given"
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not set"
 
 
 # ------------------------------------------------------------------------------ the inputs
 
 
 class _Inputs:
-    """Objects under `campaigns/<name>/inputs/`, named by their content."""
+    """Writes objects to `campaigns/<name>/inputs/`, named by a hash of their content."""
 
     def __init__(self, campaign: str, store: Store) -> None:
         self._campaign, self._store = campaign, store
@@ -153,7 +157,8 @@ class _Inputs:
         return tuple(refs[i] for i in range(len(frames)))
 
     def starts(self, frames: Sequence[Frame], length: int) -> tuple[FrameRef, ...]:
-        """References to the first of every so many frames of a kind, whose batch holds them."""
+        """A reference per trajectory of the engine `frames`: to its first frame, in a batch of all
+        its frames."""
         return tuple(self.frames(run)[0] for run in runs(frames, length))
 
     def packs(self, labelled: Sequence[tuple[Frame, FrameLabel]]) -> tuple[Ref, ...]:
@@ -171,7 +176,7 @@ class _Inputs:
         return self.put(_canonical_json(manifest.model_dump(mode="json")), "json")
 
     def attachments(self, attachments: Mapping[str, bytes]) -> None:
-        """What the labeling recipe refers to by digest."""
+        """Store the files that the labeling recipe refers to by digest."""
         for digest, data in attachments.items():
             self._store.create(campaign_uri(self._campaign, "inputs", digest), data)
 
@@ -183,8 +188,8 @@ class _Inputs:
 
 
 def _pack(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
-    """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, where there, virial
-    `(n, 3, 3)` eV and weights of atoms `(n, a)`."""
+    """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, if present, virial
+    `(n, 3, 3)` eV and atomic weights `(n, a)`."""
     arrays = {
         "energy": np.array([label.energy for _, label in labelled]),
         "forces": np.stack([label.forces for _, label in labelled]),
@@ -197,11 +202,11 @@ def _pack(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
     return Batch.of([frame for frame, _ in labelled], **arrays)
 
 
-# ------------------------------------------------------------------------------ submitted before
+# ------------------------------------------------------------------------------ resubmission
 
 
 def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
-    """`SpecError` naming what differs from the campaign that has the name already. Frames are
+    """Raises `SpecError` naming the first input that differs from the existing campaign. Frames are
     compared by content, packs by digest."""
     for key, before, after in (
         ("the structures of systems", _keys_by_system(earlier), _keys_by_system(event)),
@@ -209,14 +214,14 @@ def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
         ("the structures of properties", *map(_keys_of_points, (earlier, event))),
         ("initial.data", earlier.packs, event.packs),
         ("verification.data", earlier.test, event.test),
-        ("the files that trainings are given", earlier.files, event.files),
+        ("the training files", earlier.files, event.files),
         ("the labeling recipe", _recipe(earlier), _recipe(event)),
     ):
         if before != after:
             shown = f" ({before} → {after})" if isinstance(before, str) else ""
             raise SpecError(
-                f"campaign {event.campaign} exists with other inputs: {key} changed{shown}; "
-                "use another name"
+                f"campaign {event.campaign} already exists with different inputs: {key} "
+                f"changed{shown}; choose another name"
             )
 
 

@@ -1,1 +1,1 @@
-"""What people see in a terminal."""
+"""Output on a terminal: plan, status, live view, tables, progress bars."""

@@ -1,4 +1,4 @@
-"""The console that commands print to."""
+"""The console that all commands print to."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ console = Console()
 
 
 def say(console: Console, line: str) -> None:
-    """One line, as it is."""
+    """Print one line unchanged: no wrapping, markup or highlighting."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Signals that ask the command to stop."""
+"""Turns Ctrl-C and similar signals into a request to stop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.console import Console
 from dpstream.shared.runtime.signals import asked_to_stop
 
 INTERRUPTED = 130
-"""Exit status after that."""
+"""Exit status after an interruption."""
 
 
 @contextmanager
 def signals(console: Console) -> Iterator[threading.Event]:
-    """Set on the first Ctrl-C, SIGTERM or hang-up; the second raises KeyboardInterrupt, and from
-    then on all three are ignored. Signals that were ignored when the process started (nohup) stay
-    ignored."""
+    """An event that is set on the first Ctrl-C, SIGTERM or SIGHUP. The second signal raises
+    KeyboardInterrupt; afterwards all three are ignored. Signals that were ignored when the process
+    started (nohup) stay ignored."""
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     kinds = [kind for kind in wanted if signal.getsignal(kind) != signal.SIG_IGN]
     received = 0
@@ -29,11 +29,11 @@ def signals(console: Console) -> Iterator[threading.Event]:
         nonlocal received
         received += 1
         if number == signal.SIGHUP:
-            console.quiet = True  # the terminal is gone, and writing would fail
+            console.quiet = True  # the terminal is gone, so writing would fail
         if received > 1:
             for kind in kinds:
                 signal.signal(kind, signal.SIG_IGN)
             raise KeyboardInterrupt
 
-    with asked_to_stop(kinds, handle, again=lambda number: None) as asked:
-        yield asked
+    with asked_to_stop(kinds, handle, again=lambda number: None) as stopping:
+        yield stopping

@@ -1,5 +1,5 @@
-"""A campaign's ledger as lines to read: what was heard and what was decided, failures with their
-traces."""
+"""Formats a campaign's ledger for `dpstream logs`: one line per event and decision, and the traces
+of failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INDENT = " " * 8
 
 @dataclass
 class LedgerLines:
-    """`task`: only of the tasks whose id begins so."""
+    """Formats messages. `task`: restricts the output to tasks whose id starts with it."""
 
     task: str = ""
     _titles: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class LedgerLines:
 
 
 def plain(text: str) -> str:
-    """Without what would steer a terminal: engines print whatever they like."""
+    """Replace control characters, which engine output may contain."""
     return "".join(c if c.isprintable() else " " for c in text).rstrip()
 
 

@@ -1,4 +1,5 @@
-"""What the services log while a campaign runs here: kept in a file, the worst remembered."""
+"""Writes the log of the services to a file while a campaign runs on this machine, and keeps the
+newest warning for the live view."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ import structlog
 
 from dpstream.shared.errors import SpecError
 
-WORTH_SAYING = ("warning", "error", "critical")
+SHOWN_LEVELS = ("warning", "error", "critical")
 
 
 class LogFile:
-    """Log lines appended to a file; `worst` is the newest warning, in one line."""
+    """Appends log lines to a file. `worst`: the newest warning, as one line."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `SpecError` where the file cannot be written."""
+        """Raises `SpecError` if the file cannot be written."""
         try:
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
@@ -55,13 +56,13 @@ class LogFile:
     def _remember(
         self, logger: Any, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        if method in WORTH_SAYING or event["level"] in WORTH_SAYING:
+        if method in SHOWN_LEVELS or event["level"] in SHOWN_LEVELS:
             reason = " ".join(str(event.get("reason", "")).split())
             self.worst = f"{event['event']}{f': {reason}' if reason else ''}; see {self.path}"
         return event
 
     def _write(self, logger: Any, method: str, line: Any) -> str:
-        """The last processor: the line goes to the file, and nowhere else."""
+        """The last processor: writes the line to the file and drops the event."""
         with self._lock:
             if not self._file.closed:
                 self._file.write(f"{line}\n")

@@ -1,5 +1,4 @@
-"""The plan that `dpstream validate` and the head of every run print, and the cross-check of
-imported labels against the recipe."""
+"""The plan that `dpstream validate` and `dpstream run` print before anything starts."""
 
 from __future__ import annotations
 
@@ -22,14 +21,14 @@ from dpstream.terminal.tables import text_table
 
 SEMI_EMPIRICAL = "semi-empirical demo labels"
 AUTO_LOW = 0.2
-"""Automatic trust levels begin at this times the RMS force (practical guide of DP-GEN)."""
+"""Initial `low` of automatic trust levels, relative to the RMS force (DP-GEN's practical guide)."""
 LONGEST_SETTING = 60
-"""Characters shown of one label setting."""
+"""Largest number of characters shown of one label setting."""
 
 
 def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:
     """What a run of `spec` will do, as rich renderables: systems, stages, recipe, training,
-    convergence, the largest number of labels it may buy, warnings."""
+    convergence, largest number of labels, warnings."""
     spec = expand_material(spec)
     return [
         _heading(spec),
@@ -62,7 +61,7 @@ def _systems_table(spec: Spec, gathered: Gathered) -> Table:
 
 
 def _listed(values: Iterator[str] | Any, most: int = 3) -> str:
-    """Distinct values in order of appearance, the first few."""
+    """The first few distinct values, in order of appearance."""
     distinct = list(dict.fromkeys(values))
     return ", ".join(distinct[:most]) + (", …" if len(distinct) > most else "")
 
@@ -109,7 +108,7 @@ def _stage_trust(spec: Spec, stage: Stage) -> str:
 
 
 def conditions(stage: Stage) -> int:
-    """How many conditions one round explores."""
+    """Number of conditions that one round explores."""
     return len(list(stage.conditions()))
 
 
@@ -122,7 +121,7 @@ def _trajectories(stage: Stage, gathered: Gathered) -> str:
 
 def _trust(trust: TrustLevels | AutoTrust) -> str:
     if isinstance(trust, AutoTrust):
-        return f"auto, for a force error of {trust.target:g} eV/Å"
+        return f"automatic, for a force error of {trust.target:g} eV/Å"
     text = f"{trust.low:g}–{trust.high:g} eV/Å"
     if trust.relative is not None:
         text = f"{trust.low:g}–{trust.high:g} relative + {trust.relative:g} eV/Å"
@@ -152,21 +151,21 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
 
 
 def _in_short(value: object) -> str:
-    """A setting in one line, cut where it is a file's text."""
+    """A setting as one line, shortened if it is the text of a file."""
     text = " ".join(str(value).split())
     return text if len(text) <= LONGEST_SETTING else text[: LONGEST_SETTING - 1] + "…"
 
 
 def recipe_words(recipe: Recipe) -> str:
-    """Code, version and settings; says so where the labels are semi-empirical."""
+    """Method, code, version and settings, marked if the labels are semi-empirical."""
     code = CODES[recipe.code]
     settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
     text = (
-        f"{code.method(recipe.settings)} by {recipe.code} {recipe.version} ({settings}; charge "
+        f"{code.method(recipe.settings)} with {recipe.code} {recipe.version} ({settings}; charge "
         f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
     )
     if recipe.electron_temperature is not None:
-        text += f"; electrons at the {recipe.electron_temperature} of each frame, K"
+        text += f"; electron temperature from {recipe.electron_temperature} of each frame, K"
     for formula, inputs in recipe.compositions.items():
         text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
     return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
@@ -186,27 +185,27 @@ def _initial_words(gathered: Gathered) -> str:
 def _training_words(spec: Spec) -> str:
     training = spec.training
     warm = (
-        f"; warm starts train {training.warm:.0%} of that, one version in {training.cold_every} "
-        "is cold"
+        f"; warm starts with {training.warm:.0%} of these steps, except one version in "
+        f"{training.cold_every}"
         if training.warm
         else "; always from scratch"
     )
-    begun = ""
+    start = ""
     if training.init is not None:
-        begun = f"; each begins in {', '.join(training.init.model)} ({training.init.how})"
+        start = f"; starts from {', '.join(training.init.model)} ({training.init.how})"
     return (
         f"{training.members} members ({training.backend}), steps = {training.epochs:g} × frames / "
         f"batch, between {training.min_steps} and {training.max_steps}{warm}; final model "
-        f"{training.final.steps_factor:g} × as long{begun}"
+        f"{training.final.steps_factor:g} × as long{start}"
     )
 
 
 def _selection_words(spec: Spec) -> str:
     selection = spec.selection
     return (
-        f"{selection.policy}, at most {selection.per_round} labels a round, "
-        f"{selection.per_trajectory} of a trajectory and version, {selection.min_separation:g} ps "
-        f"apart; {spec.audit.per_round} audit labels a round, never trained on"
+        f"{selection.policy}, at most {selection.per_round} labels per round and "
+        f"{selection.per_trajectory} per trajectory and version, {selection.min_separation:g} ps "
+        f"apart; {spec.audit.per_round} audit labels per round, never trained on"
     )
 
 
@@ -214,15 +213,16 @@ def _convergence_words(spec: Spec) -> str:
     rule, audit = spec.convergence, spec.audit
     text = (
         f"the worst condition is ≥ {rule.accurate_ratio:.0%} accurate and ≤ {rule.max_failed:.0%} "
-        f"failed, ≤ {rule.max_rejected:.0%} of labels rejected, {rule.rounds} round(s) in a row"
+        f"failed, ≤ {rule.max_rejected:.0%} of labels rejected, in {rule.rounds} consecutive "
+        f"round{'s' * (rule.rounds > 1)}"
     )
     if audit.per_round:
         text += (
-            f", and on ≥ {audit.min_frames} audit frames of ≥ {audit.min_trajectories} "
-            f"trajectories the 95 % upper bounds hold: force RMSE ≤ {audit.force_rmse:g} eV/Å, "
+            f", and on ≥ {audit.min_frames} audit frames from ≥ {audit.min_trajectories} "
+            f"trajectories the 95 % upper bounds satisfy: force RMSE ≤ {audit.force_rmse:g} eV/Å, "
             f"P(error > {audit.error_target:g} eV/Å | accurate) ≤ {audit.exceed:g}"
         )
-    return f"{text}; at most {spec.budget.rounds} rounds a stage"
+    return f"{text}; at most {spec.budget.rounds} rounds per stage"
 
 
 def _verification_words(spec: Spec, gathered: Gathered) -> str:
@@ -233,22 +233,20 @@ def _verification_words(spec: Spec, gathered: Gathered) -> str:
             f"force RMSE ≤ {rule.max_force_error:.0%} of RMS force on {held_out} held-out frames"
         )
     if rule.nve_ps:
-        parts.append(
-            f"a stable {rule.nve_ps:g} ps run at constant energy from {rule.nve_temperature:g} K"
-        )
+        parts.append(f"a stable NVE run of {rule.nve_ps:g} ps from {rule.nve_temperature:g} K")
     parts += [f"{p.property} of {p.system} within {100 * p.tolerance:g} %" for p in rule.properties]
     return "; ".join(parts) or "none"
 
 
 def held_out_frames(spec: Spec) -> int:
-    """Frames that reference dynamics will keep, beside the label budget."""
+    """Number of held-out frames from reference dynamics, which are not part of the label budget."""
     reference = spec.verification.reference_md
     return 0 if reference is None else reference.trajectories * reference.frames
 
 
 def most_labels(spec: Spec, first: int) -> int:
-    """Largest number of labels a campaign may buy: the `first` frames, then every round of every
-    stage at its cap (audit included), bounded by the budget. Reused labels count."""
+    """Largest number of labels of a campaign: the `first` frames, then the limits of every round of
+    every stage (including audit), bounded by the budget. Reused labels count."""
     spec = expand_material(spec)
     planned = sum(_rounds(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
     return min(spec.budget.labels, first + planned)
@@ -276,14 +274,14 @@ def _budget_words(spec: Spec, gathered: Gathered) -> str:
         length = reference.equilibrate + reference.frames * reference.spacing
         points = reference.trajectories * math.ceil(length / reference.timestep)
         text += (
-            f"; beside them {held_out_frames(spec)} held-out frames from "
+            f"; in addition {held_out_frames(spec)} held-out frames from "
             f"{reference.trajectories} reference trajectories ({points} single points)"
         )
     return text
 
 
 def _rounds_words(spec: Spec) -> str:
-    """Stages × rounds × labels of a round, stages alike together."""
+    """Stages × rounds × labels per round, with equal stages combined."""
     alike = Counter((_rounds(spec, stage), _per_round(spec, stage)) for stage in spec.stages)
     audit = spec.audit.per_round
     return " + ".join(

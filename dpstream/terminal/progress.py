@@ -1,4 +1,4 @@
-"""How far a command is, on a terminal."""
+"""A progress bar, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpstream.terminal.console import console
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; call what it yields with a few words for each step done."""
+    """Show a bar for `total` steps; call the yielded function with a short text after each step."""
     columns = (
         TextColumn(what),
         BarColumn(),

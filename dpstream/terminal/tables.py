@@ -1,4 +1,4 @@
-"""The tables of the command, without lines: one style for text, one for lists of what runs."""
+"""The two styles of borderless tables: for text, and for lists of processes and campaigns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def text_table(*columns: str, **style: Any) -> Table:
-    """Bold headings; every column folds text that is too long. `style` is passed on to `Table`."""
+    """A table with bold headings whose columns fold long text. `style` is passed to `Table`."""
     table = Table(box=None, pad_edge=False, header_style="bold", **style)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -16,7 +16,7 @@ def text_table(*columns: str, **style: Any) -> Table:
 
 
 def listing_table(*columns: str) -> Table:
-    """Dim headings; only the last column folds."""
+    """A table with dim headings; only the last column folds."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, no_wrap=column != columns[-1], overflow="fold")

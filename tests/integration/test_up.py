@@ -272,7 +272,7 @@ def test_a_second_command_for_the_same_folder_is_told(refused: Refused, tmp_path
     cluster = Cluster(tmp_path / "cluster")
     cluster.folder.mkdir()
     (cluster.folder / "cluster.json").write_text("{}")
-    with cluster._alone():
+    with cluster._locked():
         assert refused("down").endswith("/cluster: another dpstream up or down is at work")
 
 

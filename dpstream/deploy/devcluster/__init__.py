@@ -1,1 +1,1 @@
-"""Real servers on this machine, for development: private, loopback only, one folder each."""
+"""Real servers on this machine for development: private, loopback only, one folder each."""

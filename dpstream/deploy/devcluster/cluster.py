@@ -1,7 +1,7 @@
-"""A development cluster: broker, object store and services on this machine, all in one folder.
+"""A development cluster: broker, object store and services on this machine, in one folder.
 
-Every part is a process of its own that outlives whoever started it. The folder says which ones they
-are, so that any later `Cluster` of it finds exactly those again.
+Every part is a separate process that keeps running after its starter ends. `cluster.json` in the
+folder records the processes, so that any later `Cluster` finds them again.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))
 PLACE = parse_deployment(USERS, "dpstream", "", "dpstream", "")
 PARTS = ("access", "broker", "env", "logs", "scratch", "store", "cluster.json", "lock")
-"""All that is ever in the folder."""
+"""Everything that the folder may contain."""
 READY_SECONDS, GRACE_SECONDS = 120.0, 30.0
 OWN = ("DPSTREAM_BROKER", "DPSTREAM_STORE")
-"""Beginnings of variables that only the cluster sets."""
+"""Prefixes of variables that only the cluster sets."""
 
 
 @dataclass(frozen=True)
 class ClusterProcess:
-    """One process, for people. `log`: a file, or a folder of them."""
+    """One running process as shown to the user. `log`: a file or a folder of files."""
 
     name: str
     pid: int
@@ -72,75 +72,75 @@ class Cluster:
     def up(
         self, workers: Mapping[str, int], settings: Mapping[str, str], stopping: threading.Event
     ) -> list[str]:
-        """Start what is not running, and return its names once every service is ready, or as soon
-        as `stopping` is set: what has been started until then goes on.
+        """Start what is not running, and return its names.
 
-        `workers` of services not named stay as many as they were. `settings` are given to services
-        started now and, once they did no harm, later. Raises `DpstreamError` for whatever is in the
-        way.
+        Returns once every service is ready or `stopping` is set; what has been started keeps
+        running. Services that `workers` does not list keep their number. `settings` apply to
+        services started now and, if they become ready, to later ones. Raises `DpstreamError`.
         """
-        server_script()  # both are missed before anything is made
+        server_script()  # raises before anything is created
         server_binary()
         self._make_folder()
-        with self._alone():
-            known = self._recall()
+        with self._locked():
+            known = self._read_record()
             wanted = {"workers": {**known.workers, **workers}}
-            record = self._remember(known.model_copy(update=wanted))
+            record = self._write_record(known.model_copy(update=wanted))
             given = {**known.settings, **settings}
             started = self._start_servers()
             self._declare_label_queues(given)
-            record = self._dismiss(record)
+            record = self._stop_surplus(record)
             for name in record.wanted:
                 if not record.is_running(name) and not stopping.is_set():
                     record = self._start(record, name, given)
                     started.append(name)
             self._wait(record, stopping)
-            self._remember(record.model_copy(update={"settings": given}))
+            self._write_record(record.model_copy(update={"settings": given}))
             return started
 
     def down(self) -> list[str]:
-        """End the services, then store and broker; the names of those that were running. Raises
-        `SpecError` where there is no cluster."""
-        self._check_there()
-        with self._alone():
+        """Stop the services, then store and broker. Returns the names of those that were running.
+        Raises `SpecError` if there is no cluster."""
+        self._check_exists()
+        with self._locked():
             return self._end_all()
 
     def wipe(self) -> list[str]:
-        """`down`, and delete all that the cluster ever kept."""
-        self._check_there()
-        with self._alone():
+        """`down`, and delete all data of the cluster."""
+        self._check_exists()
+        with self._locked():
             ended = self._end_all()
             for part in PARTS:
                 shutil.rmtree(self.folder / part, ignore_errors=True)
                 (self.folder / part).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's files are in it
+        with suppress(OSError):  # not empty
             self.folder.rmdir()
         return ended
 
     def parts(self) -> Iterator[ClusterProcess]:
-        """All that is running."""
+        """All running processes."""
         if self.broker.pid is not None:
             log = self.broker.folder / "log"
             yield ClusterProcess("broker", self.broker.pid, self.broker.ports["amqp"], log)
         if self.store.pid is not None:
             yield ClusterProcess("store", self.store.pid, self.store.ports["s3"], self.store.log)
-        for name, service in self._recall().services.items():
+        for name, service in self._read_record().services.items():
             if service.process.is_running:
                 yield ClusterProcess(name, service.process.pid, service.port, self._log(name))
 
     @property
     def dashboard(self) -> str:
-        return f"http://127.0.0.1:{self._recall().services[COORDINATOR].port}/"
+        return f"http://127.0.0.1:{self._read_record().services[COORDINATOR].port}/"
 
     @property
     def environment_file(self) -> Path:
-        """To `source`: the commands of `dpstream` then speak to this cluster."""
+        """A shell file to `source`, so that `dpstream` commands use this cluster."""
         return self.folder / "env"
 
     # ----------------------------------------------------------------------------- broker and store
 
     def _start_servers(self) -> list[str]:
-        """Both, with the users of all services; the names of those that were not running."""
+        """Start broker and store with the users of all services. Returns the names of those that
+        were not running."""
         write_access(PLACE, self.folder / "access")
         identities = self._document("seaweedfs/s3.json")
         self.store = SeaweedServer(
@@ -170,8 +170,8 @@ class Cluster:
         self.store.make_bucket(PLACE.bucket)
 
     def _declare_label_queues(self, settings: Mapping[str, str]) -> None:
-        """Those of all codes: a labeler waits at each of its own, and may not declare it; the
-        coordinator does so only when it has a first task for that code."""
+        """Declare the queues of all codes. Labelers consume from these queues but may not declare
+        them, and the coordinator declares a queue only with the first task for its code."""
         labeler = LabelerSettings.model_construct(
             labeler_codes=tuple(CODES), labeler_class=settings.get("DPSTREAM_LABELER_CLASS") or None
         )
@@ -186,7 +186,7 @@ class Cluster:
         return document
 
     def _access(self, user: str) -> dict[str, str]:
-        """What one user of broker and store is told."""
+        """The environment variables that give a user access to broker and store."""
         passwords = read_passwords(self.folder / "access" / PASSWORDS)
         password = passwords[variable(user, "PASSWORD")]
         address = f"127.0.0.1:{self.broker.ports['amqp']}/{PLACE.vhost}"
@@ -205,7 +205,7 @@ class Cluster:
     def _start(
         self, record: ClusterRecord, name: str, settings: Mapping[str, str]
     ) -> ClusterRecord:
-        """Start one service; it is in the folder's memory before anything else happens."""
+        """Start one service and record it immediately."""
         kind = name.partition("-")[0]
         port = self._port(record, name)
         own = {
@@ -226,25 +226,25 @@ class Cluster:
         if process is None:
             raise self._ended(name)
         service = ServiceRecord(process=process, port=port)
-        return self._remember(
+        return self._write_record(
             record.model_copy(update={"services": {**record.services, name: service}})
         )
 
     def _port(self, record: ClusterRecord, name: str) -> int:
-        """That of the last time, if it is still to be had."""
+        """The previous port if it is still free, otherwise a new one."""
         if name in record.services and is_free(record.services[name].port):
             return record.services[name].port
         return free_ports(1)[0]
 
-    def _dismiss(self, record: ClusterRecord) -> ClusterRecord:
-        """End the services that are no longer wanted."""
+    def _stop_surplus(self, record: ClusterRecord) -> ClusterRecord:
+        """Stop the services that are no longer wanted."""
         kept = {name: one for name, one in record.services.items() if name in record.wanted}
         surplus = [one.process for name, one in record.services.items() if name not in kept]
         end(surplus, GRACE_SECONDS)
-        return self._remember(record.model_copy(update={"services": kept}))
+        return self._write_record(record.model_copy(update={"services": kept}))
 
     def _wait(self, record: ClusterRecord, stopping: threading.Event) -> None:
-        """Until all services are ready."""
+        """Wait until all services are ready or `stopping` is set."""
         waiting = dict(record.services)
 
         def is_over() -> bool:
@@ -269,12 +269,12 @@ class Cluster:
 
     def _ended(self, name: str) -> DpstreamError:
         log = self._log(name)
-        return DpstreamError(f"{name} ended at its start: {last_line(log)}; see {log}")
+        return DpstreamError(f"{name} ended during startup: {last_line(log)}; see {log}")
 
     def _end_all(self) -> list[str]:
         running = [part.name for part in self.parts()]
-        end([service.process for service in self._recall().services.values()], GRACE_SECONDS)
-        if self.broker.has_begun:
+        end([service.process for service in self._read_record().services.values()], GRACE_SECONDS)
+        if self.broker.was_started:
             _together(self.store.stop, self.broker.stop)
         return running
 
@@ -284,14 +284,14 @@ class Cluster:
     # ----------------------------------------------------------------------------------- the folder
 
     def _make_folder(self) -> None:
-        """Raises `SpecError` where it cannot be, or holds something else."""
+        """Create the folder. Raises `SpecError` if that fails, or if it contains other files."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             strangers = [each.name for each in self.folder.iterdir() if each.name not in PARTS]
             if strangers:
                 raise SpecError(
-                    f"--dir: {self.folder}: holds something else ({min(strangers)}); "
-                    "name a folder of the cluster's own"
+                    f"--dir: {self.folder}: contains other files ({min(strangers)}); give an empty "
+                    "folder or that of a cluster"
                 )
             for part in ("logs", "scratch"):
                 (self.folder / part).mkdir(exist_ok=True)
@@ -299,36 +299,36 @@ class Cluster:
         except OSError as error:
             raise SpecError(f"--dir: {self.folder}: cannot be used: {error.strerror}") from error
 
-    def _check_there(self) -> None:
-        if not self._memory.exists():
-            raise SpecError(f"--dir: {self.folder}: no cluster; dpstream up makes one")
+    def _check_exists(self) -> None:
+        if not self._record_file.exists():
+            raise SpecError(f"--dir: {self.folder}: no cluster; dpstream up creates one")
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One `up` or `down` at a time. Raises `SpecError` for the second."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock. Raises `SpecError` if another `up` or `down` holds it."""
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise SpecError(
-                    f"--dir: {self.folder}: another dpstream up or down is at work"
+                    f"--dir: {self.folder}: another dpstream up or down is running"
                 ) from error
             yield
 
     @property
-    def _memory(self) -> Path:
+    def _record_file(self) -> Path:
         return self.folder / "cluster.json"
 
-    def _recall(self) -> ClusterRecord:
-        return ClusterRecord.read(self._memory)
+    def _read_record(self) -> ClusterRecord:
+        return ClusterRecord.read(self._record_file)
 
-    def _remember(self, record: ClusterRecord) -> ClusterRecord:
-        write_whole(self._memory, record.model_dump_json(indent=1) + "\n", 0o600)
+    def _write_record(self, record: ClusterRecord) -> ClusterRecord:
+        write_whole(self._record_file, record.model_dump_json(indent=1) + "\n", 0o600)
         return record
 
 
 def settings_for_services(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a caller's environment that are handed on to the services."""
+    """The variables of the caller's environment that are passed on to the services."""
     return {
         name: value
         for name, value in environment.items()
@@ -337,7 +337,7 @@ def settings_for_services(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _together(*calls: Callable[[], None]) -> None:
-    """All at once; returns, or raises what one of them raised, when all have ended."""
+    """Run all calls concurrently and wait for them. Raises the exception of a failed one."""
     with ThreadPoolExecutor() as pool:
         for call in [pool.submit(call) for call in calls]:
             call.result()

@@ -1,4 +1,4 @@
-"""Free ports of this machine for servers that come back to them."""
+"""Finds free ports for servers that keep their port between starts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _LOWEST = 10_240
 
 
 def free_ports(count: int) -> list[int]:
-    """Different loopback ports, free now, and never handed out for outgoing connections: while
-    their server is down, nobody gets them by accident."""
+    """Distinct free loopback ports below the ephemeral range, so that no outgoing connection takes
+    them while their server is down."""
     candidates = list(range(_LOWEST, int(_EPHEMERAL.read_text().split()[0])))
     random.SystemRandom().shuffle(candidates)
     with ExitStack() as held:
-        found: list[int] = []
-        while len(found) < count:
+        ports: list[int] = []
+        while len(ports) < count:
             listener = held.enter_context(socket.socket())
             port = candidates.pop()
             if _bind(listener, port):
-                found.append(port)
-    return found
+                ports.append(port)
+    return ports
 
 
 def is_free(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Processes that outlive whoever started them, and are found again by whoever comes later."""
+"""Starts processes that keep running after their starter ends, and finds them again later."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ DEATH_SECONDS = 10.0
 
 
 class ProcessRecord(BaseModel):
-    """A process id may have passed on to another process; with its start time it has not."""
+    """Identifies a process by id and start time, because ids are reused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     started: str
-    """Seconds from the machine's boot, which do not change when its clock is set."""
+    """Seconds since boot, which do not change when the clock is set."""
 
     @staticmethod
     def find(pid: int) -> ProcessRecord | None:
-        """None where no process has this id, or only one that has ended and awaits its parent."""
+        """The record of a running process; None if there is none, or only a zombie."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -41,7 +41,7 @@ class ProcessRecord(BaseModel):
         return ProcessRecord.find(self.pid) == self
 
     def signal(self, number: signal.Signals) -> None:
-        """Nothing where it has ended."""
+        """Send a signal; no effect if the process has ended."""
         if self.is_running:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -50,7 +50,7 @@ class ProcessRecord(BaseModel):
 def spawn(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
 ) -> subprocess.Popen[bytes]:
-    """Begin a process in `folder`, in a session of its own: it outlives the terminal. What it says
+    """Start a process in `folder` in its own session, so that it outlives the terminal. Its output
     is appended to `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -65,7 +65,7 @@ def spawn(
 
 
 def end(processes: Sequence[ProcessRecord], grace: float) -> None:
-    """Ask them to go (SIGTERM); end at once (SIGKILL) those still there after `grace` seconds."""
+    """Send SIGTERM, and SIGKILL to processes still running after `grace` seconds."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, DEATH_SECONDS)):
         for process in processes:
             process.signal(number)
@@ -74,6 +74,6 @@ def end(processes: Sequence[ProcessRecord], grace: float) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last that was said."""
+    """The last line of a log, at most 300 characters."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "without a word"
+    return lines[-1][:300] if lines else "no output"

@@ -1,6 +1,6 @@
 """A private RabbitMQ node: one folder, free loopback ports, its own cookie, user and password.
 
-It runs as whoever starts it and outlives the process that started it; `stop` works from any other.
+The node runs as the calling user and keeps running after its starter ends; any process can stop it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from dpstream.shared.errors import BusError
 
 SCRIPT = "rabbitmq-server"
 DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin", SCRIPT)
-"""The server itself; the command in the path wants to become the user `rabbitmq`."""
+"""The server itself; the command in the PATH switches to the user `rabbitmq`."""
 USER = "dpstream"
 PORTS = ("amqp", "management", "prometheus", "distribution", "mapper")
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
 CLOSING_SECONDS = 5.0
-"""A killed process has left /proc's tables a moment before its sockets are closed."""
+"""The sockets of a killed process may be open for a moment after it has left /proc."""
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of a server that wants to see its clients' certificates."""
+    """PEM files of a server that requires client certificates."""
 
     ca: Path
     cert: Path
@@ -49,20 +49,20 @@ class TlsFiles:
 
 
 def server_script() -> Path:
-    """BusError where RabbitMQ is not installed."""
-    found = shutil.which(SCRIPT)
+    """The script that starts the server. Raises BusError if RabbitMQ is not installed."""
+    command = shutil.which(SCRIPT)
     if DEBIAN_SCRIPT.exists():
         return DEBIAN_SCRIPT
-    if found is None:
+    if command is None:
         raise BusError(
             "rabbitmq-server is not installed: `apt-get install --no-install-recommends "
             "rabbitmq-server` on Debian or Ubuntu, or use a broker elsewhere"
         )
-    return Path(found)
+    return Path(command)
 
 
 class RabbitNode:
-    """The node of a folder, running or not. A second start finds what the first has kept."""
+    """The node of a folder, running or not. Its data is kept between starts."""
 
     def __init__(self, folder: Path, *, tls: TlsFiles | None = None) -> None:
         self.folder, self.tls = folder.resolve(), tls
@@ -70,13 +70,13 @@ class RabbitNode:
 
     @property
     def url(self) -> str:
-        """With user and password."""
+        """The URL with user and password."""
         scheme = "amqps" if self.tls else "amqp"
         return f"{scheme}://{USER}:{self.password}@127.0.0.1:{self.ports['amqp']}/"
 
     @property
     def management(self) -> int:
-        """Port of the management API, and of its page for people."""
+        """Port of the management API and its web page."""
         return self.ports["management"]
 
     @property
@@ -85,7 +85,7 @@ class RabbitNode:
 
     @property
     def pid(self) -> int | None:
-        """Of the running node, or of its script while it has not written its file yet."""
+        """Process id of the running node, or of its script during startup."""
         written = self._written_pid()
         if written is not None and self._is_node(written):
             return written
@@ -101,13 +101,13 @@ class RabbitNode:
         return None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether it was ever started."""
+    def was_started(self) -> bool:
+        """Whether the node was ever started."""
         return (self.folder / "ports.json").exists()
 
     def start(self) -> None:
-        """Return when the node is usable; at once when it is running. BusError with the end of its
-        log when it does not come up."""
+        """Start the node unless it is running, and wait until it is usable. Raises BusError with
+        the end of its log if that fails."""
         script = server_script()
         if self.pid is not None:
             self._wait_until_usable()
@@ -120,8 +120,8 @@ class RabbitNode:
         self._wait_until_usable()
 
     def stop(self) -> None:
-        """End the node and its port mapper; nothing where it is not running."""
-        while (pid := self.pid) is not None:  # what is only starting may be deaf, and holds nothing
+        """Stop the node and its port mapper, if running."""
+        while (pid := self.pid) is not None:  # a starting script ignores SIGTERM and has no data
             if pid != self._written_pid() or not self._ends(pid, signal.SIGTERM):
                 self._kill(pid)
         self._end_port_mapper()
@@ -137,13 +137,13 @@ class RabbitNode:
         self.start()
 
     def wipe(self) -> None:
-        """Delete every queue with all that is in it, and our exchanges."""
+        """Delete all queues with their messages, and dpstream's exchanges."""
         for kind in ("queues", "exchanges"):
-            for found in self.manage("GET", f"/api/{kind}/%2F?disable_stats=true"):
-                name = str(found["name"])
+            for item in self.manage("GET", f"/api/{kind}/%2F?disable_stats=true"):
+                name = str(item["name"])
                 if not name or name.startswith("amq."):
                     continue
-                with suppress(urllib.error.HTTPError):  # exclusive, or gone by now
+                with suppress(urllib.error.HTTPError):  # exclusive, or already deleted
                     self.manage("DELETE", f"/api/{kind}/%2F/{quote(name, '')}")
 
     def purge(self) -> None:
@@ -153,7 +153,7 @@ class RabbitNode:
                 self.manage("DELETE", f"/api/queues/%2F/{quote(str(queue['name']), '')}/contents")
 
     def manage(self, method: str, path: str, body: object = None) -> Any:
-        """One call of the management API as the administrator; the answer's JSON, if any."""
+        """Call the management API as administrator. Returns the parsed JSON of the response."""
         credentials = base64.b64encode(f"{USER}:{self.password}".encode()).decode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.management}{path}",
@@ -167,13 +167,13 @@ class RabbitNode:
 
     @property
     def ports(self) -> dict[str, int]:
-        """By what listens; chosen at the first start."""
+        """Ports by listener, chosen at the first start."""
         ports = json.loads((self.folder / "ports.json").read_text())
         assert isinstance(ports, dict)
         return ports
 
     def _lay_out(self) -> None:
-        """Folders and secrets, once."""
+        """Create folders, secrets and configuration files."""
         for name in ("home", "mnesia", "log"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
@@ -213,7 +213,7 @@ class RabbitNode:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the caller's but where programs are."""
+        """The environment of the node; only PATH comes from the caller."""
         ports, folder = self.ports, self.folder
         return {
             "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin",
@@ -236,14 +236,15 @@ class RabbitNode:
         }
 
     def _taken(self) -> list[str]:
-        """Which of our ports are not free; the port mapper may outlive a killed node."""
+        """Listeners whose port is in use, except the port mapper, which may outlive a killed
+        node."""
         return [n for n, port in self.ports.items() if n != "mapper" and not is_free(port)]
 
     def _launch(self, script: Path) -> None:
         within(CLOSING_SECONDS, lambda: not self._taken())
         for name in self._taken():
             port = self.ports[name]
-            raise BusError(f"{self.folder / 'ports.json'}: {name}: {port}: the port is taken")
+            raise BusError(f"{self.folder / 'ports.json'}: {name}: port {port} is in use")
         self._pid_file.unlink(missing_ok=True)
         with (self.folder / "log" / "output").open("wb") as output:
             self._child = subprocess.Popen(
@@ -262,26 +263,26 @@ class RabbitNode:
 
         up = within(START_SECONDS, lambda: has_ended() or self._is_usable()) and not has_ended()
         if not up:
-            last_words = self._last_words()
+            output = self._end_of_output()
             self.stop()
-            raise BusError(f"{self.folder}: RabbitMQ does not come up\n{last_words}")
+            raise BusError(f"{self.folder}: RabbitMQ did not start\n{output}")
 
     def _is_usable(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.ports["amqp"]), timeout=5):
                 pass
             self.manage("GET", "/api/overview?disable_stats=true")
-        except OSError:  # urllib's errors among them
+        except OSError:  # includes urllib's errors
             return False
         return self.pid is not None
 
-    def _last_words(self) -> str:
+    def _end_of_output(self) -> str:
         output = self.folder / "log" / "output"
         return output.read_text(errors="replace")[-2000:] if output.exists() else ""
 
     def _is_node(self, pid: int) -> bool:
-        """Whether the process is this folder's node, or the script around it: a pid file may be
-        old, and the port mapper was given the same environment. All is empty of a zombie."""
+        """Whether the process is this folder's node or its script. A pid file may be outdated, and
+        the port mapper has the same environment, so both environment and command are checked."""
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             if process.environ().get("RABBITMQ_PID_FILE") == str(self._pid_file):
@@ -291,18 +292,18 @@ class RabbitNode:
 
     def _kill(self, pid: int) -> None:
         if not self._ends(pid, signal.SIGKILL):
-            raise BusError(f"{self.folder}: the node with pid {pid} does not die")
+            raise BusError(f"{self.folder}: the node with pid {pid} cannot be stopped")
 
     def _ends(self, pid: int, number: signal.Signals) -> bool:
-        """Whether the node is gone some time after this signal."""
+        """Send a signal, and return whether the node ends within the time limit."""
         with suppress(ProcessLookupError):
             if number == signal.SIGKILL:
-                os.killpg(os.getpgid(pid), number)  # with the script around it
+                os.killpg(os.getpgid(pid), number)  # including its script
             else:
                 os.kill(pid, number)
         gone = within(STOP_SECONDS, lambda: not self._is_node(pid))
         if gone and self._child is not None:
-            self._child.wait(STOP_SECONDS)  # the script around it
+            self._child.wait(STOP_SECONDS)  # its script
         return gone
 
     def _end_port_mapper(self) -> None:

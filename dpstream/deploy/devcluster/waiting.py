@@ -1,4 +1,4 @@
-"""Waiting for servers."""
+"""Waits for a condition, such as a server that becomes ready."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 
 def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Whether it came to hold in time."""
+    """Poll `holds` until it is true. Returns whether that happened within `seconds`."""
     retrying = Retrying(
         retry=retry_if_not_result(bool),
         wait=wait_fixed(0.05),
