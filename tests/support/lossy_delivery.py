@@ -23,8 +23,8 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import stable_id
 from tests.support.campaign_simulator import CampaignSimulator, submission
 
-Said = TypeVar("Said", bound=m.Message)
-Heard = tuple[m.Message, tuple[m.Message, ...]]
+Kind = TypeVar("Kind", bound=m.Message)
+Entry = tuple[m.Message, tuple[m.Message, ...]]
 """An event and what was decided upon it."""
 
 
@@ -39,7 +39,7 @@ class LossyDelivery:
     ) -> None:
         self.world, self.faults = world, faults
         self.calm, self.random = seed is None, random.Random(seed)
-        self.state, self.ledger = State(spec=of), list[Heard]()
+        self.state, self.ledger = State(spec=of), list[Entry]()
         self.commands: list[m.Command] = []
         self.issued: list[m.Command] = []
         self.claims: dict[tuple[str, int], bool] = {}
@@ -70,10 +70,10 @@ class LossyDelivery:
         event = self.events.pop(number)
         if not self.calm and self.random.random() < 0.1:
             self.events.append(event)
-        self.hear(event)
+        self.deliver(event)
         return True
 
-    def hear(self, event: m.Message) -> tuple[m.Message, ...]:
+    def deliver(self, event: m.Message) -> tuple[m.Message, ...]:
         """Decide, and carry the decisions out."""
         after, decided = decide(self.state, event)
         if after is not self.state:
@@ -98,10 +98,10 @@ class LossyDelivery:
         """A worker claims the command; what it will say in the end."""
         self.claims[command.task, command.attempt] = True
         claimed, *results = self.world.answer(command)
-        self.hear(claimed)
+        self.deliver(claimed)
         return results
 
-    def said(self, kind: type[Said]) -> list[Said]:
+    def decisions(self, kind: type[Kind]) -> list[Kind]:
         """Everything of a kind that was decided."""
         return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
 
@@ -119,8 +119,8 @@ class LossyDelivery:
         if self.random.random() >= self.faults:
             self.events += answer
             return
-        told = [event for event in answer if self.random.random() < 0.5]
-        self.events += told
+        delivered = [event for event in answer if self.random.random() < 0.5]
+        self.events += delivered
         self.events.append(self._ending(command))
 
     def _ending(self, command: m.Command) -> m.Message:
@@ -147,7 +147,7 @@ def resumed(number: int = 0) -> m.CampaignResumed:
     return m.CampaignResumed(id=f"resumed-{number}", campaign="world", time=3.0)
 
 
-def replayed(of: Spec, ledger: Iterable[Heard]) -> State:
+def replayed(of: Spec, ledger: Iterable[Entry]) -> State:
     """The state that a ledger tells."""
     state = State(spec=of)
     for event, decided in ledger:

@@ -16,7 +16,7 @@ from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.values import Ref
-from tests.support.trainer import World
+from tests.support.trainer import TrainerHarness
 
 STEPS = 200
 FAR_BELOW = -1e4
@@ -31,7 +31,7 @@ class Fit:
 
     errors: Mapping[str, float]
     folder: Path
-    world: World
+    trainer: TrainerHarness
 
     @property
     def frozen(self) -> Path:
@@ -44,14 +44,14 @@ class Fit:
         if not path.exists():
             where = {"folder": str(self.folder), "backend": "tensorflow"}
             ask = {**where, "checkpoint": f"model.ckpt-{step}", "model": path.name}
-            self.world.resources.engine.call("freeze", ask)
+            self.trainer.resources.engine.call("freeze", ask)
         return path
 
     def measured(self, items: Sequence[Labelled]) -> Mapping[str, Any]:
         """Errors on other frames."""
         folder = self.folder / f"other-{len(list(self.folder.iterdir()))}"
         systems = [str(system) for system in write_deepmd(items, folder, ["Cu"])]
-        result: Mapping[str, Any] = self.world.resources.engine.call(
+        result: Mapping[str, Any] = self.trainer.resources.engine.call(
             "evaluate", {"model": str(self.frozen), "systems": systems}
         )
         return result
@@ -90,7 +90,7 @@ def relabelled(
 
 
 def fit(
-    world: World,
+    trainer: TrainerHarness,
     items: Sequence[Labelled],
     loss: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
@@ -108,20 +108,20 @@ def fit(
         "loss": dict(loss or {}),
         "training": training,
     }
-    refs = [world.label(item.frame, item.label) for item in items]
-    manifest = world.manifest(100 + world.serial, labels=refs)
+    refs = [trainer.label(item.frame, item.label) for item in items]
+    manifest = trainer.manifest(100 + trainer.serial, labels=refs)
     settings = {"input": document, "type_map": ["Cu"], **spec}
-    command = world.command(settings, dataset=manifest, steps=steps, files=dict(files or {}))
-    job = TrainingJob(world.resources, command, world.context(command))
+    command = trainer.command(settings, dataset=manifest, steps=steps, files=dict(files or {}))
+    job = TrainingJob(trainer.resources, command, trainer.context(command))
     job.prepare()
     assert job.train() == steps
-    return Fit(_last_line(job.folder / LCURVE), job.folder, world)
+    return Fit(_last_line(job.folder / LCURVE), job.folder, trainer)
 
 
 Apart = tuple[list[Labelled], Fit]
 
 
-def told_apart(world: World, name: str) -> Apart:
+def told_apart(trainer: TrainerHarness, name: str) -> Apart:
     """All frames twice, at parameter 0 and, with opposite labels, at 1; a model that takes it."""
     shape = (1,) if name == "fparam" else (3, 1)
     both = [
@@ -131,7 +131,7 @@ def told_apart(world: World, name: str) -> Apart:
     ]
     model = {"descriptor": SMALL, "fitting_net": {"neuron": [12, 12], f"numb_{name}": 1}}
     half = {"mode": "streaming", "checkpoint_steps": STEPS // 2}
-    return both, fit(world, both, model=model, system={name: [0.0]}, **half)
+    return both, fit(trainer, both, model=model, system={name: [0.0]}, **half)
 
 
 def _last_line(lcurve: Path) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from dpstream.shared.messages import Command, Explore, Label, Reference, Train
 from dpstream.shared.values import FrameRef
 from tests.support.campaign_simulator import key, ref
 from tests.support.faulty_adapters import FlakyBus, first
-from tests.unit.test_convergence import train_command
+from tests.support.single_tasks import train_command
 
 FRAME = FrameRef(batch=ref("batch"), index=0, key=key("frame"))
 

@@ -40,7 +40,7 @@ from dpstream.shared.codec import decode, encode, kind_of, names_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import Learning, screen, summary
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,
@@ -58,7 +58,7 @@ every_result = pytest.mark.parametrize("kind", m.RESULTS, ids=kind_of)
 
 B = TypeVar("B", bound=BaseModel)
 VALUES: dict[str, Any] = {
-    "campaign": told.NAME,
+    "campaign": sample_ledger.NAME,
     "generator": "ga",
     "capability": "tblite",
     "purpose": "test",
@@ -107,7 +107,7 @@ def task_of(kind: type[m.Command]) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     """A campaign with one claimed task of every class."""
-    teller = told.LedgerWriter(tmp_path_factory.mktemp("root"))
+    teller = sample_ledger.LedgerWriter(tmp_path_factory.mktemp("root"))
     teller.beginning()
     offer = teller.offer("first")
     for kind in m.COMMANDS:
@@ -121,12 +121,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
 
 @pytest.fixture(scope="module")
 def state(store: FolderStore) -> State:
-    return load_state(store, told.NAME)
+    return load_state(store, sample_ledger.NAME)
 
 
 @pytest.fixture(scope="module")
 def spans(store: FolderStore) -> list[Span]:
-    return spans_of(heard_and_decided(store, told.NAME))
+    return spans_of(heard_and_decided(store, sample_ledger.NAME))
 
 
 # ------------------------------------------------------------------------------- carried
@@ -208,7 +208,7 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
     class Unknown(m.TaskEvent):
         PUBLISHERS = ("trainer",)
 
-    unknown = Unknown(id="x", campaign=told.NAME, time=0.0, task="t", attempt=1)
+    unknown = Unknown(id="x", campaign=sample_ledger.NAME, time=0.0, task="t", attempt=1)
     with pytest.raises(TypeError, match="no effect is given for Unknown"):
         decide(state, unknown)
 
@@ -304,12 +304,12 @@ def test_the_page_has_it_in_the_legend_of_the_lanes(kind: type[m.Command], html:
 
 @pytest.fixture(scope="module")
 def html(store: FolderStore) -> str:
-    return render(store, told.NAME)
+    return render(store, sample_ledger.NAME)
 
 
 @every
 def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore) -> None:
-    facts = Facts.of(heard_and_decided(store, told.NAME))
+    facts = Facts.of(heard_and_decided(store, sample_ledger.NAME))
     facts.hear(example(kind))
     assert facts.last >= example(kind).time
 
@@ -327,12 +327,12 @@ def test_logs_have_a_line_for_it(kind: type[m.Message]) -> None:
 @every_command
 def test_metrics_and_overview_count_it(kind: type[m.Command], state: State, metrics: str) -> None:
     assert overview(state).tasks[kind_of(kind)]["running"] == 1
-    labels = f'campaign="{told.NAME}",kind="{kind_of(kind)}",status="running"'
+    labels = f'campaign="{sample_ledger.NAME}",kind="{kind_of(kind)}",status="running"'
     assert f"dpstream_tasks{{{labels}}} 1.0" in metrics
 
 
 @pytest.fixture(scope="module")
 def metrics(store: FolderStore) -> str:
     coordinator = Coordinator(InProcessBus(), store)
-    coordinator.open(told.NAME)
+    coordinator.open(sample_ledger.NAME)
     return CoordinatorMetrics(ReadAccess(coordinator)).text().decode()
