@@ -97,6 +97,6 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def by_fparam(trainer: Any) -> Any:
     """Frames of opposite labels, which a model tells apart by their fparam."""
-    from tests.support.tiny_fits import told_apart
+    from tests.support.tiny_fits import fit_by_parameter
 
-    return told_apart(trainer, "fparam")
+    return fit_by_parameter(trainer, "fparam")

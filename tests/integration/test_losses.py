@@ -18,7 +18,7 @@ from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.values import given_model
-from tests.support.tiny_fits import STEPS, Apart, Fit, fit, relabelled, told_apart, trimers
+from tests.support.tiny_fits import STEPS, Apart, Fit, fit, fit_by_parameter, relabelled, trimers
 from tests.support.trainer import TrainerHarness
 
 TRIMERS = trimers()
@@ -100,7 +100,7 @@ def test_parameters_tell_frames_of_the_same_atoms_apart(
     trainer: TrainerHarness, by_fparam: Apart, name: str
 ) -> None:
     """Every frame has opposite labels: without the parameter no model comes nearer than zero."""
-    both, told = by_fparam if name == "fparam" else told_apart(trainer, name)
+    both, told = by_fparam if name == "fparam" else fit_by_parameter(trainer, name)
     measured = told.measured(both)
     assert measured["force"] < 0.6 * measured["rms_force"]
     assert measured["force"] == pytest.approx(told.errors["rmse_f_trn"], rel=0.02)

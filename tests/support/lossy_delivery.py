@@ -1,4 +1,4 @@
-"""A campaign in rough weather, and an audit of its books.
+"""A campaign over a lossy bus, and checks of its counters.
 
 `LossyDelivery` drives the policy against a `CampaignSimulator`; `check_counters` recounts every
 counter of the state.
@@ -25,14 +25,14 @@ from tests.support.campaign_simulator import CampaignSimulator, submission
 
 Kind = TypeVar("Kind", bound=m.Message)
 Entry = tuple[m.Message, tuple[m.Message, ...]]
-"""An event and what was decided upon it."""
+"""An event and the decisions it led to."""
 
 
 class LossyDelivery:
-    """One campaign over a bad bus with bad workers: commands and events are delivered in any
+    """One campaign over a lossy bus with failing workers: commands and events are delivered in any
     order, some twice; workers release, crash, go silent and come back too late. `faults` is the
-    chance of such a fate; claims are exclusive, as in the store. Without a seed all is calm: one
-    event after the other, in order, once."""
+    chance of such a fate; claims are exclusive, as in the store. Without a seed every event is
+    delivered once and in order."""
 
     def __init__(
         self, world: CampaignSimulator, of: Spec, seed: int | None = None, faults: float = 0.0
@@ -95,14 +95,14 @@ class LossyDelivery:
         return held
 
     def take(self, command: m.Command) -> list[m.Message]:
-        """A worker claims the command; what it will say in the end."""
+        """A worker claims the command; returns the events with which it ends."""
         self.claims[command.task, command.attempt] = True
         claimed, *results = self.world.answer(command)
         self.deliver(claimed)
         return results
 
     def decisions(self, kind: type[Kind]) -> list[Kind]:
-        """Everything of a kind that was decided."""
+        """All decisions of a kind."""
         return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
 
     def _cancel(self, decision: m.TaskCancelled) -> None:
@@ -148,7 +148,7 @@ def resumed(number: int = 0) -> m.CampaignResumed:
 
 
 def replayed(of: Spec, ledger: Iterable[Entry]) -> State:
-    """The state that a ledger tells."""
+    """The state that follows from a ledger."""
     state = State(spec=of)
     for event, decided in ledger:
         for message in (event, *decided):

@@ -1,5 +1,5 @@
-"""`python -m tests.support.publish_twice MODULE …`: the same program, which publishes everything
-twice, in any order."""
+"""`python -m tests.support.publish_twice MODULE …`: the same program, but everything it
+publishes arrives twice, in any order."""
 
 from __future__ import annotations
 

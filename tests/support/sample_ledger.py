@@ -1,5 +1,5 @@
-"""A small campaign told by hand: its ledger and the objects it points to, in a folder store. One
-initial frame, one frame chosen for training, one for the audit, one rejected, one passed over."""
+"""A small campaign written by hand: its ledger and the objects it refers to, in a folder store. One
+initial frame, one frame chosen for training, one for the audit, one rejected, one not chosen."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def spec() -> Spec:
 
 
 def frame(number: int) -> Frame:
-    """CH4 with its carbon off centre by `number` hundredths of an Å, canonical."""
+    """CH4 with its carbon displaced by `number` hundredths of an Å, canonical."""
     arms = np.array([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
     positions = np.vstack([[0.01 * number, 0.0, 0.0], arms])
     return canonical(Frame(("C", "H", "H", "H", "H"), positions)).frame
@@ -364,7 +364,7 @@ class LedgerWriter:
 
 
 def write_sample(root: Path, **pairs: Any) -> FolderStore:
-    """The whole tale."""
+    """A finished campaign."""
     teller = LedgerWriter(root)
     teller.beginning()
     first = teller.training()

@@ -16,7 +16,7 @@ ATTEMPTS = 3
 def campaign_with(
     kind: type[Kind], world: CampaignSimulator | None = None, **changes: Any
 ) -> tuple[LossyDelivery, Kind]:
-    """A campaign up to the moment when a command of `kind` waits to be claimed; that command."""
+    """A campaign that has run until a command of `kind` waits to be claimed; and that command."""
     campaign = LossyDelivery(world or CampaignSimulator(), spec(**changes))
     campaign.until(lambda state: any(isinstance(c, kind) for c in campaign.commands))
     command = next(c for c in campaign.commands if isinstance(c, kind))
@@ -47,7 +47,7 @@ def released(command: m.Command, delay: float = 0.0) -> m.TaskReleased:
 
 
 def next_attempt(campaign: LossyDelivery, event: m.TaskEvent) -> Any:
-    """The next attempt that is decided upon `event`."""
+    """The next attempt, issued in response to `event`."""
     command = next(d for d in campaign.deliver(event) if isinstance(d, m.Command))
     campaign.commands.remove(command)
     return command

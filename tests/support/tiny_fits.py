@@ -20,14 +20,14 @@ from tests.support.trainer import TrainerHarness
 
 STEPS = 200
 FAR_BELOW = -1e4
-"""eV; beneath every energy, so that a model's error on such a label tells its energy."""
+"""eV; below every energy, so that a model's error on such a label yields its energy."""
 SMALL = {"sel": [6], "rcut": 4.5, "rcut_smth": 1.0, "neuron": [4, 8], "axis_neuron": 4}
 RATE = {"start_lr": 0.02, "stop_lr": 0.001, "warmup_ratio": 0.0}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A training at its end: the last line of its loss curve, the folder it lies in."""
+    """A finished training: the last line of its loss curve, and its folder."""
 
     errors: Mapping[str, float]
     folder: Path
@@ -39,7 +39,7 @@ class Fit:
         return self.frozen_at(STEPS)
 
     def frozen_at(self, step: int) -> Path:
-        """The model after half or all of the steps, frozen when first asked for."""
+        """The model after half or all of the steps, frozen at the first call."""
         path = self.folder / f"frozen-{step}.pb"
         if not path.exists():
             where = {"folder": str(self.folder), "backend": "tensorflow"}
@@ -57,7 +57,7 @@ class Fit:
         return result
 
     def energy(self, frame: Frame) -> float:
-        """What the model says of one frame, eV."""
+        """The model's energy of one frame, eV."""
         size = len(frame.species)
         label = FrameLabel(FAR_BELOW, np.zeros((size, 3)))
         return float(self.measured([Labelled(frame, label, {})])["energy"]) * size + FAR_BELOW
@@ -121,8 +121,8 @@ def fit(
 Apart = tuple[list[Labelled], Fit]
 
 
-def told_apart(trainer: TrainerHarness, name: str) -> Apart:
-    """All frames twice, at parameter 0 and, with opposite labels, at 1; a model that takes it."""
+def fit_by_parameter(trainer: TrainerHarness, name: str) -> Apart:
+    """Frames at parameter 0 and, with opposite labels, at 1; and a model fitted to them."""
     shape = (1,) if name == "fparam" else (3, 1)
     both = [
         relabelled(item, sign, sign, {name: np.full(shape, value)})

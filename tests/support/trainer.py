@@ -1,4 +1,4 @@
-"""A store, a bus and a warm trainer, with small sets to train on, for tests of trainings."""
+"""A store, a bus and a warm trainer engine, with small datasets, for tests of trainings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def labels(count: int, seed: int) -> list[tuple[Frame, FrameLabel]]:
 
 
 class TrainerHarness:
-    """A store with a dataset, a spec and a test set in it, a bus and a warm bench."""
+    """A store with a dataset and a test set, a bus, and the trainer's resources."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""What people say of a campaign: pause, resume, cancel, try again. Each word counts once."""
+"""Requests of an operator: pause, resume, cancel, retry. Each takes effect once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.support.single_tasks import campaign_with, claim, failed, give_up, st
 from tests.support.soak import examples
 
 
-def said(kind: Any, number: int = 0, **fields: Any) -> Any:
+def request(kind: Any, number: int = 0, **fields: Any) -> Any:
     return kind(id=f"{kind.__name__}-{number}", campaign="world", time=5.0, **fields)
 
 
 def paused(number: int = 0) -> m.CampaignPaused:
-    return said(m.CampaignPaused, number, why="maintenance")  # type: ignore[no-any-return]
+    return request(m.CampaignPaused, number, why="maintenance")  # type: ignore[no-any-return]
 
 
-def test_a_person_pauses_and_results_are_still_taken_in() -> None:
+def test_results_are_still_accepted_while_paused() -> None:
     campaign, command = campaign_with(m.Label)
     issued = len(campaign.issued)
     campaign.deliver(paused())
@@ -47,7 +47,7 @@ def test_a_day_old_resume_does_not_end_todays_pause() -> None:
     assert campaign.state.paused == "maintenance"
 
 
-def test_our_own_pause_coming_back_does_not_pause_again() -> None:
+def test_a_pause_by_the_coordinator_that_comes_back_does_not_pause_again() -> None:
     campaign, command = campaign_with(m.Train)
     give_up(campaign, command, permanent=True)
     (own,) = campaign.decisions(m.CampaignPaused)
@@ -56,11 +56,11 @@ def test_our_own_pause_coming_back_does_not_pause_again() -> None:
     assert campaign.run().finished
 
 
-def test_a_cancelled_campaign_keeps_what_it_has_and_asks_for_nothing() -> None:
+def test_a_cancelled_campaign_keeps_its_results_and_issues_nothing() -> None:
     campaign, command = campaign_with(m.Label)
     late = campaign.take(command)
     others = {t.command.task for t in campaign.state.tasks.values() if t.is_live} - {command.task}
-    decided = campaign.deliver(said(m.CampaignCancelled, why="wrong system"))
+    decided = campaign.deliver(request(m.CampaignCancelled, why="wrong system"))
     cancelled = {d.task for d in decided if isinstance(d, m.TaskCancelled)}
     assert cancelled == {*others, command.task}
     campaign.events += late
@@ -70,14 +70,19 @@ def test_a_cancelled_campaign_keeps_what_it_has_and_asks_for_nothing() -> None:
     assert (state.finished.verdict, state.finished.why) == ("cancelled", "wrong system")
     assert statuses(state, command) == {"labelled"}
     assert not any(isinstance(d, m.Command) for d in decided)
-    for word in (paused(7), resumed(7), said(m.CampaignCancelled, 7), said(m.TasksRetried, 7)):
-        assert decide(state, word) == (state, ())
+    for late in (
+        paused(7),
+        resumed(7),
+        request(m.CampaignCancelled, 7),
+        request(m.TasksRetried, 7),
+    ):
+        assert decide(state, late) == (state, ())
 
 
 def test_a_label_released_after_the_end_is_not_issued_again() -> None:
     campaign, command = campaign_with(m.Label)
     claim(campaign, command)
-    campaign.deliver(said(m.CampaignCancelled))
+    campaign.deliver(request(m.CampaignCancelled))
     fields = CampaignSimulator.envelope(command, "released")
     assert campaign.deliver(m.TaskReleased(**fields, reason="spot reclaim")) == ()
 
@@ -86,7 +91,7 @@ def test_frames_given_up_are_awaited_again_when_their_task_is_retried() -> None:
     campaign, command = campaign_with(m.Label)
     give_up(campaign, command, permanent=True)
     assert statuses(campaign.state, command) == {"rejected"}
-    (again,) = campaign.deliver(said(m.TasksRetried))
+    (again,) = campaign.deliver(request(m.TasksRetried))
     campaign.commands.remove(again)
     assert isinstance(again, m.Label)
     assert (again.task, again.attempt) == (command.task, 2)
@@ -108,7 +113,7 @@ def test_only_the_tasks_that_are_named_are_tried_again() -> None:
     campaign.commands.remove(other)
     for given_up in (command, other):
         give_up(campaign, given_up, permanent=True)
-    decided = campaign.deliver(said(m.TasksRetried, tasks=(other.task,)))
+    decided = campaign.deliver(request(m.TasksRetried, tasks=(other.task,)))
     assert [getattr(d, "task", None) for d in decided] == [other.task]
     assert task(campaign, command).status == "abandoned"
 
@@ -117,7 +122,7 @@ def test_a_trajectory_that_was_given_up_stays_so() -> None:
     campaign, command = campaign_with(m.Explore)
     give_up(campaign, command, permanent=True)
     assert not [t for t in abandoned(campaign.state) if is_of_use(campaign.state, t)]
-    assert campaign.deliver(said(m.TasksRetried)) == ()
+    assert campaign.deliver(request(m.TasksRetried)) == ()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -126,11 +131,11 @@ def test_a_held_out_reference_is_worth_another_try_until_the_set_is_frozen(froze
     give_up(campaign, command, permanent=True)
     if frozen:
         campaign.until(lambda state: state.dataset.test is not None)
-    again = [d for d in campaign.deliver(said(m.TasksRetried)) if isinstance(d, m.Reference)]
+    again = [d for d in campaign.deliver(request(m.TasksRetried)) if isinstance(d, m.Reference)]
     assert [c.task for c in again] == ([] if frozen else [command.task])
 
 
-WORDS = st.lists(
+REQUESTS = st.lists(
     st.tuples(
         st.integers(0, 150),
         st.sampled_from([m.CampaignPaused, m.CampaignResumed, m.TasksRetried]),
@@ -140,21 +145,21 @@ WORDS = st.lists(
 
 
 @examples(15, usual=6)
-@given(st.integers(0, 2**32), WORDS, st.sampled_from([None, 40, 200]))
-def test_whatever_people_say_in_whatever_weather_the_books_are_true(
-    seed: int, words: Any, cancelled_at: int | None
+@given(st.integers(0, 2**32), REQUESTS, st.sampled_from([None, 40, 200]))
+def test_requests_at_any_time_keep_the_counters_right_on_a_lossy_bus(
+    seed: int, requests: Any, cancelled_at: int | None
 ) -> None:
     of = spec(mode="streaming")
     campaign = LossyDelivery(
         CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults=0.2
     )
     for step in range(400):
-        for number, (when, kind) in enumerate(words):
+        for number, (when, kind) in enumerate(requests):
             if when == step:
                 fields = {"why": "wait"} if kind is m.CampaignPaused else {}
-                campaign.events += [said(kind, number, **fields)] * 2
+                campaign.events += [request(kind, number, **fields)] * 2
         if step == cancelled_at:
-            campaign.events += [said(m.CampaignCancelled)] * 2
+            campaign.events += [request(m.CampaignCancelled)] * 2
         if campaign.events or campaign.commands:
             campaign.step()
             check_counters(campaign.state)
