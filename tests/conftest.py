@@ -25,6 +25,10 @@ settings.register_profile(
 settings.load_profile("dpstream")
 
 pytest_plugins = [
+    "tests.support.code_settings",
+    "tests.support.coordinator",
+    "tests.support.log_lines",
+    "tests.support.worker",
     "tests.support.rabbit_server",
     "tests.support.s3_server",
     "tests.support.least_privilege",

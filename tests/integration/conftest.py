@@ -84,19 +84,19 @@ def periodic_system(tiny_training: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A `World` for trainings, its engine warm."""
-    from tests.support.trainer import World
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `TrainerHarness` for trainings, its engine warm."""
+    from tests.support.trainer import TrainerHarness
 
-    world = World(tmp_path_factory.mktemp("trainer"))
-    world.resources.start()
-    yield world
-    world.resources.close()
+    trainer = TrainerHarness(tmp_path_factory.mktemp("trainer"))
+    trainer.resources.start()
+    yield trainer
+    trainer.resources.close()
 
 
 @pytest.fixture(scope="session")
-def by_fparam(world: Any) -> Any:
+def by_fparam(trainer: Any) -> Any:
     """Frames of opposite labels, which a model tells apart by their fparam."""
-    from tests.support.tiny_fits import told_apart
+    from tests.support.tiny_fits import fit_by_parameter
 
-    return told_apart(world, "fparam")
+    return fit_by_parameter(trainer, "fparam")

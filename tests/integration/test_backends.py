@@ -14,8 +14,8 @@ from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.atoms.deviation import max_force_deviation
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.values import given_model
-from tests.integration.test_explorer import CH4, evaluated, run
-from tests.support.trainer import World
+from tests.support.explorer import CH4, evaluated, run
+from tests.support.trainer import TrainerHarness
 
 STEPS = 100
 PATIENCE = 600.0
@@ -32,53 +32,53 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(world: World, backend: str) -> MemberTrained:
-    return world.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
+def trained(trainer: TrainerHarness, backend: str) -> MemberTrained:
+    return trainer.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
 
 
 @pytest.fixture(scope="module")
-def warm(world: World, backend: str, trained: MemberTrained) -> MemberTrained:
+def warm(trainer: TrainerHarness, backend: str, trained: MemberTrained) -> MemberTrained:
     """Begun in the first."""
     spec = {"backend": backend, "compress": backend == "jax"}
     start = trained.checkpoint
-    return world.train(spec, steps=10, start=start, seed=12, max_seconds=PATIENCE)
+    return trainer.train(spec, steps=10, start=start, seed=12, max_seconds=PATIENCE)
 
 
 def test_a_member_is_trained_frozen_compressed_and_begun_in(
-    world: World, trained: MemberTrained, warm: MemberTrained, backend: str
+    trainer: TrainerHarness, trained: MemberTrained, warm: MemberTrained, backend: str
 ) -> None:
     assert trained.compressed
     assert trained.model.uri.endswith(f"compressed{BACKENDS[backend].suffix}")
     assert trained.train.force < 0.5 * trained.train.rms_force
     assert warm.train.force < 1.5 * trained.train.force
-    curve = world.store.get(trained.lcurve.uri).decode().splitlines()
+    curve = trainer.store.get(trained.lcurve.uri).decode().splitlines()
     assert trained.train.energy == pytest.approx(float(curve[-1].split()[2]), rel=0.2, abs=0.1)
 
 
 def test_a_training_goes_on_and_is_finetuned(
-    world: World, backend: str, trained: MemberTrained
+    trainer: TrainerHarness, backend: str, trained: MemberTrained
 ) -> None:
     settings = {"backend": backend, "compress": backend == "jax", "mode": "streaming"}
     steps, resume = STEPS + 10, trained.checkpoint
-    longer = world.train(settings, steps=steps, resume=resume, max_seconds=PATIENCE)
-    curve = world.store.get(longer.lcurve.uri).decode().splitlines()
+    longer = trainer.train(settings, steps=steps, resume=resume, max_seconds=PATIENCE)
+    curve = trainer.store.get(longer.lcurve.uri).decode().splitlines()
     assert int(curve[-1].split()[0]) == STEPS + 10
     assert longer.train.force < 1.5 * trained.train.force
     if backend == "jax":
         return
-    folder = world.root / "given"
-    step = checkpoints.unpack(world.store.get(trained.checkpoint.uri), folder)
+    folder = trainer.root / "given"
+    step = checkpoints.unpack(trainer.store.get(trained.checkpoint.uri), folder)
     data = (folder / BACKENDS[backend].checkpoint(step)).read_bytes()
-    files = {given_model(0): world.put("campaigns/t/inputs/given.pt", data)}
+    files = {given_model(0): trainer.put("campaigns/t/inputs/given.pt", data)}
     begin = {**settings, "mode": "lockstep", "init": {"model": "given", "how": "finetune"}}
-    tuned = world.train(begin, steps=5, files=files, max_seconds=PATIENCE)
+    tuned = trainer.train(begin, steps=5, files=files, max_seconds=PATIENCE)
     assert tuned.train.force < 1.5 * trained.train.force
 
 
 def test_lammps_runs_the_committee_and_says_its_deviation(
-    world: World, trained: MemberTrained, warm: MemberTrained, tmp_path: Path
+    trainer: TrainerHarness, trained: MemberTrained, warm: MemberTrained, tmp_path: Path
 ) -> None:
-    models = [world.file(trained.model), world.file(warm.model)]
+    models = [trainer.file(trained.model), trainer.file(warm.model)]
     resources = ExplorerResources(tmp_path / "bench")
     try:
         found = run(resources.engine, tmp_path / "t", CH4, models)

@@ -20,7 +20,7 @@ from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, fro
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.integration.test_explorer import AL8, CH4, World, evaluated, total
+from tests.support.explorer import AL8, CH4, ExplorerHarness, evaluated, total
 
 ALLOY = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
 ALLOY.symbols[[0, 1, 4, 5]] = "Au"
@@ -141,9 +141,9 @@ def models(case: Case, request: pytest.FixtureRequest) -> list[Path]:
     return found[:2]
 
 
-def world(
+def harness_for(
     folder: Path, kind: str, models: list[Path], case: Case | None = None, **settings: Any
-) -> World:
+) -> ExplorerHarness:
     case = case or CASES[kind]
     stage = {
         "name": "one",
@@ -153,10 +153,14 @@ def world(
     }
     if str(case.md.get("ensemble", "")).startswith("npt"):
         stage["pressures"] = [0.0]
-    place = World(folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]})
+    harness = ExplorerHarness(
+        folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]}
+    )
     if case.pool > 1:
-        place.structure = place.frame_refs("pool.npz", Batch.of(shaken(case.frame, case.pool)))[0]
-    return place
+        harness.structure = harness.frame_refs("pool.npz", Batch.of(shaken(case.frame, case.pool)))[
+            0
+        ]
+    return harness
 
 
 def shaken(frame: Frame, count: int) -> list[Frame]:
@@ -165,26 +169,28 @@ def shaken(frame: Frame, count: int) -> list[Frame]:
     return [canonical(replace(frame, positions=frame.positions + move)).frame for move in moves]
 
 
-def explored(resources: ExplorerResources, world: World, **more: Any) -> list[ChunkExplored]:
+def explored(
+    resources: ExplorerResources, harness: ExplorerHarness, **more: Any
+) -> list[ChunkExplored]:
     """All events of one task, by default with every frame as a candidate."""
-    command = world.explore(**{"condition": condition(world), "trust": EVERYTHING, **more})
-    last = explore(resources, command, world.context(command))
-    return [*world.published(), last]
+    command = harness.explore(**{"condition": condition(harness), "trust": EVERYTHING, **more})
+    last = explore(resources, command, harness.context(command))
+    return [*harness.published(), last]
 
 
-def condition(world: World) -> Condition:
-    return next(world.context(world.explore()).spec().stages[0].conditions())
+def condition(harness: ExplorerHarness) -> Condition:
+    return next(harness.context(harness.explore()).spec().stages[0].conditions())
 
 
 def check_deviations(
     resources: ExplorerResources,
     folder: Path,
-    world: World,
+    harness: ExplorerHarness,
     event: ChunkExplored,
     models: list[Path],
 ) -> None:
     """Those of the frames, whatever moved the atoms."""
-    batch = world.batch(event.candidates)
+    batch = harness.batch(event.candidates)
     found = evaluated(resources.engine, folder, models, batch)
     devi_f = max_force_deviation(found["forces"])
     np.testing.assert_allclose(batch.arrays["devi_f"], devi_f, rtol=2e-4, atol=2e-5)
@@ -201,25 +207,25 @@ def test_there_is_a_case_for_every_engine() -> None:
 def test_every_check_is_a_canonical_frame_with_the_committees_deviations(
     resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
-    place = world(tmp_path, kind, models)
-    (event,) = explored(resources, place)
+    harness = harness_for(tmp_path, kind, models)
+    (event,) = explored(resources, harness)
     assert (total(event), event.dropped, event.stopped) == (20, 0, None)
-    batch = place.batch(event.candidates)
+    batch = harness.batch(event.candidates)
     assert len({frame_key(frame) for frame in batch}) > 1
     assert all(frame_key(frame) == frame_key(canonical(frame).frame) for frame in batch)
-    assert batch.species == place.frame.species
+    assert batch.species == harness.frame.species
     np.testing.assert_allclose(batch.arrays["time_ps"], np.arange(1, 21) * 0.0025)
-    check_deviations(resources, tmp_path, place, event, models)
+    check_deviations(resources, tmp_path, harness, event, models)
 
-    (again,) = explored(resources, place)
-    assert list(map(frame_key, place.batch(again.candidates))) == list(map(frame_key, batch))
+    (again,) = explored(resources, harness)
+    assert list(map(frame_key, harness.batch(again.candidates))) == list(map(frame_key, batch))
 
 
 def test_failed_checks_in_a_row_end_it(
     resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
-    place = world(tmp_path, kind, models)
-    (event,) = explored(resources, place, trust=Trust(low=1e-13, high=1e-12))
+    harness = harness_for(tmp_path, kind, models)
+    (event,) = explored(resources, harness, trust=Trust(low=1e-13, high=1e-12))
     assert (event.counts.failed, event.dropped) == (5, 15)
     assert "in a row" in str(event.stopped)
 
@@ -227,21 +233,21 @@ def test_failed_checks_in_a_row_end_it(
 def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
     resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:
-    place = world(tmp_path, kind, models)
-    chunks = explored(resources, place, pinned=False)
+    harness = harness_for(tmp_path, kind, models)
+    chunks = explored(resources, harness, pinned=False)
     assert [event.chunk for event in chunks] == [0, 1, 2, 3]
     assert sum(map(total, chunks)) == 20
 
-    again = explored(resources, place, pinned=False, from_chunk=2, resume=chunks[1].restart)
+    again = explored(resources, harness, pinned=False, from_chunk=2, resume=chunks[1].restart)
     assert [event.chunk for event in again] == [2, 3]
     for one, other in zip(chunks[2:], again, strict=True):
-        expected, found = place.batch(one.candidates), place.batch(other.candidates)
+        expected, found = harness.batch(one.candidates), harness.batch(other.candidates)
         np.testing.assert_allclose(found.positions, expected.positions, atol=2e-5)
 
-    place.add_committee(2, models[::-1])
-    handed = explored(resources, place, pinned=False)
+    harness.add_committee(2, models[::-1])
+    handed = explored(resources, harness, pinned=False)
     assert [event.version for event in handed] == [1, 2, 2, 2]
-    check_deviations(resources, tmp_path, place, handed[1], models[::-1])
+    check_deviations(resources, tmp_path, harness, handed[1], models[::-1])
 
 
 @pytest.mark.parametrize(
@@ -250,32 +256,36 @@ def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
 def test_what_can_never_work_is_permanent(
     resources: ExplorerResources, tmp_path: Path, kind: str, words: str, models: list[Path]
 ) -> None:
-    place = world(tmp_path, kind, models, **CASES[kind].refused[words])
+    harness = harness_for(tmp_path, kind, models, **CASES[kind].refused[words])
     with pytest.raises(Permanent, match=words):
-        explored(resources, place)
+        explored(resources, harness)
 
 
 def test_given_frames_are_looked_at_from_the_start_on_without_those_known(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    place = world(tmp_path, "frames", methane_committee[:2])
-    pool = Batch.loads(place.store.get(place.structure.batch.uri))
-    start = place.structure.model_copy(update={"index": 10})
-    known = place.put("known.json", json.dumps([frame_key(pool[n]) for n in (3, 11, 12)]).encode())
-    (event,) = explored(resources, place, structure=start, known=known)
+    harness = harness_for(tmp_path, "frames", methane_committee[:2])
+    pool = Batch.loads(harness.store.get(harness.structure.batch.uri))
+    start = harness.structure.model_copy(update={"index": 10})
+    known = harness.put(
+        "known.json", json.dumps([frame_key(pool[n]) for n in (3, 11, 12)]).encode()
+    )
+    (event,) = explored(resources, harness, structure=start, known=known)
     assert (total(event), event.dropped, event.stopped) == (13, 0, None), "those of 25 from 10 on"
-    batch = place.batch(event.candidates)
+    batch = harness.batch(event.candidates)
     left = [n for n in range(10, 25) if n not in (11, 12)]
     assert [frame_key(frame) for frame in batch] == [frame_key(pool[n]) for n in left]
     np.testing.assert_allclose(batch.arrays["time_ps"], [(n - 9) * 0.0025 for n in left])
-    everything = place.put("all.json", json.dumps([frame_key(f) for f in pool]).encode())
-    (event,) = explored(resources, place, known=everything)
+    everything = harness.put("all.json", json.dumps([frame_key(f) for f in pool]).encode())
+    (event,) = explored(resources, harness, known=everything)
     assert (total(event), event.dropped, event.last) == (0, 0, True)
 
 
 def test_plumed_is_refused_where_lammps_has_none(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    place = world(tmp_path, "plumed", methane_committee, CASES["md"], input="d: DISTANCE ATOMS=1,2")
+    harness = harness_for(
+        tmp_path, "plumed", methane_committee, CASES["md"], input="d: DISTANCE ATOMS=1,2"
+    )
     with pytest.raises(Permanent, match="built without it"):
-        explored(resources, place)
+        explored(resources, harness)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
@@ -34,34 +32,33 @@ from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
 from dpstream.shared.atoms.properties import PROPERTIES
-from dpstream.shared.bus.memory import InProcessBus
-from dpstream.shared.codec import decode
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
-from dpstream.shared.messages import Audit, ChunkExplored, Explore, Judge, Measure, Verify
+from dpstream.shared.messages import Audit, Judge, Measure, Verify
 from dpstream.shared.runtime.child_process import ChildProcess
-from dpstream.shared.runtime.context import Context
-from dpstream.shared.spec import LabelSettings, Md, Spec
-from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.spec import LabelSettings, Md
 from dpstream.shared.values import (
     Accepted,
     Committee,
     Condition,
     Dataset,
-    FrameRef,
-    PoolItem,
     Ref,
     Trust,
-    campaign_uri,
+)
+from tests.support.explorer import (
+    AL4,
+    AL8,
+    CH4,
+    COLD,
+    OPEN,
+    ExplorerHarness,
+    Trajectory,
+    evaluated,
+    run,
+    total,
 )
 from tests.support.tiny_fits import STEPS, Apart
 
-CH4 = canonical(from_ase(molecule("CH4"))).frame
-AL4 = canonical(from_ase(bulk("Al", cubic=True))).frame
-AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame
 EMT_LABELS = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
-OPEN = Trust(low=0.1, high=1e9)
-"""Levels that stop nothing."""
-COLD = Condition(system="s", temperature=300)
 
 
 # ------------------------------------------------------------------------------------- the engine
@@ -73,60 +70,6 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerReso
     resources.start()
     yield resources
     resources.close()
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    outcome: dict[str, Any]
-    arrays: Mapping[str, Any]
-
-    def batch(self, frame: Frame) -> Batch:
-        cells = None if frame.cell is None else self.arrays["cells"]
-        return Batch(frame.species, self.arrays["positions"], cells)
-
-
-def run(
-    engine: ChildProcess,
-    folder: Path,
-    frame: Frame,
-    models: Sequence[Path],
-    condition: Condition = COLD,
-    trust: Trust = OPEN,
-    checks: int = 10,
-    **md: Any,
-) -> Trajectory:
-    """A trajectory straight through the engine, driver 1."""
-    folder.mkdir(exist_ok=True)
-    settings = Md.model_validate({"timestep": 0.0005, "every": 5, **md})
-    type_map = sorted(set(frame.species))
-    data = folder / "data"
-    data.write_text(md_script.data_file(frame, type_map, {}))
-    pair = md_script.pair_commands(models, 1, type_map, settings.every, trust, frame)
-    script = md_script.start_script(frame, data, settings, condition, 5, pair)
-    engine.call("begin", {"script": vars(script)})
-    arguments = {
-        "checks": checks,
-        "every": settings.every,
-        "overlap": settings.overlap,
-        "reach": 4.0 if frame.cell is None else None,
-        "trust": trust.model_dump(),
-        "streak": 0,
-        "stop_after": settings.stop_after,
-        "frames": str(folder / "frames.npz"),
-    }
-    outcome = engine.call("advance", arguments)
-    with np.load(folder / "frames.npz", allow_pickle=False) as found:
-        return Trajectory(outcome, dict(found))
-
-
-def evaluated(
-    engine: ChildProcess, folder: Path, models: Sequence[Path], batch: Batch
-) -> Mapping[str, Any]:
-    (folder / "batch.npz").write_bytes(batch.dumps())
-    files = {"batch": str(folder / "batch.npz"), "result": str(folder / "result.npz")}
-    engine.call("evaluate", {"models": [str(m) for m in models], **files})
-    with np.load(folder / "result.npz", allow_pickle=False) as found:
-        return dict(found)
 
 
 def test_same_seed_same_bits_in_one_process_and_in_another(
@@ -320,120 +263,30 @@ def test_what_flies_apart_or_collides_is_stopped_not_a_crash(
 # ------------------------------------------------------------------------------------ the handlers
 
 
-@dataclass
-class World:
-    """A campaign's store, one bus that hears everything, and commands with their context."""
-
-    root: Path
-    frame: Frame
-    models: Sequence[Path]
-    md: Mapping[str, Any] = field(default_factory=dict)
-    spec_extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.store, self.bus = FolderStore(self.root / "store"), InProcessBus()
-        self.numbers = itertools.count(1)
-        self.type_map = tuple(sorted(set(self.frame.species)))
-        spec = Spec.model_validate(
-            {
-                "name": "c",
-                "type_map": self.type_map,
-                "systems": {"s": {"structures": ["unused.xyz"]}},
-                "initial": {"perturb": {}},
-                "stages": [{"name": "one", "systems": ["s"], "temperatures": [300]}],
-                "md": {"timestep": 0.0005, "every": 5, "steps": 100, "chunk": 5, **self.md},
-                **self.spec_extra,
-            }
-        )
-        self.spec = self.put("spec.json", spec.model_dump_json().encode())
-        self.structure = self.frame_refs("start.npz", Batch.of([self.frame]))[0]
-        self.committee = self.add_committee(1, self.models)
-
-    def put(self, name: str, data: bytes) -> Ref:
-        uri = campaign_uri("c", name)
-        self.store.put(uri, data)
-        return Ref.to(uri, data)
-
-    def frame_refs(self, name: str, batch: Batch) -> list[FrameRef]:
-        ref = self.put(name, batch.dumps())
-        keys = [frame_key(frame) for frame in batch]
-        return [FrameRef(batch=ref, index=i, key=key) for i, key in enumerate(keys)]
-
-    def add_committee(self, version: int, models: Sequence[Path]) -> Ref:
-        refs = [self.put(f"models/{m.parent.name}.pb", m.read_bytes()) for m in models]
-        committee = Committee(version=version, models=tuple(refs), type_map=self.type_map)
-        return self.put(f"committees/{version}.json", committee.model_dump_json().encode())
-
-    def fields(self, **more: Any) -> dict[str, Any]:
-        common = {"id": "i", "campaign": "c", "time": 0.0, "task": "t", "title": "x"}
-        number = next(self.numbers)
-        return {**common, "attempt": number, "max_seconds": 120, "spec": self.spec, **more}
-
-    def explore(self, **more: Any) -> Explore:
-        fields = self.fields(
-            committee=self.committee,
-            version=1,
-            stage=0,
-            trajectory="one-0",
-            condition=COLD,
-            structure=self.structure,
-            seed=5,
-            driver=1,
-            trust=OPEN,
-            pinned=True,
-        )
-        return Explore(**{**fields, **more})
-
-    def context(self, command: Any) -> Context:
-        scratch = self.root / "scratch" / str(command.attempt)
-        scratch.mkdir(parents=True)
-        return Context(self.store, self.bus, command, scratch, "w", threading.Event())
-
-    def published(self) -> list[ChunkExplored]:
-        """Events of this world since the last call."""
-        subscription = self.bus.consume("coordinator", prefetch=100)
-        events = []
-        while (delivery := subscription.next(timeout=0.01)) is not None:
-            events.append(decode(delivery.body))
-            delivery.ack()
-        subscription.cancel()
-        return events
-
-    def batch(self, item: PoolItem | None) -> Batch:
-        assert item is not None
-        batch = Batch.loads(self.store.get(item.frames.uri))
-        assert len(batch) == item.count
-        return batch
-
-
-def total(event: ChunkExplored) -> int:
-    return event.counts.total + event.dropped
-
-
 def test_a_pinned_trajectory_is_one_event_that_counts_every_check(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
-    calm = world.explore()
-    seen = explore(resources, calm, world.context(calm))
-    assert world.published() == []
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    calm = harness.explore()
+    seen = explore(resources, calm, harness.context(calm))
+    assert harness.published() == []
     assert (seen.last, seen.chunk, seen.version, seen.stopped) == (True, 0, 1, None)
     assert seen.counts.total == sum(seen.histogram) == 20
-    devi = world.batch(seen.candidates).arrays["devi_f"] if seen.candidates else np.empty(0)
+    devi = harness.batch(seen.candidates).arrays["devi_f"] if seen.candidates else np.empty(0)
     split = float(np.median(devi))
-    strict = world.explore(trust=Trust(low=float(devi.min()) * 1.001, high=split))
-    event = explore(resources, strict, world.context(strict))
+    strict = harness.explore(trust=Trust(low=float(devi.min()) * 1.001, high=split))
+    event = explore(resources, strict, harness.context(strict))
     assert total(event) == 20
     levels = strict.trust
     for item, kinds in (
         (event.candidates, {"candidate"}),
         (event.reservoir, {"accurate", "failed"}),
     ):
-        batch = world.batch(item)
+        batch = harness.batch(item)
         assert {verdict(x, None, levels) for x in batch.arrays["devi_f"]} == kinds
         for frame in batch:
             assert frame_key(frame) == frame_key(canonical(frame).frame)
-    reservoir = world.batch(event.reservoir)
+    reservoir = harness.batch(event.reservoir)
     assert reservoir.arrays["weight"][~reservoir.arrays["failed"]].sum() == event.counts.accurate
     assert reservoir.arrays["weight"][reservoir.arrays["failed"]].sum() == event.counts.failed
 
@@ -441,9 +294,9 @@ def test_a_pinned_trajectory_is_one_event_that_counts_every_check(
 def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
-    command = world.explore(trust=Trust(low=1e-9, high=2e-9))
-    event = explore(resources, command, world.context(command))
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    command = harness.explore(trust=Trust(low=1e-9, high=2e-9))
+    event = explore(resources, command, harness.context(command))
     assert (event.counts.failed, event.dropped) == (5, 15)
     assert event.stopped is not None
     assert "in a row" in event.stopped
@@ -453,62 +306,62 @@ def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
 def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
-    whole = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
-    last = explore(resources, whole, world.context(whole))
-    chunks = [*world.published(), last]
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    whole = harness.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
+    last = explore(resources, whole, harness.context(whole))
+    chunks = [*harness.published(), last]
     assert [event.chunk for event in chunks] == [0, 1, 2, 3]
     assert [event.last for event in chunks] == [False, False, False, True]
     assert sum(map(total, chunks)) == 20
     assert all(event.uniform for event in chunks)
-    times = [t for event in chunks for t in world.batch(event.candidates).arrays["time_ps"]]
+    times = [t for event in chunks for t in harness.batch(event.candidates).arrays["time_ps"]]
     np.testing.assert_allclose(times, np.arange(1, 21) * 0.0025)
 
-    more = world.explore(pinned=False, trust=whole.trust, from_chunk=2, resume=chunks[1].restart)
-    last_again = explore(resources, more, world.context(more))
-    again = [*world.published(), last_again]
+    more = harness.explore(pinned=False, trust=whole.trust, from_chunk=2, resume=chunks[1].restart)
+    last_again = explore(resources, more, harness.context(more))
+    again = [*harness.published(), last_again]
     assert [event.chunk for event in again] == [2, 3]
     for one, other in zip(chunks[2:], again, strict=True):
         assert total(one) == total(other)
-        expected = world.batch(one.candidates)
-        found = world.batch(other.candidates)
+        expected = harness.batch(one.candidates)
+        found = harness.batch(other.candidates)
         np.testing.assert_allclose(found.positions, expected.positions, atol=2e-6)
 
 
 def test_a_newer_committee_takes_over_between_chunks(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
-    command = world.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
-    world.add_committee(2, methane_committee[::-1])
-    world.add_committee(3, methane_committee[1:])
-    last = explore(resources, command, world.context(command))
-    chunks = [*world.published(), last]
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    command = harness.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
+    harness.add_committee(2, methane_committee[::-1])
+    harness.add_committee(3, methane_committee[1:])
+    last = explore(resources, command, harness.context(command))
+    chunks = [*harness.published(), last]
     assert [event.version for event in chunks] == [1, 3, 3, 3]
     assert [event.uniform for event in chunks] == [True, False, False, False]
     assert sum(map(total, chunks)) == 20
-    batch = world.batch(chunks[1].candidates)
+    batch = harness.batch(chunks[1].candidates)
     assert set(batch.arrays["version"]) == {3}
     forces = evaluated(resources.engine, tmp_path, methane_committee[1:], batch)["forces"]
     np.testing.assert_allclose(batch.arrays["devi_f"], max_force_deviation(forces), rtol=1e-4)
     assert chunks[1].restart is not None
-    _, state, _ = read_checkpoint(world.store.get(chunks[1].restart.uri))
+    _, state, _ = read_checkpoint(harness.store.get(chunks[1].restart.uri))
     assert (state["version"], state["made"], state["uniform"]) == (3, 10, False)
 
 
 def test_a_killed_engine_is_a_crash_and_the_next_task_works(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee, md={"steps": 200_000})
-    command = world.explore()
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee, md={"steps": 200_000})
+    command = harness.explore()
     pid = resources.engine.pid
     assert pid is not None
     killer = threading.Timer(3.0, os.kill, [pid, signal.SIGKILL])
     killer.start()
     with pytest.raises(EngineCrashed):
-        explore(resources, command, world.context(command))
+        explore(resources, command, harness.context(command))
     killer.join()
-    small = World(tmp_path / "small", CH4, methane_committee)
+    small = ExplorerHarness(tmp_path / "small", CH4, methane_committee)
     command = small.explore()
     assert explore(resources, command, small.context(command)).counts.total == 20
 
@@ -516,9 +369,9 @@ def test_a_killed_engine_is_a_crash_and_the_next_task_works(
 def test_a_task_nobody_wants_ends_soon(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee, md={"steps": 2_000_000})
-    command = world.explore()
-    context = world.context(command)
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee, md={"steps": 2_000_000})
+    command = harness.explore()
+    context = harness.context(command)
     stopper = threading.Timer(2.0, context.stopping.set)
     stopper.start()
     with pytest.raises(Stopped):
@@ -529,34 +382,34 @@ def test_what_can_never_work_is_permanent(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     lone = Frame(("C",), np.zeros((1, 3)))
-    world = World(tmp_path / "lone", lone, methane_committee)
-    command = world.explore()
+    harness = ExplorerHarness(tmp_path / "lone", lone, methane_committee)
+    command = harness.explore()
     with pytest.raises(Permanent, match="supercell"):
-        explore(resources, command, world.context(command))
-    world = World(tmp_path / "format", CH4, methane_committee)
-    ref = world.put("models/evil.pth", b"anything")
-    committee = Committee(version=1, models=(ref,), type_map=world.type_map)
-    manifest = world.put("evil.json", committee.model_dump_json().encode())
-    command = world.explore(committee=manifest)
+        explore(resources, command, harness.context(command))
+    harness = ExplorerHarness(tmp_path / "format", CH4, methane_committee)
+    ref = harness.put("models/evil.pth", b"anything")
+    committee = Committee(version=1, models=(ref,), type_map=harness.type_map)
+    manifest = harness.put("evil.json", committee.model_dump_json().encode())
+    command = harness.explore(committee=manifest)
     with pytest.raises(Permanent, match=r"evil\.pth"):
-        explore(resources, command, world.context(command))
+        explore(resources, command, harness.context(command))
 
 
 def test_judge_keeps_candidates_and_names_what_is_accurate(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
-    first = world.explore(trust=Trust(low=1e-9, high=1e9))
-    event = explore(resources, first, world.context(first))
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    first = harness.explore(trust=Trust(low=1e-9, high=1e9))
+    event = explore(resources, first, harness.context(first))
     assert event.candidates is not None
-    waiting = world.batch(event.candidates)
-    newer = world.add_committee(2, methane_committee[1:])
+    waiting = harness.batch(event.candidates)
+    newer = harness.add_committee(2, methane_committee[1:])
     forces = evaluated(resources.engine, tmp_path, methane_committee[1:], waiting)["forces"]
     devi = np.sort(max_force_deviation(forces))
     trust = Trust(low=float(devi[5] * 1.0001), high=float(devi[15] * 1.0001))
-    refs = world.frame_refs("pending.npz", waiting)
+    refs = harness.frame_refs("pending.npz", waiting)
     command = Judge(
-        **world.fields(
+        **harness.fields(
             committee=newer,
             version=2,
             trust=trust,
@@ -564,9 +417,9 @@ def test_judge_keeps_candidates_and_names_what_is_accurate(
             frames=tuple(refs),
         )
     )
-    done = judge(resources, command, world.context(command))
+    done = judge(resources, command, harness.context(command))
     assert (done.counts.accurate, done.counts.candidate, done.counts.failed) == (12, 20, 8)
-    remaining = world.batch(done.pool[0])
+    remaining = harness.batch(done.pool[0])
     assert done.pool[0].version == 2
     assert set(remaining.arrays["version"]) == {2}
     assert len(remaining) == 10
@@ -577,9 +430,9 @@ def test_judge_keeps_candidates_and_names_what_is_accurate(
     assert list(done.accurate) == expected
 
 
-def labelled_pack(world: World, system: Path, name: str) -> Ref:
+def labelled_pack(harness: ExplorerHarness, system: Path, name: str) -> Ref:
     """A DeePMD system as a dataset manifest of one pack."""
-    folder, n_atoms = system / "set.000", len(world.frame.species)
+    folder, n_atoms = system / "set.000", len(harness.frame.species)
     columns = {
         "energy": np.load(folder / "energy.npy"),
         "forces": np.load(folder / "force.npy").reshape(-1, n_atoms, 3),
@@ -589,9 +442,11 @@ def labelled_pack(world: World, system: Path, name: str) -> Ref:
         columns["virial"] = np.load(folder / "virial.npy").reshape(-1, 3, 3)
         cells = np.load(folder / "box.npy").reshape(-1, 3, 3)
     positions = np.load(folder / "coord.npy").reshape(-1, n_atoms, 3)
-    pack = world.put(f"{name}.npz", Batch(world.frame.species, positions, cells, columns).dumps())
+    pack = harness.put(
+        f"{name}.npz", Batch(harness.frame.species, positions, cells, columns).dumps()
+    )
     dataset = Dataset(version=1, packs=(pack,))
-    return world.put(f"{name}.json", dataset.model_dump_json().encode())
+    return harness.put(f"{name}.json", dataset.model_dump_json().encode())
 
 
 def test_audit_measures_the_true_error_and_calibrates_auto_levels(
@@ -601,12 +456,12 @@ def test_audit_measures_the_true_error_and_calibrates_auto_levels(
     methane_system: Path,
 ) -> None:
     auto = {"trust": {"target": 0.5, "min_pairs": 10}}
-    world = World(tmp_path, CH4, methane_committee, spec_extra=auto)
-    labels = labelled_pack(world, methane_system, "audit")
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee, spec_extra=auto)
+    labels = labelled_pack(harness, methane_system, "audit")
     trust = Trust(low=0.5, high=5.0)
     command = Audit(
-        **world.fields(
-            committee=world.committee,
+        **harness.fields(
+            committee=harness.committee,
             version=1,
             stage=0,
             trust=trust,
@@ -615,8 +470,8 @@ def test_audit_measures_the_true_error_and_calibrates_auto_levels(
             seed=3,
         )
     )
-    done = audit(resources, command, world.context(command))
-    pairs = json.loads(world.store.get(done.pairs.uri))
+    done = audit(resources, command, harness.context(command))
+    pairs = json.loads(harness.store.get(done.pairs.uri))
     assert len(pairs["audit"]) == len(pairs["pairs"]) == 24
     reference = np.load(methane_system / "set.000/force.npy").reshape(-1, 5, 3)
     batch = Batch(CH4.species, np.load(methane_system / "set.000/coord.npy").reshape(-1, 5, 3))
@@ -640,13 +495,13 @@ def test_verify_measures_drift_and_errors(
     periodic_system: Path,
 ) -> None:
     short = {"verification": {"nve_ps": 0.5, "max_drift": 1e-3}}
-    world = World(tmp_path / "al", AL8, periodic_committee, spec_extra=short)
-    test = labelled_pack(world, periodic_system, "test")
-    model = world.put("models/final.pb", periodic_committee[0].read_bytes())
-    fields = world.fields(
-        model=model, type_map=("Al",), structure=world.structure, seed=5, test=test
+    harness = ExplorerHarness(tmp_path / "al", AL8, periodic_committee, spec_extra=short)
+    test = labelled_pack(harness, periodic_system, "test")
+    model = harness.put("models/final.pb", periodic_committee[0].read_bytes())
+    fields = harness.fields(
+        model=model, type_map=("Al",), structure=harness.structure, seed=5, test=test
     )
-    done = verify(resources, Verify(**fields), world.context(Verify(**fields)))
+    done = verify(resources, Verify(**fields), harness.context(Verify(**fields)))
     assert done.stable, done.detail
     assert done.length_ps == pytest.approx(0.5)
     assert abs(done.drift) < 1e-3
@@ -661,7 +516,9 @@ def test_verify_measures_drift_and_errors(
     off = (found["virials"][0] - reference) / 8
     assert done.test.virial == pytest.approx(np.sqrt(np.mean(off**2)))
 
-    hasty = World(tmp_path / "ch4", CH4, methane_committee, md={"timestep": 0.01}, spec_extra=short)
+    hasty = ExplorerHarness(
+        tmp_path / "ch4", CH4, methane_committee, md={"timestep": 0.01}, spec_extra=short
+    )
     model = hasty.put("models/final.pb", methane_committee[0].read_bytes())
     fields = hasty.fields(model=model, type_map=("C", "H"), structure=hasty.structure, seed=5)
     done = verify(resources, Verify(**fields), hasty.context(Verify(**fields)))
@@ -675,12 +532,12 @@ WANTED = [
 ]
 
 
-def labelled_points(world: World, crystal: Frame) -> Ref:
+def labelled_points(harness: ExplorerHarness, crystal: Frame) -> Ref:
     """The structures of `WANTED`, labelled by EMT through the labeler, as the coordinator puts
     them together."""
     by_emt = LabelSettings.model_validate(EMT_LABELS)
     method, labels, origins = LabelMethod(by_emt, make_recipe(by_emt), {}), [], []
-    with frame_labeler(method, world.store, "points", threading.Event()) as at:
+    with frame_labeler(method, harness.store, "points", threading.Event()) as at:
         for number, wanted in enumerate(WANTED):
             for frame in PROPERTIES[str(wanted["property"])].points(crystal):
                 verdict = at.judge(frame_key(frame), frame)
@@ -688,7 +545,7 @@ def labelled_points(world: World, crystal: Frame) -> Ref:
                 labels.append(verdict.label)
                 origins.append(str(number))
     dataset = Dataset(version=1, labels=tuple(labels), origins=tuple(origins))
-    return world.put("points.json", dataset.model_dump_json().encode())
+    return harness.put("points.json", dataset.model_dump_json().encode())
 
 
 def by_hand(energies: Callable[[Any], float], stresses: Callable[[Any], Any]) -> dict[str, float]:
@@ -712,10 +569,10 @@ def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
     resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     verification = {"verification": {"nve_ps": 0, "properties": WANTED}}
-    world = World(tmp_path, AL4, periodic_committee, spec_extra=verification)
-    points = labelled_points(world, AL4)
-    command = Measure(**world.fields(committee=world.committee, version=1, points=points))
-    done = measure(resources, command, world.context(command))
+    harness = ExplorerHarness(tmp_path, AL4, periodic_committee, spec_extra=verification)
+    points = labelled_points(harness, AL4)
+    command = Measure(**harness.fields(committee=harness.committee, version=1, points=points))
+    done = measure(resources, command, harness.context(command))
     assert [p.property for p in done.properties] == [0, 1, *[2] * 9, 3]
     found = {p.name.rpartition(" ")[2]: p for p in done.properties}
 
@@ -743,11 +600,11 @@ def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
     assert found["volume"].recipe == pytest.approx(15.93, rel=1e-3)
     assert found["modulus"].recipe == pytest.approx(39.3, abs=0.5)
 
-    final = world.put("models/final.pb", periodic_committee[0].read_bytes())
-    alone = world.fields(
-        model=final, type_map=("Al",), structure=world.structure, seed=5, points=points
+    final = harness.put("models/final.pb", periodic_committee[0].read_bytes())
+    alone = harness.fields(
+        model=final, type_map=("Al",), structure=harness.structure, seed=5, points=points
     )
-    shown = verify(resources, Verify(**alone), world.context(Verify(**alone))).properties
+    shown = verify(resources, Verify(**alone), harness.context(Verify(**alone))).properties
     assert [p.recipe for p in shown] == [p.recipe for p in done.properties]
     assert [p.model for p in shown] != [p.model for p in done.properties], "one model, no mean"
 
@@ -755,10 +612,10 @@ def test_properties_by_the_committee_and_by_the_recipe_from_the_same_structures(
 def test_descriptors_and_deviations_for_a_diverse_draw(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
-    world = World(tmp_path, CH4, methane_committee)
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
     found = run(resources.engine, tmp_path / "run", CH4, methane_committee)
-    context = world.context(world.explore())
-    values, by_atom = resources.descriptors(world.committee, found.batch(CH4), context)
+    context = harness.context(harness.explore())
+    values, by_atom = resources.descriptors(harness.committee, found.batch(CH4), context)
     assert len(values) == len(by_atom) == 10
     assert values[0].shape[0] == 5
     np.testing.assert_allclose([d.max() for d in by_atom], found.arrays["devi_f"], rtol=1e-6)
@@ -814,12 +671,12 @@ def test_electrons_of_a_condition_reach_driver_judges_and_frames(
         model.write_bytes(told.frozen_at(step).read_bytes())
     crystal = canonical(from_ase(bulk("Cu", cubic=True))).frame
     frame = heated(crystal if engine["kind"] == "search" else items[0].frame, "fparam", 7.0)
-    place = World(tmp_path, frame, models, {"every": 1, "steps": 5}, hot_spec(engine))
-    (condition,) = place.context(place.explore()).spec().stages[0].conditions()
+    harness = ExplorerHarness(tmp_path, frame, models, {"every": 1, "steps": 5}, hot_spec(engine))
+    (condition,) = harness.context(harness.explore()).spec().stages[0].conditions()
     everything = Trust(low=1e-12, high=1e9)
-    command = place.explore(condition=condition, trust=everything)
-    event = explore(resources, command, place.context(command))
-    batch = place.batch(event.candidates)
+    command = harness.explore(condition=condition, trust=everything)
+    event = explore(resources, command, harness.context(command))
+    batch = harness.batch(event.candidates)
     assert batch.arrays["fparam"].tolist() == [[1.0]] * len(batch)
     found = max_force_deviation(evaluated(resources.engine, tmp_path, models, batch)["forces"])
     np.testing.assert_allclose(batch.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)

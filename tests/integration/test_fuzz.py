@@ -28,8 +28,8 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.values import Ref, campaign_uri, is_key
 from tests.support.campaign_simulator import spec, submission
+from tests.support.random_messages import EVERY, JSON, instances
 from tests.support.soak import SOAK
-from tests.unit.test_messages import EVERY, JSON, instances
 
 INPUTS = 10_000 if SOAK else 1_000
 PER_KIND = -(-INPUTS // len(EVERY))

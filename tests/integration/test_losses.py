@@ -18,28 +18,28 @@ from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.values import given_model
-from tests.support.tiny_fits import STEPS, Apart, Fit, fit, relabelled, told_apart, trimers
-from tests.support.trainer import World
+from tests.support.tiny_fits import STEPS, Apart, Fit, fit, fit_by_parameter, relabelled, trimers
+from tests.support.trainer import TrainerHarness
 
 TRIMERS = trimers()
 
 
 @pytest.fixture(scope="module")
-def plain(world: World) -> Fit:
+def plain(trainer: TrainerHarness) -> Fit:
     """Energies and forces by dpstream's own schedule."""
-    return fit(world, TRIMERS)
+    return fit(trainer, TRIMERS)
 
 
 # ------------------------------------------------------------------------------ losses
 
 
-def test_forces_are_learned_by_their_prefactors_only(world: World, plain: Fit) -> None:
-    energy = fit(world, TRIMERS, {"start_pref_e": 1.0, "start_pref_f": 0.0, "limit_pref_f": 0.0})
+def test_forces_are_learned_by_their_prefactors_only(trainer: TrainerHarness, plain: Fit) -> None:
+    energy = fit(trainer, TRIMERS, {"start_pref_e": 1.0, "start_pref_f": 0.0, "limit_pref_f": 0.0})
     assert "rmse_f_trn" not in energy.errors
     assert energy.measured(TRIMERS)["force"] > 1.5 * plain.errors["rmse_f_trn"]
 
 
-def test_virials_alone_teach_if_their_prefactors_say_so(world: World) -> None:
+def test_virials_alone_teach_if_their_prefactors_say_so(trainer: TrainerHarness) -> None:
     """One atom in a strained cell; energy and force weigh nothing."""
     rng = np.random.default_rng(3)
     items = []
@@ -55,41 +55,41 @@ def test_virials_alone_teach_if_their_prefactors_say_so(world: World) -> None:
     silent = {f"{end}_pref_{term}": 0.0 for end in ("start", "limit") for term in "ef"}
     descriptor = {"sel": [24], "rcut": 3.2, "rcut_smth": 1.0, "neuron": [4, 8], "axis_neuron": 4}
     model = {"descriptor": descriptor, "fitting_net": {"neuron": [12, 12]}}
-    found = fit(world, items, {**silent, "start_pref_v": 1.0, "limit_pref_v": 1.0}, model)
+    found = fit(trainer, items, {**silent, "start_pref_v": 1.0, "limit_pref_v": 1.0}, model)
     virials = np.array([item.label.virial for item in items])
     assert found.errors["rmse_v_trn"] < 0.5 * np.sqrt(np.mean(virials**2))
 
 
-def test_relative_forces_favour_the_small_ones(world: World) -> None:
+def test_relative_forces_favour_the_small_ones(trainer: TrainerHarness) -> None:
     """Frames with their forces and with five times those: squares are least at three times the
     forces, relative ones, where small forces weigh more, well below that."""
     small = TRIMERS[6:]
     large = [relabelled(item, 0.0, 5.0) for item in small]
     forces = {"start_pref_e": 0.0, "limit_pref_e": 0.0}
-    relative = fit(world, [*small, *large], {**forces, "relative_f": 4.0})
-    absolute = fit(world, [*small, *large], forces)
+    relative = fit(trainer, [*small, *large], {**forces, "relative_f": 4.0})
+    absolute = fit(trainer, [*small, *large], forces)
     assert relative.measured(small)["force"] < 0.7 * absolute.measured(small)["force"]
     assert relative.measured(large)["force"] > absolute.measured(large)["force"]
 
 
-def test_atoms_without_a_prefactor_are_not_believed(world: World) -> None:
+def test_atoms_without_a_prefactor_are_not_believed(trainer: TrainerHarness) -> None:
     """Two atoms of three with their forces upside down, the third alone to learn from: a loss that
     looked at all, or at none, would err by more than the forces themselves."""
     signs, first = np.array([[1.0], [-1.0], [-1.0]]), np.array([1.0, 0.0, 0.0])
     items = [relabelled(item, 0.0, signs, atom_pref=first) for item in TRIMERS]
     energy = {"start_pref_e": 0.0, "limit_pref_e": 0.0}
     forces = {"start_pref_f": 0.0, "limit_pref_f": 0.0}
-    told = fit(world, items, {**energy, **forces, "start_pref_pf": 1000.0, "limit_pref_pf": 1.0})
+    told = fit(trainer, items, {**energy, **forces, "start_pref_pf": 1000.0, "limit_pref_pf": 1.0})
     measured = told.measured(TRIMERS)
     assert measured["force"] < 0.6 * measured["rms_force"]
 
 
-def test_energy_differences_are_sums_with_coefficients(world: World) -> None:
+def test_energy_differences_are_sums_with_coefficients(trainer: TrainerHarness) -> None:
     """Energies of the opposite sign go with the forces only if the coefficients are known."""
     items = [relabelled(item, -1.0, atom_ener_coeff=-np.ones(3)) for item in TRIMERS]
     energy = {"start_pref_e": 100.0, "limit_pref_e": 100.0}
-    told = fit(world, items, {**energy, "enable_atom_ener_coeff": True})
-    untold = fit(world, items, energy)
+    told = fit(trainer, items, {**energy, "enable_atom_ener_coeff": True})
+    untold = fit(trainer, items, energy)
     assert told.errors["rmse_e_trn"] < 0.5 * untold.errors["rmse_e_trn"]
     # What dpstream measures is what DeePMD-kit minimised.
     assert told.measured(items)["energy"] == pytest.approx(told.errors["rmse_e_trn"], rel=0.02)
@@ -97,10 +97,10 @@ def test_energy_differences_are_sums_with_coefficients(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["fparam", "aparam"])
 def test_parameters_tell_frames_of_the_same_atoms_apart(
-    world: World, by_fparam: Apart, name: str
+    trainer: TrainerHarness, by_fparam: Apart, name: str
 ) -> None:
     """Every frame has opposite labels: without the parameter no model comes nearer than zero."""
-    both, told = by_fparam if name == "fparam" else told_apart(world, name)
+    both, told = by_fparam if name == "fparam" else fit_by_parameter(trainer, name)
     measured = told.measured(both)
     assert measured["force"] < 0.6 * measured["rms_force"]
     assert measured["force"] == pytest.approx(told.errors["rmse_f_trn"], rel=0.02)
@@ -113,10 +113,10 @@ def dimer(distance: float) -> Frame:
     return Frame(("Cu", "Cu"), np.array([[0.0, 0, 0], [distance, 0, 0]]))
 
 
-def test_repulsion_makes_short_distances_repulsive(world: World, plain: Fit) -> None:
+def test_repulsion_makes_short_distances_repulsive(trainer: TrainerHarness, plain: Fit) -> None:
     """Nothing nearer than 1.5 Å was trained on. There the network alone does not know repulsion;
     with the table, energies below `inner` are those of the universal potential."""
-    repelled = fit(world, TRIMERS, repulsion={"inner": 0.7, "outer": 1.3})
+    repelled = fit(trainer, TRIMERS, repulsion={"inner": 0.7, "outer": 1.3})
     distances = np.array([0.2, 0.4, 0.6])
     exact = zbl(distances, "Cu", "Cu")
     alone = np.array([plain.energy(dimer(d)) for d in distances])
@@ -126,14 +126,14 @@ def test_repulsion_makes_short_distances_repulsive(world: World, plain: Fit) -> 
     assert repelled.measured(TRIMERS)["force"] < 2 * plain.errors["rmse_f_trn"]
 
 
-def test_dimers_do_not_count_in_the_training_error(world: World, plain: Fit) -> None:
+def test_dimers_do_not_count_in_the_training_error(trainer: TrainerHarness, plain: Fit) -> None:
     """They are trained on; the error of a member is that of the other frames."""
     near = [canonical(dimer(d)).frame for d in (0.5, 0.8)]
     wild = [Labelled(frame, FrameLabel(500.0, np.full((2, 3), 300.0)), {}) for frame in near]
-    refs = [world.label(item.frame, item.label) for item in [*TRIMERS, *wild]]
+    refs = [trainer.label(item.frame, item.label) for item in [*TRIMERS, *wild]]
     spec = {"type_map": ["Cu"], "dimers": {"distances": [0.5, 0.8]}}
-    command = world.command(spec, dataset=world.manifest(99, labels=refs))
-    job = TrainingJob(world.resources, command, world.context(command))
+    command = trainer.command(spec, dataset=trainer.manifest(99, labels=refs))
+    job = TrainingJob(trainer.resources, command, trainer.context(command))
     job.prepare()
     systems = json.loads((job.folder / INPUT).read_text())["training"]["training_data"]["systems"]
     assert sorted(systems) == ["train/Cu2-nopbc", "train/Cu3-nopbc"]
@@ -146,37 +146,39 @@ def test_dimers_do_not_count_in_the_training_error(world: World, plain: Fit) -> 
 # ------------------------------------------------------------------------------ given models
 
 
-def begun(world: World, how: str, suffix: str, data: bytes) -> Fit:
+def begun(trainer: TrainerHarness, how: str, suffix: str, data: bytes) -> Fit:
     """Five small steps of a training that asks for another architecture than it is given."""
-    ref = world.put(f"campaigns/t/inputs/{how}.{suffix}", data)
+    ref = trainer.put(f"campaigns/t/inputs/{how}.{suffix}", data)
     files, init = {given_model(0): ref}, {"model": "given", "how": how}
-    return fit(world, TRIMERS, model={}, steps=5, files=files, init=init, warm_start_lr=1e-6)
+    return fit(trainer, TRIMERS, model={}, steps=5, files=files, init=init, warm_start_lr=1e-6)
 
 
 @pytest.mark.parametrize("how", ["init-frz-model", "init-model"])
 def test_trainings_begin_in_the_weights_of_a_given_model(
-    world: World, plain: Fit, how: str
+    trainer: TrainerHarness, plain: Fit, how: str
 ) -> None:
     if how == "init-model":
         data = pack_given(plain.folder / f"model.ckpt-{STEPS}", BACKENDS["tensorflow"])
-        found = begun(world, how, "zip", data)
+        found = begun(trainer, how, "zip", data)
     else:
-        found = begun(world, how, "pb", plain.frozen.read_bytes())
+        found = begun(trainer, how, "pb", plain.frozen.read_bytes())
     assert found.errors["rmse_f_trn"] == pytest.approx(plain.errors["rmse_f_trn"], rel=0.05)
 
 
-def test_a_pretrained_model_is_finetuned(world: World) -> None:
+def test_a_pretrained_model_is_finetuned(trainer: TrainerHarness) -> None:
     """To energies elsewhere: their zero is found in the data, the forces are known already."""
     descriptor = {"type": "se_atten", "sel": 6, "rcut": 4.5, "rcut_smth": 1.0, "neuron": [4, 8]}
     descriptor |= {"axis_neuron": 4, "attn_layer": 0}
     model = {"descriptor": descriptor, "fitting_net": {"neuron": [12, 12]}}
-    pretrained = fit(world, TRIMERS, model=model)
-    found = begun(world, "finetune", "pb", pretrained.frozen.read_bytes())
+    pretrained = fit(trainer, TRIMERS, model=model)
+    found = begun(trainer, "finetune", "pb", pretrained.frozen.read_bytes())
     assert found.errors["rmse_f_trn"] == pytest.approx(pretrained.errors["rmse_f_trn"], rel=0.1)
 
 
-def test_models_that_may_run_code_are_begun_from_where_allowed_only(world: World) -> None:
+def test_models_that_may_run_code_are_begun_from_where_allowed_only(
+    trainer: TrainerHarness,
+) -> None:
     with pytest.raises(
         Permanent, match=r"given-model-0: this worker does not start from \.pth models"
     ):
-        begun(world, "init-frz-model", "pth", b"anything")
+        begun(trainer, "init-frz-model", "pth", b"anything")

@@ -20,7 +20,7 @@ from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import Condition, Trust
-from tests.integration.test_explorer import AL8, CH4, World, evaluated
+from tests.support.explorer import AL8, CH4, ExplorerHarness, evaluated
 from tests.support.orphans import outlived
 from tests.support.soak import SOAK
 
@@ -38,25 +38,25 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerReso
     resources.close()
 
 
-def world(folder: Path, models: list[Path], **md: Any) -> World:
+def methane_harness(folder: Path, models: list[Path], **md: Any) -> ExplorerHarness:
     stage = {**STAGE, "engine": {"kind": "pimd", "beads": 2}}
-    return World(folder, CH4, models, {**MD, **md}, {"stages": [stage]})
+    return ExplorerHarness(folder, CH4, models, {**MD, **md}, {"stages": [stage]})
 
 
 def walk(
-    resources: ExplorerResources, place: World, **more: Any
+    resources: ExplorerResources, harness: ExplorerHarness, **more: Any
 ) -> tuple[list[ChunkExplored], Context]:
     """All events of one task."""
     condition = Condition(system="s", temperature=300)
-    command = place.explore(**{"condition": condition, "trust": EVERYTHING, **more})
-    context = place.context(command)
+    command = harness.explore(**{"condition": condition, "trust": EVERYTHING, **more})
+    context = harness.context(command)
     last = explore(resources, command, context)
-    return [*place.published(), last], context
+    return [*harness.published(), last], context
 
 
 @dataclass(frozen=True)
 class Done:
-    place: World
+    harness: ExplorerHarness
     events: list[ChunkExplored]
     context: Context
     models: list[Path]
@@ -69,15 +69,15 @@ def done(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Done:
     models = methane_committee[:2]
-    place = world(tmp_path_factory.mktemp("beads"), models)
-    return Done(place, *walk(resources, place, pinned=False), models)
+    harness = methane_harness(tmp_path_factory.mktemp("beads"), models)
+    return Done(harness, *walk(resources, harness, pinned=False), models)
 
 
 def test_every_bead_of_every_check_is_judged(
     resources: ExplorerResources, done: Done, tmp_path: Path
 ) -> None:
     assert [(event.counts.candidate, event.stopped) for event in done.events] == [(4, None)] * 2
-    first, second = (done.place.batch(event.candidates) for event in done.events)
+    first, second = (done.harness.batch(event.candidates) for event in done.events)
     np.testing.assert_allclose(first.arrays["time_ps"], np.repeat([2.5, 5.0], 2) * 1e-3)
     np.testing.assert_allclose(second.arrays["time_ps"], np.repeat([7.5, 10.0], 2) * 1e-3)
     found = max_force_deviation(
@@ -89,7 +89,7 @@ def test_every_bead_of_every_check_is_judged(
 def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
     """Between the two beads of an atom, mean square, per atom of C and H: masses 12 and 1."""
     positions = np.concatenate(
-        [done.place.batch(event.candidates).positions for event in done.events]
+        [done.harness.batch(event.candidates).positions for event in done.events]
     )
     apart = np.square(positions[0::2] - positions[1::2]).sum(axis=2).mean(axis=0)
     assert 3 < apart[1:].mean() / apart[0] < 40
@@ -101,14 +101,14 @@ def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(
 ) -> None:
     """Every piece starts from restart files, 2.5 fs before its first check; so would another
     attempt, which finds them in the checkpoint."""
-    first, second = (done.place.batch(event.candidates).positions for event in done.events)
+    first, second = (done.harness.batch(event.candidates).positions for event in done.events)
     steps = [np.abs(b - a).max() for a, b in ((first[:2], first[2:]), (first[2:], second[:2]))]
     assert steps[1] == pytest.approx(steps[0], rel=0.5)
 
     assert done.events[0].restart is not None
     saved, _, _ = read_checkpoint(done.context.fetch(done.events[0].restart))
-    command = done.place.explore()
-    path = PathIntegrals(TrajectoryRun(resources, command, done.place.context(command)).request)
+    command = done.harness.explore()
+    path = PathIntegrals(TrajectoryRun(resources, command, done.harness.context(command)).request)
     path.resume(saved)
     assert path.made == 2
     script = path.following()
@@ -134,9 +134,9 @@ def test_a_trajectory_ends_early(
     why: str,
 ) -> None:
     """What the beads have left behind, looked at by other rules."""
-    place = world(tmp_path, done.models, **md)
-    command = place.explore(trust=trust)
-    path = PathIntegrals(TrajectoryRun(resources, command, place.context(command)).request)
+    harness = methane_harness(tmp_path, done.models, **md)
+    command = harness.explore(trust=trust)
+    path = PathIntegrals(TrajectoryRun(resources, command, harness.context(command)).request)
     for bead in range(2):
         name = f"bead-{bead}.npy"
         (path.request.folder / name).write_bytes((done.context.scratch / name).read_bytes())
@@ -151,9 +151,9 @@ def test_what_the_fix_has_not_is_refused(
 ) -> None:
     stage = {**STAGE, "pressures": [0.0], "engine": {"kind": "pimd", "beads": 2}}
     md = {**MD, "ensemble": "npt-tri"}
-    place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
+    harness = ExplorerHarness(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
     with pytest.raises(Permanent, match="pimd: has no npt-tri; it has nve, nvt, npt, npt-iso"):
-        walk(resources, place, condition=Condition(system="s", temperature=300, pressure=0.0))
+        walk(resources, harness, condition=Condition(system="s", temperature=300, pressure=0.0))
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "npt"] if SOAK else ["npt"])
@@ -165,11 +165,11 @@ def test_other_ensembles(
     engine = {"kind": "pimd", "beads": 2}
     stage = {**STAGE, "pressures": pressures, "md": {"ensemble": ensemble}, "engine": engine}
     md = {**MD, "tau_p": 0.5}
-    place = World(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
+    harness = ExplorerHarness(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
     condition = Condition(system="s", temperature=300, pressure=next(iter(pressures), None))
-    events, _ = walk(resources, place, condition=condition)
+    events, _ = walk(resources, harness, condition=condition)
     assert [(event.counts.candidate, event.stopped) for event in events] == [(8, None)]
-    cells = place.batch(events[0].candidates).cells
+    cells = harness.batch(events[0].candidates).cells
     np.testing.assert_allclose(cells[0::2], cells[1::2], atol=1e-8)
     volumes = np.abs(np.linalg.det(cells[0::2]))
     breathed = np.ptp(volumes) / volumes[0]
@@ -187,9 +187,9 @@ print(path_integral(2, ".", json.loads(Path("piece.json").read_text())))
 def test_no_bead_outlives_its_explorer(
     resources: ExplorerResources, done: Done, tmp_path: Path
 ) -> None:
-    place = world(tmp_path, done.models)
-    command = place.explore(trust=EVERYTHING)
-    path = PathIntegrals(TrajectoryRun(resources, command, place.context(command)).request)
+    harness = methane_harness(tmp_path, done.models)
+    command = harness.explore(trust=EVERYTHING)
+    path = PathIntegrals(TrajectoryRun(resources, command, harness.context(command)).request)
     folder = path.request.folder
     segment = {"checks": 10_000, "every": 100, "restart": str(folder / "restart"), "seed": 7}
     (folder / "piece.json").write_text(json.dumps({"script": vars(path.first()), **segment}))

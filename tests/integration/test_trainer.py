@@ -24,25 +24,27 @@ from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stoppe
 from dpstream.shared.messages import MemberTrained, Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import Ref
-from tests.support.trainer import World, spec_of
+from tests.support.trainer import TrainerHarness, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
 
 
 @pytest.fixture(scope="module")
-def trained(world: World) -> MemberTrained:
-    return world.train(steps=400, test=world.test, audit=world.test)
+def trained(trainer: TrainerHarness) -> MemberTrained:
+    return trainer.train(steps=400, test=trainer.test, audit=trainer.test)
 
 
 @pytest.fixture(scope="module")
-def short(world: World) -> MemberTrained:
-    return world.train({"compress": False}, steps=40)
+def short(trainer: TrainerHarness) -> MemberTrained:
+    return trainer.train({"compress": False}, steps=40)
 
 
-def evaluate_elsewhere(models: list[Path], world: World, manifest: Ref) -> list[dict[str, float]]:
+def evaluate_elsewhere(
+    models: list[Path], trainer: TrainerHarness, manifest: Ref
+) -> list[dict[str, float]]:
     """Errors by DeePMD-kit's own `DeepPot` in a process of its own."""
-    items = load_dataset(lambda ref: world.store.get(ref.uri), manifest)
-    (system,) = write_deepmd(items, world.root / "elsewhere", ["H", "C"])
+    items = load_dataset(lambda ref: trainer.store.get(ref.uri), manifest)
+    (system,) = write_deepmd(items, trainer.root / "elsewhere", ["H", "C"])
     script = """
 import json, sys, numpy as np
 from deepmd.infer import DeepPot
@@ -63,57 +65,57 @@ print(json.dumps([errors(model) for model in models]))
     return result
 
 
-def test_errors_are_those_deepmd_measures(world: World, trained: MemberTrained) -> None:
+def test_errors_are_those_deepmd_measures(trainer: TrainerHarness, trained: MemberTrained) -> None:
     """Of both models: the compressed one says the same as the frozen one."""
     assert trained.compressed
     assert trained.model != trained.frozen
-    models = [world.file(trained.model), world.file(trained.frozen)]
-    for other in evaluate_elsewhere(models, world, world.dataset):
+    models = [trainer.file(trained.model), trainer.file(trained.frozen)]
+    for other in evaluate_elsewhere(models, trainer, trainer.dataset):
         assert other["energy"] == pytest.approx(trained.train.energy, rel=1e-6)
         assert other["force"] == pytest.approx(trained.train.force, rel=1e-6)
         assert other["rms_force"] == pytest.approx(trained.train.rms_force, rel=1e-9)
 
 
-def test_the_loss_curve_is_kept(world: World, trained: MemberTrained) -> None:
-    lines = world.store.get(trained.lcurve.uri).decode().splitlines()
+def test_the_loss_curve_is_kept(trainer: TrainerHarness, trained: MemberTrained) -> None:
+    lines = trainer.store.get(trained.lcurve.uri).decode().splitlines()
     assert lines[0].split()[:2] == ["#", "step"]
     assert int(lines[-1].split()[0]) == 400
 
 
-def test_same_command_same_model_to_the_bit(world: World, short: MemberTrained) -> None:
+def test_same_command_same_model_to_the_bit(trainer: TrainerHarness, short: MemberTrained) -> None:
     """In another process too, which hashes its strings in another order; not with another seed."""
-    world.resources.close()
-    again = world.train({"compress": False}, steps=40)
-    other = world.train({"compress": False}, steps=40, seed=12)
+    trainer.resources.close()
+    again = trainer.train({"compress": False}, steps=40)
+    other = trainer.train({"compress": False}, steps=40, seed=12)
     assert again.frozen.sha256 == short.frozen.sha256 != other.frozen.sha256
     assert again.train == short.train != other.train
-    assert weights_of(world, again) == weights_of(world, short) != weights_of(world, other)
+    assert weights_of(trainer, again) == weights_of(trainer, short) != weights_of(trainer, other)
 
 
-def weights_of(world: World, result: MemberTrained) -> bytes:
+def weights_of(trainer: TrainerHarness, result: MemberTrained) -> bytes:
     """The bytes of all variables in a checkpoint, the optimizer's too."""
-    folder = world.root / "weights" / result.task
-    step = checkpoints.unpack(world.store.get(result.checkpoint.uri), folder)
+    folder = trainer.root / "weights" / result.task
+    step = checkpoints.unpack(trainer.store.get(result.checkpoint.uri), folder)
     return (folder / f"{TENSORFLOW.checkpoint(step)}.data-00000-of-00001").read_bytes()
 
 
-def test_checkpoints_are_announced_and_gone_on_from(world: World) -> None:
+def test_checkpoints_are_announced_and_gone_on_from(trainer: TrainerHarness) -> None:
     """Streaming: stop in the middle, and another attempt takes up at the newest checkpoint."""
-    world.saved()
-    command = world.command({"mode": "streaming", "checkpoint_steps": 100}, steps=3000)
-    context = world.context(command)
+    trainer.saved()
+    command = trainer.command({"mode": "streaming", "checkpoint_steps": 100}, steps=3000)
+    context = trainer.context(command)
     stopper = threading.Thread(target=stop_after_checkpoint, args=(context,))
     stopper.start()
     with pytest.raises(Stopped):
-        HANDLERS[Train](world.resources, command, context)
+        HANDLERS[Train](trainer.resources, command, context)
     stopper.join()
-    saved = world.saved()
+    saved = trainer.saved()
     assert saved
     assert saved[-1].task == command.task
     step = saved[-1].step
     settings = {"mode": "streaming", "checkpoint_steps": 1000, "compress": False}
-    result = world.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
-    steps = curve(world, result)
+    result = trainer.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
+    steps = curve(trainer, result)
     assert step + 190 < steps[-1] <= step + 200
     assert steps == sorted(steps)
     assert any(s <= step for s in steps)
@@ -129,35 +131,37 @@ def stop_after_checkpoint(context: Context) -> None:
     context.stopping.set()
 
 
-def curve(world: World, result: MemberTrained) -> list[int]:
-    lines = world.store.get(result.lcurve.uri).decode().splitlines()
+def curve(trainer: TrainerHarness, result: MemberTrained) -> list[int]:
+    lines = trainer.store.get(result.lcurve.uri).decode().splitlines()
     return [int(line.split()[0]) for line in lines if not line.startswith("#")]
 
 
-def test_lockstep_starts_over_and_announces_nothing(world: World, short: MemberTrained) -> None:
-    world.saved()
+def test_lockstep_starts_over_and_announces_nothing(
+    trainer: TrainerHarness, short: MemberTrained
+) -> None:
+    trainer.saved()
     settings = {"checkpoint_steps": 10, "compress": False}
-    resumed = world.train(settings, steps=40, resume=short.checkpoint)
+    resumed = trainer.train(settings, steps=40, resume=short.checkpoint)
     assert resumed.frozen.sha256 == short.frozen.sha256
-    assert world.saved() == []
+    assert trainer.saved() == []
 
 
 def test_warm_start_begins_with_the_weights(
-    world: World, trained: MemberTrained, short: MemberTrained
+    trainer: TrainerHarness, trained: MemberTrained, short: MemberTrained
 ) -> None:
-    warm = world.train({"compress": False}, steps=20, start=trained.checkpoint)
+    warm = trainer.train({"compress": False}, steps=20, start=trained.checkpoint)
     assert warm.train.force < 1.5 * trained.train.force
     assert short.train.force > 3 * warm.train.force
 
 
-def test_descriptor_that_cannot_be_compressed_stays_frozen(world: World) -> None:
+def test_descriptor_that_cannot_be_compressed_stays_frozen(trainer: TrainerHarness) -> None:
     descriptor = {"resnet_dt": True}
-    result = world.train({"input": {"model": {"descriptor": descriptor}}}, steps=5)
+    result = trainer.train({"input": {"model": {"descriptor": descriptor}}}, steps=5)
     assert not result.compressed
     assert result.model == result.frozen
 
 
-def test_periodic_virials_are_learned_and_measured(world: World) -> None:
+def test_periodic_virials_are_learned_and_measured(trainer: TrainerHarness) -> None:
     from ase.build import bulk
     from ase.calculators.emt import EMT
 
@@ -171,40 +175,40 @@ def test_periodic_virials_are_learned_and_measured(world: World) -> None:
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
         frame = Frame(tuple(atoms.get_chemical_symbols()), atoms.positions, np.array(atoms.cell[:]))
         label = FrameLabel(float(atoms.get_potential_energy()), atoms.get_forces(), virial)
-        loose.append(world.label(frame, label))
-    manifest = world.manifest(9, labels=loose)
+        loose.append(trainer.label(frame, label))
+    manifest = trainer.manifest(9, labels=loose)
     loss = {"start_pref_f": 10.0, "start_pref_v": 100.0, "limit_pref_v": 100.0}
     settings = {"input": {"loss": loss}, "compress": False, "type_map": ["Cu"]}
-    result = world.train(settings, dataset=manifest, steps=100)
+    result = trainer.train(settings, dataset=manifest, steps=100)
     assert result.train.virial is not None
-    rms_virial = np.sqrt(np.mean([(v / 4) ** 2 for v in virials(world, manifest)]))
+    rms_virial = np.sqrt(np.mean([(v / 4) ** 2 for v in virials(trainer, manifest)]))
     assert result.train.virial < 0.5 * rms_virial
 
 
-def virials(world: World, manifest: Ref) -> list[Any]:
-    items = load_dataset(lambda ref: world.store.get(ref.uri), manifest)
+def virials(trainer: TrainerHarness, manifest: Ref) -> list[Any]:
+    items = load_dataset(lambda ref: trainer.store.get(ref.uri), manifest)
     return [item.label.virial for item in items]
 
 
-def test_input_deepmd_refuses_is_permanent_and_says_why(world: World) -> None:
+def test_input_deepmd_refuses_is_permanent_and_says_why(trainer: TrainerHarness) -> None:
     with pytest.raises(Permanent, match="neurons"):
-        world.train({"input": {"model": {"descriptor": {"neurons": [1]}}}})
+        trainer.train({"input": {"model": {"descriptor": {"neurons": [1]}}}})
 
 
-def test_element_outside_the_type_map_is_permanent(world: World) -> None:
+def test_element_outside_the_type_map_is_permanent(trainer: TrainerHarness) -> None:
     frame = Frame(("He",), np.zeros((1, 3)))
-    loose = world.label(frame, FrameLabel(0.0, np.zeros((1, 3))))
+    loose = trainer.label(frame, FrameLabel(0.0, np.zeros((1, 3))))
     with pytest.raises(Permanent, match="He not in type_map"):
-        world.train(dataset=world.manifest(8, labels=[loose]))
+        trainer.train(dataset=trainer.manifest(8, labels=[loose]))
 
 
-def test_missing_backend_is_permanent_and_names_the_package(world: World) -> None:
+def test_missing_backend_is_permanent_and_names_the_package(trainer: TrainerHarness) -> None:
     with pytest.raises(EngineError, match=r"pip install 'dpstream\[jax\]'") as caught:
-        world.resources.engine.call("train", {"folder": str(world.root), "backend": "jax"})
+        trainer.resources.engine.call("train", {"folder": str(trainer.root), "backend": "jax"})
     assert caught.value.kind == "MissingBackend"
 
 
-def test_defaults_pass_deepmds_own_check(world: World) -> None:
+def test_defaults_pass_deepmds_own_check(trainer: TrainerHarness) -> None:
     """Every selectable schedule and start, through DeePMD-kit's strict argument check."""
     script = "import json,sys; from deepmd.utils.argcheck import normalize; "
     script += "[normalize(d) for d in json.load(sys.stdin)]"
@@ -222,25 +226,25 @@ def test_defaults_pass_deepmds_own_check(world: World) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_engine_killed_in_the_middle_is_a_crash(world: World) -> None:
-    command = world.command({}, steps=100_000)
-    context = world.context(command)
-    killer = threading.Thread(target=kill_while_training, args=(world, context))
+def test_engine_killed_in_the_middle_is_a_crash(trainer: TrainerHarness) -> None:
+    command = trainer.command({}, steps=100_000)
+    context = trainer.context(command)
+    killer = threading.Thread(target=kill_while_training, args=(trainer, context))
     killer.start()
     with pytest.raises(EngineCrashed):
-        HANDLERS[Train](world.resources, command, context)
+        HANDLERS[Train](trainer.resources, command, context)
     killer.join()
-    assert world.train({"compress": False}, steps=5).steps == 5
+    assert trainer.train({"compress": False}, steps=5).steps == 5
 
 
-def kill_while_training(world: World, context: Context) -> None:
+def kill_while_training(trainer: TrainerHarness, context: Context) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (context.scratch / "lcurve.out").exists():
         time.sleep(0.05)
-    assert world.resources.engine.pid is not None
-    os.kill(world.resources.engine.pid, signal.SIGKILL)
+    assert trainer.resources.engine.pid is not None
+    os.kill(trainer.resources.engine.pid, signal.SIGKILL)
 
 
-def test_time_limit_ends_the_training(world: World) -> None:
+def test_time_limit_ends_the_training(trainer: TrainerHarness) -> None:
     with pytest.raises(EngineCrashed, match="time limit"):
-        world.train(steps=100_000, max_seconds=3.0)
+        trainer.train(steps=100_000, max_seconds=3.0)

@@ -1,5 +1,5 @@
-"""A world without engines: answers every command at once, the same way every time, so that the
-policy can be driven to the end of a campaign under any order of deliveries."""
+"""Completes every command at once, without engines and always with the same result, so that tests
+can drive the policy to the end of a campaign under any order of deliveries."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def ref(name: str) -> Ref:
 
 PROPERTIES = [{"property": "elastic", "system": "methane", "tolerance": 0.05}]
 POINTS = 3
-"""Structures of each property."""
+"""Structures per property."""
 
 
 def point_keys(of: Spec) -> set[str]:
@@ -125,7 +125,7 @@ class CampaignSimulator:
         """Indices and keys of offered frames in a batch, by its key."""
 
     def learn(self, decision: m.Message) -> None:
-        """What a decision leaves in the store."""
+        """Remember what a decision writes to the store."""
         if isinstance(decision, m.ManifestFrozen):
             self.manifests[decision.manifest.uri] = decision.body
 
@@ -217,7 +217,7 @@ class CampaignSimulator:
         ]
 
     def _screen(self, command: m.Screen) -> list[m.Message]:
-        """Argon is alien here; in a vacuum what the committee is sure of is told by its version."""
+        """Rejects argon; for frames in vacuum the committee version decides the verdict."""
         offered = Offered.model_validate_json(self.manifests[command.frames.uri])
         ripe = command.committee is not None and command.version >= self.ripe
         found, row = [], 0
@@ -340,7 +340,7 @@ class CampaignSimulator:
         return [m.Measured(**self.envelope(command), version=command.version, properties=found)]
 
     def _compared(self, points: Ref, version: int) -> tuple[Compared, ...]:
-        """One number for each property that there are labelled structures of."""
+        """One value for each property whose structures are labelled."""
         labelled = Dataset.model_validate_json(self.manifests[points.uri])
         assert len(labelled.labels) == len(labelled.origins)
         return tuple(

@@ -1,5 +1,5 @@
 """A whole deployment on a real broker and a real object store, whose processes are started again
-when they die, and what a campaign should come to whatever happens to them."""
+when they die, and the result that a campaign must reach whatever happens to them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ BUCKET = "chaos"
 NAME = "world"
 LEASE, REISSUE, HEARTBEAT = "3", "2", "0.3"
 PATIENT = "60"
-"""A lease that no task outlives, however busy this machine is."""
+"""Lease, seconds: longer than any task, however busy the machine."""
 SECONDS = 150.0
-"""That a campaign, or anything in it, may take."""
-STANDIN = "tests.support.worker_without_engines"
+"""Seconds, the limit of every wait for a campaign or an event of it."""
+WORKER_MODULE = "tests.support.worker_without_engines"
 ROLES = ("trainer", "explorer", "labeler")
 
 
@@ -59,63 +59,63 @@ def plan(**changes: Any) -> Spec:
 
 @cache
 def undisturbed() -> State:
-    """What the campaign comes to where nothing ever fails, by the policy alone: the same frames
-    for every choice of bundles and attempts."""
+    """The final state if nothing ever fails, by the policy alone: the same frames for every choice
+    of bundles and attempts."""
     return LossyDelivery(CampaignSimulator(RIPE), plan()).run()
 
 
 @dataclass
 class Cluster(Deployment):
     plans: dict[str, tuple[tuple[str, ...], dict[str, str]]] = field(default_factory=dict)
-    """How to start what is to be there, by name."""
-    crew: dict[str, Started] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)
+    """How to start each service, by name."""
+    services: dict[str, Started] = field(default_factory=dict)
+    restarts: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------------------------- processes
 
-    def hire(self, name: str, /, *module: str, **environment: str) -> Started:
+    def keep_running(self, name: str, /, *module: str, **environment: str) -> Started:
         """A process that is started again whenever it is found dead."""
         self.plans[name] = module, environment
-        self.crew[name] = self.start(*module, **environment)
-        return self.crew[name]
+        self.services[name] = self.start(*module, **environment)
+        return self.services[name]
 
-    def coordinate(self, name: str = "coordinator", **environment: str) -> Started:
+    def start_coordinator(self, name: str = "coordinator", **environment: str) -> Started:
         given = {
             "http_port": "0",
             "lease_seconds": LEASE,
             "reissue_after": REISSUE,
             **environment,
         }
-        return self.hire(name, "dpstream.services.coordinator", **given)
+        return self.keep_running(name, "dpstream.services.coordinator", **given)
 
-    def work(self, role: str, name: str = "", **environment: str) -> Started:
+    def start_worker(self, role: str, name: str = "", **environment: str) -> Started:
         given = {"name": name or role, "task_heartbeat": HEARTBEAT, **environment}
-        return self.hire(name or role, STANDIN, role, **given)
+        return self.keep_running(name or role, WORKER_MODULE, role, **given)
 
-    def staff(self, roles: Sequence[str] = ROLES, **environment: str) -> None:
-        """A coordinator, if there is none yet, and one worker of each kind."""
+    def start_services(self, roles: Sequence[str] = ROLES, **environment: str) -> None:
+        """A coordinator, unless there is one, and one worker for each role."""
         if "coordinator" not in self.plans:
-            self.coordinate()
+            self.start_coordinator()
         for role in roles:
-            self.work(role, **environment)
+            self.start_worker(role, **environment)
 
-    def dismiss(self, name: str) -> Started:
-        """No longer started again."""
+    def stop_restarting(self, name: str) -> Started:
+        """The service is no longer started again when it ends."""
         del self.plans[name]
-        return self.crew.pop(name)
+        return self.services.pop(name)
 
     def kill(self, name: str) -> None:
         """SIGKILL; another is started at once."""
-        self.crew[name].process.kill()
-        self.crew[name].process.wait()
-        self.revive()
+        self.services[name].process.kill()
+        self.services[name].process.wait()
+        self.restart_dead()
 
-    def revive(self) -> None:
-        for name, started in list(self.crew.items()):
+    def restart_dead(self) -> None:
+        for name, started in list(self.services.items()):
             if started.process.poll() is not None:
-                self.deaths[name] += 1
+                self.restarts[name] += 1
                 module, environment = self.plans[name]
-                self.crew[name] = self.start(*module, **environment)
+                self.services[name] = self.start(*module, **environment)
 
     # -------------------------------------------------------------------------------- campaigns
 
@@ -133,13 +133,13 @@ class Cluster(Deployment):
         return event
 
     def until(self, met: Callable[[], Any], what: str) -> Any:
-        """What `met` says as soon as it says something; the dead are replaced meanwhile."""
+        """The first true value of `met`; dead services are started again meanwhile."""
         deadline = time.monotonic() + SECONDS
         while True:
-            self.revive()
+            self.restart_dead()
             if found := met():
                 return found
-            assert time.monotonic() < deadline, f"{what}: waited in vain; {self.last_words()}"
+            assert time.monotonic() < deadline, f"{what}: timed out; {self.latest_log_lines()}"
             time.sleep(0.05)
 
     def finish(self) -> State:
@@ -147,7 +147,7 @@ class Cluster(Deployment):
         return load_state(self.store, NAME)
 
     def until_state(self, met: Callable[[State], Any], what: str) -> Any:
-        """What `met` says of a state that the ledger tells."""
+        """The first true value of `met` for the state in the ledger."""
         reading = LedgerReader.begin(self.store, NAME)
 
         def look() -> Any:
@@ -156,15 +156,15 @@ class Cluster(Deployment):
 
         return self.until(look, what)
 
-    def heard(self, *kinds: type[m.Message]) -> list[Any]:
+    def recorded(self, *kinds: type[m.Message]) -> list[Any]:
         """All of a kind in the ledger, decisions included."""
         return [e for e in read_messages(self.store, NAME) if isinstance(e, kinds)]
 
-    def last_words(self) -> str:
-        said = {name: (s.said[-3:], s.plain[-5:]) for name, s in self.crew.items()}
+    def latest_log_lines(self) -> str:
+        lines = {name: (s.log_lines[-3:], s.other_lines[-5:]) for name, s in self.services.items()}
         state = load_state(self.store, NAME)
         tasks = [t for t in state.tasks.values() if t.status in ("open", "running", "lost")]
-        return f"{said}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
+        return f"{lines}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
 
 
 def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = None) -> Cluster:
@@ -187,8 +187,8 @@ def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = Non
 
 
 def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:
-    """The same frames are labelled as in peace (but for those `without`), for the same purpose;
-    none was counted twice, none computed anew once it was stored."""
+    """The same frames are labelled as in an undisturbed campaign (except `without`), for the same
+    purpose; none is counted twice, none computed again once it is stored."""
     calm = undisturbed()
     assert state.finished is not None
     assert calm.finished is not None
@@ -199,14 +199,14 @@ def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:
     assert learned == sum(what != "audit" for what in wanted.values())
     check_counters(state)
     assert computed_twice(cluster) == []
-    assert not cluster.heard(m.CampaignPaused)
+    assert not cluster.recorded(m.CampaignPaused)
 
 
 def computed_twice(cluster: Cluster) -> list[str]:
     """Frames with two labels that were both accepted as new."""
     fresh = Counter(
         accepted.key
-        for done in cluster.heard(m.LabelsDone)
+        for done in cluster.recorded(m.LabelsDone)
         for accepted in done.accepted
         if not accepted.reused
     )
@@ -214,5 +214,5 @@ def computed_twice(cluster: Cluster) -> list[str]:
 
 
 def computations(cluster: Cluster) -> Counter[str]:
-    """How often the label of each frame was computed, be it in vain."""
+    """How often the label of each frame was computed, useless computations included."""
     return Counter(key.split("/")[1] for key in cluster.store.list(f"{COMPUTED}/"))

@@ -1,5 +1,5 @@
-"""A deployment to speak to: names of its own on a real broker and a real object store, coordinators
-as processes, and one quick hand in place of all workers."""
+"""A deployment with names of its own on a real broker and a real object store: coordinators as
+processes, and one worker that completes every task at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.campaign_simulator import CampaignSimulator
 ROOT = Path(__file__).parents[2]
 QUEUES = ("train", "explore", "judge", "label.tblite")
 PROMPT = 60.0
-"""Seconds that anything may take."""
+"""Seconds, the limit of every wait."""
 
 
 def wait_until(met: Callable[[], Any], what: str) -> None:
@@ -41,11 +41,11 @@ def wait_until(met: Callable[[], Any], what: str) -> None:
 
 @dataclass
 class Started:
-    """A process of ours and what it has said so far."""
+    """A process and what it has logged so far."""
 
     process: subprocess.Popen[str]
-    said: list[dict[str, Any]] = field(default_factory=list)
-    plain: list[str] = field(default_factory=list)
+    log_lines: list[dict[str, Any]] = field(default_factory=list)
+    other_lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -55,17 +55,17 @@ class Started:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if line.startswith("{"):
-                self.said.append(json.loads(line))
+                self.log_lines.append(json.loads(line))
             else:
-                self.plain.append(line)
+                self.other_lines.append(line)
 
-    def has_said(self, event: str) -> list[dict[str, Any]]:
-        return [line for line in self.said if line["event"] == event]
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log_lines if line["event"] == event]
 
     def wait_for(self, event: str) -> dict[str, Any]:
-        wait_until(lambda: self.has_said(event) or self.process.poll() is not None, event)
-        assert self.has_said(event), self.plain
-        return self.has_said(event)[0]
+        wait_until(lambda: self.logged(event) or self.process.poll() is not None, event)
+        assert self.logged(event), self.other_lines
+        return self.logged(event)[0]
 
     def ended(self) -> int:
         status = self.process.wait(timeout=PROMPT)
@@ -86,7 +86,7 @@ class Deployment:
         return connect_bus(self.settings)
 
     def coordinator(self, **environment: str) -> Started:
-        """One that is at work."""
+        """A running coordinator."""
         started = self.start("dpstream.services.coordinator", **{"http_port": "0", **environment})
         started.wait_for("at work")
         return started
@@ -112,20 +112,20 @@ class Deployment:
         served = started.wait_for("serving")
         return started, httpx.Client(base_url=f"http://{served['host']}:{served['port']}")
 
-    def bury(self, command: m.Command) -> None:
-        """What a broker does with a command whose workers die of it."""
+    def dead_letter(self, command: m.Command) -> None:
+        """Move a command to the dead letters, as a broker does after too many redeliveries."""
         with closing(self.bus()) as bus:
             bus.publish([Outgoing(encode(command), queue="deadletters")])
 
     @contextmanager
-    def hand(self, fails: type[m.Command] | None = None) -> Iterator[None]:
-        """Does every task at once; those of the kind `fails` end for good."""
+    def prompt_worker(self, fails: type[m.Command] | None = None) -> Iterator[None]:
+        """Completes every task at once; tasks of the kind `fails` fail permanently."""
         over, errors = threading.Event(), list[BaseException]()
-        hand = Hand(self, CampaignSimulator(), fails, over)
+        worker = PromptWorker(self, CampaignSimulator(), fails, over)
 
         def guarded() -> None:
             try:
-                hand.work()
+                worker.work()
             except BaseException as error:
                 errors.append(error)
 
@@ -146,7 +146,7 @@ class Deployment:
 
 
 @dataclass
-class Hand:
+class PromptWorker:
     deployment: Deployment
     world: CampaignSimulator
     fails: type[m.Command] | None

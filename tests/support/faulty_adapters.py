@@ -1,4 +1,4 @@
-"""Adapters that misbehave within their contract, to be put around any real one.
+"""Buses and stores that fail within their contract, around any real one.
 
 `FaultyBus` doubles, reorders and drops-then-redelivers; `FlakyStore` and `FlakyBus` have outages.
 """

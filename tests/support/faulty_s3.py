@@ -1,4 +1,4 @@
-"""HTTP servers around and instead of a real S3 server, that misbehave on demand."""
+"""HTTP servers that fail on demand, in front of or instead of a real S3 server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads whole requests; what is done with them is `answer`'s."""
+    """Reads whole requests and passes them to `answer`."""
 
     protocol_version = "HTTP/1.1"
 
     def answer(self, body: bytes) -> None:
         raise NotImplementedError
 
-    def say(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def respond(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -31,7 +33,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def fail(self, status: int, code: str) -> None:
-        self.say(status, f"<Error><Code>{code}</Code><Message>on demand</Message></Error>".encode())
+        self.respond(
+            status, f"<Error><Code>{code}</Code><Message>on demand</Message></Error>".encode()
+        )
 
     def _take(self) -> None:
         self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
@@ -96,7 +100,7 @@ class Proxy:
         if fault == "lose":
             return None
         data = _flipped(data) if fault == "spoil" else data
-        request.say(status, data[: len(data) // 2] if fault == "cut" else data, headers)
+        request.respond(status, data[: len(data) // 2] if fault == "cut" else data, headers)
         return None
 
     def _forward(self, request: Handler, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -121,8 +125,8 @@ def _flipped(data: bytes) -> bytes:
 
 
 class Bucket:
-    """Objects in memory, with the manners of Alibaba OSS: `If-None-Match` of a PUT is ignored, and
-    with `forbids` the header `x-oss-forbid-overwrite` is heeded. Signatures are not checked."""
+    """Objects in memory, which behaves like Alibaba OSS: `If-None-Match` of a PUT is ignored, and
+    with `forbids` the header `x-oss-forbid-overwrite` is obeyed. Signatures are not checked."""
 
     def __init__(self, forbids: bool) -> None:
         self.forbids = forbids
@@ -150,11 +154,11 @@ class Bucket:
             return self._put(request, key, headers, body)
         if request.command == "DELETE":
             self.objects.pop(key, None)
-            return request.say(204)
+            return request.respond(204)
         if key not in self.objects:
             return request.fail(404, "NoSuchKey")
         data, metadata = self.objects[key]
-        return request.say(200, data, metadata)
+        return request.respond(200, data, metadata)
 
     def _put(self, request: Handler, key: str, headers: dict[str, str], body: bytes) -> None:
         forbidden = self.forbids and headers.get("x-oss-forbid-overwrite") == "true"
@@ -162,4 +166,4 @@ class Bucket:
             return request.fail(409, "FileAlreadyExists")
         metadata = {n: v for n, v in headers.items() if n.startswith("x-amz-meta-")}
         self.objects[key] = body, metadata
-        return request.say(200, headers={"ETag": '"0"'})
+        return request.respond(200, headers={"ETag": '"0"'})

@@ -1,5 +1,5 @@
-"""`python -m tests.support.full_disk FOLDER MODULE …`: the same program, to which the disk under
-FOLDER is full: in a mount namespace of its own, where no root is needed for one."""
+"""`python -m tests.support.full_disk FOLDER MODULE …`: the same program, for which the disk under
+FOLDER is full: in a mount namespace of its own, which needs no root."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOUNT = 'mount -t tmpfs -o size=64k full "$0" && exec "$@"'
 
 
 def can_be_had() -> bool:
-    """Whether this machine lets its users have such namespaces."""
+    """Whether this machine allows its users such namespaces."""
     try:
         tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
     except FileNotFoundError:

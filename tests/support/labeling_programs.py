@@ -1,5 +1,5 @@
-"""Labeling programs for real: run as the labeler runs them, skipped where they are not installed;
-in CI their absence fails."""
+"""Runs real labeling programs as the labeler does; tests are skipped if a program is not installed,
+except in CI, where they fail."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def direction(shape: tuple[int, ...], seed: int) -> Floats:
 
 
 def recorded(*parts: str) -> Path:
-    """Recorded outputs of programs; the test is skipped where nobody says where they are."""
+    """Recorded outputs of programs; the test is skipped if their folder is not configured."""
     place = os.environ.get("DPSTREAM_TEST_DATA")
     if place is None:
         pytest.skip("DPSTREAM_TEST_DATA, the place of recorded outputs, is not set")

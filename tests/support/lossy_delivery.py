@@ -1,4 +1,4 @@
-"""A campaign in rough weather, and an audit of its books.
+"""A campaign over a lossy bus, and checks of its counters.
 
 `LossyDelivery` drives the policy against a `CampaignSimulator`; `check_counters` recounts every
 counter of the state.
@@ -23,23 +23,23 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import stable_id
 from tests.support.campaign_simulator import CampaignSimulator, submission
 
-Said = TypeVar("Said", bound=m.Message)
-Heard = tuple[m.Message, tuple[m.Message, ...]]
-"""An event and what was decided upon it."""
+Kind = TypeVar("Kind", bound=m.Message)
+Entry = tuple[m.Message, tuple[m.Message, ...]]
+"""An event and the decisions it led to."""
 
 
 class LossyDelivery:
-    """One campaign over a bad bus with bad workers: commands and events are delivered in any
+    """One campaign over a lossy bus with failing workers: commands and events are delivered in any
     order, some twice; workers release, crash, go silent and come back too late. `faults` is the
-    chance of such a fate; claims are exclusive, as in the store. Without a seed all is calm: one
-    event after the other, in order, once."""
+    chance of such a fate; claims are exclusive, as in the store. Without a seed every event is
+    delivered once and in order."""
 
     def __init__(
         self, world: CampaignSimulator, of: Spec, seed: int | None = None, faults: float = 0.0
     ) -> None:
         self.world, self.faults = world, faults
         self.calm, self.random = seed is None, random.Random(seed)
-        self.state, self.ledger = State(spec=of), list[Heard]()
+        self.state, self.ledger = State(spec=of), list[Entry]()
         self.commands: list[m.Command] = []
         self.issued: list[m.Command] = []
         self.claims: dict[tuple[str, int], bool] = {}
@@ -70,10 +70,10 @@ class LossyDelivery:
         event = self.events.pop(number)
         if not self.calm and self.random.random() < 0.1:
             self.events.append(event)
-        self.hear(event)
+        self.deliver(event)
         return True
 
-    def hear(self, event: m.Message) -> tuple[m.Message, ...]:
+    def deliver(self, event: m.Message) -> tuple[m.Message, ...]:
         """Decide, and carry the decisions out."""
         after, decided = decide(self.state, event)
         if after is not self.state:
@@ -95,14 +95,14 @@ class LossyDelivery:
         return held
 
     def take(self, command: m.Command) -> list[m.Message]:
-        """A worker claims the command; what it will say in the end."""
+        """A worker claims the command; returns the events with which it ends."""
         self.claims[command.task, command.attempt] = True
         claimed, *results = self.world.answer(command)
-        self.hear(claimed)
+        self.deliver(claimed)
         return results
 
-    def said(self, kind: type[Said]) -> list[Said]:
-        """Everything of a kind that was decided."""
+    def decisions(self, kind: type[Kind]) -> list[Kind]:
+        """All decisions of a kind."""
         return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
 
     def _cancel(self, decision: m.TaskCancelled) -> None:
@@ -119,8 +119,8 @@ class LossyDelivery:
         if self.random.random() >= self.faults:
             self.events += answer
             return
-        told = [event for event in answer if self.random.random() < 0.5]
-        self.events += told
+        delivered = [event for event in answer if self.random.random() < 0.5]
+        self.events += delivered
         self.events.append(self._ending(command))
 
     def _ending(self, command: m.Command) -> m.Message:
@@ -147,8 +147,8 @@ def resumed(number: int = 0) -> m.CampaignResumed:
     return m.CampaignResumed(id=f"resumed-{number}", campaign="world", time=3.0)
 
 
-def replayed(of: Spec, ledger: Iterable[Heard]) -> State:
-    """The state that a ledger tells."""
+def replayed(of: Spec, ledger: Iterable[Entry]) -> State:
+    """The state that follows from a ledger."""
     state = State(spec=of)
     for event, decided in ledger:
         for message in (event, *decided):

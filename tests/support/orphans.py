@@ -1,4 +1,4 @@
-"""Who is left when a process is killed that has started others."""
+"""Finds the processes that survive the process which started them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A small campaign told by hand: its ledger and the objects it points to, in a folder store. One
-initial frame, one frame chosen for training, one for the audit, one rejected, one passed over."""
+"""A small campaign written by hand: its ledger and the objects it refers to, in a folder store. One
+initial frame, one frame chosen for training, one for the audit, one rejected, one not chosen."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def spec() -> Spec:
 
 
 def frame(number: int) -> Frame:
-    """CH4 with its carbon off centre by `number` hundredths of an Å, canonical."""
+    """CH4 with its carbon displaced by `number` hundredths of an Å, canonical."""
     arms = np.array([[1.0, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
     positions = np.vstack([[0.01 * number, 0.0, 0.0], arms])
     return canonical(Frame(("C", "H", "H", "H", "H"), positions)).frame
@@ -116,7 +116,7 @@ class LedgerWriter:
         ref = self.put(uri, encode_labelled(FRAMES[number], label, {"code": "tblite"}))
         return Accepted(key=KEYS[number], label=ref, reused=reused, max_force=0.2, seconds=0.01)
 
-    def say(self, kind: type[m.Message], **fields: Any) -> Any:
+    def record(self, kind: type[m.Message], **fields: Any) -> Any:
         number = len(self.messages)
         envelope = {"id": stable_id(NAME, number), "campaign": NAME, "time": 1000.0 + number}
         if issubclass(kind, m.Command):
@@ -128,8 +128,8 @@ class LedgerWriter:
         return message
 
     def work(self, kind: type[m.Command], task: str, worker: str, **fields: Any) -> None:
-        self.say(kind, task=task, **fields)
-        self.say(m.TaskClaimed, task=task, worker=worker)
+        self.record(kind, task=task, **fields)
+        self.record(m.TaskClaimed, task=task, worker=worker)
 
     def write(self) -> FolderStore:
         ledger, _ = Ledger.open(self.store, NAME)
@@ -140,7 +140,7 @@ class LedgerWriter:
 
     def beginning(self) -> None:
         """Submitted; the initial frame labelled."""
-        self.say(
+        self.record(
             m.CampaignSubmitted,
             spec=self.spec,
             frames=(self.frame_ref(INITIAL),),
@@ -154,14 +154,14 @@ class LedgerWriter:
         refs = tuple(self.frame_ref(n) for n in numbers)
         recipe = RECIPE.digest
         self.work(m.Label, task, "labeler-0", capability="tblite", recipe=recipe, frames=refs)
-        self.say(m.LabelsDone, task=task, seconds=1.0, **outcome)
+        self.record(m.LabelsDone, task=task, seconds=1.0, **outcome)
 
     def dataset(self, version: int, labels: Sequence[Ref], parent: Ref | None) -> Ref:
         body = Dataset(version=version, parent=parent, labels=tuple(labels)).model_dump_json()
         manifest = self.put(
             campaign_uri(NAME, "manifests", f"dataset-{version}.json"), body.encode()
         )
-        self.say(m.ManifestFrozen, purpose="dataset", manifest=manifest, body=body)
+        self.record(m.ManifestFrozen, purpose="dataset", manifest=manifest, body=body)
         return manifest
 
     def member(self, task: str, dataset: Ref, version: int, number: int, final: bool) -> None:
@@ -177,7 +177,7 @@ class LedgerWriter:
             final=final,
         )
         rmse = Rmse(frames=version, energy=0.001, force=0.03 + 0.01 * number, rms_force=1.0)
-        self.say(
+        self.record(
             m.MemberTrained,
             task=task,
             version=version,
@@ -197,15 +197,15 @@ class LedgerWriter:
         dataset = self.dataset(1, [self.label_of(INITIAL).label], None)
         for number in range(2):
             self.member(f"train-{number}", dataset, 1, number, final=False)
-        self.say(
+        self.record(
             m.TrainingJudged, version=1, verdict="sound", force=0.04, lengthen=1.0, why="it fits"
         )
         models = tuple(
             e.model for e in self.messages if isinstance(e, m.MemberTrained) and e.version == 1
         )
         committee = Committee(version=1, models=models, type_map=("C", "H"))
-        self.say(m.ModelsReady, committee=committee, manifest=dataset, labels=1)
-        self.say(m.TrustChanged, stage=0, version=1, trust=TRUST, why="set in the spec")
+        self.record(m.ModelsReady, committee=committee, manifest=dataset, labels=1)
+        self.record(m.TrustChanged, stage=0, version=1, trust=TRUST, why="set in the spec")
         return dataset
 
     def exploration(self) -> None:
@@ -238,8 +238,8 @@ class LedgerWriter:
             "candidates": self.item,
             "histogram": tuple(bins),
         }
-        self.say(m.ChunkExplored, **chunk)
-        self.say(m.ChunkExplored, **chunk)  # delivered twice
+        self.record(m.ChunkExplored, **chunk)
+        self.record(m.ChunkExplored, **chunk)  # delivered twice
         self.selection()
         self.label(
             "label-2",
@@ -251,7 +251,7 @@ class LedgerWriter:
     def selection(self) -> None:
         body = Pool(candidates=(self.item,)).model_dump_json()
         pool = self.put(campaign_uri(NAME, "manifests", "pool-1.json"), body.encode())
-        self.say(m.ManifestFrozen, purpose="pool", manifest=pool, body=body)
+        self.record(m.ManifestFrozen, purpose="pool", manifest=pool, body=body)
         common = {"version": 1, "stage": 0}
         self.work(
             m.Select,
@@ -264,19 +264,19 @@ class LedgerWriter:
             audits=1,
             **common,
         )
-        told = RefusedFrames(
+        refused = RefusedFrames(
             frames={KEYS[PASSED_OVER]: "its trajectory has had its share: 1 frames"}
         )
         common |= {"task": "select-1", "batches": (self.batch,)}
         first = (self.chosen(TRAINED),)
-        self.say(m.CandidatesSelected, chunk=0, last=False, labels=first, **common)
-        self.say(
+        self.record(m.CandidatesSelected, chunk=0, last=False, labels=first, **common)
+        self.record(
             m.CandidatesSelected,
             chunk=1,
             labels=(self.chosen(REJECTED),),
             audits=(self.chosen(AUDITED, weight=12.0),),
             refused={"its trajectory has had its share": 1},
-            refusals=self.object("refused.json", told.model_dump_json().encode()),
+            refusals=self.object("refused.json", refused.model_dump_json().encode()),
             **common,
         )
 
@@ -313,8 +313,8 @@ class LedgerWriter:
             )
         verdict = {"index": 0, "key": KEYS[PASSED_OVER], "verdict": "accurate", "deviation": 0.01}
         found = (Screened(**verdict),)
-        self.say(m.StructuresScreened, task="screen-0", version=1, found=found)
-        self.say(
+        self.record(m.StructuresScreened, task="screen-0", version=1, found=found)
+        self.record(
             m.StructuresJudged,
             generator="ga",
             correlation="offer-0",
@@ -326,7 +326,7 @@ class LedgerWriter:
     def offer(self, correlation: str) -> m.StructuresProposed:
         atoms = FRAMES[PASSED_OVER]
         frame = OfferedFrame(species=atoms.species, positions=atoms.positions.tolist())
-        offer: m.StructuresProposed = self.say(
+        offer: m.StructuresProposed = self.record(
             m.StructuresProposed, generator="ga", correlation=correlation, frames=(frame,)
         )
         return offer
@@ -338,8 +338,8 @@ class LedgerWriter:
         pairs = json.dumps({"audit": rows, "pairs": [], **changes}).encode()
         manifest = self.object("audit.json", b"{}")
         common = {"task": "audit-1", "version": 1, "stage": 0}
-        self.say(m.Audit, committee=self.spec, trust=TRUST, audit=manifest, seed=1, **common)
-        self.say(
+        self.record(m.Audit, committee=self.spec, trust=TRUST, audit=manifest, seed=1, **common)
+        self.record(
             m.AuditDone,
             frames=1,
             trajectories=1,
@@ -356,15 +356,15 @@ class LedgerWriter:
         """The round is judged, the final model trained, the campaign finished."""
         counts = {"methane 50 K": Counts(accurate=2, candidate=3, failed=5)}
         verdict = {"outcome": "stuck", "why": "20.0% accurate, below 95.0%"}
-        self.say(m.RoundJudged, stage=0, round=1, version=1, counts=counts, **verdict)
-        self.say(m.StageEnded, stage=0, verdict="stuck", why="nothing left to label")
+        self.record(m.RoundJudged, stage=0, round=1, version=1, counts=counts, **verdict)
+        self.record(m.StageEnded, stage=0, verdict="stuck", why="nothing left to label")
         final = self.dataset(2, [self.label_of(TRAINED).label], first)
         self.member("final", final, 2, 0, final=True)
-        self.say(m.CampaignFinished, verdict="not-converged", why="stage cold ended stuck")
+        self.record(m.CampaignFinished, verdict="not-converged", why="stage cold ended stuck")
 
 
 def write_sample(root: Path, **pairs: Any) -> FolderStore:
-    """The whole tale."""
+    """A finished campaign."""
     teller = LedgerWriter(root)
     teller.beginning()
     first = teller.training()
@@ -390,7 +390,7 @@ def write_half(root: Path) -> FolderStore:
     return teller.write()
 
 
-def tell_proposed(root: Path) -> FolderStore:
+def write_with_proposals(root: Path) -> FolderStore:
     """A campaign that is exploring, to which a generator has proposed structures."""
     teller = LedgerWriter(root)
     teller.beginning()

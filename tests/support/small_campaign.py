@@ -1,4 +1,4 @@
-"""A methane campaign small enough to run many times, and the real command to run it with."""
+"""A methane campaign that takes seconds, and the real command that runs it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ COLD = {"name": "cold", "systems": ["methane"], "temperatures": [50]}
 WARM = {"name": "warm", "systems": ["methane"], "temperatures": [300]}
 STAGES = [COLD, WARM] if SOAK else [COLD]
 CREW = () if SOAK else ("--workers", "trainer=1,explorer=1,labeler=1")
-"""Every engine takes seconds to start, of both cores."""
+"""Every engine needs seconds of both cores to start."""
 
 
 def tiny_training(steps: int, neurons: list[int]) -> dict[str, Any]:
-    """Two members for methane that are trained for a moment."""
+    """Training settings of two members for methane that take a second or two."""
     descriptor = {"rcut": 4.0, "sel": [1, 4], "neuron": [4, 8], "axis_neuron": 2}
     return {
         "members": 2,
@@ -98,7 +98,7 @@ def start(spec: Path, root: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def finish(spec: Path, root: Path, *options: str) -> str:
-    """Run to the end; what was printed. Fails unless the campaign converged."""
+    """Run to the end; returns the output. Fails unless the campaign converges."""
     process = start(spec, root, *options)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
@@ -122,7 +122,7 @@ def labelled(state: State) -> dict[str, str]:
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes below one."""
+    """All descendants of a process."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     direct = [int(word) for word in found.stdout.split()]
     return direct + [grandchild for child in direct for grandchild in children_of(child)]

@@ -1,4 +1,4 @@
-"""Trains tiny committees for tests: `python tiny_training.py FOLDER`, seconds instead of minutes.
+"""Trains tiny committees for tests: `python tiny_committees.py FOLDER`, seconds instead of minutes.
 
 Labels are computed here, TensorFlow is imported once, and every member is trained and frozen in a
 fork. Writes `FOLDER/{methane,aluminium}/` (DeePMD systems) and `FOLDER/{…}-{member}/frozen.pb`.
@@ -135,7 +135,7 @@ def freeze_member(folder: Path) -> None:
 
 
 def in_fork(work: Callable[[], Any]) -> None:
-    """Start `work` in a fork: TensorFlow starts clean there, if nothing ran it before."""
+    """Start `work` in a fork: there TensorFlow starts clean, unless it ran before the fork."""
     if os.fork() == 0:
         try:
             work()
@@ -146,7 +146,7 @@ def in_fork(work: Callable[[], Any]) -> None:
 
 
 def one_ended() -> None:
-    """Wait for a fork; exits if what it did raised."""
+    """Wait for a fork; exits if its work raised."""
     if os.wait()[1] != 0:
         sys.exit(1)
 

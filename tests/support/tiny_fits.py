@@ -16,22 +16,22 @@ from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.values import Ref
-from tests.support.trainer import World
+from tests.support.trainer import TrainerHarness
 
 STEPS = 200
 FAR_BELOW = -1e4
-"""eV; beneath every energy, so that a model's error on such a label tells its energy."""
+"""eV; below every energy, so that a model's error on such a label yields its energy."""
 SMALL = {"sel": [6], "rcut": 4.5, "rcut_smth": 1.0, "neuron": [4, 8], "axis_neuron": 4}
 RATE = {"start_lr": 0.02, "stop_lr": 0.001, "warmup_ratio": 0.0}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A training at its end: the last line of its loss curve, the folder it lies in."""
+    """A finished training: the last line of its loss curve, and its folder."""
 
     errors: Mapping[str, float]
     folder: Path
-    world: World
+    trainer: TrainerHarness
 
     @property
     def frozen(self) -> Path:
@@ -39,25 +39,25 @@ class Fit:
         return self.frozen_at(STEPS)
 
     def frozen_at(self, step: int) -> Path:
-        """The model after half or all of the steps, frozen when first asked for."""
+        """The model after half or all of the steps, frozen at the first call."""
         path = self.folder / f"frozen-{step}.pb"
         if not path.exists():
             where = {"folder": str(self.folder), "backend": "tensorflow"}
             ask = {**where, "checkpoint": f"model.ckpt-{step}", "model": path.name}
-            self.world.resources.engine.call("freeze", ask)
+            self.trainer.resources.engine.call("freeze", ask)
         return path
 
     def measured(self, items: Sequence[Labelled]) -> Mapping[str, Any]:
         """Errors on other frames."""
         folder = self.folder / f"other-{len(list(self.folder.iterdir()))}"
         systems = [str(system) for system in write_deepmd(items, folder, ["Cu"])]
-        result: Mapping[str, Any] = self.world.resources.engine.call(
+        result: Mapping[str, Any] = self.trainer.resources.engine.call(
             "evaluate", {"model": str(self.frozen), "systems": systems}
         )
         return result
 
     def energy(self, frame: Frame) -> float:
-        """What the model says of one frame, eV."""
+        """The model's energy of one frame, eV."""
         size = len(frame.species)
         label = FrameLabel(FAR_BELOW, np.zeros((size, 3)))
         return float(self.measured([Labelled(frame, label, {})])["energy"]) * size + FAR_BELOW
@@ -90,7 +90,7 @@ def relabelled(
 
 
 def fit(
-    world: World,
+    trainer: TrainerHarness,
     items: Sequence[Labelled],
     loss: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
@@ -108,21 +108,21 @@ def fit(
         "loss": dict(loss or {}),
         "training": training,
     }
-    refs = [world.label(item.frame, item.label) for item in items]
-    manifest = world.manifest(100 + world.serial, labels=refs)
+    refs = [trainer.label(item.frame, item.label) for item in items]
+    manifest = trainer.manifest(100 + trainer.serial, labels=refs)
     settings = {"input": document, "type_map": ["Cu"], **spec}
-    command = world.command(settings, dataset=manifest, steps=steps, files=dict(files or {}))
-    job = TrainingJob(world.resources, command, world.context(command))
+    command = trainer.command(settings, dataset=manifest, steps=steps, files=dict(files or {}))
+    job = TrainingJob(trainer.resources, command, trainer.context(command))
     job.prepare()
     assert job.train() == steps
-    return Fit(_last_line(job.folder / LCURVE), job.folder, world)
+    return Fit(_last_line(job.folder / LCURVE), job.folder, trainer)
 
 
 Apart = tuple[list[Labelled], Fit]
 
 
-def told_apart(world: World, name: str) -> Apart:
-    """All frames twice, at parameter 0 and, with opposite labels, at 1; a model that takes it."""
+def fit_by_parameter(trainer: TrainerHarness, name: str) -> Apart:
+    """Frames at parameter 0 and, with opposite labels, at 1; and a model fitted to them."""
     shape = (1,) if name == "fparam" else (3, 1)
     both = [
         relabelled(item, sign, sign, {name: np.full(shape, value)})
@@ -131,7 +131,7 @@ def told_apart(world: World, name: str) -> Apart:
     ]
     model = {"descriptor": SMALL, "fitting_net": {"neuron": [12, 12], f"numb_{name}": 1}}
     half = {"mode": "streaming", "checkpoint_steps": STEPS // 2}
-    return both, fit(world, both, model=model, system={name: [0.0]}, **half)
+    return both, fit(trainer, both, model=model, system={name: [0.0]}, **half)
 
 
 def _last_line(lcurve: Path) -> Mapping[str, float]:

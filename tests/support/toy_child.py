@@ -22,7 +22,7 @@ def refuse(text: str) -> None:
 
 
 def count() -> int:
-    """How often this process was asked before, and who it is."""
+    """How often this process has been called."""
     CALLS.append(1)
     return len(CALLS)
 
@@ -54,21 +54,21 @@ def sleep(seconds: float) -> str:
 
 
 def spawn() -> int:
-    """The id of a process that would go on for ever."""
+    """The id of a process that does not end by itself."""
     return subprocess.Popen(["sleep", "1000"]).pid
 
 
-def say(text: str) -> None:
+def write_lines(text: str) -> None:
     print(text)
     print(text, file=sys.stderr)
 
 
-def unspeakable() -> object:
+def unserializable() -> object:
     return object()
 
 
 def garble(text: str) -> str:
-    """Write `text` to the reply pipe, as an engine gone wild might."""
+    """Write `text` to the reply pipe, as a faulty engine might."""
     os.write(int(sys.argv[2]), text.encode())
     return "after"
 
@@ -90,8 +90,8 @@ OPERATIONS = {
         leave,
         sleep,
         spawn,
-        say,
-        unspeakable,
+        write_lines,
+        unserializable,
         garble,
         flood,
     )

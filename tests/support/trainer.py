@@ -1,4 +1,4 @@
-"""A store, a bus and a warm trainer, with small sets to train on, for tests of trainings."""
+"""A store, a bus and a warm trainer engine, with small datasets, for tests of trainings."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def labels(count: int, seed: int) -> list[tuple[Frame, FrameLabel]]:
     return result
 
 
-class World:
-    """A store with a dataset, a spec and a test set in it, a bus and a warm bench."""
+class TrainerHarness:
+    """A store with a dataset and a test set, a bus, and the trainer's resources."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store = FolderStore(root / "store")
         self.bus = InProcessBus()
-        self.bus.bind("heard", "#")
-        self.heard = self.bus.consume("heard", prefetch=1000)
+        self.bus.bind("published", "#")
+        self.published = self.bus.consume("published", prefetch=1000)
         self.resources = TrainerResources(root / "bench")
         first = self.manifest(1, packs=[self.pack(labels(FRAMES - 4, 1))])
         loose = [self.label(*pair) for pair in labels(4, 2)]
@@ -108,7 +108,7 @@ class World:
     def saved(self) -> list[CheckpointSaved]:
         """Checkpoints announced since the last call."""
         events = []
-        while (delivery := self.heard.next(timeout=0.05)) is not None:
+        while (delivery := self.published.next(timeout=0.05)) is not None:
             event = decode(delivery.body)
             delivery.ack()
             events += [event] if isinstance(event, CheckpointSaved) else []

@@ -1,9 +1,8 @@
 """`python -m tests.support.worker_without_engines trainer|explorer|labeler`: a worker service
 without engines.
 
-Everything but the engines is real: settings, process, worker runtime, bus and store. What it
-answers is `CampaignSimulator`'s; what it writes is content, so that it can be lost, doubled or
-overwritten.
+Everything else is real: settings, process, worker runtime, bus and store. The results are those of
+`CampaignSimulator`; their objects have content, so that tests can lose, repeat or overwrite them.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ RIPE = 2
 WAVEFUNCTION = 256 * 1024
 """Bytes that every task writes to its scratch folder, as engines do."""
 COMPUTED = "computed"
-"""Where every computation of a label leaves a trace, by frame."""
+"""Prefix under which every computation of a label leaves an object, by frame."""
 FULL_SECONDS = 1.0
 
 
-class StandInSettings(WorkerSettings):
-    standin_seconds: float = Field(default=0.05, description="per task")
-    standin_gate: Path | None = Field(
+class SimulatedWorkerSettings(WorkerSettings):
+    simulated_seconds: float = Field(default=0.05, description="per task")
+    simulated_gate: Path | None = Field(
         default=None, description="a task goes on when this file is there"
     )
-    standin_fatal: str = Field(
+    simulated_fatal: str = Field(
         default="", description="key of a frame whose label kills its worker"
     )
 
 
 @dataclass
-class Bench:
-    settings: StandInSettings
+class NoEngines:
+    settings: SimulatedWorkerSettings
 
     def start(self) -> None:
         """Nothing to warm up."""
@@ -62,25 +61,25 @@ class Bench:
         """Nothing to end."""
 
 
-def answer(resources: Bench, command: Any, context: Context) -> m.Result:
+def answer(resources: NoEngines, command: Any, context: Context) -> m.Result:
     (context.scratch / "wavefunction").write_bytes(bytes(WAVEFUNCTION))
     _work(resources.settings, command, context)
     world = CampaignSimulator(RIPE)
     if isinstance(command, m.Select):
         world.manifests[command.pool.uri] = context.fetch(command.pool).decode()
-    *chunks, last = (_said(result, context) for result in world.answer(command)[1:])
+    *chunks, last = (_published_as(result, context) for result in world.answer(command)[1:])
     for chunk in chunks:
         context.publish(chunk)
     return last
 
 
-def _said(result: m.Message, context: Context) -> m.Result:
+def _published_as(result: m.Message, context: Context) -> m.Result:
     assert isinstance(result, m.Result)
-    return _kept(result.model_copy(update=context.envelope()), context)
+    return _stored(result.model_copy(update=context.envelope()), context)
 
 
-def _kept(result: m.Result, context: Context) -> m.Result:
-    """With all that it refers to in the store; a model tells which attempt it is of."""
+def _stored(result: m.Result, context: Context) -> m.Result:
+    """The result, after everything it refers to is in the store; a model names its worker."""
     if isinstance(result, m.LabelsDone):
         accepted = tuple(_label(label, context) for label in result.accepted)
         return result.model_copy(update={"accepted": accepted})
@@ -94,18 +93,18 @@ def _kept(result: m.Result, context: Context) -> m.Result:
     return result.model_copy(update=own)
 
 
-def _work(settings: StandInSettings, command: m.Command, context: Context) -> None:
-    if isinstance(command, m.Label) and settings.standin_fatal in [f.key for f in command.frames]:
+def _work(settings: SimulatedWorkerSettings, command: m.Command, context: Context) -> None:
+    if isinstance(command, m.Label) and settings.simulated_fatal in [f.key for f in command.frames]:
         os.kill(os.getpid(), signal.SIGKILL)
-    over = time.monotonic() + settings.standin_seconds
-    gate = settings.standin_gate
+    over = time.monotonic() + settings.simulated_seconds
+    gate = settings.simulated_gate
     while time.monotonic() < over or (gate is not None and not gate.exists()):
         context.check()
         time.sleep(0.01)
 
 
 def _label(label: Accepted, context: Context) -> Accepted:
-    """As the labeler does: look it up, compute it, be the first to store it or not."""
+    """As the labeler does: look the label up, or compute it and try to store it first."""
     known = context.retry(lambda: context.store.exists(label.label.uri))
     if not known:
         trace = f"{COMPUTED}/{label.key}/{uuid.uuid4().hex}"
@@ -114,7 +113,7 @@ def _label(label: Accepted, context: Context) -> Accepted:
 
 
 def _keep(ref: Ref, context: Context) -> bool:
-    """Whether this made the object; `CampaignSimulator`'s objects contain their own names."""
+    """Whether this call created the object; simulated objects contain their own names."""
     body = ref.uri.removeprefix("objects/").encode()
     if Ref.to(ref.uri, body) != ref:
         return False
@@ -135,11 +134,11 @@ def _refs(value: Any) -> Iterator[Ref]:
 HANDLERS: dict[type[m.Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
 
 
-def service(role: str) -> WorkerService[StandInSettings]:
-    def plans(settings: StandInSettings, scratch: Path) -> Sequence[WorkerPlan]:
-        return [WorkerPlan((queue,), HANDLERS, Bench(settings)) for queue in QUEUES[role]]
+def service(role: str) -> WorkerService[SimulatedWorkerSettings]:
+    def plans(settings: SimulatedWorkerSettings, scratch: Path) -> Sequence[WorkerPlan]:
+        return [WorkerPlan((queue,), HANDLERS, NoEngines(settings)) for queue in QUEUES[role]]
 
-    return WorkerService(role, "Answers at once.", StandInSettings, plans)
+    return WorkerService(role, "Completes tasks without engines.", SimulatedWorkerSettings, plans)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.store.folder import FolderStore
 from tests.support.campaign_simulator import key
+from tests.support.coordinator import CoordinatorHarness as Site
+from tests.support.coordinator import first_task, small
 from tests.support.faulty_adapters import FlakyStore
-from tests.unit.test_coordinator import Site, first_task, quietly, small
 
-__all__ = ["quietly"]
+pytestmark = pytest.mark.usefixtures("no_log_lines")
 TOKEN = "a token of some length"
 
 
@@ -119,7 +120,7 @@ def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
 
 def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
     site.submit(small())
-    site.say(m.CampaignPaused(id="p", campaign="world", time=0.0, why="the power goes"))
+    site.publish(m.CampaignPaused(id="p", campaign="world", time=0.0, why="the power goes"))
     site.step()
     one = get(site, "/campaigns/world")
     assert (one["standing"], one["paused"]) == ("paused", "the power goes")
@@ -128,7 +129,7 @@ def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
 def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> None:
     site.submit(small())
     state = site.finish()
-    site.hire().open_all()
+    site.restart().open_all()
     assert not site.coordinator.open_campaigns
     (line,) = get(site, "/campaigns")["campaigns"]
     assert (line["standing"], line["verdict"]) == ("finished", "converged")
@@ -152,7 +153,7 @@ def test_a_broken_campaign_and_dead_letters_are_shown(site: Site) -> None:
 
 def test_tasks_name_their_worker_and_progress(site: Site) -> None:
     _, command = first_task(site)
-    site.say(site.world.answer(command)[0])
+    site.publish(site.world.answer(command)[0])
     site.heartbeat(command)
     site.step()
     (running,) = get(site, "/campaigns/world/tasks?status=running")
@@ -174,7 +175,7 @@ def test_tasks_name_their_worker_and_progress(site: Site) -> None:
 def test_labels_by_status(site: Site) -> None:
     open_campaign, command = first_task(site)
     site.claim(command)
-    site.say(*site.world.answer(command))
+    site.publish(*site.world.answer(command))
     site.step()
     done = get(site, "/campaigns/world/labels?status=labelled")
     assert {label["key"] for label in done} == {f.key for f in command.frames}  # type: ignore[attr-defined]

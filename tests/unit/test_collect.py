@@ -12,7 +12,7 @@ from dpstream.commands.collect import collect
 from dpstream.shared.atoms.frames import frame_key, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import Recipe
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 HARSH = Recipe(
     code="tblite", version="0.8.0", settings={"method": "GFN1-xTB"}, charge=1, multiplicity=2
@@ -23,13 +23,13 @@ HARSH = Recipe(
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two campaigns of one recipe, and one of another."""
     folder = tmp_path / "root"
-    told.write_sample(folder)
+    sample_ledger.write_sample(folder)
     with monkeypatch.context() as changed:
-        changed.setattr(told, "NAME", "twin")
-        told.write_beginning(folder)
-        changed.setattr(told, "NAME", "harsh")
-        changed.setattr(told, "RECIPE", HARSH)
-        told.write_beginning(folder)
+        changed.setattr(sample_ledger, "NAME", "twin")
+        sample_ledger.write_beginning(folder)
+        changed.setattr(sample_ledger, "NAME", "harsh")
+        changed.setattr(sample_ledger, "RECIPE", HARSH)
+        sample_ledger.write_beginning(folder)
     return folder
 
 
@@ -38,26 +38,29 @@ def keys(folder: Path) -> list[str]:
 
 
 def test_shared_frames_come_in_once(tmp_path: Path, root: Path) -> None:
-    collect([told.NAME, "twin"], tmp_path / "out", root=str(root))
-    assert keys(tmp_path / "out") == [told.KEYS[told.INITIAL], told.KEYS[told.TRAINED]]
+    collect([sample_ledger.NAME, "twin"], tmp_path / "out", root=str(root))
+    assert keys(tmp_path / "out") == [
+        sample_ledger.KEYS[sample_ledger.INITIAL],
+        sample_ledger.KEYS[sample_ledger.TRAINED],
+    ]
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert about["campaigns"] == {told.NAME: 2, "twin": 1}
-    assert about["recipes"] == {told.RECIPE.digest: told.RECIPE.model_dump()}
+    assert about["campaigns"] == {sample_ledger.NAME: 2, "twin": 1}
+    assert about["recipes"] == {sample_ledger.RECIPE.digest: sample_ledger.RECIPE.model_dump()}
     assert (tmp_path / "out" / about["systems"][0] / "type.raw").exists()
 
 
 def test_audit_labels_are_taken_when_asked_for(tmp_path: Path, root: Path) -> None:
-    collect([told.NAME], tmp_path / "out", audit=True, root=str(root))
-    assert told.KEYS[told.AUDITED] in keys(tmp_path / "out")
+    collect([sample_ledger.NAME], tmp_path / "out", audit=True, root=str(root))
+    assert sample_ledger.KEYS[sample_ledger.AUDITED] in keys(tmp_path / "out")
 
 
 def test_recipes_are_not_mixed_unless_told(tmp_path: Path, root: Path) -> None:
-    both, out = [told.NAME, "harsh"], tmp_path / "out"
+    both, out = [sample_ledger.NAME, "harsh"], tmp_path / "out"
     with pytest.raises(SpecError, match=r"different recipes.*choose one by --recipe, or say --mix"):
         collect(both, out, root=str(root))
     assert not out.exists()
     collect(both, out, recipe=HARSH.digest[:6], root=str(root))
-    assert keys(out) == [told.KEYS[told.INITIAL]]
+    assert keys(out) == [sample_ledger.KEYS[sample_ledger.INITIAL]]
     collect(both, out, mix=True, root=str(root))
     assert len(keys(out)) == 3
 

@@ -23,6 +23,7 @@ from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import Counts, Rmse, Trust
 from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
 from tests.support.lossy_delivery import LossyDelivery
+from tests.support.single_tasks import train_command
 
 TRUST = Trust(low=0.1, high=0.3)
 GOOD = ByCondition(counts=Counts(accurate=98, candidate=1, failed=1))
@@ -259,23 +260,6 @@ def trained(force: float, before: tuple[str, float, float] | None = None) -> Sta
         fact | {"verdict": verdict, "force": error, "lengthen": factor}
     )
     return replace(state, committee=replace(committee, judged_training=last))
-
-
-def train_command(member: int) -> m.Train:
-    return m.Train(
-        id="t",
-        campaign="world",
-        time=0.0,
-        task=f"train-{member}",
-        title="",
-        max_seconds=1.0,
-        spec=ref("spec"),
-        version=1,
-        member=member,
-        seed=1,
-        dataset=ref("dataset"),
-        steps=100,
-    )
 
 
 @pytest.mark.parametrize(

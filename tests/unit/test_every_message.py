@@ -31,10 +31,8 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
-from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import overview
-from dpstream.services.coordinator.views.rounds import Rounds
-from dpstream.services.coordinator.views.work import Span, Work
+from dpstream.services.coordinator.views.work import Span
 from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES
 from dpstream.shared.asyncapi import document
@@ -44,7 +42,7 @@ from dpstream.shared.codec import decode, encode, kind_of, names_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import screen, summary
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,
@@ -62,7 +60,7 @@ every_result = pytest.mark.parametrize("kind", m.RESULTS, ids=kind_of)
 
 B = TypeVar("B", bound=BaseModel)
 VALUES: dict[str, Any] = {
-    "campaign": told.NAME,
+    "campaign": sample_ledger.NAME,
     "generator": "ga",
     "capability": "tblite",
     "purpose": "test",
@@ -111,7 +109,7 @@ def task_of(kind: type[m.Command]) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     """A campaign with one claimed task of every class."""
-    teller = told.LedgerWriter(tmp_path_factory.mktemp("root"))
+    teller = sample_ledger.LedgerWriter(tmp_path_factory.mktemp("root"))
     teller.beginning()
     offer = teller.offer("first")
     for kind in m.COMMANDS:
@@ -125,12 +123,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
 
 @pytest.fixture(scope="module")
 def state(store: FolderStore) -> State:
-    return load_state(store, told.NAME)
+    return load_state(store, sample_ledger.NAME)
 
 
 @pytest.fixture(scope="module")
 def spans(store: FolderStore) -> list[Span]:
-    return Work.of(read_messages(store, told.NAME)).spans()
+    return spans_of(read_messages(store, sample_ledger.NAME))
 
 
 # ------------------------------------------------------------------------------- carried
@@ -212,8 +210,8 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
     class Unknown(m.TaskEvent):
         PUBLISHERS = ("trainer",)
 
-    unknown = Unknown(id="x", campaign=told.NAME, time=0.0, task="t", attempt=1)
-    with pytest.raises(TypeError, match="Unknown is not in the table APPLY"):
+    unknown = Unknown(id="x", campaign=sample_ledger.NAME, time=0.0, task="t", attempt=1)
+    with pytest.raises(TypeError, match="no effect is given for Unknown"):
         decide(state, unknown)
 
 
@@ -309,15 +307,14 @@ def test_the_page_has_it_in_the_legend_of_the_lanes(kind: type[m.Command], html:
 
 @pytest.fixture(scope="module")
 def html(store: FolderStore) -> str:
-    return render(store, told.NAME)
+    return render(store, sample_ledger.NAME)
 
 
 @every
-def test_every_projection_takes_it_in(kind: type[m.Message], store: FolderStore) -> None:
-    messages = [*read_messages(store, told.NAME), example(kind)]
-    assert Work.of(messages).last >= example(kind).time
-    for projection in (Committees, History, Rounds):
-        assert projection.of(messages)
+def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore) -> None:
+    facts = Facts.of(read_messages(store, sample_ledger.NAME))
+    facts.hear(example(kind))
+    assert facts.last >= example(kind).time
 
 
 @every
@@ -333,12 +330,12 @@ def test_logs_have_a_line_for_it(kind: type[m.Message]) -> None:
 @every_command
 def test_metrics_and_overview_count_it(kind: type[m.Command], state: State, metrics: str) -> None:
     assert overview(state).tasks[kind_of(kind)]["running"] == 1
-    labels = f'campaign="{told.NAME}",kind="{kind_of(kind)}",status="running"'
+    labels = f'campaign="{sample_ledger.NAME}",kind="{kind_of(kind)}",status="running"'
     assert f"dpstream_tasks{{{labels}}} 1.0" in metrics
 
 
 @pytest.fixture(scope="module")
 def metrics(store: FolderStore) -> str:
     coordinator = Coordinator(InProcessBus(), store)
-    coordinator.open(told.NAME)
+    coordinator.open(sample_ledger.NAME)
     return CoordinatorMetrics(ReadAccess(coordinator)).text().decode()

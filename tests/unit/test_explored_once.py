@@ -38,12 +38,12 @@ def jobs(*stages: dict[str, Any], **changes: Any) -> LossyDelivery:
 
 
 def test_each_stage_is_one_round_in_order_though_nothing_converges() -> None:
-    storm = jobs(stage("first"), stage("second"), stage("third"))
-    state = storm.run()
-    explored = [message.stage for message in storm.said(m.Explore)]
+    campaign = jobs(stage("first"), stage("second"), stage("third"))
+    state = campaign.run()
+    explored = [message.stage for message in campaign.decisions(m.Explore)]
     assert explored == [0, 0, 1, 1, 2, 2], "two trajectories of each"
-    assert [ended.verdict for ended in storm.said(m.StageEnded)] == ["explored"] * 3
-    versions = [message.committee.version for message in storm.said(m.ModelsReady)]
+    assert [ended.verdict for ended in campaign.decisions(m.StageEnded)] == ["explored"] * 3
+    versions = [message.committee.version for message in campaign.decisions(m.ModelsReady)]
     assert versions == [1, 2, 3], "what a job was labelled for is learned before the next"
     assert state.finished is not None
     assert state.finished.verdict == "not-converged"
@@ -51,18 +51,20 @@ def test_each_stage_is_one_round_in_order_though_nothing_converges() -> None:
 
 
 def test_labels_that_are_early_enough_begin_no_second_round() -> None:
-    storm = jobs(stage("first"), stage("second"), mode="streaming", streaming={"retrain_after": 1})
-    storm.run()
-    assert [message.stage for message in storm.said(m.Explore)] == [0, 0, 1, 1]
-    versions = [message.committee.version for message in storm.said(m.ModelsReady)]
+    campaign = jobs(
+        stage("first"), stage("second"), mode="streaming", streaming={"retrain_after": 1}
+    )
+    campaign.run()
+    assert [message.stage for message in campaign.decisions(m.Explore)] == [0, 0, 1, 1]
+    versions = [message.committee.version for message in campaign.decisions(m.ModelsReady)]
     assert versions == [1, 2], "what a job was labelled for is learned before the next"
 
 
 def test_a_stage_whose_one_round_is_good_has_converged() -> None:
-    storm = jobs(stage("first"))
-    storm.world.ripe = 1
-    state = storm.run()
-    assert [ended.verdict for ended in storm.said(m.StageEnded)] == ["converged"]
+    campaign = jobs(stage("first"))
+    campaign.world.ripe = 1
+    state = campaign.run()
+    assert [ended.verdict for ended in campaign.decisions(m.StageEnded)] == ["converged"]
     assert state.finished is not None
     assert state.finished.verdict == "converged"
 
@@ -78,11 +80,11 @@ class Hopeless(CampaignSimulator):
 
 
 def test_failed_frames_are_not_labelled_for_want_of_candidates() -> None:
-    storm = jobs(stage("first"))
-    storm.world = Hopeless(ripe=99)
-    storm.run()
-    assert storm.said(m.Select)
-    pools = [storm.world.manifests[message.pool.uri] for message in storm.said(m.Select)]
+    campaign = jobs(stage("first"))
+    campaign.world = Hopeless(ripe=99)
+    campaign.run()
+    assert campaign.decisions(m.Select)
+    pools = [campaign.world.manifests[message.pool.uri] for message in campaign.decisions(m.Select)]
     assert all('"fallback":false' in pool for pool in pools)
 
 
@@ -115,9 +117,11 @@ def _explored(state: State, begun: m.CampaignSubmitted) -> list[m.Explore]:
 
 def test_frames_are_judged_by_the_levels_of_their_system() -> None:
     own = {"ethane": {"low": 0.0, "high": 0.5}}
-    storm = jobs(stage("first", "methane", "ethane", trust=LEVELS, system_trust=own))
-    storm.run()
-    levels = {c.condition.system: (c.trust.low, c.trust.high) for c in storm.said(m.Explore)}
+    campaign = jobs(stage("first", "methane", "ethane", trust=LEVELS, system_trust=own))
+    campaign.run()
+    levels = {
+        c.condition.system: (c.trust.low, c.trust.high) for c in campaign.decisions(m.Explore)
+    }
     assert levels == {"methane": (0.1, 0.3), "ethane": (0.0, 0.5)}
 
 
@@ -134,9 +138,9 @@ def test_frames_are_judged_by_the_levels_of_their_system() -> None:
 def test_a_system_that_is_accurate_gets_fewer_labels(
     rules: dict[str, float], caps: dict[str, int]
 ) -> None:
-    storm = jobs(stage("first"), selection={"per_round": 9, "per_system": 4, **rules})
-    storm.run()
-    command = storm.said(m.Select)[0]
+    campaign = jobs(stage("first"), selection={"per_round": 9, "per_system": 4, **rules})
+    campaign.run()
+    command = campaign.decisions(m.Select)[0]
     assert command.caps == caps, "8 of 10 checks of each trajectory are accurate"
     assert command.per_system == 4
 

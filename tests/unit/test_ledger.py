@@ -30,7 +30,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
 from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 from tests.support.faulty_adapters import FlakyStore, first
-from tests.support.lossy_delivery import Heard, LossyDelivery
+from tests.support.lossy_delivery import Entry, LossyDelivery
 
 FOLDER = "campaigns/world/ledger/"
 WRONG = State(spec=spec(), exploration=ExplorationState(rounds=77))
@@ -45,33 +45,33 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Heard]:
-    """Everything heard and decided in one campaign."""
-    storm = LossyDelivery(CampaignSimulator(), spec(), seed=1)
-    storm.run()
-    return storm.ledger
+def entries() -> list[Entry]:
+    """Every event and decision of one campaign."""
+    campaign = LossyDelivery(CampaignSimulator(), spec(), seed=1)
+    campaign.run()
+    return campaign.ledger
 
 
-def entry(heard: Heard) -> LedgerEntry:
-    return LedgerEntry(*heard)
+def entry(each: Entry) -> LedgerEntry:
+    return LedgerEntry(*each)
 
 
-def write(ledger: Ledger, told: Sequence[Heard], size: int = 1) -> None:
-    for i in range(0, len(told), size):
-        ledger.append([entry(heard) for heard in told[i : i + size]])
+def write(ledger: Ledger, entries: Sequence[Entry], size: int = 1) -> None:
+    for i in range(0, len(entries), size):
+        ledger.append([entry(each) for each in entries[i : i + size]])
 
 
-def state_of(told: Sequence[Heard]) -> State:
+def state_of(entries: Sequence[Entry]) -> State:
     state = State(spec=spec())
-    for event, _ in told:
+    for event, _ in entries:
         state, _ = decide(state, event)
     return state
 
 
 def test_a_ledger_with_the_former_tag_of_an_event_reads_the_same(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
-    write(Ledger.open(store, "world")[0], told, 10)
+    write(Ledger.open(store, "world")[0], entries, 10)
     before = list(read_messages(store, "world"))
     renamed = 0
     for key in list(store.list(FOLDER)):
@@ -80,19 +80,21 @@ def test_a_ledger_with_the_former_tag_of_an_event_reads_the_same(
         store.put(key, data.replace(b'"chunk-explored/1"', b'"candidates-found/1"'))
     assert renamed > 5
     assert list(read_messages(store, "world")) == before
-    assert load_state(store, "world").dumps() == state_of(told).dumps()
+    assert load_state(store, "world").dumps() == state_of(entries).dumps()
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_what_was_appended_is_told_again(store: FolderStore, told: list[Heard], size: int) -> None:
+def test_what_was_appended_is_read_back(
+    store: FolderStore, entries: list[Entry], size: int
+) -> None:
     ledger, empty = Ledger.open(store, "world")
     assert empty == State(spec=spec())
-    write(ledger, told, size)
+    write(ledger, entries, size)
     reopened, state = Ledger.open(store, "world")
-    assert state.dumps() == state_of(told).dumps() == load_state(store, "world").dumps()
+    assert state.dumps() == state_of(entries).dumps() == load_state(store, "world").dumps()
     assert reopened.seq == ledger.seq
     assert reopened.last == ledger.last
-    messages = [message for heard in told for message in (heard[0], *heard[1])]
+    messages = [message for each in entries for message in (each[0], *each[1])]
     assert list(read_messages(store, "world")) == messages
 
 
@@ -105,12 +107,12 @@ def often(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_a_snapshot_and_the_rest_tell_the_same(
-    store: FolderStore, told: list[Heard], often: int
+    store: FolderStore, entries: list[Entry], often: int
 ) -> None:
     ledger, state = Ledger.open(store, "world")
-    for heard in told[: often + 5]:
-        ledger.append([entry(heard)])
-        state = ledger_module.replay(state, Segments.of(heard))
+    for each in entries[: often + 5]:
+        ledger.append([entry(each)])
+        state = ledger_module.replay(state, Segments.of(each))
         ledger.snapshot(state)
     assert len(list(store.list("campaigns/world/snapshots/"))) == 1
     for number in range(1, often):  # a snapshot spares reading what it covers
@@ -123,53 +125,53 @@ def test_a_snapshot_and_the_rest_tell_the_same(
 
 class Segments:
     @staticmethod
-    def of(heard: Heard) -> ledger_module.Segment:
-        return ledger_module.Segment(1, 1, "n", (entry(heard),))
+    def of(each: Entry) -> ledger_module.Segment:
+        return ledger_module.Segment(1, 1, "n", (entry(each),))
 
 
 def test_a_snapshot_of_other_code_is_not_trusted(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told)
+    write(ledger, entries)
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     ledger.snapshot(WRONG)
     assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
     monkeypatch.setattr(snapshots, "code_version", lambda: "another")
-    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+    assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
 
 
 def test_a_snapshot_of_release_0_1_0_is_passed_over(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All fields of its state were in one table; also where the package claims to be 0.1.0."""
     monkeypatch.setattr(snapshots, "code_version", lambda: "0.1.0")
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told)
+    write(ledger, entries)
     flat = {"spec": spec().model_dump(mode="json"), "waves": 77, "pending": 3, "frames": {}}
     old = {"seq": ledger.seq, "code": "0.1.0", "state": flat}
     name = f"campaigns/world/snapshots/{ledger.seq:08d}-000001.json.gz"
     store.put(name, gzip.compress(json.dumps(old).encode()))
-    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+    assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
 
 
 def test_a_snapshot_of_another_format_is_passed_over(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told)
+    write(ledger, entries)
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     ledger.snapshot(WRONG)
     assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
     monkeypatch.setattr(snapshots, "FORMAT", snapshots.FORMAT + 1)
-    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+    assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
 
 
 def test_snapshots_of_a_large_campaign_are_rarer(
-    store: FolderStore, told: list[Heard], often: int, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    state = state_of(told)
+    state = state_of(entries)
     size = len(state.tasks) + len(state.labels.frames)
     monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 2)
     for ledger.seq, ledger.since_snapshot, expected in [
@@ -183,12 +185,12 @@ def test_snapshots_of_a_large_campaign_are_rarer(
 
 
 def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
-    store: FolderStore, told: list[Heard], often: int
+    store: FolderStore, entries: list[Entry], often: int
 ) -> None:
-    for heard in told[:often]:  # a coordinator that is killed after every event
+    for each in entries[:often]:  # a coordinator that is killed after every event
         ledger, state = Ledger.open(store, "world")
         assert not list(store.list("campaigns/world/snapshots/"))
-        state = ledger_module.replay(state, ledger.append([entry(heard)]))
+        state = ledger_module.replay(state, ledger.append([entry(each)]))
         ledger.snapshot(state)
     assert len(list(store.list("campaigns/world/snapshots/"))) == 1
 
@@ -199,90 +201,90 @@ def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
     ids=["empty", "no archive", "another's", "cut"],
 )
 def test_an_unreadable_snapshot_costs_time_only(
-    store: FolderStore, told: list[Heard], damage: bytes
+    store: FolderStore, entries: list[Entry], damage: bytes
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told)
-    store.put(f"campaigns/world/snapshots/{len(told):08d}-000001.json.gz", damage)
-    assert Ledger.open(store, "world")[1].dumps() == state_of(told).dumps()
+    write(ledger, entries)
+    store.put(f"campaigns/world/snapshots/{len(entries):08d}-000001.json.gz", damage)
+    assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
 
 
 def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = Ledger.open(store, "world")
     new, _ = Ledger.open(store, "world")
     monkeypatch.setattr(old, "check", lambda: None)  # it looked before the newer one came
-    old.append([entry(told[1])])
-    new.append([entry(told[0])])
+    old.append([entry(entries[1])])
+    new.append([entry(entries[0])])
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     old.snapshot(WRONG)
-    assert Ledger.open(store, "world")[1].dumps() == state_of(told[:1]).dumps()
+    assert Ledger.open(store, "world")[1].dumps() == state_of(entries[:1]).dumps()
 
 
 # ----------------------------------------------------------------------------------- one writer
 
 
 def test_the_older_of_two_writers_is_fenced_and_overwrites_nothing(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     old, _ = Ledger.open(store, "world")
-    old.append([entry(told[0])])
+    old.append([entry(entries[0])])
     new, _ = Ledger.open(store, "world")
-    new.append([entry(told[1])])
+    new.append([entry(entries[1])])
     before = {key: store.get(key) for key in store.list("campaigns/world/")}
     for _ in range(2):
         with pytest.raises(Fenced, match="taken over"):
-            old.append([entry(told[2])])
+            old.append([entry(entries[2])])
     assert {key: store.get(key) for key in store.list("campaigns/world/")} == before
-    assert load_state(store, "world").dumps() == state_of(told[:2]).dumps()
+    assert load_state(store, "world").dumps() == state_of(entries[:2]).dumps()
 
 
 def test_every_opening_takes_an_epoch_of_its_own(store: FolderStore) -> None:
     assert [Ledger.open(store, "world")[0].epoch for _ in range(3)] == [1, 2, 3]
 
 
-def test_reading_takes_no_epoch(store: FolderStore, told: list[Heard]) -> None:
+def test_reading_takes_no_epoch(store: FolderStore, entries: list[Entry]) -> None:
     ledger, _ = Ledger.open(store, "world")
     load_state(store, "world")
     list(read_messages(store, "world"))
-    ledger.append([entry(told[0])])
+    ledger.append([entry(entries[0])])
 
 
 def test_events_of_an_overtaken_sibling_are_heard_again(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = Ledger.open(store, "world")
-    old.append([entry(told[0])])
+    old.append([entry(entries[0])])
     new, _ = Ledger.open(store, "world")
     monkeypatch.setattr(old, "check", lambda: None)
-    old.append([entry(told[1]), entry(told[2])])
-    new.append([entry(told[1])])
+    old.append([entry(entries[1]), entry(entries[2])])
+    new.append([entry(entries[1])])
     third, state = Ledger.open(store, "world")
-    assert state.dumps() == state_of(told[:2]).dumps()
-    assert third.orphans == (told[2][0],)
+    assert state.dumps() == state_of(entries[:2]).dumps()
+    assert third.orphans == (entries[2][0],)
     for orphan in third.orphans:
         state, _ = decide(state, orphan)
-    assert state.dumps() == state_of(told[:3]).dumps()
+    assert state.dumps() == state_of(entries[:3]).dumps()
 
 
 def test_a_late_write_beyond_the_newer_writers_last_segment_is_no_history(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = Ledger.open(store, "world")
-    old.append([entry(told[0])])
+    old.append([entry(entries[0])])
     new, _ = Ledger.open(store, "world")
-    new.append([entry(told[1])])
+    new.append([entry(entries[1])])
     monkeypatch.setattr(old, "check", lambda: None)
     old.seq = 2
-    old.append([entry(told[3])])
+    old.append([entry(entries[3])])
     third, state = Ledger.open(store, "world")
-    assert state.dumps() == state_of(told[:2]).dumps()
-    assert (third.seq, third.orphans) == (2, (told[3][0],))
+    assert state.dumps() == state_of(entries[:2]).dumps()
+    assert (third.seq, third.orphans) == (2, (entries[3][0],))
 
 
 def test_a_create_that_says_no_but_wrote_our_own_bytes_has_won(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     create = store.create
@@ -292,40 +294,40 @@ def test_a_create_that_says_no_but_wrote_our_own_bytes_has_won(
         return False  # the answer was lost, and the client tried again
 
     monkeypatch.setattr(store, "create", ambiguous)
-    assert ledger.append([entry(told[0])]).seq == 1
+    assert ledger.append([entry(entries[0])]).seq == 1
     monkeypatch.undo()
-    assert load_state(store, "world").dumps() == state_of(told[:1]).dumps()
+    assert load_state(store, "world").dumps() == state_of(entries[:1]).dumps()
 
 
 def test_a_segment_of_somebody_else_in_our_place_fences(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     store.put(f"{FOLDER}00000001-000001.json", b"somebody else's")
     with pytest.raises(Fenced, match="another process"):
-        ledger.append([entry(told[0])])
+        ledger.append([entry(entries[0])])
 
 
 def test_after_a_lost_answer_the_ledger_opened_again_has_the_segment(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     ledger, _ = Ledger.open(FlakyStore(store, first(0)), "world")
     ledger.store = FlakyStore(store, first(1, "created"))
     with pytest.raises(StoreError):
-        ledger.append([entry(told[0])])
+        ledger.append([entry(entries[0])])
     reopened, state = Ledger.open(store, "world")
     assert reopened.seq == 1
-    assert state.dumps() == state_of(told[:1]).dumps()
+    assert state.dumps() == state_of(entries[:1]).dumps()
 
 
 # -------------------------------------------------------------------------------------- history
 
 
 def test_an_upgrade_does_not_rewrite_history(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told)
+    write(ledger, entries)
     before = load_state(store, "world").dumps()
 
     def other(*_: object) -> None:
@@ -338,24 +340,26 @@ def test_an_upgrade_does_not_rewrite_history(
 
 
 def test_an_unprocessable_event_leaves_only_the_pause_behind(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:20])
+    write(ledger, entries[:20])
     before = load_state(store, "world")
     pause = m.CampaignPaused(
-        id="p", campaign="world", time=1.0, cause=told[20][0].id, why="raised", trace="Traceback"
+        id="p", campaign="world", time=1.0, cause=entries[20][0].id, why="raised", trace="Traceback"
     )
-    ledger.append([LedgerEntry(told[20][0], (pause,))])
+    ledger.append([LedgerEntry(entries[20][0], (pause,))])
     after = load_state(store, "world")
     left = replace(before, paused="raised", handled=before.handled.set("p", None))
     assert after.dumps() == left.dumps()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"seq": 2}', b"\xff\xfe"])
-def test_a_damaged_segment_is_named(store: FolderStore, told: list[Heard], damage: bytes) -> None:
+def test_a_damaged_segment_is_named(
+    store: FolderStore, entries: list[Entry], damage: bytes
+) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:3])
+    write(ledger, entries[:3])
     store.put(f"{FOLDER}00000002-000001.json", damage)
     for read in (Ledger.open, load_state, lambda *of: list(read_messages(*of))):
         with pytest.raises(CorruptLedger, match=r"campaigns/world/ledger/00000002-000001\.json"):
@@ -363,10 +367,10 @@ def test_a_damaged_segment_is_named(store: FolderStore, told: list[Heard], damag
 
 
 def test_a_segment_with_a_message_of_no_known_kind_is_named(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:1])
+    write(ledger, entries[:1])
     key = f"{FOLDER}00000001-000001.json"
     document = json.loads(store.get(key))
     document["entries"][0]["heard"]["type"] = "future/9"
@@ -375,9 +379,9 @@ def test_a_segment_with_a_message_of_no_known_kind_is_named(
         load_state(store, "world")
 
 
-def test_a_missing_segment_is_noticed(store: FolderStore, told: list[Heard]) -> None:
+def test_a_missing_segment_is_noticed(store: FolderStore, entries: list[Entry]) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:3])
+    write(ledger, entries[:3])
     store.delete(f"{FOLDER}00000002-000001.json")
     with pytest.raises(CorruptLedger, match="segment 2"):
         Ledger.open(store, "world")
@@ -388,22 +392,22 @@ def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
         Ledger.open(FolderStore(tmp_path), "world")
 
 
-def test_a_segment_reads_back_as_it_was_written(told: list[Heard]) -> None:
+def test_a_segment_reads_back_as_it_was_written(entries: list[Entry]) -> None:
     submitted = LedgerEntry(submission(spec()))
-    segment = ledger_module.Segment(3, 2, "nonce", (submitted, *map(entry, told)))
+    segment = ledger_module.Segment(3, 2, "nonce", (submitted, *map(entry, entries)))
     assert ledger_module.Segment.loads(segment.dumps()) == segment
 
 
 def test_what_is_not_finite_stays_so(
-    store: FolderStore, told: list[Heard], often: int, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     ledger, state = Ledger.open(store, "world")
-    number = next(i for i, heard in enumerate(told) if isinstance(heard[0], m.AuditDone))
-    bad = told[number][0].model_copy(update={"force_upper": math.inf, "exceed_upper": math.nan})
-    write(ledger, told[:number])
-    for heard in told[:number]:
-        state = ledger_module.replay(state, Segments.of(heard))
+    number = next(i for i, each in enumerate(entries) if isinstance(each[0], m.AuditDone))
+    bad = entries[number][0].model_copy(update={"force_upper": math.inf, "exceed_upper": math.nan})
+    write(ledger, entries[:number])
+    for each in entries[:number]:
+        state = ledger_module.replay(state, Segments.of(each))
     state = ledger_module.replay(state, ledger.append([LedgerEntry(bad)]))
     assert state.dumps() == load_state(store, "world").dumps()
     ledger.snapshot(state)
@@ -417,10 +421,10 @@ def test_what_is_not_finite_stays_so(
 
 
 def test_a_long_ledger_is_read_a_few_segments_at_a_time(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:40])
+    write(ledger, entries[:40])
     fetched: list[str] = []
     get = store.get
     monkeypatch.setattr(store, "get", lambda key: fetched.append(key) or get(key))
@@ -432,12 +436,12 @@ def test_a_long_ledger_is_read_a_few_segments_at_a_time(
 
 
 def test_looking_again_reads_only_what_is_new(
-    store: FolderStore, told: list[Heard], monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
-    write(ledger, told[:5])
+    write(ledger, entries[:5])
     reading = LedgerReader.open(store, "world")
-    write(ledger, told[5:8])
+    write(ledger, entries[5:8])
     listed: list[str] = []
     find = store.list
 
@@ -448,32 +452,32 @@ def test_looking_again_reads_only_what_is_new(
     monkeypatch.setattr(store, "list", listing)
     assert [segment.seq for segment in reading.new_segments()] == [6, 7, 8]
     assert len(listed) == 4
-    assert reading.state.dumps() == state_of(told[:8]).dumps()
+    assert reading.state.dumps() == state_of(entries[:8]).dumps()
 
 
 def test_after_an_outage_the_writer_knows_what_it_wrote(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     for operation, written in [("created", True), ("create", False)]:
         ledger, state = Ledger.open(store, "world")
         before = ledger.seq
         ledger.store = FlakyStore(store, first(1, operation))
         with pytest.raises(StoreError):
-            ledger.append([entry(told[before])])
+            ledger.append([entry(entries[before])])
         state = ledger.recover(state)
         assert ledger.seq == before + written
-        assert state.dumps() == state_of(told[: ledger.seq]).dumps()
-        ledger.append([entry(told[ledger.seq])])
-    assert load_state(store, "world").dumps() == state_of(told[:3]).dumps()
+        assert state.dumps() == state_of(entries[: ledger.seq]).dumps()
+        ledger.append([entry(entries[ledger.seq])])
+    assert load_state(store, "world").dumps() == state_of(entries[:3]).dumps()
 
 
 def test_our_own_write_that_arrives_late_is_in_doubt_and_not_a_rival(
-    store: FolderStore, told: list[Heard]
+    store: FolderStore, entries: list[Entry]
 ) -> None:
     ledger, state = Ledger.open(store, "world")
-    late = ledger_module.Segment(1, ledger.epoch, ledger.nonce, (entry(told[0]),))
+    late = ledger_module.Segment(1, ledger.epoch, ledger.nonce, (entry(entries[0]),))
     store.put(f"{FOLDER}00000001-000001.json", late.dumps())
     with pytest.raises(StoreError, match="arrived late"):
-        ledger.append([entry(told[1])])
-    assert ledger.recover(state).dumps() == state_of(told[:1]).dumps()
-    ledger.append([entry(told[1])])
+        ledger.append([entry(entries[1])])
+    assert ledger.recover(state).dumps() == state_of(entries[:1]).dumps()
+    ledger.append([entry(entries[1])])

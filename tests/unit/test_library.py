@@ -16,20 +16,24 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import LabelInputs, Recipe
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> str:
     """A library with one finished campaign in it."""
-    told.write_sample(tmp_path / "root")
-    add(str(tmp_path / "library"), told.NAME, str(tmp_path / "root"))
+    sample_ledger.write_sample(tmp_path / "root")
+    add(str(tmp_path / "library"), sample_ledger.NAME, str(tmp_path / "root"))
     return str(tmp_path / "library")
 
 
 def test_an_entry_says_what_there_is(place: str) -> None:
     (entry,) = entries(FolderStore(Path(place)))
-    assert (entry.campaign, entry.recipe, entry.elements) == (told.NAME, told.RECIPE, ("C", "H"))
+    assert (entry.campaign, entry.recipe, entry.elements) == (
+        sample_ledger.NAME,
+        sample_ledger.RECIPE,
+        ("C", "H"),
+    )
     assert entry.formulas == {"C1H4": 3}
     assert entry.conditions == ("methane 50 K",)
     assert entry.model is not None
@@ -40,7 +44,10 @@ def test_model_and_labels_are_found_and_fetched(place: str, tmp_path: Path) -> N
     find(place, "C,H", output=tmp_path / "found")
     assert (tmp_path / "found" / "models" / "told.pb").read_text() == "compressed final"
     frames = read(tmp_path / "found" / "dataset.extxyz", ":")
-    expected = [told.KEYS[n] for n in (told.INITIAL, told.TRAINED, told.AUDITED)]
+    expected = [
+        sample_ledger.KEYS[n]
+        for n in (sample_ledger.INITIAL, sample_ledger.TRAINED, sample_ledger.AUDITED)
+    ]
     assert sorted(frame_key(from_ase(atoms)) for atoms in frames) == sorted(expected)
     assert (tmp_path / "found" / "deepmd" / "C1H4-nopbc" / "type.raw").exists()
 
@@ -76,7 +83,7 @@ def test_contributed_again_only_what_is_new_is_copied(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    add(place, told.NAME, str(tmp_path / "root"))
+    add(place, sample_ledger.NAME, str(tmp_path / "root"))
     assert "3 labels, 1 model (C, H); 0 new objects" in capsys.readouterr().out
     assert len(list(entries(FolderStore(Path(place))))) == 1
 
@@ -87,9 +94,9 @@ def test_labels_of_two_recipes_are_not_mixed(
     other = Recipe(
         code="tblite", version="1", settings={"method": "GFN1-xTB"}, charge=0, multiplicity=1
     )
-    monkeypatch.setattr(told, "NAME", "other")
-    monkeypatch.setattr(told, "RECIPE", other)
-    told.write_beginning(tmp_path / "root")
+    monkeypatch.setattr(sample_ledger, "NAME", "other")
+    monkeypatch.setattr(sample_ledger, "RECIPE", other)
+    sample_ledger.write_beginning(tmp_path / "root")
     add(place, "other", str(tmp_path / "root"))
     with pytest.raises(SpecError, match=r"labels of 2 recipes: .*GFN2-xTB .*; name one"):
         find(place, "C,H", output=tmp_path / "found")
@@ -101,9 +108,9 @@ def contributed(
     place: str, root: Path, monkeypatch: pytest.MonkeyPatch, name: str, recipe: Recipe
 ) -> None:
     """One label, of CH4, by a recipe of its own."""
-    monkeypatch.setattr(told, "NAME", name)
-    monkeypatch.setattr(told, "RECIPE", recipe)
-    told.write_beginning(root)
+    monkeypatch.setattr(sample_ledger, "NAME", name)
+    monkeypatch.setattr(sample_ledger, "RECIPE", recipe)
+    sample_ledger.write_beginning(root)
     add(place, name, str(root))
 
 
@@ -113,7 +120,7 @@ def test_labels_are_found_by_what_their_composition_is_computed_by(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain, root = told.RECIPE, tmp_path / "root"
+    plain, root = sample_ledger.RECIPE, tmp_path / "root"
     water = plain.model_copy(update={"compositions": {"H2O1": LabelInputs(charge=-1)}})
     cation = plain.model_copy(
         update={"compositions": {"C1H4": LabelInputs(charge=1, multiplicity=2)}}
@@ -125,7 +132,7 @@ def test_labels_are_found_by_what_their_composition_is_computed_by(
     contributed(place, root, monkeypatch, "cation", cation)
     with pytest.raises(SpecError, match="labels of 3 recipes"):
         find(place, "C,H", output=tmp_path / "refused")
-    own = recipe_for(cation, told.FRAMES[0]).digest
+    own = recipe_for(cation, sample_ledger.FRAMES[0]).digest
     for digest, names in (
         (plain.digest, {"told", "water"}),
         (cation.digest, {"cation"}),

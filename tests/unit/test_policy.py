@@ -61,91 +61,91 @@ def test_the_worst_weather_ends_in_a_verdict_and_true_books(
     seed: int, mode: str, faults: float, warm: bool
 ) -> None:
     of = spec(mode=mode, training={"members": 2, "warm": 0.5 * warm})
-    storm = LossyDelivery(CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults)
-    state = storm.run(check_counters)
+    campaign = LossyDelivery(CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults)
+    state = campaign.run(check_counters)
     for number in range(50):
         if state.paused is None:
             break
-        storm.events.append(resumed(number))
-        state = storm.run(check_counters)
+        campaign.events.append(resumed(number))
+        state = campaign.run(check_counters)
     assert state.finished is not None, "nothing is under way, and it has not ended"
-    assert replayed(of, storm.ledger).dumps() == state.dumps()
-    _assert_asked_once(storm)
-    _assert_audits_never_trained_on(storm)
+    assert replayed(of, campaign.ledger).dumps() == state.dumps()
+    _assert_asked_once(campaign)
+    _assert_audits_never_trained_on(campaign)
 
 
-def _assert_asked_once(storm: LossyDelivery) -> None:
+def _assert_asked_once(campaign: LossyDelivery) -> None:
     """A frame is in one label task, unless an earlier one was revoked."""
-    tasks = [t for t in storm.state.tasks.values() if isinstance(t.command, m.Label)]
+    tasks = [t for t in campaign.state.tasks.values() if isinstance(t.command, m.Label)]
     asked = Counter(r.key for t in tasks if t.status != "cancelled" for r in t.command.frames)
     late = {r.key for t in tasks if t.status == "cancelled" for r in t.command.frames}
     assert {key for key, count in asked.items() if count > 1} <= late
 
 
-def _assert_audits_never_trained_on(storm: LossyDelivery) -> None:
-    frozen = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "dataset"]
+def _assert_audits_never_trained_on(campaign: LossyDelivery) -> None:
+    frozen = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "dataset"]
     learned = Counter(label["uri"] for f in frozen for label in json.loads(f.body)["labels"])
     assert set(learned.values()) == {1}, "a label enters one version, and its children inherit it"
-    frames = storm.state.labels.frames.values()
+    frames = campaign.state.labels.frames.values()
     audits = {f.label.uri for f in frames if f.purpose == "audit" and f.label}
     assert not audits & set(learned)
 
 
 def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    state = storm.run(check_counters)
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    state = campaign.run(check_counters)
     audits = [f for f in state.labels.frames.values() if f.purpose == "audit"]
     assert len(audits) > 5
-    _assert_audits_never_trained_on(storm)
+    _assert_audits_never_trained_on(campaign)
 
 
 @examples(5, usual=3)
 @given(SEEDS)
 def test_a_snapshot_reads_back_to_the_same_state(seed: int) -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec(mode="streaming"), seed)
+    campaign = LossyDelivery(CampaignSimulator(), spec(mode="streaming"), seed)
     for _ in range(90):
-        storm.step()
-    check_snapshot(storm.state)
+        campaign.step()
+    check_snapshot(campaign.state)
 
 
 def test_a_doubled_event_is_not_even_ledgered() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.run()
-    before = storm.state
-    for event, _ in tuple(storm.ledger):
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.run()
+    before = campaign.state
+    for event, _ in tuple(campaign.ledger):
         assert decide(before, event) == (before, ())
 
 
 def test_a_result_of_another_kind_of_task_changes_nothing() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.until(lambda state: state.alive(m.Train))
-    train = storm.hold(m.Train)[0]
-    label = next(command for command in storm.issued if isinstance(command, m.Label))
-    answer = storm.world.answer(label)[-1]
-    before = storm.state
-    assert storm.hear(answer.model_copy(update={"id": "x", "task": train.task})) == ()
-    assert storm.state is before
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.until(lambda state: state.alive(m.Train))
+    train = campaign.hold(m.Train)[0]
+    label = next(command for command in campaign.issued if isinstance(command, m.Label))
+    answer = campaign.world.answer(label)[-1]
+    before = campaign.state
+    assert campaign.deliver(answer.model_copy(update={"id": "x", "task": train.task})) == ()
+    assert campaign.state is before
 
 
 def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.until(lambda state: state.alive(m.Label) > 1)
-    first, second = storm.hold(m.Label)[:2]
-    answer = storm.take(first)[-1]
-    before = storm.state
-    storm.hear(answer.model_copy(update={"task": second.task}))
-    storm.hear(answer.model_copy(update={"accepted": (), "rejected": ()}))
-    assert storm.state is before
-    storm.hear(answer)
-    assert storm.state.tasks[first.task].status == "done"
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.until(lambda state: state.alive(m.Label) > 1)
+    first, second = campaign.hold(m.Label)[:2]
+    answer = campaign.take(first)[-1]
+    before = campaign.state
+    campaign.deliver(answer.model_copy(update={"task": second.task}))
+    campaign.deliver(answer.model_copy(update={"accepted": (), "rejected": ()}))
+    assert campaign.state is before
+    campaign.deliver(answer)
+    assert campaign.state.tasks[first.task].status == "done"
 
 
 def test_our_own_words_coming_back_change_nothing() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.until(lambda state: state.committee.version == 1)
-    for _, decided in storm.ledger:
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.until(lambda state: state.committee.version == 1)
+    for _, decided in campaign.ledger:
         for word in decided:
-            assert decide(storm.state, word) == (storm.state, ())
+            assert decide(campaign.state, word) == (campaign.state, ())
 
 
 # ----------------------------------------------------------------------------------------- modes
@@ -163,43 +163,43 @@ def test_lockstep_never_overlaps() -> None:
 
 def streaming(world: CampaignSimulator | None = None, **changes: Any) -> LossyDelivery:
     """A streaming campaign whose first round has just begun, its commands held."""
-    storm = LossyDelivery(world or CampaignSimulator(), spec(mode="streaming", **changes))
-    storm.until(lambda state: state.alive(m.Explore))
-    return storm
+    campaign = LossyDelivery(world or CampaignSimulator(), spec(mode="streaming", **changes))
+    campaign.until(lambda state: state.alive(m.Explore))
+    return campaign
 
 
 def test_streaming_labels_and_retrains_while_a_trajectory_is_still_going_on() -> None:
-    storm = streaming()
-    slow = storm.commands.pop()
-    storm.take(slow)
-    storm.until(lambda state: state.labels.pending)
-    assert storm.state.exploration.round is not None
-    assert storm.state.exploration.round.unfinished == 1
-    storm.until(lambda state: state.committee.training == 2)
-    assert storm.state.tasks[slow.task].status == "running"
+    campaign = streaming()
+    slow = campaign.commands.pop()
+    campaign.take(slow)
+    campaign.until(lambda state: state.labels.pending)
+    assert campaign.state.exploration.round is not None
+    assert campaign.state.exploration.round.unfinished == 1
+    campaign.until(lambda state: state.committee.training == 2)
+    assert campaign.state.tasks[slow.task].status == "running"
 
 
 def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    storm.until(lambda state: state.alive(m.Explore))
-    slow = storm.commands.pop()
-    results = storm.take(slow)
-    state = storm.run()
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.until(lambda state: state.alive(m.Explore))
+    slow = campaign.commands.pop()
+    results = campaign.take(slow)
+    state = campaign.run()
     assert state.alive(m.Select) == state.labels.pending == 0
-    storm.events += results
-    assert storm.run().finished
+    campaign.events += results
+    assert campaign.run().finished
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_a_round_on_track_is_allowed_to_finish_before_retraining(good: bool) -> None:
-    storm = streaming(CampaignSimulator(ripe=1 if good else 5), selection={"select_every": 1000})
-    slow = storm.commands.pop()
-    storm.run()
+def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> None:
+    campaign = streaming(CampaignSimulator(ripe=1 if good else 5), selection={"select_every": 1000})
+    slow = campaign.commands.pop()
+    campaign.run()
     labels = {key("new", i): ref(f"new-{i}") for i in range(3)}
-    dataset = replace(storm.state.dataset, fresh=Map(labels))
-    storm.state = replace(storm.state, dataset=dataset)
-    storm.take(slow)
-    assert storm.state.committee.training == (None if good else 2)
+    dataset = replace(campaign.state.dataset, fresh=Map(labels))
+    campaign.state = replace(campaign.state, dataset=dataset)
+    campaign.take(slow)
+    assert campaign.state.committee.training == (None if good else 2)
 
 
 # ------------------------------------------------------------------------------- a newer version
@@ -215,31 +215,31 @@ class Choosy(CampaignSimulator):
 
 def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
     world = Choosy(ripe=9)
-    storm = streaming(world, selection={"select_every": 2, "per_round": 12})
-    unclaimed, labels = storm.commands.pop(), []
-    while storm.commands or storm.events:
-        storm.step()
-        labels += storm.hold(m.Label)
+    campaign = streaming(world, selection={"select_every": 2, "per_round": 12})
+    unclaimed, labels = campaign.commands.pop(), []
+    while campaign.commands or campaign.events:
+        campaign.step()
+        labels += campaign.hold(m.Label)
     first, second, *rest = labels
     asked = [frame.key for command in rest for frame in _frames(command)]
-    storm.events += [*storm.take(first), *storm.take(second)]
-    storm.until(lambda state: state.committee.version == 2)
-    assert storm.state.tasks[unclaimed.task].status == "cancelled"
-    judge = next(c for c in storm.issued if isinstance(c, m.Judge))
+    campaign.events += [*campaign.take(first), *campaign.take(second)]
+    campaign.until(lambda state: state.committee.version == 2)
+    assert campaign.state.tasks[unclaimed.task].status == "cancelled"
+    judge = next(c for c in campaign.issued if isinstance(c, m.Judge))
     assert sorted(frame.key for frame in judge.frames) == sorted(asked)
     assert {item.version for item in judge.pool} == {1}
 
     accurate = judge.frames[0].key
-    storm.until(lambda state: state.labels.frames[accurate].status == "revoked")
-    check_counters(storm.state)
+    campaign.until(lambda state: state.labels.frames[accurate].status == "revoked")
+    check_counters(campaign.state)
     gone = next(c for c in rest if accurate in [frame.key for frame in _frames(c)])
-    assert storm.state.tasks[gone.task].status == "cancelled"
+    assert campaign.state.tasks[gone.task].status == "cancelled"
     mates = [frame.key for frame in _frames(gone) if frame.key != accurate]
-    again = {frame.key for c in storm.issued if c.task != gone.task for frame in _frames(c)}
+    again = {frame.key for c in campaign.issued if c.task != gone.task for frame in _frames(c)}
     assert mates
     assert set(mates) <= again
-    storm.commands += rest
-    assert storm.run(check_counters).finished
+    campaign.commands += rest
+    assert campaign.run(check_counters).finished
     assert accurate not in world.labelled
     assert set(mates) <= set(world.labelled)
 
@@ -249,105 +249,105 @@ def _frames(command: m.Command) -> tuple[Any, ...]:
 
 
 def test_the_last_judgement_of_a_frame_counts() -> None:
-    storm = streaming(CampaignSimulator(ripe=99), selection={"select_every": 2, "per_round": 12})
-    frame = storm.state.labels.frames[next(iter(storm.state.labels.frames))]
+    campaign = streaming(CampaignSimulator(ripe=99), selection={"select_every": 2, "per_round": 12})
+    frame = campaign.state.labels.frames[next(iter(campaign.state.labels.frames))]
     judge = m.Judge(
         id="j", campaign="world", time=0.0, task="j", title="", max_seconds=1.0, spec=ref("spec"),
         committee=ref("c"), version=1, trust=Trust(low=0.1, high=0.3), frames=(frame.ref,),
     )  # fmt: skip
     for number, accurate in enumerate([(frame.ref.key,), ()]):
         command = judge.model_copy(update={"task": f"judge-{number}"})
-        state = apply(storm.state, command)
+        state = apply(campaign.state, command)
         fields = CampaignSimulator.envelope(command) | {
             "version": 1,
             "pool": (),
             "counts": Counts(),
         }
-        storm.state = apply(state, m.FramesJudged(**fields, accurate=accurate))
-        assert storm.state.labels.frames[frame.ref.key].accurate is bool(accurate)
+        campaign.state = apply(state, m.FramesJudged(**fields, accurate=accurate))
+        assert campaign.state.labels.frames[frame.ref.key].accurate is bool(accurate)
 
 
 def test_a_chunk_that_comes_too_late_is_judged_again_before_it_may_be_chosen_from() -> None:
-    storm = streaming(
+    campaign = streaming(
         CampaignSimulator(ripe=99), streaming={"retrain_after": 3, "max_staleness": 1}
     )
-    late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.committee.version == 3)
-    storm.hold(m.Judge)
+    late = campaign.take(campaign.commands.pop())
+    campaign.until(lambda state: state.committee.version == 3)
+    campaign.hold(m.Judge)
     offered = late[0]
     assert isinstance(offered, m.ChunkExplored)
     assert offered.candidates is not None
-    judged = [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
+    judged = [c for c in campaign.deliver(offered) if isinstance(c, m.Judge)]
     assert [item for c in judged for item in c.pool] == [offered.candidates]
-    assert offered.candidates.frames.uri not in storm.state.candidates.pool
+    assert offered.candidates.frames.uri not in campaign.state.candidates.pool
 
 
 def test_nothing_is_chosen_while_older_verdicts_are_being_renewed() -> None:
     def chosen() -> bool:
-        return any(isinstance(c, m.Select) and c.version == 2 for c in storm.issued)
+        return any(isinstance(c, m.Select) and c.version == 2 for c in campaign.issued)
 
-    storm = streaming(CampaignSimulator(ripe=99))
-    storm.until(lambda state: state.committee.version == 2)
-    held = storm.hold(m.Judge)
-    storm.run()
+    campaign = streaming(CampaignSimulator(ripe=99))
+    campaign.until(lambda state: state.committee.version == 2)
+    held = campaign.hold(m.Judge)
+    campaign.run()
     assert held
     assert not chosen()
-    storm.commands += held
-    storm.until(lambda state: chosen())
+    campaign.commands += held
+    campaign.until(lambda state: chosen())
 
 
 def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
-    storm = streaming(
+    campaign = streaming(
         CampaignSimulator(ripe=2),
         streaming={"retrain_after": 3, "max_staleness": 0},
         audit={"per_round": 3, "min_frames": 3, "min_trajectories": 1},
     )
-    late = storm.take(storm.commands.pop())
-    storm.until(
+    late = campaign.take(campaign.commands.pop())
+    campaign.until(
         lambda state: (
             state.committee.version == 2
             and state.exploration.round
             and state.exploration.round.closed
         )
     )
-    decided = storm.hear(late[0])
+    decided = campaign.deliver(late[0])
     (judge,) = [c for c in decided if isinstance(c, m.Judge)]
-    storm.hold(m.Judge)
-    storm.until(lambda state: state.exploration.stage.index == 1)
-    assert storm.state.tasks[judge.task].status == "cancelled"
-    storm.until(lambda state: state.finished)
-    check_counters(storm.state)
+    campaign.hold(m.Judge)
+    campaign.until(lambda state: state.exploration.stage.index == 1)
+    assert campaign.state.tasks[judge.task].status == "cancelled"
+    campaign.until(lambda state: state.finished)
+    check_counters(campaign.state)
 
 
 def test_a_chunk_one_version_old_is_good_enough() -> None:
-    storm = streaming(CampaignSimulator(ripe=99))
-    late = storm.take(storm.commands.pop())
-    storm.until(lambda state: state.committee.version == 2)
+    campaign = streaming(CampaignSimulator(ripe=99))
+    late = campaign.take(campaign.commands.pop())
+    campaign.until(lambda state: state.committee.version == 2)
     offered = late[0]
     assert isinstance(offered, m.ChunkExplored)
     assert offered.candidates is not None
-    assert not [c for c in storm.hear(offered) if isinstance(c, m.Judge)]
-    assert storm.state.candidates.pool[offered.candidates.frames.uri] == offered.candidates
+    assert not [c for c in campaign.deliver(offered) if isinstance(c, m.Judge)]
+    assert campaign.state.candidates.pool[offered.candidates.frames.uri] == offered.candidates
 
 
 # ----------------------------------------------------------------------------- warm, cold, longer
 
 
-def starts(storm: LossyDelivery) -> dict[int, bool]:
+def starts(campaign: LossyDelivery) -> dict[int, bool]:
     """By version trained, whether it started cold (the final model aside)."""
-    trained = [c for c in storm.issued if isinstance(c, m.Train) and not c.final]
+    trained = [c for c in campaign.issued if isinstance(c, m.Train) and not c.final]
     return {c.version: c.start is None for c in trained}
 
 
 def test_warm_starts_are_cold_first_now_and_then_and_in_the_end() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 3}
-    storm = LossyDelivery(CampaignSimulator(ripe=6), spec(training=warm, stages=[STAGE]))
-    state = storm.run()
-    found = starts(storm)
+    campaign = LossyDelivery(CampaignSimulator(ripe=6), spec(training=warm, stages=[STAGE]))
+    state = campaign.run()
+    found = starts(campaign)
     assert [v for v in range(1, 7) if found[v]] == [1, 4]
     assert found[state.committee.version], "a cold committee confirms convergence"
     assert state.exploration.ended[0].verdict == "converged"
-    final = next(c for c in storm.issued if isinstance(c, m.Train) and c.final)
+    final = next(c for c in campaign.issued if isinstance(c, m.Train) and c.final)
     assert final.start is None
 
 
@@ -355,9 +355,9 @@ STAGE = {"name": "cold", "systems": ["methane"], "temperatures": [50.0]}
 
 
 def test_without_warm_all_is_cold() -> None:
-    storm = LossyDelivery(CampaignSimulator(ripe=4), spec(training={"members": 2, "warm": 0.0}))
-    storm.run()
-    assert all(starts(storm).values())
+    campaign = LossyDelivery(CampaignSimulator(ripe=4), spec(training={"members": 2, "warm": 0.0}))
+    campaign.run()
+    assert all(starts(campaign).values())
 
 
 class Deluded(CampaignSimulator):
@@ -371,9 +371,9 @@ class Deluded(CampaignSimulator):
 
 def test_cold_again_when_deviation_over_error_has_fallen_by_a_third() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 99}
-    storm = LossyDelivery(Deluded(ripe=6), spec(training=warm, stages=[STAGE]))
-    storm.run()
-    assert [v for v, cold in starts(storm).items() if cold][:2] == [1, 4]
+    campaign = LossyDelivery(Deluded(ripe=6), spec(training=warm, stages=[STAGE]))
+    campaign.run()
+    assert [v for v, cold in starts(campaign).items() if cold][:2] == [1, 4]
 
 
 def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
@@ -382,13 +382,13 @@ def test_cold_when_the_first_labels_of_a_new_system_are_learned() -> None:
     stages = [STAGE, {"name": "wet", "systems": ["water"], "temperatures": [50.0]}]
     for known, expected in [(["water"], 1), (["methane"], 0)]:
         stages[1] = {**stages[1], "systems": known}
-        storm = LossyDelivery(
+        campaign = LossyDelivery(
             CampaignSimulator(ripe=2), spec(training=warm, systems=systems, stages=stages)
         )
-        storm.until(lambda state: state.exploration.stage.index == 1)
-        begun, storm.world.ripe = storm.state.committee.version, 99
-        storm.until(lambda state, begun=begun: state.committee.version > begun + 1)
-        cold = [v for v, is_cold in starts(storm).items() if is_cold and v > begun]
+        campaign.until(lambda state: state.exploration.stage.index == 1)
+        begun, campaign.world.ripe = campaign.state.committee.version, 99
+        campaign.until(lambda state, begun=begun: state.committee.version > begun + 1)
+        cold = [v for v, is_cold in starts(campaign).items() if is_cold and v > begun]
         assert len(cold) == expected
 
 
@@ -420,21 +420,21 @@ class Slow(CampaignSimulator):
 def test_training_limited_trains_longer_instead_of_buying_labels(
     errors: dict[int, float], lengthened: list[int], announced: int
 ) -> None:
-    storm = LossyDelivery(Slow(errors), spec())
-    storm.until(lambda state: state.committee.version)
-    assert storm.state.committee.version == announced
-    steps = {c.version: c.steps for c in storm.issued if isinstance(c, m.Train)}
+    campaign = LossyDelivery(Slow(errors), spec())
+    campaign.until(lambda state: state.committee.version)
+    assert campaign.state.committee.version == announced
+    steps = {c.version: c.steps for c in campaign.issued if isinstance(c, m.Train)}
     assert [n / steps[1] for n in steps.values()] == lengthened
-    assert not [c for c in storm.issued if isinstance(c, m.Explore) and c.version < announced]
-    assert len(storm.state.labels.frames) == 6, "no label was bought meanwhile"
+    assert not [c for c in campaign.issued if isinstance(c, m.Explore) and c.version < announced]
+    assert len(campaign.state.labels.frames) == 6, "no label was bought meanwhile"
 
 
 def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
     warm = {"members": 2, "warm": 0.5, "cold_every": 3}
-    storm = LossyDelivery(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
-    storm.world.ripe = 9
-    storm.until(lambda state: state.committee.version == 5)
-    assert starts(storm) == {1: True, 2: False, 3: False, 4: True, 5: True}
+    campaign = LossyDelivery(Slow({4: 0.1}), spec(training=warm, stages=[STAGE]))
+    campaign.world.ripe = 9
+    campaign.until(lambda state: state.committee.version == 5)
+    assert starts(campaign) == {1: True, 2: False, 3: False, 4: True, 5: True}
 
 
 # --------------------------------------------------------------------- pool, trust levels, budgets
@@ -452,21 +452,21 @@ class Brittle(CampaignSimulator):
 
 
 def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() -> None:
-    storm = LossyDelivery(Brittle(), spec())
-    storm.until(lambda state: state.alive(m.Select))
-    select = next(c for c in storm.issued if isinstance(c, m.Select))
-    pool = Pool.model_validate_json(storm.world.manifests[select.pool.uri])
+    campaign = LossyDelivery(Brittle(), spec())
+    campaign.until(lambda state: state.alive(m.Select))
+    select = next(c for c in campaign.issued if isinstance(c, m.Select))
+    pool = Pool.model_validate_json(campaign.world.manifests[select.pool.uri])
     assert (pool.candidates, pool.fallback) == ((), True)
-    assert storm.run().exploration.ended[-1].verdict == "stuck"
+    assert campaign.run().exploration.ended[-1].verdict == "stuck"
 
 
 @pytest.mark.parametrize(
     "world", [CampaignSimulator(ripe=1), CampaignSimulator(ripe=9)], ids=["accurate", "candidates"]
 )
 def test_no_fallback_where_frames_are_accurate_or_candidates(world: CampaignSimulator) -> None:
-    storm = LossyDelivery(world, spec())
-    storm.until(lambda state: state.alive(m.Select))
-    select = next(c for c in storm.issued if isinstance(c, m.Select))
+    campaign = LossyDelivery(world, spec())
+    campaign.until(lambda state: state.alive(m.Select))
+    select = next(c for c in campaign.issued if isinstance(c, m.Select))
     assert not Pool.model_validate_json(world.manifests[select.pool.uri]).fallback
 
 
@@ -477,31 +477,31 @@ class Calibrating(CampaignSimulator):
 
 
 def test_automatic_trust_levels_change_between_versions_only_and_are_recorded() -> None:
-    storm = LossyDelivery(Calibrating(ripe=4), spec(trust={"target": 0.1}, stages=[STAGE]))
-    state = storm.run()
-    changes = storm.said(m.TrustChanged)
+    campaign = LossyDelivery(Calibrating(ripe=4), spec(trust={"target": 0.1}, stages=[STAGE]))
+    state = campaign.run()
+    changes = campaign.decisions(m.TrustChanged)
     assert [(c.version, c.trust.low, c.trust.high) for c in changes] == [
         (1, 0.2, 0.5),  # 0.2 and 0.5 times the RMS force of the labels
         (2, 0.1, 0.5),
         (3, 0.2, 0.5),
         (4, 0.1 * 3, 0.5),
     ]
-    explored = {(c.version, c.trust) for c in storm.issued if isinstance(c, m.Explore)}
+    explored = {(c.version, c.trust) for c in campaign.issued if isinstance(c, m.Explore)}
     assert explored == {(c.version, c.trust) for c in changes}
     assert state.finished
 
 
 def test_given_trust_levels_never_move() -> None:
-    storm = LossyDelivery(Calibrating(ripe=4), spec())
-    storm.run()
-    assert {c.trust for c in storm.said(m.TrustChanged)} == {Trust(low=0.1, high=0.3)}
+    campaign = LossyDelivery(Calibrating(ripe=4), spec())
+    campaign.run()
+    assert {c.trust for c in campaign.decisions(m.TrustChanged)} == {Trust(low=0.1, high=0.3)}
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "streaming"])
 @pytest.mark.parametrize("labels", [9, 14, 15])
 def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels: int) -> None:
-    storm = LossyDelivery(CampaignSimulator(ripe=99), spec(mode=mode, budget={"labels": labels}))
-    state = storm.run(check_counters)
+    campaign = LossyDelivery(CampaignSimulator(ripe=99), spec(mode=mode, budget={"labels": labels}))
+    state = campaign.run(check_counters)
     assert len(state.labels.frames) == labels
     assert state.exploration.ended[-1].verdict == "out-of-budget"
     assert {f.purpose for f in state.labels.frames.values()} == {"initial", "train"} | (
@@ -520,28 +520,30 @@ def test_the_budget_of_rounds_ends_the_stage() -> None:
 
 
 def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
-    storm = LossyDelivery(CampaignSimulator(ripe=1), spec(audit={"per_round": 0}))
-    storm.until(lambda state: state.alive(m.Explore))
+    campaign = LossyDelivery(CampaignSimulator(ripe=1), spec(audit={"per_round": 0}))
+    campaign.until(lambda state: state.alive(m.Explore))
     late = {key("late"): ref("label-late")}
-    storm.state = replace(storm.state, dataset=replace(storm.state.dataset, fresh=Map(late)))
-    storm.until(lambda state: state.exploration.stage.index == 1)
-    assert storm.state.committee.training == 2
-    assert storm.state.exploration.round is None
-    storm.until(lambda state: state.exploration.round)
-    assert storm.state.committee.version == 2
+    campaign.state = replace(
+        campaign.state, dataset=replace(campaign.state.dataset, fresh=Map(late))
+    )
+    campaign.until(lambda state: state.exploration.stage.index == 1)
+    assert campaign.state.committee.training == 2
+    assert campaign.state.exploration.round is None
+    campaign.until(lambda state: state.exploration.round)
+    assert campaign.state.committee.version == 2
 
 
 def test_the_end_is_a_final_training_its_verification_and_a_verdict() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec())
-    state = storm.run(check_counters)
-    final = [c for c in storm.issued if isinstance(c, m.Train) and c.final]
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    state = campaign.run(check_counters)
+    final = [c for c in campaign.issued if isinstance(c, m.Train) and c.final]
     assert len(final) == 1
     assert final[0].steps == 3 * max(
-        c.steps for c in storm.issued if isinstance(c, m.Train) and not c.final
+        c.steps for c in campaign.issued if isinstance(c, m.Train) and not c.final
     )
     assert final[0].dataset == state.dataset.manifest
     assert not state.dataset.fresh, "the final model learns from every label"
-    decided = [type(d).__name__ for _, ds in storm.ledger for d in ds]
+    decided = [type(d).__name__ for _, ds in campaign.ledger for d in ds]
     assert decided[-3:] == ["Train", "Verify", "CampaignFinished"]
 
 
@@ -560,26 +562,28 @@ def test_a_round_takes_a_thousand_labels() -> None:
         selection={"per_round": 1000},
         budget={"labels": 3000},
     )
-    storm = LossyDelivery(CampaignSimulator(ripe=2), of, seed=5, faults=0.05)
-    state = storm.run()
-    chosen = [h for h, _ in storm.ledger if isinstance(h, m.CandidatesSelected) and h.version == 1]
+    campaign = LossyDelivery(CampaignSimulator(ripe=2), of, seed=5, faults=0.05)
+    state = campaign.run()
+    chosen = [
+        h for h, _ in campaign.ledger if isinstance(h, m.CandidatesSelected) and h.version == 1
+    ]
     assert len(chosen) > 300
     assert len({(event.task, event.chunk) for event in chosen}) == len(chosen)
     assert sum(len(event.labels) for event in chosen) == 1000
     assert state.finished
     assert state.finished.verdict == "converged"
     check_counters(state)
-    assert replayed(of, storm.ledger) == state
+    assert replayed(of, campaign.ledger) == state
 
 
 def test_a_round_is_judged_only_when_every_condition_is_complete() -> None:
-    storm = LossyDelivery(CampaignSimulator(ripe=1), spec())
-    storm.until(lambda state: state.alive(m.Explore))
-    storm.take(storm.commands.pop())
-    storm.run()
-    assert not storm.said(m.RoundJudged)
-    assert storm.state.exploration.round is not None
-    assert storm.state.exploration.round.conditions["methane 50 K"] == ByCondition(
+    campaign = LossyDelivery(CampaignSimulator(ripe=1), spec())
+    campaign.until(lambda state: state.alive(m.Explore))
+    campaign.take(campaign.commands.pop())
+    campaign.run()
+    assert not campaign.decisions(m.RoundJudged)
+    assert campaign.state.exploration.round is not None
+    assert campaign.state.exploration.round.conditions["methane 50 K"] == ByCondition(
         counts=Counts(accurate=2 * 10)
     )
 
@@ -619,17 +623,17 @@ def test_commands_of_the_longest_names_fit_on_the_wire() -> None:
 def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
     """Candidates that a newer committee judged again meet the times an older one has chosen of
     their trajectory, and find its share unused."""
-    storm = LossyDelivery(
+    campaign = LossyDelivery(
         CampaignSimulator(ripe=9), spec(mode="streaming", streaming={"retrain_after": 1})
     )
     chosen: dict[str, list[tuple[int, float]]] = {}
     renewed = 0
     while renewed < 3:
-        assert storm.events or storm.commands
-        known = set(storm.state.labels.frames)
-        if not storm.step():
+        assert campaign.events or campaign.commands
+        known = set(campaign.state.labels.frames)
+        if not campaign.step():
             continue
-        heard, decided = storm.ledger[-1]
+        heard, decided = campaign.ledger[-1]
         if isinstance(heard, m.CandidatesSelected):
             for version, picks in ((heard.version, heard.labels), (0, heard.audits)):
                 for pick in (pick for pick in picks if pick.key not in known):
@@ -638,7 +642,7 @@ def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
             for name in {item.trajectory for item in pool.candidates}:
                 before = chosen.get(name, [])
                 assert pool.taken.get(name, ()) == tuple(sorted(time for _, time in before))
-                used = sum(version == storm.state.committee.version for version, _ in before)
+                used = sum(version == campaign.state.committee.version for version, _ in before)
                 assert pool.used.get(name, 0) == used
                 renewed += used < len(before)
 

@@ -64,23 +64,23 @@ def proposed(correlation: str = "first", **changes: Any) -> m.StructuresProposed
     return m.StructuresProposed(**{**fields, **changes})
 
 
-def told(storm: LossyDelivery, correlation: str = "first") -> dict[int, list[str]]:
+def told(campaign: LossyDelivery, correlation: str = "first") -> dict[int, list[str]]:
     """The verdicts on each frame, in their order."""
     words: dict[int, list[str]] = {}
-    for judged in storm.said(m.StructuresJudged):
+    for judged in campaign.decisions(m.StructuresJudged):
         if judged.correlation == correlation:
             for word in judged.verdicts:
                 words.setdefault(word.index, []).append(word.verdict)
     return words
 
 
-def refusals(storm: LossyDelivery) -> list[str]:
-    return [judged.refused for judged in storm.said(m.StructuresJudged) if judged.refused]
+def refusals(campaign: LossyDelivery) -> list[str]:
+    return [judged.refused for judged in campaign.decisions(m.StructuresJudged) if judged.refused]
 
 
-def after_first_committee(storm: LossyDelivery) -> LossyDelivery:
-    storm.until(lambda state: state.committee.version)
-    return storm
+def after_first_committee(campaign: LossyDelivery) -> LossyDelivery:
+    campaign.until(lambda state: state.committee.version)
+    return campaign
 
 
 # ------------------------------------------------------------------------------- whatever comes
@@ -99,14 +99,14 @@ def offers() -> list[m.StructuresProposed]:
 def with_offers(mode: str, seed: int | None = None, faults: float = 0.0) -> LossyDelivery:
     """The proposals are heard before the campaign begins, and once more at any time."""
     world = CampaignSimulator(reject=lambda key: key[0] in "34")
-    storm = LossyDelivery(world, spec(mode=mode), seed, faults)
+    campaign = LossyDelivery(world, spec(mode=mode), seed, faults)
     again = offers()
     if seed is not None:
-        storm.random.shuffle(again)
+        campaign.random.shuffle(again)
     for offer in again:
-        storm.hear(offer)
-    storm.events += offers()
-    return storm
+        campaign.deliver(offer)
+    campaign.events += offers()
+    return campaign
 
 
 @examples(8, usual=4)
@@ -122,40 +122,40 @@ def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> 
 @examples(15, usual=6)
 @given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: float) -> None:
-    storm = with_offers(mode, seed, faults)
-    state = storm.run(check_counters)
+    campaign = with_offers(mode, seed, faults)
+    state = campaign.run(check_counters)
     for number in range(50):
         if state.paused is None:
             break
-        storm.events.append(resumed(number))
-        state = storm.run(check_counters)
+        campaign.events.append(resumed(number))
+        state = campaign.run(check_counters)
     assert state.finished is not None
     assert not state.proposals.waiting
     assert not state.proposals.offers
-    refused = Counter(j.correlation for j in storm.said(m.StructuresJudged) if j.refused)
+    refused = Counter(j.correlation for j in campaign.decisions(m.StructuresJudged) if j.refused)
     for offer in offers():
         if refused[offer.correlation]:  # its judge was given up
             assert refused[offer.correlation] == 1
-            assert told(storm, offer.correlation) == {}
+            assert told(campaign, offer.correlation) == {}
             continue
-        words = told(storm, offer.correlation)
+        words = told(campaign, offer.correlation)
         assert set(words) == set(range(len(offer.frames)))
         for said in words.values():
             assert [word for word in said if word in FINAL] == said[-1:], said
             assert said.count("candidate") <= 1
-    assert replayed(storm.state.spec, storm.ledger).dumps() == state.dumps()
+    assert replayed(campaign.state.spec, campaign.ledger).dumps() == state.dumps()
 
 
 def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(selection=PLENTY)))
-    storm.hear(proposed())
-    state = storm.run(check_counters)
-    assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(selection=PLENTY)))
+    campaign.deliver(proposed())
+    state = campaign.run(check_counters)
+    assert set(map(tuple, told(campaign).values())) == {("candidate", "labelled")}
     bought = [f for f in state.labels.frames.values() if is_offered(f.origin)]
     assert {f.origin for f in bought} == {f"generator:ga/first/{n}" for n in range(3)}
     learned = {
         label["uri"]
-        for frozen in storm.said(m.ManifestFrozen)
+        for frozen in campaign.decisions(m.ManifestFrozen)
         if frozen.purpose == "dataset"
         for label in json.loads(frozen.body)["labels"]
     }
@@ -163,138 +163,144 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
 
 
 def test_the_energy_is_told_with_the_label() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hear(proposed(mode="label"))
-    storm.until(lambda state: state.proposals.labels)
-    (command,) = (c for c in storm.issued if isinstance(c, m.Label) and "ga" in _owners(storm, c))
-    storm.hold(m.Label)
-    _, done = storm.world.answer(command)
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.deliver(proposed(mode="label"))
+    campaign.until(lambda state: state.proposals.labels)
+    (command,) = (
+        c for c in campaign.issued if isinstance(c, m.Label) and "ga" in _owners(campaign, c)
+    )
+    campaign.hold(m.Label)
+    _, done = campaign.world.answer(command)
     assert isinstance(done, m.LabelsDone)
     accepted = tuple(a.model_copy(update={"energy": -1.5}) for a in done.accepted)
-    decided = storm.hear(done.model_copy(update={"accepted": accepted}))
+    decided = campaign.deliver(done.model_copy(update={"accepted": accepted}))
     (judged,) = (d for d in decided if isinstance(d, m.StructuresJudged))
     assert {word.energy for word in judged.verdicts} == {-1.5}
     assert judged.correlation == "first"
 
 
-def _owners(storm: LossyDelivery, command: m.Label) -> set[str]:
-    origins = [storm.state.labels.frames[ref.key].origin for ref in command.frames]
+def _owners(campaign: LossyDelivery, command: m.Label) -> set[str]:
+    origins = [campaign.state.labels.frames[ref.key].origin for ref in command.frames]
     return {origin.split(":")[1].split("/")[0] for origin in origins if is_offered(origin)}
 
 
 def test_what_the_committee_is_sure_of_is_not_labelled() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=0), spec()))
-    storm.hear(proposed())
-    state = storm.run(check_counters)
-    assert set(map(tuple, told(storm).values())) == {("accurate",)}
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(ripe=0), spec()))
+    campaign.deliver(proposed())
+    state = campaign.run(check_counters)
+    assert set(map(tuple, told(campaign).values())) == {("accurate",)}
     assert not any(is_offered(f.origin) for f in state.labels.frames.values())
 
 
 def test_a_candidate_that_a_newer_committee_is_sure_of_is_given_up() -> None:
     of = spec(selection={"per_round": 1, "select_every": 2})
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=2), of))
-    storm.hear(proposed())
-    storm.run(check_counters)
-    endings = Counter(words[-1] for words in told(storm).values())
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(ripe=2), of))
+    campaign.deliver(proposed())
+    campaign.run(check_counters)
+    endings = Counter(words[-1] for words in told(campaign).values())
     assert endings["accurate"] >= 2
     assert endings.total() == 3
-    versions = {j.version for j in storm.said(m.StructuresJudged) if j.version}
+    versions = {j.version for j in campaign.decisions(m.StructuresJudged) if j.version}
     assert versions == {2}
 
 
 def test_known_frames_are_duplicates() -> None:
-    storm = after_first_committee(
+    campaign = after_first_committee(
         LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))
     )
-    storm.hear(proposed())
-    storm.until(lambda state: len(state.proposals.offers) == 3)
-    storm.hear(proposed("second", frames=frames(2.0, 5.0)))
-    storm.until(lambda state: len(state.proposals.offers) == 4)
-    assert told(storm, "second") == {0: ["duplicate"], 1: ["candidate"]}
-    storm.until(lambda state: offered_key(frames(1.0)[0]) in state.labels.frames)
-    storm.run()
-    assert all(words[-1] in FINAL for words in told(storm).values())
+    campaign.deliver(proposed())
+    campaign.until(lambda state: len(state.proposals.offers) == 3)
+    campaign.deliver(proposed("second", frames=frames(2.0, 5.0)))
+    campaign.until(lambda state: len(state.proposals.offers) == 4)
+    assert told(campaign, "second") == {0: ["duplicate"], 1: ["candidate"]}
+    campaign.until(lambda state: offered_key(frames(1.0)[0]) in state.labels.frames)
+    campaign.run()
+    assert all(words[-1] in FINAL for words in told(campaign).values())
 
 
 def test_the_same_proposal_again_changes_nothing() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hear(proposed())
-    before = storm.state
-    assert storm.hear(proposed(id="another", time=5000.0, priority=7)) == ()
-    assert storm.state is before
-    storm.run()
-    after = storm.state
-    assert storm.hear(proposed()) == ()
-    assert storm.state is after
-    assert storm.hear(proposed("other")) != ()
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.deliver(proposed())
+    before = campaign.state
+    assert campaign.deliver(proposed(id="another", time=5000.0, priority=7)) == ()
+    assert campaign.state is before
+    campaign.run()
+    after = campaign.state
+    assert campaign.deliver(proposed()) == ()
+    assert campaign.state is after
+    assert campaign.deliver(proposed("other")) != ()
 
 
 # ------------------------------------------------------------------------------- not in the way
 
 
 def test_streaming_waits_for_no_label_that_a_generator_asked_for() -> None:
-    storm = LossyDelivery(CampaignSimulator(), spec(mode="streaming"))
-    storm.hear(proposed(mode="label"))
-    held = [c for c in _held_labels(storm) if "ga" in _owners(storm, c)]
+    campaign = LossyDelivery(CampaignSimulator(), spec(mode="streaming"))
+    campaign.deliver(proposed(mode="label"))
+    held = [c for c in _held_labels(campaign) if "ga" in _owners(campaign, c)]
     assert len(held) == 1
-    assert storm.state.labels.proposed == 3
-    assert storm.state.awaited == storm.state.labels.pending - 3
-    storm.until(lambda state: storm.said(m.RoundJudged))
-    assert storm.state.labels.proposed == 3
-    storm.commands += held
-    assert storm.run(check_counters).finished is not None
-    assert set(map(tuple, told(storm).values())) == {("candidate", "labelled")}
+    assert campaign.state.labels.proposed == 3
+    assert campaign.state.awaited == campaign.state.labels.pending - 3
+    campaign.until(lambda state: campaign.decisions(m.RoundJudged))
+    assert campaign.state.labels.proposed == 3
+    campaign.commands += held
+    assert campaign.run(check_counters).finished is not None
+    assert set(map(tuple, told(campaign).values())) == {("candidate", "labelled")}
 
 
-def _held_labels(storm: LossyDelivery) -> list[m.Label]:
+def _held_labels(campaign: LossyDelivery) -> list[m.Label]:
     """Run until the generator's labels are asked for, and take those tasks away."""
-    storm.until(lambda state: state.labels.proposed and not state.labels.waiting)
-    held = [c for c in storm.commands if isinstance(c, m.Label) and _owners(storm, c)]
-    storm.commands = [c for c in storm.commands if c not in held]
+    campaign.until(lambda state: state.labels.proposed and not state.labels.waiting)
+    held = [c for c in campaign.commands if isinstance(c, m.Label) and _owners(campaign, c)]
+    campaign.commands = [c for c in campaign.commands if c not in held]
     return held
 
 
 def test_in_lockstep_offers_join_with_the_next_round() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
-    assert storm.state.exploration.round is not None
-    storm.hear(proposed())
-    storm.hear(proposed("straight", frames=frames(11.0), mode="label"))
-    storm.until(lambda state: state.exploration.round is None)
-    assert storm.said(m.Screen) == []
-    storm.until(lambda state: state.exploration.round is not None)
-    assert {command.version for command in storm.said(m.Screen)} == {0, 2}
-    held = storm.hold(m.Screen)
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
+    assert campaign.state.exploration.round is not None
+    campaign.deliver(proposed())
+    campaign.deliver(proposed("straight", frames=frames(11.0), mode="label"))
+    campaign.until(lambda state: state.exploration.round is None)
+    assert campaign.decisions(m.Screen) == []
+    campaign.until(lambda state: state.exploration.round is not None)
+    assert {command.version for command in campaign.decisions(m.Screen)} == {0, 2}
+    held = campaign.hold(m.Screen)
     with pytest.raises(AssertionError, match="nothing is under way"):
-        storm.until(lambda state: state.alive(m.Select))  # the round selects with them or not yet
-    storm.commands += held
-    assert storm.run(check_counters).finished is not None
+        campaign.until(
+            lambda state: state.alive(m.Select)
+        )  # the round selects with them or not yet
+    campaign.commands += held
+    assert campaign.run(check_counters).finished is not None
 
 
 def test_rejected_offers_do_not_count_against_a_stage() -> None:
     reject = {offered_key(frame) for frame in frames(*map(float, range(40)))}
     of = spec(selection=PLENTY)
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(reject=reject.__contains__), of))
-    storm.hear(proposed(frames=frames(*map(float, range(20)))))
-    storm.hear(proposed("b", frames=frames(*map(float, range(20, 40))), mode="label"))
-    state = storm.run(check_counters)
+    campaign = after_first_committee(
+        LossyDelivery(CampaignSimulator(reject=reject.__contains__), of)
+    )
+    campaign.deliver(proposed(frames=frames(*map(float, range(20)))))
+    campaign.deliver(proposed("b", frames=frames(*map(float, range(20, 40))), mode="label"))
+    state = campaign.run(check_counters)
     assert state.finished is not None
     assert state.finished.verdict == "converged"
-    assert {words[-1] for words in told(storm).values()} == {"rejected"}
-    for judged in storm.said(m.RoundJudged):
+    assert {words[-1] for words in told(campaign).values()} == {"rejected"}
+    for judged in campaign.decisions(m.RoundJudged):
         assert not any(is_offered(name) for name in judged.counts)
 
 
 def test_a_generator_shares_no_label_task_and_urgent_ones_go_first() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hold(m.Explore)
-    storm.hear(proposed("late", frames=frames(1.0), mode="label", priority=-1))
-    storm.hear(proposed("soon", frames=frames(2.0), mode="label", priority=5))
-    storm.hear(proposed("pso", frames=frames(3.0), mode="label", generator="pso"))
-    for command in storm.hold(m.Screen):
-        for result in storm.take(command):
-            storm.hear(result)
-    labels = [c for c in storm.issued if isinstance(c, m.Label) and _owners(storm, c)]
-    assert [len(_owners(storm, command)) for command in labels] == [1, 1, 1]
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.hold(m.Explore)
+    campaign.deliver(proposed("late", frames=frames(1.0), mode="label", priority=-1))
+    campaign.deliver(proposed("soon", frames=frames(2.0), mode="label", priority=5))
+    campaign.deliver(proposed("pso", frames=frames(3.0), mode="label", generator="pso"))
+    for command in campaign.hold(m.Screen):
+        for result in campaign.take(command):
+            campaign.deliver(result)
+    labels = [c for c in campaign.issued if isinstance(c, m.Label) and _owners(campaign, c)]
+    assert [len(_owners(campaign, command)) for command in labels] == [1, 1, 1]
     assert {command.priority for command in labels} == {-1, 0, 5}
     bus, task_queue = InProcessBus(), TaskQueue(600.0)
     for command in labels:
@@ -306,27 +312,27 @@ def test_a_generator_shares_no_label_task_and_urgent_ones_go_first() -> None:
 
 
 def test_when_a_campaign_ends_the_rest_hears_of_it() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hear(proposed())
-    storm.until(lambda state: state.proposals.offers)
-    storm.hear(proposed("unjudged"))
-    storm.hear(m.CampaignCancelled(id="enough", campaign="world", time=9.0))
-    assert {words[-1] for words in told(storm).values()} == {"dropped"}
-    assert refusals(storm) == ["the campaign has ended"]
-    storm.hear(proposed("too-late"))
-    assert refusals(storm) == ["the campaign has ended"] * 2
-    storm.run()
-    assert not storm.state.proposals.waiting
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.deliver(proposed())
+    campaign.until(lambda state: state.proposals.offers)
+    campaign.deliver(proposed("unjudged"))
+    campaign.deliver(m.CampaignCancelled(id="enough", campaign="world", time=9.0))
+    assert {words[-1] for words in told(campaign).values()} == {"dropped"}
+    assert refusals(campaign) == ["the campaign has ended"]
+    campaign.deliver(proposed("too-late"))
+    assert refusals(campaign) == ["the campaign has ended"] * 2
+    campaign.run()
+    assert not campaign.state.proposals.waiting
 
 
 def test_a_judge_that_gives_up_is_a_refusal() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hear(proposed())
-    (command,) = storm.hold(m.Screen)
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.deliver(proposed())
+    (command,) = campaign.hold(m.Screen)
     failed = CampaignSimulator.envelope(command, "ending")
-    storm.hear(m.TaskFailed(**failed, permanent=True, reason="no such model"))
-    assert refusals(storm) == ["abandoned after 1 attempt: no such model"]
-    assert not storm.state.proposals.waiting
+    campaign.deliver(m.TaskFailed(**failed, permanent=True, reason="no such model"))
+    assert refusals(campaign) == ["given up after 1 attempt: no such model"]
+    assert not campaign.state.proposals.waiting
 
 
 # ------------------------------------------------------------------------------- bounds
@@ -366,24 +372,24 @@ def batch(name: str = "x.npz", **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_refused_at_once(limits: dict[str, Any], changes: dict[str, Any], why: str) -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(proposals=limits)))
-    storm.hear(proposed(**changes))
-    assert refusals(storm) == [why]
-    (judged,) = storm.said(m.StructuresJudged)
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(proposals=limits)))
+    campaign.deliver(proposed(**changes))
+    assert refusals(campaign) == [why]
+    (judged,) = campaign.decisions(m.StructuresJudged)
     assert (judged.correlation, judged.generator) == ("first", "ga")
-    assert storm.said(m.Screen) == []
-    assert not storm.state.proposals.waiting
+    assert campaign.decisions(m.Screen) == []
+    assert not campaign.state.proposals.waiting
 
 
 def test_the_hour_and_the_generator_bound_the_rate() -> None:
-    storm = after_first_committee(
+    campaign = after_first_committee(
         LossyDelivery(CampaignSimulator(), spec(proposals={"frames_per_hour": 4}))
     )
 
     def offer(correlation: str, **changes: Any) -> int:
-        before = len(refusals(storm))
-        storm.hear(proposed(correlation, **changes))
-        return len(refusals(storm)) - before
+        before = len(refusals(campaign))
+        campaign.deliver(proposed(correlation, **changes))
+        return len(refusals(campaign)) - before
 
     assert offer("a") == 0
     assert offer("b") == 1
@@ -395,12 +401,12 @@ def test_the_hour_and_the_generator_bound_the_rate() -> None:
 
 def test_the_budgets_bound_what_generators_buy() -> None:
     of = spec(mode="streaming", proposals={"labels": 2})
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), of))
-    storm.hear(proposed(mode="label"))
-    storm.run(check_counters)
-    words = told(storm)
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), of))
+    campaign.deliver(proposed(mode="label"))
+    campaign.run(check_counters)
+    words = told(campaign)
     assert sorted(words.values()) == [["candidate", "labelled"]] * 2 + [["refused"]]
-    assert storm.state.proposals.labels == 2
+    assert campaign.state.proposals.labels == 2
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=3))
@@ -595,40 +601,42 @@ def test_the_largest_answer_fits_in_a_message(tmp_path: Path) -> None:
 
 
 def test_a_long_answer_of_the_coordinator_fits_too() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
-    storm.hear(proposed("c" * 100, id="i", frames=frames(*map(float, range(100)))))
-    storm.run()
-    assert all(len(encode(judged)) < MAX_BODY for judged in storm.said(m.StructuresJudged))
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec(mode="streaming")))
+    campaign.deliver(proposed("c" * 100, id="i", frames=frames(*map(float, range(100)))))
+    campaign.run()
+    assert all(len(encode(judged)) < MAX_BODY for judged in campaign.decisions(m.StructuresJudged))
 
 
 def test_selection_passes_over_what_was_asked_for_before() -> None:
-    storm = after_first_committee(LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming")))
-    storm.hear(proposed())
-    storm.until(lambda state: any(is_offered(f.origin) for f in state.labels.frames.values()))
-    storm.until(lambda state: not state.alive(m.Select))
-    asked = {f.origin for f in storm.state.labels.frames.values() if is_offered(f.origin)}
-    storm.until(lambda state: state.alive(m.Select))
-    pools = [f for f in storm.said(m.ManifestFrozen) if f.purpose == "pool"]
+    campaign = after_first_committee(
+        LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming"))
+    )
+    campaign.deliver(proposed())
+    campaign.until(lambda state: any(is_offered(f.origin) for f in state.labels.frames.values()))
+    campaign.until(lambda state: not state.alive(m.Select))
+    asked = {f.origin for f in campaign.state.labels.frames.values() if is_offered(f.origin)}
+    campaign.until(lambda state: state.alive(m.Select))
+    pools = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "pool"]
     assert asked <= json.loads(pools[-1].body)["taken"].keys()
 
 
 def test_a_snapshot_keeps_the_offers() -> None:
-    storm = with_offers("streaming", seed=5)
-    storm.until(lambda state: state.proposals.offers and state.proposals.unscreened)
-    check_snapshot(storm.state)
+    campaign = with_offers("streaming", seed=5)
+    campaign.until(lambda state: state.proposals.offers and state.proposals.unscreened)
+    check_snapshot(campaign.state)
 
 
 def test_why_tells_of_offered_frames(tmp_path: Path) -> None:
-    storm = after_first_committee(
+    campaign = after_first_committee(
         LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))
     )
-    storm.hear(proposed())
-    storm.hear(proposed("second", frames=frames(9.0), mode="label"))
-    storm.run()
+    campaign.deliver(proposed())
+    campaign.deliver(proposed("second", frames=frames(9.0), mode="label"))
+    campaign.run()
     store = FolderStore(tmp_path)
-    store.put(campaign_uri("world", "spec.json"), storm.state.spec.model_dump_json().encode())
+    store.put(campaign_uri("world", "spec.json"), campaign.state.spec.model_dump_json().encode())
     ledger, _ = Ledger.open(store, "world")
-    ledger.append([LedgerEntry(heard, decided) for heard, decided in storm.ledger])
+    ledger.append([LedgerEntry(heard, decided) for heard, decided in campaign.ledger])
     screened = "\n".join(why(store, "world", offered_key(frames(1.0)[0])))
     assert "generator ga, frame 0 of first: candidate by committee 1, deviation 0.2" in screened
     assert "chosen for training" in screened

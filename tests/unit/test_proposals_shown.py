@@ -17,18 +17,17 @@ from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.service import Coordinator
-from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
-from dpstream.terminal.status import screen, summary
-from tests.support import sample_ledger as told
+from dpstream.terminal.status import Learning, screen, summary
+from tests.support import sample_ledger
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
-    return told.tell_proposed(tmp_path / "root")
+    return sample_ledger.write_with_proposals(tmp_path / "root")
 
 
 def shown(what: RenderableType) -> dict[str, str]:
@@ -39,26 +38,26 @@ def shown(what: RenderableType) -> dict[str, str]:
 
 
 def test_the_report_draws_the_screening(store: FolderStore) -> None:
-    html = render(store, told.NAME)
+    html = render(store, sample_ledger.NAME)
     assert 'class="k-screen"' in html
     assert "<title>screen: " in html
     assert ".k-screen {" in html
 
 
 def test_the_export_is_whole(store: FolderStore, tmp_path: Path) -> None:
-    export(store, told.NAME, tmp_path / "out")
+    export(store, sample_ledger.NAME, tmp_path / "out")
     assert (tmp_path / "out" / "README.txt").exists()
     assert 'class="k-screen"' in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: FolderStore) -> None:
-    status = CampaignView.read(store, told.NAME).status
-    for view in (summary(status), screen(status, 1.0, "Ctrl-C stops")):
+    state = load_state(store, sample_ledger.NAME)
+    for view in (summary(state, Learning()), screen(state, Learning(), {}, 1.0, "Ctrl-C stops")):
         assert shown(view)["explorer"].split() == ["explorer", "1", "0", "screen"]
 
 
 def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
-    lines = list(LedgerLines().of(read_messages(store, told.NAME)))
+    lines = list(LedgerLines().of(read_messages(store, sample_ledger.NAME)))
     (first, _) = (line for line in lines if "structures-proposed" in line)
     assert first.endswith(": ga, offer-0: 1 to screen")
     (screened,) = (line for line in lines if "structures-screened" in line)
@@ -68,13 +67,13 @@ def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
 
 
 def test_why_names_the_generator(store: FolderStore) -> None:
-    lines = "\n".join(why(store, told.NAME, told.KEYS[told.PASSED_OVER]))
+    lines = "\n".join(why(store, sample_ledger.NAME, sample_ledger.KEYS[sample_ledger.PASSED_OVER]))
     assert "generator ga, frame 0 of offer-0: accurate by committee 1" in lines
 
 
 def test_the_api_the_metrics_and_the_dashboard(store: FolderStore) -> None:
     coordinator = Coordinator(InProcessBus(), store)
-    coordinator.open(told.NAME)
+    coordinator.open(sample_ledger.NAME)
     read_access = ReadAccess(coordinator)
     client = TestClient(
         make_app(read_access, CoordinatorMetrics(read_access), None), base_url="http://127.0.0.1"

@@ -163,13 +163,15 @@ def test_many_frames_are_few_trajectories() -> None:
 
 def test_rounds_leave_out_what_was_asked_for() -> None:
     stage = {"name": "pool", "systems": ["methane"], "temperatures": [1.0], "engine": "frames"}
-    storm = LossyDelivery(CampaignSimulator(ripe=3), spec(stages=[stage], audit={"per_round": 0}))
-    state = storm.run()
+    campaign = LossyDelivery(
+        CampaignSimulator(ripe=3), spec(stages=[stage], audit={"per_round": 0})
+    )
+    state = campaign.run()
     assert state.finished is not None
     assert state.finished.verdict == "converged"
-    commands = storm.said(m.Explore)
+    commands = campaign.decisions(m.Explore)
     assert [command.version for command in commands] == [1, 2, 3], "one trajectory of one start"
-    known = [json.loads(storm.world.manifests[c.known.uri]) for c in commands if c.known]
+    known = [json.loads(campaign.world.manifests[c.known.uri]) for c in commands if c.known]
     assert [len(keys) for keys in known] == [6, 8, 10], "initial ones, and the two of each round"
     assert set(known[-1]) == set(state.labels.frames)
 

@@ -19,21 +19,19 @@ from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.telemetry import WorkerMetrics
 from dpstream.shared.runtime.worker import Worker
 from tests.support.faulty_adapters import FlakyStore, first
-from tests.unit.test_worker import Shop, label, patient, shop, succeed
-
-__all__ = ["shop"]
+from tests.support.worker import WorkerHarness, label, patient, succeed
 
 
 def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"dpstream_worker_{name}", labels) or 0.0
 
 
-def hear_all(shop: Shop, count: int) -> None:
+def next_events(workers: WorkerHarness, count: int) -> None:
     for _ in range(count):
-        shop.hear()
+        workers.next_event()
 
 
-def test_what_a_worker_did_is_counted(shop: Shop) -> None:
+def test_what_a_worker_did_is_counted(workers: WorkerHarness) -> None:
     metrics = WorkerMetrics()
     ends: dict[str, Exception] = {"t2": Temporary("busy"), "t3": Permanent("never")}
 
@@ -43,14 +41,14 @@ def test_what_a_worker_did_is_counted(shop: Shop) -> None:
             raise ends[command.task]
         return succeed(resources, command, context)
 
-    shop.bus.publish([Outgoing(b"{}", queue="label.toy")])
-    shop.send(label("t1"), label("t1"), label("t2", attempt=2), label("t3"))
-    worker = shop.worker(
-        handler, store=FlakyStore(shop.store, first(1, "create")), telemetry=metrics
+    workers.bus.publish([Outgoing(b"{}", queue="label.toy")])
+    workers.send(label("t1"), label("t1"), label("t2", attempt=2), label("t3"))
+    worker = workers.worker(
+        handler, store=FlakyStore(workers.store, first(1, "create")), telemetry=metrics
     )
-    hear_all(shop, 7)
+    next_events(workers, 7)
     worker.stopping.set()
-    shop.stop()
+    workers.stop()
     for outcome in ("done", "released", "failed-for-good"):
         assert value(metrics, "tasks_total", kind="label", outcome=outcome) == 1
     assert value(metrics, "attempts_total", kind="label", repeated="false") == 2
@@ -65,13 +63,13 @@ def test_what_a_worker_did_is_counted(shop: Shop) -> None:
     assert value(metrics, "phase_seconds_count", phase="wait") >= 5
 
 
-def test_a_preemption_is_told_from_other_releases(shop: Shop) -> None:
+def test_a_preemption_is_told_from_other_releases(workers: WorkerHarness) -> None:
     metrics = WorkerMetrics()
-    shop.send(label())
-    worker = shop.worker(patient, telemetry=metrics)
-    shop.hear()
+    workers.send(label())
+    worker = workers.worker(patient, telemetry=metrics)
+    workers.next_event()
     worker.stopping.set()
-    shop.stop()
+    workers.stop()
     assert value(metrics, "preemptions_total", kind="label") == 1
     assert value(metrics, "tasks_total", kind="label", outcome="preempted") == 1
 
@@ -178,17 +176,19 @@ def test_a_taken_port_is_told(state: State, port: int) -> None:
 # ------------------------------------------------------------------------------------ being stuck
 
 
-def test_a_task_far_beyond_its_time_is_stuck(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_far_beyond_its_time_is_stuck(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
-    shop.send(label())
-    worker: Worker[Any] = shop.worker(patient)
+    workers.send(label())
+    worker: Worker[Any] = workers.worker(patient)
     assert not worker.is_stuck
-    shop.hear()
+    workers.next_event()
     waited = threading.Event()
     while not worker.is_stuck:
         assert not waited.wait(0.01)
     worker.stopping.set()
-    shop.stop()
+    workers.stop()
     assert not worker.is_stuck
 
 

@@ -7,8 +7,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import pytest
 import structlog
 
 from dpstream.shared import messages as m
-from dpstream.shared.bus.memory import Broker, InProcessBus
-from dpstream.shared.codec import MAX_BODY, decode, encode, queue_of
+from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import MAX_BODY, decode, encode
 from dpstream.shared.errors import (
     DigestMismatch,
     EngineCrashed,
@@ -31,37 +30,11 @@ from dpstream.shared.logs import configure
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.exit_limits import ExitLimits
-from dpstream.shared.runtime.worker import Worker, claim_uri
-from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import FrameRef, Ref, Rejected
 from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore, first
-from tests.unit.test_logs import lines, out
-
-__all__ = ["out"]
-
-PROMPT = 15.0
-SPEC = Ref.to("campaigns/methane/spec.json", b"{}")
-RECIPE = "0123456789abcdef"
-
-
-def label(task: str = "t1", attempt: int = 1) -> m.Label:
-    return m.Label(
-        id=f"command-{task}-{attempt}",
-        campaign="methane",
-        time=0.0,
-        task=task,
-        attempt=attempt,
-        title=f"label {task}",
-        max_seconds=60.0,
-        spec=SPEC,
-        capability="toy",
-        recipe=RECIPE,
-        frames=(),
-    )
-
-
-def succeed(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
-    return m.LabelsDone(**context.envelope())
+from tests.support.log_lines import log_lines
+from tests.support.worker import PROMPT, SPEC, WorkerHarness, label, patient, succeed
 
 
 class Journal:
@@ -118,90 +91,19 @@ class JournalDelivery:
         self.journal.entries.append("reject")
 
 
-@dataclass
-class Shop:
-    """A broker, a store, workers in threads, and an ear on everything they say."""
-
-    folder: Path
-    broker: Broker = field(default_factory=Broker)
-    running: list[tuple[Worker[Any], threading.Thread]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.store = FolderStore(self.folder / "store")
-        self.bus = InProcessBus(self.broker)
-        self.ear = self.bus.consume("coordinator", prefetch=10**6)
-
-    def send(self, *commands: m.Command) -> None:
-        self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
-
-    def hear(self) -> Any:
-        """The next event, heartbeats included."""
-        delivery = self.ear.next(PROMPT)
-        assert delivery is not None, "no event"
-        return decode(delivery.body)
-
-    def hear_types(self, count: int) -> list[type[m.Message]]:
-        return [type(self.hear()) for _ in range(count)]
-
-    def silent(self, seconds: float = 0.2) -> bool:
-        return self.ear.next(seconds) is None
-
-    def worker(
-        self,
-        handler: Callable[..., Any] = succeed,
-        bus: Bus | None = None,
-        store: Store | None = None,
-        **settings: Any,
-    ) -> Worker[Any]:
-        """A worker with a connection of its own, started."""
-        name = f"worker-{len(self.running)}"
-        worker: Worker[Any] = Worker(
-            name=name,
-            bus=bus or InProcessBus(self.broker),
-            store=store or self.store,
-            queue="label.toy",
-            handlers={m.Label: handler},
-            resources=None,
-            scratch=self.folder / name,
-            **settings,
-        )
-        thread = threading.Thread(target=worker.run)
-        self.running.append((worker, thread))
-        thread.start()
-        return worker
-
-    def stop(self) -> None:
-        for worker, _ in self.running:
-            worker.stopping.set()
-        for _, thread in self.running:
-            thread.join(PROMPT)
-            assert not thread.is_alive()
-
-    def alive(self) -> bool:
-        return all(thread.is_alive() for _, thread in self.running)
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setattr("dpstream.shared.runtime.worker.IDLE_SECONDS", 0.02)  # they stop sooner
-    shop = Shop(tmp_path)
-    yield shop
-    shop.stop()
-
-
 # ------------------------------------------------------------------------------ the order of things
 
 
-def test_claim_then_acknowledge_then_work(shop: Shop) -> None:
-    journal = Journal(InProcessBus(shop.broker), shop.store)
+def test_claim_then_acknowledge_then_work(workers: WorkerHarness) -> None:
+    journal = Journal(InProcessBus(workers.broker), workers.store)
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         journal.entries.append("work")
         return succeed(resources, command, context)
 
-    shop.send(label())
-    shop.worker(handler, bus=journal, store=journal)
-    claimed, done = shop.hear(), shop.hear()
+    workers.send(label())
+    workers.worker(handler, bus=journal, store=journal)
+    claimed, done = workers.next_event(), workers.next_event()
     assert journal.entries[:7] == [
         "consume 1",
         "create campaigns/methane/claims/t1/1: True",
@@ -216,10 +118,10 @@ def test_claim_then_acknowledge_then_work(shop: Shop) -> None:
     assert (claimed.campaign, claimed.cause) == ("methane", "command-t1-1")
     assert isinstance(done, m.LabelsDone)
     assert (done.task, done.attempt, done.cause) == ("t1", 1, "command-t1-1")
-    assert decode(shop.store.get(claim_uri("methane", "t1", 1))) == claimed
+    assert decode(workers.store.get(claim_uri("methane", "t1", 1))) == claimed
 
 
-def test_a_busy_worker_holds_no_second_delivery(shop: Shop) -> None:
+def test_a_busy_worker_holds_no_second_delivery(workers: WorkerHarness) -> None:
     working, go_on = threading.Event(), threading.Event()
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
@@ -227,38 +129,38 @@ def test_a_busy_worker_holds_no_second_delivery(shop: Shop) -> None:
         assert go_on.wait(PROMPT)
         return succeed(resources, command, context)
 
-    shop.send(label("t1"))
-    shop.worker(handler)
+    workers.send(label("t1"))
+    workers.worker(handler)
     assert working.wait(PROMPT)
-    shop.send(label("t2"))
-    assert shop.bus.depth("label.toy") == 1
-    other = shop.bus.consume("label.toy").next(PROMPT)
+    workers.send(label("t2"))
+    assert workers.bus.depth("label.toy") == 1
+    other = workers.bus.consume("label.toy").next(PROMPT)
     assert other is not None
     assert not other.redelivered
     go_on.set()
     other.ack()
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
-def test_one_worker_does_task_after_task(shop: Shop) -> None:
-    shop.send(*(label(f"t{n}") for n in range(5)))
-    shop.worker()
-    events = [shop.hear() for _ in range(10)]
+def test_one_worker_does_task_after_task(workers: WorkerHarness) -> None:
+    workers.send(*(label(f"t{n}") for n in range(5)))
+    workers.worker()
+    events = [workers.next_event() for _ in range(10)]
     assert [e.task for e in events if isinstance(e, m.LabelsDone)] == [f"t{n}" for n in range(5)]
 
 
-def test_seconds_worked_are_reported(shop: Shop) -> None:
+def test_seconds_worked_are_reported(workers: WorkerHarness) -> None:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         time.sleep(0.1)
         return succeed(resources, command, context)
 
-    shop.send(label())
-    shop.worker(handler)
-    shop.hear()
-    assert 0.1 <= shop.hear().seconds < 5
+    workers.send(label())
+    workers.worker(handler)
+    workers.next_event()
+    assert 0.1 <= workers.next_event().seconds < 5
 
 
-def test_the_scratch_folder_is_private_and_removed(shop: Shop) -> None:
+def test_the_scratch_folder_is_private_and_removed(workers: WorkerHarness) -> None:
     seen: list[Path] = []
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
@@ -267,9 +169,9 @@ def test_the_scratch_folder_is_private_and_removed(shop: Shop) -> None:
         seen.append(context.scratch)
         return succeed(resources, command, context)
 
-    shop.send(label("t1"), label("t1", attempt=2))
-    shop.worker(handler)
-    assert shop.hear_types(4)[1::2] == [m.LabelsDone, m.LabelsDone]
+    workers.send(label("t1"), label("t1", attempt=2))
+    workers.worker(handler)
+    assert workers.next_types(4)[1::2] == [m.LabelsDone, m.LabelsDone]
     assert len(set(seen)) == 2
     assert not any(path.exists() for path in seen)
 
@@ -277,24 +179,26 @@ def test_the_scratch_folder_is_private_and_removed(shop: Shop) -> None:
 # -------------------------------------------------------------------------------- who has the claim
 
 
-def test_a_second_delivery_is_not_worked_and_the_winner_is_named_again(shop: Shop) -> None:
+def test_a_second_delivery_is_not_worked_and_the_winner_is_named_again(
+    workers: WorkerHarness,
+) -> None:
     worked: list[str] = []
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         worked.append(command.task)
         return succeed(resources, command, context)
 
-    shop.send(label())
-    shop.worker(handler)
-    claimed, _ = shop.hear(), shop.hear()
-    shop.send(label())
-    assert shop.hear() == claimed
-    assert shop.silent()
+    workers.send(label())
+    workers.worker(handler)
+    claimed, _ = workers.next_event(), workers.next_event()
+    workers.send(label())
+    assert workers.next_event() == claimed
+    assert workers.no_event()
     assert worked == ["t1"]
-    assert shop.bus.depth("label.toy") == 0
+    assert workers.bus.depth("label.toy") == 0
 
 
-def test_many_workers_and_a_bad_bus_do_every_task_once(shop: Shop) -> None:
+def test_many_workers_and_a_bad_bus_do_every_task_once(workers: WorkerHarness) -> None:
     worked: list[str] = []
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
@@ -302,30 +206,30 @@ def test_many_workers_and_a_bad_bus_do_every_task_once(shop: Shop) -> None:
         return succeed(resources, command, context)
 
     tasks = [f"t{n}" for n in range(30)]
-    bad = FaultyBus(InProcessBus(shop.broker), seed=1, double=0.5)
+    bad = FaultyBus(InProcessBus(workers.broker), seed=1, double=0.5)
     bad.publish([Outgoing(encode(label(task)), queue="label.toy") for task in tasks])
     for seed in range(4):
-        shop.worker(handler, bus=FaultyBus(InProcessBus(shop.broker), seed=seed, double=0.0))
+        workers.worker(handler, bus=FaultyBus(InProcessBus(workers.broker), seed=seed, double=0.0))
     done: set[str] = set()
     while len(done) < len(tasks):
-        event = shop.hear()
+        event = workers.next_event()
         if isinstance(event, m.LabelsDone):
             done.add(event.task)
     assert sorted(worked) == sorted(tasks)
 
 
-def test_a_dead_owner_is_named_and_nobody_else_works(shop: Shop) -> None:
+def test_a_dead_owner_is_named_and_nobody_else_works(workers: WorkerHarness) -> None:
     # The first owner created the claim and died before it said so, and before acknowledging.
     dead = m.TaskClaimed(
         id="dead", campaign="methane", time=1.0, task="t1", attempt=1, worker="dead"
     )
-    shop.store.create(claim_uri("methane", "t1", 1), encode(dead))
-    shop.send(label())
-    shop.worker()
-    assert shop.hear() == dead
-    assert shop.silent()
-    shop.send(label(attempt=2))  # the coordinator's next issue, after the lease
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+    workers.store.create(claim_uri("methane", "t1", 1), encode(dead))
+    workers.send(label())
+    workers.worker()
+    assert workers.next_event() == dead
+    assert workers.no_event()
+    workers.send(label(attempt=2))  # the coordinator's next issue, after the lease
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
 @pytest.mark.parametrize(
@@ -338,66 +242,66 @@ def test_a_dead_owner_is_named_and_nobody_else_works(shop: Shop) -> None:
     ],
     ids=["revoked", "no-message", "garbage", "empty"],
 )
-def test_a_task_whose_claim_is_no_workers_is_dropped(shop: Shop, body: bytes) -> None:
-    shop.store.create(claim_uri("methane", "t1", 1), body)
-    shop.send(label("t1"), label("t2"))
-    shop.worker()
-    events = [shop.hear(), shop.hear()]
+def test_a_task_whose_claim_is_no_workers_is_dropped(workers: WorkerHarness, body: bytes) -> None:
+    workers.store.create(claim_uri("methane", "t1", 1), body)
+    workers.send(label("t1"), label("t2"))
+    workers.worker()
+    events = [workers.next_event(), workers.next_event()]
     assert [(type(e), e.task) for e in events] == [(m.TaskClaimed, "t2"), (m.LabelsDone, "t2")]
-    assert shop.silent()
-    assert shop.bus.depth("label.toy") == 0
+    assert workers.no_event()
+    assert workers.bus.depth("label.toy") == 0
 
 
-def test_a_lost_answer_to_the_claim_is_read_back(shop: Shop) -> None:
-    shop.send(label())
-    shop.worker(store=FlakyStore(shop.store, first(2, "created")))
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+def test_a_lost_answer_to_the_claim_is_read_back(workers: WorkerHarness) -> None:
+    workers.send(label())
+    workers.worker(store=FlakyStore(workers.store, first(2, "created")))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
 # ------------------------------------------------------------------------------------ how tasks end
 
 
-def ending(shop: Shop, error: Exception) -> Any:
+def ending(workers: WorkerHarness, error: Exception) -> Any:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         raise error
 
-    shop.send(label())
-    shop.worker(handler)
-    assert isinstance(shop.hear(), m.TaskClaimed)
-    event = shop.hear()
+    workers.send(label())
+    workers.worker(handler)
+    assert isinstance(workers.next_event(), m.TaskClaimed)
+    event = workers.next_event()
     assert (event.task, event.attempt) == ("t1", 1)
-    assert shop.alive()
+    assert workers.alive()
     return event
 
 
-def test_a_temporary_error_releases_with_its_delay(shop: Shop) -> None:
-    event = ending(shop, Temporary("licence server busy", delay=42.0))
+def test_a_temporary_error_releases_with_its_delay(workers: WorkerHarness) -> None:
+    event = ending(workers, Temporary("licence server busy", delay=42.0))
     assert isinstance(event, m.TaskReleased)
     assert (event.reason, event.delay) == ("licence server busy", 42.0)
 
 
-def test_a_store_outage_releases(shop: Shop) -> None:
-    event = ending(shop, StoreError("disk full"))
+def test_a_store_outage_releases(workers: WorkerHarness) -> None:
+    event = ending(workers, StoreError("disk full"))
     assert isinstance(event, m.TaskReleased)
     assert (event.reason, event.delay) == ("disk full", 5.0)
 
 
-def test_a_full_disk_releases(shop: Shop) -> None:
-    event = ending(shop, OSError(errno.ENOSPC, "No space left on device", "/scratch/x"))
+def test_a_full_disk_releases(workers: WorkerHarness) -> None:
+    event = ending(workers, OSError(errno.ENOSPC, "No space left on device", "/scratch/x"))
     assert isinstance(event, m.TaskReleased)
     assert (event.reason, event.delay) == ("this worker's machine: No space left on device", 60.0)
 
 
-def test_a_scratch_that_cannot_be_made_ends_the_task_not_the_worker(shop: Shop) -> None:
-    (shop.folder / "worker-0").write_bytes(b"a file where the folder should be")
-    shop.send(label())
-    shop.worker()
-    assert shop.hear_types(2) == [m.TaskClaimed, m.TaskFailed]
-    assert shop.alive()
+def test_a_scratch_that_cannot_be_made_ends_the_task_not_the_worker(workers: WorkerHarness) -> None:
+    (workers.folder / "worker-0").write_bytes(b"a file where the folder should be")
+    workers.send(label())
+    workers.worker()
+    assert workers.next_types(2) == [m.TaskClaimed, m.TaskFailed]
+    assert workers.alive()
 
 
-def test_a_permanent_error_fails_for_good(shop: Shop) -> None:
-    event = ending(shop, Permanent("no such element: Xx"))
+def test_a_permanent_error_fails_for_good(workers: WorkerHarness) -> None:
+    event = ending(workers, Permanent("no such element: Xx"))
     assert isinstance(event, m.TaskFailed)
     assert event.permanent
     assert event.reason == "Permanent: no such element: Xx"
@@ -413,16 +317,16 @@ def test_a_permanent_error_fails_for_good(shop: Shop) -> None:
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_a_crash_counts_and_keeps_its_trace(shop: Shop, error: Exception) -> None:
-    event = ending(shop, error)
+def test_a_crash_counts_and_keeps_its_trace(workers: WorkerHarness, error: Exception) -> None:
+    event = ending(workers, error)
     assert isinstance(event, m.TaskFailed)
     assert not event.permanent
     assert event.reason.startswith(type(error).__name__)
     assert "raise error" in event.trace
 
 
-def test_an_engines_own_trace_is_the_one_kept(shop: Shop) -> None:
-    event = ending(shop, EngineError("lost atoms", "RuntimeError", "Traceback: in lammps"))
+def test_an_engines_own_trace_is_the_one_kept(workers: WorkerHarness) -> None:
+    event = ending(workers, EngineError("lost atoms", "RuntimeError", "Traceback: in lammps"))
     assert isinstance(event, m.TaskFailed)
     assert event.trace == "Traceback: in lammps"
 
@@ -430,177 +334,167 @@ def test_an_engines_own_trace_is_the_one_kept(shop: Shop) -> None:
 @pytest.mark.parametrize("text", ["x" * 10**6, "\udc80 no unicode", '"\x00' * 10**5])
 @pytest.mark.parametrize("kind", [Temporary, Permanent, RuntimeError])
 def test_what_an_error_says_never_breaks_the_worker(
-    shop: Shop, kind: type[Exception], text: str
+    workers: WorkerHarness, kind: type[Exception], text: str
 ) -> None:
-    event = ending(shop, kind(text))
+    event = ending(workers, kind(text))
     assert len(encode(event)) < MAX_BODY
 
 
-def test_a_result_too_long_for_the_wire_fails_its_task(shop: Shop) -> None:
+def test_a_result_too_long_for_the_wire_fails_its_task(workers: WorkerHarness) -> None:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         rejected = Rejected(key="0" * 32, rule="unconverged", detail="x" * 70_000)
         return m.LabelsDone(**context.envelope(), rejected=(rejected,))
 
-    shop.send(label())
-    shop.worker(handler)
-    shop.hear()
-    event = shop.hear()
+    workers.send(label())
+    workers.worker(handler)
+    workers.next_event()
+    event = workers.next_event()
     assert isinstance(event, m.TaskFailed)
     assert "above 65536" in event.reason
 
 
-def test_a_handler_that_returns_nothing_fails_its_task(shop: Shop) -> None:
-    shop.send(label())
-    shop.worker(lambda resources, command, context: None)
-    assert shop.hear_types(2) == [m.TaskClaimed, m.TaskFailed]
+def test_a_handler_that_returns_nothing_fails_its_task(workers: WorkerHarness) -> None:
+    workers.send(label())
+    workers.worker(lambda resources, command, context: None)
+    assert workers.next_types(2) == [m.TaskClaimed, m.TaskFailed]
 
 
 # ----------------------------------------------------------------------------------------- stopping
 
 
-def patient(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
-    """Works until it is stopped."""
-    context.progress("scf cycle 7")
-    deadline = time.monotonic() + PROMPT
-    while time.monotonic() < deadline:
-        context.check()
-        time.sleep(0.01)
-    raise AssertionError("never stopped")
-
-
-def test_a_stop_object_ends_the_task(shop: Shop) -> None:
-    shop.send(label())
-    shop.worker(patient, heartbeat_seconds=0.05)
-    assert isinstance(shop.hear(), m.TaskClaimed)
-    beat = shop.hear()
+def test_a_stop_object_ends_the_task(workers: WorkerHarness) -> None:
+    workers.send(label())
+    workers.worker(patient, heartbeat_seconds=0.05)
+    assert isinstance(workers.next_event(), m.TaskClaimed)
+    beat = workers.next_event()
     assert isinstance(beat, m.TaskHeartbeat)
     assert (beat.worker, beat.progress) == ("worker-0", "scf cycle 7")
-    shop.store.create(claim_uri("methane", "t1", 1) + ".stop", b"")
-    event = shop.hear()
+    workers.store.create(claim_uri("methane", "t1", 1) + ".stop", b"")
+    event = workers.next_event()
     while isinstance(event, m.TaskHeartbeat):
-        event = shop.hear()
+        event = workers.next_event()
     assert isinstance(event, m.TaskReleased)
     assert event.reason == "cancelled"
-    assert shop.silent(0.3), "a heartbeat after the end"
-    assert shop.alive()
+    assert workers.no_event(0.3), "a heartbeat after the end"
+    assert workers.alive()
 
 
-def test_the_stop_object_of_another_attempt_means_nothing(shop: Shop) -> None:
-    shop.store.create(claim_uri("methane", "t1", 1) + ".stop", b"")
-    shop.send(label(attempt=2))
-    shop.worker(patient, heartbeat_seconds=0.02)
-    assert shop.hear_types(6) == [m.TaskClaimed] + [m.TaskHeartbeat] * 5
+def test_the_stop_object_of_another_attempt_means_nothing(workers: WorkerHarness) -> None:
+    workers.store.create(claim_uri("methane", "t1", 1) + ".stop", b"")
+    workers.send(label(attempt=2))
+    workers.worker(patient, heartbeat_seconds=0.02)
+    assert workers.next_types(6) == [m.TaskClaimed] + [m.TaskHeartbeat] * 5
 
 
-def test_a_worker_asked_to_go_releases_its_task_and_ends(shop: Shop) -> None:
-    shop.send(label())
-    worker = shop.worker(patient)
-    assert isinstance(shop.hear(), m.TaskClaimed)
+def test_a_worker_asked_to_go_releases_its_task_and_ends(workers: WorkerHarness) -> None:
+    workers.send(label())
+    worker = workers.worker(patient)
+    assert isinstance(workers.next_event(), m.TaskClaimed)
     worker.stopping.set()
-    event = shop.hear()
+    event = workers.next_event()
     assert isinstance(event, m.TaskReleased)
-    assert (event.reason, event.delay) == ("the worker is stopping", 0.0)
-    shop.running[0][1].join(PROMPT)
-    assert not shop.alive()
+    assert (event.reason, event.delay) == ("worker asked to stop", 0.0)
+    workers.running[0][1].join(PROMPT)
+    assert not workers.alive()
 
 
-def test_an_idle_worker_asked_to_go_takes_nothing_with_it(shop: Shop) -> None:
-    worker = shop.worker()
+def test_an_idle_worker_asked_to_go_takes_nothing_with_it(workers: WorkerHarness) -> None:
+    worker = workers.worker()
     time.sleep(0.1)
     worker.stopping.set()
-    shop.stop()
-    shop.send(label())
-    assert shop.bus.depth("label.toy") == 1
+    workers.stop()
+    workers.send(label())
+    assert workers.bus.depth("label.toy") == 1
 
 
-def test_a_broken_heartbeat_does_not_stop_the_work(shop: Shop) -> None:
+def test_a_broken_heartbeat_does_not_stop_the_work(workers: WorkerHarness) -> None:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         time.sleep(0.3)
         return succeed(resources, command, context)
 
-    shop.send(label())
-    store = FlakyStore(shop.store, lambda operation: operation == "exists")
-    shop.worker(handler, store=store, heartbeat_seconds=0.05)
-    types = shop.hear_types(4)
+    workers.send(label())
+    store = FlakyStore(workers.store, lambda operation: operation == "exists")
+    workers.worker(handler, store=store, heartbeat_seconds=0.05)
+    types = workers.next_types(4)
     assert types[:3] == [m.TaskClaimed, m.TaskHeartbeat, m.TaskHeartbeat]
 
 
 # ---------------------------------------------------------------------- several queues, and shifts
 
 
-def test_a_worker_of_several_queues_serves_each_in_turn(shop: Shop) -> None:
+def test_a_worker_of_several_queues_serves_each_in_turn(workers: WorkerHarness) -> None:
     commands = [label(f"t{n}").model_copy(update={"capability": c}) for n, c in enumerate("abbc")]
-    shop.send(*commands)
-    shop.worker(others=("label.a", "label.b", "label.c"))
-    done = [e.task for e in (shop.hear() for _ in range(8)) if isinstance(e, m.LabelsDone)]
+    workers.send(*commands)
+    workers.worker(others=("label.a", "label.b", "label.c"))
+    done = [e.task for e in (workers.next_event() for _ in range(8)) if isinstance(e, m.LabelsDone)]
     assert done[:3] == ["t0", "t1", "t3"], "c has not waited until b was empty"
     assert done[3] == "t2"
 
 
-def test_a_queue_that_is_not_declared_keeps_no_other_waiting(shop: Shop) -> None:
-    shop.worker(others=("nowhere",))
+def test_a_queue_that_is_not_declared_keeps_no_other_waiting(workers: WorkerHarness) -> None:
+    workers.worker(others=("nowhere",))
     for number in range(3):
-        shop.send(label(f"t{number}"))
-        assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+        workers.send(label(f"t{number}"))
+        assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
-def test_nobody_listens_at_an_empty_queue_while_another_holds_work(shop: Shop) -> None:
-    shop.send(*(label(f"t{n}").model_copy(update={"capability": "c"}) for n in range(3)))
-    journal = Journal(InProcessBus(shop.broker), shop.store)
-    shop.worker(bus=journal, store=journal, others=("label.a", "label.b", "label.c"))
-    shop.hear_types(6)
+def test_nobody_listens_at_an_empty_queue_while_another_holds_work(workers: WorkerHarness) -> None:
+    workers.send(*(label(f"t{n}").model_copy(update={"capability": "c"}) for n in range(3)))
+    journal = Journal(InProcessBus(workers.broker), workers.store)
+    workers.worker(bus=journal, store=journal, others=("label.a", "label.b", "label.c"))
+    workers.next_types(6)
     entries = list(journal.entries)
     first, last = entries.index("consume 1"), len(entries) - entries[::-1].index("labels-done/1")
     assert entries[first:last].count("consume 1") == 3
 
 
-def test_a_shift_ends_after_so_many_tasks(shop: Shop) -> None:
-    shop.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
-    shop.worker(limits=ExitLimits(max_tasks=2))
-    assert shop.hear_types(5).count(m.LabelsDone) == 2
-    shop.running[0][1].join(PROMPT)
-    assert not shop.alive()
-    assert shop.silent()
-    left = shop.bus.consume("label.toy").next(PROMPT)
+def test_a_shift_ends_after_so_many_tasks(workers: WorkerHarness) -> None:
+    workers.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
+    workers.worker(shift=ExitLimits(max_tasks=2))
+    assert workers.next_types(5).count(m.LabelsDone) == 2
+    workers.running[0][1].join(PROMPT)
+    assert not workers.alive()
+    assert workers.no_event()
+    left = workers.bus.consume("label.toy").next(PROMPT)
     assert left is not None
     assert not left.redelivered, "looked at, though there was no room for it"
 
 
-def test_workers_of_one_shift_take_no_task_too_many(shop: Shop) -> None:
-    limits = ExitLimits(max_tasks=3)
+def test_workers_of_one_shift_take_no_task_too_many(workers: WorkerHarness) -> None:
+    shift = ExitLimits(max_tasks=3)
     for _ in range(3):
-        shop.worker(limits=limits)
-    shop.send(*(label(f"t{n}") for n in range(6)))
-    for _, thread in shop.running:
+        workers.worker(shift=shift)
+    workers.send(*(label(f"t{n}") for n in range(6)))
+    for _, thread in workers.running:
         thread.join(PROMPT)
-    assert not any(thread.is_alive() for _, thread in shop.running)
-    assert shop.hear_types(6).count(m.LabelsDone) == 3
-    assert shop.silent()
-    assert shop.bus.depth("label.toy") == 3
+    assert not any(thread.is_alive() for _, thread in workers.running)
+    assert workers.next_types(6).count(m.LabelsDone) == 3
+    assert workers.no_event()
+    assert workers.bus.depth("label.toy") == 3
 
 
-def test_an_idle_worker_goes_home(shop: Shop) -> None:
-    shop.send(label())
-    shop.worker(limits=ExitLimits(idle_exit=0.2))
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
-    shop.running[0][1].join(PROMPT)
-    assert not shop.alive()
+def test_an_idle_worker_goes_home(workers: WorkerHarness) -> None:
+    workers.send(label())
+    workers.worker(shift=ExitLimits(idle_exit=0.2))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+    workers.running[0][1].join(PROMPT)
+    assert not workers.alive()
 
 
-def test_lines_about_a_task_name_it(shop: Shop, out: io.StringIO) -> None:
+def test_lines_about_a_task_name_it(workers: WorkerHarness, log_stream: io.StringIO) -> None:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         structlog.get_logger().info("from the handler")
         time.sleep(0.1)
         return succeed(resources, command, context)
 
-    configure(form="json", stream=out, service="labeler")
-    shop.send(label("t1", attempt=2))
-    store = FlakyStore(shop.store, lambda operation: operation == "exists")
-    shop.worker(handler, store=store, heartbeat_seconds=0.03)
-    while not isinstance(shop.hear(), m.LabelsDone):
+    configure(form="json", stream=log_stream, service="labeler")
+    workers.send(label("t1", attempt=2))
+    store = FlakyStore(workers.store, lambda operation: operation == "exists")
+    workers.worker(handler, store=store, heartbeat_seconds=0.03)
+    while not isinstance(workers.next_event(), m.LabelsDone):
         pass
-    shop.stop()
-    said = lines(out)
+    workers.stop()
+    said = log_lines(log_stream)
     events = {line["event"] for line in said}
     assert {
         "task started",
@@ -614,15 +508,15 @@ def test_lines_about_a_task_name_it(shop: Shop, out: io.StringIO) -> None:
         assert tuple(line[key] for key in keys) == expected
 
 
-def test_a_password_in_an_error_is_not_published(shop: Shop) -> None:
-    event = ending(shop, RuntimeError("no answer from amqp://user:hunter2@host"))
+def test_a_password_in_an_error_is_not_published(workers: WorkerHarness) -> None:
+    event = ending(workers, RuntimeError("no answer from amqp://user:hunter2@host"))
     assert isinstance(event, m.TaskFailed)
     assert "hunter2" not in encode(event).decode()
     assert "amqp://***@host" in event.reason
 
 
-def test_a_password_at_the_cut_is_not_published_in_part(shop: Shop) -> None:
-    event = ending(shop, RuntimeError("x" * 1970 + " amqp://user:hunter2hunter2hunter2@host"))
+def test_a_password_at_the_cut_is_not_published_in_part(workers: WorkerHarness) -> None:
+    event = ending(workers, RuntimeError("x" * 1970 + " amqp://user:hunter2hunter2hunter2@host"))
     assert "hunter" not in encode(event).decode()
 
 
@@ -668,47 +562,49 @@ def test_a_password_at_the_cut_is_not_published_in_part(shop: Shop) -> None:
         "other-command",
     ],
 )
-def test_what_is_not_understood_is_buried_and_never_blocks(shop: Shop, body: bytes) -> None:
-    shop.bus.publish([Outgoing(body, queue="label.toy")])
-    shop.send(label())
-    shop.worker(store=FlakyStore(shop.store, first(1, "create")))
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+def test_what_is_not_understood_is_buried_and_never_blocks(
+    workers: WorkerHarness, body: bytes
+) -> None:
+    workers.bus.publish([Outgoing(body, queue="label.toy")])
+    workers.send(label())
+    workers.worker(store=FlakyStore(workers.store, first(1, "create")))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
     digest = Ref.to("x", body).sha256
-    assert list(shop.store.list("deadletters/")) == [f"deadletters/{digest}"]
-    assert shop.store.get(f"deadletters/{digest}") == body
-    assert shop.bus.depth("label.toy") == 0
+    assert list(workers.store.list("deadletters/")) == [f"deadletters/{digest}"]
+    assert workers.store.get(f"deadletters/{digest}") == body
+    assert workers.bus.depth("label.toy") == 0
 
 
 # ------------------------------------------------------------------------------------------ outages
 
 
 @pytest.mark.parametrize("operation", ["publish", "published", "consume"])
-def test_a_worker_outlives_an_outage_of_the_bus(shop: Shop, operation: str) -> None:
+def test_a_worker_outlives_an_outage_of_the_bus(workers: WorkerHarness, operation: str) -> None:
     worked: list[str] = []
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         worked.append(command.task)
         return succeed(resources, command, context)
 
-    shop.send(label("t1"), label("t2"))
-    shop.worker(handler, bus=FlakyBus(InProcessBus(shop.broker), first(3, operation)))
+    workers.send(label("t1"), label("t2"))
+    workers.worker(handler, bus=FlakyBus(InProcessBus(workers.broker), first(3, operation)))
     done: list[str] = []
     while "t2" not in done:
-        event = shop.hear()
+        event = workers.next_event()
         done += [event.task] if isinstance(event, m.LabelsDone) else []
     assert worked == ["t1", "t2"]
     assert sorted(set(done)) == ["t1", "t2"]
 
 
 @pytest.mark.parametrize("operation", ["create", "created", "get"])
-def test_a_worker_outlives_an_outage_of_the_store(shop: Shop, operation: str) -> None:
-    shop.send(label("t1"), label("t1"), label("t2"))
-    shop.worker(store=FlakyStore(shop.store, first(3, operation)))
-    types = shop.hear_types(5)
+def test_a_worker_outlives_an_outage_of_the_store(workers: WorkerHarness, operation: str) -> None:
+    workers.send(label("t1"), label("t1"), label("t2"))
+    workers.worker(store=FlakyStore(workers.store, first(3, operation)))
+    types = workers.next_types(5)
     assert types == [m.TaskClaimed, m.LabelsDone, m.TaskClaimed, m.TaskClaimed, m.LabelsDone]
 
 
-def test_a_result_is_published_when_the_bus_is_back(shop: Shop) -> None:
+def test_a_result_is_published_when_the_bus_is_back(workers: WorkerHarness) -> None:
     down = threading.Event()
 
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
@@ -716,36 +612,38 @@ def test_a_result_is_published_when_the_bus_is_back(shop: Shop) -> None:
         threading.Timer(0.5, down.clear).start()
         return succeed(resources, command, context)
 
-    shop.send(label())
-    shop.worker(handler, bus=FlakyBus(InProcessBus(shop.broker), lambda operation: down.is_set()))
-    assert shop.hear_types(2) == [m.TaskClaimed, m.LabelsDone]
+    workers.send(label())
+    workers.worker(
+        handler, bus=FlakyBus(InProcessBus(workers.broker), lambda operation: down.is_set())
+    )
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
-def test_a_worker_asked_to_go_during_an_outage_goes(shop: Shop) -> None:
-    shop.send(label())
-    worker = shop.worker(bus=FlakyBus(InProcessBus(shop.broker), lambda o: o == "publish"))
-    while not shop.store.exists(claim_uri("methane", "t1", 1)):
+def test_a_worker_asked_to_go_during_an_outage_goes(workers: WorkerHarness) -> None:
+    workers.send(label())
+    worker = workers.worker(bus=FlakyBus(InProcessBus(workers.broker), lambda o: o == "publish"))
+    while not workers.store.exists(claim_uri("methane", "t1", 1)):
         time.sleep(0.01)
     worker.stopping.set()
-    shop.stop()
-    delivery = shop.bus.consume("label.toy").next(PROMPT)
+    workers.stop()
+    delivery = workers.bus.consume("label.toy").next(PROMPT)
     assert delivery is not None
     assert delivery.redelivered
 
 
-def test_a_worker_whose_bus_was_closed_waits_without_spinning(shop: Shop) -> None:
-    bus = InProcessBus(shop.broker)
+def test_a_worker_whose_bus_was_closed_waits_without_spinning(workers: WorkerHarness) -> None:
+    bus = InProcessBus(workers.broker)
     asked: list[str] = []
 
     def count(operation: str) -> bool:
         asked.append(operation)
         return False
 
-    shop.worker(bus=FlakyBus(bus, count))
+    workers.worker(bus=FlakyBus(bus, count))
     time.sleep(0.1)
     bus.close()
     time.sleep(0.5)
-    assert shop.alive()
+    assert workers.alive()
     assert len(asked) < 50
 
 
@@ -753,9 +651,9 @@ def test_a_worker_whose_bus_was_closed_waits_without_spinning(shop: Shop) -> Non
 
 
 @pytest.fixture
-def context(shop: Shop) -> Context:
-    bus = InProcessBus(shop.broker)
-    return Context(shop.store, bus, label(), shop.folder, "worker", threading.Event())
+def context(workers: WorkerHarness) -> Context:
+    bus = InProcessBus(workers.broker)
+    return Context(workers.store, bus, label(), workers.folder, "worker", threading.Event())
 
 
 def test_results_are_stored_under_their_attempt_and_never_over_another(context: Context) -> None:

@@ -30,9 +30,9 @@ def test_ten_minutes_without_a_coordinator_cost_nobody_a_lease(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     gate, clock = tmp_path / "gate", Clock()
-    cluster.work("explorer")
-    cluster.work("labeler")
-    cluster.work("trainer", standin_gate=str(gate))
+    cluster.start_worker("explorer")
+    cluster.start_worker("labeler")
+    cluster.start_worker("trainer", simulated_gate=str(gate))
     cluster.submit(plan())
     with _at_the_desk(cluster, clock):
         cluster.until_state(_is_training, "a training")
@@ -44,7 +44,7 @@ def test_ten_minutes_without_a_coordinator_cost_nobody_a_lease(
         gate.touch()
         state = cluster.finish()
     check(cluster, state)
-    assert not cluster.heard(m.LeaseLapsed)
+    assert not cluster.recorded(m.LeaseLapsed)
     assert {task.command.attempt for task in state.tasks.values()} == {1}
 
 

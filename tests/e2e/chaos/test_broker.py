@@ -24,7 +24,7 @@ from tests.support.deployed_cluster import (
     PATIENT,
     ROLES,
     SECONDS,
-    STANDIN,
+    WORKER_MODULE,
     Cluster,
     check,
     computations,
@@ -42,7 +42,7 @@ DAY = 86_400.0
 
 
 def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: RabbitNode) -> None:
-    cluster.staff(standin_seconds="0.3")
+    cluster.start_services(simulated_seconds="0.3")
     cluster.submit(plan())
     cluster.until_state(labelled, "a label")
     rabbit_node.kill()
@@ -50,7 +50,7 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
     cluster.until_state(lambda state: state.committee.version, "a committee")
     rabbit_node.wipe()
     check(cluster, cluster.finish())
-    assert not cluster.deaths
+    assert not cluster.restarts
 
 
 # --------------------------------------------------------------------------------- repeats itself
@@ -58,11 +58,11 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
 
 def test_everything_is_delivered_twice(cluster: Cluster) -> None:
     given = {"lease_seconds": PATIENT, "http_port": "0"}
-    cluster.hire(
+    cluster.keep_running(
         "coordinator", "tests.support.publish_twice", "dpstream.services.coordinator", **given
     )
     for role in ROLES:
-        cluster.hire(role, "tests.support.publish_twice", STANDIN, role, name=role)
+        cluster.keep_running(role, "tests.support.publish_twice", WORKER_MODULE, role, name=role)
     cluster.submit(plan())
     state = cluster.finish()
     check(cluster, state)
@@ -72,11 +72,11 @@ def test_everything_is_delivered_twice(cluster: Cluster) -> None:
 
 def test_a_day_later_everything_comes_once_more(cluster: Cluster) -> None:
     """All that was ever said, and every command, while the campaign is in its second round."""
-    cluster.coordinate(lease_seconds=PATIENT)
-    cluster.staff(standin_seconds="0.2")
+    cluster.start_coordinator(lease_seconds=PATIENT)
+    cluster.start_services(simulated_seconds="0.2")
     cluster.submit(plan())
     cluster.until_state(lambda state: state.committee.version > 1, "the second committee")
-    old = [_a_day_older(message) for message in cluster.heard(m.Message)]
+    old = [_a_day_older(message) for message in cluster.recorded(m.Message)]
     with closing(cluster.bus()) as bus:
         bus.publish([_addressed(message) for message in old])
     state = cluster.finish()
@@ -120,7 +120,7 @@ def _misplaced(label: m.Command) -> Iterator[Outgoing]:
 
 
 def test_poison_in_every_queue_blocks_none(cluster: Cluster) -> None:
-    cluster.staff(["trainer", "explorer"])
+    cluster.start_services(["trainer", "explorer"])
     cluster.submit(plan())
     (label, *_) = cluster.until_state(_labels, "commands")
     bodies = list(_poison())
@@ -129,13 +129,13 @@ def test_poison_in_every_queue_blocks_none(cluster: Cluster) -> None:
         for queue in queues:
             bus.publish([Outgoing(body, queue=queue) for body in bodies])
         bus.publish(list(_misplaced(label.command)))
-        cluster.work("labeler")
+        cluster.start_worker("labeler")
         state = cluster.finish()
         cluster.until(lambda: all(bus.depth(queue) == 0 for queue in queues), "empty queues")
     check(cluster, state)
     kept = {f"deadletters/{Ref.to('x', body).sha256}" for body in bodies}
     cluster.until(lambda: kept <= set(cluster.store.list("deadletters/")), "what was buried")
-    assert not cluster.deaths
+    assert not cluster.restarts
 
 
 def _labels(state: State) -> list[Task]:
@@ -174,9 +174,9 @@ def test_a_label_outlasts_the_broker_s_patience(
 
 
 def _outlast(cluster: Cluster, gate: Path) -> None:
-    cluster.coordinate(reissue_after="600", lease_seconds=PATIENT)
-    cluster.staff(["trainer", "explorer"])
-    labeler = cluster.work("labeler", standin_gate=str(gate))
+    cluster.start_coordinator(reissue_after="600", lease_seconds=PATIENT)
+    cluster.start_services(["trainer", "explorer"])
+    labeler = cluster.start_worker("labeler", simulated_gate=str(gate))
     cluster.submit(plan())
     task = cluster.until_state(_running_label, "a label to be begun").command
     with closing(cluster.bus()) as bus:
@@ -195,8 +195,8 @@ def _outlast(cluster: Cluster, gate: Path) -> None:
     check(cluster, state)
     assert computations(cluster).most_common(1)[0][1] == 1
     assert state.tasks[task.task].command.attempt == 1
-    assert not cluster.heard(m.LeaseLapsed)
-    assert [line for line in labeler.said if "trying again" in line["event"]] == []
+    assert not cluster.recorded(m.LeaseLapsed)
+    assert [line for line in labeler.log_lines if "trying again" in line["event"]] == []
 
 
 def _running_label(state: State) -> Any:

@@ -26,22 +26,22 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     chance, spec = random.Random(3), write_spec(tmp_path, name=NAME, max_attempts=40)
     peaceful = state_of(undisturbed)
     assert peaceful.finished is not None
-    cluster.coordinate(lease_seconds="8")
+    cluster.start_coordinator(lease_seconds="8")
     for role in ROLES:
         scratch = tmp_path / role
         scratch.mkdir()
         given = {"name": role, "scratch": str(scratch), "task_heartbeat": "1"}
-        cluster.hire(role, f"dpstream.services.{role}", **given)
+        cluster.keep_running(role, f"dpstream.services.{role}", **given)
     _submit(cluster, spec)
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
     for victim in victims:
-        cluster.crew[victim].wait_for("at work")
+        cluster.services[victim].wait_for("at work")
         time.sleep(chance.uniform(0.0, 4.0))
         cluster.kill(victim)
     assert verdict(cluster.store, NAME) is None
     state = cluster.finish()
-    assert sum(cluster.deaths.values()) == KILLS
+    assert sum(cluster.restarts.values()) == KILLS
     assert labelled(state) == labelled(peaceful)
     assert len(labelled(state)) > 6
     assert state.finished is not None

@@ -32,7 +32,7 @@ KILLS = 30 if SOAK else 4
 
 
 def test_in_peace_a_campaign_is_what_the_policy_alone_makes_of_it(cluster: Cluster) -> None:
-    cluster.staff()
+    cluster.start_services()
     cluster.submit(plan())
     check(cluster, cluster.finish())
     assert len(computations(cluster)) == len(labelled(undisturbed()))
@@ -42,17 +42,19 @@ def test_in_peace_a_campaign_is_what_the_policy_alone_makes_of_it(cluster: Clust
 def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
     print(f"{KILLS} kills")
     chance = random.Random(1)
-    cluster.staff(standin_seconds=str(0.5 * KILLS / 4))  # the last kill falls into the campaign
+    cluster.start_services(
+        simulated_seconds=str(0.5 * KILLS / 4)
+    )  # the last kill falls into the campaign
     cluster.submit(plan())
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
     for victim in victims:
-        cluster.crew[victim].wait_for("at work")
+        cluster.services[victim].wait_for("at work")
         time.sleep(chance.uniform(0.0, 1.5))
         cluster.kill(victim)
     assert verdict(cluster.store, NAME) is None
     state = cluster.finish()
-    assert sum(cluster.deaths.values()) == KILLS
+    assert sum(cluster.restarts.values()) == KILLS
     check(cluster, state)
 
 
@@ -63,28 +65,28 @@ def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     gate = tmp_path / "trained"  # nothing ends before both coordinators were at work
-    cluster.staff(["labeler", "explorer"])
-    cluster.work("trainer", standin_gate=str(gate))
+    cluster.start_services(["labeler", "explorer"])
+    cluster.start_worker("trainer", simulated_gate=str(gate))
     cluster.submit(plan())
     cluster.until_state(lambda state: labelled(state), "a label")
-    stale = cluster.dismiss("coordinator")
-    cluster.coordinate("newer")
+    stale = cluster.stop_restarting("coordinator")
+    cluster.start_coordinator("newer")
     cluster.until(lambda: stale.process.poll() is not None, "the end of the stale coordinator")
     assert stale.ended() == 3
     last = f"coordinator: stopped: {NAME}: taken over by a newer coordinator; one is enough: "
-    assert stale.plain[-1].startswith(last)
+    assert stale.other_lines[-1].startswith(last)
     gate.touch()
     check(cluster, cluster.finish())
-    assert not cluster.deaths
+    assert not cluster.restarts
 
 
 # ------------------------------------------------------------------------------------------ paused
 
 
 def test_workers_that_wake_too_late_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.staff(["explorer"])
+    cluster.start_services(["explorer"])
     for role in ("labeler", "trainer"):
-        cluster.work(role, f"sleeping-{role}", standin_gate=str(tmp_path / role))
+        cluster.start_worker(role, f"sleeping-{role}", simulated_gate=str(tmp_path / role))
     cluster.submit(plan())
     late = [
         _oversleep(cluster, "labeler", m.Label, tmp_path),
@@ -93,10 +95,10 @@ def test_workers_that_wake_too_late_change_nothing(cluster: Cluster, tmp_path: P
     state = cluster.finish()
     check(cluster, state)
     assert [state.tasks[name].command.attempt for name in late] == [2, 2]
-    lapsed = {event.task for event in cluster.heard(m.LeaseLapsed)}
+    lapsed = {event.task for event in cluster.recorded(m.LeaseLapsed)}
     assert lapsed >= set(late)
     folder = f"campaigns/{NAME}/results/{late[1]}"
-    first = cluster.heard(m.ModelsReady)[0]
+    first = cluster.recorded(m.ModelsReady)[0]
     models = Committee.model_validate_json(cluster.store.get(first.manifest.uri)).models
     assert f"{folder}/2/model.pb" in [ref.uri for ref in models]
     assert cluster.store.exists(f"{folder}/1/model.pb")
@@ -104,19 +106,19 @@ def test_workers_that_wake_too_late_change_nothing(cluster: Cluster, tmp_path: P
 
 def _oversleep(cluster: Cluster, role: str, kind: type[m.Command], folder: Path) -> str:
     """A worker begins a task, is paused until another has finished it, and then goes on."""
-    sleeper = cluster.crew[f"sleeping-{role}"]
+    sleeper = cluster.services[f"sleeping-{role}"]
     found = cluster.until_state(lambda state: _running(state, kind), "the sleeper's task")
     sleeper.process.send_signal(signal.SIGSTOP)
-    cluster.work(role)
+    cluster.start_worker(role)
     name = str(found.command.task)
     cluster.until_state(lambda state: state.tasks[name].status == "done", "another's result")
     results = list(cluster.store.list(f"campaigns/{NAME}/results/{name}/"))
     before = {uri: cluster.store.get(uri) for uri in results}
     (folder / role).touch()
     sleeper.process.send_signal(signal.SIGCONT)
-    cluster.until(lambda: sleeper.has_said("task ended"), "the sleeper's own result")
+    cluster.until(lambda: sleeper.logged("task ended"), "the sleeper's own result")
     assert {uri: cluster.store.get(uri) for uri in before} == before
-    cluster.dismiss(f"sleeping-{role}").process.kill()
+    cluster.stop_restarting(f"sleeping-{role}").process.kill()
     return name
 
 
@@ -132,12 +134,12 @@ def test_a_task_that_kills_its_workers_is_abandoned_and_the_rest_goes_on(
     cluster: Cluster,
 ) -> None:
     key = submission(plan()).frames[3].key
-    cluster.staff(["trainer", "explorer"])
-    cluster.work("labeler", standin_fatal=key)
+    cluster.start_services(["trainer", "explorer"])
+    cluster.start_worker("labeler", simulated_fatal=key)
     cluster.submit(plan(labels={"bundle": 1}, max_attempts=2))
     state = cluster.finish()
     check(cluster, state, without=[key])
-    (abandoned,) = cluster.heard(m.TaskAbandoned)
+    (abandoned,) = cluster.recorded(m.TaskAbandoned)
     report = render(cluster.store, NAME)
     assert abandoned.title in report
     assert abandoned.why in report
@@ -145,22 +147,22 @@ def test_a_task_that_kills_its_workers_is_abandoned_and_the_rest_goes_on(
     assert isinstance(task.command, m.Label)
     assert [frame.key for frame in task.command.frames] == [key]
     assert abandoned.why == "after 2 attempts: the worker was lost"
-    assert cluster.deaths == {"labeler": 2}
+    assert cluster.restarts == {"labeler": 2}
 
 
 def test_a_claim_whose_worker_died_before_saying_so(cluster: Cluster) -> None:
-    cluster.staff(["trainer", "explorer"])
+    cluster.start_services(["trainer", "explorer"])
     cluster.submit(plan())
     task = cluster.until_state(_open_label, "a label to be claimed").command
     dead = m.TaskClaimed(
         id="dead", campaign=NAME, time=1.0, task=task.task, attempt=1, worker="dead"
     )
     assert cluster.store.create(claim_uri(NAME, task.task, 1), encode(dead))
-    cluster.work("labeler")
+    cluster.start_worker("labeler")
     state = cluster.finish()
     check(cluster, state)
     assert state.tasks[task.task].command.attempt == 2
-    assert dead in cluster.heard(m.TaskClaimed)
+    assert dead in cluster.recorded(m.TaskClaimed)
     assert decode(cluster.store.get(claim_uri(NAME, task.task, 1))) == dead
 
 

@@ -11,7 +11,7 @@ import pytest
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.shared import messages as m
-from tests.support.deployed_cluster import PATIENT, STANDIN, Cluster, check, deployed, plan
+from tests.support.deployed_cluster import PATIENT, WORKER_MODULE, Cluster, check, deployed, plan
 from tests.support.faulty_s3 import Handler, Proxy
 from tests.support.full_disk import can_be_had
 from tests.support.small_campaign import labelled
@@ -57,7 +57,7 @@ def test_a_store_that_is_slow_busy_and_down(
 
 
 def _endure(cluster: Cluster, weather: Weather, seaweed: SeaweedServer) -> None:
-    cluster.staff(standin_seconds="0.2")
+    cluster.start_services(simulated_seconds="0.2")
     cluster.submit(plan())
     cluster.until_state(labelled, "a label")
     for fault in ("503", "sleep"):
@@ -69,22 +69,22 @@ def _endure(cluster: Cluster, weather: Weather, seaweed: SeaweedServer) -> None:
     time.sleep(DOWN)
     seaweed.start()
     check(cluster, cluster.finish())
-    assert not cluster.deaths
+    assert not cluster.restarts
 
 
 @pytest.mark.skipif(not can_be_had(), reason="no user namespaces here to fill a disk in")
 def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.coordinate(lease_seconds=PATIENT)
-    cluster.staff(["trainer", "explorer"])
+    cluster.start_coordinator(lease_seconds=PATIENT)
+    cluster.start_services(["trainer", "explorer"])
     given = {"name": "full", "scratch": str(tmp_path), "task_heartbeat": "0.3"}
-    full = ("tests.support.full_disk", str(tmp_path), STANDIN, "labeler")
-    cluster.hire("full", *full, **given)
+    full = ("tests.support.full_disk", str(tmp_path), WORKER_MODULE, "labeler")
+    cluster.keep_running("full", *full, **given)
     cluster.submit(plan())
-    cluster.until(lambda: cluster.heard(m.TaskReleased), "a task given back")
-    cluster.work("labeler")
+    cluster.until(lambda: cluster.recorded(m.TaskReleased), "a task given back")
+    cluster.start_worker("labeler")
     state = cluster.finish()
     check(cluster, state)
-    reasons = {event.reason for event in cluster.heard(m.TaskReleased)}
+    reasons = {event.reason for event in cluster.recorded(m.TaskReleased)}
     assert reasons == {"this worker's machine: No space left on device"}
     assert {task.lapses for task in state.tasks.values()} == {0}
-    assert not cluster.deaths
+    assert not cluster.restarts

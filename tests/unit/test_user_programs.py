@@ -23,36 +23,9 @@ from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
+from tests.support.code_settings import NACL, SETTINGS, VASP
 
-NACL = Frame(
-    ("Cl", "Na"),
-    np.array([[2.8, 2.8, 2.8], [0, 0.1, 0]]),
-    np.array([[5.6, 0, 0], [0.1, 5.6, 0], [0, 0, 5.6]]),
-)
 WATER = Frame(("H", "H", "O"), np.array([[0.76, 0.59, 0], [-0.76, 0.59, 0], [0, 0, 0.0]]))
-POTENTIALS = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
-VASP = {"incar": "ENCUT = 400\nKSPACING = 0.3\n", "potentials": POTENTIALS}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "vasp": VASP,
-    "gaussian": {"keywords": "force b3lyp/6-31g** nosymm"},
-    "abacus": {"input": {"ecutwfc": 80, "kspacing": 0.1}, "potentials": POTENTIALS},
-    "siesta": {"fdf": "MeshCutoff 300 Ry\n", "potentials": POTENTIALS, "kpoints": [2, 2, 2]},
-    "pwmat": {"etot_input": "ECUT = 50\nMP_N123 = 2 2 2 0 0 0\n", "potentials": POTENTIALS},
-}
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A worker's potentials: a file, and a folder with a POTCAR."""
-    place = tmp_path / "potentials"
-    (place / "Cl").mkdir(parents=True)
-    (place / "Na_pv").write_text("  PAW_PBE Na_pv 19Sep2006\n   POMASS = 22.9; ZVAL   =    7.000\n")
-    (place / "Cl/POTCAR").write_text(
-        "  PAW_PBE Cl 06Sep2000\n   POMASS = 35.5; ZVAL   =    7.000\n"
-    )
-    named = "; ".join(f"{code}={place}" for code in CODES)
-    monkeypatch.setenv("DPSTREAM_LABELER_POTENTIALS", named)
-    return place
 
 
 def recipe_of(code: str, frame: Frame = NACL, changes: Any = None, **labels: Any) -> Recipe:
@@ -60,10 +33,12 @@ def recipe_of(code: str, frame: Frame = NACL, changes: Any = None, **labels: Any
     return recipe_for(make_recipe(LabelSettings(code=code, settings=settings, **labels)), frame)
 
 
-def written(code: str, folder: Path, frame: Frame = NACL, **given: Any) -> dict[str, str]:
+def written(
+    code: str, potentials_folder: Path, frame: Frame = NACL, **given: Any
+) -> dict[str, str]:
     program = CODES[code]
     assert isinstance(program, FileCode)
-    run = folder / "run"
+    run = potentials_folder / "run"
     run.mkdir()
     program.write_inputs(frame, recipe_of(code, frame, **given), run)
     return {path.name: path.read_text() for path in run.iterdir()}
@@ -80,33 +55,35 @@ def complaint(code: str, changes: dict[str, Any], **labels: Any) -> str:
 # ---------------------------------------------------------------------------- VASP
 
 
-def test_vasp(folder: Path) -> None:
-    files = written("vasp", folder)
+def test_vasp(potentials_folder: Path) -> None:
+    files = written("vasp", potentials_folder)
     assert files.keys() == {"POSCAR", "POTCAR", "INCAR"}
     assert files["INCAR"] == VASP["incar"]
     assert [line.split()[1] for line in files["POTCAR"].splitlines()[::2]] == ["Cl", "Na_pv"]
-    back = ase.io.read(folder / "run/POSCAR", format="vasp")
+    back = ase.io.read(potentials_folder / "run/POSCAR", format="vasp")
     assert back.get_chemical_symbols() == ["Cl", "Na"]
     np.testing.assert_allclose(back.positions, NACL.positions, atol=1e-9)
     np.testing.assert_allclose(back.cell[:], NACL.cell, atol=1e-9)
 
 
-def test_vasp_tags_of_one_system_come_first(folder: Path) -> None:
+def test_vasp_tags_of_one_system_come_first(potentials_folder: Path) -> None:
     inputs = {"ClNa": {"charge": 1, "magmom": [0, 0.5], "kpoints": [4, 4, 2]}}
     inputs = {"Cl1Na1": inputs["ClNa"]}
-    files = written("vasp", folder, compositions=inputs)
+    files = written("vasp", potentials_folder, compositions=inputs)
     assert files["INCAR"].splitlines()[:3] == ["ISPIN = 2", "MAGMOM = 0 0.5", "NELECT = 13"]
     assert files["KPOINTS"] == "k-points\n0\nGamma\n4 4 2\n0 0 0\n"
 
 
-def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(folder: Path) -> None:
+def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) -> None:
     incar = {"ENCUT": 400, "LWAVE": False, "LDAUU": [0, 4.5]}
-    files = written("vasp", folder, changes={"incar": incar, "kpoints": "k\n0\nM\n1 1 1\n"})
+    files = written(
+        "vasp", potentials_folder, changes={"incar": incar, "kpoints": "k\n0\nM\n1 1 1\n"}
+    )
     assert files["INCAR"] == "ENCUT = 400\nLWAVE = .FALSE.\nLDAUU = 0 4.5\n"
     assert files["KPOINTS"] == "k\n0\nM\n1 1 1\n"
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("potentials_folder")
 @pytest.mark.parametrize(
     ("code", "changes", "words"),
     [
@@ -142,7 +119,7 @@ def test_what_is_not_the_users_is_refused(
         assert word in message
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("potentials_folder")
 @pytest.mark.parametrize(
     ("code", "labels", "words"),
     [
@@ -186,8 +163,8 @@ def test_gaussian_basis_follows_the_geometry(tmp_path: Path) -> None:
     assert lines[-5:] == ["", "H O 0", "6-31G", "****", ""]
 
 
-def test_abacus_in_plane_waves(folder: Path) -> None:
-    files = written("abacus", folder, charge=1)
+def test_abacus_in_plane_waves(potentials_folder: Path) -> None:
+    files = written("abacus", potentials_folder, charge=1)
     assert files.keys() == {"INPUT", "STRU", "Cl.upf", "Na.upf"}
     lines = files["INPUT"].splitlines()
     assert lines[0] == "INPUT_PARAMETERS"
@@ -200,11 +177,11 @@ def test_abacus_in_plane_waves(folder: Path) -> None:
     np.testing.assert_allclose(fractional @ NACL.cell, NACL.positions[0], atol=1e-9)
 
 
-def test_abacus_in_orbitals_with_moments_and_a_mesh(folder: Path) -> None:
+def test_abacus_in_orbitals_with_moments_and_a_mesh(potentials_folder: Path) -> None:
     orbitals = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
     changes = {"input": {"basis_type": "lcao", "gamma_only": 0}, "orbitals": orbitals}
     inputs = {"Cl1Na1": {"magmom": [0, 1.5], "kpoints": [3, 3, 3]}}
-    files = written("abacus", folder, changes=changes, compositions=inputs)
+    files = written("abacus", potentials_folder, changes=changes, compositions=inputs)
     assert {"Cl.orb", "Na.orb", "KPT"} < files.keys()
     assert files["KPT"] == "K_POINTS\n0\nGamma\n3 3 3 0 0 0\n"
     assert "NUMERICAL_ORBITAL\nCl.orb\nNa.orb\n" in files["STRU"]
@@ -212,9 +189,9 @@ def test_abacus_in_orbitals_with_moments_and_a_mesh(folder: Path) -> None:
     assert recipe_of("abacus", changes=changes).version.count("; ") == 2
 
 
-def test_siesta(folder: Path) -> None:
+def test_siesta(potentials_folder: Path) -> None:
     inputs = {"Cl1Na1": {"charge": -1, "magmom": [0, 1]}}
-    files = written("siesta", folder, compositions=inputs)
+    files = written("siesta", potentials_folder, compositions=inputs)
     assert files.keys() == {"input.fdf", "Cl", "Na"}
     text = files["input.fdf"]
     assert "%block ChemicalSpeciesLabel\n1 17 Cl\n2 11 Na\n%endblock" in text
@@ -225,8 +202,8 @@ def test_siesta(folder: Path) -> None:
     assert text.endswith("MeshCutoff 300 Ry\n")
 
 
-def test_pwmat(folder: Path) -> None:
-    files = written("pwmat", folder, compositions={"Cl1Na1": {"magmom": [0, 1]}})
+def test_pwmat(potentials_folder: Path) -> None:
+    files = written("pwmat", potentials_folder, compositions={"Cl1Na1": {"magmom": [0, 1]}})
     lines = files["etot.input"].splitlines()
     assert lines[:3] == ["1 1", "JOB = SCF", "IN.ATOM = atom.config"]
     assert lines[3:5] == ["IN.PSP1 = Cl.UPF", "IN.PSP2 = Na.UPF"]
@@ -240,17 +217,19 @@ def test_pwmat(folder: Path) -> None:
 # ---------------------------------------------------------------------------- potentials, versions
 
 
-def test_other_potentials_other_recipe(folder: Path) -> None:
+def test_other_potentials_other_recipe(potentials_folder: Path) -> None:
     before = recipe_of("vasp")
     assert before.version.startswith(f"{UNSTATED}; Cl ")
-    (folder / "Na_pv").write_text("  PAW_PBE Na_pv 28Sep2000\n   ZVAL   =    7.000\n")
+    (potentials_folder / "Na_pv").write_text("  PAW_PBE Na_pv 28Sep2000\n   ZVAL   =    7.000\n")
     assert recipe_of("vasp").digest != before.digest
     assert recipe_of("vasp", version="6.3").digest != recipe_of("vasp").digest
 
 
-def test_submitting_without_the_potentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submitting_without_the_potentials(
+    potentials_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = {
-        symbol: hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        symbol: hashlib.sha256((potentials_folder / file).read_bytes()).hexdigest()
         for symbol, file in (("Na", "Na_pv"), ("Cl", "Cl/POTCAR"))
     }
     there = recipe_of("vasp", changes={"sha256": known})
@@ -261,10 +240,10 @@ def test_submitting_without_the_potentials(folder: Path, monkeypatch: pytest.Mon
     program = CODES["vasp"]
     assert isinstance(program, FileCode)
     with pytest.raises(Permanent, match="no potential of Cl on this worker"):
-        program.write_inputs(NACL, here, folder)
+        program.write_inputs(NACL, here, potentials_folder)
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("potentials_folder")
 def test_an_element_without_potential_is_refused_before_computing() -> None:
     frame = Frame(("Cl", "K"), NACL.positions, NACL.cell)
     broken = check_before(frame, recipe_of("vasp"), CODES["vasp"], AcceptanceLimits())

@@ -97,7 +97,7 @@ def test_an_exception_is_the_engine_saying_no(engine: ChildProcess) -> None:
     [
         ("no_such_operation", {}, "KeyError"),
         ("echo", {"wrong": 1}, "TypeError"),
-        ("unspeakable", {}, "TypeError"),
+        ("unserializable", {}, "TypeError"),
     ],
 )
 def test_a_faulty_call_is_no_crash(
@@ -215,8 +215,8 @@ def test_an_endless_reply_is_cut(engine: ChildProcess, monkeypatch: pytest.Monke
 
 
 def test_the_end_of_the_log_is_kept(engine: ChildProcess) -> None:
-    engine.call("say", {"text": "\n".join(f"line {n}" for n in range(10_000))})
-    engine.call("say", {"text": "ERROR: lost atoms"})
+    engine.call("write_lines", {"text": "\n".join(f"line {n}" for n in range(10_000))})
+    engine.call("write_lines", {"text": "ERROR: lost atoms"})
     assert engine.log_tail().endswith("ERROR: lost atoms | ERROR: lost atoms")
     assert len(engine.log_tail()) < 3000
 

@@ -98,7 +98,7 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
         "small: no coordinator has answered within 0 s; what was said waits in its queue\n",
     )
     started, api = deployment.api()
-    with deployment.hand(), api:
+    with deployment.prompt_worker(), api:
         status, said = call("watch")
         assert (status, said.splitlines()[-1][:16]) == (0, "small: converged")
         assert "committee 1" in said
@@ -116,8 +116,8 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
     assert verdict(deployment.store, "small") is not None
     started.process.send_signal(signal.SIGTERM)
     assert started.ended() == 0
-    assert started.has_said("stopped")
-    assert deployment.settings.broker.get_secret_value() not in str(started.said)
+    assert started.logged("stopped")
+    assert deployment.settings.broker.get_secret_value() not in str(started.log_lines)
 
 
 def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
@@ -146,7 +146,7 @@ def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
 
 def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: Call) -> None:
     deployment.coordinator()
-    with deployment.hand(fails=m.Label):
+    with deployment.prompt_worker(fails=m.Label):
         call("submit", "small.yaml")
         wait_until(lambda: verdict(deployment.store, "small"), "no initial label: it ends")
     _, said = call("logs")
@@ -157,7 +157,7 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
         "dpstream: small: it has ended, not-converged: no initial label was accepted\n",
     )
     call("submit", "small.yaml", "--name", "again")
-    with deployment.hand(fails=m.Train):
+    with deployment.prompt_worker(fails=m.Train):
         assert call("watch", "again")[0] == 1
     assert "again     paused: train" in call("list")[1]
     state = load_state(deployment.store, "again")
@@ -167,7 +167,7 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     assert (status, said.count("\nagain: ")) == (0, len(lost))
     one = call("logs", "again", "--task", lost[0])[1]
     assert len(one.splitlines()) < len(call("logs", "again")[1].splitlines())
-    with deployment.hand():
+    with deployment.prompt_worker():
         assert call("resume", "again")[0] == 0
         assert call("watch", "again")[0] == 0
 
@@ -178,9 +178,9 @@ def test_the_older_of_two_coordinators_stops_and_says_so(
     older = deployment.coordinator()
     call("submit", "small.yaml")
     newer = deployment.coordinator()
-    with deployment.hand():
+    with deployment.prompt_worker():
         assert older.ended() == 3
-        (line,) = older.plain
+        (line,) = older.other_lines
         assert line.startswith(
             "coordinator: stopped: small: taken over by a newer coordinator; one "
         )
@@ -194,7 +194,7 @@ def _has_committee(deployment: Deployment, version: int) -> bool:
 
 def test_killed_at_any_moment_another_goes_on(deployment: Deployment, call: Call) -> None:
     call("submit", "small.yaml", "--wait", "0")
-    with deployment.hand():
+    with deployment.prompt_worker():
         for version in (0, 1, 2):
             started = deployment.coordinator()
             wait_until(partial(_has_committee, deployment, version), f"committee {version}")
@@ -213,7 +213,7 @@ def test_dead_letters_are_failures_and_strangers_are_kept(
     _, api = deployment.api()
     call("submit", "small.yaml")
     command = next(iter(load_state(deployment.store, "small").tasks.values())).command
-    deployment.bury(command)
+    deployment.dead_letter(command)
     wait_until(
         lambda: load_state(deployment.store, "small").tasks[command.task].lapses == 1, "a failure"
     )
@@ -253,12 +253,12 @@ def test_the_api_beyond_this_machine_asks_for_its_token(deployment: Deployment) 
         assert api.get("/healthz").status_code == 200
         allowed = api.get("/campaigns", headers={"Authorization": f"Bearer {token}"})
         assert allowed.json()["campaigns"] == []
-    assert token not in str(started.said)
+    assert token not in str(started.log_lines)
 
 
 def test_run_works_along_with_a_deployment(deployment: Deployment, call: Call) -> None:
     none = "trainer=0,explorer=0,labeler=0"
-    with deployment.hand():
+    with deployment.prompt_worker():
         status, said = call("run", "small.yaml", "--workers", f"{none},coordinator=1")
     assert (status, said.splitlines()[-1][:16]) == (0, "small: converged")
 

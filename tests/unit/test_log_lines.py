@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
 
 from dpstream.shared.logs import configure, logger, redacted
+from tests.support.log_lines import log_lines
 
 PASSWORD = "hunter/2"
 
 
-@pytest.fixture
-def out() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before, ours = (root.handlers[:], root.level), structlog.get_config()
-    yield io.StringIO()
-    structlog.configure(**ours)
-    structlog.contextvars.clear_contextvars()
-    root.handlers[:], level = before
-    root.setLevel(level)
-
-
-def lines(out: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.getvalue().splitlines()]
-
-
-def test_context_is_on_every_line_of_its_thread_only(out: io.StringIO) -> None:
-    configure(form="json", stream=out, service="labeler")
+def test_context_is_on_every_line_of_its_thread_only(log_stream: io.StringIO) -> None:
+    configure(form="json", stream=log_stream, service="labeler")
     log = structlog.get_logger()
 
     def work(task: str, met: threading.Barrier) -> None:
@@ -50,7 +34,7 @@ def test_context_is_on_every_line_of_its_thread_only(out: io.StringIO) -> None:
     for thread in threads:
         thread.join()
     log.info("idle")
-    *working, idle = lines(out)
+    *working, idle = log_lines(log_stream)
     assert {line["task"] for line in working} == {"t1", "t2"}
     for line in working:
         assert (line["service"], line["campaign"], line["attempt"]) == ("labeler", "methane", 1)
@@ -60,8 +44,8 @@ def test_context_is_on_every_line_of_its_thread_only(out: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_no_secret_is_ever_logged(out: io.StringIO, form: Any) -> None:
-    configure(form=form, secrets=[PASSWORD, "AKIA0", ""], stream=out)
+def test_no_secret_is_ever_logged(log_stream: io.StringIO, form: Any) -> None:
+    configure(form=form, secrets=[PASSWORD, "AKIA0", ""], stream=log_stream)
     log = structlog.get_logger()
     log.info(f"password {PASSWORD}", key="AKIA0", nested=[{"deep": ["AKIA0"]}], raw=b"AKIA0")
     log.warning("lost", reason="amqps://guest:other@host/vhost and s3://k:s@bucket")
@@ -70,7 +54,7 @@ def test_no_secret_is_ever_logged(out: io.StringIO, form: Any) -> None:
     except ValueError as error:
         log.exception("failed", reason=error)
     logging.getLogger("some.library").error("refused %s", "AKIA0", exc_info=True)
-    said = out.getvalue()
+    said = log_stream.getvalue()
     assert said.count("***") >= 8
     for secret in (PASSWORD, "AKIA0", "other", "k:s"):
         assert secret not in said
@@ -89,12 +73,12 @@ def test_redaction_takes_no_time_whatever_the_text(text: str) -> None:
     assert time.monotonic() - started < 2.0
 
 
-def test_levels_and_libraries(out: io.StringIO) -> None:
-    configure("warning", "json", stream=out)
+def test_levels_and_libraries(log_stream: io.StringIO) -> None:
+    configure("warning", "json", stream=log_stream)
     structlog.get_logger().info("too little")
     logging.getLogger("some.library").info("too little")
     logging.getLogger("some.library").warning("retrying %d", 3)
-    (line,) = lines(out)
+    (line,) = log_lines(log_stream)
     assert (line["event"], line["library"], line["level"]) == (
         "retrying 3",
         "some.library",
@@ -102,14 +86,14 @@ def test_levels_and_libraries(out: io.StringIO) -> None:
     )
 
 
-def test_a_line_is_one_line(out: io.StringIO) -> None:
-    configure(form="json", stream=out)
+def test_a_line_is_one_line(log_stream: io.StringIO) -> None:
+    configure(form="json", stream=log_stream)
     structlog.get_logger().info("two\nlines", value=float("inf"), text='"')
-    assert out.getvalue().count("\n") == 1
+    assert log_stream.getvalue().count("\n") == 1
 
 
 def test_until_configured_a_traceback_is_plain_and_on_standard_error(
-    out: io.StringIO, capsys: pytest.CaptureFixture[str]
+    log_stream: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
     structlog.reset_defaults()
     variable = "x" * 1000

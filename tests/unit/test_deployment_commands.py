@@ -23,10 +23,16 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
+<<<<<<< HEAD:tests/unit/test_remote.py
 from tests.support import sample_ledger as told
 from tests.unit.test_coordinator import Site, first_task, quietly, small
+=======
+from dpstream.terminal.status import Learning
+from tests.support import sample_ledger
+from tests.support.coordinator import CoordinatorHarness, first_task, small
+>>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
 
-__all__ = ["quietly"]
+pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str]]
 
 
@@ -54,7 +60,7 @@ def call(
 
 
 def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
-    told.write_sample(Path("runs"))
+    sample_ledger.write_sample(Path("runs"))
     assert "not-converged: stage cold ended stuck" in call("list")[1]
     status, said = call("logs")
     assert status == 0
@@ -69,19 +75,19 @@ def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
 def test_the_store_may_be_named_in_the_environment(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told.write_sample(Path("elsewhere"))
+    sample_ledger.write_sample(Path("elsewhere"))
     monkeypatch.setenv("DPSTREAM_STORE", "elsewhere")
     assert "not-converged" in call("list")[1]
     assert call("status", "--root", "none")[0] == 2
 
 
 def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = told.write_half(Path("runs"))
+    store = sample_ledger.write_half(Path("runs"))
 
     def finish(seconds: float) -> None:
-        ledger, _ = Ledger.open(store, told.NAME)
+        ledger, _ = Ledger.open(store, sample_ledger.NAME)
         last = m.CampaignFinished(
-            id="f", campaign=told.NAME, time=0.0, verdict="cancelled", why="enough"
+            id="f", campaign=sample_ledger.NAME, time=0.0, verdict="cancelled", why="enough"
         )
         ledger.append([LedgerEntry(last)])
 
@@ -109,23 +115,28 @@ def test_bad_input_is_one_line(call: Call, words: tuple[str, ...], line: str) ->
 
 @pytest.mark.parametrize("words", [("pause", "--why", "x"), ("resume",), ("cancel",)])
 def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -> None:
-    told.write_half(Path("runs"))
+    sample_ledger.write_half(Path("runs"))
     command, *options = words
-    status, said = call(command, told.NAME, *options)
+    status, said = call(command, sample_ledger.NAME, *options)
     assert (status, said.count("\n")) == (2, 1)
     assert said.startswith("dpstream: --broker: missing: give amqp://")
 
 
 def test_what_has_ended_is_told_no_more(call: Call) -> None:
-    store = told.write_sample(Path("runs"))
-    last = m.CampaignFinished(id="f", campaign=told.NAME, time=0.0, verdict="converged", why="good")
-    store.put(f"campaigns/{told.NAME}/finished.json", last.model_dump_json().encode())
-    assert call("resume", told.NAME) == (2, "dpstream: told: it has ended, converged: good\n")
+    store = sample_ledger.write_sample(Path("runs"))
+    last = m.CampaignFinished(
+        id="f", campaign=sample_ledger.NAME, time=0.0, verdict="converged", why="good"
+    )
+    store.put(f"campaigns/{sample_ledger.NAME}/finished.json", last.model_dump_json().encode())
+    assert call("resume", sample_ledger.NAME) == (
+        2,
+        "dpstream: told: it has ended, converged: good\n",
+    )
 
 
 def test_nothing_abandoned_nothing_to_retry(call: Call) -> None:
-    told.write_half(Path("runs"))
-    assert call("retry", told.NAME) == (
+    sample_ledger.write_half(Path("runs"))
+    assert call("retry", sample_ledger.NAME) == (
         2,
         "dpstream: told: no abandoned task that another try could help\n",
     )
@@ -135,7 +146,7 @@ def test_nothing_abandoned_nothing_to_retry(call: Call) -> None:
 
 
 def command(task: str = "abcdefgh-1") -> m.Label:
-    ref = told.Ref.to("x", b"x")
+    ref = sample_ledger.Ref.to("x", b"x")
     return m.Label(
         id="c",
         campaign="told",
@@ -179,32 +190,49 @@ def test_what_an_engine_printed_does_not_steer_the_terminal() -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(FolderStore(tmp_path))
+def harness(tmp_path: Path) -> CoordinatorHarness:
+    return CoordinatorHarness(FolderStore(tmp_path))
 
 
+<<<<<<< HEAD:tests/unit/test_remote.py
 def followed(site: Site) -> FollowedCampaign:
     bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
     return FollowedCampaign.open(site.store, "world", bus)
+=======
+def followed(harness: CoordinatorHarness) -> FollowedCampaign:
+    bus = InProcessBus(harness.bus.broker)  # type: ignore[attr-defined]
+    return FollowedCampaign(LedgerReader.open(harness.store, "world"), bus)
+>>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
 
 
-def test_heartbeats_and_events_are_news(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_and_events_are_news(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deployment, "LOOK", 0.01)
-    _, task = first_task(site)
-    seen = followed(site)
+    _, task = first_task(harness)
+    seen = followed(harness)
     assert seen.goes_on()
+<<<<<<< HEAD:tests/unit/test_remote.py
     site.say(site.world.answer(task)[0])
     site.heartbeat(task)
     site.step()
     while seen.reading.state.tasks[task.task].status != "running":
+=======
+    harness.publish(harness.world.answer(task)[0])
+    harness.heartbeat(task)
+    harness.step()
+    while seen.state.tasks[task.task].status != "running":
+>>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
         assert seen.goes_on()
     assert seen.progress == {task.task: "half way"}
 
 
-def test_without_news_the_ledger_is_left_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_news_the_ledger_is_left_alone(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deployment, "LOOK", 0.01)
-    site.submit(small())
-    seen, looks = followed(site), list[int]()
+    harness.submit(small())
+    seen, looks = followed(harness), list[int]()
     look = seen.reading.look
     monkeypatch.setattr(seen.reading, "look", lambda: looks.append(1) or look())
     for _ in range(10):
@@ -212,13 +240,20 @@ def test_without_news_the_ledger_is_left_alone(site: Site, monkeypatch: pytest.M
     assert len(looks) == 1
 
 
-def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_ends_with_its_campaign(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deployment, "LOOK", 0.01)
-    site.submit(small())
-    seen, console = followed(site), Console(record=True, width=200, force_terminal=False)
-    working = threading.Thread(target=site.finish)
+    harness.submit(small())
+    seen, console = followed(harness), Console(record=True, width=200, force_terminal=False)
+    working = threading.Thread(target=harness.finish)
     working.start()
+<<<<<<< HEAD:tests/unit/test_remote.py
     LiveView(lambda: seen.status, console, "").watch(seen.goes_on)
+=======
+    learning = Learning.of(read_messages(harness.store, "world"))
+    LiveView(seen, learning, console, "").watch(seen.goes_on)
+>>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
     working.join(timeout=10)
     assert seen.reading.state.finished is not None
     assert "committee 1" in console.export_text()
@@ -228,14 +263,14 @@ def test_a_watch_ends_with_its_campaign(site: Site, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_word_is_heard_once_the_ledger_holds_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deployment, "LOOK", 0.01)
-    site.submit(small())
+    harness.submit(small())
     pause = word(m.CampaignPaused, "world", why="x")
-    say_it(site.bus, pause)
-    assert heard(site.store, pause, wait=0.0) is None
-    state = heard(site.store, pause, wait=10.0, meanwhile=site.step)
+    say_it(harness.bus, pause)
+    assert heard(harness.store, pause, wait=0.0) is None
+    state = heard(harness.store, pause, wait=10.0, meanwhile=harness.step)
     assert state is not None
     assert state.paused == "x"
 

@@ -18,9 +18,7 @@ from dpstream.shared.runtime.process import (
 )
 from dpstream.shared.settings import WorkerSettings, variables
 from tests.support.faulty_adapters import FlakyBus
-from tests.unit.test_worker import PROMPT, Shop, label, shop, succeed
-
-__all__ = ["shop"]
+from tests.support.worker import PROMPT, WorkerHarness, label, succeed
 
 
 class Bench:
@@ -35,18 +33,20 @@ class Bench:
 
 
 class Office:
-    """A crew at work in a thread, on a shop's broker and store."""
+    """A crew at work in a thread, on the broker and store."""
 
-    def __init__(self, shop: Shop, handler: Any, bus: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, workers: WorkerHarness, handler: Any, bus: Any = None, **settings: Any
+    ) -> None:
         given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
         plans = [
             WorkerPlan(queues, {m.Label: handler}, Bench())
             for queues in (("label.toy",), ("label.a", "label.b"))
         ]
-        self.crew = WorkerThreads("lab", plans, shop.folder, given)
+        self.crew = WorkerThreads("lab", plans, workers.folder, given)
         self.stopping = threading.Event()
         self.status: int | None = None
-        arguments = (bus or InProcessBus(shop.broker), shop.store, self.stopping)
+        arguments = (bus or InProcessBus(workers.broker), workers.store, self.stopping)
         self.thread = threading.Thread(target=self._work, args=arguments)
         self.thread.start()
 
@@ -58,10 +58,10 @@ class Office:
         return self.status
 
 
-def test_a_crew_asked_to_stop_ends_well(shop: Shop) -> None:
-    office = Office(shop, succeed)
-    shop.send(label())
-    shop.hear(), shop.hear()
+def test_a_crew_asked_to_stop_ends_well(workers: WorkerHarness) -> None:
+    office = Office(workers, succeed)
+    workers.send(label())
+    workers.next_event(), workers.next_event()
     assert [post.resources.running for post in office.crew.plans] == [True, True]
     assert [worker.name for worker in office.crew.workers] == ["lab.0", "lab.1"]
     assert office.crew.trouble() is None
@@ -71,20 +71,20 @@ def test_a_crew_asked_to_stop_ends_well(shop: Shop) -> None:
     assert [post.resources.running for post in office.crew.plans] == [False, False]
 
 
-def test_a_worker_that_dies_takes_the_process_with_it(shop: Shop) -> None:
+def test_a_worker_that_dies_takes_the_process_with_it(workers: WorkerHarness) -> None:
     class Broken(FlakyBus):
         def consume(self, queue: str, prefetch: int = 1) -> Any:
             if queue == "label.b":
                 raise RuntimeError("a fault of ours")
             return super().consume(queue, prefetch)
 
-    office = Office(shop, succeed, Broken(InProcessBus(shop.broker), lambda operation: False))
+    office = Office(workers, succeed, Broken(InProcessBus(workers.broker), lambda operation: False))
     assert office.end() == 1
     assert office.crew.trouble() == "a worker died"
 
 
 def test_a_task_that_does_not_let_go_is_left_to_its_lease(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.process.STOP_SECONDS", 0.3)
     working, go_on = threading.Event(), threading.Event()
@@ -94,8 +94,8 @@ def test_a_task_that_does_not_let_go_is_left_to_its_lease(
         assert go_on.wait(PROMPT)
         return succeed(resources, command, context)
 
-    office = Office(shop, deaf)
-    shop.send(label())
+    office = Office(workers, deaf)
+    workers.send(label())
     assert working.wait(PROMPT)
     office.stopping.set()
     assert office.end() == 1
@@ -104,7 +104,7 @@ def test_a_task_that_does_not_let_go_is_left_to_its_lease(
         thread.join(PROMPT)
 
 
-def test_a_stuck_task_is_no_life(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_task_is_no_life(workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)  # label() has 60 s
     told: list[str | None] = []
 
@@ -112,19 +112,19 @@ def test_a_stuck_task_is_no_life(shop: Shop, monkeypatch: pytest.MonkeyPatch) ->
         told.append(office.crew.trouble())
         return succeed(resources, command, context)
 
-    office = Office(shop, handler)
-    shop.send(label())
-    shop.hear(), shop.hear()
+    office = Office(workers, handler)
+    workers.send(label())
+    workers.next_event(), workers.next_event()
     office.stopping.set()
     assert office.end() == 0
     assert told == ["a task has not ended long after its time limit"]
 
 
-def test_a_shift_is_the_whole_crews(shop: Shop) -> None:
-    shop.send(*(label(f"t{n}") for n in range(3)))
-    office = Office(shop, succeed, max_tasks=2)
+def test_a_shift_is_the_whole_crews(workers: WorkerHarness) -> None:
+    workers.send(*(label(f"t{n}") for n in range(3)))
+    office = Office(workers, succeed, max_tasks=2)
     assert office.end() == 0
-    assert shop.hear_types(4).count(m.LabelsDone) == 2
+    assert workers.next_types(4).count(m.LabelsDone) == 2
 
 
 # ------------------------------------------------------------------------------- the command line

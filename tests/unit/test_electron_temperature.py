@@ -21,9 +21,7 @@ from dpstream.shared.atoms.frames import Frame, canonical, frame_key, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import Condition, Recipe
-from tests.unit.test_program_inputs import NACL, SETTINGS, folder
-
-__all__ = ["folder"]
+from tests.support.code_settings import NACL, SETTINGS
 
 AL = canonical(from_ase(bulk("Al", cubic=True))).frame
 KELVIN = 20000.0
@@ -101,16 +99,18 @@ def written(code: str, settings: Mapping[str, Any], place: Path) -> dict[str, st
     return {path.name: path.read_text() for path in run.iterdir()}
 
 
-def test_vasp(folder: Path) -> None:
+def test_vasp(potentials_folder: Path) -> None:
     own = {"incar": "ISMEAR = 0\nSIGMA = 0.05\nKSPACING = 0.3\n"}
-    incar = written("vasp", {**SETTINGS["vasp"], **own}, folder)["INCAR"].splitlines()
+    incar = written("vasp", {**SETTINGS["vasp"], **own}, potentials_folder)["INCAR"].splitlines()
     assert incar[:2] == ["ISMEAR = -1", f"SIGMA = {EV:.10f}"]  # VASP takes the first of two
     assert incar[2:] == own["incar"].splitlines()
 
 
-def test_abacus(folder: Path) -> None:
+def test_abacus(potentials_folder: Path) -> None:
     own = {"input": {"smearing_method": "gauss", "smearing_sigma": 0.01, "kspacing": 0.1}}
-    lines = written("abacus", {**SETTINGS["abacus"], **own}, folder)["INPUT"].splitlines()
+    lines = written("abacus", {**SETTINGS["abacus"], **own}, potentials_folder)[
+        "INPUT"
+    ].splitlines()
     assert [line for line in lines if "smearing" in line] == [
         "smearing_method fd",
         f"smearing_sigma {RY:.10f}",
@@ -118,9 +118,9 @@ def test_abacus(folder: Path) -> None:
     assert "kspacing 0.1" in lines
 
 
-def test_siesta(folder: Path) -> None:
+def test_siesta(potentials_folder: Path) -> None:
     own = {"fdf": "ElectronicTemperature 300 K\nMeshCutoff 300 Ry\n"}
-    text = written("siesta", {**SETTINGS["siesta"], **own}, folder)["input.fdf"]
+    text = written("siesta", {**SETTINGS["siesta"], **own}, potentials_folder)["input.fdf"]
     assert "OccupationFunction FD" in text
     assert re.findall(r"ElectronicTemperature (\S+ K)", text)[0] == "20000.0 K"  # the first counts
 
@@ -161,7 +161,7 @@ def test_cp2k_has_no_smearing_everywhere(changes: dict[str, Any], words: str) ->
     )
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("potentials_folder")
 @pytest.mark.parametrize("code", ["gaussian", "pwmat"])
 def test_codes_that_cannot_are_refused(code: str) -> None:
     able = ", ".join(sorted(name for name, each in CODES.items() if isinstance(each, Thermal)))

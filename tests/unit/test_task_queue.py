@@ -15,7 +15,7 @@ from dpstream.shared.messages import Command, Explore, Label, Reference, Train
 from dpstream.shared.values import FrameRef
 from tests.support.campaign_simulator import key, ref
 from tests.support.faulty_adapters import FlakyBus, first
-from tests.unit.test_convergence import train_command
+from tests.support.single_tasks import train_command
 
 FRAME = FrameRef(batch=ref("batch"), index=0, key=key("frame"))
 
@@ -54,7 +54,7 @@ def tasks(bus: InProcessBus, queue: str) -> list[str]:
     return [message.task for message in drained(bus, queue)]
 
 
-def backlog_of(count: int, kind: type[Command] = Explore) -> TaskQueue:
+def task_queue_of(count: int, kind: type[Command] = Explore) -> TaskQueue:
     task_queue = TaskQueue(reissue_after=600.0)
     for number in range(count):
         task_queue.add(command(kind, number), 0.0)
@@ -62,7 +62,7 @@ def backlog_of(count: int, kind: type[Command] = Explore) -> TaskQueue:
 
 
 def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(100)
+    bus, task_queue = InProcessBus(), task_queue_of(100)
     task_queue.publish(bus, 0.0, share=1)
     assert tasks(bus, "explore") == [f"explore-{i}" for i in range(MINIMUM)]
     task_queue.publish(bus, 1.0, share=1)
@@ -74,7 +74,7 @@ def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
 
 
 def test_the_limit_of_a_queue_is_twice_its_busy_workers() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(50)
+    bus, task_queue = InProcessBus(), task_queue_of(50)
     for number in range(50):
         task_queue.add(command(Label, number), 0.0)
     task_queue.publish(bus, 0.0, share=1, busy={"explore": 15, "label.tblite": 3})
@@ -83,7 +83,7 @@ def test_the_limit_of_a_queue_is_twice_its_busy_workers() -> None:
 
 
 def test_workers_are_busy_from_claim_to_end() -> None:
-    task_queue = backlog_of(3)
+    task_queue = task_queue_of(3)
     for number in (0, 1, 1):  # heard of twice
         task_queue.started(command(Explore, number))
     assert task_queue.busy == {"explore": 2}
@@ -95,20 +95,20 @@ def test_workers_are_busy_from_claim_to_end() -> None:
 
 @pytest.mark.parametrize(("share", "published"), [(1, 20), (2, 10), (3, 6), (50, 1)])
 def test_campaigns_share_equally(share: int, published: int) -> None:
-    bus, task_queue = InProcessBus(), backlog_of(100)
+    bus, task_queue = InProcessBus(), task_queue_of(100)
     task_queue.publish(bus, 0.0, share)
     assert len(tasks(bus, "explore")) == published
 
 
 def test_labels_go_before_reference_dynamics_whenever_they_came() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(MINIMUM, Reference)
+    bus, task_queue = InProcessBus(), task_queue_of(MINIMUM, Reference)
     task_queue.add(command(Label), 0.0)
     task_queue.publish(bus, 0.0, share=1)
     assert tasks(bus, "label.tblite") == ["label-0", "reference-0"]
 
 
 def test_one_reference_dynamics_at_a_time_waits_for_a_worker() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(3, Reference)
+    bus, task_queue = InProcessBus(), task_queue_of(3, Reference)
     seen = []
     for _ in range(3):
         task_queue.publish(bus, now=1.0, share=1)
@@ -118,7 +118,7 @@ def test_one_reference_dynamics_at_a_time_waits_for_a_worker() -> None:
 
 
 def test_an_unclaimed_task_is_published_again_under_the_same_attempt() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(2, Train)
+    bus, task_queue = InProcessBus(), task_queue_of(2, Train)
     task_queue.publish(bus, 0.0, share=1)
     task_queue.claimed("train-0")
     tasks(bus, "train")
@@ -142,7 +142,7 @@ def test_what_waits_out_a_delay_takes_no_place() -> None:
 
 
 def test_a_newer_attempt_replaces_the_older_one() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(1, Train)
+    bus, task_queue = InProcessBus(), task_queue_of(1, Train)
     task_queue.add(command(Train, 0, attempt=2), 0.0)
     task_queue.publish(bus, 0.0, share=1)
     assert [c.attempt for c in drained(bus, "train")] == [2]
@@ -152,7 +152,7 @@ def test_a_newer_attempt_replaces_the_older_one() -> None:
 
 
 def test_a_claimed_task_is_never_published_again() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(1)
+    bus, task_queue = InProcessBus(), task_queue_of(1)
     task_queue.claimed("explore-0")
     task_queue.claimed("unheard-of")
     task_queue.publish(bus, 0.0, share=1)
@@ -162,7 +162,7 @@ def test_a_claimed_task_is_never_published_again() -> None:
 
 @pytest.mark.parametrize("when", ["publish", "published"])
 def test_an_outage_loses_no_task(when: str) -> None:
-    bus, task_queue = InProcessBus(), backlog_of(30)
+    bus, task_queue = InProcessBus(), task_queue_of(30)
     flaky = FlakyBus(bus, first(1, when))
     with pytest.raises(BusError):
         task_queue.publish(flaky, 0.0, share=1)
@@ -177,7 +177,7 @@ def test_an_outage_loses_no_task(when: str) -> None:
 
 
 def test_every_task_is_published_in_the_end_whatever_the_outages() -> None:
-    bus, task_queue = InProcessBus(), backlog_of(100)
+    bus, task_queue = InProcessBus(), task_queue_of(100)
     calls = iter(range(10**6))
     flaky, seen = FlakyBus(bus, lambda operation: next(calls) % 3 == 0), set[str]()
     for now in range(200):

@@ -1,0 +1,63 @@
+"""The layout of the repository: what shares code where, and how large a folder may be."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("dpstream", "services", "shared")
+MOST = 17
+"""Python files in one folder, without its `__init__.py`: as many names as one glance takes in."""
+ONE_FILE_PER_PROGRAM = "services/labeler/codes"
+"""Grows with the programs that are supported, and is read one program at a time."""
+
+
+def imported(source: str) -> Iterator[str]:
+    """Full names of everything that a module imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{each.name}" for each in node.names)
+
+
+def from_test_files(source: str) -> list[str]:
+    return [
+        name for name in imported(source) if any(p.startswith("test_") for p in name.split("."))
+    ]
+
+
+def test_no_test_imports_another_test_file() -> None:
+    """What tests share is in `tests/support`."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {str(file.relative_to(ROOT)): from_test_files(file.read_text()) for file in files}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+def test_imports_of_test_files_are_found_in_every_form() -> None:
+    for source in (
+        "from tests.unit.test_worker import label",
+        "from tests.unit import test_worker",
+        "from . import test_worker",
+        "from .test_worker import label",
+        "import tests.unit.test_worker as worker",
+        "def late():\n    from tests.unit.test_worker import label",
+    ):
+        assert from_test_files(source), source
+    assert from_test_files("from tests.support.worker import label") == []
+
+
+def test_no_folder_is_too_large_to_survey() -> None:
+    sizes = Counter(
+        str(file.parent.relative_to(ROOT))
+        for folder in SOURCES
+        for file in (ROOT / folder).rglob("*.py")
+        if file.name != "__init__.py"
+    )
+    assert sizes["services/labeler"] > 5, "the files are found"
+    large = {folder: size for folder, size in sizes.items() if size > MOST}
+    large.pop(ONE_FILE_PER_PROGRAM, None)
+    assert large == {}
