@@ -23,14 +23,8 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-<<<<<<< HEAD:tests/unit/test_remote.py
-from tests.support import sample_ledger as told
-from tests.unit.test_coordinator import Site, first_task, quietly, small
-=======
-from dpstream.terminal.status import Learning
 from tests.support import sample_ledger
 from tests.support.coordinator import CoordinatorHarness, first_task, small
->>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str]]
@@ -194,15 +188,9 @@ def harness(tmp_path: Path) -> CoordinatorHarness:
     return CoordinatorHarness(FolderStore(tmp_path))
 
 
-<<<<<<< HEAD:tests/unit/test_remote.py
-def followed(site: Site) -> FollowedCampaign:
-    bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
-    return FollowedCampaign.open(site.store, "world", bus)
-=======
 def followed(harness: CoordinatorHarness) -> FollowedCampaign:
     bus = InProcessBus(harness.bus.broker)  # type: ignore[attr-defined]
-    return FollowedCampaign(LedgerReader.open(harness.store, "world"), bus)
->>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
+    return FollowedCampaign.open(harness.store, "world", bus)
 
 
 def test_heartbeats_and_events_are_news(
@@ -212,17 +200,10 @@ def test_heartbeats_and_events_are_news(
     _, task = first_task(harness)
     seen = followed(harness)
     assert seen.goes_on()
-<<<<<<< HEAD:tests/unit/test_remote.py
-    site.say(site.world.answer(task)[0])
-    site.heartbeat(task)
-    site.step()
-    while seen.reading.state.tasks[task.task].status != "running":
-=======
     harness.publish(harness.world.answer(task)[0])
     harness.heartbeat(task)
     harness.step()
-    while seen.state.tasks[task.task].status != "running":
->>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
+    while seen.reading.state.tasks[task.task].status != "running":
         assert seen.goes_on()
     assert seen.progress == {task.task: "half way"}
 
@@ -248,12 +229,7 @@ def test_a_watch_ends_with_its_campaign(
     seen, console = followed(harness), Console(record=True, width=200, force_terminal=False)
     working = threading.Thread(target=harness.finish)
     working.start()
-<<<<<<< HEAD:tests/unit/test_remote.py
     LiveView(lambda: seen.status, console, "").watch(seen.goes_on)
-=======
-    learning = Learning.of(read_messages(harness.store, "world"))
-    LiveView(seen, learning, console, "").watch(seen.goes_on)
->>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_deployment_commands.py
     working.join(timeout=10)
     assert seen.reading.state.finished is not None
     assert "committee 1" in console.export_text()

@@ -31,8 +31,10 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
+from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import overview
-from dpstream.services.coordinator.views.work import Span
+from dpstream.services.coordinator.views.rounds import Rounds
+from dpstream.services.coordinator.views.work import Span, Work
 from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES
 from dpstream.shared.asyncapi import document
@@ -109,16 +111,16 @@ def task_of(kind: type[m.Command]) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
     """A campaign with one claimed task of every class."""
-    teller = sample_ledger.LedgerWriter(tmp_path_factory.mktemp("root"))
-    teller.beginning()
-    offer = teller.offer("first")
+    writer = sample_ledger.LedgerWriter(tmp_path_factory.mktemp("root"))
+    writer.beginning()
+    offer = writer.offer("first")
     for kind in m.COMMANDS:
         own = kind.model_fields.keys() - m.Command.model_fields.keys()
         fields = {name: getattr(example(kind), name) for name in own}
         if kind is m.Screen:
             fields |= {"proposal": proposal_id(offer)}
-        teller.work(kind, task_of(kind), f"{kind.SERVICE}-0", **fields)
-    return teller.write()
+        writer.work(kind, task_of(kind), f"{kind.SERVICE}-0", **fields)
+    return writer.write()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def state(store: FolderStore) -> State:
 
 @pytest.fixture(scope="module")
 def spans(store: FolderStore) -> list[Span]:
-    return spans_of(read_messages(store, sample_ledger.NAME))
+    return Work.of(read_messages(store, sample_ledger.NAME)).spans()
 
 
 # ------------------------------------------------------------------------------- carried
@@ -211,7 +213,7 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
         PUBLISHERS = ("trainer",)
 
     unknown = Unknown(id="x", campaign=sample_ledger.NAME, time=0.0, task="t", attempt=1)
-    with pytest.raises(TypeError, match="no effect is given for Unknown"):
+    with pytest.raises(TypeError, match="Unknown is not in the table APPLY"):
         decide(state, unknown)
 
 
@@ -311,10 +313,11 @@ def html(store: FolderStore) -> str:
 
 
 @every
-def test_facts_and_history_take_it_in(kind: type[m.Message], store: FolderStore) -> None:
-    facts = Facts.of(read_messages(store, sample_ledger.NAME))
-    facts.hear(example(kind))
-    assert facts.last >= example(kind).time
+def test_every_projection_takes_it_in(kind: type[m.Message], store: FolderStore) -> None:
+    messages = [*read_messages(store, sample_ledger.NAME), example(kind)]
+    assert Work.of(messages).last >= example(kind).time
+    for projection in (Committees, History, Rounds):
+        assert projection.of(messages)
 
 
 @every

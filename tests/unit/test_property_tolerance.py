@@ -64,16 +64,11 @@ def test_beyond_tolerance_it_goes_on_and_ends_stuck_naming_the_number() -> None:
 
 
 def test_beyond_tolerance_the_budget_of_rounds_ends_it_too() -> None:
-<<<<<<< HEAD:tests/unit/test_tolerances.py
-    storm = grown(lambda version: 0.12, wanting(budget={"rounds": 4}))
-    assert verdict(storm) == (
+    campaign = grown(lambda version: 0.12, wanting(budget={"rounds": 4}))
+    assert verdict(campaign) == (
         "not-converged",
         f"stage hot ended out-of-budget: all 4 rounds used; {FAR}",
     )
-=======
-    campaign = grown(lambda version: 0.12, wanting(budget={"rounds": 4}))
-    assert verdict(campaign) == ("not-converged", f"stage hot ended out-of-budget: 4 rounds; {FAR}")
->>>>>>> b36911bfaeddde269e515b9ddf9135b90b1022e1:tests/unit/test_property_tolerance.py
 
 
 class Unsettled(CampaignSimulator):

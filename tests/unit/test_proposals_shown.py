@@ -17,11 +17,12 @@ from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
-from dpstream.terminal.status import Learning, screen, summary
+from dpstream.terminal.status import screen, summary
 from tests.support import sample_ledger
 
 
@@ -51,8 +52,8 @@ def test_the_export_is_whole(store: FolderStore, tmp_path: Path) -> None:
 
 
 def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: FolderStore) -> None:
-    state = load_state(store, sample_ledger.NAME)
-    for view in (summary(state, Learning()), screen(state, Learning(), {}, 1.0, "Ctrl-C stops")):
+    status = CampaignView.read(store, sample_ledger.NAME).status
+    for view in (summary(status), screen(status, 1.0, "Ctrl-C stops")):
         assert shown(view)["explorer"].split() == ["explorer", "1", "0", "screen"]
 
 

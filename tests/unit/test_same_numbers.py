@@ -25,50 +25,56 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.status import summary
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 from tests.support.campaign_simulator import CampaignSimulator
-from tests.unit.test_coordinator import Site, quietly, small
+from tests.support.coordinator import CoordinatorHarness, small
 
-__all__ = ["quietly"]
+pytestmark = pytest.mark.usefixtures("no_log_lines")
 
 
 def with_an_abandoned_label_task(root: Path) -> FolderStore:
     """A campaign with frames that count as rejected although no label of theirs was."""
-    teller = told.LedgerWriter(root)
-    teller.beginning()
-    teller.training()
-    teller.selection()
-    chosen = [teller.frame_ref(number) for number in (told.TRAINED, told.AUDITED)]
-    fields = {"capability": "tblite", "recipe": told.RECIPE.digest, "frames": tuple(chosen)}
-    teller.work(m.Label, "label-2", "labeler-0", **fields)
-    teller.say(m.TaskFailed, task="label-2", permanent=True, reason="no memory")
-    teller.say(m.TaskAbandoned, task="label-2", title="label", why="after 1 attempt: no memory")
-    return teller.write()
+    writer = sample_ledger.LedgerWriter(root)
+    writer.beginning()
+    writer.training()
+    writer.selection()
+    chosen = [writer.frame_ref(number) for number in (sample_ledger.TRAINED, sample_ledger.AUDITED)]
+    fields = {
+        "capability": "tblite",
+        "recipe": sample_ledger.RECIPE.digest,
+        "frames": tuple(chosen),
+    }
+    writer.work(m.Label, "label-2", "labeler-0", **fields)
+    writer.record(m.TaskFailed, task="label-2", permanent=True, reason="no memory")
+    writer.record(m.TaskAbandoned, task="label-2", title="label", why="after 1 attempt: no memory")
+    return writer.write()
 
 
 def simulated(root: Path) -> FolderStore:
     """A whole campaign, some labels of which are rejected."""
-    site = Site(FolderStore(root), world=CampaignSimulator(reject=lambda key: key[0] in "01"))
-    site.submit(small())
-    assert site.finish().finished is not None
+    harness = CoordinatorHarness(
+        FolderStore(root), world=CampaignSimulator(reject=lambda key: key[0] in "01")
+    )
+    harness.submit(small())
+    assert harness.finish().finished is not None
     return FolderStore(root)
 
 
 def simulated_so_far(root: Path) -> FolderStore:
     """A campaign whose first audit is done."""
-    site = Site(FolderStore(root))
-    campaign = site.submit(small())
+    harness = CoordinatorHarness(FolderStore(root))
+    campaign = harness.submit(small())
     while campaign.state.exploration.stage.audit is None:
-        site.work()
-        site.step()
+        harness.work()
+        harness.step()
     return FolderStore(root)
 
 
 CAMPAIGNS = (
-    told.write_beginning,
-    told.write_half,
-    told.write_sample,
-    told.tell_proposed,
+    sample_ledger.write_beginning,
+    sample_ledger.write_half,
+    sample_ledger.write_sample,
+    sample_ledger.tell_proposed,
     with_an_abandoned_label_task,
     simulated,
     simulated_so_far,
