@@ -1,5 +1,13 @@
-"""What comes off the queues, as events. What cannot be read is kept where people can look at it,
-and never blocks; what the broker gave up becomes a failure of its task."""
+"""Turns deliveries from the queues into events.
+
+A body that cannot be decoded is stored under `deadletters/` for inspection and dropped, so that it
+never blocks the queue. A command from the dead-letter queue, which the broker moved there after
+many redeliveries, becomes a failure of its attempt. A submission arrives without its lists, which
+are read from the store.
+
+`take` collects a batch. Events share a segment of the ledger, so a batch of events that can wait is
+given a moment to grow.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dpstream.services.coordinator.open_campaign import envelope
+from dpstream.services.coordinator.open_campaign import header
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, decode_or_none, encode
 from dpstream.shared.errors import NotFound
@@ -19,32 +27,31 @@ from dpstream.shared.values import campaign_uri
 
 log = logger()
 
-LINGER, COMPANY = 0.1, 20
-"""Seconds that events which can wait do wait for others, with which they share a segment; and how
-many together wait no longer."""
+BATCH_SECONDS, BATCH_ENOUGH = 0.1, 20
+"""How long events that can wait are collected, s; and the number of events that ends the wait."""
 
 
 @dataclass
 class Inbox:
     store: Store
     clock: Callable[[], float]
-    buried: int = 0
-    """Bodies kept because they could not be decoded."""
+    undecodable: int = 0
+    """Bodies stored because they could not be decoded."""
     given_up: int = 0
-    """Commands that no worker survived taking."""
+    """Commands that the broker moved to the dead letters."""
 
-    def count(self) -> None:
-        """Take earlier coordinators' dead letters into account."""
-        self.buried = count_buried(self.store)
+    def count_undecodable(self) -> None:
+        """Counts the bodies that earlier coordinators stored."""
+        self.undecodable = count_buried(self.store)
 
     def read(self, delivery: Delivery) -> m.Message | None:
-        """The event in a delivery, if there is one."""
+        """The event in a delivery; None if there is none."""
         message = decode_or_none(delivery.body)
         if message is None:
-            self.buried += bury(self.store, delivery.body)
-        if isinstance(message, m.CampaignSubmitted):  # the bus brings it without its lists
+            self.undecodable += bury(self.store, delivery.body)
+        if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
-        if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
+        if isinstance(message, m.StructuresProposed):  # rate limits use this clock
             return message.model_copy(update={"time": self.clock()})
         return self._given_up(message) if isinstance(message, m.Command) else message
 
@@ -56,29 +63,29 @@ class Inbox:
             return None
 
     def submission(self, campaign: str) -> m.Message | None:
-        """The event that begins a campaign, in full; None where the store has none."""
+        """The complete event that begins a campaign; None if the store has none."""
         try:
-            found: m.Message = decode(self.store.get(campaign_uri(campaign, "submitted.json")))
+            event: m.Message = decode(self.store.get(campaign_uri(campaign, "submitted.json")))
         except NotFound:
             return None
-        return found
+        return event
 
     def _given_up(self, command: m.Command) -> m.Message | None:
-        """A command that the broker took back from one dying worker after the other: a failure of
-        that attempt, unless somebody has claimed it after all."""
+        """Turns a command that the broker gave up into a failure of its attempt, unless a worker
+        has claimed it."""
         if not self.store.exists(campaign_uri(command.campaign, "spec.json")):
             return None
         failed = m.TaskFailed(
-            **envelope(command, "given up", self.clock()),
+            **header(command, "given up", self.clock()),
             permanent=False,
-            reason="no worker survived taking it: the broker gave it up",
+            reason="the broker moved it to the dead letters: every worker that received it died",
         )
         key = claim_uri(command.campaign, command.task, command.attempt)
         if self.store.create(key, encode(failed)):
             self.given_up += 1
             log.warning(failed.reason, campaign=command.campaign, task=command.task)
             return failed
-        ours = failed.id.encode() in self.store.get(key)  # before a crash, or a lost reply
+        ours = failed.id.encode() in self.store.get(key)  # written before a crash or a lost reply
         return failed if ours else None
 
 
@@ -88,28 +95,28 @@ def take(
     wait: float,
     can_wait: Callable[[m.Message], bool] = lambda message: False,
 ) -> list[Delivery]:
-    """What has come in by now, or comes first within `wait` seconds; as long as all of it can wait
-    it is given `LINGER` seconds for company."""
+    """Takes the deliveries that are ready, or the first within `wait` seconds; at most `most`.
+    While all of them can wait, collects more for up to `BATCH_SECONDS`."""
     first = subscription.next(timeout=wait)
     taken: list[Delivery] = []
-    deadline = time.monotonic() + LINGER
+    deadline = time.monotonic() + BATCH_SECONDS
     while first is not None:
-        came = [first, *waiting(subscription, most - len(taken) - 1)]
-        taken += came
+        new = [first, *take_ready(subscription, most - len(taken) - 1)]
+        taken += new
         left = deadline - time.monotonic()
-        if len(taken) >= min(most, COMPANY) or left <= 0 or _is_urgent(came, can_wait):
+        if len(taken) >= min(most, BATCH_ENOUGH) or left <= 0 or _is_urgent(new, can_wait):
             break
         first = subscription.next(timeout=left)
     return taken
 
 
-def _is_urgent(came: Sequence[Delivery], can_wait: Callable[[m.Message], bool]) -> bool:
-    messages = (decode_or_none(delivery.body) for delivery in came)
+def _is_urgent(new: Sequence[Delivery], can_wait: Callable[[m.Message], bool]) -> bool:
+    messages = (decode_or_none(delivery.body) for delivery in new)
     return not all(message is not None and can_wait(message) for message in messages)
 
 
-def waiting(subscription: Subscription, most: int) -> list[Delivery]:
-    """What is there already."""
+def take_ready(subscription: Subscription, most: int) -> list[Delivery]:
+    """Takes up to `most` deliveries that are ready, without waiting."""
     taken: list[Delivery] = []
     while len(taken) < most:
         delivery = subscription.next(timeout=0.0)

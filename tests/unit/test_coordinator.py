@@ -74,8 +74,8 @@ class Site:
         while (delivery := subscription.next(timeout=0.0)) is not None:
             deliveries.append(delivery)
         try:
-            coordinator.hear(deliveries)
-            coordinator.tend()
+            coordinator.receive(deliveries)
+            coordinator.check_clock()
         finally:
             subscription.cancel()
 
@@ -192,7 +192,7 @@ def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(sit
             site.bus.publish([Outgoing(body, topic="world.candidates-found")])
     site.step()
     assert {status(open_campaign, command) for command in commands} == {"done"}
-    assert site.coordinator.inbox.buried == 0
+    assert site.coordinator.inbox.undecodable == 0
 
 
 # ------------------------------------------------------------------------- order and crashes
@@ -253,7 +253,7 @@ def test_fold_append_publish_acknowledge_in_that_order(site: Site, tmp_path: Pat
     recorder = Recorder()
     again = Site(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
     events = [e for c in site.published() for e in site.world.answer(c)]
-    again.coordinator.hear([RecordedDelivery(e, recorder) for e in events])
+    again.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     acts = [act for act in recorder.acts if not act.startswith("create epoch")]
     opened = acts.index("append")
     assert acts[opened:] == ["append", "create manifests", "publish", *["ack"] * len(events)]
@@ -268,7 +268,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
     recorder = Recorder(deadly)
     dying = Site(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
     with pytest.raises(Died):
-        dying.coordinator.hear([RecordedDelivery(e, recorder) for e in events])
+        dying.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     after = Site(FolderStore(tmp_path), world=site.world)
     after.coordinator.open("world", workers_are_gone=True)
     if "ack" not in recorder.acts:
@@ -282,7 +282,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
 def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.BATCH_SECONDS", 60.0)
     _, command = first_task(site)
     claimed, *results = site.world.answer(command)
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
@@ -306,17 +306,17 @@ def test_a_claim_alone_is_heard_all_the_same(site: Site) -> None:
 def test_results_wait_for_company_until_a_queue_runs_dry(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.LINGER", 60.0)
-    monkeypatch.setattr("dpstream.services.coordinator.inbox.COMPANY", 3)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.BATCH_SECONDS", 60.0)
+    monkeypatch.setattr("dpstream.services.coordinator.inbox.BATCH_ENOUGH", 3)
     open_campaign = site.submit(
-        spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE
+        spec(labels={"bundle": 1}, verification={}), frames=2 * service.WELL_STOCKED
     )
     answers = [site.world.answer(command) for command in site.published()]
     subscription = site.bus.consume(COORDINATOR, prefetch=service.BATCH)
 
     def taken() -> list[m.Message]:
         found = take(subscription, service.BATCH, 1.0, site.coordinator.can_wait)
-        site.coordinator.hear(found)
+        site.coordinator.receive(found)
         return [decode(delivery.body) for delivery in found]
 
     (_, one), (_, two), (_, three), *rest = answers
@@ -325,7 +325,7 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
     later.start()
     assert taken() == [one, two, three]
     site.say(*(claimed for claimed, _ in rest))
-    while open_campaign.task_queue.in_flight("label.tblite") >= service.AMPLE:
+    while open_campaign.task_queue.in_flight("label.tblite") >= service.WELL_STOCKED:
         taken()
     site.say(rest[0][1])
     assert rest[0][1] in taken()
@@ -420,7 +420,7 @@ def test_nobody_lapses_while_the_coordinators_queue_is_backlogged(site: Site) ->
     site.heartbeat(command)
     for _ in range(20):  # it tends, and does not get round to hearing
         site.now += LEASE * 0.2
-        site.coordinator.tend()
+        site.coordinator.check_clock()
     assert status(open_campaign, command) == "running"
     site.step()
     site.pass_time(LEASE * 1.2)
@@ -556,7 +556,7 @@ def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
     _, command = first_task(site)
     cancelling(command)
     site.say(trigger(command))
-    monkeypatch.setattr(site.coordinator, "tend", lambda: None)  # it dies before it hears itself
+    monkeypatch.setattr(site.coordinator, "check_clock", lambda: None)  # dies before its own event
     site.step()
     assert site.store.exists(claim_uri("world", command.task, 1))
     site.hire().open("world")
@@ -622,7 +622,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     site.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
-    site.coordinator.hear([delivery])
+    site.coordinator.receive([delivery])
     assert "above 900" in (site.coordinator.open_campaigns["long"].state.paused or "")
 
 
@@ -765,7 +765,7 @@ def worked_to_the_end(site: Site, thread: threading.Thread) -> State:
         if (
             open_campaign is not None
             and open_campaign.state.finished is not None
-            and not open_campaign.in_doubt
+            and not open_campaign.needs_recovery
         ):
             return open_campaign.state
     raise AssertionError("it did not finish")

@@ -40,7 +40,7 @@ def bury(site: Site, *bodies: bytes) -> None:
 def read_deadletters(site: Site) -> None:
     subscription = site.bus.consume(DEADLETTERS, prefetch=10)
     while (delivery := subscription.next(timeout=0.0)) is not None:
-        site.coordinator.hear([delivery])
+        site.coordinator.receive([delivery])
     subscription.cancel()
     site.step()
 
@@ -104,11 +104,11 @@ def test_workers_keep_their_leases_in_full_when_another_coordinator_takes_over(s
 def test_an_overtaken_coordinator_finds_out_though_nothing_happens(site: Site) -> None:
     site.submit(small())
     older = site.coordinator
-    older.tend()
+    older.check_clock()
     site.hire().open_all()
     site.now += FENCE_CHECK
     with pytest.raises(Fenced, match="world: taken over by a newer coordinator"):
-        older.tend()
+        older.check_clock()
 
 
 # -------------------------------------------------------------------------------- dead letters
@@ -170,10 +170,10 @@ def test_what_is_no_message_is_kept_and_counted_over_restarts(site: Site) -> Non
     strange = (b"no message", b"\xff\xfe", too_long, b"[" * 60_000)
     bury(site, *strange, encode(alien), encode(m.LeaseLapsed(**foreign)))
     read_deadletters(site)
-    assert len(list(site.store.list("deadletters/"))) == site.coordinator.inbox.buried == 4
+    assert len(list(site.store.list("deadletters/"))) == site.coordinator.inbox.undecodable == 4
     taken = site.hire()
     taken.open_all()
-    assert taken.inbox.buried == 4
+    assert taken.inbox.undecodable == 4
 
 
 def test_a_submission_that_cannot_be_read_breaks_its_campaign_alone(site: Site) -> None:
@@ -198,7 +198,7 @@ def test_the_service_reads_the_dead_letters_too(site: Site) -> None:
     stopping, thread, errors = serving(site.coordinator)
     try:
         bury(site, b"no message")
-        _until(lambda: site.coordinator.inbox.buried == 1)
+        _until(lambda: site.coordinator.inbox.undecodable == 1)
         assert site.coordinator.connected
     finally:
         stopping.set()
