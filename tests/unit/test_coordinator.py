@@ -617,7 +617,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     assert open_campaign.state.paused is None or "above 3000" in open_campaign.state.paused
     monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 900)
     monkeypatch.setattr(
-        "dpstream.services.coordinator.inbox.understood", decode
+        "dpstream.services.coordinator.inbox.decode_or_none", decode
     )  # any length is heard
     site.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
