@@ -1,1 +1,1 @@
-"""What exploration engines reach that plain dynamics does not: pictures for the docs."""
+"""Compares exploration engines with plain dynamics, and draws the figures of the docs."""

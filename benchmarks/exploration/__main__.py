@@ -1,5 +1,5 @@
 """`python -m benchmarks.exploration [WORKDIR]`: trains small committees (kept in WORKDIR), explores
-with and without each engine, prints the figures, and draws them into docs/images."""
+with and without each engine, prints the results, and writes the plots to docs/images."""
 
 from __future__ import annotations
 

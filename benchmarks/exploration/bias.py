@@ -1,5 +1,5 @@
-"""Metadynamics on one C–H distance of methane against plain dynamics: same start, temperature and
-number of steps, committees that know small displacements only."""
+"""Compares metadynamics on one C–H distance of methane with plain dynamics: same start,
+temperature, number of steps and committee, which was trained on small displacements only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small committees, and trajectories that they drive, without a campaign around them."""
+"""Trains small committees and runs trajectories with them, without a campaign."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpstream.shared.spec import Md, Training
 from dpstream.shared.values import Condition, Trust
 
 OPEN = Trust(low=1e-9, high=1e9)
-"""Levels that stop nothing."""
+"""Trust levels that never stop a trajectory."""
 SMALL = {
     "model": {
         "descriptor": {"rcut": 5.0, "rcut_smth": 1.0, "neuron": [8, 16], "axis_neuron": 4},
@@ -52,7 +52,7 @@ def labelled(frame: Frame, calculator: Any) -> Labelled:
 def train(
     data: Sequence[Labelled], type_map: Sequence[str], folder: Path, members: int, steps: int
 ) -> list[Path]:
-    """Frozen models in `folder`, trained there unless they are there already."""
+    """Frozen models in `folder`, trained if they do not exist yet."""
     models = [folder / f"{member}" / "frozen.pb" for member in range(members)]
     if all(model.exists() for model in models):
         return models
@@ -78,8 +78,8 @@ def trajectory(
     md: Md,
     added: Callable[[Sequence[str]], Sequence[str]],
 ) -> Arrays:
-    """What dynamics of `frame` meets: arrays positions, types, devi_f, steps of every check.
-    `added`: LAMMPS commands on top of plain dynamics, from the type map."""
+    """Runs dynamics from `frame`; returns arrays positions, types, devi_f and steps of every check.
+    `added`: returns LAMMPS commands in addition to plain dynamics, for a type map."""
     folder.mkdir(parents=True, exist_ok=True)
     type_map = sorted(set(frame.species))
     data = folder / "start.data"

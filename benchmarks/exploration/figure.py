@@ -1,4 +1,4 @@
-"""Two panels over time, one curve per way of exploring."""
+"""Plots two quantities over time, one curve per way of exploring."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def saved(
     labels: tuple[str, str],
     curves: Mapping[str, tuple[Floats, Floats, Floats]],
 ) -> None:
-    """`curves`: time in ps, and what the upper and the lower panel show."""
+    """Writes the plot. `curves`: time in ps, and the values of the upper and the lower panel."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 1, sharex=True, figsize=(6, 5), layout="constrained")
@@ -32,4 +32,4 @@ def saved(
     panels[1].set_xlabel("time (ps)")
     panels[1].set_yscale("log")
     figure.savefig(path, dpi=100)
-    print(f"written: {path}")
+    print(f"wrote {path}")

@@ -1,7 +1,8 @@
-"""Swap Monte Carlo in ordered CuAu (L1_0): chemical order goes, which no diffusion would do here.
+"""Compares swap Monte Carlo with plain dynamics in ordered CuAu (L1_0). Swaps remove the chemical
+order; diffusion is too slow to do so in this time.
 
-Order is Warren and Cowley's parameter of the first shell, α = 1 − P(Au beside Cu) / c(Au): −1/3 in
-L1_0, zero in a random alloy (J. M. Cowley, Phys. Rev. 77, 669, 1950).
+The order parameter is that of Warren and Cowley for the first shell, α = 1 − P(Au beside Cu) /
+c(Au): −1/3 in L1_0, zero in a random alloy (J. M. Cowley, Phys. Rev. 77, 669, 1950).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def ordered() -> Frame:
 
 
 def training_data() -> list[Labelled]:
-    """From order to disorder, strained and rattled, by effective medium theory."""
+    """Ordered and disordered cells, strained and rattled, labelled with effective medium theory."""
     rng = np.random.default_rng(1)
     frames = [ordered()] * (FRAMES // 2)
     frames += [alloy(rng.permutation(32) < 16) for _ in range(FRAMES // 2)]

@@ -1,1 +1,1 @@
-"""What the services cost on a real broker and a real object store, figure by figure."""
+"""Measures the overhead of the services on a real broker and a real object store."""

@@ -18,7 +18,7 @@ from dpstream.shared.logs import configure
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. `trajectories` per condition, `crews`: numbers of workers."""
+    """Sizes of the benchmarks. `trajectories`: per condition; `crews`: numbers of workers."""
 
     idle: int
     bundles: tuple[int, ...]
@@ -45,7 +45,7 @@ BENCHMARKS: Mapping[str, Callable[[Servers, Size], Iterable[Figure]]] = {
 
 def main() -> None:
     arguments = _parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that child processes are ended
     names = list(BENCHMARKS) if "all" in arguments.names else arguments.names
     configure("error")
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as folder:
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def run(name: str, size: Size, folder: Path, fsync: bool) -> None:
-    """One benchmark on fresh servers, and its table."""
+    """Runs one benchmark on fresh servers and prints its table."""
     durable = "every PUT synced to the disk" if fsync else "PUTs not synced"
     title, figures = f"{name}: RabbitMQ (quorum queues), SeaweedFS ({durable})", list[Figure]()
     try:
         with servers(folder, fsync) as on:
             for figure in BENCHMARKS[name](on, size):
                 figures.append(figure)
-    finally:  # what was measured until somebody lost patience
+    finally:  # prints what was measured, even after an interrupt
         show(title, figures)
 
 
@@ -71,12 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="more of everything: 1,000,000 events, crews of 1 and 4",
+        help="larger sizes: 1,000,000 events; 1 and 4 workers as well",
     )
     parser.add_argument(
-        "--no-fsync", dest="fsync", action="store_false", help="what syncing every PUT costs"
+        "--no-fsync", dest="fsync", action="store_false", help="do not sync PUTs to the disk"
     )
-    parser.add_argument("--workdir", type=Path, help="for servers' data; default: a temporary one")
+    parser.add_argument(
+        "--workdir", type=Path, help="folder for the servers' data; default: a temporary folder"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Campaigns that consist of labels alone: their first training is asked for when all are in."""
+"""Campaigns that consist of labels only: their first training is issued when all labels are in."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ def spec(name: str, bundle: int, code: str) -> Spec:
 
 
 def methanes(count: int, first: int = 0) -> list[Frame]:
-    """Different distorted CH4 molecules."""
-    found = []
+    """Distorted CH4 molecules, all different."""
+    frames = []
     for number in range(first, first + count):
         atoms = molecule("CH4")
         atoms.rattle(0.05, seed=number)
-        found.append(canonical(from_ase(atoms)).frame)
-    return found
+        frames.append(canonical(from_ase(atoms)).frame)
+    return frames
 
 
 def real(store: Store, name: str, frames: Sequence[Frame], bundle: int) -> None:
-    """A campaign of real GFN2-xTB labels."""
+    """Stores a campaign whose labels are computed with GFN2-xTB."""
     of = spec(name, bundle, "tblite")
     refs = _stored(store, name, frames, [frame_key(frame) for frame in frames])
     _store(store, of, refs, make_recipe(of.labels))
 
 
 def empty(store: Store, name: str, labels: int, bundle: int) -> None:
-    """A campaign of labels that nobody computes: one frame under many names."""
+    """Stores a campaign whose labels are not computed: one frame under many keys."""
     keys = [hashlib.sha256(f"{name} {n}".encode()).hexdigest()[:32] for n in range(labels)]
     refs = _stored(store, name, methanes(1), keys)
     _store(store, spec(name, bundle, CAPABILITY), refs, NO_RECIPE)
 
 
 def wake(bus: Bus, campaign: str) -> None:
-    """Make the coordinator take the campaign over: its submission is too long for a message."""
-    word = m.CampaignResumed(id=stable_id("wake", campaign), campaign=campaign, time=0.0)
-    bus.publish([Outgoing(encode(word), topic=topic_of(word))])
+    """Makes the coordinator open the campaign, whose submission is too long for a message."""
+    request = m.CampaignResumed(id=stable_id("wake", campaign), campaign=campaign, time=0.0)
+    bus.publish([Outgoing(encode(request), topic=topic_of(request))])
 
 
 def _stored(
     store: Store, name: str, frames: Sequence[Frame], keys: Sequence[str]
 ) -> tuple[FrameRef, ...]:
-    """References under `keys` to the frames, over and over."""
+    """One reference per key; the frames are used again from the first if there are fewer."""
     data = Batch.of(frames).dumps()
     batch = Ref.to(campaign_uri(name, "inputs", "frames.npz"), data)
     store.put(batch.uri, data)

@@ -1,4 +1,4 @@
-"""A store that counts what is asked of it."""
+"""A store that counts its requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dpstream.shared.ports import Store
 
 
 class CountedStore:
-    """Any store, its requests counted by the HTTP method that each call is to an S3 store. What
-    the adapter does besides (retries, the look after a lost race) is not seen."""
+    """Wraps a store and counts its calls by the HTTP method that an S3 store would use. Requests
+    inside the adapter (retries, the check after a lost race) are not counted."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

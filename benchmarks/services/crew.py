@@ -1,6 +1,8 @@
-"""`python -m benchmarks.services.crew ROLE`: one process of a benchmark, told of broker and store
-by the environment as every service is. Its requests to the store are counted; at its end it prints
-them."""
+"""`python -m benchmarks.services.crew ROLE`: one process of a benchmark.
+
+It is configured by environment variables, as every service is. It counts its requests to the store
+and prints them, with its CPU time, when it ends.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,17 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.settings import Settings, read_settings
 from dpstream.shared.values import Accepted, FrameRef, Ref, label_uri
 
-HASTE = 5.0
+HEARTBEAT = 5.0
 """Seconds between heartbeats."""
 
 
 def label_nothing(_: None, command: m.Label, context: Context) -> m.LabelsDone:
-    """Says that there are labels."""
+    """Reports labels without computing or storing any."""
     return _done(context, tuple(_accepted(command, ref, b"") for ref in command.frames))
 
 
 def label_zeros(_: None, command: m.Label, context: Context) -> m.LabelsDone:
-    """Labels of zeros, stored where real ones are."""
+    """Stores labels of zeros under the keys of real ones."""
     return _done(context, tuple(_zeros(command, ref, context) for ref in command.frames))
 
 
@@ -70,7 +72,7 @@ def _done(context: Context, accepted: tuple[Accepted, ...]) -> m.LabelsDone:
 
 
 def read_dataset(_: None, command: m.Train, context: Context) -> m.MemberTrained:
-    """Fetches what it would learn, and gives up: the time of its last word is when it had it."""
+    """Reads the dataset, then fails: the time of the failure is the time at which it was read."""
     labelled = load_dataset(context.fetch, command.dataset)
     raise Permanent(f"{len(labelled)} labels read")
 
@@ -83,7 +85,7 @@ WORK: dict[str, tuple[str, dict[type[m.Command], Handler]]] = {
 
 
 def serve_as(role: str, bus: Bus, store: CountedStore, stopping: threading.Event) -> float:
-    """Until `stopping` is set; seconds of CPU since it was at work."""
+    """Serves until `stopping` is set; returns the CPU time since it was ready, s."""
     if role == "coordinator":
         coordinator = Coordinator(bus, store)
         coordinator.open_all()
@@ -92,7 +94,7 @@ def serve_as(role: str, bus: Bus, store: CountedStore, stopping: threading.Event
         if role == "labeler":
             return _label(bus, store, stopping, scratch)
         queue, handlers = WORK[role]
-        worker = Worker(role, bus, store, queue, handlers, None, scratch, HASTE, stopping)
+        worker = Worker(role, bus, store, queue, handlers, None, scratch, HEARTBEAT, stopping)
         return _at_work(bus, queue, worker.run)
 
 
@@ -102,7 +104,7 @@ def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Pa
     post.resources.start()
     queue, *others = post.queues
     worker: Worker[Any] = Worker(
-        "labeler", bus, store, queue, post.handlers, post.resources, scratch, HASTE, stopping
+        "labeler", bus, store, queue, post.handlers, post.resources, scratch, HEARTBEAT, stopping
     )
     worker.others = tuple(others)
     try:
@@ -112,7 +114,7 @@ def _label(bus: Bus, store: CountedStore, stopping: threading.Event, scratch: Pa
 
 
 def _at_work(bus: Bus, queue: str, work: Callable[[], None]) -> float:
-    bus.depth(queue)  # it is declared from here on
+    bus.depth(queue)  # declares the queue
     print("at work", flush=True)
     before = time.process_time()
     work()

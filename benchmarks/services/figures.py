@@ -1,4 +1,4 @@
-"""A figure beside what others have published, as a row of a table."""
+"""A measured figure next to a published reference value, as a row of a table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `better`: how many times better than the anchor; None where nobody has
-    published one."""
+    """One measured number. `anchor`: the published reference value; `better`: how many times better
+    than the anchor, None if there is no anchor."""
 
     what: str
     measured: str
@@ -31,8 +31,8 @@ def spread(seconds: Sequence[float]) -> tuple[float, float]:
 def milliseconds(
     what: str, seconds: Sequence[float], anchor: float | None = None, high: float | None = None
 ) -> Figure:
-    """Median and 95th percentile of durations; `anchor`: a published median, ms, `high`: its 95th
-    percentile."""
+    """A figure of durations in s: median and 95th percentile. `anchor`, `high`: published median
+    and 95th percentile, ms."""
     median, p95 = (1e3 * value for value in spread(seconds))
     measured = f"{_both(median, p95)} (n = {len(seconds):,})"
     if anchor is None:
@@ -45,7 +45,7 @@ def _both(median: float, p95: float | None) -> str:
 
 
 def show(title: str, figures: Sequence[Figure]) -> None:
-    """Print a table, and how busy the machine was."""
+    """Prints a table and the load of the machine."""
     table = Table("what", "measured", "anchor", "better", title=title, title_justify="left")
     for figure in figures:
         times = "" if figure.better is None else f"{figure.better:.3g} ×"

@@ -1,4 +1,4 @@
-"""Time for a fresh label to reach a training task."""
+"""Measures the time until a training task has read a new label."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dpstream.shared.messages import LabelsDone, TaskFailed
 
 
 def measure(servers: Servers, labels: int) -> Iterator[Figure]:
-    """One campaign per label, of which it is the last that the first training waits for."""
+    """Uses one campaign per label; its first training waits for this label only."""
     with at(servers, "fresh-label") as site:
-        site.employ("coordinator")
+        site.start_process("coordinator")
         for role in ("zeros", "reader"):
-            site.employ(role)
-        found = [_reached(site, f"fresh-{number}") for number in range(labels + 1)]
+            site.start_process(role)
+        seconds = [_seconds(site, f"fresh-{number}") for number in range(labels + 1)]
         site.end()
-    yield milliseconds("label stored → its bytes read by a training task", found[1:])
+    yield milliseconds("label stored → its bytes read by a training task", seconds[1:])
 
 
-def _reached(site: Site, campaign: str) -> float:
+def _seconds(site: Site, campaign: str) -> float:
     """Seconds from the end of the label's handler until a trainer has read the dataset."""
     campaigns.empty(site.store, campaign, labels=1, bundle=1)
     campaigns.wake(site.bus, campaign)
-    reading = LedgerReader.begin(site.store, campaign)
+    reader = LedgerReader.begin(site.store, campaign)
 
     def is_read() -> bool:
-        reading.update()
-        return reading.state.paused is not None
+        reader.update()
+        return reader.state.paused is not None
 
-    wait_until(is_read, "nobody trained")
-    (labelled,) = site.said(campaign, LabelsDone)
-    read = min(event.time for event in site.said(campaign, TaskFailed))
+    wait_until(is_read, "no training task has run")
+    (labelled,) = site.events(campaign, LabelsDone)
+    read = min(event.time for event in site.events(campaign, TaskFailed))
     return float(read - labelled.time)

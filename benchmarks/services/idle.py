@@ -1,5 +1,5 @@
-"""Idle between two label tasks on one worker, and requests per label: claim to claim, with a real
-broker and a real store."""
+"""Measures the idle time between two label tasks on one worker, and the store requests per
+label."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dpstream.shared.messages import LabelsDone
 ANCHOR = 98.0
 """ms: Colmena with Parsl and Redis."""
 WARM_UP = 5
-"""Tasks before the first that counts."""
+"""Tasks that are not counted."""
 AT_MOST = {"PUT": 4, "GET": 4, "LIST": 0}
 """Requests per label that the design allows."""
 
 
 def measure(servers: Servers, labels: int, bundles: Sequence[int]) -> Iterator[Figure]:
-    """Labels that nobody computes, then GFN2-xTB labels of methane, `bundles` to a task."""
+    """No-op labels, then GFN2-xTB labels of methane with the given numbers of frames per task."""
     with at(servers, "idle-noop") as site:
         campaigns.empty(site.store, "noop", labels, bundle=1)
         _label_all(site, "noop", "no-op")
@@ -39,20 +39,20 @@ def measure(servers: Servers, labels: int, bundles: Sequence[int]) -> Iterator[F
 
 
 def _label_all(site: Site, campaign: str, role: str) -> list[Report]:
-    site.employ("coordinator")
-    site.employ(role)
+    site.start_process("coordinator")
+    site.start_process(role)
     site.wait_for_training(campaign)
     return site.end()
 
 
 def _idle(site: Site, campaign: str) -> Sequence[float]:
-    """From the end of one handler to the start of the next, s."""
-    done = sorted(site.said(campaign, LabelsDone), key=lambda event: event.time)[WARM_UP:]
+    """Times from the end of one handler to the start of the next, s."""
+    done = sorted(site.events(campaign, LabelsDone), key=lambda event: event.time)[WARM_UP:]
     return [after.time - after.seconds - before.time for before, after in pairwise(done)]
 
 
 def _requests(reports: Sequence[Report], labels: int, bundle: int) -> Figure:
-    """What coordinator and labeler have asked of the store, per label."""
+    """Store requests of coordinator and labeler, per label."""
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report.requests)
@@ -62,6 +62,6 @@ def _requests(reports: Sequence[Report], labels: int, bundle: int) -> Figure:
 
 
 def per(requests: Mapping[str, int], count: int) -> str:
-    """Requests by method, per task."""
+    """Formats requests by method, divided by `count`."""
     methods = ("PUT", "GET", "HEAD", "LIST")
     return ", ".join(f"{requests.get(method, 0) / count:.2f} {method}" for method in methods)

@@ -1,5 +1,5 @@
-"""The coordinator: deciding and encoding by itself; then from an event on the broker to the command
-that follows from it, through a ledger in the store."""
+"""Measures the coordinator: deciding and encoding alone, then the time from an event on the broker
+to the command that follows from it, through a ledger in the store."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 ANCHOR = 5.2, 9.6
 """Median and 95th percentile of Colmena's decisions, ms."""
-PROMPT = 30.0
-"""Seconds that the answer to one event may take."""
+TIMEOUT = 30.0
+"""Longest wait for the command that follows one event, s."""
 
 
 def measure(servers: Servers, trajectories: int, events: int) -> Iterator[Figure]:
-    """`trajectories` per condition of a campaign that is driven to its end; `events` on the
-    broker."""
+    """`trajectories`: per condition, of the simulated campaign; `events`: on the broker."""
     yield milliseconds("decide + encode, one event", decided(trajectories), *ANCHOR)
     with at(servers, "latency") as site:
         yield milliseconds("durable event → command", list(answered(site, events)), *ANCHOR)
 
 
 def decided(trajectories: int) -> list[float]:
-    """Seconds of every event of a campaign in a world without engines: deciding, encoding what
-    follows, and the ledger's entry."""
+    """Times for each event of a simulated campaign, s: deciding, encoding the commands and the
+    entry of the ledger."""
     of = spec(
         md={"steps": 100, "every": 10, "trajectories": trajectories, "chunk": 5},
         selection={"per_round": trajectories, "select_every": 4},
@@ -63,15 +62,15 @@ def decided(trajectories: int) -> list[float]:
 
 
 def answered(site: Site, events: int) -> Iterator[float]:
-    """Seconds from saying that a task was given back to its next attempt on the work queue."""
-    campaigns.empty(site.store, "back-and-forth", labels=1, bundle=1)
-    site.employ("coordinator")
+    """Times from publishing that a task was released to receiving its next attempt, s."""
+    campaigns.empty(site.store, "release", labels=1, bundle=1)
+    site.start_process("coordinator")
     queue = m.Label.QUEUE.format(campaigns.CAPABILITY)
     subscription, began = site.bus.consume(queue), 0.0
     for number in range(events + 1):
-        delivery = subscription.next(timeout=PROMPT)
+        delivery = subscription.next(timeout=TIMEOUT)
         arrived = time.monotonic()
-        assert delivery is not None, "no command has come"
+        assert delivery is not None, "no command has arrived"
         delivery.ack()
         if number:
             yield arrived - began
@@ -88,5 +87,5 @@ def _released(command: m.Label) -> m.TaskReleased:
         time=time.time(),
         task=command.task,
         attempt=command.attempt,
-        reason="to and fro",
+        reason="benchmark",
     )

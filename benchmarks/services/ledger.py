@@ -1,4 +1,5 @@
-"""The ledger: events folded and appended, the whole of it replayed, a coordinator's restart."""
+"""Measures the ledger: applying and appending events, a full replay, a restart of the
+coordinator."""
 
 from __future__ import annotations
 
@@ -29,17 +30,17 @@ CAMPAIGN = "world"
 FRAMES = 50
 NEVER = 1_000_000_000
 RECENT = 100
-"""Manifests that somebody may still read."""
+"""Number of manifests kept for the simulator to read."""
 LAST = 0.1
-"""Share of the events that the cost at the end is taken over."""
+"""Share of the events, at the end, whose cost is reported separately."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Spent:
-    """Seconds of CPU the coordinator's part has taken: deciding, appending, keeping snapshots. What
-    the world takes to answer is nobody's, what the store takes is in `wall`, s."""
+    """CPU time of the coordinator's work, s: deciding, appending, snapshots. The time of the
+    simulated workers is excluded; `wall`, s, includes the time of the store."""
 
     events: int = 0
     deciding: float = 0.0
@@ -64,8 +65,8 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Folded:
-    """All events, and the last part of them; bytes of the process's memory at its largest."""
+class Applied:
+    """Cost of all events and of the last ones; `memory`: peak memory of the process, bytes."""
 
     whole: Spent
     last: Spent
@@ -73,15 +74,15 @@ class Folded:
 
 
 def measure(servers: Servers, sizes: Sequence[int]) -> Iterator[Figure]:
-    """Campaigns of `sizes` events, each in processes of its own."""
+    """Runs campaigns of `sizes` events, each in processes of its own."""
     for size in sizes:
         with at(servers, f"ledger-{size}") as site:
-            folded = _apart(fold, site.settings, size)
-            whole = folded.whole
-            spent = f"{whole.wall:.1f} s, CPU {whole.seconds:.1f} s, {_mega(folded.memory)}"
-            yield Figure(f"{whole.events:,} events folded and appended", spent)
+            applied = _apart(apply_events, site.settings, size)
+            whole = applied.whole
+            spent = f"{whole.wall:.1f} s, CPU {whole.seconds:.1f} s, {_mega(applied.memory)}"
+            yield Figure(f"{whole.events:,} events applied and appended", spent)
             yield Figure("  CPU each", whole.per_event)
-            yield Figure(f"  CPU each of the last {LAST:.0%}", folded.last.per_event)
+            yield Figure(f"  CPU each of the last {LAST:.0%}", applied.last.per_event)
             for what, act in (("replayed", replay), ("a coordinator's restart", restart)):
                 seconds, cpu, memory = _apart(act, site.settings, size)
                 per = f"CPU {cpu:.1f} s, {1e6 * cpu / whole.events:.0f} µs each, {_mega(memory)}"
@@ -93,15 +94,15 @@ def _mega(memory: int) -> str:
 
 
 def _apart(act: Callable[[Settings, int], T], settings: Settings, events: int) -> T:
-    """In a fresh process, whose memory is nobody else's."""
+    """Calls `act` in a new process, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(act, settings, events).result()
 
 
 class Endless(CampaignSimulator):
-    """Every committee finds new candidates, and the next one has learned them: nothing piles up
-    but what a campaign keeps for good."""
+    """A simulated campaign that never converges: every committee finds new candidates, and the next
+    one finds them accurate, so that only tasks and labelled frames accumulate."""
 
     def __init__(self) -> None:
         super().__init__(ripe=NEVER)
@@ -115,9 +116,9 @@ class Endless(CampaignSimulator):
         return CampaignSimulator(ripe=0)._judge(command)
 
 
-def fold(settings: Settings, events: int) -> Folded:
-    """A campaign that never ends, in a world without engines, as a coordinator serves it: a batch
-    is decided upon, then appended; now and then a snapshot."""
+def apply_events(settings: Settings, events: int) -> Applied:
+    """Runs a simulated campaign as a coordinator would: decides a batch, appends it, and writes a
+    snapshot when one is due."""
     of = spec(
         mode="streaming",
         stages=[{"name": "only", "systems": ["methane"], "temperatures": [50.0, 100.0]}],
@@ -149,11 +150,11 @@ def fold(settings: Settings, events: int) -> Folded:
         spent.appending += times[2] - times[1]
         spent.keeping += times[3] - times[2]
         waiting += _answers(world, entries)
-    return Folded(spent, spent.since(before), _peak())
+    return Applied(spent, spent.since(before), _peak())
 
 
 def _decided(state: State, waiting: deque[m.Message]) -> tuple[State, list[LedgerEntry]]:
-    """A batch of what waits, decided upon."""
+    """Decides the next batch of waiting events."""
     entries: list[LedgerEntry] = []
     for _ in range(min(BATCH, len(waiting))):
         event = waiting.popleft()
@@ -166,7 +167,7 @@ def _decided(state: State, waiting: deque[m.Message]) -> tuple[State, list[Ledge
 
 
 def _answers(world: CampaignSimulator, entries: Sequence[LedgerEntry]) -> list[m.Message]:
-    """What workers say to what was decided."""
+    """The events with which simulated workers answer the decisions."""
     answers: list[m.Message] = []
     for decision in (decision for entry in entries for decision in entry.decided):
         world.learn(decision)
@@ -176,13 +177,14 @@ def _answers(world: CampaignSimulator, entries: Sequence[LedgerEntry]) -> list[m
 
 
 def replay(settings: Settings, _: int) -> tuple[float, float, int]:
-    """Seconds to the last state from all segments, without a snapshot; those of CPU; bytes of
-    memory."""
+    """Rebuilds the state from all segments without a snapshot: wall time and CPU time, s; peak
+    memory, bytes."""
     return _timed(settings, lambda store: LedgerReader.begin(store, CAMPAIGN).update())
 
 
 def restart(settings: Settings, _: int) -> tuple[float, float, int]:
-    """The same until a new coordinator has the state, by the newest snapshot."""
+    """Opens the ledger as a new coordinator does, from the newest snapshot: same figures as
+    `replay`."""
     return _timed(settings, lambda store: Ledger.open(store, CAMPAIGN))
 
 

@@ -1,4 +1,4 @@
-"""A broker, an object store and services as processes of their own, for one benchmark."""
+"""A broker, an object store and the processes of the services for one benchmark."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from dpstream.shared.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "benchmarks"
-PATIENCE = 1800.0
-"""Seconds that anything may take."""
+TIMEOUT = 1800.0
+"""Longest wait for anything, s."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Both, running."""
+    """A running broker and object store."""
 
     node: RabbitNode
     server: SeaweedServer
 
     def site(self, name: str) -> Site:
-        """Queues and a prefix of its own. Nothing else may have used the name."""
+        """A site with its own queues and prefix. The name must not have been used before."""
         self.server.make_bucket(BUCKET)
         return Site(
             Settings(
@@ -55,8 +55,8 @@ class Servers:
 
 @contextmanager
 def servers(folder: Path, fsync: bool) -> Iterator[Servers]:
-    """A RabbitMQ node and an S3 server of our own; `fsync`: no PUT is answered before it is on
-    the disk."""
+    """Starts a RabbitMQ node and an S3 server; `fsync`: every PUT is on the disk before the
+    reply."""
     node, server = RabbitNode(folder / "broker"), SeaweedServer(folder / "store", fsync=fsync)
     try:
         node.start()
@@ -69,52 +69,55 @@ def servers(folder: Path, fsync: bool) -> Iterator[Servers]:
 
 @dataclass
 class Site:
+    """Queues and a prefix of the store, and the processes that use them."""
+
     settings: Settings
-    crew: list[Employed] = field(default_factory=list)
+    processes: list[ServiceProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store: Store = connect_store(self.settings)
         self.bus: Bus = connect_bus(self.settings)
 
-    def employ(self, role: str) -> None:
-        """Start a process of the crew; on return it is at work."""
-        self.crew.append(Employed.start(role, self.environment))
+    def start_process(self, role: str) -> None:
+        """Starts a process; it is ready on return."""
+        self.processes.append(ServiceProcess.start(role, self.environment))
 
     def end(self) -> list[Report]:
-        """Stop all processes, the first one last, and hear in order what they have to tell."""
-        reports = [employed.end() for employed in reversed(self.crew)]
-        self.crew.clear()
+        """Stops all processes, the first one last; returns their reports in the order of their
+        start."""
+        reports = [process.end() for process in reversed(self.processes)]
+        self.processes.clear()
         return list(reversed(reports))
 
     def close(self) -> None:
-        for employed in self.crew:
-            employed.process.kill()
+        for process in self.processes:
+            process.popen.kill()
         self.bus.close()
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a service is told."""
-        given = self.settings.model_dump(exclude_defaults=True)
+        """The environment variables of a service."""
+        values = self.settings.model_dump(exclude_defaults=True)
         plain = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            for name, value in given.items()
+            for name, value in values.items()
         }
         return {f"{PREFIX}{name.upper()}": value for name, value in plain.items()}
 
-    def said(self, campaign: str, kind: type[Any]) -> list[Any]:
-        """Everything of a kind that a campaign's ledger has heard."""
-        heard = (e.event for s in read_segments(self.store, campaign) for e in s.entries)
-        return [event for event in heard if isinstance(event, kind)]
+    def events(self, campaign: str, kind: type[Any]) -> list[Any]:
+        """The events of a class that are in a campaign's ledger."""
+        events = (e.event for s in read_segments(self.store, campaign) for e in s.entries)
+        return [event for event in events if isinstance(event, kind)]
 
     def wait_for_training(self, campaign: str) -> float:
-        """When every label of the campaign was in the ledger and its first training was asked
-        for: monotonic clock, s."""
+        """Waits until every label of the campaign is in the ledger and its first training is
+        issued; returns that time, monotonic clock, s."""
         subscription = self.bus.consume("train")
         try:
             while True:
-                delivery = subscription.next(timeout=PATIENCE)
+                delivery = subscription.next(timeout=TIMEOUT)
                 arrived = time.monotonic()
-                assert delivery is not None, "no training was asked for"
+                assert delivery is not None, "no training was issued"
                 delivery.ack()
                 if m.Train.model_validate_json(delivery.body).campaign == campaign:
                     return arrived
@@ -133,22 +136,21 @@ def at(servers: Servers, name: str) -> Iterator[Site]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a process of ours tells at its end: requests to the store by method, seconds of CPU
-    at work."""
+    """Figures of a process: requests to the store by method, CPU time while it served, s."""
 
     requests: Mapping[str, int]
     cpu: float
 
 
 @dataclass
-class Employed:
-    """A process that says a line when it is at work, and another at its end."""
+class ServiceProcess:
+    """A process that prints one line when it is ready and its report when it ends."""
 
-    process: subprocess.Popen[str]
+    popen: subprocess.Popen[str]
 
     @staticmethod
-    def start(role: str, environment: Mapping[str, str]) -> Employed:
-        process = subprocess.Popen(
+    def start(role: str, environment: Mapping[str, str]) -> ServiceProcess:
+        popen = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.services.crew", role],
             env={"PATH": os.defpath, **environment},
             cwd=ROOT,
@@ -156,19 +158,20 @@ class Employed:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said, f"{role} ended with status {process.wait()}"
-        return Employed(process)
+        assert popen.stdout is not None
+        line = popen.stdout.readline()
+        assert line, f"{role} ended with status {popen.wait()}"
+        return ServiceProcess(popen)
 
     def end(self) -> Report:
-        self.process.terminate()
-        said, _ = self.process.communicate(timeout=60)
-        return Report(**json.loads(said))
+        self.popen.terminate()
+        output, _ = self.popen.communicate(timeout=60)
+        return Report(**json.loads(output))
 
 
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(holds: Callable[[], bool], failure: str) -> None:
+    """Raises AssertionError with the text `failure` after `TIMEOUT`."""
+    deadline = time.monotonic() + TIMEOUT
     while not holds():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, failure
         time.sleep(0.05)

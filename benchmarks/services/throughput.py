@@ -1,4 +1,4 @@
-"""Durable no-op tasks per second through broker, claim, store and ledger."""
+"""Measures durable no-op tasks per second through broker, claim, store and ledger."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ BUNDLE = 20
 
 
 def measure(servers: Servers, tasks: int, crews: Sequence[int]) -> Iterator[Figure]:
-    """`tasks` with each number of worker processes, one by one and in bundles."""
+    """Runs `tasks` with each number of worker processes, one by one and in bundles."""
     for bundle in (1, BUNDLE):
         for workers in crews:
             yield from _run(servers, tasks, bundle, workers)
 
 
 def _run(servers: Servers, tasks: int, bundle: int, workers: int) -> Iterator[Figure]:
-    """From the campaign's first word to the ledger's last, deciding on all tasks included."""
+    """From opening the campaign to the training that follows its last label, with all decisions."""
     name = f"throughput-{bundle}-{workers}"
     with at(servers, name) as site:
-        site.employ("coordinator")
+        site.start_process("coordinator")
         for _ in range(workers):
-            site.employ("no-op")
+            site.start_process("no-op")
         campaigns.empty(site.store, name, tasks, bundle)
         began = time.monotonic()
         campaigns.wake(site.bus, name)
         seconds = site.wait_for_training(name) - began
         coordinator, *crew = site.end()
     how = "one by one" if bundle == 1 else f"in bundles of {bundle}"
-    crowd = "1 worker" if workers == 1 else f"{workers} workers"
-    what = f"{tasks:,} durable no-op tasks {how}, {crowd}"
+    workers_text = "1 worker" if workers == 1 else f"{workers} workers"
+    what = f"{tasks:,} durable no-op tasks {how}, {workers_text}"
     rate = tasks / seconds
     yield Figure(what, f"{rate:,.0f} /s ({seconds:.1f} s)", f"{ANCHOR:,.0f} /s", rate / ANCHOR)
     yield Figure("  requests per task: worker", per(_sum(crew), tasks))

@@ -1,1 +1,1 @@
-"""The same campaign by DP-GEN and by dpstream, on the same machine: time, labels, true error."""
+"""Runs the same campaign with DP-GEN and with dpstream, and compares time, labels and error."""

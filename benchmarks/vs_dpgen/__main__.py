@@ -30,7 +30,7 @@ from dpstream.shared.spec import Spec
 ARMS = ("dpgen", "lockstep", "streaming")
 VENV = ".venv-dpgen"
 WIDE = 140
-"""Columns of the tables in a file."""
+"""Width of the tables when the output is not a terminal."""
 
 
 def main() -> None:
@@ -49,13 +49,13 @@ def main() -> None:
     for seed in range(1, arguments.seeds + 1):
         at = folder / f"seed-{seed}"
         inputs_.make_inputs(size, seed, at / "inputs")
-        _say_labels_agree(console, at, venv)
+        _check_labels_agree(console, at, venv)
         for arm in arguments.arms:
             console.print(f"seed {seed}: {arm}")
             spec = dpstream_spec.spec(size, _mode(arm), seed, arguments.training)
             run = partial(run_arm, arm, size, spec, at, venv)
             outcomes[arm].append(kept(at / f"{arm}.json", run))
-    console.print(f"held-out set in {of_size / 'held-out'}: made once", soft_wrap=True)
+    console.print(f"held-out set: {of_size / 'held-out'} (computed once)", soft_wrap=True)
     test = inputs_.held_out(size, of_size / "held-out")
     rms = {name: accuracy.rms_force(batch) for name, batch in test.items()}
     runs = {
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def kept(path: Path, run: Callable[[], Outcome]) -> Outcome:
-    """What `path` keeps of an arm that has run before; else run it, and keep its outcome."""
+    """The outcome stored in `path`; if there is none, runs the arm and stores its outcome."""
     adapter = TypeAdapter(Outcome)
     if path.exists():
         return adapter.validate_json(path.read_bytes())
@@ -87,7 +87,9 @@ def _measured(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vs_dpgen", description=__doc__)
     names = [size.name for size in SIZES]
-    parser.add_argument("--size", choices=names, default="full", help="quick: does it all work?")
+    parser.add_argument(
+        "--size", choices=names, default="full", help="quick: a check that everything works"
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/vs-dpgen"))
     parser.add_argument("--seeds", type=int, default=1, help="runs of every arm")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
@@ -95,30 +97,31 @@ def _parser() -> argparse.ArgumentParser:
         "--training",
         choices=get_args(dpstream_spec.Beginning),
         default="scratch",
-        help="reuse: on both sides, all trainings but the first begin in the models before",
+        help="reuse: on both sides, all trainings but the first start from the previous models",
     )
     parser.add_argument("--venv", type=Path, help=f"DP-GEN's environment; default WORKDIR/{VENV}")
     return parser
 
 
-def _say_labels_agree(console: Console, folder: Path, venv: Path) -> None:
+def _check_labels_agree(console: Console, folder: Path, venv: Path) -> None:
     system, python = folder / "inputs" / "initial" / "C1H4-nopbc", venv / "bin" / "python"
     environment = dpgen_arm.environment(venv)
     difference = cross_check.check_labels(system, python, environment, folder / "cross-check")
-    console.print(f"labels of both sides differ by {difference:.1g} eV/Å")
+    console.print(f"labels of DP-GEN and dpstream differ by {difference:.1g} eV/Å")
 
 
 def _mode(arm: str) -> dpstream_spec.Mode:
-    """DP-GEN's arm takes nothing from the spec but how to train."""
+    """The mode of the spec. DP-GEN's arm uses only the training section, so its mode is
+    arbitrary."""
     return "lockstep" if arm == "lockstep" else "streaming"
 
 
 def run_arm(arm: str, size: Size, spec: Spec, folder: Path, venv: Path) -> Outcome:
-    """One arm from the inputs that all arms of this seed share."""
-    given = folder / "inputs"
+    """Runs one arm on the inputs that all arms of this seed share."""
+    inputs = folder / "inputs"
     if arm == "dpgen":
-        return dpgen_arm.run(size, spec.training, given, folder / arm, venv)
-    return dpstream_arm.run(spec, given, folder / arm)
+        return dpgen_arm.run(size, spec.training, inputs, folder / arm, venv)
+    return dpstream_arm.run(spec, inputs, folder / arm)
 
 
 if __name__ == "__main__":

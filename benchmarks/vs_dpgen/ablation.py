@@ -1,4 +1,4 @@
-"""Where the time goes: waiting to be noticed, starting cold, standing at barriers."""
+"""Divides the wall time of an arm into polling, idle time, barriers and cold starts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pathlib import Path
 from benchmarks.vs_dpgen.outcome import Outcome
 
 SLOTS = 2
-"""Cores, and so the number of processes that can work at once."""
+"""Processes that can work at the same time: the number of cores."""
 REPEATS = 2
 
 
 @dataclass(frozen=True)
 class Share:
-    """s of wall time until the committee is ready. polling: nobody worked, because the end of a
-    stage had not been noticed; between: nobody worked for other reasons; barrier: one slot of two
-    worked while the other waited, half of that time; cold: process starts and imports, two at a
-    time; it lies inside the time that slots worked."""
+    """Parts of the wall time until the committee is ready, s.
+
+    polling: both slots idle, because the end of a stage was not detected yet. between: both slots
+    idle for other reasons. barrier: half the time in which one slot worked and the other waited.
+    cold: process starts and imports, two at a time; this is part of the time in which slots worked.
+    """
 
     polling: float
     between: float
@@ -31,7 +33,7 @@ class Share:
 def occupancy(
     busy: Sequence[tuple[float, float]], start: float, end: float
 ) -> tuple[float, float, float]:
-    """s between `start` and `end` with none, with one and with two or more intervals open."""
+    """Time between `start` and `end` with no, one, and two or more intervals open, s."""
     steps = [(max(a, start), 1) for a, b in busy if b > start and a < end]
     steps += [(min(b, end), -1) for a, b in busy if b > start and a < end]
     seconds, running, now = [0.0, 0.0, 0.0], 0, start
@@ -43,8 +45,8 @@ def occupancy(
 
 
 def share(outcome: Outcome, cold: Mapping[str, float]) -> Share:
-    """`cold`: s to start a process, by kind. Warm engines start beside one another and beside the
-    first tasks; what that costs shows as `between`."""
+    """`cold`: time to start a process, by kind, s. dpstream's engines start once, in parallel with
+    the first tasks; their cost is part of `between`."""
     none, one, _ = occupancy(outcome.busy, outcome.started, outcome.ready)
     starting = sum(count * cold.get(kind, 0.0) for kind, count in outcome.processes.items())
     return Share(
@@ -56,8 +58,8 @@ def share(outcome: Outcome, cold: Mapping[str, float]) -> Share:
 
 
 def cold_starts(venv: Path, environment: Mapping[str, str]) -> dict[str, float]:
-    """s to start each of DP-GEN's programs and import what it needs, doing nothing else; two at a
-    time as in the run, the best of two tries."""
+    """Time to start each of DP-GEN's programs with its imports, s: two at a time as in the run, the
+    shorter of two measurements."""
     python, lmp = str(venv / "bin" / "python"), str(venv / "bin" / "lmp")
     commands = {
         "dp": [python, "-c", "import deepmd.tf.entrypoints"],

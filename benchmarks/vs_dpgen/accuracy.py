@@ -1,4 +1,5 @@
-"""The true error of a committee on the held-out set, and what a ratio of two errors is worth."""
+"""The error of a committee on the held-out set, and the ratio of two errors with its
+uncertainty."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from dpstream.shared.runtime.child_process import ChildProcess
 
 RESAMPLES = 10_000
 LIMIT = 1.05
-"""A speed is claimed only where the error ratio's upper bound is below this."""
+"""A speedup is claimed only if the upper bound of the error ratio is below this."""
 
 Errors = Mapping[str, Floats]
-"""By temperature: mean square error of a force component, (eV/Å)², of every model on every held-out
-trajectory `(n_models, n_trajectories)`, mean over its frames."""
+"""By temperature: mean square error of a force component, (eV/Å)², `(n_models, n_trajectories)`;
+means over the frames of each held-out trajectory."""
 
 
 def measure(models: Sequence[str], test: Mapping[str, Batch], scratch: Path) -> Errors:
@@ -29,9 +30,9 @@ def measure(models: Sequence[str], test: Mapping[str, Batch], scratch: Path) -> 
 
 def _errors(engine: ChildProcess, models: Sequence[str], batch: Batch, scratch: Path) -> Floats:
     scratch.mkdir(parents=True, exist_ok=True)
-    given, result = scratch.resolve() / "frames.npz", scratch.resolve() / "forces.npz"
-    given.write_bytes(Batch(batch.species, batch.positions).dumps())
-    engine.call("evaluate", {"models": list(models), "batch": str(given), "result": str(result)})
+    frames, result = scratch.resolve() / "frames.npz", scratch.resolve() / "forces.npz"
+    frames.write_bytes(Batch(batch.species, batch.positions).dumps())
+    engine.call("evaluate", {"models": list(models), "batch": str(frames), "result": str(result)})
     with np.load(result, allow_pickle=False) as found:
         squared = (found["forces"] - batch.arrays["forces"]) ** 2
     return by_trajectory(squared.mean(axis=(2, 3)), batch.arrays["trajectory"])
@@ -44,7 +45,7 @@ def by_trajectory(values: Floats, trajectory: Sequence[int] | Floats) -> Floats:
 
 
 def rmse(errors: Floats) -> float:
-    """eV/Å."""
+    """Root mean square error, eV/Å."""
     return float(np.sqrt(errors.mean()))
 
 
@@ -60,9 +61,10 @@ def rms_force(batch: Batch) -> float:
 def ratio(ours: Sequence[Errors], theirs: Sequence[Errors]) -> tuple[float, float, float]:
     """Overall force RMSE of `ours` over `theirs`, and its bootstrap 95 % bounds.
 
-    One item per seed. Drawn with replacement: seeds and, within each temperature, trajectories,
-    the same for both sides, because they share inputs and held-out frames; and the models, for
-    each side on its own, because a training's outcome depends on its random numbers.
+    `ours`, `theirs`: one item per seed. The bootstrap draws seeds and, within each temperature,
+    trajectories with the same draws for both sides, because they share inputs and held-out frames.
+    It draws models separately for each side, because the result of a training depends on its random
+    numbers.
     """
     random = np.random.default_rng(1)
     seeds = random.integers(len(ours), size=(RESAMPLES, len(ours)))
@@ -88,8 +90,8 @@ def _resampled(
     rows: Mapping[str, Ints],
     random: np.random.Generator,
 ) -> Floats:
-    """Mean square errors `(n_draws,)`; `seeds` `(n_draws, n_seeds)`, `rows` by temperature the
-    trajectories drawn `(n_draws, n_trajectories)`."""
+    """Mean square errors `(n_draws,)`. `seeds`: drawn seeds `(n_draws, n_seeds)`; `rows`: drawn
+    trajectories by temperature `(n_draws, n_trajectories)`."""
     models = next(iter(side[0].values())).shape[0]
     columns = random.integers(models, size=(*seeds.shape, models))
     by_temperature = [
@@ -101,7 +103,8 @@ def _resampled(
 
 
 def _drawn(values: Floats, seeds: Ints, models: Ints, rows: Ints) -> Floats:
-    """Means `(n_draws,)` of `values` `(n_seeds, n_models, n_trajectories)` over what is drawn."""
+    """Means `(n_draws,)` of `values` `(n_seeds, n_models, n_trajectories)` over the drawn
+    entries."""
     index = seeds[:, :, None, None], models[:, :, :, None], rows[:, None, None, :]
     means: Floats = values[index].mean(axis=(1, 2, 3))
     return means

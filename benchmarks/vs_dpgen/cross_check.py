@@ -1,4 +1,5 @@
-"""Both sides must compute the same labels: one initial frame, labelled by DP-GEN's command too."""
+"""Checks that both sides compute the same labels: DP-GEN's command labels one initial frame,
+too."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ TOLERANCE = 1e-4
 def check_labels(
     system: Path, python: Path, environment: Mapping[str, str], scratch: Path
 ) -> float:
-    """Largest force difference in eV/Å of the first frame of `system` (DeePMD npy), labelled by
-    `pyscf_fp.py` under `python`. RuntimeError above the tolerance."""
+    """Labels the first frame of `system` (DeePMD npy) with `pyscf_fp.py` under `python`. Returns
+    the largest force difference, eV/Å; raises RuntimeError above the tolerance."""
     shutil.rmtree(scratch, ignore_errors=True)
     frame = scratch / "frame" / "set.000"
     frame.mkdir(parents=True)
@@ -30,5 +31,5 @@ def check_labels(
     theirs = np.load(scratch / "label" / "set.000" / "force.npy")[0]
     difference = float(np.abs(ours - theirs).max())
     if difference > TOLERANCE:
-        raise RuntimeError(f"labels differ by {difference:.2g} eV/Å between DP-GEN and dpstream")
+        raise RuntimeError(f"labels of DP-GEN and dpstream differ by {difference:.2g} eV/Å")
     return difference

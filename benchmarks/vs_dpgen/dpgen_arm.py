@@ -1,4 +1,4 @@
-"""One `dpgen run`, driven from outside: its environment, its files, its models, its clock."""
+"""Runs `dpgen run` in its own environment, with generated input files, and collects its outcome."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ status=$?
 printf '%s\\t%s\\t%s\\n' "$started" "$EPOCHREALTIME" "$*" >> '{log}'
 exit $status
 """
-"""Around every command: when it began and ended. No process but the command itself is started."""
+"""Wrapper around every command that records its start and end, and starts no other process."""
 
 
 def install(venv: Path, pyscf: str) -> None:
-    """DP-GEN in its own environment, with the versions of DeePMD-kit and PySCF used here."""
+    """Installs DP-GEN in an environment of its own, with the versions of DeePMD-kit and PySCF of
+    the benchmark."""
     if (venv / "done").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
@@ -40,7 +41,7 @@ def install(venv: Path, pyscf: str) -> None:
 
 
 def environment(venv: Path) -> dict[str, str]:
-    """Threads pinned to one, the environment's programs first."""
+    """Environment variables: one thread per process, and the programs of `venv` first."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     path = f"{venv / 'bin'}:{kept.get('PATH', '/usr/bin:/bin')}"
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
@@ -48,8 +49,8 @@ def environment(venv: Path) -> dict[str, str]:
 
 
 def run(size: Size, training: Training, inputs: Path, folder: Path, venv: Path) -> Outcome:
-    """From an empty folder to the committee trained on all labels, where `dpgen run` ends.
-    RuntimeError when it does not get there."""
+    """Runs from an empty folder to the committee trained on all labels, with which `dpgen run`
+    ends. Raises RuntimeError if it fails."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     processes = folder / "processes.tsv"
@@ -77,7 +78,7 @@ def run(size: Size, training: Training, inputs: Path, folder: Path, venv: Path) 
         models=tuple(str(path) for path in sorted(last.glob("graph.*.pb"))),
         busy=tuple((p.started, p.ended) for p in ran),
         processes=dpgen_log.by_kind(ran),
-        polling=dpgen_log.polling(ran, dpgen_log.noticed((folder / "output").read_text())),
+        polling=dpgen_log.polling(ran, dpgen_log.detected((folder / "output").read_text())),
     )
 
 

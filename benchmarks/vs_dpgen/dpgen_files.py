@@ -1,4 +1,4 @@
-"""DP-GEN's `param.json` and `machine.json` for the benchmark's campaign. Pure.
+"""Builds DP-GEN's `param.json` and `machine.json` for the benchmark's campaign.
 
 Keys: https://docs.deepmodeling.com/projects/dpgen, "dpgen run param parameters" and "machine
 parameters", release 0.14.
@@ -17,7 +17,7 @@ from dpstream.shared.spec import Training
 
 Json = dict[str, Any]
 PARALLEL = 2
-"""Jobs at once in every stage."""
+"""Parallel jobs in every stage."""
 
 
 def param(size: Size, training: Training, inputs: Path) -> Json:
@@ -36,7 +36,7 @@ def param(size: Size, training: Training, inputs: Path) -> Json:
         **_reuse(size, training),
         "dp_compress": True,
         "model_devi_dt": TIMESTEP,
-        "model_devi_skip": 1,  # dpstream does not look at step 0 either
+        "model_devi_skip": 1,  # dpstream does not check step 0 either
         "model_devi_f_trust_lo": size.low,
         "model_devi_f_trust_hi": size.high,
         "model_devi_nopbc": True,
@@ -55,15 +55,15 @@ def param(size: Size, training: Training, inputs: Path) -> Json:
 
 
 def training_param(size: Size, training: Training) -> Json:
-    """The very `input.json` that dpstream writes, but for what DP-GEN fills in: systems, batch
-    sizes, seeds (drawn by it for every model)."""
+    """The `input.json` that dpstream writes, without the systems, batch sizes and seeds: DP-GEN
+    fills these in, and draws a seed for every model."""
     run = TrainingRun(type_map=TYPE_MAP, systems=(), steps=size.train_steps, seed=1, member=0)
     return build_input(training, run)
 
 
 def _reuse(size: Size, training: Training) -> Json:
-    """How trainings after the first begin in the models before. `auto:1`: old and new frames weigh
-    the same, as in dpstream."""
+    """Keys for trainings that start from the previous models. `auto:1` gives old and new frames the
+    same weight, as in dpstream."""
     if not training.warm:
         return {}
     return {
@@ -78,7 +78,7 @@ def _job(size: Size, temperature: float) -> Json:
     return {
         "sys_idx": [0],
         "temps": [temperature],
-        "press": [1.0],  # asked for, and without effect at constant volume
+        "press": [1.0],  # required; no effect at constant volume
         "trj_freq": size.every,
         "nsteps": size.md_steps,
         "ensemble": "nvt",
@@ -87,8 +87,8 @@ def _job(size: Size, temperature: float) -> Json:
 
 
 def machine(size: Size, commands: Mapping[str, str]) -> Json:
-    """`machine.json`: local shells, each stage cut into two jobs that run side by side, so that
-    neither waits for the other's tasks. `commands`: by stage (train, model_devi, fp)."""
+    """`machine.json`: local shells, with each stage divided into two parallel jobs. `commands`: by
+    stage (train, model_devi, fp)."""
     tasks = {"train": MEMBERS, "model_devi": size.structures, "fp": size.labels}
     return {
         "api_version": "1.0",

@@ -1,4 +1,4 @@
-"""One `dpstream run` into an empty store, read back from its ledger."""
+"""Runs `dpstream run` on an empty store and reads its outcome from the ledger."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
-NOT_BROKEN = (0, 1)
-"""Exit status of a campaign that ended: converged or not."""
+ENDED = (0, 1)
+"""Exit statuses of a campaign that ended, converged or not."""
 
 
 def run(spec: Spec, inputs: Path, root: Path) -> Outcome:
-    """From an empty store to the end of the campaign. RuntimeError when it does not get there."""
+    """Runs from an empty store to the end of the campaign. Raises RuntimeError if it fails."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     path = inputs / f"{spec.name}.json"
@@ -30,7 +30,7 @@ def run(spec: Spec, inputs: Path, root: Path) -> Outcome:
     with (root / "output").open("w") as output:
         done = subprocess.run(_command(path, root), stdout=output, stderr=output)
     ended = time.time()
-    if done.returncode not in NOT_BROKEN:
+    if done.returncode not in ENDED:
         raise RuntimeError(f"dpstream ended with status {done.returncode}; see {root / 'output'}")
     messages = list(read_messages(FolderStore(root), spec.name))
     ready = committee(messages)
@@ -54,7 +54,8 @@ def _command(spec: Path, root: Path) -> list[str]:
 
 
 def committee(messages: Sequence[Message]) -> ModelsReady:
-    """The committee trained on all labels (RuntimeError if labels came in after the last one)."""
+    """The committee trained on all labels. Raises RuntimeError if labels arrived after the last
+    one."""
     last = [n for n, message in enumerate(messages) if isinstance(message, ModelsReady)]
     if not last or any(isinstance(message, LabelsDone) for message in messages[last[-1] :]):
         raise RuntimeError("no committee was trained on all labels")
@@ -64,13 +65,13 @@ def committee(messages: Sequence[Message]) -> ModelsReady:
 
 
 def labels(messages: Sequence[Message]) -> int:
-    """Labels accepted; a frame accepted twice counts once."""
+    """Number of accepted labels; a frame accepted twice counts once."""
     done = [message for message in messages if isinstance(message, LabelsDone)]
     return len({accepted.key for event in done for accepted in event.accepted})
 
 
 def busy(messages: Sequence[Message]) -> tuple[tuple[float, float], ...]:
-    """From claim to last result of every task, s since the epoch."""
+    """Claim and last result of every task, s since the epoch."""
     claimed: dict[str, float] = {}
     ended: dict[str, float] = {}
     for message in messages:

@@ -1,8 +1,8 @@
-"""The benchmark's campaign as a dpstream spec. Pure.
+"""Builds the benchmark's campaign as a dpstream spec.
 
-One stage stands for one of DP-GEN's iterations and ends after its round. A last stage,
-whose one short trajectory finds nothing, has the committee trained once more on all labels, as
-DP-GEN does when its list of jobs has ended.
+Each stage corresponds to an iteration of DP-GEN and ends after one round. A last stage with one
+short trajectory that finds no candidate makes dpstream train a committee on all labels, as DP-GEN
+does when its list of jobs has ended.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from dpstream.shared.spec import Spec
 
 Mode = Literal["lockstep", "streaming"]
 Beginning = Literal["scratch", "reuse"]
-"""Whether every training begins from scratch, or all but the first in the models before."""
-NOTHING = {"low": 1e6, "high": 2e6}
-"""eV/Å; between these lies nothing."""
+"""Whether every training starts from scratch, or all but the first from the previous models."""
+UNREACHABLE = {"low": 1e6, "high": 2e6}
+"""Trust levels that no frame reaches, eV/Å."""
 FINAL_STEPS = 10
-"""dpstream's one last long training is not part of the comparison."""
+"""Steps of dpstream's final training, which is not part of the comparison."""
 
 
 def spec(size: Size, mode: Mode, seed: int, beginning: Beginning) -> Spec:
-    """Files are named relative to the folder that holds `initial/` and `structures/`."""
+    """The spec. Paths are relative to the folder that contains `initial/` and `structures/`."""
     return Spec.model_validate(
         {
             "name": f"vs-dpgen-{mode}",
@@ -78,7 +78,7 @@ def _training(size: Size, beginning: Beginning) -> dict[str, Any]:
 
 
 def _selection(size: Size) -> dict[str, Any]:
-    """DP-GEN's draw: any candidates, up to the cap."""
+    """DP-GEN's selection: random candidates up to the limit."""
     return {
         "policy": "random",
         "per_round": size.labels,
@@ -108,4 +108,4 @@ def _stages(size: Size) -> list[dict[str, Any]]:
     ]
     last = {**plan, "steps": size.every, "trajectories": 1}
     ending = {"name": "ending", "systems": ["methane"], "temperatures": [50.0]}
-    return [*stages, {**ending, "md": last, "trust": NOTHING, "repeat": False}]
+    return [*stages, {**ending, "md": last, "trust": UNREACHABLE, "repeat": False}]

@@ -1,4 +1,5 @@
-"""What all arms start from and are measured on: labelled by PySCF once, kept in the workdir."""
+"""The inputs that all arms share and the held-out set, labelled by PySCF once and kept in the
+workdir."""
 
 from __future__ import annotations
 
@@ -27,16 +28,16 @@ from dpstream.shared.values import Recipe, stable_seed
 
 METHANE = Path(__file__).parents[2] / "examples" / "methane-pbe" / "structures" / "CH4.xyz"
 BOX = 30.0
-"""Å; a POSCAR needs a cell, which both sides drop."""
+"""Edge of the cell, Å; a POSCAR requires one, and both sides ignore it."""
 DISPLACED = 0.15
-"""Å, of initial frames."""
+"""Largest displacement in initial frames, Å."""
 NUDGED = 0.03
-"""Å, of starting structures."""
+"""Largest displacement in starting structures, Å."""
 DRIVE: dict[str, Any] = {"grid_level": 1, "conv_tol": 1e-6}
-"""Settings that move reference dynamics: forces within 0.002 eV/Å of the full ones, three times
-as fast."""
+"""Settings for the forces of reference dynamics: within 0.002 eV/Å of the full settings, and three
+times as fast."""
 TIMESTEP = 0.001
-"""ps, of reference dynamics."""
+"""Time step of reference dynamics, ps."""
 
 Call = Callable[[str, Mapping[str, Any]], Any]
 
@@ -48,13 +49,14 @@ def recipe(code: str = "pyscf", **settings: Any) -> Recipe:
 
 @contextmanager
 def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], Any], list[Any]]]:
-    """A map over `count` warm labeling engines: `each(items, work)` is `[work(call, item), …]`."""
+    """Starts `count` labeling engines; yields a function `each(items, work)` that returns
+    `[work(call, item), …]`."""
     pool = [
         ChildProcess("dpstream.services.labeler.child", scratch / f"engine-{i}")
         for i in range(count)
     ]
     for engine in pool:
-        engine.start()  # from here: an engine ends with the thread that started it
+        engine.start()  # in this thread: an engine ends with the thread that started it
     free: Queue[ChildProcess] = Queue()
     for engine in pool:
         free.put(engine)
@@ -75,7 +77,7 @@ def engines(scratch: Path, count: int = 2) -> Iterator[Callable[[Sequence[Any], 
 
 
 def labelled(facts: dict[str, Any], frame: Frame) -> Labelled:
-    """RuntimeError for a frame that PySCF could not do: nothing here should be beyond it."""
+    """The labelled frame. Raises RuntimeError if PySCF did not yield an acceptable label."""
     outcome = Outcome.of(facts)
     broken = check_after(frame, outcome, AcceptanceLimits.of(LabelSettings()))
     if broken is not None:
@@ -98,7 +100,7 @@ def methane() -> Frame:
 
 
 def copies(count: int, displace: float, *seed: object) -> list[Frame]:
-    """Perturbed copies of methane, Å."""
+    """Copies of methane with atoms displaced by up to `displace`, Å."""
     return [
         perturbed(methane(), displace, 0.0, np.random.default_rng(stable_seed(*seed, i)))
         for i in range(count)
@@ -106,7 +108,7 @@ def copies(count: int, displace: float, *seed: object) -> list[Frame]:
 
 
 def make_inputs(size: Size, seed: int, folder: Path) -> None:
-    """`initial/C1H4-nopbc` (labelled, DeePMD npy) and `structures/NNN.vasp`; once."""
+    """Writes `initial/C1H4-nopbc` (labelled, DeePMD npy) and `structures/NNN.vasp`, unless done."""
     if (folder / "done").exists():
         return
     (folder / "structures").mkdir(parents=True, exist_ok=True)
@@ -124,8 +126,9 @@ def make_inputs(size: Size, seed: int, folder: Path) -> None:
 
 
 def held_out(size: Size, folder: Path) -> dict[str, Batch]:
-    """By temperature, a batch with arrays forces `(n, a, 3)` eV/Å and trajectory `(n,)`. Each
-    trajectory is kept as soon as it is done, so an interrupted run goes on where it was."""
+    """The held-out set: by temperature, a batch with arrays forces `(n, a, 3)`, eV/Å, and
+    trajectory `(n,)`. Each trajectory is stored when it is done, so that an interrupted run can
+    continue."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [
         (temperature, number)

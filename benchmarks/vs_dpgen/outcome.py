@@ -1,4 +1,4 @@
-"""What one arm of the benchmark gave."""
+"""The outcome of one arm of the benchmark."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """Times are seconds since the epoch. `ready`: the committee trained on all labels is there;
-    `ended`: the whole run is over. `busy`: intervals during which a slot worked; `processes`:
-    started, by kind; `polling`: s, between the end of a stage's last process and its noticing."""
+    """Times are seconds since the epoch. `ready`: when the committee trained on all labels was
+    ready; `ended`: when the run ended. `busy`: intervals in which a slot worked; `processes`:
+    number of started processes by kind; `polling`: time between the end of stages and its
+    detection, s."""
 
     arm: str
     started: float
@@ -23,5 +24,5 @@ class Outcome:
 
     @property
     def wall(self) -> float:
-        """s, to the committee on all labels: what is compared."""
+        """Wall time to the committee trained on all labels, s; this is what is compared."""
         return self.ready - self.started

@@ -1,8 +1,8 @@
 """DP-GEN's label command: one frame of a DeePMD folder `frame`, labelled by PySCF into `label`.
 
-Runs alone in a task folder, in DP-GEN's own environment, one process per label. The numbers are
-those of dpstream's recipe: PBE/def2-SVP, grid level 3, SCF converged to 1e-9 hartree. A calculation
-that does not converge leaves no label, which DP-GEN counts as a failed one.
+Runs in a task folder and in DP-GEN's environment, one process per label. The settings are those of
+dpstream's recipe: PBE/def2-SVP, grid level 3, SCF converged to 1e-9 hartree. A calculation
+that does not converge writes no label; DP-GEN counts it as failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BOHR = 0.529177210903
 
 
 def main() -> int:
-    """Exit status 1 without convergence."""
+    """Returns the exit status: 1 if the calculation did not converge."""
     frame, label = Path("frame"), Path("label")
     names = (frame / "type_map.raw").read_text().split()
     types = [int(word) for word in (frame / "type.raw").read_text().split()]

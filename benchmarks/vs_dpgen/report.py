@@ -1,4 +1,4 @@
-"""The table, the ratios, and a results file."""
+"""Prints the tables and the ratios, and writes the results file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.vs_dpgen.size import Size
 
 CONTROL = "dpgen"
 ENOUGH = 10
-"""Held-out trajectories per temperature, below which nothing is claimed."""
+"""Held-out trajectories per temperature below which no speedup is claimed."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ Runs = Mapping[str, Sequence[Run]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against DP-GEN. speed: DP-GEN's wall time over this arm's, by seed; error: overall
-    force RMSE of this arm over DP-GEN's and its 95 % bounds."""
+    """One arm compared with DP-GEN. speed: DP-GEN's wall time over that of this arm, by seed;
+    error: overall force RMSE of this arm over DP-GEN's, with its 95 % bounds."""
 
     arm: str
     speed: tuple[float, ...]
@@ -51,12 +51,12 @@ class Comparison:
 
 
 def compare(runs: Runs) -> list[Comparison]:
-    """Every arm but the control, over the seeds that both have run."""
+    """Compares every arm with DP-GEN, over the seeds that both have run."""
     control = runs.get(CONTROL, ())
     pairs = {
         arm: list(zip(own, control, strict=False)) for arm, own in runs.items() if arm != CONTROL
     }
-    return [_compared(arm, found) for arm, found in pairs.items() if found]
+    return [_compared(arm, both) for arm, both in pairs.items() if both]
 
 
 def _compared(arm: str, pairs: Sequence[tuple[Run, Run]]) -> Comparison:
@@ -68,21 +68,21 @@ def _compared(arm: str, pairs: Sequence[tuple[Run, Run]]) -> Comparison:
 
 
 def verdict(comparison: Comparison, size: Size) -> str:
-    """One line: both ratios, and whether a speed is claimed or why not."""
+    """One line with both ratios, and whether a speedup is claimed or why not."""
     value, low, high = comparison.error
     measured = (
-        f"{comparison.arm}: wall time of dpgen over its own {spread(comparison.speed)}; "
-        f"force RMSE over dpgen's {value:.3f} [{low:.3f}, {high:.3f}]"
+        f"{comparison.arm}: speedup over dpgen {spread(comparison.speed)}; "
+        f"force RMSE relative to dpgen {value:.3f} [{low:.3f}, {high:.3f}]"
     )
     if size.held_out.trajectories < ENOUGH:
-        return f"{measured}; no speed is claimed: reduced size"
+        return f"{measured}; no speedup claimed: reduced size"
     if not comparison.claimed:
-        return f"{measured}; no speed is claimed: upper bound not below {accuracy.LIMIT}"
+        return f"{measured}; no speedup claimed: upper bound not below {accuracy.LIMIT}"
     return f"{measured}; claimed: {median(comparison.speed):.1f} times as fast to the same error"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, and the range where there is more than one."""
+    """Median, and the range if there is more than one value."""
     text = f"{median(values):.{digits}f}"
     if len(values) == 1:
         return text
@@ -102,7 +102,7 @@ def provenance(size: Size) -> str:
     plan = size.held_out
     driver = {
         "pyscf": "PBE/def2-SVP itself (PySCF, coarser grid)",
-        "tblite": "GFN2-xTB, not by the labels' method",
+        "tblite": "GFN2-xTB, not the method of the labels",
     }
     return (
         f"held-out: per temperature {plan.trajectories} independent trajectories of {plan.frames} "
@@ -112,7 +112,7 @@ def provenance(size: Size) -> str:
 
 
 def arms_table(runs: Runs, rms: Mapping[str, float]) -> Table:
-    table = Table(title="median over seeds and range; force RMSE of the last committee in eV/Å")
+    table = Table(title="median over seeds and range; force RMSE of the last committee, eV/Å")
     temperatures = [f"{name} (of RMS)" for name in rms]
     for column in ("arm", "wall s", "with the end s", "labels", *temperatures, "overall"):
         table.add_column(column)
@@ -134,7 +134,7 @@ def _error_cell(own: Sequence[Run], name: str, force: float) -> str:
 
 
 def ablation_table(runs: Runs) -> Table:
-    table = Table(title="where the time goes: s of wall time, median over seeds")
+    table = Table(title="wall time by cause, s, median over seeds")
     columns = ("polling", "other idle", "barriers", "cold starts", "processes")
     for column in ("arm", *columns):
         table.add_column(column)
@@ -152,7 +152,7 @@ def ablation_table(runs: Runs) -> Table:
 
 
 def save(path: Path, size: Size, runs: Runs, rms: Mapping[str, float]) -> None:
-    """Everything the tables are made of, as JSON."""
+    """Writes all data behind the tables as JSON."""
     document: dict[str, Any] = {
         "size": asdict(size),
         "rms_force": dict(rms),

@@ -1,4 +1,4 @@
-"""How much both sides run: the same numbers go into DP-GEN's files and into dpstream's spec."""
+"""Sizes of the benchmark. The same numbers go into DP-GEN's files and into dpstream's spec."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 TYPE_MAP = ("C", "H")
 MEMBERS = 4
 TIMESTEP = 0.0005
-"""ps."""
+"""Time step, ps."""
 TAU_T = 0.05
-"""ps."""
+"""Time constant of the thermostat, ps."""
 REUSE = 0.25
-"""Share of a training's steps that a training has which begins in the models before."""
+"""Steps of a training that starts from the previous models, relative to one from scratch."""
 REUSE_LR = 1e-3
-"""The learning rate that it begins at."""
+"""Initial learning rate of such a training."""
 SETTINGS = {"xc": "PBE", "basis": "def2-svp"}
-"""Of PySCF; whatever is not named is dpstream's default, which `pyscf_fp.py` repeats."""
+"""Settings of PySCF; `pyscf_fp.py` repeats them and dpstream's defaults for the others."""
 NETWORK = {
     "model": {
         "descriptor": {
@@ -49,8 +49,8 @@ class HeldOut:
 class Size:
     """One iteration explores at one of `temperatures` (K) from `structures` starting structures.
 
-    low, high: trust levels, eV/Å; labels: most per iteration; md_steps of 0.5 fs, looked at
-    `every` so many.
+    low, high: trust levels, eV/Å; labels: limit per iteration; md_steps: steps of 0.5 fs, with a
+    check every `every` steps.
     """
 
     name: str

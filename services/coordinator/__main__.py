@@ -1,6 +1,6 @@
-"""`python -m dpstream.services.coordinator`: decides what every campaign does next.
+"""`python -m dpstream.services.coordinator`: the coordinator as a process.
 
-Exit status: 0 asked to stop, 2 bad settings, 3 overtaken by a newer coordinator.
+Exit status: 0 stopped on request, 2 bad settings, 3 a newer coordinator has taken over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dpstream.shared.settings import misspelt_variables, read_settings, secrets_
 log = logger()
 
 BAD_INPUT, OVERTAKEN = 2, 3
-REMEDY = "one is enough: stop that one before this is started again"
+REMEDY = "run only one coordinator; stop the other before restarting this one"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
-    """Until `stopping` is set. Raises `Fenced` when a newer coordinator is at work, `Refused` when
-    broker or store refuse the credentials, `SpecError` when the API's address cannot be had."""
+    """Serves all campaigns until `stopping` is set. Raises `Fenced` if a newer coordinator has
+    taken over, `Refused` if broker or store refuse the credentials, `SpecError` if the API cannot
+    listen on its address."""
     for variable, meant in misspelt_variables(CoordinatorSettings):
         log.warning("variable is not known", variable=variable, meant=meant)
     connected = _connected(settings, stopping)
@@ -67,7 +68,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
 def _connected(
     settings: CoordinatorSettings, stopping: threading.Event
 ) -> tuple[Bus, Store] | None:
-    """None when asked to stop before both answered."""
+    """Broker and store; None if stopped before both are connected."""
     try:
         store = connect_store(settings, stopping)
         return connect_bus(settings, stopping), store
@@ -95,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name}\n      {text}" for name, text in variables(CoordinatorSettings))
     return argparse.ArgumentParser(
         prog="python -m dpstream.services.coordinator",
-        description="Decides what every campaign in a store does next, and serves the API. One of "
-        "them at a time: a second one takes over, and the first stops with exit status 3.",
+        description="Coordinates all campaigns of a store and serves the API. Run one at a time: "
+        "a second one takes over, and the first stops with exit status 3.",
         epilog=f"environment:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,12 +1,20 @@
-"""What comes off the queues, as events. What cannot be read is kept where people can look at it,
-and never blocks; what the broker gave up becomes a failure of its task."""
+"""Turns deliveries from the queues into events.
+
+A body that cannot be decoded is stored under `deadletters/` for inspection and dropped, so that it
+never blocks the queue. A command from the dead-letter queue, which the broker moved there after
+many redeliveries, becomes a failure of its attempt. A submission arrives without its lists, which
+are read from the store.
+
+`take` collects a batch. Events share a segment of the ledger, so a batch of events that can wait is
+given a moment to grow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpstream.services.coordinator.open_campaign import envelope
+from dpstream.services.coordinator.open_campaign import header
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, decode_or_none, encode
 from dpstream.shared.errors import NotFound
@@ -23,23 +31,23 @@ log = logger()
 class Inbox:
     store: Store
     clock: Callable[[], float]
-    buried: int = 0
-    """Bodies kept because they could not be decoded."""
+    undecodable: int = 0
+    """Bodies stored because they could not be decoded."""
     given_up: int = 0
-    """Commands that no worker survived taking."""
+    """Commands that the broker moved to the dead letters."""
 
-    def count(self) -> None:
-        """Take earlier coordinators' dead letters into account."""
-        self.buried = count_buried(self.store)
+    def count_undecodable(self) -> None:
+        """Counts the bodies that earlier coordinators stored."""
+        self.undecodable = count_buried(self.store)
 
     def read(self, delivery: Delivery) -> m.Message | None:
-        """The event in a delivery, if there is one."""
+        """The event in a delivery; None if there is none."""
         message = decode_or_none(delivery.body)
         if message is None:
-            self.buried += bury(self.store, delivery.body)
-        if isinstance(message, m.CampaignSubmitted):  # the bus brings it without its lists
+            self.undecodable += bury(self.store, delivery.body)
+        if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
-        if isinstance(message, m.StructuresProposed):  # rates go by a clock that is nobody's else
+        if isinstance(message, m.StructuresProposed):  # rate limits use this clock
             return message.model_copy(update={"time": self.clock()})
         return self._given_up(message) if isinstance(message, m.Command) else message
 
@@ -51,27 +59,27 @@ class Inbox:
             return None
 
     def submission(self, campaign: str) -> m.Message | None:
-        """The event that begins a campaign, in full; None where the store has none."""
+        """The complete event that begins a campaign; None if the store has none."""
         try:
-            found: m.Message = decode(self.store.get(campaign_uri(campaign, "submitted.json")))
+            event: m.Message = decode(self.store.get(campaign_uri(campaign, "submitted.json")))
         except NotFound:
             return None
-        return found
+        return event
 
     def _given_up(self, command: m.Command) -> m.Message | None:
-        """A command that the broker took back from one dying worker after the other: a failure of
-        that attempt, unless somebody has claimed it after all."""
+        """Turns a command that the broker gave up into a failure of its attempt, unless a worker
+        has claimed it."""
         if not self.store.exists(campaign_uri(command.campaign, "spec.json")):
             return None
         failed = m.TaskFailed(
-            **envelope(command, "given up", self.clock()),
+            **header(command, "given up", self.clock()),
             permanent=False,
-            reason="no worker survived taking it: the broker gave it up",
+            reason="the broker moved it to the dead letters: every worker that received it died",
         )
         key = claim_uri(command.campaign, command.task, command.attempt)
         if self.store.create(key, encode(failed)):
             self.given_up += 1
             log.warning(failed.reason, campaign=command.campaign, task=command.task)
             return failed
-        ours = failed.id.encode() in self.store.get(key)  # before a crash, or a lost reply
+        ours = failed.id.encode() in self.store.get(key)  # written before a crash or a lost reply
         return failed if ours else None

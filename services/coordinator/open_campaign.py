@@ -1,5 +1,10 @@
-"""One campaign at hand: its ledger and state, and what is known of tasks under way that no ledger
-keeps: who works on them, how far they are, when their leases end."""
+"""One campaign in the memory of the coordinator.
+
+Besides the ledger and the state, an open campaign has what no ledger records: the queue of tasks to
+publish, and for each running task its worker, its progress and the end of its lease. All of it is
+rebuilt from the state when the campaign is opened. After each segment, `track` brings queue and
+leases in line with the new state.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +20,29 @@ from dpstream.shared.values import stable_id
 
 @dataclass
 class OpenCampaign:
-    """Written by the coordinator's thread alone. Others may read it: `state` is immutable, of the
-    tables they take copies."""
+    """Only the coordinator's thread changes it. Other threads may read it: `state` is immutable,
+    and they copy the tables."""
 
     ledger: Ledger
     state: State
     task_queue: TaskQueue
     leases: dict[str, float] = field(default_factory=dict)
-    """Deadlines of running tasks."""
+    """End of the lease of each running task, seconds since the epoch."""
     progress: dict[str, str] = field(default_factory=dict)
     workers: dict[str, str] = field(default_factory=dict)
     own_events: list[m.Message] = field(default_factory=list)
-    """Events that this edge says itself; they come before those of the bus."""
-    in_doubt: bool = False
-    """A call to bus or store failed half-way: what holds is what the ledger tells."""
+    """Events of the coordinator itself, handled before those from the bus."""
+    needs_recovery: bool = False
+    """Whether a call to bus or store failed part-way, so that the ledger may be ahead of
+    `state`."""
 
     @property
     def active(self) -> bool:
         return self.state.paused is None and self.state.finished is None
 
-    def is_sign_of_life(self, event: m.Message, deadline: float) -> bool:
-        """Note that a worker lives; its lease ends at `deadline` now. True for heartbeats, which
-        are neither ledgered nor decided."""
+    def extend_lease(self, event: m.Message, deadline: float) -> bool:
+        """Extends the lease of the event's task to `deadline`, if its worker sent it. Returns True
+        for heartbeats, which need no further handling: they are not recorded in the ledger."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.Chunk)):
             task = self.state.tasks.get(event.task)
             if task is not None and task.is_live and task.command.attempt == event.attempt:
@@ -49,7 +55,7 @@ class OpenCampaign:
         return False
 
     def track(self, segment: Segment) -> None:
-        """Keep the backlog and the leases in step with the ledger."""
+        """Updates the task queue and the leases after a segment."""
         for entry in segment.entries:
             for message in (entry.event, *entry.decided):
                 if isinstance(message, m.Command):
@@ -57,9 +63,9 @@ class OpenCampaign:
                     if task.status == "open" and task.command.attempt == message.attempt:
                         self.task_queue.add(message, task.not_before)
                 elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
-                    self._put_away(message.task)
+                    self._update_queue(message.task)
 
-    def _put_away(self, task_id: str) -> None:
+    def _update_queue(self, task_id: str) -> None:
         task = self.state.tasks.get(task_id)
         if task is not None and task.status == "running":
             self.task_queue.started(task.command)
@@ -70,16 +76,18 @@ class OpenCampaign:
             table.pop(task_id, None)
 
     def overdue(self, now: float) -> list[str]:
-        """Tasks whose lease has ended."""
+        """Ids of tasks whose lease has ended."""
         return [task for task, deadline in self.leases.items() if now > deadline]
 
     def lapse(self, task: str, now: float) -> m.LeaseLapsed:
+        """Ends the lease of a task; returns the event that reports it."""
         del self.leases[task]
-        return m.LeaseLapsed(**envelope(self.state.tasks[task].command, "lapsed", now))
+        return m.LeaseLapsed(**header(self.state.tasks[task].command, "lapsed", now))
 
 
-def envelope(of: m.Command | m.TaskCancelled, what: str, now: float) -> dict[str, Any]:
-    """`Event(**envelope(…), …)`: `what` became of it. Said once more it has the same id."""
+def header(of: m.Command | m.TaskCancelled, what: str, now: float) -> dict[str, Any]:
+    """Header fields of an event that reports `what` happened to an attempt. The id depends only on
+    the attempt and on `what`, so that a repeated event has the same id."""
     return {
         "id": stable_id(what, of.task, of.attempt),
         "campaign": of.campaign,

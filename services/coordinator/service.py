@@ -1,7 +1,20 @@
-"""The coordinator at its edge: hear, fold, append, publish, acknowledge — in that order.
+"""The coordinator's main loop: connects the pure policy to bus, store and clock.
 
-Everything decided is in `policy.decide`; everything remembered is in the ledger. Here are only the
-clock (leases, re-issues), the bus, and the objects that decisions ask for.
+One pass takes a batch of events and, for each campaign among them,
+
+1. decides: `policy.decide` applies the event and returns the decisions;
+2. appends events and decisions to the ledger as one segment;
+3. acts on the decisions: stores manifests, publishes public events, cancels tasks;
+4. publishes queued commands, and acknowledges the events.
+
+The order matters. An event is acknowledged only when it is in the ledger, and nothing is published
+that is not. If the coordinator dies in between, the bus delivers the events again and `_recover`
+repeats the actions of the last segment; both have no further effect. Between batches,
+`check_clock` looks for leases that have ended and tasks that are due.
+
+A failure of bus or store (`BusError`, `StoreError`) leaves the affected campaigns marked
+`needs_recovery` and is retried. `Fenced`, raised when a newer coordinator has taken over, ends the
+process.
 """
 
 from __future__ import annotations
@@ -24,7 +37,7 @@ from dpstream.services.coordinator.ledger.ledger import (
     begun_and_ended,
     finished_uri,
 )
-from dpstream.services.coordinator.open_campaign import OpenCampaign, envelope
+from dpstream.services.coordinator.open_campaign import OpenCampaign, header
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
@@ -41,20 +54,20 @@ from dpstream.shared.values import campaign_uri
 log = logger()
 
 BATCH = 64
-AMPLE = 10
-"""Tasks in flight per queue, so many that nobody will soon wait for more."""
+WELL_STOCKED = 10
+"""Published tasks per queue above which no worker is about to run out of work."""
 WAIT = 0.5
-"""Seconds between looks at the clock when nothing is heard."""
+"""Longest time without checking the clock, s."""
 PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds before another try during an outage: doubled every time."""
+"""Delay before a retry during an outage, s: the first one, doubled up to the second."""
 FENCE_CHECK = 20.0
-"""Seconds between looks for a newer coordinator while there is nothing to write: an overtaken one
-would go on taking heartbeats off the queue."""
+"""Interval of checks for a newer coordinator, s. An idle coordinator needs them: it writes no
+segment that would reveal that it was overtaken, but consumes heartbeats."""
 
 
 @dataclass
 class Coordinator:
-    """Serves any number of campaigns, one event batch after the other."""
+    """Serves any number of campaigns in one thread, one batch of events after the other."""
 
     bus: Bus
     store: Store
@@ -65,61 +78,62 @@ class Coordinator:
     broken: dict[str, str] = field(default_factory=dict)
     """Campaigns whose ledger cannot be read, and why."""
     ended: set[str] = field(default_factory=set)
-    """Campaigns that had ended when this coordinator began."""
-    timed: Callable[[float], object] = lambda seconds: None
-    """Told how long each `decide` took, s."""
+    """Campaigns that had ended when this coordinator started."""
+    on_decided: Callable[[float], object] = lambda seconds: None
+    """Called with the duration of each `decide`, s."""
     connected: bool = False
-    turned: float = field(default_factory=time.monotonic)
-    """When the service loop was last seen alive, by the monotonic clock."""
-    _tended: float | None = None
+    last_pass: float = field(default_factory=time.monotonic)
+    """When the loop last completed a pass or noticed an outage, monotonic clock."""
+    _clock_checked: float | None = None
     _fences_checked: float = 0.0
 
     def __post_init__(self) -> None:
         self.inbox = Inbox(self.store, self.clock)
 
     def open_all(self) -> None:
-        """Take over every campaign in the store that has not ended."""
-        self.inbox.count()
+        """Takes over every campaign in the store that has not ended."""
+        self.inbox.count_undecodable()
         begun, self.ended = begun_and_ended(self.store)
         for campaign in sorted(begun - self.ended):
             self._opened(campaign)
-            self.turned = time.monotonic()
+            self.last_pass = time.monotonic()
 
     def run(self, stopping: threading.Event) -> None:
-        """Serve until `stopping` is set; outages of bus and store are waited out. Raises `Fenced`
-        when a newer coordinator is at work."""
+        """Serves until `stopping` is set; retries through outages of bus and store. Raises `Fenced`
+        if a newer coordinator has taken over."""
         pause = PAUSE
         while not stopping.is_set():
             try:
-                for _ in self._served(stopping):
-                    pause, self.connected, self.turned = PAUSE, True, time.monotonic()
+                for _ in self._passes(stopping):
+                    pause, self.connected, self.last_pass = PAUSE, True, time.monotonic()
             except (BusError, StoreError) as error:
-                self.connected, self.turned = False, time.monotonic()
+                self.connected, self.last_pass = False, time.monotonic()
                 log.warning("bus or store failed, trying again", reason=str(error), after=pause)
                 stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _served(self, stopping: threading.Event) -> Iterator[None]:
-        """Our subscriptions, until one fails or `stopping` is set; yields after every turn."""
-        with ExitStack() as until_then:
+    def _passes(self, stopping: threading.Event) -> Iterator[None]:
+        """Yields after every pass, until a subscription fails or `stopping` is set."""
+        with ExitStack() as subscriptions:
             events, dead = (
-                self._subscribed(queue, until_then) for queue in (COORDINATOR, DEADLETTERS)
+                self._subscribe(queue, subscriptions) for queue in (COORDINATOR, DEADLETTERS)
             )
             while not stopping.is_set():
-                self.hear(take(events, BATCH, WAIT, self.can_wait))
-                self.hear(waiting(dead, BATCH))
-                self.tend()
+                self.receive(take(events, BATCH, WAIT, self.can_wait))
+                self.receive(waiting(dead, BATCH))
+                self.check_clock()
                 if not (events.open and dead.open):
                     raise BusError("the subscription ended")
                 yield
 
     def can_wait(self, event: m.Message) -> bool:
-        """Whether nobody is idle because of it: nothing follows from a claim, and the answer to a
-        result is waited for only where a queue runs dry."""
+        """Whether the event can be handled a moment later without leaving a worker idle. Claims and
+        heartbeats lead to no new task. A result may, but it is urgent only if its queue is about to
+        run empty."""
         if isinstance(event, m.Result):
             open_campaign = self.open_campaigns.get(event.campaign)
-            queue = open_campaign.task_queue.whence(event.task) if open_campaign else None
-            return queue is not None and self._in_flight(queue) >= AMPLE
+            queue = open_campaign.task_queue.queue_of_task(event.task) if open_campaign else None
+            return queue is not None and self._in_flight(queue) >= WELL_STOCKED
         return isinstance(event, (m.TaskClaimed, m.TaskHeartbeat))
 
     def _in_flight(self, queue: str) -> int:
@@ -128,19 +142,20 @@ class Coordinator:
             for open_campaign in self.open_campaigns.values()
         )
 
-    def _subscribed(self, queue: str, until: ExitStack) -> Subscription:
+    def _subscribe(self, queue: str, subscriptions: ExitStack) -> Subscription:
         subscription = self.bus.consume(queue, prefetch=BATCH)
 
         def cancel() -> None:
             with suppress(BusError):
                 subscription.cancel()
 
-        until.callback(cancel)
+        subscriptions.callback(cancel)
         return subscription
 
     def open(self, campaign: str, workers_are_gone: bool = False) -> OpenCampaign:
-        """Take a campaign over: rebuild its state, say the last segment's messages again. With
-        `workers_are_gone` (everything ran in one process, which ended) claimed tasks are free."""
+        """Takes a campaign over: rebuilds its state and repeats the actions of the last segment.
+        With `workers_are_gone` (everything ran in one process, which has ended) claimed tasks are
+        released."""
         ledger, state = Ledger.open(self.store, campaign)
         open_campaign = OpenCampaign(ledger, state, TaskQueue(self.reissue_after))
         for task in state.tasks.values():
@@ -161,35 +176,35 @@ class Coordinator:
         return open_campaign
 
     def _mark_finished(self, finished: m.CampaignFinished) -> None:
-        """For those who would otherwise have to read the whole ledger to know."""
+        """Stores the verdict where it can be read without the ledger."""
         self.store.create(finished_uri(finished.campaign), encode(finished))
 
     def _recover(self, open_campaign: OpenCampaign) -> None:
-        """Take up what an outage or a restart cut off: a segment written though nobody said so,
-        the last segment's messages."""
-        open_campaign.in_doubt = True
+        """Completes what an outage or a restart interrupted: applies a segment that was written
+        although `append` failed, and repeats the actions of the last segment."""
+        open_campaign.needs_recovery = True
         state = open_campaign.ledger.recover(open_campaign.state)
         if state is not open_campaign.state and open_campaign.ledger.last is not None:
             open_campaign.state = state
             open_campaign.track(open_campaign.ledger.last)
         if open_campaign.ledger.last is not None:
             self._act(open_campaign, open_campaign.ledger.last)
-        open_campaign.in_doubt = False
+        open_campaign.needs_recovery = False
 
-    def hear(self, deliveries: Sequence[Delivery]) -> None:
-        """One batch: fold it, append it, publish what follows, then acknowledge. What an outage
-        (`BusError`, `StoreError`, raised in the end) kept from the ledger goes back to the bus."""
+    def receive(self, deliveries: Sequence[Delivery]) -> None:
+        """Handles one batch and acknowledges it. Deliveries that an outage kept out of the ledger
+        go back to the bus; then `BusError` or `StoreError` is raised."""
         read: list[tuple[Delivery, m.Message | None]] = []
         try:
             read = [(delivery, self.inbox.read(delivery)) for delivery in deliveries]
-            self._hear(read)
+            self._receive(read)
         except (BusError, StoreError, Fenced):
             with suppress(BusError):
                 for delivery in reversed(deliveries):
                     delivery.reject()  # has no effect on what is acknowledged
             raise
 
-    def _hear(self, read: Sequence[tuple[Delivery, m.Message | None]]) -> None:
+    def _receive(self, read: Sequence[tuple[Delivery, m.Message | None]]) -> None:
         by_campaign: dict[str | None, list[tuple[Delivery, m.Message | None]]] = {}
         for delivery, event in read:
             by_campaign.setdefault(event.campaign if event else None, []).append((delivery, event))
@@ -198,7 +213,7 @@ class Coordinator:
             try:
                 if campaign is not None:
                     self._serve(campaign, [event for _, event in batch if event is not None])
-            except (BusError, StoreError) as error:  # the other campaigns may fare better
+            except (BusError, StoreError) as error:  # other campaigns may still succeed
                 outage = error
                 continue
             for delivery, _ in batch:
@@ -206,21 +221,22 @@ class Coordinator:
         if outage is not None:
             raise outage
 
-    def tend(self) -> None:
-        """What the clock asks for: leases, events of our own, tasks to publish."""
+    def check_clock(self) -> None:
+        """Does what is due: ends leases, handles the coordinator's own events, publishes tasks."""
         now = self.clock()
-        self._excuse_absence(now)
+        self._extend_leases_after_absence(now)
         self._check_fences(now)
         for campaign, open_campaign in list(self.open_campaigns.items()):
             lapsed = self._lapsed(open_campaign, now)
-            if open_campaign.own_events or lapsed or open_campaign.in_doubt:
+            if open_campaign.own_events or lapsed or open_campaign.needs_recovery:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
 
-    def _excuse_absence(self, now: float) -> None:
-        """Nobody's lease runs while this coordinator is not looking: a laptop asleep, an outage."""
-        absence = 0.0 if self._tended is None else now - self._tended
-        self._tended = now
+    def _extend_leases_after_absence(self, now: float) -> None:
+        """Leases do not run while this coordinator cannot receive heartbeats, for example during an
+        outage or while a laptop sleeps."""
+        absence = 0.0 if self._clock_checked is None else now - self._clock_checked
+        self._clock_checked = now
         if absence > self.lease_seconds / 4:
             for open_campaign in self.open_campaigns.values():
                 open_campaign.leases = {
@@ -248,18 +264,18 @@ class Coordinator:
         if open_campaign is None:
             return
         try:
-            if open_campaign.in_doubt:
+            if open_campaign.needs_recovery:
                 self._recover(open_campaign)
             own = tuple(open_campaign.own_events)
             self._handle(open_campaign, [*own, *events])
         except (BusError, StoreError):
-            open_campaign.in_doubt = True
+            open_campaign.needs_recovery = True
             raise
         del open_campaign.own_events[: len(own)]
         self._publish_tasks(open_campaign)
 
     def _opened(self, campaign: str) -> OpenCampaign | None:
-        """The campaign's desk, opened if need be; None for one that is unknown or broken."""
+        """The campaign, opened if it is not yet; None if it is unknown or broken."""
         if campaign in self.open_campaigns or campaign in self.broken:
             return self.open_campaigns.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
@@ -276,7 +292,7 @@ class Coordinator:
         entries: list[LedgerEntry] = []
         state = open_campaign.state
         for event in events:
-            if open_campaign.is_sign_of_life(event, self.clock() + self.lease_seconds):
+            if open_campaign.extend_lease(event, self.clock() + self.lease_seconds):
                 continue
             after, decided = self._decide(state, event)
             if after is not state:
@@ -291,14 +307,14 @@ class Coordinator:
         open_campaign.ledger.snapshot(state)
 
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
-        """`decide`; an event it raises on pauses its campaign, and nothing else."""
+        """Calls `decide`. If it raises, the event has no effect but to pause its campaign."""
         try:
             began = time.perf_counter()
             after, decided = decide(state, event)
-            self.timed(time.perf_counter() - began)
+            self.on_decided(time.perf_counter() - began)
             for command in decided:
                 if isinstance(command, m.Command):
-                    encode(command)  # refuses what is too long for the wire
+                    encode(command)  # raises if it is too long for a message
             return after, decided
         except Exception as error:
             log.exception("unprocessable event", campaign=event.campaign, type=type(event).__name__)
@@ -313,7 +329,7 @@ class Coordinator:
             return apply(state, paused), (paused,)
 
     def _act(self, open_campaign: OpenCampaign, segment: Segment) -> None:
-        """Carry a segment's decisions out. Doing it again changes nothing."""
+        """Acts on the decisions of a segment. Repeating this has no further effect."""
         public: list[Outgoing] = []
         for entry in segment.entries:
             for decision in entry.decided:
@@ -329,9 +345,10 @@ class Coordinator:
             self.bus.publish(public)
 
     def _cancel(self, open_campaign: OpenCampaign, decision: m.TaskCancelled) -> None:
-        """Win the task's claim, so that nobody starts it; or, where it runs, ask for its end
-        (labels are let finish: they are worth keeping)."""
-        revoked = m.TaskRevoked(**envelope(decision, "revoked", self.clock()))
+        """Takes the claim of the task, so that no worker starts it. If a worker already has the
+        claim, requests its stop; running label tasks are allowed to finish, because labels are
+        worth keeping."""
+        revoked = m.TaskRevoked(**header(decision, "revoked", self.clock()))
         key = claim_uri(decision.campaign, decision.task, decision.attempt)
         if self.store.create(key, encode(revoked)) or self._is_revoked(key):
             open_campaign.task_queue.claimed(decision.task)
@@ -345,18 +362,18 @@ class Coordinator:
     def _lapsed(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
         late = open_campaign.overdue(now)
         if late and self.bus.depth(COORDINATOR):
-            # Their heartbeats may be waiting in our own queue: nobody lapses while we lag behind.
+            # Heartbeats may still be in the queue: no lease ends while the coordinator lags behind.
             open_campaign.leases.update(dict.fromkeys(late, now + self.lease_seconds))
             return []
         return [open_campaign.lapse(task, now) for task in late]
 
     def _is_claimed(self, task: Task) -> bool:
-        """Whether a worker has it, be it that nobody has heard of that yet."""
+        """Whether a worker holds the claim, even if its task-claimed event has not arrived."""
         command = task.command
         if task.status != "open":
             return task.status == "running"
         return self.store.exists(claim_uri(command.campaign, command.task, command.attempt))
 
     def _released(self, command: m.Command) -> m.Message:
-        ended = envelope(command, "released", self.clock())
-        return m.TaskReleased(**ended, reason="the process ended")
+        fields = header(command, "released", self.clock())
+        return m.TaskReleased(**fields, reason="the process has ended")

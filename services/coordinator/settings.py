@@ -1,4 +1,4 @@
-"""What the coordinator is told by its environment."""
+"""Settings of the coordinator, read from environment variables."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from dpstream.shared.settings import PREFIX, Settings
 
 class CoordinatorSettings(Settings):
     http_port: int = Field(
-        default=8080, ge=0, le=65535, description="for the API and the dashboard; 0: not served"
+        default=8080,
+        ge=0,
+        le=65535,
+        description="port of the API and the dashboard; 0 disables both",
     )
     api_token: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="bearer token of the API; needed to serve beyond this machine",
+        description="bearer token of the API; required to serve other machines",
     )
     lease_seconds: float = Field(
         default=900.0,
         ge=1.0,
-        description="without a heartbeat for so long, a task is given to another worker",
+        description="seconds without a heartbeat after which a task counts as lost",
     )
     reissue_after: float = Field(
-        default=600.0, ge=1.0, description="seconds until a task nobody claims is published again"
+        default=600.0, ge=1.0, description="seconds until an unclaimed task is published again"
     )
 
     @model_validator(mode="after")
     def _guarded(self) -> CoordinatorSettings:
         if self.http_port and self.api_token is None and not is_loopback(self.http_host):
             raise ValueError(
-                f"{PREFIX}HTTP_HOST: {self.http_host!r}: serving beyond this machine needs "
-                f"{PREFIX}API_TOKEN, at least 16 characters"
+                f"{PREFIX}HTTP_HOST: {self.http_host!r}: serving other machines requires "
+                f"{PREFIX}API_TOKEN with at least 16 characters"
             )
         return self
 

@@ -1,4 +1,11 @@
-"""Tasks of one campaign that nobody has started: ranked here, published a few at a time."""
+"""Ranks the tasks of one campaign that no worker has started, and publishes a few at a time.
+
+The broker's queues are first in, first out. To let urgent tasks overtake others, most tasks wait
+here, and only about twice as many as there are busy workers are published. A queue of the broker
+corresponds to a `Lane`. A published task that no worker claims within `reissue_after` seconds is
+published again under the same attempt, in case the message was lost; the claim keeps it from
+running twice.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +21,11 @@ from dpstream.shared.messages import Command, Explore, Label, Reference, Screen,
 from dpstream.shared.ports import Bus, Outgoing
 
 MINIMUM = 20
-"""Tasks in flight per queue, at the least."""
-NOBODY: Mapping[str, int] = MappingProxyType({})
+"""Smallest limit of published tasks per queue."""
+NO_WORKERS: Mapping[str, int] = MappingProxyType({})
 RANK = {Label: 1, Train: 1, Screen: 1, Explore: 2, Reference: 2}
-"""Short tasks that others wait for (select, judge, audit, verify) go first."""
+"""Lower ranks are published first. Commands not listed have rank 0: short tasks that the loop waits
+for (judge, select, audit, measure, verify)."""
 
 
 @dataclass(order=True)
@@ -30,21 +38,23 @@ class QueuedTask:
 
 @dataclass
 class Lane:
-    """The tasks of one queue. What left the backlog is only skipped over in the heaps."""
+    """The tasks of one queue. Tasks that were claimed or cancelled stay in the heaps and are
+    skipped when they come up."""
 
     ranked: list[QueuedTask] = field(default_factory=list)
     delayed: list[tuple[float, QueuedTask]] = field(default_factory=list)
     in_flight: dict[str, tuple[float, QueuedTask]] = field(default_factory=dict)
-    """Published tasks and when, the oldest first."""
+    """Published tasks and the time of publication, the oldest first."""
 
-    def join(self, task: QueuedTask) -> None:
+    def push(self, task: QueuedTask) -> None:
         if task.not_before:
             heapq.heappush(self.delayed, (task.not_before, task))
         else:
             heapq.heappush(self.ranked, task)
 
     def due(self, now: float, limit: int, reissue_after: float) -> Iterable[QueuedTask]:
-        """Published too long ago, then the best ranked up to `limit` in flight."""
+        """Yields tasks that were published too long ago, then those of the lowest rank up to
+        `limit` in flight."""
         while self.delayed and self.delayed[0][0] <= now:
             heapq.heappush(self.ranked, heapq.heappop(self.delayed)[1])
         while self.in_flight:
@@ -53,12 +63,12 @@ class Lane:
                 break
             del self.in_flight[name]
             yield task
-        while self.ranked and len(self.in_flight) < limit and not self._enough_references():
+        while self.ranked and len(self.in_flight) < limit and not self._next_is_surplus_reference():
             yield heapq.heappop(self.ranked)
 
-    def _enough_references(self) -> bool:
-        """Reference dynamics is long and nobody waits for it: one lies ready, so that labels that
-        are asked for later need not queue behind all of it."""
+    def _next_is_surplus_reference(self) -> bool:
+        """Whether the next task is reference dynamics and one is already published. These tasks are
+        long and not urgent; publishing one at a time keeps them from delaying later labels."""
         return isinstance(self.ranked[0].command, Reference) and any(
             isinstance(task.command, Reference) for _, task in self.in_flight.values()
         )
@@ -66,64 +76,66 @@ class Lane:
 
 @dataclass
 class TaskQueue:
-    """Publishes at most a bounded number of tasks per queue; a task that nobody claims for
-    `reissue_after` seconds is published again, under the same attempt. What one call costs does
-    not depend on how many tasks wait."""
+    """The tasks of one campaign that have not ended. The cost of a call does not depend on the
+    number of waiting tasks."""
 
     reissue_after: float
     busy: Counter[str] = field(default_factory=Counter)
-    """By queue: tasks at work, one per busy worker."""
-    _at_work: dict[str, str] = field(default_factory=dict)
+    """Running tasks by queue, one per busy worker."""
+    _running: dict[str, str] = field(default_factory=dict)
     _tasks: dict[str, QueuedTask] = field(default_factory=dict)
-    _lines: dict[str, Lane] = field(default_factory=dict)
-    _numbered: int = 0
+    _lanes: dict[str, Lane] = field(default_factory=dict)
+    _added: int = 0
 
     def add(self, command: Command, not_before: float) -> None:
-        """A task to be published `not_before` a time (seconds since the epoch); of one that is
-        known already only this newer attempt counts."""
+        """Adds a task to be published at or after `not_before` (seconds since the epoch). It
+        replaces an earlier attempt of the same task."""
         self.ended(command.task)
-        self._numbered += 1
+        self._added += 1
         rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
-        task = QueuedTask(rank, self._numbered, command, not_before)
+        task = QueuedTask(rank, self._added, command, not_before)
         self._tasks[command.task] = task
-        self._lines.setdefault(queue_of(command), Lane()).join(task)
+        self._lanes.setdefault(queue_of(command), Lane()).push(task)
 
     def claimed(self, task: str) -> None:
-        """Nothing to publish any more."""
-        known = self._tasks.pop(task, None)
-        if known is not None:
-            self._lines[queue_of(known.command)].in_flight.pop(task, None)
+        """Removes a task from those to publish."""
+        queued = self._tasks.pop(task, None)
+        if queued is not None:
+            self._lanes[queue_of(queued.command)].in_flight.pop(task, None)
 
     def started(self, command: Command) -> None:
-        """A worker has it."""
+        """Counts the task as running."""
         self.claimed(command.task)
-        if command.task not in self._at_work:
-            self._at_work[command.task] = queue = queue_of(command)
+        if command.task not in self._running:
+            self._running[command.task] = queue = queue_of(command)
             self.busy[queue] += 1
 
     def ended(self, task: str) -> None:
-        """Nobody has it any more, and nobody should."""
+        """Forgets a task: it has ended, or another attempt follows."""
         self.claimed(task)
-        queue = self._at_work.pop(task, None)
+        queue = self._running.pop(task, None)
         if queue is not None:
             self.busy[queue] -= 1
 
-    def whence(self, task: str) -> str | None:
-        """The queue of a task that is not ended."""
-        known = self._tasks.get(task)
-        return self._at_work.get(task) if known is None else queue_of(known.command)
+    def queue_of_task(self, task: str) -> str | None:
+        """The queue of a task; None if it has ended."""
+        queued = self._tasks.get(task)
+        return self._running.get(task) if queued is None else queue_of(queued.command)
 
     def in_flight(self, queue: str) -> int:
-        """Published tasks that nobody is known to have."""
-        return len(self._lines[queue].in_flight) if queue in self._lines else 0
+        """Number of published tasks that no worker has claimed."""
+        return len(self._lanes[queue].in_flight) if queue in self._lanes else 0
 
-    def publish(self, bus: Bus, now: float, share: int, busy: Mapping[str, int] = NOBODY) -> None:
-        """Fill every queue up to this campaign's share (of `share` campaigns) of its limit: twice
-        as many tasks as workers are `busy` there for any campaign, and at least `MINIMUM`. Idle
-        workers need no counting: they take what is there, and then they are busy."""
+    def publish(
+        self, bus: Bus, now: float, share: int, busy: Mapping[str, int] = NO_WORKERS
+    ) -> None:
+        """Publishes tasks up to the limit of each queue: twice the number of workers `busy` there
+        for any campaign, at least `MINIMUM`, divided by `share`, the number of active campaigns.
+        Idle workers need no counting: they take a published task and are then busy. Raises
+        BusError; the tasks are then published by a later call."""
         due = [
             task
-            for queue in self._lines
+            for queue in self._lanes
             for task in self._due(queue, now, max(MINIMUM, 2 * busy.get(queue, 0)) // share)
         ]
         if not due:
@@ -136,9 +148,9 @@ class TaskQueue:
             raise
 
     def _due(self, queue: str, now: float, limit: int) -> Iterable[QueuedTask]:
-        line = self._lines[queue]
-        for task in line.due(now, max(1, limit), self.reissue_after):
+        lane = self._lanes[queue]
+        for task in lane.due(now, max(1, limit), self.reissue_after):
             name = task.command.task
             if self._tasks.get(name) is task:
-                line.in_flight[name] = now, task
+                lane.in_flight[name] = now, task
                 yield task

@@ -20,7 +20,7 @@ SAID = {
     "latency": ("decide + encode", "durable event → command", "5.2 ms", "9.6 ms"),
     "throughput": ("one by one", "in bundles of 20", "1,181 /s", "PUT"),
     "fresh-label": ("training task",),
-    "ledger": ("folded and appended", "replayed", "restart"),
+    "ledger": ("applied and appended", "replayed", "restart"),
 }
 
 

@@ -182,7 +182,7 @@ def test_the_older_of_two_coordinators_stops_and_says_so(
         assert older.ended() == 3
         (line,) = older.other_lines
         assert line.startswith(
-            "coordinator: stopped: small: taken over by a newer coordinator; one "
+            "coordinator: stopped: small: taken over by a newer coordinator; run only one "
         )
         assert call("watch")[0] == 0
     assert newer.process.poll() is None

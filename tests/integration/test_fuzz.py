@@ -132,8 +132,8 @@ class Target:
         """To the coordinator, which then does all that the clock asks for."""
         self.bus.publish([Outgoing(body, topic=f"{CAMPAIGN}.fuzz")])
         while (delivery := self.events.next(0.0)) is not None:
-            self.coordinator.hear([delivery])
-        self.coordinator.tend()
+            self.coordinator.receive([delivery])
+        self.coordinator.check_clock()
 
     def order(self, body: bytes) -> None:
         """To the worker: taken, claimed, worked on, answered."""

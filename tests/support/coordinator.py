@@ -63,8 +63,8 @@ class CoordinatorHarness:
         while (delivery := subscription.next(timeout=0.0)) is not None:
             deliveries.append(delivery)
         try:
-            coordinator.hear(deliveries)
-            coordinator.tend()
+            coordinator.receive(deliveries)
+            coordinator.check_clock()
         finally:
             subscription.cancel()
 

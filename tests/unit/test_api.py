@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
-from dpstream.services.coordinator.http.api import STUCK, make_app, serving
+from dpstream.services.coordinator.http.api import STUCK_AFTER, make_app, serving
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.records import replace
@@ -279,7 +279,7 @@ def test_ready_is_who_is_connected_and_alive_who_turns(site: Site) -> None:
     assert asked.get("/healthz").status_code == 200
     site.coordinator.connected = True
     assert asked.get("/readyz").status_code == 200
-    site.coordinator.turned -= STUCK + 1
+    site.coordinator.last_pass -= STUCK_AFTER + 1
     assert asked.get("/healthz").status_code == 503
 
 
@@ -359,7 +359,7 @@ GOOD = {"broker": "amqp://u:p@localhost/", "store": "runs"}
 
 
 def test_serving_beyond_this_machine_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SpecError, match="needs DPSTREAM_API_TOKEN"):
+    with pytest.raises(SpecError, match="requires DPSTREAM_API_TOKEN"):
         read_settings(CoordinatorSettings, **GOOD, http_host="0.0.0.0")
     monkeypatch.setenv("DPSTREAM_API_TOKEN", "short")
     with pytest.raises(SpecError, match="DPSTREAM_API_TOKEN") as refused:
@@ -428,7 +428,7 @@ def test_an_address_in_use_is_one_line(site: Site, served: str) -> None:
     read_access = ReadAccess(site.coordinator)
     app = make_app(read_access, CoordinatorMetrics(read_access), None)
     with (
-        pytest.raises(SpecError, match=f"127.0.0.1:{port}: cannot serve there"),
+        pytest.raises(SpecError, match=f"127.0.0.1:{port}: cannot listen there"),
         serving(app, "127.0.0.1", port),
     ):
         raise AssertionError

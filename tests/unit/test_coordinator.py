@@ -143,7 +143,7 @@ def test_fold_append_publish_acknowledge_in_that_order(
     recorder = Recorder()
     again = CoordinatorHarness(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
     events = [e for c in harness.published() for e in harness.world.answer(c)]
-    again.coordinator.hear([RecordedDelivery(e, recorder) for e in events])
+    again.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     acts = [act for act in recorder.acts if not act.startswith("create epoch")]
     opened = acts.index("append")
     assert acts[opened:] == ["append", "create manifests", "publish", *["ack"] * len(events)]
@@ -158,7 +158,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
     recorder = Recorder(deadly)
     dying = CoordinatorHarness(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
     with pytest.raises(Died):
-        dying.coordinator.hear([RecordedDelivery(e, recorder) for e in events])
+        dying.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     after = CoordinatorHarness(FolderStore(tmp_path), world=harness.world)
     after.coordinator.open("world", workers_are_gone=True)
     if "ack" not in recorder.acts:
@@ -199,14 +199,14 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
     monkeypatch.setattr("dpstream.shared.bus.batch.LINGER", 60.0)
     monkeypatch.setattr("dpstream.shared.bus.batch.ENOUGH", 3)
     open_campaign = harness.submit(
-        spec(labels={"bundle": 1}, verification={}), frames=2 * service.AMPLE
+        spec(labels={"bundle": 1}, verification={}), frames=2 * service.WELL_STOCKED
     )
     answers = [harness.world.answer(command) for command in harness.published()]
     subscription = harness.bus.consume(COORDINATOR, prefetch=service.BATCH)
 
     def taken() -> list[m.Message]:
         found = take(subscription, service.BATCH, 1.0, harness.coordinator.can_wait)
-        harness.coordinator.hear(found)
+        harness.coordinator.receive(found)
         return [decode(delivery.body) for delivery in found]
 
     (_, one), (_, two), (_, three), *rest = answers
@@ -215,7 +215,7 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
     later.start()
     assert taken() == [one, two, three]
     harness.publish(*(claimed for claimed, _ in rest))
-    while open_campaign.task_queue.in_flight("label.tblite") >= service.AMPLE:
+    while open_campaign.task_queue.in_flight("label.tblite") >= service.WELL_STOCKED:
         taken()
     harness.publish(rest[0][1])
     assert rest[0][1] in taken()
@@ -312,7 +312,7 @@ def test_nobody_lapses_while_the_coordinators_queue_is_backlogged(
     harness.heartbeat(command)
     for _ in range(20):  # it tends, and does not get round to hearing
         harness.now += LEASE * 0.2
-        harness.coordinator.tend()
+        harness.coordinator.check_clock()
     assert status(open_campaign, command) == "running"
     harness.step()
     harness.pass_time(LEASE * 1.2)
@@ -518,7 +518,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     harness.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
-    harness.coordinator.hear([delivery])
+    harness.coordinator.receive([delivery])
     assert "above 900" in (harness.coordinator.open_campaigns["long"].state.paused or "")
 
 
@@ -647,7 +647,7 @@ def worked_to_the_end(harness: CoordinatorHarness, thread: threading.Thread) -> 
         if (
             open_campaign is not None
             and open_campaign.state.finished is not None
-            and not open_campaign.in_doubt
+            and not open_campaign.needs_recovery
         ):
             return open_campaign.state
     raise AssertionError("it did not finish")

@@ -40,7 +40,7 @@ def bury(harness: CoordinatorHarness, *bodies: bytes) -> None:
 def read_deadletters(harness: CoordinatorHarness) -> None:
     subscription = harness.bus.consume(DEADLETTERS, prefetch=10)
     while (delivery := subscription.next(timeout=0.0)) is not None:
-        harness.coordinator.hear([delivery])
+        harness.coordinator.receive([delivery])
     subscription.cancel()
     harness.step()
 
@@ -114,11 +114,11 @@ def test_an_overtaken_coordinator_finds_out_though_nothing_happens(
 ) -> None:
     harness.submit(small())
     older = harness.coordinator
-    older.tend()
+    older.check_clock()
     harness.restart().open_all()
     harness.now += FENCE_CHECK
     with pytest.raises(Fenced, match="world: taken over by a newer coordinator"):
-        older.tend()
+        older.check_clock()
 
 
 # -------------------------------------------------------------------------------- dead letters
@@ -187,7 +187,7 @@ def test_what_is_no_message_is_kept_and_counted_over_restarts(harness: Coordinat
     assert len(list(harness.store.list("deadletters/"))) == harness.coordinator.inbox.buried == 4
     taken = harness.restart()
     taken.open_all()
-    assert taken.inbox.buried == 4
+    assert taken.inbox.undecodable == 4
 
 
 def test_a_submission_that_cannot_be_read_breaks_its_campaign_alone(

@@ -154,7 +154,7 @@ def test_noticing_is_read_in_local_time() -> None:
         "2026-11-21 10:56:25,663 - INFO : check_all_finished: False\n"
     )
     expected = datetime(2026, 11, 21, 10, 56, 25, 611000).timestamp()
-    assert dpgen_log.noticed(log) == [pytest.approx(expected, abs=1e-3)]
+    assert dpgen_log.detected(log) == [pytest.approx(expected, abs=1e-3)]
 
 
 def test_polling_counts_from_the_last_process_of_each_stage() -> None:
@@ -280,10 +280,10 @@ def test_speed_is_claimed_only_at_equal_error() -> None:
     good = Comparison("lockstep", (3.0, 4.0, 3.5), (0.98, 0.92, 1.04))
     assert "3.50 [3.00, 4.00]" in verdict(good, FULL)
     assert "claimed: 3.5 times as fast" in verdict(good, FULL)
-    assert "no speed is claimed: reduced size" in verdict(good, QUICK)
+    assert "no speedup claimed: reduced size" in verdict(good, QUICK)
     bad = Comparison("lockstep", (3.0,), (0.98, 0.92, 1.05))
     assert not bad.claimed
-    assert "no speed is claimed: upper bound" in verdict(bad, FULL)
+    assert "no speedup claimed: upper bound" in verdict(bad, FULL)
 
 
 def test_arms_are_compared_seed_by_seed() -> None:
@@ -299,7 +299,7 @@ def test_arms_are_compared_seed_by_seed() -> None:
 
 
 def test_what_drove_the_held_out_dynamics_is_said() -> None:
-    assert "GFN2-xTB, not by the labels' method" in provenance(QUICK)
+    assert "GFN2-xTB, not the method of the labels" in provenance(QUICK)
     assert "PBE/def2-SVP itself" in provenance(FULL)
     assert FULL.held_out.trajectories >= 10
     assert FULL.held_out.spacing >= 0.1

@@ -1,4 +1,10 @@
-"""The HTTP API and the dashboard: reading only. What people want to say goes over the bus."""
+"""The HTTP API and the dashboard, both read-only. Requests to a campaign go over the bus.
+
+`make_app` builds the application on `ReadAccess`, so that a slow client never delays the
+coordinator. With a token, everything but the health checks requires it. Without one, the
+coordinator listens on the loopback interface only (`CoordinatorSettings`), and requests under
+another host name are refused.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +40,10 @@ from dpstream.services.coordinator.views.why import why
 from dpstream.shared.errors import NotFound, SpecError, StoreError
 from dpstream.shared.values import Name
 
-OPEN = ("/healthz", "/readyz")
-"""Asked by whatever keeps the process running, which has no token."""
-STUCK = 300.0
-"""Seconds without a turn of the service loop, after which it is not alive."""
+UNGUARDED = ("/healthz", "/readyz")
+"""Paths of the health checks, which supervisors call without a token."""
+STUCK_AFTER = 300.0
+"""Seconds without a pass of the main loop after which `/healthz` reports a failure."""
 PAGE = 1000
 DASHBOARD = (Path(__file__).parent / "dashboard.html").read_text(encoding="utf-8")
 POLICY = (
@@ -46,13 +52,13 @@ POLICY = (
 )
 
 Handler = Callable[[Request], Awaitable[Response]]
-Limit = Annotated[int, Query(ge=1, le=PAGE, description="at most so many")]
-Offset = Annotated[int, Query(ge=0, description="after so many")]
+Limit = Annotated[int, Query(ge=1, le=PAGE, description="largest number of entries")]
+Offset = Annotated[int, Query(ge=0, description="number of entries to skip")]
 
 
 class Standing(View):
-    """Campaigns, and messages nobody could use: undecodable ones (kept under `deadletters/`) and
-    commands that no worker survived taking."""
+    """All campaigns, and the numbers of dead letters: bodies that could not be decoded (stored
+    under `deadletters/`), and commands that the broker gave up delivering."""
 
     campaigns: tuple[CampaignOverview, ...]
     undecodable: int
@@ -66,12 +72,12 @@ class Why(View):
 def make_app(
     read_access: ReadAccess, metrics: CoordinatorMetrics, token: SecretStr | None
 ) -> FastAPI:
-    """The API. With a `token`, everything but the two health checks asks for it."""
+    """The application. With a `token`, everything but the two health checks requires it."""
     app = FastAPI(
         title="dpstream",
         version=version("dpstream"),
         description="Campaigns of a dpstream coordinator, read only.",
-        docs_url=None,  # would load scripts from elsewhere
+        docs_url=None,  # it would load scripts from another host
         redoc_url=None,
     )
     _health(app, read_access)
@@ -82,7 +88,7 @@ def make_app(
     app.add_exception_handler(StoreError, _answer(503))
     if token is not None:
         app.middleware("http")(_guard(token))
-    else:  # a page elsewhere must not reach us under a name of its own
+    else:  # against DNS rebinding: a foreign page must not reach it under another name
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return app
 
@@ -95,21 +101,21 @@ def _answer(status: int) -> Any:
 
 
 def _guard(token: SecretStr) -> Callable[[Request, Handler], Awaitable[Response]]:
-    """Programs send a bearer token; browsers, which cannot, ask for a name and a password, and
-    the token is the password."""
-    wanted = token.get_secret_value().encode()
+    """Checks the token of every request. Programs send it as a bearer token; browsers send it as
+    the password of HTTP basic authentication."""
+    expected = token.get_secret_value().encode()
 
     async def guard(request: Request, call_next: Handler) -> Response:
-        given = _given(request.headers.get("authorization", ""))
-        if request.url.path in OPEN or secrets.compare_digest(given, wanted):
+        token_sent = _token_of(request.headers.get("authorization", ""))
+        if request.url.path in UNGUARDED or secrets.compare_digest(token_sent, expected):
             return await call_next(request)
         headers = {"WWW-Authenticate": 'Basic realm="dpstream"'}
-        return JSONResponse({"detail": "a bearer token is needed"}, 401, headers)
+        return JSONResponse({"detail": "bearer token required"}, 401, headers)
 
     return guard
 
 
-def _given(header: str) -> bytes:
+def _token_of(header: str) -> bytes:
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode()
@@ -124,12 +130,14 @@ def _given(header: str) -> bytes:
 def _health(app: FastAPI, read_access: ReadAccess) -> None:
     coordinator = read_access.coordinator
 
-    @app.get("/healthz", summary="Whether the service loop turns")
+    @app.get("/healthz", summary="Whether the main loop is running")
     def healthz() -> JSONResponse:
-        still = time.monotonic() - coordinator.turned
-        return JSONResponse({"seconds_since_turn": round(still, 1)}, 503 if still > STUCK else 200)
+        idle = time.monotonic() - coordinator.last_pass
+        return JSONResponse(
+            {"seconds_since_turn": round(idle, 1)}, 503 if idle > STUCK_AFTER else 200
+        )
 
-    @app.get("/readyz", summary="Whether it is connected and hears events")
+    @app.get("/readyz", summary="Whether the coordinator is connected and receives events")
     def readyz() -> JSONResponse:
         return JSONResponse(
             {"connected": coordinator.connected}, 200 if coordinator.connected else 503
@@ -142,7 +150,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
         inbox = read_access.coordinator.inbox
         return Standing(
             campaigns=tuple(read_access.campaigns()),
-            undecodable=inbox.buried,
+            undecodable=inbox.undecodable,
             given_up=inbox.given_up,
         )
 
@@ -150,7 +158,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
     def campaign(name: Name) -> CampaignOverview:
         return overview(read_access.state(name))
 
-    @app.get("/campaigns/{name}/tasks", summary="Its tasks")
+    @app.get("/campaigns/{name}/tasks", summary="Tasks of one campaign")
     def tasks(
         name: Name,
         status: str | None = None,
@@ -165,7 +173,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
         )
         return list(islice(wanted, offset, offset + limit))
 
-    @app.get("/campaigns/{name}/labels", summary="Frames asked to be labelled")
+    @app.get("/campaigns/{name}/labels", summary="Frames whose label was requested")
     def labels(
         name: Name, status: str | None = None, limit: Limit = 200, offset: Offset = 0
     ) -> list[LabelLine]:
@@ -173,14 +181,14 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
         wanted = (frame for _, frame in frames if status in (None, frame.status))
         return [label_line(frame) for frame in islice(wanted, offset, offset + limit)]
 
-    @app.get("/campaigns/{name}/why/{frame}", summary="The life of one frame")
+    @app.get("/campaigns/{name}/why/{frame}", summary="The history of one frame")
     def life(name: Name, frame: str) -> Why:
         read_access.state(name)
         return Why(lines=tuple(why(read_access.coordinator.store, name, frame)))
 
 
 def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -191,13 +199,13 @@ def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:
 
 @contextmanager
 def serving(app: FastAPI, host: str, port: int) -> Iterator[tuple[str, int]]:
-    """Serve from a thread; yields where. `SpecError` when the address cannot be had."""
+    """Serves from a thread; yields host and port. Raises SpecError if it cannot listen there."""
     try:
         bound = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
     except OSError as error:
-        raise SpecError(f"{host}:{port}: cannot serve there: {error.strerror}") from error
+        raise SpecError(f"{host}:{port}: cannot listen there: {error.strerror}") from error
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     )

@@ -1,4 +1,8 @@
-"""What Prometheus is told of the coordinator and its campaigns."""
+"""Metrics of the coordinator and its open campaigns for Prometheus.
+
+Gauges are computed from the campaigns' states when `/metrics` is read, so the loop keeps no
+counters for them. Only the duration of `decide` is recorded while it runs.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,18 @@ SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 
 class CoordinatorMetrics:
-    """A registry of its own: gauges are counted from the books when they are asked for."""
+    """The metrics of one coordinator, in a registry of their own."""
 
     def __init__(self, read_access: ReadAccess) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Gauges(read_access))
         decide = Histogram(
             "dpstream_decide_seconds",
-            "Time to decide upon one event",
+            "Duration of the decision on one event",
             buckets=SECONDS,
             registry=self._registry,
         )
-        read_access.coordinator.timed = decide.observe
+        read_access.coordinator.on_decided = decide.observe
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -50,33 +54,35 @@ class _Gauges(Collector):
         yield self._standings()
         yield self._dead_letters()
         yield _waiting(states.values())
-        for metric in (_tasks, _labels):
-            yield metric(states.items())
+        yield _tasks(states.items())
+        yield _labels(states.items())
         yield from _numbers(states.items())
 
     def _standings(self) -> Metric:
-        found = GaugeMetricFamily("dpstream_campaigns", "Campaigns", labels=["standing"])
+        metric = GaugeMetricFamily("dpstream_campaigns", "Campaigns by status", labels=["standing"])
         coordinator = self._read_access.coordinator
         counts = Counter(standing(state) for state in self._read_access.states().values())
         ended = set(coordinator.ended) - set(dict(coordinator.open_campaigns))
         for name in ("running", "paused", "finished"):
-            found.add_metric([name], counts[name] + (len(ended) if name == "finished" else 0))
-        found.add_metric(["broken"], len(coordinator.broken))
-        return found
+            metric.add_metric([name], counts[name] + (len(ended) if name == "finished" else 0))
+        metric.add_metric(["broken"], len(coordinator.broken))
+        return metric
 
     def _dead_letters(self) -> Metric:
-        found = CounterMetricFamily(
-            "dpstream_dead_letters", "Messages that nobody could use", labels=["kind"]
+        metric = CounterMetricFamily(
+            "dpstream_dead_letters",
+            "Messages that could not be decoded or delivered",
+            labels=["kind"],
         )
         inbox = self._read_access.coordinator.inbox
-        found.add_metric(["undecodable"], inbox.buried)
-        found.add_metric(["given-up"], inbox.given_up)
-        return found
+        metric.add_metric(["undecodable"], inbox.undecodable)
+        metric.add_metric(["given-up"], inbox.given_up)
+        return metric
 
 
 def _waiting(states: Iterable[State]) -> Metric:
-    found = GaugeMetricFamily(
-        "dpstream_tasks_waiting", "Tasks that nobody has started", labels=["queue"]
+    metric = GaugeMetricFamily(
+        "dpstream_tasks_waiting", "Tasks that no worker has started", labels=["queue"]
     )
     waiting = Counter(
         queue_of(task.command)
@@ -86,34 +92,36 @@ def _waiting(states: Iterable[State]) -> Metric:
         if task.status == "open"
     )
     for queue, count in sorted(waiting.items()):
-        found.add_metric([queue], count)
-    return found
+        metric.add_metric([queue], count)
+    return metric
 
 
 def _tasks(states: Iterable[tuple[str, State]]) -> Metric:
-    found = GaugeMetricFamily("dpstream_tasks", "Tasks", labels=["campaign", "kind", "status"])
+    metric = GaugeMetricFamily(
+        "dpstream_tasks", "Tasks by kind and status", labels=["campaign", "kind", "status"]
+    )
     for name, state in states:
         for kind, by_status in task_counts(state).items():
             for status, count in by_status.items():
-                found.add_metric([name, kind, status], count)
-    return found
+                metric.add_metric([name, kind, status], count)
+    return metric
 
 
 def _labels(states: Iterable[tuple[str, State]]) -> Metric:
-    found = GaugeMetricFamily(
-        "dpstream_labels", "Frames asked to be labelled", labels=["campaign", "status"]
+    metric = GaugeMetricFamily(
+        "dpstream_labels", "Frames whose label was requested", labels=["campaign", "status"]
     )
     for name, state in states:
         for status, count in label_counts(state).model_dump().items():
-            found.add_metric([name, status], count)
-    return found
+            metric.add_metric([name, status], count)
+    return metric
 
 
 def _numbers(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
     families = {
         key: GaugeMetricFamily(f"dpstream_{key}", meaning, labels=["campaign"])
         for key, meaning in {
-            "pool_frames": "Candidate frames waiting to be chosen from",
+            "pool_frames": "Candidate frames in the pool",
             "committee_version": "Version of the newest committee",
             "stage": "Running stage, counted from 1",
             "round": "Round of the running stage",

@@ -1,5 +1,9 @@
-"""What may be read while the coordinator works: desks at hand, and the ledgers of campaigns that
-have ended. Read from any thread; it never waits for the coordinator, nor the coordinator for it."""
+"""Read access to campaigns for the HTTP API, from any thread, without locks on the coordinator.
+
+Open campaigns are read from the coordinator's memory: their states are immutable, and mutable
+tables are copied first. Ended campaigns are read from the store; a few of their states are cached.
+Neither side waits for the other.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class ReadAccess:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def campaigns(self) -> list[CampaignOverview]:
-        """All of them, by name."""
+        """An overview of every campaign, sorted by name."""
         lines = {name: self._verdict(name) for name in self.coordinator.ended}
         for name, open_campaign in dict(self.coordinator.open_campaigns).items():
             lines[name] = overview(open_campaign.state)
@@ -39,7 +43,7 @@ class ReadAccess:
         return [lines[name] for name in sorted(lines)]
 
     def state(self, campaign: str) -> State:
-        """Raises NotFound for a campaign that is not known."""
+        """The state of a campaign. Raises NotFound for an unknown campaign."""
         open_campaign = self.coordinator.open_campaigns.get(campaign)
         if open_campaign is not None:
             return open_campaign.state
@@ -53,14 +57,14 @@ class ReadAccess:
             return self._ended[campaign]
 
     def states(self) -> Mapping[str, State]:
-        """Of the campaigns at hand."""
+        """The states of the open campaigns, by name."""
         return {
             name: open_campaign.state
             for name, open_campaign in dict(self.coordinator.open_campaigns).items()
         }
 
     def tasks(self, campaign: str) -> Iterator[TaskLine]:
-        """Raises NotFound for a campaign that is not known."""
+        """The tasks of a campaign, by id. Raises NotFound for an unknown campaign."""
         tasks = self.state(campaign).tasks
         open_campaign = self.coordinator.open_campaigns.get(campaign)
         workers = dict(open_campaign.workers) if open_campaign else {}
@@ -69,7 +73,7 @@ class ReadAccess:
             yield task_line(task, workers, progress)
 
     def _verdict(self, campaign: str) -> CampaignOverview:
-        """Of a campaign that has ended, without reading its ledger."""
+        """The overview of an ended campaign, without reading its ledger."""
         if campaign not in self._verdicts:
             finished = verdict(self.coordinator.store, campaign)
             if finished is None:

@@ -73,7 +73,7 @@ def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(
     cluster.start_coordinator("newer")
     cluster.until(lambda: stale.process.poll() is not None, "the end of the stale coordinator")
     assert stale.ended() == 3
-    last = f"coordinator: stopped: {NAME}: taken over by a newer coordinator; one is enough: "
+    last = f"coordinator: stopped: {NAME}: taken over by a newer coordinator; run only one "
     assert stale.other_lines[-1].startswith(last)
     gate.touch()
     check(cluster, cluster.finish())
