@@ -4,9 +4,6 @@ A body that cannot be decoded is stored under `deadletters/` for inspection and 
 never blocks the queue. A command from the dead-letter queue, which the broker moved there after
 many redeliveries, becomes a failure of its attempt. A submission arrives without its lists, which
 are read from the store.
-
-`take` collects a batch. Events share a segment of the ledger, so a batch of events that can wait is
-given a moment to grow.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
-from dpstream.shared.bus.batch import take, waiting
+from dpstream.shared.bus.batch import take, take_ready
 from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.errors import BusError, CorruptLedger, Fenced, StoreError
@@ -120,7 +120,7 @@ class Coordinator:
             )
             while not stopping.is_set():
                 self.receive(take(events, BATCH, WAIT, self.can_wait))
-                self.receive(waiting(dead, BATCH))
+                self.receive(take_ready(dead, BATCH))
                 self.check_clock()
                 if not (events.open and dead.open):
                     raise BusError("the subscription ended")

@@ -1,7 +1,7 @@
 """Reads a subscription in batches.
 
-Writing a segment of the ledger costs the same for one event as for a hundred, and so does a look
-at the screen: a reader takes all deliveries that are there, and may wait a moment for more.
+A segment of the ledger costs the same for one event as for a hundred, and so does an update of the
+screen. A reader therefore takes all deliveries that are ready, and may wait a moment for more.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import decode_or_none
 from dpstream.shared.ports import Delivery, Subscription
 
-LINGER = 0.1
-"""Seconds for which more deliveries are collected."""
-ENOUGH = 20
-"""Deliveries that wait for no more."""
+BATCH_SECONDS = 0.1
+"""How long deliveries that can wait are collected, s."""
+BATCH_ENOUGH = 20
+"""Number of deliveries that ends the wait."""
 
 
 def take(
@@ -25,17 +25,17 @@ def take(
     wait: float,
     can_wait: Callable[[m.Message], bool] = lambda message: False,
 ) -> list[Delivery]:
-    """Up to `most` deliveries that are there, or that arrive first within `wait` seconds. As long
-    as all of them can wait, more are collected for `LINGER` seconds or until there are `ENOUGH`.
-    The caller acknowledges them."""
+    """Takes up to `most` deliveries that are ready, or that arrive first within `wait` seconds. As
+    long as all of them can wait, more are collected for `BATCH_SECONDS` or until there are
+    `BATCH_ENOUGH`. The caller acknowledges them."""
     first = subscription.next(timeout=wait)
     taken: list[Delivery] = []
-    deadline = time.monotonic() + LINGER
+    deadline = time.monotonic() + BATCH_SECONDS
     while first is not None:
-        arrived = [first, *waiting(subscription, most - len(taken) - 1)]
+        arrived = [first, *take_ready(subscription, most - len(taken) - 1)]
         taken += arrived
         left = deadline - time.monotonic()
-        if len(taken) >= min(most, ENOUGH) or left <= 0 or _is_urgent(arrived, can_wait):
+        if len(taken) >= min(most, BATCH_ENOUGH) or left <= 0 or _is_urgent(arrived, can_wait):
             break
         first = subscription.next(timeout=left)
     return taken
@@ -46,8 +46,8 @@ def _is_urgent(arrived: Sequence[Delivery], can_wait: Callable[[m.Message], bool
     return not all(message is not None and can_wait(message) for message in messages)
 
 
-def waiting(subscription: Subscription, most: int) -> list[Delivery]:
-    """Up to `most` deliveries that are there already."""
+def take_ready(subscription: Subscription, most: int) -> list[Delivery]:
+    """Takes up to `most` deliveries that are ready, without waiting."""
     taken: list[Delivery] = []
     while len(taken) < most:
         delivery = subscription.next(timeout=0.0)

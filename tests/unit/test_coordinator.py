@@ -172,7 +172,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
 def test_a_claim_shares_a_segment_with_the_result_not_far_behind(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.shared.bus.batch.LINGER", 60.0)
+    monkeypatch.setattr("dpstream.shared.bus.batch.BATCH_SECONDS", 60.0)
     _, command = first_task(harness)
     claimed, *results = harness.world.answer(command)
     subscription = harness.bus.consume(COORDINATOR, prefetch=service.BATCH)
@@ -196,8 +196,8 @@ def test_a_claim_alone_is_heard_all_the_same(harness: CoordinatorHarness) -> Non
 def test_results_wait_for_company_until_a_queue_runs_dry(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.shared.bus.batch.LINGER", 60.0)
-    monkeypatch.setattr("dpstream.shared.bus.batch.ENOUGH", 3)
+    monkeypatch.setattr("dpstream.shared.bus.batch.BATCH_SECONDS", 60.0)
+    monkeypatch.setattr("dpstream.shared.bus.batch.BATCH_ENOUGH", 3)
     open_campaign = harness.submit(
         spec(labels={"bundle": 1}, verification={}), frames=2 * service.WELL_STOCKED
     )
