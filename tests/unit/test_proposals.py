@@ -560,7 +560,12 @@ GOOD = extxyz(CH4)
         ("a.npz", bomb(), 1, "200000 bytes unpacked, above 100000"),
         ("a.npz", pickled(), 1, "unreadable: ValueError: Object arrays cannot be loaded"),
         ("a.npz", Batch(("H",), np.zeros((2, 3))).dumps(), 2, "numbers of shape"),
-        ("a.npz", Batch(("H",), np.zeros((2, 1, 3)), np.eye(3)[None]).dumps(), 2, "one cell for"),
+        (
+            "a.npz",
+            Batch(("H",), np.zeros((2, 1, 3)), np.eye(3)[None]).dumps(),
+            2,
+            "number of cells",
+        ),
     ],
 )
 def test_bytes_that_make_no_sense(
