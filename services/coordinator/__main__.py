@@ -51,7 +51,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
     taken over, `Refused` if broker or store refuse the credentials, `SpecError` if the API cannot
     listen on its address."""
     for variable, meant in misspelt_variables(CoordinatorSettings):
-        log.warning("variable is not known", variable=variable, meant=meant)
+        log.warning("unknown variable", variable=variable, meant=meant)
     connected = _connected(settings, stopping)
     if connected is None:
         return
@@ -60,7 +60,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
         coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
         with _api(coordinator, settings):
             retry_outages(coordinator.open_all, stopping)
-            log.info("at work", campaigns=len(coordinator.open_campaigns))
+            log.info("ready", campaigns=len(coordinator.open_campaigns))
             coordinator.run(stopping)
     log.info("stopped")
 

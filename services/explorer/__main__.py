@@ -1,4 +1,4 @@
-"""`python -m dpstream.services.explorer`: runs trajectories, judges and selects frames."""
+"""`python -m dpstream.services.explorer`: runs trajectories; judges, selects and audits frames."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
 def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    """A worker with an engine of its own for every queue: short tasks never wait for long ones."""
-    formats, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
+    """One worker with its own child process per queue, so that short tasks do not wait for long
+    ones."""
+    suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     return [
         WorkerPlan(
             (queue,),
             HANDLERS,
-            ExplorerResources(scratch / queue, settings.threads, formats, trusting),
+            ExplorerResources(scratch / queue, settings.threads, suffixes, trusting),
         )
         for queue in dict.fromkeys(settings.explorer_queues)
     ]
@@ -27,7 +28,7 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
 
 EXPLORER = WorkerService(
     "explorer",
-    "Explores by molecular dynamics with LAMMPS; judges, selects and audits frames.",
+    "Runs exploration trajectories with LAMMPS; judges, selects and audits frames.",
     ExplorerSettings,
     plans,
 )

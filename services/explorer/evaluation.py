@@ -1,4 +1,8 @@
-"""A committee evaluated on frames: model deviations, verdicts, errors."""
+"""Evaluates models on frames: model deviations, verdicts, errors.
+
+The energies and forces come from the child process (`ExplorerResources.evaluate`); the functions
+here compute what follows from them. Shared by the tasks judge, screen, audit, measure and verify.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from dpstream.shared.values import Rmse, Trust
 
 
 def deviations(evaluation: Evaluation, trust: Trust) -> tuple[Floats, Floats | None]:
-    """ε_f `(n_frames,)` and ε_v `(n_frames,)` (None in vacuum), relative where `trust` says so."""
+    """ε_f `(n_frames,)` and ε_v `(n_frames,)` (None in vacuum), relative if `trust` is."""
     devi_f = max_force_deviation(evaluation.forces, trust.relative)
     if evaluation.virials is None:
         return devi_f, None
@@ -35,7 +39,7 @@ def deviations(evaluation: Evaluation, trust: Trust) -> tuple[Floats, Floats | N
 def with_deviations(
     batch: Batch, evaluation: Evaluation, trust: Trust, **arrays: npt.NDArray[Any]
 ) -> Batch:
-    """With arrays devi_f and devi_v (zero in vacuum), and those given, in place of earlier ones."""
+    """`batch` with updated arrays devi_f, devi_v (zero in vacuum) and `arrays`."""
     devi_f, devi_v = deviations(evaluation, trust)
     judged = {"devi_f": devi_f, "devi_v": np.zeros(len(batch)) if devi_v is None else devi_v}
     return replace(batch, arrays={**batch.arrays, **judged, **arrays})
@@ -53,8 +57,8 @@ def evaluated(
     labelled: Sequence[Labelled],
     context: Context,
 ) -> Iterator[tuple[list[int], Evaluation]]:
-    """The models on labelled frames, one composition at a time: rows of `labelled`, and what the
-    models say of those."""
+    """Evaluates models on labelled frames, one composition at a time; yields row numbers of
+    `labelled` and the evaluation of these rows."""
     for rows in Batch.grouped([item.frame for item in labelled]):
         batch = Batch.of([labelled[row].frame for row in rows])
         yield rows, resources.evaluate(models, batch, context)
@@ -63,9 +67,9 @@ def evaluated(
 def rmse(
     resources: ExplorerResources, model: Path, labelled: Sequence[Labelled], context: Context
 ) -> Rmse:
-    """Errors of one model on labelled frames; ValueError without any."""
+    """Errors of one model on labelled frames. Raises ValueError without frames."""
     if not labelled:
-        raise ValueError("no labelled frames to measure on")
+        raise ValueError("no labelled frames to measure errors on")
     energy, force, virial, own = [], [], [], []
     for rows, evaluation in evaluated(resources, [model], labelled, context):
         for row, index in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Command → function. Every function takes the `ExplorerResources`, the command and its context."""
+"""Handlers by command. Each takes the `ExplorerResources`, the command and its context."""
 
 from __future__ import annotations
 

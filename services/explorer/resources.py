@@ -1,4 +1,4 @@
-"""The explorer's workbench: its warm engine, and the committees it has downloaded."""
+"""Resources that an explorer keeps between tasks: its child process and downloaded models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"
 DATA_ONLY = frozenset({".pb"})
-"""Model files that cannot run code of their own."""
+"""Suffixes of model files that cannot execute code."""
 KEPT_MODELS = 64
-"""Files on disk, the longest unused deleted first."""
+"""Maximum model files on disk; the least recently used are deleted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A committee on a batch: energies `(n_models, n_frames)` eV, forces `(n_models, n_frames,
+    """Models evaluated on a batch: energies `(n_models, n_frames)` eV, forces `(n_models, n_frames,
     n_atoms, 3)` eV/Å, virials `(n_models, n_frames, 3, 3)` eV or None in vacuum."""
 
     energies: Floats
@@ -46,9 +46,9 @@ class LoadedCommittee:
 
 @dataclass
 class ExplorerResources:
-    """`scratch`: a private folder that outlives tasks; `formats`: suffixes of the model files that
-    this worker loads (`.pth` can run code of its own: whoever adds it trusts the store);
-    `trusting`: inputs for LAMMPS that a campaign brings along may do anything."""
+    """`scratch`: a private folder that is kept between tasks; `formats`: suffixes of model files
+    that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
+    campaigns are not restricted."""
 
     scratch: Path
     threads: int = 1
@@ -61,7 +61,7 @@ class ExplorerResources:
         self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads)
 
     def start(self) -> None:
-        """Start the engine child; it loads its libraries while the service waits for work."""
+        """Start the child process, which loads its libraries while the worker waits for a task."""
         self.engine.start()
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class ExplorerResources:
         shutil.rmtree(self.scratch / "models", ignore_errors=True)
 
     def committee(self, manifest: Ref, context: Context) -> LoadedCommittee:
-        """The committee of a manifest in the store, downloaded unless it is here already."""
+        """The committee of a manifest in the store, downloaded if necessary."""
         return self.load(Committee.model_validate_json(context.fetch(manifest)), context)
 
     def load(self, committee: Committee, context: Context) -> LoadedCommittee:
@@ -77,11 +77,11 @@ class ExplorerResources:
         return LoadedCommittee(committee.version, models, committee.type_map)
 
     def model(self, ref: Ref, context: Context) -> Path:
-        """One model as a file named by its content. Raises Permanent for a format that this worker
-        does not load."""
+        """Path of a model, as a file named by its digest. Raises Permanent for a suffix that this
+        worker does not load."""
         suffix = Path(ref.uri).suffix
         if suffix not in self.formats:
-            raise Permanent(f"{ref.uri}: this worker loads {', '.join(sorted(self.formats))} only")
+            raise Permanent(f"{ref.uri}: this worker loads only {', '.join(sorted(self.formats))}")
         path = self.scratch / "models" / f"{ref.sha256}{suffix}"
         if not path.exists():
             self._make_room(path.parent)
@@ -90,16 +90,17 @@ class ExplorerResources:
         return path
 
     def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
-        """One engine operation on behalf of a task: ends when the task is to end."""
+        """Call the child process for a task, within the task's time limit and until it is
+        stopped."""
         seconds = context.command.max_seconds
         return self.engine.call(operation, arguments, tick=context.check, seconds=seconds)
 
     def evaluate(self, models: Sequence[Path], batch: Batch, context: Context) -> Evaluation:
         """Energies, forces and virials of every model on every frame."""
         arguments = {"models": [str(model) for model in models]}
-        found = self._arrays("evaluate", arguments, batch, context)
-        virials = None if batch.cells is None else found["virials"]
-        return Evaluation(found["energies"], found["forces"], virials)
+        results = self._arrays("evaluate", arguments, batch, context)
+        virials = None if batch.cells is None else results["virials"]
+        return Evaluation(results["energies"], results["forces"], virials)
 
     def descriptors(
         self, committee: Ref, batch: Batch, context: Context
@@ -107,9 +108,9 @@ class ExplorerResources:
         """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
         committee's force deviation of each atom `(n_atoms,)`, eV/Å."""
         models = self.committee(committee, context).models
-        found = self._arrays("descriptors", {"model": str(models[0])}, batch, context)
+        results = self._arrays("descriptors", {"model": str(models[0])}, batch, context)
         forces = self.evaluate(models, batch, context).forces
-        return list(found["descriptors"]), list(force_deviation(forces))
+        return list(results["descriptors"]), list(force_deviation(forces))
 
     def cutoff(self, model: Path, context: Context) -> float:
         return float(self.call("cutoff", {"model": str(model)}, context))
@@ -118,9 +119,9 @@ class ExplorerResources:
         self, operation: str, arguments: Mapping[str, Any], batch: Batch, context: Context
     ) -> dict[str, Floats]:
         folder = context.scratch.resolve()
-        given, result = folder / "batch.npz", folder / "result.npz"
-        given.write_bytes(batch.dumps())
-        files = {"batch": str(given), "result": str(result)}
+        input_file, result = folder / "batch.npz", folder / "result.npz"
+        input_file.write_bytes(batch.dumps())
+        files = {"batch": str(input_file), "result": str(result)}
         self.call(operation, {**arguments, **files}, context)
         with np.load(result, allow_pickle=False) as archive:
             return dict(archive)

@@ -1,4 +1,4 @@
-"""What an explorer is told by its environment."""
+"""Settings of the explorer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class ExplorerSettings(WorkerSettings):
     explorer_queues: Annotated[tuple[Literal["explore", "judge"], ...], Separated] = Field(
         default=("explore", "judge"),
         min_length=1,
-        description="comma-separated work queues, each served by an engine of its own: explore "
-        "(trajectories), judge (short tasks that others wait for)",
+        description="comma-separated work queues, each with its own child process: explore "
+        "(trajectories), judge (short tasks on which others depend)",
     )
     explorer_models: Annotated[tuple[Literal[".pb", ".pth"], ...], Separated] = Field(
         default=(".pb",),
         min_length=1,
-        description="comma-separated suffixes of model files that are loaded; .pth can run code "
-        "of its own, so add it only where nobody else writes to the store",
+        description="comma-separated suffixes of model files that are loaded; .pth files can "
+        "execute code, so add .pth only if you trust everyone who can write to the store",
     )
     explorer_templates: Literal["safe", "any"] = Field(
         default="safe",
-        description="what LAMMPS, Colvars and PLUMED inputs of campaigns may do: safe refuses what "
-        "runs code or leaves the worker's folder; any trusts everybody who submits campaigns",
+        description="LAMMPS, Colvars and PLUMED inputs allowed in campaigns: safe refuses inputs "
+        "that run code or access files outside the worker's folder; any trusts all submitters",
     )

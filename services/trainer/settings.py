@@ -15,6 +15,6 @@ class TrainerSettings(WorkerSettings):
     ] = Field(
         default=(".pb", ".pt", ".hlo", ".zip"),
         description="comma-separated suffixes of users' models from which trainings may start "
-        "(.zip: checkpoint); .pth files can execute code, so add .pth only if you trust all "
+        "(.zip: checkpoints); .pth files can execute code, so add .pth only if you trust all "
         "submitters",
     )

@@ -97,7 +97,7 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
 
 def _run(service: WorkerService[S], settings: S) -> int:
     for variable, suggestion in misspelt_variables(service.settings):
-        log.warning("variable is not known", variable=variable, meant=suggestion)
+        log.warning("unknown variable", variable=variable, meant=suggestion)
     with asked_to_stop() as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         plans = service.plans(settings, scratch)
@@ -144,7 +144,7 @@ class WorkerThreads:
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status."""
         self._start(bus, store, stopping)
-        log.info("at work", queues=[queue for plan in self.plans for queue in plan.queues])
+        log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues])
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():

@@ -287,5 +287,5 @@ def test_plumed_is_refused_where_lammps_has_none(
     harness = harness_for(
         tmp_path, "plumed", methane_committee, CASES["md"], input="d: DISTANCE ATOMS=1,2"
     )
-    with pytest.raises(Permanent, match="built without it"):
+    with pytest.raises(Permanent, match="built without PLUMED"):
         explored(resources, harness)

@@ -230,7 +230,7 @@ def test_offered_frames_are_judged_labelled_and_told_of(deployment: Deployment) 
     ]
     assert words[2][0].reason == "C-H too close: 0.0866 Å, at least 0.535 Å"
     assert words[3][0].reason == "element 'O' is not in type_map (C, H)"
-    assert words[4][0].reason == "the same as frame 0 of the proposal"
+    assert words[4][0].reason == "identical to frame 0 of the proposal"
     assert words[5][0].reason == "9 atoms; allowed: 1 to 8"
     candidate, labelled = words[0]
     assert candidate.version >= 1

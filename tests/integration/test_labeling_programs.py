@@ -95,7 +95,7 @@ def test_dpdatas_formats_and_how_a_custom_program_fails() -> None:
     assert str(found[0]).startswith("not-converged")
     assert str(found[1]).startswith("one-energy")
     assert "left no no-such" in str(found[1])
-    assert "not read as deepmd/npy" in str(found[2])
+    assert "cannot be read as deepmd/npy" in str(found[2])
 
 
 def test_a_program_that_no_worker_knows_is_the_workers_fault() -> None:

@@ -152,7 +152,9 @@ def test_what_the_fix_has_not_is_refused(
     stage = {**STAGE, "pressures": [0.0], "engine": {"kind": "pimd", "beads": 2}}
     md = {**MD, "ensemble": "npt-tri"}
     harness = ExplorerHarness(tmp_path, AL8, periodic_committee[:2], md, {"stages": [stage]})
-    with pytest.raises(Permanent, match="pimd: has no npt-tri; it has nve, nvt, npt, npt-iso"):
+    with pytest.raises(
+        Permanent, match="pimd: does not support npt-tri; supported: nve, nvt, npt, npt-iso"
+    ):
         walk(resources, harness, condition=Condition(system="s", temperature=300, pressure=0.0))
 
 

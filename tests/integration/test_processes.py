@@ -226,7 +226,7 @@ def test_a_labeler_labels_is_watched_and_goes(deployment: Deployment, port: str)
     (end,) = [line for line in lines if line["event"] == "task ended"]
     assert tuple(end[key] for key in keys) == about
     assert list(deployment.scratch.glob("dpstream-*")) == []
-    unknown = [line for line in lines if line["event"] == "variable is not known"]
+    unknown = [line for line in lines if line["event"] == "unknown variable"]
     assert [(line["variable"], line["meant"]) for line in unknown] == [
         ("DPSTREAM_HTTP_PROT", "DPSTREAM_HTTP_PORT")
     ]
@@ -273,7 +273,7 @@ def test_the_other_services_come_up_and_go(
     process.send_signal(signal.SIGINT)
     status, lines = ended(process)
     assert status == 0
-    assert [line["queues"] for line in lines if line["event"] == "at work"] == [
+    assert [line["queues"] for line in lines if line["event"] == "ready"] == [
         {1: ["train"], 2: ["explore", "judge"]}[workers]
     ]
 

@@ -88,7 +88,7 @@ class Deployment:
     def coordinator(self, **environment: str) -> Started:
         """A running coordinator."""
         started = self.start("dpstream.services.coordinator", **{"http_port": "0", **environment})
-        started.wait_for("at work")
+        started.wait_for("ready")
         return started
 
     def start(self, *module: str, **environment: str) -> Started:

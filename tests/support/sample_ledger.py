@@ -265,7 +265,7 @@ class LedgerWriter:
             **common,
         )
         refused = RefusedFrames(
-            frames={KEYS[PASSED_OVER]: "its trajectory has had its share: 1 frames"}
+            frames={KEYS[PASSED_OVER]: "limit of its trajectory reached: 1 frames"}
         )
         common |= {"task": "select-1", "batches": (self.batch,)}
         first = (self.chosen(TRAINED),)
@@ -275,7 +275,7 @@ class LedgerWriter:
             chunk=1,
             labels=(self.chosen(REJECTED),),
             audits=(self.chosen(AUDITED, weight=12.0),),
-            refused={"its trajectory has had its share": 1},
+            refused={"limit of its trajectory reached": 1},
             refusals=self.object("refused.json", refused.model_dump_json().encode()),
             **common,
         )

@@ -170,7 +170,7 @@ def test_the_template_of_dp_gens_example_is_taken() -> None:
         ({"cutof": 3}, "cutof"),
         ({"kpoints": [2, 2, 2], "kspacing": 0.3}, "give one of them"),
         ({"kpoints": [2, 2, 0]}, "kpoints"),
-        ({"keywords": {"MOTION": {}}}, "allowed at the top: GLOBAL, FORCE_EVAL"),
+        ({"keywords": {"MOTION": {}}}, "allowed at the top level: GLOBAL, FORCE_EVAL"),
         ({"keywords": {"GLOBAL": {"RUN_TYPE": "MD"}}}, "a label is one ENERGY_FORCE"),
         ({"keywords": {"FORCE_EVAL": {"DFT": {"CHARGE": 1}}}}, "give labels.charge"),
         ({"keywords": {"FORCE_EVAL": {"dft": {"Multiplicity": 1}}}}, "give labels.multiplicity"),

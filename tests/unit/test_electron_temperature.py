@@ -151,8 +151,8 @@ def complaint(code: str, settings: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kpoints": None}, "labels.settings.kpoints: give a mesh, which ends OT"),
-        ({"keywords": {}}, "labels.settings.keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: give it"),
+        ({"kpoints": None}, "labels.settings.kpoints: needs a mesh, which disables OT"),
+        ({"keywords": {}}, "labels.settings.keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: missing"),
     ],
 )
 def test_cp2k_has_no_smearing_everywhere(changes: dict[str, Any], words: str) -> None:

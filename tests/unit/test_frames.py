@@ -310,7 +310,7 @@ def test_taking_rows_takes_all_their_columns() -> None:
     "other", [Frame(("C",), np.zeros((1, 3))), Frame(("H",), np.zeros((1, 3)), np.eye(3))]
 )
 def test_a_batch_is_of_one_kind(other: Frame) -> None:
-    with pytest.raises(ValueError, match="one species order"):
+    with pytest.raises(ValueError, match="same species order"):
         Batch.of([Frame(("H",), np.zeros((1, 3))), other])
 
 

@@ -139,7 +139,7 @@ def test_moments_follow_the_atoms(folder: Path, magmom: Any, expected: tuple[flo
         ),
         (
             {"a": {"structures": ["oh.xyz"], "label": {"multiplicity": 2}}},
-            ["systems.a.label.multiplicity", "vasp does not take it"],
+            ["systems.a.label.multiplicity", "vasp does not support it"],
         ),
     ],
 )

@@ -491,7 +491,7 @@ def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
         "malformed: setting an array element with a sequence": offered(
             CH4, positions=[[0], [1, 2]]
         ),
-        "malformed: positions are to be three numbers": offered(CH4, positions=[[0] * 15]),
+        "malformed: positions must be three numbers": offered(CH4, positions=[[0] * 15]),
         "malformed: species: ": OfferedFrame.model_validate({"species": 5}),
         "coordinates must be finite": offered(CH4, positions=[[float("nan")] * 3, *rows[1:]]),
         "element 'Ar' is not in type_map (H, C)": offered(Atoms("Ar")),
@@ -512,7 +512,7 @@ def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
         assert len(word.reason) <= 100
     assert (good.verdict, good.row) == ("candidate", 0)
     assert (again.verdict, again.row) == ("duplicate", None)
-    assert again.reason == f"the same as frame {good.index} of the proposal"
+    assert again.reason == f"identical to frame {good.index} of the proposal"
     stored = Batch.loads(FolderStore(tmp_path / "store").get(result.batches[0].uri))
     assert frame_key(stored[0]) == good.key == frame_key(canonical(from_ase(CH4)).frame)
     assert stored.arrays["offered"].tolist() == [good.index]
@@ -551,8 +551,8 @@ GOOD = extxyz(CH4)
 @pytest.mark.parametrize(
     ("name", "data", "count", "why"),
     [
-        ("a.extxyz", GOOD, 2, "2 frames were announced, 1 are there"),
-        ("a.extxyz", GOOD * 3, 2, "2 frames were announced, more are there"),
+        ("a.extxyz", GOOD, 2, "2 frames were announced, found 1"),
+        ("a.extxyz", GOOD * 3, 2, "2 frames were announced, found more"),
         ("a.extxyz", b"\xff\xfe", 1, "unreadable: "),
         ("a.extxyz", b"3\n\nH 0 0\n", 1, "unreadable: "),
         ("a.extxyz", GOOD * 1000, 1, "bytes, above 100000"),
@@ -560,7 +560,12 @@ GOOD = extxyz(CH4)
         ("a.npz", bomb(), 1, "200000 bytes unpacked, above 100000"),
         ("a.npz", pickled(), 1, "unreadable: ValueError: Object arrays cannot be loaded"),
         ("a.npz", Batch(("H",), np.zeros((2, 3))).dumps(), 2, "numbers of shape"),
-        ("a.npz", Batch(("H",), np.zeros((2, 1, 3)), np.eye(3)[None]).dumps(), 2, "one cell for"),
+        (
+            "a.npz",
+            Batch(("H",), np.zeros((2, 1, 3)), np.eye(3)[None]).dumps(),
+            2,
+            "number of cells",
+        ),
     ],
 )
 def test_bytes_that_make_no_sense(
@@ -574,9 +579,9 @@ def test_bytes_that_make_no_sense(
 def test_references_to_nothing_and_to_something_else(tmp_path: Path) -> None:
     open_campaign = Desk(tmp_path)
     missing = Ref.to(campaign_uri("world", "proposals", "a.npz"), b"x")
-    assert open_campaign.screen(missing, 1).refused == "there is no such object"
+    assert open_campaign.screen(missing, 1).refused == "the object does not exist"
     open_campaign.put(missing.uri, b"y")
-    assert open_campaign.screen(missing, 1).refused == "the object is not what the reference says"
+    assert open_campaign.screen(missing, 1).refused == "the object does not match its reference"
 
 
 @examples(150, usual=40)

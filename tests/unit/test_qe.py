@@ -142,7 +142,7 @@ def test_they_are_found_where_pw_x_finds_them(
         ({"ecutwfc": 0}, "ecutwfc"),
         ({"smearing": "gauss", "degauss": 0.1}, "'gaussian'"),
         ({"smearing": "gaussian"}, "smearing, degauss: they go together"),
-        ({"pseudopotentials": {"Xx": "Al.upf"}}, "'Xx' is no element"),
+        ({"pseudopotentials": {"Xx": "Al.upf"}}, "'Xx' is not an element"),
         ({"pseudopotentials": {}}, "should not be empty"),
         ({"pseudopotentials": {"Al": "../../Al upf"}}, "no such file"),
         ({"starting_magnetization": {"Al": 1}}, "needs nspin 2"),
@@ -152,7 +152,7 @@ def test_they_are_found_where_pw_x_finds_them(
         ({"electrons": {"conv_thr": 1e-3}}, "conv_thr: leave it out"),
         ({"control": {"pseudo_dir": "/etc"}}, "pseudo_dir: leave it out"),
         ({"system": {"nat": 7}}, "nat: leave it out"),
-        ({"system": {"a b": 7}}, "'a b' is no keyword"),
+        ({"system": {"a b": 7}}, "'a b' is not a keyword"),
         ({"system": {"input_dft": "pbe'\n/"}}, "one line of text"),
     ],
 )

@@ -226,7 +226,7 @@ def test_every_colour_has_its_counterpart_on_dark_paper(html: str) -> None:
         "3 labels of 4 frames asked for: 1 initial, 1 chosen for training, 1 for the audit",
         "2 were computed, 1 found in the store. 1 rejected.",
         "overlap (1)",
-        "its trajectory has had its share",
+        "limit of its trajectory reached",
         "cold · methane 50 K",
         "cold · committee 1",
         "data-limited",

@@ -152,7 +152,7 @@ def test_garbage_is_refused_and_counted(place):
 
 
 def test_only_so_many_reasons_are_kept_one_by_one(place, monkeypatch):
-    monkeypatch.setattr("dpstream.services.explorer.tasks.select.MOST_TOLD", 3)
+    monkeypatch.setattr("dpstream.services.explorer.tasks.select.MAX_REASONS", 3)
     close = [place.frame(noise=0.5) for _ in range(9)]
     event = place.select(Pool(candidates=(place.item("close", close),)))
     told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames
@@ -170,7 +170,7 @@ def test_frames_keep_apart_from_those_an_earlier_committee_chose(tmp_path):
     item = place.item("a", [place.frame() for _ in range(3)])  # at 0, 0.2 and 0.4 ps
     event = place.select(Pool(candidates=(item,), taken={"a": (0.05, 0.25)}))
     assert [c.time_ps for c in event.labels] == [0.4]
-    assert event.refused == {"near another of its trajectory": 2}
+    assert event.refused == {"too close in time to another frame of its trajectory": 2}
 
 
 def test_audits_come_from_the_reservoirs_with_weights_and_never_from_the_labels(place):
@@ -214,7 +214,7 @@ def failing(place):
 def test_without_candidates_the_least_deviating_sound_failed_frames_are_labelled(place):
     event = place.select(Pool(reservoirs=tuple(failing(place)), fallback=True), labels=1)
     assert [c.trajectory for c in event.labels] == ["better"]
-    assert event.refused == {"H-H too close": 1, "over the cap": 1}
+    assert event.refused == {"H-H too close": 1, "limit of the selection reached": 1}
 
 
 def test_failed_frames_are_not_labelled_unless_asked_for(place):
@@ -262,7 +262,7 @@ def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
     for event in events:
         for chosen in (*event.labels, *event.audits):
             assert frame_key(place.frame_of(event, chosen)) == chosen.key
-    assert [e.refused for e in events] == [{}] * 13 + [{"over the cap": 20}]
+    assert [e.refused for e in events] == [{}] * 13 + [{"limit of the selection reached": 20}]
 
 
 def test_a_chunk_of_the_longest_names_fits_into_one_message(place):

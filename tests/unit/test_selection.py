@@ -116,7 +116,7 @@ def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, used, rand
     assert sum(selected.refused.values()) + len(picked) == len(pool)
     assert all(0 < len(pick.reason) <= 100 for pick in selected.picks)
 
-    assert selected.told.keys() <= {c.key for c in pool} - {c.key for c in picked}
+    assert selected.reasons.keys() <= {c.key for c in pool} - {c.key for c in picked}
     shuffled = list(pool)
     random.shuffle(shuffled)
     assert choose(shuffled, rules, taken, embedding, used) == selected
@@ -145,16 +145,16 @@ def test_every_refusal_is_counted_under_its_reason(policy):
     rules = SelectionRules(3, 1, policy, per_system=2, per_trajectory=2)
     taken, used = {"a": (0.02,), "apart": (0.42,)}, {"used": 2}
     selected = choose(pool, rules, taken, embedding, used)
-    refused, told = selected.refused, selected.told
+    refused, reasons = selected.refused, selected.reasons
     assert refused[DUPLICATE] == 1
     assert refused[NO_DEVIATION] == 1
     assert refused[SHARE] == 1
     assert refused[NEAR] == 3
     assert refused.get(OVER_SYSTEM, 0) + refused[OVER] == 2
-    assert told[f"{2:032x}"] == NO_DEVIATION
-    assert told[f"{3:032x}"] == f"{SHARE}: 2 frames"
-    assert told[f"{4:032x}"] == f"{NEAR}: 0.03 ps, at least 0.1 ps"
-    assert len(told) == len(pool) - 3 - 1 - refused[OVER]
+    assert reasons[f"{2:032x}"] == NO_DEVIATION
+    assert reasons[f"{3:032x}"] == f"{SHARE}: 2 frames"
+    assert reasons[f"{4:032x}"] == f"{NEAR}: 0.03 ps, at least 0.1 ps"
+    assert len(reasons) == len(pool) - 3 - 1 - refused[OVER]
 
 
 def test_of_equal_frames_the_newest_verdict_counts():

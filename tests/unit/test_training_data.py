@@ -191,7 +191,7 @@ def test_a_batch_keeps_parameters_and_mixes_no_kinds() -> None:
     batch = Batch.loads(Batch.of([hot, cold], time_ps=np.zeros(2)).dumps())
     assert [float(f.parameters["fparam"][0]) for f in batch] == [0.2, 0.1]
     assert frame_key(batch.take([1])[0]) == frame_key(cold)
-    with pytest.raises(ValueError, match="parameters alike"):
+    with pytest.raises(ValueError, match="same species order, periodicity and parameters"):
         Batch.of([hot, frame()])
 
 
@@ -327,7 +327,7 @@ def test_the_table_has_all_pairs_in_the_order_of_types_and_ends_at_zero() -> Non
         ("0.1 1\n0.2 1\n0.3 0\n", "energies of 3 pairs of C, H"),
         ("0.1 1 1 1\n0.2 1 1 1\n0.4 0 0 0\n", "evenly spaced"),
         ("0.0 1 1 1\n0.1 1 1 1\n0.2 0 0 0\n", "above 0"),
-        ("0.5 1 1 1\n0.6 1 1 1\n0.7 0 0 0\n", "begins at 0.5"),
+        ("0.5 1 1 1\n0.6 1 1 1\n0.7 0 0 0\n", "first row is at 0.5"),
         ("0.1 1 1 1\n0.2 1 nan 1\n0.3 0 0 0\n", "not finite"),
         ("0.1 1 1 1\n0.2 1 1 1\n0.3 0 0 1\n", "last row"),
         ("a b c d\n", "could not convert"),

@@ -123,12 +123,12 @@ def test_what_is_not_the_users_is_refused(
 @pytest.mark.parametrize(
     ("code", "labels", "words"),
     [
-        ("vasp", {"multiplicity": 2}, "labels.multiplicity: vasp does not take it"),
+        ("vasp", {"multiplicity": 2}, "labels.multiplicity: vasp does not support it"),
         ("pwmat", {"charge": 1}, "labels.charge: pwmat does not support it; supported: magmom"),
         (
             "gaussian",
             {"compositions": {"H2O1": {"kpoints": [1, 1, 2]}}},
-            "labels.compositions.H2O1.kpoints: gaussian does not take it",
+            "labels.compositions.H2O1.kpoints: gaussian does not support it",
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_submitting_without_the_potentials(
     assert "DPSTREAM_LABELER_POTENTIALS='vasp=FOLDER'" in complaint("vasp", {})
     program = CODES["vasp"]
     assert isinstance(program, FileCode)
-    with pytest.raises(Permanent, match="no potential of Cl on this worker"):
+    with pytest.raises(Permanent, match="no potential for Cl on this worker"):
         program.write_inputs(NACL, here, potentials_folder)
 
 

@@ -52,7 +52,7 @@ def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
     text = _text(tmp_path, told.PASSED_OVER)
     assert "uploaded as candidate; never chosen for a label" in text
     assert "deviation 0.12" in text
-    assert "refused its trajectory has had its share: 1; this one: its trajectory has had" in text
+    assert "refused limit of its trajectory reached: 1; this one: limit of its trajectory" in text
     assert text.count("took 2 for training, 1 for the audit") == 1
 
 

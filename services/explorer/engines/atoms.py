@@ -1,7 +1,7 @@
-"""Names of atoms in the user's order, and the texts in which they appear.
+"""Replaces names of atoms in bias inputs by atom numbers, and checks such inputs.
 
 LAMMPS numbers the atoms of a canonical frame: sorted by element, otherwise in the order of the
-user's file. `H2`, the second hydrogen, is the same atom in both.
+user's file. The name `H2`, the second hydrogen, denotes the same atom in both orders.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 NAME = re.compile(r"@([A-Z][a-z]?\d*)\b")
 ELSEWHERE = re.compile(r"(?:^|[\s='\"{(,])[/~](?=\S)|(?<!\.)\.\.(?!\.)", re.MULTILINE)
 RUNS_CODE = re.compile(r"\b(?:LOAD|PYCVINTERFACE|PYFUNCTION|PYTORCH_MODEL)\b")
-"""PLUMED actions that compile or run what they are given."""
+"""PLUMED actions that compile or execute code."""
 
 
 def atom_numbers(name: str, species: Sequence[str]) -> list[int]:
-    """Numbers from 1 of the atoms that `name` (`H2`, or `H` for all) means in a canonical frame.
-    Raises ValueError where there is no such atom."""
+    """Numbers, from 1, of the atoms that `name` (`H2`, or `H` for all) denotes in a canonical
+    frame. Raises ValueError if there is no such atom."""
     symbol = name.rstrip("0123456789")
     numbers = [number for number, each in enumerate(species, 1) if each == symbol]
     place = name[len(symbol) :]
@@ -27,16 +27,16 @@ def atom_numbers(name: str, species: Sequence[str]) -> list[int]:
 
 
 def numbered(text: str, species: Sequence[str], separator: str) -> str:
-    """`text` with every `@H2` or `@H` replaced by numbers."""
+    """`text` with every `@H2` or `@H` replaced by atom numbers."""
     return NAME.sub(lambda found: separator.join(map(str, atom_numbers(found[1], species))), text)
 
 
 def refusal(text: str) -> str | None:
-    """Why a worker does not take a bias' input from a campaign, or None: it must neither run code
-    nor name files outside its folder."""
+    """Reason why a worker refuses a campaign's bias input, or None. The input must neither run code
+    nor access files outside the worker's folder."""
     found = RUNS_CODE.search(text) or ELSEWHERE.search(text)
     if found is None:
         return None
     line = text[: found.end()].count("\n") + 1
     what = found[0].strip()
-    return f"line {line}: {what!r} runs code or leaves the worker's folder"
+    return f"line {line}: {what!r} runs code or accesses files outside the worker's folder"

@@ -1,4 +1,8 @@
-"""The protocol of an exploration engine. See `docs/adding-an-exploration-engine.md`."""
+"""The protocol of exploration engines. See `docs/adding-an-exploration-engine.md`.
+
+The task `explore` creates an engine for a `TrajectoryRequest` and calls `advance` repeatedly; each
+call returns a `TrajectorySegment` with judged frames. Between segments the committee may change.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from dpstream.shared.spec.engines import EngineSettings
 
 @dataclass
 class TrajectoryRequest:
-    """One trajectory to be made: where it starts, and the committee that judges it now. `frame`
-    is canonical; `committee` changes when a newer one takes over."""
+    """One trajectory to run: its canonical starting frame and the committee that judges it.
+    `committee` is replaced when the trajectory switches to a newer one."""
 
     resources: ExplorerResources
     command: Explore
@@ -40,7 +44,7 @@ class TrajectoryRequest:
 
     @property
     def folder(self) -> Path:
-        """Private to this task."""
+        """The task's private folder."""
         return self.context.scratch.resolve()
 
     @property
@@ -50,11 +54,11 @@ class TrajectoryRequest:
 
 @dataclass(frozen=True, eq=False)
 class TrajectorySegment:
-    """What came of some checks. `made` of them; `streak`: failed ones in a row up to now;
-    `stopped`: None, or why the trajectory ends here; `frames`: canonical, one of each check (of
-    each of its beads, if there are several), with arrays devi_f (eV/Å), devi_v (eV per atom, zero
-    in vacuum) and time_ps, None where none was made; `complete`: there is no more to check, and
-    what was planned beyond is not missing."""
+    """Results of some checks. `made`: number of checks made; `streak`: consecutive failed checks at
+    the end; `stopped`: reason why the trajectory ends here, or None; `frames`: canonical frames,
+    one per check (and bead), with arrays devi_f (eV/Å), devi_v (eV per atom, zero in vacuum) and
+    time_ps, None without checks; `complete`: there is nothing left to check, and remaining planned
+    checks do not count as dropped."""
 
     made: int
     streak: int
@@ -64,34 +68,35 @@ class TrajectorySegment:
 
 
 class ExplorationEngine(Protocol):
-    """Drives one trajectory. Either `start` or `resume` comes first, once.
+    """Runs one trajectory. Either `start` or `resume` is called first, once.
 
-    Raises ValueError for settings that can never work, EngineError where its program refuses,
-    EngineCrashed where it dies. What goes astray on the way is a `TrajectorySegment` that says so.
+    Raises ValueError for settings that can never work, EngineError for errors of the engine, and
+    EngineCrashed if the child process dies. A trajectory that becomes unphysical is not an error:
+    the `TrajectorySegment` states why it stopped.
     """
 
     def start(self) -> None:
-        """At the frame of the trip."""
+        """Start at the frame of the request."""
 
     def resume(self, state: bytes) -> None:
-        """Where another attempt called `save`, under the committee of the trip."""
+        """Resume from the state that another attempt saved, with the committee of the request."""
 
     def advance(self, checks: int, streak: int) -> TrajectorySegment:
-        """Up to `checks` more checks, md.every steps apart; fewer end the trajectory, and so do
-        md.stop_after failed ones in a row, of which `streak` are made already."""
+        """Make up to `checks` more checks, md.every steps apart. The trajectory ends if fewer are
+        made, or after md.stop_after consecutive failed checks, of which `streak` precede."""
 
     def switch_committee(self) -> None:
-        """Go on under what is now the committee of the trip."""
+        """Continue with the present committee of the request."""
 
     def save(self) -> bytes:
-        """What `resume` needs."""
+        """The state for `resume`."""
 
 
 def failures_in_a_row(
     failed: Iterable[bool], streak: int, most: int
 ) -> tuple[int, int, str | None]:
-    """How many of these checks are made, failed ones in a row after them (`streak` before), and why
-    the trajectory ends with the last of them, if it does: there were `most` in a row."""
+    """Number of checks made, consecutive failed checks at their end (`streak` before them), and the
+    reason why the trajectory ends, or None: it ends after `most` consecutive failed checks."""
     made = 0
     for each in failed:
         made += 1

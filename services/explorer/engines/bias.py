@@ -1,8 +1,8 @@
-"""Dynamics with a bias on collective variables, by Colvars or by PLUMED. The bias pushes the atoms;
-deviations are those of the committee's own forces.
+"""Molecular dynamics with a bias on collective variables, by Colvars or PLUMED.
 
-Colvars: G. Fiorin, M. L. Klein, J. Hénin, Mol. Phys. 111, 3345 (2013); keywords after its manual,
-version 2025-04-30. In LAMMPS units `metal` it counts in eV, Å and degrees.
+The bias acts on the atoms; model deviations are those of the committee's forces without the bias.
+Colvars: G. Fiorin, M. L. Klein, J. Hénin, Mol. Phys. 111, 3345 (2013); keywords as in its manual,
+version 2025-04-30. With LAMMPS units `metal` it uses eV, Å and degrees.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dpstream.shared.spec.engines import (
 )
 
 STATE = "bias.colvars.state"
-"""What Colvars writes after every `run`, with `output bias`."""
+"""State file that Colvars writes after every `run`, with `output bias`."""
 PER_SIGMA = 2
-"""Grid points per Gaussian sigma. Without a grid, Colvars forgets its hills at a restart."""
+"""Grid points per Gaussian sigma. Without a grid, Colvars loses its hills at a restart."""
 FARTHEST = 10.0
-"""Å; where a distance's grid ends at first."""
+"""Å; initial upper boundary of a distance's grid."""
 QUIET = ("colvarsTrajFrequency 0", "colvarsRestartFrequency 0")
-TRUSTED = "a worker takes such inputs where DPSTREAM_EXPLORER_TEMPLATES is any"
+TRUSTED = "allowed on workers with DPSTREAM_EXPLORER_TEMPLATES=any"
 
 
 class ColvarsBias(MolecularDynamics):
@@ -44,7 +44,7 @@ class ColvarsBias(MolecularDynamics):
         words = f'fix bias all colvars "{path}" output "{request.folder}/bias"'
         if request.md.ensemble != "nve":
             words += " tstat motion"
-        # LAMMPS' restart file has the state too, but is read before Colvars knows its variables.
+        # The state in LAMMPS' restart file is read before Colvars defines its variables.
         if (self.saved / STATE).exists():
             words += f' input "{self.saved / STATE}"'
         return replace(script, dynamics=[*script.dynamics, words], single_use=True)
@@ -62,17 +62,17 @@ class PlumedBias(MolecularDynamics):
 
 
 def plumed_fix(engine: MolecularDynamics, text: str) -> str:
-    """The command that runs a PLUMED input. ValueError where LAMMPS has no PLUMED."""
+    """The LAMMPS fix that runs a PLUMED input. Raises ValueError if LAMMPS lacks PLUMED."""
     request = engine.request
     if not request.resources.call("has_fix", {"style": "plumed"}, request.context):
-        raise ValueError("plumed: this worker's LAMMPS was built without it; colvars is there")
+        raise ValueError("plumed: this worker's LAMMPS was built without PLUMED; use colvars")
     path = request.folder / "plumed.in"
     path.write_text(checked(numbered(text, request.frame.species, ","), request.resources.trusting))
     return f'fix bias all plumed plumedfile "{path}" outfile "{request.folder}/plumed.out"'
 
 
 def checked(text: str, trusting: bool) -> str:
-    """`text`, unless it could do harm. Raises ValueError."""
+    """`text`. Raises ValueError if it is unsafe and the worker is not `trusting`."""
     reason = None if trusting else refusal(text)
     if reason is not None:
         raise ValueError(f"input: {reason}; {TRUSTED}")
@@ -81,7 +81,7 @@ def checked(text: str, trusting: bool) -> str:
 
 def colvars_input(settings: Colvars, species: Sequence[str], trusting: bool = False) -> str:
     """The Colvars configuration for the canonical frame whose atoms are `species`. Raises
-    ValueError for atoms that are not there and for what could do harm."""
+    ValueError for missing atoms and for unsafe input."""
     if settings.input is not None:
         return checked(numbered(settings.input, species, " "), trusting)
     variables = {
@@ -89,7 +89,7 @@ def colvars_input(settings: Colvars, species: Sequence[str], trusting: bool = Fa
         for number, each in enumerate(settings.variables, 1)
     }
     if len(variables) < len(settings.variables):
-        raise ValueError("variables: two of them share a name")
+        raise ValueError("variables: two variables have the same name")
     lines = list(QUIET)
     for name, variable in variables.items():
         lines += [f"colvar {{ name {name}", f"  width {variable.width / PER_SIGMA!r}"]
@@ -102,7 +102,7 @@ Variable = Distance | Coordination | Dihedral
 
 
 def _component(variable: Variable, species: Sequence[str]) -> Iterator[str]:
-    """The variable itself, after the grid on which its hills are collected."""
+    """The component of a variable, preceded by the grid on which its hills are collected."""
     if isinstance(variable, Dihedral):
         yield from _groups("dihedral {", [(name,) for name in variable.atoms], species)
         return
@@ -124,12 +124,12 @@ def _groups(kind: str, groups: Sequence[Group], species: Sequence[str]) -> Itera
 
 
 def _numbers(names: Group, species: Sequence[str]) -> list[int]:
-    """Of all atoms that are named, each once."""
+    """Numbers of all named atoms, without repetition."""
     return list(dict.fromkeys(n for name in names for n in atom_numbers(name, species)))
 
 
 def _walls(name: str, variable: Variable) -> Iterator[str]:
-    """Colvars multiplies a force constant by its width squared, that of the grid."""
+    """Walls of a variable. Colvars divides the force constant by the squared width of the grid."""
     if variable.lower is None and variable.upper is None:
         return
     yield f"harmonicWalls {{ colvars {name}"

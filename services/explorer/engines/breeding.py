@@ -1,5 +1,8 @@
-"""Offspring of good structures, by the operators of ase-ga: cut and splice (D. M. Deaven and
-K. M. Ho, Phys. Rev. Lett. 75, 288, 1995), and strain of one parent where two do not fit."""
+"""Creates offspring of two structures with the operators of ase-ga.
+
+The operator is cut and splice (D. M. Deaven and K. M. Ho, Phys. Rev. Lett. 75, 288, 1995); if the
+parents do not fit together, one parent is strained instead.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from dpstream.shared.atoms.frames import Frame, canonical, from_ase, to_ase
 
 
 def check_installed() -> None:
-    """Raises ValueError where ase-ga is not installed."""
+    """Raises ValueError if ase-ga is not installed."""
     try:
         import ase_ga  # noqa: F401  deferred: only breeding needs it
     except ImportError as error:
@@ -21,7 +24,7 @@ def check_installed() -> None:
 
 
 def offspring(parents: Sequence[Frame], limits: GeometryLimits, seed: int) -> Frame | None:
-    """A canonical child of two frames of one composition, or None where none keeps to `limits`."""
+    """A canonical child of two frames of one composition, or None if none satisfies `limits`."""
     from ase import Atoms  # deferred, as above
     from ase_ga.cutandsplicepairing import CutAndSplicePairing
     from ase_ga.standardmutations import StrainMutation
@@ -48,7 +51,7 @@ def _individual(frame: Frame, number: int) -> Any:
 
 
 def _closest(limits: GeometryLimits) -> dict[tuple[int, int], float]:
-    """Smallest distances by atomic numbers, in either order."""
+    """Minimum distances by pair of atomic numbers, in both orders."""
     from ase.data import atomic_numbers
 
     numbers = {

@@ -1,4 +1,4 @@
-"""What can be said of an engine's settings before any engine is started."""
+"""Checks an engine's settings when a campaign is submitted, without starting an engine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dpstream.shared.values import Condition
 
 
 def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: bool) -> None:
-    """Raises ValueError for what no worker could do with a trajectory from the canonical `frame`,
-    or, unless `trusting`, would refuse."""
+    """Raises ValueError if no worker could run a trajectory from the canonical `frame` with these
+    settings or, unless `trusting`, if workers would refuse them."""
     settings = stage.engine
     if isinstance(settings, SwapMc):
         check_swaps(settings, frame)

@@ -1,5 +1,8 @@
-"""Molecular dynamics by LAMMPS, driven by a member of the committee: the engine `md`, and what the
-other engines that are LAMMPS dynamics add a few commands to."""
+"""Molecular dynamics with LAMMPS, driven by a member of the committee: the engine `md`.
+
+Also the base class of the other engines that use LAMMPS: they override `amended`, `pair`, `judges`
+or `files`.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ class MolecularDynamics:
     def __init__(self, request: TrajectoryRequest) -> None:
         self.request = request
 
-    # -------------------------------------------------------------- what other engines change
+    # -------------------------------------------------------------- overridden by other engines
 
     def amended(self, script: md_script.Script) -> md_script.Script:
-        """The script of plain dynamics with what this engine adds."""
+        """The script of plain dynamics with the additions of this engine."""
         return script
 
     def pair(self) -> list[str]:
-        """What computes the forces."""
+        """The commands of the pair style, which computes the forces."""
         request = self.request
         return md_script.pair_commands(
             request.committee.models,
@@ -44,11 +47,12 @@ class MolecularDynamics:
         )
 
     def judges(self) -> Sequence[Path]:
-        """The models to evaluate at each check, where the pair style reports no deviations."""
+        """Models evaluated at each check, if the pair style does not report deviations."""
         return ()
 
     def files(self) -> Sequence[Path]:
-        """Files up to date whenever LAMMPS rests, without which a restart file is not enough."""
+        """Files that `resume` needs in addition to the restart file; valid between runs of
+        LAMMPS."""
         return ()
 
     # -------------------------------------------------------------------------- the protocol
@@ -61,7 +65,7 @@ class MolecularDynamics:
         self._call("resume", script=vars(self.following()))
 
     def first(self) -> md_script.Script:
-        """From the frame of the trip."""
+        """The script that starts from the frame of the request."""
         request = self.request
         data = request.folder / "start.data"
         data.write_text(
@@ -74,7 +78,7 @@ class MolecularDynamics:
         return self.amended(script)
 
     def following(self) -> md_script.Script:
-        """From the restart file."""
+        """The script that starts from the restart file."""
         request = self.request
         script = md_script.resume_script(
             request.frame,
@@ -101,8 +105,8 @@ class MolecularDynamics:
             type_map=request.committee.type_map,
             parameters={name: v.tolist() for name, v in request.frame.parameters.items()},
         )
-        found = self._frames() if outcome["made"] else None
-        return TrajectorySegment(outcome["made"], outcome["streak"], outcome["stopped"], found)
+        frames = self._frames() if outcome["made"] else None
+        return TrajectorySegment(outcome["made"], outcome["streak"], outcome["stopped"], frames)
 
     def switch_committee(self) -> None:
         header = md_script.header(self.request.vacuum)
@@ -115,7 +119,7 @@ class MolecularDynamics:
             shutil.copy(path, self.saved)
         return packed(self.saved)
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------- internals
 
     @property
     def saved(self) -> Path:
@@ -136,8 +140,8 @@ class MolecularDynamics:
         )
 
     def _frames(self) -> Batch:
-        """The frames of the last piece. Atoms may have swapped elements: canonical order puts
-        the elements back where they were."""
+        """The frames of the last segment. Atoms may have swapped elements; canonical order restores
+        the order of the elements."""
         with np.load(self.request.folder / "frames.npz", allow_pickle=False) as found:
             rows = zip(found["positions"], found["cells"], found["types"], strict=True)
             return Batch.of(

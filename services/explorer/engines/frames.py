@@ -1,5 +1,8 @@
-"""Given frames: nothing moves them, the committee judges each as it is. A trajectory is the batch
-that its starting structure lies in, from there on, without the frames that are known."""
+"""Given frames: the committee judges them as they are, without dynamics.
+
+A trajectory is the batch of its starting structure, from that structure on, without frames that are
+known already.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from dpstream.shared.atoms.frames import Batch, Floats, frame_key
 
 
 class GivenFrames:
-    """`made`: frames judged so far."""
+    """The engine `frames`. `made`: frames judged so far."""
 
     def __init__(self, request: TrajectoryRequest) -> None:
         self.request = request
         self.made = 0
 
     def start(self) -> None:
-        """At the first frame."""
+        """Nothing to prepare."""
 
     def resume(self, state: bytes) -> None:
         self.made = int(state)
@@ -44,14 +47,14 @@ class GivenFrames:
         return segment
 
     def switch_committee(self) -> None:
-        """The frames stay what they are."""
+        """Nothing to do: the next frames are judged by the new committee."""
 
     def save(self) -> bytes:
         return str(self.made).encode()
 
     @cached_property
     def unknown(self) -> tuple[Batch, Floats]:
-        """The frames to be judged, and the times (ps) that stand for their places in the batch."""
+        """The frames to judge, with times (ps) that represent their positions in the batch."""
         command, md = self.request.command, self.request.md
         batch = Batch.loads(self.request.context.fetch(command.structure.batch))
         first = command.structure.index

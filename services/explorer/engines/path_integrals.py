@@ -1,6 +1,6 @@
 """Path-integral molecular dynamics: nuclei as ring polymers of beads, by LAMMPS fix pimd/langevin.
 
-A member of the committee drives every bead; all beads of a check are judged by the whole committee.
+One member of the committee drives all beads; the whole committee judges all beads of a check.
 J. Liu, D. Li, X. Liu, J. Chem. Phys. 145, 024103 (2016); M. Ceriotti et al., J. Chem. Phys. 133,
 124104 (2010).
 """
@@ -21,7 +21,7 @@ from dpstream.services.explorer.engines.dynamics import MolecularDynamics, packe
 from dpstream.services.explorer.engines.swap_mc import LARGEST_SEED
 from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
 from dpstream.services.explorer.lammps.path_integral_child import BEAD, FIX, SEED, frames_of
-from dpstream.services.explorer.lammps.sanity import astray
+from dpstream.services.explorer.lammps.sanity import unphysical
 from dpstream.services.explorer.lammps.script import COLDEST, Script, pair_commands
 from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical
 from dpstream.shared.spec import Md
@@ -32,7 +32,7 @@ COUPLINGS = {"npt": "iso", "npt-iso": "iso", "npt-aniso": "aniso"}
 
 
 class PathIntegrals(MolecularDynamics):
-    """`made`: checks so far; `begun`: there are restart files to go on from."""
+    """The engine `pimd`. `made`: checks so far; `begun`: restart files exist."""
 
     restart = f"restart-{BEAD}"
 
@@ -42,7 +42,7 @@ class PathIntegrals(MolecularDynamics):
         self.beads, self.made, self.begun = request.settings.beads, 0, False
 
     def pair(self) -> list[str]:
-        """The driver alone: beads are judged between the pieces."""
+        """The pair style of the driver alone: beads are judged after each segment."""
         request = self.request
         models = request.committee.models
         driver = models[request.command.driver % len(models)]
@@ -69,10 +69,10 @@ class PathIntegrals(MolecularDynamics):
     # -------------------------------------------------------------------------- the protocol
 
     def start(self) -> None:
-        lacking = self._call("lacking_for_beads")
-        if lacking is not None:
-            raise ValueError(f"pimd: {lacking}")
-        self.first()  # what can never work is said at once
+        missing = self._call("missing_for_beads")
+        if missing is not None:
+            raise ValueError(f"pimd: {missing}")
+        self.first()  # raises for settings that can never work
 
     def resume(self, state: bytes) -> None:
         unpacked(state, self.saved)
@@ -98,32 +98,32 @@ class PathIntegrals(MolecularDynamics):
         return self.judged(error, streak)
 
     def switch_committee(self) -> None:
-        """The next piece is driven by the new committee anyway."""
+        """Nothing to do: the next segment starts with the new committee."""
 
     def save(self) -> bytes:
         (self.saved / "made").write_text(str(self.made))
         return packed(self.saved)
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------- internals
 
     def _seed(self) -> int:
-        """Of the first bead in this piece; the others count on from it."""
+        """Seed of the first bead in this segment; the other beads have the following numbers."""
         seed = stable_seed(self.request.command.seed, "beads", self.made)
         return seed % (LARGEST_SEED - self.beads) + 1
 
     def judged(self, error: str | None, streak: int) -> TrajectorySegment:
-        """The checks of the last piece, up to the one that ends the trajectory if one does."""
+        """The checks of the last segment, up to one that ends the trajectory."""
         sound: list[list[Frame]] = []
         stopped = error
         for beads in self._checks():
-            astray = self._astray(beads)
-            if astray is not None:
-                stopped = astray
+            problem = self._unphysical(beads)
+            if problem is not None:
+                stopped = problem
                 break
             sound.append([self._frame_at(*bead) for bead in beads])
         if not sound:
             return TrajectorySegment(0, streak, stopped, None)
-        return self._piece(sound, streak, stopped)
+        return self._segment(sound, streak, stopped)
 
     def _checks(self) -> Iterator[tuple[tuple[Floats, Floats], ...]]:
         """Positions and cell of every bead, check by check."""
@@ -131,18 +131,19 @@ class PathIntegrals(MolecularDynamics):
             *(frames_of(self.request.folder, bead) for bead in range(self.beads)), strict=False
         )
 
-    def _astray(self, beads: Sequence[tuple[Floats, Floats]]) -> str | None:
-        found = (astray(*bead, self.request.md.overlap, self.reach) for bead in beads)
-        return next((reason for reason in found if reason is not None), None)
+    def _unphysical(self, beads: Sequence[tuple[Floats, Floats]]) -> str | None:
+        reasons = (unphysical(*bead, self.request.md.overlap, self.reach) for bead in beads)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def _frame_at(self, positions: Floats, cell: Floats) -> Frame:
         own = None if self.request.vacuum else cell
         return canonical(replace(self.request.frame, positions=positions, cell=own)).frame
 
-    def _piece(
+    def _segment(
         self, sound: Sequence[Sequence[Frame]], streak: int, stopped: str | None
     ) -> TrajectorySegment:
-        """Judged by the committee; with fewer checks where too many in a row have a failed bead."""
+        """The checks judged by the committee, up to too many consecutive ones with a failed
+        bead."""
         request, trust = self.request, self.request.command.trust
         batch = Batch.of([frame for beads in sound for frame in beads])
         evaluation = request.resources.evaluate(request.committee.models, batch, request.context)
@@ -160,7 +161,7 @@ class PathIntegrals(MolecularDynamics):
 
 
 def pimd_fix(md: Md, condition: Condition) -> str:
-    """ValueError for an ensemble that the fix has not."""
+    """The LAMMPS fix. Raises ValueError for an ensemble that it does not support."""
     temperature = max(condition.temperature, COLDEST)
     words = f"fix motion all {FIX} fmmode physical integrator obabo temp {temperature!r}"
     if md.ensemble == "nve":
@@ -170,6 +171,6 @@ def pimd_fix(md: Md, condition: Condition) -> str:
         return f"{words} ensemble nvt"
     if md.ensemble not in COUPLINGS:
         known = ", ".join(("nve", "nvt", *COUPLINGS))
-        raise ValueError(f"pimd: has no {md.ensemble}; it has {known}")
+        raise ValueError(f"pimd: does not support {md.ensemble}; supported: {known}")
     pressure = f"{COUPLINGS[md.ensemble]} {condition.pressure or 0.0!r}"
     return f"{words} ensemble npt barostat BZP {pressure} taup {md.tau_p!r}"

@@ -1,4 +1,5 @@
-"""Dynamics driven by an existing potential, any pair style of LAMMPS; the committee only judges."""
+"""Dynamics driven by an existing potential (any pair style of LAMMPS) and judged by the
+committee."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from dpstream.shared.spec.engines import Potential
 
 COMMANDS = ("pair_style", "pair_coeff", "pair_modify")
 RUNS_CODE = frozenset({"python", "mdi", "kim", "mliap"})
-"""Pair styles that run code, or talk to somebody."""
+"""Pair styles that execute code or communicate with other processes."""
 
 
 class OtherPotential(MolecularDynamics):
@@ -27,12 +28,12 @@ class OtherPotential(MolecularDynamics):
         return self.request.committee.models
 
     def switch_committee(self) -> None:
-        """The forces stay what they are."""
+        """Nothing to do: the potential, not the committee, computes the forces."""
 
 
 def pair_commands(settings: Potential, files: dict[str, Path], trusting: bool = False) -> list[str]:
-    """The user's commands, with paths instead of the names of `files`. Raises ValueError for
-    other commands, for files that are not the campaign's and for styles that run code."""
+    """The user's commands with paths in place of the names of `files`. Raises ValueError for other
+    commands, for files outside the campaign and for styles that execute code."""
     return [_command(command, files, trusting) for command in settings.pair]
 
 
@@ -44,12 +45,14 @@ def _command(command: str, files: dict[str, Path], trusting: bool) -> str:
         if trusting:
             break
         if word in RUNS_CODE or re.match(r"[/~$.]|.*\.\./", word) or set(word) & set("\"'&;"):
-            raise ValueError(f"pair: {command!r}: {word!r} runs code or names a file elsewhere")
+            raise ValueError(
+                f"pair: {command!r}: {word!r} runs code or names a file outside the campaign"
+            )
     return " ".join(f'"{files[word]}"' if word in files else word for word in words)
 
 
 def _kept(text: str, folder: Path) -> Path:
-    """`text` as a file named by its content, the same for every trajectory."""
+    """`text` as a file named by its digest, shared by all trajectories."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / hashlib.sha256(text.encode()).hexdigest()
     if not path.exists():

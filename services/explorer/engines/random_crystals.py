@@ -1,4 +1,4 @@
-"""Random symmetric crystals: a random space group, a lattice and atoms that obey it.
+"""Generates random symmetric crystals: a random space group with a compatible lattice and atoms.
 
 After C. J. Pickard and R. J. Needs, J. Phys.: Condens. Matter 23, 053201 (2011): an atom near
 images of itself is moved onto the special position between them, so that its orbit shrinks.
@@ -20,14 +20,14 @@ HALLS = 530
 """Settings of the 230 space groups in spglib's database."""
 TRIES_PER_ATOM = 4
 SAME = 1e-4
-"""Fractional coordinates that differ less are one position."""
+"""Tolerance of fractional coordinates within which positions are equal."""
 Operations = tuple[Floats, Floats]
 
 
 @functools.cache
 def operations(hall: int) -> Operations:
-    """Rotations `(n, 3, 3)` and translations `(n, 3)` of fractional coordinates. Raises ValueError
-    where spglib is not installed."""
+    """Rotations `(n, 3, 3)` and translations `(n, 3)` of fractional coordinates for Hall number
+    `hall`. Raises ValueError if spglib is not installed."""
     try:
         import spglib  # deferred: only structure search needs it
     except ImportError as error:
@@ -43,8 +43,8 @@ def random_crystal(
     rng: np.random.Generator,
     tries: int = 500,
 ) -> Frame:
-    """A canonical frame of `species` with a cell of `volume` Å³ whose atoms keep to `limits`.
-    Raises ValueError where none is found in `tries`."""
+    """A canonical frame of `species` with a cell of `volume` Å³ that satisfies `limits`. Raises
+    ValueError if none is found in `tries` attempts."""
     spheres = sum(np.pi / 6 * limits.pairs[symbol, symbol] ** 3 for symbol in species)
     for _ in range(tries if spheres < volume else 0):
         hall = int(rng.integers(1, HALLS + 1))
@@ -52,8 +52,8 @@ def random_crystal(
         if frame is not None and refusal(frame, limits) is None:
             return frame
     raise ValueError(
-        f"search: no random structure of {len(species)} atoms in {volume:.1f} Å³ keeps to "
-        "min_distance; give more volume or less distance"
+        f"search: no random structure of {len(species)} atoms in {volume:.1f} Å³ satisfies "
+        "min_distance; increase the volume or reduce the distance"
     )
 
 
@@ -71,12 +71,12 @@ def _attempt(
         places.append(orbits)
     try:
         return canonical(Frame(tuple(species), np.concatenate(places) @ cell, cell)).frame
-    except ValueError:  # a cell that is next to flat
+    except ValueError:  # a nearly flat cell
         return None
 
 
 def _lattice(rotations: Floats, volume: float, rng: np.random.Generator) -> Floats:
-    """Random cell vectors `(3, 3)` with a metric that the rotations leave alone."""
+    """Random cell vectors `(3, 3)` whose metric is invariant under the rotations."""
     vectors = np.diag(rng.uniform(0.5, 1.5, 3)) + np.tril(rng.uniform(-0.5, 0.5, (3, 3)), -1)
     metric = np.mean(rotations.transpose(0, 2, 1) @ (vectors @ vectors.T) @ rotations, axis=0)
     cell: Floats = np.linalg.cholesky(metric)
@@ -87,7 +87,8 @@ def _lattice(rotations: Floats, volume: float, rng: np.random.Generator) -> Floa
 def _orbits(
     count: int, symmetry: Operations, cell: Floats, rng: np.random.Generator
 ) -> Floats | None:
-    """Fractional positions `(count, 3)` in whole orbits, or None where the dice say no."""
+    """Fractional positions `(count, 3)` in complete orbits, or None if the random draws do not
+    fit."""
     found = np.empty((0, 3))
     for _ in range(TRIES_PER_ATOM * count):
         reach = rng.uniform(0.0, 0.5) * np.cbrt(np.linalg.det(cell))
@@ -101,7 +102,7 @@ def _orbits(
 
 
 def _settled(place: Floats, symmetry: Operations, cell: Floats, reach: float) -> Floats:
-    """`place` moved to the middle of those of its images that are within `reach` Å."""
+    """`place` moved to the centre of its images within `reach` Å."""
     for _ in range(3):
         apart = _images(place, symmetry) - place
         apart -= np.rint(apart)
@@ -111,7 +112,7 @@ def _settled(place: Floats, symmetry: Operations, cell: Floats, reach: float) ->
 
 
 def _orbit(place: Floats, symmetry: Operations, most: int) -> Floats | None:
-    """Distinct images of `place` in one cell; None if they are more than `most`."""
+    """Distinct images of `place` in one cell; None if there are more than `most`."""
     kept: list[Floats] = []
     for image in _images(place, symmetry):
         apart = np.array(kept).reshape(-1, 3) - image

@@ -1,6 +1,8 @@
-"""Structure search: each check is one new crystal, relaxed by the mean of the committee and judged
-by its spread. All of them are judged, not only those low in enthalpy: what the models find good may
-be what they know least."""
+"""Structure search: each check is a new crystal, relaxed with the committee's mean forces.
+
+The committee judges every relaxed crystal, not only those of low enthalpy: low enthalpy may be an
+error of the models.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,14 @@ from dpstream.shared.spec.engines import Search
 from dpstream.shared.values import stable_seed
 
 COVALENT = 0.5
-"""What `limits_for` takes of the covalent radii."""
+"""Share of the covalent radii in `limits_for`."""
 PARENTS = 4
-"""Structures before breeding begins."""
+"""Minimum population for offspring."""
 
 
 class StructureSearch:
-    """`population`: enthalpy in eV per atom and frame, the lowest first."""
+    """The engine `search`. `population`: pairs of enthalpy (eV per atom) and frame, lowest
+    first."""
 
     def __init__(self, request: TrajectoryRequest) -> None:
         assert isinstance(request.settings, Search)
@@ -39,11 +42,11 @@ class StructureSearch:
 
     def start(self) -> None:
         if self.request.frame.cell is None:
-            raise ValueError("search: makes crystals, and this system is a molecule")
+            raise ValueError("search: generates crystals, but this system is a molecule")
         operations(1)
         if self.settings.offspring:
             check_installed()
-        self._proposal()  # what no dice can give is said at once
+        self._proposal()  # raises for settings that can never work
 
     def resume(self, state: bytes) -> None:
         self.start()
@@ -64,7 +67,7 @@ class StructureSearch:
         return TrajectorySegment(made, streak, stopped, self._batch(rows))
 
     def switch_committee(self) -> None:
-        """Parents keep the enthalpies that they were chosen by."""
+        """Nothing to do: parents keep the enthalpies of earlier committees."""
 
     def save(self) -> bytes:
         frames = [frame for _, frame in self.population]
@@ -72,19 +75,19 @@ class StructureSearch:
         return Batch.of(frames, enthalpy=enthalpy, made=np.full(len(frames), self.made)).dumps()
 
     def _check(self) -> tuple[Frame, float, float]:
-        """One structure and its force (eV/Å) and virial deviation (eV per atom)."""
+        """One relaxed structure with its force (eV/Å) and virial deviation (eV per atom)."""
         parameters = self.request.frame.parameters
-        found = self._relaxed(self._proposal().with_parameters(parameters))
-        at = Frame(self.request.frame.species, found["positions"], found["cell"])
-        frame = canonical(at).frame.with_parameters(parameters)
-        self._remember(float(found["enthalpy"]), frame)
+        relaxed = self._relaxed(self._proposal().with_parameters(parameters))
+        raw = Frame(self.request.frame.species, relaxed["positions"], relaxed["cell"])
+        frame = canonical(raw).frame.with_parameters(parameters)
+        self._remember(float(relaxed["enthalpy"]), frame)
         trust = self.request.command.trust
-        devi_f = max_force_deviation(found["forces"], trust.relative)
-        devi_v = virial_deviation(found["virials"], len(frame.species), trust.relative_v)
+        devi_f = max_force_deviation(relaxed["forces"], trust.relative)
+        devi_v = virial_deviation(relaxed["virials"], len(frame.species), trust.relative_v)
         return frame, float(devi_f), float(devi_v)
 
     def _proposal(self) -> Frame:
-        """The same for the same number, whatever ran before, but for its parents."""
+        """A new structure, determined by the seed, the number of the check and the population."""
         seed = stable_seed(self.request.command.seed, "search", self.made)
         rng = np.random.default_rng(seed)
         if len(self.population) >= PARENTS and rng.uniform() < self.settings.offspring:
@@ -97,11 +100,11 @@ class StructureSearch:
 
     def _relaxed(self, frame: Frame) -> dict[str, Any]:
         settings, request = self.settings, self.request
-        given, result = request.folder / "unrelaxed.npz", request.folder / "relaxed.npz"
-        given.write_bytes(Batch.of([frame]).dumps())
+        input_file, result = request.folder / "unrelaxed.npz", request.folder / "relaxed.npz"
+        input_file.write_bytes(Batch.of([frame]).dumps())
         arguments = {
             "models": [str(model) for model in request.committee.models],
-            "batch": str(given),
+            "batch": str(input_file),
             "result": str(result),
             "steps": settings.relax_steps,
             "max_force": settings.max_force,
@@ -139,6 +142,6 @@ class StructureSearch:
 
     @property
     def _volume(self) -> float:
-        """Å³, of the system's own structure."""
+        """Volume of the system's structure, Å³."""
         assert self.request.frame.cell is not None
         return float(np.linalg.det(self.request.frame.cell))

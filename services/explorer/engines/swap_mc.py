@@ -1,5 +1,5 @@
-"""Dynamics with Monte Carlo swaps of unlike atoms: chemical order on a time scale that diffusion
-never reaches. LAMMPS fix atom/swap (package MC): B. Sadigh et al., Phys. Rev. B 85, 184203 (2012).
+"""Dynamics with Monte Carlo swaps of unlike atoms, which sample chemical order faster than
+diffusion. LAMMPS fix atom/swap (package MC): B. Sadigh et al., Phys. Rev. B 85, 184203 (2012).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dpstream.shared.spec.engines import SwapMc
 from dpstream.shared.values import Condition, stable_seed
 
 LARGEST_SEED = 900_000_000
-"""Of LAMMPS' Marsaglia generator."""
+"""Largest seed of LAMMPS' Marsaglia generator."""
 
 
 class Swaps(MolecularDynamics):
@@ -31,7 +31,7 @@ class Swaps(MolecularDynamics):
 
 
 def check_swaps(settings: SwapMc, frame: Frame) -> None:
-    """Raises ValueError for an element that is not there to be swapped."""
+    """Raises ValueError if an element to swap is not in the frame."""
     missing = sorted({symbol for pair in settings.swaps for symbol in pair} - {*frame.species})
     if missing:
         raise ValueError(f"swaps: {frame.formula} has no {missing[0]}")

@@ -1,7 +1,7 @@
-"""The user's own LAMMPS input: its dynamics around the committee's forces.
+"""Dynamics by the user's own LAMMPS input, with the committee's forces.
 
-Setting up units, atoms, forces and output is dpstream's; whatever else the input says is passed on
-in its order. A template is campaign data, so only commands that can do no harm are.
+dpstream sets up units, atoms, forces and output; the other commands of the input are passed on in
+their order. A template is data of a campaign, so only safe commands are allowed.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ OURS = {
     "restart", "thermo", "thermo_modify", "thermo_style", "undump", "write_data",
     "write_dump", "write_restart"
 }
-"""Commands that are dpstream's to give: left out."""
+"""Commands that dpstream gives itself; those of the template are dropped."""
 PASSED = {
     "compute", "compute_modify", "fix", "fix_modify", "group", "mass", "neigh_modify", "neighbor",
     "region", "run_style", "uncompute", "unfix", "variable", "velocity"
 }
 # fmt: on
 FIXED = {"units": "metal", "atom_style": "atomic"}
-"""Commands with the only argument there is here."""
+"""Commands with a fixed argument."""
 STYLES = {
     "fix": re.compile(
         r"(?!python|imd|ipi|mdi|external|plumed|colvars|gcmc|deposit|evaporate|pour|append)[a-z0-9/]+"
     ),
     "variable": re.compile(r"equal|string|index|loop|atom|vector|format|delete|internal"),
 }
-"""Styles that run no code, talk to nobody and leave the atoms what they are."""
+"""Styles that execute no code, do not communicate and do not add or remove atoms."""
 ELSEWHERE = re.compile(r"[/~]\S|.*\.\.")
 PLUMED_FIX = "dpgen_plm"
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """Commands of a template in order: `setup` after there are atoms and forces, `velocity`
-    after those, when a trajectory starts. `plumed`: where in `setup` PLUMED comes, if at all."""
+    """Commands of a template in order: `setup`, given once atoms and forces are defined, then
+    `velocity` at the start of a trajectory. `plumed`: index in `setup` of the PLUMED fix, if
+    any."""
 
     setup: tuple[str, ...]
     velocity: tuple[str, ...]
@@ -73,7 +74,7 @@ class UserTemplate(MolecularDynamics):
 
 
 def standard_words(md: Md, condition: Condition, seed: int) -> dict[str, Word]:
-    """Words that every template may use."""
+    """Variables that every template may use."""
     return {
         "V_NSTEPS": md.steps,
         "V_TEMP": condition.temperature,
@@ -84,12 +85,12 @@ def standard_words(md: Md, condition: Condition, seed: int) -> dict[str, Word]:
 
 
 def plumed_text(settings: Template, words: Mapping[str, Word], row: Row) -> str:
-    """The PLUMED input for one condition: words of the LAMMPS input too, unless it has its own."""
+    """The PLUMED input for one condition; variables of the LAMMPS input apply unless overridden."""
     return revised(settings.plumed or "", {**words, **row[0], **row[1]})
 
 
 def revised(text: str, words: Mapping[str, Word]) -> str:
-    """`text` with every word replaced by its value, wherever it stands."""
+    """`text` with every occurrence of a variable replaced by its value."""
     for word in sorted(words, key=len, reverse=True):
         text = text.replace(word, str(words[word]))
     return text
@@ -98,8 +99,8 @@ def revised(text: str, words: Mapping[str, Word]) -> str:
 def parse(
     settings: Template, words: Mapping[str, Word], row: Row, md: Md, trusting: bool = False
 ) -> Parsed:
-    """The template for one condition. Raises ValueError naming line and command for what is not
-    allowed, and where steps or time step are not those of `md`."""
+    """The template for one condition. Raises ValueError, naming line and command, for commands that
+    are not allowed and if steps or time step differ from those of `md`."""
     reader = _Reader(settings.plumed is not None, trusting, md)
     for number, command in _commands(revised(settings.lammps, {**words, **row[0]})):
         try:
@@ -128,7 +129,7 @@ class _Reader:
     def read(self, command: str) -> None:
         name, *words = command.split()
         if self._over and name not in OURS:
-            raise ValueError("comes after `run`, of which there is one at most, the last")
+            raise ValueError("comes after `run`, which must be the last command")
         if name in FIXED and words != [FIXED[name]]:
             raise ValueError(f"should be {name} {FIXED[name]}")
         if name in self._read:
@@ -159,7 +160,7 @@ class _Reader:
 
     def _boundary(self, words: list[str]) -> None:
         if words != ["p", "p", "p"]:
-            raise ValueError("systems are periodic or in vacuum, as their structures say")
+            raise ValueError("the system's structure defines whether it is periodic")
 
     def _same(self, words: list[str], expected: float, key: str) -> None:
         word = words[0] if words else ""
@@ -183,11 +184,11 @@ def _refuse(name: str, words: list[str]) -> None:
         raise ValueError(f"{name} style {style!r} is not allowed in a template")
     for word in words:
         if ELSEWHERE.match(word.strip("\"'")):
-            raise ValueError(f"{word!r} leaves the worker's folder")
+            raise ValueError(f"{word!r} is outside the worker's folder")
 
 
 def _commands(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and command, comments dropped and continued lines joined."""
+    """Line numbers and commands, without comments and with continued lines joined."""
     pending, start = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.partition("#")[0].rstrip()

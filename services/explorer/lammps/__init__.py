@@ -1,1 +1,1 @@
-"""LAMMPS in a child process, and its scripts."""
+"""LAMMPS in the child process, and its input scripts."""

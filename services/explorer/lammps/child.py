@@ -1,6 +1,7 @@
-"""Engine child: molecular dynamics in warm LAMMPS sessions, committees evaluated in batches.
+"""The explorer's child process: molecular dynamics in LAMMPS sessions, evaluation of committees.
 
-Run by `dpstream.shared.runtime.child_process`; arrays travel as `.npz` files.
+Run by `dpstream.shared.runtime.child_process`; arrays are passed as `.npz` files. LAMMPS sessions
+and models stay loaded between calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpstream.services.explorer.lammps.path_integral_child import FIX, MPIEXEC, path_integral
-from dpstream.services.explorer.lammps.sanity import astray
+from dpstream.services.explorer.lammps.sanity import unphysical
 from dpstream.services.explorer.lammps.script import Script
 from dpstream.services.explorer.lammps.session import Sessions
 from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
@@ -35,18 +36,18 @@ def _model(path: str) -> Any:
 
 
 def begin(script: Mapping[str, Any]) -> None:
-    """Set a trajectory up (the fields of a `Script`) and evaluate its first step."""
-    _or_give_up(lambda: SESSIONS.start(Script(**script)))
+    """Start a trajectory by the fields of a `Script` and evaluate its first step."""
+    _or_discard_session(lambda: SESSIONS.start(Script(**script)))
 
 
 def resume(script: Mapping[str, Any]) -> None:
-    """The same from a restart file."""
-    _or_give_up(lambda: SESSIONS.resume(Script(**script)))
+    """Resume a trajectory from a restart file."""
+    _or_discard_session(lambda: SESSIONS.resume(Script(**script)))
 
 
 def change(header: Sequence[str], pair: Sequence[str]) -> None:
-    """Carry on with the system as it is, under another committee."""
-    _or_give_up(lambda: SESSIONS.change(header, pair))
+    """Continue the current trajectory with another committee."""
+    _or_discard_session(lambda: SESSIONS.change(header, pair))
 
 
 def advance(
@@ -62,15 +63,16 @@ def advance(
     type_map: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Up to `checks` times `every` steps, each followed by a look at the deviation.
+    """Run up to `checks` times `every` steps, each followed by a check of the deviation.
 
     Writes `frames` (`.npz`): positions `(n, n_atoms, 3)` Å by atom id, cells `(n, 3, 3)` Å, devi_f
-    `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`, types `(n, n_atoms)` from 1,
-    which are the elements of `type_map`. Without `judges` the pair style reports the deviations;
-    else they are those of these models at the frame's `parameters`. Returns `made` = n, `streak` of
-    failed checks up to now, and `stopped`: None or why the trajectory ends here. A check at which
-    atoms overlap, are lost or are nowhere is not made. `reach`: None for periodic frames; in vacuum
-    the models' cutoff in Å, and nor is a check at which the atoms have come further apart.
+    `(n,)` eV/Å, devi_v `(n,)` eV (zero in vacuum), steps `(n,)`, types `(n, n_atoms)` from 1, which
+    are the elements of `type_map`. Without `judges` the pair style reports the deviations; else
+    they are those of the models `judges` at the frame's `parameters`. `reach`: the models' cutoff
+    in Å for a molecule in vacuum, None for periodic frames. Returns `made` = n, `streak` of
+    consecutive failed checks at the end, and `stopped`: reason why the trajectory ends here, or
+    None. No check is made if atoms overlap (`overlap`, Å), are lost, have non-finite positions or,
+    in vacuum, form fragments further apart than `reach`.
     """
     levels, vacuum = Trust.model_validate(trust), reach is not None
     deviation = SESSIONS.in_use.deviation
@@ -80,7 +82,7 @@ def advance(
     seen: list[Check] = []
     stopped = None
     while len(seen) < checks and stopped is None:
-        stopped = _run(every) or _astray(overlap, reach)
+        stopped = _run(every) or _unphysical(overlap, reach)
         check = None if stopped else _check(deviation, vacuum)
         if check is None:
             stopped = stopped or "deviation is not a number"
@@ -95,7 +97,7 @@ def advance(
 
 
 def _check(deviation: Callable[[], tuple[float, float]], vacuum: bool) -> Check | None:
-    """The present frame and its deviations; None if these are not numbers."""
+    """The current frame with its deviations; None if these are not finite."""
     session = SESSIONS.in_use
     devi_f, devi_v = deviation()
     if not (math.isfinite(devi_f) and math.isfinite(devi_v)):
@@ -111,11 +113,11 @@ def _judged(
     vacuum: bool,
     parameters: Mapping[str, Floats],
 ) -> tuple[float, float]:
-    """Force (eV/Å) and virial deviation (eV per atom) of `judges` on the present frame."""
+    """Force (eV/Å) and virial deviation (eV per atom) of `judges` on the current frame."""
     session = SESSIONS.in_use
     species = tuple(type_map[number - 1] for number in session.types())
-    at = Frame(species, session.positions(), None if vacuum else session.cell())
-    frame = at.with_parameters(parameters)
+    plain = Frame(species, session.positions(), None if vacuum else session.cell())
+    frame = plain.with_parameters(parameters)
     _, forces, virials = _evaluated(judges, Batch.of([frame]))
     devi_f = max_force_deviation(forces, trust.relative)
     devi_v = virial_deviation(virials, len(species), trust.relative_v)
@@ -123,11 +125,12 @@ def _judged(
 
 
 def conserve(checks: int, every: int, overlap: float, reach: float | None) -> dict[str, Any]:
-    """Up to `checks` times `every` steps; `energies` is the total energy in eV at the start and
-    after each, `stopped` None or why the run ended early. Otherwise as `advance`."""
+    """Run up to `checks` times `every` steps. Returns `energies`: total energy in eV at the start
+    and after each check; `stopped`: reason why the run ended early, or None. Otherwise as
+    `advance`."""
     energies, stopped = [SESSIONS.in_use.energy], None
     while len(energies) <= checks and stopped is None:
-        stopped = _run(every) or _astray(overlap, reach)
+        stopped = _run(every) or _unphysical(overlap, reach)
         if stopped is None:
             energies.append(SESSIONS.in_use.energy)
     return {"energies": energies, "stopped": stopped}
@@ -138,21 +141,21 @@ def write_restart(path: str) -> None:
 
 
 def has_fix(style: str) -> bool:
-    """Whether this LAMMPS was built with a fix."""
+    """Whether this LAMMPS was built with the fix `style`."""
     return SESSIONS.has_fix(style)
 
 
-def lacking_for_beads() -> str | None:
-    """What path-integral dynamics needs and this machine has not, with the remedy; or None."""
+def missing_for_beads() -> str | None:
+    """What this machine lacks for path-integral dynamics, with the remedy, or None."""
     if not MPIEXEC.exists():
-        return f"{MPIEXEC}: not there; pip install mpich beside LAMMPS"
+        return f"{MPIEXEC} is missing; pip install mpich in the environment of LAMMPS"
     return None if has_fix(FIX) else f"this worker's LAMMPS was built without fix {FIX}"
 
 
 def evaluate(models: Sequence[str], batch: str, result: str) -> None:
     """Every model on every frame of a batch file. Writes `result` (`.npz`): energies
     `(n_models, n_frames)` eV, forces `(n_models, n_frames, n_atoms, 3)` eV/Å, virials
-    `(n_models, n_frames, 3, 3)` eV (of no meaning in vacuum)."""
+    `(n_models, n_frames, 3, 3)` eV (meaningless in vacuum)."""
     energies, forces, virials = _evaluated(models, Batch.loads(Path(batch).read_bytes()))
     _save_arrays(result, energies=energies, forces=forces, virials=virials)
 
@@ -177,7 +180,7 @@ def relax(
     pressure: float,
     overlap: float,
 ) -> None:
-    """Relax the one frame of a batch file by the mean of `models`. Writes `result` (`.npz`):
+    """Relax the single frame of a batch file by the mean of `models`. Writes `result` (`.npz`):
     positions `(n_atoms, 3)` Å, cell `(3, 3)` Å, enthalpy `()` eV, and each model's forces and
     virials there, `(n_models, n_atoms, 3)` eV/Å and `(n_models, 3, 3)` eV."""
     from dpstream.services.explorer.lammps.relaxation import relaxed
@@ -197,7 +200,7 @@ def relax(
 
 
 def cutoff(model: str) -> float:
-    """How far a model's atoms see, Å."""
+    """Cutoff radius of a model, Å."""
     return float(_model(model).get_rcut())
 
 
@@ -209,27 +212,27 @@ def descriptors(model: str, batch: str, result: str) -> None:
     _save_arrays(result, descriptors=values.reshape(n, atoms, -1))
 
 
-def _or_give_up(work: Callable[[], object]) -> None:
+def _or_discard_session(work: Callable[[], object]) -> None:
     try:
         work()
     except Exception:
-        SESSIONS.give_up()
+        SESSIONS.discard()
         raise
 
 
 def _run(steps: int) -> str | None:
-    """Run `steps` steps; None, or the error with which LAMMPS gave the trajectory up."""
+    """Run `steps` steps; returns the first line of LAMMPS' error, or None."""
     try:
         SESSIONS.in_use.run(steps)
     except Exception as error:  # LAMMPS raises bare Exception and MPIAbortException
-        SESSIONS.give_up()
+        SESSIONS.discard()
         return str(error).strip().splitlines()[0]
     return None
 
 
-def _astray(overlap: float, reach: float | None) -> str | None:
+def _unphysical(overlap: float, reach: float | None) -> str | None:
     session = SESSIONS.in_use
-    return astray(session.positions(), session.cell(), overlap, reach)
+    return unphysical(session.positions(), session.cell(), overlap, reach)
 
 
 def _save(path: Path, seen: Sequence[Check]) -> None:
@@ -251,7 +254,7 @@ def _save_arrays(path: str, **arrays: npt.ArrayLike) -> None:
 
 
 def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
-    """Coordinates `(n, 3 × n_atoms)`, cells `(n, 9)` and types, as DeepPot takes them."""
+    """Arguments of DeepPot: coordinates `(n, 3 × n_atoms)`, cells `(n, 9)` and types."""
     numbers = {symbol: number for number, symbol in enumerate(_model(path).get_type_map())}
     n = len(frames)
     cells = None if frames.cells is None else frames.cells.reshape(n, 9)
@@ -259,7 +262,7 @@ def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
 
 
 def _parameters(frames: Batch) -> dict[str, Floats]:
-    """The parameters of frames; models that take none leave them aside."""
+    """The parameters of frames; models without parameters ignore them."""
     return {name: frames.arrays[name] for name in PARAMETERS if name in frames.arrays}
 
 
@@ -273,7 +276,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "has_fix": has_fix,
     "evaluate": evaluate,
     "relax": relax,
-    "lacking_for_beads": lacking_for_beads,
+    "missing_for_beads": missing_for_beads,
     "path_integral": path_integral,
     "cutoff": cutoff,
     "descriptors": descriptors,

@@ -1,7 +1,8 @@
-"""Path-integral dynamics: one LAMMPS process for each bead, as partitions of one MPI job.
+"""Path-integral dynamics: one LAMMPS process per bead, as partitions of one MPI job.
 
-`path_integral` runs in the engine child; `main` in every process that it starts. LAMMPS loads the
-MPI in the environment's lib folder, so the processes are started by the `mpiexec` beside it.
+`path_integral` runs in the explorer's child process and starts the job; `main` runs in each process
+of the job. LAMMPS loads the MPI library of the Python environment, so the job is started with the
+`mpiexec` of the same environment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dpstream.shared.atoms.frames import Floats
 from dpstream.shared.runtime.child_process import die_with_parent
 
 BEAD, SEED = "<bead>", "<seed>"
-"""Stand for the bead's number, and for a seed of its own, in what its LAMMPS is told."""
+"""Placeholders for a bead's number and seed in its LAMMPS commands."""
 FIX = "pimd/langevin"
 MPIEXEC = Path(sys.prefix) / "bin" / "mpiexec"
 LOG = "beads.log"
@@ -32,28 +33,28 @@ RANK = (
 
 
 def path_integral(beads: int, folder: str, job: dict[str, Any]) -> str | None:
-    """Run a piece of dynamics in `folder`; None, or the error that ended it early. `job`: the
-    arguments of `_work` but the first two. Raises RuntimeError where it never began."""
-    place = Path(folder)
-    (place / "job.json").write_text(json.dumps(job))
+    """Run a segment of dynamics in `folder`; returns the error that ended it early, or None. `job`:
+    the arguments of `_work` without the first two. Raises RuntimeError if it did not start."""
+    working = Path(folder)
+    (working / "job.json").write_text(json.dumps(job))
     for number in range(beads):
-        frames_file(place, number).unlink(missing_ok=True)
+        frames_file(working, number).unlink(missing_ok=True)
     rank = [sys.executable, "-I", "-c", RANK, "job.json", str(beads)]
     command = [str(MPIEXEC), "-n", str(beads), *rank, *map(os.path.abspath, sys.path)]
-    with (place / LOG).open("wb") as log:
+    with (working / LOG).open("wb") as log:
         ended = subprocess.run(
-            command, cwd=place, stdout=log, stderr=log, check=False, preexec_fn=die_with_parent
+            command, cwd=working, stdout=log, stderr=log, check=False, preexec_fn=die_with_parent
         )
     if ended.returncode == 0:
         return None
-    said = _error_in(place / LOG) or f"LAMMPS ended with status {ended.returncode}"
-    if not all(frames_file(place, number).exists() for number in range(beads)):
-        raise RuntimeError(said)
-    return said
+    error = _error_in(working / LOG) or f"LAMMPS ended with status {ended.returncode}"
+    if not all(frames_file(working, number).exists() for number in range(beads)):
+        raise RuntimeError(error)
+    return error
 
 
 def _error_in(log: Path) -> str | None:
-    """The first error of LAMMPS: the other beads only follow."""
+    """The first error of LAMMPS: those of other beads are consequences."""
     lines = log.read_text(errors="replace").splitlines()
     return next((line[line.index("ERROR") :] for line in lines if "ERROR" in line), None)
 
@@ -63,20 +64,20 @@ def frames_file(folder: Path, bead: int) -> Path:
 
 
 def frames_of(folder: Path, bead: int) -> Iterator[tuple[Floats, Floats]]:
-    """Positions `(n_atoms, 3)` and cell `(3, 3)` in Å of each whole check of a bead."""
+    """Positions `(n_atoms, 3)` and cell `(3, 3)` in Å of each complete check of a bead."""
     with frames_file(folder, bead).open("rb") as file:
         while True:
             try:
                 yield np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
-            except (EOFError, ValueError):  # the bead was ended while it wrote
+            except (EOFError, ValueError):  # the process was killed while writing
                 return
 
 
 def main(job: str, beads: int) -> None:
-    """One bead."""
+    """Run the process of one bead."""
     from dpstream.services.explorer.lammps.session import Session
 
-    # LAMMPS insists on an input file where there are partitions; nothing is read from it.
+    # With partitions LAMMPS requires an input file; it is not read.
     session = Session(Path("unused"), partitions=("-partition", f"{beads}x1", "-in", job))
     session.lammps.command(f"variable bead world {' '.join(map(str, range(beads)))}")
     bead = int(session.lammps.extract_variable("bead"))
@@ -96,8 +97,8 @@ def _work(
     restart: str,
     seed: int,
 ) -> None:
-    """`checks` times `every` steps, each followed by a frame in the bead's file; then the restart
-    file. A script without velocities goes on from one."""
+    """Run `checks` times `every` steps, writing a frame to the bead's file after each, then write
+    the restart file. A script without velocities resumes from a restart file."""
     from dpstream.services.explorer.lammps.script import Script
 
     (session.start if script["velocity"] else session.resume)(Script(**script))

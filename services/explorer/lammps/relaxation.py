@@ -1,4 +1,4 @@
-"""Relaxation of a crystal by the mean of a committee, in the engine child."""
+"""Relaxes a crystal with the mean forces and stress of a committee, in the child process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, from_a
 Evaluate = Callable[[Batch], tuple[Floats, Floats, Floats]]
 """Energies `(n_models, 1)`, forces `(n_models, 1, n_atoms, 3)`, virials `(n_models, 1, 3, 3)`."""
 LARGEST_GROWTH = 4.0
-"""Times its volume at the start; a crystal that swells further has come apart."""
+"""Largest volume relative to the initial one; a larger crystal has fallen apart."""
 
 
 class CommitteeMean(Calculator):  # type: ignore[misc]
     """Mean energy, forces and stress; `spread` keeps each member's forces and virials."""
 
-    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012  as ASE has it
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012  as in ASE
 
     def __init__(self, evaluate: Evaluate) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class CommitteeMean(Calculator):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """`enthalpy` in eV; members' forces and virials as the calculator kept them."""
+    """The relaxed frame with its enthalpy in eV and the members' forces and virials."""
 
     frame: Frame
     enthalpy: float
@@ -58,9 +58,9 @@ class Relaxed:
 def relaxed(
     frame: Frame, evaluate: Evaluate, steps: int, max_force: float, pressure: float, overlap: float
 ) -> Relaxed:
-    """The structure, canonical, after at most `steps` steps, until forces are below `max_force`
-    eV/Å, at `pressure` bar; the last sound one, where atoms come closer than `overlap` Å or it
-    falls apart."""
+    """The canonical structure relaxed at `pressure` bar until forces are below `max_force` eV/Å or
+    for `steps` steps; if atoms come closer than `overlap` Å or the crystal falls apart, the last
+    structure before that."""
     atoms, compression = to_ase(frame), pressure * units.bar
     atoms.calc = CommitteeMean(evaluate)
     volume, sound = atoms.get_volume(), frame
@@ -69,7 +69,9 @@ def relaxed(
         if not _is_sound(atoms, overlap, LARGEST_GROWTH * volume):
             break
         sound = from_ase(atoms)
-    sound = canonical(sound).frame  # what is judged is what may be labelled, to the last digit
+    sound = canonical(
+        sound
+    ).frame  # so that the judged structure is exactly the one that may be labelled
     end = to_ase(sound)
     end.calc = CommitteeMean(evaluate)
     enthalpy = float(end.get_potential_energy() + compression * end.get_volume())

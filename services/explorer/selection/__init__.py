@@ -1,1 +1,1 @@
-"""Which candidates are labelled."""
+"""Selects the frames to label: geometry filters, batch selection, reservoir and audit draw."""

@@ -1,8 +1,8 @@
-"""Which frames are labelled though nothing asks for it: the audit's draw from the reservoirs.
+"""Draws the audit frames: a random sample of accurate and failed frames from the reservoirs.
 
-Every picked frame carries the inverse of the probability that it was drawn, so that weighted means
-over audit frames estimate means over all explored frames (W. G. Cochran, Sampling Techniques, 3rd
-ed., ch. 10–11: sampling in stages).
+Every drawn frame carries its inverse inclusion probability as weight, so that weighted means over
+audit frames estimate means over all explored frames (W. G. Cochran, Sampling Techniques, 3rd
+ed., ch. 10–11: multi-stage sampling).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dpstream.services.explorer.selection.choose import (
 )
 
 FAILED_SHARE = 0.25
-"""Largest share of an audit drawn from failed frames: they are kept for calibration only, and the
-fewer of them are labelled, the more labels measure the frames that claim to be accurate."""
+"""Largest share of failed frames in an audit. They serve only to calibrate trust levels; the other
+labels measure the error of frames judged accurate."""
 
 
 @dataclass(frozen=True)
 class AuditRules:
-    """How many, over at least how many trajectories, how far apart (ps)."""
+    """Number of audit frames, minimum number of trajectories, minimum separation (ps)."""
 
     audits: int
     seed: int
@@ -40,7 +40,7 @@ class AuditRules:
 
     @property
     def per_trajectory(self) -> int:
-        """Most frames of one trajectory, such that `min_trajectories` can be reached."""
+        """Maximum frames of one trajectory such that `min_trajectories` can be reached."""
         return max(1, self.audits // self.min_trajectories)
 
 
@@ -50,11 +50,11 @@ def draw_audit(
     taken: Taken | None = None,
     labels: Sequence[Candidate] = (),
 ) -> Selected:
-    """A seeded draw of accurate and failed frames, dealt over conditions and trajectories.
+    """A seeded draw of accurate and failed frames, spread over conditions and trajectories.
 
     `reservoir`: frames that passed the geometry filters, with their reservoir weight; `taken`:
-    times used earlier; `labels`: frames chosen for training in the same breath, which the audit
-    neither repeats nor comes near.
+    times of frames chosen earlier; `labels`: frames chosen for training by the same task, which the
+    audit neither repeats nor approaches in time.
     """
     refusals = Refusals()
     trained = {c.key for c in labels}
@@ -64,12 +64,12 @@ def draw_audit(
     failed = draw.deal([c for c in pool if c.failed], failed_quota)
     accurate = draw.deal([c for c in pool if not c.failed], rules.audits - len(failed))
     picks = _weighted(accurate, pool) + _weighted(failed, pool)
-    left = len(pool) - len(picks)
-    return Selected(tuple(picks), dict(refusals.counts) | ({OVER: left} if left else {}))
+    remaining = len(pool) - len(picks)
+    return Selected(tuple(picks), dict(refusals.counts) | ({OVER: remaining} if remaining else {}))
 
 
 class _Draw:
-    """Audit frames drawn so far, and what keeps them apart."""
+    """Audit frames drawn so far, with the spacing between them."""
 
     def __init__(self, rules: AuditRules, taken: Taken, labels: Sequence[Candidate]) -> None:
         self._rules = rules
@@ -79,7 +79,7 @@ class _Draw:
         self._by_trajectory: Counter[str] = Counter()
 
     def deal(self, pool: Sequence[Candidate], quota: int) -> list[Candidate]:
-        """At most `quota` frames of `pool`, one trajectory after another."""
+        """Draw at most `quota` frames of `pool`, spread over trajectories."""
         drawn: list[Candidate] = []
 
         def admit(c: Candidate) -> bool:
@@ -103,9 +103,9 @@ class _Draw:
 
 
 def _weighted(drawn: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Pick]:
-    """The drawn frames of one class with their weights: reservoir weight × conditions over those
-    drawn from × trajectories of the condition over those drawn from × the trajectory's frames in
-    the reservoir over those drawn."""
+    """The drawn frames of one class (accurate or failed) with their weights: reservoir weight ×
+    conditions / drawn conditions × trajectories of the condition / drawn trajectories × frames of
+    the trajectory in the reservoir / drawn frames."""
     if not drawn:
         return []
     whole = [c for c in pool if c.failed == drawn[0].failed]

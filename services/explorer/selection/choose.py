@@ -1,7 +1,7 @@
-"""Batch selection: which frames of a pool are labelled, and why.
+"""Batch selection: chooses which frames of a pool are labelled, with a reason for each.
 
-Pure functions from records to picks. The pool's order does not matter, equal seeds give equal
-picks, and every candidate that is not picked is counted under a reason, and told what it lacked.
+Pure functions from records to picks. The picks do not depend on the order of the pool, equal seeds
+give equal picks, and every candidate that is not picked is counted under a reason.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from dpstream.services.explorer.selection.geometry import Refusal
 from dpstream.shared.values import Condition, is_offered
 
 SLACK = 1e-6
-"""ps; times are written to this, so frames exactly `min_separation` apart pass."""
+"""ps; rounding of times, so that frames exactly `min_separation` apart are accepted."""
 DIVERSE_POOL = 1000
-"""Most frames a diverse draw describes: a balanced random draw stands for a larger pool."""
+"""Maximum frames of a diverse draw; a larger pool is first reduced by a balanced random draw."""
 
 NO_DEVIATION = "deviation is not a number"
 DUPLICATE = "duplicate"
-SHARE = "its trajectory has had its share"
-NEAR = "near another of its trajectory"
-OVER_SYSTEM = "over the cap of its system"
-TOO_FEW = "too few of its system"
-OVER = "over the cap"
+SHARE = "limit of its trajectory reached"
+NEAR = "too close in time to another frame of its trajectory"
+OVER_SYSTEM = "limit of its system reached"
+TOO_FEW = "too few candidates of its system"
+OVER = "limit of the selection reached"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One frame that waits to be chosen: row `row` of pool item `item`.
+    """One frame of the pool: row `row` of pool item `item`.
 
-    time_ps, planned_ps: where in its trajectory it lies and how long that was to be; deviation:
-    max force deviation, eV/Å; weight: inverse probability that the frame is in the pool at all.
+    time_ps: time in its trajectory, of planned length planned_ps; deviation: max force deviation,
+    eV/Å; weight: inverse probability that the frame is in the pool.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Candidate:
     failed: bool = False
 
     def time_bin(self, bins: int) -> int:
-        """Which of `bins` equal parts of the planned trajectory this frame lies in, from 0."""
+        """Index, from 0, of the frame's part when the planned trajectory has `bins` equal parts."""
         share = self.time_ps / self.planned_ps if self.planned_ps > 0 else 0.0
         return min(max(int(share * bins + SLACK), 0), bins - 1)
 
@@ -66,37 +66,37 @@ class Pick:
 
 @dataclass
 class Refusals:
-    """Candidates not picked: counted by reason; by key what was refused for more than want of
-    slots."""
+    """Candidates not picked: counts by reason, and reasons by key except for the selection's limit
+    and duplicates."""
 
     counts: Counter[str] = field(default_factory=Counter)
     by_key: dict[str, str] = field(default_factory=dict)
 
     def add(self, candidate: Candidate, refusal: Refusal) -> None:
         self.counts[refusal.reason] += 1
-        if refusal.reason not in (OVER, DUPLICATE):  # the key of a duplicate is that of its twin
+        if refusal.reason not in (OVER, DUPLICATE):  # a duplicate has the key of the kept frame
             self.by_key.setdefault(candidate.key, str(refusal))
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Picks in the order they were made; candidates not picked, counted by reason."""
+    """Picks in order; numbers of candidates not picked, by reason."""
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, int]
-    told: Mapping[str, str] = field(default_factory=dict)
-    """What some were refused for, by key."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Reasons of individual refusals, by key."""
 
 
 Taken = Mapping[str, Sequence[float]]
 """Times in ps of frames chosen earlier, under any committee version, by trajectory."""
 Used = Mapping[str, int]
-"""How many of them were chosen under this version, by trajectory."""
+"""Numbers of frames chosen earlier under this committee version, by trajectory."""
 
 
 @dataclass(frozen=True)
 class SelectionRules:
-    """How many, how far apart, by which policy."""
+    """Numbers, spacing and policy of a selection."""
 
     labels: int
     seed: int
@@ -109,13 +109,13 @@ class SelectionRules:
     time_bins: int = 4
 
     def cap(self, system: str) -> float:
-        """Most frames of one system."""
+        """Maximum frames of one system."""
         default = math.inf if self.per_system is None else self.per_system
         return self.caps.get(system, default)
 
 
 class Spacing:
-    """Times in use, by trajectory: at least `separation` ps between any two."""
+    """Times of chosen frames by trajectory, at least `separation` ps apart."""
 
     def __init__(self, separation: float, taken: Taken) -> None:
         self.separation = separation
@@ -125,7 +125,7 @@ class Spacing:
         return self.nearest(candidate) < self.separation - SLACK
 
     def nearest(self, candidate: Candidate) -> float:
-        """ps to the next time in use; infinite where there is none."""
+        """Time in ps to the nearest chosen frame; infinite without one."""
         times = self._times.get(candidate.trajectory, ())
         return min((abs(t - candidate.time_ps) for t in times), default=math.inf)
 
@@ -133,9 +133,9 @@ class Spacing:
         self._times[candidate.trajectory].append(candidate.time_ps)
 
 
-class Room:
-    """What may still be chosen: the caps, and the spacing within trajectories. A refusal is for
-    good: nothing that is chosen is ever given back."""
+class SelectionLimits:
+    """Limits and spacing of a selection in progress. Chosen frames are never removed, so that a
+    refusal is final."""
 
     def __init__(self, rules: SelectionRules, taken: Taken, used: Used) -> None:
         self.rules, self._used = rules, used
@@ -149,7 +149,7 @@ class Room:
         return len(self.chosen) >= self.rules.labels
 
     def refuses(self, candidate: Candidate) -> Refusal | None:
-        """Why there is no room for this candidate, or None."""
+        """Reason why this candidate cannot be chosen any more, or None."""
         rules = self.rules
         if self._share_used(candidate) >= rules.per_trajectory:
             return Refusal(SHARE, f"{rules.per_trajectory} frames")
@@ -162,7 +162,7 @@ class Room:
         return Refusal(OVER) if self.full else None
 
     def admit(self, candidate: Candidate) -> bool:
-        """Choose the candidate, if there is room for it."""
+        """Choose the candidate if the limits allow it."""
         if self.refuses(candidate) is not None:
             return False
         self.chosen.append(candidate)
@@ -189,27 +189,27 @@ def choose(
     """Picks from `candidates` (already filtered by geometry), by the policy of `rules`.
 
     `taken`, `used`: frames of the same trajectories chosen earlier; `describe`: descriptors of the
-    atoms of the given candidates, needed by `diverse` only. Raises ValueError without it.
+    atoms of the given candidates, required by the policy `diverse` (else ValueError).
     """
     refusals = Refusals()
     pool = _worthwhile(distinct(candidates, refusals), rules, refusals)
-    room = Room(rules, taken or {}, used or {})
+    limits = SelectionLimits(rules, taken or {}, used or {})
     if rules.policy == "diverse":
-        picks = _diverse(pool, room, describe)
+        picks = _diverse(pool, limits, describe)
     elif rules.policy == "random":
-        picks = _random(pool, room)
+        picks = _random(pool, limits)
     else:
-        picks = _by_deviation(pool, room)
+        picks = _by_deviation(pool, limits)
     chosen = {pick.candidate.key for pick in picks}
     for candidate in pool:
         if candidate.key not in chosen:
-            refusals.add(candidate, room.refuses(candidate) or Refusal(OVER))
-    told = {key: why for key, why in refusals.by_key.items() if key not in chosen}
-    return Selected(tuple(picks), dict(sorted(refusals.counts.items())), told)
+            refusals.add(candidate, limits.refuses(candidate) or Refusal(OVER))
+    reasons = {key: why for key, why in refusals.by_key.items() if key not in chosen}
+    return Selected(tuple(picks), dict(sorted(refusals.counts.items())), reasons)
 
 
 def distinct(candidates: Iterable[Candidate], refusals: Refusals) -> list[Candidate]:
-    """The candidates sorted by key, each key once (the newest verdict), with finite deviations;
+    """Candidates with finite deviations, sorted by key, each key once (with the newest verdict);
     the others are added to `refusals`."""
     pool: dict[str, Candidate] = {}
     for c in sorted(candidates, key=_identity):
@@ -225,24 +225,24 @@ def distinct(candidates: Iterable[Candidate], refusals: Refusals) -> list[Candid
 def _worthwhile(
     pool: Sequence[Candidate], rules: SelectionRules, refusals: Refusals
 ) -> list[Candidate]:
-    """The candidates of systems with enough to label; the others are added to `refusals`. Offered
-    frames belong to no system."""
-    found = Counter(c.condition.system for c in pool)
-    poor = {s for s, n in found.items() if min(n, rules.cap(s)) < rules.min_per_system}
+    """Candidates of systems with at least `min_per_system` of them; the others are added to
+    `refusals`. Offered frames belong to no system and are kept."""
+    available = Counter(c.condition.system for c in pool)
+    poor = {s for s, n in available.items() if min(n, rules.cap(s)) < rules.min_per_system}
     worth = [c for c in pool if c.condition.system not in poor or is_offered(c.trajectory)]
     for candidate in set(pool) - set(worth):
-        refusals.add(candidate, Refusal(TOO_FEW, f"at least {rules.min_per_system} are wanted"))
+        refusals.add(candidate, Refusal(TOO_FEW, f"at least {rules.min_per_system} required"))
     return worth
 
 
 def _identity(c: Candidate) -> tuple[str, int, str, float, str, float, bool]:
-    """Everything that tells two records apart but for their place in the pool."""
+    """Sort key from all fields except the place in the pool."""
     return c.key, -c.version, c.trajectory, c.time_ps, str(c.condition), c.deviation, c.failed
 
 
-def luck(seed: int, *parts: object) -> bytes:
-    """A number drawn for something, as bytes: it depends on the seed and on what it is drawn for,
-    and not on what else is in the pool."""
+def draw_number(seed: int, *parts: object) -> bytes:
+    """A random number as bytes, determined by `seed` and `parts` alone, independent of the rest of
+    the pool."""
     return hashlib.sha256("\x1f".join(str(p) for p in (seed, *parts)).encode()).digest()
 
 
@@ -256,14 +256,15 @@ def deal(
     admit: Callable[[Candidate], bool],
     full: Callable[[], bool],
 ) -> None:
-    """Offer candidates to `admit` in a seeded random order dealt over strata: the next one comes
-    from the condition dealt from least, there from the stratum dealt from least, and among those
-    from the one whose second part (time bin, trajectory) was dealt from least anywhere."""
+    """Offer candidates to `admit` in a seeded random order, balanced over strata. The next
+    candidate comes from the condition with the fewest admitted candidates; within it from the
+    stratum with the fewest; among equal strata from the one whose second part (time bin or
+    trajectory) has the fewest over all conditions."""
     strata: dict[Stratum, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=lambda c: luck(seed, c.key), reverse=True):
+    for candidate in sorted(candidates, key=lambda c: draw_number(seed, c.key), reverse=True):
         strata[stratum_of(candidate)].append(candidate)
     dealt: Counter[Hashable] = Counter()
-    tie = {s: luck(seed, *s) for s in strata}
+    tie = {s: draw_number(seed, *s) for s in strata}
 
     def turn(s: Stratum) -> tuple[int, int, int, bytes]:
         return dealt["condition", s[0]], dealt[s], dealt["second", s[1]], tie[s]
@@ -281,47 +282,49 @@ def _popping(pile: list[Candidate]) -> Iterable[Candidate]:
         yield pile.pop()
 
 
-def _random(pool: Sequence[Candidate], room: Room) -> list[Pick]:
-    """A seeded draw, dealt over (system, temperature, pressure, bin of trajectory time)."""
-    bins = room.rules.time_bins
+def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pick]:
+    """A seeded random draw, balanced over conditions and bins of trajectory time."""
+    bins = limits.rules.time_bins
     deal(
         pool,
         lambda c: (c.condition, c.time_bin(bins)),
-        room.rules.seed,
-        room.admit,
-        lambda: room.full,
+        limits.rules.seed,
+        limits.admit,
+        lambda: limits.full,
     )
     text = "random draw from {}, time bin {} of {}"
-    return [Pick(c, text.format(c.condition, c.time_bin(bins) + 1, bins)) for c in room.chosen]
+    return [Pick(c, text.format(c.condition, c.time_bin(bins) + 1, bins)) for c in limits.chosen]
 
 
-def _by_deviation(pool: Sequence[Candidate], room: Room) -> list[Pick]:
-    """The largest deviations first; or the smallest, where nothing better than failed is left."""
-    if room.rules.policy == "least-deviation":
+def _by_deviation(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pick]:
+    """Largest deviations first or, by the policy `least-deviation`, smallest first."""
+    if limits.rules.policy == "least-deviation":
         order = sorted(pool, key=lambda c: (c.deviation, c.key))
         text = "no candidates: least-deviating failed frame of {} left, {:.3g} eV/Å"
     else:
         order = sorted(pool, key=lambda c: (-c.deviation, c.key))
         text = "largest deviation left, {1:.3g} eV/Å, at {0}"
     for candidate in order:
-        room.admit(candidate)
-    return [Pick(c, text.format(c.condition, c.deviation)) for c in room.chosen]
+        limits.admit(candidate)
+    return [Pick(c, text.format(c.condition, c.deviation)) for c in limits.chosen]
 
 
-def _diverse(pool: Sequence[Candidate], room: Room, describe: Describe | None) -> list[Pick]:
-    """Farthest-point draw on the environments of the uncertain atoms, from the largest deviation
-    on: every pick has the atom least like any uncertain atom picked before."""
+def _diverse(
+    pool: Sequence[Candidate], limits: SelectionLimits, describe: Describe | None
+) -> list[Pick]:
+    """Farthest-point draw over the environments of uncertain atoms, starting with the largest
+    deviation: every pick has the atom farthest from all uncertain atoms picked before."""
     if describe is None:
         raise ValueError("a diverse draw needs descriptors")
-    pool = _thinned(pool, room.rules)
+    pool = _thinned(pool, limits.rules)
     space = FarthestPoint(describe(pool)) if pool else None
     picks: list[Pick] = []
     waiting = set(range(len(pool)))
-    while space is not None and waiting and not room.full:
+    while space is not None and waiting and not limits.full:
         distance = space.distances()
         best = max(waiting, key=lambda i: (distance[i], pool[i].deviation, pool[i].key))
         waiting.remove(best)
-        if room.admit(pool[best]):
+        if limits.admit(pool[best]):
             picks.append(Pick(pool[best], _why_diverse(float(distance[best]), pool[best])))
             space.pick(best)
     return picks
@@ -334,8 +337,8 @@ def _why_diverse(distance: float, candidate: Candidate) -> str:
 
 
 def _thinned(pool: Sequence[Candidate], rules: SelectionRules) -> Sequence[Candidate]:
-    """At most `DIVERSE_POOL` candidates, dealt over conditions and time bins; always the one of
-    largest deviation."""
+    """At most `DIVERSE_POOL` candidates, balanced over conditions and time bins, including the one
+    with the largest deviation."""
     if len(pool) <= DIVERSE_POOL:
         return pool
     worst = max(pool, key=lambda c: (c.deviation, c.key))

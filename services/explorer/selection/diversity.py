@@ -1,9 +1,9 @@
 """Farthest-point sampling over atomic environments.
 
-The distance of a frame from those picked is the largest nearest-neighbour distance of its atoms: a
-directed Hausdorff distance to the union of all picked atoms. One strange atom in 200 counts in
-full, and an environment that any picked frame contains counts as known, because a Deep Potential is
-a sum over atoms.
+The distance of a frame from the picked frames is the largest nearest-neighbour distance of its
+atoms, i.e. the directed Hausdorff distance to all picked atoms. A Deep Potential is a sum over
+atoms: a single unusual atom therefore counts fully, and an environment that occurs in any picked
+frame counts as known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = 8192
 
 @dataclass(frozen=True, eq=False)
 class Environments:
-    """The atoms of a list of frames, by frame.
+    """Atomic environments of a list of frames.
 
     species[k]: `(n_atoms,)`; descriptors[k]: `(n_atoms, n_features)`; deviations[k]: `(n_atoms,)`
     force deviation per atom, in the unit of `low`, the lower trust level.
@@ -66,7 +66,7 @@ class FarthestPoint:
         return result
 
     def pick(self, frame: int) -> None:
-        """Add a frame to the picked ones."""
+        """Add a frame to the picked frames."""
         for element in self._elements:
             picked = element.points[element.owners == frame]
             if len(picked):

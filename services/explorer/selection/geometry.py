@@ -1,7 +1,7 @@
-"""Geometry filters: frames that no first-principles code should be asked about.
+"""Geometry filters: refuse frames that no first-principles code should compute.
 
-Each filter answers None (the frame may be used) or a refusal with a short reason; reasons are few,
-so that refusals can be counted by them.
+Each filter returns None if the frame may be used, or a refusal. There are few distinct reasons, so
+that refusals can be counted by reason.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from dpstream.shared.atoms.frames import Floats, Frame, to_ase
 
 COVALENT_SHARE = 0.5
-"""Default smallest distance of a pair, as a share of the sum of its covalent radii."""
+"""Default minimum distance of a pair, relative to the sum of its covalent radii."""
 MIN_HEIGHT = 0.1
-"""Å; a cell flatter than this is no cell (and would have endless neighbour lists)."""
+"""Å; flatter cells are refused (their neighbour lists would be extremely long)."""
 
 NOT_FINITE = "not finite"
 COLLAPSED = "collapsed cell"
@@ -26,7 +26,7 @@ SKEWED = "skewed cell"
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a frame is not used: `detail` is what was measured, and what would have passed."""
+    """Reason why a frame is not used; `detail`: the measured value and the limit."""
 
     reason: str
     detail: str = ""
@@ -37,7 +37,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class GeometryLimits:
-    """`pairs`: smallest distance in Å by pair of chemical symbols (sorted); `max_skew`: largest
+    """`pairs`: minimum distance in Å by pair of chemical symbols (sorted); `max_skew`: largest
     tilt of a cell over the length it tilts along."""
 
     pairs: Mapping[tuple[str, str], float]
@@ -48,8 +48,8 @@ def limits_for(
     elements: Iterable[str], min_distance: Mapping[str, float], skew: float
 ) -> GeometryLimits:
     """Limits for frames of these elements. `min_distance` is the spec's: Å by pair such as `C-H`,
-    in either order; where it says nothing, half the sum of the covalent radii (Cordero et al.,
-    Dalton Trans. 2008, as tabulated by ASE) holds."""
+    in either order; default: half the sum of the covalent radii (Cordero et al., Dalton Trans.
+    2008, as tabulated by ASE)."""
     given = {tuple(sorted(pair.split("-"))): limit for pair, limit in min_distance.items()}
     symbols = sorted(set(elements))
     pairs = {
@@ -61,8 +61,8 @@ def limits_for(
 
 
 def refusal(frame: Frame, limits: GeometryLimits) -> Refusal | None:
-    """Why `frame` may not be used, or None. The cheap tests come first; they also keep broken
-    cells away from the neighbour list."""
+    """Reason why `frame` may not be used, or None. Inexpensive tests come first and also keep
+    invalid cells from the neighbour list."""
     if not (np.isfinite(frame.positions).all() and _cell_is_finite(frame)):
         return Refusal(NOT_FINITE)
     return cell_refusal(frame, limits.max_skew) or distance_refusal(frame, limits.pairs)
@@ -82,7 +82,7 @@ def cell_refusal(frame: Frame, max_skew: float) -> Refusal | None:
 
 def skew(cell: Floats) -> float:
     """The largest of |xy|/lx, |xz|/lx and |yz|/ly of the cell `(3, 3)` in LAMMPS's restricted
-    form, whatever its orientation."""
+    form, for any orientation of the cell."""
     _, upper = np.linalg.qr(cell.T)
     restricted = np.abs(upper.T)
     lengths = np.diag(restricted)
@@ -90,7 +90,7 @@ def skew(cell: Floats) -> float:
 
 
 def distance_refusal(frame: Frame, pairs: Mapping[tuple[str, str], float]) -> Refusal | None:
-    """`A-B too close`, naming the pair furthest below its limit, over periodic images too."""
+    """`A-B too close` for the pair furthest below its limit, including periodic images; or None."""
     from ase.neighborlist import neighbor_list  # deferred: ASE is slow to import
 
     i, j, distance = neighbor_list("ijd", to_ase(frame), dict(pairs))

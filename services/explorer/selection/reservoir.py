@@ -1,4 +1,4 @@
-"""A seeded sample of the frames nobody asks for, kept while a trajectory runs: for the audit."""
+"""Reservoir sample of a trajectory's accurate and failed frames, from which the audit draws."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CLASSES: tuple[Verdict, ...] = ("accurate", "failed")
 
 @dataclass
 class Reservoir:
-    """`size` frames of each class, every frame seen with equal chance (Algorithm R: J. S. Vitter,
-    ACM Trans. Math. Softw. 11, 37, 1985). The draws depend on seed, class and count alone, so a
-    sample that was stored and read back goes on as if nothing had happened."""
+    """A uniform random sample of `size` frames of each class (Algorithm R: J. S. Vitter,
+    ACM Trans. Math. Softw. 11, 37, 1985). Draws depend only on seed, class and count, so
+    that a sample restored from a checkpoint continues identically."""
 
     size: int
     seed: int
@@ -39,7 +39,7 @@ class Reservoir:
             kept[place] = row
 
     def batch(self) -> Batch | None:
-        """What is kept, None if nothing, with arrays `failed (n,)` and `weight (n,)`, the inverse
+        """The sampled frames, or None, with arrays `failed (n,)` and `weight (n,)`, the inverse
         inclusion probability of each frame."""
         rows = [row for c in CLASSES for row in self.kept[c]]
         if not rows:
@@ -51,7 +51,7 @@ class Reservoir:
         return Batch(batch.species, batch.positions, batch.cells, arrays)
 
     def restore(self, seen: Mapping[str, int], batch: Batch | None) -> None:
-        """Go on from what `batch` returned when `seen` frames of each class had been offered."""
+        """Restore the sample that `batch` returned after `seen` frames of each class."""
         self.seen = {c: int(seen[c]) for c in CLASSES}
         self.kept = {c: [] for c in CLASSES}
         if batch is None:
@@ -63,7 +63,7 @@ class Reservoir:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches of one composition and the same arrays, one after the other."""
+    """Concatenates batches of one composition with the same arrays."""
     first = batches[0]
     cells = [batch.cells for batch in batches if batch.cells is not None]
     return Batch(

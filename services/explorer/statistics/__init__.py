@@ -1,1 +1,1 @@
-"""Estimates from audit frames."""
+"""Error estimates and trust-level calibration from labelled frames."""

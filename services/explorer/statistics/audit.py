@@ -1,7 +1,7 @@
-"""What audit frames say about a committee: its true force error, and how often it is wrong where
-it claims to be right, each with a 95 % upper bound.
+"""Statistics of audit frames: the committee's true force error, and the probability that a frame
+judged accurate exceeds the error target, each with a 95 % upper bound.
 
-Frames of one trajectory resemble one another, so bounds resample trajectories, not frames.
+Frames of one trajectory are correlated, so the bounds resample trajectories, not frames.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """`frames`, `trajectories`: what the statistics rest on (frames not judged failed); `force`:
+    """`frames`, `trajectories`: numbers used (frames not judged failed); `force`:
     RMSE of force components, eV/Å; `exceed`: P(max-atom error > target | accurate); `_upper`: 95 %
-    upper bounds; `deviation_over_error`: mean deviation over mean max-atom error, 0 when there is
-    nothing to compare."""
+    upper bounds; `deviation_over_error`: mean deviation / mean max-atom error, 0 without data."""
 
     frames: int
     trajectories: int
@@ -52,8 +51,8 @@ def summarise(
     Per frame, all `(n,)`: `squared` mean square force-component error over atoms and members,
     (eV/Å)²; `max_error` max-atom error, eV/Å; `accurate`, `judged_failed` the committee's verdict;
     `weights` inverse inclusion probability; `origins` trajectory; `deviation` max force deviation,
-    eV/Å. `target`: eV/Å. An error that is not a number counts as infinite. Without frames, and from
-    a single trajectory, the upper bounds are inf and 1: nothing is known of other trajectories.
+    eV/Å. `target`: eV/Å. An error that is not a number counts as infinite. Without frames, and for
+    a single trajectory, the upper bounds are inf and 1, since other trajectories are unknown.
     """
     kept = np.flatnonzero(~judged_failed)
     squared, max_error = _nan_is_inf(squared[kept]), _nan_is_inf(max_error[kept])
@@ -82,8 +81,8 @@ def _force(squared: Floats, weights: Floats, groups: Ints, seed: int) -> tuple[f
 def _exceed(
     wrong: Floats, error: Floats, weights: Floats, groups: Ints, seed: int
 ) -> tuple[float, float]:
-    """P(error > target | accurate) and its upper bound: the larger of the bootstrap's, which knows
-    how errors cluster, and `upper_share`, which holds where too few are seen to resample."""
+    """P(error > target | accurate) and its upper bound: the larger of the bootstrap bound, which
+    includes correlations, and `upper_share`, which is valid for few exceedances."""
     if not len(wrong):
         return 1.0, 1.0
     share = _mean(wrong, weights)
@@ -117,9 +116,9 @@ def upper_mean(values: Floats, weights: Floats, groups: Ints, seed: int) -> floa
 
 
 def upper_share(share: float, frames: float) -> float:
-    """95 % upper bound of a proportion seen as `share` of an effective number of `frames`: Clopper
-    and Pearson's with real-valued counts (E. L. Korn, B. I. Graubard, Survey Methodology 24, 193,
-    1998). At zero seen it is the rule of three, 1 − 0.05^(1/frames) ≈ 3/frames."""
+    """95 % upper bound of an observed proportion `share` among an effective number of `frames`: the
+    Clopper–Pearson bound with real-valued counts (E. L. Korn, B. I. Graubard, Survey Methodology
+    24, 193, 1998). Without occurrences it is the rule of three, 1 − 0.05^(1/frames) ≈ 3/frames."""
     from scipy.special import betaincinv  # deferred: slow to import
 
     seen = share * frames
@@ -129,13 +128,12 @@ def upper_share(share: float, frames: float) -> float:
 
 
 def effective_frames(error: Floats, weights: Floats, groups: Ints) -> float:
-    """How many independent, equally weighted frames these are worth: Kish's (Σw)²/Σw², divided by
-    the design effect 1 + (m − 1) ρ of m frames per trajectory (L. Kish, Survey Sampling, 1965).
+    """Effective number of independent, equally weighted frames: Kish's (Σw)²/Σw² divided by the
+    design effect 1 + (m − 1) ρ of m frames per trajectory (L. Kish, Survey Sampling, 1965).
 
     ρ is the intra-trajectory correlation of log error, which can be estimated even when no frame
-    exceeds the target: frames that share everything count as one trajectory, frames that share
-    nothing count one by one. Counting frames alone would claim too much, trajectories alone too
-    little."""
+    exceeds the target. Fully correlated frames of a trajectory count as one frame, uncorrelated
+    frames individually."""
     _, group = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group)
     kish = float(weights.sum() ** 2 / np.square(weights).sum())
@@ -144,8 +142,8 @@ def effective_frames(error: Floats, weights: Floats, groups: Ints) -> float:
 
 
 def _intra_correlation(error: Floats, group: Ints) -> float:
-    """One-way analysis-of-variance estimate of ρ for log error, within 0 and 1; 1 where the groups
-    leave nothing to estimate it from."""
+    """One-way analysis-of-variance estimate of ρ for log error, clipped to [0, 1]; 1 if the groups
+    are too few or too small for an estimate."""
     finite = np.isfinite(error)
     logs = np.log(np.clip(error[finite], 1e-12, None))
     _, group = np.unique(group[finite], return_inverse=True)

@@ -1,8 +1,8 @@
-"""`auto` trust levels, once there are pairs of deviation and true error.
+"""Calibrates `auto` trust levels from pairs of model deviation and true error.
 
 A pair is (ε, ε̂): the committee's max force deviation of a frame, and the max-atom error of the same
-committee on it, before it trained on that frame's label. Both levels are the point where the
-isotonic (never falling) regression of an exceedance frequency on ε crosses a level; the crossing of
+committee on it, before it trained on that frame's label. Each level is the point where the isotonic
+(non-decreasing) regression of an exceedance frequency on ε crosses a level; the crossing of
 level a is the minimiser over t of Σ_{ε ≤ t} w (1[exceeds] − a) (T. Robertson, F. T. Wright,
 R. L. Dykstra, Order Restricted Statistical Inference, 1988, ch. 1), which needs no model of how
 error grows with deviation.
@@ -17,13 +17,13 @@ from dpstream.shared.atoms.frames import Floats
 
 MIN_PAIRS = 30
 EXCEED = 0.05
-"""Below `low` the error is above the target in at most this share of frames."""
+"""Largest share of frames with deviation below `low` whose error exceeds the target."""
 HOPELESS = 4.0
-"""Above `high` the median error is above this many targets."""
+"""Above `high` the median error exceeds this multiple of the target."""
 RATIO = 2.5
-"""high/low while no pair shows where `high` should be."""
+"""high/low as long as no pair determines `high`."""
 MIN_RATIO = 1.5
-"""Smallest high/low: the candidates' window never closes."""
+"""Minimum high/low, so that there is always a range of candidates."""
 STEP = 2.0
 """Largest change of a level from one version to the next, as a factor."""
 
@@ -40,13 +40,14 @@ def calibrate(
     min_pairs: int = MIN_PAIRS,
 ) -> tuple[float, float, str]:
     """(low, high, why) in eV/Å from pairs `eps (n,)`, `eps_hat (n,)` in eV/Å with `weights (n,)`
-    (inverse inclusion probability; 1 for candidates), toward a `target` error in eV/Å.
+    (inverse inclusion probability; 1 for candidates), for a `target` error in eV/Å.
 
-    low: the largest deviation up to which the error exceeds the target in no more than 5 % of
-    frames, judged where it matters, next to the level: a mass of easy frames far below cannot hide
-    bad ones. high: where the median error passes four targets. Larger errors never raise a level. A
-    level moves by at most a factor of two; with fewer than `min_pairs` usable pairs (finite ε, ε̂ a
-    number) not at all. Where no pair speaks against a level it rises to the evidence, never falls.
+    low: the largest deviation up to which the error exceeds the target in at most 5 % of frames,
+    evaluated locally near the level, so that many easy frames far below cannot compensate bad ones.
+    high: the deviation at which the median error exceeds four times the target. Larger errors never
+    raise a level. A level changes by at most a factor of two, and not at all with fewer than
+    `min_pairs` usable pairs (finite ε, ε̂ a number). A level without contrary evidence may rise to
+    the largest observed deviation but does not fall.
     """
     usable = np.isfinite(eps) & ~np.isnan(eps_hat) & np.isfinite(weights) & (weights > 0)
     pairs = int(usable.sum())
@@ -70,8 +71,8 @@ def _high(eps: Floats, hopeless: Bools, weights: Floats, low: float) -> float:
 
 
 def _crossing(eps: Floats, exceeds: Bools, weights: Floats, level: float) -> float:
-    """The largest ε up to which the isotonic exceedance frequency is at most `level`; 0 where it
-    is above from the first pair on."""
+    """The largest ε up to which the isotonic exceedance frequency is at most `level`; 0 if the
+    frequency is above from the first pair on."""
     values, group = np.unique(eps, return_inverse=True)
     excess = np.bincount(group, weights * (exceeds - level))
     walk = np.concatenate([[0.0], np.cumsum(excess)])

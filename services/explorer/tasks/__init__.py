@@ -1,1 +1,1 @@
-"""One file per command of the explorer."""
+"""Handlers of the explorer's commands, one module per command."""

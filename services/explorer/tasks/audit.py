@@ -1,4 +1,8 @@
-"""The `audit` task: the committee's true error on labelled audit frames."""
+"""The `audit` task: measures the committee's true error on labelled audit frames.
+
+Each labelled frame gives a pair of model deviation and true error. The pairs give the error
+statistics and, with `auto` trust levels, the calibrated levels.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,14 @@ from dpstream.shared.spec import AutoTrust
 from dpstream.shared.values import Trust
 
 PARITY_POINTS = 1500
-"""Force components told to the report."""
+"""Maximum force components in the report's parity plot."""
 
 
 @dataclass(frozen=True)
 class AuditPair:
-    """One labelled frame under one committee: `deviation` ε and `error` ε̂ in eV/Å, `squared` the
-    mean square error of a force component in (eV/Å)², `weight` inverse inclusion probability."""
+    """One labelled frame evaluated by one committee: `deviation` ε and `error` ε̂ in eV/Å,
+    `squared` the mean square error of a force component in (eV/Å)², `weight` inverse inclusion
+    probability."""
 
     key: str
     origin: str
@@ -46,8 +51,8 @@ class AuditPair:
 
 
 def audit(resources: ExplorerResources, command: Audit, context: Context) -> AuditDone:
-    """The committee's true error on labelled frames it never trained on; with `auto` trust levels
-    also the levels that these and the round's own labels speak for."""
+    """Measure the committee's true error on frames that are never used for training; with `auto`
+    trust levels, also calibrate the levels with these and the round's new labels."""
     models = resources.committee(command.committee, context).models
     audited = load_dataset(context.fetch, command.audit)
     pairs = pairs_of(resources, models, audited, command.trust, context)
@@ -75,7 +80,7 @@ def pairs_of(
     context: Context,
 ) -> list[AuditPair]:
     """One pair per labelled frame, in their order."""
-    found: dict[int, AuditPair] = {}
+    pairs: dict[int, AuditPair] = {}
     for rows, evaluation in evaluated(resources, models, labelled, context):
         reference = np.stack([labelled[row].label.forces for row in rows])
         numbers = zip(
@@ -87,8 +92,8 @@ def pairs_of(
             strict=True,
         )
         for row, deviation, error, squared, kind in numbers:
-            found[row] = _pair(labelled[row], float(deviation), float(error), float(squared), kind)
-    return [found[row] for row in range(len(labelled))]
+            pairs[row] = _pair(labelled[row], float(deviation), float(error), float(squared), kind)
+    return [pairs[row] for row in range(len(labelled))]
 
 
 def _pair(
@@ -129,7 +134,7 @@ def _summary(pairs: Sequence[AuditPair], command: Audit, context: Context) -> Au
 
 
 def _levels(pairs: Sequence[AuditPair], command: Audit, context: Context) -> dict[str, Any]:
-    """Calibrated trust levels for the event; nothing where the levels are given."""
+    """Calibrated trust levels for the event; empty if the levels are fixed."""
     spec = context.spec()
     trust = spec.stages[command.stage].trust or spec.trust
     if not isinstance(trust, AutoTrust):

@@ -1,9 +1,9 @@
-"""The `explore` task: one trajectory, judged as it goes.
+"""The `explore` task: runs one trajectory and judges its frames.
 
-Pinned (lockstep): one committee from start to end, one event. Streaming: an event per chunk, each
-with the restart file that another attempt would go on from; between chunks the newest committee
-takes over. Step 0 is not checked, so a trajectory has `steps // every` checks, and every one of
-them is counted: accurate, candidate, failed or, after an early stop, dropped.
+Pinned (lockstep): one committee throughout, one event. Streaming: one event per chunk, each with
+the restart file from which another attempt resumes; between chunks the trajectory switches to the
+newest committee. Step 0 is not checked, so a trajectory has `steps // every` checks, each counted
+as accurate, candidate, failed or, after an early stop, dropped.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from dpstream.shared.values import Committee, FrameRef, PoolItem, Ref, campaign_
 
 
 def explore(resources: ExplorerResources, command: Explore, context: Context) -> ChunkExplored:
-    """Run the command's trajectory from `from_chunk` on. All events but the last are published
-    here, the last is returned.
+    """Run the command's trajectory from `from_chunk` on. Publishes all events but the last, which
+    is returned.
 
-    Raises Permanent for what can never work, EngineError when LAMMPS refuses the set-up,
-    EngineCrashed when its process dies; a trajectory that goes astray is stopped early, which is a
-    result.
+    Raises Permanent for settings that can never work, EngineError for errors of LAMMPS during the
+    set-up, and EngineCrashed if the child process dies. A trajectory that becomes unphysical stops
+    early and is still a result.
     """
-    walk = TrajectoryRun(resources, command, context)
-    walk.start()
+    run = TrajectoryRun(resources, command, context)
+    run.start()
     while True:
-        walk.advance()
-        if walk.over:
-            return walk.report(last=True)
-        context.publish(walk.report(last=False))
-        walk.catch_up()
+        run.advance()
+        if run.over:
+            return run.report(last=True)
+        context.publish(run.report(last=False))
+        run.switch_to_newest()
 
 
 @dataclass
 class TrajectoryRun:
-    """A trajectory under way. `made`: checks so far; `streak`: failed ones in a row up to now;
-    `uniform`: one committee version since the start; `fresh`: frames `(n,)` of the current chunk
-    with arrays devi_f, devi_v, time_ps, version, and `verdicts` on them."""
+    """A running trajectory. `made`: checks so far; `streak`: consecutive failed checks at the end;
+    `uniform`: one committee version since the start; `fresh`: frames of the current chunk with
+    arrays devi_f, devi_v, time_ps, version, and `verdicts` on them."""
 
     resources: ExplorerResources
     command: Explore
@@ -74,7 +74,7 @@ class TrajectoryRun:
         return TrajectoryRequest(self.resources, self.command, self.context, frame, committee)
 
     def _heated(self, frame: Frame) -> Frame:
-        """With the electron temperature of the condition, where that says one."""
+        """`frame` with the electron temperature of the condition, if it has one."""
         carrier = self.context.spec().labels.electron_temperature
         kelvin = self.command.condition.electrons
         return frame if carrier is None or kelvin is None else heated(frame, carrier, kelvin)
@@ -106,7 +106,7 @@ class TrajectoryRun:
         return left * frames_per_check(self.request.settings)
 
     def start(self) -> None:
-        """Set the engine up: at the first step, or where the last accepted chunk ended."""
+        """Start the engine at the first step, or resume after the last accepted chunk."""
         self.chunk = self.command.from_chunk
         try:
             if self.command.resume is None:
@@ -117,30 +117,31 @@ class TrajectoryRun:
             raise Permanent(f"{self.command.condition}: {error}") from error
 
     def advance(self) -> None:
-        """One chunk; with a pinned committee, the whole trajectory in pieces of one chunk."""
+        """Run one chunk or, with a pinned committee, the whole trajectory in segments of one
+        chunk."""
         self.fresh, self.verdicts = [], []
         while True:
-            self._piece(min(self.md.chunk, self.planned - self.made))
+            self._advance_segment(min(self.md.chunk, self.planned - self.made))
             self.context.progress(f"{self.made} of {self.planned} checks")
             if self.over or not self.command.pinned:
                 return
 
-    def catch_up(self) -> None:
-        """Hand over to the newest committee, if there is a newer one."""
+    def switch_to_newest(self) -> None:
+        """Switch to the newest committee, if there is a newer one."""
         self.chunk += 1
-        if self._take_newest():
+        if self._load_newest():
             self.uniform = False
             self.explorer.switch_committee()
 
-    def _take_newest(self) -> bool:
-        """Make the newest committee the trip's; False if it is already."""
+    def _load_newest(self) -> bool:
+        """Set the request's committee to the newest; False if it is already."""
         newest = newest_committee(self.request.committee.version, self.context)
         if newest is not None:
             self.request.committee = self.resources.load(newest, self.context)
         return newest is not None
 
     def report(self, last: bool) -> ChunkExplored:
-        """What the current chunk found; its frames are uploaded."""
+        """Upload the frames of the current chunk and return its event."""
         devi_f = [batch.arrays["devi_f"] for batch in self.fresh]
         return ChunkExplored(
             **self.context.envelope(),
@@ -157,7 +158,7 @@ class TrajectoryRun:
             histogram=tuple(histogram(np.concatenate([*devi_f, np.empty(0)])).tolist()),
         )
 
-    def _piece(self, checks: int) -> None:
+    def _advance_segment(self, checks: int) -> None:
         segment = self.explorer.advance(checks, self.streak)
         self.made += segment.made
         self.streak, self.stopped, self.complete = segment.streak, segment.stopped, segment.complete
@@ -165,7 +166,7 @@ class TrajectoryRun:
             self._judge_after_skip(segment.frames)
 
     def _judge_after_skip(self, batch: Batch) -> None:
-        """The first steps, where nothing is in equilibrium yet, are not looked at."""
+        """Judge the frames after md.skip steps; earlier ones are not equilibrated."""
         first = (self.md.skip - 0.5) * self.md.timestep
         rows = np.flatnonzero(batch.arrays["time_ps"] > first)
         if len(rows):
@@ -201,11 +202,11 @@ class TrajectoryRun:
         )
 
     def _resume(self, ref: Ref) -> None:
-        """From the checkpoint of another attempt, under the newest committee there is now."""
+        """Resume from the checkpoint of another attempt, with the newest committee."""
         saved, state, reservoir = read_checkpoint(self.context.fetch(ref))
         self.made, self.streak, self.uniform = state["made"], state["streak"], state["uniform"]
         self.reservoir.restore(state["seen"], reservoir)
-        self._take_newest()
+        self._load_newest()
         self.uniform = self.uniform and self.request.committee.version == state["version"]
         self.explorer.resume(saved)
 
@@ -227,7 +228,7 @@ def starting_frame(ref: FrameRef, context: Context) -> Frame:
 
 
 def newest_committee(version: int, context: Context) -> Committee | None:
-    """The newest committee of the campaign after `version`; None if that is the newest."""
+    """The newest committee of the campaign after `version`, or None."""
     newest = None
     while True:
         version += 1
@@ -239,7 +240,7 @@ def newest_committee(version: int, context: Context) -> Committee | None:
 
 
 def write_checkpoint(saved: bytes, state: dict[str, Any], reservoir: Batch | None) -> bytes:
-    """What an engine saved and what else a trajectory must remember, as an `.npz` archive."""
+    """The state of an engine and of its trajectory as an `.npz` archive."""
     kept = b"" if reservoir is None else reservoir.dumps()
     out = io.BytesIO()
     np.savez(

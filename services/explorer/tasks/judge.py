@@ -1,4 +1,4 @@
-"""Committees measured against frames: the `judge` and `audit` tasks, and errors on labels."""
+"""The `judge` task: judges candidates and frames pending a label again with a newer committee."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from dpstream.shared.messages import FramesJudged, Judge
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import FrameRef, PoolItem, Ref, is_offered
 
-# ---------------------------------------------------------------------------------------- judging
-
 
 def judge(resources: ExplorerResources, command: Judge, context: Context) -> FramesJudged:
-    """Judge waiting frames again by a newer committee: what is no candidate any more leaves the
-    pool, and frames whose label is pending but that are accurate now are named."""
+    """Judge frames again with a newer committee. Frames that are no longer candidates leave the
+    pool; frames pending a label that are now accurate are reported."""
     models = resources.committee(command.committee, context).models
     kinds: list[Verdict] = []
     pool, offered = [], dict[str, Any]()
@@ -58,7 +56,7 @@ def _judged(
     command: Judge,
     context: Context,
 ) -> tuple[Batch, list[Verdict]]:
-    """The batch with its deviations and version brought up to date, and the verdicts."""
+    """The batch with updated deviations and version, and the verdicts."""
     evaluation = resources.evaluate(models, batch, context)
     version = np.full(len(batch), command.version)
     judged = with_deviations(batch, evaluation, command.trust, version=version)
@@ -76,7 +74,7 @@ def _remaining(
 def _pending(
     resources: ExplorerResources, models: Sequence[Path], command: Judge, context: Context
 ) -> list[tuple[FrameRef, Verdict]]:
-    """The command's single frames and their verdicts, evaluated batch by batch."""
+    """The command's individual frames with their verdicts, evaluated batch by batch."""
     batches: dict[Ref, list[FrameRef]] = {}
     for ref in command.frames:
         batches.setdefault(ref.batch, []).append(ref)
@@ -86,9 +84,3 @@ def _pending(
         kinds = verdicts_of(resources.evaluate(models, frames, context), command.trust)
         found += zip(refs, kinds, strict=True)
     return found
-
-
-# ---------------------------------------------------------------------------------------- auditing
-
-
-# ------------------------------------------------------------------------------- errors on labels

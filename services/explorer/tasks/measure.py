@@ -1,5 +1,7 @@
-"""The `measure` task: properties by a committee's mean beside those by the recipe, both from the
-same labelled structures."""
+"""The `measure` task: compares properties by the committee's mean with those by the recipe.
+
+Both are computed from single points of the same labelled structures.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from dpstream.shared.values import Compared, Ref
 
 
 def measure(resources: ExplorerResources, command: Measure, context: Context) -> Measured:
-    """What a side cannot have is told, no error: a bad model is what this is to find out."""
+    """Compare the properties. A property that the models cannot give is reported, not raised: the
+    task exists to detect bad models."""
     models = resources.committee(command.committee, context).models
     return Measured(
         **context.envelope(),
@@ -29,7 +32,7 @@ def measure(resources: ExplorerResources, command: Measure, context: Context) ->
 def compared(
     resources: ExplorerResources, models: Sequence[Path], points: Ref, context: Context
 ) -> tuple[Compared, ...]:
-    """Every number of every property that the spec names; `points`: the manifest of their labelled
+    """All numbers of the properties in the spec; `points`: manifest of their labelled
     structures."""
     labelled = load_dataset(context.fetch, points)
     by_recipe = [
@@ -50,7 +53,7 @@ def _by_models(
     labelled: Sequence[Labelled],
     context: Context,
 ) -> list[StructurePoint]:
-    """By the mean of the models."""
+    """Single points by the mean of the models, in the order of `labelled`."""
     points: dict[int, StructurePoint] = {}
     for rows, evaluation in evaluated(resources, models, labelled, context):
         energies, virials = evaluation.energies.mean(axis=0), evaluation.virials
@@ -66,17 +69,17 @@ def _compared(
     model: Sequence[StructurePoint],
     recipe: Sequence[StructurePoint],
 ) -> Iterator[Compared]:
-    ours, not_ours = _values(wanted, model)
-    theirs, not_theirs = _values(wanted, recipe)
-    whys = {"models": not_ours, "recipe": not_theirs}
+    by_models, models_error = _values(wanted, model)
+    by_recipe, recipe_error = _values(wanted, recipe)
+    whys = {"models": models_error, "recipe": recipe_error}
     why = "; ".join(f"by the {side}: {text}" for side, text in whys.items() if text)
-    for name, unit in _names(theirs or ours) or [(wanted.property, "")]:
+    for name, unit in _names(by_recipe or by_models) or [(wanted.property, "")]:
         yield Compared(
             property=number,
             name=name,
             unit=unit,
-            model=ours[name].number if name in ours else None,
-            recipe=theirs[name].number if name in theirs else None,
+            model=by_models[name].number if name in by_models else None,
+            recipe=by_recipe[name].number if name in by_recipe else None,
             why=why,
         )
 
@@ -84,7 +87,7 @@ def _compared(
 def _values(
     wanted: PropertyTolerance, points: Sequence[StructurePoint]
 ) -> tuple[dict[str, Quantity], str]:
-    """By name, or why there are none."""
+    """Quantities by name, or the reason why there are none."""
     try:
         return {value.name: value for value in PROPERTIES[wanted.property].values(points)}, ""
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The `screen` task: frames that an external generator offers, checked and judged.
+"""The `screen` task: checks and judges frames that an external generator offers.
 
-Whatever is wrong with them is a verdict with a reason: nothing that comes from outside ends the
-task. Sizes are bounded before anything is parsed.
+An invalid frame or proposal gives a verdict with a reason and never fails the task. Sizes are
+limited before anything is parsed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from dpstream.shared.spec import Proposals
 from dpstream.shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
 
 Read = Frame | str
-"""A frame, or why there is none."""
+"""A frame, or the reason why it is invalid."""
 
 
 class Unreadable(Exception):
-    """None of the proposal's frames can be looked at."""
+    """The proposal cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValidFrame:
-    """A frame that may be judged, canonical; `index` in the generator's proposal."""
+    """A valid canonical frame; `index`: its index in the generator's proposal."""
 
     index: int
     key: str
@@ -46,15 +46,15 @@ class ValidFrame:
 
 @dataclass(frozen=True)
 class ScreeningVerdict:
-    """By the committee: ε_f in eV/Å; nothing for a frame that goes straight to labeling."""
+    """Verdict of the committee with ε_f in eV/Å; None for a frame that goes straight to
+    labeling."""
 
     verdict: Verdict
     deviation: float | None = None
 
 
 def screen(resources: ExplorerResources, command: Screen, context: Context) -> StructuresScreened:
-    """A verdict on every offered frame; those to be labelled or chosen from are stored, one batch
-    per composition."""
+    """Judge every offered frame; candidates are stored, one batch per composition."""
     spec = context.spec()
     try:
         frames = list(_read(command, context, spec.proposals))
@@ -65,22 +65,22 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
     rules = ScreeningRules(
         spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters
     )
-    words, sound = _checked(frames, command.first, rules)
+    verdicts, valid = _checked(frames, command.first, rules)
     batches: list[Ref] = []
-    for members in Batch.grouped([item.frame for item in sound]):
-        group = [sound[i] for i in members]
+    for members in Batch.grouped([item.frame for item in valid]):
+        group = [valid[i] for i in members]
         context.check()
         judged = _judged(resources, group, command, context)
-        kept = [n for n, word in enumerate(judged) if word.verdict == "candidate"]
+        kept = [n for n, each in enumerate(judged) if each.verdict == "candidate"]
         if kept:
             batch = _batch([group[n] for n in kept], [judged[n] for n in kept], command.version)
             batches.append(context.put(f"offered-{len(batches)}.npz", batch.dumps()))
-        words += _words(group, judged, kept, len(batches) - 1)
+        verdicts += _verdicts(group, judged, kept, len(batches) - 1)
     return StructuresScreened(
         **context.envelope(),
         version=command.version,
         batches=tuple(batches),
-        found=tuple(sorted(words, key=lambda word: word.index)),
+        found=tuple(sorted(verdicts, key=lambda each: each.index)),
     )
 
 
@@ -88,18 +88,19 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
 
 
 def _read(command: Screen, context: Context, limits: Proposals) -> Iterator[Read]:
-    """As many frames as the command says, or `Unreadable`."""
+    """The frames of the proposal. Raises `Unreadable` if their number differs from the
+    command's."""
     data = _bytes(command.frames, context, limits.max_bytes)
     reader = READERS[command.frames.uri.rpartition(".")[2]]
     try:
         frames = list(islice(reader(data, limits), command.count + 1))
     except Unreadable:
         raise
-    except Exception as error:  # whatever a parser makes of bytes from outside
+    except Exception as error:  # parsers raise various exceptions for invalid input
         raise Unreadable(f"unreadable: {type(error).__name__}: {error}") from error
     if len(frames) != command.count:
-        more = "more" if len(frames) > command.count else len(frames)
-        raise Unreadable(f"{command.count} frames were announced, {more} are there")
+        found = "more" if len(frames) > command.count else len(frames)
+        raise Unreadable(f"{command.count} frames were announced, found {found}")
     yield from frames
 
 
@@ -107,9 +108,9 @@ def _bytes(ref: Ref, context: Context, most: int) -> bytes:
     try:
         data = context.fetch(ref)
     except NotFound as error:
-        raise Unreadable("there is no such object") from error
+        raise Unreadable("the object does not exist") from error
     except DigestMismatch as error:
-        raise Unreadable("the object is not what the reference says") from error
+        raise Unreadable("the object does not match its reference") from error
     if len(data) > most:
         raise Unreadable(f"{len(data)} bytes, above {most}")
     return data
@@ -127,23 +128,23 @@ def _frame(offered: OfferedFrame) -> Read:
         positions = np.array(offered.positions, dtype=np.float64).reshape(-1, 3)
         cell = None if offered.cell is None else np.array(offered.cell, dtype=np.float64)
         if len(positions) != len(offered.positions):
-            raise ValueError("positions are to be three numbers for each atom")
+            raise ValueError("positions must be three numbers per atom")
         return Frame(offered.species, positions, cell)
     except ValueError as error:
         return f"malformed: {error}"
 
 
 def _archived(data: bytes, limits: Proposals) -> Iterator[Read]:
-    """A batch; how large it is unpacked is known before it is."""
+    """Frames of an `.npz` batch, whose unpacked size is checked first."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > limits.max_bytes:
         raise Unreadable(f"{size} bytes unpacked, above {limits.max_bytes}")
     batch = Batch.loads(data)
     if batch.positions.ndim != 3 or not np.issubdtype(batch.positions.dtype, np.floating):
-        raise Unreadable("positions are to be numbers of shape (n_frames, n_atoms, 3)")
+        raise Unreadable("positions must be numbers of shape (n_frames, n_atoms, 3)")
     if batch.cells is not None and len(batch.cells) != len(batch):
-        raise Unreadable("there is to be one cell for each frame")
+        raise Unreadable("the number of cells must equal the number of frames")
     for row in range(len(batch)):
         try:
             yield batch[row]
@@ -152,7 +153,7 @@ def _archived(data: bytes, limits: Proposals) -> Iterator[Read]:
 
 
 def _extended(data: bytes, limits: Proposals) -> Iterator[Read]:
-    """Extended xyz."""
+    """Frames of an extended xyz file."""
     from ase.io import iread  # deferred: ASE is slow to import
 
     for atoms in iread(io.StringIO(data.decode()), index=":", format="extxyz"):
@@ -179,37 +180,37 @@ class ScreeningRules:
 def _checked(
     frames: Sequence[Read], first: int, rules: ScreeningRules
 ) -> tuple[list[Screened], list[ValidFrame]]:
-    """Refusals and duplicates, and the frames that may be judged."""
-    words: list[Screened] = []
-    sound: dict[str, ValidFrame] = {}
-    for index, given in enumerate(frames, start=first):
-        frame = _usable(given, rules)
+    """Verdicts on refused frames and duplicates, and the valid frames."""
+    verdicts: list[Screened] = []
+    valid: dict[str, ValidFrame] = {}
+    for index, read in enumerate(frames, start=first):
+        frame = _usable(read, rules)
         if isinstance(frame, str):
             reason = frame[:LONGEST_REASON]
-            words.append(Screened(index=index, verdict="refused", reason=reason))
+            verdicts.append(Screened(index=index, verdict="refused", reason=reason))
             continue
         key = frame_key(frame)
-        if key in sound:
-            why = f"the same as frame {sound[key].index} of the proposal"
-            words.append(Screened(index=index, key=key, verdict="duplicate", reason=why))
+        if key in valid:
+            why = f"identical to frame {valid[key].index} of the proposal"
+            verdicts.append(Screened(index=index, key=key, verdict="duplicate", reason=why))
         else:
-            sound[key] = ValidFrame(index, key, frame)
-    return words, list(sound.values())
+            valid[key] = ValidFrame(index, key, frame)
+    return verdicts, list(valid.values())
 
 
 def _usable(frame: Read, rules: ScreeningRules) -> Read:
-    """The frame in canonical form, or why it may not be used; the cheap tests come first."""
+    """The canonical frame, or the reason why it is refused; inexpensive tests come first."""
     if isinstance(frame, str):
         return frame
     if not 1 <= len(frame.species) <= rules.max_atoms:
         return f"{len(frame.species)} atoms; allowed: 1 to {rules.max_atoms}"
-    alien = sorted(set(frame.species) - set(rules.type_map))
-    if alien:
-        return f"element {alien[0][:20]!r} is not in type_map ({', '.join(rules.type_map)})"
+    unknown = sorted(set(frame.species) - set(rules.type_map))
+    if unknown:
+        return f"element {unknown[0][:20]!r} is not in type_map ({', '.join(rules.type_map)})"
     for name, size in rules.parameters.items():
-        given = frame.parameters.get(name, np.empty(0)).shape[-1]
-        if given != size:
-            return f"the models take {size} numbers of {name}, this frame has {given}"
+        count = frame.parameters.get(name, np.empty(0)).shape[-1]
+        if count != size:
+            return f"the models need {size} numbers of {name}, this frame has {count}"
     try:
         frame = canonical(frame).frame
     except (ValueError, np.linalg.LinAlgError) as error:
@@ -243,20 +244,20 @@ def _floats(values: Floats) -> list[float]:
 def _batch(group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], version: int) -> Batch:
     arrays: Mapping[str, npt.NDArray[Any]] = {
         "offered": np.array([item.index for item in group]),
-        "devi_f": np.array([word.deviation or 0.0 for word in judged]),
+        "devi_f": np.array([each.deviation or 0.0 for each in judged]),
         "time_ps": np.zeros(len(group)),
         "version": np.full(len(group), version),
     }
     return Batch.of([item.frame for item in group], **arrays)
 
 
-def _words(
+def _verdicts(
     group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], kept: Sequence[int], batch: int
 ) -> Iterator[Screened]:
     rows = {n: row for row, n in enumerate(kept)}
-    for n, (item, word) in enumerate(zip(group, judged, strict=True)):
-        deviation = None if word.deviation is None else float(f"{word.deviation:.6g}")
+    for n, (item, each) in enumerate(zip(group, judged, strict=True)):
+        deviation = None if each.deviation is None else float(f"{each.deviation:.6g}")
         place = {"batch": batch, "row": rows[n]} if n in rows else {}
         yield Screened(
-            index=item.index, key=item.key, verdict=word.verdict, deviation=deviation, **place
+            index=item.index, key=item.key, verdict=each.verdict, deviation=deviation, **place
         )

@@ -1,4 +1,8 @@
-"""The `select` task: load a pool, choose from it, write what was chosen."""
+"""The `select` task: chooses frames from a pool for training and for the audit.
+
+Loads the pool's frames, applies the geometry filters, chooses (`selection.choose`), draws the audit
+(`selection.audit_draw`), and publishes the chosen frames in chunks.
+"""
 
 from __future__ import annotations
 
@@ -29,30 +33,30 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec, TrustLevels
 from dpstream.shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
 
-NAMED = 75
-"""Frames that one event names: with the longest names and a batch for each it still fits."""
-MOST_TOLD = 2000
-"""Refused frames whose reasons are kept one by one: 200 KB."""
+FRAMES_PER_EVENT = 75
+"""Frames per event, such that it fits in a message even with the longest names."""
+MAX_REASONS = 2000
+"""Maximum refused frames whose individual reasons are stored: about 200 KB."""
 DIGITS = 6
-"""Significant digits of the numbers that travel with a pick."""
+"""Significant digits of the numbers of a pick."""
 
 Picks = Sequence[Pick]
 
 
 class DescriptorSource(Protocol):
-    """What a diverse draw asks of the explorer's warm engine."""
+    """Source of descriptors for a diverse draw."""
 
     def descriptors(
         self, committee: Ref, batch: Batch, context: Context
     ) -> tuple[Sequence[Floats], Sequence[Floats]]:
         """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
-        committee's force deviation of each atom `(n_atoms,)`, in the trust levels' unit: eV/Å, or
-        relative where they are."""
+        committee's force deviation of each atom `(n_atoms,)`, in the unit of the trust levels:
+        eV/Å, or relative."""
 
 
 @dataclass(frozen=True)
 class LoadedPool:
-    """Pool items in memory: the records to choose from, and the batches they point into."""
+    """A pool in memory: one record per frame, and the batches that the records refer to."""
 
     batches: Sequence[Batch]
     candidates: Sequence[Candidate]
@@ -66,7 +70,7 @@ class LoadedPool:
 
 
 def select(resources: DescriptorSource, command: Select, context: Context) -> CandidatesSelected:
-    """Filters, dedupe, spacing, batch policy and audit draw over the command's pool.
+    """Choose frames from the command's pool: filters, deduplication, spacing, policy, audit draw.
 
     Writes one `chosen-<chunk>-<n>.npz` (arrays `devi_f` in eV/Å, `time_ps`) per composition.
     """
@@ -75,8 +79,8 @@ def select(resources: DescriptorSource, command: Select, context: Context) -> Ca
     context.check()
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
     refusals = Refusals()
-    for_labels, failed_instead = _asked_for(loaded)
-    good = _sound(loaded, for_labels, limits, "", refusals)
+    for_labels, failed_instead = _selectable(loaded)
+    good = _valid(loaded, for_labels, limits, "", refusals)
     labels = choose(
         good,
         _rules(spec, command, failed_instead),
@@ -86,19 +90,19 @@ def select(resources: DescriptorSource, command: Select, context: Context) -> Ca
     )
     audits = _audits(spec, command, loaded, limits, labels, refusals)
     refusals.counts.update(labels.refused)
-    refusals.by_key |= labels.told
+    refusals.by_key |= labels.reasons
     *chunks, rest = _chunks(labels.picks, audits.picks)
     for number, picks in enumerate(chunks):
         context.publish(_event(command, context, loaded, number, *picks, last=False))
     refused = dict(sorted(refusals.counts.items()))
-    told = _told(refusals, context)
+    reasons = _refusals(refusals, context)
     return _event(
-        command, context, loaded, len(chunks), *rest, last=True, refused=refused, refusals=told
+        command, context, loaded, len(chunks), *rest, last=True, refused=refused, refusals=reasons
     )
 
 
 def load(pool: Pool, context: Context) -> LoadedPool:
-    """The pool's batches and a record of every frame in them."""
+    """The pool's batches with a record of every frame."""
     items = [*pool.candidates, *pool.reservoirs]
     batches = [Batch.loads(context.fetch(item.frames)) for item in items]
     records = [_records(n, *pair) for n, pair in enumerate(zip(items, batches, strict=True))]
@@ -114,8 +118,8 @@ def load(pool: Pool, context: Context) -> LoadedPool:
 
 
 def _records(number: int, item: PoolItem, batch: Batch) -> list[Candidate]:
-    """One record per frame. Each frame that a generator offered (array `offered`: its index in the
-    proposal) is a trajectory of its own."""
+    """One record per frame. Each frame offered by a generator (array `offered`: its index in the
+    proposal) counts as a separate trajectory."""
     ones, zeros = np.ones(len(batch)), np.zeros(len(batch), dtype=np.bool_)
     offered = batch.arrays.get("offered")
     weight, failed = batch.arrays.get("weight", ones), batch.arrays.get("failed", zeros)
@@ -137,15 +141,15 @@ def _records(number: int, item: PoolItem, batch: Batch) -> list[Candidate]:
     ]
 
 
-def _asked_for(loaded: LoadedPool) -> tuple[Sequence[Candidate], bool]:
-    """What labels are chosen from: the candidates; failed frames if there are none and the
-    coordinator asked for them."""
+def _selectable(loaded: LoadedPool) -> tuple[Sequence[Candidate], bool]:
+    """The frames to choose labels from: the candidates or, without candidates and if the command
+    allows it, failed frames (True)."""
     if loaded.fallback and not loaded.candidates:
         return [c for c in loaded.reservoir if c.failed], True
     return loaded.candidates, False
 
 
-def _sound(
+def _valid(
     loaded: LoadedPool,
     candidates: Iterable[Candidate],
     limits: GeometryLimits,
@@ -153,14 +157,14 @@ def _sound(
     refusals: Refusals,
 ) -> list[Candidate]:
     """The candidates that pass the geometry filters; the others are added to `refusals`."""
-    sound = []
+    valid = []
     for candidate in candidates:
         refused = refusal(loaded.frame(candidate), limits)
         if refused is None:
-            sound.append(candidate)
+            valid.append(candidate)
         else:
             refusals.add(candidate, replace(refused, reason=prefix + refused.reason))
-    return sound
+    return valid
 
 
 def _rules(spec: Spec, command: Select, failed_instead: bool) -> SelectionRules:
@@ -194,10 +198,10 @@ def _audits(
         spec.audit.min_trajectories,
         spec.selection.min_separation,
     )
-    reservoir = _sound(loaded, loaded.reservoir, limits, "audit: ", refusals)
+    reservoir = _valid(loaded, loaded.reservoir, limits, "audit: ", refusals)
     trained = [pick.candidate for pick in labels.picks]
     drawn = draw_audit(reservoir, rules, loaded.taken, trained)
-    # Reservoir frames never asked for a label: those left over are not refused anything.
+    # Reservoir frames are not candidates, so those not drawn do not count as refused.
     counted = {f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER}
     refusals.counts.update(counted)
     return drawn
@@ -210,7 +214,7 @@ def _described(
     loaded: LoadedPool,
     pool: Sequence[Candidate],
 ) -> Environments:
-    """Descriptors of the pool's atoms, evaluated one composition at a time."""
+    """Atomic environments of the pool, evaluated one composition at a time."""
     descriptors: dict[int, Floats] = {}
     deviations: dict[int, Floats] = {}
     frames = [loaded.frame(c) for c in pool]
@@ -229,8 +233,8 @@ def _described(
 
 
 def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
-    """The lower trust level. Calibrated levels are not in the command; there the smallest
-    deviation of a candidate stands for the level that all of them passed."""
+    """The lower trust level. Calibrated levels are not part of the command; the smallest deviation
+    of the candidates is used instead."""
     trust = spec.stages[command.stage].trust or spec.trust
     if isinstance(trust, TrustLevels):
         return trust.low
@@ -238,11 +242,14 @@ def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
 
 
 def _chunks(labels: Picks, audits: Picks) -> list[tuple[Picks, Picks]]:
-    """All picks, as many at a time as one event names; one chunk at least."""
+    """All picks in chunks of at most `FRAMES_PER_EVENT`; at least one chunk."""
     picks, split = [*labels, *audits], len(labels)
     return [
-        (picks[first : min(first + NAMED, split)], picks[max(first, split) : first + NAMED])
-        for first in range(0, max(len(picks), 1), NAMED)
+        (
+            picks[first : min(first + FRAMES_PER_EVENT, split)],
+            picks[max(first, split) : first + FRAMES_PER_EVENT],
+        )
+        for first in range(0, max(len(picks), 1), FRAMES_PER_EVENT)
     ]
 
 
@@ -253,7 +260,7 @@ def _event(
     chunk: int,
     labels: Picks,
     audits: Picks,
-    **said: Any,
+    **fields: Any,
 ) -> CandidatesSelected:
     picks = [*labels, *audits]
     places: dict[int, tuple[int, int]] = {}
@@ -272,16 +279,16 @@ def _event(
         batches=tuple(refs),
         labels=chosen[: len(labels)],
         audits=chosen[len(labels) :],
-        **said,
+        **fields,
     )
 
 
-def _told(refusals: Refusals, context: Context) -> Ref | None:
-    """What single frames were refused for, the first `MOST_TOLD` by key: an object for people."""
-    told = dict(sorted(refusals.by_key.items())[:MOST_TOLD])
-    if not told:
+def _refusals(refusals: Refusals, context: Context) -> Ref | None:
+    """Stores the reasons of individual refusals, the first `MAX_REASONS` by key."""
+    reasons = dict(sorted(refusals.by_key.items())[:MAX_REASONS])
+    if not reasons:
         return None
-    return context.put("refused.json", RefusedFrames(frames=told).model_dump_json().encode())
+    return context.put("refused.json", RefusedFrames(frames=reasons).model_dump_json().encode())
 
 
 def _batch(candidates: Sequence[Candidate], loaded: LoadedPool) -> Batch:

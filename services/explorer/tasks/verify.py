@@ -1,5 +1,8 @@
-"""The `verify` task: does the final model conserve energy, what is its error, and what are its
-properties beside those by the recipe."""
+"""The `verify` task: verifies the final model.
+
+Runs it at constant energy, measures its errors on the held-out set, and compares its properties
+with those computed by the recipe.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from dpstream.shared.values import Condition, Rmse, Trust
 
 @dataclass(frozen=True)
 class VerificationRun:
-    """What a constant-energy run showed: `drift` in eV per atom per ps, `length` in ps."""
+    """Result of a constant-energy run: `drift` in eV per atom per ps, `length` in ps."""
 
     stable: bool
     drift: float
@@ -33,11 +36,10 @@ class VerificationRun:
 
 
 def verify(resources: ExplorerResources, command: Verify, context: Context) -> Verified:
-    """Run the model alone at constant energy (not at all where `nve_ps` is 0), measure it on the
-    held-out set, and compare its properties with the recipe's. Raises Permanent for a system
-    without dynamics."""
+    """Verify the model; the constant-energy run is skipped if `nve_ps` is 0. Raises Permanent for a
+    system without dynamics."""
     model = resources.model(command.model, context)
-    run = VerificationRun(True, 0.0, 0.0, "no run asked for")
+    run = VerificationRun(True, 0.0, 0.0, "no run requested")
     if context.spec().verification.nve_ps > 0:
         run = _constant_energy(resources, model, command, context)
     return Verified(
@@ -52,8 +54,8 @@ def verify(resources: ExplorerResources, command: Verify, context: Context) -> V
 
 
 def drift_of(energies: list[float], n_atoms: int, spacing: float) -> float:
-    """Slope of the straight line through total energies (eV) `spacing` ps apart, in eV per atom
-    per ps; 0 for fewer than two."""
+    """Drift: slope of a linear fit to total energies (eV) `spacing` ps apart, in eV per atom per
+    ps; 0 for fewer than two energies."""
     if len(energies) < 2:
         return 0.0
     times = np.arange(len(energies)) * spacing

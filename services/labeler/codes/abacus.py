@@ -1,4 +1,5 @@
-"""ABACUS, in plane waves or numerical atomic orbitals: the user's INPUT, our STRU and KPT.
+"""ABACUS, with plane waves or numerical atomic orbitals: the user's INPUT; dpstream writes STRU and
+KPT.
 
 M. Chen, G.-C. Guo, L. He, J. Phys.: Condens. Matter 22, 445501 (2010); P. Li et al., Comput. Mater.
 Sci. 112, 503 (2016).
@@ -50,7 +51,7 @@ SMEARING = re.compile(r"\s*smearing(_method|_sigma|_sigma_temp)?\s", re.IGNORECA
 CONVERGED = ("charge density convergence is achieved", "#SCF IS CONVERGED#")
 BROKEN = re.compile("convergence has not been achieved|SCF IS NOT CONVERGED", re.IGNORECASE)
 ENERGIES = (r"FINAL_ETOT_IS", r"final etot is", r"#TOTAL ENERGY#")
-"""As versions 2 to 3, long-term and development versions print the last energy."""
+"""Labels of the final energy in versions 2 to 3, long-term and development versions."""
 
 
 def _input(given: Any) -> Any:
@@ -65,7 +66,9 @@ class AbacusSettings(WithPotentials):
     orbitals: dict[str, PotentialName] = Field(
         default={}, description="numerical orbitals by element, for basis_type lcao"
     )
-    orbitals_sha256: dict[str, str] = Field(default={}, description="as sha256, of the orbitals")
+    orbitals_sha256: dict[str, str] = Field(
+        default={}, description="first digits of the orbitals' sha256, by element"
+    )
     kpoints: Kpoints | None = Field(
         default=None, description="mesh around Γ; default: kspacing or gamma_only in the input"
     )
@@ -77,11 +80,11 @@ class AbacusSettings(WithPotentials):
 
     @model_validator(mode="after")
     def _whole(self) -> AbacusSettings:
-        said = self.input.lower()
-        if self.kpoints is None and "kspacing" not in said and "gamma_only" not in said:
+        text = self.input.lower()
+        if self.kpoints is None and "kspacing" not in text and "gamma_only" not in text:
             raise ValueError("kpoints: give them, or kspacing or gamma_only in the input")
         missing = sorted(self.potentials.keys() - self.orbitals.keys())
-        if re.search(r"basis_type\s+lcao", said) and missing:
+        if re.search(r"basis_type\s+lcao", text) and missing:
             raise ValueError(f"orbitals: basis_type lcao needs one of {', '.join(missing)}")
         return self
 
@@ -92,11 +95,11 @@ class Abacus(Program):
     settings: type[CodeSettings] = AbacusSettings
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
-        said = super().stated_version(settings, stated)
+        version = super().stated_version(settings, stated)
         if not settings["orbitals"]:
-            return said
+            return version
         known = settings["orbitals_sha256"]
-        return f"{said}; {digests(self.name, settings['orbitals'], known, ORBITALS)}"
+        return f"{version}; {digests(self.name, settings['orbitals'], known, ORBITALS)}"
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         orbitals = settings["orbitals"]
@@ -105,7 +108,8 @@ class Abacus(Program):
         )
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
-        """The final energy is E − TS. A keyword is given once, hence without the user's."""
+        """The final energy is E − TS. The user's smearing keywords are removed: each may appear
+        once."""
         kept = [line for line in settings["input"].splitlines() if not SMEARING.match(line)]
         width = f"{kelvin * BOLTZMANN / RYDBERG:.10f}"
         words = _input({"smearing_method": "fd", "smearing_sigma": width})
@@ -199,7 +203,7 @@ def _atoms(frame: Frame, recipe: Recipe) -> list[str]:
 
 
 def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
-    """The first rows of numbers within ten lines of a heading: versions rule tables differently."""
+    """The first rows of numbers within ten lines of a heading: table rules differ by version."""
     at = last_line(lines, heading)
     if at is None:
         return None
@@ -208,13 +212,13 @@ def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
-    """The printed stress is pressure-like: times the volume, it is −dE/dε."""
+    """Virial from the printed stress, which has the sign of a pressure: −dE/dε over the volume."""
     stress = _block(lines, r"TOTAL-STRESS \(KBAR\)", slice(0, None))
     return None if stress is None else stress * KBAR * volume(frame)
 
 
 def _positions(lines: list[str], frame: Frame) -> Floats | None:
-    """From the table of coordinates, as fractions of the cell or in units of the lattice
+    """Positions from the table of coordinates, either fractional or in units of the lattice
     constant."""
     at = last_line(lines, r"^\s*(DIRECT|CARTESIAN) COORDINATES")
     found = None if at is None else triples(lines, at + 2, slice(1, 4))

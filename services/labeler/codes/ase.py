@@ -1,7 +1,7 @@
 """Any calculator of the Atomic Simulation Environment, by dotted name.
 
-A. H. Larsen et al., J. Phys.: Condens. Matter 29, 273002 (2017). A worker computes only with the
-calculators in its own allow-list.
+A. H. Larsen et al., J. Phys.: Condens. Matter 29, 273002 (2017). A worker uses only the
+calculators in its allow-list.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from dpstream.services.labeler.codes.base import CodeSettings, installed_version
-from dpstream.shared.atoms.frames import Frame
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 from dpstream.shared.errors import SpecError
 
 SHIPPED = frozenset(
@@ -23,8 +22,8 @@ SHIPPED = frozenset(
         "tblite.ase.TBLite",
     }
 )
-"""Calculators that can run no program and read no file: what a worker allows by default. All of
-them are classical or semi-empirical."""
+"""Calculators that cannot run programs or read files; a worker allows them by default. All are
+classical or semi-empirical."""
 
 
 class AseSettings(CodeSettings):
@@ -42,8 +41,8 @@ class AseSettings(CodeSettings):
         return name
 
 
-class Ase:
-    """An ASE calculator in the warm engine child. Charge and spin are the calculator's own."""
+class Ase(CodeDefaults):
+    """An ASE calculator in the child process. Charge and spin are arguments of the calculator."""
 
     name = "ase"
     molecular = True
@@ -54,7 +53,7 @@ class Ase:
     settings: type[CodeSettings] = AseSettings
 
     def version(self, settings: dict[str, Any]) -> str:
-        """Versions of ASE and, when the class is not ASE's, of the package it comes from."""
+        """Versions of ASE and, for a class outside ASE, of its package."""
         package = str(settings["calculator"]).split(".")[0]
         ase = f"ase {installed_version('ase')}"
         if package == "ase":
@@ -66,12 +65,6 @@ class Ase:
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return str(settings["calculator"]) in SHIPPED
-
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
 
 
 def _distribution_of(package: str) -> str:

@@ -1,4 +1,8 @@
-"""The protocol of a labeling code. See `docs/adding-a-labeling-code.md`."""
+"""The protocols of labeling codes. See `docs/adding-a-labeling-code.md`.
+
+`Code` is what every code implements; `FileCode` is a code that runs as a program. The other
+protocols are optional abilities, which the labeler detects with `isinstance`.
+"""
 
 from __future__ import annotations
 
@@ -17,73 +21,83 @@ from dpstream.shared.values import Recipe
 
 
 class CodeSettings(BaseModel):
-    """Base of every code's settings: whatever changes the numbers, nothing else."""
+    """Base of every code's settings: everything that affects the numbers, and nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Code(Scope, Protocol):
-    """What every labeling code states about itself. One that is no `FileCode` is a Python library,
-    computed by `dpstream.services.labeler.child.SINGLE_POINTS[name]` in the warm engine child."""
+    """A labeling code. One that is not a `FileCode` is a Python library, called by
+    `dpstream.services.labeler.child.SINGLE_POINTS[name]` in the child process."""
 
     @property
     def settings(self) -> type[CodeSettings]: ...
 
     @property
     def inputs(self) -> frozenset[str]:
-        """Which `LabelInputs` it takes: charge, multiplicity, kpoints, magmom."""
+        """The `LabelInputs` that it supports: charge, multiplicity, kpoints, magmom."""
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        """True when the numbers are no first-principles result; kept in every provenance."""
+        """Whether the method is not a first-principles one; recorded in the provenance."""
 
     def version(self, settings: dict[str, Any]) -> str:
-        """The installed version, found without importing the code. Raises SpecError when it is
-        not installed, naming what to install."""
+        """The installed version, determined without importing the code. Raises SpecError, naming
+        what to install, if it is not installed."""
 
     def method(self, settings: dict[str, Any]) -> str:
-        """The level of theory in the field's words, e.g. `GFN2-xTB` or `pbe/def2-svp`."""
+        """The level of theory, e.g. `GFN2-xTB` or `pbe/def2-svp`."""
 
     def warnings(self, frame: Frame) -> list[str]:
-        """What a reader of this frame's label should know; kept in its provenance."""
+        """Caveats about this frame's label; recorded in its provenance."""
+
+
+class CodeDefaults:
+    """Base of labeling codes: accepts every frame and has no caveats."""
+
+    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
+        return None
+
+    def warnings(self, frame: Frame) -> list[str]:
+        return []
 
 
 @runtime_checkable
 class Localized(Protocol):
-    """A code in the engine child that reads files of the worker's own."""
+    """A code in the child process that reads files of the worker, such as models."""
 
     def localized(self, recipe: Recipe) -> Recipe:
-        """The recipe with their paths on this worker. Raises Permanent where one is missing."""
+        """The recipe with the files' paths on this worker. Raises Permanent if one is missing."""
 
 
 @runtime_checkable
 class Stated(Protocol):
-    """A code whose version is known from its output at the earliest: the campaign states it."""
+    """A code whose version is known only from its output; the campaign states it in its spec."""
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
-        """What goes into the recipe. Raises SpecError where it cannot be told."""
+        """The version in the recipe. Raises SpecError if it cannot be determined."""
 
 
 @runtime_checkable
 class Thermal(Protocol):
-    """A code that occupies levels by Fermi and Dirac, and whose energy is then the free energy of
-    the electrons, of which its forces are the derivative."""
+    """A code with Fermi–Dirac occupation, whose energy is then the electronic free energy, of which
+    its forces are the derivative."""
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
-        """The settings with electrons at `kelvin`, whatever they say of smearing. Raises ValueError
-        for settings that have none."""
+        """The settings with the electron temperature `kelvin` in place of their own smearing.
+        Raises ValueError for settings that do not support it."""
 
 
 @runtime_checkable
 class Retrying(Protocol):
-    """A program that may be told to converge in more than one way."""
+    """A program with alternative convergence settings."""
 
     def tries(self, recipe: Recipe) -> Iterator[Recipe]:
-        """The recipe itself, and others that lead to the same label."""
+        """The recipe itself, then variants that converge to the same label."""
 
 
 @runtime_checkable
 class Brought(Protocol):
-    """A code that needs what only a machine's own settings can tell."""
+    """A code whose availability depends on the machine's settings."""
 
     def is_here(self) -> bool:
         """Whether this machine can run it."""
@@ -91,19 +105,21 @@ class Brought(Protocol):
 
 @runtime_checkable
 class FileCode(Code, Brought, Protocol):
-    """A code that is a program: it reads files, runs in a fresh folder, leaves files."""
+    """A code that is a program: it reads input files in a new folder and writes output files."""
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None: ...
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
-        """Program and arguments; never a shell string. Its output goes to `stdout`."""
+        """Program and arguments, never a shell string. Standard output goes to the file
+        `stdout`."""
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """The facts found in `folder`; never raises on an incomplete or garbled output."""
+        """The outcome from the files in `folder`; does not raise for incomplete or garbled
+        output."""
 
 
 def installed_version(distribution: str, extra: str = "labeler") -> str:
-    """The version of an installed distribution; SpecError names what to install."""
+    """Version of an installed distribution. Raises SpecError, naming what to install."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -18,7 +18,7 @@ from dpstream.services.labeler import programs
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes import cp2k_input as cp2k
-from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
 from dpstream.services.labeler.machine_settings import machine_settings
@@ -36,14 +36,14 @@ ENERGY = rf"ENERGY\| Total FORCE_EVAL.*?\s({NUMBER})\s*$"
 FORCES = r"ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\]"
 FORCES_END = r"SUM OF ATOMIC FORCES|FORCES\| Sum"
 FORCE = rf"^ *(?:FORCES\| +\d+|\d+ +\d+ +\S+) +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +{NUMBER})? *$"
-"""Of one atom; the first form since version 2025.1."""
+"""Forces of one atom; the first form since version 2025.1."""
 STRESS = r"STRESS(?: TENSOR|\|.*tensor) \[(\w+)\]"
 STRESS_ROW = rf"^ *(?:STRESS\|)? +[xyzXYZ] +({NUMBER}) +({NUMBER}) +({NUMBER}) *$"
 POSITIONS, POSITIONS_END = r"ATOMIC COORDINATES IN (?i:angstrom)", r"SCF PARAMETERS|^ *SCF WAVE"
 POSITION = rf"^ +\d+ +\d+ +\S+ +\d+ +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +{NUMBER}){{2}} *$"
 FIGURE = re.compile(r"^ *\* *(?:\\___/|\||O/\||/\| \||/ \\)?")
-"""The little person who shows the way in the box of an error."""
-MOST_SAID = 300
+"""The figure that CP2K draws in the box of an error."""
+MAX_MESSAGE = 300
 MISSING = re.compile(r"not found in the (?:potential file|basis set files?)", re.IGNORECASE)
 
 
@@ -66,16 +66,17 @@ class Cp2kSettings(CodeSettings):
     )
     keywords: dict[str, Any] = Field(
         default={},
-        description="any input: nested sections and keywords, put over the defaults (FORCE_EVAL: "
+        description="any input: nested sections and keywords over the defaults (FORCE_EVAL: "
         "{DFT: {SCF: {MAX_SCF: 100}}}); null removes, _ is a section's parameter",
     )
     template: str | None = Field(
         default=None,
-        description="a whole input, {file: template.inp} or its text, instead of all of these; "
+        description="an input file, {file: template.inp} or its text, instead of the keys above; "
         "cell, atoms, charge and multiplicity are filled in",
     )
     files: tuple[Annotated[Attached, attachment()], ...] = Field(
-        default=(), description="files that the input names (basis sets, potentials), put beside it"
+        default=(),
+        description="files that the input names (basis sets, potentials), copied beside it",
     )
 
     @field_validator("keywords")
@@ -99,14 +100,14 @@ class Cp2kSettings(CodeSettings):
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if self.template is not None and beside:
-            raise ValueError(f"{beside[0]}: leave it out; the template says it")
+            raise ValueError(f"{beside[0]}: leave it out; the template defines it")
         if self.kpoints is not None and self.kspacing is not None:
             raise ValueError("kpoints and kspacing: give one of them")
         return self
 
 
-class Cp2k:
-    """CP2K in a folder of its own for every frame."""
+class Cp2k(CodeDefaults):
+    """CP2K, run in a new folder for every frame."""
 
     name = "cp2k"
     molecular = False
@@ -124,35 +125,33 @@ class Cp2k:
 
     def method(self, settings: dict[str, Any]) -> str:
         if settings["template"] is not None:
-            return "CP2K, as its template says"
+            return "CP2K, by its template"
         dispersion = "-D3" if settings["dispersion"] else ""
         changed = ", with keywords" if settings["keywords"] else ""
         return f"{settings['functional']}{dispersion}/{BASIS}, {settings['cutoff']:g} Ry{changed}"
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        """xTB, DFTB and their like are methods of CP2K too."""
+        """Whether the input selects one of CP2K's semi-empirical methods, such as xTB or DFTB."""
         text = settings["template"] or "\n".join(cp2k.render(settings["keywords"]))
         return re.search(r"METHOD\s+(?:XTB|DFTB|PM\d|AM1|MNDO|RM1)", text.upper()) is not None
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
-        """CP2K's total energy has −TS in it. OT knows occupied orbitals only."""
+        """CP2K's total energy includes −TS. OT supports only fully occupied orbitals."""
         if settings["template"] is not None:
-            raise ValueError("template: has its own smearing; give keywords instead")
+            raise ValueError("template: defines its own smearing; use keywords instead")
         scf = settings["keywords"].get("FORCE_EVAL", {}).get("DFT", {}).get("SCF", {})
         mesh = (settings["kpoints"], settings["kspacing"]) != (None, None)
         if not mesh and scf.get("OT", {}) is not None:
-            raise ValueError("kpoints: give a mesh, which ends OT: it has no smearing")
+            raise ValueError(
+                "kpoints: needs a mesh, which disables OT: OT does not support smearing"
+            )
         if not scf.get("ADDED_MOS"):
-            raise ValueError("keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: give it, room for electrons")
+            raise ValueError(
+                "keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: missing; smearing needs unoccupied orbitals"
+            )
         smear = {"_": True, "METHOD": "FERMI_DIRAC", "ELECTRONIC_TEMPERATURE": kelvin}
         over = {"FORCE_EVAL": {"DFT": {"SCF": {"SMEAR": smear}}}}
         return {**settings, "keywords": cp2k.merged(settings["keywords"], over)}
-
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         (folder / INPUT).write_text(input_text(frame, recipe))
@@ -162,7 +161,7 @@ class Cp2k:
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
-        said = abort_message(text)
+        message = abort_message(text)
         return Outcome(
             exit_status=exit_status,
             end_marker="PROGRAM ENDED AT" in text,
@@ -173,8 +172,8 @@ class Cp2k:
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), HARTREE / BOHR),
             virial=virial(text, frame),
             positions=rows(POSITION, block(text, POSITIONS, POSITIONS_END)),
-            fault="unsupported-element" if MISSING.search(said) else None,
-            messages=(said,) if said else (),
+            fault="unsupported-element" if MISSING.search(message) else None,
+            messages=(message,) if message else (),
         )
 
 
@@ -182,7 +181,7 @@ class Cp2k:
 
 
 def input_text(frame: Frame, recipe: Recipe) -> str:
-    """The whole input: the template filled in, or the keywords over the defaults."""
+    """The complete input: the filled-in template, or the defaults overridden by the keywords."""
     settings = recipe.settings
     if settings["template"] is None:
         over = settings["keywords"]
@@ -219,7 +218,7 @@ def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
         **_spin(recipe),
         "MGRID": {"CUTOFF": settings["cutoff"], "REL_CUTOFF": settings["rel_cutoff"]},
         "QS": {"EPS_DEFAULT": "1.0E-13"},
-        **_sampling(frame, settings),
+        **_scf(frame, settings),
         "XC": _exchange(settings),
     }
     subsys = {
@@ -239,8 +238,8 @@ def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _sampling(frame: Frame, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Orbital transformation at the Gamma point; diagonalisation with a mesh, which OT has not."""
+def _scf(frame: Frame, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Orbital transformation at the Gamma point; diagonalisation with a mesh, as OT needs Gamma."""
     scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": {"_": "OFF"}}}
     mesh = _mesh(frame, settings)
     if mesh is None:
@@ -290,8 +289,8 @@ def _kinds(frame: Frame, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def virial(text: str, frame: Frame) -> Floats | None:
-    """The printed stress times the volume; the cell is the submitted one, for CP2K prints its own
-    with three decimals."""
+    """The printed stress times the volume of the submitted cell: CP2K prints its cell with only
+    three decimals."""
     found = re.search(STRESS, text)
     if found is None or found[1] not in PRESSURES or frame.cell is None:
         return None
@@ -301,8 +300,8 @@ def virial(text: str, frame: Frame) -> Floats | None:
 
 
 def abort_message(text: str) -> str:
-    """What stands in the box of `[ABORT]`, in one line; the stack of routines follows it."""
+    """The text in the box of `[ABORT]`, as one line."""
     _, _, after = text.partition("[ABORT]")
     box, _, _ = after.partition("Routine Calling Stack")
     words = [FIGURE.sub("", line).strip(" *=") for line in box.splitlines()]
-    return " ".join(word for word in words if word)[:MOST_SAID]
+    return " ".join(word for word in words if word)[:MAX_MESSAGE]

@@ -1,4 +1,4 @@
-"""CP2K's input: nested keywords as text, and a user's template filled in."""
+"""CP2K input files: renders nested keywords as text and fills in a user's template."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NEEDED: tuple[Path, ...] = (
     ("FORCE_EVAL", "PRINT", "FORCES"),
     ("FORCE_EVAL", "PRINT", "STRESS_TENSOR"),
 )
-"""Sections that a template has once each."""
+"""Sections that a template must contain exactly once."""
 ALLOWED = ("GLOBAL", "FORCE_EVAL")
 SECTIONS = frozenset({("GLOBAL",), ("FORCE_EVAL",), DFT, KIND[:-1]})
-"""Names that can be nothing but sections."""
+"""Names that are always sections."""
 ELSEWHERE: Mapping[Path, str] = {
     CELL: "the cell is the frame's",
     COORD: "the atoms are the frame's",
@@ -36,14 +36,15 @@ ELSEWHERE: Mapping[Path, str] = {
     (*DFT, "MULTIPLICITY"): "give labels.multiplicity",
     ("GLOBAL", "RUN_TYPE"): "a label is one ENERGY_FORCE",
 }
-"""Keywords that are not the user's to give."""
+"""Keywords that the user may not set, with the reason or the alternative."""
 
 
 # ----------------------------------------------------------------------------------- keywords
 
 
 def checked(tree: Any, path: Path = ()) -> dict[str, Any]:
-    """A user's nested keywords with names in capitals. ValueError names the first wrong one."""
+    """A user's nested keywords with names in capitals. Raises ValueError for the first wrong
+    one."""
     if not isinstance(tree, dict):
         raise ValueError(f"{'.'.join(path)}: should be a mapping of keys")
     return {
@@ -56,7 +57,7 @@ def _checked_name(key: Any, path: Path) -> str:
     if not isinstance(key, str) or not NAME.fullmatch(key):
         raise ValueError(f"{'.'.join((*path, str(key)))}: not a keyword of CP2K")
     if not path and key.upper() not in ALLOWED:
-        raise ValueError(f"{key}: allowed at the top: {', '.join(ALLOWED)}")
+        raise ValueError(f"{key}: allowed at the top level: {', '.join(ALLOWED)}")
     reason = ELSEWHERE.get((*path, key.upper()))
     if reason is not None:
         raise ValueError(f"{'.'.join((*path, key))}: leave it out; {reason}")
@@ -88,8 +89,8 @@ def kinds(tree: Tree) -> list[dict[str, Any]]:
 
 
 def merged(base: Tree, over: Tree) -> dict[str, Any]:
-    """`base` with `over` put over it: sections merge, keywords replace, null removes, and a `KIND`
-    goes over the one of its name."""
+    """`base` overridden by `over`: sections merge, keywords replace, null removes, and a `KIND`
+    merges with the one of the same name."""
     result = dict(base)
     for key, value in over.items():
         known = result.pop(key, None)
@@ -147,7 +148,7 @@ class InputLine:
 
 
 def lines_of(template: str) -> list[InputLine]:
-    """ValueError where its sections do not close."""
+    """The lines of a template. Raises ValueError if a section is not closed."""
     path: Path = ()
     found = []
     for text in template.splitlines():
@@ -163,7 +164,7 @@ def lines_of(template: str) -> list[InputLine]:
 
 
 def check_template(template: str) -> None:
-    """ValueError where a template would not give a label, or takes on what is not its to say."""
+    """Raises ValueError if a template would not give a label, or sets what the user may not set."""
     lines = lines_of(template)
     for needed in NEEDED:
         count = sum(line.opens and line.path == needed for line in lines)
@@ -188,8 +189,8 @@ def _check_line(line: InputLine) -> None:
 
 
 def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequence[str]) -> str:
-    """The template with these lines as the keywords of its &CELL and &COORD, and `dft` added to its
-    &DFT; everything else as it is."""
+    """The template with these lines as the content of &CELL and &COORD, and `dft` added to &DFT;
+    the rest is unchanged."""
     own = {CELL: cell, COORD: coord}
     lines: list[str] = []
     for line in lines_of(template):

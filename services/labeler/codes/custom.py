@@ -1,4 +1,4 @@
-"""Any program that a worker allows, between a format that can be written and one that can be read.
+"""Any program with a command on the worker, given its input and output formats.
 
 Formats are dpdata's (`vasp/poscar`, `psi4/out`, `deepmd/npy`…) or, as `ase:NAME`, those of the
 Atomic Simulation Environment (`ase:nwchem-in`, `ase:abinit-out`…).
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from dpstream.services.labeler.acceptance import Outcome
-from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.parse import read_text
 from dpstream.services.labeler.codes.potentials import PotentialName
 from dpstream.services.labeler.codes.write import from_fractions
@@ -27,7 +27,7 @@ from dpstream.shared.values import Name, Recipe
 ASE = "ase:"
 RECIPE = "recipe.json"
 VACUUM = 100.0
-"""Å of a cell for a molecule, where a format must have one."""
+"""Å; edge of the cell of a molecule, for formats that require one."""
 MAX_MESSAGE = 300
 
 
@@ -55,31 +55,39 @@ def _ase_formats() -> set[str]:
 
 class FormattedFile(CodeSettings):
     format: Annotated[str, AfterValidator(_known)] = Field(
-        description="as dpdata names it, or ase:NAME"
+        description="name of the format in dpdata, or ase:NAME"
     )
-    file: PotentialName = Field(description="its name in the working folder")
+    file: PotentialName = Field(description="name of the file in the working folder")
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the format")
 
 
 class CustomSettings(CodeSettings):
-    program: Name = Field(description="as the workers name it in DPSTREAM_LABELER_COMMANDS")
+    program: Name = Field(
+        description="name of the program in the workers' DPSTREAM_LABELER_COMMANDS"
+    )
     method: str = Field(min_length=1, description="level of theory, for the labels' provenance")
-    semi_empirical: bool = Field(default=False, description="no first-principles result")
-    input: FormattedFile = Field(description="what is written for the program")
-    output: FormattedFile = Field(description="what is read from it; stdout is a file too")
+    semi_empirical: bool = Field(
+        default=False, description="whether the method is not a first-principles one"
+    )
+    input: FormattedFile = Field(description="input file of the program")
+    output: FormattedFile = Field(description="output file of the program; may be stdout")
     files: dict[PotentialName, str] = Field(
         default={}, description="further files by name: a text or {file: NAME}"
     )
-    log: PotentialName = Field(default="stdout", description="where the marks below are looked for")
-    end_marker: str | None = Field(default=None, description="the log's last words")
-    converged: str | None = Field(default=None, description="said when iterations converged")
+    log: PotentialName = Field(
+        default="stdout", description="file that is searched for the markers below"
+    )
+    end_marker: str | None = Field(default=None, description="text at the end of a complete log")
+    converged: str | None = Field(
+        default=None, description="text in the log if the iterations converged"
+    )
     not_converged: tuple[str, ...] = Field(
-        default=("not converged",), description="said when they did not; upper and lower case alike"
+        default=("not converged",), description="texts in the log if they did not; case-insensitive"
     )
 
 
-class Custom:
-    """The worker's command may hold {cores}, {charge} and {multiplicity}."""
+class Custom(CodeDefaults):
+    """A custom program. Its command may contain {cores}, {charge} and {multiplicity}."""
 
     name = "custom"
     molecular = True
@@ -94,7 +102,7 @@ class Custom:
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
         if stated is None:
-            raise SpecError("labels.version: missing: state the version of your custom program")
+            raise SpecError("labels.version: missing: give the version of your custom program")
         return f"{settings['program']} {stated}"
 
     def method(self, settings: dict[str, Any]) -> str:
@@ -103,14 +111,8 @@ class Custom:
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return bool(settings["semi_empirical"])
 
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
-
     def is_here(self) -> bool:
-        """Whether this machine has any command that is not one of a known code."""
+        """Whether this machine's settings define any command."""
         return bool(machine_settings().labeler_commands)
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
@@ -129,14 +131,14 @@ class Custom:
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         recipe = Recipe.model_validate_json((folder / RECIPE).read_text())
-        said = CustomSettings.model_validate(recipe.settings)
-        log = read_text(folder / said.log)
-        found, trouble = _read(frame, said.output, folder)
+        settings = CustomSettings.model_validate(recipe.settings)
+        log = read_text(folder / settings.log)
+        found, trouble = _read(frame, settings.output, folder)
         return Outcome(
             exit_status=exit_status,
-            end_marker=said.end_marker is None or said.end_marker in log,
-            converged=said.converged is None or said.converged in log,
-            not_converged=any(words.lower() in log.lower() for words in said.not_converged),
+            end_marker=settings.end_marker is None or settings.end_marker in log,
+            converged=settings.converged is None or settings.converged in log,
+            not_converged=any(words.lower() in log.lower() for words in settings.not_converged),
             energies=found.energies,
             frames=found.frames,
             forces=found.forces,
@@ -148,7 +150,7 @@ class Custom:
 
 @dataclass(frozen=True, eq=False)
 class FormattedOutput:
-    """What a reader found, atoms sorted by element: see `Outcome`."""
+    """Results read from an output file, atoms sorted by element; fields as in `Outcome`."""
 
     energies: tuple[float, ...] = ()
     frames: int = 0
@@ -191,16 +193,18 @@ def _dpdata_system(frame: Frame) -> dict[str, Any]:
 def _read(
     frame: Frame, wanted: FormattedFile, folder: Path
 ) -> tuple[FormattedOutput, tuple[str, ...]]:
-    """What was found, and why if nothing was. Readers raise whatever they meet."""
+    """The results, or the reason why there are none. Catches all exceptions of the readers."""
     path = folder / wanted.file
     reader = _by_ase if wanted.format.startswith(ASE) else _by_dpdata
     try:
         if not path.exists():
-            return FormattedOutput(), (f"the program left no {wanted.file}",)
+            return FormattedOutput(), (f"the program wrote no {wanted.file}",)
         return reader(frame, wanted, path), ()
     except Exception as error:
-        said = f"{wanted.file}: not read as {wanted.format}: {type(error).__name__}: {error}"
-        return FormattedOutput(), (" ".join(said.split())[:MAX_MESSAGE],)
+        reason = (
+            f"{wanted.file}: cannot be read as {wanted.format}: {type(error).__name__}: {error}"
+        )
+        return FormattedOutput(), (" ".join(reason.split())[:MAX_MESSAGE],)
 
 
 def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutput:
@@ -251,7 +255,7 @@ def _sorted(
     forces: Floats,
     virial: Floats | None,
 ) -> FormattedOutput:
-    """As canonical frames have them: by element, in the order of the program within one."""
+    """The results with atoms sorted by element, keeping the program's order within an element."""
     order = sorted(range(len(symbols)), key=lambda i: symbols[i])
     if tuple(symbols[i] for i in order) != frame.species:
         raise ValueError(f"the output's atoms are {''.join(symbols)}, not {frame.formula}")

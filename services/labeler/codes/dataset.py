@@ -1,5 +1,8 @@
-"""Labels that came with a dataset, as labeling code: put where labels are kept when the campaign is
-submitted, looked up there, never computed."""
+"""Labels of an existing dataset as a labeling code.
+
+Submitting the campaign stores the labels; the labeler finds them in the store and never computes
+one.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from typing import Any
 
 from pydantic import Field
 
-from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.shared.atoms.frames import Frame
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.shared.spec import DATASET
 from dpstream.shared.values import Sha256
 
 
 class DatasetSettings(CodeSettings):
-    sha256: Sha256 = Field(description="of its frames and labels; `dpstream simplify` fills it in")
+    sha256: Sha256 = Field(
+        description="digest of frames and labels; filled in by `dpstream simplify`"
+    )
 
 
-class GivenLabels:
-    """Whatever computed them: frames of any kind."""
+class GivenLabels(CodeDefaults):
+    """Labels given by the user, for frames of any kind."""
 
     name = DATASET
     molecular = True
@@ -36,9 +40,3 @@ class GivenLabels:
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return False
-
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []

@@ -1,4 +1,4 @@
-"""A trained Deep Potential as labeling code: a teacher to distil from, a dry run without any DFT.
+"""A trained Deep Potential as labeling code: for distillation, or for trial runs without DFT.
 
 J. Zeng et al., J. Chem. Phys. 159, 054801 (2023).
 """
@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from dpstream.services.labeler.codes.base import CodeSettings, installed_version
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 from dpstream.services.labeler.codes.potentials import PotentialName, digests, potential
 from dpstream.services.labeler.machine_settings import machine_settings
-from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 
 
@@ -21,11 +20,13 @@ class DeepmdSettings(CodeSettings):
     model: PotentialName = Field(
         description="frozen model in the worker's folder (DPSTREAM_LABELER_POTENTIALS)"
     )
-    sha256: str = Field(default="", description="its first digits, as of pseudopotentials")
+    sha256: str = Field(
+        default="", description="first digits of the model's sha256, as for pseudopotentials"
+    )
 
 
-class Deepmd:
-    """DeePMD-kit in the warm engine child, the model loaded once."""
+class Deepmd(CodeDefaults):
+    """DeePMD-kit in the child process; the model is loaded once."""
 
     name = "deepmd"
     molecular = True
@@ -36,7 +37,7 @@ class Deepmd:
     inputs: frozenset[str] = frozenset()
 
     def version(self, settings: dict[str, Any]) -> str:
-        """DeePMD-kit's, and which model."""
+        """The version of DeePMD-kit and the digest of the model."""
         installed = installed_version("deepmd-kit", "trainer")
         model = digests(
             self.name,
@@ -55,13 +56,7 @@ class Deepmd:
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return True
 
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
-
     def localized(self, recipe: Recipe) -> Recipe:
-        """The recipe with the model's path on this worker, for the engine child."""
+        """The recipe with the model's path on this worker, for the child process."""
         path = potential(self.name, recipe.settings, "model")
         return recipe.model_copy(update={"settings": {**recipe.settings, "model": str(path)}})

@@ -22,9 +22,9 @@ from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.values import Recipe
 
 INPUT = "input.gjf"
-BEYOND_SCF = "forces of a method beyond SCF: only SCF energies (HF, DFT) are read"
+BEYOND_SCF = "forces of a post-SCF method: only SCF energies (HF, DFT) are supported"
 CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
-"""Marks of an energy beyond the SCF's, whose derivative the forces then are."""
+"""Markers of a correlated energy; the forces are then the derivative of that energy."""
 BROKEN = (">>>>>>>>>> Convergence criterion not met", "Convergence failure")
 
 
@@ -32,7 +32,7 @@ class GaussianSettings(CodeSettings):
     keywords: str = Field(
         min_length=1, description="route section, e.g. force b3lyp/6-31g(d,p) nosymm scf=tight"
     )
-    extra: str = Field(default="", description="what follows the geometry: a basis set, charges…")
+    extra: str = Field(default="", description="input after the geometry: a basis set, charges…")
 
     @field_validator("keywords")
     @classmethod
@@ -67,7 +67,7 @@ class Gaussian(Program):
         (folder / INPUT).write_text("\n\n".join(part for part in parts if part) + "\n\n")
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """Forces and positions are those of the input orientation, also with symmetry."""
+        """Reads forces and positions in the input orientation, also with symmetry."""
         text = read_text(folder / "input.log") or read_text(folder / "stdout")
         lines = text.splitlines()
         energies = numbers(rf"SCF Done:  E\([^)]*\) =\s*({NUMBER})", text)
@@ -91,7 +91,7 @@ def _tail(lines: list[str]) -> str:
 
 
 def _archive(text: str) -> str:
-    """The last archive entry, whose lines break anywhere, and all excited-state lines."""
+    """The last archive entry, with its line breaks removed, and all excited-state lines."""
     entry = text[max(text.rfind("1\\1\\"), 0) :].replace("\n ", "")
     return entry + " ".join(re.findall(r"E\(TD-HF/TD-DFT\)", text))
 

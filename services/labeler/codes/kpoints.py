@@ -1,4 +1,4 @@
-"""Meshes of k-points."""
+"""k-point meshes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dpstream.shared.atoms.frames import Floats
 Divisions = Annotated[int, Field(ge=1)]
 Mesh = tuple[Divisions, Divisions, Divisions]
 ROUNDING = 1e-6
-"""Relative; a cell's own rounding must not tip the mesh."""
+"""Relative tolerance, so that rounding of the cell does not change the mesh."""
 
 
 def mesh_of(cell: Floats, spacing: float) -> Mesh:
-    """The coarsest mesh whose points are at most `spacing` Å⁻¹ apart along each reciprocal vector
-    (which includes 2π), as VASP's KSPACING has it."""
+    """The coarsest mesh with points at most `spacing` Å⁻¹ (2π included) apart along each reciprocal
+    vector, as by VASP's KSPACING."""
     lengths = 2 * math.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
     a, b, c = (max(1, math.ceil(length / spacing * (1 - ROUNDING))) for length in lengths)
     return a, b, c

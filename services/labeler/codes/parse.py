@@ -1,4 +1,4 @@
-"""Reading what a program printed: numbers that may be missing, garbled or cut off."""
+"""Helpers that parse program output, in which numbers may be missing, garbled or truncated."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][-+]?\d+)?"
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; nothing where there is none."""
+    """The text of a file; empty if it does not exist."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
 def number(text: str) -> float:
-    """As Fortran writes it."""
+    """A number in Fortran notation (`1.0D+00`)."""
     return float(text.lower().replace("d", "e"))
 
 
 def numbers(pattern: str, text: str) -> tuple[float, ...]:
-    """The first group of every match."""
+    """The number in the first group of every match."""
     return tuple(number(found) for found in re.findall(pattern, text, re.MULTILINE))
 
 
 def rows(pattern: str, text: str) -> Floats | None:
-    """The groups of every match, `(n, groups)`; None where there is no match."""
+    """The numbers in the groups of every match, `(n, groups)`; None without a match."""
     found = re.findall(pattern, text, re.MULTILINE)
     return np.array([[number(word) for word in row] for row in found]) if found else None
 
 
 def block(text: str, begin: str, end: str) -> str:
-    """What stands between the last line that matches `begin` and the next that matches `end`;
-    nothing where either is missing."""
+    """The text between the last match of `begin` and the next match of `end`; empty if either is
+    missing."""
     starts = list(re.finditer(begin, text, re.MULTILINE))
     if not starts:
         return ""
@@ -46,13 +46,13 @@ def block(text: str, begin: str, end: str) -> str:
 
 
 def scaled(values: Floats | None, factor: float) -> Floats | None:
-    """In other units, if there."""
+    """`values` times `factor`; None stays None."""
     return None if values is None else values * factor
 
 
 def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
-    """The rows of three numbers that begin at line `first`; they end with the first line that is
-    none. A row with a garbled number (Fortran's asterisks) ends them too."""
+    """The rows of three numbers `(n, 3)` from line `first` up to the first line that is not such a
+    row. A garbled number (Fortran's asterisks) also ends the rows."""
     found: list[list[float]] = []
     for line in lines[first:]:
         try:

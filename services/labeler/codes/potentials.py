@@ -1,7 +1,7 @@
-"""Pseudopotentials, orbitals and models: files of the worker's own, known by their digests.
+"""Pseudopotentials, orbitals and models: files on the worker, identified by their digests.
 
-Many are licensed, so they never enter the object store; the digests are part of the recipe, so
-that labels by other potentials are never taken for the same.
+Many are licensed and therefore never enter the object store. Their digests are part of the recipe,
+so that labels computed with other files have another recipe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dpstream.shared.errors import Permanent, SpecError
 
 POTENTIALS = "labels.settings.potentials"
 DIGITS = 16
-"""Of a digest, hexadecimal."""
+"""Hexadecimal digits of a digest in the recipe."""
 
 
 def _relative(name: str) -> str:
@@ -38,36 +38,37 @@ class WithPotentials(CodeSettings):
 
     potentials: dict[str, PotentialName] = Field(
         min_length=1,
-        description="file of each element, in the worker's folder (DPSTREAM_LABELER_POTENTIALS)",
+        description="file by element, in the worker's folder (DPSTREAM_LABELER_POTENTIALS)",
     )
     sha256: dict[str, str] = Field(
         default={},
-        description="first digits of the files' sha256, by element: needed where a campaign is "
-        "submitted from a machine without the files",
+        description="first digits of the files' sha256, by element; needed to submit from a "
+        "machine without the files",
     )
 
 
 def lacking(symbols: Iterable[str], names: Mapping[str, str]) -> str | None:
-    """What to say of elements without a potential; None when each has one."""
+    """Message that names elements without a potential; None if all have one."""
     missing = sorted(set(symbols) - names.keys())
     return f"{POTENTIALS}: none for {', '.join(missing)}" if missing else None
 
 
 def potential(code: str, names: Mapping[str, str], symbol: str) -> Path:
-    """The file of an element on this worker. Raises Permanent where there is none."""
+    """The file of an element on this worker. Raises Permanent if there is none."""
     folder = machine_settings().folder(code)
     path = None if folder is None or symbol not in names else _file(folder, names[symbol])
     if path is None:
-        raise Permanent(f"{code}: no potential of {symbol} on this worker")
+        raise Permanent(f"{code}: no potential for {symbol} on this worker")
     return path
 
 
 def digests(
     code: str, names: Mapping[str, str], stated: Mapping[str, str], where: str = POTENTIALS
 ) -> str:
-    """`Al 0123456789abcdef, C …`: what each file is, read here or else as stated in the spec.
+    """`Al 0123456789abcdef, C …`: digests of the files on this machine or, without the files, as
+    stated in the spec.
 
-    Raises SpecError where neither is possible, or where they differ.
+    Raises SpecError if there is neither, or if they differ.
     """
     folder = machine_settings().folder(code)
     found = {
@@ -78,10 +79,10 @@ def digests(
 
 
 def _digest(code: str, folder: Path | None, key: str, name: str, stated: str) -> str:
-    said = stated.lower()
+    expected = stated.lower()
     path = None if folder is None else _file(folder, name)
-    if path is None and len(said) >= DIGITS:
-        return said[:DIGITS]
+    if path is None and len(expected) >= DIGITS:
+        return expected[:DIGITS]
     where = f"{key}: {name!r}"
     if folder is None:
         raise SpecError(
@@ -91,13 +92,13 @@ def _digest(code: str, folder: Path | None, key: str, name: str, stated: str) ->
     if path is None:
         raise SpecError(f"{where}: no such file in {folder}")
     actual = _sha256(path, path.stat().st_mtime_ns)
-    if not actual.startswith(said):
-        raise SpecError(f"{where}: its sha256 is {actual[:DIGITS]}…, not {said} as stated")
+    if not actual.startswith(expected):
+        raise SpecError(f"{where}: its sha256 is {actual[:DIGITS]}…, not {expected} as stated")
     return actual[:DIGITS]
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """`name` itself, or the POTCAR in a folder of that name, as VASP's library has them."""
+    """The file `name`, or the POTCAR in the folder `name`, as in VASP's library."""
     path = folder / name
     return next((file for file in (path, path / "POTCAR") if file.is_file()), None)
 

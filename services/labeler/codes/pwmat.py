@@ -1,6 +1,6 @@
-"""PWmat: the user's etot.input, our atom.config.
+"""PWmat: the user's etot.input; dpstream writes atom.config.
 
-W. Jia et al., Comput. Phys. Commun. 184, 9 (2013). Licensed: each worker brings its own.
+W. Jia et al., Comput. Phys. Commun. 184, 9 (2013). Licensed software: each worker uses its own.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Pwmat(Program):
         (folder / "atom.config").write_text(atom_config(frame, recipe))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """Why the SCF ended is said in REPORT alone. OUT.MLMD holds dE/dR, forces with the
-        opposite sign, and beside the cell the virial in eV where a stress was asked for."""
+        """Reads the reason why the SCF ended from REPORT, and the rest from OUT.MLMD, which holds
+        dE/dR (the negative forces) and, if a stress was requested, the virial in eV."""
         lines = read_text(folder / "OUT.MLMD").splitlines()
         reasons = REASON.findall(read_text(folder / "REPORT"))
         gradients = _block(lines, r"^\s*Force", slice(1, 4))
@@ -118,7 +118,7 @@ def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
 
 
 def _virial(lines: list[str]) -> Floats | None:
-    """Rows of the cell, each with `stress (eV):` and a row of the virial."""
+    """The virial: each row of the cell is followed by `stress (eV):` and a row of the virial."""
     after = [line.partition("stress (eV):")[2] for line in lines if "stress (eV):" in line]
     found = triples(after, 0, slice(0, 3))
     return None if found is None else np.asarray(found, dtype=np.float64)

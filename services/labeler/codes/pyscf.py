@@ -1,7 +1,7 @@
 """Density-functional and Hartree-Fock labels of molecules through PySCF.
 
-Q. Sun et al., J. Chem. Phys. 153, 024109 (2020). Its periodic forces and stress are partial, so
-only molecules are offered.
+Q. Sun et al., J. Chem. Phys. 153, 024109 (2020). Its periodic forces and stress are
+incomplete, so only molecules are supported.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from dpstream.services.labeler.codes.base import CodeSettings, installed_version
-from dpstream.shared.atoms.frames import Frame
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 
 
 class PyscfSettings(CodeSettings):
@@ -19,17 +18,17 @@ class PyscfSettings(CodeSettings):
     basis: str = Field(default="def2-svp", min_length=1, description="basis set")
     ecp: str | None = Field(
         default=None,
-        description="effective core potential of all elements; default: with a def2 basis its own "
-        "for elements beyond Kr, else none",
+        description="effective core potential of all elements; default: that of the basis set for "
+        "elements beyond Kr with a def2 basis, else none",
     )
     conv_tol: float = Field(default=1e-9, gt=0, description="SCF convergence, hartree")
-    max_cycle: int = Field(default=50, ge=1, description="most SCF iterations")
+    max_cycle: int = Field(default=50, ge=1, description="maximum SCF iterations")
     grid_level: int = Field(default=3, ge=0, le=9, description="integration grid")
     density_fit: bool = Field(default=False, description="density fitting of Coulomb integrals")
 
 
-class Pyscf:
-    """PySCF in the warm engine child; unrestricted when the multiplicity is above one."""
+class Pyscf(CodeDefaults):
+    """PySCF in the child process; unrestricted if the multiplicity is above one."""
 
     name = "pyscf"
     molecular = True
@@ -47,9 +46,3 @@ class Pyscf:
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return False
-
-    def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        return None
-
-    def warnings(self, frame: Frame) -> list[str]:
-        return []

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from dpstream.services.labeler import programs
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
-from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
 from dpstream.services.labeler.machine_settings import machine_settings
@@ -40,10 +40,10 @@ OURS: Mapping[str, frozenset[str]] = {
     ),
     "electrons": frozenset({"conv_thr"}),
 }
-"""What a namelist's free keywords leave to settings of their own, or to us."""
+"""Keywords that have settings of their own or are set by dpstream."""
 
 END_OF_SCF = "End of self-consistent calculation"
-"""Asked to print often, pw.x prints energies of iterations too, before this."""
+"""With verbose output, pw.x also prints energies of iterations, before this line."""
 ENERGY = rf"^! +total energy += +({NUMBER}) Ry"
 ACCURACY = rf"estimated scf accuracy +< +({NUMBER}) Ry"
 THRESHOLD = rf"convergence threshold += +({NUMBER})"
@@ -57,7 +57,7 @@ ERROR = re.compile(r"%{20,}\s*(.*?)\s*%{20,}", re.DOTALL)
 
 
 def pseudopotential_folders() -> list[Path]:
-    """Where pseudopotentials are looked for beside the spec's own folder, as pw.x does."""
+    """Folders in which pseudopotentials are searched after the spec's folder, as by pw.x."""
     own = os.environ.get("ESPRESSO_PSEUDO")
     return [*([Path(own)] if own else []), DEBIAN]
 
@@ -70,10 +70,12 @@ Namelist = dict[str, bool | int | float | str]
 class QeSettings(CodeSettings):
     pseudopotentials: dict[str, Pseudopotential] = Field(
         min_length=1,
-        description="UPF file by element; in the spec's folder, $ESPRESSO_PSEUDO or Debian's "
-        f"({DEBIAN}); they go with the campaign",
+        description="UPF file by element, in the spec's folder, $ESPRESSO_PSEUDO or "
+        f"{DEBIAN}; stored with the campaign",
     )
-    ecutwfc: float = Field(gt=0, description="plane-wave cutoff, Ry, as the pseudopotentials need")
+    ecutwfc: float = Field(
+        gt=0, description="plane-wave cutoff, Ry, as required by the pseudopotentials"
+    )
     ecutrho: float | None = Field(
         default=None, gt=0, description="cutoff of the density, Ry; default: 4 × ecutwfc"
     )
@@ -84,8 +86,10 @@ class QeSettings(CodeSettings):
     koffset: tuple[Literal[0, 1], Literal[0, 1], Literal[0, 1]] = Field(
         default=(0, 0, 0), description="1: the mesh is shifted by half a step"
     )
-    smearing: Smearing | None = Field(default=None, description="of the occupations, for metals")
-    degauss: float | None = Field(default=None, gt=0, description="its width, Ry")
+    smearing: Smearing | None = Field(
+        default=None, description="smearing of the occupations, for metals"
+    )
+    degauss: float | None = Field(default=None, gt=0, description="width of the smearing, Ry")
     nspin: Literal[1, 2] = Field(default=1, description="2: collinear spins")
     starting_magnetization: dict[str, float] = Field(
         default={}, description="by element, from -1 to 1"
@@ -100,7 +104,7 @@ class QeSettings(CodeSettings):
     def _elements(cls, given: dict[str, Any]) -> dict[str, Any]:
         for symbol in given:
             if symbol not in chemical_symbols[1:]:
-                raise ValueError(f"{symbol!r} is no element")
+                raise ValueError(f"{symbol!r} is not an element")
         return given
 
     @field_validator("system", "electrons", "control")
@@ -124,13 +128,15 @@ class QeSettings(CodeSettings):
 
 
 def check_namelist(given: Namelist, ours: frozenset[str]) -> None:
-    """ValueError where a keyword is none, is not the user's to give here, or would let an
-    unconverged result pass."""
+    """Raises ValueError for an invalid keyword, for one that has a setting of its own or is set by
+    dpstream, and for one that would accept an unconverged result."""
     for key, value in given.items():
         if not NAME.fullmatch(key):
-            raise ValueError(f"{key!r} is no keyword")
+            raise ValueError(f"{key!r} is not a keyword")
         if key.lower() in ours:
-            raise ValueError(f"{key}: leave it out; it is given elsewhere, or set by dpstream")
+            raise ValueError(
+                f"{key}: leave it out; it has a setting of its own or is set by dpstream"
+            )
         if key.lower() == "scf_must_converge" and _is_false(value):
             raise ValueError(f"{key}: labels that did not converge are refused")
         if isinstance(value, str) and "\n" in value:
@@ -141,9 +147,9 @@ def _is_false(value: Any) -> bool:
     return value is False or str(value).lower().strip(". ") in ("false", "f")
 
 
-class Qe:
-    """pw.x in a folder of its own for every frame. Levels may be partly filled: it counts electrons
-    itself, and a moment is its own keyword."""
+class Qe(CodeDefaults):
+    """pw.x, run in a new folder for every frame. Occupations may be fractional, so multiplicity
+    does not apply; magnetic moments have settings of their own."""
 
     name = "qe"
     molecular = False
@@ -177,9 +183,6 @@ class Qe:
         named = f"labels.settings.pseudopotentials.{missing[0]}" if missing else ""
         return f"{missing[0]} has no pseudopotential; give {named}" if missing else None
 
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
-
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         (folder / INPUT).write_text(
             "\n".join(input_lines(frame, recipe.settings, recipe.charge)) + "\n"
@@ -190,7 +193,7 @@ class Qe:
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
-        said = error_message(text)
+        message = error_message(text)
         _, _, ended = text.partition(END_OF_SCF)
         return Outcome(
             exit_status=exit_status,
@@ -202,8 +205,8 @@ class Qe:
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
             virial=virial(text, frame),
             positions=positions(text, frame),
-            fault="unsupported-element" if "readpp" in said else None,
-            messages=(said,) if said else (),
+            fault="unsupported-element" if "readpp" in message else None,
+            messages=(message,) if message else (),
         )
 
 
@@ -264,7 +267,7 @@ def _namelist(name: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _word(value: Any) -> str:
-    """A value as Fortran reads it; what looks like a number or a logical is none of text."""
+    """A value in Fortran syntax; text that looks like a number or a logical is not quoted."""
     if isinstance(value, bool):
         return f".{str(value).lower()}."
     if isinstance(value, str) and not LITERAL.fullmatch(value):
@@ -288,13 +291,14 @@ def _vector(values: Floats) -> str:
 
 
 def is_accurate(text: str) -> bool:
-    """Whether the last estimated accuracy is within the threshold asked for."""
+    """Whether the last estimated accuracy is within the requested threshold."""
     wanted, reached = numbers(THRESHOLD, text), numbers(ACCURACY, text)
     return bool(wanted and reached) and reached[-1] <= wanted[-1]
 
 
 def virial(text: str, frame: Frame) -> Floats | None:
-    """The stress times the volume, from the columns in Ry/bohr³: those in kbar have two digits."""
+    """The stress times the volume, from the columns in Ry/bohr³: those in kbar have two
+    decimals."""
     found = re.search(STRESS, text, re.MULTILINE)
     if found is None or frame.cell is None:
         return None
@@ -303,7 +307,7 @@ def virial(text: str, frame: Frame) -> Floats | None:
 
 
 def positions(text: str, frame: Frame) -> Floats | None:
-    """What pw.x echoes, in units of the first cell vector: its own `alat` is rounded."""
+    """The printed positions, scaled by the length of the first cell vector: `alat` is rounded."""
     assert frame.cell is not None
     return scaled(
         rows(POSITION, block(text, POSITIONS, POSITIONS_END)), float(np.linalg.norm(frame.cell[0]))
@@ -311,6 +315,6 @@ def positions(text: str, frame: Frame) -> Floats | None:
 
 
 def error_message(text: str) -> str:
-    """What stands between the two rows of %, in one line."""
+    """The error message between two rows of %, as one line."""
     found = ERROR.search(text)
     return " ".join(found[1].split())[:300] if found else ""

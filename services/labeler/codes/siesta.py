@@ -1,4 +1,4 @@
-"""SIESTA: the user's fdf keywords, our geometry.
+"""SIESTA: the user's fdf keywords; dpstream writes the geometry.
 
 J. M. Soler et al., J. Phys.: Condens. Matter 14, 2745 (2002).
 """
@@ -49,7 +49,7 @@ def _fdf(given: Any) -> Any:
 class SiestaSettings(WithPotentials):
     fdf: Annotated[str, BeforeValidator(_fdf)] = Field(
         min_length=1,
-        description="fdf keywords and blocks but for the geometry: a text, {file: base.fdf} or a "
+        description="fdf keywords and blocks without the geometry: a text, {file: base.fdf} or a "
         "mapping; passed untouched",
     )
     kpoints: Kpoints | None = Field(
@@ -62,7 +62,7 @@ class SiestaSettings(WithPotentials):
         for line in text.splitlines():
             words = line.lower().removeprefix("%block").split()
             if words and re.sub(r"[-_.]", "", words[0]) in NOT_THE_USERS:
-                raise ValueError(f"{line.strip()!r} does not belong into fdf: dpstream writes it")
+                raise ValueError(f"{line.strip()!r} must not be in fdf: dpstream writes it")
         return text
 
 
@@ -72,7 +72,7 @@ class Siesta(Program):
     settings: type[CodeSettings] = SiestaSettings
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
-        """`FreeEng` is E − TS; of a keyword given twice SIESTA takes the first."""
+        """`FreeEng` is E − TS. SIESTA uses the first of repeated keywords."""
         words = _fdf({"OccupationFunction": "FD", "ElectronicTemperature": f"{kelvin!r} K"})
         return {**settings, "fdf": words + settings["fdf"]}
 
@@ -84,7 +84,7 @@ class Siesta(Program):
         (folder / INPUT).write_text(fdf(frame, recipe))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """The free energy has six decimals where `E_KS` has four."""
+        """Reads the energy from `FreeEng`, which has six decimals; `E_KS` has four."""
         text = read_text(folder / "stdout")
         lines = text.splitlines()
         free = numbers(rf"siesta: FreeEng =\s*({NUMBER})", text)[-1:]
@@ -103,7 +103,7 @@ class Siesta(Program):
 
 
 def fdf(frame: Frame, recipe: Recipe) -> str:
-    """Ours first: of a keyword given twice SIESTA takes the first."""
+    """The input; dpstream's keywords come first, because SIESTA uses the first of repeated ones."""
     mesh = recipe.settings["kpoints"]
     parts = [_geometry(frame), "WriteForces T\nWriteCoorStep T"]
     if recipe.charge:
@@ -149,13 +149,13 @@ def _final(lines: list[str], heading: str, columns: slice) -> Floats | None:
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
-    """The printed stress is dE/dε over the volume, six decimals in eV/Å³."""
+    """Virial from the printed stress, which is dE/dε over the volume in eV/Å³."""
     stress = _final(lines, r"^siesta: Stress tensor \(static\) \(eV/Ang\*\*3\)", slice(1, 4))
     return None if stress is None else -stress * volume(frame)
 
 
 def _positions(lines: list[str], frame: Frame) -> Floats | None:
-    """Å, as echoed with eight decimals."""
+    """Printed positions in Å, with eight decimals."""
     return _final(lines, r"^outcoor: Atomic coordinates \(Ang\)", slice(0, 3))
 
 

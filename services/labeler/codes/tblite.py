@@ -13,8 +13,8 @@ from dpstream.services.labeler.codes.base import CodeSettings, cell_widths, inst
 from dpstream.shared.atoms.frames import Frame
 
 GAMMA_WIDTH = 8.0
-"""Å; tblite samples the Gamma point only, and narrower cells feel it (Si2, Si8 and Si64 come out
-at −41.7, −46.0 and −46.4 eV per atom)."""
+"""Å; tblite samples only the Gamma point, which is inaccurate for narrower cells (Si2, Si8 and Si64
+have −41.7, −46.0 and −46.4 eV per atom)."""
 
 # fmt: off
 NON_METALS = frozenset({
@@ -31,12 +31,12 @@ class TbliteSettings(CodeSettings):
     accuracy: float = Field(
         default=0.1, gt=0, description="factor on all thresholds; smaller is tighter"
     )
-    max_iterations: int = Field(default=250, ge=1, description="most SCF iterations")
+    max_iterations: int = Field(default=250, ge=1, description="maximum SCF iterations")
     electronic_temperature: float = Field(default=300.0, gt=0, description="K, Fermi smearing")
 
 
 class Tblite:
-    """tblite in the warm engine child."""
+    """tblite in the child process."""
 
     name = "tblite"
     molecular = True
@@ -59,11 +59,11 @@ class Tblite:
         return {**settings, "electronic_temperature": kelvin}
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
-        """A metal in a narrow cell: at the Gamma point its energy means nothing."""
+        """Refuses metals in narrow cells, for which Gamma-point energies are meaningless."""
         if _is_narrow(frame) and not NON_METALS.intersection(frame.species):
             return (
-                f"a metal's cell narrower than {GAMMA_WIDTH:g} Å at the Gamma point; use a "
-                "supercell, or labels.force"
+                f"a metal in a cell narrower than {GAMMA_WIDTH:g} Å at the Gamma point; use a "
+                "supercell, or set labels.force"
             )
         return None
 

@@ -1,10 +1,10 @@
-"""What the labeling programs have in common that a user brings along, installed and licensed."""
+"""Base of labeling programs that the worker's operator installs and licenses."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.potentials import digests, lacking
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.atoms.frames import Frame
@@ -13,9 +13,9 @@ from dpstream.shared.values import Recipe
 UNSTATED = "any version"
 
 
-class Program:
-    """A periodic plane-wave or local-orbital program with pseudopotentials. Submitting needs
-    neither the program nor, once their digests are stated, its potentials."""
+class Program(CodeDefaults):
+    """A periodic plane-wave or local-orbital program with pseudopotentials. A campaign can be
+    submitted without the program and, if their digests are stated, without the potentials."""
 
     name: ClassVar[str]
     default_command: ClassVar[tuple[str, ...]]
@@ -30,10 +30,10 @@ class Program:
         return self.stated_version(settings, None)
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
-        """As exactly as it matters to the campaign (6.3 allows 6.3.2), and what the potentials
-        are: `6.3; Al 0123456789abcdef`."""
-        said, names = stated or UNSTATED, settings.get("potentials")
-        return f"{said}; {digests(self.name, names, settings['sha256'])}" if names else said
+        """The stated version (6.3 allows 6.3.2) and the digests of the potentials:
+        `6.3; Al 0123456789abcdef`."""
+        version, names = stated or UNSTATED, settings.get("potentials")
+        return f"{version}; {digests(self.name, names, settings['sha256'])}" if names else version
 
     def method(self, settings: dict[str, Any]) -> str:
         return f"{self.name} with the keywords of the recipe"
@@ -45,11 +45,8 @@ class Program:
         names = settings.get("potentials")
         return lacking(frame.species, names) if names else None
 
-    def warnings(self, frame: Frame) -> list[str]:
-        return []
-
     def command(self, recipe: Recipe, cores: int) -> list[str]:
-        """As the worker says. Raises SpecError where it cannot be started here."""
+        """The machine's command. Raises SpecError if this machine cannot start the program."""
         return machine_settings().command(self.name, cores, self.default_command)
 
     def is_here(self) -> bool:
@@ -58,8 +55,8 @@ class Program:
 
 
 def is_stated(version: str, found: str | None) -> bool:
-    """Whether the version that an output names is the one that the recipe states: 6.3 allows
-    6.3.2, not 6.30."""
+    """Whether the version in an output agrees with that of the recipe: 6.3 allows 6.3.2 but not
+    6.30."""
     stated = version.partition("; ")[0]
     if stated == UNSTATED or found is None:
         return True
@@ -67,11 +64,11 @@ def is_stated(version: str, found: str | None) -> bool:
 
 
 def refuse(text: str, owned: dict[str, str], key: str) -> str:
-    """`text` unless its keyword lines set what is not theirs to set (ValueError, with the
-    remedy); keywords as in `KEY = value` or `key value`."""
+    """`text`, unless one of its lines (`KEY = value` or `key value`) sets a keyword of `owned`.
+    Raises ValueError with the remedy."""
     for line in text.splitlines():
         words = line.replace("=", " ").split()
         remedy = owned.get(words[0].upper()) if words else None
         if remedy is not None:
-            raise ValueError(f"{words[0]} does not belong into {key}: {remedy}")
+            raise ValueError(f"{words[0]} must not be in {key}: {remedy}")
     return text

@@ -1,6 +1,7 @@
-"""VASP: the user's INCAR, k-points, POTCARs in the order of the elements.
+"""VASP: the user's INCAR and k-points, and POTCARs in the order of the elements.
 
-G. Kresse, J. Furthmüller, Phys. Rev. B 54, 11169 (1996). Licensed: each worker brings its own.
+G. Kresse, J. Furthmüller, Phys. Rev. B 54, 11169 (1996). Licensed software: each worker uses its
+own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ ALGORITHM = frozenset({
     "BMIX_MAG", "AMIN", "MAXMIX", "WC",
 })
 # fmt: on
-"""Tags that lead to the same ground state by another way: all that a second try may change."""
+"""Tags that change the convergence but not the ground state; a retry may change only these."""
 REACHED = "aborting loop because EDIFF is reached"
 NOT_REACHED = "EDIFF was not reached"
 END = "Voluntary context switches"
@@ -73,7 +74,7 @@ class VaspSettings(WithPotentials):
     retries: tuple[dict[str, str | int | float], ...] = Field(
         default=(),
         max_length=5,
-        description="tags of further tries, in turn, where the one before did not converge: "
+        description="tags of further attempts, each made if the previous one did not converge: "
         "[{ALGO: Normal}, {ALGO: All, NELM: 300}]; default: none",
     )
 
@@ -105,13 +106,12 @@ class Vasp(Program):
     settings: type[CodeSettings] = VaspSettings
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
-        """`free energy TOTEN` is E − TS; VASP takes the first of two tags."""
+        """`free energy TOTEN` is E − TS. VASP uses the first of repeated tags."""
         tags = {"ISMEAR": -1, "SIGMA": f"{kelvin * BOLTZMANN:.10f}"}
         return {**settings, "incar": _incar(tags) + settings["incar"]}
 
     def tries(self, recipe: Recipe) -> Iterator[Recipe]:
-        """The recipe, then what to try where it did not converge: VASP takes the first of two
-        tags."""
+        """The recipe, then its variants for retries. VASP uses the first of repeated tags."""
         yield recipe
         for tags in recipe.settings["retries"]:
             incar = _incar(tags) + recipe.settings["incar"]
@@ -127,7 +127,7 @@ class Vasp(Program):
             (folder / "KPOINTS").write_text(mesh if isinstance(mesh, str) else _gamma(mesh))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """The facts in OUTCAR; vasprun.xml has fewer digits of the energy."""
+        """Reads OUTCAR; vasprun.xml has fewer digits of the energy."""
         text = read_text(folder / "OUTCAR")
         lines = text.splitlines()
         return Outcome(
@@ -147,7 +147,8 @@ class Vasp(Program):
 
 
 def poscar(frame: Frame) -> str:
-    """POSCAR with fractional coordinates: of Cartesian ones VASP keeps fewer digits."""
+    """POSCAR with fractional coordinates, of which VASP keeps more digits than of Cartesian
+    ones."""
     assert frame.cell is not None
     names, counts = zip(*by_element(frame), strict=True)
     return "\n".join(
@@ -170,7 +171,7 @@ def _potcars(frame: Frame, recipe: Recipe) -> list[str]:
 
 
 def _own_tags(frame: Frame, recipe: Recipe, potcars: list[str]) -> str:
-    """Tags of this frame, ahead of the user's: VASP takes the first of two."""
+    """Tags of this frame, written before the user's: VASP uses the first of repeated tags."""
     tags = ""
     if recipe.magmom is not None:
         tags += f"ISPIN = 2\nMAGMOM = {' '.join(f'{m:g}' for m in recipe.magmom)}\n"
@@ -184,7 +185,7 @@ def _own_tags(frame: Frame, recipe: Recipe, potcars: list[str]) -> str:
 def _valence(potcar: str) -> float:
     found = re.search(r"ZVAL\s*=\s*([\d.]+)", potcar)
     if found is None:
-        raise Permanent("vasp: a POTCAR without ZVAL on this worker")
+        raise Permanent("vasp: a POTCAR on this worker has no ZVAL")
     return float(found[1])
 
 
@@ -193,8 +194,8 @@ def _gamma(mesh: tuple[int, int, int]) -> str:
 
 
 def _converged(text: str) -> bool:
-    """VASP 5 says that EDIFF is reached also when NELM ended the loop: at exactly NELM steps the
-    last changes of the energy tell."""
+    """Whether the SCF converged. VASP 5 prints "EDIFF is reached" even if NELM ended the loop;
+    after exactly NELM steps the last energy changes decide."""
     if REACHED not in text:
         return False
     steps = [int(n) for n in re.findall(r"Iteration +\d+\( *(\d+)\)", text)]
@@ -219,7 +220,7 @@ def _after(lines: list[str], heading: str, columns: slice, skip: int = 1) -> Flo
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
-    """`in kB` is pressure-like: times the volume, it is −dE/dε. Order: XX YY ZZ XY YZ ZX."""
+    """Virial from `in kB` (XX YY ZZ XY YZ ZX), which is −dE/dε over the volume."""
     at = last_line(lines, r"^\s*in kB ")
     try:
         found = [float(word) for word in lines[at].split()[2:8]] if at is not None else []

@@ -1,4 +1,4 @@
-"""What programs are given: keywords, tables of numbers, fractional coordinates."""
+"""Helpers that write program input: keywords, tables of numbers, fractional coordinates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpstream.shared.atoms.frames import Floats, Frame
 
 
 def volume(frame: Frame) -> float:
-    """Å³ of a periodic frame."""
+    """Volume of a periodic frame, Å³."""
     assert frame.cell is not None
     return float(np.linalg.det(frame.cell))
 
@@ -23,7 +23,8 @@ def fractions(frame: Frame) -> Floats:
 
 
 def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
-    """Å, each atom in the image nearest to where it was submitted: programs wrap as they like."""
+    """Positions in Å, each in the periodic image nearest to the submitted one, since programs wrap
+    atoms differently."""
     if fractional is None or frame.cell is None or len(fractional) != len(frame.species):
         return None if fractional is None or frame.cell is None else fractional @ frame.cell
     images = np.rint(fractional - fractions(frame))
@@ -31,18 +32,18 @@ def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
 
 
 def by_element(frame: Frame) -> list[tuple[str, int]]:
-    """Elements and their numbers of atoms: canonical frames are sorted by element."""
+    """Elements with their numbers of atoms, in the order of a canonical frame."""
     return [(symbol, frame.species.count(symbol)) for symbol in sorted(set(frame.species))]
 
 
 def table(array: Floats, digits: int) -> str:
-    """Rows of numbers, one a line."""
+    """An array `(n, m)` as text, one row per line."""
     return "\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in array)
 
 
 def keywords(given: Any, template: str, words: Mapping[bool, str]) -> Any:
-    """Keywords as the lines of an input file: `template` holds `{key}` and `{value}`, `words` what
-    true and false are called. A text is the user's own and stays as it is."""
+    """A mapping of keywords as lines of an input file. `template` contains `{key}` and `{value}`;
+    `words` are the texts for true and false. Text is returned unchanged."""
     if not isinstance(given, dict):
         return given
     return "".join(template.format(key=k, value=_word(v, words)) + "\n" for k, v in given.items())

@@ -36,7 +36,7 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
     for victim in victims:
-        cluster.services[victim].wait_for("at work")
+        cluster.services[victim].wait_for("ready")
         time.sleep(chance.uniform(0.0, 4.0))
         cluster.kill(victim)
     assert verdict(cluster.store, NAME) is None

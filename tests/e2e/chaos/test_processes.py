@@ -49,7 +49,7 @@ def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
     for victim in victims:
-        cluster.services[victim].wait_for("at work")
+        cluster.services[victim].wait_for("ready")
         time.sleep(chance.uniform(0.0, 1.5))
         cluster.kill(victim)
     assert verdict(cluster.store, NAME) is None
