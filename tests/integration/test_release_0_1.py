@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.services.coordinator.ledger.ledger import heard_and_decided, load_state, read_segments
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
 from dpstream.shared.messages import LabelsDone
 from tests.support.release_0_1 import OldCampaign, unpack
 from tests.support.small_campaign import finish
@@ -30,7 +30,7 @@ def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
     assert {frame.status for frame in state.labels.frames.values()} == {"labelled"}
     computed = Counter(
         accepted.key
-        for message in heard_and_decided(old.store, old.name)
+        for message in read_messages(old.store, old.name)
         if isinstance(message, LabelsDone)
         for accepted in message.accepted
     )

@@ -15,8 +15,8 @@ from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerReader,
-    heard_and_decided,
     load_state,
+    read_messages,
     read_segments,
 )
 from dpstream.shared.messages import AuditDone, StructuresJudged
@@ -76,7 +76,7 @@ def test_the_ledger_leads_to_the_same_state(old: OldCampaign) -> None:
 
 def test_every_message_is_read(old: OldCampaign) -> None:
     segments = list(read_segments(old.store, old.name))
-    messages = list(heard_and_decided(old.store, old.name))
+    messages = list(read_messages(old.store, old.name))
     assert len(segments) == old.expected["segments"]
     assert sum(len(segment.entries) for segment in segments) == old.expected["entries"]
     written = {RENAMED_TAGS.get(tag, tag): n for tag, n in old.expected["messages"].items()}
@@ -99,7 +99,7 @@ def test_snapshots_of_another_format_are_passed_over(old: OldCampaign) -> None:
     assert sorted(key.rsplit("/", 1)[1] for key in kept) == old.expected["snapshots"]
     assert snapshots.newest(old.store, old.name, lambda _: True) is None
     reader = LedgerReader.begin(old.store, old.name)
-    reader.look()
+    reader.update()
     assert load_state(old.store, old.name) == reader.state
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpstream.shared.atoms.frames import Floats, Frame
 
@@ -22,7 +23,9 @@ def fractions(frame: Frame) -> Floats:
     return np.asarray(np.linalg.solve(frame.cell.T, frame.positions.T).T, dtype=np.float64)
 
 
-def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
+def from_fractions(
+    fractional: NDArray[np.floating[Any]] | None, frame: Frame
+) -> Floats | None:
     """Å, each atom in the image nearest to where it was submitted: programs wrap as they like."""
     if fractional is None or frame.cell is None or len(fractional) != len(frame.species):
         return None if fractional is None or frame.cell is None else fractional @ frame.cell
