@@ -9,7 +9,9 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 export PYTHONDONTWRITEBYTECODE :=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: demo test check lint soak install servers codes schema clean
+PYTHONS := 3.10 3.11 3.12 3.13
+
+.PHONY: demo test check lint versions soak install servers codes schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
@@ -26,6 +28,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Types under every supported Python; `lint` checks the syntax of the oldest one.
+versions: $(STAMP)
+	for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version || exit 1; done
 
 soak: $(STAMP) servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpstream.shared.atoms.frames import Floats, Frame
 
@@ -22,7 +23,7 @@ def fractions(frame: Frame) -> Floats:
     return np.asarray(np.linalg.solve(frame.cell.T, frame.positions.T).T, dtype=np.float64)
 
 
-def from_fractions(fractional: Floats | None, frame: Frame) -> Floats | None:
+def from_fractions(fractional: NDArray[np.floating[Any]] | None, frame: Frame) -> Floats | None:
     """Positions in Å, each in the periodic image nearest to the submitted one, since programs wrap
     atoms differently."""
     if fractional is None or frame.cell is None or len(fractional) != len(frame.species):

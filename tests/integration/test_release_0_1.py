@@ -1,0 +1,47 @@
+"""A campaign that release 0.1.0 began, and that was killed there, ends in this release."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
+from dpstream.shared.messages import LabelsDone
+from tests.support.release_0_1 import OldCampaign, unpack
+from tests.support.small_campaign import finish
+
+
+@pytest.mark.slow
+def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
+    old = unpack("killed", tmp_path)
+    ledger, labels = contents(old, "campaigns/killed/ledger/"), contents(old, "labels/")
+    before = load_state(old.store, old.name)
+
+    output = finish(old.folder / "campaign.yaml", old.root)
+
+    assert "14 labels are there already" in output
+    state = load_state(old.store, old.name)
+    assert [end.verdict for end in state.exploration.ended] == ["converged", "converged"]
+    assert state.final.model is not None
+    assert state.labels.reused == 0
+    assert set(before.labels.frames) <= set(state.labels.frames)
+    assert {frame.status for frame in state.labels.frames.values()} == {"labelled"}
+    computed = Counter(
+        accepted.key
+        for message in read_messages(old.store, old.name)
+        if isinstance(message, LabelsDone)
+        for accepted in message.accepted
+    )
+    assert computed == dict.fromkeys(state.labels.frames, 1)
+    assert contents(old, "labels/").items() >= labels.items()
+    assert contents(old, "campaigns/killed/ledger/").items() >= ledger.items()
+    epochs = [segment.epoch for segment in read_segments(old.store, old.name)]
+    written = old.expected["segments"]
+    assert set(epochs[:written]) == {1}
+    assert set(epochs[written:]) == {2}
+
+
+def contents(campaign: OldCampaign, prefix: str) -> dict[str, bytes]:
+    return {key: campaign.store.get(key) for key in campaign.store.list(prefix)}
