@@ -55,7 +55,7 @@ def _interrupt(spec: Path, root: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "the same command goes on from here" in output
+    assert "run the same command to continue" in output
     assert not children_of(process.pid)
 
 

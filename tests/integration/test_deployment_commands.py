@@ -95,7 +95,7 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
     status, said = call("submit", "small.yaml", "--wait", "0")
     assert (status, said) == (
         0,
-        "small: no coordinator has answered within 0 s; what was said waits in its queue\n",
+        "small: no coordinator answered within 0 s; the request waits in its queue\n",
     )
     started, api = deployment.api()
     with deployment.prompt_worker(), api:
@@ -140,7 +140,7 @@ def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
         status, said = call(*words)
         assert (status, said) == (
             2,
-            "dpstream: small: it has ended, cancelled: the wrong system\n",
+            "dpstream: small: the campaign has already ended (cancelled: the wrong system)\n",
         )
 
 
@@ -154,7 +154,8 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     assert "        there" in said
     assert call("retry", "small") == (
         2,
-        "dpstream: small: it has ended, not-converged: no initial label was accepted\n",
+        "dpstream: small: the campaign has already ended "
+        "(not-converged: no initial label was accepted)\n",
     )
     call("submit", "small.yaml", "--name", "again")
     with deployment.prompt_worker(fails=m.Train):
@@ -223,7 +224,7 @@ def test_dead_letters_are_failures_and_strangers_are_kept(
     with api:
         wait_until(lambda: api.get("/campaigns").json()["undecodable"] == 1, "a stranger")
         assert api.get("/campaigns").json()["given_up"] == 1
-    assert "1 messages that nobody could read are kept under deadletters/" in call("status")[1]
+    assert "1 messages could not be decoded; they are kept under deadletters/" in call("status")[1]
 
 
 def test_heartbeats_are_seen_where_there_is_a_broker(deployment: Deployment, call: Call) -> None:
@@ -276,7 +277,10 @@ def test_a_service_that_cannot_start_ends_the_run(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("resume", "none"), "--root: {store}: holds no campaign; dpstream run SPEC begins one"),
+        (
+            ("resume", "none"),
+            "--root: {store}: contains no campaign; start one with dpstream run SPEC",
+        ),
         (("list", "--store", "ftp://x"), "--store: 'ftp://x': should be s3://bucket/prefix"),
         (("submit", "small.yaml", "--broker", "http://x"), "DPSTREAM_BROKER: should be amqp(s)://"),
         (("run", "small.yaml", "--workers", "trainer=-1"), "--workers: 'trainer=-1': expected"),

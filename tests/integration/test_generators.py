@@ -332,8 +332,8 @@ def test_bad_input_is_one_line(dpstream: Any, tmp_path: Path) -> None:
         ([good, "--campaign", "other"], "no campaign 'other'"),
         ([good, "--campaign", "../x"], "--campaign: '../x': should be"),
         ([good, "--campaign", "endless", "--generator", "A"], "--generator: 'A': should be"),
-        (["-", "--campaign", "endless"], "-: frame 1: 'x' is no number of atoms"),
-        (["--campaign", "endless"], "give files, - or --watch DIR"),
+        (["-", "--campaign", "endless"], "-: frame 1: 'x' is not a number of atoms"),
+        (["--campaign", "endless"], "give either files, - or --watch DIR"),
     ]:
         status, _, errors = dpstream(*arguments, stdin="x\n")
         assert (status, why in errors) == (2, True), errors

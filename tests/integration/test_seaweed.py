@@ -79,7 +79,7 @@ def test_a_port_that_was_taken_is_named(folder: Path, monkeypatch: pytest.Monkey
     names = [f"{name}{kind}" for name in seaweed_module.SERVICES for kind in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     (folder / "ports.json").write_text(json.dumps(ports))
-    told = pytest.raises(StoreError, match=f"ports.json: {ports['filer']}: another program")
+    told = pytest.raises(StoreError, match=f"ports.json: port {ports['filer']} is in use")
     with socket.create_server(("127.0.0.1", ports["filer"])), told:
         SeaweedServer(folder).start()
     assert SeaweedServer(folder).pid is None
@@ -98,7 +98,7 @@ def test_a_server_that_ends_at_once_is_quoted(
     (tmp_path / "weed").write_text("#!/bin/sh\necho disk on fire\nexit 1\n")
     (tmp_path / "weed").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(StoreError, match="ended at its start: disk on fire"):
+    with pytest.raises(StoreError, match="ended during startup: disk on fire"):
         SeaweedServer(folder).start()
 
 

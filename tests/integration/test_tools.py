@@ -72,7 +72,7 @@ def test_label_computes_once_lists_rejections_and_writes_a_dataset(
     write("frames.extxyz", [*frames, close, frames[0]])
     status, said = call("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
     assert status == 1
-    assert "5 frames, 4 of them different: 3 computed, 0 known, 1 rejected" in said
+    assert "5 frames, 4 of them unique: 3 computed, 0 cached, 1 rejected" in said
     assert "min-distance  1       3        atoms 0.200 Å apart, below 0.5 Å" in said
     kept = {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
     status, said = call(
@@ -196,8 +196,8 @@ def test_the_doctor_finds_everything_that_runs_here(
 def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = doctor._missing("x", Permanent("tblite is not installed; pip install y"))
     assert (finding.detail, finding.fix) == ("tblite is not installed", "pip install y")
-    works, said = doctor._probe("raise SystemExit('has no pair style deepmd')")
-    assert (works, said) == (False, "has no pair style deepmd")
+    works, said = doctor._probe("raise SystemExit('lacks the pair style deepmd')")
+    assert (works, said) == (False, "lacks the pair style deepmd")
     (store,) = (doctor._place("DPSTREAM_SCRATCH", tmp_path / "none"),)
     assert (store.state, store.fix) == ("missing", "set DPSTREAM_SCRATCH")
     monkeypatch.setattr(doctor, "ROOM", 1e18)
@@ -236,10 +236,10 @@ def test_init_bulk_relaxes_perturbs_moves_and_collects(call: Call, tmp_path: Pat
     )
     status, said = call(*words)
     assert status == 0, said
-    assert "potcars: not used: the recipe says which potentials" in said
+    assert "potcars: not used: the recipe determines the potentials" in said
     assert "bulk: relaxed, -0.0049 eV/atom" in said  # EMT's zero is fcc near its minimum
     assert "4 structures, at most 12 labels" in said
-    assert "coll_ndata: 11 of 12 labelled frames are collected" in said
+    assert "coll_ndata: 11 of 12 labelled frames are written" in said
     imported = read_labelled(["init-bulk/deepmd"], tmp_path, ["Al"], "initial.data")
     assert len(imported) == 11
     assert all(item.label.virial is not None for item in imported)
@@ -308,7 +308,7 @@ def test_two_recipes_side_by_side_and_bad_words(call: Call) -> None:
     assert status == 0, said
     assert "shortest distance" in said
     for words, problem in (
-        (("--properties", "eoss"), "--properties: no property 'eoss'; did you mean 'eos'?"),
+        (("--properties", "eoss"), "--properties: unknown property 'eoss'; did you mean 'eos'?"),
         (("--miller", "1,1"), "--miller: '1,1': expected three indices, not all zero"),
         (("--line", "1,1,1"), "--line: '1,1,1': expected a plane and a shift"),
     ):

@@ -134,7 +134,7 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     said, _ = first.communicate(timeout=PROMPT)
     assert (first.returncode, said) == (
         130,
-        "dpstream: interrupted; dpstream up goes on from here\n",
+        "dpstream: interrupted; run dpstream up again to continue\n",
     )
 
     ups = how(site.call("up", *crew, **HASTE))
@@ -153,13 +153,13 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     site.kill("coordinator")
     said = site.call("up", status=2, DPSTREAM_THREADS="many")
     assert said.startswith(
-        "dpstream: labeler-1 ended at its start: labeler: DPSTREAM_THREADS: 'many':"
+        "dpstream: labeler-1 ended during startup: labeler: DPSTREAM_THREADS: 'many':"
     )
     assert said.count("\n") == 1
     ups = how(site.call("up"))
     assert [name for name in sorted(ups) if ups[name] == "started"] == ["labeler-1"]
     assert set(ups) == ALL
-    assert "it was running already" in site.call("up")
+    assert "already running" in site.call("up")
 
     said, _ = watching.communicate(timeout=2 * PROMPT)
     assert (watching.returncode, said.splitlines()[-1][:16]) == (0, "small: converged"), said
@@ -249,7 +249,7 @@ def test_a_missing_store_is_said_with_its_remedy(
         (("up", "--dir", "file/below"), "--dir: {here}/file/below: cannot be used: "),
         (("up", "--workers", "labeler=many"), "--workers: 'labeler=many': expected trainer=N, "),
         (("up", "--workers", "coordinator=2"), "--workers: 'coordinator=2': expected trainer=N, "),
-        (("down",), "--dir: {here}/cluster: no cluster; dpstream up makes one"),
+        (("down",), "--dir: {here}/cluster: no cluster; dpstream up creates one"),
         (("down", "--wipe", "--dir", "taken"), "--dir: {here}/taken: no cluster; "),
         (("down", "--dir", "odd"), "{here}/odd/cluster.json: workers: Input should be "),
     ],
@@ -273,7 +273,7 @@ def test_a_second_command_for_the_same_folder_is_told(refused: Refused, tmp_path
     cluster.folder.mkdir()
     (cluster.folder / "cluster.json").write_text("{}")
     with cluster._locked():
-        assert refused("down").endswith("/cluster: another dpstream up or down is at work")
+        assert refused("down").endswith("/cluster: another dpstream up or down is running")
 
 
 # ------------------------------------------------------------------------------ processes

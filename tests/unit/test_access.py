@@ -261,11 +261,11 @@ def test_a_user_may_have_several_roles() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--users", "labeller", "no role 'labeller'"),
-        ("--users", "x=trainer,x=labeler", "different names"),
+        ("--users", "labeller", "unknown role 'labeller'"),
+        ("--users", "x=trainer,x=labeler", "unique names"),
         ("--users", "Admin=operator", "names of a-z"),
-        ("--users", "admin=operator", "none of them admin"),
-        ("--users", "a=", "no role 'a'"),
+        ("--users", "admin=operator", "other than admin"),
+        ("--users", "a=", "unknown role 'a'"),
         ("--bucket", "Big_Bucket", "'Big_Bucket'"),
         ("--prefix", "../up", "'../up'"),
         ("--vhost", "a b", "--vhost: 'a b'"),

@@ -33,9 +33,7 @@ from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
-NAMES = (
-    "use lower-case letters, digits, - and _, beginning with a letter or digit, at most 63 in all"
-)
+NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
 SPEC: dict[str, Any] = {
     "name": "small",
     "type_map": ["C", "H"],
@@ -127,9 +125,13 @@ def test_a_spec_that_is_not_there(refused: Callable[..., str], command: str) -> 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "bad.yaml: empty; `dpstream new` writes a spec to start from"),
-        (b"\xff\xfe", "bad.yaml: not a text file in UTF-8 (byte 0)"),
-        ("- a", "bad.yaml: expected keys such as name, systems, stages; see `dpstream new`"),
+        ("", "bad.yaml: the file is empty; `dpstream new` writes a template"),
+        (b"\xff\xfe", "bad.yaml: not a UTF-8 text file (byte 0)"),
+        (
+            "- a",
+            "bad.yaml: should be a mapping with keys such as name, systems, stages; "
+            "`dpstream new` writes a template",
+        ),
         ("a: 1\na: 2", "bad.yaml: not valid YAML: line 2, column 1: key 'a' is given twice"),
         ("? [a]\n: 1", "bad.yaml: not valid YAML: line 1, column 3: found unhashable key"),
         ("a: [1", "bad.yaml: not valid YAML: line 1, column 6: expected ',' or ']', but got "),
@@ -149,7 +151,11 @@ def test_a_spec_that_cannot_be_read(
         ("seed", "x", "seed: 'x': should be a valid integer, unable to parse string as an integer"),
         ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
         ("name", "A b", f"name: 'A b': {NAMES}"),
-        ("name", "labels", "name: 'labels' is a folder of every store; use another name"),
+        (
+            "name",
+            "labels",
+            "name: 'labels' is reserved (a folder in every store); choose another name",
+        ),
         ("type_map", ["C", "Hh"], "type_map: 'Hh' is not a chemical symbol; did you mean 'H'?"),
         (
             "type_map",
@@ -157,17 +163,17 @@ def test_a_spec_that_cannot_be_read(
             "systems.methane.structures: methane.xyz: element H is not in type_map (C, O)",
         ),
         ("trust", {"low": 2, "high": 1}, "trust: low (2) must be below high (1)"),
-        ("stages.0.systems", ["x"], "stages.0.systems: 'x' is not among systems (methane)"),
-        ("stages.0.pressures", [1], "stages.0.pressures: allowed with npt only, not with nvt"),
-        ("training.max_steps", 5, "training.min_steps: 1000 is more than max_steps (5)"),
-        ("training.input.model", 5, "training.input.model: 5: should be a mapping of keys"),
+        ("stages.0.systems", ["x"], "stages.0.systems: 'x' is not in systems (methane)"),
+        ("stages.0.pressures", [1], "stages.0.pressures: requires an npt ensemble, not nvt"),
+        ("training.max_steps", 5, "training.min_steps: 1000 is greater than max_steps (5)"),
+        ("training.input.model", 5, "training.input.model: 5: should be a mapping"),
         (
             "labels.code",
             "tblight",
             "labels.code: no labeling code 'tblight'; did you mean 'tblite'?",
         ),
         ("systems.methane.structures", ["a**b"], "systems.methane.structures: 'a**b': Invalid "),
-        ("systems.methane.structures", [""], "systems.methane.structures: '' names no file"),
+        ("systems.methane.structures", [""], "systems.methane.structures: '' is not a file name"),
         ("initial.data", ["no.xyz"], "initial.data: no file matches 'no.xyz' in "),
     ],
 )
@@ -182,8 +188,8 @@ def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
     spec = changed("seed", 2)
     write(METHANE.replace("C 0 0 0", "C .6 .6 .6"), "methane.xyz")
     assert refused("validate", spec) == (
-        f"{key} atoms C1 and H2 are 0.052 Å apart, closer than labels.min_distance (0.5 Å); atoms "
-        "count from 1, sorted by element"
+        f"{key} atoms C1 and H2 are 0.052 Å apart, closer than labels.min_distance (0.5 Å); atoms are "
+        "sorted by element and counted from 1"
     )
     write("", "methane.xyz")
     assert refused("validate", spec) == f"{key} is empty"
@@ -216,7 +222,7 @@ def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
         (["run", "good.yaml", "--mode", "x"], "--mode: 'x': should be 'streaming' or 'lockstep'"),
         (["run", "good.yaml", "--name", "A b"], f"--name: 'A b': {NAMES}"),
         (["new", "../x"], f"NAME: '../x': {NAMES}"),
-        (["why", ""], "FRAME: '' is no key; give a frame's key, or how it begins"),
+        (["why", ""], "FRAME: '' is not a frame key; give a key, or the first characters of it"),
     ],
 )
 def test_calls_that_make_no_sense(refused: Callable[..., str], words: list[str], line: str) -> None:
@@ -225,10 +231,10 @@ def test_calls_that_make_no_sense(refused: Callable[..., str], words: list[str],
 
 def test_new_does_not_touch_a_folder_in_use(call: Call, refused: Callable[..., str]) -> None:
     assert call("new", "copper")[0] == 0
-    assert refused("new", "copper").endswith("/copper: exists already; choose another name")
+    assert refused("new", "copper").endswith("/copper: already exists; choose another name")
     Path("iron").mkdir()
     write("mine", "iron/notes")
-    assert refused("new", "iron").endswith("/iron: exists already; choose another name")
+    assert refused("new", "iron").endswith("/iron: already exists; choose another name")
 
 
 # ------------------------------------------------------------------------------ engines and roots
@@ -302,7 +308,7 @@ def test_a_root_that_cannot_be_written(refused: Callable[..., str]) -> None:
         ("/proc/nowhere", "No such file or directory"),
     ):
         said = refused("run", "good.yaml", "--root", root)
-        assert said == f"--root: {root}: cannot be written: {why}"
+        assert said == f"--root: {root}: not writable: {why}"
 
 
 def test_a_second_run_in_the_same_root(call: Call) -> None:
@@ -311,7 +317,7 @@ def test_a_second_run_in_the_same_root(call: Call) -> None:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, _, err = call("run", "good.yaml")
-    assert (status, err) == (2, "dpstream: small: another dpstream run is at work in runs\n")
+    assert (status, err) == (2, "dpstream: small: another dpstream run is using runs\n")
 
 
 def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,12 +337,12 @@ LOOKS = [["status"], ["report"], ["export"], ["why", "ab"]]
 
 @pytest.mark.parametrize("words", LOOKS)
 def test_looking_where_nothing_is(refused: Callable[..., str], words: list[str]) -> None:
-    there = "campaigns are in the --root they were run with"
+    there = "give the --root that the campaign was run with"
     assert refused(*words, "--root", "no") == f"--root: no: no such folder; {there}"
-    assert refused(*words, "--root", "good.yaml") == f"--root: good.yaml: is a file; {there}"
+    assert refused(*words, "--root", "good.yaml") == f"--root: good.yaml: not a folder; {there}"
     Path("empty").mkdir()
     assert refused(*words, "--root", "empty") == (
-        "--root: empty: holds no campaign; dpstream run SPEC begins one"
+        "--root: empty: contains no campaign; start one with dpstream run SPEC"
     )
 
 
@@ -360,10 +366,10 @@ def know(root: Path, kind: type[Any], **content: Any) -> None:
 
 def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) -> None:
     assert refused("status", "smal") == (
-        "--root: runs: no campaign 'smal'; did you mean 'small'?; there are: small"
+        "--root: runs: no campaign 'smal'; did you mean 'small'?; campaigns: small"
     )
     shutil.copytree("runs/campaigns/small", "runs/campaigns/other")
-    assert refused("status") == "--root: runs: holds several campaigns; name one of other, small"
+    assert refused("status") == "--root: runs: contains several campaigns; give one of other, small"
 
 
 def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
@@ -375,7 +381,8 @@ def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
 
 def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., str]) -> None:
     assert refused("run", changed("seed", 7)) == (
-        "campaign small exists with another spec: changed keys: seed (1 → 7); use another name"
+        "campaign small already exists with a different spec: changed: seed (1 → 7); "
+        "choose another name"
     )
 
 
@@ -383,7 +390,7 @@ def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., st
 def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: list[str]) -> None:
     campaign = begun / "campaigns/small"
     segment = next((campaign / "ledger").iterdir())
-    advice = "; restore it, or begin anew with --name"
+    advice = "; restore it, or start afresh with --name"
     good = segment.read_bytes()
     segment.write_bytes(b"{}")
     key = segment.relative_to(begun)
@@ -416,7 +423,7 @@ def test_a_damaged_submission(
         file.write_text(bad)
         line = refused(*words)
         assert line.startswith(f"runs: campaigns/small/submitted.json: {said}")
-        assert line.endswith("; restore it, or begin anew with --name")
+        assert line.endswith("; restore it, or start afresh with --name")
     file.write_text(good.replace('"time":0.0', '"time":1.0'))  # of every submission its own
     assert call(*words)[0] == 0
     spec = begun / "campaigns/small/spec.json"
@@ -431,13 +438,15 @@ def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
     assert out.startswith("small: not-converged: stuck in stage cold\n")
     assert "runs/small/README.txt: what is what, and how to run it\n" in out
     again = call("run", "good.yaml")[1]  # exported already
-    assert again.splitlines()[-1] == "runs/small/README.txt: what is what, and how to run it"
+    assert (
+        again.splitlines()[-1] == "runs/small/README.txt: describes the files and how to run them"
+    )
 
 
 def test_a_paused_campaign_says_why_when_taken_up(begun: Path, call: Call) -> None:
     know(begun, CampaignPaused, why="look at this")
     _, out, _ = call("run", "good.yaml")
-    assert "small: resumed; it was paused: look at this; 0 labels are there already\n" in out
+    assert "small: resumed; it was paused: look at this; 0 labels exist\n" in out
 
 
 def test_an_export_spares_what_is_not_one(begun: Path, refused: Callable[..., str]) -> None:
@@ -465,7 +474,7 @@ def test_a_report_that_cannot_be_written(begun: Path, refused: Callable[..., str
 def test_a_fault_of_ours_is_one_line_and_a_file(call: Call) -> None:
     status, _, err = call("run", "good.yaml")  # the fixture makes the start fail
     said, _, path = err.rstrip("\n").partition("; traceback: ")
-    assert (status, said) == (3, "dpstream: a fault of dpstream itself: Started: ")
+    assert (status, said) == (3, "dpstream: internal error: Started: ")
     assert "in nothing_starts" in Path(path).read_text()
 
 

@@ -95,7 +95,7 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("list",), "--root: runs: no such folder; campaigns are in the --root they were run with"),
+        (("list",), "--root: runs: no such folder; give the --root that the campaign was run with"),
         (("pause", "told"), "Missing option '--why'; see dpstream pause --help"),
         (("list", "--store", "s3://UPPER"), "--store: 's3://UPPER': should be s3://bucket/prefix"),
         (("retry",), "Missing argument 'NAME'; see dpstream retry --help"),
@@ -113,7 +113,7 @@ def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -
     command, *options = words
     status, said = call(command, sample_ledger.NAME, *options)
     assert (status, said.count("\n")) == (2, 1)
-    assert said.startswith("dpstream: --broker: missing: give amqp://")
+    assert said.startswith("dpstream: --broker: missing; give amqp://")
 
 
 def test_what_has_ended_is_told_no_more(call: Call) -> None:
@@ -124,7 +124,7 @@ def test_what_has_ended_is_told_no_more(call: Call) -> None:
     store.put(f"campaigns/{sample_ledger.NAME}/finished.json", last.model_dump_json().encode())
     assert call("resume", sample_ledger.NAME) == (
         2,
-        "dpstream: told: it has ended, converged: good\n",
+        "dpstream: told: the campaign has already ended (converged: good)\n",
     )
 
 
@@ -132,7 +132,7 @@ def test_nothing_abandoned_nothing_to_retry(call: Call) -> None:
     sample_ledger.write_half(Path("runs"))
     assert call("retry", sample_ledger.NAME) == (
         2,
-        "dpstream: told: no abandoned task that another try could help\n",
+        "dpstream: told: no abandoned task can be retried\n",
     )
 
 

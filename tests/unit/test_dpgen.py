@@ -217,7 +217,7 @@ def test_models_of_the_first_iteration(tmp_path: Path) -> None:
     one = {"training_iter0_model_path": [f"{tmp_path}/old/000"], "training_init_model": True}
     assert refusal(**one) == "training_iter0_model_path: 1 folders for 2 models"
     both = {**here, "training_init_model": True, "training_finetune_model": ["a.pb", "b.pb"]}
-    assert refusal(**both).startswith("training_iter0_model_path: another key gives models")
+    assert refusal(**both).startswith("training_iter0_model_path: another key already gives models")
 
 
 @pytest.mark.parametrize(("use", "name"), [(1, "fparam"), (2, "aparam")])
@@ -261,7 +261,7 @@ def test_levels_by_system_and_by_job() -> None:
     assert second.trust == TrustLevels(low=0.2, high=0.5)
     assert second.system_trust == {}
     assert spec().stages[0].trust == spec().stages[1].trust
-    assert "has no level for system 1" in refusal(model_devi_f_trust_lo=[0.1])
+    assert "missing level for system 1" in refusal(model_devi_f_trust_lo=[0.1])
 
 
 def test_virial_and_relative_levels() -> None:
@@ -279,7 +279,7 @@ def test_virial_and_relative_levels() -> None:
     )
     assert levels is not None
     assert (levels.low_v, levels.high_v, levels.relative, levels.relative_v) == (0.1, 0.3, 0.5, 0.2)
-    assert refusal(use_relative=True) == "epsilon: missing; use_relative needs it"
+    assert refusal(use_relative=True) == "epsilon: missing; use_relative requires it"
 
 
 def test_thresholds_and_bad_boxes() -> None:
@@ -292,7 +292,7 @@ def test_thresholds_and_bad_boxes() -> None:
     assert rules.min_distance == {"H-H": 0.8, "H-C": 0.8, "C-C": 0.8}
     assert rules.max_skew == 0.7
     said = converted(fp_skip_bad_box="length_ratio:3").differences
-    assert any(text.startswith("fp_skip_bad_box: length_ratio: not looked at") for text in said)
+    assert any(text.startswith("fp_skip_bad_box: length_ratio: not used") for text in said)
 
 
 def test_a_round_takes_as_many_labels_as_are_asked_for() -> None:
@@ -309,7 +309,7 @@ def test_barostats_molecules_and_formats() -> None:
     assert alone.systems["sys-000"].periodic is False
     assert alone.systems["sys-000"].format == "lammps/lmp"
     assert alone.md.skip == 20
-    assert "has no pressure" in refusal(
+    assert "not allowed with model_devi_nopbc" in refusal(
         model_devi_nopbc=True, model_devi_jobs=job(ensemble="npt", press=[1.0])
     )
 
@@ -448,7 +448,7 @@ def test_another_code_may_label_instead() -> None:
     found = converted(code="tblite")
     assert found.document["labels"] == {"code": "tblite"}
     lines = {line.key: line for line in found.lines}
-    assert lines["fp_incar"].words == "labels come from tblite, as asked"
+    assert lines["fp_incar"].words == "--code tblite computes the labels"
 
 
 # ------------------------------------------------------------------------------------- refusals
@@ -473,7 +473,7 @@ def test_another_code_may_label_instead() -> None:
         ({"fp_style": "vsap"}, "fp_style: 'vsap': did you mean 'vasp'?"),
         ({"fp_style": "cpx"}, "fp_style: 'cpx': Car–Parrinello"),
         ({"fp_pp_files": ["POTCAR"]}, "fp_pp_files: 1 files for 2 elements"),
-        ({"fp_incar": ...}, "fp_incar: missing; fp_style needs fp_incar or user_fp_params"),
+        ({"fp_incar": ...}, "fp_incar: missing; fp_style requires fp_incar or user_fp_params"),
         ({"mass_map": [1]}, "mass_map: 1 masses for 2 elements"),
         ({"numb_models": "four"}, "numb_models: 'four': should be a valid integer"),
         ({"fp_task_max": ...}, "fp_task_max: missing"),
@@ -482,7 +482,7 @@ def test_another_code_may_label_instead() -> None:
         ({"fp_skip_bad_box": "height:2"}, "fp_skip_bad_box: 'height': should be one of"),
         (
             {"training_reuse_iter": 1, "training_reuse_numb_steps": 200},
-            "training_reuse_numb_steps: 200: should not be above numb_steps (100)",
+            "training_reuse_numb_steps: 200: should not exceed numb_steps (100)",
         ),
     ],
 )
@@ -553,14 +553,14 @@ def test_import_writes_a_spec_and_tells_all(tmp_path: Path, call: Call) -> None:
     assert status == 0
     assert "at most 6 labels: 2 jobs, each explored once" in said
     assert (
-        "labeler: python -m dpstream.services.labeler; 4 cores; its command: mpirun -n 4 vasp"
+        "labeler: python -m dpstream.services.labeler; 4 cores; command: mpirun -n 4 vasp"
     ) in " ".join(said.split())
     written = yaml.safe_load(target.read_text())
     assert written["systems"]["sys-000"]["structures"] == [str(tmp_path / "data/00000*/POSCAR")]
     Spec.model_validate(written)
     status, said = call(*words)
     assert status == 2
-    assert "exists; name another file" in said
+    assert "already exists; give another file name" in said
 
 
 def test_yaml_will_do_and_names_come_from_folders(tmp_path: Path) -> None:
@@ -586,9 +586,9 @@ def test_a_spec_of_ours_takes_neither_machine_nor_code(tmp_path: Path, call: Cal
     dpgen_methane.write_files(tmp_path, dpgen_methane.param())
     machine = tmp_path / "machine.json"
     for words, why in (
-        (("run", ours, machine), "goes with DP-GEN's param.json"),
-        (("validate", ours, "--code", "tblite"), "is no param file of DP-GEN"),
-        (("import", machine, "-o", tmp_path / "x"), "is no param file of DP-GEN's `run`"),
+        (("run", ours, machine), "a machine file is allowed only with DP-GEN's param.json"),
+        (("validate", ours, "--code", "tblite"), "--code: allowed only with DP-GEN's param.json"),
+        (("import", machine, "-o", tmp_path / "x"), "not a DP-GEN `run` parameter file"),
     ):
         status, said = call(*words)
         assert status == 2

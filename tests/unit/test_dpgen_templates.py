@@ -103,7 +103,7 @@ def test_what_a_template_says_itself_is_told() -> None:
     assert (fates["ensemble"], fates["press"], fates["taut"]) == ("unused",) * 3
     assert (fates["nsteps"], fates["temps"], fates["dt"]) == ("mapped",) * 3
     assert found.document["stages"][0]["md"]["timestep"] == 0.001
-    assert any("the committee alone drives" in text for text in found.differences)
+    assert any("only the committee gives forces" in text for text in found.differences)
 
 
 def test_steps_and_a_temperature_beside_a_template_without_their_words() -> None:
@@ -118,39 +118,51 @@ NATIVE = {"template": ..., "nsteps": 100, "temps": [300], "ensemble": "nvt"}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rev_mat": {}}, "0.nsteps: missing; give it, or V_NSTEPS in rev_mat.lmp"),
-        ({"rev_mat": {}, "nsteps": 9}, "0.temps: missing; give it, or V_TEMP in rev_mat.lmp"),
-        ({"rev_mat": {}, "nsteps": 9, "temps": [1, 2]}, "temps: [1.0, 2.0]: a template runs with"),
-        ({"nsteps": 300}, "0.nsteps: 300: DP-GEN goes by V_NSTEPS, which is [200]; drop nsteps"),
+        ({"rev_mat": {}}, "0.nsteps: missing; set it, or V_NSTEPS in rev_mat.lmp"),
+        ({"rev_mat": {}, "nsteps": 9}, "0.temps: missing; set it, or V_TEMP in rev_mat.lmp"),
+        (
+            {"rev_mat": {}, "nsteps": 9, "temps": [1, 2]},
+            "temps: [1.0, 2.0]: a template allows one value",
+        ),
+        (
+            {"nsteps": 300},
+            "0.nsteps: 300: contradicts V_NSTEPS ([200]), which DP-GEN uses; remove nsteps",
+        ),
         (
             {"rev_mat": {"lmp": {"V_NSTEPS": [1, 2]}}},
-            "nsteps: [1.0, 2.0]: a template runs with one",
+            "nsteps: [1.0, 2.0]: a template allows one value",
         ),
         ({"rev_mat": {"lmp": {"V_NSTEPS": ["inf"]}}}, "lmp.V_NSTEPS: ['inf']: should be numbers"),
-        ({"rev_mat": {"lmp": {"V_NSTEPS": [1.5]}}}, "0.nsteps: 1.5: should be a whole number"),
+        ({"rev_mat": {"lmp": {"V_NSTEPS": [1.5]}}}, "0.nsteps: 1.5: should be a positive integer"),
         ({"rev_mat": {"lpm": {}}}, "0.rev_mat.lpm: unknown key"),
         ({"template": {"lmp": "a", "plm": "b", "pml": "c"}}, "0.template.pml: unknown key"),
-        ({"template": {"lmp": "in.lammps"}}, "0.template.plm: missing; model_devi_plumed needs it"),
+        (
+            {"template": {"lmp": "in.lammps"}},
+            "0.template.plm: missing; model_devi_plumed requires it",
+        ),
         ({"template": {"plm": "in.plumed"}}, "0.template.lmp: missing"),
         ({"sys_rev_mat": {"7": {}}}, "0.sys_rev_mat: '7' is not in sys_idx"),
         (
             {"rev_mat": {"lmp": {**WORDS, "A": [1]}, "plm": {"A": [2]}}},
-            "0.rev_mat.plm.A: [2]: DP-GEN puts [1] there; drop it",
+            "0.rev_mat.plm.A: [2]: DP-GEN uses [1] instead; remove it",
         ),
         (
             {"rev_mat": {"lmp": {"V_NSTEPS": [9]}}, "sys_rev_mat": {"1": {"lmp": {"V_TEMP": [1]}}}},
-            "0.sys_rev_mat: V_TEMP: the systems of a stage share it; write a job for each",
+            "0.sys_rev_mat: V_TEMP: differs between the systems of a job; split the job",
         ),
         (
             {"sys_rev_mat": {"1": {"lmp": {"V_PACE": [1]}}}},
-            "0.sys_rev_mat.1.lmp.V_PACE: rev_mat.plm has it too",
+            "0.sys_rev_mat.1.lmp.V_PACE: also in rev_mat.plm",
         ),
         ({**NATIVE, "rev_mat": ..., "sys_rev_mat": ...}, "0.template: missing; model_devi_plumed"),
-        ({**NATIVE, "rev_mat": ...}, "0.sys_rev_mat: there is no template to revise; drop it"),
+        ({**NATIVE, "rev_mat": ...}, "0.sys_rev_mat: allowed only with a template; remove it"),
         ({**NATIVE, "nsteps": ..., "rev_mat": ...}, "0.nsteps: missing"),
-        ({"nbeads": 4}, "0.nbeads: not with a template"),
-        ({"Ts": [300], "temps": [600]}, "Ts: [300]: is another name of temps, which is [600]"),
-        ({"t_freq": 5}, "0: t_freq: 5: is another name of trj_freq, which is 10; keep one"),
+        ({"nbeads": 4}, "0.nbeads: not supported together with a template"),
+        (
+            {"Ts": [300], "temps": [600]},
+            "Ts: [300]: contradicts temps: [600], which is the same key",
+        ),
+        ({"t_freq": 5}, "0: t_freq: 5: contradicts trj_freq: 10, which is the same key; keep one"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
@@ -192,7 +204,9 @@ def test_a_file_in_another_order_than_its_numbers_is_told(tmp_path: Path) -> Non
     )
     files = {"sys-000": [("a", ours)], "sys-001": [("a", ours), ("b", theirs)]}
     (said,) = misnumbered(spec, files.__getitem__)
-    assert said.startswith("stages.0.engine.plumed: b: atoms are numbered as sorted by element")
+    assert said.startswith(
+        "stages.0.engine.plumed: b: atom numbers refer to atoms sorted by element"
+    )
     (tmp_path / "lmp" / "in.plumed").write_text(PLUMED.replace("1,5", "@C1,@H4"))
     named = load_campaign(tmp_path / "param.json", "tblite")
     assert list(misnumbered(named, files.__getitem__)) == []

@@ -208,19 +208,19 @@ def test_electrons_go_beside_the_atoms_temperatures() -> None:
         ({"stage": {"electron_temperatures": [1]}}, "electron_temperatures: 1 for 2 temperatures"),
         (
             {"stage": {"electron_temperatures": [1, 2]}, "labels": {}},
-            "stages.0.electron_temperatures: needs labels.electron_temperature",
+            "stages.0.electron_temperatures: requires labels.electron_temperature",
         ),
         (
             {"labels": {"electron_temperature": "aparam"}},
-            "aparam: needs training.input.model.fitting_net.numb_aparam: 1",
+            "aparam: requires training.input.model.fitting_net.numb_aparam: 1",
         ),
         (
             {"systems": {"s": {"structures": ["al.vasp"], "fparam": [0]}}},
-            "systems.s.fparam: an electron temperature is above 0 K",
+            "systems.s.fparam: an electron temperature must be above 0 K",
         ),
         (
             {"initial": {"perturb": {}, "dimers": {"distances": [2.0]}}},
-            "initial.dimers: have no fparam",
+            "initial.dimers: dimers carry no fparam",
         ),
     ],
 )

@@ -69,16 +69,16 @@ def test_an_engine_is_named_or_spelt_out() -> None:
         ),
         (
             {"kind": "swap-mc", "swaps": [["C", "C"]]},
-            "stages.0.engine: swaps: C-C: like atoms cannot change places",
+            "stages.0.engine: swaps: C-C: give two different elements",
         ),
-        ({"kind": "colvars"}, "stages.0.engine: give either variables or input, one of the two"),
+        ({"kind": "colvars"}, "stages.0.engine: give exactly one of variables and input"),
         (
             {"kind": "colvars", "variables": [{"kind": "distanc"}]},
             "stages.0.engine.variables.0.kind: 'distanc'; did you mean 'distance'?",
         ),
         (
             {"kind": "template", "lammps": "run 1\n", "system_revisions": {"t": {}}},
-            "stages.0.engine.system_revisions: 't' is not among systems (s)",
+            "stages.0.engine.system_revisions: 't' is not in systems (s)",
         ),
         (
             {"kind": "template", "lammps": "in.lmp"},

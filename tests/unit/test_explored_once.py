@@ -147,19 +147,19 @@ def test_a_system_that_is_accurate_gets_fewer_labels(
 
 def test_levels_by_system_are_of_the_stage_and_of_lockstep() -> None:
     own = {"system_trust": {"methane": LEVELS}}
-    with pytest.raises(ValueError, match="needs mode lockstep"):
+    with pytest.raises(ValueError, match="requires mode: lockstep"):
         spec(mode="streaming", stages=[stage("first", **own)])
-    with pytest.raises(ValueError, match="'ethane' is not among the stage's systems"):
+    with pytest.raises(ValueError, match="'ethane' is not in the stage's systems"):
         spec(stages=[stage("first", system_trust={"ethane": LEVELS})])
 
 
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
-        ({"fewer_above": 0.5}, "fewer_above needs per_system and none_above"),
+        ({"fewer_above": 0.5}, "fewer_above requires per_system and none_above"),
         (
             {"fewer_above": 0.9, "none_above": 0.8, "per_system": 3},
-            r"fewer_above \(0.9\) must not be above none_above \(0.8\)",
+            r"fewer_above \(0.9\) must not exceed none_above \(0.8\)",
         ),
     ],
 )

@@ -63,8 +63,8 @@ def test_the_real_files_are_understood(tmp_path: Path) -> None:
     [
         ({"pert_nubm": 3}, "pert_nubm: unknown key; did you mean 'pert_numb'?"),
         ({"pert_box": 3}, "pert_box: 3: should be less than 0.5"),
-        ({"latt": None}, "cell_type and latt: needed, unless from_poscar is true"),
-        ({"elements": ["Al", "Mg"]}, "elements: 2 of them in one cell_type"),
+        ({"latt": None}, "cell_type and latt: missing; required unless from_poscar is true"),
+        ({"elements": ["Al", "Mg"]}, "elements: 2 elements in one cell_type"),
         ({"from_poscar": True}, "from_poscar_path: missing"),
         ({"cell_type": "fc"}, "cell_type: 'fc': should be 'fcc'"),
     ],
@@ -80,7 +80,11 @@ def test_wrong_parameters_are_one_line(
 
 @pytest.mark.parametrize(
     ("absent", "problem"),
-    [("z_min", "layer_numb or z_min"), ("mid_point", "mid_point: needed"), ("millers", "missing")],
+    [
+        ("z_min", "layer_numb or z_min"),
+        ("mid_point", "mid_point: missing; required"),
+        ("millers", "missing"),
+    ],
 )
 def test_a_surface_needs_its_own(tmp_path: Path, absent: str, problem: str) -> None:
     with pytest.raises(SpecError, match=problem):

@@ -186,7 +186,7 @@ def test_all_structures_are_taken_up_to_a_number_that_is_refused(
     monkeypatch.setattr("dpstream.inputs.gather.MOST_FRAMES", 299)
     found = 300 + len(gathered.initial)
     assert problem(tmp_path, wanted) == (
-        f"systems, initial: {found} structures to begin with, at most 299: list fewer"
+        f"systems, initial: {found} structures to start with; at most 299 are allowed"
     )
 
 
@@ -305,10 +305,12 @@ def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
 
 def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     ase.io.write(tmp_path / "bare.extxyz", molecule("CH4"))
-    with pytest.raises(SpecError, match="frame 0 has no energy: a labelled set needs both"):
+    with pytest.raises(
+        SpecError, match="frame 0: energy missing; a labelled set needs energy and forces"
+    ):
         read(tmp_path, "bare.extxyz", ["C", "H"])
     ase.io.write(tmp_path / "half.extxyz", frozen(molecule("CH4"), energy=-1.0))
-    with pytest.raises(SpecError, match="frame 0 has no forces"):
+    with pytest.raises(SpecError, match="frame 0: forces missing"):
         read(tmp_path, "half.extxyz", ["C", "H"])
     system.to("deepmd/npy", str(tmp_path / "data"))
     (tmp_path / "data/set.000/force.npy").unlink()
@@ -328,7 +330,7 @@ def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> N
     with pytest.raises(SpecError, match=r"initial\.data: no file matches 'gone'"):
         read(tmp_path, "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SpecError, match="empty: holds no converged frame"):
+    with pytest.raises(SpecError, match="empty: contains no converged frame"):
         read(tmp_path, "empty")
 
 
@@ -375,7 +377,7 @@ def test_imported_frames_are_taken_once_and_never_held_out_too(tmp_path: Path) -
 def test_periodic_frames_need_a_code_for_cells(tmp_path: Path) -> None:
     bulk("C", cubic=True).write(tmp_path / "a.extxyz")
     text = problem(tmp_path, spec(labels={"code": "pyscf"}))
-    assert "is periodic, but labels.code pyscf computes molecules only" in text
+    assert "is periodic, but labels.code pyscf supports molecules only" in text
     assert "tblite" in text
 
 
@@ -402,14 +404,14 @@ def test_barostat_needs_cell_and_virial(tmp_path: Path) -> None:
     }
     molecule("CH4").write(tmp_path / "a.xyz")
     assert problem(tmp_path, spec(stages=[stage])) == (
-        "stages.0.md.ensemble: npt needs a cell; systems.a has none"
+        "stages.0.md.ensemble: npt requires a cell; systems.a has none"
     )
     Atoms("C2", [[0, 0, 0], [0, 0, 1.2]], cell=[9, 9, 9], pbc=True).write(tmp_path / "a.extxyz")
     (tmp_path / "a.xyz").unlink()
-    assert "needs models that learn the virial" in problem(tmp_path, spec(stages=[stage]))
+    assert "requires models trained on the virial" in problem(tmp_path, spec(stages=[stage]))
     zero = {"input": {"loss": {"start_pref_v": 0, "limit_pref_v": 0.0}}}
     said = gather(spec(stages=[stage], training=zero), tmp_path).warnings
-    assert any("never learn the virial" in text for text in said), "zero was said on purpose"
+    assert any("not trained on the virial" in text for text in said), "zero was said on purpose"
     loss = {"input": {"loss": {"start_pref_v": 0.02, "limit_pref_v": 1}}}
     assert gather(spec(stages=[stage], training=loss), tmp_path).systems
 
@@ -423,7 +425,7 @@ def test_material_needs_cells(tmp_path: Path) -> None:
 def test_budget_below_the_initial_frames(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     text = problem(tmp_path, spec(budget={"labels": 2}))
-    assert text == "budget.labels: 2 is less than the 3 frames labelled first"
+    assert text == "budget.labels: 2 is less than the 3 initial frames to label"
 
 
 def test_warnings(tmp_path: Path) -> None:

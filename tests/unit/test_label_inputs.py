@@ -135,7 +135,7 @@ def test_moments_follow_the_atoms(folder: Path, magmom: Any, expected: tuple[flo
                     "label": {"magmom": [0, 1, 0, -1]},
                 }
             },
-            ["systems.a.label.magmom", "sorted.vasp", "another order"],
+            ["systems.a.label.magmom", "sorted.vasp", "different order"],
         ),
         (
             {"a": {"structures": ["oh.xyz"], "label": {"multiplicity": 2}}},

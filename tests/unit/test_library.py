@@ -98,7 +98,7 @@ def test_labels_of_two_recipes_are_not_mixed(
     monkeypatch.setattr(sample_ledger, "RECIPE", other)
     sample_ledger.write_beginning(tmp_path / "root")
     add(place, "other", str(tmp_path / "root"))
-    with pytest.raises(SpecError, match=r"labels of 2 recipes: .*GFN2-xTB .*; name one"):
+    with pytest.raises(SpecError, match=r"labels of 2 recipes match: .*GFN2-xTB .*; choose one"):
         find(place, "C,H", output=tmp_path / "found")
     find(place, "C,H", recipe=other.digest[:8], output=tmp_path / "found")
     assert len(read(tmp_path / "found" / "dataset.extxyz", ":")) == 1
@@ -168,5 +168,5 @@ def test_what_is_no_library(place: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no such folder"):
         find(str(tmp_path / "gone"), "C")
     (Path(place) / "library" / "told-x.json").write_text("{}")
-    with pytest.raises(SpecError, match=r"library/told-x.json: is no entry of a library"):
+    with pytest.raises(SpecError, match=r"library/told-x.json: not a valid library entry"):
         find(place, "C")

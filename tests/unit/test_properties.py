@@ -99,7 +99,7 @@ def test_the_gamma_line_has_a_stacking_fault_and_ends_where_it_begins(copper: An
 
 
 def test_a_slab_of_one_layer_has_no_gamma_line(copper: Any) -> None:
-    with pytest.raises(Permanent, match="single layer; give a larger --size"):
+    with pytest.raises(Permanent, match="single layer; increase --size"):
         list(defects._shifted(like(copper[:1], EMT()), (1, 0), np.array([0.0])))
 
 

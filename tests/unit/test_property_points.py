@@ -99,7 +99,7 @@ def test_they_are_in_the_plan(folder: Path) -> None:
             {"labels": {**EMT, "min_distance": 2.85}},
             "verification.properties.0: Al4 cannot be labelled (min-distance)",
         ),
-        ({"budget": {"labels": 9}}, "budget.labels: 9 is less than the 10 frames labelled first"),
+        ({"budget": {"labels": 9}}, "budget.labels: 9 is less than the 10 initial frames to label"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -115,7 +115,7 @@ def test_a_system_that_is_none(folder: Path) -> None:
     (folder / "c.yaml").write_text(
         yaml.safe_dump(document(verification=wanted("volume", system="all")))
     )
-    with pytest.raises(SpecError, match=r"properties.0.system: 'all' is not among systems"):
+    with pytest.raises(SpecError, match=r"properties.0.system: 'all' is not in systems"):
         load_spec(folder / "c.yaml")
 
 

@@ -74,7 +74,7 @@ CAMPAIGNS = (
     sample_ledger.write_beginning,
     sample_ledger.write_half,
     sample_ledger.write_sample,
-    sample_ledger.tell_proposed,
+    sample_ledger.write_with_proposals,
     with_an_abandoned_label_task,
     simulated,
     simulated_so_far,

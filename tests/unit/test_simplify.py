@@ -85,14 +85,14 @@ def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> N
         assert key == frame_key(form.frame)
     (system,) = (tmp_path / "set" / "deep").iterdir()
     (system / "type_map.raw").unlink()
-    with pytest.raises(SpecError, match=r"has no type_map\.raw: give type_map in the --spec"):
+    with pytest.raises(SpecError, match=r"type_map\.raw is missing; set type_map in --spec"):
         read_pool(["set"], tmp_path, (), labelled=True)
     assert read_pool(["set"], tmp_path, ("H", "C"), labelled=False).frames.keys() == {key}
 
 
 def test_a_set_without_labels_needs_a_code(tmp_path: Path) -> None:
     write(tmp_path / "a.xyz", molecule("CH4"))
-    with pytest.raises(SpecError, match=r"no energy.*give a --spec with labels\.code"):
+    with pytest.raises(SpecError, match=r"energy missing.*give a --spec with labels\.code"):
         read_pool(["a.xyz"], tmp_path, (), labelled=True)
 
 
@@ -117,11 +117,11 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyP
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"stages": []}, "stages: the dataset's frames are what is looked at; leave it out"),
+        ({"stages": []}, "stages: not allowed, as the dataset's frames are explored; remove it"),
         ({"trust": {"target": 0.1}}, "trust: give levels"),
         ({"selektion": {}}, "selektion: unknown key; did you mean 'selection'?"),
-        ({"selection": 5}, "selection: 5: should be a mapping of keys"),
-        ({"initial": {"pick": 0}}, "initial: give `data`, `perturb` or `pick`"),
+        ({"selection": 5}, "selection: 5: should be a mapping"),
+        ({"initial": {"pick": 0}}, "initial: give at least one of `data`, `perturb` and `pick`"),
     ],
 )
 def test_mistakes_are_one_line(mixed: SimplifyPool, settings: dict[str, Any], said: str) -> None:
@@ -182,12 +182,12 @@ def test_rounds_leave_out_what_was_asked_for() -> None:
 def test_what_is_said_at_the_end() -> None:
     found = Remainder(2000, 143, 0, Trust(low=0.1, high=5.0), deviation=0.0984, error=0.0312)
     assert str(found) == (
-        "kept 143 of 2,000 frames; the remaining 1,857 lie below the trust level (0.1 eV/Å): max "
+        "kept 143 of 2,000 frames; the remaining 1,857 are below the trust level (0.1 eV/Å): max "
         "deviation 0.0984 eV/Å, force RMSE of the final model on them 0.0312 eV/Å"
     )
     stuck = Remainder(10, 4, 1, Trust(low=0.1, high=5.0), above=2, deviation=0.4)
     assert "1 were rejected" in str(stuck)
-    assert "2 of the remaining 5 do not lie below the trust level (0.1 eV/Å)" in str(stuck)
+    assert "2 of the remaining 5 are not below the trust level (0.1 eV/Å)" in str(stuck)
     assert str(Remainder(3, 3, 0, Trust(low=0.1, high=5.0))).endswith("none is left out")
 
 
@@ -244,7 +244,7 @@ def test_unlabelled_frames_are_labelled_by_fp_style_or_the_code_asked_for() -> N
             {"true_error_f_trust_lo": 0.1},
             "true_error_f_trust_lo: 0.1: the error on the frames left out",
         ),
-        ({"model_devi_e_trust_lo": 0.01}, "model_devi_e_trust_lo: 0.01: the energy's deviation"),
+        ({"model_devi_e_trust_lo": 0.01}, "model_devi_e_trust_lo: 0.01: energy deviations"),
         ({"iter_pik_number": 3}, "iter_pik_number: unknown key; did you mean 'iter_pick_number'?"),
         ({"init_pick_number": 0}, "init_pick_number: 0"),
         ({"fp_style": "vasp", "labeled": False}, "fp_incar: missing"),
@@ -265,13 +265,16 @@ def test_keys_are_listed_once() -> None:
     ("words", "said"),
     [
         (["gone.xyz"], "DATASET: no file matches 'gone.xyz'"),
-        (["campaign.json"], "campaign.json: has no pick_data"),
-        (["a.xyz", "--code", "tblite"], "--code: goes with DP-GEN's param.json"),
+        (
+            ["campaign.json"],
+            "campaign.json: not a DP-GEN `simplify` parameter file: the key pick_data is missing",
+        ),
+        (["a.xyz", "--code", "tblite"], "--code: allowed only with DP-GEN's param.json"),
         (
             ["a.xyz", "--root", "s3://bucket"],
-            "--root: s3://bucket: simplify works in a folder here",
+            "--root: s3://bucket: must be a folder on this machine for simplify",
         ),
-        (["param.json", "m.json", "b"], "b: after param.json comes at most a machine.json"),
+        (["param.json", "m.json", "b"], "b: unexpected; only a machine.json may follow param.json"),
     ],
 )
 def test_bad_words_on_the_command_line(

@@ -110,24 +110,28 @@ WRONG = [
     ("md.timestep", -1, "md.timestep: -1: should be greater than 0"),
     ("md.timestep", float("nan"), "md.timestep: nan: should be a finite number"),
     ("md.tau_t", float("inf"), "md.tau_t: inf: should be a finite number"),
-    ("md", 3, "md: 3: should be a mapping of keys"),
-    ("stages.0.md", 3, "stages.0.md: 3: should be a mapping of keys"),
-    ("stages.0", "warm", "stages.0: 'warm': should be a mapping of keys"),
+    ("md", 3, "md: 3: should be a mapping"),
+    ("stages.0.md", 3, "stages.0.md: 3: should be a mapping"),
+    ("stages.0", "warm", "stages.0: 'warm': should be a mapping"),
     ("md.ensemble", "npq", "md.ensemble: 'npq': should be 'nve', 'nvt'"),
     ("type_map", "Al", "type_map: 'Al': should be a list"),
     ("type_map", [], "type_map: []: should not be empty"),
     ("type_map", ["Al", "Alu"], "type_map: 'Alu' is not a chemical symbol; did you mean"),
     ("type_map", ["Al", "Al"], "type_map: an element is listed twice"),
-    ("name", "My Campaign", "name: 'My Campaign': use lower-case letters"),
-    ("systems", {"Fcc": {"structures": ["x"]}}, "systems.Fcc: 'Fcc': use lower-case letters"),
-    ("stages", [], "stages: give either `stages` or `material`"),
-    ("material", {"Tm": 900, "B": 76}, "stages: give either `stages` or `material`"),
-    ("stages.0.systems", ["bcc"], "stages.0.systems: 'bcc' is not among systems (fcc)"),
+    ("name", "My Campaign", "name: 'My Campaign': use at most 63 lower-case letters"),
+    (
+        "systems",
+        {"Fcc": {"structures": ["x"]}},
+        "systems.Fcc: 'Fcc': use at most 63 lower-case letters",
+    ),
+    ("stages", [], "stages: give exactly one of `stages` and `material`"),
+    ("material", {"Tm": 900, "B": 76}, "stages: give exactly one of `stages` and `material`"),
+    ("stages.0.systems", ["bcc"], "stages.0.systems: 'bcc' is not in systems (fcc)"),
     ("stages.0.temperatures", [], "stages.0.temperatures: []: should not be empty"),
-    ("stages.0.pressures", [1.0], "stages.0.pressures: allowed with npt only"),
-    ("stages.0.md.ensemble", "npt", "stages.0.pressures: npt needs at least one pressure"),
+    ("stages.0.pressures", [1.0], "stages.0.pressures: requires an npt ensemble"),
+    ("stages.0.md.ensemble", "npt", "stages.0.pressures: ensemble npt requires at least one"),
     ("stages.0.md.steps", 5, "stages.0.md.steps: 5 is less than every (10)"),
-    ("initial", {}, "initial: give `data`, `perturb` or `pick`"),
+    ("initial", {}, "initial: give at least one of `data`, `perturb` and `pick`"),
     ("selection.per_round", 0, "selection.per_round: 0: should be greater than or equal to 1"),
     ("selection.min_distance", {"Al-Cu": 2.0}, "selection.min_distance: 'Al-Cu' is not a pair"),
     ("md.masses", {"Cu": 63.5}, "md.masses: 'Cu' is not in type_map (Al)"),
@@ -135,7 +139,7 @@ WRONG = [
     (
         "verification.reference_md",
         {"system": "bcc"},
-        "verification.reference_md.system: 'bcc' is not among systems",
+        "verification.reference_md.system: 'bcc' is not in systems",
     ),
 ]
 
@@ -160,7 +164,7 @@ def test_missing_key_inside_a_section(write: Callable[[Any], Path]) -> None:
 BAD_TRUST = [
     ({"low": 0.3, "high": 0.1}, "low (0.3) must be below high (0.1)"),
     ({"low": 0.3, "high": 0.3}, "low (0.3) must be below high (0.3)"),
-    ({"low": 0.1, "high": 0.3, "low_v": 0.1}, "low_v and high_v come together"),
+    ({"low": 0.1, "high": 0.3, "low_v": 0.1}, "give both low_v and high_v, or neither"),
     ({"low": 0.1, "high": 0.3, "low_v": 0.2, "high_v": 0.1}, "low_v (0.2) must be below high_v"),
 ]
 
@@ -182,7 +186,7 @@ def test_trust_takes_two_forms(write: Callable[[Any], Path]) -> None:
 @pytest.mark.parametrize("value", ["auto", {"low": 0.1, "high": 0.3, "target": 0.1}])
 def test_trust_that_is_neither_form(write: Callable[[Any], Path], value: Any) -> None:
     text = problem(write(changed("trust", value)))
-    assert text.endswith("give either levels {low, high, …} or automatic {target, min_pairs}")
+    assert text.endswith("give either fixed levels {low, high, …} or {target, min_pairs}")
 
 
 def test_problems_of_trust_are_those_of_the_form_meant(write: Callable[[Any], Path]) -> None:
@@ -229,12 +233,12 @@ def test_exponents_are_numbers_everywhere(write: Callable[[Any], Path]) -> None:
 
 @pytest.mark.parametrize("content", ["", "# nothing yet\n"])
 def test_empty_file(write: Callable[[Any], Path], content: str) -> None:
-    assert problem(write(content)).startswith("empty; `dpstream new`")
+    assert problem(write(content)).startswith("the file is empty; `dpstream new`")
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "just text\n"])
 def test_a_file_of_something_else(write: Callable[[Any], Path], content: str) -> None:
-    assert problem(write(content)).startswith("expected keys such as name")
+    assert problem(write(content)).startswith("should be a mapping with keys such as name")
 
 
 def test_no_file_a_folder_and_no_text(tmp_path: Path) -> None:
@@ -242,7 +246,7 @@ def test_no_file_a_folder_and_no_text(tmp_path: Path) -> None:
     assert problem(tmp_path) == "cannot be read: Is a directory"
     path = tmp_path / "latin.yaml"
     path.write_bytes("name: é".encode("latin-1"))
-    assert problem(path).startswith("not a text file in UTF-8")
+    assert problem(path).startswith("not a UTF-8 text file")
 
 
 def test_stages_inherit_the_campaigns_md(write: Callable[[Any], Path]) -> None:

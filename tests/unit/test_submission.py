@@ -147,7 +147,7 @@ def test_another_spec_of_the_same_name_is_refused(
     with pytest.raises(SpecError) as caught:
         submit(spec(**change), gathered, recipe, store, 100.0)
     text = str(caught.value)
-    assert text.startswith(f"campaign {NAME} exists with another spec: changed keys: ")
+    assert text.startswith(f"campaign {NAME} already exists with a different spec: changed: ")
     assert named in text
     assert text.endswith("; use another name")
 
