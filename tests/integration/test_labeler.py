@@ -250,7 +250,8 @@ def test_the_winner_of_a_race_stands(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     key = frame_key(frames[0])
     winner = lab.label({}, lab.refs(frames)).accepted[0]
     monkeypatch.setattr(
-        "dpstream.services.labeler.handlers.Desk._known", lambda open_campaign, key, recipe: None
+        "dpstream.services.labeler.labeling.FrameLabeler._known",
+        lambda open_campaign, key, recipe: None,
     )
     loser = lab.label({}, lab.refs(frames)).accepted[0]
     assert loser.label == winner.label
