@@ -137,7 +137,8 @@ def build_wheel(file: Dockerfile, context: Path, builder: Path) -> Path:
 
 def copy_as_docker_does(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, target, symlinks=True, ignore=ignored)
     else:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
@@ -178,7 +179,7 @@ def test_the_wheel_has_all_files_of_the_service(image: Image) -> None:
     folder = ROOT / "services" / image.file.service
     for file in folder.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
-            assert (packages / file.relative_to(ROOT)).exists(), file.relative_to(ROOT)
+            assert (packages / "dpstream" / file.relative_to(ROOT)).exists(), file.relative_to(ROOT)
 
 
 def test_it_starts_is_healthy_and_stops(

@@ -96,15 +96,15 @@ def test_asked_to_stop_label_keeps_what_is_done(
 ) -> None:
     write("frames.extxyz", rattled(12))
     words = ("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
-    hear = dpstream.commands.label.Job._hear
+    hear = dpstream.commands.label.LabelJob._hear
 
-    def heard(job: dpstream.commands.label.Job, verdict: Accepted | Rejected) -> None:
+    def heard(job: dpstream.commands.label.LabelJob, verdict: Accepted | Rejected) -> None:
         hear(job, verdict)
         if len(job.accepted) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as changed:
-        changed.setattr(dpstream.commands.label.Job, "_hear", heard)
+        changed.setattr(dpstream.commands.label.LabelJob, "_hear", heard)
         status, said = call(*words)
     assert status == 130
     done = len(list(Path("runs/labels").rglob("*.json")))

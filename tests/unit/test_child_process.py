@@ -299,11 +299,11 @@ def test_threads_are_pinned_as_asked(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from dpstream.shared.runtime.child_process import Engine
-engine = Engine(sys.argv[1], Path(sys.argv[2]))
-engine.start()
-print(engine.pid, flush=True)
-engine.call("sleep", {"seconds": 600})
+from dpstream.shared.runtime.child_process import ChildProcess
+child = ChildProcess(sys.argv[1], Path(sys.argv[2]))
+child.start()
+print(child.pid, flush=True)
+child.call("sleep", {"seconds": 600})
 """
 
 

@@ -188,8 +188,8 @@ def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
     spec = changed("seed", 2)
     write(METHANE.replace("C 0 0 0", "C .6 .6 .6"), "methane.xyz")
     assert refused("validate", spec) == (
-        f"{key} atoms C1 and H2 are 0.052 Å apart, closer than labels.min_distance (0.5 Å); atoms are "
-        "sorted by element and counted from 1"
+        f"{key} atoms C1 and H2 are 0.052 Å apart, closer than labels.min_distance (0.5 Å); "
+        "atoms are sorted by element and counted from 1"
     )
     write("", "methane.xyz")
     assert refused("validate", spec) == f"{key} is empty"
