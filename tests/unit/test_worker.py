@@ -393,7 +393,7 @@ def test_a_worker_asked_to_go_releases_its_task_and_ends(workers: WorkerHarness)
     worker.stopping.set()
     event = workers.next_event()
     assert isinstance(event, m.TaskReleased)
-    assert (event.reason, event.delay) == ("worker asked to stop", 0.0)
+    assert (event.reason, event.delay) == ("the worker is stopping", 0.0)
     workers.running[0][1].join(PROMPT)
     assert not workers.alive()
 
@@ -450,7 +450,7 @@ def test_nobody_listens_at_an_empty_queue_while_another_holds_work(workers: Work
 
 def test_a_shift_ends_after_so_many_tasks(workers: WorkerHarness) -> None:
     workers.send(label("t1"), label("t1"), label("t2"), label("t3"))  # a lost claim does not count
-    workers.worker(shift=ExitLimits(max_tasks=2))
+    workers.worker(limits=ExitLimits(max_tasks=2))
     assert workers.next_types(5).count(m.LabelsDone) == 2
     workers.running[0][1].join(PROMPT)
     assert not workers.alive()
@@ -461,9 +461,9 @@ def test_a_shift_ends_after_so_many_tasks(workers: WorkerHarness) -> None:
 
 
 def test_workers_of_one_shift_take_no_task_too_many(workers: WorkerHarness) -> None:
-    shift = ExitLimits(max_tasks=3)
+    limits = ExitLimits(max_tasks=3)
     for _ in range(3):
-        workers.worker(shift=shift)
+        workers.worker(limits=limits)
     workers.send(*(label(f"t{n}") for n in range(6)))
     for _, thread in workers.running:
         thread.join(PROMPT)
@@ -475,7 +475,7 @@ def test_workers_of_one_shift_take_no_task_too_many(workers: WorkerHarness) -> N
 
 def test_an_idle_worker_goes_home(workers: WorkerHarness) -> None:
     workers.send(label())
-    workers.worker(shift=ExitLimits(idle_exit=0.2))
+    workers.worker(limits=ExitLimits(idle_exit=0.2))
     assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
     workers.running[0][1].join(PROMPT)
     assert not workers.alive()
