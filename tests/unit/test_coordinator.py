@@ -80,7 +80,7 @@ def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(
             harness.bus.publish([Outgoing(body, topic="world.candidates-found")])
     harness.step()
     assert {status(open_campaign, command) for command in commands} == {"done"}
-    assert harness.coordinator.inbox.buried == 0
+    assert harness.coordinator.inbox.undecodable == 0
 
 
 # ------------------------------------------------------------------------- order and crashes
@@ -452,7 +452,9 @@ def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
     _, command = first_task(harness)
     cancelling(command)
     harness.publish(trigger(command))
-    monkeypatch.setattr(harness.coordinator, "tend", lambda: None)  # it dies before it hears itself
+    monkeypatch.setattr(
+        harness.coordinator, "check_clock", lambda: None
+    )  # dies before its own event
     harness.step()
     assert harness.store.exists(claim_uri("world", command.task, 1))
     harness.restart().open("world")
@@ -591,7 +593,7 @@ def test_the_coordinator_does_not_react_to_its_own_words(harness: CoordinatorHar
     seq = open_campaign.ledger.seq
     entries = [e for s in read_segments(harness.store, "world") for e in s.entries]
     harness.publish(*(d for e in entries for d in e.decided if not isinstance(d, m.Command)))
-    harness.publish(*(e.heard for e in entries))
+    harness.publish(*(e.event for e in entries))
     harness.step()
     assert open_campaign.ledger.seq == seq
 

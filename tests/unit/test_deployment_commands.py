@@ -214,8 +214,8 @@ def test_without_news_the_ledger_is_left_alone(
     monkeypatch.setattr(deployment, "LOOK", 0.01)
     harness.submit(small())
     seen, looks = followed(harness), list[int]()
-    look = seen.reading.look
-    monkeypatch.setattr(seen.reading, "look", lambda: looks.append(1) or look())
+    update = seen.reading.update
+    monkeypatch.setattr(seen.reading, "update", lambda: looks.append(1) or update())
     for _ in range(10):
         seen.goes_on()
     assert len(looks) == 1

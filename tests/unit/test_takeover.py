@@ -184,7 +184,9 @@ def test_what_is_no_message_is_kept_and_counted_over_restarts(harness: Coordinat
     strange = (b"no message", b"\xff\xfe", too_long, b"[" * 60_000)
     bury(harness, *strange, encode(alien), encode(m.LeaseLapsed(**foreign)))
     read_deadletters(harness)
-    assert len(list(harness.store.list("deadletters/"))) == harness.coordinator.inbox.buried == 4
+    assert (
+        len(list(harness.store.list("deadletters/"))) == harness.coordinator.inbox.undecodable == 4
+    )
     taken = harness.restart()
     taken.open_all()
     assert taken.inbox.undecodable == 4
@@ -214,7 +216,7 @@ def test_the_service_reads_the_dead_letters_too(harness: CoordinatorHarness) -> 
     stopping, thread, errors = serving(harness.coordinator)
     try:
         bury(harness, b"no message")
-        _until(lambda: harness.coordinator.inbox.buried == 1)
+        _until(lambda: harness.coordinator.inbox.undecodable == 1)
         assert harness.coordinator.connected
     finally:
         stopping.set()
