@@ -21,7 +21,8 @@ def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
 
     output = finish(old.folder / "campaign.yaml", old.root)
 
-    assert "14 labels are there already" in output
+    assert "killed: resumed: stage warm (2 of 2)" in output
+    assert "14 labels" in output
     state = load_state(old.store, old.name)
     assert [end.verdict for end in state.exploration.ended] == ["converged", "converged"]
     assert state.final.model is not None
