@@ -13,10 +13,9 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.label_here import check_imported
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.views.campaign import CampaignView
+from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
-from dpstream.services.coordinator.views.status import Status
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dpstream.services.coordinator.ledger.ledger import LedgerReader, read_messages
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
@@ -21,7 +22,6 @@ from dpstream.services.coordinator.views.overview import (
     is_over,
     overview,
 )
-from dpstream.services.coordinator.views.status import Status
 from dpstream.shared.bus.batch import take
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store

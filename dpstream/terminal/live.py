@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
-from dpstream.services.coordinator.views.status import Status
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.terminal.console import say
 from dpstream.terminal.status import figures, screen
 

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Errors, force_errors
 from dpstream.services.coordinator.views.overview import CampaignOverview
-from dpstream.services.coordinator.views.status import Status
 from dpstream.services.coordinator.views.tasks import ServiceWork, TaskLine
 from dpstream.shared.messages import MemberTrained
 

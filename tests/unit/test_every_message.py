@@ -29,11 +29,11 @@ from dpstream.services.coordinator.ledger.ledger import load_state, read_message
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.services.coordinator.views.rounds import Rounds
-from dpstream.services.coordinator.views.status import Status
 from dpstream.services.coordinator.views.work import Span, Work
 from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES

@@ -205,8 +205,8 @@ def test_without_news_the_ledger_is_left_alone(site: Site, monkeypatch: pytest.M
     monkeypatch.setattr(deployment, "LOOK", 0.01)
     site.submit(small())
     seen, looks = followed(site), list[int]()
-    look = seen.reading.look
-    monkeypatch.setattr(seen.reading, "look", lambda: looks.append(1) or look())
+    update = seen.reading.update
+    monkeypatch.setattr(seen.reading, "update", lambda: looks.append(1) or update())
     for _ in range(10):
         seen.goes_on()
     assert len(looks) == 1

@@ -10,8 +10,8 @@ from rich.console import Console
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
-from dpstream.services.coordinator.views.status import Status
 from dpstream.shared import messages as m
 from dpstream.terminal.status import screen
 from tests.support.campaign_simulator import spec, submission

@@ -7,7 +7,7 @@
     what became of each frame      frames       from the ledger; `why` puts one of them into words
     who worked on what, and when   work         from the ledger
 
-`campaign.CampaignView` reads a ledger once and offers them all; `status.Status` is what a screen
+`campaign.CampaignView` reads a ledger once and offers them all; `campaign.Status` is what a screen
 shows of a campaign at one moment. Status, live view, report, export, API, metrics and dashboard
 take their numbers from here, so they agree. A projection never decides and never writes.
 """

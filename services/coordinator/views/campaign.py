@@ -7,7 +7,7 @@ Each projection is built when it is first needed: a status needs few of them, a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +18,27 @@ from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import CampaignOverview, overview
 from dpstream.services.coordinator.views.rounds import Rounds
-from dpstream.services.coordinator.views.status import Status
+from dpstream.services.coordinator.views.tasks import UNKNOWN, ServiceWork, service_work
 from dpstream.services.coordinator.views.work import Work
 from dpstream.shared.messages import Message, Verified
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a screen shows of a campaign at one moment. A live view takes it from each new state and
+    keeps the committees, of which a state has the newest alone."""
+
+    overview: CampaignOverview
+    services: Sequence[ServiceWork]
+    committees: Committees
+
+    @staticmethod
+    def of(state: State, committees: Committees, progress: Mapping[str, str] = UNKNOWN) -> Status:
+        """`progress`: of running tasks, by id. Adds the newest models to `committees`."""
+        committees.add_newest(state)
+        return Status(overview(state), service_work(state, dict(progress)), committees)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared import messages as m
 
 Errors = Literal["train", "audit", "test"]
@@ -33,7 +34,7 @@ class Version:
 
 
 @dataclass
-class Committees:
+class Committees(Projection):
     """`versions`: by number, from the first training command on; `judged`: verdicts on trainings;
     `commands`: the training of each model, by task."""
 
@@ -42,24 +43,6 @@ class Committees:
     judged: list[m.TrainingJudged] = field(default_factory=list)
     commands: dict[str, m.Train] = field(default_factory=dict)
 
-    @staticmethod
-    def of(messages: Iterable[m.Message]) -> Committees:
-        committees = Committees()
-        for message in messages:
-            committees.add(message)
-        return committees
-
-    def add(self, message: m.Message) -> None:
-        """Take in the next message of the ledger. The first result of a training counts."""
-        if isinstance(message, m.Train):
-            self.commands[message.task] = message
-            if not message.final:
-                self._version(message.version).cold = message.start is None
-        elif isinstance(message, m.MemberTrained) and message.task in self.commands:
-            self._trained(message, self.commands[message.task].final)
-        elif isinstance(message, m.TrainingJudged):
-            self.judged.append(message)
-
     def add_newest(self, state: State) -> None:
         """Take in models that the state has and the messages so far did not."""
         for member in state.committee.members.values():
@@ -67,7 +50,17 @@ class Committees:
         if state.final.model is not None:
             self._trained(state.final.model, final=True)
 
+    def _issued(self, command: m.Train) -> None:
+        self.commands[command.task] = command
+        if not command.final:
+            self._version(command.version).cold = command.start is None
+
+    def _result(self, event: m.MemberTrained) -> None:
+        if event.task in self.commands:
+            self._trained(event, self.commands[event.task].final)
+
     def _trained(self, member: m.MemberTrained, final: bool) -> None:
+        """The first result of a training counts."""
         if final:
             self.final = self.final or member
         else:
@@ -103,6 +96,12 @@ class Committees:
             f"committee {newest.version} has learned what its labels teach ({newest.why}); "
             "what is missing are labels of what it has not seen"
         )
+
+    CHANGES: ClassVar[Changes] = {
+        m.Train: _issued,
+        m.MemberTrained: _result,
+        m.TrainingJudged: lambda committees, decision: committees.judged.append(decision),
+    }
 
 
 def force_errors(members: Iterable[m.MemberTrained], on: Errors) -> list[float]:

@@ -7,11 +7,11 @@ report counts them, and the export takes its data sets from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpstream.services.coordinator.state import NEVER_LEARNED
+from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared.messages import (
     CampaignSubmitted,
     CandidatesSelected,
@@ -20,7 +20,6 @@ from dpstream.shared.messages import (
     Label,
     LabelsDone,
     ManifestFrozen,
-    Message,
     StructuresJudged,
     TaskClaimed,
     Train,
@@ -71,7 +70,7 @@ class FrameHistory:
 
 
 @dataclass
-class History:
+class History(Projection):
     """`lives`: histories of the frames, by key; `explored`: the first command of each trajectory,
     by its name; `claims`: by task and attempt; `datasets`: manifests in the order they were
     frozen; `test`: manifest of the held-out set; `screened`: verdicts on a frame that were
@@ -86,40 +85,6 @@ class History:
     screened: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
     _by_label: dict[str, FrameHistory] = field(default_factory=dict)
 
-    @staticmethod
-    def of(messages: Iterable[Message]) -> History:
-        history = History()
-        for message in messages:
-            history.add(message)
-        return history
-
-    def add(self, message: Message) -> None:
-        """Take in the next message of the ledger."""
-        if isinstance(message, CampaignSubmitted):
-            self._submitted(message)
-        elif isinstance(message, CandidatesSelected):
-            self._selected(message)
-        elif isinstance(message, Explore):
-            self.explored.setdefault(message.trajectory, message)
-        elif isinstance(message, TaskClaimed):
-            self.claims.setdefault((message.task, message.attempt), message)
-        elif isinstance(message, FramesJudged):
-            self._judged(message)
-        elif isinstance(message, StructuresJudged):
-            self._screened(message)
-        else:
-            self._add_label(message)
-
-    def _add_label(self, message: Message) -> None:
-        if isinstance(message, Label):
-            self._issued(message)
-        elif isinstance(message, LabelsDone):
-            self._labelled(message)
-        elif isinstance(message, ManifestFrozen):
-            self._frozen(message)
-        elif isinstance(message, Train):
-            self._trained(message)
-
     def _submitted(self, event: CampaignSubmitted) -> None:
         if self.submitted is not None:
             return
@@ -130,12 +95,13 @@ class History:
             self.lives.setdefault(ref.key, FrameHistory(ref, "property", event.time))
 
     def _selected(self, event: CandidatesSelected) -> None:
-        for purpose, picks in (("train", event.labels), ("audit", event.audits)):
+        picked: dict[Purpose, tuple[Chosen, ...]] = {"train": event.labels, "audit": event.audits}
+        for purpose, picks in picked.items():
             for chosen in picks:
                 ref = FrameRef(
                     batch=event.batches[chosen.batch], index=chosen.index, key=chosen.key
                 )
-                life = FrameHistory(ref, _purpose(purpose), event.time, chosen, event)
+                life = FrameHistory(ref, purpose, event.time, chosen, event)
                 self.lives.setdefault(chosen.key, life)
 
     def _judged(self, event: FramesJudged) -> None:
@@ -185,6 +151,17 @@ class History:
             if known is not None and known.dataset == version and known.command is None:
                 life.trained = Trained(version, known.time, command)
 
-
-def _purpose(name: str) -> Purpose:
-    return "audit" if name == "audit" else "train"
+    CHANGES: ClassVar[Changes] = {
+        CampaignSubmitted: _submitted,
+        CandidatesSelected: _selected,
+        Explore: lambda history, command: history.explored.setdefault(command.trajectory, command),
+        TaskClaimed: lambda history, claim: history.claims.setdefault(
+            (claim.task, claim.attempt), claim
+        ),
+        FramesJudged: _judged,
+        StructuresJudged: _screened,
+        Label: _issued,
+        LabelsDone: _labelled,
+        ManifestFrozen: _frozen,
+        Train: _trained,
+    }

@@ -6,12 +6,12 @@ Built from the ledger. The numbers of the running round are in the overview.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.atoms.frames import Ints
@@ -22,7 +22,7 @@ Place = tuple[int, int]
 
 
 @dataclass
-class Rounds:
+class Rounds(Projection):
     """`judged`: verdicts on rounds; `ended`: verdicts on stages, by stage; `histograms`: frames by
     deviation in `BINS`, `(48,)`, by stage and version; `stopped`: reasons why trajectories stopped
     early; `refused`: reasons why candidates were not chosen."""
@@ -37,20 +37,11 @@ class Rounds:
     _commands: dict[str, Any] = field(default_factory=dict)
     _counted: set[tuple[str, int]] = field(default_factory=set)
 
-    @staticmethod
-    def of(messages: Iterable[m.Message]) -> Rounds:
-        rounds = Rounds()
-        for message in messages:
-            rounds.add(message)
-        return rounds
-
     def add(self, message: m.Message) -> None:
-        """Take in the next message of the ledger."""
         if isinstance(message, m.Command):
             self._commands.setdefault(message.task, message)
-        change = CHANGES.get(type(message))
-        if change is not None and (not isinstance(message, m.Result) or self._counts(message)):
-            change(self, message)
+        if not isinstance(message, m.Result) or self._counts(message):
+            super().add(message)
 
     def trust_at(self, place: Place) -> Trust | None:
         """The trust levels in force in a stage under a version."""
@@ -79,12 +70,11 @@ class Rounds:
     def _stage(self, decision: m.StageEnded) -> None:
         self.ended[decision.stage] = decision
 
-
-CHANGES: Mapping[type[m.Message], Callable[[Rounds, Any], None]] = {
-    m.ChunkExplored: Rounds._chunk,
-    m.AuditDone: lambda rounds, event: rounds.audits.append(event),
-    m.RoundJudged: lambda rounds, decision: rounds.judged.append(decision),
-    m.StageEnded: Rounds._stage,
-    m.TrustChanged: lambda rounds, decision: rounds.trusts.append(decision),
-    m.CandidatesSelected: lambda rounds, event: rounds.refused.update(event.refused),
-}
+    CHANGES: ClassVar[Changes] = {
+        m.ChunkExplored: _chunk,
+        m.AuditDone: lambda rounds, event: rounds.audits.append(event),
+        m.RoundJudged: lambda rounds, decision: rounds.judged.append(decision),
+        m.StageEnded: _stage,
+        m.TrustChanged: lambda rounds, decision: rounds.trusts.append(decision),
+        m.CandidatesSelected: lambda rounds, event: rounds.refused.update(event.refused),
+    }

@@ -5,9 +5,10 @@ Built from the ledger, for the report's times. Times are in seconds since the ep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dpstream.services.coordinator.views.projection import Projection
 from dpstream.shared import messages as m
 from dpstream.shared.codec import kind_of
 
@@ -40,7 +41,7 @@ class Span:
 
 
 @dataclass
-class Work:
+class Work(Projection):
     """`began`, `last`: times of the first and of the latest message."""
 
     began: float = 0.0
@@ -50,16 +51,8 @@ class Work:
     _claims: dict[Attempt, m.TaskClaimed] = field(default_factory=dict)
     _ends: dict[Attempt, tuple[float, str]] = field(default_factory=dict)
 
-    @staticmethod
-    def of(messages: Iterable[m.Message]) -> Work:
-        work = Work()
-        for message in messages:
-            work.add(message)
-        return work
-
     def add(self, message: m.Message) -> None:
-        """Take in the next message of the ledger. A second claim, or a late second result, changes
-        nothing."""
+        """A second claim, or a late second result, changes nothing."""
         self.began = self.began or message.time
         self.last = max(self.last, message.time)
         if isinstance(message, m.Command):
