@@ -68,7 +68,10 @@ def _usage(error: Any) -> str:
     if not message:
         return ""
     context = getattr(error, "ctx", None)
-    return f"{message.rstrip('.')}; see {context.command_path if context else 'dpstream'} --help"
+    help_command = f"{context.command_path if context else 'dpstream'} --help"
+    if message.endswith("?"):
+        return f"{message} See {help_command}"
+    return f"{message.rstrip('.')}; see {help_command}"
 
 
 def _internal_error(error: Exception) -> str:

@@ -40,10 +40,7 @@ def convert_file(
     places = Places(path.parent, target)
     values = read(path)
     if not is_param(values):
-        raise SpecError(
-            f"{path}: not a DP-GEN `run` parameter file: it has none of model_devi_jobs, "
-            "sys_configs and fp_style, or it is a campaign spec"
-        )
+        raise SpecError(f"{path}: not a DP-GEN `run` parameter file")
     begun = Begun() if run is None else look_at(run, places.place)
     try:
         return convert(values, name or named_after(path), places, code, begun)

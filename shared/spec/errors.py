@@ -161,7 +161,7 @@ def _message(problem: ErrorDetails) -> str:
     if problem["type"] == "union_tag_not_found":
         return "kind: missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = re.sub(r" or instance of \w+", "", message)
+    message = re.sub(r" or instance of \w+|, unable to parse string as .*", "", message)
     return message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
 
 

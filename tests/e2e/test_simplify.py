@@ -87,7 +87,7 @@ def test_what_is_left_out_lies_below_the_trust_level(tmp_path: Path) -> None:
     kept = told["kept_frames"]
     assert 4 < len(kept) == told["kept"] < len(frames) / 2
     last = (
-        f"kept {len(kept)} of 60 frames; the remaining {60 - len(kept)} lie below the trust level"
+        f"kept {len(kept)} of 60 frames; the remaining {60 - len(kept)} are below the trust level"
     )
     assert said.splitlines()[-1].startswith(last)
 

@@ -314,7 +314,7 @@ def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSys
         read(tmp_path, "half.extxyz", ["C", "H"])
     system.to("deepmd/npy", str(tmp_path / "data"))
     (tmp_path / "data/set.000/force.npy").unlink()
-    with pytest.raises(SpecError, match=r"has no force\.npy"):
+    with pytest.raises(SpecError, match=r"force\.npy is missing"):
         read(tmp_path, "data")
 
 

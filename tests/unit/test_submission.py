@@ -149,7 +149,7 @@ def test_another_spec_of_the_same_name_is_refused(
     text = str(caught.value)
     assert text.startswith(f"campaign {NAME} already exists with a different spec: changed: ")
     assert named in text
-    assert text.endswith("; use another name")
+    assert text.endswith("; choose another name")
 
 
 def test_other_inputs_of_the_same_name_are_refused(
