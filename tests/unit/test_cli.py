@@ -148,7 +148,7 @@ def test_a_spec_that_cannot_be_read(
     [
         ("trainig", {}, "trainig: unknown key; did you mean 'training'?"),
         ("md.setps", 5, "md.setps: unknown key; did you mean 'steps'?"),
-        ("seed", "x", "seed: 'x': should be a valid integer, unable to parse string as an integer"),
+        ("seed", "x", "seed: 'x': should be a valid integer"),
         ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
         ("name", "A b", f"name: 'A b': {NAMES}"),
         (

@@ -331,7 +331,7 @@ def test_a_judge_that_gives_up_is_a_refusal() -> None:
     (command,) = campaign.hold(m.Screen)
     failed = CampaignSimulator.envelope(command, "ending")
     campaign.deliver(m.TaskFailed(**failed, permanent=True, reason="no such model"))
-    assert refusals(campaign) == ["given up after 1 attempt: no such model"]
+    assert refusals(campaign) == ["abandoned after 1 attempt: no such model"]
     assert not campaign.state.proposals.waiting
 
 
