@@ -90,7 +90,7 @@ CASES = {
         refused={
             "should begin with": {"pair": ["shell touch me", MORSE[1]]},
             "runs code": {"pair": ["pair_style python 5.0", MORSE[1]]},
-            "file elsewhere": {"pair": ["pair_style table linear 9", "pair_coeff 1 1 /etc/x X"]},
+            "file outside": {"pair": ["pair_style table linear 9", "pair_coeff 1 1 /etc/x X"]},
         },
     ),
 }
@@ -101,7 +101,7 @@ CASES["template"] = Case(
     refused={
         "line 4.*shell is not allowed": altered("variable STEPS", "shell touch"),
         "line 4.*style 'getenv'": altered("equal V_NSTEPS", "getenv HOME"),
-        "line 12.*leaves the worker": altered("nvt", "print 1 hello file /tmp/hello"),
+        "line 12.*outside the worker": altered("nvt", "print 1 hello file /tmp/hello"),
         "line 12.*style 'python/invoke'": altered("nvt", "python/invoke 1 post_force f"),
         "line 14.*100.*md.steps": altered("${STEPS}", "90"),
         "line 13.*no PLUMED": altered("dump dpgen_dump", "fix dpgen_plm"),

@@ -96,7 +96,7 @@ def test_asked_to_stop_label_keeps_what_is_done(
 ) -> None:
     write("frames.extxyz", rattled(12))
     words = ("label", "frames.extxyz", "--recipe", "emt.yaml", "--workers", "1")
-    hear = dpstream.commands.label.LabelJob._hear
+    hear = dpstream.commands.label.LabelJob._record
 
     def heard(job: dpstream.commands.label.LabelJob, verdict: Accepted | Rejected) -> None:
         hear(job, verdict)
@@ -104,7 +104,7 @@ def test_asked_to_stop_label_keeps_what_is_done(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as changed:
-        changed.setattr(dpstream.commands.label.LabelJob, "_hear", heard)
+        changed.setattr(dpstream.commands.label.LabelJob, "_record", heard)
         status, said = call(*words)
     assert status == 130
     done = len(list(Path("runs/labels").rglob("*.json")))
@@ -114,7 +114,7 @@ def test_asked_to_stop_label_keeps_what_is_done(
     assert len(read("labelled/dataset.extxyz", ":")) == done
     status, said = call(*words)
     assert status == 0
-    assert f"{12 - done} computed, {done} known, 0 rejected" in said
+    assert f"{12 - done} computed, {done} cached, 0 rejected" in said
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert (works, said) == (False, "lacks the pair style deepmd")
     (store,) = (doctor._place("DPSTREAM_SCRATCH", tmp_path / "none"),)
     assert (store.state, store.fix) == ("missing", "set DPSTREAM_SCRATCH")
-    monkeypatch.setattr(doctor, "ROOM", 1e18)
+    monkeypatch.setattr(doctor, "LEAST_FREE", 1e18)
     assert doctor._disk(str(tmp_path)).state == "missing"
 
 
