@@ -94,7 +94,7 @@ def test_dpdatas_formats_and_how_a_custom_program_fails() -> None:
     ]
     assert str(found[0]).startswith("not-converged")
     assert str(found[1]).startswith("one-energy")
-    assert "left no no-such" in str(found[1])
+    assert "wrote no no-such" in str(found[1])
     assert "cannot be read as deepmd/npy" in str(found[2])
 
 

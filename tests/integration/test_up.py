@@ -169,7 +169,7 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     assert "small" in (site.folder / "report.html").read_text()
     assert "the final model" in site.user("export")
 
-    assert set(site.call("down").removeprefix("ended: ").strip().split(", ")) == ALL
+    assert set(site.call("down").removeprefix("stopped: ").strip().split(", ")) == ALL
     assert site.processes() == []
     assert site.call("down") == "nothing was running\n"
 
@@ -244,7 +244,7 @@ def test_a_missing_store_is_said_with_its_remedy(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("up", "--dir", "taken"), "--dir: {here}/taken: holds something else (thesis.tex); "),
+        (("up", "--dir", "taken"), "--dir: {here}/taken: contains other files (thesis.tex); "),
         (("up", "--dir", "file"), "--dir: {here}/file: cannot be used: "),
         (("up", "--dir", "file/below"), "--dir: {here}/file/below: cannot be used: "),
         (("up", "--workers", "labeler=many"), "--workers: 'labeler=many': expected trainer=N, "),
