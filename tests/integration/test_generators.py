@@ -331,7 +331,10 @@ def test_bad_input_is_one_line(dpstream: Any, tmp_path: Path) -> None:
         ([str(tmp_path / "no.xyz"), "--campaign", "endless"], "no.xyz: no such file"),
         ([good, "--campaign", "other"], "--campaign: 'other': no such campaign in the store"),
         ([good, "--campaign", "../x"], "--campaign: '../x': use at most 63 lower-case letters"),
-        ([good, "--campaign", "endless", "--generator", "A"], "--generator: 'A': use at most 63 lower-case letters"),
+        (
+            [good, "--campaign", "endless", "--generator", "A"],
+            "--generator: 'A': use at most 63 lower-case letters",
+        ),
         (["-", "--campaign", "endless"], "-: frame 1: 'x' is not a number of atoms"),
         (["--campaign", "endless"], "give either files, - or --watch DIR"),
     ]:
