@@ -165,7 +165,7 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     lost = [task for task, known in state.tasks.items() if known.status == "abandoned"]
     assert call("retry", "again", "nothing")[1].startswith("dpstream: TASK: 'nothing': no such")
     status, said = call("retry", "again", *(task[:13] for task in lost))
-    assert (status, said.count("\nagain: ")) == (0, len(lost))
+    assert (status, said.count("\nretrying ")) == (0, len(lost))
     one = call("logs", "again", "--task", lost[0])[1]
     assert len(one.splitlines()) < len(call("logs", "again")[1].splitlines())
     with deployment.prompt_worker():
@@ -271,7 +271,7 @@ def test_a_service_that_cannot_start_ends_the_run(
     none = "trainer=0,explorer=0,labeler=0"
     status, said = call("run", "small.yaml", "--workers", f"{none},coordinator=1")
     assert status == 2
-    assert "coordinator-0 ended with status 2: coordinator: DPSTREAM_LEASE_SECONDS: 'soon'" in said
+    assert "coordinator-0 ended with exit status 2: coordinator: DPSTREAM_LEASE_SECONDS: 'soon'" in said
 
 
 @pytest.mark.parametrize(
