@@ -4,7 +4,6 @@ object store."""
 from __future__ import annotations
 
 import signal
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ import httpx
 import pytest
 import yaml
 
-from dpstream import cli
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.services.coordinator.ledger.ledger import load_state, verdict
@@ -25,6 +23,7 @@ from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.settings import Settings
 from tests.support.campaign_simulator import CampaignSimulator
+from tests.support.command_line import run_command
 from tests.support.deployment import Deployment, wait_until
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
@@ -82,11 +81,8 @@ def call(
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SPEC))
 
     def called(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        status, out, err = run_command(monkeypatch, capsys, *words)
+        return status, out + err
 
     return called
 
@@ -271,7 +267,10 @@ def test_a_service_that_cannot_start_ends_the_run(
     none = "trainer=0,explorer=0,labeler=0"
     status, said = call("run", "small.yaml", "--workers", f"{none},coordinator=1")
     assert status == 2
-    assert "coordinator-0 ended with exit status 2: coordinator: DPSTREAM_LEASE_SECONDS: 'soon'" in said
+    assert (
+        "coordinator-0 ended with exit status 2: coordinator: DPSTREAM_LEASE_SECONDS: 'soon'"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

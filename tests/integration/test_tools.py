@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 
 import dpstream.commands.label
-from dpstream import cli
 from dpstream.commands import doctor
 from dpstream.inputs.read_labelled import read_labelled
 from dpstream.properties.calculators import RecipeCalculator
@@ -27,6 +25,7 @@ from dpstream.running.recipe_file import read_recipe
 from dpstream.shared.errors import Permanent
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
+from tests.support.command_line import run_command
 
 EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
 Call = Callable[..., tuple[int, str]]
@@ -42,11 +41,8 @@ def call(
     (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
 
     def called(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capfd.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        status, out, err = run_command(monkeypatch, capfd, *words)
+        return status, out + err
 
     return called
 

@@ -21,7 +21,6 @@ import yaml
 
 import dpstream.commands.campaigns
 import dpstream.commands.run_local
-from dpstream import cli
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
@@ -31,6 +30,7 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.messages import CampaignFinished, CampaignPaused
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
+from tests.support.command_line import run_command
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
@@ -68,11 +68,7 @@ def call(
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(SPEC))
 
     def called(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        return run_command(monkeypatch, capsys, *words)
 
     return called
 

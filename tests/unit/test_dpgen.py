@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 import yaml
 from deepmd.utils.argcheck import normalize
 
-from dpstream import cli
 from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
 from dpstream.dpgen.key_page import markdown
 from dpstream.dpgen.key_table import read, without_comments
@@ -33,6 +31,7 @@ from dpstream.shared.spec import LabelSettings, Spec, TrustLevels
 from dpstream.shared.spec.engines import Pimd
 from dpstream.shared.spec.inline_files import with_texts
 from tests.support import dpgen_keys, dpgen_methane
+from tests.support.command_line import run_command
 
 HERE = Places(Path("/home/me/run"), Path("/home/me/run"))
 
@@ -532,11 +531,8 @@ def call(
     monkeypatch.setenv("COLUMNS", "200")
 
     def called(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dpstream", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        status, out, err = run_command(monkeypatch, capsys, *words)
+        return status, out + err
 
     return called
 

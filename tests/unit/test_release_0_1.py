@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpstream import cli
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
@@ -20,6 +18,7 @@ from dpstream.services.coordinator.ledger.ledger import (
     read_segments,
 )
 from dpstream.shared.messages import AuditDone, StructuresJudged
+from tests.support.command_line import run_command
 from tests.support.release_0_1 import (
     NAMES,
     RENAMED_TAGS,
@@ -59,13 +58,10 @@ def call(
     monkeypatch.setenv("COLUMNS", "200")
 
     def called(campaign: OldCampaign, *words: str) -> str:
-        line = ["dpstream", *words, campaign.name, "--root", str(campaign.root)]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert not ended.value.code, printed.err
-        return printed.out
+        line = (*words, campaign.name, "--root", campaign.root)
+        status, out, err = run_command(monkeypatch, capsys, *line)
+        assert status == 0, err
+        return out
 
     return called
 
