@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -196,6 +197,10 @@ class Chosen(Value):
     deviation: float = Field(description="max force deviation, eV/Å")
     weight: float = Field(default=1.0, description="inverse inclusion probability")
     reason: str
+
+    def frame_ref(self, batches: Sequence[Ref]) -> FrameRef:
+        """The frame, given the batches of its event."""
+        return FrameRef(batch=batches[self.batch], index=self.index, key=self.key)
 
 
 def is_offered(trajectory: str) -> bool:

@@ -38,6 +38,8 @@ M = TypeVar("M", bound=m.Message)
 
 NEVER_LEARNED = ("audit", "property")
 """Purposes of labels that models are tested on and never trained on."""
+Purpose = Literal["initial", "train", "audit", "proposed", "property"]
+"""What a label was requested for."""
 TaskStatus = Literal["open", "running", "lost", "done", "abandoned", "cancelled"]
 FrameStatus = Literal["waiting", "pending", "labelled", "rejected", "revoked"]
 
@@ -79,7 +81,7 @@ class KnownFrame:
     """A frame whose label was requested. *waiting*: in no label task yet."""
 
     ref: FrameRef
-    purpose: Literal["initial", "train", "audit", "proposed", "property"]
+    purpose: Purpose
     """*proposed*: a generator requested its label directly; *property*: the models' properties are
     compared with those that follow from it."""
     status: FrameStatus = "waiting"

@@ -19,7 +19,7 @@ from dpstream.services.coordinator.apply.tasks import (
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import KnownFrame, Round, State, Task
 from dpstream.shared import messages as m
-from dpstream.shared.values import Chosen, Counts, FrameRef, PoolItem, is_offered
+from dpstream.shared.values import Chosen, Counts, PoolItem, is_offered
 
 
 def explore_issued(state: State, command: m.Explore) -> State:
@@ -167,7 +167,7 @@ def _chosen_frame(
     event: m.CandidatesSelected, choice: Chosen, purpose: Literal["train", "audit"]
 ) -> KnownFrame:
     return KnownFrame(
-        ref=FrameRef(batch=event.batches[choice.batch], index=choice.index, key=choice.key),
+        ref=choice.frame_ref(event.batches),
         purpose=purpose,
         stage=-1 if is_offered(choice.trajectory) else event.stage,
         version=choice.version,

@@ -8,9 +8,9 @@ report counts them, and the export takes its data sets from them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from dpstream.services.coordinator.state import NEVER_LEARNED
+from dpstream.services.coordinator.state import NEVER_LEARNED, Purpose
 from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared.messages import (
     CampaignSubmitted,
@@ -25,8 +25,6 @@ from dpstream.shared.messages import (
     Train,
 )
 from dpstream.shared.values import Accepted, Chosen, Dataset, FrameRef, FrameVerdict, Ref, Rejected
-
-Purpose = Literal["initial", "train", "audit", "proposed", "property"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ class History(Projection):
         picked: dict[Purpose, tuple[Chosen, ...]] = {"train": event.labels, "audit": event.audits}
         for purpose, picks in picked.items():
             for chosen in picks:
-                ref = FrameRef(
-                    batch=event.batches[chosen.batch], index=chosen.index, key=chosen.key
-                )
+                ref = chosen.frame_ref(event.batches)
                 life = FrameHistory(ref, purpose, event.time, chosen, event)
                 self.lives.setdefault(chosen.key, life)
 
