@@ -79,7 +79,7 @@ CASES = {
         "methane_committee",
         refused={
             "there is no atom H9": {"variables": [{**BOND, "groups": [["C1"], ["H9"]]}]},
-            "line 2.*leaves": {"input": "colvar {\n indexFile /etc/passwd\n}\n"},
+            "line 2.*outside": {"input": "colvar {\n indexFile /etc/passwd\n}\n"},
         },
     ),
     "potential": Case(

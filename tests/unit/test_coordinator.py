@@ -162,7 +162,7 @@ def test_a_crash_between_any_two_acts_loses_nothing(
     after = CoordinatorHarness(FolderStore(tmp_path), world=harness.world)
     after.coordinator.open("world", workers_are_gone=True)
     if "ack" not in recorder.acts:
-        after.publish(*events)  # the broker delivers again what nobody acknowledged
+        after.publish(*events)  # the broker delivers unacknowledged messages again
     state = after.finish()
     undisturbed = CoordinatorHarness(FolderStore(tmp_path / "quiet"))
     undisturbed.submit(small())
@@ -673,9 +673,7 @@ def test_an_outage_acknowledges_nothing_and_the_same_events_count_once(
     failing[0] = False
     assert harness.finish().finished
     assert load_state(store, "world").dumps() == open_campaign.state.dumps()
-    assert harness.coordinator.open_campaigns["world"] is open_campaign, (
-        "whoever watches it goes on watching"
-    )
+    assert harness.coordinator.open_campaigns["world"] is open_campaign, "watchers keep watching it"
 
 
 def test_an_outage_of_one_campaigns_objects_holds_up_no_other(store: FolderStore) -> None:

@@ -266,7 +266,7 @@ OWN = {
     m.TaskAbandoned,
     m.CampaignFinished,
 }
-"""Decisions of the coordinator that nobody else may publish."""
+"""Decisions that only the coordinator may publish."""
 
 
 # ------------------------------------------------------------------------------- shown

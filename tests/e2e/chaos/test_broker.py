@@ -1,4 +1,4 @@
-"""A broker that dies, forgets, repeats itself, or brings what nobody can read."""
+"""A broker that is killed, loses its data, repeats messages, or delivers unreadable ones."""
 
 from __future__ import annotations
 
