@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands import deployment as remote
+from dpstream.commands import deployment
 from dpstream.commands.access import access
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
@@ -272,14 +272,14 @@ app.add_typer(library, name="library")
 # ------------------------------------------------------------------------------ deployment
 
 
-app.command()(remote.submit)
-app.command("list")(remote.list_)
-app.command()(remote.watch)
-app.command()(remote.logs)
-app.command()(remote.pause)
-app.command()(remote.resume)
-app.command()(remote.cancel)
-app.command()(remote.retry)
+app.command()(deployment.submit)
+app.command("list")(deployment.list_)
+app.command()(deployment.watch)
+app.command()(deployment.logs)
+app.command()(deployment.pause)
+app.command()(deployment.resume)
+app.command()(deployment.cancel)
+app.command()(deployment.retry)
 app.command()(access)
 app.command()(propose)
 app.command()(up)

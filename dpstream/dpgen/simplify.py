@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import AliasChoices, Field, ValidationError
 
-from dpstream.dpgen import param_model as values
+from dpstream.dpgen import param_model
 from dpstream.dpgen.fp_style import FpParam
 from dpstream.dpgen.key_table import KeyLine, account, mapped, refused, unused
 from dpstream.dpgen.keys import DATA, LABELING, TRAINING
@@ -55,7 +55,7 @@ OWN = {key.name for key in SIMPLIFY}
 TABLE = (*(key for key in (*DATA, *TRAINING, *LABELING) if key.name not in OWN), *SIMPLIFY)
 
 
-class SimplifyParam(values.ParamSection):
+class SimplifyParam(param_model.ParamSection):
     pick_data: str | list[str] = Field(min_length=1)
     labeled: bool = False
     init_pick_number: int = Field(ge=1)
@@ -132,7 +132,7 @@ def _validated(document: Mapping[str, Any]) -> SimplifyParam:
         raise SpecError(explain(error, SimplifyParam)) from error
 
 
-def _training(document: Mapping[str, Any]) -> values.RunParam:
+def _training(document: Mapping[str, Any]) -> param_model.RunParam:
     """The training keys, validated as those of `run`; placeholders replace the keys of `run` that
     `simplify` lacks."""
     absent = {
@@ -146,6 +146,6 @@ def _training(document: Mapping[str, Any]) -> values.RunParam:
     }
     own = {key: value for key, value in document.items() if key not in OWN}
     try:
-        return values.RunParam.model_validate({**own, **absent})
+        return param_model.RunParam.model_validate({**own, **absent})
     except ValidationError as error:
-        raise SpecError(explain(error, values.RunParam)) from error
+        raise SpecError(explain(error, param_model.RunParam)) from error

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import dpstream.services.explorer.handlers as explorer
-import dpstream.services.explorer.resources as explorer_bench
 import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
@@ -146,13 +146,13 @@ def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any,
         return (
             "explore",
             explorer.HANDLERS,
-            explorer_bench.ExplorerResources(scratch, formats=formats),
+            ExplorerResources(scratch, formats=formats),
         )
     if service == "judge":
         return (
             "judge",
             explorer.HANDLERS,
-            explorer_bench.ExplorerResources(scratch, formats=formats),
+            ExplorerResources(scratch, formats=formats),
         )
     resources = LabelerResources.for_local_run(scratch, spec.labels)
     return f"label.{spec.labels.capability}", labeler.HANDLERS, resources

@@ -29,7 +29,6 @@ from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
 )
-from dpstream.shared.atoms.frames import FrameLabel as FrameLabel
 from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from dpstream.shared.runtime.context import Context, Handler

@@ -32,12 +32,12 @@ from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
+    FrameLabel,
     canonical,
     decode_labelled,
     encode_labelled,
     frame_key,
 )
-from dpstream.shared.atoms.frames import FrameLabel as FrameLabel
 from dpstream.shared.errors import EngineCrashed, EngineError, NotFound, Permanent
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import SHIPPED
-from dpstream.shared.atoms.frames import FrameLabel as FrameLabel
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe

@@ -27,8 +27,7 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.store.folder import FolderStore
 from tests.support.campaign_simulator import key
-from tests.support.coordinator import CoordinatorHarness as Site
-from tests.support.coordinator import first_task, small
+from tests.support.coordinator import CoordinatorHarness, first_task, small
 from tests.support.faulty_adapters import FlakyStore
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -36,11 +35,11 @@ TOKEN = "a token of some length"
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(FolderStore(tmp_path))
+def site(tmp_path: Path) -> CoordinatorHarness:
+    return CoordinatorHarness(FolderStore(tmp_path))
 
 
-def client(site: Site, token: str | None = None, **options: Any) -> TestClient:
+def client(site: CoordinatorHarness, token: str | None = None, **options: Any) -> TestClient:
     read_access = ReadAccess(site.coordinator)
     app = make_app(
         read_access, CoordinatorMetrics(read_access), SecretStr(token) if token else None
@@ -48,7 +47,7 @@ def client(site: Site, token: str | None = None, **options: Any) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8080", **options)
 
 
-def get(site: Site, path: str) -> Any:
+def get(site: CoordinatorHarness, path: str) -> Any:
     answer = client(site).get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -57,7 +56,7 @@ def get(site: Site, path: str) -> Any:
 # ---------------------------------------------------------------------------------- campaigns
 
 
-def test_a_campaign_at_work(site: Site) -> None:
+def test_a_campaign_at_work(site: CoordinatorHarness) -> None:
     open_campaign = site.submit(small())
     while (
         open_campaign.state.exploration.round is None
@@ -89,7 +88,7 @@ def test_a_campaign_at_work(site: Site) -> None:
     }
 
 
-def test_the_members_errors_and_the_audit_are_told(site: Site) -> None:
+def test_the_members_errors_and_the_audit_are_told(site: CoordinatorHarness) -> None:
     open_campaign = site.submit(small())
     while not open_campaign.state.committee.version:
         site.work()
@@ -105,7 +104,7 @@ def test_the_members_errors_and_the_audit_are_told(site: Site) -> None:
     assert one["audit"]["frames"] == audit.frames
 
 
-def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
+def test_an_unbounded_audit_error_is_told_as_none(site: CoordinatorHarness) -> None:
     open_campaign = site.submit(small())
     while open_campaign.state.exploration.stage.audit is None:
         site.work()
@@ -118,7 +117,7 @@ def test_an_unbounded_audit_error_is_told_as_none(site: Site) -> None:
     assert get(site, "/campaigns/world")["audit"]["force_upper"] is None
 
 
-def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
+def test_a_campaign_that_needs_a_person_says_why(site: CoordinatorHarness) -> None:
     site.submit(small())
     site.publish(m.CampaignPaused(id="p", campaign="world", time=0.0, why="the power goes"))
     site.step()
@@ -126,7 +125,7 @@ def test_a_campaign_that_needs_a_person_says_why(site: Site) -> None:
     assert (one["standing"], one["paused"]) == ("paused", "the power goes")
 
 
-def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> None:
+def test_campaigns_that_ended_earlier_are_read_from_the_store(site: CoordinatorHarness) -> None:
     site.submit(small())
     state = site.finish()
     site.restart().open_all()
@@ -139,7 +138,7 @@ def test_campaigns_that_ended_earlier_are_read_from_the_store(site: Site) -> Non
     assert get(site, "/campaigns/world/labels?limit=1")[0]["key"] == min(state.labels.frames)
 
 
-def test_a_broken_campaign_and_dead_letters_are_shown(site: Site) -> None:
+def test_a_broken_campaign_and_dead_letters_are_shown(site: CoordinatorHarness) -> None:
     site.store.put("campaigns/sick/spec.json", b"{}")
     site.store.put("deadletters/" + "0" * 64, b"?")
     site.coordinator.open_all()
@@ -151,7 +150,7 @@ def test_a_broken_campaign_and_dead_letters_are_shown(site: Site) -> None:
 # ----------------------------------------------------------------------------- tasks and labels
 
 
-def test_tasks_name_their_worker_and_progress(site: Site) -> None:
+def test_tasks_name_their_worker_and_progress(site: CoordinatorHarness) -> None:
     _, command = first_task(site)
     site.publish(site.world.answer(command)[0])
     site.heartbeat(command)
@@ -172,7 +171,7 @@ def test_tasks_name_their_worker_and_progress(site: Site) -> None:
     assert len(get(site, "/campaigns/world/tasks?limit=1&offset=1")) == 1
 
 
-def test_labels_by_status(site: Site) -> None:
+def test_labels_by_status(site: CoordinatorHarness) -> None:
     open_campaign, command = first_task(site)
     site.claim(command)
     site.publish(*site.world.answer(command))
@@ -184,7 +183,7 @@ def test_labels_by_status(site: Site) -> None:
     assert len(get(site, "/campaigns/world/labels")) == 6
 
 
-def test_why_a_frame_was_labelled(site: Site) -> None:
+def test_why_a_frame_was_labelled(site: CoordinatorHarness) -> None:
     site.submit(small())
     lines = get(site, f"/campaigns/world/why/{key('initial', 0)[:12]}")["lines"]
     assert lines[0] == f"frame {key('initial', 0)}"
@@ -207,18 +206,20 @@ def test_why_a_frame_was_labelled(site: Site) -> None:
         ("/docs", 404),
     ],
 )
-def test_what_is_not_there_or_makes_no_sense(site: Site, path: str, status: int) -> None:
+def test_what_is_not_there_or_makes_no_sense(
+    site: CoordinatorHarness, path: str, status: int
+) -> None:
     site.submit(small())
     assert client(site).get(path).status_code == status
 
 
-def test_nothing_can_be_changed(site: Site) -> None:
+def test_nothing_can_be_changed(site: CoordinatorHarness) -> None:
     site.submit(small())
     for path in ("/campaigns", "/campaigns/world", "/metrics", "/"):
         assert client(site).post(path, json={}).status_code == 405
 
 
-def test_an_outage_of_the_store_is_no_fault_of_the_api(site: Site) -> None:
+def test_an_outage_of_the_store_is_no_fault_of_the_api(site: CoordinatorHarness) -> None:
     site.submit(small())
     site.coordinator.store = FlakyStore(site.store, lambda operation: True)
     answer = client(site).get("/campaigns/world/why/00")
@@ -226,7 +227,7 @@ def test_an_outage_of_the_store_is_no_fault_of_the_api(site: Site) -> None:
     assert client(site).get("/campaigns/world").status_code == 200
 
 
-def test_the_api_describes_itself(site: Site) -> None:
+def test_the_api_describes_itself(site: CoordinatorHarness) -> None:
     described = get(site, "/openapi.json")
     assert described["openapi"].startswith("3.")
     assert "/campaigns/{name}/why/{frame}" in described["paths"]
@@ -235,7 +236,7 @@ def test_the_api_describes_itself(site: Site) -> None:
 # ------------------------------------------------------------------------------------- metrics
 
 
-def test_metrics_count_what_the_books_hold(site: Site) -> None:
+def test_metrics_count_what_the_books_hold(site: CoordinatorHarness) -> None:
     read_access = ReadAccess(site.coordinator)
     metrics = CoordinatorMetrics(read_access)
     open_campaign = site.submit(small())
@@ -259,8 +260,10 @@ def test_metrics_count_what_the_books_hold(site: Site) -> None:
     assert open_campaign.state.committee.version == 0
 
 
-def test_two_coordinators_in_one_process_do_not_share_metrics(site: Site, tmp_path: Path) -> None:
-    other = Site(FolderStore(tmp_path / "other"))
+def test_two_coordinators_in_one_process_do_not_share_metrics(
+    site: CoordinatorHarness, tmp_path: Path
+) -> None:
+    other = CoordinatorHarness(FolderStore(tmp_path / "other"))
     first, second = (
         CoordinatorMetrics(ReadAccess(site.coordinator)),
         CoordinatorMetrics(ReadAccess(other.coordinator)),
@@ -273,7 +276,7 @@ def test_two_coordinators_in_one_process_do_not_share_metrics(site: Site, tmp_pa
 # -------------------------------------------------------------------------------------- health
 
 
-def test_ready_is_who_is_connected_and_alive_who_turns(site: Site) -> None:
+def test_ready_is_who_is_connected_and_alive_who_turns(site: CoordinatorHarness) -> None:
     asked = client(site)
     assert asked.get("/readyz").status_code == 503
     assert asked.get("/healthz").status_code == 200
@@ -283,7 +286,7 @@ def test_ready_is_who_is_connected_and_alive_who_turns(site: Site) -> None:
     assert asked.get("/healthz").status_code == 503
 
 
-def test_an_outage_makes_it_unready_and_not_dead(site: Site) -> None:
+def test_an_outage_makes_it_unready_and_not_dead(site: CoordinatorHarness) -> None:
     bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
     site.coordinator.bus = bus
     stopping = threading.Event()
@@ -328,7 +331,9 @@ BASIC = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
         "Bearer \u00e4".encode("latin-1"),
     ],
 )
-def test_without_the_token_nothing_is_told(site: Site, path: str, header: Any) -> None:
+def test_without_the_token_nothing_is_told(
+    site: CoordinatorHarness, path: str, header: Any
+) -> None:
     headers = {"Authorization": header} if header else {}
     answer = client(site, TOKEN).get(path, headers=headers)
     assert answer.status_code == 401
@@ -337,19 +342,21 @@ def test_without_the_token_nothing_is_told(site: Site, path: str, header: Any) -
 
 
 @pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Basic {BASIC}"])
-def test_with_the_token_everything_is(site: Site, header: str) -> None:
+def test_with_the_token_everything_is(site: CoordinatorHarness, header: str) -> None:
     site.submit(small())
     asked = client(site, TOKEN, headers={"Authorization": header})
     assert {asked.get(path).status_code for path in PATHS} == {200}
 
 
-def test_health_needs_no_token(site: Site) -> None:
+def test_health_needs_no_token(site: CoordinatorHarness) -> None:
     asked = client(site, TOKEN)
     assert asked.get("/healthz").status_code == 200
     assert asked.get("/readyz").status_code == 503
 
 
-def test_without_a_token_no_other_name_than_this_machines_is_answered(site: Site) -> None:
+def test_without_a_token_no_other_name_than_this_machines_is_answered(
+    site: CoordinatorHarness,
+) -> None:
     asked = client(site)
     for host, status in (("127.0.0.1:8080", 200), ("localhost", 200), ("evil.example", 400)):
         assert asked.get("/campaigns", headers={"Host": host}).status_code == status
@@ -383,7 +390,7 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.fixture
-def served(site: Site) -> Iterator[str]:
+def served(site: CoordinatorHarness) -> Iterator[str]:
     site.submit(small())
     read_access = ReadAccess(site.coordinator)
     with serving(make_app(read_access, CoordinatorMetrics(read_access), None), "127.0.0.1", 0) as (
@@ -393,7 +400,9 @@ def served(site: Site) -> Iterator[str]:
         yield f"http://{host}:{port}"
 
 
-def test_it_answers_over_http_while_the_campaign_goes_on(site: Site, served: str) -> None:
+def test_it_answers_over_http_while_the_campaign_goes_on(
+    site: CoordinatorHarness, served: str
+) -> None:
     seen, over, begun = set[str](), threading.Event(), threading.Event()
 
     def ask() -> None:
@@ -423,7 +432,7 @@ def test_the_dashboard_is_one_page_that_loads_nothing_from_elsewhere(served: str
     assert "innerHTML" not in answer.text
 
 
-def test_an_address_in_use_is_one_line(site: Site, served: str) -> None:
+def test_an_address_in_use_is_one_line(site: CoordinatorHarness, served: str) -> None:
     port = int(served.rpartition(":")[2])
     read_access = ReadAccess(site.coordinator)
     app = make_app(read_access, CoordinatorMetrics(read_access), None)

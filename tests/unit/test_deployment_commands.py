@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import dpstream.running.connection as deployment
-from dpstream import cli
+from dpstream.running import connection
 from dpstream.running.connection import FollowedCampaign, heard, say_it, word
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
@@ -24,6 +22,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
 from tests.support import sample_ledger
+from tests.support.command_line import run_command
 from tests.support.coordinator import CoordinatorHarness, first_task, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -41,11 +40,8 @@ def call(
         monkeypatch.delenv(variable, raising=False)
 
     def called(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dpstream", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        status, out, err = run_command(monkeypatch, capsys, *words)
+        return status, out + err
 
     return called
 
@@ -196,7 +192,7 @@ def followed(harness: CoordinatorHarness) -> FollowedCampaign:
 def test_heartbeats_and_events_are_news(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "LOOK", 0.01)
     _, task = first_task(harness)
     seen = followed(harness)
     assert seen.goes_on()
@@ -211,7 +207,7 @@ def test_heartbeats_and_events_are_news(
 def test_without_news_the_ledger_is_left_alone(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "LOOK", 0.01)
     harness.submit(small())
     seen, looks = followed(harness), list[int]()
     update = seen.reading.update
@@ -224,7 +220,7 @@ def test_without_news_the_ledger_is_left_alone(
 def test_a_watch_ends_with_its_campaign(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "LOOK", 0.01)
     harness.submit(small())
     seen, console = followed(harness), Console(record=True, width=200, force_terminal=False)
     working = threading.Thread(target=harness.finish)
@@ -241,7 +237,7 @@ def test_a_watch_ends_with_its_campaign(
 def test_a_word_is_heard_once_the_ledger_holds_it(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "LOOK", 0.01)
     harness.submit(small())
     pause = word(m.CampaignPaused, "world", why="x")
     say_it(harness.bus, pause)
@@ -253,4 +249,4 @@ def test_a_word_is_heard_once_the_ledger_holds_it(
 
 def test_no_word_without_a_broker() -> None:
     with pytest.raises(SpecError, match="--broker: missing"):
-        deployment.open_bus(None)
+        connection.open_bus(None)

@@ -10,7 +10,7 @@ import yaml
 from ase.build import bulk, molecule
 
 from dpstream.commands.options import prepared
-from dpstream.inputs import systems as starting
+from dpstream.inputs import systems
 from dpstream.inputs.gather import gather
 from dpstream.inputs.read_labelled import read_ase
 from dpstream.running.submit import submit
@@ -127,7 +127,7 @@ def test_structures_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         read.append(path)
         return read_ase(path)
 
-    monkeypatch.setattr(starting, "read_ase", counted)
+    monkeypatch.setattr(systems, "read_ase", counted)
     system = {"structures": ["h2.xyz"], "label": {"multiplicity": 1}}
     stage = {"name": "warm", "systems": ["h2"], "temperatures": [300]}
     sections = {

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.rules import convergence
-from dpstream.services.coordinator.rules import property_tolerance as properties
+from dpstream.services.coordinator.rules import convergence, property_tolerance
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
@@ -156,7 +155,7 @@ def test_one_number_beyond_its_tolerance_is_enough(
     state = State(spec=of.model_copy(update={"verification": verification}))
     numbers = [*others, off, *others]
     found = [Compared(property=0, name="x", model=1 + n, recipe=1.0) for n in numbers]
-    failure = properties.failure(state, found)
+    failure = property_tolerance.failure(state, found)
     assert (failure is None) == (abs((1 + off) - 1.0) <= tolerance)
     if failure is not None:
         assert failure.startswith(f"x of methane off by {abs(off):.1%}")
@@ -165,10 +164,12 @@ def test_one_number_beyond_its_tolerance_is_enough(
 def test_what_cannot_be_compared_is_beyond_every_tolerance() -> None:
     state = State(spec=wanting())
     flat = Compared(property=0, name="volume", recipe=16.0, why="by the models: no minimum")
-    assert properties.failure(state, [flat]) == "volume of methane: by the models: no minimum"
-    assert properties.failure(state, []) == "no property was measured"
+    assert (
+        property_tolerance.failure(state, [flat]) == "volume of methane: by the models: no minimum"
+    )
+    assert property_tolerance.failure(state, []) == "no property was measured"
     zero = Compared(property=0, name="C12", unit="GPa", model=1.0, recipe=0.0)
-    assert properties.failure(state, [zero]) is not None
+    assert property_tolerance.failure(state, [zero]) is not None
     assert convergence.awaits_properties(state) is False
 
 

@@ -29,7 +29,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.errors import NotFound, SpecError
 from dpstream.shared.values import Condition, Counts, Trust
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 VOID = {"meta", "br"}
 
@@ -101,12 +101,12 @@ def _parsed(html: str) -> Wellformed:
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(told.write_sample(tmp_path_factory.mktemp("told")), told.NAME)
+    return render(sample_ledger.write_sample(tmp_path_factory.mktemp("told")), sample_ledger.NAME)
 
 
 @pytest.fixture
 def view(tmp_path: Path) -> CampaignView:
-    return CampaignView.read(told.write_sample(tmp_path), told.NAME)
+    return CampaignView.read(sample_ledger.write_sample(tmp_path), sample_ledger.NAME)
 
 
 # ------------------------------------------------------------------------------- the page
@@ -131,7 +131,7 @@ def test_no_chart_has_a_coordinate_that_is_no_number(html: str) -> None:
 
 
 def test_the_same_ledger_gives_the_same_bytes(html: str, tmp_path: Path) -> None:
-    assert render(told.write_sample(tmp_path / "again"), told.NAME) == html
+    assert render(sample_ledger.write_sample(tmp_path / "again"), sample_ledger.NAME) == html
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_words_of_a_chart_are_text(html: str, chart: str, words: set[str]) -
             {
                 "0.0316 to 0.0422 eV/Å: 2 frames, 40 %",
                 "0.178 to 0.237 eV/Å: 3 frames, 60 %",
-                f"{told.KEYS[told.AUDITED][:8]}: ε 0.02, ε̂ 0.05 eV/Å, accurate",
+                f"{sample_ledger.KEYS[sample_ledger.AUDITED][:8]}: ε 0.02, ε̂ 0.05 eV/Å, accurate",
             },
         ),
         (
@@ -241,62 +241,64 @@ def test_first_principles_labels_carry_no_banner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"xc": "pbe", "basis": "def2-svp"}
-    recipe = told.RECIPE.model_copy(update={"code": "pyscf", "settings": settings})
-    monkeypatch.setattr(told, "RECIPE", recipe)
-    assert "emi-empirical" not in render(told.write_sample(tmp_path), told.NAME)
+    recipe = sample_ledger.RECIPE.model_copy(update={"code": "pyscf", "settings": settings})
+    monkeypatch.setattr(sample_ledger, "RECIPE", recipe)
+    assert "emi-empirical" not in render(sample_ledger.write_sample(tmp_path), sample_ledger.NAME)
 
 
-@pytest.mark.parametrize("tell", [told.write_beginning, told.write_half])
+@pytest.mark.parametrize("tell", [sample_ledger.write_beginning, sample_ledger.write_half])
 def test_an_unfinished_campaign_has_a_report(tmp_path: Path, tell: object) -> None:
     assert callable(tell)
-    html = render(tell(tmp_path), told.NAME)
+    html = render(tell(tmp_path), sample_ledger.NAME)
     _parsed(html)
     assert "under way" in html
 
 
 def test_the_running_round_is_shown_before_its_verdict(tmp_path: Path) -> None:
-    html = render(told.write_half(tmp_path), told.NAME)
+    html = render(sample_ledger.write_half(tmp_path), sample_ledger.NAME)
     assert "the running round: 2 of 10 accurate, 20 %" in html
 
 
 def test_force_parity_where_the_audit_tells_it(tmp_path: Path) -> None:
     parity = {"label": [0.0, 1.0, -1.0], "model": [0.1, 1.0, -1.0]}
-    html = render(told.write_sample(tmp_path, parity=parity), told.NAME)
+    html = render(sample_ledger.write_sample(tmp_path, parity=parity), sample_ledger.NAME)
     assert "3 components, RMSE 0.0577 eV/Å" in html
 
 
 def test_cleared_results_cost_only_their_chart(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path)
+    store = sample_ledger.write_sample(tmp_path)
     store.delete("campaigns/told/results/pairs.json")
-    html = render(store, told.NAME)
+    html = render(store, sample_ledger.NAME)
     assert "true max-atom error" not in html
     assert "not converged" in html
 
 
 def test_deadletters_are_counted(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path)
+    store = sample_ledger.write_sample(tmp_path)
     store.put("deadletters/abc", b"?")
-    assert "1 undecodable messages" in render(store, told.NAME)
+    assert "1 undecodable messages" in render(store, sample_ledger.NAME)
 
 
 def test_it_replaces_an_older_report(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path / "root")
+    store = sample_ledger.write_sample(tmp_path / "root")
     path = tmp_path / "report.html"
     path.write_text("old")
-    write_report(store, told.NAME, path)
+    write_report(store, sample_ledger.NAME, path)
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["report.html"]
 
 
 def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path / "root")
+    store = sample_ledger.write_sample(tmp_path / "root")
     with pytest.raises(SpecError, match="cannot be written"):
-        write_report(store, told.NAME, tmp_path / "nowhere" / "report.html")
+        write_report(store, sample_ledger.NAME, tmp_path / "nowhere" / "report.html")
 
 
 def test_a_campaign_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        write_report(told.write_sample(tmp_path / "root"), "other", tmp_path / "report.html")
+        write_report(
+            sample_ledger.write_sample(tmp_path / "root"), "other", tmp_path / "report.html"
+        )
 
 
 # ------------------------------------------------------------------------------- projections
@@ -307,7 +309,7 @@ def test_a_chunk_delivered_twice_counts_once(view: CampaignView) -> None:
 
 
 def test_checks_cut_off_count_as_failed(tmp_path: Path) -> None:
-    view = CampaignView.read(told.write_half(tmp_path), told.NAME)
+    view = CampaignView.read(sample_ledger.write_half(tmp_path), sample_ledger.NAME)
     counts = Counts(accurate=2, candidate=3, failed=5)
     assert view.overview.shares == {"methane 50 K": counts}
     assert view.overview.counts == counts
@@ -326,13 +328,13 @@ def test_trust_levels_in_force(view: CampaignView) -> None:
     rounds = view.rounds
     rounds.add(later)
     found = [rounds.trust_at((0, version)) for version in (0, 1, 3, 4)]
-    assert found == [None, told.TRUST, told.TRUST, later.trust]
+    assert found == [None, sample_ledger.TRUST, sample_ledger.TRUST, later.trust]
     assert rounds.trust_at((1, 5)) is None
 
 
 def _told(*messages: m.Message) -> CampaignView:
     """A campaign with nothing but these messages in its ledger."""
-    return CampaignView(reduce(apply, messages, State(spec=told.spec())), messages)
+    return CampaignView(reduce(apply, messages, State(spec=sample_ledger.spec())), messages)
 
 
 def _judged(verdict: str) -> m.TrainingJudged:
@@ -385,7 +387,7 @@ def _span(kind: str, start: float, end: float, worker: str = "w") -> Span:
 
 
 def test_spans_from_claim_to_result(tmp_path: Path) -> None:
-    spans = Work.of(read_messages(told.write_sample(tmp_path), told.NAME)).spans()
+    spans = Work.of(read_messages(sample_ledger.write_sample(tmp_path), sample_ledger.NAME)).spans()
     explored = [span for span in spans if span.kind == "explore"]
     assert [(s.worker, s.end - s.start, s.outcome) for s in explored] == [("explorer-0", 1, "done")]
     assert {span.service for span in spans} == {"trainer", "explorer", "labeler"}
@@ -401,10 +403,12 @@ def _events(*kinds: type[m.TaskEvent]) -> list[m.Message]:
         task="t",
         title="verify",
         max_seconds=1.0,
-        spec=told.Ref.to("spec", b""),
-        model=told.Ref.to("model", b""),
+        spec=sample_ledger.Ref.to("spec", b""),
+        model=sample_ledger.Ref.to("model", b""),
         type_map=("C",),
-        structure=told.FrameRef(batch=told.Ref.to("b", b""), index=0, key="0" * 32),
+        structure=sample_ledger.FrameRef(
+            batch=sample_ledger.Ref.to("b", b""), index=0, key="0" * 32
+        ),
         seed=1,
     )
     events = [

@@ -6,36 +6,41 @@ import pytest
 
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.errors import SpecError
-from tests.support import sample_ledger as told
+from tests.support import sample_ledger
 
 
 def _text(tmp_path: Path, number: int) -> str:
-    return "\n".join(why(told.write_sample(tmp_path), told.NAME, told.KEYS[number]))
+    return "\n".join(
+        why(sample_ledger.write_sample(tmp_path), sample_ledger.NAME, sample_ledger.KEYS[number])
+    )
 
 
 def test_an_initial_frame(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.INITIAL)
+    text = _text(tmp_path, sample_ledger.INITIAL)
     assert "submitted with the campaign" in text
     assert "label accepted, found in the store" in text
     assert "dataset version 1, first trained on by committee 1" in text
 
 
 def test_a_chosen_frame_from_trajectory_to_training(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.TRAINED)
-    assert f"found in trajectory {told.TRAJECTORY} (methane 50 K) at 0.1 ps by committee 1" in text
+    text = _text(tmp_path, sample_ledger.TRAINED)
+    assert (
+        f"found in trajectory {sample_ledger.TRAJECTORY} (methane 50 K) at 0.1 ps by committee 1"
+        in text
+    )
     assert "chosen for training in stage 1, under committee 1: random draw number 1" in text
     assert "label task label-2, attempt 1, taken by labeler-0" in text
     assert "dataset version 2, first trained on by the final model" in text
 
 
 def test_the_lines_come_in_the_order_of_life(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.TRAINED)
+    text = _text(tmp_path, sample_ledger.TRAINED)
     steps = ["found in", "chosen for", "label task", "label accepted", "dataset version"]
     assert [text.index(step) for step in steps] == sorted(text.index(step) for step in steps)
 
 
 def test_an_audit_frame_is_never_trained_on(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.AUDITED)
+    text = _text(tmp_path, sample_ledger.AUDITED)
     assert "chosen for the audit" in text
     assert "standing for 12 frames" in text
     assert "never trained on" in text
@@ -43,13 +48,13 @@ def test_an_audit_frame_is_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_rejected_frame_says_rule_and_detail(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.REJECTED)
-    assert f"rejected by the rule scf: {told.HOSTILE}" in text
+    text = _text(tmp_path, sample_ledger.REJECTED)
+    assert f"rejected by the rule scf: {sample_ledger.HOSTILE}" in text
     assert "in no dataset version" in text
 
 
 def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
-    text = _text(tmp_path, told.PASSED_OVER)
+    text = _text(tmp_path, sample_ledger.PASSED_OVER)
     assert "uploaded as candidate; never chosen for a label" in text
     assert "deviation 0.12" in text
     assert "refused limit of its trajectory reached: 1; this one: limit of its trajectory" in text
@@ -57,24 +62,27 @@ def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_frame_still_without_a_dataset(tmp_path: Path) -> None:
-    store = told.write_half(tmp_path)
-    assert why(store, told.NAME, told.KEYS[told.TRAINED])[-1] == "in no dataset version yet"
+    store = sample_ledger.write_half(tmp_path)
+    assert (
+        why(store, sample_ledger.NAME, sample_ledger.KEYS[sample_ledger.TRAINED])[-1]
+        == "in no dataset version yet"
+    )
 
 
 def test_the_beginning_of_a_key_is_enough(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path)
-    key = told.KEYS[told.TRAINED]
-    assert why(store, told.NAME, key[:12]) == why(store, told.NAME, key)
+    store = sample_ledger.write_sample(tmp_path)
+    key = sample_ledger.KEYS[sample_ledger.TRAINED]
+    assert why(store, sample_ledger.NAME, key[:12]) == why(store, sample_ledger.NAME, key)
 
 
 def test_an_unknown_key_names_near_ones(tmp_path: Path) -> None:
-    store = told.write_sample(tmp_path)
-    key = told.KEYS[told.TRAINED]
+    store = sample_ledger.write_sample(tmp_path)
+    key = sample_ledger.KEYS[sample_ledger.TRAINED]
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
     with pytest.raises(SpecError, match=f"no frame of told has such a key; near: .*{key}"):
-        why(store, told.NAME, wrong)
+        why(store, sample_ledger.NAME, wrong)
 
 
 def test_a_key_that_begins_several_frames(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="4 frames of told begin so: "):
-        why(told.write_sample(tmp_path), told.NAME, "")
+        why(sample_ledger.write_sample(tmp_path), sample_ledger.NAME, "")

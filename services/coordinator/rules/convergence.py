@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dpstream.services.coordinator.rules import property_tolerance as properties
+from dpstream.services.coordinator.rules import property_tolerance
 from dpstream.services.coordinator.state import ByCondition, Round, State
 from dpstream.shared.messages import Verified
 from dpstream.shared.spec.engines import AsGiven
@@ -85,11 +85,11 @@ def judge_training(state: State, trust: Trust) -> dict[str, Any]:
 def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str]:
     """Runs the convergence test of a round; the first criterion that fails is the reason."""
     failure = _failed_criterion(state)
-    if failure is None and properties.decide_now(state):
-        unattainable = properties.unattainable(state, _measured(state))
+    if failure is None and property_tolerance.decide_now(state):
+        unattainable = property_tolerance.unattainable(state, _measured(state))
         if unattainable is not None:
             return "stuck", unattainable
-        failure = properties.failure(state, _measured(state))
+        failure = property_tolerance.failure(state, _measured(state))
     if failure is None:
         return "passed", _pass_summary(state)
     current, stage = state.exploration.round, state.exploration.stage
@@ -103,9 +103,9 @@ def judge_round(state: State) -> tuple[Literal["passed", "failed", "stuck"], str
 def awaits_properties(state: State) -> bool:
     """Whether the round meets all other criteria and the properties of its committee are not
     measured yet."""
-    if not properties.decide_now(state) or _measured(state):
+    if not property_tolerance.decide_now(state) or _measured(state):
         return False
-    return _failed_criterion(state) is None and properties.unlabelled(state) is None
+    return _failed_criterion(state) is None and property_tolerance.unlabelled(state) is None
 
 
 def _measured(state: State) -> tuple[Compared, ...]:
@@ -188,7 +188,7 @@ def _pass_summary(state: State) -> str:
         text += (
             f"; audit force RMSE {audit.force:.3g} eV/Å, 95 % upper bound {audit.force_upper:.3g}"
         )
-    if properties.decide_now(state):
+    if property_tolerance.decide_now(state):
         text += "; properties within tolerance"
     return text
 
@@ -206,7 +206,7 @@ def judge_campaign(state: State) -> tuple[Literal["converged", "not-converged"],
         return "not-converged", f"the final model was not verified: {state.final.failure}"
     if not verified.stable:
         return "not-converged", f"the final model is not stable: {verified.detail}"
-    failure = properties.failure(state, verified.properties)
+    failure = property_tolerance.failure(state, verified.properties)
     if failure is not None:
         return "not-converged", f"the final model: {failure}"
     return _judge_test(verified, state.spec.verification.max_force_error)
