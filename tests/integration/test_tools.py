@@ -74,7 +74,7 @@ def test_label_computes_once_lists_rejections_and_writes_a_dataset(
     status, said = call(
         "label", "frames.extxyz", "--recipe", "emt.yaml", "--retry", "--workers", "1"
     )
-    assert "0 computed, 3 known, 1 rejected" in said
+    assert "0 computed, 3 cached, 1 rejected" in said
     assert len(Path("labelled/rejected.jsonl").read_text().splitlines()) == 1
     assert kept == {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
     imported = read_labelled(["labelled/deepmd"], tmp_path, ["Cu"], "initial.data")
