@@ -43,7 +43,7 @@ def candidate(number, trajectory="t0", time=0.0, condition=COLD, **more):
 
 
 def keys(selected):
-    return [pick.candidate.row for pick in selected.picks]
+    return [pick.row for pick in selected.picks]
 
 
 def one_each(count, condition=COLD, first=0, **more):
@@ -100,7 +100,7 @@ used_of = st.dictionaries(st.sampled_from(["t0", "t1", "t2"]), st.integers(1, 2)
 @given(pools, rules_of, taken_of, used_of, st.randoms())
 def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, used, random):
     selected = choose(pool, rules, taken, embedding, used)
-    picked = [pick.candidate for pick in selected.picks]
+    picked = selected.picks
     assert len(picked) <= rules.labels
     assert len({c.key for c in picked}) == len(picked)
     assert all(math.isfinite(c.deviation) for c in picked)
@@ -159,7 +159,7 @@ def test_every_refusal_is_counted_under_its_reason(policy):
 
 def test_of_equal_frames_the_newest_verdict_counts():
     pool = [candidate(0, version=1, deviation=0.9), candidate(0, version=2, deviation=0.2)]
-    assert choose(pool, SelectionRules(5, 1)).picks[0].candidate.version == 2
+    assert choose(pool, SelectionRules(5, 1)).picks[0].version == 2
 
 
 def test_frames_exactly_the_separation_apart_pass():
@@ -169,7 +169,7 @@ def test_frames_exactly_the_separation_apart_pass():
 
 def test_each_version_has_its_share_of_a_trajectory():
     pool = [candidate(i, "a", 0.3 * i, version=1 + i % 2) for i in range(4)]
-    versions = [pick.candidate.version for pick in choose(pool, SelectionRules(9, 1)).picks]
+    versions = [pick.version for pick in choose(pool, SelectionRules(9, 1)).picks]
     assert sorted(versions) == [1, 2]
 
 
@@ -179,22 +179,22 @@ def test_each_version_has_its_share_of_a_trajectory():
 def test_no_condition_dominates_however_many_candidates_it_has():
     pool = one_each(200, HOT) + one_each(5, COLD, first=500)
     picks = choose(pool, SelectionRules(10, 4)).picks
-    assert Counter(p.candidate.condition for p in picks) == {HOT: 5, COLD: 5}
+    assert Counter(p.condition for p in picks) == {HOT: 5, COLD: 5}
 
 
 def test_no_time_bin_dominates():
     early = one_each(300, time=0.1)
     late = one_each(3, first=400, time=0.9) + one_each(4, first=500, time=0.6)
     picks = choose(early + late, SelectionRules(9, 4)).picks
-    assert Counter(p.candidate.time_bin(4) for p in picks) == {0: 3, 2: 3, 3: 3}
+    assert Counter(p.time_bin(4) for p in picks) == {0: 3, 2: 3, 3: 3}
 
 
 def test_conditions_are_dealt_evenly_though_one_fills_more_time_bins():
     hot = [replace(c, time_ps=0.9 * i / 80) for i, c in enumerate(one_each(80, HOT))]
     cold = one_each(80, COLD, first=100, time=0.1)
     picks = choose(hot + cold, SelectionRules(12, 2)).picks
-    assert Counter(p.candidate.condition for p in picks) == {HOT: 6, COLD: 6}
-    assert {p.candidate.time_bin(4) for p in picks if p.candidate.condition == HOT} == {0, 1, 2, 3}
+    assert Counter(p.condition for p in picks) == {HOT: 6, COLD: 6}
+    assert {p.time_bin(4) for p in picks if p.condition == HOT} == {0, 1, 2, 3}
 
 
 def test_a_random_draw_ignores_the_deviation_and_follows_the_seed():
@@ -334,9 +334,9 @@ def reservoir(trajectories=12, per_class=4, condition=COLD, first=0):
 def test_an_audit_spreads_over_trajectories_and_is_mostly_of_accurate_frames():
     picks = draw_audit(reservoir(), AuditRules(10, 1)).picks
     assert len(picks) == 10
-    assert len({p.candidate.trajectory for p in picks}) >= 7
-    assert sum(p.candidate.failed for p in picks) == 3
-    assert max(Counter(p.candidate.trajectory for p in picks).values()) <= 2
+    assert len({p.trajectory for p in picks}) >= 7
+    assert sum(p.failed for p in picks) == 3
+    assert max(Counter(p.trajectory for p in picks).values()) <= 2
 
 
 def test_few_trajectories_do_not_get_more_than_their_share():
@@ -350,10 +350,10 @@ def test_audit_frames_are_apart_from_one_another_and_from_training(
     pool, audits, seed, taken, random
 ):
     pool = [replace(c, failed=c.row % 3 == 0, weight=1.0 + c.row) for c in pool]
-    labels = [p.candidate for p in choose(pool[:10], SelectionRules(4, 1)).picks]
+    labels = choose(pool[:10], SelectionRules(4, 1)).picks
     rules = AuditRules(audits, seed)
     selected = draw_audit(pool, rules, taken, labels)
-    drawn = [p.candidate for p in selected.picks]
+    drawn = selected.picks
     assert len(drawn) <= audits
     assert not {c.key for c in drawn} & {c.key for c in labels}
     assert len({c.key for c in drawn}) == len(drawn)
@@ -363,7 +363,7 @@ def test_audit_frames_are_apart_from_one_another_and_from_training(
             if other.trajectory == c.trajectory:
                 assert abs(other.time_ps - c.time_ps) >= 0.1 - 1e-5
         assert all(abs(t - c.time_ps) >= 0.1 - 1e-5 for t in taken.get(c.trajectory, ()))
-    assert all(p.weight >= p.candidate.weight * (1 - 1e-9) for p in selected.picks)
+    assert all(c.weight >= (1.0 + c.row) * (1 - 1e-9) for c in drawn)
     shuffled = list(pool)
     random.shuffle(shuffled)
     assert draw_audit(shuffled, rules, taken, labels) == selected
@@ -379,7 +379,7 @@ def test_weights_undo_the_draw():
     for seed in range(60):
         picks = draw_audit(pool, AuditRules(12, seed)).picks
         weights = np.array([p.weight for p in picks])
-        values = np.array([value[p.candidate.key] for p in picks])
+        values = np.array([value[p.key] for p in picks])
         estimates.append(weights @ values / weights.sum())
         plain.append(values.mean())
     assert np.mean(estimates) == pytest.approx(truth, rel=0.02)
@@ -395,7 +395,7 @@ def test_total_weight_is_the_number_of_frames_explored():
 def test_a_system_with_too_few_to_label_has_none_labelled():
     pool = one_each(3) + one_each(5, WATER, first=10)
     chosen = choose(pool, SelectionRules(labels=20, seed=1, min_per_system=4))
-    assert {pick.candidate.condition for pick in chosen.picks} == {WATER}
+    assert {pick.condition for pick in chosen.picks} == {WATER}
     assert chosen.refused == {TOO_FEW: 3}
     offered = [replace(c, trajectory="generator:g/1/0") for c in one_each(1)]
     assert len(choose(offered, SelectionRules(labels=20, seed=1, min_per_system=4)).picks) == 1
@@ -405,8 +405,8 @@ def test_a_cap_of_its_own_comes_before_that_of_all_systems():
     pool = one_each(9) + one_each(9, WATER, first=10)
     rules = SelectionRules(labels=20, seed=1, per_system=5, caps={"water": 2})
     chosen = choose(pool, rules)
-    assert Counter(p.candidate.condition.system for p in chosen.picks) == {"ch4": 5, "water": 2}
+    assert Counter(p.condition.system for p in chosen.picks) == {"ch4": 5, "water": 2}
     assert chosen.refused == {OVER_SYSTEM: 11}
     few = choose(pool, replace(rules, min_per_system=3))
-    assert Counter(p.candidate.condition.system for p in few.picks) == {"ch4": 5}
+    assert Counter(p.condition.system for p in few.picks) == {"ch4": 5}
     assert few.refused == {OVER_SYSTEM: 4, TOO_FEW: 9}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from dpstream.services.explorer.selection.choose import (
     OVER,
     Candidate,
-    Pick,
     Refusals,
     Selected,
     Spacing,
@@ -102,7 +101,7 @@ class _Draw:
         return drawn
 
 
-def _weighted(drawn: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Pick]:
+def _weighted(drawn: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Candidate]:
     """The drawn frames of one class (accurate or failed) with their weights: reservoir weight ×
     conditions / drawn conditions × trajectories of the condition / drawn trajectories × frames of
     the trajectory in the reservoir / drawn frames."""
@@ -116,7 +115,7 @@ def _weighted(drawn: Sequence[Candidate], pool: Sequence[Candidate]) -> list[Pic
         frames = _frames_beside(whole, c) / _frames_beside(drawn, c)
         kind = "a failed" if c.failed else "an accurate"
         weight = c.weight * conditions * trajectories * frames
-        picks.append(Pick(c, f"audit: random draw of {kind} frame at {c.condition}", weight))
+        picks.append(c.picked(f"audit: random draw of {kind} frame at {c.condition}", weight))
     return picks
 
 

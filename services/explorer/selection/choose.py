@@ -1,7 +1,8 @@
 """Batch selection: chooses which frames of a pool are labelled, with a reason for each.
 
-Pure functions from records to picks. The picks do not depend on the order of the pool, equal seeds
-give equal picks, and every candidate that is not picked is counted under a reason.
+Pure functions from candidates to picks: the picked candidates, each with the reason. The picks do
+not depend on the order of the pool, equal seeds give equal picks, and every candidate that is not
+picked is counted under a reason.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dpstream.services.explorer.selection.diversity import Environments, FarthestPoint
@@ -36,7 +37,8 @@ class Candidate:
     """One frame of the pool: row `row` of pool item `item`.
 
     time_ps: time in its trajectory, of planned length planned_ps; deviation: max force deviation,
-    eV/Å; weight: inverse probability that the frame is in the pool.
+    eV/Å; weight: inverse probability that the frame is in the pool or, once it is picked, in the
+    sample; reason: why it was picked.
     """
 
     key: str
@@ -50,18 +52,15 @@ class Candidate:
     row: int
     weight: float = 1.0
     failed: bool = False
+    reason: str = ""
+
+    def picked(self, reason: str, weight: float = 1.0) -> Candidate:
+        return replace(self, reason=reason, weight=weight)
 
     def time_bin(self, bins: int) -> int:
         """Index, from 0, of the frame's part when the planned trajectory has `bins` equal parts."""
         share = self.time_ps / self.planned_ps if self.planned_ps > 0 else 0.0
         return min(max(int(share * bins + SLACK), 0), bins - 1)
-
-
-@dataclass(frozen=True)
-class Pick:
-    candidate: Candidate
-    reason: str
-    weight: float = 1.0
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Refusals:
 class Selected:
     """Picks in order; numbers of candidates not picked, by reason."""
 
-    picks: tuple[Pick, ...]
+    picks: tuple[Candidate, ...]
     refused: Mapping[str, int]
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Reasons of individual refusals, by key."""
@@ -200,7 +199,7 @@ def choose(
         picks = _random(pool, limits)
     else:
         picks = _by_deviation(pool, limits)
-    chosen = {pick.candidate.key for pick in picks}
+    chosen = {pick.key for pick in picks}
     for candidate in pool:
         if candidate.key not in chosen:
             refusals.add(candidate, limits.refuses(candidate) or Refusal(OVER))
@@ -282,7 +281,7 @@ def _popping(pile: list[Candidate]) -> Iterable[Candidate]:
         yield pile.pop()
 
 
-def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pick]:
+def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidate]:
     """A seeded random draw, balanced over conditions and bins of trajectory time."""
     bins = limits.rules.time_bins
     deal(
@@ -293,10 +292,10 @@ def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pick]:
         lambda: limits.full,
     )
     text = "random draw from {}, time bin {} of {}"
-    return [Pick(c, text.format(c.condition, c.time_bin(bins) + 1, bins)) for c in limits.chosen]
+    return [c.picked(text.format(c.condition, c.time_bin(bins) + 1, bins)) for c in limits.chosen]
 
 
-def _by_deviation(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pick]:
+def _by_deviation(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidate]:
     """Largest deviations first or, by the policy `least-deviation`, smallest first."""
     if limits.rules.policy == "least-deviation":
         order = sorted(pool, key=lambda c: (c.deviation, c.key))
@@ -306,26 +305,26 @@ def _by_deviation(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Pi
         text = "largest deviation left, {1:.3g} eV/Å, at {0}"
     for candidate in order:
         limits.admit(candidate)
-    return [Pick(c, text.format(c.condition, c.deviation)) for c in limits.chosen]
+    return [c.picked(text.format(c.condition, c.deviation)) for c in limits.chosen]
 
 
 def _diverse(
     pool: Sequence[Candidate], limits: SelectionLimits, describe: Describe | None
-) -> list[Pick]:
+) -> list[Candidate]:
     """Farthest-point draw over the environments of uncertain atoms, starting with the largest
     deviation: every pick has the atom farthest from all uncertain atoms picked before."""
     if describe is None:
         raise ValueError("a diverse draw needs descriptors")
     pool = _thinned(pool, limits.rules)
     space = FarthestPoint(describe(pool)) if pool else None
-    picks: list[Pick] = []
+    picks: list[Candidate] = []
     waiting = set(range(len(pool)))
     while space is not None and waiting and not limits.full:
         distance = space.distances()
         best = max(waiting, key=lambda i: (distance[i], pool[i].deviation, pool[i].key))
         waiting.remove(best)
         if limits.admit(pool[best]):
-            picks.append(Pick(pool[best], _why_diverse(float(distance[best]), pool[best])))
+            picks.append(pool[best].picked(_why_diverse(float(distance[best]), pool[best])))
             space.pick(best)
     return picks
 

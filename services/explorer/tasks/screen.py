@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -37,19 +37,16 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ValidFrame:
-    """A valid canonical frame; `index`: its index in the generator's proposal."""
+    """A valid canonical frame; `index`: its index in the generator's proposal.
+
+    `verdict`, `deviation`: the committee's verdict and ε_f in eV/Å; without a committee the frame
+    is a candidate as it is.
+    """
 
     index: int
     key: str
     frame: Frame
-
-
-@dataclass(frozen=True)
-class ScreeningVerdict:
-    """Verdict of the committee with ε_f in eV/Å; None for a frame that goes straight to
-    labeling."""
-
-    verdict: Verdict
+    verdict: Verdict = "candidate"
     deviation: float | None = None
 
 
@@ -68,14 +65,14 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
     verdicts, valid = _checked(frames, command.first, rules)
     batches: list[Ref] = []
     for members in Batch.grouped([item.frame for item in valid]):
-        group = [valid[i] for i in members]
         context.check()
-        judged = _judged(resources, group, command, context)
-        kept = [n for n, each in enumerate(judged) if each.verdict == "candidate"]
+        judged = _judged(resources, [valid[i] for i in members], command, context)
+        kept = [each for each in judged if each.verdict == "candidate"]
         if kept:
-            batch = _batch([group[n] for n in kept], [judged[n] for n in kept], command.version)
+            batch = _batch(kept, command.version)
             batches.append(context.put(f"offered-{len(batches)}.npz", batch.dumps()))
-        verdicts += _verdicts(group, judged, kept, len(batches) - 1)
+        rows = {each.index: row for row, each in enumerate(kept)}
+        verdicts += [_screened(each, len(batches) - 1, rows.get(each.index)) for each in judged]
     return StructuresScreened(
         **context.envelope(),
         version=command.version,
@@ -224,16 +221,17 @@ def _usable(frame: Read, rules: ScreeningRules) -> Read:
 
 def _judged(
     resources: ExplorerResources, group: Sequence[ValidFrame], command: Screen, context: Context
-) -> list[ScreeningVerdict]:
+) -> Sequence[ValidFrame]:
+    """The frames of one composition with the committee's verdicts."""
     if command.committee is None or command.trust is None:
-        return [ScreeningVerdict("candidate")] * len(group)
+        return group
     models = resources.committee(command.committee, context).models
     evaluation = resources.evaluate(models, Batch.of([item.frame for item in group]), context)
     devi_f, devi_v = deviations(evaluation, command.trust)
     virial: Sequence[float | None] = [None] * len(group) if devi_v is None else _floats(devi_v)
     return [
-        ScreeningVerdict(verdict(f, v, command.trust), f)
-        for f, v in zip(_floats(devi_f), virial, strict=True)
+        replace(each, verdict=verdict(f, v, command.trust), deviation=f)
+        for each, f, v in zip(group, _floats(devi_f), virial, strict=True)
     ]
 
 
@@ -241,23 +239,20 @@ def _floats(values: Floats) -> list[float]:
     return [float(value) for value in values]
 
 
-def _batch(group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], version: int) -> Batch:
+def _batch(kept: Sequence[ValidFrame], version: int) -> Batch:
     arrays: Mapping[str, npt.NDArray[Any]] = {
-        "offered": np.array([item.index for item in group]),
-        "devi_f": np.array([each.deviation or 0.0 for each in judged]),
-        "time_ps": np.zeros(len(group)),
-        "version": np.full(len(group), version),
+        "offered": np.array([each.index for each in kept]),
+        "devi_f": np.array([each.deviation or 0.0 for each in kept]),
+        "time_ps": np.zeros(len(kept)),
+        "version": np.full(len(kept), version),
     }
-    return Batch.of([item.frame for item in group], **arrays)
+    return Batch.of([each.frame for each in kept], **arrays)
 
 
-def _verdicts(
-    group: Sequence[ValidFrame], judged: Sequence[ScreeningVerdict], kept: Sequence[int], batch: int
-) -> Iterator[Screened]:
-    rows = {n: row for row, n in enumerate(kept)}
-    for n, (item, each) in enumerate(zip(group, judged, strict=True)):
-        deviation = None if each.deviation is None else float(f"{each.deviation:.6g}")
-        place = {"batch": batch, "row": rows[n]} if n in rows else {}
-        yield Screened(
-            index=item.index, key=item.key, verdict=each.verdict, deviation=deviation, **place
-        )
+def _screened(each: ValidFrame, batch: int, row: int | None) -> Screened:
+    """The verdict on a frame, with its batch and row if it was kept."""
+    deviation = None if each.deviation is None else float(f"{each.deviation:.6g}")
+    place = {} if row is None else {"batch": batch, "row": row}
+    return Screened(
+        index=each.index, key=each.key, verdict=each.verdict, deviation=deviation, **place
+    )

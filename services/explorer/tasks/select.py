@@ -17,7 +17,6 @@ from dpstream.services.explorer.selection.audit_draw import AuditRules, draw_aud
 from dpstream.services.explorer.selection.choose import (
     OVER,
     Candidate,
-    Pick,
     Refusals,
     Selected,
     SelectionRules,
@@ -40,7 +39,7 @@ MAX_REASONS = 2000
 DIGITS = 6
 """Significant digits of the numbers of a pick."""
 
-Picks = Sequence[Pick]
+Picks = Sequence[Candidate]
 
 
 class DescriptorSource(Protocol):
@@ -199,8 +198,7 @@ def _audits(
         spec.selection.min_separation,
     )
     reservoir = _valid(loaded, loaded.reservoir, limits, "audit: ", refusals)
-    trained = [pick.candidate for pick in labels.picks]
-    drawn = draw_audit(reservoir, rules, loaded.taken, trained)
+    drawn = draw_audit(reservoir, rules, loaded.taken, labels.picks)
     # Reservoir frames are not candidates, so those not drawn do not count as refused.
     counted = {f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER}
     refusals.counts.update(counted)
@@ -265,9 +263,9 @@ def _event(
     picks = [*labels, *audits]
     places: dict[int, tuple[int, int]] = {}
     refs = []
-    groups = Batch.grouped([loaded.frame(pick.candidate) for pick in picks])
+    groups = Batch.grouped([loaded.frame(pick) for pick in picks])
     for number, members in enumerate(groups):
-        batch = _batch([picks[i].candidate for i in members], loaded)
+        batch = _batch([picks[i] for i in members], loaded)
         refs.append(context.put(f"chosen-{chunk}-{number}.npz", batch.dumps()))
         places.update({i: (number, row) for row, i in enumerate(members)})
     chosen = tuple(_chosen(pick, *places[i]) for i, pick in enumerate(picks))
@@ -299,8 +297,7 @@ def _batch(candidates: Sequence[Candidate], loaded: LoadedPool) -> Batch:
     return Batch.of([loaded.frame(c) for c in candidates], **arrays)
 
 
-def _chosen(pick: Pick, batch: int, index: int) -> Chosen:
-    c = pick.candidate
+def _chosen(c: Candidate, batch: int, index: int) -> Chosen:
     return Chosen(
         batch=batch,
         index=index,
@@ -309,8 +306,8 @@ def _chosen(pick: Pick, batch: int, index: int) -> Chosen:
         version=c.version,
         time_ps=round(c.time_ps, DIGITS),
         deviation=_rounded(c.deviation),
-        weight=_rounded(pick.weight),
-        reason=pick.reason,
+        weight=_rounded(c.weight),
+        reason=c.reason,
     )
 
 
