@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
@@ -80,7 +80,8 @@ class Dihedral(Walls):
     atoms: tuple[AtomNames, AtomNames, AtomNames, AtomNames] = Field(description="four atoms")
 
 
-Variable = Annotated[Distance | Coordination | Dihedral, Field(discriminator="kind")]
+VariableSettings = Distance | Coordination | Dihedral
+Variable = Annotated[VariableSettings, Field(discriminator="kind")]
 
 
 class Metadynamics(Section):
@@ -248,18 +249,13 @@ def _written_short(value: Any) -> Any:
 
 
 AnyEngine = Annotated[EngineSettings, Field(discriminator="kind"), BeforeValidator(_written_short)]
-KINDS = (
-    "md",
-    "swap-mc",
-    "colvars",
-    "plumed",
-    "potential",
-    "template",
-    "search",
-    "frames",
-    "pimd",
-)
-VARIABLES = ("distance", "coordination", "dihedral")
+
+
+def _kinds(union: Any) -> tuple[str, ...]:
+    return tuple(get_args(each.model_fields["kind"].annotation)[0] for each in get_args(union))
+
+
+KINDS, VARIABLES = _kinds(EngineSettings), _kinds(VariableSettings)
 TEXTS = {"colvars": ("input",), "plumed": ("input",), "template": ("lammps", "plumed")}
 """Keys whose value is a text, or the name of a file that contains it."""
 
