@@ -24,7 +24,7 @@ from dpstream.shared.values import campaign_uri
 
 FORMAT = 2
 """Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
-removed. Release 0.1.0 wrote no snapshots."""
+removed."""
 SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 2
 """Events between two snapshots: `SNAPSHOT_EVERY` or, in a large campaign, one per
 `ENTRIES_PER_EVENT` tasks and frames, whichever is more. The cost of snapshots per event then stays
