@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 from dpstream.shared.runtime.child_process import PINNED, QUICK
@@ -23,6 +24,14 @@ settings.register_profile(
     "dpstream", derandomize=True, deadline=None, max_examples=100 if SOAK else 25
 )
 settings.load_profile("dpstream")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests marked `soak` to `make soak`."""
+    for item in items:
+        if item.get_closest_marker("soak") and not SOAK:
+            item.add_marker(pytest.mark.skip(reason="runs in `make soak`"))
+
 
 pytest_plugins = [
     "tests.support.code_settings",

@@ -22,9 +22,12 @@ SAID = {
     "fresh-label": ("training task",),
     "ledger": ("applied and appended", "replayed", "restart"),
 }
+LONG = {"idle", "throughput", "fresh-label"}
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.soak if n in LONG else ()) for n in BENCHMARKS]
+)
 def test_it_says_what_it_measured(
     name: str,
     rabbit_node: RabbitNode,

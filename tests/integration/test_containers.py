@@ -28,7 +28,7 @@ import pytest
 from dpstream.deploy.devcluster.free_ports import free_ports
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
-from tests.support.dockerfile import ROOT, SERVICES, Dockerfile, pins, read
+from tests.support.dockerfile import ROOT, Dockerfile, pins, read
 from tests.support.s3_server import BUCKET
 
 NOBODY = 65532
@@ -97,7 +97,10 @@ def builder(request: pytest.FixtureRequest) -> Path:
     return kept
 
 
-@pytest.fixture(scope="module", params=SERVICES)
+LARGE = [pytest.param(name, marks=pytest.mark.soak) for name in ("trainer", "explorer")]
+
+
+@pytest.fixture(scope="module", params=["coordinator", "labeler", *LARGE])
 def image(request: pytest.FixtureRequest, builder: Path) -> Iterator[Image]:
     file = read(request.param)
     with tempfile.TemporaryDirectory() as folder:

@@ -90,6 +90,7 @@ def test_a_good_label_echoes_its_positions(done: tuple[Outcome, Path]) -> None:
     assert outcome.seconds > 0
 
 
+@pytest.mark.soak
 def test_forces_are_the_energys_derivative(run: Run) -> None:
     frame, way = hydrogen(), direction((2, 3), seed=1)
     forces = run(frame, **FINER).label().forces

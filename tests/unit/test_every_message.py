@@ -198,9 +198,7 @@ def test_asyncapi_has_it_in_its_queue(kind: type[m.Command]) -> None:
 
 @every
 def test_the_state_knows_what_it_changes(kind: type[m.Message]) -> None:
-    assert kind in APPLY, (
-        f"services/coordinator/apply/__init__.py: {kind.__name__} is not in APPLY"
-    )
+    assert kind in APPLY, f"services/coordinator/apply/__init__.py: {kind.__name__} is not in APPLY"
 
 
 def test_only_a_heartbeat_is_without_effect() -> None:
