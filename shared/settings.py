@@ -24,12 +24,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dpstream.shared.errors import SpecError
 from dpstream.shared.logs import redacted
-from dpstream.shared.spec.errors import did_you_mean, shown
+from dpstream.shared.spec.errors import did_you_mean, message_of, shown
 from dpstream.shared.values import is_key
 
 PREFIX = "DPSTREAM_"
@@ -74,7 +73,12 @@ def bucket_and_prefix(url: str) -> tuple[str, str] | None:
         return None
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
-    good = scheme == "s3" and BUCKET.fullmatch(bucket) and len(prefix) <= LONGEST_PREFIX
+    if scheme == "s3" and not BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"bucket {bucket!r}: should be 3 to 63 of a-z, 0-9, '.' and '-', starting and ending "
+            "with a letter or digit"
+        )
+    good = scheme == "s3" and len(prefix) <= LONGEST_PREFIX
     if not good or (prefix and not is_key(prefix)):
         raise ValueError("should be s3://bucket/prefix or the path of a folder")
     return bucket, prefix
@@ -131,7 +135,9 @@ class StoreSettings(BaseSettings):
     @model_validator(mode="after")
     def _whole_key(self) -> StoreSettings:
         if (self.store_access_key is None) != (self.store_secret_key is None):
-            raise ValueError(f"{PREFIX}STORE_ACCESS_KEY and {PREFIX}STORE_SECRET_KEY go together")
+            raise ValueError(
+                f"set both {PREFIX}STORE_ACCESS_KEY and {PREFIX}STORE_SECRET_KEY, or neither"
+            )
         return self
 
 
@@ -168,7 +174,9 @@ class BrokerSettings(BaseSettings):
     @model_validator(mode="after")
     def _tls(self) -> BrokerSettings:
         if (self.broker_cert_file is None) != (self.broker_key_file is None):
-            raise ValueError(f"{PREFIX}BROKER_CERT_FILE and {PREFIX}BROKER_KEY_FILE go together")
+            raise ValueError(
+                f"set both {PREFIX}BROKER_CERT_FILE and {PREFIX}BROKER_KEY_FILE, or neither"
+            )
         secured = self.broker.get_secret_value().startswith("amqps:")
         if not secured and (self.broker_ca_file or self.broker_cert_file):
             raise ValueError(f"{PREFIX}BROKER: certificates are given, so it should be amqps://…")
@@ -181,7 +189,7 @@ class Settings(StoreSettings, BrokerSettings):
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="name of this process in claims and logs; default: service-host-pid",
+        description="name of this process, shown in status and logs; default: service-host-pid",
     )
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="format of log lines; auto: console on a terminal, else JSON"
@@ -232,20 +240,18 @@ def _explained(error: ValidationError, kind: type[BaseSettings]) -> str:
     """The first problem in one line, with a hint if a missing variable may be misspelt."""
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:
-        return _message(problem)
+        return message_of(problem)
     name = str(problem["loc"][0])
     field, variable = kind.model_fields[name], variable_of(name)
     if problem["type"] == "missing":
-        misspelt = did_you_mean(variable, unknown_variables(kind)).replace("did you mean", "not")
+        misspelt = did_you_mean(variable, unknown_variables(kind)).replace(
+            "did you mean", "misspelt as"
+        )
         return f"{variable}: missing ({field.description}){misspelt}"
     value = problem["input"]
     if is_secret(field) or not isinstance(value, (str, int, float)):
-        return f"{variable}: {_message(problem)}"
-    return f"{variable}: {shown(redacted(str(value)))}: {_message(problem)}"
-
-
-def _message(problem: ErrorDetails) -> str:
-    return problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        return f"{variable}: {message_of(problem)}"
+    return f"{variable}: {shown(redacted(str(value)))}: {message_of(problem)}"
 
 
 def variable_of(name: str) -> str:

@@ -33,7 +33,7 @@ def access(
         str, typer.Option(metavar="TEXT", help="Prefix of every queue and exchange name.")
     ] = "",
 ) -> None:
-    """Write least-privilege credentials for the broker and the store, one user per service.
+    """Write least-privilege credentials for the broker and the store, one user per role by default.
 
     DIR/passwords.env (mode 0600) holds all secrets. Existing secrets are kept; delete a line to
     have that secret generated again.

@@ -117,7 +117,7 @@ def run(
     machine join those of the deployment, and the command waits for the end. A coordinator must be
     running there, or here with --workers coordinator=1 (which takes over from a running one).
 
-    Exit status: 0 converged, 1 not converged, 2 bad input,
+    Exit status: 0 converged, 1 not converged, cancelled or paused, 2 bad input,
     3 internal error, 130 interrupted.
     """
     services = (*WORKERS, "coordinator") if broker else tuple(WORKERS)
@@ -158,7 +158,8 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
         buried = count_buried(store)
     if buried:
         console.print(
-            f"{buried} messages could not be decoded; they are kept under {DEADLETTER_PREFIX}"
+            f"{buried} messages could not be decoded; they are kept in the store under "
+            f"{DEADLETTER_PREFIX}"
         )
 
 

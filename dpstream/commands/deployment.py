@@ -205,7 +205,7 @@ def retry(
         raise SpecError(f"{name}: no abandoned task can be retried")
     _tell(word(TasksRetried, name, tasks=[task.task for task in chosen]), root, broker, wait)
     for task in chosen or useful:
-        say(console, f"retrying {task.task} {task.title}")
+        say(console, f"retry requested: {task.task} {task.title}")
 
 
 def _chosen(begins: str, tasks: list[TaskLine]) -> TaskLine:
@@ -241,6 +241,6 @@ def _answer(store: Store, message: Message, wait: float) -> None:
         return
     say(
         console,
-        f"{message.campaign}: no coordinator answered within {wait:g} s; the request waits in its "
-        "queue",
+        f"{message.campaign}: no coordinator answered within {wait:g} s; the request takes effect "
+        "when one runs (python -m dpstream.services.coordinator)",
     )

@@ -235,10 +235,12 @@ def _code(name: str) -> Finding:
         recipe = make_recipe(LabelSettings(code=name))
     except SpecError as error:
         if name in installed_codes():
-            return Finding(part, "works", "installed; its requirements depend on labels.settings")
+            return Finding(part, "works", "installed, not tested; give a SPEC to test it")
+        if isinstance(code, FileCode) and str(error).startswith("labels.settings"):
+            return Finding(part, "absent", "no program found", "set DPSTREAM_LABELER_COMMANDS")
         return _missing(part, error, "absent")
     if isinstance(code, FileCode) or not code.molecular:
-        return Finding(part, "works", f"{recipe.version}; a single point needs a SPEC")
+        return Finding(part, "works", f"{recipe.version}, not tested; give a SPEC to test it")
     hydrogen = Frame(("H", "H"), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
     return _single_point(LabelSettings(code=name), {}, hydrogen, "absent")
 

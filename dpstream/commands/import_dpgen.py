@@ -16,7 +16,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dpstream.commands.options import Code, MachineFile, NewName
 from dpstream.dpgen.key_table import KeyLine, is_param, read
 from dpstream.dpgen.load import convert_file, spec_of
 from dpstream.dpgen.machine import WorkerCommand, read_machine
@@ -31,7 +30,13 @@ def import_(
     param: Annotated[
         Path, typer.Argument(metavar="PARAM", help="DP-GEN's param file, JSON or YAML.")
     ],
-    machine: MachineFile = None,
+    machine: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MACHINE]",
+            help="DP-GEN's machine file; import prints the worker commands that replace it.",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The spec to write.")
     ] = Path("campaign.yaml"),
@@ -43,8 +48,16 @@ def import_(
             "complete iteration, with all its labels.",
         ),
     ] = None,
-    code: Code = None,
-    name: NewName = None,
+    code: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE",
+            help="Label with this code and its defaults instead of fp_style.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the campaign.")
+    ] = None,
 ) -> None:
     """Convert DP-GEN's param.json and machine.json to a campaign spec. Starts nothing.
 

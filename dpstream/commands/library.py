@@ -42,8 +42,7 @@ LARGEST = 1 << 20
 """Largest size of an entry, in bytes."""
 
 library = typer.Typer(
-    help="Share models and labels between groups, in a folder or a bucket: find what exists, "
-    "compute what is missing, and add it.",
+    help="Share models and labels between groups, in a folder or a bucket.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )

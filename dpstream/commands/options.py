@@ -142,7 +142,10 @@ def within(root: str) -> Iterator[None]:
     try:
         yield
     except CorruptLedger as error:
-        raise SpecError(f"{root}: {error}; restore it, or start afresh with --name") from error
+        raise SpecError(
+            f"{root}: {error}; restore this object from a backup, or start a new campaign: "
+            "dpstream run SPEC --name NEW"
+        ) from error
     except StoreError as error:
         raise SpecError(f"{root}: {error}") from error
 

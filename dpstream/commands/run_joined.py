@@ -93,7 +93,11 @@ def run_mixed(
             crew = stack.enter_context(_running(root, broker, workers, console))
             stopping = stack.enter_context(signals(console))
             if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
-                say(console, "no coordinator answers; start one here with --workers coordinator=1")
+                say(
+                    console,
+                    "no coordinator answers yet; start one: python -m "
+                    "dpstream.services.coordinator (or rerun with --workers coordinator=1)",
+                )
             followed = FollowedCampaign.open(store, spec.name, bus)
 
             def continues() -> bool:

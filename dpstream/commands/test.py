@@ -47,7 +47,7 @@ StructureFiles = Annotated[
 Names = Annotated[
     str | None,
     typer.Option(
-        metavar="LIST", help=f"Any of {','.join(PROPERTIES)}; default: all that are available."
+        metavar="LIST", help=f"Any of {', '.join(PROPERTIES)}; default: all that are available."
     ),
 ]
 Output = Annotated[

@@ -31,8 +31,8 @@ TypeMap = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Chemical symbols in model order, e.g. C,H; default: the recipe file's, or those "
-        "found, in alphabetical order.",
+        help="Chemical symbols in model order, e.g. C,H; default: that of the recipe file or "
+        "of the campaigns, else the elements found, in alphabetical order.",
     ),
 ]
 

@@ -19,11 +19,12 @@ class ExplorerSettings(WorkerSettings):
     explorer_models: Annotated[tuple[Literal[".pb", ".pth"], ...], Separated] = Field(
         default=(".pb",),
         min_length=1,
-        description="comma-separated suffixes of model files that are loaded; .pth files can "
-        "execute code, so add .pth only if you trust everyone who can write to the store",
+        description="comma-separated suffixes of model files that this worker loads; .pth files "
+        "can execute code, so add .pth only if you trust everyone who can write to the store",
     )
     explorer_templates: Literal["safe", "any"] = Field(
         default="safe",
         description="LAMMPS, Colvars and PLUMED inputs allowed in campaigns: safe refuses inputs "
-        "that run code or access files outside the worker's folder; any trusts all submitters",
+        "that run code or access files outside the worker's folder; any allows "
+        "every input, for trusted submitters only",
     )

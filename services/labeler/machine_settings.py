@@ -76,8 +76,8 @@ class MachineSettings(BaseSettings):
         program = command[0]
         if shutil.which(program) is None:
             raise SpecError(
-                f"{name}: {program}: no such program on this machine; set its command: "
-                f"DPSTREAM_LABELER_COMMANDS='{name}=mpirun -np {{cores}} {program}'"
+                f"{name}: {program}: no such program on this machine; set "
+                f"DPSTREAM_LABELER_COMMANDS='{name}=/path/to/PROGRAM ARGUMENTS'"
             )
         return [word.replace("{cores}", str(cores)) for word in command]
 

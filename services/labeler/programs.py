@@ -43,8 +43,8 @@ def stated_version(code: str, program: str, banner: str, *arguments: str) -> str
         command = command_of(code, program, 1)
     except SpecError as error:
         raise SpecError(
-            f"labels.code: {error}; on Debian: apt install {PACKAGES[program]}; to submit to "
-            "workers that have it, state its labels.version"
+            f"labels.code: {error}, or apt install {PACKAGES[program]} (Debian), or, to submit "
+            "only, set labels.version"
         ) from error
     found = re.search(banner, _output((*command, *arguments)))
     if found is None:

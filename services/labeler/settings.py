@@ -16,7 +16,7 @@ from dpstream.shared.spec.errors import did_you_mean
 from dpstream.shared.values import Name
 
 
-class LabelerSettings(WorkerSettings, MachineSettings):
+class LabelerSettings(MachineSettings, WorkerSettings):  # --help lists the latter first
     labeler_codes: Annotated[tuple[str, ...], Separated] = Field(
         default_factory=installed_codes,
         min_length=1,

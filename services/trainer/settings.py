@@ -14,7 +14,7 @@ class TrainerSettings(WorkerSettings):
         tuple[Literal[".pb", ".pt", ".hlo", ".zip", ".pth"], ...], Separated
     ] = Field(
         default=(".pb", ".pt", ".hlo", ".zip"),
-        description="comma-separated suffixes of users' models from which trainings may start "
-        "(.zip: checkpoints); .pth files can execute code, so add .pth only if you trust all "
-        "submitters",
+        description="comma-separated suffixes of model files that this worker loads to start a "
+        "training from (.zip: checkpoints); .pth files can execute code, so add .pth only if you "
+        "trust all submitters",
     )

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.engines import KINDS, VARIABLES
 from dpstream.shared.spec.exploration import TRUST_TAGS
+from dpstream.shared.values import NAME
 
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
 """The rule for names."""
@@ -112,7 +113,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{key}: unknown key{_suggestion(location, root)}"
     if problem["type"] == "missing":
         return f"{key}: missing"
-    message = _message(problem)
+    message = message_of(problem)
     if not location:
         return message
     if problem["type"].startswith("union_tag"):
@@ -147,10 +148,12 @@ def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
     return hint or "; allowed: " + ", ".join(sorted(allowed))
 
 
-def _message(problem: ErrorDetails) -> str:
+def message_of(problem: ErrorDetails) -> str:
     """Pydantic's message in the terms of a spec."""
-    if problem["type"] == "string_pattern_mismatch":
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
         return NAMES
+    if problem["type"] == "path_not_file":
+        return "no such file"
     if problem["type"] == "too_short":
         return "should not be empty"
     if problem["type"] == "union_tag_invalid":

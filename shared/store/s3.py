@@ -285,8 +285,9 @@ class S3Store:
                 self._probed = True
                 return
         raise Refused(
-            f"{self}: neither {IF_NONE_MATCH} nor {FORBID_OVERWRITE} keeps it from replacing an "
-            "object (a versioned OSS bucket ignores the latter); claims require create-if-absent"
+            f"{self}: the store overwrites existing objects despite {IF_NONE_MATCH} and "
+            f"{FORBID_OVERWRITE}; dpstream requires a store that honours one of them (Alibaba OSS: "
+            "a bucket without versioning)"
         )
 
     def _creates_only_absent(self) -> bool:
@@ -310,7 +311,10 @@ class S3Store:
         except ClientError as error:
             raise self._meaning(name, error) from error
         except NoCredentialsError as error:
-            raise Refused(f"{self}: no credentials found") from error
+            raise Refused(
+                f"{self}: no credentials found; set DPSTREAM_STORE_ACCESS_KEY and "
+                "DPSTREAM_STORE_SECRET_KEY, or AWS credentials"
+            ) from error
         except SSLError as error:
             raise Refused(f"{self}: {error}") from error
         except (

@@ -91,7 +91,8 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
     status, said = call("submit", "small.yaml", "--wait", "0")
     assert (status, said) == (
         0,
-        "small: no coordinator answered within 0 s; the request waits in its queue\n",
+        "small: no coordinator answered within 0 s; the request takes effect when one runs (python "
+        "-m dpstream.services.coordinator)\n",
     )
     started, api = deployment.api()
     with deployment.prompt_worker(), api:
@@ -161,7 +162,7 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     lost = [task for task, known in state.tasks.items() if known.status == "abandoned"]
     assert call("retry", "again", "nothing")[1].startswith("dpstream: TASK: 'nothing': no such")
     status, said = call("retry", "again", *(task[:13] for task in lost))
-    assert (status, said.count("\nretrying ")) == (0, len(lost))
+    assert (status, said.count("\nretry requested: ")) == (0, len(lost))
     one = call("logs", "again", "--task", lost[0])[1]
     assert len(one.splitlines()) < len(call("logs", "again")[1].splitlines())
     with deployment.prompt_worker():

@@ -413,7 +413,7 @@ def test_nobody_listens_at_the_port(connect: Connect) -> None:
         ({"url": "http://u:s3cret@host/"}, "amqp://user:password@host"),
         ({"url": "amqp://u:s3cret@host/?heartbeat=0"}, "amqp://user:password@host"),
         ({"url": "amqp://u:s3cret@host/", "ca_file": __file__}, "amqps://"),
-        ({"url": "amqps://u:s3cret@host/", "cert_file": __file__}, "go together"),
+        ({"url": "amqps://u:s3cret@host/", "cert_file": __file__}, "set both"),
         ({"url": "amqps://u:s3cret@host/", "ca_file": "/absent"}, "ca_file"),
         ({"url": "amqp://u:s3cret@host/", "queue_type": "lazy"}, "'quorum' or 'classic'"),
     ],

@@ -93,7 +93,10 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
     [
         (("list",), "--root: runs: no such folder; give the --root that the campaign was run with"),
         (("pause", "told"), "Missing option '--why'; see dpstream pause --help"),
-        (("list", "--store", "s3://UPPER"), "--store: 's3://UPPER': should be s3://bucket/prefix"),
+        (
+            ("list", "--store", "s3://UPPER"),
+            "--store: 's3://UPPER': bucket 'UPPER': should be 3 to 63",
+        ),
         (("retry",), "Missing argument 'NAME'; see dpstream retry --help"),
     ],
 )

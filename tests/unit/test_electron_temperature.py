@@ -151,7 +151,7 @@ def complaint(code: str, settings: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kpoints": None}, "labels.settings.kpoints: needs a mesh, which disables OT"),
+        ({"kpoints": None}, "labels.settings.kpoints: missing; labels.electron_temperature"),
         ({"keywords": {}}, "labels.settings.keywords.FORCE_EVAL.DFT.SCF.ADDED_MOS: missing"),
     ],
 )

@@ -141,7 +141,7 @@ def test_they_are_found_where_pw_x_finds_them(
         ({"kpoints": [2, 2]}, "kpoints"),
         ({"ecutwfc": 0}, "ecutwfc"),
         ({"smearing": "gauss", "degauss": 0.1}, "'gaussian'"),
-        ({"smearing": "gaussian"}, "smearing, degauss: they go together"),
+        ({"smearing": "gaussian"}, "smearing, degauss: set both, or neither"),
         ({"pseudopotentials": {"Xx": "Al.upf"}}, "'Xx' is not an element"),
         ({"pseudopotentials": {}}, "should not be empty"),
         ({"pseudopotentials": {"Al": "../../Al upf"}}, "no such file"),

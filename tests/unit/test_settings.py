@@ -65,10 +65,10 @@ def test_variables_become_settings(environment: pytest.MonkeyPatch, tmp_path: Pa
         ("HTTP_PORT", "70000", "'70000': should be less than or equal to 65535"),
         ("HTTP_PORT", "http", "'http': should be a valid integer"),
         ("STORE", "gs://bucket", "'gs://bucket': should be s3://bucket/prefix or the path"),
-        ("STORE", "s3://Bucket", "should be s3://bucket/prefix or the path"),
+        ("STORE", "s3://Bucket", "bucket 'Bucket': should be 3 to 63 of a-z, 0-9, '.' and '-'"),
         ("STORE", "s3://bucket/a/../b", "should be s3://bucket/prefix or the path"),
         ("STORE_ADDRESSING", "host", "'host': should be 'auto', 'path' or 'virtual'"),
-        ("STORE_CA_FILE", "/nowhere.pem", "'/nowhere.pem'"),
+        ("STORE_CA_FILE", "/nowhere.pem", "'/nowhere.pem': no such file"),
         ("STORE_ENCRYPTION", "AES256\r\nx-evil: 1", "should match"),
         ("LOG_LEVEL", "loud", "'loud': should be 'debug', 'info', 'warning' or 'error'"),
         ("MAX_TASKS", "0", "'0': should be greater than or equal to 1"),
@@ -89,7 +89,7 @@ def test_a_missing_variable_is_named(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("DPSTREAM_STORE")
     assert complaint() == "DPSTREAM_STORE: missing (object store: s3://bucket/prefix, or a folder)"
     environment.setenv("DPSTREAM_STORES", "/tmp/x")
-    assert "not 'DPSTREAM_STORES'?" in complaint()
+    assert "misspelt as 'DPSTREAM_STORES'?" in complaint()
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_settings_that_need_each_other(environment: pytest.MonkeyPatch, tmp_path
     file = tmp_path / "x.pem"
     file.touch()
     environment.setenv("DPSTREAM_BROKER_CERT_FILE", str(file))
-    assert "BROKER_CERT_FILE and DPSTREAM_BROKER_KEY_FILE go together" in complaint()
+    assert "set both DPSTREAM_BROKER_CERT_FILE and DPSTREAM_BROKER_KEY_FILE, or" in complaint()
     environment.setenv("DPSTREAM_BROKER_KEY_FILE", str(file))
     assert "should be amqps://" in complaint()  # or the certificate would be sent nowhere
     environment.delenv("DPSTREAM_BROKER_CERT_FILE")
     environment.delenv("DPSTREAM_BROKER_KEY_FILE")
     environment.setenv("DPSTREAM_STORE_ACCESS_KEY", "hunter2")
     line = complaint()
-    assert "STORE_ACCESS_KEY and DPSTREAM_STORE_SECRET_KEY go together" in line
+    assert "set both DPSTREAM_STORE_ACCESS_KEY and DPSTREAM_STORE_SECRET_KEY, or" in line
     assert "hunter2" not in line
 
 

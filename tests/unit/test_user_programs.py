@@ -239,7 +239,9 @@ def test_submitting_without_the_potentials(
     assert "DPSTREAM_LABELER_POTENTIALS='vasp=FOLDER'" in complaint("vasp", {})
     program = CODES["vasp"]
     assert isinstance(program, FileCode)
-    with pytest.raises(Permanent, match="no potential for Cl on this worker"):
+    with pytest.raises(
+        Permanent, match="no potential for Cl in this worker's DPSTREAM_LABELER_POTENTIALS"
+    ):
         program.write_inputs(NACL, here, potentials_folder)
 
 

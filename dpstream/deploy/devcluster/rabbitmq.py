@@ -244,7 +244,10 @@ class RabbitNode:
         within(CLOSING_SECONDS, lambda: not self._taken())
         for name in self._taken():
             port = self.ports[name]
-            raise BusError(f"{self.folder / 'ports.json'}: {name}: port {port} is in use")
+            raise BusError(
+                f"{self.folder / 'ports.json'}: {name}: port {port} is in use; stop the program "
+                "that uses it"
+            )
         self._pid_file.unlink(missing_ok=True)
         with (self.folder / "log" / "output").open("wb") as output:
             self._child = subprocess.Popen(
@@ -292,7 +295,7 @@ class RabbitNode:
 
     def _kill(self, pid: int) -> None:
         if not self._ends(pid, signal.SIGKILL):
-            raise BusError(f"{self.folder}: the node with pid {pid} cannot be stopped")
+            raise BusError(f"RabbitMQ in {self.folder}: process {pid} does not stop; kill it")
 
     def _ends(self, pid: int, number: signal.Signals) -> bool:
         """Send a signal, and return whether the node ends within the time limit."""

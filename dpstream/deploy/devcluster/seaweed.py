@@ -113,7 +113,9 @@ class SeaweedServer:
         """Kill the server (SIGKILL)."""
         self._signal(signal.SIGKILL)
         if not within(DEATH_SECONDS, lambda: self.pid is None):
-            raise StoreError(f"SeaweedFS in {self.folder} cannot be stopped")
+            raise StoreError(
+                f"SeaweedFS in {self.folder}: process {self.pid} does not stop; kill it"
+            )
         self._clear_sockets()
 
     def _clear_sockets(self) -> None:
@@ -152,7 +154,10 @@ class SeaweedServer:
             self._prepare()
             if not within(PORT_SECONDS, lambda: not self._taken_ports()):
                 taken = self._taken_ports()[0]
-                raise StoreError(f"{self._file('ports.json')}: port {taken} is in use")
+                raise StoreError(
+                    f"{self._file('ports.json')}: port {taken} is in use; stop the program that "
+                    "uses it"
+                )
             with self.log.open("ab") as log:
                 self._child = subprocess.Popen(
                     [str(weed), *self._arguments()],

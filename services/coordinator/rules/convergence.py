@@ -76,7 +76,9 @@ def judge_training(state: State, trust: Trust) -> dict[str, Any]:
         verdict, why = "training-limited", f"{error} is above {limit:.3g}"
         if before is not None and before.verdict != "sound" and force > 0.9 * before.force:
             verdict = "label-noise-limited"
-            why = f"{error}, barely below the {before.force:.3g} of the previous training"
+            why = (
+                f"{error}, not at least 10 % below the {before.force:.3g} of the previous training"
+            )
         else:
             factor = longer
     return {"verdict": verdict, "force": force, "lengthen": factor, "why": why}

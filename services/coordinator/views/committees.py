@@ -93,8 +93,8 @@ class Committees(Projection):
         if newest.verdict != "sound":
             return newest.verdict, newest.why
         return "data-limited", (
-            f"committee {newest.version} has learned what its labels teach ({newest.why}); "
-            "what is missing are labels of what it has not seen"
+            f"committee {newest.version} fits its training labels ({newest.why}); lower "
+            "errors need labels of configurations it was not trained on"
         )
 
     CHANGES: ClassVar[Changes] = {

@@ -143,7 +143,8 @@ class Cp2k(CodeDefaults):
         mesh = (settings["kpoints"], settings["kspacing"]) != (None, None)
         if not mesh and scf.get("OT", {}) is not None:
             raise ValueError(
-                "kpoints: needs a mesh, which disables OT: OT does not support smearing"
+                "kpoints: missing; labels.electron_temperature requires kpoints or kspacing, "
+                "because OT does not support smearing"
             )
         if not scf.get("ADDED_MOS"):
             raise ValueError(

@@ -58,7 +58,9 @@ def potential(code: str, names: Mapping[str, str], symbol: str) -> Path:
     folder = machine_settings().folder(code)
     path = None if folder is None or symbol not in names else _file(folder, names[symbol])
     if path is None:
-        raise Permanent(f"{code}: no potential for {symbol} on this worker")
+        raise Permanent(
+            f"{code}: no potential for {symbol} in this worker's DPSTREAM_LABELER_POTENTIALS"
+        )
     return path
 
 
@@ -87,7 +89,7 @@ def _digest(code: str, folder: Path | None, key: str, name: str, stated: str) ->
     if folder is None:
         raise SpecError(
             f"{where}: this machine has no folder for it; set DPSTREAM_LABELER_POTENTIALS="
-            f"'{code}=FOLDER', or state its labels.settings.sha256 ({DIGITS} digits or more)"
+            f"'{code}=FOLDER', or set its labels.settings.sha256 ({DIGITS} digits or more)"
         )
     if path is None:
         raise SpecError(f"{where}: no such file in {folder}")

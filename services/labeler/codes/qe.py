@@ -118,7 +118,7 @@ class QeSettings(CodeSettings):
         if (self.kpoints is None) == (self.kspacing is None):
             raise ValueError("kpoints, kspacing: give one of them")
         if (self.smearing is None) != (self.degauss is None):
-            raise ValueError("smearing, degauss: they go together")
+            raise ValueError("smearing, degauss: set both, or neither")
         if self.starting_magnetization and self.nspin == 1:
             raise ValueError("starting_magnetization: needs nspin 2")
         unknown = self.starting_magnetization.keys() - self.pseudopotentials.keys()
