@@ -50,7 +50,7 @@ def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = Non
     try:
         wanted.tls()
     except OSError as error:
-        raise Refused(f"the broker's certificates cannot be used: {error}") from error
+        raise Refused(f"DPSTREAM_BROKER_CA_FILE, _CERT_FILE or _KEY_FILE: {error}") from error
     bus = RabbitBus(wanted)
     try:
         _reach(

@@ -50,8 +50,8 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
     """Serves all campaigns until `stopping` is set. Raises `Fenced` if a newer coordinator has
     taken over, `Refused` if broker or store refuse the credentials, `SpecError` if the API cannot
     listen on its address."""
-    for variable, meant in misspelt_variables(CoordinatorSettings):
-        log.warning("unknown variable", variable=variable, meant=meant)
+    for variable, suggestion in misspelt_variables(CoordinatorSettings):
+        log.warning("unknown variable ignored", variable=variable, did_you_mean=suggestion)
     connected = _connected(settings, stopping)
     if connected is None:
         return
@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dpstream.services.coordinator",
         description="Coordinates all campaigns of a store and serves the API. Run one at a time: "
         "a second one takes over, and the first stops with exit status 3.",
-        epilog=f"environment:\n{lines}",
+        epilog=f"environment, [default] in brackets:\n{lines}\n\n"
+        "exit status: 0 after SIGTERM or SIGINT, 2 for invalid settings, 3 if a newer coordinator "
+        "took over\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

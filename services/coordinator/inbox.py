@@ -52,7 +52,11 @@ class Inbox:
         try:
             return self.submission(announced.campaign) or announced
         except ValueError as error:
-            log.error("unreadable submission", campaign=announced.campaign, reason=str(error))
+            log.error(
+                "submitted.json cannot be read; submission ignored",
+                campaign=announced.campaign,
+                reason=str(error),
+            )
             return None
 
     def submission(self, campaign: str) -> m.Message | None:
@@ -71,7 +75,8 @@ class Inbox:
         failed = m.TaskFailed(
             **header(command, "given up", self.clock()),
             permanent=False,
-            reason="the broker moved it to the dead letters: every worker that received it died",
+            reason="the broker gave up this task: every worker that received it died or returned "
+            "it before claiming it",
         )
         key = claim_uri(command.campaign, command.task, command.attempt)
         if self.store.create(key, encode(failed)):

@@ -108,7 +108,7 @@ class Coordinator:
                     pause, self.connected, self.last_pass = PAUSE, True, time.monotonic()
             except (BusError, StoreError) as error:
                 self.connected, self.last_pass = False, time.monotonic()
-                log.warning("bus or store failed, trying again", reason=str(error), after=pause)
+                log.warning("broker or store failed, trying again", reason=str(error), after=pause)
                 stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -279,12 +279,16 @@ class Coordinator:
         if campaign in self.open_campaigns or campaign in self.broken:
             return self.open_campaigns.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
-            log.warning("event of an unknown campaign", campaign=campaign)
+            log.warning("event ignored: no such campaign in the store", campaign=campaign)
             return None
         try:
             return self.open(campaign)
         except (CorruptLedger, ValueError) as error:  # or a spec that this version cannot read
-            log.error("ledger cannot be read", campaign=campaign, reason=str(error))
+            log.error(
+                "campaign skipped until the coordinator restarts: cannot read its ledger or spec",
+                campaign=campaign,
+                reason=str(error),
+            )
             self.broken[campaign] = str(error)
             return None
 
@@ -317,13 +321,18 @@ class Coordinator:
                     encode(command)  # raises if it is too long for a message
             return after, decided
         except Exception as error:
-            log.exception("unprocessable event", campaign=event.campaign, type=type(event).__name__)
+            log.exception(
+                "campaign paused: cannot process event",
+                campaign=event.campaign,
+                type=type(event).__name__,
+            )
             paused = m.CampaignPaused(
                 id=str(uuid.uuid4()),
                 campaign=event.campaign,
                 time=self.clock(),
                 cause=event.id,
-                why=f"unprocessable {type(event).__name__} {event.id}: {error}",
+                why=f"cannot process {type(event).__name__} {event.id}: {error}; fix the cause, "
+                "then resume the campaign",
                 trace=traceback.format_exc()[-8000:],
             )
             return apply(state, paused), (paused,)

@@ -81,7 +81,8 @@ class ExplorerResources:
         worker does not load."""
         suffix = Path(ref.uri).suffix
         if suffix not in self.formats:
-            raise Permanent(f"{ref.uri}: this worker loads only {', '.join(sorted(self.formats))}")
+            allowed = ", ".join(sorted(self.formats))
+            raise Permanent(f"{ref.uri}: this worker's DPSTREAM_EXPLORER_MODELS allows {allowed}")
         path = self.scratch / "models" / f"{ref.sha256}{suffix}"
         if not path.exists():
             self._make_room(path.parent)

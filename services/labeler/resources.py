@@ -46,15 +46,18 @@ class LabelerResources:
     def refusal(self, recipe: Recipe) -> str | None:
         """Reason why this worker must not compute by `recipe`, or None."""
         if recipe.code not in self.allowed_codes:
-            return f"{recipe.code} is not among this worker's allowed codes"
+            return f"{recipe.code} is not in this worker's DPSTREAM_LABELER_CODES"
         if recipe.code != "ase":
             return None
         calculator = recipe.settings["calculator"]
         if calculator not in self.allowed_calculators:
-            return f"{calculator} is not among this worker's allowed calculators"
+            return f"{calculator} is not in this worker's DPSTREAM_LABELER_CALCULATORS"
         programs = PROGRAMS.intersection(recipe.settings["arguments"])
         if programs and not self.allow_programs:
-            return f"a campaign may not name a program: arguments.{min(programs)}"
+            return (
+                f"labels.settings.arguments.{min(programs)}: not allowed; it names a program or "
+                "folder"
+            )
         return None
 
     def start(self) -> None:

@@ -118,7 +118,9 @@ def run(
                 preexec_fn=die_with_parent,
             )
         except FileNotFoundError as error:
-            raise Permanent(f"{command[0]}: no such program on this worker") from error
+            raise Permanent(
+                f"{command[0]}: no such program on this worker; set DPSTREAM_LABELER_COMMANDS"
+            ) from error
     try:
         return _wait(process, time.monotonic() + seconds, tick)
     finally:

@@ -68,7 +68,7 @@ def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str
     ref = command.files[name]
     suffix = Path(ref.uri).suffix
     if suffix not in allowed:
-        raise Permanent(f"{name}: this worker does not start from {suffix} models")
+        raise Permanent(f"{name}: this worker's DPSTREAM_TRAINER_MODELS lacks {suffix}")
     if init.how == "init-model":
         step = _unpack(ref, context.scratch / START, context)
         checkpoint = BACKENDS[spec.training.backend].checkpoint(step)

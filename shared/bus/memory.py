@@ -225,5 +225,5 @@ class InProcessBus:
     def _connected(self) -> Iterator[None]:
         with self.broker.lock:
             if not self._open:
-                raise BusError("the bus is closed")
+                raise BusError("the connection to the broker is closed")
             yield

@@ -121,7 +121,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; unsettled deliveries return to their queues."""
-        self.drop(BusError("the bus is closed"))
+        self.drop(BusError("the connection to the broker is closed"))
         self._thread.join(2 * GOODBYE_SECONDS)
 
     @contextmanager
@@ -151,7 +151,7 @@ class Connection:
     # ------------------------------------------------------------------- on the I/O thread
 
     def _run(self, found: Any, opened: Future[Any]) -> None:
-        error = BusError("the connection ended")
+        error = BusError("the connection to the broker ended")
 
         def ended(_: object, reason: BaseException) -> None:
             nonlocal error
@@ -168,7 +168,7 @@ class Connection:
             )
             self._loop.start()
         except Exception as unforeseen:  # fail all waiting callers
-            log.exception("bus connection failed")
+            log.exception("connection to the broker failed")
             error = BusError(f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             self._end(error)
@@ -273,7 +273,7 @@ class RabbitBus:
                 self._failures = max(self._failures, 1)
             self._closed.wait(self._pause())
             if self._closed.is_set():
-                raise BusError("the bus is closed")
+                raise BusError("the connection to the broker is closed")
             self._failures += 1
             self._connection, self._declared = self._open()
             self._failures = 0

@@ -150,7 +150,12 @@ class DeclaredQueues:
         except BusError as error:
             if isinstance(error, (Refused, Missing)) or not self._connection.alive:
                 raise
-            log.warning("a queue exists with other arguments", queue=queue, reason=str(error))
+            log.warning(
+                "queue exists with other arguments and is used as it is; delete it to have it "
+                "declared again",
+                queue=queue,
+                reason=str(error),
+            )
 
 
 def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:

@@ -138,7 +138,9 @@ class RabbitSubscription:
     def _arrived(self, _: object, method: Any, __: object, body: bytes) -> None:
         if self._limit is not None and len(body) > self._limit:
             log.warning(
-                "oversized message rejected to the dead letters", queue=self.queue, size=len(body)
+                "message too large; moved to the broker's dead-letter queue",
+                queue=self.queue,
+                size=len(body),
             )
             self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
             return

@@ -34,7 +34,7 @@ class Health:
     def ready(self) -> str | None:
         """Check bus and store, one check at a time: during an outage each may take long."""
         if not self._checking.acquire(timeout=READINESS_SECONDS):
-            return "bus or store does not answer"
+            return "broker or store does not answer"
         try:
             return self._failure() if self.reach else "not connected yet"
         finally:

@@ -97,7 +97,7 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
 
 def _run(service: WorkerService[S], settings: S) -> int:
     for variable, suggestion in misspelt_variables(service.settings):
-        log.warning("unknown variable", variable=variable, meant=suggestion)
+        log.warning("unknown variable ignored", variable=variable, did_you_mean=suggestion)
     with asked_to_stop() as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         plans = service.plans(settings, scratch)
@@ -150,7 +150,10 @@ class WorkerThreads:
             if stopping.is_set():
                 deadline = deadline or time.monotonic() + STOP_SECONDS
                 if time.monotonic() > deadline:
-                    log.error("a running task was not released in time; its lease will expire")
+                    log.error(
+                        f"a running task did not stop within {STOP_SECONDS:g} s; the coordinator "
+                        "issues it again when its lease ends"
+                    )
                     return 1
         log.info("stopped")
         return int(self.failed)
@@ -158,7 +161,7 @@ class WorkerThreads:
     def trouble(self) -> str | None:
         """Reason why this process must be restarted, or None."""
         if any(worker.is_stuck for worker in self.workers):
-            return "a task has not ended long after its time limit"
+            return "a task is still running long after its time limit"
         if self.failed:
             return "a worker died"
         return None
@@ -221,5 +224,5 @@ def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")
     parser.add_argument("--idle-exit", metavar="SECONDS", help="exit after SECONDS without a task")
-    parser.add_argument("--name", help="name of this process in claims and logs")
+    parser.add_argument("--name", help="name of this process, shown in status and logs")
     return parser

@@ -57,5 +57,5 @@ def _report(state: RetryCallState, telemetry: Telemetry) -> None:
     assert state.outcome is not None
     error = state.outcome.exception()
     assert error is not None
-    log.warning("bus or store failed, trying again", reason=str(error))
+    log.warning("broker or store failed, trying again", reason=str(error))
     telemetry.retried(error)

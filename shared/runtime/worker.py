@@ -78,7 +78,7 @@ class Worker(Generic[R]):
             try:
                 self._run()
             except (BusError, StoreError) as error:
-                log.warning("stopped during an outage", reason=str(error))
+                log.warning("stopped while broker or store did not answer", reason=str(error))
 
     @property
     def is_stuck(self) -> bool:
@@ -263,7 +263,7 @@ class Worker(Generic[R]):
             encode(result)  # a result too long for a message is reported as a failure
             return result
         except Exception as error:
-            log.info("task ended without a result", title=command.title, reason=str(error))
+            log.info("task failed or was released", title=command.title, reason=str(error))
             return ending_of(error, context)
 
     def _beat(self, context: Context, finished: threading.Event) -> None:
@@ -274,12 +274,15 @@ class Worker(Generic[R]):
             try:
                 if self.store.exists(stop):
                     context._stop_asked.set()
-            except Exception as error:  # checked again at the next heartbeat
-                log.warning("stop object could not be checked", reason=str(error))
+            except Exception as error:
+                log.warning(
+                    "cannot check whether the task was cancelled; trying again later",
+                    reason=str(error),
+                )
             try:
                 self._publish_heartbeat(context)
             except Exception as error:  # not retried: the lease allows for missed heartbeats
-                log.warning("heartbeat failed", reason=str(error))
+                log.warning("heartbeat not published", reason=str(error))
 
     def _publish_heartbeat(self, context: Context) -> None:
         heartbeat = TaskHeartbeat(

@@ -17,7 +17,11 @@ def bury(store: Store, body: bytes) -> bool:
     """Store `body` under its digest. False if it is stored already."""
     ref = Ref.to("body", body)
     is_new = store.create(f"{DEADLETTER_PREFIX}{ref.sha256}", body)
-    log.warning("undecodable message moved to the dead letters", sha256=ref.sha256, bytes=len(body))
+    log.warning(
+        f"message cannot be decoded; stored under {DEADLETTER_PREFIX}",
+        sha256=ref.sha256,
+        bytes=len(body),
+    )
     return is_new
 
 

@@ -348,7 +348,10 @@ def test_a_campaign_may_not_name_a_program_except_at_home(lab: Lab, tmp_path: Pa
     recipe = make_recipe(labels)
     listed = frozenset({"ase.calculators.mopac.MOPAC"})
     strict = LabelerResources(tmp_path / "strict", allowed_calculators=listed)
-    assert strict.refusal(recipe) == "a campaign may not name a program: arguments.command"
+    assert (
+        strict.refusal(recipe)
+        == "labels.settings.arguments.command: not allowed; it names a program or folder"
+    )
     lab.resources = strict
     command = Label(**lab.envelope(make_spec({"code": "ase", "settings": named})), frames=())
     with pytest.raises(Permanent, match=r"arguments\.command"):

@@ -179,6 +179,6 @@ def test_models_that_may_run_code_are_begun_from_where_allowed_only(
     trainer: TrainerHarness,
 ) -> None:
     with pytest.raises(
-        Permanent, match=r"given-model-0: this worker does not start from \.pth models"
+        Permanent, match=r"given-model-0: this worker's DPSTREAM_TRAINER_MODELS lacks \.pth"
     ):
         begun(trainer, "init-frz-model", "pth", b"anything")

@@ -226,8 +226,8 @@ def test_a_labeler_labels_is_watched_and_goes(deployment: Deployment, port: str)
     (end,) = [line for line in lines if line["event"] == "task ended"]
     assert tuple(end[key] for key in keys) == about
     assert list(deployment.scratch.glob("dpstream-*")) == []
-    unknown = [line for line in lines if line["event"] == "unknown variable"]
-    assert [(line["variable"], line["meant"]) for line in unknown] == [
+    unknown = [line for line in lines if line["event"] == "unknown variable ignored"]
+    assert [(line["variable"], line["did_you_mean"]) for line in unknown] == [
         ("DPSTREAM_HTTP_PROT", "DPSTREAM_HTTP_PORT")
     ]
     said = json.dumps(lines)
@@ -298,7 +298,7 @@ def test_a_broker_that_is_not_up_is_waited_for(deployment: Deployment, port: str
     process = deployment.start("labeler", broker=f"amqp://u:hunter2@127.0.0.1:{port}")
     assert process.stderr is not None
     line = json.loads(process.stderr.readline())
-    assert (line["event"], line["level"]) == ("bus or store failed, trying again", "warning")
+    assert (line["event"], line["level"]) == ("broker or store failed, trying again", "warning")
     process.send_signal(signal.SIGTERM)
     status, lines = ended(process)
     assert status == 0

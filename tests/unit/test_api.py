@@ -437,7 +437,7 @@ def test_an_address_in_use_is_one_line(site: CoordinatorHarness, served: str) ->
     read_access = ReadAccess(site.coordinator)
     app = make_app(read_access, CoordinatorMetrics(read_access), None)
     with (
-        pytest.raises(SpecError, match=f"127.0.0.1:{port}: cannot listen there"),
+        pytest.raises(SpecError, match=f"DPSTREAM_HTTP_PORT: 127.0.0.1:{port}: "),
         serving(app, "127.0.0.1", port),
     ):
         raise AssertionError

@@ -479,7 +479,7 @@ def test_an_unprocessable_event_pauses_its_campaign_and_no_other(
     assert harness.finish("sound").finished
     sick = harness.coordinator.open_campaigns["sick"].state
     assert sick.paused is not None
-    assert "unprocessable LabelsDone" in sick.paused
+    assert "cannot process LabelsDone" in sick.paused
     told = [d for s in read_segments(harness.store, "sick") for e in s.entries for d in e.decided]
     (pause,) = [d for d in told if isinstance(d, m.CampaignPaused)][:1]
     assert "KeyError: 'a bug'" in pause.trace

@@ -131,7 +131,7 @@ def test_readiness_is_bus_and_store(state: State, port: int) -> None:
     state.health.reach.append(lambda: bus.depth("train"))
     assert ask(port, "/readyz") == (200, "ok\n")
     bus.close()
-    assert ask(port, "/readyz") == (503, "the bus is closed\n")
+    assert ask(port, "/readyz") == (503, "the connection to the broker is closed\n")
     assert ask(port, "/healthz")[0] == 200
 
 
@@ -150,7 +150,7 @@ def test_readiness_answers_while_the_bus_does_not(
     first_probe = threading.Thread(target=ask, args=(port, "/readyz"))
     first_probe.start()
     assert hanging.wait(10)
-    assert ask(port, "/readyz") == (503, "bus or store does not answer\n")
+    assert ask(port, "/readyz") == (503, "broker or store does not answer\n")
     assert ask(port, "/healthz")[0] == 200
     done.set()
     first_probe.join()

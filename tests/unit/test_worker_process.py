@@ -117,7 +117,7 @@ def test_a_stuck_task_is_no_life(workers: WorkerHarness, monkeypatch: pytest.Mon
     workers.next_event(), workers.next_event()
     office.stopping.set()
     assert office.end() == 0
-    assert told == ["a task has not ended long after its time limit"]
+    assert told == ["a task is still running long after its time limit"]
 
 
 def test_a_shift_is_the_whole_crews(workers: WorkerHarness) -> None:

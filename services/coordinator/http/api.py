@@ -205,7 +205,7 @@ def serving(app: FastAPI, host: str, port: int) -> Iterator[tuple[str, int]]:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
     except OSError as error:
-        raise SpecError(f"{host}:{port}: cannot listen there: {error.strerror}") from error
+        raise SpecError(f"DPSTREAM_HTTP_PORT: {host}:{port}: {error.strerror}") from error
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     )

@@ -125,7 +125,7 @@ class Ledger:
         if not self.store.create(key, data):
             found = self.store.get(key)
             if found != data and _nonce(found) != self.nonce:
-                raise Fenced(f"{key} was written by another process")
+                raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
             if found != data:
                 raise StoreError(f"{key}: an earlier write of this process has arrived late")
         self._count_segment(segment)
