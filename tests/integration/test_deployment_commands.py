@@ -221,7 +221,8 @@ def test_dead_letters_are_failures_and_strangers_are_kept(
     with api:
         wait_until(lambda: api.get("/campaigns").json()["undecodable"] == 1, "a stranger")
         assert api.get("/campaigns").json()["given_up"] == 1
-    assert "1 messages could not be decoded; they are kept under deadletters/" in call("status")[1]
+    line = "1 messages could not be decoded; they are kept in the store under deadletters/"
+    assert line in call("status")[1]
 
 
 def test_heartbeats_are_seen_where_there_is_a_broker(deployment: Deployment, call: Call) -> None:

@@ -331,13 +331,13 @@ def test_a_calculator_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path
     copper = [canonical(from_ase(bulk("Cu", cubic=True))).frame]
     assert lab.rules(EMT, copper) == []
     lab.resources = LabelerResources(tmp_path / "strict", allowed_calculators=frozenset())
-    with pytest.raises(Permanent, match=r"ase\.calculators\.emt\.EMT is not among"):
+    with pytest.raises(Permanent, match=r"ase\.calculators\.emt\.EMT is not in this worker's"):
         lab.rules(EMT, copper)
 
 
 def test_a_code_outside_the_allow_list_is_refused(lab: Lab, tmp_path: Path) -> None:
     lab.resources = LabelerResources(tmp_path / "strict", allowed_codes=("pyscf",))
-    with pytest.raises(Permanent, match="tblite is not among"):
+    with pytest.raises(Permanent, match="tblite is not in this worker's"):
         lab.rules({}, methanes(1))
 
 

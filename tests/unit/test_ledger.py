@@ -304,7 +304,7 @@ def test_a_segment_of_somebody_else_in_our_place_fences(
 ) -> None:
     ledger, _ = Ledger.open(store, "world")
     store.put(f"{FOLDER}00000001-000001.json", b"somebody else's")
-    with pytest.raises(Fenced, match="another process"):
+    with pytest.raises(Fenced, match="world: taken over by a newer coordinator"):
         ledger.append([entry(entries[0])])
 
 
