@@ -75,8 +75,8 @@ class Inbox:
         failed = m.TaskFailed(
             **header(command, "given up", self.clock()),
             permanent=False,
-            reason="the broker gave up this task: every worker that received it died or returned "
-            "it before claiming it",
+            reason="no worker claimed this task (each that received it died or returned it), so "
+            "the broker gave it up",
         )
         key = claim_uri(command.campaign, command.task, command.attempt)
         if self.store.create(key, encode(failed)):
