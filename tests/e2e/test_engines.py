@@ -66,6 +66,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "root"
 
 
+@pytest.mark.soak
 def test_what_each_engine_found_is_labelled_and_trained_on(root: Path) -> None:
     heard = list(read_messages(FolderStore(root), "small"))
     assert [m.stage for m in heard if isinstance(m, StageEnded)] == [0, 1]

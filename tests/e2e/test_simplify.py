@@ -77,6 +77,7 @@ def deviations(models: list[Path], frames: list[Any]) -> Any:
     return max_force_deviation(np.stack(forces))
 
 
+@pytest.mark.soak
 def test_what_is_left_out_lies_below_the_trust_level(tmp_path: Path) -> None:
     frames = repetitive()
     write(tmp_path / "all.extxyz", frames)

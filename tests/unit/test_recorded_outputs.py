@@ -298,7 +298,7 @@ def test_gaussian_beyond_scf_is_no_label(tmp_path: Path) -> None:
     assert correlated != text
     outcome = read("gaussian", frame, tmp_path, {"input.log": correlated})
     assert rule(frame, outcome) == "one-energy"
-    assert "beyond SCF" in outcome.messages[0]
+    assert "post-SCF" in outcome.messages[0]
 
 
 def test_abacus_unconverged_says_so_and_prints_everything_else(tmp_path: Path) -> None:

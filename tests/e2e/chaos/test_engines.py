@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dpstream.services.coordinator.ledger.ledger import verdict
 from tests.support.deployed_cluster import NAME, ROLES, Cluster, computed_twice
 from tests.support.lossy_delivery import check_counters
@@ -19,6 +21,7 @@ from tests.support.soak import SOAK
 KILLS = 12 if SOAK else 4
 
 
+@pytest.mark.soak
 def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
