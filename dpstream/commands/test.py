@@ -90,7 +90,7 @@ def compare_properties(
 
     Model and recipe each relax the structure, then compute the equation of state, elastic
     constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point with the
-    recipe is a label in the cache in --root, so nothing is computed twice; after Ctrl-C, run the
+    recipe is a label in the cache in --store, so nothing is computed twice; after Ctrl-C, run the
     same command to continue.
 
     Writes properties.json and a plot of the curves. Exit status: 0 all properties computed, 1 some

@@ -59,7 +59,7 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
         for name, (document, mode) in documents.items():
             write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)
     except OSError as error:
-        raise SpecError(f"--out: {error.filename}: {error.strerror}") from error
+        raise SpecError(f"--output: {error.filename}: {error.strerror}") from error
     return [out / PASSWORDS, *(out / name for name in documents)]
 
 

@@ -48,7 +48,9 @@ class Spec(Section):
     name: Name = Field(description="name of the campaign and of its folder in the store")
     seed: int = Field(default=1, ge=0, description="seed of all random numbers")
     mode: Literal["streaming", "lockstep"] = Field(
-        default="streaming", description="streaming: no barriers; lockstep: rounds as in DP-GEN"
+        default="streaming",
+        description="streaming: selects, labels and trains while trajectories run; lockstep: "
+        "rounds as in DP-GEN",
     )
     reproducible: bool | None = Field(
         default=None,

@@ -303,8 +303,8 @@ def test_a_root_that_cannot_be_written(refused: Callable[..., str]) -> None:
         ("file/sub", "Not a directory"),
         ("/proc/nowhere", "No such file or directory"),
     ):
-        said = refused("run", "good.yaml", "--root", root)
-        assert said == f"--root: {root}: not writable: {why}"
+        said = refused("run", "good.yaml", "--store", root)
+        assert said == f"--store: {root}: not writable: {why}"
 
 
 def test_a_second_run_in_the_same_root(call: Call) -> None:
@@ -333,12 +333,12 @@ LOOKS = [["status"], ["report"], ["export"], ["why", "ab"]]
 
 @pytest.mark.parametrize("words", LOOKS)
 def test_looking_where_nothing_is(refused: Callable[..., str], words: list[str]) -> None:
-    there = "give the --root that the campaign was run with"
-    assert refused(*words, "--root", "no") == f"--root: no: no such folder; {there}"
-    assert refused(*words, "--root", "good.yaml") == f"--root: good.yaml: not a folder; {there}"
+    there = "give the store of the campaign, or set DPSTREAM_STORE"
+    assert refused(*words, "--store", "no") == f"--store: no: no such folder; {there}"
+    assert refused(*words, "--store", "good.yaml") == f"--store: good.yaml: not a folder; {there}"
     Path("empty").mkdir()
-    assert refused(*words, "--root", "empty") == (
-        "--root: empty: contains no campaign; start one with dpstream run SPEC"
+    assert refused(*words, "--store", "empty") == (
+        "--store: empty: contains no campaign; start one with dpstream run SPEC"
     )
 
 
@@ -362,10 +362,12 @@ def know(root: Path, kind: type[Any], **content: Any) -> None:
 
 def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) -> None:
     assert refused("status", "smal") == (
-        "--root: runs: no campaign 'smal'; did you mean 'small'?; campaigns: small"
+        "--store: runs: no campaign 'smal'; did you mean 'small'?; campaigns: small"
     )
     shutil.copytree("runs/campaigns/small", "runs/campaigns/other")
-    assert refused("status") == "--root: runs: contains several campaigns; give one of other, small"
+    assert (
+        refused("status") == "--store: runs: contains several campaigns; give one of other, small"
+    )
 
 
 def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
@@ -432,7 +434,7 @@ def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
     status, out, err = call("run", "good.yaml")
     assert (status, err) == (1, "")
     assert out.startswith("small: not-converged: stuck in stage cold\n")
-    assert "runs/small/README.txt: what is what, and how to run it\n" in out
+    assert "runs/small/README.txt: describes the files and how to run them\n" in out
     again = call("run", "good.yaml")[1]  # exported already
     assert (
         again.splitlines()[-1] == "runs/small/README.txt: describes the files and how to run them"
@@ -449,7 +451,8 @@ def test_an_export_spares_what_is_not_one(begun: Path, refused: Callable[..., st
     Path("mine").mkdir()
     write("x", "mine/notes")
     assert refused("export", "--output", "mine") == (
-        "mine: holds something else than an export of small; name another folder with --output"
+        "mine: contains files that are not from an export of small; "
+        "give another folder with dpstream export --output"
     )
     assert refused("export", "--output", "good.yaml").startswith("good.yaml: is a file; ")
 

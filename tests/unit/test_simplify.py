@@ -267,12 +267,12 @@ def test_keys_are_listed_once() -> None:
         (["gone.xyz"], "DATASET: no file matches 'gone.xyz'"),
         (
             ["campaign.json"],
-            "campaign.json: not a DP-GEN `simplify` parameter file: the key pick_data is missing",
+            "campaign.json: not a param.json of `dpgen simplify`: the key pick_data is missing",
         ),
         (["a.xyz", "--code", "tblite"], "--code: allowed only with DP-GEN's param.json"),
         (
             ["a.xyz", "--root", "s3://bucket"],
-            "--root: s3://bucket: must be a folder on this machine for simplify",
+            "--store: s3://bucket: must be a folder on this machine for simplify",
         ),
         (["param.json", "m.json", "b"], "b: unexpected; only a machine.json may follow param.json"),
     ],
