@@ -190,7 +190,7 @@ def parse_workers(text: str, services: Sequence[str], least: int) -> dict[str, i
         if service not in services or not _is_count(count, least):
             *most, last = (f"{name}=N" for name in services)
             raise SpecError(
-                f"--workers: {part!r}: expected {', '.join(most)} or {last} with N from {least} "
+                f"--workers: {part!r}: must be {', '.join(most)} or {last} with N from {least} "
                 f"to {MOST_WORKERS}, separated by commas"
             )
         crew[service] = int(count)

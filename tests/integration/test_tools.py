@@ -305,8 +305,8 @@ def test_two_recipes_side_by_side_and_bad_words(call: Call) -> None:
     assert "shortest distance" in said
     for words, problem in (
         (("--properties", "eoss"), "--properties: unknown property 'eoss'; did you mean 'eos'?"),
-        (("--miller", "1,1"), "--miller: '1,1': expected three indices, not all zero"),
-        (("--line", "1,1,1"), "--line: '1,1,1': expected a plane and a shift"),
+        (("--miller", "1,1"), "--miller: '1,1': must be three indices, not all zero"),
+        (("--line", "1,1,1"), "--line: '1,1,1': must be a plane and a shift"),
     ):
         status, said = call("test", "emt.yaml", "H2.xyz", "--recipe", "emt.yaml", *words)
         assert (status, said.count("\n")) == (2, 1)

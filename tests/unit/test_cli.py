@@ -125,7 +125,7 @@ def test_a_spec_that_is_not_there(refused: Callable[..., str], command: str) -> 
         (b"\xff\xfe", "bad.yaml: not a UTF-8 text file (byte 0)"),
         (
             "- a",
-            "bad.yaml: should be a mapping with keys such as name, systems, stages; "
+            "bad.yaml: must be a mapping with keys such as name, systems, stages; "
             "`dpstream new` writes a template",
         ),
         ("a: 1\na: 2", "bad.yaml: not valid YAML: line 2, column 1: key 'a' is given twice"),
@@ -144,8 +144,8 @@ def test_a_spec_that_cannot_be_read(
     [
         ("trainig", {}, "trainig: unknown key; did you mean 'training'?"),
         ("md.setps", 5, "md.setps: unknown key; did you mean 'steps'?"),
-        ("seed", "x", "seed: 'x': should be a valid integer"),
-        ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
+        ("seed", "x", "seed: 'x': must be a valid integer"),
+        ("mode", "x", "mode: 'x': must be 'streaming' or 'lockstep'"),
         ("name", "A b", f"name: 'A b': {NAMES}"),
         (
             "name",
@@ -162,7 +162,7 @@ def test_a_spec_that_cannot_be_read(
         ("stages.0.systems", ["x"], "stages.0.systems: 'x' is not in systems (methane)"),
         ("stages.0.pressures", [1], "stages.0.pressures: requires an npt ensemble, not nvt"),
         ("training.max_steps", 5, "training.min_steps: 1000 is greater than max_steps (5)"),
-        ("training.input.model", 5, "training.input.model: 5: should be a mapping"),
+        ("training.input.model", 5, "training.input.model: 5: must be a mapping"),
         (
             "labels.code",
             "tblight",
@@ -204,7 +204,7 @@ def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
 )
 def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
     assert refused("run", "good.yaml", "--workers", part) == (
-        f"--workers: {part!r}: expected trainer=N, explorer=N or labeler=N with N from 1 to 64, "
+        f"--workers: {part!r}: must be trainer=N, explorer=N or labeler=N with N from 1 to 64, "
         "separated by commas"
     )
 
@@ -215,7 +215,7 @@ def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
         (["frobnicate"], "No such command 'frobnicate'; see dpstream --help"),
         (["run"], "Missing argument 'SPEC'; see dpstream run --help"),
         (["run", "good.yaml", "--bogus"], "No such option: --bogus; see dpstream run --help"),
-        (["run", "good.yaml", "--mode", "x"], "--mode: 'x': should be 'streaming' or 'lockstep'"),
+        (["run", "good.yaml", "--mode", "x"], "--mode: 'x': must be 'streaming' or 'lockstep'"),
         (["run", "good.yaml", "--name", "A b"], f"--name: 'A b': {NAMES}"),
         (["new", "../x"], f"NAME: '../x': {NAMES}"),
         (["why", ""], "FRAME: '' is not a frame key; give a key, or the first characters of it"),

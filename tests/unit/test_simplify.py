@@ -120,7 +120,7 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyP
         ({"stages": []}, "stages: not allowed, as the dataset's frames are explored; remove it"),
         ({"trust": {"target": 0.1}}, "trust: give levels"),
         ({"selektion": {}}, "selektion: unknown key; did you mean 'selection'?"),
-        ({"selection": 5}, "selection: 5: should be a mapping"),
+        ({"selection": 5}, "selection: 5: must be a mapping"),
         ({"initial": {"pick": 0}}, "initial: give at least one of `data`, `perturb` and `pick`"),
     ],
 )
