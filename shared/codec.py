@@ -34,7 +34,9 @@ def encode(message: Message) -> bytes:
     """Canonical JSON bytes of a message. Raises ValueError above 64 KB."""
     body = message.model_dump_json().encode()
     if len(body) > MAX_BODY:
-        raise ValueError(f"{type(message).__name__} is {len(body)} bytes, above {MAX_BODY}")
+        raise ValueError(
+            f"{type(message).__name__} is {len(body)} bytes; at most {MAX_BODY} allowed"
+        )
     return body
 
 

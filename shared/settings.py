@@ -59,7 +59,7 @@ def _broker_url(url: SecretStr) -> SecretStr:
         good = False
     if not good:
         raise ValueError(
-            "should be amqp(s)://user:password@host:port/vhost, with special characters of user "
+            "must be amqp(s)://user:password@host:port/vhost, with special characters of user "
             "and password percent-encoded"
         )
     return url
@@ -75,12 +75,12 @@ def bucket_and_prefix(url: str) -> tuple[str, str] | None:
     prefix = prefix.strip("/")
     if scheme == "s3" and not BUCKET.fullmatch(bucket):
         raise ValueError(
-            f"bucket {bucket!r}: should be 3 to 63 of a-z, 0-9, '.' and '-', starting and ending "
+            f"bucket {bucket!r}: must be 3 to 63 of a-z, 0-9, '.' and '-', starting and ending "
             "with a letter or digit"
         )
     good = scheme == "s3" and len(prefix) <= LONGEST_PREFIX
     if not good or (prefix and not is_key(prefix)):
-        raise ValueError("should be s3://bucket/prefix or the path of a folder")
+        raise ValueError("must be s3://bucket/prefix or the path of a folder")
     return bucket, prefix
 
 
@@ -88,7 +88,7 @@ def _endpoint(url: str) -> str:
     parts = urlsplit(url)
     _ = parts.port  # raises ValueError if invalid
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in url:
-        raise ValueError("should be http(s)://host:port")
+        raise ValueError("must be http(s)://host:port")
     return url
 
 
@@ -179,7 +179,7 @@ class BrokerSettings(BaseSettings):
             )
         secured = self.broker.get_secret_value().startswith("amqps:")
         if not secured and (self.broker_ca_file or self.broker_cert_file):
-            raise ValueError(f"{PREFIX}BROKER: certificates are given, so it should be amqps://…")
+            raise ValueError(f"{PREFIX}BROKER: certificates are given, so it must be amqps://…")
         return self
 
 

@@ -13,7 +13,10 @@ from dpstream.terminal.console import console, say
 
 
 def access(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", "--out", metavar="DIR", help="Folder to write to."),
+    ],
     bucket: Annotated[str, typer.Option(metavar="NAME", help="Bucket of the store.")] = "dpstream",
     prefix: Annotated[
         str, typer.Option(metavar="PREFIX", help="Key prefix of dpstream's objects in the bucket.")
@@ -41,5 +44,5 @@ def access(
     0600). DIR/aws and DIR/alibaba hold one bucket policy per user.
     """
     place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
-    for file in write_access(place, out):
+    for file in write_access(place, output):
         say(console, f"wrote {file}")

@@ -113,9 +113,9 @@ def run(
     Models, dataset and report are written to DIR/NAME.
     After Ctrl-C or a crash, run the same command to continue; only work in progress is lost.
 
-    With --broker and --store, the campaign is submitted to that deployment, workers on this
-    machine join those of the deployment, and the command waits for the end. A coordinator must be
-    running there, or here with --workers coordinator=1 (which takes over from a running one).
+    With --broker and --store, submits the campaign to that deployment, adds workers on this
+    machine and waits for the end. The deployment needs a coordinator; --workers coordinator=1
+    starts one here, which replaces a running one.
 
     Exit status: 0 converged, 1 not converged, cancelled or paused, 2 bad input,
     3 internal error, 130 interrupted.
@@ -167,9 +167,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
 def report(
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")
+    ] = Path("report.html"),
 ) -> None:
     """Write a report of a campaign, finished or not: one HTML file that works offline."""
     with within(root):
@@ -182,12 +182,14 @@ def report(
 def export(
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path(
-        "export"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")
+    ] = Path("export"),
     full: Annotated[
         bool,
-        typer.Option("--full", help="Include the ledger and all labels; usable as --root."),
+        typer.Option(
+            "--full", help="Include the ledger and all labels; the folder then works as --store."
+        ),
     ] = False,
     layout: Annotated[
         str,

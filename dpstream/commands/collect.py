@@ -28,7 +28,7 @@ COMMAND = "collect"
 
 def collect(
     campaigns: Annotated[
-        list[str], typer.Argument(metavar="CAMPAIGN...", help="Campaigns in --root.")
+        list[str], typer.Argument(metavar="CAMPAIGN...", help="Campaigns in --store.")
     ],
     output: OutputFolder = Path("collected"),
     recipe: Annotated[

@@ -65,7 +65,11 @@ LEAVES = "Ctrl-C stops watching; the campaign continues"
 Wait = Annotated[
     float,
     typer.Option(
-        "--wait", min=0.0, max=3600.0, metavar="SECONDS", help="How long to wait for an answer."
+        "--wait",
+        min=0.0,
+        max=3600.0,
+        metavar="SECONDS",
+        help="How long to wait for the coordinator's answer.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")]
@@ -196,7 +200,10 @@ def retry(
     broker: Broker = None,
     wait: Wait = HEARD,
 ) -> None:
-    """Retry abandoned tasks, except trajectories, whose round continued without them."""
+    """Retry abandoned tasks.
+
+    Abandoned trajectories are not retried: their round has continued without them.
+    """
     name = _checked(campaign, root)
     with within(root):
         useful = retryable(load_state(there(root), name))

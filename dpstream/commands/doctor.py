@@ -108,7 +108,7 @@ def doctor(
     console.print(_table(findings))
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
-    say(console, f"everything that {spec or 'a campaign'} needs works here")
+    say(console, f"this machine meets all requirements of {spec or 'a campaign'}")
 
 
 def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
@@ -144,7 +144,7 @@ def _disk(root: str) -> Finding:
     free = shutil.disk_usage(existing).free
     detail = f"{free / 1e9:.0f} GB free at {existing}"
     if not os.access(existing, os.W_OK):
-        return Finding("disk", "missing", f"{existing} is not writable", "choose another --root")
+        return Finding("disk", "missing", f"{existing} is not writable", "give another --store")
     if free < LEAST_FREE:
         return Finding("disk", "missing", detail, f"free at least {LEAST_FREE / 1e9:g} GB")
     return Finding("disk", "works", detail)

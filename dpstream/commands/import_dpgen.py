@@ -28,7 +28,7 @@ from dpstream.terminal.tables import text_table
 
 def import_(
     param: Annotated[
-        Path, typer.Argument(metavar="PARAM", help="DP-GEN's param file, JSON or YAML.")
+        Path, typer.Argument(metavar="PARAM", help="DP-GEN's param.json (JSON or YAML).")
     ],
     machine: Annotated[
         Path | None,
@@ -44,7 +44,7 @@ def import_(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Working folder of a `dpgen run` with this param file: continue after its last "
+            help="Working folder of a `dpgen run` with this param.json: continue after its last "
             "complete iteration, with all its labels.",
         ),
     ] = None,

@@ -52,7 +52,7 @@ FEMTOSECOND = 1e-3
 """ps."""
 
 Params = Annotated[
-    Path, typer.Argument(metavar="PARAM", help="DP-GEN's parameter file, JSON or YAML.")
+    Path, typer.Argument(metavar="PARAM", help="DP-GEN's param.json (JSON or YAML).")
 ]
 Relaxation = Annotated[
     float, typer.Option(min=1e-4, help="Largest force in a relaxed structure, eV/Å.")
@@ -85,7 +85,7 @@ def init_bulk(
     short dynamics run with the labeling code; every frame of it is labelled. All labels go into one
     dataset for `initial.data` of a campaign.
 
-    Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
+    Labels are looked up in the cache under --store and kept there: after Ctrl-C the same command
     goes on, and computes nothing twice.
 
     Example: dpstream init-bulk init.json --recipe recipe.yaml -o al-bulk
@@ -114,7 +114,7 @@ def init_surf(
     `initial.data` of a campaign. (DP-GEN leaves them unlabelled; dataset.extxyz can also be used as
     starting structures.)
 
-    Labels are looked up in the cache under --root and kept there: after Ctrl-C the same command
+    Labels are looked up in the cache under --store and kept there: after Ctrl-C the same command
     goes on, and computes nothing twice.
 
     Example: dpstream init-surf surf.json --recipe recipe.yaml -o al-surf

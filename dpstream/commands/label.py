@@ -62,7 +62,7 @@ def label(
 ) -> None:
     """Label files of frames, outside any campaign.
 
-    Labels are taken from the cache that all campaigns in --root share; missing ones are computed
+    Labels are taken from the cache that all campaigns in --store share; missing ones are computed
     and added to it. Frames that cannot be labelled are listed with the reason, also in
     rejected.jsonl of the output folder.
 

@@ -1,7 +1,7 @@
 """`dpstream library`: shares models and labels between groups, in a folder or a bucket.
 
 A campaign contributes one entry, `library/<campaign>-<spec>.json`, and the objects that it names.
-Objects keep their keys, so a library is also a root: a campaign that runs with it as --root finds
+Objects keep their keys, so a library is also a store: a campaign that runs with it as --store finds
 its labels in the cache.
 """
 
@@ -202,7 +202,7 @@ def find(
         ),
     ] = None,
 ) -> None:
-    """List models that cover all these elements, and labels with no other elements.
+    """List models that include all of --elements, and labels of frames without other elements.
 
     Recipes are compared per composition: a campaign with label inputs for one system
     (systems.NAME.label) still shares the labels of its other systems. --recipe also accepts the

@@ -40,7 +40,7 @@ SpecFile = Annotated[
     typer.Argument(
         metavar="SPEC",
         help="Campaign spec (YAML or JSON; `dpstream new` writes a template), or DP-GEN's "
-        "param.json.",
+        "param.json (JSON or YAML).",
     ),
 ]
 MachineFile = Annotated[
@@ -57,8 +57,8 @@ Code = Annotated[
 Root = Annotated[
     str,
     typer.Option(
-        "--root",
         "--store",
+        "--root",
         envvar="DPSTREAM_STORE",
         metavar="DIR|URL",
         help="Store of all campaigns and their shared labels: a folder, or s3://bucket/prefix "
@@ -84,7 +84,7 @@ Mode = Annotated[
     typer.Option(
         metavar="MODE",
         help="Overrides the spec's mode: lockstep (rounds as in DP-GEN, reproducible) or streaming "
-        "(no barriers).",
+        "(selects, labels and trains while trajectories run).",
     ),
 ]
 NewName = Annotated[
@@ -150,12 +150,14 @@ def within(root: str) -> Iterator[None]:
         raise SpecError(f"{root}: {error}") from error
 
 
-def there(root: str, option: str = "--root") -> Store:
+def there(root: str, option: str = "--store") -> Store:
     """Open the store at `root`, which must exist. Raises `SpecError` naming `option` otherwise."""
     path = Path(root)
     if is_folder(root) and not path.is_dir():
         problem = "not a folder" if path.exists() else "no such folder"
-        hint = "; give the --root that the campaign was run with" if option == "--root" else ""
+        hint = (
+            "; give the store of the campaign, or set DPSTREAM_STORE" if option == "--store" else ""
+        )
         raise SpecError(f"{option}: {root}: {problem}{hint}")
     return open_store(root)
 
@@ -168,7 +170,7 @@ def named(campaign: str | None, root: str) -> tuple[Store, str]:
     if campaign is None and len(known) == 1:
         campaign = known[0]
     if campaign not in known:
-        raise SpecError(f"--root: {root}: {_unresolved(campaign, known)}")
+        raise SpecError(f"--store: {root}: {_unresolved(campaign, known)}")
     stored_spec(store, campaign)
     return store, campaign
 
@@ -191,7 +193,7 @@ def parse_workers(text: str, services: Sequence[str], least: int) -> dict[str, i
         if service not in services or not _is_count(count, least):
             *most, last = (f"{name}=N" for name in services)
             raise SpecError(
-                f"--workers: {part!r}: expected {', '.join(most)} or {last} with N from {least} "
+                f"--workers: {part!r}: must be {', '.join(most)} or {last} with N from {least} "
                 f"to {MOST_WORKERS}, separated by commas"
             )
         crew[service] = int(count)

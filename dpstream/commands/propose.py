@@ -51,18 +51,22 @@ def propose(
     generator: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Name of the generator; verdicts and limits are per name."
+            metavar="NAME",
+            help="Name of this generator; each name has its own limits and verdicts.",
         ),
     ] = "propose",
     priority: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Priority of their labels; higher is earlier, the campaign's own have 0.",
+            help="Priority of the labels: higher runs first; the campaign's own labels have 0.",
         ),
     ] = 0,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait, and print the verdicts as they arrive.")
+        bool,
+        typer.Option(
+            "--follow", "-f", "--wait", help="Wait, and print the verdicts as they arrive."
+        ),
     ] = False,
     watch: Annotated[
         Path | None,
@@ -77,7 +81,7 @@ def propose(
 ) -> None:
     """Offer structures to a running campaign, which returns a verdict for each."""
     if bool(files) == (watch is not None):
-        raise SpecError("FILE: give either files, - or --watch DIR")
+        raise SpecError("give FILE arguments (- for standard input) or --watch DIR, not both")
     how = {"label": label, "priority": priority}
     frames = [as_frame(a, f) for f in files or [] if f != "-" for a in read_structures(Path(f))]
     with within(root), closing(open_bus(broker)) as bus:

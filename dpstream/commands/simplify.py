@@ -63,7 +63,8 @@ def simplify(
         typer.Option(
             metavar="FILE",
             help="Sections of a campaign spec: training, trust, selection, initial.pick, labels… "
-            "With labels.code, that code labels the frames; otherwise the dataset's labels count.",
+            "With labels.code, that code labels the frames; otherwise the dataset's labels are "
+            "used.",
         ),
     ] = None,
     workers: Annotated[
@@ -86,7 +87,7 @@ def simplify(
     """
     crew = {**WORKERS, **parse_workers(workers, tuple(WORKERS), least=1)}
     if not is_folder(root):
-        raise SpecError(f"--root: {root}: must be a folder on this machine for simplify")
+        raise SpecError(f"--store: {root}: must be a folder on this machine for simplify")
     options = _options(dataset, spec, name, code)
     loaded, gathered, recipe, pool = _prepared(options)
     with within(root):
@@ -135,7 +136,7 @@ def _of_dpgen(
     document = without_comments(read_document(param))
     if not is_simplify(document):
         raise SpecError(
-            f"{param}: not a DP-GEN `simplify` parameter file: the key pick_data is missing"
+            f"{param}: not a param.json of `dpgen simplify`: the key pick_data is missing"
         )
     if spec is not None:
         raise SpecError(f"--spec: not allowed together with {param}, which has all settings")

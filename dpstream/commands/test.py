@@ -90,7 +90,7 @@ def compare_properties(
 
     Model and recipe each relax the structure, then compute the equation of state, elastic
     constants, vacancies, interstitials, surfaces, a γ-line and phonons. Every single point with the
-    recipe is a label in the cache in --root, so nothing is computed twice; after Ctrl-C, run the
+    recipe is a label in the cache in --store, so nothing is computed twice; after Ctrl-C, run the
     same command to continue.
 
     Writes properties.json and a plot of the curves. Exit status: 0 all properties computed, 1 some
@@ -143,7 +143,7 @@ def _miller(text: str, option: str = "--miller") -> tuple[int, int, int]:
     match = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
     indices = tuple(map(int, match.groups())) if match else ()
     if len(indices) != 3 or not any(indices):
-        raise SpecError(f"{option}: {text!r}: expected three indices, not all zero, e.g. 1,1,1")
+        raise SpecError(f"{option}: {text!r}: must be three indices, not all zero, e.g. 1,1,1")
     return indices
 
 
@@ -154,7 +154,7 @@ def _line(text: str) -> tuple[tuple[int, int, int], tuple[float, float]]:
     except ValueError:
         x = y = 0.0
     if (x, y) == (0.0, 0.0):
-        raise SpecError(f"--line: {text!r}: expected a plane and a shift, e.g. 1,1,1:0.5,-0.5")
+        raise SpecError(f"--line: {text!r}: must be a plane and a shift, e.g. 1,1,1:0.5,-0.5")
     return _miller(plane, "--line"), (x, y)
 
 

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from dpstream.deploy.devcluster.cluster import Cluster
 
 Dir = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="Folder of the cluster; used for nothing else.")
+    Path,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        help="Folder for all files of the cluster: new, empty or an earlier cluster's.",
+    ),
 ]
 HERE = Path("cluster")
 
@@ -41,8 +46,8 @@ def up(
 ) -> None:
     """Start a development cluster: RabbitMQ, an S3 server and the four services.
 
-    All files are in DIR. The ports are free ones, reachable from this machine only. The cluster
-    keeps running when the terminal is closed. If it is already running, missing parts are started.
+    All files are in DIR. It listens on free ports of this machine only. The cluster keeps running
+    when the terminal is closed. If it is already running, missing parts are started.
     Variables DPSTREAM_… (threads, allowed calculators, …) are passed on to the services.
     """
     from dpstream.deploy.devcluster.cluster import Cluster, settings_for_services

@@ -59,7 +59,7 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
         for name, (document, mode) in documents.items():
             write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)
     except OSError as error:
-        raise SpecError(f"--out: {error.filename}: {error.strerror}") from error
+        raise SpecError(f"--output: {error.filename}: {error.strerror}") from error
     return [out / PASSWORDS, *(out / name for name in documents)]
 
 
@@ -73,10 +73,10 @@ def parse_deployment(
         raise SpecError(f"--bucket {bucket!r}, --prefix {prefix!r}: {error}") from error
     assert place is not None
     if not VHOST.fullmatch(vhost):
-        raise SpecError(f"--vhost: {vhost!r}: expected letters, digits, '.', '_' and '-', or /")
+        raise SpecError(f"--vhost: {vhost!r}: must be letters, digits, '.', '_' and '-', or /")
     if not BROKER_PREFIX.fullmatch(broker_prefix):
         raise SpecError(
-            f"--broker-prefix: {broker_prefix!r}: expected letters, digits, '.', '_' and '-'"
+            f"--broker-prefix: {broker_prefix!r}: must be letters, digits, '.', '_' and '-'"
         )
     return Deployment(place[0], parse_users(users), place[1], vhost, broker_prefix)
 
@@ -88,7 +88,7 @@ def parse_users(text: str) -> dict[str, Role]:
         name, _, roles = (piece.strip() for piece in part.partition("="))
         if not USER.fullmatch(name) or name == ADMIN or name in users:
             raise SpecError(
-                f"--users: {part!r}: expected unique names of a-z, 0-9 and '-', other than {ADMIN}"
+                f"--users: {part!r}: must be unique names of a-z, 0-9 and '-', other than {ADMIN}"
             )
         users[name] = merged([_role(each.strip()) for each in (roles or name).split("+")])
     return users

@@ -40,13 +40,13 @@ class FpParam:
     def text(self, key: str) -> str:
         value = self.values[key]
         if not isinstance(value, str):
-            raise SpecError(f"{key}: {value!r}: should be a string")
+            raise SpecError(f"{key}: {value!r}: must be a string")
         return value
 
     def mapping(self, key: str) -> Json:
         value = self.values.get(key)
         if not isinstance(value, dict):
-            raise SpecError(f"{key}: {value!r}: should be a mapping")
+            raise SpecError(f"{key}: {value!r}: must be a mapping")
         return dict(value)
 
     def first(self, *keys: str) -> str:

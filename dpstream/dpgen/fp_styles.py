@@ -48,7 +48,7 @@ CP2K = FpStyle(
 def _gaussian(given: FpParam) -> Json:
     params = given.mapping("fp_params")
     if not isinstance(params.get("keywords"), str):
-        raise SpecError("fp_params.keywords: should be a string with one route section")
+        raise SpecError("fp_params.keywords: must be a string with one route section")
     settings = {"keywords": params["keywords"]}
     if "basis_set" in params:
         settings["extra"] = params["basis_set"]
@@ -99,7 +99,7 @@ ABACUS_OURS = ("ntype", "calculation", "cal_force", "cal_stress", "suffix", "str
 
 def _mesh(points: Any) -> list[int]:
     if not isinstance(points, list) or len(points) not in (3, 6) or any(points[3:]):
-        raise SpecError(f"k_points: {points!r}: should be three numbers without a shift")
+        raise SpecError(f"k_points: {points!r}: must be three numbers without a shift")
     return [int(number) for number in points[:3]]
 
 

@@ -40,7 +40,10 @@ def convert_file(
     places = Places(path.parent, target)
     values = read(path)
     if not is_param(values):
-        raise SpecError(f"{path}: not a DP-GEN `run` parameter file")
+        raise SpecError(
+            f"{path}: not a param.json of `dpgen run`: has none of model_devi_jobs, sys_configs, "
+            "fp_style (or is a campaign spec)"
+        )
     begun = Begun() if run is None else look_at(run, places.place)
     try:
         return convert(values, name or named_after(path), places, code, begun)

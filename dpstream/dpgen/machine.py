@@ -126,7 +126,7 @@ def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[s
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SpecError(f"{key}: {type(value).__name__}: should be a mapping")
+        raise SpecError(f"{key}: {type(value).__name__}: must be a mapping")
     return value
 
 

@@ -161,7 +161,7 @@ def _account_jobs(values: Mapping[str, Any]) -> list[KeyLine]:
 def _jobs(values: Mapping[str, Any]) -> list[Json]:
     jobs = values.get("model_devi_jobs")
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise SpecError(f"model_devi_jobs: {shown(jobs)}: should be a list of mappings")
+        raise SpecError(f"model_devi_jobs: {shown(jobs)}: must be a list of mappings")
     return jobs
 
 
@@ -219,10 +219,12 @@ def _masses(param: RunParam) -> Json:
     masses = param.mass_map
     if isinstance(masses, str):
         if masses != "auto":
-            raise SpecError(f"mass_map: {masses!r}: should be auto or a list of masses, amu")
+            raise SpecError(f"mass_map: {masses!r}: must be auto or a list of masses, amu")
         return {}
     if len(masses) != len(param.type_map):
-        raise SpecError(f"mass_map: {len(masses)} masses for {len(param.type_map)} elements")
+        raise SpecError(
+            f"mass_map: {len(masses)} masses for {len(param.type_map)} elements; give one for each"
+        )
     return {"masses": dict(zip(param.type_map, masses, strict=True))}
 
 
@@ -279,7 +281,7 @@ def _criterion(part: str) -> tuple[str, float]:
     try:
         number = float(value)
     except ValueError:
-        raise SpecError(f"fp_skip_bad_box: {part!r}: should be name:number") from None
+        raise SpecError(f"fp_skip_bad_box: {part!r}: must be name:number") from None
     if name.strip() not in known:
-        raise SpecError(f"fp_skip_bad_box: {name!r}: should be one of {', '.join(known)}")
+        raise SpecError(f"fp_skip_bad_box: {name!r}: must be one of {', '.join(known)}")
     return name.strip(), number

@@ -59,7 +59,7 @@ def _ismear(text: str) -> int:
     if kind == "mp":
         return int(order or 1)
     if kind not in ("gauss", "fd"):
-        raise SpecError(f"fp_params.smearing: {text!r}: should be gauss, fd or mp:N")
+        raise SpecError(f"fp_params.smearing: {text!r}: must be gauss, fd or mp:N")
     return 0 if kind == "gauss" else -1
 
 
@@ -149,7 +149,7 @@ def _smearing(kind: Any, width: Any, where: str) -> Json:
         return {}
     name = SMEARINGS.get(str(kind).lower().partition(":")[0])
     if name is None:
-        raise SpecError(f"{where}.smearing: {kind!r}: should be one of {', '.join(SMEARINGS)}")
+        raise SpecError(f"{where}.smearing: {kind!r}: must be one of {', '.join(SMEARINGS)}")
     return {"smearing": name, "degauss": width}
 
 

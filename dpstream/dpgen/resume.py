@@ -34,7 +34,7 @@ def _recorded(path: Path) -> set[tuple[int, int]]:
     except OSError as error:
         raise SpecError(f"--from-run: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise SpecError(f"--from-run: {path}: expected two numbers per line") from error
+        raise SpecError(f"--from-run: {path}: must be two numbers per line") from error
 
 
 def _uncollected(run: Path) -> list[str]:

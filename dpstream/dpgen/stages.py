@@ -42,7 +42,7 @@ def expanded(job: ModelDeviJob, number: int) -> list[int]:
     for item in job.sys_idx:
         indices += [item] if isinstance(item, int) else _range(item, where)
     if len(set(indices)) != len(indices):
-        raise SpecError(f"{where}.sys_idx: {indices}: a system is listed twice")
+        raise SpecError(f"{where}.sys_idx: {indices}: lists a system twice")
     return indices
 
 
@@ -53,7 +53,7 @@ def _range(text: str, where: str) -> Sequence[int]:
         return range(int(first), int(end), int(step or 1))
     except ValueError:
         raise SpecError(
-            f"{where}.sys_idx: {text!r}: should be a number or a range such as 0-4:2"
+            f"{where}.sys_idx: {text!r}: must be a number or a range such as 0-4:2"
         ) from None
 
 
@@ -177,7 +177,7 @@ def _own(
 def _ensemble(job: ModelDeviJob, where: str) -> str:
     if job.ensemble not in ENSEMBLES:
         raise SpecError(
-            f"{where}.ensemble: {job.ensemble!r}: should be one of {', '.join(ENSEMBLES)}"
+            f"{where}.ensemble: {job.ensemble!r}: must be one of {', '.join(ENSEMBLES)}"
         )
     return ENSEMBLES[job.ensemble]
 
@@ -238,7 +238,7 @@ def _of_system(value: PerSystem, index: int, key: str) -> float:
     try:
         return value[str(index)] if isinstance(value, dict) else value[index]
     except (KeyError, IndexError):
-        raise SpecError(f"{key}: missing level for system {index}") from None
+        raise SpecError(f"{key}: no level for system {index}; give one per system") from None
 
 
 def _required(value: float | None, key: str, because: str) -> float:

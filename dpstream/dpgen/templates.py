@@ -68,7 +68,7 @@ def settled(job: ModelDeviJob, systems: Sequence[int], where: str) -> ModelDeviJ
     numbers = {key: _values(job, key, systems, where) for key in WORDS}
     steps = _one(numbers["nsteps"], "nsteps", where)
     if steps < 1 or steps % 1:
-        raise SpecError(f"{where}.nsteps: {steps:g}: should be a positive integer")
+        raise SpecError(f"{where}.nsteps: {steps:g}: must be a positive integer")
     if TEMPERATURE not in _lammps(job, systems[0]):
         _one(numbers["temps"], "temps", where)
     return job.model_copy(update={"nsteps": int(steps), "temps": numbers["temps"]})
@@ -119,7 +119,7 @@ def _numbers(values: Sequence[Any], where: str) -> list[float]:
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
-        raise SpecError(f"{where}: {list(values)}: should be numbers")
+        raise SpecError(f"{where}: {list(values)}: must be numbers")
     return numbers
 
 

@@ -68,7 +68,7 @@ def read_training(
     `SpecError`."""
     if param.train_backend not in BACKENDS:
         raise SpecError(
-            f"train_backend: {param.train_backend!r}: should be one of {', '.join(BACKENDS)}"
+            f"train_backend: {param.train_backend!r}: must be one of {', '.join(BACKENDS)}"
         )
     inputs = [merge(given, _shared(param)) for given in map(copy.deepcopy, _inputs(param))]
     given = _repulsion(param, inputs, place) | _init(param, place, matching, differences)
@@ -99,7 +99,8 @@ def _inputs(param: RunParam) -> list[Json]:
         return [given]
     if len(given) != param.numb_models:
         raise SpecError(
-            f"default_training_param: {len(given)} inputs for {param.numb_models} models"
+            f"default_training_param: {len(given)} inputs for {param.numb_models} models; give one "
+            "for each"
         )
     return list(given)
 
@@ -161,7 +162,9 @@ def _checkpoints(param: RunParam, matching: Matching, key: str) -> list[str]:
     except SpecError as error:
         raise SpecError(f"{key}: {error}") from error
     if len(folders) != param.numb_models:
-        raise SpecError(f"{key}: {len(folders)} folders for {param.numb_models} models")
+        raise SpecError(
+            f"{key}: {len(folders)} folders for {param.numb_models} models; give one for each"
+        )
     newest = "model.ckpt.pt" if param.train_backend == "pytorch" else "model.ckpt"
     return [f"{folder}/{newest}" for folder in folders]
 
@@ -177,7 +180,7 @@ def _steps(inputs: Sequence[Json]) -> int:
     values = [_section(given, "training").get(key) for given in inputs for key in STEPS]
     steps = {value for value in values if value is not None}
     if len(steps) != 1 or not all(isinstance(n, int) and n > 0 for n in steps):
-        what = "missing" if not steps else f"{sorted(map(str, steps))}: should be one integer"
+        what = "missing" if not steps else f"{sorted(map(str, steps))}: must be one integer"
         raise SpecError(f"default_training_param.training.numb_steps: {what}")
     return int(steps.pop())
 
@@ -185,7 +188,7 @@ def _steps(inputs: Sequence[Json]) -> int:
 def _section(given: Mapping[str, Any], name: str) -> Json:
     value: Any = given.get(name, {})
     if not isinstance(value, dict):
-        raise SpecError(f"default_training_param.{name}: {value!r}: should be a mapping")
+        raise SpecError(f"default_training_param.{name}: {value!r}: must be a mapping")
     return value
 
 
@@ -249,7 +252,7 @@ def _by_member(param: RunParam, members: dict[int, Json]) -> Json:
     functions = param.model_devi_activation_func
     if functions is not None and len(functions) != param.numb_models:
         raise SpecError(
-            f"model_devi_activation_func: {json.dumps(functions)}: should have one entry for each "
+            f"model_devi_activation_func: {json.dumps(functions)}: must have one entry for each "
             f"of the {param.numb_models} models"
         )
     for member, names in enumerate(functions or ()):
@@ -271,9 +274,7 @@ def _warm(param: RunParam, steps: int, document: Json) -> Json:
     reuse, reuse_steps = param.training_reuse_iter is not None, param.training_reuse_numb_steps
     fewer = reuse_steps if reuse and reuse_steps is not None else steps
     if fewer > steps:
-        raise SpecError(
-            f"training_reuse_numb_steps: {fewer}: should not exceed numb_steps ({steps})"
-        )
+        raise SpecError(f"training_reuse_numb_steps: {fewer}: must not exceed numb_steps ({steps})")
     rate = param.training_reuse_start_lr if reuse else None
     prefactors = {
         "start_pref_e": param.training_reuse_start_pref_e,

@@ -43,8 +43,8 @@ def claim(folder: Path, command: str) -> None:
     try:
         if folder.is_dir() and any(folder.iterdir()) and _maker(folder) != command:
             raise SpecError(
-                f"--output: {folder}: holds something else than a dataset of dpstream {command}; "
-                "name another folder"
+                f"--output: {folder}: contains files that are not from dpstream {command}; "
+                "give another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ABOUT, json.dumps({"command": command}) + "\n")

@@ -1,6 +1,6 @@
 """A campaign as the folders that `dpgen run` leaves, for scripts that expect them.
 
-    init/                               labels that no iteration asked for
+    init/                               labels of no iteration
     iter.000000/00.train/000/           frozen_model.pb, lcurve.out; graph.000.pb points there
     iter.000000/01.model_devi/          cur_job.json
     iter.000000/02.fp/data.000/         labels by system, DeePMD's npy
@@ -155,7 +155,7 @@ def _write_rest(
         item for item in results.training_set() if frame_key(item.frame) not in chosen
     ]
     write_deepmd(rest, folder / "init", results.spec.type_map)
-    yield f"{folder / 'init'}: {len(rest)} labels that no iteration asked for"
+    yield f"{folder / 'init'}: {len(rest)} labels of no iteration"
     yield f"{folder}/iter.*/02.fp/data.*: {len(chosen)} labels"
     if results.final is not None:
         model = folder / "final" / model_file("frozen_model", results.final)

@@ -36,6 +36,7 @@ PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 """Folders that an export makes, and replaces when it is repeated."""
 README = "README.txt"
 """The last file of an export: where it exists, the export is complete."""
+ELSEWHERE = "give another folder with dpstream export --output"
 EXAMPLE_STEPS = 2000
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -49,7 +50,7 @@ ENVIRONMENT = Environment(
 
 def export(store: Store, campaign: str, folder: Path, full: bool = False) -> list[str]:
     """Write the campaign's models, data sets, report and an MD example into `folder`; with `full`
-    also the campaign itself with all labels it points to, so that the folder can be a root. The
+    also the campaign itself with all labels it points to, so that the folder can be a store. The
     lines returned say what is where.
 
     Raises SpecError for a folder that holds anything but an earlier export of this campaign, or
@@ -76,13 +77,13 @@ def _written(results: CampaignResults, folder: Path, full: bool) -> Iterator[str
     yield from _models(results, folder / "models")
     yield from _data(results, folder)
     write_report(results.store, results.campaign, folder / "report.html")
-    yield f"{folder / 'report.html'}: how it came about"
+    yield f"{folder / 'report.html'}: report of the campaign"
     if results.best is not None:
         yield from _example(results, folder / "md-example", results.best)
     if full:
         yield _copy_campaign(results, folder)
     _write_readme(results, folder, full)
-    yield f"{folder / README}: what is what, and how to run it"
+    yield f"{folder / README}: describes the files and how to run them"
 
 
 # ----------------------------------------------------------------------------------- the folder
@@ -92,16 +93,13 @@ def prepare(folder: Path, results: CampaignResults) -> None:
     """An empty folder, or one that this campaign was exported to before."""
     identity = {"campaign": results.campaign, "spec": Ref.to("spec", results.spec_bytes).sha256}
     if folder.exists() and not folder.is_dir():
-        raise SpecError(f"{folder}: is a file; name a folder to write to")
+        raise SpecError(f"{folder}: is a file; {ELSEWHERE}")
     if (room := _kept_room(results.store, folder)) is not None:
-        raise SpecError(
-            f"{folder}: is within {room}, where the campaigns keep what they know; "
-            "name another folder with --output"
-        )
+        raise SpecError(f"{folder}: is within {room}, a folder of the store; {ELSEWHERE}")
     if folder.exists() and any(folder.iterdir()) and _marker(folder) != identity:
         raise SpecError(
-            f"{folder}: holds something else than an export of {results.campaign}; "
-            "name another folder with --output"
+            f"{folder}: contains files that are not from an export of {results.campaign}; "
+            f"{ELSEWHERE}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps(identity) + "\n")
@@ -240,7 +238,7 @@ def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
     )
 
 
-# ----------------------------------------------------------------------------------- a root
+# ----------------------------------------------------------------------------------- a store
 
 
 def _copy_campaign(results: CampaignResults, folder: Path) -> str:
@@ -256,7 +254,7 @@ def _copy_campaign(results: CampaignResults, folder: Path) -> str:
         if not (folder / key).exists():
             (folder / key).parent.mkdir(parents=True, exist_ok=True)
             store.download(key, folder / key)
-    return f"{folder}: also a root of its own: dpstream status --root {folder}"
+    return f"{folder}: works as --store, e.g. dpstream status --store {folder}"
 
 
 def _write_readme(results: CampaignResults, folder: Path, full: bool) -> None:

@@ -39,7 +39,7 @@ def check_loss(spec: Spec, labelled: Sequence[Imported], test: Sequence[Imported
         if item.label.atom_ener_coeff is not None:
             raise SpecError(
                 f"verification.data: {item.source}: contains atom_ener_coeff, but the final model "
-                "is tested on total energies"
+                "is tested on total energies; remove this set"
             )
     _check_parameters(spec, "initial.data", labelled)
     _check_parameters(spec, "verification.data", test)

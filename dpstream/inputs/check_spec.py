@@ -138,7 +138,8 @@ def check_budget(spec: Spec, first: int) -> None:
     """Raises `SpecError` if the budget is smaller than `first`, the initial frames to label."""
     if first > spec.budget.labels:
         raise SpecError(
-            f"budget.labels: {spec.budget.labels} is less than the {first} initial frames to label"
+            f"budget.labels: {spec.budget.labels} is less than the {first} initial frames to "
+            f"label; raise it to {first} or more"
         )
 
 
@@ -165,7 +166,8 @@ def warnings_of(spec: Spec, systems: Systems, labelled: Sequence[Imported]) -> I
     elif reachable < spec.audit.min_frames:
         yield (
             f"audit.min_frames: {spec.audit.min_frames} cannot be reached in {spec.budget.rounds} "
-            f"rounds of {spec.audit.per_round} frames, so no stage can converge"
+            f"rounds of {spec.audit.per_round} frames, so no stage can converge; raise "
+            "audit.per_round or budget.rounds"
         )
 
 

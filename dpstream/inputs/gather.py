@@ -122,7 +122,7 @@ def _check_number(gathered: Gathered) -> None:
     begun = sum(map(gathered.starts, gathered.systems)) + gathered.first
     if begun > MOST_FRAMES:
         raise SpecError(
-            f"systems, initial: {begun} structures to start with; at most {MOST_FRAMES} are allowed"
+            f"systems, initial: {begun} structures to start with; at most {MOST_FRAMES} allowed"
         )
 
 

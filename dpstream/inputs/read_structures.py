@@ -47,7 +47,7 @@ def _gathered(path: Path) -> Iterator[Any]:
         try:
             atoms = sum(int(word) for word in lines[start + 6].split())
         except (IndexError, ValueError) as error:
-            raise SpecError(f"{path}: line {start + 7}: expected numbers of atoms") from error
+            raise SpecError(f"{path}: line {start + 7}: must be numbers of atoms") from error
         end = start + 8 + atoms
         yield _parsed("\n".join(lines[start:end]) + "\n", "vasp", f"{path}: line {start + 1}")
         start = end

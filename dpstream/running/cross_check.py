@@ -19,10 +19,9 @@ from dpstream.terminal.plan import AUTO_LOW
 
 CHECKED = 5
 """Number of imported frames to recompute."""
-
-
 ENERGY_OFFSET = 0.05
 """eV per atom; other settings of the same method differ by less, another energy zero by more."""
+REMEDY = "set labels to the settings that computed this data"
 
 
 def cross_check(
@@ -58,17 +57,17 @@ def _compare(pairs: Sequence[tuple[FrameLabel, FrameLabel]], tolerance: float) -
         0.0 if a.atom_ener_coeff is not None else abs(a.energy - b.energy) / len(a.forces)
         for a, b in pairs
     ]
-    shown = ", ".join(f"{value:.3g}" for value in forces)
     if max(forces) > tolerance:
         raise SpecError(
-            f"initial.data: the forces do not match the recipe in `labels`: max |ΔF| of "
-            f"{len(pairs)} recomputed frames is {shown} eV/Å; allowed: low/2 = {tolerance:.3g} eV/Å"
+            f"initial.data: forces of {len(pairs)} recomputed frames differ from the recipe in "
+            f"labels by up to {max(forces):.3g} eV/Å; allowed: {tolerance:.3g} (half of "
+            f"trust.low); {REMEDY}"
         )
     if max(energies) > ENERGY_OFFSET:
         raise SpecError(
-            f"initial.data: the energies do not match the recipe in `labels`: they differ by up to "
-            f"{max(energies):.3g} eV per atom (forces agree within {max(forces):.3g} eV/Å); "
-            f"allowed: {ENERGY_OFFSET:g}"
+            f"initial.data: energies of {len(pairs)} recomputed frames differ from the recipe in "
+            f"labels by up to {max(energies):.3g} eV per atom (forces agree within "
+            f"{max(forces):.3g} eV/Å); allowed: {ENERGY_OFFSET:g}; {REMEDY}"
         )
 
 

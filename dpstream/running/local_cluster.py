@@ -174,7 +174,7 @@ def sole_runner(root: Path, campaign: str) -> Iterator[None]:
         lock = (folder / "lock").open("w")
     except OSError as error:
         _remove(created)
-        raise SpecError(f"--root: {root}: not writable: {error.strerror}") from error
+        raise SpecError(f"--store: {root}: not writable: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -128,7 +128,7 @@ def _default(section: Any, key: str) -> Any:
 def _section(settings: Mapping[str, Any], key: str) -> Json:
     value = settings.get(key, {})
     if not isinstance(value, dict):
-        raise SpecError(f"{key}: {shown(value)}: should be a mapping")
+        raise SpecError(f"{key}: {shown(value)}: must be a mapping")
     return value
 
 

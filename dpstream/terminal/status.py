@@ -30,7 +30,7 @@ def figures(status: Status) -> dict[str, str]:
         **explored,
         "labels": _labels(now),
         "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
-        "stages over": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
+        "finished stages": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
     }
 
 
@@ -76,7 +76,9 @@ def _services(services: Iterable[ServiceWork]) -> Table:
     for column in ("service", "running", "waiting"):
         right = column != "service"
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    table.add_column("at work on", overflow="ellipsis", no_wrap=True, ratio=1)  # what room is left
+    table.add_column(
+        "running tasks", overflow="ellipsis", no_wrap=True, ratio=1
+    )  # what room is left
     for work in services:
         running = len(work.running)
         words = "; ".join(map(_task_words, work.running[:SHOWN]))

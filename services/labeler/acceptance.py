@@ -256,7 +256,7 @@ def _converged(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str 
 
 def _one_energy(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
     if len(outcome.energies) != 1 or outcome.frames != 1:
-        return f"{len(outcome.energies)} energies of {outcome.frames} frames, expected one of each"
+        return f"{len(outcome.energies)} energies of {outcome.frames} frames; must be one of each"
     energy = outcome.energies[0]
     return None if np.isfinite(energy) else f"the energy is {energy}"
 
@@ -266,7 +266,7 @@ def _all_forces(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str
     if outcome.forces is None:
         return "no forces"
     if outcome.forces.shape != expected:
-        return f"forces have shape {outcome.forces.shape}, expected {expected}"
+        return f"forces have shape {outcome.forces.shape}; must be {expected}"
     return None if np.isfinite(outcome.forces).all() else "a force is not a finite number"
 
 
@@ -276,7 +276,7 @@ def _virial(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | N
     if outcome.virial is None:
         return "no virial for a periodic frame" if limits.virial else None
     if outcome.virial.shape != (3, 3):
-        return f"the virial has shape {outcome.virial.shape}, expected (3, 3)"
+        return f"the virial has shape {outcome.virial.shape}; must be (3, 3)"
     return None if np.isfinite(outcome.virial).all() else "the virial is not finite"
 
 

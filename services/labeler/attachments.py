@@ -62,13 +62,13 @@ def _bytes(paths: list[Path]) -> bytes:
     if path is None:
         raise ValueError(f"no such file: {', '.join(map(str, paths))}")
     if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES} bytes")
+        raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_BYTES} allowed")
     return path.read_bytes()
 
 
 def _reading(info: ValidationInfo) -> ReadFiles:
     if not isinstance(info.context, ReadFiles):
-        raise ValueError("names a file, which is only read from a spec")
+        raise ValueError("file names are read only from a spec file")
     return info.context
 
 
@@ -80,7 +80,7 @@ def attachment(elsewhere: Callable[[], list[Path]] = list) -> BeforeValidator:
         if isinstance(value, str):
             return _reading(info).attach(value, elsewhere())
         if isinstance(info.context, ReadFiles):
-            raise ValueError("should name a file")
+            raise ValueError("must name a file")
         return value
 
     return BeforeValidator(attach)

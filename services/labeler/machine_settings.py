@@ -26,7 +26,7 @@ def _by_code(value: Any) -> Any:
         return value
     parts = [part.partition("=") for part in value.split(";") if part.strip()]
     if any(not name.strip() or not text.strip() for name, _, text in parts):
-        raise ValueError("should be code=value pairs, separated by semicolons")
+        raise ValueError("must be code=value pairs, separated by semicolons")
     return {name.strip(): text.strip() for name, _, text in parts}
 
 

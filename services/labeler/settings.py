@@ -52,9 +52,7 @@ class LabelerSettings(MachineSettings, WorkerSettings):  # --help lists the latt
         for name in names:
             parts = name.split(".")
             if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-                raise ValueError(
-                    f"{name!r} should be a dotted name such as ase.calculators.emt.EMT"
-                )
+                raise ValueError(f"{name!r} must be a dotted name such as ase.calculators.emt.EMT")
         return names
 
     @property

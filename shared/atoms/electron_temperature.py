@@ -23,11 +23,11 @@ def electron_temperature(frame: Frame, carrier: Carrier) -> float:
     values = frame.parameters.get(carrier)
     if values is None or values.shape[-1] != 1:
         raise ValueError(
-            f"the frame has no electron temperature: {carrier} should be one number, in K"
+            f"the frame has no electron temperature: {carrier} must be one number, in K"
         )
     kelvin = float(values.flat[0])
     if np.ptp(values) or kelvin <= 0:
         raise ValueError(
-            f"{carrier}: should be one electron temperature above 0 K for all atoms, not {values}"
+            f"{carrier}: must be one electron temperature above 0 K for all atoms, not {values}"
         )
     return kelvin

@@ -53,15 +53,15 @@ class Frame:
     def __post_init__(self) -> None:
         if self.positions.shape != (len(self.species), 3):
             raise ValueError(
-                f"positions have shape {self.positions.shape}, expected ({len(self.species)}, 3)"
+                f"positions have shape {self.positions.shape}; must be ({len(self.species)}, 3)"
             )
         if self.cell is not None and self.cell.shape != (3, 3):
-            raise ValueError(f"cell has shape {self.cell.shape}, expected (3, 3)")
+            raise ValueError(f"cell has shape {self.cell.shape}; must be (3, 3)")
         if self.fparam is not None and self.fparam.ndim != 1:
-            raise ValueError(f"fparam has shape {self.fparam.shape}, expected (n_fparam,)")
+            raise ValueError(f"fparam has shape {self.fparam.shape}; must be (n_fparam,)")
         if self.aparam is not None and self.aparam.shape[:-1] != (len(self.species),):
             raise ValueError(
-                f"aparam has shape {self.aparam.shape}, expected ({len(self.species)}, n_aparam)"
+                f"aparam has shape {self.aparam.shape}; must be ({len(self.species)}, n_aparam)"
             )
 
     @property
@@ -232,7 +232,7 @@ def canonical(frame: Frame) -> Canonical:
     cell = _on_grid(frame.cell @ rotation)
     cell[np.triu_indices(3, k=1)] = 0
     if not np.all(np.diag(cell) > 0):
-        raise ValueError("the cell is flat on the 1e-6 Å grid")
+        raise ValueError("the cell has (almost) no volume")
     positions = _to_floats(_wrap(_on_grid(frame.positions[order] @ rotation), cell))
     sorted_frame = Frame(species, positions, _to_floats(cell), frame.fparam, aparam)
     return Canonical(sorted_frame, order, rotation)
@@ -274,7 +274,7 @@ def _to_lower_triangular(cell: Floats) -> Floats:
     """The rotation R with `cell @ R` lower triangular and a positive diagonal. Raises ValueError
     for a left-handed or flat cell."""
     if np.linalg.det(cell) <= 0:
-        raise ValueError("the cell vectors must be right-handed and span a volume")
+        raise ValueError("the cell vectors must be right-handed and enclose a volume")
     q, r = np.linalg.qr(cell.T)
     signs = np.sign(np.diag(r))
     rotation: Floats = q * signs
@@ -342,7 +342,7 @@ def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
         periodic = bool(atoms.pbc.all())
     cell = np.array(atoms.cell[:], dtype=np.float64) if periodic else None
     if cell is not None and abs(np.linalg.det(cell)) < 1e-6:
-        raise ValueError("periodic, but its cell is flat or missing")
+        raise ValueError("periodic, but its cell is missing or has (almost) no volume")
     positions = np.array(atoms.positions, dtype=np.float64)
     return Frame(tuple(atoms.get_chemical_symbols()), positions, cell, **_parameters_in(atoms))
 

@@ -29,11 +29,11 @@ class RabbitSettings(BaseModel):
     def _consistent(self) -> RabbitSettings:
         parts = self.parts
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.query:
-            raise ValueError("url: should be amqp://user:password@host:port/vhost or amqps://…")
+            raise ValueError("url: must be amqp://user:password@host:port/vhost or amqps://…")
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("set both cert_file and key_file, or neither")
         if parts.scheme == "amqp" and (self.ca_file or self.cert_file):
-            raise ValueError("url: certificates are given, so it should be amqps://…")
+            raise ValueError("url: certificates are given, so it must be amqps://…")
         return self
 
     @property

@@ -48,7 +48,9 @@ class Spec(Section):
     name: Name = Field(description="name of the campaign and of its folder in the store")
     seed: int = Field(default=1, ge=0, description="seed of all random numbers")
     mode: Literal["streaming", "lockstep"] = Field(
-        default="streaming", description="streaming: no barriers; lockstep: rounds as in DP-GEN"
+        default="streaming",
+        description="streaming: selects, labels and trains while trajectories run; lockstep: "
+        "rounds as in DP-GEN",
     )
     reproducible: bool | None = Field(
         default=None,
@@ -123,8 +125,8 @@ def _problems(spec: Spec) -> Iterator[str]:
         if symbol not in atomic_numbers or symbol == "X":
             hint = did_you_mean(symbol, atomic_numbers)
             yield f"type_map: {symbol!r} is not a chemical symbol{hint}"
-    if len(set(spec.type_map)) != len(spec.type_map):
-        yield "type_map: an element is listed twice"
+        if spec.type_map.count(symbol) > 1:
+            yield f"type_map: {symbol!r} is listed twice"
     if bool(spec.stages) == (spec.material is not None):
         yield "stages: give exactly one of `stages` and `material`"
     if not spec.initial.data and spec.initial.perturb is None and not spec.initial.pick:
@@ -172,7 +174,7 @@ def _training_problems(training: Training) -> Iterator[str]:
     for where, given in inputs.items():
         for section, value in given.items():
             if section in SECTIONS and not isinstance(value, dict):
-                yield f"training.{where}.{section}: {value!r}: should be a mapping"
+                yield f"training.{where}.{section}: {value!r}: must be a mapping"
 
 
 def _electron_problems(spec: Spec) -> Iterator[str]:
@@ -232,10 +234,10 @@ def _unknown_elements(spec: Spec) -> Iterator[str]:
 
 def _stage_problems(spec: Spec) -> Iterator[str]:
     names = [stage.name for stage in spec.stages]
-    if len(set(names)) != len(names):
-        yield "stages: two stages have the same name"
     for number, stage in enumerate(spec.stages):
         where = f"stages.{number}"
+        if stage.name in names[:number]:
+            yield f"{where}.name: {stage.name!r} is also the name of an earlier stage"
         for system in stage.systems:
             if system not in spec.systems:
                 known = ", ".join(spec.systems)

@@ -41,7 +41,7 @@ def read_document(path: Path) -> dict[Any, Any]:
         raise SpecError(f"{path}: the file is empty; `dpstream new` writes a template")
     if not isinstance(data, dict):
         raise SpecError(
-            f"{path}: should be a mapping with keys such as name, systems, stages; `dpstream new` "
+            f"{path}: must be a mapping with keys such as name, systems, stages; `dpstream new` "
             "writes a template"
         )
     return data
@@ -155,7 +155,7 @@ def message_of(problem: ErrorDetails) -> str:
     if problem["type"] == "path_not_file":
         return "no such file"
     if problem["type"] == "too_short":
-        return "should not be empty"
+        return "must not be empty"
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
         kinds = context["expected_tags"].replace("'", "")
@@ -164,6 +164,7 @@ def message_of(problem: ErrorDetails) -> str:
     if problem["type"] == "union_tag_not_found":
         return "kind: missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("should ", "must ")
     message = re.sub(r" or instance of \w+|, unable to parse string as .*", "", message)
     return message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
 

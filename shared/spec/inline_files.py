@@ -36,7 +36,7 @@ def text_of(file: Path, where: str) -> str:
     except OSError as error:
         raise SpecError(f"{where}: {file}: cannot be read: {error.strerror}") from error
     if len(data) > LARGEST:
-        raise SpecError(f"{where}: {file}: {len(data)} bytes; at most {LARGEST} are allowed")
+        raise SpecError(f"{where}: {file}: {len(data)} bytes; at most {LARGEST} allowed")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

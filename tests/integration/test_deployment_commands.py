@@ -280,11 +280,11 @@ def test_a_service_that_cannot_start_ends_the_run(
     [
         (
             ("resume", "none"),
-            "--root: {store}: contains no campaign; start one with dpstream run SPEC",
+            "--store: {store}: contains no campaign; start one with dpstream run SPEC",
         ),
-        (("list", "--store", "ftp://x"), "--store: 'ftp://x': should be s3://bucket/prefix"),
-        (("submit", "small.yaml", "--broker", "http://x"), "DPSTREAM_BROKER: should be amqp(s)://"),
-        (("run", "small.yaml", "--workers", "trainer=-1"), "--workers: 'trainer=-1': expected"),
+        (("list", "--store", "ftp://x"), "--store: 'ftp://x': must be s3://bucket/prefix"),
+        (("submit", "small.yaml", "--broker", "http://x"), "DPSTREAM_BROKER: must be amqp(s)://"),
+        (("run", "small.yaml", "--workers", "trainer=-1"), "--workers: 'trainer=-1': must be"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -88,7 +88,7 @@ CASES = {
         "periodic_committee",
         md={"ensemble": "npt"},
         refused={
-            "should begin with": {"pair": ["shell touch me", MORSE[1]]},
+            "must begin with": {"pair": ["shell touch me", MORSE[1]]},
             "runs code": {"pair": ["pair_style python 5.0", MORSE[1]]},
             "file outside": {"pair": ["pair_style table linear 9", "pair_coeff 1 1 /etc/x X"]},
         },
@@ -106,7 +106,7 @@ CASES["template"] = Case(
         "line 14.*100.*md.steps": altered("${STEPS}", "90"),
         "line 13.*no PLUMED": altered("dump dpgen_dump", "fix dpgen_plm"),
         "line 8.*0.0005": altered("V_DT", "0.5"),
-        "should be units metal": altered("units metal", "units real"),
+        "must be units metal": altered("units metal", "units real"),
     },
 )
 CASES["search"] = Case(

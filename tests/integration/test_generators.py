@@ -286,7 +286,7 @@ def test_the_command_prints_the_verdicts(dpstream: Any, tmp_path: Path) -> None:
     write(tmp_path / "some.extxyz", rattled(2, seed=3), format="extxyz")
     write(tmp_path / "one.vasp", Atoms("H2", [[0, 0, 0], [0, 0, 0.9]], cell=[6] * 3, pbc=True))
     files = [str(tmp_path / name) for name in ("some.extxyz", "one.vasp")]
-    status, lines, errors = dpstream(*files, "--campaign", "endless", "--label", "--wait")
+    status, lines, errors = dpstream(*files, "--campaign", "endless", "--label", "--follow")
     assert status in (0, None), errors
     said, header, *rows = (line for line in lines if not line.startswith("2"))
     assert said.startswith("proposed 3 frames to endless as ")
@@ -336,7 +336,10 @@ def test_bad_input_is_one_line(dpstream: Any, tmp_path: Path) -> None:
             "--generator: 'A': use at most 63 lower-case letters",
         ),
         (["-", "--campaign", "endless"], "-: frame 1: 'x' is not a number of atoms"),
-        (["--campaign", "endless"], "give either files, - or --watch DIR"),
+        (
+            ["--campaign", "endless"],
+            "give FILE arguments (- for standard input) or --watch DIR, not both",
+        ),
     ]:
         status, _, errors = dpstream(*arguments, stdin="x\n")
         assert (status, why in errors) == (2, True), errors

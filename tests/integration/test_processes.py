@@ -280,7 +280,7 @@ def test_the_other_services_come_up_and_go(
 
 def test_wrong_settings_are_one_line(deployment: Deployment) -> None:
     assert deployment.refused(store="ftp://x") == (
-        "labeler: DPSTREAM_STORE: 'ftp://x': should be s3://bucket/prefix or the path of a folder\n"
+        "labeler: DPSTREAM_STORE: 'ftp://x': must be s3://bucket/prefix or the path of a folder\n"
     )
 
 

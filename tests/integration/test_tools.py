@@ -186,7 +186,7 @@ def test_the_doctor_finds_everything_that_runs_here(
     assert "backends tensorflow" in rows["DeePMD-kit"]
     assert "Cu4: " in rows["labels: ase"]
     assert "H2: -26.7211 eV" in rows["labels: tblite"]
-    assert said.splitlines()[-1] == "everything that spec.yaml needs works here"
+    assert said.splitlines()[-1] == "this machine meets all requirements of spec.yaml"
 
 
 def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,8 +305,8 @@ def test_two_recipes_side_by_side_and_bad_words(call: Call) -> None:
     assert "shortest distance" in said
     for words, problem in (
         (("--properties", "eoss"), "--properties: unknown property 'eoss'; did you mean 'eos'?"),
-        (("--miller", "1,1"), "--miller: '1,1': expected three indices, not all zero"),
-        (("--line", "1,1,1"), "--line: '1,1,1': expected a plane and a shift"),
+        (("--miller", "1,1"), "--miller: '1,1': must be three indices, not all zero"),
+        (("--line", "1,1,1"), "--line: '1,1,1': must be a plane and a shift"),
     ):
         status, said = call("test", "emt.yaml", "H2.xyz", "--recipe", "emt.yaml", *words)
         assert (status, said.count("\n")) == (2, 1)

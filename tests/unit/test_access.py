@@ -225,7 +225,7 @@ def run(*arguments: str) -> Any:
 
 
 def test_secrets_are_private_kept_and_in_no_other_public_file(tmp_path: Path) -> None:
-    assert run("--out", str(tmp_path)).exit_code == 0
+    assert run("--output", str(tmp_path)).exit_code == 0
     passwords = tmp_path / "passwords.env"
     first = passwords.read_text()
     for private in (passwords, tmp_path / "seaweedfs" / "s3.json"):
@@ -275,7 +275,7 @@ def test_a_user_may_have_several_roles() -> None:
 def test_bad_options_are_told_before_anything_is_written(
     tmp_path: Path, option: str, value: str, expected: str
 ) -> None:
-    done = run("--out", str(tmp_path / "out"), option, value)
+    done = run("--output", str(tmp_path / "out"), option, value)
     assert isinstance(done.exception, SpecError)
     assert expected in str(done.exception)
     assert not (tmp_path / "out").exists()
@@ -284,5 +284,5 @@ def test_bad_options_are_told_before_anything_is_written(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = parse_deployment("labeler", "dpstream", "", "dpstream", "")
-    with pytest.raises(SpecError, match=r"--out: .*file"):
+    with pytest.raises(SpecError, match=r"--output: .*file"):
         write_access(place, tmp_path / "file")

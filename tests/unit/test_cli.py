@@ -125,7 +125,7 @@ def test_a_spec_that_is_not_there(refused: Callable[..., str], command: str) -> 
         (b"\xff\xfe", "bad.yaml: not a UTF-8 text file (byte 0)"),
         (
             "- a",
-            "bad.yaml: should be a mapping with keys such as name, systems, stages; "
+            "bad.yaml: must be a mapping with keys such as name, systems, stages; "
             "`dpstream new` writes a template",
         ),
         ("a: 1\na: 2", "bad.yaml: not valid YAML: line 2, column 1: key 'a' is given twice"),
@@ -144,8 +144,8 @@ def test_a_spec_that_cannot_be_read(
     [
         ("trainig", {}, "trainig: unknown key; did you mean 'training'?"),
         ("md.setps", 5, "md.setps: unknown key; did you mean 'steps'?"),
-        ("seed", "x", "seed: 'x': should be a valid integer"),
-        ("mode", "x", "mode: 'x': should be 'streaming' or 'lockstep'"),
+        ("seed", "x", "seed: 'x': must be a valid integer"),
+        ("mode", "x", "mode: 'x': must be 'streaming' or 'lockstep'"),
         ("name", "A b", f"name: 'A b': {NAMES}"),
         (
             "name",
@@ -162,7 +162,7 @@ def test_a_spec_that_cannot_be_read(
         ("stages.0.systems", ["x"], "stages.0.systems: 'x' is not in systems (methane)"),
         ("stages.0.pressures", [1], "stages.0.pressures: requires an npt ensemble, not nvt"),
         ("training.max_steps", 5, "training.min_steps: 1000 is greater than max_steps (5)"),
-        ("training.input.model", 5, "training.input.model: 5: should be a mapping"),
+        ("training.input.model", 5, "training.input.model: 5: must be a mapping"),
         (
             "labels.code",
             "tblight",
@@ -204,7 +204,7 @@ def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
 )
 def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
     assert refused("run", "good.yaml", "--workers", part) == (
-        f"--workers: {part!r}: expected trainer=N, explorer=N or labeler=N with N from 1 to 64, "
+        f"--workers: {part!r}: must be trainer=N, explorer=N or labeler=N with N from 1 to 64, "
         "separated by commas"
     )
 
@@ -215,7 +215,7 @@ def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
         (["frobnicate"], "No such command 'frobnicate'; see dpstream --help"),
         (["run"], "Missing argument 'SPEC'; see dpstream run --help"),
         (["run", "good.yaml", "--bogus"], "No such option: --bogus; see dpstream run --help"),
-        (["run", "good.yaml", "--mode", "x"], "--mode: 'x': should be 'streaming' or 'lockstep'"),
+        (["run", "good.yaml", "--mode", "x"], "--mode: 'x': must be 'streaming' or 'lockstep'"),
         (["run", "good.yaml", "--name", "A b"], f"--name: 'A b': {NAMES}"),
         (["new", "../x"], f"NAME: '../x': {NAMES}"),
         (["why", ""], "FRAME: '' is not a frame key; give a key, or the first characters of it"),
@@ -303,8 +303,8 @@ def test_a_root_that_cannot_be_written(refused: Callable[..., str]) -> None:
         ("file/sub", "Not a directory"),
         ("/proc/nowhere", "No such file or directory"),
     ):
-        said = refused("run", "good.yaml", "--root", root)
-        assert said == f"--root: {root}: not writable: {why}"
+        said = refused("run", "good.yaml", "--store", root)
+        assert said == f"--store: {root}: not writable: {why}"
 
 
 def test_a_second_run_in_the_same_root(call: Call) -> None:
@@ -333,12 +333,12 @@ LOOKS = [["status"], ["report"], ["export"], ["why", "ab"]]
 
 @pytest.mark.parametrize("words", LOOKS)
 def test_looking_where_nothing_is(refused: Callable[..., str], words: list[str]) -> None:
-    there = "give the --root that the campaign was run with"
-    assert refused(*words, "--root", "no") == f"--root: no: no such folder; {there}"
-    assert refused(*words, "--root", "good.yaml") == f"--root: good.yaml: not a folder; {there}"
+    there = "give the store of the campaign, or set DPSTREAM_STORE"
+    assert refused(*words, "--store", "no") == f"--store: no: no such folder; {there}"
+    assert refused(*words, "--store", "good.yaml") == f"--store: good.yaml: not a folder; {there}"
     Path("empty").mkdir()
-    assert refused(*words, "--root", "empty") == (
-        "--root: empty: contains no campaign; start one with dpstream run SPEC"
+    assert refused(*words, "--store", "empty") == (
+        "--store: empty: contains no campaign; start one with dpstream run SPEC"
     )
 
 
@@ -362,10 +362,12 @@ def know(root: Path, kind: type[Any], **content: Any) -> None:
 
 def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) -> None:
     assert refused("status", "smal") == (
-        "--root: runs: no campaign 'smal'; did you mean 'small'?; campaigns: small"
+        "--store: runs: no campaign 'smal'; did you mean 'small'?; campaigns: small"
     )
     shutil.copytree("runs/campaigns/small", "runs/campaigns/other")
-    assert refused("status") == "--root: runs: contains several campaigns; give one of other, small"
+    assert (
+        refused("status") == "--store: runs: contains several campaigns; give one of other, small"
+    )
 
 
 def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
@@ -437,7 +439,7 @@ def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
     status, out, err = call("run", "good.yaml")
     assert (status, err) == (1, "")
     assert out.startswith("small: not-converged: stuck in stage cold\n")
-    assert "runs/small/README.txt: what is what, and how to run it\n" in out
+    assert "runs/small/README.txt: describes the files and how to run them\n" in out
     again = call("run", "good.yaml")[1]  # exported already
     assert (
         again.splitlines()[-1] == "runs/small/README.txt: describes the files and how to run them"
@@ -454,7 +456,8 @@ def test_an_export_spares_what_is_not_one(begun: Path, refused: Callable[..., st
     Path("mine").mkdir()
     write("x", "mine/notes")
     assert refused("export", "--output", "mine") == (
-        "mine: holds something else than an export of small; name another folder with --output"
+        "mine: contains files that are not from an export of small; "
+        "give another folder with dpstream export --output"
     )
     assert refused("export", "--output", "good.yaml").startswith("good.yaml: is a file; ")
 

@@ -80,5 +80,5 @@ def test_what_cannot_be_collected(tmp_path: Path, root: Path) -> None:
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, root: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(SpecError, match="holds something else than a dataset of dpstream collect"):
+    with pytest.raises(SpecError, match="contains files that are not from dpstream collect"):
         collect(["twin"], tmp_path, root=str(root))

@@ -512,7 +512,9 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
 ) -> None:
     monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 3000)
     open_campaign = harness.submit(small(labels={"bundle": 100}))
-    assert open_campaign.state.paused is None or "above 3000" in open_campaign.state.paused
+    assert (
+        open_campaign.state.paused is None or "at most 3000 allowed" in open_campaign.state.paused
+    )
     monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 900)
     monkeypatch.setattr(
         "dpstream.services.coordinator.inbox.decode_or_none", decode
@@ -521,7 +523,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
     harness.coordinator.receive([delivery])
-    assert "above 900" in (harness.coordinator.open_campaigns["long"].state.paused or "")
+    assert "at most 900 allowed" in (harness.coordinator.open_campaigns["long"].state.paused or "")
 
 
 def cancelled_label() -> m.Command:

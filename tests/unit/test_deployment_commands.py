@@ -91,11 +91,14 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("list",), "--root: runs: no such folder; give the --root that the campaign was run with"),
+        (
+            ("list",),
+            "--store: runs: no such folder; give the store of the campaign, or set DPSTREAM_STORE",
+        ),
         (("pause", "told"), "Missing option '--why'; see dpstream pause --help"),
         (
             ("list", "--store", "s3://UPPER"),
-            "--store: 's3://UPPER': bucket 'UPPER': should be 3 to 63",
+            "--store: 's3://UPPER': bucket 'UPPER': must be 3 to 63",
         ),
         (("retry",), "Missing argument 'NAME'; see dpstream retry --help"),
     ],

@@ -214,7 +214,9 @@ def test_models_of_the_first_iteration(tmp_path: Path) -> None:
     assert "init" not in idle.document["training"]
     assert any("not used without training_init_model" in line for line in idle.differences)
     one = {"training_iter0_model_path": [f"{tmp_path}/old/000"], "training_init_model": True}
-    assert refusal(**one) == "training_iter0_model_path: 1 folders for 2 models"
+    assert refusal(**one) == (
+        "training_iter0_model_path: 1 folders for 2 models; give one for each"
+    )
     both = {**here, "training_init_model": True, "training_finetune_model": ["a.pb", "b.pb"]}
     assert refusal(**both).startswith("training_iter0_model_path: another key already gives models")
 
@@ -260,7 +262,7 @@ def test_levels_by_system_and_by_job() -> None:
     assert second.trust == TrustLevels(low=0.2, high=0.5)
     assert second.system_trust == {}
     assert spec().stages[0].trust == spec().stages[1].trust
-    assert "missing level for system 1" in refusal(model_devi_f_trust_lo=[0.1])
+    assert "no level for system 1" in refusal(model_devi_f_trust_lo=[0.1])
 
 
 def test_virial_and_relative_levels() -> None:
@@ -464,24 +466,24 @@ def test_another_code_may_label_instead() -> None:
         ({"model_devi_jobs": job(temps=[[50, 5e3]])}, "model_devi_jobs.0.temps: [(50.0, 5000.0)]"),
         ({"training_iter0_model_path": ["x"], "training_init_model": True}, "'x': no such file"),
         ({"model_devi_jobs": []}, "model_devi_jobs: []: "),
-        ({"model_devi_jobs": {}}, "model_devi_jobs: {}: should be a list of mappings"),
+        ({"model_devi_jobs": {}}, "model_devi_jobs: {}: must be a list of mappings"),
         ({"model_devi_jobs": job(sys_idx=[5])}, "model_devi_jobs.0.sys_idx: 5: sys_configs has"),
-        ({"model_devi_jobs": job(sys_idx=[0, 0])}, "a system is listed twice"),
-        ({"model_devi_jobs": job(sys_idx=["a-b"])}, "should be a number or a range"),
-        ({"model_devi_jobs": job(ensemble="nvz")}, "model_devi_jobs.0.ensemble: 'nvz': should be"),
+        ({"model_devi_jobs": job(sys_idx=[0, 0])}, "lists a system twice"),
+        ({"model_devi_jobs": job(sys_idx=["a-b"])}, "must be a number or a range"),
+        ({"model_devi_jobs": job(ensemble="nvz")}, "model_devi_jobs.0.ensemble: 'nvz': must be"),
         ({"fp_style": "vsap"}, "fp_style: 'vsap': did you mean 'vasp'?"),
         ({"fp_style": "cpx"}, "fp_style: 'cpx': Car–Parrinello"),
         ({"fp_pp_files": ["POTCAR"]}, "fp_pp_files: 1 files for 2 elements"),
         ({"fp_incar": ...}, "fp_incar: missing; fp_style requires fp_incar or user_fp_params"),
         ({"mass_map": [1]}, "mass_map: 1 masses for 2 elements"),
-        ({"numb_models": "four"}, "numb_models: 'four': should be a valid integer"),
+        ({"numb_models": "four"}, "numb_models: 'four': must be a valid integer"),
         ({"fp_task_max": ...}, "fp_task_max: missing"),
         ({"default_training_param": {}}, "default_training_param.training.numb_steps: missing"),
-        ({"train_backend": "pt-expt"}, "train_backend: 'pt-expt': should be one of"),
-        ({"fp_skip_bad_box": "height:2"}, "fp_skip_bad_box: 'height': should be one of"),
+        ({"train_backend": "pt-expt"}, "train_backend: 'pt-expt': must be one of"),
+        ({"fp_skip_bad_box": "height:2"}, "fp_skip_bad_box: 'height': must be one of"),
         (
             {"training_reuse_iter": 1, "training_reuse_numb_steps": 200},
-            "training_reuse_numb_steps: 200: should not exceed numb_steps (100)",
+            "training_reuse_numb_steps: 200: must not exceed numb_steps (100)",
         ),
     ],
 )
@@ -516,7 +518,7 @@ def test_unknown_keys_of_machines_are_refused() -> None:
     part = {**dpgen_methane.PART, "resources": {"cpu_per_nod": 4}}
     with pytest.raises(SpecError, match=r"fp.resources.cpu_per_nod: .*mean 'cpu_per_node'"):
         read_machine({"fp": part})
-    with pytest.raises(SpecError, match="fp: str: should be a mapping"):
+    with pytest.raises(SpecError, match="fp: str: must be a mapping"):
         read_machine({"fp": "vasp"})
 
 
@@ -584,7 +586,7 @@ def test_a_spec_of_ours_takes_neither_machine_nor_code(tmp_path: Path, call: Cal
     for words, why in (
         (("run", ours, machine), "a machine file is allowed only with DP-GEN's param.json"),
         (("validate", ours, "--code", "tblite"), "--code: allowed only with DP-GEN's param.json"),
-        (("import", machine, "-o", tmp_path / "x"), "not a DP-GEN `run` parameter file"),
+        (("import", machine, "-o", tmp_path / "x"), "not a param.json of `dpgen run`"),
     ):
         status, said = call(*words)
         assert status == 2

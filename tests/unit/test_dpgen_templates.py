@@ -132,8 +132,8 @@ NATIVE = {"template": ..., "nsteps": 100, "temps": [300], "ensemble": "nvt"}
             {"rev_mat": {"lmp": {"V_NSTEPS": [1, 2]}}},
             "nsteps: [1.0, 2.0]: a template allows one value",
         ),
-        ({"rev_mat": {"lmp": {"V_NSTEPS": ["inf"]}}}, "lmp.V_NSTEPS: ['inf']: should be numbers"),
-        ({"rev_mat": {"lmp": {"V_NSTEPS": [1.5]}}}, "0.nsteps: 1.5: should be a positive integer"),
+        ({"rev_mat": {"lmp": {"V_NSTEPS": ["inf"]}}}, "lmp.V_NSTEPS: ['inf']: must be numbers"),
+        ({"rev_mat": {"lmp": {"V_NSTEPS": [1.5]}}}, "0.nsteps: 1.5: must be a positive integer"),
         ({"rev_mat": {"lpm": {}}}, "0.rev_mat.lpm: unknown key"),
         ({"template": {"lmp": "a", "plm": "b", "pml": "c"}}, "0.template.pml: unknown key"),
         (

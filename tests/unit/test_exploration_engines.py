@@ -214,7 +214,7 @@ def test_words_of_a_template() -> None:
     nose_hoover = "fix 1 all npt temp 250 300.0 0.1 iso 5.0 5.0 1"
     assert " ".join(parsed.setup[1].split()) == nose_hoover
     assert (parsed.plumed, len(parsed.setup)) == (2, 2)
-    with pytest.raises(ValueError, match=r"line 7: .*: should be 100, which is md.steps"):
+    with pytest.raises(ValueError, match=r"line 7: .*: must be 100, the value of md.steps"):
         parse(settings, {**standard_words(md, ROOM, 5)}, ({}, {}), Md(steps=100))
 
 

@@ -111,14 +111,14 @@ def test_export_over_an_earlier_one_leaves_nothing_stale(store: FolderStore, fol
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, store: FolderStore) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
-    with pytest.raises(SpecError, match="holds something else than an export of told"):
+    with pytest.raises(SpecError, match="contains files that are not from an export of told"):
         export(store, sample_ledger.NAME, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_an_export_of_another_campaign_is_left_alone(store: FolderStore, folder: Path) -> None:
     (folder / MARKER).write_text(json.dumps({"campaign": "told", "spec": "of another"}))
-    with pytest.raises(SpecError, match="holds something else"):
+    with pytest.raises(SpecError, match="contains files that are not from"):
         export(store, sample_ledger.NAME, folder)
     assert (folder / "models" / "final.pb").exists()
 

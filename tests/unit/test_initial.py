@@ -62,11 +62,11 @@ def test_the_real_files_are_understood(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({"pert_nubm": 3}, "pert_nubm: unknown key; did you mean 'pert_numb'?"),
-        ({"pert_box": 3}, "pert_box: 3: should be less than 0.5"),
+        ({"pert_box": 3}, "pert_box: 3: must be less than 0.5"),
         ({"latt": None}, "cell_type and latt: missing; required unless from_poscar is true"),
         ({"elements": ["Al", "Mg"]}, "elements: 2 elements in one cell_type"),
         ({"from_poscar": True}, "from_poscar_path: missing"),
-        ({"cell_type": "fc"}, "cell_type: 'fc': should be 'fcc'"),
+        ({"cell_type": "fc"}, "cell_type: 'fc': must be 'fcc'"),
     ],
 )
 def test_wrong_parameters_are_one_line(

@@ -162,15 +162,19 @@ def test_partly_periodic(tmp_path: Path) -> None:
 
 def test_left_handed_and_flat_cells(tmp_path: Path) -> None:
     Atoms("C", cell=[[0, 9, 0], [9, 0, 0], [0, 0, 9]], pbc=True).write(tmp_path / "a.extxyz")
-    assert problem(tmp_path, spec()).endswith("must be right-handed and span a volume")
+    assert problem(tmp_path, spec()).endswith("must be right-handed and enclose a volume")
     Atoms("C", cell=[[9, 0, 0], [0, 9, 0], [9, 9, 0]], pbc=True).write(tmp_path / "a.extxyz")
-    assert problem(tmp_path, spec()).endswith("periodic, but its cell is flat or missing")
+    assert problem(tmp_path, spec()).endswith(
+        "periodic, but its cell is missing or has (almost) no volume"
+    )
 
 
 def test_periodic_asked_of_a_file_without_cell(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     wanted = spec(systems={"a": {"structures": ["a.xyz"], "periodic": True}})
-    assert "periodic, but its cell is flat or missing" in problem(tmp_path, wanted)
+    assert "periodic, but its cell is missing or has (almost) no volume" in problem(
+        tmp_path, wanted
+    )
 
 
 @pytest.mark.slow
@@ -186,7 +190,7 @@ def test_all_structures_are_taken_up_to_a_number_that_is_refused(
     monkeypatch.setattr("dpstream.inputs.gather.MOST_FRAMES", 299)
     found = 300 + len(gathered.initial)
     assert problem(tmp_path, wanted) == (
-        f"systems, initial: {found} structures to start with; at most 299 are allowed"
+        f"systems, initial: {found} structures to start with; at most 299 allowed"
     )
 
 
@@ -425,7 +429,9 @@ def test_material_needs_cells(tmp_path: Path) -> None:
 def test_budget_below_the_initial_frames(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     text = problem(tmp_path, spec(budget={"labels": 2}))
-    assert text == "budget.labels: 2 is less than the 3 initial frames to label"
+    assert text == (
+        "budget.labels: 2 is less than the 3 initial frames to label; raise it to 3 or more"
+    )
 
 
 def test_warnings(tmp_path: Path) -> None:

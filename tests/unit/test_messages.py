@@ -156,7 +156,7 @@ def test_messages_are_frozen() -> None:
 def test_sizes_are_bounded() -> None:
     just = example().model_copy(update={"trace": "x" * (MAX_BODY - len(encode(example())))})
     assert len(encode(just)) == MAX_BODY
-    with pytest.raises(ValueError, match="TaskFailed is 65537 bytes, above 65536"):
+    with pytest.raises(ValueError, match="TaskFailed is 65537 bytes; at most 65536 allowed"):
         encode(just.model_copy(update={"trace": just.trace + "x"}))
 
 

@@ -99,7 +99,10 @@ def test_they_are_in_the_plan(folder: Path) -> None:
             {"labels": {**EMT, "min_distance": 2.85}},
             "verification.properties.0: Al4 cannot be labelled (min-distance)",
         ),
-        ({"budget": {"labels": 9}}, "budget.labels: 9 is less than the 10 initial frames to label"),
+        (
+            {"budget": {"labels": 9}},
+            "budget.labels: 9 is less than the 10 initial frames to label; raise it to 10",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(

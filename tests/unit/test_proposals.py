@@ -487,7 +487,7 @@ def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
     flat = Atoms("H2", [[0, 0, 0], [0, 0, 1]], cell=[5, 5, 0], pbc=True)
     rows = CH4.positions.tolist()
     cases = {
-        "malformed: positions have shape (4, 3), expected (5, 3)": offered(CH4, positions=rows[:4]),
+        "malformed: positions have shape (4, 3); must be (5, 3)": offered(CH4, positions=rows[:4]),
         "malformed: setting an array element with a sequence": offered(
             CH4, positions=[[0], [1, 2]]
         ),
@@ -555,9 +555,9 @@ GOOD = extxyz(CH4)
         ("a.extxyz", GOOD * 3, 2, "2 frames were announced, found more"),
         ("a.extxyz", b"\xff\xfe", 1, "unreadable: "),
         ("a.extxyz", b"3\n\nH 0 0\n", 1, "unreadable: "),
-        ("a.extxyz", GOOD * 1000, 1, "bytes, above 100000"),
+        ("a.extxyz", GOOD * 1000, 1, "bytes; at most 100000 allowed"),
         ("a.npz", b"PK\x03\x04", 1, "unreadable: BadZipFile"),
-        ("a.npz", bomb(), 1, "200000 bytes unpacked, above 100000"),
+        ("a.npz", bomb(), 1, "200000 bytes unpacked; at most 100000 allowed"),
         ("a.npz", pickled(), 1, "unreadable: ValueError: Object arrays cannot be loaded"),
         ("a.npz", Batch(("H",), np.zeros((2, 3))).dumps(), 2, "numbers of shape"),
         (

@@ -61,17 +61,17 @@ def test_variables_become_settings(environment: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("BROKER_QUEUE_TYPE", "fast", "'fast': should be 'quorum' or 'classic'"),
-        ("HTTP_PORT", "70000", "'70000': should be less than or equal to 65535"),
-        ("HTTP_PORT", "http", "'http': should be a valid integer"),
-        ("STORE", "gs://bucket", "'gs://bucket': should be s3://bucket/prefix or the path"),
-        ("STORE", "s3://Bucket", "bucket 'Bucket': should be 3 to 63 of a-z, 0-9, '.' and '-'"),
-        ("STORE", "s3://bucket/a/../b", "should be s3://bucket/prefix or the path"),
-        ("STORE_ADDRESSING", "host", "'host': should be 'auto', 'path' or 'virtual'"),
+        ("BROKER_QUEUE_TYPE", "fast", "'fast': must be 'quorum' or 'classic'"),
+        ("HTTP_PORT", "70000", "'70000': must be less than or equal to 65535"),
+        ("HTTP_PORT", "http", "'http': must be a valid integer"),
+        ("STORE", "gs://bucket", "'gs://bucket': must be s3://bucket/prefix or the path"),
+        ("STORE", "s3://Bucket", "bucket 'Bucket': must be 3 to 63 of a-z, 0-9, '.' and '-'"),
+        ("STORE", "s3://bucket/a/../b", "must be s3://bucket/prefix or the path"),
+        ("STORE_ADDRESSING", "host", "'host': must be 'auto', 'path' or 'virtual'"),
         ("STORE_CA_FILE", "/nowhere.pem", "'/nowhere.pem': no such file"),
         ("STORE_ENCRYPTION", "AES256\r\nx-evil: 1", "should match"),
-        ("LOG_LEVEL", "loud", "'loud': should be 'debug', 'info', 'warning' or 'error'"),
-        ("MAX_TASKS", "0", "'0': should be greater than or equal to 1"),
+        ("LOG_LEVEL", "loud", "'loud': must be 'debug', 'info', 'warning' or 'error'"),
+        ("MAX_TASKS", "0", "'0': must be greater than or equal to 1"),
         ("NAME", "a b", "'a b': "),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_bad_broker_url_is_refused_and_never_quoted(
 ) -> None:
     environment.setenv("DPSTREAM_BROKER", url)
     line = complaint()
-    assert line.startswith("DPSTREAM_BROKER: should be amqp")
+    assert line.startswith("DPSTREAM_BROKER: must be amqp")
     assert "hunter2" not in line
 
 
@@ -118,7 +118,7 @@ def test_settings_that_need_each_other(environment: pytest.MonkeyPatch, tmp_path
     environment.setenv("DPSTREAM_BROKER_CERT_FILE", str(file))
     assert "set both DPSTREAM_BROKER_CERT_FILE and DPSTREAM_BROKER_KEY_FILE, or" in complaint()
     environment.setenv("DPSTREAM_BROKER_KEY_FILE", str(file))
-    assert "should be amqps://" in complaint()  # or the certificate would be sent nowhere
+    assert "must be amqps://" in complaint()  # or the certificate would be sent nowhere
     environment.delenv("DPSTREAM_BROKER_CERT_FILE")
     environment.delenv("DPSTREAM_BROKER_KEY_FILE")
     environment.setenv("DPSTREAM_STORE_ACCESS_KEY", "hunter2")
@@ -164,7 +164,7 @@ def test_the_services_own_lists(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DPSTREAM_EXPLORER_QUEUES", "judge, explore")
     assert read_settings(ExplorerSettings).explorer_queues == ("judge", "explore")
     environment.setenv("DPSTREAM_EXPLORER_QUEUES", "explore,jugde")
-    said = "DPSTREAM_EXPLORER_QUEUES: 'jugde': should be 'explore' or 'judge'"
+    said = "DPSTREAM_EXPLORER_QUEUES: 'jugde': must be 'explore' or 'judge'"
     assert complaint(ExplorerSettings) == said
     assert {"tblite", "pyscf", "ase"} <= set(read_settings(LabelerSettings).labeler_codes)
     environment.setenv("DPSTREAM_LABELER_CODES", "tblite,pyscf,tblite")

@@ -120,7 +120,7 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyP
         ({"stages": []}, "stages: not allowed, as the dataset's frames are explored; remove it"),
         ({"trust": {"target": 0.1}}, "trust: give levels"),
         ({"selektion": {}}, "selektion: unknown key; did you mean 'selection'?"),
-        ({"selection": 5}, "selection: 5: should be a mapping"),
+        ({"selection": 5}, "selection: 5: must be a mapping"),
         ({"initial": {"pick": 0}}, "initial: give at least one of `data`, `perturb` and `pick`"),
     ],
 )
@@ -267,12 +267,12 @@ def test_keys_are_listed_once() -> None:
         (["gone.xyz"], "DATASET: no file matches 'gone.xyz'"),
         (
             ["campaign.json"],
-            "campaign.json: not a DP-GEN `simplify` parameter file: the key pick_data is missing",
+            "campaign.json: not a param.json of `dpgen simplify`: the key pick_data is missing",
         ),
         (["a.xyz", "--code", "tblite"], "--code: allowed only with DP-GEN's param.json"),
         (
             ["a.xyz", "--root", "s3://bucket"],
-            "--root: s3://bucket: must be a folder on this machine for simplify",
+            "--store: s3://bucket: must be a folder on this machine for simplify",
         ),
         (["param.json", "m.json", "b"], "b: unexpected; only a machine.json may follow param.json"),
     ],

@@ -105,19 +105,19 @@ def test_misspelt_required_key_is_called_unknown_not_missing(write: Callable[[An
 
 
 WRONG = [
-    ("md.timestep", "fast", "md.timestep: 'fast': should be a valid number"),
-    ("stages.0.md.timestep", "fast", "stages.0.md.timestep: 'fast': should be a valid number"),
-    ("md.timestep", -1, "md.timestep: -1: should be greater than 0"),
-    ("md.timestep", float("nan"), "md.timestep: nan: should be a finite number"),
-    ("md.tau_t", float("inf"), "md.tau_t: inf: should be a finite number"),
-    ("md", 3, "md: 3: should be a mapping"),
-    ("stages.0.md", 3, "stages.0.md: 3: should be a mapping"),
-    ("stages.0", "warm", "stages.0: 'warm': should be a mapping"),
-    ("md.ensemble", "npq", "md.ensemble: 'npq': should be 'nve', 'nvt'"),
-    ("type_map", "Al", "type_map: 'Al': should be a list"),
-    ("type_map", [], "type_map: []: should not be empty"),
+    ("md.timestep", "fast", "md.timestep: 'fast': must be a valid number"),
+    ("stages.0.md.timestep", "fast", "stages.0.md.timestep: 'fast': must be a valid number"),
+    ("md.timestep", -1, "md.timestep: -1: must be greater than 0"),
+    ("md.timestep", float("nan"), "md.timestep: nan: must be a finite number"),
+    ("md.tau_t", float("inf"), "md.tau_t: inf: must be a finite number"),
+    ("md", 3, "md: 3: must be a mapping"),
+    ("stages.0.md", 3, "stages.0.md: 3: must be a mapping"),
+    ("stages.0", "warm", "stages.0: 'warm': must be a mapping"),
+    ("md.ensemble", "npq", "md.ensemble: 'npq': must be 'nve', 'nvt'"),
+    ("type_map", "Al", "type_map: 'Al': must be a list"),
+    ("type_map", [], "type_map: []: must not be empty"),
     ("type_map", ["Al", "Alu"], "type_map: 'Alu' is not a chemical symbol; did you mean"),
-    ("type_map", ["Al", "Al"], "type_map: an element is listed twice"),
+    ("type_map", ["Al", "Al"], "type_map: 'Al' is listed twice"),
     ("name", "My Campaign", "name: 'My Campaign': use at most 63 lower-case letters"),
     (
         "systems",
@@ -127,12 +127,12 @@ WRONG = [
     ("stages", [], "stages: give exactly one of `stages` and `material`"),
     ("material", {"Tm": 900, "B": 76}, "stages: give exactly one of `stages` and `material`"),
     ("stages.0.systems", ["bcc"], "stages.0.systems: 'bcc' is not in systems (fcc)"),
-    ("stages.0.temperatures", [], "stages.0.temperatures: []: should not be empty"),
+    ("stages.0.temperatures", [], "stages.0.temperatures: []: must not be empty"),
     ("stages.0.pressures", [1.0], "stages.0.pressures: requires an npt ensemble"),
     ("stages.0.md.ensemble", "npt", "stages.0.pressures: ensemble npt requires at least one"),
     ("stages.0.md.steps", 5, "stages.0.md.steps: 5 is less than every (10)"),
     ("initial", {}, "initial: give at least one of `data`, `perturb` and `pick`"),
-    ("selection.per_round", 0, "selection.per_round: 0: should be greater than or equal to 1"),
+    ("selection.per_round", 0, "selection.per_round: 0: must be greater than or equal to 1"),
     ("selection.min_distance", {"Al-Cu": 2.0}, "selection.min_distance: 'Al-Cu' is not a pair"),
     ("md.masses", {"Cu": 63.5}, "md.masses: 'Cu' is not in type_map (Al)"),
     ("training.member_input", {7: {}}, "training.member_input: 7 is not a member (0 to 3)"),
@@ -238,7 +238,7 @@ def test_empty_file(write: Callable[[Any], Path], content: str) -> None:
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "just text\n"])
 def test_a_file_of_something_else(write: Callable[[Any], Path], content: str) -> None:
-    assert problem(write(content)).startswith("should be a mapping with keys such as name")
+    assert problem(write(content)).startswith("must be a mapping with keys such as name")
 
 
 def test_no_file_a_folder_and_no_text(tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ def test_a_batch_keeps_parameters_and_mixes_no_kinds() -> None:
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
-        ({"fparam": np.zeros((1, 1))}, "expected \\(n_fparam,\\)"),
-        ({"aparam": np.zeros((3, 1))}, "expected \\(2, n_aparam\\)"),
+        ({"fparam": np.zeros((1, 1))}, "must be \\(n_fparam,\\)"),
+        ({"aparam": np.zeros((3, 1))}, "must be \\(2, n_aparam\\)"),
     ],
 )
 def test_parameters_of_another_shape_are_refused(parameters: Any, match: str) -> None:

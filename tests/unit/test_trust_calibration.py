@@ -80,7 +80,7 @@ def test_too_few_pairs_change_nothing_and_nan_is_no_pair():
     error[:11] = np.nan
     low, high, why = calibrate(eps, error, np.ones(40), TARGET, (0.1, 0.3))
     assert (low, high) == (0.1, 0.3)
-    assert "29 pairs of 30" in why
+    assert "29 of 30 required pairs" in why
     error[0] = 0.0
     assert calibrate(eps, error, np.ones(40), TARGET, (0.1, 0.3))[0] < 0.1
 

@@ -97,7 +97,7 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
             ["potentials.Na", "inside the worker"],
         ),
         ("vasp", {"potentials": {"Na": "Na_sv"}}, ["potentials.Na", "'Na_sv'", "no such file in"]),
-        ("vasp", {"potentials": {}}, ["potentials", "should not be empty"]),
+        ("vasp", {"potentials": {}}, ["potentials", "must not be empty"]),
         ("vasp", {"sha256": {"Na": "0" * 16}}, ["potentials.Na", "as stated"]),
         ("vasp", {"retries": [{"ENCUT": 300}]}, ["retries", "ENCUT may change", "ALGO"]),
         ("vasp", {"encut": 400}, ["encut", "unknown key"]),

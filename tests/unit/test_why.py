@@ -42,7 +42,7 @@ def test_the_lines_come_in_the_order_of_life(tmp_path: Path) -> None:
 def test_an_audit_frame_is_never_trained_on(tmp_path: Path) -> None:
     text = _text(tmp_path, sample_ledger.AUDITED)
     assert "chosen for the audit" in text
-    assert "standing for 12 frames" in text
+    assert "weight 12" in text
     assert "never trained on" in text
     assert "dataset version" not in text
 
@@ -57,8 +57,11 @@ def test_a_frame_that_was_passed_over(tmp_path: Path) -> None:
     text = _text(tmp_path, sample_ledger.PASSED_OVER)
     assert "uploaded as candidate; never chosen for a label" in text
     assert "deviation 0.12" in text
-    assert "refused limit of its trajectory reached: 1; this one: limit of its trajectory" in text
-    assert text.count("took 2 for training, 1 for the audit") == 1
+    assert (
+        "not chosen: limit of its trajectory reached: 1; this frame: limit of its trajectory"
+        in text
+    )
+    assert text.count("chose 2 for training, 1 for the audit") == 1
 
 
 def test_a_frame_still_without_a_dataset(tmp_path: Path) -> None:
@@ -79,10 +82,10 @@ def test_an_unknown_key_names_near_ones(tmp_path: Path) -> None:
     store = sample_ledger.write_sample(tmp_path)
     key = sample_ledger.KEYS[sample_ledger.TRAINED]
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
-    with pytest.raises(SpecError, match=f"no frame of told has such a key; near: .*{key}"):
+    with pytest.raises(SpecError, match=f"no such frame in told; similar: .*{key}"):
         why(store, sample_ledger.NAME, wrong)
 
 
 def test_a_key_that_begins_several_frames(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="4 frames of told begin so: "):
+    with pytest.raises(SpecError, match="matches 4 frames of told: "):
         why(sample_ledger.write_sample(tmp_path), sample_ledger.NAME, "")

@@ -350,7 +350,7 @@ def test_a_result_too_long_for_the_wire_fails_its_task(workers: WorkerHarness) -
     workers.next_event()
     event = workers.next_event()
     assert isinstance(event, m.TaskFailed)
-    assert "above 65536" in event.reason
+    assert "at most 65536 allowed" in event.reason
 
 
 def test_a_handler_that_returns_nothing_fails_its_task(workers: WorkerHarness) -> None:

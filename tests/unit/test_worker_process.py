@@ -154,7 +154,7 @@ def test_help_teaches_every_variable(
     ("arguments", "said"),
     [
         ([], "toy: DPSTREAM_BROKER: missing"),
-        (["--max-tasks", "none"], "toy: DPSTREAM_MAX_TASKS: 'none': should be a valid integer"),
+        (["--max-tasks", "none"], "toy: DPSTREAM_MAX_TASKS: 'none': must be a valid integer"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_status_2(

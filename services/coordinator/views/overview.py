@@ -107,7 +107,7 @@ def headline(state: State) -> str:
     if state.paused is not None:
         return f"paused: {state.paused}"
     if state.stages_over:
-        return "stages over, final model"
+        return "all stages finished; final model in progress"
     stage, committee = state.exploration.stage, state.committee
     training = "" if committee.training is None else f", training {committee.training}"
     return (

@@ -58,11 +58,14 @@ def why(store: Store, campaign: str, frame: str) -> list[str]:
 def _no_such(frame: str, campaign: str, matches: list[str], known: list[str]) -> str:
     if matches:
         some = ", ".join(sorted(matches)[:NEAR])
-        return f"{frame}: {len(matches)} frames of {campaign} begin so: {some}"
+        return (
+            f"FRAME: {frame!r}: matches {len(matches)} frames of {campaign}: {some}; "
+            "give more characters"
+        )
     near = get_close_matches(frame, [key[: len(frame)] for key in known], NEAR, cutoff=0.0)
     full = [next(key for key in known if key.startswith(start)) for start in dict.fromkeys(near)]
-    hint = f"; near: {', '.join(full)}" if full else "; it has no frames yet"
-    return f"{frame}: no frame of {campaign} has such a key{hint}"
+    hint = f"; similar: {', '.join(full)}" if full else "; the campaign has no frames yet"
+    return f"FRAME: {frame!r}: no such frame in {campaign}{hint}"
 
 
 # ----------------------------------------------------------------------------------- a known life
@@ -91,7 +94,7 @@ def _origin(history: History, life: FrameHistory) -> Iterator[str]:
     if not is_offered(chosen.trajectory):
         yield _found(history, chosen.trajectory, chosen.time_ps, chosen.version, chosen.deviation)
     purpose = "the audit" if life.purpose == "audit" else "training"
-    weight = f", standing for {chosen.weight:g} frames" if life.purpose == "audit" else ""
+    weight = f", weight {chosen.weight:g}" if life.purpose == "audit" else ""
     yield (
         f"{_at(history, event.time)}: chosen for {purpose} in stage {event.stage + 1}, "
         f"under committee {event.version}{weight}: {chosen.reason}"
@@ -208,8 +211,8 @@ def _passed_over(
     yield _found(history, item.trajectory, seen.time_ps, item.version, seen.deviation)
     yield f"{_at(history, seen.event.time)}: uploaded as {seen.kind}; never chosen for a label"
     for event in _offered_to(messages, item):
-        under = f"a selection under committee {event.version}, which had it to choose from,"
-        yield f"{_at(history, event.time)}: {under} {_took(event)}{_refused(store, event, key)}"
+        under = f"a selection under committee {event.version} considered this frame"
+        yield f"{_at(history, event.time)}: {under}: {_took(event)}{_refused(store, event, key)}"
 
 
 def _offered_to(messages: Iterable[Message], item: PoolItem) -> Iterator[CandidatesSelected]:
@@ -242,7 +245,7 @@ def _together(before: CandidatesSelected, chunk: CandidatesSelected) -> Candidat
 def _took(event: CandidatesSelected) -> str:
     taken = _count(event.labels, "for training") + ", " + _count(event.audits, "for the audit")
     refused = "; ".join(f"{why}: {count}" for why, count in event.refused.items())
-    return f"took {taken}" + (f"; refused {refused}" if refused else "")
+    return f"chose {taken}" + (f"; not chosen: {refused}" if refused else "")
 
 
 def _refused(store: Store, event: CandidatesSelected, key: str) -> str:
@@ -250,7 +253,7 @@ def _refused(store: Store, event: CandidatesSelected, key: str) -> str:
     if event.refusals is None:
         return ""
     refused = RefusedFrames.model_validate_json(fetch(store, event.refusals)).frames
-    return f"; this one: {refused[key]}" if key in refused else ""
+    return f"; this frame: {refused[key]}" if key in refused else ""
 
 
 def _count(chosen: tuple[Chosen, ...], purpose: str) -> str:

@@ -84,12 +84,11 @@ def colvars_input(settings: Colvars, species: Sequence[str], trusting: bool = Fa
     ValueError for missing atoms and for unsafe input."""
     if settings.input is not None:
         return checked(numbered(settings.input, species, " "), trusting)
-    variables = {
-        each.name or f"{each.kind}{number}": each
-        for number, each in enumerate(settings.variables, 1)
-    }
-    if len(variables) < len(settings.variables):
-        raise ValueError("variables: two variables have the same name")
+    names = [each.name or f"{each.kind}{n}" for n, each in enumerate(settings.variables, 1)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"variables: {name!r} is the name of two variables")
+    variables = dict(zip(names, settings.variables, strict=True))
     lines = list(QUIET)
     for name, variable in variables.items():
         lines += [f"colvar {{ name {name}", f"  width {variable.width / PER_SIGMA!r}"]

@@ -40,7 +40,7 @@ def pair_commands(settings: Potential, files: dict[str, Path], trusting: bool = 
 def _command(command: str, files: dict[str, Path], trusting: bool) -> str:
     words = command.split()
     if not words or words[0] not in COMMANDS:
-        raise ValueError(f"pair: {command!r}: should begin with {', '.join(COMMANDS)}")
+        raise ValueError(f"pair: {command!r}: must begin with {', '.join(COMMANDS)}")
     for word in words[1:]:
         if trusting:
             break

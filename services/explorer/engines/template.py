@@ -131,7 +131,7 @@ class _Reader:
         if self._over and name not in OURS:
             raise ValueError("comes after `run`, which must be the last command")
         if name in FIXED and words != [FIXED[name]]:
-            raise ValueError(f"should be {name} {FIXED[name]}")
+            raise ValueError(f"must be {name} {FIXED[name]}")
         if name in self._read:
             self._read[name](words)
         elif name == "fix" and words[:1] == [PLUMED_FIX]:
@@ -160,7 +160,7 @@ class _Reader:
 
     def _boundary(self, words: list[str]) -> None:
         if words != ["p", "p", "p"]:
-            raise ValueError("the system's structure defines whether it is periodic")
+            raise ValueError("must be boundary p p p; the structure sets the periodicity")
 
     def _same(self, words: list[str], expected: float, key: str) -> None:
         word = words[0] if words else ""
@@ -171,7 +171,7 @@ class _Reader:
         except ValueError:
             same = False
         if not same:
-            raise ValueError(f"should be {expected:g}, which is {key}")
+            raise ValueError(f"must be {expected:g}, the value of {key}")
 
 
 def _refuse(name: str, words: list[str]) -> None:

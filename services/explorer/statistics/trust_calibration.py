@@ -52,7 +52,7 @@ def calibrate(
     usable = np.isfinite(eps) & ~np.isnan(eps_hat) & np.isfinite(weights) & (weights > 0)
     pairs = int(usable.sum())
     if pairs < min_pairs:
-        return (*current, f"{pairs} pairs of {min_pairs}: levels kept")
+        return (*current, f"{pairs} of {min_pairs} required pairs; levels unchanged")
     eps, eps_hat, weights = eps[usable], eps_hat[usable], weights[usable]
     wanted_low = _low(eps, eps_hat > target, weights, current)
     wanted_high = _high(eps, eps_hat > HOPELESS * target, weights, wanted_low)

@@ -109,7 +109,7 @@ def _bytes(ref: Ref, context: Context, most: int) -> bytes:
     except DigestMismatch as error:
         raise Unreadable("the object does not match its reference") from error
     if len(data) > most:
-        raise Unreadable(f"{len(data)} bytes, above {most}")
+        raise Unreadable(f"{len(data)} bytes; at most {most} allowed")
     return data
 
 
@@ -136,7 +136,7 @@ def _archived(data: bytes, limits: Proposals) -> Iterator[Read]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > limits.max_bytes:
-        raise Unreadable(f"{size} bytes unpacked, above {limits.max_bytes}")
+        raise Unreadable(f"{size} bytes unpacked; at most {limits.max_bytes} allowed")
     batch = Batch.loads(data)
     if batch.positions.ndim != 3 or not np.issubdtype(batch.positions.dtype, np.floating):
         raise Unreadable("positions must be numbers of shape (n_frames, n_atoms, 3)")

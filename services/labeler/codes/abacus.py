@@ -76,7 +76,7 @@ class AbacusSettings(WithPotentials):
     @field_validator("input")
     @classmethod
     def _general(cls, text: str) -> str:
-        return refuse(text.replace("INPUT_PARAMETERS", ""), NOT_THE_USERS, "input")
+        return refuse(text.replace("INPUT_PARAMETERS", ""), NOT_THE_USERS)
 
     @model_validator(mode="after")
     def _whole(self) -> AbacusSettings:

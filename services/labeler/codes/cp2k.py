@@ -100,7 +100,7 @@ class Cp2kSettings(CodeSettings):
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if self.template is not None and beside:
-            raise ValueError(f"{beside[0]}: leave it out; the template defines it")
+            raise ValueError(f"{beside[0]}: remove it; the template defines it")
         if self.kpoints is not None and self.kspacing is not None:
             raise ValueError("kpoints and kspacing: give one of them")
         return self

@@ -29,12 +29,12 @@ ALLOWED = ("GLOBAL", "FORCE_EVAL")
 SECTIONS = frozenset({("GLOBAL",), ("FORCE_EVAL",), DFT, KIND[:-1]})
 """Names that are always sections."""
 ELSEWHERE: Mapping[Path, str] = {
-    CELL: "the cell is the frame's",
-    COORD: "the atoms are the frame's",
-    ("FORCE_EVAL", "SUBSYS", "TOPOLOGY"): "the atoms are the frame's",
+    CELL: "dpstream writes the frame's cell",
+    COORD: "dpstream writes the frame's atoms",
+    ("FORCE_EVAL", "SUBSYS", "TOPOLOGY"): "dpstream writes the frame's atoms",
     (*DFT, "CHARGE"): "give labels.charge",
     (*DFT, "MULTIPLICITY"): "give labels.multiplicity",
-    ("GLOBAL", "RUN_TYPE"): "a label is one ENERGY_FORCE",
+    ("GLOBAL", "RUN_TYPE"): "dpstream sets ENERGY_FORCE",
 }
 """Keywords that the user may not set, with the reason or the alternative."""
 
@@ -46,7 +46,7 @@ def checked(tree: Any, path: Path = ()) -> dict[str, Any]:
     """A user's nested keywords with names in capitals. Raises ValueError for the first wrong
     one."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{'.'.join(path)}: should be a mapping of keys")
+        raise ValueError(f"{'.'.join(path)}: must be a mapping of keys")
     return {
         key.upper(): _checked_value(value, (*path, key.upper()))
         for key, value in ((_checked_name(key, path), value) for key, value in tree.items())
@@ -57,10 +57,10 @@ def _checked_name(key: Any, path: Path) -> str:
     if not isinstance(key, str) or not NAME.fullmatch(key):
         raise ValueError(f"{'.'.join((*path, str(key)))}: not a keyword of CP2K")
     if not path and key.upper() not in ALLOWED:
-        raise ValueError(f"{key}: allowed at the top level: {', '.join(ALLOWED)}")
+        raise ValueError(f"{key}: not allowed at the top level; allowed: {', '.join(ALLOWED)}")
     reason = ELSEWHERE.get((*path, key.upper()))
     if reason is not None:
-        raise ValueError(f"{'.'.join((*path, key))}: leave it out; {reason}")
+        raise ValueError(f"{'.'.join((*path, key))}: remove it; {reason}")
     return key
 
 
@@ -84,7 +84,7 @@ def kinds(tree: Tree) -> list[dict[str, Any]]:
         return [dict(tree)]
     for key, value in tree.items():
         if not isinstance(value, list) or len(value) != len(names):
-            raise ValueError(f"{'.'.join(KIND)}.{key}: should be a list as long as _ ({names})")
+            raise ValueError(f"{'.'.join(KIND)}.{key}: must be a list as long as _ ({names})")
     return [{key: value[i] for key, value in tree.items()} for i in range(len(names))]
 
 
@@ -169,7 +169,7 @@ def check_template(template: str) -> None:
     for needed in NEEDED:
         count = sum(line.opens and line.path == needed for line in lines)
         if count != 1:
-            raise ValueError(f"&{'/&'.join(needed)}: {count} of them, expected one")
+            raise ValueError(f"&{'/&'.join(needed)}: {count} of them; must be one")
     for line in lines:
         _check_line(line)
 
@@ -179,13 +179,13 @@ def _check_line(line: InputLine) -> None:
         return
     key, value = (*line.path, line.words[0]), line.words[1:]
     if key in ((*DFT, "CHARGE"), (*DFT, "MULTIPLICITY")):
-        raise ValueError(f"{'/'.join(key)}: leave it out; {ELSEWHERE[key]}")
+        raise ValueError(f"{'/'.join(key)}: remove it; {ELSEWHERE[key]}")
     if key == ("GLOBAL", "RUN_TYPE") and value != ("ENERGY_FORCE",):
-        raise ValueError(f"{'/'.join(key)}: {ELSEWHERE[key]}")
+        raise ValueError(f"{'/'.join(key)}: must be ENERGY_FORCE")
     if key == (*CELL, "PERIODIC") and value != ("XYZ",):
-        raise ValueError(f"{'/'.join(key)}: frames are periodic along XYZ")
+        raise ValueError(f"{'/'.join(key)}: must be XYZ")
     if key[:-1] == (*COORD[:-1], "TOPOLOGY") and key[-1].startswith("COORD_FILE"):
-        raise ValueError(f"{'/'.join(key)}: leave it out; {ELSEWHERE[COORD]}")
+        raise ValueError(f"{'/'.join(key)}: remove it; {ELSEWHERE[COORD]}")
 
 
 def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequence[str]) -> str:

@@ -41,7 +41,7 @@ class GaussianSettings(CodeSettings):
         if not any(re.split(r"[=(]", word)[0] == "force" for word in words):
             raise ValueError("should contain force: a label needs forces")
         if "\n" in text.strip():
-            raise ValueError("should be one line; what follows the geometry is `extra`")
+            raise ValueError("must be one line; what follows the geometry is `extra`")
         return text.strip()
 
 

@@ -26,7 +26,7 @@ DIGITS = 16
 def _relative(name: str) -> str:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError("should be the name of a file inside the worker's folder of potentials")
+        raise ValueError("must be the name of a file inside the worker's folder of potentials")
     return name
 
 

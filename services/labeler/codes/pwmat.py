@@ -52,7 +52,7 @@ class PwmatSettings(WithPotentials):
     def _general(cls, text: str) -> str:
         for line in text.splitlines():
             if NOT_THE_USERS.match(line):
-                raise ValueError(f"{line.strip()!r} does not belong there: dpstream writes it")
+                raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
             if PARALLEL.match(line):
                 raise ValueError(f"{line.strip()!r}: give this line as settings.parallel")
         return text

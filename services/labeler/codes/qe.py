@@ -134,11 +134,9 @@ def check_namelist(given: Namelist, ours: frozenset[str]) -> None:
         if not NAME.fullmatch(key):
             raise ValueError(f"{key!r} is not a keyword")
         if key.lower() in ours:
-            raise ValueError(
-                f"{key}: leave it out; it has a setting of its own or is set by dpstream"
-            )
+            raise ValueError(f"{key}: remove it; it has its own setting or dpstream writes it")
         if key.lower() == "scf_must_converge" and _is_false(value):
-            raise ValueError(f"{key}: labels that did not converge are refused")
+            raise ValueError(f"{key}: remove it; unconverged labels are always rejected")
         if isinstance(value, str) and "\n" in value:
             raise ValueError(f"{key}: a value is one line of text")
 

@@ -62,7 +62,7 @@ class SiestaSettings(WithPotentials):
         for line in text.splitlines():
             words = line.lower().removeprefix("%block").split()
             if words and re.sub(r"[-_.]", "", words[0]) in NOT_THE_USERS:
-                raise ValueError(f"{line.strip()!r} must not be in fdf: dpstream writes it")
+                raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
         return text
 
 

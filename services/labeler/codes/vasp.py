@@ -91,7 +91,7 @@ class VaspSettings(WithPotentials):
     @field_validator("incar")
     @classmethod
     def _general(cls, text: str) -> str:
-        return refuse(text, NOT_THE_USERS, "incar")
+        return refuse(text, NOT_THE_USERS)
 
     @model_validator(mode="after")
     def _sampled(self) -> VaspSettings:
