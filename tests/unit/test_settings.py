@@ -69,7 +69,7 @@ def test_variables_become_settings(environment: pytest.MonkeyPatch, tmp_path: Pa
         ("STORE", "s3://bucket/a/../b", "must be s3://bucket/prefix or the path"),
         ("STORE_ADDRESSING", "host", "'host': must be 'auto', 'path' or 'virtual'"),
         ("STORE_CA_FILE", "/nowhere.pem", "'/nowhere.pem': no such file"),
-        ("STORE_ENCRYPTION", "AES256\r\nx-evil: 1", "should match"),
+        ("STORE_ENCRYPTION", "AES256\r\nx-evil: 1", "must match"),
         ("LOG_LEVEL", "loud", "'loud': must be 'debug', 'info', 'warning' or 'error'"),
         ("MAX_TASKS", "0", "'0': must be greater than or equal to 1"),
         ("NAME", "a b", "'a b': "),

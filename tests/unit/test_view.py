@@ -36,6 +36,6 @@ def test_long_words_of_what_is_at_work_leave_room_for_the_rest() -> None:
     status = Status.of(state, Committees(), progress)
     console.print(screen(status, 61.0, "Ctrl-C stops"))
     rows = {line.split()[0]: line for line in console.export_text().splitlines()}
-    assert rows["service"].split() == ["service", "running", "waiting", "at", "work", "on"]
+    assert rows["service"].split() == ["service", "running", "waiting", "running", "tasks"]
     assert rows["labeler"].split()[:2] == ["labeler", str(len(labels))]
     assert "…" in rows["labeler"]
