@@ -250,14 +250,7 @@ class FrameVerdict(Value):
     index: int = Field(ge=0)
     key: FrameKey | None = None
     verdict: Literal[
-        "accurate",
-        "candidate",
-        "failed",
-        "duplicate",
-        "refused",
-        "labelled",
-        "rejected",
-        "dropped",
+        "accurate", "candidate", "failed", "duplicate", "refused", "labelled", "rejected", "dropped"
     ]
     deviation: float | None = Field(default=None, description="max force deviation, eV/Å")
     energy: float | None = Field(default=None, description="eV")

@@ -192,8 +192,7 @@ def export(
         ),
     ] = False,
     layout: Annotated[
-        str,
-        typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as in DP-GEN."),
+        str, typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as in DP-GEN.")
     ] = "dpstream",
 ) -> None:
     """Write models, dataset (DeePMD-kit and extxyz) and report to a folder."""

@@ -281,10 +281,7 @@ class InitialJob:
         }
         say(console, write_dataset(kept, self.output, self.command, symbols, **about))
         if len(kept) < len(labelled):
-            say(
-                console,
-                f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written",
-            )
+            say(console, f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written")
         ended = [trajectory for trajectory in trajectories if trajectory.ended]
         if ended:
             console.print(_early(ended))

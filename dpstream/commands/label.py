@@ -86,10 +86,7 @@ def label(
     say(console, f"{read.count} frames, {len(read.unique)} of them unique: {job.summary}")
     say(console, write_dataset(labelled, output, COMMAND, elements, **about))
     if stopped:
-        say(
-            console,
-            f"interrupted: {job.left} frames are left; run the same command to continue",
-        )
+        say(console, f"interrupted: {job.left} frames are left; run the same command to continue")
         raise typer.Exit(INTERRUPTED)
     if job.rejected:
         console.print(rejections(job.rejected, read.numbers))

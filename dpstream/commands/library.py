@@ -187,8 +187,7 @@ def find(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|DIGEST",
-            help="Only models and labels of this recipe: a file or a digest.",
+            metavar="FILE|DIGEST", help="Only models and labels of this recipe: a file or a digest."
         ),
     ] = None,
     output: Annotated[

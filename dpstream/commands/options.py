@@ -76,8 +76,7 @@ Broker = Annotated[
     ),
 ]
 Campaign = Annotated[
-    str | None,
-    typer.Argument(metavar="[NAME]", help="Campaign; optional if there is only one."),
+    str | None, typer.Argument(metavar="[NAME]", help="Campaign; optional if there is only one.")
 ]
 Mode = Annotated[
     str | None,

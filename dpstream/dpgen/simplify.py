@@ -100,10 +100,7 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
     settings = {
         "type_map": document["type_map"],
-        "initial": {
-            "data": data,
-            "pick": param.init_pick_number,
-        },
+        "initial": {"data": data, "pick": param.init_pick_number},
         "training": read_training(_training(document), places.place, places.matching, differences),
         "trust": {"low": param.low, "high": param.high},
         "selection": {"per_round": param.iter_pick_number},

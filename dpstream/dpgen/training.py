@@ -169,10 +169,7 @@ def _checkpoints(param: RunParam, matching: Matching, key: str) -> list[str]:
     return [f"{folder}/{newest}" for folder in folders]
 
 
-FROZEN = {
-    "training_init_frozen_model": "init-frz-model",
-    "training_finetune_model": "finetune",
-}
+FROZEN = {"training_init_frozen_model": "init-frz-model", "training_finetune_model": "finetune"}
 TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"}
 
 

@@ -24,8 +24,7 @@ from dpstream.shared.spec.errors import did_you_mean
 ABOUT = "dataset.json"
 
 OutputFolder = Annotated[
-    Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Folder to write the dataset to."),
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write the dataset to.")
 ]
 TypeMap = Annotated[
     str | None,

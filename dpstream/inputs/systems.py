@@ -22,10 +22,7 @@ class SystemStructures:
     are read once; structures that are `given` in canonical form are not read."""
 
     def __init__(
-        self,
-        spec: Spec,
-        folder: Path,
-        given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
+        self, spec: Spec, folder: Path, given: Mapping[str, Sequence[Frame]] = MappingProxyType({})
     ) -> None:
         self.given = given
         self._spec, self._folder = spec, folder

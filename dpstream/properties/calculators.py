@@ -35,10 +35,7 @@ class RecipeCalculator(Calculator):  # type: ignore[misc]
         self.computed = 0
 
     def calculate(
-        self,
-        atoms: Any = None,
-        properties: Any = ("energy",),
-        system_changes: Any = all_changes,
+        self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         form = canonical(as_frame(self.atoms, self.atoms.get_chemical_formula()))

@@ -16,12 +16,7 @@ import numpy.typing as npt
 
 from dpstream.services.explorer.resources import Evaluation, ExplorerResources
 from dpstream.shared.atoms.dataset import Labelled
-from dpstream.shared.atoms.deviation import (
-    Verdict,
-    max_force_deviation,
-    verdict,
-    virial_deviation,
-)
+from dpstream.shared.atoms.deviation import Verdict, max_force_deviation, verdict, virial_deviation
 from dpstream.shared.atoms.frames import Batch, Floats
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import Rmse, Trust

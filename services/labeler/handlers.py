@@ -25,10 +25,7 @@ from dpstream.services.labeler.dynamics import Plan
 from dpstream.services.labeler.labeling import FrameLabeler
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
-from dpstream.shared.atoms.frames import (
-    Batch,
-    Frame,
-)
+from dpstream.shared.atoms.frames import Batch, Frame
 from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from dpstream.shared.runtime.context import Context, Handler

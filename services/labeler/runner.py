@@ -96,12 +96,7 @@ def _check_version(recipe: Recipe, outcome: Outcome) -> None:
 
 
 def run(
-    command: Sequence[str],
-    folder: Path,
-    *,
-    cores: int,
-    seconds: float,
-    tick: Callable[[], None],
+    command: Sequence[str], folder: Path, *, cores: int, seconds: float, tick: Callable[[], None]
 ) -> int:
     """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
     it. Raises as `run_files`."""

@@ -12,9 +12,7 @@ from typing import Any
 from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.training import TrainingJob
-from dpstream.services.trainer.training_input import (
-    LCURVE,
-)
+from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.messages import Command, MemberTrained, Train
 from dpstream.shared.runtime.context import Context
 

@@ -195,10 +195,7 @@ class TrainingJob:
         return self._run(operation, where | options, tick)
 
     def _run(
-        self,
-        operation: str,
-        arguments: Mapping[str, Any],
-        tick: Callable[[], None] | None = None,
+        self, operation: str, arguments: Mapping[str, Any], tick: Callable[[], None] | None = None
     ) -> Any:
         """Call the child process within the remaining time of the task. Raises Permanent for its
         errors, Temporary if memory or disk space ran out."""

@@ -170,10 +170,7 @@ def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
     if settings.queue_type == "quorum":
         arguments |= {"x-queue-type": "quorum", "x-delivery-limit": row.redeliveries}
         if row.name != DEADLETTERS:  # confirmed transfer, which requires this overflow policy
-            arguments |= {
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
-            }
+            arguments |= {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     return arguments
 
 

@@ -24,14 +24,7 @@ from dpstream.shared.spec.convergence import (
 )
 from dpstream.shared.spec.engines import inline, problems
 from dpstream.shared.spec.errors import did_you_mean, explain, read_document
-from dpstream.shared.spec.exploration import (
-    AnyTrust,
-    Material,
-    Md,
-    Selection,
-    Stage,
-    TrustLevels,
-)
+from dpstream.shared.spec.exploration import AnyTrust, Material, Md, Selection, Stage, TrustLevels
 from dpstream.shared.spec.inline_files import text_of, with_texts
 from dpstream.shared.spec.labels import LabelSettings
 from dpstream.shared.spec.systems import Initial, System

@@ -335,12 +335,7 @@ class S3Store:
         return Refused(message) if status in (401, 403) else StoreError(message)
 
 
-_KINDS = {
-    _Taken: TAKEN,
-    _Conflict: CONFLICTING,
-    _Unknown: UNKNOWN,
-    Refused: UNWANTED,
-}
+_KINDS = {_Taken: TAKEN, _Conflict: CONFLICTING, _Unknown: UNKNOWN, Refused: UNWANTED}
 
 
 @cache

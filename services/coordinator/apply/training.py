@@ -78,11 +78,7 @@ def models_ready(state: State, decision: m.ModelsReady) -> State:
         checkpoints=tuple(members[str(i)].checkpoint for i in range(len(members))),
     )
     candidates = replace(
-        candidates,
-        pool=Map(),
-        added=0,
-        stale=candidates.stale.update(candidates.pool),
-        selected=0,
+        candidates, pool=Map(), added=0, stale=candidates.stale.update(candidates.pool), selected=0
     )
     exploration = replace(state.exploration, round=None, verdict=None)
     return replace(state, committee=committee, candidates=candidates, exploration=exploration)

@@ -99,10 +99,7 @@ def trust_changed(state: State, decision: m.TrustChanged) -> State:
 def stage_ended(state: State, decision: m.StageEnded) -> State:
     exploration, candidates = state.exploration, state.candidates
     candidates = replace(
-        candidates,
-        pool=_offered(candidates.pool),
-        added=0,
-        stale=_offered(candidates.stale),
+        candidates, pool=_offered(candidates.pool), added=0, stale=_offered(candidates.stale)
     )
     exploration = replace(
         exploration,

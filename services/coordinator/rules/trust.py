@@ -41,13 +41,7 @@ def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
     state = decisions.state
     stage, version = state.exploration.stage.index, state.committee.version
     decisions.fact(
-        m.TrustChanged,
-        stage,
-        version,
-        stage=stage,
-        version=version,
-        trust=trust,
-        why=why,
+        m.TrustChanged, stage, version, stage=stage, version=version, trust=trust, why=why
     )
 
 

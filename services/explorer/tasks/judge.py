@@ -10,10 +10,7 @@ import numpy as np
 
 from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
 from dpstream.services.explorer.resources import ExplorerResources
-from dpstream.shared.atoms.deviation import (
-    Verdict,
-    count,
-)
+from dpstream.shared.atoms.deviation import Verdict, count
 from dpstream.shared.atoms.frames import Batch, frame_key
 from dpstream.shared.messages import FramesJudged, Judge
 from dpstream.shared.runtime.context import Context

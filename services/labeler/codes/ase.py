@@ -27,9 +27,7 @@ classical or semi-empirical."""
 
 
 class AseSettings(CodeSettings):
-    calculator: str = Field(
-        description="dotted name of the class, e.g. ase.calculators.emt.EMT",
-    )
+    calculator: str = Field(description="dotted name of the class, e.g. ase.calculators.emt.EMT")
     arguments: dict[str, Any] = Field(default={}, description="its keyword arguments")
 
     @field_validator("calculator")

@@ -265,11 +265,7 @@ def _mesh(frame: Frame, settings: Mapping[str, Any]) -> Mesh | None:
 
 def _exchange(settings: Mapping[str, Any]) -> dict[str, Any]:
     functional = settings["functional"]
-    pair = {
-        "TYPE": "DFTD3",
-        "PARAMETER_FILE_NAME": "dftd3.dat",
-        "REFERENCE_FUNCTIONAL": functional,
-    }
+    pair = {"TYPE": "DFTD3", "PARAMETER_FILE_NAME": "dftd3.dat", "REFERENCE_FUNCTIONAL": functional}
     dispersion = {"POTENTIAL_TYPE": "PAIR_POTENTIAL", "PAIR_POTENTIAL": pair}
     only = {"VDW_POTENTIAL": dispersion} if settings["dispersion"] else {}
     return {"XC_FUNCTIONAL": {"_": functional}, **only}
