@@ -24,6 +24,8 @@ Anything else that escapes a handler counts as a crash of the task.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeGuard
 
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
@@ -101,6 +103,24 @@ class EngineCrashed(TaskError):
 
 class Stopped(TaskError):
     """No result is needed any more."""
+
+
+@contextmanager
+def errors_at(where: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds into a `SpecError` that begins with `where`."""
+    try:
+        yield
+    except kinds as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+@contextmanager
+def write_errors(where: object) -> Iterator[None]:
+    """Turns errors of the file system into a `SpecError` about `where`."""
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(f"{where}: cannot be written: {error.strerror}") from error
 
 
 def is_machines_fault(error: BaseException) -> TypeGuard[OSError]:

@@ -20,7 +20,7 @@ from dpstream.dpgen.key_table import KeyLine, is_param, read
 from dpstream.dpgen.load import convert_file, spec_of
 from dpstream.dpgen.machine import WorkerCommand, read_machine
 from dpstream.dpgen.param import Converted
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, write_errors
 from dpstream.shared.spec.errors import read_document
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
@@ -116,10 +116,8 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
     body = yaml.safe_dump(
         converted.document, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
     )
-    try:
+    with write_errors(f"--output: {output}"):
         output.write_text(head + body, encoding="utf-8")
-    except OSError as error:
-        raise SpecError(f"--output: {output}: cannot be written: {error.strerror}") from error
 
 
 # --------------------------------------------------------------------------------------- output

@@ -40,7 +40,7 @@ from dpstream.shared.atoms.frames import (
     from_ase,
     to_ase,
 )
-from dpstream.shared.errors import SpecError, TaskError
+from dpstream.shared.errors import TaskError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Rejected, stable_seed
 from dpstream.terminal.console import console, say
@@ -259,7 +259,7 @@ class InitialJob:
         work: Callable[[FrameLabeler, Any], None],
         stopping: threading.Event,
     ) -> None:
-        try:
+        with errors_at(self.command, TaskError):
             label_in_parallel(
                 items,
                 work,
@@ -269,8 +269,6 @@ class InitialJob:
                 workers=self.workers,
                 stopping=stopping,
             )
-        except TaskError as error:
-            raise SpecError(f"{self.command}: {error}") from error
 
     def _finish(self, trajectories: Sequence[Trajectory], symbols: Sequence[str]) -> None:
         labelled = [item for trajectory in trajectories for item in trajectory.kept]

@@ -28,7 +28,7 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits
 from dpstream.services.labeler.labeling import FrameLabeler
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, as_frame, canonical, decode_labelled, frame_key
-from dpstream.shared.errors import SpecError, TaskError
+from dpstream.shared.errors import TaskError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Accepted, Rejected
 from dpstream.terminal.console import console, say
@@ -119,10 +119,8 @@ def read_frames(paths: list[Path]) -> UniqueFrames:
     for path in paths:
         for number, atoms in enumerate(read_structures(path)):
             where = f"{path}: frame {number}"
-            try:
+            with errors_at(where, ValueError):
                 frame = canonical(as_frame(atoms, where)).frame
-            except ValueError as error:
-                raise SpecError(f"{where}: {error}") from error
             key = frame_key(frame)
             read.unique.setdefault(key, frame)
             read.numbers.setdefault(key, []).append(read.count)
@@ -178,7 +176,7 @@ class LabelJob:
                 self._record(labeler.judge(*item))
                 advance(self.summary)
 
-            try:
+            with errors_at("labels", TaskError):
                 label_in_parallel(
                     waiting.items(),
                     work,
@@ -188,8 +186,6 @@ class LabelJob:
                     workers=workers,
                     stopping=stopping,
                 )
-            except TaskError as error:
-                raise SpecError(f"labels: {error}") from error
             return stopping.is_set()
 
     @property

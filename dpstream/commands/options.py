@@ -26,7 +26,7 @@ from dpstream.services.coordinator.ledger.ledger import campaigns
 from dpstream.services.coordinator.ledger.submission import stored_spec
 from dpstream.services.labeler.recipes import make_recipe, read_files
 from dpstream.shared.atoms.frames import Frame
-from dpstream.shared.errors import CorruptLedger, SpecError, StoreError
+from dpstream.shared.errors import CorruptLedger, SpecError, StoreError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.spec.errors import did_you_mean, explain
@@ -110,10 +110,8 @@ def prepared(
         spec = Spec.model_validate({**loaded.model_dump(), **overrides})
     except ValidationError as error:
         raise SpecError(f"--{explain(error, Spec)}") from error
-    try:
+    with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
 
 
 def checked(

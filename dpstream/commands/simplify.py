@@ -31,7 +31,7 @@ from dpstream.dpgen.simplify import is_simplify, read_simplify
 from dpstream.export.results import CampaignResults
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import is_folder
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, TrustLevels
 from dpstream.shared.spec.errors import read_document
 from dpstream.shared.spec.inline_files import with_texts
@@ -142,10 +142,8 @@ def _of_dpgen(
         raise SpecError(f"--spec: not allowed together with {param}, which has all settings")
     if len(dataset) > 2:
         raise SpecError(f"{dataset[2]}: unexpected; only a machine.json may follow param.json")
-    try:
+    with errors_at(str(param), SpecError):
         converted = read_simplify(document, param.parent, code)
-    except SpecError as error:
-        raise SpecError(f"{param}: {error}") from error
     console.print(key_table(str(param), converted.lines))
     for text in converted.differences:
         say(console, f"differs from DP-GEN: {text}")
@@ -169,12 +167,10 @@ def _prepared(options: SimplifyOptions) -> tuple[Spec, Gathered, Recipe, Simplif
     own = own_labels(options.settings)
     type_map = options.settings.get("type_map", ())
     pool = read_pool(options.sources, options.folder, type_map, own)
-    try:
+    with errors_at(options.where, SpecError):
         spec = campaign(options.settings, options.name, options.sources, pool)
         given = {SYSTEM: list(pool.frames.values())}
         return (*checked(spec, options.folder, given=given), pool)
-    except SpecError as error:
-        raise SpecError(f"{options.where}: {error}") from error
 
 
 def _report_left_out(spec: Spec, pool: SimplifyPool, store: FolderStore, folder: Path) -> None:

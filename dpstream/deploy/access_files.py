@@ -20,7 +20,7 @@ from dpstream.deploy.rights import (
     policy,
 )
 from dpstream.shared.access import ROLES, Role, merged
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.files import write_whole
 from dpstream.shared.settings import bucket_and_prefix
 from dpstream.shared.spec.errors import did_you_mean
@@ -67,10 +67,8 @@ def parse_deployment(
     users: str, bucket: str, prefix: str, vhost: str, broker_prefix: str
 ) -> Deployment:
     """Parse the options of `dpstream access`. Raises `SpecError`."""
-    try:
+    with errors_at(f"--bucket {bucket!r}, --prefix {prefix!r}", ValueError):
         place = bucket_and_prefix(f"s3://{bucket}/{prefix}")
-    except ValueError as error:
-        raise SpecError(f"--bucket {bucket!r}, --prefix {prefix!r}: {error}") from error
     assert place is not None
     if not VHOST.fullmatch(vhost):
         raise SpecError(f"--vhost: {vhost!r}: must be letters, digits, '.', '_' and '-', or /")

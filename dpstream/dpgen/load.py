@@ -12,7 +12,7 @@ from dpstream.dpgen.key_table import is_param, read
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.resume import look_at
 from dpstream.inputs.check_training import check_training
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, load_spec, with_engine_texts
 from dpstream.shared.spec.errors import explain, read_document
 from dpstream.shared.spec.inline_files import with_texts
@@ -45,10 +45,8 @@ def convert_file(
             "fp_style (or is a campaign spec)"
         )
     begun = Begun() if run is None else look_at(run, places.place)
-    try:
+    with errors_at(str(path), SpecError):
         return convert(values, name or named_after(path), places, code, begun)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
 
 
 def spec_of(converted: Converted, path: Path) -> Spec:

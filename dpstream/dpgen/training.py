@@ -10,7 +10,7 @@ from typing import Any
 from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import CARRIERS
 from dpstream.services.trainer.training_input import merge
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 
 Json = dict[str, Any]
 
@@ -157,10 +157,8 @@ def _given_models(
 
 def _checkpoints(param: RunParam, matching: Matching, key: str) -> list[str]:
     """The newest checkpoint in each model's folder, to which DeePMD-kit keeps a link."""
-    try:
+    with errors_at(key, SpecError):
         folders = [f for given in param.training_iter0_model_path for f in matching(given)]
-    except SpecError as error:
-        raise SpecError(f"{key}: {error}") from error
     if len(folders) != param.numb_models:
         raise SpecError(
             f"{key}: {len(folders)} folders for {param.numb_models} models; give one for each"

@@ -17,7 +17,7 @@ import typer
 from ase.data import atomic_numbers
 
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd, write_extxyz
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, write_errors
 from dpstream.shared.files import write_whole
 from dpstream.shared.spec.errors import did_you_mean
 
@@ -39,7 +39,7 @@ TypeMap = Annotated[
 def claim(folder: Path, command: str) -> None:
     """Make the folder, unless it is there from the same command. Raises `SpecError` for one that
     holds anything else, or that cannot be made."""
-    try:
+    with write_errors(f"--output: {folder}"):
         if folder.is_dir() and any(folder.iterdir()) and _maker(folder) != command:
             raise SpecError(
                 f"--output: {folder}: contains files that are not from dpstream {command}; "
@@ -47,8 +47,6 @@ def claim(folder: Path, command: str) -> None:
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ABOUT, json.dumps({"command": command}) + "\n")
-    except OSError as error:
-        raise SpecError(f"--output: {folder}: cannot be written: {error.strerror}") from error
 
 
 def _maker(folder: Path) -> object:

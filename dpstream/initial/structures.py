@@ -15,7 +15,7 @@ from dpstream.initial.params import InitBulk, InitParams, InitSurf
 from dpstream.inputs.read_structures import read_structures
 from dpstream.shared.atoms.builders import perturbed_apart, scaled, slab, supercell
 from dpstream.shared.atoms.frames import Frame, as_frame, canonical, from_ase, to_ase
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.values import stable_seed
 
 
@@ -24,17 +24,13 @@ def unit_cell(params: InitParams, folder: Path) -> Frame:
     `SpecError`."""
     if params.from_poscar and params.from_poscar_path is not None:
         path = folder / params.from_poscar_path
-        try:
+        with errors_at("from_poscar_path", SpecError, ValueError):
             return canonical(as_frame(read_structures(path)[0], str(path))).frame
-        except (SpecError, ValueError) as error:
-            raise SpecError(f"from_poscar_path: {error}") from error
     from ase.build import bulk  # deferred: slow to import
 
     cubic = params.cell_type != "hcp"
-    try:
+    with errors_at("elements, cell_type", KeyError, ValueError, RuntimeError):
         atoms = bulk(params.elements[0], params.cell_type, a=params.latt, cubic=cubic)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise SpecError(f"elements, cell_type: {error}") from error
     return canonical(as_frame(atoms, "cell_type")).frame
 
 
@@ -110,8 +106,6 @@ def variants(
         yield f"scale {scale:g}", cell
         for number in range(params.pert_numb):
             rng = np.random.default_rng(stable_seed("init", *name, scale, number))
-            try:
+            with errors_at("pert_atom", ValueError):
                 copy = perturbed_apart(cell, params.pert_atom, params.pert_box, shortest, rng)
-            except ValueError as error:
-                raise SpecError(f"pert_atom: {error}") from error
             yield f"scale {scale:g}, copy {number + 1}", copy

@@ -15,7 +15,7 @@ from dpstream.services.labeler.codes.base import Code, cell_widths
 from dpstream.services.labeler.recipes import code_of, make_recipe, recipe_for
 from dpstream.services.trainer.training_input import NOT_THE_USERS
 from dpstream.shared.atoms.frames import Frame, frame_key
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Md, Spec, expand_material
 
 CUTOFF = 6.0
@@ -116,10 +116,8 @@ def _check_stage_engines(spec: Spec, systems: Systems, trusting: bool) -> None:
     for number, stage in enumerate(spec.stages):
         for condition in stage.conditions():
             for frame in systems[condition.system]:
-                try:
+                with errors_at(f"stages.{number}.engine: {condition}", ValueError):
                     check_engine(stage, condition, frame, trusting)
-                except ValueError as error:
-                    raise SpecError(f"stages.{number}.engine: {condition}: {error}") from error
 
 
 def check_held_out(labelled: Sequence[Imported], test: Sequence[Imported]) -> None:

@@ -32,7 +32,7 @@ from dpstream.inputs.training_files import TrainingFile, given_files
 from dpstream.shared.atoms.builders import perturbed_apart, scaled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_key
 from dpstream.shared.atoms.properties import PROPERTIES
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Perturb, Spec
 from dpstream.shared.values import stable_seed
 
@@ -138,11 +138,9 @@ def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]
     """The structures for each property in verification.properties."""
     points = []
     for number, wanted in enumerate(spec.verification.properties):
-        try:
+        where = f"verification.properties.{number}: {wanted.property} of {wanted.system}"
+        with errors_at(where, ValueError):
             points.append(PROPERTIES[wanted.property].points(systems[wanted.system][0]))
-        except ValueError as error:
-            where = f"verification.properties.{number}: {wanted.property} of {wanted.system}"
-            raise SpecError(f"{where}: {error}") from error
     return points
 
 

@@ -22,7 +22,7 @@ from dpstream.shared.atoms.frames import (
     canonical,
     from_ase,
 )
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 
 HDF5 = (".hdf5", ".h5")
 
@@ -190,10 +190,8 @@ def _through_ase(path: Path) -> Iterator[Imported]:
             raise SpecError(
                 f"{path}: frame {number}: {absent} missing; a labelled set needs energy and forces"
             )
-        try:
+        with errors_at(f"{path}: frame {number}", ValueError):
             frame = from_ase(atoms)
-        except ValueError as error:
-            raise SpecError(f"{path}: frame {number}: {error}") from error
         forces = np.array(results["forces"], dtype=np.float64)
         own = {
             name: np.array(atoms.arrays[name], dtype=np.float64)
@@ -249,10 +247,8 @@ def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
 
 def _canonical(frame: Frame, label: FrameLabel, source: str) -> Imported:
     """The frame in canonical form, with its label rotated and reordered accordingly."""
-    try:
+    with errors_at(source, ValueError):
         form = canonical(frame)
-    except ValueError as error:
-        raise SpecError(f"{source}: {error}") from error
     turned = label.forces[form.order] @ form.rotation
     virial = None  # meaningless without a cell
     if label.virial is not None and form.frame.cell is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from dpstream.inputs.read_labelled import find_files, read_ase, read_dpdata
 from dpstream.shared.atoms.builders import slab, supercell
 from dpstream.shared.atoms.frames import Canonical, Frame, canonical, from_ase
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, System
 
 
@@ -47,10 +47,8 @@ def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Cano
     for path in dict.fromkeys(paths):
         for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
             where = f"{path}: frame {number}" if number else str(path)
-            try:
+            with errors_at(f"{key}: {where}", ValueError):
                 built = _built_from(canonical(from_ase(atoms, system.periodic)), system)
-            except ValueError as error:
-                raise SpecError(f"{key}: {where}: {error}") from error
             for each in built:
                 yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
 
@@ -79,7 +77,5 @@ def _built_from(structure: Canonical, system: System) -> list[Canonical]:
 
 
 def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
-    try:
+    with errors_at(key, SpecError):
         return read_ase(path) if form is None else read_dpdata(path, form, type_map)
-    except SpecError as error:
-        raise SpecError(f"{key}: {error}") from error

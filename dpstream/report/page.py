@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +23,8 @@ from dpstream.services.coordinator.views.committees import Errors, Version, forc
 from dpstream.services.coordinator.views.overview import LabelCounts, labels_by_purpose
 from dpstream.services.coordinator.views.work import SERVICES, Span
 from dpstream.services.labeler.codes import CODES
-from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.errors import NotFound, write_errors
+from dpstream.shared.files import arriving
 from dpstream.shared.messages import AuditDone, MemberTrained
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
@@ -51,15 +50,9 @@ def write_report(store: Store, campaign: str, path: Path) -> None:
 
     Raises SpecError for a path that cannot be written, NotFound without the campaign.
     """
-    html = render(store, campaign)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):  # the first of the two errors is the one to report
-            partial.unlink(missing_ok=True)
-        raise SpecError(f"{path}: cannot be written: {error.strerror}") from error
+    html = render(store, campaign).encode()
+    with write_errors(path), arriving(path) as file:
+        file.write(html)
 
 
 def render(store: Store, campaign: str) -> str:

@@ -25,7 +25,7 @@ from dpstream.services.coordinator.views.overview import (
 from dpstream.shared.bus.batch import take
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store
-from dpstream.shared.errors import BusError, SpecError
+from dpstream.shared.errors import BusError, SpecError, errors_at
 from dpstream.shared.messages import Message, TaskHeartbeat
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix, read_settings
@@ -44,10 +44,8 @@ LONG = 10.0
 
 def is_folder(where: str) -> bool:
     """Whether a store is a folder. Raises `SpecError` where the name is that of no store."""
-    try:
+    with errors_at(f"--store: {where!r}", ValueError):
         return bucket_and_prefix(where) is None
-    except ValueError as error:
-        raise SpecError(f"--store: {where!r}: {error}") from error
 
 
 def open_store(where: str) -> Store:

@@ -20,7 +20,7 @@ from dpstream.shared.atoms.frames import (
     encode_labelled,
     frame_key,
 )
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Recipe, label_uri
 
@@ -113,10 +113,8 @@ def _plain(
     for path in _paths(sources, folder):
         for number, atoms in enumerate(_structures(path, symbols)):
             where = f"{KEY}: {path}: frame {number}"
-            try:
+            with errors_at(where, ValueError):
                 yield canonical(as_frame(atoms, where)).frame, None
-            except ValueError as error:
-                raise SpecError(f"{where}: {error}") from error
 
 
 def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:

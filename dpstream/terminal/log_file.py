@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import write_errors
 
 SHOWN_LEVELS = ("warning", "error", "critical")
 
@@ -21,10 +21,8 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         """Raises `SpecError` if the file cannot be written."""
-        try:
+        with write_errors(path):
             self._file = path.open("a", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be written: {error.strerror}") from error
         self.path, self.worst = path, ""
         self._lock = threading.Lock()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -350,10 +350,8 @@ def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
 def as_frame(given: Any, where: str) -> Frame:
     """Converts a user's `ase.Atoms` to a frame without parameters; a `Frame` is kept. Exchanges two
     cell vectors of a left-handed cell. Raises `SpecError`, naming `where`."""
-    try:
+    with errors_at(where, ValueError):
         frame = given if isinstance(given, Frame) else from_ase(given).with_parameters({})
-    except ValueError as error:
-        raise SpecError(f"{where}: {error}") from error
     if not np.isfinite(frame.positions).all():
         raise SpecError(f"{where}: has positions that are not finite numbers")
     if frame.cell is None or np.linalg.det(frame.cell) > 0:
