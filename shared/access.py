@@ -30,6 +30,7 @@ LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
 LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
+Keys = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,17 @@ def _topics(publisher: Publisher) -> tuple[str, ...]:
 WORKER_READS = (SPECS, INPUTS, MANIFESTS, COMMITTEES, CLAIMS, RESULTS, LABELS)
 WORKER_CREATES = (CLAIMS, RESULTS, DEADLETTERS, PROBES)
 
+
+def _worker(service: Service, reads: Keys = (), creates: Keys = ()) -> Role:
+    return Role(
+        consumes=_queues(service),
+        publishes=_topics(service),
+        reads=(*WORKER_READS, *reads),
+        creates=(*WORKER_CREATES, *creates),
+        deletes=(PROBES,),
+    )
+
+
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "coordinator": Role(
@@ -86,27 +98,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             deletes=(PROBES,),
             lists=("campaigns/", DEADLETTER_PREFIX),
         ),
-        "trainer": Role(
-            consumes=_queues("trainer"),
-            publishes=_topics("trainer"),
-            reads=WORKER_READS,
-            creates=WORKER_CREATES,
-            deletes=(PROBES,),
-        ),
-        "explorer": Role(
-            consumes=_queues("explorer"),
-            publishes=_topics("explorer"),
-            reads=(*WORKER_READS, PROPOSALS),
-            creates=WORKER_CREATES,
-            deletes=(PROBES,),
-        ),
-        "labeler": Role(
-            consumes=_queues("labeler"),
-            publishes=_topics("labeler"),
-            reads=WORKER_READS,
-            creates=(*WORKER_CREATES, LABELS),
-            deletes=(PROBES,),
-        ),
+        "trainer": _worker("trainer"),
+        "explorer": _worker("explorer", reads=(PROPOSALS,)),
+        "labeler": _worker("labeler", creates=(LABELS,)),
         "generator": Role(
             publishes=_topics("generator"),
             subscribes=("structures-judged", "models-ready", "campaign-finished"),

@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dpstream.shared.bus.topology import COORDINATOR
-from dpstream.shared.errors import BusError, DpstreamError, Refused
+from dpstream.shared.errors import BusError, DpstreamError, Refused, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Store
 from dpstream.shared.runtime.retry import retry_outages
-from dpstream.shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix
+from dpstream.shared.settings import BrokerSettings, Settings, StoreSettings, bucket_and_prefix
 from dpstream.shared.store.folder import FolderStore
 
 log = logger()
@@ -31,6 +31,19 @@ PORTS = {"http": 80, "https": 443}
 ANSWER_SECONDS = 3.0
 TLS_RECORDS = (b"\x15", b"\x16")
 """First byte of an answer in TLS: an alert or a handshake record."""
+
+
+def connect(settings: Settings, stopping: threading.Event) -> tuple[Bus, Store] | None:
+    """Bus and store; None if `stopping` is set before both answer."""
+    try:
+        store = connect_store(settings, stopping)
+        return connect_bus(settings, stopping), store
+    except Refused:
+        raise
+    except (BusError, StoreError):
+        if stopping.is_set():
+            return None
+        raise
 
 
 def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = None) -> Bus:

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from dpstream.dpgen.load import load_campaign
 from dpstream.inputs.check_installed import check_engines, check_program
@@ -29,7 +28,7 @@ from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import CorruptLedger, SpecError, StoreError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
-from dpstream.shared.spec.errors import did_you_mean, explain
+from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 
 DEFAULT_ROOT = "runs"
@@ -106,10 +105,7 @@ def prepared(
     """
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
     loaded = load_campaign(path, code)
-    try:
-        spec = Spec.model_validate({**loaded.model_dump(), **overrides})
-    except ValidationError as error:
-        raise SpecError(f"--{explain(error, Spec)}") from error
+    spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)
 

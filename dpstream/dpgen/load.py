@@ -6,15 +6,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dpstream.dpgen.key_table import is_param, read
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.resume import look_at
 from dpstream.inputs.check_training import check_training
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, load_spec, with_engine_texts
-from dpstream.shared.spec.errors import explain, read_document
+from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.spec.inline_files import with_texts
 
 
@@ -51,13 +49,9 @@ def convert_file(
 
 def spec_of(converted: Converted, path: Path) -> Spec:
     """Validate the converted spec. Errors name `path`, the file it was converted from."""
-    try:
-        spec = Spec.model_validate(converted.document)
+    spec = validated(Spec, converted.document, f"{path}: ")
+    with errors_at(f"{path}: default_training_param", SpecError):
         check_training(spec)
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error, Spec)}") from error
-    except SpecError as error:
-        raise SpecError(f"{path}: default_training_param: {error}") from error
     return spec
 
 

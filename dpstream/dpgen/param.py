@@ -16,8 +16,6 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from dpstream.dpgen.fp_style import FpParam
 from dpstream.dpgen.key_table import KeyLine, account
 from dpstream.dpgen.keys import PARAM
@@ -36,7 +34,7 @@ from dpstream.dpgen.stages import (
 from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
 from dpstream.shared.errors import SpecError
-from dpstream.shared.spec.errors import explain, shown
+from dpstream.shared.spec.errors import shown, validated
 
 Json = dict[str, Any]
 
@@ -100,9 +98,10 @@ def convert(
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
     lines = account({k: v for k, v in values.items() if k not in style}, PARAM)
     lines += _account_jobs(values)
-    given = FpParam(values, _validated(values).type_map, places.place)
+    param = validated(RunParam, dict(values))
+    given = FpParam(values, param.type_map, places.place)
     labels, more = relabelled(code, style) if code else read_labels(given, style)
-    document, differences = _document(_validated(values), name, places, labels, begun)
+    document, differences = _document(param, name, places, labels, begun)
     notes = (*dict.fromkeys(differences), *begun.notes, *ALWAYS)
     return Converted(document, (*lines, *more), notes)
 
@@ -163,13 +162,6 @@ def _jobs(values: Mapping[str, Any]) -> list[Json]:
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise SpecError(f"model_devi_jobs: {shown(jobs)}: must be a list of mappings")
     return jobs
-
-
-def _validated(values: Mapping[str, Any]) -> RunParam:
-    try:
-        return RunParam.model_validate(dict(values))
-    except ValidationError as error:
-        raise SpecError(explain(error, RunParam)) from error
 
 
 # ------------------------------------------------------------------------------------------ systems

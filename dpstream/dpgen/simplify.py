@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
 from dpstream.dpgen import param_model
 from dpstream.dpgen.fp_style import FpParam
@@ -16,8 +16,7 @@ from dpstream.dpgen.keys import DATA, LABELING, TRAINING
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
 from dpstream.dpgen.param import Places
 from dpstream.dpgen.training import read_training
-from dpstream.shared.errors import SpecError
-from dpstream.shared.spec.errors import explain
+from dpstream.shared.spec.errors import validated
 
 Json = dict[str, Any]
 
@@ -88,7 +87,7 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
     replaces fp_style. Raises `SpecError` with one line naming the key."""
     style = {k: v for k, v in document.items() if k in STYLE_KEYS and k not in OWN}
     lines = account({k: v for k, v in document.items() if k not in style}, TABLE)
-    param, places = _validated(document), Places(folder, folder)
+    param, places = validated(SimplifyParam, dict(document)), Places(folder, folder)
     differences: list[str] = []
     if param.labeled:
         labels: Json = {}
@@ -122,13 +121,6 @@ ALWAYS = (
 )
 
 
-def _validated(document: Mapping[str, Any]) -> SimplifyParam:
-    try:
-        return SimplifyParam.model_validate(dict(document))
-    except ValidationError as error:
-        raise SpecError(explain(error, SimplifyParam)) from error
-
-
 def _training(document: Mapping[str, Any]) -> param_model.RunParam:
     """The training keys, validated as those of `run`; placeholders replace the keys of `run` that
     `simplify` lacks."""
@@ -142,7 +134,4 @@ def _training(document: Mapping[str, Any]) -> param_model.RunParam:
         "fp_task_max": 1,
     }
     own = {key: value for key, value in document.items() if key not in OWN}
-    try:
-        return param_model.RunParam.model_validate({**own, **absent})
-    except ValidationError as error:
-        raise SpecError(explain(error, param_model.RunParam)) from error
+    return validated(param_model.RunParam, {**own, **absent})

@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Positive, Section
-from dpstream.shared.spec.errors import explain, read_document
+from dpstream.shared.spec.errors import read_document, validated
 
 NOT_USED = {
     "potcars": "the recipe determines the potentials",
@@ -98,10 +97,7 @@ def read_params(path: Path, kind: type[P]) -> tuple[P, list[str]]:
     }
     unused = [key for key in given if key in NOT_USED]
     own = {k: v for k, v in given.items() if k not in NOT_USED or k in kind.model_fields}
-    try:
-        params = kind.model_validate(own)
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error, kind)}") from error
+    params = validated(kind, own, f"{path}: ")
     return params, [f"{key}: not used: {NOT_USED[key]}" for key in unused]
 
 

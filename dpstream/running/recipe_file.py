@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dpstream.inputs.label_inputs import with_label_inputs
 from dpstream.inputs.systems import SystemStructures
@@ -14,7 +14,7 @@ from dpstream.running.label_here import LabelMethod
 from dpstream.services.labeler.recipes import make_recipe, read_files
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings, Section, load_spec
-from dpstream.shared.spec.errors import explain, read_document
+from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.spec.inline_files import with_texts
 
 RecipeOption = Annotated[
@@ -51,8 +51,5 @@ def _read(path: Path) -> tuple[LabelSettings, tuple[str, ...]]:
         spec = load_spec(path)
         spec = with_label_inputs(spec, SystemStructures(spec, path.parent))
         return spec.labels, spec.type_map
-    try:
-        given = RecipeFile.model_validate(data)
-        return given.labels, given.type_map
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error, RecipeFile)}") from error
+    given = validated(RecipeFile, data, f"{path}: ")
+    return given.labels, given.type_map

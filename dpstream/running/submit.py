@@ -11,11 +11,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from dpstream.inputs.frames_as_given import runs
 from dpstream.inputs.gather import Gathered
 from dpstream.services.coordinator.ledger.submission import _submitted, stored_spec
+from dpstream.shared.atoms.dataset import labelled_batch
 from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignSubmitted
@@ -166,7 +165,7 @@ class _Inputs:
         frames = [frame for frame, _ in labelled]
         held = [(label.virial is not None, *label.weights) for _, label in labelled]
         return tuple(
-            self.put(_pack([labelled[i] for i in rows]).dumps(), "npz")
+            self.put(labelled_batch([labelled[i] for i in rows]).dumps(), "npz")
             for rows in Batch.grouped(frames, held)
         )
 
@@ -185,21 +184,6 @@ class _Inputs:
         key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
         self._store.create(key, data)
         return Ref.to(key, data)
-
-
-def _pack(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
-    """A batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, if present, virial
-    `(n, 3, 3)` eV and atomic weights `(n, a)`."""
-    arrays = {
-        "energy": np.array([label.energy for _, label in labelled]),
-        "forces": np.stack([label.forces for _, label in labelled]),
-    }
-    virials = [label.virial for _, label in labelled if label.virial is not None]
-    if virials:
-        arrays["virial"] = np.stack(virials)
-    for name in labelled[0][1].weights:
-        arrays[name] = np.stack([label.weights[name] for _, label in labelled])
-    return Batch.of([frame for frame, _ in labelled], **arrays)
 
 
 # ------------------------------------------------------------------------------ resubmission

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
-from pydantic import ValidationError
-
 from dpstream.inputs.frames_as_given import runs
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import DATASET, LabelSettings, Selection, Spec, TrustLevels
-from dpstream.shared.spec.errors import explain, shown
+from dpstream.shared.spec.errors import shown, validated
 from dpstream.simplify.pool import SimplifyPool
 
 Json = dict[str, Any]
@@ -50,10 +48,7 @@ def campaign(
     for key in NOT_THE_USERS:
         if key in settings:
             raise SpecError(f"{key}: not allowed, as the dataset's frames are explored; remove it")
-    try:
-        spec = Spec.model_validate(_document(settings, name, sources, pool))
-    except ValidationError as error:
-        raise SpecError(explain(error, Spec)) from error
+    spec = validated(Spec, _document(settings, name, sources, pool))
     if not isinstance(spec.trust, TrustLevels):
         raise SpecError("trust: give levels {low, high}; they determine which frames are left out")
     return spec

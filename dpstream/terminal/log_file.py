@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections.abc import MutableMapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import structlog
@@ -42,12 +41,7 @@ class LogFile:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         structlog.configure(**self._before)
         self._file.close()
 

@@ -16,10 +16,9 @@ from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.settings import CoordinatorSettings
-from dpstream.shared.connect import connect_bus, connect_store
-from dpstream.shared.errors import BusError, DpstreamError, Fenced, Refused, StoreError
+from dpstream.shared.connect import connect
+from dpstream.shared.errors import DpstreamError, Fenced
 from dpstream.shared.logs import configure, logger, redacted
-from dpstream.shared.ports import Bus, Store
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.signals import asked_to_stop
 from dpstream.shared.settings import misspelt_variables, read_settings, secrets_in, variables
@@ -52,7 +51,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
     listen on its address."""
     for variable, suggestion in misspelt_variables(CoordinatorSettings):
         log.warning("unknown variable ignored", variable=variable, did_you_mean=suggestion)
-    connected = _connected(settings, stopping)
+    connected = connect(settings, stopping)
     if connected is None:
         return
     bus, store = connected
@@ -63,21 +62,6 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
             log.info("ready", campaigns=len(coordinator.open_campaigns))
             coordinator.run(stopping)
     log.info("stopped")
-
-
-def _connected(
-    settings: CoordinatorSettings, stopping: threading.Event
-) -> tuple[Bus, Store] | None:
-    """Broker and store; None if stopped before both are connected."""
-    try:
-        store = connect_store(settings, stopping)
-        return connect_bus(settings, stopping), store
-    except Refused:
-        raise
-    except (BusError, StoreError):
-        if stopping.is_set():
-            return None
-        raise
 
 
 @contextmanager

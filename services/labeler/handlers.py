@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from dpstream.services.labeler.acceptance import (
     AcceptanceLimits,
     BrokenRule,
@@ -25,7 +23,8 @@ from dpstream.services.labeler.dynamics import Plan
 from dpstream.services.labeler.labeling import FrameLabeler
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
-from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.atoms.dataset import labelled_batch
+from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from dpstream.shared.runtime.context import Context, Handler
@@ -84,7 +83,7 @@ def reference(resources: LabelerResources, command: Reference, context: Context)
         "plan": asdict(_plan(command, context)),
     }
     kept = labeler.call("reference_md", arguments, command.max_seconds)
-    batch = _pack(list(_accepted(labeler, kept, start)))
+    batch = labelled_batch(list(_accepted(labeler, kept, start)))
     pack = context.put(f"reference-{command.trajectory}.npz", batch.dumps())
     return ReferenceDone(
         **context.envelope(), trajectory=command.trajectory, pack=pack, frames=len(batch)
@@ -107,9 +106,9 @@ def _plan(command: Reference, context: Context) -> Plan:
 
 def _accepted(
     labeler: FrameLabeler, kept: list[dict[str, Any]], start: Frame
-) -> Iterator[tuple[Frame, Outcome]]:
-    """The kept frames with the parameters of `start`. Raises Permanent if one violates the
-    acceptance contract."""
+) -> Iterator[tuple[Frame, FrameLabel]]:
+    """The kept frames, with the parameters of `start`, and their labels. Raises Permanent if one
+    violates the acceptance contract."""
     for number, item in enumerate(kept):
         frame = frame_from_facts(item["frame"]).with_parameters(start.parameters)
         outcome = Outcome.of(item["outcome"])
@@ -119,19 +118,7 @@ def _accepted(
         )
         if broken is not None:
             raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")
-        yield frame, outcome
-
-
-def _pack(kept: list[tuple[Frame, Outcome]]) -> Batch:
-    labels = [outcome.label() for _, outcome in kept]
-    arrays: dict[str, Any] = {
-        "energy": np.array([label.energy for label in labels]),
-        "forces": np.stack([label.forces for label in labels]),
-    }
-    virials = [label.virial for label in labels if label.virial is not None]
-    if virials:
-        arrays["virial"] = np.stack(virials)
-    return Batch.of([frame for frame, _ in kept], **arrays)
+        yield frame, outcome.label()
 
 
 HANDLERS: dict[type[Command], Handler] = {Label: label, Reference: reference}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ase.data import atomic_numbers
-from pydantic import ValidationError
 
 from dpstream.services.labeler.attachments import ReadFiles
 from dpstream.services.labeler.codes import CODES
@@ -20,7 +19,7 @@ from dpstream.shared.atoms.electron_temperature import electron_temperature
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
-from dpstream.shared.spec.errors import did_you_mean, explain
+from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 
 ROOM = 300.0
@@ -156,7 +155,5 @@ def _is_installed(code: Code) -> bool:
 def _validated(
     code: Code, settings: dict[str, Any], reading: ReadFiles | None = None
 ) -> dict[str, Any]:
-    try:
-        return code.settings.model_validate(settings, context=reading).model_dump(mode="json")
-    except ValidationError as error:
-        raise SpecError(f"labels.settings.{explain(error, code.settings)}") from error
+    complete = validated(code.settings, settings, "labels.settings.", reading)
+    return complete.model_dump(mode="json")

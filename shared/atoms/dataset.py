@@ -111,6 +111,21 @@ def _items_of(fetch: Fetch, version: Dataset) -> Iterator[Labelled]:
         yield replace(item, origin=origin, weight=weight)
 
 
+def labelled_batch(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
+    """A labelled batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, if present,
+    virial `(n, 3, 3)` eV and atomic weights `(n, a)`."""
+    arrays = {
+        "energy": np.array([label.energy for _, label in labelled]),
+        "forces": np.stack([label.forces for _, label in labelled]),
+    }
+    virials = [label.virial for _, label in labelled if label.virial is not None]
+    if virials:
+        arrays["virial"] = np.stack(virials)
+    for name in labelled[0][1].weights:
+        arrays[name] = np.stack([label.weights[name] for _, label in labelled])
+    return Batch.of([frame for frame, _ in labelled], **arrays)
+
+
 def _decode_label(data: bytes) -> Labelled:
     return Labelled(*decode_labelled(data))
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from dpstream.shared.bus.topology import COORDINATOR
-from dpstream.shared.connect import connect_bus, connect_store
-from dpstream.shared.errors import DpstreamError, Refused
+from dpstream.shared.connect import connect
+from dpstream.shared.errors import DpstreamError
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command
 from dpstream.shared.ports import Bus, Store
@@ -106,26 +106,13 @@ def _run(service: WorkerService[S], settings: S) -> int:
         stack.callback(threads.close)
         health = Health(threads.metrics.registry, threads.trouble)
         stack.enter_context(served(health, settings.http_host, settings.http_port))
-        connected = _connected(settings, stopping)
+        connected = connect(settings, stopping)
         if connected is None:
             return 0
         bus, store = connected
         stack.enter_context(closing(bus))
         health.reach += [lambda: bus.depth(COORDINATOR), lambda: store.exists(NO_OBJECT)]
         return threads.work(bus, store, stopping)
-
-
-def _connected(settings: WorkerSettings, stopping: threading.Event) -> tuple[Bus, Store] | None:
-    """Bus and store; None if the process is to stop before both answer."""
-    try:
-        store = connect_store(settings, stopping)
-        return connect_bus(settings, stopping), store
-    except Refused:
-        raise
-    except DpstreamError:
-        if stopping.is_set():
-            return None
-        raise
 
 
 @dataclass

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ase.data import atomic_numbers
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.convergence import (
     AuditSettings,
@@ -23,7 +22,7 @@ from dpstream.shared.spec.convergence import (
     Verification,
 )
 from dpstream.shared.spec.engines import inline, problems
-from dpstream.shared.spec.errors import did_you_mean, explain, read_document
+from dpstream.shared.spec.errors import did_you_mean, read_document, validated
 from dpstream.shared.spec.exploration import AnyTrust, Material, Md, Selection, Stage, TrustLevels
 from dpstream.shared.spec.inline_files import text_of, with_texts
 from dpstream.shared.spec.labels import LabelSettings
@@ -290,10 +289,7 @@ def load_spec(path: Path) -> Spec:
     """Read and validate a spec (YAML or JSON). Raises `SpecError` naming file, key, value and
     remedy."""
     data = with_engine_texts(with_texts(read_document(path), path), path)
-    try:
-        return Spec.model_validate(data)
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error, Spec)}") from error
+    return validated(Spec, data, f"{path}: ")
 
 
 def with_engine_texts(data: dict[Any, Any], path: Path) -> dict[Any, Any]:

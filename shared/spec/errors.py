@@ -12,7 +12,7 @@ import re
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ from dpstream.shared.spec.engines import KINDS, VARIABLES
 from dpstream.shared.spec.exploration import TRUST_TAGS
 from dpstream.shared.values import NAME
 
+B = TypeVar("B", bound=BaseModel)
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
 """The rule for names."""
 FORMS = {"engine": KINDS, "variables": VARIABLES}
@@ -101,6 +102,14 @@ def _where(error: Exception) -> str:
         problem = getattr(error, "problem", None) or "syntax error"
         return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
     return " ".join(str(error).split())
+
+
+def validated(kind: type[B], data: Any, prefix: str = "", context: Any = None) -> B:
+    """`data` as a `kind`. Raises `SpecError`: `prefix`, and the first problem as one line."""
+    try:
+        return kind.model_validate(data, context=context)
+    except ValidationError as error:
+        raise SpecError(prefix + explain(error, kind)) from error
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

@@ -24,6 +24,7 @@ from urllib.parse import quote
 import psutil
 
 from dpstream.deploy.devcluster.free_ports import free_ports, is_free
+from dpstream.deploy.devcluster.processes import spawn
 from dpstream.deploy.devcluster.waiting import within
 from dpstream.shared.errors import BusError
 
@@ -249,16 +250,9 @@ class RabbitNode:
                 "that uses it"
             )
         self._pid_file.unlink(missing_ok=True)
-        with (self.folder / "log" / "output").open("wb") as output:
-            self._child = subprocess.Popen(
-                [str(script)],
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        output = self.folder / "log" / "output"
+        output.write_bytes(b"")
+        self._child = spawn([str(script)], self._environment(), self.folder, output)
 
     def _wait_until_usable(self) -> None:
         def has_ended() -> bool:

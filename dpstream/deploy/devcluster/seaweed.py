@@ -23,7 +23,7 @@ import psutil
 from pydantic import SecretStr
 
 from dpstream.deploy.devcluster.free_ports import free_ports, is_free
-from dpstream.deploy.devcluster.processes import last_line
+from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.deploy.devcluster.rabbitmq import TlsFiles
 from dpstream.deploy.devcluster.waiting import within
 from dpstream.shared.errors import StoreError
@@ -158,16 +158,9 @@ class SeaweedServer:
                     f"{self._file('ports.json')}: port {taken} is in use; stop the program that "
                     "uses it"
                 )
-            with self.log.open("ab") as log:
-                self._child = subprocess.Popen(
-                    [str(weed), *self._arguments()],
-                    cwd=self.folder,
-                    env={"HOME": str(self.folder), "PATH": os.defpath, **_GO},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            environment = {"HOME": str(self.folder), "PATH": os.defpath, **_GO}
+            command = [str(weed), *self._arguments()]
+            self._child = spawn(command, environment, self.folder, self.log)
             self._file("weed.pid").write_text(str(self._child.pid))
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror} ({error.filename})") from error
@@ -244,9 +237,8 @@ class SeaweedServer:
                 f"SeaweedFS ended during startup: {last_line(self.log)}; see {self.log}"
             )
         ports = self.ports
-        return is_answered(f"http://{HOST}:{ports['master']}/dir/assign") and not is_free(
-            ports["s3"]
-        )
+        is_writable = is_answered(f"http://{HOST}:{ports['master']}/dir/assign")
+        return is_writable and not is_free(ports["s3"])
 
     def _sync_writes(self) -> None:
         ports = self.ports

@@ -36,15 +36,7 @@ class MolecularDynamics:
 
     def pair(self) -> list[str]:
         """The commands of the pair style, which computes the forces."""
-        request = self.request
-        return md_script.pair_commands(
-            request.committee.models,
-            request.command.driver,
-            request.committee.type_map,
-            request.md.every,
-            request.command.trust,
-            request.frame,
-        )
+        return self.pair_of(self.request.committee.models, self.request.command.driver)
 
     def judges(self) -> Sequence[Path]:
         """Models evaluated at each check, if the pair style does not report deviations."""
@@ -54,6 +46,12 @@ class MolecularDynamics:
         """Files that `resume` needs in addition to the restart file; valid between runs of
         LAMMPS."""
         return ()
+
+    def pair_of(self, models: Sequence[Path], driver: int) -> list[str]:
+        """The commands of the pair style of these models."""
+        request, type_map = self.request, self.request.committee.type_map
+        every, trust = request.md.every, request.command.trust
+        return md_script.pair_commands(models, driver, type_map, every, trust, request.frame)
 
     # -------------------------------------------------------------------------- the protocol
 
@@ -68,25 +66,19 @@ class MolecularDynamics:
         """The script that starts from the frame of the request."""
         request = self.request
         data = request.folder / "start.data"
-        data.write_text(
-            md_script.data_file(request.frame, request.committee.type_map, request.md.masses)
-        )
+        type_map = request.committee.type_map
+        data.write_text(md_script.data_file(request.frame, type_map, request.md.masses))
         condition, seed = request.command.condition, request.command.seed
-        script = md_script.start_script(
-            request.frame, data, request.md, condition, seed, self.pair()
-        )
+        pair = self.pair()
+        script = md_script.start_script(request.frame, data, request.md, condition, seed, pair)
         return self.amended(script)
 
     def following(self) -> md_script.Script:
         """The script that starts from the restart file."""
         request = self.request
-        script = md_script.resume_script(
-            request.frame,
-            self.saved / self.restart,
-            request.md,
-            request.command.condition,
-            self.pair(),
-        )
+        restart, condition = self.saved / self.restart, request.command.condition
+        pair = self.pair()
+        script = md_script.resume_script(request.frame, restart, request.md, condition, pair)
         return self.amended(script)
 
     def advance(self, checks: int, streak: int) -> TrajectorySegment:
@@ -133,11 +125,9 @@ class MolecularDynamics:
     def reach(self) -> float | None:
         """The models' cutoff in Å for a molecule in vacuum, else None."""
         request = self.request
-        return (
-            request.resources.cutoff(request.committee.models[0], request.context)
-            if request.vacuum
-            else None
-        )
+        if not request.vacuum:
+            return None
+        return request.resources.cutoff(request.committee.models[0], request.context)
 
     def _frames(self) -> Batch:
         """The frames of the last segment. Atoms may have swapped elements; canonical order restores

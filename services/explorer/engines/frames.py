@@ -7,6 +7,7 @@ known already.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -40,11 +41,7 @@ class GivenFrames:
             return TrajectorySegment(0, streak, None, None, complete=True)
         segment = self._judged(batch.take(rows), times[rows], streak)
         self.made += segment.made
-        if segment.stopped is None and self.made == len(batch):
-            return TrajectorySegment(
-                segment.made, segment.streak, None, segment.frames, complete=True
-            )
-        return segment
+        return replace(segment, complete=segment.stopped is None and self.made == len(batch))
 
     def switch_committee(self) -> None:
         """Nothing to do: the next frames are judged by the new committee."""

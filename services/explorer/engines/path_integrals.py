@@ -22,7 +22,7 @@ from dpstream.services.explorer.engines.swap_mc import LARGEST_SEED
 from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
 from dpstream.services.explorer.lammps.path_integral_child import BEAD, FIX, SEED, frames_of
 from dpstream.services.explorer.lammps.sanity import unphysical
-from dpstream.services.explorer.lammps.script import COLDEST, Script, pair_commands
+from dpstream.services.explorer.lammps.script import COLDEST, Script
 from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical
 from dpstream.shared.spec import Md
 from dpstream.shared.spec.engines import Pimd
@@ -43,17 +43,8 @@ class PathIntegrals(MolecularDynamics):
 
     def pair(self) -> list[str]:
         """The pair style of the driver alone: beads are judged after each segment."""
-        request = self.request
-        models = request.committee.models
-        driver = models[request.command.driver % len(models)]
-        return pair_commands(
-            [driver],
-            0,
-            request.committee.type_map,
-            request.md.every,
-            request.command.trust,
-            request.frame,
-        )
+        models = self.request.committee.models
+        return self.pair_of([models[self.request.command.driver % len(models)]], 0)
 
     def amended(self, script: Script) -> Script:
         condition = self.request.command.condition

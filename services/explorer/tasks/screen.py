@@ -24,7 +24,7 @@ from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, frame_
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.messages import Screen, StructuresScreened
 from dpstream.shared.runtime.context import Context
-from dpstream.shared.spec import Proposals
+from dpstream.shared.spec import Proposals, Spec
 from dpstream.shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
 
 Read = Frame | str
@@ -59,10 +59,7 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
         reason = str(error)[:LONGEST_REASON]
         return StructuresScreened(**context.envelope(), version=command.version, refused=reason)
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
-    rules = ScreeningRules(
-        spec.type_map, spec.proposals.max_atoms, limits, spec.training.parameters
-    )
-    verdicts, valid = _checked(frames, command.first, rules)
+    verdicts, valid = _checked(frames, command.first, spec, limits)
     batches: list[Ref] = []
     for members in Batch.grouped([item.frame for item in valid]):
         context.check()
@@ -166,22 +163,14 @@ READERS = {"json": _written_out, "npz": _archived, "extxyz": _extended}
 # ------------------------------------------------------------------------------------- checking
 
 
-@dataclass(frozen=True)
-class ScreeningRules:
-    type_map: Sequence[str]
-    max_atoms: int
-    limits: GeometryLimits
-    parameters: Mapping[str, int]
-
-
 def _checked(
-    frames: Sequence[Read], first: int, rules: ScreeningRules
+    frames: Sequence[Read], first: int, spec: Spec, limits: GeometryLimits
 ) -> tuple[list[Screened], list[ValidFrame]]:
     """Verdicts on refused frames and duplicates, and the valid frames."""
     verdicts: list[Screened] = []
     valid: dict[str, ValidFrame] = {}
     for index, read in enumerate(frames, start=first):
-        frame = _usable(read, rules)
+        frame = _usable(read, spec, limits)
         if isinstance(frame, str):
             reason = frame[:LONGEST_REASON]
             verdicts.append(Screened(index=index, verdict="refused", reason=reason))
@@ -195,16 +184,16 @@ def _checked(
     return verdicts, list(valid.values())
 
 
-def _usable(frame: Read, rules: ScreeningRules) -> Read:
+def _usable(frame: Read, spec: Spec, limits: GeometryLimits) -> Read:
     """The canonical frame, or the reason why it is refused; inexpensive tests come first."""
     if isinstance(frame, str):
         return frame
-    if not 1 <= len(frame.species) <= rules.max_atoms:
-        return f"{len(frame.species)} atoms; allowed: 1 to {rules.max_atoms}"
-    unknown = sorted(set(frame.species) - set(rules.type_map))
+    if not 1 <= len(frame.species) <= spec.proposals.max_atoms:
+        return f"{len(frame.species)} atoms; allowed: 1 to {spec.proposals.max_atoms}"
+    unknown = sorted(set(frame.species) - set(spec.type_map))
     if unknown:
-        return f"element {unknown[0][:20]!r} is not in type_map ({', '.join(rules.type_map)})"
-    for name, size in rules.parameters.items():
+        return f"element {unknown[0][:20]!r} is not in type_map ({', '.join(spec.type_map)})"
+    for name, size in spec.training.parameters.items():
         count = frame.parameters.get(name, np.empty(0)).shape[-1]
         if count != size:
             return f"the models need {size} numbers of {name}, this frame has {count}"
@@ -212,7 +201,7 @@ def _usable(frame: Read, rules: ScreeningRules) -> Read:
         frame = canonical(frame).frame
     except (ValueError, np.linalg.LinAlgError) as error:
         return str(error)
-    refused = refusal(frame, rules.limits)
+    refused = refusal(frame, limits)
     return frame if refused is None else str(refused)
 
 

@@ -27,11 +27,11 @@ from dpstream.shared.values import Condition, Rmse, Trust
 
 @dataclass(frozen=True)
 class VerificationRun:
-    """Result of a constant-energy run: `drift` in eV per atom per ps, `length` in ps."""
+    """Result of a constant-energy run: `drift` in eV per atom per ps, `length_ps` in ps."""
 
     stable: bool
     drift: float
-    length: float
+    length_ps: float
     detail: str
 
 
@@ -44,10 +44,7 @@ def verify(resources: ExplorerResources, command: Verify, context: Context) -> V
         run = _constant_energy(resources, model, command, context)
     return Verified(
         **context.envelope(),
-        stable=run.stable,
-        drift=run.drift,
-        length_ps=run.length,
-        detail=run.detail,
+        **vars(run),
         test=_test(resources, model, command, context),
         properties=compared(resources, [model], command.points, context) if command.points else (),
     )

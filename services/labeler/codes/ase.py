@@ -45,9 +45,6 @@ class Ase(CodeDefaults):
     name = "ase"
     molecular = True
     periodic = True
-    electronic = False
-    inputs: frozenset[str] = frozenset()
-    max_z = 118
     settings: type[CodeSettings] = AseSettings
 
     def version(self, settings: dict[str, Any]) -> str:

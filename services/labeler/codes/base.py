@@ -52,7 +52,15 @@ class Code(Scope, Protocol):
 
 
 class CodeDefaults:
-    """Base of labeling codes: accepts every frame and has no caveats."""
+    """Base of labeling codes: a first-principles method for all elements that ignores the number of
+    electrons, accepts every frame and has no caveats."""
+
+    electronic = False
+    max_z = 118
+    inputs: frozenset[str] = frozenset()
+
+    def semi_empirical(self, settings: dict[str, Any]) -> bool:
+        return False
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         return None

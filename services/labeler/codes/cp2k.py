@@ -114,7 +114,6 @@ class Cp2k(CodeDefaults):
     periodic = True
     electronic = True
     inputs = frozenset({"charge", "kpoints", "multiplicity"})
-    max_z = 118
     settings: type[CodeSettings] = Cp2kSettings
 
     def version(self, settings: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Atomic Simulation Environment (`ase:nwchem-in`, `ase:abinit-out`…).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,8 +92,6 @@ class Custom(CodeDefaults):
     name = "custom"
     molecular = True
     periodic = True
-    electronic = False
-    max_z = 118
     settings: type[CodeSettings] = CustomSettings
     inputs = frozenset({"charge", "multiplicity"})
 
@@ -133,30 +131,13 @@ class Custom(CodeDefaults):
         recipe = Recipe.model_validate_json((folder / RECIPE).read_text())
         settings = CustomSettings.model_validate(recipe.settings)
         log = read_text(folder / settings.log)
-        found, trouble = _read(frame, settings.output, folder)
-        return Outcome(
+        return replace(
+            _read(frame, settings.output, folder),
             exit_status=exit_status,
             end_marker=settings.end_marker is None or settings.end_marker in log,
             converged=settings.converged is None or settings.converged in log,
             not_converged=any(words.lower() in log.lower() for words in settings.not_converged),
-            energies=found.energies,
-            frames=found.frames,
-            forces=found.forces,
-            virial=found.virial,
-            positions=found.positions,
-            messages=trouble,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class FormattedOutput:
-    """Results read from an output file, atoms sorted by element; fields as in `Outcome`."""
-
-    energies: tuple[float, ...] = ()
-    frames: int = 0
-    forces: Floats | None = None
-    virial: Floats | None = None
-    positions: Floats | None = None
 
 
 def _made(path: Path) -> Path:
@@ -190,30 +171,29 @@ def _dpdata_system(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _read(
-    frame: Frame, wanted: FormattedFile, folder: Path
-) -> tuple[FormattedOutput, tuple[str, ...]]:
-    """The results, or the reason why there are none. Catches all exceptions of the readers."""
+def _read(frame: Frame, wanted: FormattedFile, folder: Path) -> Outcome:
+    """The results in an output file, atoms sorted by element, or as a message the reason why there
+    are none. Catches all exceptions of the readers."""
     path = folder / wanted.file
     reader = _by_ase if wanted.format.startswith(ASE) else _by_dpdata
     try:
         if not path.exists():
-            return FormattedOutput(), (f"the program wrote no {wanted.file}",)
-        return reader(frame, wanted, path), ()
+            return Outcome(frames=0, messages=(f"the program wrote no {wanted.file}",))
+        return reader(frame, wanted, path)
     except Exception as error:
         reason = (
             f"{wanted.file}: cannot be read as {wanted.format}: {type(error).__name__}: {error}"
         )
-        return FormattedOutput(), (" ".join(reason.split())[:MAX_MESSAGE],)
+        return Outcome(frames=0, messages=(" ".join(reason.split())[:MAX_MESSAGE],))
 
 
-def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutput:
+def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> Outcome:
     import dpdata
 
     data = dpdata.LabeledSystem(str(path), fmt=wanted.format, **wanted.options).data
     count = len(data["energies"])
     if count != 1:
-        return FormattedOutput(tuple(map(float, data["energies"])), count)
+        return Outcome(energies=tuple(map(float, data["energies"])), frames=count)
     symbols = [data["atom_names"][kind] for kind in data["atom_types"]]
     virial = data.get("virials")
     return _sorted(
@@ -226,14 +206,13 @@ def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutp
     )
 
 
-def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> FormattedOutput:
+def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> Outcome:
     from ase.io import read
 
     images = read(path, index=":", format=wanted.format.removeprefix(ASE), **wanted.options)
     if len(images) != 1:
-        return FormattedOutput(
-            tuple(float(image.get_potential_energy()) for image in images), len(images)
-        )
+        energies = tuple(float(image.get_potential_energy()) for image in images)
+        return Outcome(energies=energies, frames=len(images))
     atoms = images[0]
     results = atoms.calc.results
     stress = atoms.get_stress(voigt=False) if "stress" in results else None
@@ -254,7 +233,7 @@ def _sorted(
     positions: Floats,
     forces: Floats,
     virial: Floats | None,
-) -> FormattedOutput:
+) -> Outcome:
     """The results with atoms sorted by element, keeping the program's order within an element."""
     order = sorted(range(len(symbols)), key=lambda i: symbols[i])
     if tuple(symbols[i] for i in order) != frame.species:
@@ -263,4 +242,4 @@ def _sorted(
     if frame.cell is not None:
         wrapped = np.linalg.solve(frame.cell.T, positions.T).T
         positions = from_fractions(wrapped, frame)  # type: ignore[assignment]
-    return FormattedOutput((energy,), 1, forces[order], virial, positions)
+    return Outcome(energies=(energy,), forces=forces[order], virial=virial, positions=positions)

@@ -27,16 +27,10 @@ class GivenLabels(CodeDefaults):
     name = DATASET
     molecular = True
     periodic = True
-    electronic = False
-    max_z = 118
     settings: type[CodeSettings] = DatasetSettings
-    inputs: frozenset[str] = frozenset()
 
     def version(self, settings: dict[str, Any]) -> str:
         return "as given"
 
     def method(self, settings: dict[str, Any]) -> str:
         return "a dataset's own labels"
-
-    def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        return False

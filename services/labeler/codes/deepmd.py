@@ -31,10 +31,7 @@ class Deepmd(CodeDefaults):
     name = "deepmd"
     molecular = True
     periodic = True
-    electronic = False
-    max_z = 118
     settings: type[CodeSettings] = DeepmdSettings
-    inputs: frozenset[str] = frozenset()
 
     def version(self, settings: dict[str, Any]) -> str:
         """The version of DeePMD-kit and the digest of the model."""

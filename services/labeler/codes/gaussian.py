@@ -14,11 +14,11 @@ from pydantic import Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.parse import NUMBER, numbers, read_text, rows_after, scaled
 from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import table
 from dpstream.services.labeler.units import BOHR, HARTREE
-from dpstream.shared.atoms.frames import Floats, Frame
+from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 
 INPUT = "input.gjf"
@@ -72,6 +72,7 @@ class Gaussian(Program):
         lines = text.splitlines()
         energies = numbers(rf"SCF Done:  E\([^)]*\) =\s*({NUMBER})", text)
         correlated = CORRELATED.search(_archive(text)) is not None
+        forces = rows_after(lines, r"Forces \(Hartrees/Bohr\)", slice(2, 5), skip=3)
         return Outcome(
             exit_status=exit_status,
             end_marker="Normal termination of Gaussian" in _tail(lines),
@@ -79,8 +80,8 @@ class Gaussian(Program):
             not_converged=any(words in text for words in BROKEN),
             energies=() if correlated else tuple(energy * HARTREE for energy in energies),
             frames=text.count("Forces (Hartrees/Bohr)"),
-            forces=_forces(lines),
-            positions=_positions(lines),
+            forces=scaled(forces, HARTREE / BOHR),
+            positions=rows_after(lines, "Input orientation:", slice(3, 6), skip=5),
             messages=(BEYOND_SCF,) if correlated else (),
             program=_program(text),
         )
@@ -94,17 +95,6 @@ def _archive(text: str) -> str:
     """The last archive entry, with its line breaks removed, and all excited-state lines."""
     entry = text[max(text.rfind("1\\1\\"), 0) :].replace("\n ", "")
     return entry + " ".join(re.findall(r"E\(TD-HF/TD-DFT\)", text))
-
-
-def _forces(lines: list[str]) -> Floats | None:
-    at = last_line(lines, r"Forces \(Hartrees/Bohr\)")
-    found = None if at is None else triples(lines, at + 3, slice(2, 5))
-    return None if found is None else found * (HARTREE / BOHR)
-
-
-def _positions(lines: list[str]) -> Floats | None:
-    at = last_line(lines, "Input orientation:")
-    return None if at is None else triples(lines, at + 5, slice(3, 6))
 
 
 def _program(text: str) -> str | None:

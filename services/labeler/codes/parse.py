@@ -65,6 +65,12 @@ def triples(lines: Sequence[str], first: int, columns: slice) -> Floats | None:
     return np.array(found) if found else None
 
 
+def rows_after(lines: Sequence[str], heading: str, columns: slice, skip: int = 1) -> Floats | None:
+    """The rows of three numbers that begin `skip` lines after the last line with `heading`."""
+    at = last_line(lines, heading)
+    return None if at is None else triples(lines, at + skip, columns)
+
+
 def last_line(lines: Sequence[str], pattern: str) -> int | None:
     """Number of the last line in which `pattern` is found."""
     matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))

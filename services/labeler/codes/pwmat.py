@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.codes.parse import last_line, read_text, triples
+from dpstream.services.labeler.codes.parse import read_text, rows_after, triples
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
 from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import (
@@ -80,7 +80,7 @@ class Pwmat(Program):
         dE/dR (the negative forces) and, if a stress was requested, the virial in eV."""
         lines = read_text(folder / "OUT.MLMD").splitlines()
         reasons = REASON.findall(read_text(folder / "REPORT"))
-        gradients = _block(lines, r"^\s*Force", slice(1, 4))
+        gradients = rows_after(lines, r"^\s*Force", slice(1, 4))
         return Outcome(
             exit_status=exit_status,
             end_marker=bool(lines) and lines[-1].strip().startswith("------"),
@@ -90,7 +90,7 @@ class Pwmat(Program):
             frames=sum("Lattice vector" in line for line in lines),
             forces=None if gradients is None else -gradients,
             virial=_virial(lines),
-            positions=from_fractions(_block(lines, r"^\s*Position", slice(1, 4)), frame),
+            positions=from_fractions(rows_after(lines, r"^\s*Position", slice(1, 4)), frame),
         )
 
 
@@ -110,11 +110,6 @@ def _potential_energy(line: str) -> float:
     """Ep of `Etot,Ep,Ek (eV) = … … …`."""
     found = re.search(r"Etot,Ep,Ek \(eV\)\s*=\s*\S+\s+(\S+)", line)
     return float(found[1]) if found else float("nan")
-
-
-def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
-    at = last_line(lines, heading)
-    return None if at is None else triples(lines, at + 1, columns)
 
 
 def _virial(lines: list[str]) -> Floats | None:

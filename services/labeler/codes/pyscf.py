@@ -35,7 +35,6 @@ class Pyscf(CodeDefaults):
     periodic = False
     electronic = True
     inputs = frozenset({"charge", "multiplicity"})
-    max_z = 118
     settings: type[CodeSettings] = PyscfSettings
 
     def version(self, settings: dict[str, Any]) -> str:
@@ -43,6 +42,3 @@ class Pyscf(CodeDefaults):
 
     def method(self, settings: dict[str, Any]) -> str:
         return f"{settings['xc']}/{settings['basis']}"
-
-    def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        return False

@@ -152,9 +152,7 @@ class Qe(CodeDefaults):
     name = "qe"
     molecular = False
     periodic = True
-    electronic = False
     inputs = frozenset({"charge", "kpoints"})
-    max_z = 118
     settings: type[CodeSettings] = QeSettings
 
     def version(self, settings: dict[str, Any]) -> str:
@@ -166,9 +164,6 @@ class Qe(CodeDefaults):
     def method(self, settings: dict[str, Any]) -> str:
         files = ", ".join(each["file"] for each in settings["pseudopotentials"].values())
         return f"plane waves, {settings['ecutwfc']:g} Ry, {files}"
-
-    def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        return False
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """pw.x prints E − TS as its total energy."""

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.parse import NUMBER, numbers, read_text, rows_after
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
 from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import by_element, keywords, table, volume
@@ -95,7 +95,7 @@ class Siesta(Program):
             not_converged=BROKEN.search(text) is not None,
             energies=free,
             frames=text.count("siesta: Final energy (eV):"),
-            forces=_final(lines, r"^siesta: Atomic forces \(eV/Ang\)", slice(2, 5)),
+            forces=rows_after(lines, r"^siesta: Atomic forces \(eV/Ang\)", slice(2, 5)),
             virial=_virial(lines, frame),
             positions=_positions(lines, frame),
             program=_program(text),
@@ -143,20 +143,15 @@ def _block(name: str, body: str) -> str:
     return f"%block {name}\n{body}\n%endblock {name}"
 
 
-def _final(lines: list[str], heading: str, columns: slice) -> Floats | None:
-    at = last_line(lines, heading)
-    return None if at is None else triples(lines, at + 1, columns)
-
-
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
     """Virial from the printed stress, which is dE/dε over the volume in eV/Å³."""
-    stress = _final(lines, r"^siesta: Stress tensor \(static\) \(eV/Ang\*\*3\)", slice(1, 4))
+    stress = rows_after(lines, r"^siesta: Stress tensor \(static\) \(eV/Ang\*\*3\)", slice(1, 4))
     return None if stress is None else -stress * volume(frame)
 
 
 def _positions(lines: list[str], frame: Frame) -> Floats | None:
     """Printed positions in Å, with eight decimals."""
-    return _final(lines, r"^outcoor: Atomic coordinates \(Ang\)", slice(0, 3))
+    return rows_after(lines, r"^outcoor: Atomic coordinates \(Ang\)", slice(0, 3))
 
 
 def _program(text: str) -> str | None:

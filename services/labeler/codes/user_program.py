@@ -21,8 +21,6 @@ class Program(CodeDefaults):
     default_command: ClassVar[tuple[str, ...]]
     molecular = False
     periodic = True
-    electronic = False
-    max_z = 118
     settings: type[CodeSettings]
     inputs = frozenset({"charge", "kpoints", "magmom"})
 
@@ -37,9 +35,6 @@ class Program(CodeDefaults):
 
     def method(self, settings: dict[str, Any]) -> str:
         return f"{self.name} with the keywords of the recipe"
-
-    def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        return False
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         names = settings.get("potentials")

@@ -22,7 +22,7 @@ from dpstream.services.labeler.codes.parse import (
     number,
     numbers,
     read_text,
-    triples,
+    rows_after,
 )
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
 from dpstream.services.labeler.codes.user_program import Program, refuse
@@ -137,10 +137,10 @@ class Vasp(Program):
             not_converged=NOT_REACHED in text,
             energies=numbers(rf"free  energy   TOTEN  =\s*({NUMBER})", text),
             frames=text.count("TOTAL-FORCE (eV/Angst)"),
-            forces=_after(lines, r"TOTAL-FORCE \(eV/Angst\)", slice(3, 6), skip=2),
+            forces=rows_after(lines, r"TOTAL-FORCE \(eV/Angst\)", slice(3, 6), skip=2),
             virial=_virial(lines, frame),
             positions=from_fractions(
-                _after(lines, "position of ions in fractional coordinates", slice(0, 3)), frame
+                rows_after(lines, "position of ions in fractional coordinates", slice(0, 3)), frame
             ),
             program=_program(text),
         )
@@ -212,11 +212,6 @@ def _settled(text: str) -> bool:
     if not limit or not changes:
         return False
     return all(abs(number(change)) < limit[0] for change in changes[-1])
-
-
-def _after(lines: list[str], heading: str, columns: slice, skip: int = 1) -> Floats | None:
-    at = last_line(lines, heading)
-    return None if at is None else triples(lines, at + skip, columns)
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
