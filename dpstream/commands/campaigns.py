@@ -202,11 +202,10 @@ def export(
         raise SpecError("--full: allowed only with --layout dpstream")
     with within(root):
         store, name = named(campaign, root)
-        lines = (
-            export_layout(store, name, output)
-            if layout == "dpgen"
-            else export_campaign(store, name, output, full)
-        )
+        if layout == "dpgen":
+            lines = export_layout(store, name, output)
+        else:
+            lines = export_campaign(store, name, output, full)
         for line in lines:
             say(console, line)
 
@@ -240,13 +239,12 @@ def new(
 ) -> None:
     """Create a folder with a commented spec to edit."""
     created = new_campaign(name, Path.cwd())
-    lines = (
-        f"wrote {created}",
+    say(console, f"wrote {created}")
+    say(
+        console,
         f"next: put structures into {created.parent / 'structures'}, edit the spec, then run: "
         f"dpstream validate {Path(name) / created.name}",
     )
-    for line in lines:
-        say(console, line)
 
 
 app.command("import")(import_)

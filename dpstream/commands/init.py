@@ -224,15 +224,12 @@ class InitialJob:
         """Relax each structure: bulk with its cell, slabs and molecules at fixed cell."""
         result = dict(cells)
         variable_cell = self.command == "init-bulk"
+        how = PropertySettings(fmax=self.fmax)
 
         def relax(labeler: FrameLabeler, item: tuple[str, Frame]) -> None:
             name, cell = item
             atoms = like(to_ase(cell), RecipeCalculator(labeler))
-            done = relaxed(
-                atoms,
-                PropertySettings(fmax=self.fmax),
-                cell=variable_cell and cell.cell is not None,
-            )
+            done = relaxed(atoms, how, cell=variable_cell and cell.cell is not None)
             result[name] = canonical(from_ase(done)).frame
             say(console, f"{name}: relaxed, {done.get_potential_energy() / len(done):.4f} eV/atom")
 
@@ -273,10 +270,8 @@ class InitialJob:
     def _finish(self, trajectories: Sequence[Trajectory], symbols: Sequence[str]) -> None:
         labelled = [item for trajectory in trajectories for item in trajectory.kept]
         kept = labelled[: self.params.coll_ndata]
-        about = {
-            "recipe": self.method.recipe.model_dump(),
-            "parameters": self.params.model_dump(mode="json"),
-        }
+        parameters = self.params.model_dump(mode="json")
+        about = {"recipe": self.method.recipe.model_dump(), "parameters": parameters}
         say(console, write_dataset(kept, self.output, self.command, symbols, **about))
         if len(kept) < len(labelled):
             say(console, f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written")

@@ -206,10 +206,8 @@ class LabelJob:
 
     def labelled(self) -> list[Labelled]:
         """The labelled frames, in the order of the files."""
-        keys = [key for key in self.frames.unique if key in self.accepted]
-        return [
-            Labelled(*decode_labelled(self.store.get(self.accepted[key].label.uri))) for key in keys
-        ]
+        verdicts = [self.accepted[key] for key in self.frames.unique if key in self.accepted]
+        return [Labelled(*decode_labelled(self.store.get(v.label.uri))) for v in verdicts]
 
 
 # ------------------------------------------------------------------------------ output

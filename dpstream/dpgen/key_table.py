@@ -75,10 +75,8 @@ def _is_comment(key: Any) -> bool:
 
 def is_param(document: Mapping[Any, Any]) -> bool:
     """Whether this is a parameter file of `dpgen run`, and not a campaign spec."""
-    own = {"stages", "material", "systems"}
-    return bool({"model_devi_jobs", "sys_configs", "fp_style"} & document.keys()) and not (
-        own & document.keys()
-    )
+    theirs, ours = {"model_devi_jobs", "sys_configs", "fp_style"}, {"stages", "material", "systems"}
+    return bool(theirs & document.keys()) and not ours & document.keys()
 
 
 def account(values: Mapping[str, Any], table: Sequence[Key], where: str = "") -> list[KeyLine]:

@@ -23,7 +23,7 @@ from dpstream.dpgen.resume import LAST_STEP
 from dpstream.export.folder import download, model_file, prepare, written_into
 from dpstream.export.results import CampaignResults
 from dpstream.services.coordinator.views.frames import FrameHistory
-from dpstream.shared.atoms.dataset import Labelled, write_deepmd
+from dpstream.shared.atoms.dataset import write_deepmd
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.ports import Store
@@ -58,10 +58,8 @@ def _written(results: CampaignResults, folder: Path) -> Iterator[str]:
         _write_job(results.spec, iteration[0], place / "01.model_devi")
         _write_labels(results, requested.get(iteration, []), place / "02.fp")
     steps = [(number, LAST_STEP) for number in range(len(iterations))]
-    trained = [
-        version.number for version in results.view.committees.versions.values() if version.members
-    ]
-    newest = max(trained, default=0)
+    versions = results.view.committees.versions.values()
+    newest = max((version.number for version in versions if version.members), default=0)
     if newest and newest not in {version for _, version in iterations}:
         place = folder / f"iter.{len(iterations):06d}"
         _write_models(results, results.view.committees.members(newest), place / "00.train")
@@ -151,9 +149,7 @@ def _write_rest(
 ) -> Iterator[str]:
     """Labels of no iteration, and the final model."""
     chosen = {life.ref.key for lives in requested.values() for life in lives}
-    rest: list[Labelled] = [
-        item for item in results.training_set() if frame_key(item.frame) not in chosen
-    ]
+    rest = [item for item in results.training_set() if frame_key(item.frame) not in chosen]
     write_deepmd(rest, folder / "init", results.spec.type_map)
     yield f"{folder / 'init'}: {len(rest)} labels of no iteration"
     yield f"{folder}/iter.*/02.fp/data.*: {len(chosen)} labels"

@@ -85,9 +85,8 @@ class WatchedFolder:
 
     def _frames(self, path: Path) -> Iterable[tuple[str, Frame]]:
         try:
-            frames = [
-                canonical(as_frame(atoms, str(path))).frame for atoms in read_structures(path)
-            ]
+            given = [as_frame(atoms, str(path)) for atoms in read_structures(path)]
+            frames = [canonical(frame).frame for frame in given]
         except (SpecError, ValueError, OSError) as error:
             self.say(f"skipped: {one_line(error)}")
             return []

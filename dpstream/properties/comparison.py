@@ -57,9 +57,8 @@ class PropertyComparison:
 
     @property
     def complete(self) -> bool:
-        return all(
-            isinstance(a, PropertyResult) for sides in self.answers.values() for a in sides.values()
-        )
+        answers = (answer for sides in self.answers.values() for answer in sides.values())
+        return all(isinstance(answer, PropertyResult) for answer in answers)
 
 
 def missing(name: str) -> str:
@@ -130,9 +129,8 @@ def _rows(answers: Mapping[str, Answer], sides: Sequence[str]) -> Iterator[list[
 
 
 def _by_name(answer: Answer) -> dict[str, PropertyValue]:
-    return (
-        {value.name: value for value in answer.values} if isinstance(answer, PropertyResult) else {}
-    )
+    values = answer.values if isinstance(answer, PropertyResult) else ()
+    return {value.name: value for value in values}
 
 
 def _shown(number: float | None) -> str:

@@ -117,9 +117,8 @@ def _averages(c: Floats) -> Iterator[PropertyValue]:
     shear = (voigt + reuss) / 2
     yield PropertyValue("bulk modulus", "GPa", float(bulk))
     yield PropertyValue("shear modulus", "GPa", float(shear))
-    yield PropertyValue(
-        "Poisson's ratio", "", float((3 * bulk - 2 * shear) / (6 * bulk + 2 * shear))
-    )
+    poisson = (3 * bulk - 2 * shear) / (6 * bulk + 2 * shear)
+    yield PropertyValue("Poisson's ratio", "", float(poisson))
 
 
 # ------------------------------------------------------------------------------ phonons

@@ -79,16 +79,16 @@ def histogram(title: str, counts: Ints, trust: Trust | None) -> Plot:
         text = f"{left:.3g} to {right:.3g} {unit}: {counts[i]} frames, {percent(share)}"
         top = y(share)
         kind = _kind(math.sqrt(left * right), trust)
-        plot.rects.append(
-            Rect(x(left) + 0.5, top, x(right) - x(left) - 1, plot.bottom - top, kind, text)
-        )
-    names = ("low", "high")
-    plot.rules = [
-        _vertical(plot, x(level), f"{name} {level:g}")
-        for name, level in zip(names, levels, strict=False)
-    ]
+        start, width = x(left) + 0.5, x(right) - x(left) - 1
+        plot.rects.append(Rect(start, top, width, plot.bottom - top, kind, text))
+    plot.rules = _levels(plot, x, levels)
     plot.note = f"{total} frames"
     return plot
+
+
+def _levels(plot: Plot, x: Scale, levels: Sequence[float]) -> list[Rule]:
+    named = zip(("low", "high"), levels, strict=False)
+    return [_vertical(plot, x(level), f"{name} {level:g}") for name, level in named]
 
 
 def _kind(deviation: float, trust: Trust | None) -> str:
@@ -235,10 +235,7 @@ def truth(title: str, pairs: Sequence[AuditPoint], trust: Trust | None) -> Plot 
     x, y = logarithmic(both, *xs), logarithmic(both, *ys)
     plot.x_ticks, plot.y_ticks = x.ticks(), y.ticks()
     plot.rules = [Rule(x(x.low), y(y.low), x(x.high), y(y.high), "ε̂ = ε", "diagonal")]
-    plot.rules += [
-        _vertical(plot, x(level), f"{name} {level:g}")
-        for name, level in zip(("low", "high"), levels, strict=False)
-    ]
+    plot.rules += _levels(plot, x, levels)
     plot.marks = [_judged_mark(p, x, y) for p in finite]
     left_out = len(pairs) - len(finite)
     plot.note = f"{len(finite)} frames" + (f", {left_out} without a finite error" * bool(left_out))

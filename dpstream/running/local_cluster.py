@@ -142,10 +142,9 @@ def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any,
     formats = frozenset({BACKENDS[spec.training.backend].suffix})
     if service == "trainer":
         return "train", trainer.HANDLERS, TrainerResources(scratch, models=MODELS)
-    if service == "explorer":
-        return ("explore", explorer.HANDLERS, ExplorerResources(scratch, formats=formats))
-    if service == "judge":
-        return ("judge", explorer.HANDLERS, ExplorerResources(scratch, formats=formats))
+    if service in ("explorer", "judge"):
+        queue = "explore" if service == "explorer" else "judge"
+        return queue, explorer.HANDLERS, ExplorerResources(scratch, formats=formats)
     resources = LabelerResources.for_local_run(scratch, spec.labels)
     return f"label.{spec.labels.capability}", labeler.HANDLERS, resources
 

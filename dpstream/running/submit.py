@@ -150,9 +150,7 @@ class _Inputs:
         refs: dict[int, FrameRef] = {}
         for rows in Batch.grouped(frames):
             batch = self.put(Batch.of([frames[i] for i in rows]).dumps(), "npz")
-            refs |= {
-                i: FrameRef(batch=batch, index=index, key=keys[i]) for index, i in enumerate(rows)
-            }
+            refs |= {i: FrameRef(batch=batch, index=n, key=keys[i]) for n, i in enumerate(rows)}
         return tuple(refs[i] for i in range(len(frames)))
 
     def starts(self, frames: Sequence[Frame], length: int) -> tuple[FrameRef, ...]:

@@ -138,9 +138,7 @@ def _explorer(
     with private_folder(None) as scratch:
         resources, bus = ExplorerResources(scratch / "bench"), InProcessBus()
         try:
-            yield (
-                resources,
-                Context(results.store, bus, command, scratch, "simplify", threading.Event()),
-            )
+            stopping = threading.Event()
+            yield resources, Context(results.store, bus, command, scratch, "simplify", stopping)
         finally:
             resources.close()

@@ -50,11 +50,8 @@ class LiveView:
     def _log(self) -> None:
         """The same figures as plain lines, each printed when it changes."""
         status = self.status()
-        news = {
-            "campaign": status.overview.headline,
-            **figures(status),
-            "last warning": self._warning(),
-        }
+        news = {"campaign": status.overview.headline, **figures(status)}
+        news["last warning"] = self._warning()
         for name, text in news.items():
             line = text.splitlines()[-1] if text else ""
             if line and self._printed.get(name) != line:

@@ -30,11 +30,9 @@ class Decisions:
 
     def fact(self, kind: type[m.Message], *what: object, **fields: Any) -> None:
         """Adds a fact. `what` identifies it among the facts of its class in the campaign."""
-        name = self.state.spec.name
+        name, event = self.state.spec.name, self.event
         identity = stable_id(name, kind.__name__, *what)
-        self.decide(
-            kind(id=identity, campaign=name, time=self.event.time, cause=self.event.id, **fields)
-        )
+        self.decide(kind(id=identity, campaign=name, time=event.time, cause=event.id, **fields))
 
     def command(self, kind: type[m.Command], *what: object, **fields: Any) -> None:
         """Adds a new task. `what` identifies it among the tasks of its class in the campaign."""

@@ -115,9 +115,8 @@ class Coordinator:
     def _passes(self, stopping: threading.Event) -> Iterator[None]:
         """Yields after every pass, until a subscription fails or `stopping` is set."""
         with ExitStack() as subscriptions:
-            events, dead = (
-                self._subscribe(queue, subscriptions) for queue in (COORDINATOR, DEADLETTERS)
-            )
+            events = self._subscribe(COORDINATOR, subscriptions)
+            dead = self._subscribe(DEADLETTERS, subscriptions)
             while not stopping.is_set():
                 self.receive(take(events, BATCH, WAIT, self.can_wait))
                 self.receive(take_ready(dead, BATCH))
@@ -137,10 +136,7 @@ class Coordinator:
         return isinstance(event, (m.TaskClaimed, m.TaskHeartbeat))
 
     def _in_flight(self, queue: str) -> int:
-        return sum(
-            open_campaign.task_queue.in_flight(queue)
-            for open_campaign in self.open_campaigns.values()
-        )
+        return sum(each.task_queue.in_flight(queue) for each in self.open_campaigns.values())
 
     def _subscribe(self, queue: str, subscriptions: ExitStack) -> Subscription:
         subscription = self.bus.consume(queue, prefetch=BATCH)
@@ -239,9 +235,8 @@ class Coordinator:
         self._clock_checked = now
         if absence > self.lease_seconds / 4:
             for open_campaign in self.open_campaigns.values():
-                open_campaign.leases = {
-                    task: end + absence for task, end in open_campaign.leases.items()
-                }
+                leases = open_campaign.leases.items()
+                open_campaign.leases = {task: end + absence for task, end in leases}
 
     def _check_fences(self, now: float) -> None:
         if abs(now - self._fences_checked) < FENCE_CHECK:
@@ -253,10 +248,9 @@ class Coordinator:
 
     def _publish_tasks(self, open_campaign: OpenCampaign) -> None:
         if open_campaign.active:
-            share = sum(other.active for other in self.open_campaigns.values())
-            busy = sum(
-                (other.task_queue.busy for other in self.open_campaigns.values()), Counter[str]()
-            )
+            others = self.open_campaigns.values()
+            share = sum(other.active for other in others)
+            busy = sum((other.task_queue.busy for other in others), Counter[str]())
             open_campaign.task_queue.publish(self.bus, self.clock(), share, busy)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:

@@ -220,6 +220,9 @@ class ByCondition:
     dropped: int = 0
     """Checks that an early stop cut off."""
 
+    def __add__(self, other: ByCondition) -> ByCondition:
+        return ByCondition(self.counts + other.counts, self.dropped + other.dropped)
+
 
 @dataclass(frozen=True)
 class Round:
@@ -258,8 +261,7 @@ class Round:
         if old is None:
             return self
         new = Tally(old.condition, old.checks + counts.total + dropped, old.done or done)
-        found = self.conditions[old.condition]
-        found = ByCondition(found.counts + counts, found.dropped + dropped)
+        found = self.conditions[old.condition] + ByCondition(counts, dropped)
         return replace(
             self,
             tallies=self.tallies.set(task, new),
@@ -537,12 +539,8 @@ class State:
         stage = exploration.stage.with_frame(frame, before)
         if stage is not exploration.stage:
             exploration = replace(exploration, stage=stage)
-        return replace(
-            self,
-            labels=self.labels.with_frame(frame, before),
-            dataset=dataset,
-            exploration=exploration,
-        )
+        labels = self.labels.with_frame(frame, before)
+        return replace(self, labels=labels, dataset=dataset, exploration=exploration)
 
     def dumps(self) -> bytes:
         return _adapter().dump_json(self)

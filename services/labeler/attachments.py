@@ -31,9 +31,8 @@ class Attached(Value):
 
     def ref(self, campaign: str) -> Ref:
         """Reference to the file among the campaign's inputs."""
-        return Ref(
-            uri=campaign_uri(campaign, "inputs", self.sha256), sha256=self.sha256, size=self.size
-        )
+        uri = campaign_uri(campaign, "inputs", self.sha256)
+        return Ref(uri=uri, sha256=self.sha256, size=self.size)
 
 
 @dataclass

@@ -113,9 +113,8 @@ def _accepted(
         frame = frame_from_facts(item["frame"]).with_parameters(start.parameters)
         outcome = Outcome.of(item["outcome"])
         recipe, limits = recipe_for(labeler.recipe, frame), AcceptanceLimits.of(labeler.labels)
-        broken = check_before(frame, recipe, labeler.code, limits) or check_after(
-            frame, outcome, limits
-        )
+        refused = check_before(frame, recipe, labeler.code, limits)
+        broken = refused or check_after(frame, outcome, limits)
         if broken is not None:
             raise Permanent(f"reference frame {number}: {broken.rule}: {broken.detail}")
         yield frame, outcome.label()

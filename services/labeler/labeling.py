@@ -94,11 +94,9 @@ class FrameLabeler:
     def label(self, ref: FrameRef) -> Accepted | Rejected:
         """Label one frame or reject it."""
         frame = self.frame(ref)
-        return (
-            rejected(ref.key, frame)
-            if isinstance(frame, BrokenRule)
-            else self.judge(ref.key, frame)
-        )
+        if isinstance(frame, BrokenRule):
+            return rejected(ref.key, frame)
+        return self.judge(ref.key, frame)
 
     def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
         """Label a canonical frame with this key or reject it."""
@@ -207,10 +205,9 @@ class FrameLabeler:
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         """Call the child process. Raises Permanent for its errors, which concern the recipe."""
+        engine, tick = self.resources.engine, self.context.check
         try:
-            return self.resources.engine.call(
-                operation, arguments, tick=self.context.check, seconds=seconds
-            )
+            return engine.call(operation, arguments, tick=tick, seconds=seconds)
         except EngineError as error:
             raise Permanent(f"{self.recipe.code}: {error.kind}: {error}") from error
 

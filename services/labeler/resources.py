@@ -29,9 +29,8 @@ class LabelerResources:
         """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
         ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
         `allow_programs`: whether a campaign may name a program in a calculator's arguments."""
-        self.engine = ChildProcess(
-            "dpstream.services.labeler.child", scratch.resolve() / "labeler", threads
-        )
+        folder = scratch.resolve() / "labeler"
+        self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads)
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs

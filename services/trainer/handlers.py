@@ -31,13 +31,11 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
     compressed = job.compress(frozen)
     if compressed is not None and job.backend.compressed_only:
         frozen = compressed
-    errors = job.measure(compressed or frozen)
+    model = compressed or frozen
+    errors = job.measure(model)
     frozen_ref = context.put(frozen.name, frozen.read_bytes())
-    model_ref = (
-        frozen_ref
-        if compressed in (None, frozen)
-        else context.put(compressed.name, compressed.read_bytes())
-    )
+    same = model == frozen
+    model_ref = frozen_ref if same else context.put(model.name, model.read_bytes())
     checkpoint = checkpoints.pack(job.folder, job.backend, step)
     return MemberTrained(
         **context.envelope(),

@@ -172,11 +172,10 @@ class Batch:
                 "the frames of a batch must have the same species order, periodicity and parameters"
             )
         own = {name: np.stack([f.parameters[name] for f in frames]) for name in first.parameters}
-        cells = (
-            None if first.cell is None else np.stack([f.cell for f in frames if f.cell is not None])
-        )
-        positions = np.stack([f.positions for f in frames])
-        return Batch(first.species, positions, cells, {**arrays, **own})
+        cells = [frame.cell for frame in frames if frame.cell is not None]
+        positions = np.stack([frame.positions for frame in frames])
+        arrays = {**arrays, **own}
+        return Batch(first.species, positions, np.stack(cells) if cells else None, arrays)
 
     @staticmethod
     def grouped(frames: Sequence[Frame], also: Sequence[Hashable] = ()) -> list[list[int]]:
@@ -220,9 +219,7 @@ def canonical(frame: Frame) -> Canonical:
             _refuse_wild(array)
     if not all(np.isfinite(values).all() for values in frame.parameters.values()):
         raise ValueError("fparam and aparam must be finite numbers")
-    order = np.array(
-        sorted(range(len(frame.species)), key=lambda i: frame.species[i]), dtype=np.int64
-    )
+    order = np.argsort(np.array(frame.species, dtype=np.str_), kind="stable")
     species = tuple(frame.species[i] for i in order)
     aparam = None if frame.aparam is None else frame.aparam[order]
     if frame.cell is None:

@@ -263,13 +263,10 @@ class RabbitBus:
     def _connect(self) -> tuple[Connection, DeclaredQueues]:
         """The open connection; opens one if necessary."""
         with self._lock:
-            if (
-                self._connection is not None
-                and self._declared is not None
-                and self._connection.alive
-            ):
-                return self._connection, self._declared
-            if self._connection is not None:
+            known, queues = self._connection, self._declared
+            if known is not None and queues is not None and known.alive:
+                return known, queues
+            if known is not None:
                 self._failures = max(self._failures, 1)
             self._closed.wait(self._pause())
             if self._closed.is_set():

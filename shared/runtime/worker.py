@@ -194,9 +194,8 @@ class Worker(Generic[R]):
             worker=self.name,
         )
         winner = self._winner(claimed)
-        if isinstance(
-            decode_or_none(winner), TaskClaimed
-        ):  # a revocation is published by the coordinator
+        # A revocation is published by the coordinator.
+        if isinstance(decode_or_none(winner), TaskClaimed):
             outgoing = [Outgoing(winner, topic=topic_of(claimed))]
             self._retry(lambda: self.bus.publish(outgoing))
         if winner == encode(claimed):
@@ -285,9 +284,8 @@ class Worker(Generic[R]):
                 log.warning("heartbeat not published", reason=str(error))
 
     def _publish_heartbeat(self, context: Context) -> None:
-        heartbeat = TaskHeartbeat(
-            **context.envelope(), worker=self.name, progress=context._progress
-        )
+        progress = context._progress
+        heartbeat = TaskHeartbeat(**context.envelope(), worker=self.name, progress=progress)
         self.bus.publish([Outgoing(encode(heartbeat), topic=topic_of(heartbeat))])
 
 

@@ -161,9 +161,7 @@ class Revisions(Section):
 
     def rows(self) -> tuple[Row, ...]:
         """All combinations; the last placeholder varies fastest."""
-        return tuple(
-            (lammps, plumed) for lammps in _product(self.lammps) for plumed in _product(self.plumed)
-        )
+        return tuple(itertools.product(_product(self.lammps), _product(self.plumed)))
 
 
 def _product(values: Mapping[str, Sequence[Word]]) -> list[dict[str, Word]]:

@@ -112,9 +112,8 @@ class S3Store:
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self._root = settings.prefix and f"{settings.prefix}/"
-        self._encrypted = (
-            {"ServerSideEncryption": settings.encryption} if settings.encryption else {}
-        )
+        encryption = settings.encryption
+        self._encrypted = {"ServerSideEncryption": encryption} if encryption else {}
         self._create_header: str = settings.create_by or IF_NONE_MATCH
         self._probed = settings.create_by is not None
         self._probing = threading.Lock()
@@ -137,9 +136,7 @@ class S3Store:
 
     def make_bucket(self) -> None:
         """Create the bucket if it does not exist."""
-        region = (
-            self.settings.region or "us-east-1"
-        )  # the default, which S3 refuses as a constraint
+        region = self.settings.region or "us-east-1"  # the default; S3 refuses it as a constraint
         constraint = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         where = {} if region == "us-east-1" else constraint
         with suppress(_Taken), self._converting_errors("the bucket"):
@@ -298,9 +295,8 @@ class S3Store:
         except _Unknown:
             return False
         finally:
-            with suppress(
-                StoreError
-            ):  # without the right to delete, the probe object stays; it is not listed
+            # Without the right to delete, the probe object stays; it is not listed.
+            with suppress(StoreError):
                 self._delete(name)
 
     @contextmanager
@@ -317,10 +313,7 @@ class S3Store:
             ) from error
         except SSLError as error:
             raise Refused(f"{self}: {error}") from error
-        except (
-            BotoCoreError,
-            HTTPError,
-        ) as error:  # HTTPError if the text of an error response is truncated
+        except (BotoCoreError, HTTPError) as error:  # HTTPError: a truncated error response
             raise StoreError(f"{self}: {name}: {error}") from error
 
     def _meaning(self, name: str, error: ClientError) -> StoreError:

@@ -149,15 +149,11 @@ class Cluster:
             identities=[one for one in identities["identities"] if one["name"] in PLACE.users],
             policies=identities["policies"],
         )
-        started = [
-            name
-            for name, server in (("broker", self.broker), ("store", self.store))
-            if server.pid is None
-        ]
+        started = ["broker"] if self.broker.pid is None else []
+        started += ["store"] if self.store.pid is None else []
         _together(self._start_broker, self._start_store)
-        lines = (
-            f"export {name}={shlex.quote(value)}" for name, value in self._access(OPERATOR).items()
-        )
+        access = self._access(OPERATOR).items()
+        lines = (f"export {name}={shlex.quote(value)}" for name, value in access)
         write_whole(self.environment_file, "\n".join((*lines, "")), 0o600)
         return started
 
@@ -225,10 +221,8 @@ class Cluster:
         process = ProcessRecord.find(child.pid)
         if process is None:
             raise self._ended(name)
-        service = ServiceRecord(process=process, port=port)
-        return self._write_record(
-            record.model_copy(update={"services": {**record.services, name: service}})
-        )
+        services = {**record.services, name: ServiceRecord(process=process, port=port)}
+        return self._write_record(record.model_copy(update={"services": services}))
 
     def _port(self, record: ClusterRecord, name: str) -> int:
         """The previous port if it is still free, otherwise a new one."""

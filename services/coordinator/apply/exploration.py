@@ -143,9 +143,8 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     new = [c for c in event.labels if c.key not in known][:room]
     audits = [c for c in event.audits if c.key not in known][: room - len(new)]
     state = replace(state, candidates=state.candidates.took(event.version, new, audits))
-    picked = [_chosen_frame(event, c, "train") for c in new] + [
-        _chosen_frame(event, c, "audit") for c in audits
-    ]
+    picked = [_chosen_frame(event, c, "train") for c in new]
+    picked += [_chosen_frame(event, c, "audit") for c in audits]
     return _count_chosen(request_labels(state, picked), event, new, audits, over)
 
 

@@ -18,9 +18,8 @@ from dpstream.shared.values import FrameRef, Ref
 def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
     if state.submitted is not None:
         return state
-    state = replace(
-        state, submitted=timeless(event), dataset=replace(state.dataset, test=event.test)
-    )
+    dataset = replace(state.dataset, test=event.test)
+    state = replace(state, submitted=timeless(event), dataset=dataset)
     initial = [KnownFrame(ref=ref, purpose="initial") for ref in event.frames]
     points = [KnownFrame(ref=ref, purpose="property") for refs in event.points for ref in refs]
     return request_labels(state, (*initial, *points))

@@ -133,15 +133,13 @@ def _health(app: FastAPI, read_access: ReadAccess) -> None:
     @app.get("/healthz", summary="Whether the main loop is running")
     def healthz() -> JSONResponse:
         idle = time.monotonic() - coordinator.last_pass
-        return JSONResponse(
-            {"seconds_since_turn": round(idle, 1)}, 503 if idle > STUCK_AFTER else 200
-        )
+        status = 503 if idle > STUCK_AFTER else 200
+        return JSONResponse({"seconds_since_turn": round(idle, 1)}, status)
 
     @app.get("/readyz", summary="Whether the coordinator is connected and receives events")
     def readyz() -> JSONResponse:
-        return JSONResponse(
-            {"connected": coordinator.connected}, 200 if coordinator.connected else 503
-        )
+        connected = coordinator.connected
+        return JSONResponse({"connected": connected}, 200 if connected else 503)
 
 
 def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
@@ -201,9 +199,8 @@ def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:
 def serving(app: FastAPI, host: str, port: int) -> Iterator[tuple[str, int]]:
     """Serves from a thread; yields host and port. Raises SpecError if it cannot listen there."""
     try:
-        bound = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.create_server((host, port), family=family)
     except OSError as error:
         raise SpecError(f"DPSTREAM_HTTP_PORT: {host}:{port}: {error.strerror}") from error
     server = uvicorn.Server(

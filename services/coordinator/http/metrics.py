@@ -59,7 +59,7 @@ class _Gauges(Collector):
         yield from _numbers(states.items())
 
     def _standings(self) -> Metric:
-        metric = GaugeMetricFamily("dpstream_campaigns", "Campaigns by status", labels=["standing"])
+        metric = _gauge("campaigns", "Campaigns by status", "standing")
         coordinator = self._read_access.coordinator
         counts = Counter(standing(state) for state in self._read_access.states().values())
         ended = set(coordinator.ended) - set(dict(coordinator.open_campaigns))
@@ -80,10 +80,12 @@ class _Gauges(Collector):
         return metric
 
 
+def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"dpstream_{name}", meaning, labels=labels)
+
+
 def _waiting(states: Iterable[State]) -> Metric:
-    metric = GaugeMetricFamily(
-        "dpstream_tasks_waiting", "Tasks that no worker has started", labels=["queue"]
-    )
+    metric = _gauge("tasks_waiting", "Tasks that no worker has started", "queue")
     waiting = Counter(
         queue_of(task.command)
         for state in states
@@ -97,9 +99,7 @@ def _waiting(states: Iterable[State]) -> Metric:
 
 
 def _tasks(states: Iterable[tuple[str, State]]) -> Metric:
-    metric = GaugeMetricFamily(
-        "dpstream_tasks", "Tasks by kind and status", labels=["campaign", "kind", "status"]
-    )
+    metric = _gauge("tasks", "Tasks by kind and status", "campaign", "kind", "status")
     for name, state in states:
         for kind, by_status in task_counts(state).items():
             for status, count in by_status.items():
@@ -108,9 +108,7 @@ def _tasks(states: Iterable[tuple[str, State]]) -> Metric:
 
 
 def _labels(states: Iterable[tuple[str, State]]) -> Metric:
-    metric = GaugeMetricFamily(
-        "dpstream_labels", "Frames whose label was requested", labels=["campaign", "status"]
-    )
+    metric = _gauge("labels", "Frames whose label was requested", "campaign", "status")
     for name, state in states:
         for status, count in label_counts(state).model_dump().items():
             metric.add_metric([name, status], count)
@@ -119,7 +117,7 @@ def _labels(states: Iterable[tuple[str, State]]) -> Metric:
 
 def _numbers(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
     families = {
-        key: GaugeMetricFamily(f"dpstream_{key}", meaning, labels=["campaign"])
+        key: _gauge(key, meaning, "campaign")
         for key, meaning in {
             "pool_frames": "Candidate frames in the pool",
             "committee_version": "Version of the newest committee",

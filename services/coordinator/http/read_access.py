@@ -58,10 +58,8 @@ class ReadAccess:
 
     def states(self) -> Mapping[str, State]:
         """The states of the open campaigns, by name."""
-        return {
-            name: open_campaign.state
-            for name, open_campaign in dict(self.coordinator.open_campaigns).items()
-        }
+        campaigns = dict(self.coordinator.open_campaigns).items()
+        return {name: open_campaign.state for name, open_campaign in campaigns}
 
     def tasks(self, campaign: str) -> Iterator[TaskLine]:
         """The tasks of a campaign, by id. Raises NotFound for an unknown campaign."""

@@ -324,10 +324,8 @@ def verdict(store: Store, campaign: str) -> CampaignFinished | None:
 
 def take_epoch(store: Store, campaign: str) -> int:
     """Takes the next free epoch."""
-    taken = [
-        int(key.rsplit("/", 1)[1]) for key in store.list(campaign_uri(campaign, "epoch") + "/")
-    ]
-    epoch = max(taken, default=0) + 1
+    taken = store.list(campaign_uri(campaign, "epoch", ""))
+    epoch = max((int(key.rsplit("/", 1)[1]) for key in taken), default=0) + 1
     while not store.create(_epoch_uri(campaign, epoch), uuid.uuid4().hex.encode()):
         epoch += 1
     return epoch

@@ -55,9 +55,8 @@ def code_version() -> str:
 
 def is_due(state: State, events: int) -> bool:
     """Whether a snapshot is due, `events` after the last one."""
-    return events >= max(
-        SNAPSHOT_EVERY, (len(state.tasks) + len(state.labels.frames)) // ENTRIES_PER_EVENT
-    )
+    entries = len(state.tasks) + len(state.labels.frames)
+    return events >= max(SNAPSHOT_EVERY, entries // ENTRIES_PER_EVENT)
 
 
 def write(store: Store, campaign: str, name: str, seq: int, state: State) -> None:

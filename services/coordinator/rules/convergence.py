@@ -35,10 +35,7 @@ def accurate_by_system(state: State) -> dict[str, float]:
     sums: dict[str, ByCondition] = {}
     for name, found in sorted(current.conditions.items()):
         system = name.split(" ")[0]
-        before = sums.get(system, ByCondition())
-        sums[system] = ByCondition(
-            counts=before.counts + found.counts, dropped=before.dropped + found.dropped
-        )
+        sums[system] = sums.get(system, ByCondition()) + found
     return {system: shares(found)[0] for system, found in sums.items()}
 
 
@@ -56,10 +53,8 @@ def on_track(state: State) -> bool:
 
 def by_condition(current: Round) -> dict[str, Counts]:
     """Verdict counts of each condition; dropped checks count as failed."""
-    return {
-        name: found.counts + Counts(failed=found.dropped)
-        for name, found in sorted(current.conditions.items())
-    }
+    conditions = sorted(current.conditions.items())
+    return {name: found.counts + Counts(failed=found.dropped) for name, found in conditions}
 
 
 def judge_training(state: State, trust: Trust) -> dict[str, Any]:
@@ -117,11 +112,8 @@ def _measured(state: State) -> tuple[Compared, ...]:
 
 
 def _failed_criterion(state: State) -> str | None:
-    for criterion in (_conditions, _rejections, _audit):
-        failure = criterion(state)
-        if failure is not None:
-            return failure
-    return None
+    failures = (criterion(state) for criterion in (_conditions, _rejections, _audit))
+    return next((failure for failure in failures if failure is not None), None)
 
 
 def _conditions(state: State) -> str | None:

@@ -51,18 +51,10 @@ def _abandon(decisions: Decisions, task: Task, reason: str) -> None:
     command = task.command
     attempts = f"after {command.attempt} attempt{'s' if command.attempt > 1 else ''}"
     why = f"{attempts}: {reason}"
-    decisions.fact(
-        m.TaskAbandoned,
-        command.task,
-        command.attempt,
-        task=command.task,
-        title=command.title,
-        why=why,
-    )
+    task_id, attempt, title = command.task, command.attempt, command.title
+    decisions.fact(m.TaskAbandoned, task_id, attempt, task=task_id, title=title, why=why)
     if isinstance(command, ESSENTIAL):
-        decisions.fact(
-            m.CampaignPaused, command.task, command.attempt, why=f"{command.title}: {why}"
-        )
+        decisions.fact(m.CampaignPaused, task_id, attempt, why=f"{title}: {why}")
 
 
 def retry_abandoned(decisions: Decisions) -> None:

@@ -37,11 +37,8 @@ def accept_proposal(decisions: Decisions) -> None:
 
 
 def _refusal(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
-    for check in (_closed, _malformed, _over_quota):
-        why = check(state, event, proposal)
-        if why is not None:
-            return why
-    return None
+    found = (check(state, event, proposal) for check in (_closed, _malformed, _over_quota))
+    return next((why for why in found if why is not None), None)
 
 
 def _closed(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
@@ -199,24 +196,18 @@ def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
     state = decisions.state
     idle = [k for k in keys if k in state.proposals.offers and _is_idle(state, k)]
     if state.finished is not None:
-        _report(
-            decisions,
-            [_offer_verdict(state, key, "dropped", "the campaign has ended") for key in idle],
-        )
+        _report_all(decisions, idle, "dropped", "the campaign has ended")
         return
     why = f"accurate under committee {state.committee.version}"
     dropped = [key for key in idle if state.labels.frames[key].status == "revoked"]
-    _report(decisions, [_offer_verdict(state, key, "dropped", why) for key in dropped])
+    _report_all(decisions, dropped, "dropped", why)
 
 
 def _judged_again(decisions: Decisions, event: m.FramesJudged) -> None:
     unrequested = {k: v for k, v in event.offered.items() if _is_unrequested(decisions.state, k)}
     why = f"not a candidate under committee {event.version}"
-    _report(
-        decisions,
-        [_offer_verdict(decisions.state, k, v, why) for k, v in unrequested.items()],
-        event.version,
-    )
+    verdicts = [_offer_verdict(decisions.state, k, v, why) for k, v in unrequested.items()]
+    _report(decisions, verdicts, event.version)
 
 
 def _is_unrequested(state: State, key: str) -> bool:
@@ -231,10 +222,7 @@ def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
     elif isinstance(command, m.Label):
         keys = [ref.key for ref in command.frames if ref.key in state.proposals.offers]
         lost = [key for key in keys if state.labels.frames[key].status == "rejected"]
-        _report(
-            decisions,
-            [_offer_verdict(state, key, "rejected", f"abandoned {decision.why}") for key in lost],
-        )
+        _report_all(decisions, lost, "rejected", f"abandoned {decision.why}")
 
 
 def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
@@ -242,9 +230,7 @@ def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
         _refuse(decisions, name, "the campaign has ended")
     state = decisions.state
     idle = [key for key in sorted(state.proposals.offers) if _is_idle(state, key)]
-    _report(
-        decisions, [_offer_verdict(state, key, "dropped", "the campaign has ended") for key in idle]
-    )
+    _report_all(decisions, idle, "dropped", "the campaign has ended")
 
 
 def _is_idle(state: State, key: str) -> bool:
@@ -264,6 +250,11 @@ def _offer_verdict(
         energy=energy,
         reason=reason[:LONGEST_REASON],
     )
+
+
+def _report_all(decisions: Decisions, keys: Iterable[str], verdict: str, reason: str) -> None:
+    """Publishes the same verdict on several frames."""
+    _report(decisions, [_offer_verdict(decisions.state, key, verdict, reason) for key in keys])
 
 
 def _report(decisions: Decisions, verdicts: Iterable[OfferVerdict], version: int = 0) -> None:

@@ -28,9 +28,8 @@ def train_first(decisions: Decisions) -> None:
         return
     assert state.submitted is not None
     if not state.dataset.fresh and not state.submitted.pack_frames:
-        decisions.fact(
-            m.CampaignFinished, verdict="not-converged", why="no initial label was accepted"
-        )
+        why = "no initial label was accepted"
+        decisions.fact(m.CampaignFinished, verdict="not-converged", why=why)
         return
     start_training(decisions)
 
@@ -44,10 +43,8 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
     assert state.submitted is not None
     version = _next_version(state)
     cold = again_cold or new_systems or _is_cold(state, version)
-    steps, audit = (
-        _training_steps(state, cold),
-        audit_manifest(decisions, range(len(state.spec.stages))),
-    )
+    steps = _training_steps(state, cold)
+    audit = audit_manifest(decisions, range(len(state.spec.stages)))
     for member in range(state.spec.training.members):
         decisions.command(
             m.Train,
@@ -157,10 +154,8 @@ def _publish_committee(decisions: Decisions) -> None:
     body = committee.model_dump_json()
     ref = Ref.to(_committee_uri(state.spec.name, committee.version), body.encode())
     decisions.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
-    labels = state.dataset.size
-    decisions.fact(
-        m.ModelsReady, committee.version, committee=committee, manifest=ref, labels=labels
-    )
+    version, size = committee.version, state.dataset.size
+    decisions.fact(m.ModelsReady, version, committee=committee, manifest=ref, labels=size)
 
 
 def _committee_uri(campaign: str, version: int) -> str:
@@ -204,9 +199,7 @@ def train_final(decisions: Decisions) -> None:
     state = decisions.state
     assert state.submitted is not None
     training = state.spec.training
-    steps = min(
-        training.max_steps, round(_training_steps(state, cold=True) * training.final.steps_factor)
-    )
+    steps = round(_training_steps(state, cold=True) * training.final.steps_factor)
     decisions.command(
         m.Train,
         "final",

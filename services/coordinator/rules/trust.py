@@ -31,10 +31,8 @@ def opening_trust(state: State) -> tuple[Trust, str]:
         return given.values(), "set in the spec"
     trained = list(state.committee.members.values())
     rms = max((member.train.rms_force for member in trained), default=1.0)
-    return (
-        Trust(low=0.2 * rms, high=0.5 * rms),
-        f"0.2 and 0.5 times the RMS force of the labels, {rms:.3g} eV/Å",
-    )
+    why = f"0.2 and 0.5 times the RMS force of the labels, {rms:.3g} eV/Å"
+    return Trust(low=0.2 * rms, high=0.5 * rms), why
 
 
 def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
@@ -55,8 +53,5 @@ def calibrate_trust(decisions: Decisions) -> None:
     if not already_decided(decisions, m.ModelsReady) or already_decided(decisions, m.TrustChanged):
         return
     low, high = audit.levels
-    set_trust(
-        decisions,
-        current_trust(state).model_copy(update={"low": low, "high": high}),
-        audit.levels_why,
-    )
+    trust = current_trust(state).model_copy(update={"low": low, "high": high})
+    set_trust(decisions, trust, audit.levels_why)

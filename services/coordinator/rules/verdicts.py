@@ -115,9 +115,8 @@ def act_on_verdict(decisions: Decisions) -> None:
     elif stage.rounds >= spec.budget.rounds:
         _end_stage(decisions, "out-of-budget", f"all {stage.rounds} rounds used; {verdict.why}")
     elif not state.label_room:
-        _end_stage(
-            decisions, "out-of-budget", f"all {spec.budget.labels} labels used; {verdict.why}"
-        )
+        why = f"all {spec.budget.labels} labels used; {verdict.why}"
+        _end_stage(decisions, "out-of-budget", why)
     elif state.dataset.fresh:
         start_training(decisions)
 

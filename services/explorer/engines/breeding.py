@@ -54,7 +54,6 @@ def _closest(limits: GeometryLimits) -> dict[tuple[int, int], float]:
     """Minimum distances by pair of atomic numbers, in both orders."""
     from ase.data import atomic_numbers
 
-    numbers = {
-        (atomic_numbers[a], atomic_numbers[b]): limit for (a, b), limit in limits.pairs.items()
-    }
+    pairs = limits.pairs.items()
+    numbers = {(atomic_numbers[a], atomic_numbers[b]): limit for (a, b), limit in pairs}
     return numbers | {(b, a): limit for (a, b), limit in numbers.items()}

@@ -53,9 +53,8 @@ class PathIntegrals(MolecularDynamics):
         hot = max(condition.temperature, COLDEST) * self.beads
         spin = "yes" if self.request.vacuum else "no"
         velocity = [f"velocity all create {hot!r} {SEED} mom yes rot {spin} dist gaussian"]
-        return replace(
-            script, dynamics=[*common, fix], velocity=velocity if script.velocity else []
-        )
+        dynamics = [*common, fix]
+        return replace(script, dynamics=dynamics, velocity=velocity if script.velocity else [])
 
     # -------------------------------------------------------------------------- the protocol
 
@@ -118,9 +117,8 @@ class PathIntegrals(MolecularDynamics):
 
     def _checks(self) -> Iterator[tuple[tuple[Floats, Floats], ...]]:
         """Positions and cell of every bead, check by check."""
-        return zip(
-            *(frames_of(self.request.folder, bead) for bead in range(self.beads)), strict=False
-        )
+        beads = (frames_of(self.request.folder, bead) for bead in range(self.beads))
+        return zip(*beads, strict=False)
 
     def _unphysical(self, beads: Sequence[tuple[Floats, Floats]]) -> str | None:
         reasons = (unphysical(*bead, self.request.md.overlap, self.reach) for bead in beads)
@@ -146,9 +144,8 @@ class PathIntegrals(MolecularDynamics):
         failed = ("failed" in beads for beads in checks)
         made, streak, failing = failures_in_a_row(failed, streak, request.md.stop_after)
         self.made += made
-        return TrajectorySegment(
-            made, streak, failing or stopped, judged.take(range(made * self.beads))
-        )
+        frames = judged.take(range(made * self.beads))
+        return TrajectorySegment(made, streak, failing or stopped, frames)
 
 
 def pimd_fix(md: Md, condition: Condition) -> str:

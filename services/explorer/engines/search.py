@@ -136,9 +136,8 @@ class StructureSearch:
         elements, spec = self.request.frame.species, self.request.context.spec()
         plain = limits_for(elements, {}, spec.selection.max_skew)
         factor = self.settings.min_distance / COVALENT
-        return GeometryLimits(
-            {pair: limit * factor for pair, limit in plain.pairs.items()}, plain.max_skew
-        )
+        pairs = {pair: limit * factor for pair, limit in plain.pairs.items()}
+        return GeometryLimits(pairs, plain.max_skew)
 
     @property
     def _volume(self) -> float:

@@ -69,9 +69,8 @@ def relaxed(
         if not _is_sound(atoms, overlap, LARGEST_GROWTH * volume):
             break
         sound = from_ase(atoms)
-    sound = canonical(
-        sound
-    ).frame  # so that the judged structure is exactly the one that may be labelled
+    # Canonical, so that the judged structure is exactly the one that may be labelled.
+    sound = canonical(sound).frame
     end = to_ase(sound)
     end.calc = CommitteeMean(evaluate)
     enthalpy = float(end.get_potential_energy() + compression * end.get_volume())

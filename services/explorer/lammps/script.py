@@ -38,9 +38,8 @@ def data_file(frame: Frame, type_map: Sequence[str], masses: Mapping[str, float]
         lines.append(f"{number} {mass!r}")
     lines += ["", "Atoms # atomic", ""]
     types = {symbol: number for number, symbol in enumerate(type_map, 1)}
-    for number, (symbol, position) in enumerate(
-        zip(frame.species, frame.positions.tolist(), strict=True), 1
-    ):
+    atoms = zip(frame.species, frame.positions.tolist(), strict=True)
+    for number, (symbol, position) in enumerate(atoms, 1):
         lines.append(f"{number} {types[symbol]} {position[0]!r} {position[1]!r} {position[2]!r}")
     return "\n".join(lines) + "\n"
 

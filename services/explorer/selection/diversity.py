@@ -95,9 +95,8 @@ def _standardised(points: Floats) -> Floats:
     """Every feature with mean 0 and standard deviation 1; features that do not vary become 0."""
     spread = points.std(axis=0)
     varies = spread > 1e-9 * np.abs(points).max(initial=1e-300)
-    result: Floats = np.where(varies, points - points.mean(axis=0), 0.0) / np.where(
-        varies, spread, 1.0
-    )
+    centred = np.where(varies, points - points.mean(axis=0), 0.0)
+    result: Floats = centred / np.where(varies, spread, 1.0)
     return result
 
 

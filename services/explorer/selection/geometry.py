@@ -99,9 +99,8 @@ def distance_refusal(frame: Frame, pairs: Mapping[tuple[str, str], float]) -> Re
     found = [_pair(frame.species[a], frame.species[b]) for a, b in zip(i, j, strict=True)]
     worst = int(np.argmin([d / pairs[pair] for d, pair in zip(distance, found, strict=True)]))
     pair = found[worst]
-    return Refusal(
-        f"{pair[0]}-{pair[1]} too close", f"{distance[worst]:.3g} Å, at least {pairs[pair]:.3g} Å"
-    )
+    detail = f"{distance[worst]:.3g} Å, at least {pairs[pair]:.3g} Å"
+    return Refusal(f"{pair[0]}-{pair[1]} too close", detail)
 
 
 def _pair(a: str, b: str) -> tuple[str, str]:

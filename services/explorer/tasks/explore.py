@@ -176,10 +176,9 @@ class TrajectoryRun:
         vacuum, trust = self.request.vacuum, self.command.trust
         version = np.full(len(batch), self.request.committee.version)
         batch = replace(batch, arrays={**batch.arrays, "version": version})
-        for row, pair in enumerate(
-            zip(batch.arrays["devi_f"], batch.arrays["devi_v"], strict=True)
-        ):
-            kind = verdict(float(pair[0]), None if vacuum else float(pair[1]), trust)
+        pairs = zip(batch.arrays["devi_f"], batch.arrays["devi_v"], strict=True)
+        for row, (devi_f, devi_v) in enumerate(pairs):
+            kind = verdict(float(devi_f), None if vacuum else float(devi_v), trust)
             self.verdicts.append(kind)
             self.reservoir.offer(kind, batch.take([row]))
         self.fresh.append(batch)

@@ -103,9 +103,8 @@ class Abacus(Program):
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         orbitals = settings["orbitals"]
-        return super().refusal(frame, settings) or (
-            lacking(frame.species, orbitals) if orbitals else None
-        )
+        missing = lacking(frame.species, orbitals) if orbitals else None
+        return super().refusal(frame, settings) or missing
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """The final energy is E − TS. The user's smearing keywords are removed: each may appear

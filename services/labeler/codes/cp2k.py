@@ -21,6 +21,7 @@ from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.codes.write import vector
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, GPA, HARTREE
 from dpstream.shared.atoms.frames import Floats, Frame
@@ -199,15 +200,11 @@ def _spin(recipe: Recipe) -> dict[str, Any]:
 
 def _cell(frame: Frame) -> list[str]:
     assert frame.cell is not None
-    return [f"{name} {_vector(row)}" for name, row in zip("ABC", frame.cell, strict=True)]
+    return [f"{name} {vector(row)}" for name, row in zip("ABC", frame.cell, strict=True)]
 
 
 def _coord(frame: Frame) -> list[str]:
-    return [f"{s} {_vector(p)}" for s, p in zip(frame.species, frame.positions, strict=True)]
-
-
-def _vector(values: Floats) -> str:
-    return " ".join(f"{value:.10f}" for value in values)
+    return [f"{s} {vector(p)}" for s, p in zip(frame.species, frame.positions, strict=True)]
 
 
 def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:

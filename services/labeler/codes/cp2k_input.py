@@ -203,7 +203,5 @@ def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequen
 
 
 def has_keyword(template: str, path: Path, names: Sequence[str]) -> bool:
-    return any(
-        line.path == path and line.words[:1] and line.words[0] in names
-        for line in lines_of(template)
-    )
+    words = (line.words[0] for line in lines_of(template) if line.path == path and line.words)
+    return any(word in names for word in words)

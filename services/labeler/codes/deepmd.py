@@ -36,12 +36,8 @@ class Deepmd(CodeDefaults):
     def version(self, settings: dict[str, Any]) -> str:
         """The version of DeePMD-kit and the digest of the model."""
         installed = installed_version("deepmd-kit", "trainer")
-        model = digests(
-            self.name,
-            {"model": settings["model"]},
-            {"model": settings["sha256"]},
-            "labels.settings",
-        )
+        names, stated = {"model": settings["model"]}, {"model": settings["sha256"]}
+        model = digests(self.name, names, stated, "labels.settings")
         return f"{installed}; {model}"
 
     def is_here(self) -> bool:

@@ -21,6 +21,7 @@ from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.codes.write import vector
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, BOLTZMANN, RYDBERG
 from dpstream.shared.atoms.frames import Floats, Frame
@@ -177,9 +178,8 @@ class Qe(CodeDefaults):
         return f"{missing[0]} has no pseudopotential; give {named}" if missing else None
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
-        (folder / INPUT).write_text(
-            "\n".join(input_lines(frame, recipe.settings, recipe.charge)) + "\n"
-        )
+        lines = input_lines(frame, recipe.settings, recipe.charge)
+        (folder / INPUT).write_text("\n".join((*lines, "")))
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-in", INPUT]
@@ -218,10 +218,10 @@ def input_lines(frame: Frame, settings: Mapping[str, Any], charge: int) -> Itera
         yield f"{symbol} {atomic_masses[atomic_numbers[symbol]]:.4f} {known['file']}"
     assert frame.cell is not None
     yield "CELL_PARAMETERS angstrom"
-    yield from map(_vector, frame.cell)
+    yield from map(vector, frame.cell)
     yield "ATOMIC_POSITIONS angstrom"
     for symbol, position in zip(frame.species, frame.positions, strict=True):
-        yield f"{symbol} {_vector(position)}"
+        yield f"{symbol} {vector(position)}"
     yield from _kpoints(frame.cell, settings)
 
 
@@ -276,10 +276,6 @@ def _kpoints(cell: Floats, settings: Mapping[str, Any]) -> list[str]:
     return ["K_POINTS automatic", " ".join(map(str, (*mesh, *offset)))]
 
 
-def _vector(values: Floats) -> str:
-    return " ".join(f"{value:.10f}" for value in values)
-
-
 # ------------------------------------------------------------------------------------- output
 
 
@@ -302,9 +298,8 @@ def virial(text: str, frame: Frame) -> Floats | None:
 def positions(text: str, frame: Frame) -> Floats | None:
     """The printed positions, scaled by the length of the first cell vector: `alat` is rounded."""
     assert frame.cell is not None
-    return scaled(
-        rows(POSITION, block(text, POSITIONS, POSITIONS_END)), float(np.linalg.norm(frame.cell[0]))
-    )
+    alat = float(np.linalg.norm(frame.cell[0]))
+    return scaled(rows(POSITION, block(text, POSITIONS, POSITIONS_END)), alat)
 
 
 def error_message(text: str) -> str:

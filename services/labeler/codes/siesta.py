@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from ase.data import atomic_numbers
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -112,9 +113,7 @@ def fdf(frame: Frame, recipe: Recipe) -> str:
         moments = "\n".join(f"{i} {m:g}" for i, m in enumerate(recipe.magmom, start=1))
         parts.append(f"Spin polarized\n{_block('DM.InitSpin', moments)}")
     if mesh is not None:
-        grid = "\n".join(
-            f"{' '.join(str(n if i == j else 0) for j in range(3))} 0.0" for i, n in enumerate(mesh)
-        )
+        grid = "\n".join(f"{' '.join(map(str, row))} 0.0" for row in np.diag(mesh))
         parts.append(_block("kgrid_Monkhorst_Pack", grid))
     return "\n".join((*parts, recipe.settings["fdf"].strip(), ""))
 

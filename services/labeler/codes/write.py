@@ -42,6 +42,11 @@ def table(array: Floats, digits: int) -> str:
     return "\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in array)
 
 
+def vector(values: Floats) -> str:
+    """Numbers on one line, with ten decimals."""
+    return " ".join(f"{value:.10f}" for value in values)
+
+
 def keywords(given: Any, template: str, words: Mapping[bool, str]) -> Any:
     """A mapping of keywords as lines of an input file. `template` contains `{key}` and `{value}`;
     `words` are the texts for true and false. Text is returned unchanged."""
