@@ -28,6 +28,7 @@ CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
 STOPS = "campaigns/*/claims/*.stop"
 LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
+RECORDS = (LEDGERS, EPOCHS, SNAPSHOTS, ENDS)
 LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
 Keys = tuple[str, ...]
@@ -83,17 +84,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             publishes=_topics("coordinator"),
             subscribes=("*",),
             reads=("campaigns/*", LABELS, DEADLETTERS),
-            creates=(
-                CLAIMS,
-                LEDGERS,
-                EPOCHS,
-                SNAPSHOTS,
-                ENDS,
-                MANIFESTS,
-                COMMITTEES,
-                DEADLETTERS,
-                PROBES,
-            ),
+            creates=(CLAIMS, *RECORDS, MANIFESTS, COMMITTEES, DEADLETTERS, PROBES),
             replaces=(STOPS,),
             deletes=(PROBES,),
             lists=("campaigns/", DEADLETTER_PREFIX),

@@ -42,6 +42,12 @@ PART = (
         "user_backward_files", "workers return energy, forces and virial, and a log of failures"
     ),
 )
+SCHEDULED = (
+    *("number_node", "numb_node", "gpu_per_node", "numb_gpu", "queue_name", "partition"),
+    *("custom_flags", "exclude_list", "time_limit", "mem_limit", "account", "qos"),
+    *("license_list", "node_cpu", "batch_type", "kwargs", "strategy", "para_deg"),
+)
+"""Keys for the batch system."""
 CORES, LOADED = "cores of a worker", "run before the worker is started"
 RESOURCES = (
     mapped("cpu_per_node", CORES),
@@ -53,26 +59,7 @@ RESOURCES = (
     unused("append_script", "a worker continues with the next task; nothing runs after a task"),
     unused("module_unload_list", REQUESTED),
     unused("module_purge", REQUESTED),
-    *(
-        unused(key, REQUESTED)
-        for key in (
-            "number_node",
-            "numb_node",
-            "gpu_per_node",
-            "numb_gpu",
-            "queue_name",
-            "partition",
-            "custom_flags",
-            "exclude_list",
-            "time_limit",
-            "mem_limit",
-            "account",
-            "qos",
-            "license_list",
-            "node_cpu",
-        )
-    ),
-    *(unused(key, REQUESTED) for key in ("batch_type", "kwargs", "strategy", "para_deg")),
+    *(unused(key, REQUESTED) for key in SCHEDULED),
     unused("with_mpi", "part of the labeler's command"),
     unused("group_size", "labels.bundle sets the frames per label task"),
     unused("wait_time", WAITING),

@@ -16,7 +16,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-from dpstream.dpgen.fp_style import FpParam
+from dpstream.dpgen.fp_style import FpParam, Json
 from dpstream.dpgen.key_table import KeyLine, account
 from dpstream.dpgen.keys import PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
@@ -35,8 +35,6 @@ from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import shown, validated
-
-Json = dict[str, Any]
 
 ASE_KNOWS = re.compile(r"POSCAR|CONTCAR|\.vasp$")
 """File names that ASE reads as POSCAR without a format."""

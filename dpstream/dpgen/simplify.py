@@ -10,15 +10,13 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from dpstream.dpgen import param_model
-from dpstream.dpgen.fp_style import FpParam
+from dpstream.dpgen.fp_style import FpParam, Json
 from dpstream.dpgen.key_table import KeyLine, account, mapped, refused, unused
 from dpstream.dpgen.keys import DATA, LABELING, TRAINING
 from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
 from dpstream.dpgen.param import Places
 from dpstream.dpgen.training import read_training
 from dpstream.shared.spec.errors import validated
-
-Json = dict[str, Any]
 
 NO_DYNAMICS = "there are no dynamics"
 ALL_PICKED = "all picked frames are labelled, as in DP-GEN"

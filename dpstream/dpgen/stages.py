@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from dpstream.dpgen.fp_style import Json
 from dpstream.dpgen.param_model import ModelDeviJob, PerSystem, RunParam
 from dpstream.dpgen.templates import read_engine, settled
 from dpstream.shared.errors import SpecError
 
-Json = dict[str, Any]
 Jobs = Sequence[tuple[int, ModelDeviJob]]
 """Jobs with their numbers in the file."""
 
 ENSEMBLES = {
-    "nve": "nve",
-    "nvt": "nvt",
-    "npt": "npt-iso",
-    "npt-i": "npt-iso",
-    "npt-iso": "npt-iso",
-    "npt-a": "npt-aniso",
-    "npt-aniso": "npt-aniso",
-    "npt-t": "npt-tri",
-    "npt-tri": "npt-tri",
+    **{name: name for name in ("nve", "nvt")},
+    **dict.fromkeys(("npt", "npt-i", "npt-iso"), "npt-iso"),
+    **dict.fromkeys(("npt-a", "npt-aniso"), "npt-aniso"),
+    **dict.fromkeys(("npt-t", "npt-tri"), "npt-tri"),
 }
 CARRIERS = {1: "fparam", 2: "aparam"}
 """The parameter that holds the electron temperature, by DP-GEN's use_ele_temp."""

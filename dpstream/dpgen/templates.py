@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dpstream.dpgen.fp_style import Json
 from dpstream.dpgen.key_table import Key, KeyLine, account
 from dpstream.dpgen.keys import JOBS, LEFT_TO_TEMPLATE, REVISIONS, TEMPLATE
 from dpstream.dpgen.param_model import ModelDeviJob, Revised, RunParam, Words
 from dpstream.shared.errors import SpecError
 
-Json = dict[str, Any]
 TEMPERATURE = "V_TEMP"
 WORDS = {"nsteps": "V_NSTEPS", "temps": TEMPERATURE}
 """Placeholders that have their own key in a stage, by DP-GEN's name of the key."""

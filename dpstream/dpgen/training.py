@@ -7,12 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpstream.dpgen.fp_style import Json
 from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import CARRIERS
 from dpstream.services.trainer.training_input import merge
 from dpstream.shared.errors import SpecError, errors_at
-
-Json = dict[str, Any]
 
 DEEPMD: Json = {
     "model": {

@@ -227,13 +227,4 @@ def _verdicts(event: StructuresJudged) -> Iterator[Verdict]:
         for index in range(event.first, event.first + event.count):
             yield Verdict(event.correlation, index, "refused", reason=event.refused)
     for verdict in event.verdicts:
-        yield Verdict(
-            event.correlation,
-            verdict.index,
-            verdict.verdict,
-            verdict.deviation,
-            verdict.energy,
-            event.version,
-            verdict.key,
-            verdict.reason,
-        )
+        yield Verdict(event.correlation, version=event.version, **verdict.model_dump())

@@ -15,6 +15,7 @@ from dpstream.shared.codec import kind_of
 SERVICES: Mapping[str, m.Service] = {kind_of(command): command.SERVICE for command in m.COMMANDS}
 """Service by kind of task, in loop order."""
 
+FAILURES = {m.TaskReleased: "released", m.TaskFailed: "failed", m.LeaseLapsed: "lapsed"}
 Attempt = tuple[str, int]
 """Task, and number of the attempt."""
 
@@ -88,8 +89,4 @@ def _outcome(event: m.TaskEvent) -> str | None:
     if isinstance(event, m.Result):
         going_on = isinstance(event, m.Chunk) and not event.last
         return None if going_on else "done"
-    if isinstance(event, m.TaskReleased):
-        return "released"
-    if isinstance(event, m.TaskFailed):
-        return "failed"
-    return "lapsed" if isinstance(event, m.LeaseLapsed) else None
+    return FAILURES.get(type(event))

@@ -18,7 +18,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.codes.parse import NUMBER, last_line, numbers, read_text, triples
+from dpstream.services.labeler.codes.parse import (
+    NUMBER,
+    first,
+    last_line,
+    numbers,
+    read_text,
+    triples,
+)
 from dpstream.services.labeler.codes.potentials import (
     PotentialName,
     WithPotentials,
@@ -142,7 +149,7 @@ class Abacus(Program):
             forces=_block(lines, r"TOTAL-FORCE \(eV/Angstrom\)", slice(1, 4)),
             virial=_virial(lines, frame),
             positions=_positions(lines, frame),
-            program=_program(text),
+            program=first(r"\bv(\d+(?:\.\d+)+\S*)", text),
         )
 
 
@@ -228,8 +235,3 @@ def _positions(lines: list[str], frame: Frame) -> Floats | None:
         return from_fractions(found, frame)
     cartesian = found * float(unit[1]) * BOHR
     return from_fractions(np.linalg.solve(frame.cell.T, cartesian.T).T, frame)
-
-
-def _program(text: str) -> str | None:
-    found = re.search(r"\bv(\d+(?:\.\d+)+\S*)", text)
-    return None if found is None else found[1]

@@ -28,6 +28,12 @@ def numbers(pattern: str, text: str) -> tuple[float, ...]:
     return tuple(number(found) for found in re.findall(pattern, text, re.MULTILINE))
 
 
+def first(pattern: str, text: str) -> str | None:
+    """The first group of the first match; None without a match."""
+    found = re.search(pattern, text, re.MULTILINE)
+    return None if found is None else found[1]
+
+
 def rows(pattern: str, text: str) -> Floats | None:
     """The numbers in the groups of every match, `(n, groups)`; None without a match."""
     found = re.findall(pattern, text, re.MULTILINE)

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.codes.parse import NUMBER, numbers, read_text, rows_after
+from dpstream.services.labeler.codes.parse import NUMBER, first, numbers, read_text, rows_after
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
 from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import by_element, keywords, table, volume
@@ -24,21 +24,13 @@ from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.values import Kpoints, Recipe
 
 INPUT = "input.fdf"
-NOT_THE_USERS = frozenset(
-    {
-        "systemlabel",
-        "numberofatoms",
-        "numberofspecies",
-        "chemicalspecieslabel",
-        "latticeconstant",
-        "latticevectors",
-        "atomiccoordinatesformat",
-        "atomiccoordinatesandatomicspecies",
-        "netcharge",
-        "dminitspin",
-        "writeforces",
-    }
-)
+# fmt: off
+NOT_THE_USERS = frozenset({
+    "systemlabel", "numberofatoms", "numberofspecies", "chemicalspecieslabel", "latticeconstant",
+    "latticevectors", "atomiccoordinatesformat", "atomiccoordinatesandatomicspecies", "netcharge",
+    "dminitspin", "writeforces",
+})
+# fmt: on
 CONVERGED = re.compile(r"SCF cycle converged after|SCF Convergence by")
 BROKEN = re.compile(r"SCF_NOT_CONV|SCF did not converge", re.IGNORECASE)
 
@@ -99,7 +91,7 @@ class Siesta(Program):
             forces=rows_after(lines, r"^siesta: Atomic forces \(eV/Ang\)", slice(2, 5)),
             virial=_virial(lines, frame),
             positions=_positions(lines, frame),
-            program=_program(text),
+            program=first(r"(?:Siesta Version\s*:\s*v?|^Version\s*:\s*)(\d\S*)", text),
         )
 
 
@@ -151,8 +143,3 @@ def _virial(lines: list[str], frame: Frame) -> Floats | None:
 def _positions(lines: list[str], frame: Frame) -> Floats | None:
     """Printed positions in Å, with eight decimals."""
     return rows_after(lines, r"^outcoor: Atomic coordinates \(Ang\)", slice(0, 3))
-
-
-def _program(text: str) -> str | None:
-    found = re.search(r"(?:Siesta Version\s*:\s*v?|^Version\s*:\s*)(\d\S*)", text, re.MULTILINE)
-    return None if found is None else found[1]
