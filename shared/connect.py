@@ -11,6 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,11 +67,8 @@ def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = Non
         raise Refused(f"DPSTREAM_BROKER_CA_FILE, _CERT_FILE or _KEY_FILE: {error}") from error
     bus = RabbitBus(wanted)
     try:
-        _reach(
-            lambda: bus.depth(COORDINATOR),
-            stopping,
-            lambda: check_scheme("DPSTREAM_BROKER", wanted.address),
-        )
+        explain = partial(check_scheme, "DPSTREAM_BROKER", wanted.address)
+        _reach(lambda: bus.depth(COORDINATOR), stopping, explain)
     except DpstreamError:
         bus.close()
         raise

@@ -124,11 +124,8 @@ def _copy(results: CampaignResults, ref: Ref, target: Store) -> bool:
 def _manifest(results: CampaignResults) -> Dataset:
     """All labels of the campaign, including audit labels, and its imported sets."""
     assert results.history.submitted is not None
-    accepted = {
-        life.ref.key: life.accepted.label
-        for life in results.history.lives.values()
-        if life.accepted is not None
-    }
+    lives = results.history.lives.values()
+    accepted = {life.ref.key: life.accepted.label for life in lives if life.accepted is not None}
     labels = tuple(accepted[key] for key in sorted(accepted))
     return Dataset(version=0, packs=results.history.submitted.packs, labels=labels)
 

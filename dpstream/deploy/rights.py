@@ -87,11 +87,8 @@ def permission(role: Role, prefix: str = "") -> dict[str, str]:
 
 def topic_permission(role: Role, prefix: str = "") -> dict[str, str]:
     """Patterns of topics `<campaign>.<kind>` that a user may publish and subscribe to."""
-    return {
-        "exchange": prefix + EVENTS,
-        "write": _topics(role.publishes),
-        "read": _topics(role.subscribes),
-    }
+    written, read = _topics(role.publishes), _topics(role.subscribes)
+    return {"exchange": prefix + EVENTS, "write": written, "read": read}
 
 
 def _names(patterns: Sequence[str], prefix: str) -> str:
@@ -166,10 +163,8 @@ DIALECTS = {
 def policy(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
     """The bucket policy of a role. Everything not allowed is refused; denials override any other
     policy that allows it."""
-    return {
-        "Version": dialect.version,
-        "Statement": [*_allowed(role, place, dialect), *_denied(role, place, dialect)],
-    }
+    statements = [*_allowed(role, place, dialect), *_denied(role, place, dialect)]
+    return {"Version": dialect.version, "Statement": statements}
 
 
 def identities(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:

@@ -147,11 +147,8 @@ SIESTA = FpStyle(
 
 def _pwmat(given: FpParam) -> Json:
     given.first("fp_incar")
-    potentials = given.by_element("fp_pp_files")
-    return {
-        "code": "pwmat",
-        "settings": {"potentials": potentials, "etot_input": given.file("fp_incar")},
-    }
+    settings = {"potentials": given.by_element("fp_pp_files"), "etot_input": given.file("fp_incar")}
+    return {"code": "pwmat", "settings": settings}
 
 
 ETOT = "write them to an etot.input, with MP_N123, and set fp_incar to it"

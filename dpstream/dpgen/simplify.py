@@ -106,9 +106,8 @@ def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -
         **({"budget": {"rounds": param.stop_iter}} if param.stop_iter else {}),
     }
     sources = [param.pick_data] if isinstance(param.pick_data, str) else param.pick_data
-    return Simplified(
-        settings, tuple(map(places.place, sources)), tuple(lines), (*differences, *ALWAYS)
-    )
+    dataset = tuple(map(places.place, sources))
+    return Simplified(settings, dataset, tuple(lines), (*differences, *ALWAYS))
 
 
 ALWAYS = (

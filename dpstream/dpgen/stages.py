@@ -77,11 +77,10 @@ def _systems(param: RunParam, job: ModelDeviJob, number: int) -> list[int]:
 def _stage(param: RunParam, job: ModelDeviJob, number: int, place: Callable[[str], str]) -> Json:
     where = f"model_devi_jobs.{number}"
     systems = expanded(job, number)
-    how = (
-        _native(param, job, where)
-        if job.template is None
-        else _own(param, job, systems, place, where)
-    )
+    if job.template is None:
+        how = _native(param, job, where)
+    else:
+        how = _own(param, job, systems, place, where)
     return {
         "name": f"job-{number:03d}",
         "systems": [system_name(index) for index in systems],

@@ -68,11 +68,8 @@ class CampaignResults:
         """All labels trained on, oldest first, then those in no dataset version yet."""
         datasets = self.history.datasets
         known = load_dataset(self.fetch, datasets[-1].manifest) if datasets else []
-        fresh = self.labelled(
-            life
-            for life in self.history.lives.values()
-            if life.is_for_training and life.trained is None
-        )
+        lives = self.history.lives.values()
+        fresh = self.labelled(x for x in lives if x.is_for_training and x.trained is None)
         return [*known, *fresh]
 
     def audit_set(self) -> list[Labelled]:

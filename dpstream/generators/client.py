@@ -103,10 +103,8 @@ class Generator:
             "mode": "label" if label else "screen",
             "priority": priority,
         }
-        parts = [
-            self._message(about, plain[start : start + PART], first + start)
-            for start in range(0, len(plain), PART)
-        ]
+        starts = range(0, len(plain), PART)
+        parts = [self._message(about, plain[n : n + PART], first + n) for n in starts]
         self.bus.publish([Outgoing(encode(part), topic=topic_of(part)) for part in parts])
         return correlation
 

@@ -193,11 +193,8 @@ def _through_ase(path: Path) -> Iterator[Imported]:
         with errors_at(f"{path}: frame {number}", ValueError):
             frame = from_ase(atoms)
         forces = np.array(results["forces"], dtype=np.float64)
-        own = {
-            name: np.array(atoms.arrays[name], dtype=np.float64)
-            for name in WEIGHTS
-            if name in atoms.arrays
-        }
+        given = [name for name in WEIGHTS if name in atoms.arrays]
+        own = {name: np.array(atoms.arrays[name], dtype=np.float64) for name in given}
         label = FrameLabel(float(energy), forces, _ase_virial(atoms, results), **own)
         yield _canonical(frame, label, str(path))
 

@@ -164,12 +164,8 @@ def write(
     }
     path = folder / "properties.json"
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    plots = [
-        plot
-        for number, c in enumerate(compared)
-        if (plot := _plot(c, folder / f"properties-{number}.png")) is not None
-    ]
-    return [path, *plots]
+    plots = (_plot(c, folder / f"properties-{n}.png") for n, c in enumerate(compared))
+    return [path, *filter(None, plots)]
 
 
 def _facts(answer: Answer) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def surfaces(atoms: Any, how: PropertySettings) -> PropertyResult:
     for miller in how.millers:
         rest = relaxed(_slab(atoms, miller, how), how)
         excess = energy(rest) - len(rest) * mean
-        name, gamma = "".join(map(str, miller)), excess / (2 * _area(rest)) / PER_SQUARE_METRE
+        name = "".join(map(str, miller))
+        gamma = excess / (2 * _area(rest)) / PER_SQUARE_METRE
         values.append(PropertyValue(f"({name})", "J/m²", gamma))
     return PropertyResult(tuple(values))
 

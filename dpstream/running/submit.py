@@ -162,10 +162,9 @@ class _Inputs:
         """Labelled batches, one per composition."""
         frames = [frame for frame, _ in labelled]
         held = [(label.virial is not None, *label.weights) for _, label in labelled]
-        return tuple(
-            self.put(labelled_batch([labelled[i] for i in rows]).dumps(), "npz")
-            for rows in Batch.grouped(frames, held)
-        )
+        groups = Batch.grouped(frames, held)
+        batches = (labelled_batch([labelled[i] for i in rows]) for rows in groups)
+        return tuple(self.put(batch.dumps(), "npz") for batch in batches)
 
     def dataset(self, labelled: Sequence[tuple[Frame, FrameLabel]]) -> Ref:
         """A dataset manifest of packs."""

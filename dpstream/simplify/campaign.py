@@ -96,9 +96,8 @@ def _stage(length: int) -> Json:
 
 def _selection(settings: Mapping[str, Any], type_map: Sequence[str], length: int) -> Json:
     """Selection defaults that refuse no frame, except those that labeling would reject."""
-    least = _section(settings, "labels").get(
-        "min_distance", _default(LabelSettings, "min_distance")
-    )
+    default = _default(LabelSettings, "min_distance")
+    least = _section(settings, "labels").get("min_distance", default)
     pairs = combinations_with_replacement(type_map, 2)
     return {
         "min_distance": {f"{a}-{b}": least for a, b in pairs},

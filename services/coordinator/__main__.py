@@ -33,9 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     _parser().parse_args(arguments)
     try:
         settings = read_settings(CoordinatorSettings)
-        configure(
-            settings.log_level, settings.log_format, secrets_in(settings), service="coordinator"
-        )
+        secrets = secrets_in(settings)
+        configure(settings.log_level, settings.log_format, secrets, service="coordinator")
         with asked_to_stop() as stopping:
             serve(settings, stopping)
     except Fenced as error:

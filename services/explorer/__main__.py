@@ -16,14 +16,11 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     """One worker with its own child process per queue, so that short tasks do not wait for long
     ones."""
     suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
-    return [
-        WorkerPlan(
-            (queue,),
-            HANDLERS,
-            ExplorerResources(scratch / queue, settings.threads, suffixes, trusting),
-        )
-        for queue in dict.fromkeys(settings.explorer_queues)
-    ]
+    plans = []
+    for queue in dict.fromkeys(settings.explorer_queues):
+        resources = ExplorerResources(scratch / queue, settings.threads, suffixes, trusting)
+        plans.append(WorkerPlan((queue,), HANDLERS, resources))
+    return plans
 
 
 EXPLORER = WorkerService(

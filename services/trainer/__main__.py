@@ -14,13 +14,9 @@ from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
 
 
 def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    return [
-        WorkerPlan(
-            (Train.QUEUE,),
-            HANDLERS,
-            TrainerResources(scratch, settings.threads, frozenset(settings.trainer_models)),
-        )
-    ]
+    models = frozenset(settings.trainer_models)
+    resources = TrainerResources(scratch, settings.threads, models)
+    return [WorkerPlan((Train.QUEUE,), HANDLERS, resources)]
 
 
 TRAINER = WorkerService(

@@ -163,7 +163,8 @@ class _Sums:
 def _evaluate_system(potential: Any, system: Path, sums: _Sums) -> None:
     data = {p.stem: np.load(p) for p in sorted((system / "set.000").glob("*.npy"))}
     names = (system / "type_map.raw").read_text().split()
-    type_map, words = potential.get_type_map(), (system / "type.raw").read_text().split()
+    type_map = potential.get_type_map()
+    words = (system / "type.raw").read_text().split()
     types = [type_map.index(names[int(word)]) for word in words]
     atoms, frames = len(types), len(data["energy"])
     box = None if (system / "nopbc").exists() else data["box"]

@@ -386,11 +386,8 @@ def encode_labelled(frame: Frame, label: FrameLabel, provenance: Mapping[str, An
 def decode_labelled(data: bytes) -> tuple[Frame, FrameLabel, dict[str, Any]]:
     document = json.loads(data)
     cell, virial = document["cell"], document["virial"]
-    further = {
-        name: np.array(document[name], dtype=np.float64)
-        for name in (*PARAMETERS, *WEIGHTS)
-        if name in document
-    }
+    named = [name for name in (*PARAMETERS, *WEIGHTS) if name in document]
+    further = {name: np.array(document[name], dtype=np.float64) for name in named}
     frame = Frame(
         tuple(document["species"]),
         np.array(document["positions"], dtype=np.float64).reshape(-1, 3),

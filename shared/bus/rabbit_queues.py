@@ -124,13 +124,9 @@ class DeclaredQueues:
         return True
 
     def _make_exchange(self, plain: str) -> None:
+        name, kind = self._settings.name(plain), EXCHANGES[plain]
         with self._connection.channel() as channel:
-            channel.call(
-                "exchange_declare",
-                exchange=self._settings.name(plain),
-                exchange_type=EXCHANGES[plain],
-                durable=True,
-            )
+            channel.call("exchange_declare", exchange=name, exchange_type=kind, durable=True)
 
     def _make_queue(self, plain: str) -> None:
         row = declared(plain)

@@ -86,9 +86,8 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
     options = _parser(service).parse_args(arguments)
     try:
         settings = read_settings(service.settings, **vars(options))
-        configure(
-            settings.log_level, settings.log_format, secrets_in(settings), service=service.name
-        )
+        secrets = secrets_in(settings)
+        configure(settings.log_level, settings.log_format, secrets, service=service.name)
         return _run(service, settings)
     except DpstreamError as error:
         print(f"{service.name}: {redacted(' '.join(str(error).split()))}", file=sys.stderr)

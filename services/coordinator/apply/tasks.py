@@ -65,13 +65,9 @@ def task_lost(counts: bool) -> Callable[[State, Any], State]:
         if task is None:
             return state
         delay = getattr(event, "delay", 0.0)
-        lost = replace(
-            task,
-            status="lost",
-            lapses=task.lapses + counts,
-            not_before=event.time + delay if delay else 0.0,
-        )
-        return state.with_task(lost)
+        start = event.time + delay if delay else 0.0
+        lapses = task.lapses + counts
+        return state.with_task(replace(task, status="lost", lapses=lapses, not_before=start))
 
     return change
 

@@ -77,8 +77,7 @@ def models_ready(state: State, decision: m.ModelsReady) -> State:
         training=None,
         checkpoints=tuple(members[str(i)].checkpoint for i in range(len(members))),
     )
-    candidates = replace(
-        candidates, pool=Map(), added=0, stale=candidates.stale.update(candidates.pool), selected=0
-    )
+    stale = candidates.stale.update(candidates.pool)
+    candidates = replace(candidates, pool=Map(), added=0, stale=stale, selected=0)
     exploration = replace(state.exploration, round=None, verdict=None)
     return replace(state, committee=committee, candidates=candidates, exploration=exploration)

@@ -73,11 +73,8 @@ def round_judged(state: State, decision: m.RoundJudged) -> State:
     stage, current = exploration.stage, exploration.round
     passed = stage.passed + 1 if decision.outcome == "passed" else 0
     chosen = current.chosen if current else 0
-    stage = replace(
-        stage,
-        passed=passed,
-        rounds_without_labels=0 if chosen or passed else stage.rounds_without_labels + 1,
-    )
+    idle = 0 if chosen or passed else stage.rounds_without_labels + 1
+    stage = replace(stage, passed=passed, rounds_without_labels=idle)
     suspect = passed >= state.spec.convergence.rounds and not committee.is_cold
     candidates = replace(state.candidates, selected=0)
     if state.spec.mode == "lockstep":
@@ -98,9 +95,8 @@ def trust_changed(state: State, decision: m.TrustChanged) -> State:
 
 def stage_ended(state: State, decision: m.StageEnded) -> State:
     exploration, candidates = state.exploration, state.candidates
-    candidates = replace(
-        candidates, pool=_offered(candidates.pool), added=0, stale=_offered(candidates.stale)
-    )
+    pool, stale = _offered(candidates.pool), _offered(candidates.stale)
+    candidates = replace(candidates, pool=pool, added=0, stale=stale)
     exploration = replace(
         exploration,
         ended=(*exploration.ended, timeless(decision)),

@@ -185,9 +185,8 @@ def _label_verdicts(state: State, event: m.LabelsDone) -> Iterator[OfferVerdict]
     for rejected in event.rejected:
         known = state.labels.frames[rejected.key]
         if rejected.key in state.proposals.offers and known.status == "rejected":
-            yield _offer_verdict(
-                state, rejected.key, "rejected", f"{rejected.rule}: {rejected.detail}"
-            )
+            why = f"{rejected.rule}: {rejected.detail}"
+            yield _offer_verdict(state, rejected.key, "rejected", why)
 
 
 def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:

@@ -76,7 +76,8 @@ class MolecularDynamics:
     def following(self) -> md_script.Script:
         """The script that starts from the restart file."""
         request = self.request
-        restart, condition = self.saved / self.restart, request.command.condition
+        restart = self.saved / self.restart
+        condition = request.command.condition
         pair = self.pair()
         script = md_script.resume_script(request.frame, restart, request.md, condition, pair)
         return self.amended(script)

@@ -21,12 +21,8 @@ class Swaps(MolecularDynamics):
         request = self.request
         assert isinstance(request.settings, SwapMc)
         check_swaps(request.settings, request.frame)
-        swaps = swap_commands(
-            request.settings,
-            request.committee.type_map,
-            request.command.condition,
-            request.command.seed,
-        )
+        type_map, command = request.committee.type_map, request.command
+        swaps = swap_commands(request.settings, type_map, command.condition, command.seed)
         return replace(script, dynamics=[*script.dynamics, *swaps])
 
 
