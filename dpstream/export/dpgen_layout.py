@@ -27,7 +27,7 @@ from dpstream.shared.atoms.dataset import write_deepmd
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.ports import Store
-from dpstream.shared.spec import Spec, Stage
+from dpstream.shared.spec import Spec
 
 TRAINED = 2
 """The last step of a training."""
@@ -106,7 +106,7 @@ def _write_job(spec: Spec, stage: int, folder: Path) -> None:
         {
             "sys_idx": [_index(names, system) for system in job.systems],
             "temps": job.temperatures,
-            **_pressures(job),
+            **({"press": job.pressures} if job.pressures else {}),
             "nsteps": job.md.steps,
             "trj_freq": job.md.every,
             "ensemble": job.md.ensemble,
@@ -115,10 +115,6 @@ def _write_job(spec: Spec, stage: int, folder: Path) -> None:
         indent=1,
     )
     (folder / "cur_job.json").write_text(text + "\n")
-
-
-def _pressures(job: Stage) -> dict[str, Sequence[float]]:
-    return {"press": job.pressures} if job.pressures else {}
 
 
 def _write_labels(results: CampaignResults, lives: Sequence[FrameHistory], folder: Path) -> None:

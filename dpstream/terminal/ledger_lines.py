@@ -28,7 +28,8 @@ class LedgerLines:
             if isinstance(message, m.ManifestFrozen) or not task.startswith(self.task):
                 continue
             yield self._line(message, task)
-            yield from (INDENT + plain(line) for line in _trace(message).splitlines())
+            trace = getattr(message, "trace", "")
+            yield from (INDENT + plain(line) for line in str(trace).splitlines())
 
     def _line(self, message: m.Message, task: str) -> str:
         time = datetime.fromtimestamp(message.time).astimezone().isoformat(" ", "seconds")
@@ -43,7 +44,3 @@ class LedgerLines:
 def plain(text: str) -> str:
     """Replace control characters, which engine output may contain."""
     return "".join(c if c.isprintable() else " " for c in text).rstrip()
-
-
-def _trace(message: m.Message) -> str:
-    return str(getattr(message, "trace", ""))

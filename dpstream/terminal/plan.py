@@ -31,16 +31,12 @@ def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]
     convergence, largest number of labels, warnings."""
     spec = expand_material(spec)
     return [
-        _heading(spec),
+        Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold"),
         _systems_table(spec, gathered),
         _stages_table(spec, gathered),
         _facts_table(spec, gathered, recipe),
         *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
     ]
-
-
-def _heading(spec: Spec) -> Text:
-    return Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold")
 
 
 # ------------------------------------------------------------------------------ systems, stages

@@ -15,6 +15,7 @@ from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
+from dpstream.shared.runtime.context import envelope_of
 from dpstream.shared.values import stable_id
 
 
@@ -88,11 +89,4 @@ class OpenCampaign:
 def header(of: m.Command | m.TaskCancelled, what: str, now: float) -> dict[str, Any]:
     """Header fields of an event that reports `what` happened to an attempt. The id depends only on
     the attempt and on `what`, so that a repeated event has the same id."""
-    return {
-        "id": stable_id(what, of.task, of.attempt),
-        "campaign": of.campaign,
-        "time": now,
-        "cause": of.id,
-        "task": of.task,
-        "attempt": of.attempt,
-    }
+    return {**envelope_of(of), "id": stable_id(what, of.task, of.attempt), "time": now}

@@ -94,14 +94,7 @@ def _plan(command: Reference, context: Context) -> Plan:
     settings = context.spec().verification.reference_md
     if settings is None:
         raise Permanent("the spec has no verification.reference_md")
-    return Plan(
-        seed=command.seed,
-        temperature=settings.temperature,
-        timestep=settings.timestep,
-        equilibrate=settings.equilibrate,
-        spacing=settings.spacing,
-        frames=settings.frames,
-    )
+    return Plan(seed=command.seed, **settings.model_dump(exclude={"system", "trajectories"}))
 
 
 def _accepted(

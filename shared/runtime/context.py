@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import DigestMismatch, Stopped
 from dpstream.shared.files import write_whole
-from dpstream.shared.messages import Command, Message, Result
+from dpstream.shared.messages import Command, Message, Result, TaskCancelled
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
@@ -99,15 +99,7 @@ class Context:
 
     def envelope(self) -> dict[str, Any]:
         """Fields common to all events of this attempt: `Event(**envelope(), …)`."""
-        c = self.command
-        return {
-            "id": str(uuid.uuid4()),
-            "campaign": c.campaign,
-            "time": time.time(),
-            "cause": c.id,
-            "task": c.task,
-            "attempt": c.attempt,
-        }
+        return envelope_of(self.command)
 
     def progress(self, text: str) -> None:
         """Set the progress message of the next heartbeats."""
@@ -124,3 +116,15 @@ class Context:
             raise Stopped("cancelled")
         if self.stopping.is_set():
             raise Stopped("the worker is stopping")
+
+
+def envelope_of(attempt: Command | TaskCancelled) -> dict[str, Any]:
+    """Fields common to all events about an attempt, with a new id and the present time."""
+    return {
+        "id": str(uuid.uuid4()),
+        "campaign": attempt.campaign,
+        "time": time.time(),
+        "cause": attempt.id,
+        "task": attempt.task,
+        "attempt": attempt.attempt,
+    }

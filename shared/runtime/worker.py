@@ -13,7 +13,6 @@ import contextvars
 import shutil
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from dpstream.shared.errors import BusError, NotFound, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Command, Message, TaskClaimed, TaskHeartbeat
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
-from dpstream.shared.runtime.context import Context, Handler
+from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
@@ -184,15 +183,7 @@ class Worker(Generic[R]):
             self._retry(lambda: bury(self.store, delivered))
             self.telemetry.buried()
             return None
-        claimed = TaskClaimed(
-            id=str(uuid.uuid4()),
-            campaign=command.campaign,
-            time=time.time(),
-            cause=command.id,
-            task=command.task,
-            attempt=command.attempt,
-            worker=self.name,
-        )
+        claimed = TaskClaimed(**envelope_of(command), worker=self.name)
         winner = self._winner(claimed)
         # A revocation is published by the coordinator.
         if isinstance(decode_or_none(winner), TaskClaimed):

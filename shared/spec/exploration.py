@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -200,17 +201,17 @@ class Stage(Section):
 
     def conditions(self) -> Iterator[Condition]:
         """All combinations of systems, temperatures, pressures and revisions of a template."""
+        pressures = self.pressures or (None,)
         for system in self.systems:
-            for temperature, electrons in self._temperatures():
-                for pressure in self.pressures or (None,):
-                    for revision in self._revisions(system):
-                        yield Condition(
-                            system=system,
-                            temperature=temperature,
-                            pressure=pressure,
-                            revision=revision,
-                            electrons=electrons,
-                        )
+            combined = product(self._temperatures(), pressures, self._revisions(system))
+            for (temperature, electrons), pressure, revision in combined:
+                yield Condition(
+                    system=system,
+                    temperature=temperature,
+                    pressure=pressure,
+                    revision=revision,
+                    electrons=electrons,
+                )
 
     @property
     def at_every_start(self) -> bool:

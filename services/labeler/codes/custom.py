@@ -195,15 +195,10 @@ def _by_dpdata(frame: Frame, wanted: FormattedFile, path: Path) -> Outcome:
     if count != 1:
         return Outcome(energies=tuple(map(float, data["energies"])), frames=count)
     symbols = [data["atom_names"][kind] for kind in data["atom_types"]]
+    energy = float(data["energies"][0])
     virial = data.get("virials")
-    return _sorted(
-        frame,
-        symbols,
-        float(data["energies"][0]),
-        np.asarray(data["coords"][0], dtype=np.float64),
-        np.asarray(data["forces"][0], dtype=np.float64),
-        None if virial is None else np.asarray(virial[0], dtype=np.float64),
-    )
+    virial = None if virial is None else np.asarray(virial[0], dtype=np.float64)
+    return _sorted(frame, symbols, energy, data["coords"][0], data["forces"][0], virial)
 
 
 def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> Outcome:
@@ -215,15 +210,11 @@ def _by_ase(frame: Frame, wanted: FormattedFile, path: Path) -> Outcome:
         return Outcome(energies=energies, frames=len(images))
     atoms = images[0]
     results = atoms.calc.results
+    symbols = atoms.get_chemical_symbols()
+    energy = float(results.get("free_energy", results["energy"]))
     stress = atoms.get_stress(voigt=False) if "stress" in results else None
-    return _sorted(
-        frame,
-        atoms.get_chemical_symbols(),
-        float(results.get("free_energy", results["energy"])),
-        np.asarray(atoms.positions, dtype=np.float64),
-        np.asarray(atoms.get_forces(), dtype=np.float64),
-        None if stress is None else -np.asarray(stress) * atoms.get_volume(),
-    )
+    virial = None if stress is None else -np.asarray(stress) * atoms.get_volume()
+    return _sorted(frame, symbols, energy, atoms.positions, atoms.get_forces(), virial)
 
 
 def _sorted(
@@ -238,8 +229,9 @@ def _sorted(
     order = sorted(range(len(symbols)), key=lambda i: symbols[i])
     if tuple(symbols[i] for i in order) != frame.species:
         raise ValueError(f"the output's atoms are {''.join(symbols)}, not {frame.formula}")
-    positions = positions[order]
+    positions = np.asarray(positions, dtype=np.float64)[order]
     if frame.cell is not None:
         wrapped = np.linalg.solve(frame.cell.T, positions.T).T
         positions = from_fractions(wrapped, frame)  # type: ignore[assignment]
-    return Outcome(energies=(energy,), forces=forces[order], virial=virial, positions=positions)
+    forces = np.asarray(forces, dtype=np.float64)[order]
+    return Outcome(energies=(energy,), forces=forces, virial=virial, positions=positions)
