@@ -288,7 +288,7 @@ def test_expanding_again_changes_nothing() -> None:
 
 def sections(model: type[Section] = Spec) -> list[type[Section]]:  # type: ignore[assignment]
     found = [Spec, *Section.__subclasses__()]
-    return [s for s in dict.fromkeys(found) if s.__module__.startswith("shared.")]
+    return [s for s in dict.fromkeys(found) if s.__module__.startswith("dpstream.shared.")]
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda s: s.__name__)

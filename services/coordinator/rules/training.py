@@ -152,15 +152,12 @@ def _publish_committee(decisions: Decisions) -> None:
         type_map=state.spec.type_map,
     )
     body = committee.model_dump_json()
-    ref = Ref.to(_committee_uri(state.spec.name, committee.version), body.encode())
+    # Explorers poll this key for the next version.
+    uri = campaign_uri(state.spec.name, "committees", f"{committee.version}.json")
+    ref = Ref.to(uri, body.encode())
     decisions.fact(m.ManifestFrozen, ref.uri, purpose="committee", manifest=ref, body=body)
     version, size = committee.version, state.dataset.size
     decisions.fact(m.ModelsReady, version, committee=committee, manifest=ref, labels=size)
-
-
-def _committee_uri(campaign: str, version: int) -> str:
-    """Fixed key of a committee's manifest. Explorers poll it for the next version."""
-    return campaign_uri(campaign, "committees", f"{version}.json")
 
 
 def retrain_early(decisions: Decisions) -> None:

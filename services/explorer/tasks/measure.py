@@ -5,7 +5,7 @@ Both are computed from single points of the same labelled structures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpstream.services.explorer.evaluation import evaluated
@@ -73,7 +73,8 @@ def _compared(
     by_recipe, recipe_error = _values(wanted, recipe)
     whys = {"models": models_error, "recipe": recipe_error}
     why = "; ".join(f"by the {side}: {text}" for side, text in whys.items() if text)
-    for name, unit in _names(by_recipe or by_models) or [(wanted.property, "")]:
+    names = [(value.name, value.unit) for value in (by_recipe or by_models).values()]
+    for name, unit in names or [(wanted.property, "")]:
         yield Compared(
             property=number,
             name=name,
@@ -92,7 +93,3 @@ def _values(
         return {value.name: value for value in PROPERTIES[wanted.property].values(points)}, ""
     except ValueError as error:
         return {}, str(error)
-
-
-def _names(values: Mapping[str, Quantity]) -> list[tuple[str, str]]:
-    return [(value.name, value.unit) for value in values.values()]
