@@ -345,7 +345,7 @@ def test_a_store_that_replaces_whatever_is_asked_is_refused() -> None:
     bucket = Bucket(forbids=False)
     with bucket.serving() as url:
         store = S3Store(in_memory(url))
-        with pytest.raises(Refused, match=f"s3://oss/team at {url}: neither If-None-Match nor"):
+        with pytest.raises(Refused, match=f"s3://oss/team at {url}: the store overwrites"):
             store.probe()
         with pytest.raises(Refused):
             store.create("claims/t/1", b"1")
