@@ -65,6 +65,7 @@ def ledger(root: Path) -> list[Message]:
     return list(read_messages(FolderStore(root), "small"))
 
 
+@pytest.mark.soak
 def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:
     heard = ledger(root)
     assert [m.stage for m in heard if isinstance(m, StageEnded)] == [0, 1]
@@ -76,6 +77,7 @@ def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:
     assert Counter(labelled(state_of(root)).values()) == {"train": 6}
 
 
+@pytest.mark.soak
 def test_dpgens_layout_goes_on_where_it_ended(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = dpstream("export", "--root", root, "--layout", "dpgen", "--output", out)

@@ -30,6 +30,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Messa
     return root, list(read_messages(FolderStore(root), "small"))
 
 
+@pytest.mark.soak
 def test_labels_start_before_the_first_trajectory_ends(
     messages: tuple[Path, list[Message]],
 ) -> None:
@@ -49,6 +50,7 @@ def _first(heard: list[Message], explored: set[str]) -> float:
     return min(m.time for m in heard if isinstance(m, TaskClaimed) and m.task in explored)
 
 
+@pytest.mark.soak
 def test_no_trajectory_dominates_the_labels(messages: tuple[Path, list[Message]]) -> None:
     root, _ = messages
     frames = [f for f in state_of(root).labels.frames.values() if f.purpose == "train"]

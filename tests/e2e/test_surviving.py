@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import LabelsDone
 from dpstream.shared.store.folder import FolderStore
@@ -89,6 +91,7 @@ def _computed_twice(root: Path) -> list[str]:
     return [key for key in computed if computed.count(key) > 1]
 
 
+@pytest.mark.soak
 def test_a_second_campaign_reuses_every_label(undisturbed: Path, tmp_path: Path) -> None:
     output = finish(write_spec(tmp_path), undisturbed, "--name", "second")
     second = state_of(undisturbed, "second")

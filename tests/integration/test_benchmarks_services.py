@@ -22,7 +22,7 @@ SAID = {
     "fresh-label": ("training task",),
     "ledger": ("applied and appended", "replayed", "restart"),
 }
-LONG = {"idle", "throughput", "fresh-label"}
+LONG = {"idle", "throughput", "fresh-label", "ledger"}
 
 
 @pytest.mark.parametrize(

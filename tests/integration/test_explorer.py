@@ -197,6 +197,7 @@ def test_deviation_is_that_of_calc_model_devi(
     np.testing.assert_allclose(crystal.arrays["devi_v"], columns[:, 1], rtol=1e-6)
 
 
+@pytest.mark.soak
 def test_deviation_is_that_of_dp_model_devi(
     resources: ExplorerResources,
     tmp_path: Path,

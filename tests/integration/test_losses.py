@@ -60,6 +60,7 @@ def test_virials_alone_teach_if_their_prefactors_say_so(trainer: TrainerHarness)
     assert found.errors["rmse_v_trn"] < 0.5 * np.sqrt(np.mean(virials**2))
 
 
+@pytest.mark.soak
 def test_relative_forces_favour_the_small_ones(trainer: TrainerHarness) -> None:
     """Frames with their forces and with five times those: squares are least at three times the
     forces, relative ones, where small forces weigh more, well below that."""
@@ -165,6 +166,7 @@ def test_trainings_begin_in_the_weights_of_a_given_model(
     assert found.errors["rmse_f_trn"] == pytest.approx(plain.errors["rmse_f_trn"], rel=0.05)
 
 
+@pytest.mark.soak
 def test_a_pretrained_model_is_finetuned(trainer: TrainerHarness) -> None:
     """To energies elsewhere: their zero is found in the data, the forces are known already."""
     descriptor = {"type": "se_atten", "sel": 6, "rcut": 4.5, "rcut_smth": 1.0, "neuron": [4, 8]}

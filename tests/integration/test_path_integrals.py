@@ -22,7 +22,6 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import Condition, Trust
 from tests.support.explorer import AL8, CH4, ExplorerHarness, evaluated
 from tests.support.orphans import outlived
-from tests.support.soak import SOAK
 
 MD = {"timestep": 0.0005, "every": 5, "steps": 20, "chunk": 2, "stop_after": 2}
 STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}
@@ -158,7 +157,8 @@ def test_what_the_fix_has_not_is_refused(
         walk(resources, harness, condition=Condition(system="s", temperature=300, pressure=0.0))
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "npt"] if SOAK else ["npt"])
+@pytest.mark.soak
+@pytest.mark.parametrize("ensemble", ["nve", "npt"])
 def test_other_ensembles(
     ensemble: str, resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:

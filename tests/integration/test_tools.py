@@ -37,7 +37,7 @@ def call(
 ) -> Call:
     """The command line in a folder with an EMT recipe; exit status and what was said."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
 
     def called(*words: str) -> tuple[int, str]:
