@@ -25,6 +25,7 @@ from dpstream.running.recipe_file import read_recipe
 from dpstream.shared.errors import Permanent
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
+from dpstream.terminal.console import console
 from tests.support.command_line import run_command
 
 EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
@@ -38,6 +39,7 @@ def call(
     """The command line in a folder with an EMT recipe; exit status and what was said."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(console, "_width", None)  # that of the first test of this process
     (tmp_path / "emt.yaml").write_text(yaml.safe_dump(EMT_RECIPE))
 
     def called(*words: str) -> tuple[int, str]:
