@@ -16,6 +16,7 @@
         ├── Permanent        would fail the same way again: the task is abandoned at once
         ├── EngineError      the engine raised a Python exception in the child process
         ├── EngineCrashed    the engine process died; counts against the task's attempts
+        │   └── EngineKilled by SIGKILL, as by the kernel of a machine without memory
         └── Stopped          cancelled, superseded or worker stopping: no result is needed
 
 Anything else that escapes a handler counts as a crash of the task.
@@ -99,6 +100,10 @@ class EngineError(TaskError):
 
 class EngineCrashed(TaskError):
     """The engine process died."""
+
+
+class EngineKilled(EngineCrashed):
+    """SIGKILL ended the engine: usually its machine, or its share of the machine, lacks memory."""
 
 
 class Stopped(TaskError):

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dpstream.shared.environment import PASS, checked
 from dpstream.shared.errors import SpecError
 from dpstream.shared.logs import redacted
 from dpstream.shared.spec.errors import did_you_mean, message_of, shown
@@ -219,6 +220,28 @@ class WorkerSettings(Settings):
     task_heartbeat: float = Field(
         default=60.0, gt=0, le=600, description="seconds between heartbeats of a running task"
     )
+    pass_: Annotated[tuple[str, ...], Separated, AfterValidator(checked)] = Field(
+        default=(),
+        validation_alias=PASS,
+        description="comma-separated patterns of variables that engines and labeling programs may "
+        "see, besides PATH and the like: SLURM_*,PMI*,I_MPI_*,UCX_*",
+    )
+    pool: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the pool of workers that this process belongs to, for messages",
+    )
+    grace: float = Field(
+        default=25.0,
+        ge=1,
+        description="seconds that a stop may take; at most what kills the process allows",
+    )
+    lifetime: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds in which the process ends its work: no task begins that usually takes "
+        "longer than what is left; shortened by up to 10 % at random",
+    )
     max_tasks: int | None = Field(
         default=None, ge=1, description="exit with status 0 after this many tasks"
     )
@@ -241,7 +264,8 @@ def _explained(error: ValidationError, kind: type[BaseSettings]) -> str:
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:
         return message_of(problem)
-    name = str(problem["loc"][0])
+    place = str(problem["loc"][0])
+    name = next(n for n in kind.model_fields if place in (n, variable_of(n)))
     field, variable = kind.model_fields[name], variable_of(name)
     if problem["type"] == "missing":
         misspelt = did_you_mean(variable, unknown_variables(kind)).replace(
@@ -255,7 +279,7 @@ def _explained(error: ValidationError, kind: type[BaseSettings]) -> str:
 
 
 def variable_of(name: str) -> str:
-    return PREFIX + name.upper()
+    return PREFIX + name.upper().rstrip("_")
 
 
 def is_secret(field: FieldInfo) -> bool:
@@ -271,7 +295,7 @@ def unknown_variables(kind: type[BaseSettings]) -> list[str]:
 def misspelt_variables(kind: type[BaseSettings]) -> Iterator[tuple[str, str]]:
     """Set variables that are probably misspelt, each with the one probably meant. Other unknown
     variables may belong to another service."""
-    known = [name.upper() for name in kind.model_fields]
+    known = [variable_of(name).removeprefix(PREFIX) for name in kind.model_fields]
     for variable in unknown_variables(kind):
         close = difflib.get_close_matches(variable.upper().removeprefix(PREFIX), known, 1, 0.8)
         if close:

@@ -38,7 +38,7 @@ from dpstream.shared.atoms.frames import (
     encode_labelled,
     frame_key,
 )
-from dpstream.shared.errors import EngineCrashed, EngineError, NotFound, Permanent
+from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, NotFound, Permanent
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -165,17 +165,23 @@ class FrameLabeler:
         return accepted(key, ref, label, outcome.seconds, reused=False)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
-        """The outcome of a single point; after a crash or timeout, retried in a new child
-        process."""
-        reason, started = "", time.monotonic()
+        """The outcome of a single point; after a crash or timeout, retried in a new child process.
+        Raises EngineKilled if the engine was killed and another machine can still try."""
+        started, last = time.monotonic(), EngineCrashed("")
+        another = self.spec is not None and not self.context.command.failures
         for attempt in range(TRIES):
             try:
                 return self._point(f"{key}-{attempt}", frame, recipe)
             except EngineCrashed as crash:
-                reason = str(crash)
+                last = crash
+            if another and isinstance(last, EngineKilled) and isinstance(self.code, FileCode):
+                break  # a program may have run for hours
+        if another and isinstance(last, EngineKilled):
+            raise last
         seconds = time.monotonic() - started
         self._check_engine()
-        return Outcome(fault="crashed", messages=(reason,), seconds=seconds)
+        fault = "out-of-memory" if isinstance(last, EngineKilled) else "crashed"
+        return Outcome(fault=fault, messages=(str(last),), seconds=seconds)
 
     def _check_engine(self) -> None:
         """Raise EngineCrashed if the child process dies even without a frame: then the worker, not

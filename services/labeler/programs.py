@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import cache
 
 from dpstream.services.labeler.machine_settings import machine_settings
+from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import SpecError
-from dpstream.shared.runtime.child_process import PASSED, PINNED
+from dpstream.shared.runtime.child_process import PINNED
 
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
 """Programs that start one process per core, each with one thread."""
@@ -74,5 +75,4 @@ def _output(command: tuple[str, ...]) -> str:
 
 def environment(home: str, threads: int) -> dict[str, str]:
     """A program's environment, without the worker's secrets (broker URL, cloud keys)."""
-    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
-    return kept | dict.fromkeys(PINNED, str(threads)) | {"HOME": home}
+    return passed_environment() | dict.fromkeys(PINNED, str(threads)) | {"HOME": home}

@@ -20,10 +20,12 @@ from dpstream.services.labeler.codes.base import FileCode, Retrying
 from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
-from dpstream.shared.errors import EngineCrashed, Permanent, SpecError
-from dpstream.shared.runtime.child_process import die_with_parent
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError
+from dpstream.shared.runtime.child_process import await_stop, die_with_parent, out_of_memory
 from dpstream.shared.values import Recipe
 
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Statuses of a killed program, started directly or by a launcher such as mpirun."""
 POLL = 0.05
 """Seconds between checks of a running program."""
 
@@ -43,9 +45,9 @@ def run_files(
     written there first.
 
     A code with alternative convergence settings (`Retrying`) runs again in a folder beside it until
-    it converges. Raises EngineCrashed after `seconds` or if a signal ended the program, and
-    Permanent if the program is not installed or has another version. Exceptions of `tick` kill the
-    program and propagate.
+    it converges. Raises EngineCrashed after `seconds` or if a signal ended the program,
+    EngineKilled if it was SIGKILL, and Permanent if the program is not installed or has another
+    version. Exceptions of `tick` kill the program and propagate.
     """
     started = time.monotonic()
     tries = code.tries(recipe) if isinstance(code, Retrying) else iter((recipe,))
@@ -74,6 +76,10 @@ def _run_once(
     code.write_inputs(frame, recipe, folder)
     command = _command(code, recipe, cores)
     status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
+    if status != 0:
+        await_stop(tick)
+    if status in KILLED:
+        raise EngineKilled(out_of_memory(command[0]))
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
     outcome = code.read_outputs(folder, frame, status)

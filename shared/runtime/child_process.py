@@ -16,6 +16,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dpstream.shared.errors import EngineCrashed, EngineError
+from dpstream.shared.environment import passed_environment
+from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled
 
 PINNED = (
     "OMP_NUM_THREADS",
@@ -43,7 +45,9 @@ QUICK = {
     # PyTorch would start four more processes to load data, whatever the number of threads.
     "NUM_WORKERS": "0",
 }
-PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
+YIELD_SECONDS = 2.0
+"""Time for the worker's own stop signal to arrive after an engine ended abnormally. A batch system
+signals all processes of a job, and the engine may end first."""
 CHILD = (
     sys.executable,
     "-I",
@@ -62,6 +66,20 @@ MAX_REPLY = 16 * 1024 * 1024
 """Bytes; arrays are passed as files, so a longer reply is an error."""
 
 
+def await_stop(tick: Callable[[], None]) -> None:
+    """Call `tick` for `YIELD_SECONDS`; it raises `Stopped` if the worker is to stop as well."""
+    deadline = time.monotonic() + YIELD_SECONDS
+    while time.monotonic() < deadline:
+        tick()
+        time.sleep(0.05)
+
+
+def out_of_memory(program: str) -> str:
+    """Reason of `EngineKilled`, with the pool of workers or the machine that it concerns."""
+    place = os.environ.get("DPSTREAM_POOL") or socket.gethostname()
+    return f"{program} was killed, probably because it ran out of memory on {place}"
+
+
 class ChildProcess:
     """A warm child process that runs the operations of one module, one at a time."""
 
@@ -72,6 +90,7 @@ class ChildProcess:
         self._replies = -1
         self._buffer = bytearray()
         self._number = 0
+        self._interrupted = False
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +119,7 @@ class ChildProcess:
                 start_new_session=True,  # whatever the child starts is killed with it
             )
         os.close(writing)
-        self._replies, self._buffer = reading, bytearray()
+        self._replies, self._buffer, self._interrupted = reading, bytearray(), False
 
     def call(
         self,
@@ -113,8 +132,8 @@ class ChildProcess:
         """Run `operation(**arguments)` in the child and return its JSON result.
 
         Meanwhile `tick` is called about once a second; its exceptions kill the child and propagate.
-        Raises EngineError if the operation raised, and EngineCrashed if the process died or the
-        call took more than `seconds` of wall time.
+        Raises EngineError if the operation raised, EngineCrashed if the process died or the call
+        took more than `seconds` of wall time, and EngineKilled if something else killed it.
         """
         self.start()
         self._number += 1
@@ -122,6 +141,8 @@ class ChildProcess:
         try:
             self._send(request)
             reply = self._receive(tick, None if seconds is None else time.monotonic() + seconds)
+        except EngineCrashed as error:
+            raise self._cause(error, tick) from error
         except BaseException:
             self.kill()
             raise
@@ -130,6 +151,29 @@ class ChildProcess:
         if "error" in reply:
             raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
         return reply["result"]
+
+    def _cause(self, error: EngineCrashed, tick: Callable[[], None] | None) -> EngineCrashed:
+        """Kills the child; returns why it crashed. `tick` may raise `Stopped` instead."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.2)
+        status = self._process.returncode
+        try:
+            if status is not None and tick is not None and not self._interrupted:
+                await_stop(tick)
+        finally:
+            self.kill()
+        if status == -signal.SIGKILL and not self._interrupted:
+            return EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
+        return error
+
+    def interrupt(self) -> None:
+        """Kill the child from another thread: the running call raises EngineCrashed."""
+        process = self._process
+        if process is not None:
+            self._interrupted = True
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill the child; the next call starts a new one."""
@@ -157,9 +201,13 @@ class ChildProcess:
 
     def _environment(self) -> dict[str, str]:
         """The child's environment, without the parent's secrets (broker URL, cloud keys)."""
-        kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         pinned = {name: str(self.threads) for name in PINNED}
-        return kept | pinned | QUICK | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        return (
+            passed_environment()
+            | pinned
+            | QUICK
+            | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None

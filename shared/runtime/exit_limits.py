@@ -3,9 +3,14 @@ should."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from dataclasses import dataclass, field
+
+STAGGER = 0.1
+"""Largest part by which a lifetime is shortened at random, so that workers that were launched
+together do not all leave at once."""
 
 
 @dataclass
@@ -15,6 +20,12 @@ class ExitLimits:
     max_tasks: int | None = None
     idle_exit: float | None = None
     """Seconds during which no worker of the process had a task."""
+    lifetime: float | None = None
+    """Seconds in which the process should end its work; shortened by up to `STAGGER`."""
+    _started: float = field(default_factory=time.monotonic)
+    _part: float = field(default_factory=lambda: random.uniform(1 - STAGGER, 1))
+    _closed: bool = False
+    """Whether the time that is left was too short for a task."""
     _taken: int = 0
     _working: int = 0
     _idle_since: float = field(default_factory=time.monotonic)
@@ -23,12 +34,13 @@ class ExitLimits:
     @property
     def over(self) -> bool:
         with self._lock:
-            return self._is_full() or self._is_idle_for_long()
+            return self._is_full() or self._is_idle_for_long() or not self._has_time(0.0)
 
-    def admit(self) -> bool:
-        """Reserve a place for one more task, until `release`; False if the limit is reached."""
+    def admit(self, usual: float = 0.0) -> bool:
+        """Reserve a place for one more task that usually takes `usual` seconds, until `release`;
+        False if a limit is reached."""
         with self._lock:
-            if self._is_full():
+            if self._is_full() or not self._has_time(usual):
                 return False
             self._taken += 1
             self._working += 1
@@ -42,6 +54,14 @@ class ExitLimits:
                 self._idle_since = time.monotonic()
             else:
                 self._taken -= 1
+
+    def _has_time(self, usual: float) -> bool:
+        """Whether a task can end within the lifetime. Once one cannot, no other is taken: it would
+        be returned to the queue and delivered here again and again."""
+        if self.lifetime is not None:
+            end = self._started + self.lifetime * self._part
+            self._closed = self._closed or time.monotonic() + usual >= end
+        return not self._closed
 
     def _is_full(self) -> bool:
         return self.max_tasks is not None and self._taken >= self.max_tasks

@@ -1,14 +1,17 @@
 """A worker service as a process: `python -m dpstream.services.<name>`.
 
 Reads the settings, connects to bus and store, and runs the service's workers, one per thread, until
-the process is to stop or an exit limit is reached. Exit status: 0 after a stop or an exit limit; 1
-if a worker died or did not stop in time; 2 for invalid settings or refused credentials.
+the process is to stop or an exit limit is reached. The exit status says what happened: 0 there was
+nothing left to do, or the process was idle when it was to stop; 75 it released a task because it
+was to stop; 1 a worker died or did not stop in time; 2 invalid settings, or credentials or rights
+that broker or store refuse.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import threading
@@ -21,7 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.connect import connect
-from dpstream.shared.errors import DpstreamError
+from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command
 from dpstream.shared.ports import Bus, Store
@@ -29,7 +32,7 @@ from dpstream.shared.runtime.context import Handler
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.scratch import private_folder
-from dpstream.shared.runtime.signals import asked_to_stop
+from dpstream.shared.runtime.signals import asked_to_stop, end_at_once
 from dpstream.shared.runtime.telemetry import WorkerMetrics
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.settings import (
@@ -42,9 +45,10 @@ from dpstream.shared.settings import (
 
 log = logger()
 
-BAD_INPUT = 2
-STOP_SECONDS = 25.0
-"""Seconds that a stop may take; orchestrators kill a process after 30."""
+DIED, BAD_INPUT, GAVE_BACK = 1, 2, 75
+"""Exit statuses; 75 is EX_TEMPFAIL of sysexits.h: another worker has to go on."""
+FREEING_SECONDS = 60.0
+"""Seconds in which a worker has to be free after the engine of its stuck task was killed."""
 NO_OBJECT = "labels/none"
 """Key that the readiness check looks up: every worker may read it, whether or not it exists."""
 
@@ -53,6 +57,9 @@ class Resources(Protocol):
     """A service's warm engines."""
 
     def start(self) -> None: ...
+
+    def interrupt(self) -> None:
+        """Kill the running engine from another thread; its task then fails."""
 
     def close(self) -> None: ...
 
@@ -97,7 +104,7 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
 def _run(service: WorkerService[S], settings: S) -> int:
     for variable, suggestion in misspelt_variables(service.settings):
         log.warning("unknown variable ignored", variable=variable, did_you_mean=suggestion)
-    with asked_to_stop() as stopping, ExitStack() as stack:
+    with asked_to_stop(again=_end_on_ctrl_c) as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         plans = service.plans(settings, scratch)
         name = settings.name or f"{service.name}-{socket.gethostname()}-{os.getpid()}"
@@ -110,8 +117,18 @@ def _run(service: WorkerService[S], settings: S) -> int:
             return 0
         bus, store = connected
         stack.enter_context(closing(bus))
-        health.reach += [lambda: bus.depth(COORDINATOR), lambda: store.exists(NO_OBJECT)]
+        health.reach += [
+            lambda: bus.depth(COORDINATOR),
+            lambda: store.exists(NO_OBJECT),
+            threads.check_rights,
+        ]
         return threads.work(bus, store, stopping)
+
+
+def _end_on_ctrl_c(number: int) -> None:
+    """A second SIGTERM changes nothing: Slurm sends two, and scripts forward what they received."""
+    if number == signal.SIGINT:
+        end_at_once(number)
 
 
 @dataclass
@@ -126,23 +143,48 @@ class WorkerThreads:
     workers: list[Worker[Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     failed: bool = False
+    refused: Refused | None = None
+    _freed_by: float | None = None
+    """When a worker whose engine was killed has to be free, monotonic clock."""
 
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
-        """Work until `stopping` is set or an exit limit is reached; returns the exit status."""
+        """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
+        `Refused` if broker or store keep refusing a worker's rights."""
         self._start(bus, store, stopping)
         log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues])
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():
-                deadline = deadline or time.monotonic() + STOP_SECONDS
+                deadline = deadline or time.monotonic() + self.settings.grace
                 if time.monotonic() > deadline:
                     log.error(
-                        f"a running task did not stop within {STOP_SECONDS:g} s; the coordinator "
-                        "issues it again when its lease ends"
+                        f"a running task did not stop within {self.settings.grace:g} s; the "
+                        "coordinator issues it again when its lease ends"
                     )
-                    return 1
+                    return DIED
+            if self._is_hung():
+                log.error("a task did not end although its engine was killed")
+                return DIED
+        if self.refused is not None:
+            raise self.refused
         log.info("stopped")
-        return int(self.failed)
+        if self.failed:
+            return DIED
+        return GAVE_BACK if any(worker.gave_back for worker in self.workers) else 0
+
+    def _is_hung(self) -> bool:
+        """Kills the engines of stuck tasks; True if a worker is not free a minute later."""
+        stuck = [
+            plan for worker, plan in zip(self.workers, self.plans, strict=False) if worker.is_stuck
+        ]
+        if not stuck:
+            self._freed_by = None
+        elif self._freed_by is None:
+            log.error("engine killed: its task should have ended long ago")
+            self._freed_by = time.monotonic() + FREEING_SECONDS
+            for plan in stuck:
+                plan.resources.interrupt()
+        return self._freed_by is not None and time.monotonic() > self._freed_by
 
     def trouble(self) -> str | None:
         """Reason why this process must be restarted, or None."""
@@ -152,13 +194,19 @@ class WorkerThreads:
             return "a worker died"
         return None
 
+    def check_rights(self) -> None:
+        """Raises BusError if a worker is refused its queue."""
+        for worker in self.workers:
+            if worker.refusal is not None:
+                raise BusError(worker.refusal)
+
     def close(self) -> None:
         for plan in self.plans:
             plan.resources.close()
 
     def _start(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
         settings = self.settings
-        limits = ExitLimits(settings.max_tasks, settings.idle_exit)
+        limits = ExitLimits(settings.max_tasks, settings.idle_exit, settings.lifetime)
         for number, plan in enumerate(self.plans):
             plan.resources.start()
             worker: Worker[Any] = Worker(
@@ -184,6 +232,9 @@ class WorkerThreads:
         """Run a worker; if it dies, stop the process, which its supervisor restarts."""
         try:
             worker.run()
+        except Refused as error:
+            self.refused = error
+            worker.stopping.set()
         except BaseException:
             log.exception("worker died", worker=worker.name)
             self.failed = True
@@ -204,8 +255,8 @@ def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
         prog=f"python -m dpstream.services.{service.name}",
         description=service.description,
         epilog=f"environment, [default] in brackets:\n{lines}\n\n"
-        "exit status: 0 after SIGTERM, SIGINT or an exit limit, 1 if a worker died, "
-        "2 for invalid settings\n",
+        "exit status: 0 nothing left to do, or idle when stopped; 75 released a task when stopped; "
+        "1 a worker died; 2 invalid settings or refused rights\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")

@@ -17,7 +17,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from dpstream.shared.errors import BusError, DigestMismatch, NotFound, StoreError
+from dpstream.shared.errors import BusError, DigestMismatch, NotFound, Refused, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 
@@ -25,21 +25,36 @@ log = logger()
 
 T = TypeVar("T")
 
+REFUSALS = 8
+"""Attempts that may be refused in a row, about a minute: new credentials and rights need time to
+take effect, and a restarted broker may refuse them at first."""
+
 
 def retry_outages(
     call: Callable[[], T],
     stopping: threading.Event,
     patience: float = float("inf"),
     telemetry: Telemetry | None = None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> T:
     """The result of `call`, retried at growing intervals (up to 30 s) while bus or store fail. The
-    error propagates once `stopping` is set or after `patience` seconds; permanent errors
-    (`NotFound`, `DigestMismatch`) propagate at once."""
+    error propagates once `stopping` is set, once `given_up()` is true, after `patience` seconds,
+    and after `REFUSALS` refusals in a row; permanent errors (`NotFound`, `DigestMismatch`)
+    propagate at once."""
     listener = telemetry or NoTelemetry()
+    refusals = 0
+
+    def is_refused_for_good(state: RetryCallState) -> bool:
+        nonlocal refusals
+        error = state.outcome and state.outcome.exception()
+        refusals = refusals + 1 if isinstance(error, Refused) else 0
+        return refusals >= REFUSALS
+
+    ended = stop_any(stop_when_event_set(stopping), stop_after_delay(patience))
     retrying = Retrying(
         retry=retry_if_exception(is_outage),
         wait=wait_random_exponential(multiplier=0.1, max=30),
-        stop=stop_any(stop_when_event_set(stopping), stop_after_delay(patience)),
+        stop=lambda state: is_refused_for_good(state) or ended(state) or given_up(),
         sleep=sleep_using_event(stopping),
         before_sleep=lambda state: _report(state, listener),
         reraise=True,

@@ -24,9 +24,9 @@ from typing import Generic, TypeVar
 import structlog
 
 from dpstream.shared.codec import decode_or_none, encode, topic_of
-from dpstream.shared.errors import BusError, NotFound, StoreError
+from dpstream.shared.errors import BusError, NotFound, Refused, StoreError
 from dpstream.shared.logs import logger
-from dpstream.shared.messages import Command, Message, TaskClaimed, TaskHeartbeat
+from dpstream.shared.messages import Command, Message, Result, TaskClaimed, TaskHeartbeat
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
@@ -67,15 +67,24 @@ class Worker(Generic[R]):
     others: tuple[str, ...] = ()
     telemetry: Telemetry = field(default_factory=NoTelemetry)
     limits: ExitLimits = field(default_factory=ExitLimits)
+    gave_back: bool = False
+    """Whether a task was released because the worker is to stop."""
+    refusal: str | None = None
+    """Why broker or store refused the last attempt to take a task, or None."""
     _deadline: float | None = None
     """Time on the monotonic clock after which the running task counts as stuck."""
+    _usual: dict[type[Command], float] = field(default_factory=dict)
+    """Usual seconds of a task, by command: an average that favours the latest."""
 
     def run(self) -> None:
         """Work until `stopping` is set, which releases a running task, or until an exit limit is
-        reached. Calls to bus and store are retried during outages."""
+        reached. Calls to bus and store are retried during outages. Raises `Refused` if they keep
+        refusing this worker's rights."""
         with structlog.contextvars.bound_contextvars(worker=self.name):
             try:
                 self._run()
+            except Refused:
+                raise
             except (BusError, StoreError) as error:
                 log.warning("stopped while broker or store did not answer", reason=str(error))
 
@@ -115,11 +124,18 @@ class Worker(Generic[R]):
         return not (self.stopping.is_set() or self.limits.over)
 
     def _retry(self, call: Callable[[], T]) -> T:
-        return retry_outages(call, self.stopping, telemetry=self.telemetry)
+        return retry_outages(
+            call, self.stopping, telemetry=self.telemetry, given_up=lambda: self.limits.over
+        )
 
     def _take(self, queue: str) -> Command | None:
         """Wait for a delivery and settle it; the command, if this worker claimed it."""
-        subscription = self.bus.consume(queue, prefetch=1)
+        try:
+            subscription = self.bus.consume(queue, prefetch=1)
+            self.refusal = None
+        except Refused as error:
+            self.refusal = str(error)
+            raise
         try:
             delivery = self._wait(subscription)
             if delivery is None:
@@ -157,28 +173,29 @@ class Worker(Generic[R]):
 
     def _admitted(self, delivery: Delivery) -> Command | None:
         """The command, if the exit limits allow one more task and this worker wins its claim."""
-        if not self.limits.admit():
+        message = decode_or_none(delivery.body)
+        usual = self._usual.get(type(message), 0.0) if isinstance(message, Command) else 0.0
+        if not self.limits.admit(usual):
             delivery.reject()
             return None
         command = None
         try:
-            command = self._claim_or_reject(delivery)
+            command = self._claim_or_reject(delivery, message)
         finally:
             if command is None:
                 self.limits.release(worked=False)
         return command
 
-    def _claim_or_reject(self, delivery: Delivery) -> Command | None:
+    def _claim_or_reject(self, delivery: Delivery, message: Message | None) -> Command | None:
         try:
-            return self._claim(delivery.body)
+            return self._claim(delivery.body, message)
         except (BusError, StoreError):
             with suppress(BusError):
                 delivery.reject()
             raise
 
-    def _claim(self, delivered: bytes) -> Command | None:
+    def _claim(self, delivered: bytes, command: Message | None) -> Command | None:
         """The command, if this worker wins its claim; None if the delivery needs no work."""
-        command = decode_or_none(delivered)
         if not isinstance(command, Command) or type(command) not in self.handlers:
             self._retry(lambda: bury(self.store, delivered))
             self.telemetry.buried()
@@ -237,6 +254,10 @@ class Worker(Generic[R]):
             beat.join()
             shutil.rmtree(scratch, ignore_errors=True)
         outcome = outcome_of(event, context)
+        self.gave_back = self.gave_back or outcome == "preempted"
+        if isinstance(event, Result):
+            before = self._usual.get(type(command), event.seconds)
+            self._usual[type(command)] = (before + event.seconds) / 2
         self.telemetry.ended(command, outcome)
         with self._spending("publish"):
             context.publish(event)

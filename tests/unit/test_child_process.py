@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from dpstream.deploy.devcluster.processes import ProcessRecord
-from dpstream.shared.errors import EngineCrashed, EngineError, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, Stopped
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
 
@@ -132,6 +133,40 @@ def test_a_child_killed_while_idle_is_replaced(engine: ChildProcess) -> None:
     os.kill(first, signal.SIGKILL)
     eventually(lambda: not is_running(first))
     assert engine.call("pid", {}) != first
+
+
+def test_a_child_that_something_else_kills_ran_out_of_memory(
+    engine: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPSTREAM_POOL", "spot")
+    monkeypatch.setattr("dpstream.shared.runtime.child_process.YIELD_SECONDS", 0.1)
+    with pytest.raises(EngineKilled, match="out of memory on spot"):
+        engine.call("die", {"number": signal.SIGKILL}, tick=lambda: None)
+    assert engine.call("count", {}) == 1
+
+
+def test_an_interrupted_child_is_a_crash(engine: ChildProcess) -> None:
+    engine.call("pid", {})
+    threading.Timer(0.2, engine.interrupt).start()
+    with pytest.raises(EngineCrashed) as caught:
+        engine.call("sleep", {"seconds": 60})
+    assert not isinstance(caught.value, EngineKilled)
+    assert engine.call("count", {}) == 1
+
+
+def test_a_child_that_ends_just_before_its_worker_is_stopped_is_no_crash(
+    engine: ChildProcess,
+) -> None:
+    """A batch system signals all processes of a job."""
+    ended = time.monotonic() + 0.5
+
+    def tick() -> None:
+        if time.monotonic() > ended:
+            raise Stopped("the worker is stopping")
+
+    with pytest.raises(Stopped):
+        engine.call("die", {"number": signal.SIGTERM}, tick=tick)
+    assert engine.pid is None
 
 
 def test_a_segmentation_fault_says_where(engine: ChildProcess) -> None:

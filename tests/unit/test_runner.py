@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.runner import run_files
+from dpstream.shared.atoms.frames import Frame
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Stopped
+from dpstream.shared.values import Recipe
 from tests.support.orphans import outlived
 
 LABELER = """
@@ -18,3 +25,76 @@ run(["sleep", "300"], Path.cwd(), cores=1, seconds=300, tick=lambda: None)
 @pytest.mark.slow
 def test_a_program_does_not_outlive_its_labeler(tmp_path: Path) -> None:
     assert outlived(LABELER, tmp_path, bool) == set()
+
+
+class Ending:
+    """A program that ends as `script` does."""
+
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
+        """None."""
+
+    def command(self, recipe: Recipe, cores: int) -> list[str]:
+        return ["sh", "-c", self.script]
+
+    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        return Outcome(exit_status=exit_status)
+
+
+def outcome_of(script: str, folder: Path, tick: object = lambda: None) -> Outcome:
+    frame = Frame(("H",), np.zeros((1, 3)))
+    recipe = Recipe(code="custom", version="1", settings={}, charge=0, multiplicity=1)
+    return run_files(
+        Ending(script),  # type: ignore[arg-type]
+        recipe,
+        frame,
+        folder / "run",
+        files={},
+        cores=1,
+        seconds=60,
+        tick=tick,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.child_process.YIELD_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("prompt")
+@pytest.mark.parametrize("script", ["kill -KILL $$", "exit 137"])
+def test_a_killed_program_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setenv("DPSTREAM_POOL", "campus")
+    with pytest.raises(EngineKilled, match=r"sh was killed, .* out of memory on campus"):
+        outcome_of(script, tmp_path)
+
+
+@pytest.mark.usefixtures("prompt")
+def test_another_signal_is_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(EngineCrashed, match="SIGSEGV") as caught:
+        outcome_of("kill -SEGV $$", tmp_path)
+    assert not isinstance(caught.value, EngineKilled)
+
+
+@pytest.mark.parametrize("script", ["exit 143", "kill -TERM $$", "exit 1"])
+def test_a_program_that_ends_just_before_its_worker_is_stopped_is_not_judged(
+    tmp_path: Path, script: str
+) -> None:
+    """Slurm signals every process of a job, and srun ends with status 143 before the worker."""
+    stop = time.monotonic() + 0.7
+
+    def tick() -> None:
+        if time.monotonic() > stop:
+            raise Stopped("the worker is stopping")
+
+    with pytest.raises(Stopped):
+        outcome_of(script, tmp_path, tick)
+
+
+@pytest.mark.usefixtures("prompt")
+def test_without_a_stop_a_failed_program_is_judged(tmp_path: Path) -> None:
+    assert outcome_of("exit 143", tmp_path).exit_status == 143

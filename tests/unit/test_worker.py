@@ -481,6 +481,26 @@ def test_an_idle_worker_goes_home(workers: WorkerHarness) -> None:
     assert not workers.alive()
 
 
+def test_no_task_begins_that_usually_outlasts_the_lifetime(workers: WorkerHarness) -> None:
+    def slow(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
+        time.sleep(1.0)
+        return succeed(resources, command, context)
+
+    workers.send(label("t1"), label("t2"))
+    workers.worker(slow, limits=ExitLimits(lifetime=1.8))  # at least 1.62 s, and 0.6 s are left
+    workers.running[0][1].join(PROMPT)
+    assert not workers.alive()
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+    assert workers.bus.depth("label.toy") == 1
+
+
+def test_a_worker_past_its_lifetime_takes_no_task(workers: WorkerHarness) -> None:
+    workers.worker(limits=ExitLimits(lifetime=0.05))
+    workers.running[0][1].join(PROMPT)
+    assert not workers.alive()
+    assert not ExitLimits(lifetime=0.0).admit()
+
+
 def test_lines_about_a_task_name_it(workers: WorkerHarness, log_stream: io.StringIO) -> None:
     def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         structlog.get_logger().info("from the handler")

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.errors import BusError, EngineCrashed, Refused
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
+    GAVE_BACK,
     WorkerPlan,
     WorkerService,
     WorkerThreads,
+    _end_on_ctrl_c,
     main,
 )
 from dpstream.shared.settings import WorkerSettings, variables
 from tests.support.faulty_adapters import FlakyBus
-from tests.support.worker import PROMPT, WorkerHarness, label, succeed
+from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 
 class Bench:
     def __init__(self) -> None:
-        self.running = False
+        self.running = self.interrupted = False
 
     def start(self) -> None:
         self.running = True
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
     def close(self) -> None:
         self.running = False
@@ -83,10 +91,7 @@ def test_a_worker_that_dies_takes_the_process_with_it(workers: WorkerHarness) ->
     assert office.crew.trouble() == "a worker died"
 
 
-def test_a_task_that_does_not_let_go_is_left_to_its_lease(
-    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dpstream.shared.runtime.process.STOP_SECONDS", 0.3)
+def test_a_task_that_does_not_let_go_is_left_to_its_lease(workers: WorkerHarness) -> None:
     working, go_on = threading.Event(), threading.Event()
 
     def deaf(resources: Any, command: Any, context: Any) -> Any:
@@ -94,7 +99,7 @@ def test_a_task_that_does_not_let_go_is_left_to_its_lease(
         assert go_on.wait(PROMPT)
         return succeed(resources, command, context)
 
-    office = Office(workers, deaf)
+    office = Office(workers, deaf, grace=1.0)
     workers.send(label())
     assert working.wait(PROMPT)
     office.stopping.set()
@@ -118,6 +123,85 @@ def test_a_stuck_task_is_no_life(workers: WorkerHarness, monkeypatch: pytest.Mon
     office.stopping.set()
     assert office.end() == 0
     assert told == ["a task is still running long after its time limit"]
+
+
+def test_a_task_given_back_is_exit_status_75(workers: WorkerHarness) -> None:
+    office = Office(workers, patient)
+    workers.send(label())
+    workers.next_event()
+    office.stopping.set()
+    assert office.end() == GAVE_BACK == 75
+    assert isinstance(workers.next_event(), m.TaskReleased)
+
+
+def test_the_engine_of_a_stuck_task_is_killed(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)  # label() has 60 s
+
+    def hanging(resources: Bench, command: Any, context: Any) -> Any:
+        while not resources.interrupted:
+            time.sleep(0.01)
+        raise EngineCrashed("it died")
+
+    office = Office(workers, hanging)
+    workers.send(label())
+    assert workers.next_types(2) == [m.TaskClaimed, m.TaskFailed]
+    office.stopping.set()
+    assert office.end() == 0
+
+
+def test_a_worker_that_its_dead_engine_does_not_free_ends_the_process(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)
+    monkeypatch.setattr("dpstream.shared.runtime.process.FREEING_SECONDS", 0.2)
+    go_on = threading.Event()
+
+    def deaf(resources: Any, command: Any, context: Any) -> Any:
+        assert go_on.wait(PROMPT)
+        return succeed(resources, command, context)
+
+    office = Office(workers, deaf)
+    workers.send(label())
+    assert office.end() == 1
+    go_on.set()
+    for thread in office.crew.threads:
+        thread.join(0.1)
+    office.stopping.set()
+
+
+def test_refused_rights_end_the_process(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.retry.REFUSALS", 3)
+
+    class Foreign(FlakyBus):
+        def consume(self, queue: str, prefetch: int = 1) -> Any:
+            raise Refused("ACCESS_REFUSED - access to queue 'label.toy' refused")
+
+    crew = WorkerThreads(
+        "lab",
+        [WorkerPlan(("label.toy",), {m.Label: succeed}, Bench())],
+        workers.folder,
+        WorkerSettings(broker="amqp://host", store="x"),  # type: ignore[arg-type]
+    )
+    bus = Foreign(InProcessBus(workers.broker), lambda operation: False)
+    with pytest.raises(Refused, match=r"label\.toy"):
+        crew.work(bus, workers.store, threading.Event())
+    with pytest.raises(BusError, match="ACCESS_REFUSED"):
+        crew.check_rights()
+
+
+def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("dpstream.shared.runtime.process.end_at_once", ended.append)
+    _end_on_ctrl_c(signal.SIGTERM)
+    assert ended == []
+    _end_on_ctrl_c(signal.SIGINT)
+    assert ended == [signal.SIGINT]
 
 
 def test_a_shift_is_the_whole_crews(workers: WorkerHarness) -> None:

@@ -37,9 +37,9 @@ from dpstream.deploy.devcluster.waiting import within
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
+from dpstream.shared.environment import PASSED
 from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.files import write_whole
-from dpstream.shared.runtime.child_process import PASSED
 
 OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))

@@ -1,0 +1,58 @@
+"""The part of a worker's environment that its engines and labeling programs may see.
+
+A worker's own environment contains secrets, such as the broker's URL and cloud keys. Programs of a
+batch system need more than the usual variables: `srun` inside an allocation has to see `SLURM_*`,
+or it asks for a second one. `DPSTREAM_PASS` names such variables.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable
+
+PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
+PASS = "DPSTREAM_PASS"
+"""The variable with further patterns, separated by commas."""
+SECRET = (
+    "*SECRET*",
+    "*TOKEN*",
+    "*PASSWORD*",
+    "*CREDENTIAL*",
+    "*ACCESS_KEY*",
+    "*_JWT",
+    "DPSTREAM_*",
+)
+"""Patterns of variables that are never passed."""
+SECRETS = (
+    "DPSTREAM_BROKER",
+    "DPSTREAM_STORE_SECRET_KEY",
+    "DPSTREAM_API_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+)
+"""Secrets that no pattern of `DPSTREAM_PASS` may match, set or not."""
+
+
+def passed_environment() -> dict[str, str]:
+    """The variables of this process that match `PASSED` or `DPSTREAM_PASS`, without secrets."""
+    patterns = (*PASSED, *filter(None, map(str.strip, os.environ.get(PASS, "").split(","))))
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if _matches(name, patterns) and not _matches(name, SECRET)
+    }
+
+
+def checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns. Raises ValueError if one matches a secret."""
+    for pattern in patterns:
+        for secret in SECRETS:
+            if fnmatch.fnmatchcase(secret, pattern):
+                raise ValueError(f"{pattern!r} matches the secret {secret}; give narrower patterns")
+    return patterns
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
