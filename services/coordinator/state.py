@@ -122,6 +122,10 @@ class LabelState:
     """Frames no longer to be labelled, because a newer version finds them accurate."""
     reused: int = 0
     """Labels that were in the store already and cost nothing."""
+    computed: int = 0
+    """Labels and rejections that took time."""
+    milliseconds: int = 0
+    """Time they took in all; whole numbers, whose sum does not depend on the order."""
     audited: Table[None] = Map()
     """Keys of the labelled audit frames of all stages."""
 

@@ -30,7 +30,13 @@ class LabelSettings(Section):
         description="frame parameter that holds the electron temperature (K); it replaces the "
         "smearing in `settings` by Fermi-Dirac occupations",
     )
-    bundle: int = Field(default=5, ge=1, le=100, description="frames per label task")
+    bundle: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="most frames per label task; a task has as many as take about a second, in a "
+        "reproducible campaign this number or 1",
+    )
     max_force: Positive = Field(
         default=50.0, description="eV/Å; labels with a larger force are rejected"
     )

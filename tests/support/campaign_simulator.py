@@ -110,15 +110,18 @@ def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
 class CampaignSimulator:
     """Answers commands. `ripe`: the committee version from which on all frames are accurate. `off`:
     how far the elastic constant by a committee version is from the recipe's, as a share; the
-    final model counts as version 0."""
+    final model counts as version 0. `label_seconds`: of each label; at 0 the times do not determine
+    how many frames a label task has."""
 
     def __init__(
         self,
         ripe: int = 3,
         reject: Callable[[str], bool] = lambda key: False,
         off: Callable[[int], float] = lambda version: 0.04,
+        label_seconds: float = 0.0,
     ) -> None:
         self.ripe, self.reject, self.off = ripe, reject, off
+        self.label_seconds = label_seconds
         self.manifests: dict[str, str] = {}
         self.labelled: list[str] = []
         self.offered: dict[str, list[tuple[int, str]]] = {}
@@ -298,7 +301,7 @@ class CampaignSimulator:
                         label=ref(f"label-{frame.key}"),
                         reused=False,
                         max_force=1.0,
-                        seconds=0.1,
+                        seconds=self.label_seconds,
                     )
                 )
         return [

@@ -10,7 +10,14 @@ from collections.abc import Iterable
 
 from dpstream.services.coordinator.apply.tasks import current_task, live_task, settle
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import FrameStatus, KnownFrame, State, Task, timeless
+from dpstream.services.coordinator.state import (
+    FrameStatus,
+    KnownFrame,
+    LabelState,
+    State,
+    Task,
+    timeless,
+)
 from dpstream.shared import messages as m
 from dpstream.shared.values import FrameRef, Ref
 
@@ -52,9 +59,19 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
         state = _accept(state, accepted.key, accepted.label)
     for rejection in () if cancelled else event.rejected:
         state = reject_frame(state, rejection.key)
-    reused = sum(accepted.reused for accepted in event.accepted)
-    labels = replace(state.labels, reused=state.labels.reused + reused)
-    return replace(state, labels=labels) if reused else state
+    return replace(state, labels=_counted(state.labels, event))
+
+
+def _counted(labels: LabelState, event: m.LabelsDone) -> LabelState:
+    """With the reused labels of a result, and the time that the others took."""
+    times = [accepted.seconds for accepted in event.accepted if not accepted.reused]
+    times += [rejected.seconds for rejected in event.rejected if rejected.seconds > 0]
+    return replace(
+        labels,
+        reused=labels.reused + sum(accepted.reused for accepted in event.accepted),
+        computed=labels.computed + len(times),
+        milliseconds=labels.milliseconds + sum(round(1000 * each) for each in times),
+    )
 
 
 def _covers(event: m.LabelsDone, task: Task) -> bool:

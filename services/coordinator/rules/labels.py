@@ -7,6 +7,7 @@ of them, which travel as manifests because a message has no room for them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
@@ -16,6 +17,11 @@ from dpstream.services.coordinator.state import KnownFrame, State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import AutoTrust
 from dpstream.shared.values import Dataset, FrameRef, Ref, is_offered, stable_id, stable_seed
+
+BUNDLE_SECONDS = 1.0
+"""Work in a label task, s: much more than a message costs, and little to lose."""
+MOST_FRAMES = 100
+"""Most frames that a label task may have."""
 
 
 def begin_references(decisions: Decisions) -> None:
@@ -66,11 +72,28 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
         offer = state.proposals.offers.get(key)
         return (0, "") if offer is None else (-offer.priority, offer.generator)
 
-    size = state.spec.labels.bundle
     for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):
-        keys = list(group)
-        for first in range(0, len(keys), size):
-            yield -rank, tuple(state.labels.frames[key].ref for key in keys[first : first + size])
+        left = list(group)
+        while left:
+            size = _frames_per_task(state, len(left))
+            keys, left = left[:size], left[size:]
+            yield -rank, tuple(state.labels.frames[key].ref for key in keys)
+
+
+def _frames_per_task(state: State, left: int) -> int:
+    """As many frames as take about `BUNDLE_SECONDS` by the labels so far, at most `labels.bundle`.
+    The last tasks for `left` frames are smaller, so that all workers end at about the same time.
+    Before the first label, and where the ledger must not depend on times, `labels.bundle` or 1."""
+    labels, most = state.labels, state.spec.labels.bundle
+    if not labels.milliseconds or state.spec.starts_over:
+        return most or 1
+    usual = labels.milliseconds / labels.computed / 1000
+    share = math.ceil(left / (2 * max(1, _busy_labelers(state))))
+    return max(1, min(most or MOST_FRAMES, int(BUNDLE_SECONDS / usual), share))
+
+
+def _busy_labelers(state: State) -> int:
+    return sum(task.status == "running" for task in state.under_way(m.Label))
 
 
 def _new_task_identity(state: State, *what: object) -> tuple[object, ...]:
