@@ -10,10 +10,9 @@ from dpstream.services.coordinator.apply.labels import request_labels
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.rules.labels import _bundles
 from dpstream.services.coordinator.state import KnownFrame, State, Task
-from dpstream.shared import messages as m
 from dpstream.shared.values import FrameRef
-from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
-from tests.support.lossy_delivery import LossyDelivery
+from tests.support.campaign_simulator import key, ref, spec
+from tests.support.worker import label
 
 
 def sizes(
@@ -28,13 +27,8 @@ def sizes(
     state = request_labels(state, known)
     times = replace(state.labels, computed=10, milliseconds=round(10_000 * seconds))
     state = replace(state, labels=times)
-    (label,) = (
-        c for c in LossyDelivery(CampaignSimulator(), spec(labels={"bundle": 100})).commands[:1]
-    )
-    assert isinstance(label, m.Label)
     for number in range(busy):
-        command = label.model_copy(update={"task": f"running{number:08d}"})
-        state = state.with_task(Task(command, status="running"))
+        state = state.with_task(Task(label(f"running{number}"), status="running"))
     return [len(refs) for _, refs in _bundles(state)]
 
 
