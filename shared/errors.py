@@ -11,6 +11,8 @@
     │                        a needed feature; a process that starts does not retry it
     ├── Fenced               a newer coordinator has taken over this campaign
     ├── CorruptLedger        a campaign's ledger cannot be read as it was written
+    ├── FleetError           what runs the workers cannot be asked, or refuses
+    │   └── FleetLimit       a quota or limit of the fleet engine forbids more workers
     └── TaskError            raised by a handler to end its task
         ├── Temporary        worth another attempt; does not count against the task's attempts
         ├── Permanent        would fail the same way again: the task is abandoned at once
@@ -71,6 +73,14 @@ class Fenced(DpstreamError):
 
 class CorruptLedger(DpstreamError):
     """A segment of a campaign's ledger is missing or differs from what was written."""
+
+
+class FleetError(DpstreamError):
+    """The fleet engine could not complete a request."""
+
+
+class FleetLimit(FleetError):
+    """A quota or a limit of the fleet engine forbids more workers."""
 
 
 class TaskError(DpstreamError):

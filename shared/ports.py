@@ -1,13 +1,13 @@
-"""The two ports that every service is built on: `Bus` and `Store`.
+"""The ports that the services are built on: `Bus` and `Store`, and `Fleet`, which starts workers.
 
-Each has an in-process adapter, used by `dpstream run`, and adapters for deployments (RabbitMQ, S3).
-All adapters pass the same conformance suite (`tests/contract`).
+`Bus` and `Store` have an in-process adapter, used by `dpstream run`, and adapters for deployments
+(RabbitMQ, S3). All adapters of a port pass the same conformance suite (`tests/contract`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -110,3 +110,48 @@ class Store(Protocol):
 
     def download(self, key: str, path: Path) -> None:
         """Like `get`, into a file. Raises `NotFound`."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One object of a fleet engine, such as a Slurm array: workers of one pool that were launched
+    together under `name`.
+
+    waiting: processes that the engine has not started; starting: those it is starting; running;
+    ended: counts by exit status or, in the engine's words, by reason; since: when it was launched,
+    seconds since the epoch; reason: why it waits, in the engine's words.
+    """
+
+    name: str
+    pool: str
+    waiting: int = 0
+    starting: int = 0
+    running: int = 0
+    ended: Mapping[str, int] = field(default_factory=dict)
+    since: float = 0.0
+    reason: str = ""
+
+    @property
+    def alive(self) -> int:
+        return self.waiting + self.starting + self.running
+
+
+class Fleet(Protocol):
+    """An engine that runs workers: child processes, Slurm, Kubernetes. It places them on machines;
+    workers leave by themselves when their queue is empty.
+
+    Every method raises `FleetError` if the engine cannot be asked, and then nothing is known.
+    """
+
+    def running(self) -> Sequence[Launch]:
+        """Every launch of this deployment that has not ended, and those that ended recently."""
+
+    def launch(self, pool: str, count: int, name: str) -> None:
+        """Launch `count` workers as one object. Has no effect if `name` exists, so that a lost
+        reply may be followed by the same call. Raises `FleetLimit` if a quota forbids it."""
+
+    def retire(self, launch: Launch, most: int) -> int:
+        """Take back up to `most` processes that have not started; returns how many."""
+
+    def end(self, launch: Launch) -> None:
+        """Ask every process of the launch to stop (SIGTERM), and take back what waits."""

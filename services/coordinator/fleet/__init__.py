@@ -1,0 +1,6 @@
+"""Starts workers on demand: how many each pool wants, and the engines that run them.
+
+`plan.py` computes the launches of one turn from the demand (tasks by queue) and from what stands
+(launches by pool). `reconciler.py` lists, plans and launches in a thread of its own. `pools.py` is
+the machine file. Each other module is one fleet engine: `process.py` and `slurm.py`.
+"""

@@ -1,0 +1,207 @@
+"""Decides how many workers each pool wants, and what to launch and to take back for it.
+
+A pure function of the demand, of what stands, and of the time. Pools are filled in the order of
+their price. A pool passes demand on to the next one when it is full, paused, over its budget or
+unknown, or when its launches wait longer than its `patience`. Workers that run are never ended
+here: they leave when their queue is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dpstream.services.coordinator.fleet.pools import LARGEST, PoolSettings
+from dpstream.shared.ports import Launch
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Tasks of one queue in active campaigns; `seconds`: of a usual task, None before the first."""
+
+    waiting: int = 0
+    running: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of one pool."""
+
+    launches: tuple[Launch, ...] = ()
+    unknown_since: float | None = None
+    """When the engine could last be asked; None: the launches are those of now."""
+    blocked: str = ""
+    """Why nothing may be launched: failed launches, a used-up budget."""
+    ceiling: int | None = None
+    """Workers beyond which the engine has refused a launch."""
+    start_time: float | None = None
+    """Measured time from launch to start, s."""
+
+    @property
+    def started(self) -> int:
+        return sum(launch.starting + launch.running for launch in self.launches)
+
+    @property
+    def alive(self) -> int:
+        return sum(launch.alive for launch in self.launches)
+
+
+@dataclass(frozen=True)
+class NewLaunch:
+    pool: str
+    count: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """Take back up to `most` waiting processes."""
+
+    launch: Launch
+    most: int
+
+
+@dataclass(frozen=True)
+class PoolVerdict:
+    """How many workers a pool wants, and what limits or holds it."""
+
+    wanted: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    launches: tuple[NewLaunch, ...] = ()
+    retirements: tuple[Retirement, ...] = ()
+    verdicts: Mapping[str, PoolVerdict] = field(default_factory=dict)
+
+
+def plan(
+    demand: Mapping[str, Demand],
+    standing: Mapping[str, Standing],
+    pools: Mapping[str, PoolSettings],
+    now: float,
+) -> FleetPlan:
+    """What to do in this turn. `now`: seconds since the epoch."""
+    waiting = {queue: float(each.waiting) for queue, each in demand.items()}
+    running = {queue: each.running for queue, each in demand.items()}
+    launches: list[NewLaunch] = []
+    retirements: list[Retirement] = []
+    verdicts: dict[str, PoolVerdict] = {}
+    for name in sorted(pools, key=lambda each: (pools[each].price, each)):
+        turn = _PoolTurn(name, pools[name], standing.get(name, Standing()), demand, now)
+        verdicts[name] = turn.decide(waiting, running)
+        launches += turn.launches()
+        retirements += turn.retirements()
+    return FleetPlan(tuple(launches), tuple(retirements), verdicts)
+
+
+class _PoolTurn:
+    """The decision about one pool."""
+
+    def __init__(
+        self,
+        name: str,
+        pool: PoolSettings,
+        standing: Standing,
+        demand: Mapping[str, Demand],
+        now: float,
+    ) -> None:
+        self.name, self.pool, self.standing, self.now = name, pool, standing, now
+        self.per_slot = {
+            queue: self._tasks_per_slot(demand.get(queue, Demand())) for queue in pool.serves
+        }
+        self.wanted = 0
+
+    def decide(self, waiting: dict[str, float], running: dict[str, int]) -> PoolVerdict:
+        """The verdict. Takes what this pool provides for off `waiting` and `running`."""
+        keep = self._kept(running)
+        need = math.ceil(self._slots_needed(waiting) / self.pool.slots)
+        self.wanted = min(self._limit(), max(self.pool.min, keep + need))
+        self._provide(max(0, min(self.wanted, self._available()) - keep), waiting)
+        return PoolVerdict(self.wanted, self._reason(keep + need))
+
+    def launches(self) -> Iterator[NewLaunch]:
+        count = min(self.wanted - self.standing.alive, self._step(), LARGEST[self.pool.engine])
+        if count > 0 and not self._is_held():
+            yield NewLaunch(self.name, count, f"{self.name}-{int(self.now * 1000):x}")
+
+    def retirements(self) -> Iterator[Retirement]:
+        surplus = self.standing.alive - self.wanted
+        if self.standing.unknown_since is not None:
+            return
+        for launch in sorted(self.standing.launches, key=lambda each: -each.since):
+            most = min(surplus, launch.waiting)
+            if most > 0 and self.now - launch.since >= self.pool.cool_down:
+                surplus -= most
+                yield Retirement(launch, most)
+
+    def _tasks_per_slot(self, demand: Demand) -> int:
+        """Waiting tasks that are worth a process of their own per slot."""
+        start = self.standing.start_time or self.pool.start_time
+        if not demand.seconds:
+            return 1
+        return max(1, math.ceil(self.pool.worth * start / demand.seconds))
+
+    def _kept(self, running: dict[str, int]) -> int:
+        """Processes that running tasks keep. A running task never causes a launch: its worker may
+        be lost."""
+        kept = self.standing.alive * self.pool.slots
+        taken = 0
+        for queue in self.pool.serves:
+            part = min(running.get(queue, 0), kept - taken)
+            running[queue] = running.get(queue, 0) - part
+            taken += part
+        return math.ceil(taken / self.pool.slots)
+
+    def _slots_needed(self, waiting: Mapping[str, float]) -> int:
+        return sum(
+            math.ceil(waiting.get(queue, 0) / self.per_slot[queue]) for queue in self.pool.serves
+        )
+
+    def _provide(self, processes: int, waiting: dict[str, float]) -> None:
+        slots = processes * self.pool.slots
+        for queue in self.pool.serves:
+            taken = min(slots, math.ceil(waiting.get(queue, 0) / self.per_slot[queue]))
+            waiting[queue] = max(0.0, waiting.get(queue, 0) - taken * self.per_slot[queue])
+            slots -= taken
+
+    def _limit(self) -> int:
+        """Most workers that the pool may have now."""
+        ceiling = self.pool.max if self.standing.ceiling is None else self.standing.ceiling
+        limit = min(self.pool.max, ceiling)
+        return min(limit, self.standing.alive) if self._is_held() else limit
+
+    def _available(self) -> int:
+        """Workers that can be counted on; the rest of the demand goes to the next pool."""
+        return self.standing.started if self._is_late() else self.wanted
+
+    def _step(self) -> int:
+        """Workers that may be launched now: as many as run, at least `step`, less those that have
+        not started yet."""
+        started = sum(launch.running for launch in self.standing.launches)
+        return max(self.pool.step, started) - (self.standing.alive - started)
+
+    def _is_held(self) -> bool:
+        return bool(self.standing.blocked) or self.standing.unknown_since is not None
+
+    def _is_late(self) -> bool:
+        """Whether launches wait, or the engine has been silent, longer than `patience`."""
+        since = [launch.since for launch in self.standing.launches if launch.waiting]
+        if self.standing.unknown_since is not None:
+            since.append(self.standing.unknown_since)
+        return bool(since) and self.now - min(since) > self.pool.patience
+
+    def _reason(self, wanted: int) -> str:
+        if self.standing.blocked:
+            return self.standing.blocked
+        if self.standing.unknown_since is not None:
+            return "the fleet engine does not answer"
+        if self._is_late():
+            waits = next((each.reason for each in self.standing.launches if each.reason), "")
+            return f"launches wait longer than patience{waits and f': {waits}'}"
+        if wanted > self.wanted:
+            return "max" if self.standing.ceiling is None else "limit of the fleet engine"
+        return ""

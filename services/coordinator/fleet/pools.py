@@ -1,0 +1,186 @@
+"""The machine file: the pools of workers of a deployment, and what they may cost.
+
+The coordinator reads it (`DPSTREAM_FLEET`), and `dpstream fleet` checks and renders it. It contains
+no secrets: workers get theirs from files named under `source`, or from a Secret of Kubernetes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from dpstream.shared.bus.topology import declared
+from dpstream.shared.environment import SECRET
+from dpstream.shared.messages import COMMANDS, Service
+from dpstream.shared.spec.base import Section
+from dpstream.shared.spec.errors import read_document, validated
+from dpstream.shared.values import Name
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000}
+"""Most workers of one launch, by engine; Slurm's default MaxArraySize is 1001."""
+LABEL = "label."
+"""Prefix of the queues of labelers."""
+
+
+def seconds_of(value: Any) -> Any:
+    """Reads `90`, `90s`, `10m`, `23h` or `2d` as seconds."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
+    if found is None:
+        raise ValueError("must be a time such as 90s, 10m, 23h or 2d")
+    return float(found[1]) * UNITS[found[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
+Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[KMGT]$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class SlurmPool(Section):
+    partition: str | None = Field(default=None, description="partition; default: the cluster's")
+    account: str | None = Field(default=None, description="account that is charged")
+    qos: str | None = Field(default=None, description="quality of service")
+    time_limit: str | None = Field(default=None, description="walltime of a worker, e.g. 24:00:00")
+    submit_prefix: tuple[str, ...] = Field(
+        default=(),
+        description="command that runs sbatch, squeue and scancel elsewhere, e.g. [ssh, login1]",
+    )
+    flags: tuple[str, ...] = Field(
+        default=(), description="further options of sbatch, e.g. [--exclusive]"
+    )
+
+
+class PoolSettings(Section):
+    """One pool of workers: processes of one service on machines of one kind."""
+
+    engine: Literal["process", "slurm"] = Field(description="what runs the workers")
+    serves: tuple[str, ...] = Field(
+        min_length=1, description="queues of one service: train, explore, judge or label.CODE"
+    )
+    command: tuple[str, ...] = Field(
+        default=(),
+        description="program and arguments of a worker; default: that service of this installation",
+    )
+    cpus: int = Field(default=1, ge=1, description="cores of a worker")
+    gpus: int = Field(default=0, ge=0, description="GPUs of a worker")
+    memory: Memory | None = Field(default=None, description="memory of a worker, e.g. 120G")
+    slots: int = Field(default=1, ge=1, description="tasks that a worker process runs at once")
+    min: int = Field(default=0, ge=0, description="workers that are kept without demand")
+    max: int = Field(ge=0, description="most workers")
+    step: int = Field(
+        default=4, ge=1, description="workers of the first launch; later ones double the pool"
+    )
+    cool_down: Seconds = Field(
+        default=60.0, description="how long a launch waits before workers are taken back"
+    )
+    idle_exit: Seconds = Field(default=120.0, description="an idle worker leaves after this time")
+    lifetime: Seconds | None = Field(
+        default=None, description="a worker ends its work in this time"
+    )
+    grace: Seconds = Field(default=25.0, description="time between SIGTERM and SIGKILL")
+    patience: Seconds = Field(
+        default=600.0, description="how long launches may wait before the next pool is used"
+    )
+    start_limit: Seconds = Field(
+        default=600.0, description="a worker that is not up after this time has failed"
+    )
+    start_time: Seconds = Field(
+        default=15.0, description="usual time from launch to the first task, until it is measured"
+    )
+    worth: float = Field(
+        default=2.0, ge=0, description="a worker is launched for this many start times of work"
+    )
+    price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
+    spot: bool = Field(default=False, description="the machines may be reclaimed at any time")
+    modules: tuple[str, ...] = Field(default=(), description="environment modules to load")
+    source: tuple[Path, ...] = Field(
+        default=(), description="shell files to read first, e.g. with the worker's credentials"
+    )
+    envs: dict[Variable, str] = Field(default={}, description="environment variables; no secrets")
+    slurm: SlurmPool = Field(default=SlurmPool(), description="for the engine slurm")
+
+    @property
+    def service(self) -> Service:
+        """The service whose processes the pool runs."""
+        return SERVICES[queue_kind(self.serves[0])]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Program and arguments of a worker."""
+        return self.command or (sys.executable, "-m", f"dpstream.services.{self.service}")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PoolSettings:
+        for queue in self.serves:
+            if declared(queue) is None or queue_kind(queue) not in SERVICES:
+                raise ValueError(f"serves: {queue!r}: must be {' | '.join(SERVICES)}CODE")
+        services = {SERVICES[queue_kind(queue)] for queue in self.serves}
+        if len(services) > 1:
+            raise ValueError(
+                f"serves: queues of {' and '.join(sorted(services))}: a pool runs one service; "
+                "give each its own pool"
+            )
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
+        for name in self.envs:
+            if any(part.strip("*") in name for part in SECRET[1:]) or name == "DPSTREAM_BROKER":
+                raise ValueError(
+                    f"envs: {name}: secrets do not belong in this file; name a file under source"
+                )
+        return self
+
+
+class Budget(Section):
+    """Limits of the whole deployment."""
+
+    worker_hours: float | None = Field(default=None, gt=0, description="hours of all workers")
+    currency_per_day: float | None = Field(default=None, gt=0, description="cost per day (UTC)")
+    hard: bool = Field(default=False, description="at the limit also stop the busy workers")
+
+
+class FleetFile(Section):
+    """The machine file."""
+
+    deployment: Name = Field(description="names the launches; one per coordinator")
+    budget: Budget = Budget()
+    pools: dict[Name, PoolSettings] = Field(min_length=1)
+
+
+def queue_kind(queue: str) -> str:
+    """`label.` for the queues of labelers, else the queue itself."""
+    return LABEL if queue.startswith(LABEL) else queue
+
+
+SERVICES: Mapping[str, Service] = {queue_kind(kind.QUEUE): kind.SERVICE for kind in COMMANDS}
+"""Services by kind of queue."""
+
+
+def read_fleet(path: Path) -> FleetFile:
+    """The machine file. Raises SpecError: one line with file, key, value and remedy."""
+    return validated(FleetFile, read_document(path), f"{path}: ")
+
+
+def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
+    """The `DPSTREAM_*` variables that a pool's workers get from the machine file."""
+    served = ",".join(queue.removeprefix(LABEL) for queue in pool.serves)
+    values: dict[str, Any] = {
+        "POOL": name,
+        "IDLE_EXIT": pool.idle_exit,
+        "LIFETIME": pool.lifetime,
+        "GRACE": pool.grace,
+        "THREADS": pool.cpus,
+        "LABELER_CODES": served if pool.service == "labeler" else None,
+        "EXPLORER_QUEUES": served if pool.service == "explorer" else None,
+    }
+    return {
+        f"DPSTREAM_{key}": f"{value:g}" if isinstance(value, float) else str(value)
+        for key, value in values.items()
+        if value is not None
+    }
