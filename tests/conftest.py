@@ -40,5 +40,6 @@ pytest_plugins = [
     "tests.support.worker",
     "tests.support.rabbit_server",
     "tests.support.s3_server",
+    "tests.support.slurm_server",
     "tests.support.least_privilege",
 ]

@@ -10,7 +10,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 
+from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.http.api import make_app, serving
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
@@ -56,11 +59,31 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
     bus, store = connected
     with closing(bus):
         coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
-        with _api(coordinator, settings):
+        with _fleet(coordinator, settings), _api(coordinator, settings):
             retry_outages(coordinator.open_all, stopping)
             log.info("ready", campaigns=len(coordinator.open_campaigns))
             coordinator.run(stopping)
     log.info("stopped")
+
+
+@contextmanager
+def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[None]:
+    """Starts workers on demand in a thread, if there is a machine file. Raises SpecError if it is
+    invalid. Workers continue when the coordinator ends."""
+    if settings.fleet is None:
+        yield
+        return
+    reconciler = Reconciler(settings.fleet, coordinator.store, Path("dpstream-workers"))
+    reconciler.start()
+    coordinator.on_demand = reconciler.post
+    reconciler.on_wanted = partial(setattr, coordinator, "wanted")
+    ended = threading.Event()
+    thread = threading.Thread(target=reconciler.run, args=(ended,), name="fleet", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
+from dpstream.shared.codec import queue_of
 from dpstream.shared.runtime.context import envelope_of
 from dpstream.shared.values import stable_id
 
@@ -33,6 +34,8 @@ class OpenCampaign:
     workers: dict[str, str] = field(default_factory=dict)
     own_events: list[m.Message] = field(default_factory=list)
     """Events of the coordinator itself, handled before those from the bus."""
+    usual_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of a usual task by queue: an average that favours the latest."""
     needs_recovery: bool = False
     """Whether a call to bus or store failed part-way, so that the ledger may be ahead of
     `state`."""
@@ -65,6 +68,16 @@ class OpenCampaign:
                         self.task_queue.add(message, task.not_before)
                 elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
                     self._update_queue(message.task)
+                    if isinstance(message, m.Result) and message.seconds:
+                        self._time(message)
+
+    def _time(self, result: m.Result) -> None:
+        """Counts the time of a result in `usual_seconds`."""
+        task = self.state.tasks.get(result.task)
+        if task is not None:
+            queue = queue_of(task.command)
+            before = self.usual_seconds.get(queue, result.seconds)
+            self.usual_seconds[queue] = 0.8 * before + 0.2 * result.seconds
 
     def _update_queue(self, task_id: str) -> None:
         task = self.state.tasks.get(task_id)

@@ -24,11 +24,13 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
@@ -81,6 +83,10 @@ class Coordinator:
     """Campaigns that had ended when this coordinator started."""
     on_decided: Callable[[float], object] = lambda seconds: None
     """Called with the duration of each `decide`, s."""
+    on_demand: Callable[[Mapping[str, Demand]], object] = lambda demand: None
+    """Called with the demand for workers, by queue, after every pass."""
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    """Workers that the fleet wants for each queue; set from another thread."""
     connected: bool = False
     last_pass: float = field(default_factory=time.monotonic)
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
@@ -227,6 +233,13 @@ class Coordinator:
             if open_campaign.own_events or lapsed or open_campaign.needs_recovery:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
+        self.on_demand(self.demand())
+
+    def demand(self) -> dict[str, Demand]:
+        """The tasks of active campaigns by queue. Those of paused and ended ones need no worker."""
+        active = [each for each in self.open_campaigns.values() if each.active]
+        queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in active))}
+        return {queue: _demand(queue, active) for queue in queues}
 
     def _extend_leases_after_absence(self, now: float) -> None:
         """Leases do not run while this coordinator cannot receive heartbeats, for example during an
@@ -251,7 +264,8 @@ class Coordinator:
             others = self.open_campaigns.values()
             share = sum(other.active for other in others)
             busy = sum((other.task_queue.busy for other in others), Counter[str]())
-            open_campaign.task_queue.publish(self.bus, self.clock(), share, busy)
+            workers = busy | Counter(self.wanted)
+            open_campaign.task_queue.publish(self.bus, self.clock(), share, workers)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
         open_campaign = self._opened(campaign)
@@ -380,3 +394,13 @@ class Coordinator:
     def _released(self, command: m.Command) -> m.Message:
         fields = header(command, "released", self.clock())
         return m.TaskReleased(**fields, reason="the process has ended")
+
+
+def _demand(queue: str, active: Sequence[OpenCampaign]) -> Demand:
+    queues = [each.task_queue for each in active]
+    times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
+    return Demand(
+        waiting=sum(each.waiting[queue] for each in queues),
+        running=sum(each.busy[queue] for each in queues),
+        seconds=sum(times) / len(times) if times else None,
+    )

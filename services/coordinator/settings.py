@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, FilePath, SecretStr, model_validator
 
 from dpstream.shared.settings import PREFIX, Settings
 
@@ -28,6 +28,11 @@ class CoordinatorSettings(Settings):
     )
     reissue_after: float = Field(
         default=600.0, ge=1.0, description="seconds until an unclaimed task is published again"
+    )
+
+    fleet: FilePath | None = Field(
+        default=None,
+        description="machine file with the pools of workers to start on demand; see docs/fleet.md",
     )
 
     @model_validator(mode="after")

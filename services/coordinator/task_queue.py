@@ -82,6 +82,8 @@ class TaskQueue:
     reissue_after: float
     busy: Counter[str] = field(default_factory=Counter)
     """Running tasks by queue, one per busy worker."""
+    waiting: Counter[str] = field(default_factory=Counter)
+    """Tasks by queue that no worker has claimed."""
     _running: dict[str, str] = field(default_factory=dict)
     _tasks: dict[str, QueuedTask] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
@@ -95,13 +97,16 @@ class TaskQueue:
         rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
         task = QueuedTask(rank, self._added, command, not_before)
         self._tasks[command.task] = task
+        self.waiting[queue_of(command)] += 1
         self._lanes.setdefault(queue_of(command), Lane()).push(task)
 
     def claimed(self, task: str) -> None:
         """Removes a task from those to publish."""
         queued = self._tasks.pop(task, None)
         if queued is not None:
-            self._lanes[queue_of(queued.command)].in_flight.pop(task, None)
+            queue = queue_of(queued.command)
+            self._lanes[queue].in_flight.pop(task, None)
+            self.waiting[queue] -= 1
 
     def started(self, command: Command) -> None:
         """Counts the task as running."""

@@ -34,6 +34,8 @@ class Standing:
     """When the engine could last be asked; None: the launches are those of now."""
     blocked: str = ""
     """Why nothing may be launched: failed launches, a used-up budget."""
+    closed: bool = False
+    """Whether what waits is to be taken back as well."""
     ceiling: int | None = None
     """Workers beyond which the engine has refused a launch."""
     start_time: float | None = None
@@ -172,6 +174,8 @@ class _PoolTurn:
         """Most workers that the pool may have now."""
         ceiling = self.pool.max if self.standing.ceiling is None else self.standing.ceiling
         limit = min(self.pool.max, ceiling)
+        if self.standing.closed:
+            return min(limit, self.standing.started)
         return min(limit, self.standing.alive) if self._is_held() else limit
 
     def _available(self) -> int:

@@ -1,0 +1,112 @@
+"""Workers as processes of this machine: the fleet engine of laptops and tests.
+
+A process carries its launch in its environment, so that a restarted coordinator finds the workers
+of the one before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from dpstream.services.coordinator.fleet.pools import PoolSettings
+from dpstream.services.coordinator.fleet.script import LAUNCH, worker_script
+from dpstream.shared.environment import passed_environment
+from dpstream.shared.errors import FleetError
+from dpstream.shared.ports import Launch
+
+
+@dataclass
+class ProcessFleet:
+    """`logs`: a folder for the output of the workers. Launches are named `DEPLOYMENT/NAME`."""
+
+    deployment: str
+    pools: Mapping[str, PoolSettings]
+    logs: Path
+    _children: dict[str, list[subprocess.Popen[bytes]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _pool_of: dict[str, str] = field(default_factory=dict)
+
+    def running(self) -> Sequence[Launch]:
+        """Launches with living processes, and ended ones that this process has started."""
+        found: dict[str, list[psutil.Process]] = defaultdict(list)
+        for process in self._processes():
+            found[self._launch_of(process)].append(process)
+        return [self._launch(name, found[name]) for name in sorted({*found, *self._children})]
+
+    def launch(self, pool: str, count: int, name: str) -> None:
+        label = f"{self.deployment}/{name}"
+        if label in self._children or any(self._launch_of(p) == label for p in self._processes()):
+            return
+        settings = self.pools[pool]
+        script = worker_script(pool, settings, label)
+        self._pool_of[label] = pool
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            with (self.logs / f"{name}-{number}.log").open("ab") as log:
+                child = subprocess.Popen(
+                    ["bash", "-c", script],
+                    env=passed_environment() | {LAUNCH: label, "DPSTREAM_POOL": pool},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            self._children[label].append(child)
+
+    def retire(self, launch: Launch, most: int) -> int:
+        """Nothing: processes start at once."""
+        return 0
+
+    def end(self, launch: Launch) -> None:
+        label = f"{self.deployment}/{launch.name}"
+        for process in self._processes():
+            if self._launch_of(process) == label:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGTERM)
+
+    def _launch(self, label: str, processes: Sequence[psutil.Process]) -> Launch:
+        ended: Counter[str] = Counter()
+        for child in self._children.get(label, ()):
+            status = child.poll()
+            if status is not None:
+                ended[str(status) if status >= 0 else signal.Signals(-status).name] += 1
+        pool = self._pool_of.get(label) or _environment(processes[0]).get("DPSTREAM_POOL", "")
+        since = min((process.create_time() for process in processes), default=0.0)
+        name = label.partition("/")[2]
+        return Launch(name, pool, running=len(processes), ended=ended, since=since)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        """The workers of this deployment. Their engines carry the label, too, and are left out."""
+        own = f"{self.deployment}/"
+        try:
+            ours = [p for p in psutil.process_iter() if self._launch_of(p).startswith(own)]
+        except OSError as error:
+            raise FleetError(f"processes cannot be listed: {error}") from error
+        pids = {process.pid for process in ours}
+        for process in ours:
+            with suppress(psutil.NoSuchProcess):
+                if process.ppid() not in pids and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+    @staticmethod
+    def _launch_of(process: psutil.Process) -> str:
+        return _environment(process).get(LAUNCH, "")
+
+
+def _environment(process: psutil.Process) -> Mapping[str, str]:
+    """The environment of a process of the same user; empty for others and zombies."""
+    with suppress(psutil.Error, OSError):
+        if process.uids().real == os.getuid():
+            environment: dict[str, str] = process.environ()
+            return environment
+    return {}

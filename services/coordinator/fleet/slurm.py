@@ -1,0 +1,170 @@
+"""Workers as Slurm job arrays, through `sbatch`, `squeue` and `scancel`.
+
+The commands run here or, with `submit_prefix`, elsewhere: `[ssh, login1]` uses the user's own
+OpenSSH settings. The script goes to standard input. With `B:` in `--signal` and `exec` in the
+script, the worker gets exactly one SIGTERM before its time ends.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePath
+
+from dpstream.services.coordinator.fleet.pools import PoolSettings
+from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.shared.errors import FleetError, FleetLimit
+from dpstream.shared.ports import Launch
+
+SECONDS = 30.0
+"""Time limit of one command."""
+PASSES = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"
+"""Variables that labeling programs see: without them `srun` asks for a second allocation."""
+LIMITS = re.compile(r"QOS\w*Limit|Assoc\w*Limit|policy|MaxArraySize|MaxJobCount", re.IGNORECASE)
+"""Words of a refusal that another attempt at once would not change."""
+FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code", "SubmitTime")
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"}
+STARTING = {"CONFIGURING", "STAGE_OUT"}
+RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STOPPED"}
+
+
+@dataclass
+class SlurmFleet:
+    """Launches are arrays with the job name `dps.DEPLOYMENT.POOL.NAME`."""
+
+    deployment: str
+    pools: Mapping[str, PoolSettings]
+
+    def running(self) -> Sequence[Launch]:
+        prefixes = dict.fromkeys(pool.slurm.submit_prefix for pool in self.pools.values())
+        return [launch for prefix in prefixes for launch in self._listed(prefix)]
+
+    def launch(self, pool: str, count: int, name: str) -> None:
+        settings = self.pools[pool]
+        if any(launch.name == name for launch in self._listed(settings.slurm.submit_prefix)):
+            return
+        script = worker_script(pool, settings, name, PASSES)
+        self._run(settings, self.options(pool, count, name), script)
+
+    def options(self, pool: str, count: int, name: str) -> list[str]:
+        """The command that submits a launch; its script goes to standard input."""
+        settings = self.pools[pool]
+        slurm = settings.slurm
+        given = {
+            "job-name": f"dps.{self.deployment}.{pool}.{name}",
+            "array": f"0-{count - 1}",
+            "signal": f"B:TERM@{round(settings.grace)}",
+            "cpus-per-task": settings.cpus,
+            "mem": settings.memory,
+            "gres": f"gpu:{settings.gpus}" if settings.gpus else None,
+            "partition": slurm.partition,
+            "account": slurm.account,
+            "qos": slurm.qos,
+            "time": slurm.time_limit,
+            "output": "%x.%a.log",
+        }
+        options = [f"--{key}={value}" for key, value in given.items() if value is not None]
+        return ["sbatch", "--parsable", "--no-requeue", "--ntasks=1", *options, *slurm.flags]
+
+    def retire(self, launch: Launch, most: int) -> int:
+        settings = self.pools[launch.pool]
+        waiting = [
+            f"{job['ArrayJobID']}_{job['ArrayTaskID']}"
+            for job in self._jobs(settings.slurm.submit_prefix)
+            if job["Name"].endswith(f".{launch.name}") and job["State"] in WAITING
+        ][-most:]
+        if waiting:
+            # With --state, scancel would cancel all tasks of the array that wait. A task that has
+            # started meanwhile gets SIGTERM and releases what it has.
+            self._run(settings, ["scancel", *waiting])
+        return len(waiting)
+
+    def end(self, launch: Launch) -> None:
+        settings = self.pools[launch.pool]
+        name = f"--name=dps.{self.deployment}.{launch.pool}.{launch.name}"
+        self._run(settings, ["scancel", "--state=PENDING", name])
+        self._run(settings, ["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
+
+    # ------------------------------------------------------------------------------- squeue
+
+    def _listed(self, prefix: Sequence[str]) -> list[Launch]:
+        arrays: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for job in self._jobs(prefix):
+            arrays[job["Name"]].append(job)
+        return [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
+
+    def _jobs(self, prefix: Sequence[str]) -> list[dict[str, str]]:
+        """Every process of our arrays, also those that ended in the last minutes."""
+        form = ",".join(f"{each}:|" for each in FIELDS)
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={form}"]
+        rows = (line.split("|") for line in _output(prefix, command).splitlines())
+        jobs = [dict(zip(FIELDS, map(str.strip, row), strict=False)) for row in rows]
+        ours = f"dps.{self.deployment}."
+        return [job for job in jobs if job.get("Name", "").startswith(ours)]
+
+    def _launch(self, job_name: str, jobs: Sequence[Mapping[str, str]]) -> Launch:
+        pool, _, name = job_name.removeprefix(f"dps.{self.deployment}.").partition(".")
+        states = Counter(job["State"] for job in jobs)
+        ended = Counter(
+            _ending(job) for job in jobs if job["State"] not in WAITING | STARTING | RUNNING
+        )
+        reasons = [job["Reason"] for job in jobs if job["State"] in WAITING]
+        return Launch(
+            name,
+            pool,
+            waiting=sum(states[state] for state in WAITING),
+            starting=sum(states[state] for state in STARTING),
+            running=sum(states[state] for state in RUNNING),
+            ended=ended,
+            since=min(_seconds(job["SubmitTime"]) for job in jobs),
+            reason=next((each for each in reasons if each not in ("None", "Priority")), ""),
+        )
+
+    def _run(self, pool: PoolSettings, command: Sequence[str], script: str = "") -> str:
+        return _output(pool.slurm.submit_prefix, command, script)
+
+
+def _ending(job: Mapping[str, str]) -> str:
+    """The exit status of an ended process, the signal that ended it, or Slurm's word: CANCELLED,
+    TIMEOUT, NODE_FAIL, …"""
+    if job["State"] == "COMPLETED":
+        return "0"
+    if job["State"] != "FAILED" or not job["exit_code"].isdigit():
+        return job["State"]
+    status = int(job["exit_code"])  # as wait(2) returns it
+    return signal.Signals(status & 127).name if status & 127 else str(status >> 8)
+
+
+def _seconds(time: str) -> float:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _output(prefix: Sequence[str], command: Sequence[str], script: str = "") -> str:
+    """Standard output of a command. Raises FleetError with Slurm's words."""
+    remote = bool(prefix) and PurePath(prefix[0]).name == "ssh"  # which passes it to a shell
+    words = [shlex.join(command)] if remote else list(command)
+    try:
+        done = subprocess.run(
+            [*prefix, *words],
+            input=script,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FleetError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        text = " ".join(done.stderr.split())[-300:]
+        kind = FleetLimit if LIMITS.search(text) else FleetError
+        raise kind(f"{command[0]}: {text or f'exit status {done.returncode}'}")
+    return done.stdout
