@@ -1,0 +1,224 @@
+"""The reconciler, with a fleet engine in memory: failures, limits, budgets, takeovers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpstream.services.coordinator.fleet import reconciler as module
+from dpstream.services.coordinator.fleet.plan import Demand
+from dpstream.services.coordinator.fleet.reconciler import Reconciler
+from dpstream.shared.errors import FleetError, FleetLimit, SpecError
+from dpstream.shared.logs import configure
+from dpstream.shared.ports import Launch
+from dpstream.shared.store.folder import FolderStore
+
+QUEUE = "label.toy"
+POOL = {"engine": "process", "serves": [QUEUE], "max": 8, "start_time": 10, "step": 4}
+
+
+class MemoryFleet:
+    """A fleet engine whose workers do what a test says."""
+
+    def __init__(self) -> None:
+        self.launches: dict[str, Launch] = {}
+        self.now = 0.0
+        self.error: FleetError | None = None
+        self.calls: list[str] = []
+
+    def running(self) -> Sequence[Launch]:
+        if self.error is not None:
+            raise self.error
+        return list(self.launches.values())
+
+    def launch(self, pool: str, count: int, name: str) -> None:
+        self.calls.append(f"launch {pool} {count}")
+        if self.error is not None:
+            raise self.error
+        self.launches[name] = Launch(name, pool, running=count, since=self.now)
+
+    def retire(self, launch: Launch, most: int) -> int:
+        self.calls.append(f"retire {launch.pool} {most}")
+        self.launches[launch.name] = replace(launch, waiting=launch.waiting - most)
+        return most
+
+    def end(self, launch: Launch) -> None:
+        self.calls.append(f"end {launch.pool}")
+
+    def all_end(self, status: str) -> None:
+        for name, launch in self.launches.items():
+            ended = {**launch.ended, status: launch.ended.get(status, 0) + launch.running}
+            self.launches[name] = replace(launch, running=0, ended=ended)
+
+
+class Harness:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fleet, self.path = MemoryFleet(), folder / "fleet.yaml"
+        self.store, self.now = FolderStore(folder / "store"), 1_000_000.0
+        monkeypatch.setattr(module, "engines_of", lambda file, logs: {"process": self.fleet})
+        self.write(cpu=POOL)
+        self.wanted: dict[str, int] = {}
+
+    def write(self, budget: object = None, **pools: object) -> None:
+        data = {"deployment": "lab", "pools": pools, **({"budget": budget} if budget else {})}
+        self.path.write_text(yaml.safe_dump(data))
+
+    def start(self) -> Reconciler:
+        made = Reconciler(
+            self.path, self.store, Path("logs"), lambda w: self.wanted.update(w), lambda: self.now
+        )
+        made.start()
+        return made
+
+    def turn(self, reconciler: Reconciler, seconds: float = 5.0) -> list[str]:
+        """The calls of the fleet engine in one turn."""
+        self.now += seconds
+        self.fleet.now, before = self.now, len(self.fleet.calls)
+        reconciler.turn()
+        return self.fleet.calls[before:]
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return Harness(tmp_path, monkeypatch)
+
+
+def test_from_zero_to_what_is_wanted_and_back(harness: Harness) -> None:
+    reconciler = harness.start()
+    assert harness.turn(reconciler) == []
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+    assert harness.turn(reconciler) == []
+    assert harness.wanted == {QUEUE: 6}
+    harness.fleet.all_end("0")
+    reconciler.post({})
+    assert harness.turn(reconciler) == []
+    assert reconciler.report is not None
+    assert reconciler.report.verdicts["cpu"].wanted == 0
+
+
+def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+    harness.fleet.all_end("2")
+    assert harness.turn(reconciler) == []
+    assert reconciler.report is not None
+    assert "4 workers in a row failed (ended with 2); paused" in str(reconciler.report.verdicts)
+    assert harness.turn(reconciler, 61) == ["launch cpu 4"]
+    harness.fleet.all_end("2")
+    assert harness.turn(reconciler) == []
+    assert harness.turn(reconciler, 61) == []
+    assert harness.turn(reconciler, 61) == ["launch cpu 4"]
+    harness.fleet.all_end("0")
+    harness.turn(reconciler)
+    assert reconciler.report.pools["cpu"].failures == 0
+
+
+@pytest.mark.parametrize("status", ["0", "75", "CANCELLED", "NODE_FAIL", "143"])
+def test_a_worker_that_was_taken_away_has_not_failed(harness: Harness, status: str) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.fleet.all_end(status)
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+
+
+def test_while_the_engine_is_silent_nothing_happens(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.fleet.error = FleetError("no answer")
+    assert harness.turn(reconciler, 30) == []
+    assert reconciler.report is not None
+    assert reconciler.report.pools["cpu"].unknown_since == harness.now
+    harness.fleet.error = None
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+
+
+def test_a_quota_is_learned_and_tried_again_after_a_while(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    harness.turn(reconciler)
+
+    def refuse(pool: str, count: int, name: str) -> None:
+        harness.fleet.calls.append("refused")
+        raise FleetLimit("QOSMaxSubmitJobPerUserLimit")
+
+    launch, harness.fleet.launch = harness.fleet.launch, refuse  # type: ignore[method-assign]
+    assert harness.turn(reconciler) == ["refused"]
+    assert harness.turn(reconciler) == []
+    harness.fleet.launch = launch  # type: ignore[method-assign]
+    assert harness.turn(reconciler, 601) == ["launch cpu 2"]
+
+
+def test_a_used_up_budget_launches_nothing_and_survives_a_restart(
+    harness: Harness, log_stream: io.StringIO
+) -> None:
+    configure(form="json", stream=log_stream)
+    harness.write({"worker_hours": 0.05}, cpu=POOL)
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=8, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.turn(reconciler, 10)
+    assert harness.turn(reconciler, 30) == []  # 8 workers for 20 s and more
+    assert "most of the budget is used" in log_stream.getvalue()
+    again = harness.start()
+    again.post({QUEUE: Demand(waiting=8, seconds=60.0)})
+    harness.fleet.all_end("0")
+    assert harness.turn(again) == []
+    assert again.report is not None
+    assert again.report.verdicts["cpu"].reason == "the budget is used up"
+
+
+def test_a_hard_budget_asks_the_busy_ones_to_stop(harness: Harness) -> None:
+    harness.write({"worker_hours": 0.01, "hard": True}, cpu=POOL)
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=8, running=4, seconds=60.0)})
+    harness.turn(reconciler)
+    assert harness.turn(reconciler, 60) == ["end cpu"]
+
+
+def test_the_older_of_two_reconcilers_launches_nothing_more(harness: Harness) -> None:
+    older, newer = harness.start(), harness.start()
+    for reconciler in (older, newer):
+        reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
+    assert harness.turn(older) == []
+    assert harness.turn(newer) == ["launch cpu 3"]
+
+
+def test_a_demand_gone_wild_is_bounded(harness: Harness) -> None:
+    harness.write(cpu=POOL | {"max": 10**6, "step": 1})
+    reconciler = harness.start()
+    calls: list[str] = []
+    for number in range(40):
+        reconciler.post({QUEUE: Demand(waiting=10**6 + number, seconds=60.0)})
+        harness.fleet.launches.clear()
+        calls += harness.turn(reconciler, 0.5)
+    assert len(calls) == module.LAUNCHES_PER_MINUTE
+
+
+def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(
+    harness: Harness, log_stream: io.StringIO
+) -> None:
+    configure(form="json", stream=log_stream)
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
+    harness.write(cpu=POOL | {"max": 2})
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+    harness.write(cpu=POOL | {"maxx": 2})
+    assert harness.turn(reconciler) == []
+    assert "did you mean 'max'?" in log_stream.getvalue()
+    assert "the old one stays" in log_stream.getvalue()
+
+
+def test_a_bad_machine_file_is_refused_at_the_start(harness: Harness) -> None:
+    harness.write(cpu=POOL | {"serves": ["label.a", "train"]})
+    with pytest.raises(SpecError, match=r"fleet\.yaml: pools\.cpu: serves: queues of labeler and"):
+        harness.start()
