@@ -17,6 +17,7 @@ from dpstream.commands import deployment
 from dpstream.commands.access import access
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
+from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import check_machine, import_
 from dpstream.commands.init import init_bulk, init_surf
 from dpstream.commands.label import label
@@ -284,6 +285,7 @@ app.command()(access)
 app.command()(propose)
 app.command()(up)
 app.command()(down)
+app.add_typer(fleet, name="fleet")
 
 command = typer.main.get_command(app)
 """The Click command that `dpstream.cli` runs."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dpstream.commands.options import parse_workers
 from dpstream.deploy.devcluster.record import WORKERS
+from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.terminal.console import console, say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.tables import listing_table
@@ -40,9 +41,17 @@ def up(
             metavar="LIST",
             help="Workers of each service; services not listed keep their number, initially "
             + ",".join(f"{service}={count}" for service, count in WORKERS.items())
-            + ".",
+            + "; with --fleet 0 for those that its pools run.",
         ),
     ] = "",
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            "--fleet",
+            metavar="FILE",
+            help="Machine file: the coordinator starts the workers of its pools on demand.",
+        ),
+    ] = None,
 ) -> None:
     """Start a development cluster: RabbitMQ, an S3 server and the four services.
 
@@ -54,8 +63,13 @@ def up(
 
     crew = parse_workers(workers, tuple(WORKERS), least=0) if workers else {}
     cluster = Cluster(folder)
+    settings = settings_for_services(os.environ)
+    if fleet is not None:
+        pools = read_fleet(fleet).pools.values()
+        crew = dict.fromkeys((pool.service for pool in pools), 0) | crew
+        settings["DPSTREAM_FLEET"] = str(fleet.absolute())
     with signals(console) as stopping:
-        started = cluster.up(crew, settings_for_services(os.environ), stopping)
+        started = cluster.up(crew, settings, stopping)
     if stopping.is_set():
         print("dpstream: interrupted; run dpstream up again to continue", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

@@ -152,10 +152,16 @@ class Cluster:
         started = ["broker"] if self.broker.pid is None else []
         started += ["store"] if self.store.pid is None else []
         _together(self._start_broker, self._start_store)
-        access = self._access(OPERATOR).items()
-        lines = (f"export {name}={shlex.quote(value)}" for name, value in access)
-        write_whole(self.environment_file, "\n".join((*lines, "")), 0o600)
+        self._write_environment(OPERATOR, self.environment_file)
+        for service in WORKERS:
+            self._write_environment(service, self.folder / "access" / f"{service}.env")
         return started
+
+    def _write_environment(self, user: str, file: Path) -> None:
+        """A shell file with the access of a user to broker and store."""
+        access = self._access(user).items()
+        lines = (f"export {name}={shlex.quote(value)}" for name, value in access)
+        write_whole(file, "\n".join((*lines, "")), 0o600)
 
     def _start_broker(self) -> None:
         self.broker.start()

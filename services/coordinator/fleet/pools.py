@@ -163,8 +163,15 @@ SERVICES: Mapping[str, Service] = {queue_kind(kind.QUEUE): kind.SERVICE for kind
 
 
 def read_fleet(path: Path) -> FleetFile:
-    """The machine file. Raises SpecError: one line with file, key, value and remedy."""
-    return validated(FleetFile, read_document(path), f"{path}: ")
+    """The machine file, with the paths under `source` absolute. Raises SpecError: one line with
+    file, key, value and remedy."""
+    file = validated(FleetFile, read_document(path), f"{path}: ")
+    folder = path.absolute().parent
+    pools = {
+        name: pool.model_copy(update={"source": tuple(folder / each for each in pool.source)})
+        for name, pool in file.pools.items()
+    }
+    return file.model_copy(update={"pools": pools})
 
 
 def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:

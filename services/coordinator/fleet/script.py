@@ -7,7 +7,6 @@ that the fleet engine started, so that its signals reach it.
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
 from dpstream.shared.environment import PASS
@@ -28,13 +27,8 @@ def worker_script(name: str, pool: PoolSettings, launch: str, passes: str = "") 
     lines = [
         "#!/bin/bash",
         *(f"module load {shlex.quote(module)}" for module in pool.modules),
-        *(f". {shlex.quote(str(_absolute(path)))}" for path in pool.source),
+        *(f". {shlex.quote(str(path))}" for path in pool.source),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
         f"exec {shlex.join(pool.arguments)}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _absolute(path: Path) -> Path:
-    """`.` searches PATH for a name without a slash."""
-    return path if path.is_absolute() else Path.cwd() / path

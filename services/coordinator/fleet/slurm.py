@@ -52,6 +52,12 @@ class SlurmFleet:
         script = worker_script(pool, settings, name, PASSES)
         self._run(settings, self.options(pool, count, name), script)
 
+    def check(self, pool: str) -> None:
+        """Asks Slurm whether it would accept a worker; submits nothing. Raises FleetError."""
+        settings = self.pools[pool]
+        command = [*self.options(pool, 1, "check"), "--test-only"]
+        self._run(settings, command, worker_script(pool, settings, "check", PASSES))
+
     def options(self, pool: str, count: int, name: str) -> list[str]:
         """The command that submits a launch; its script goes to standard input."""
         settings = self.pools[pool]

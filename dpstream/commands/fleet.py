@@ -1,0 +1,200 @@
+"""`dpstream fleet`: the machine file of a deployment, and the workers that its pools run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpstream.services.coordinator.fleet.engines import engines_of
+from dpstream.services.coordinator.fleet.pools import (
+    SERVICES,
+    FleetFile,
+    PoolSettings,
+    queue_kind,
+    read_fleet,
+)
+from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.services.coordinator.fleet.slurm import PASSES, SlurmFleet
+from dpstream.shared.errors import FleetError, SpecError
+from dpstream.shared.files import write_whole
+from dpstream.shared.ports import Launch
+from dpstream.terminal.console import console, say
+from dpstream.terminal.tables import text_table
+
+fleet = typer.Typer(
+    help="Start workers on demand: from zero to max and back, as processes or with Slurm.",
+    epilog="The coordinator reads the machine file that DPSTREAM_FLEET names. To start: dpstream "
+    "fleet init; edit fleet.yaml; dpstream fleet check; dpstream fleet render.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+File = Annotated[
+    Path, typer.Argument(metavar="[FILE]", help="The machine file.", show_default=True)
+]
+Pool = Annotated[
+    str | None, typer.Option("--pool", metavar="NAME", help="Only this pool; default: all.")
+]
+HERE = Path("fleet.yaml")
+EXAMPLE = """\
+# The pools of workers of one deployment. Times: 90s, 10m, 23h. Every key: dpstream fleet schema
+
+deployment: lab                  # names the launches; one per coordinator
+budget: {}                       # e.g. {worker_hours: 2000, currency_per_day: 150, hard: false}
+pools:
+  trainers:
+    engine: process              # processes on the coordinator's machine
+    serves: [train]              # queues of one service: train; explore, judge; label.CODE
+    max: 2
+  explorers:
+    engine: process
+    serves: [explore, judge]
+    max: 2
+  campus:
+    engine: slurm
+    serves: [label.cp2k]
+    cpus: 32
+    memory: 120G
+    max: 40
+    lifetime: 23h                # below the walltime
+    source: [/home/me/labeler.env]   # exports DPSTREAM_BROKER, DPSTREAM_STORE, keys
+    modules: [cp2k/2024.1]
+    slurm: {partition: large, time_limit: "24:00:00"}   # submit_prefix: [ssh, login1]
+"""
+
+
+@fleet.command()
+def init(file: File = HERE) -> None:
+    """Write a commented machine file to edit."""
+    if file.exists():
+        raise SpecError(f"{file}: exists; give another name")
+    write_whole(file, EXAMPLE)
+    say(console, f"wrote {file}; edit it, then run: dpstream fleet check {file}")
+
+
+@fleet.command()
+def schema() -> None:
+    """Print the JSON Schema of the machine file."""
+    print(json.dumps(FleetFile.model_json_schema(), indent=1))
+
+
+@fleet.command()
+def check(file: File = HERE) -> None:
+    """Check the machine file and ask the engines whether they accept it. Starts nothing.
+
+    Prints the pools, the queues that no pool serves, and the worst case.
+
+    Exit status: 0 everything is accepted, 1 an engine refuses a pool, 2 the file is invalid.
+    """
+    found = read_fleet(file)
+    table = text_table("pool", "engine", "serves", "max", "price/h", "")
+    refused = False
+    for name, pool in found.pools.items():
+        problem = _problem(found, name, pool)
+        refused = refused or bool(problem)
+        served = ", ".join(pool.serves)
+        table.add_row(
+            name, pool.engine, served, str(pool.max), f"{pool.price:g}", problem or "accepted"
+        )
+    console.print(table)
+    for line in _worst_case(found):
+        say(console, line)
+    if refused:
+        raise typer.Exit(1)
+
+
+@fleet.command()
+def render(file: File = HERE, pool: Pool = None) -> None:
+    """Print exactly what is submitted for one worker of each pool."""
+    found = read_fleet(file)
+    for name in _named(found, pool):
+        settings = found.pools[name]
+        say(console, f"# pool {name}")
+        if settings.engine == "slurm":
+            options = SlurmFleet(found.deployment, found.pools).options(name, 1, "LAUNCH")
+            say(console, f"# {shlex.join([*settings.slurm.submit_prefix, *options])}")
+            say(console, worker_script(name, settings, "LAUNCH", PASSES))
+        else:
+            say(console, worker_script(name, settings, f"{found.deployment}/LAUNCH"))
+
+
+@fleet.command()
+def status(file: File = HERE) -> None:
+    """Show the workers of every pool, as the engines list them."""
+    found = read_fleet(file)
+    table = text_table("pool", "launch", "waiting", "starting", "running", "ended", "")
+    for launch in _launches(found):
+        ended = ", ".join(f"{count} × {reason}" for reason, count in sorted(launch.ended.items()))
+        counts = (str(launch.waiting), str(launch.starting), str(launch.running))
+        table.add_row(launch.pool, launch.name, *counts, ended, launch.reason)
+    console.print(table)
+
+
+@fleet.command()
+def stop(
+    file: File = HERE,
+    pool: Pool = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Also stop running workers, which release their tasks.")
+    ] = False,
+) -> None:
+    """Take back the workers that wait; with --now stop the others, too.
+
+    Works without a coordinator. A running coordinator launches them again if there are tasks: stop
+    it first, or set the pool's max to 0 in its machine file.
+    """
+    found = read_fleet(file)
+    engines = engines_of(found, Path())
+    names = set(_named(found, pool))
+    for launch in _launches(found):
+        if launch.pool in names and launch.alive:
+            engine = engines[found.pools[launch.pool].engine]
+            if now:
+                engine.end(launch)
+                say(console, f"{launch.pool} {launch.name}: {launch.alive} asked to stop")
+            else:
+                taken = engine.retire(launch, launch.waiting)
+                say(console, f"{launch.pool} {launch.name}: {taken} taken back")
+
+
+def _launches(found: FleetFile) -> list[Launch]:
+    return [each for engine in engines_of(found, Path()).values() for each in engine.running()]
+
+
+def _named(found: FleetFile, pool: str | None) -> list[str]:
+    if pool is None:
+        return list(found.pools)
+    if pool not in found.pools:
+        raise SpecError(f"--pool: {pool!r}: no such pool; pools: {', '.join(found.pools)}")
+    return [pool]
+
+
+def _problem(found: FleetFile, name: str, pool: PoolSettings) -> str:
+    """Why the engine would not run a worker of this pool, or nothing."""
+    missing = [str(path) for path in pool.source if not path.exists()]
+    if missing and not pool.slurm.submit_prefix:
+        return f"source: {missing[0]}: no such file"
+    if pool.engine == "slurm":
+        try:
+            SlurmFleet(found.deployment, found.pools).check(name)
+        except FleetError as error:
+            return str(error)
+    elif shutil.which(pool.arguments[0]) is None:
+        return f"command: {pool.arguments[0]}: no such program"
+    return ""
+
+
+def _worst_case(found: FleetFile) -> list[str]:
+    served = {queue_kind(queue) for pool in found.pools.values() for queue in pool.serves}
+    unserved = [kind for kind in SERVICES if kind not in served]
+    most = sum(pool.max for pool in found.pools.values())
+    cost = sum(pool.max * pool.price for pool in found.pools.values())
+    lines = [f"at most {most} workers" + (f", {cost:g} per hour" if cost else "")]
+    if unserved:
+        names = ", ".join(f"{kind}CODE" if kind.endswith(".") else kind for kind in unserved)
+        lines.append(f"no pool serves {names}: start those workers yourself")
+    return lines
