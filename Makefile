@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# The tests start their own broker nodes, so no RabbitMQ service has to run.
+# The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+SLURM := /usr/sbin/slurmctld
 # Keep compiled bytecode even if the environment disables it: every test starts Python processes.
 export PYTHONDONTWRITEBYTECODE :=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
@@ -44,9 +45,9 @@ schema: $(STAMP)
 install: $(STAMP)
 
 servers:
-	@test -x $(RABBITMQ) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
-	  --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server >/dev/null; } \
-	  || echo "rabbitmq-server cannot be installed: its tests are skipped"
+	@test -x $(RABBITMQ) && test -x $(SLURM) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get \
+	  install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server slurm-wlm \
+	  munge >/dev/null; } || echo "RabbitMQ or Slurm cannot be installed: their tests are skipped"
 
 codes:
 	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null || { \

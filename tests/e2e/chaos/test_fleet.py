@@ -1,0 +1,114 @@
+"""Labelers that the coordinator starts on demand, with a real Slurm and as processes."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpstream.services.coordinator.fleet.engines import engines_of
+from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.ledger.ledger import verdict
+from dpstream.shared import messages as m
+from dpstream.shared.ports import Fleet
+from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, plan
+from tests.support.deployment import ROOT
+from tests.support.slurm_server import SlurmServer
+
+MOST = 3
+
+
+def machine_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> Path:
+    """A pool of simulated labelers with the cluster's credentials."""
+    worker = {
+        **cluster.environment,
+        "DPSTREAM_TASK_HEARTBEAT": "0.3",
+        "DPSTREAM_SIMULATED_SECONDS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    lines = (f"export {key}={shlex.quote(value)}" for key, value in worker.items())
+    (folder / "labeler.env").write_text("\n".join(lines) + "\n")
+    pool = {
+        "engine": engine,
+        "serves": ["label.tblite"],
+        "command": [sys.executable, "-m", WORKER_MODULE, "labeler"],
+        "max": MOST,
+        "memory": "200M",
+        "start_time": 1,
+        "worth": 0,
+        "idle_exit": 2,
+        "cool_down": 2,
+        "source": ["labeler.env"],
+    }
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump({"deployment": "chaos", "pools": {"labels": pool | changes}}))
+    return path
+
+
+def alive(fleet: Fleet) -> int:
+    return sum(launch.alive for launch in fleet.running())
+
+
+def until_gone(fleet: Fleet) -> None:
+    deadline = time.monotonic() + 60
+    while alive(fleet):
+        assert time.monotonic() < deadline, fleet.running()
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("engine", ["process", "slurm"])
+def test_from_zero_to_max_and_back(
+    engine: str,
+    cluster: Cluster,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the way the coordinator is killed, a worker is taken away and the controller of Slurm is
+    absent for a while: the same frames are labelled, none twice, and nobody is left."""
+    slurm: SlurmServer | None = None
+    monkeypatch.chdir(tmp_path)
+    if engine == "slurm":
+        slurm = request.getfixturevalue("slurm_server")
+        cluster.environment |= slurm.environment
+        monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    path = machine_file(tmp_path, cluster, engine)
+    fleet = engines_of(read_fleet(path), tmp_path)[engine]
+
+    cluster.start_coordinator(fleet=str(path))
+    cluster.start_services(("trainer", "explorer"))
+    assert alive(fleet) == 0
+    cluster.submit(plan())
+    most = 0
+
+    def seen() -> int:
+        nonlocal most
+        most = max(most, alive(fleet))
+        return most
+
+    cluster.until(lambda: seen() == MOST, "the pool is full")
+    cluster.until(lambda: cluster.recorded(m.LabelsDone), "a label")
+    cluster.kill("coordinator")
+    if slurm is not None:
+        subprocess.run(["scancel", "--batch", "--signal=KILL", *_jobs()[:1]], check=True)
+        slurm.stop_controller()
+        time.sleep(3)
+        slurm.start_controller()
+    cluster.until(lambda: seen() and verdict(cluster.store, NAME), "the campaign's end")
+    check(cluster, cluster.finish())
+    assert most == MOST
+    until_gone(fleet)
+
+
+def _jobs() -> list[str]:
+    """Running jobs of the deployment."""
+    command = ["squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i %j"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = (line.split() for line in listed.splitlines())
+    return [job for job, name in rows if name.startswith("dps.chaos.")]
