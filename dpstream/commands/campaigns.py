@@ -14,7 +14,6 @@ from typing import Annotated
 import typer
 
 from dpstream.commands import deployment
-from dpstream.commands.access import access
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
@@ -281,7 +280,7 @@ app.command()(deployment.pause)
 app.command()(deployment.resume)
 app.command()(deployment.cancel)
 app.command()(deployment.retry)
-app.command()(access)
+app.command()(deployment.access)
 app.command()(propose)
 app.command()(up)
 app.command()(down)

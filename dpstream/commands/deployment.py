@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from dpstream.commands.options import (
     there,
     within,
 )
+from dpstream.deploy.access_files import parse_deployment, write_access
 from dpstream.running.connection import (
     HEARD,
     LOOK,
@@ -45,6 +47,7 @@ from dpstream.services.coordinator.ledger.ledger import (
 )
 from dpstream.services.coordinator.views.overview import headline, verdict_line
 from dpstream.services.coordinator.views.tasks import TaskLine, retryable
+from dpstream.shared.access import ROLES
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import (
     CampaignCancelled,
@@ -251,3 +254,39 @@ def _answer(store: Store, message: Message, wait: float) -> None:
         f"{message.campaign}: no coordinator answered within {wait:g} s; the request takes effect "
         "when one runs (python -m dpstream.services.coordinator)",
     )
+
+
+def access(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", "--out", metavar="DIR", help="Folder to write to."),
+    ],
+    bucket: Annotated[str, typer.Option(metavar="NAME", help="Bucket of the store.")] = "dpstream",
+    prefix: Annotated[
+        str, typer.Option(metavar="PREFIX", help="Key prefix of dpstream's objects in the bucket.")
+    ] = "",
+    users: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Comma-separated users, each as ROLE, NAME=ROLE or NAME=ROLE+ROLE; roles: "
+            f"{', '.join(ROLES)}.",
+        ),
+    ] = ",".join(ROLES),
+    vhost: Annotated[
+        str, typer.Option(metavar="NAME", help="Virtual host of the broker.")
+    ] = "dpstream",
+    broker_prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Prefix of every queue and exchange name.")
+    ] = "",
+) -> None:
+    """Write least-privilege credentials for the broker and the store, one user per role by default.
+
+    DIR/passwords.env (mode 0600) holds all secrets. Existing secrets are kept; delete a line to
+    have that secret generated again.
+    RabbitMQ imports DIR/rabbitmq/definitions.json. SeaweedFS reads DIR/seaweedfs/s3.json (mode
+    0600). DIR/aws and DIR/alibaba hold one bucket policy per user.
+    """
+    place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
+    for file in write_access(place, output):
+        say(console, f"wrote {file}")
