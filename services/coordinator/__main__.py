@@ -76,6 +76,7 @@ def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[
     reconciler = Reconciler(settings.fleet, coordinator.store, Path("dpstream-workers"))
     reconciler.start()
     coordinator.on_demand = reconciler.post
+    coordinator.fleet_status = lambda: reconciler.status
     reconciler.on_wanted = partial(setattr, coordinator, "wanted")
     ended = threading.Event()
     thread = threading.Thread(target=reconciler.run, args=(ended,), name="fleet", daemon=True)

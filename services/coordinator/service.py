@@ -31,6 +31,7 @@ from itertools import chain
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.fleet.plan import Demand
+from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
@@ -85,6 +86,8 @@ class Coordinator:
     """Called with the duration of each `decide`, s."""
     on_demand: Callable[[Mapping[str, Demand]], object] = lambda demand: None
     """Called with the demand for workers, by queue, after every pass."""
+    fleet_status: Callable[[], FleetStatus | None] = lambda: None
+    """The workers started on demand, as of the last turn; None without a machine file."""
     wanted: Mapping[str, int] = field(default_factory=dict)
     """Workers that the fleet wants for each queue; set from another thread."""
     connected: bool = False

@@ -18,8 +18,8 @@ from dpstream.shared.ports import Fleet, Launch
 from tests.support.slurm_server import CPUS, SlurmServer
 
 PROMPT = 30.0
-STAYING = ("bash", "-c", "trap 'exit 75' TERM; sleep 300 & wait")
-"""A worker that gives its task back when it is to stop."""
+STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$; sleep 300 & wait")
+"""A worker that gives its task back when it is to stop; its file says that it is up."""
 SETTINGS: dict[str, Any] = {"serves": ("train",), "max": 9, "memory": "100M"}
 
 Make = Callable[[Mapping[str, PoolSettings]], Fleet]
@@ -106,11 +106,12 @@ def test_how_workers_ended_is_known(engine: str, make: Make, status: int) -> Non
     assert launch.ended == {str(status): 2}
 
 
-def test_workers_that_are_asked_to_stop_may_give_back_their_task(engine: str, make: Make) -> None:
+def test_workers_that_are_asked_to_stop_may_give_back_their_task(
+    engine: str, make: Make, tmp_path: Path
+) -> None:
     fleet, other = (make(pools(engine, *STAYING)) for _ in range(2))
     fleet.launch("cpu", 2, "one")
-    launch = until(fleet, lambda each: each.running == 2)
-    time.sleep(0.5)  # the trap of the shell is set
+    launch = until(fleet, lambda each: each.running == 2 and len(list(tmp_path.glob("up.*"))) == 2)
     other.end(launch)
     ended = until(fleet, lambda each: each.alive == 0).ended
     assert ended == {"75": 2}
@@ -186,11 +187,10 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer) -> None:
 
 
 def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> None:
-    counting = "n=0; trap 'n=$((n+1))' TERM; for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
+    counting = "n=0; trap 'n=$((n+1))' TERM; touch up; for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
     fleet = SlurmFleet("once", pools("slurm", "bash", "-c", counting))
     fleet.launch("cpu", 1, "one")
-    launch = until(fleet, lambda each: each.running == 1)
-    time.sleep(0.5)
+    launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
     fleet.end(launch)
     until(fleet, lambda each: each.alive == 0)
     assert (tmp_path / "seen").read_text() == "1\n"

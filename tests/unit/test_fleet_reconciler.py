@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 
 from dpstream.services.coordinator.fleet import reconciler as module
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
+from dpstream.services.coordinator.http.api import make_app
+from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
+from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.service import Coordinator
+from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.errors import FleetError, FleetLimit, SpecError
 from dpstream.shared.logs import configure
 from dpstream.shared.ports import Launch
@@ -99,8 +105,8 @@ def test_from_zero_to_what_is_wanted_and_back(harness: Harness) -> None:
     harness.fleet.all_end("0")
     reconciler.post({})
     assert harness.turn(reconciler) == []
-    assert reconciler.report is not None
-    assert reconciler.report.verdicts["cpu"].wanted == 0
+    assert reconciler.status is not None
+    assert reconciler.status.pools["cpu"].wanted == 0
 
 
 def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness) -> None:
@@ -109,8 +115,10 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
     assert harness.turn(reconciler) == ["launch cpu 4"]
     harness.fleet.all_end("2")
     assert harness.turn(reconciler) == []
-    assert reconciler.report is not None
-    assert "4 workers in a row failed (ended with 2); paused" in str(reconciler.report.verdicts)
+    assert reconciler.status is not None
+    assert (
+        "4 workers in a row failed (ended with 2); paused" in reconciler.status.pools["cpu"].reason
+    )
     assert harness.turn(reconciler, 61) == ["launch cpu 4"]
     harness.fleet.all_end("2")
     assert harness.turn(reconciler) == []
@@ -118,7 +126,7 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
     assert harness.turn(reconciler, 61) == ["launch cpu 4"]
     harness.fleet.all_end("0")
     harness.turn(reconciler)
-    assert reconciler.report.pools["cpu"].failures == 0
+    assert reconciler.status.pools["cpu"].reason == ""
 
 
 @pytest.mark.parametrize("status", ["0", "75", "CANCELLED", "NODE_FAIL", "143"])
@@ -136,8 +144,8 @@ def test_while_the_engine_is_silent_nothing_happens(harness: Harness) -> None:
     harness.turn(reconciler)
     harness.fleet.error = FleetError("no answer")
     assert harness.turn(reconciler, 30) == []
-    assert reconciler.report is not None
-    assert reconciler.report.pools["cpu"].unknown_since == harness.now
+    assert reconciler.status is not None
+    assert reconciler.status.pools["cpu"].stale_since == harness.now
     harness.fleet.error = None
     assert harness.turn(reconciler) == ["launch cpu 2"]
 
@@ -173,8 +181,8 @@ def test_a_used_up_budget_launches_nothing_and_survives_a_restart(
     again.post({QUEUE: Demand(waiting=8, seconds=60.0)})
     harness.fleet.all_end("0")
     assert harness.turn(again) == []
-    assert again.report is not None
-    assert again.report.verdicts["cpu"].reason == "the budget is used up"
+    assert again.status is not None
+    assert again.status.pools["cpu"].reason == "the budget is used up"
 
 
 def test_a_hard_budget_asks_the_busy_ones_to_stop(harness: Harness) -> None:
@@ -222,3 +230,24 @@ def test_a_bad_machine_file_is_refused_at_the_start(harness: Harness) -> None:
     harness.write(cpu=POOL | {"serves": ["label.a", "train"]})
     with pytest.raises(SpecError, match=r"fleet\.yaml: pools\.cpu: serves: queues of labeler and"):
         harness.start()
+
+
+def test_the_status_is_for_the_api_and_metrics(harness: Harness) -> None:
+    coordinator = Coordinator(InProcessBus(Broker()), harness.store)
+    read_access = ReadAccess(coordinator)
+    app = make_app(read_access, CoordinatorMetrics(read_access), None)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    assert client.get("/fleet").status_code == 404
+    reconciler = harness.start()
+    coordinator.fleet_status = lambda: reconciler.status
+    reconciler.post({QUEUE: Demand(waiting=9, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.turn(reconciler)
+    found = client.get("/fleet").json()
+    pool = found["pools"]["cpu"]
+    assert (found["deployment"], pool["wanted"], pool["running"]) == ("lab", 8, 4)
+    assert (pool["launched"], pool["reason"], pool["stale_since"]) == (4, "max", None)
+    metrics = client.get("/metrics").text
+    assert 'dpstream_fleet_wanted{pool="cpu"} 8.0' in metrics
+    assert 'dpstream_fleet_workers{pool="cpu",status="running"} 4.0' in metrics
+    assert 'dpstream_fleet_launched_total{pool="cpu"} 4.0' in metrics

@@ -26,6 +26,7 @@ from dpstream.services.coordinator.fleet.plan import (
     plan,
 )
 from dpstream.services.coordinator.fleet.pools import Budget, FleetFile, PoolSettings, read_fleet
+from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.shared.errors import (
     BusError,
     FleetError,
@@ -71,6 +72,7 @@ class PoolMemory:
     counted: dict[str, Counter[str]] = field(default_factory=dict)
     """Ended workers of each launch that are counted already."""
     ended: Counter[str] = field(default_factory=Counter)
+    launched: int = 0
 
     def update(self, launches: Sequence[Launch], now: float) -> None:
         """Takes in a new list of the pool's launches."""
@@ -92,6 +94,18 @@ class PoolMemory:
         if self.failures >= FAILURES and now >= self.paused_until:
             self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
             self.paused_until = now + self.pause
+
+    def status(self, verdict: PoolVerdict) -> PoolStatus:
+        return PoolStatus(
+            wanted=verdict.wanted,
+            waiting=sum(launch.waiting for launch in self.launches),
+            starting=sum(launch.starting for launch in self.launches),
+            running=sum(launch.running for launch in self.launches),
+            launched=self.launched,
+            ended=dict(self.ended),
+            reason=verdict.reason,
+            stale_since=self.unknown_since,
+        )
 
     def blocked(self, now: float) -> str:
         if now >= self.paused_until:
@@ -130,17 +144,6 @@ class Spending:
         return max(hours, cost)
 
 
-@dataclass(frozen=True)
-class FleetReport:
-    """What the last turn found and decided, for people and metrics."""
-
-    deployment: str
-    verdicts: Mapping[str, PoolVerdict]
-    pools: Mapping[str, PoolMemory]
-    spending: Spending
-    budget: Budget
-
-
 @dataclass
 class Reconciler:
     """`path`: the machine file. `on_wanted`: called with the workers wanted for each queue."""
@@ -150,7 +153,8 @@ class Reconciler:
     logs: Path
     on_wanted: Callable[[Mapping[str, int]], object] = lambda wanted: None
     clock: Callable[[], float] = time.time
-    report: FleetReport | None = None
+    status: FleetStatus | None = None
+    """Of the last turn; read by other threads."""
     _file: FleetFile | None = None
     _read_at: float = 0.0
     _engines: Mapping[str, Fleet] = field(default_factory=dict)
@@ -283,8 +287,14 @@ class Reconciler:
     def _publish(self, found: FleetPlan) -> None:
         assert self._file is not None
         assert self._spending is not None
-        self.report = FleetReport(
-            self._file.deployment, found.verdicts, self._memory, self._spending, self._file.budget
+        self.status = FleetStatus(
+            deployment=self._file.deployment,
+            pools={
+                name: self._memory[name].status(verdict) for name, verdict in found.verdicts.items()
+            },
+            worker_hours=self._spending.hours,
+            cost_today=self._spending.cost,
+            budget_used=self._spending.share(self._file.budget),
         )
         wanted: Counter[str] = Counter()
         for name, pool in self._file.pools.items():
@@ -327,6 +337,7 @@ class Reconciler:
         memory = self._memory[new.pool]
         try:
             self._engine(new.pool).launch(new.pool, new.count, new.name)
+            memory.launched += new.count
             log.info("fleet: launched", pool=new.pool, workers=new.count, launch=new.name)
         except FleetLimit as error:
             alive = sum(launch.alive for launch in memory.launches)

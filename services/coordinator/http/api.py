@@ -26,6 +26,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import SecretStr
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.views.overview import (
@@ -82,6 +83,7 @@ def make_app(
     )
     _health(app, read_access)
     _campaigns(app, read_access)
+    _fleet(app, read_access)
     _pages(app, metrics)
     app.add_exception_handler(NotFound, _answer(404))
     app.add_exception_handler(SpecError, _answer(404))
@@ -183,6 +185,15 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
     def life(name: Name, frame: str) -> Why:
         read_access.state(name)
         return Why(lines=tuple(why(read_access.coordinator.store, name, frame)))
+
+
+def _fleet(app: FastAPI, read_access: ReadAccess) -> None:
+    @app.get("/fleet", summary="The workers started on demand, by pool")
+    def fleet() -> FleetStatus:
+        status = read_access.coordinator.fleet_status()
+        if status is None:
+            raise NotFound("no machine file: DPSTREAM_FLEET is not set")
+        return status
 
 
 def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import (
@@ -57,6 +58,9 @@ class _Gauges(Collector):
         yield _tasks(states.items())
         yield _labels(states.items())
         yield from _numbers(states.items())
+        status = self._read_access.coordinator.fleet_status()
+        if status is not None:
+            yield from _fleet(status)
 
     def _standings(self) -> Metric:
         metric = _gauge("campaigns", "Campaigns by status", "standing")
@@ -144,3 +148,30 @@ def _numbers_of(state: State) -> dict[str, float]:
     if audit is not None and math.isfinite(audit.force):
         numbers |= {"audit_force_rmse": audit.force, "audit_force_rmse_upper": audit.force_upper}
     return numbers
+
+
+def _fleet(status: FleetStatus) -> Iterator[Metric]:
+    wanted = _gauge("fleet_wanted", "Workers that a pool wants", "pool")
+    workers = _gauge("fleet_workers", "Workers of a pool by status", "pool", "status")
+    held = _gauge("fleet_held", "Whether something limits or holds a pool", "pool")
+    launched = CounterMetricFamily("dpstream_fleet_launched", "Workers launched", labels=["pool"])
+    ended = CounterMetricFamily(
+        "dpstream_fleet_ended",
+        "Workers that ended, by status or reason",
+        labels=["pool", "how"],
+    )
+    for name, pool in status.pools.items():
+        wanted.add_metric([name], pool.wanted)
+        for key in ("waiting", "starting", "running"):
+            workers.add_metric([name, key], getattr(pool, key))
+        held.add_metric([name], bool(pool.reason))
+        launched.add_metric([name], pool.launched)
+        for how, count in pool.ended.items():
+            ended.add_metric([name, how], count)
+    yield from (wanted, workers, held, launched, ended)
+    hours = CounterMetricFamily("dpstream_fleet_worker_seconds", "Time of all workers")
+    hours.add_metric([], 3600 * status.worker_hours)
+    yield hours
+    used = _gauge("fleet_budget_used", "Share of the budget")
+    used.add_metric([], status.budget_used)
+    yield used
