@@ -187,7 +187,10 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer) -> None:
 
 
 def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> None:
-    counting = "n=0; trap 'n=$((n+1))' TERM; touch up; for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
+    counting = (
+        "n=0; trap 'n=$((n+1))' TERM; touch up; "
+        "for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
+    )
     fleet = SlurmFleet("once", pools("slurm", "bash", "-c", counting))
     fleet.launch("cpu", 1, "one")
     launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
