@@ -14,16 +14,8 @@ from collections.abc import Iterable
 PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
 PASS = "DPSTREAM_PASS"
 """The variable with further patterns, separated by commas."""
-SECRET = (
-    "*SECRET*",
-    "*TOKEN*",
-    "*PASSWORD*",
-    "*CREDENTIAL*",
-    "*ACCESS_KEY*",
-    "*_JWT",
-    "DPSTREAM_*",
-)
-"""Patterns of variables that are never passed."""
+SECRET = ("*ACCESS_KEY*", "*CREDENTIAL*", "*PASSWORD*", "*SECRET*", "*TOKEN*", "*_JWT")
+"""Patterns of secrets."""
 SECRETS = (
     "DPSTREAM_BROKER",
     "DPSTREAM_STORE_SECRET_KEY",
@@ -41,7 +33,7 @@ def passed_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if _matches(name, patterns) and not _matches(name, SECRET)
+        if _matches(name, patterns) and not name.startswith("DPSTREAM_") and not is_secret(name)
     }
 
 
@@ -52,6 +44,10 @@ def checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
             if fnmatch.fnmatchcase(secret, pattern):
                 raise ValueError(f"{pattern!r} matches the secret {secret}; give narrower patterns")
     return patterns
+
+
+def is_secret(name: str) -> bool:
+    return name in SECRETS or _matches(name, SECRET)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

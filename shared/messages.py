@@ -144,7 +144,6 @@ class Command(Message):
     title: str = Field(description="human-readable description of the task")
     max_seconds: float
     spec: Ref
-    failures: int = Field(default=0, ge=0, description="earlier attempts that failed or lapsed")
 
 
 class Train(Command):

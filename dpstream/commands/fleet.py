@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +15,15 @@ from dpstream.services.coordinator.fleet.engines import engines_of
 from dpstream.services.coordinator.fleet.pools import (
     SERVICES,
     FleetFile,
-    PoolSettings,
     queue_kind,
     read_fleet,
+    worker_logs,
 )
 from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.services.coordinator.fleet.slurm import PASSES, SlurmFleet
 from dpstream.shared.errors import FleetError, SpecError
 from dpstream.shared.files import write_whole
-from dpstream.shared.ports import Launch
+from dpstream.shared.ports import Fleet, Launch
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
@@ -94,7 +95,7 @@ def check(file: File = HERE) -> None:
     table = text_table("pool", "engine", "serves", "max", "price/h", "")
     refused = False
     for name, pool in found.pools.items():
-        problem = _problem(found, name, pool)
+        problem = _problem(found, file, name)
         refused = refused or bool(problem)
         served = ", ".join(pool.serves)
         table.add_row(
@@ -115,7 +116,7 @@ def render(file: File = HERE, pool: Pool = None) -> None:
         settings = found.pools[name]
         say(console, f"# pool {name}")
         if settings.engine == "slurm":
-            options = SlurmFleet(found.deployment, found.pools).options(name, 1, "LAUNCH")
+            options = _slurm(found, file)[name].options(name, 1, "LAUNCH")
             say(console, f"# {shlex.join([*settings.slurm.submit_prefix, *options])}")
             say(console, worker_script(name, settings, "LAUNCH", PASSES))
         else:
@@ -127,7 +128,7 @@ def status(file: File = HERE) -> None:
     """Show the workers of every pool, as the engines list them."""
     found = read_fleet(file)
     table = text_table("pool", "launch", "waiting", "starting", "running", "ended", "")
-    for launch in _launches(found):
+    for _, launch in _launches(found, file):
         ended = ", ".join(f"{count} × {reason}" for reason, count in sorted(launch.ended.items()))
         counts = (str(launch.waiting), str(launch.starting), str(launch.running))
         table.add_row(launch.pool, launch.name, *counts, ended, launch.reason)
@@ -148,11 +149,9 @@ def stop(
     it first, or set the pool's max to 0 in its machine file.
     """
     found = read_fleet(file)
-    engines = engines_of(found, Path())
     names = set(_named(found, pool))
-    for launch in _launches(found):
+    for engine, launch in _launches(found, file):
         if launch.pool in names and launch.alive:
-            engine = engines[found.pools[launch.pool].engine]
             if now:
                 engine.end(launch)
                 say(console, f"{launch.pool} {launch.name}: {launch.alive} asked to stop")
@@ -161,8 +160,21 @@ def stop(
                 say(console, f"{launch.pool} {launch.name}: {taken} taken back")
 
 
-def _launches(found: FleetFile) -> list[Launch]:
-    return [each for engine in engines_of(found, Path()).values() for each in engine.running()]
+def _launches(found: FleetFile, file: Path) -> Iterator[tuple[Fleet, Launch]]:
+    """All launches with their engines; an engine that does not answer gives one line instead."""
+    engines = engines_of(found, worker_logs(file))
+    for engine in {id(each): each for each in engines.values()}.values():
+        try:
+            for launch in engine.running():
+                yield engine, launch
+        except FleetError as error:
+            names = ", ".join(name for name, each in engines.items() if each is engine)
+            say(console, f"{names}: {error}")
+
+
+def _slurm(found: FleetFile, file: Path) -> dict[str, SlurmFleet]:
+    engines = engines_of(found, worker_logs(file))
+    return {name: each for name, each in engines.items() if isinstance(each, SlurmFleet)}
 
 
 def _named(found: FleetFile, pool: str | None) -> list[str]:
@@ -173,14 +185,15 @@ def _named(found: FleetFile, pool: str | None) -> list[str]:
     return [pool]
 
 
-def _problem(found: FleetFile, name: str, pool: PoolSettings) -> str:
+def _problem(found: FleetFile, file: Path, name: str) -> str:
     """Why the engine would not run a worker of this pool, or nothing."""
+    pool = found.pools[name]
     missing = [str(path) for path in pool.source if not path.exists()]
     if missing and not pool.slurm.submit_prefix:
         return f"source: {missing[0]}: no such file"
     if pool.engine == "slurm":
         try:
-            SlurmFleet(found.deployment, found.pools).check(name)
+            _slurm(found, file)[name].check(name)
         except FleetError as error:
             return str(error)
     elif shutil.which(pool.arguments[0]) is None:

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 
+from dpstream.services.coordinator.fleet.pools import worker_logs
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.http.api import make_app, serving
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
@@ -73,7 +73,7 @@ def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[
     if settings.fleet is None:
         yield
         return
-    reconciler = Reconciler(settings.fleet, coordinator.store, Path("dpstream-workers"))
+    reconciler = Reconciler(settings.fleet, coordinator.store, worker_logs(settings.fleet))
     reconciler.start()
     coordinator.on_demand = reconciler.post
     coordinator.fleet_status = lambda: reconciler.status

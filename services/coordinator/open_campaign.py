@@ -68,13 +68,17 @@ class OpenCampaign:
                         self.task_queue.add(message, task.not_before)
                 elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
                     self._update_queue(message.task)
-                    if isinstance(message, m.Result) and message.seconds:
+                    if (
+                        isinstance(message, m.Result)
+                        and message.seconds
+                        and not _is_reused(message)
+                    ):
                         self._time(message)
 
     def _time(self, result: m.Result) -> None:
         """Counts the time of a result in `usual_seconds`."""
         task = self.state.tasks.get(result.task)
-        if task is not None:
+        if task is not None and result.seconds:
             queue = queue_of(task.command)
             before = self.usual_seconds.get(queue, result.seconds)
             self.usual_seconds[queue] = 0.8 * before + 0.2 * result.seconds
@@ -97,6 +101,15 @@ class OpenCampaign:
         """Ends the lease of a task; returns the event that reports it."""
         del self.leases[task]
         return m.LeaseLapsed(**header(self.state.tasks[task].command, "lapsed", now))
+
+
+def _is_reused(result: m.Result) -> bool:
+    """Whether a result cost no computation: the time of such a task is not usual."""
+    return (
+        isinstance(result, m.LabelsDone)
+        and all(accepted.reused for accepted in result.accepted)
+        and not result.rejected
+    )
 
 
 def header(of: m.Command | m.TaskCancelled, what: str, now: float) -> dict[str, Any]:

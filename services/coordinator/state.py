@@ -124,7 +124,7 @@ class LabelState:
     """Labels that were in the store already and cost nothing."""
     computed: int = 0
     """Labels and rejections that took time."""
-    milliseconds: int = 0
+    microseconds: int = 0
     """Time they took in all; whole numbers, whose sum does not depend on the order."""
     audited: Table[None] = Map()
     """Keys of the labelled audit frames of all stages."""

@@ -64,9 +64,6 @@ class ExplorerResources:
         """Start the child process, which loads its libraries while the worker waits for a task."""
         self.engine.start()
 
-    def interrupt(self) -> None:
-        self.engine.interrupt()
-
     def close(self) -> None:
         self.engine.kill()
         shutil.rmtree(self.scratch / "models", ignore_errors=True)

@@ -42,7 +42,15 @@ from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, Not
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
-from dpstream.shared.values import Accepted, FrameRef, Recipe, Ref, Rejected, label_uri
+from dpstream.shared.values import (
+    Accepted,
+    FrameRef,
+    Recipe,
+    Ref,
+    Rejected,
+    campaign_uri,
+    label_uri,
+)
 
 MAX_DETAIL = 300
 """Characters of a rejection's detail: the rejections of a command must fit in one message."""
@@ -168,7 +176,7 @@ class FrameLabeler:
         """The outcome of a single point; after a crash or timeout, retried in a new child process.
         Raises EngineKilled if the engine was killed and another machine can still try."""
         started, last = time.monotonic(), EngineCrashed("")
-        another = self.spec is not None and not self.context.command.failures
+        another = self._may_move(key)
         for attempt in range(TRIES):
             try:
                 return self._point(f"{key}-{attempt}", frame, recipe)
@@ -177,11 +185,25 @@ class FrameLabeler:
             if another and isinstance(last, EngineKilled) and isinstance(self.code, FileCode):
                 break  # a program may have run for hours
         if another and isinstance(last, EngineKilled):
+            self.context.retry(lambda: self.context.store.create(self._killed_uri(key), b"{}"))
             raise last
         seconds = time.monotonic() - started
         self._check_engine()
         fault = "out-of-memory" if isinstance(last, EngineKilled) else "crashed"
         return Outcome(fault=fault, messages=(str(last),), seconds=seconds)
+
+    def _may_move(self, key: str) -> bool:
+        """Whether another machine may try the frame: the task has a further attempt, and this is
+        the first machine whose engine is killed by it."""
+        if self.spec is None or self.spec.max_attempts < 2:
+            return False
+        store, uri = self.context.store, self._killed_uri(key)
+        return not self.context.retry(lambda: store.exists(uri))
+
+    def _killed_uri(self, key: str) -> str:
+        """Object that says that a machine ran out of memory with this frame."""
+        command = self.context.command
+        return campaign_uri(command.campaign, "results", command.task, "killed", key)
 
     def _check_engine(self) -> None:
         """Raise EngineCrashed if the child process dies even without a frame: then the worker, not

@@ -63,8 +63,5 @@ class LabelerResources:
         """Start the child process before the first task."""
         self.engine.start()
 
-    def interrupt(self) -> None:
-        self.engine.interrupt()
-
     def close(self) -> None:
         self.engine.kill()

@@ -25,8 +25,5 @@ class TrainerResources:
     def start(self) -> None:
         self.engine.start()
 
-    def interrupt(self) -> None:
-        self.engine.interrupt()
-
     def close(self) -> None:
         self.engine.kill()

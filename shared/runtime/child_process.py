@@ -90,7 +90,6 @@ class ChildProcess:
         self._replies = -1
         self._buffer = bytearray()
         self._number = 0
-        self._interrupted = False
 
     @property
     def pid(self) -> int | None:
@@ -119,7 +118,7 @@ class ChildProcess:
                 start_new_session=True,  # whatever the child starts is killed with it
             )
         os.close(writing)
-        self._replies, self._buffer, self._interrupted = reading, bytearray(), False
+        self._replies, self._buffer = reading, bytearray()
 
     def call(
         self,
@@ -147,7 +146,12 @@ class ChildProcess:
             self.kill()
             raise
         if "crashed" in reply:
-            raise EngineCrashed(f"{operation}: {reply['crashed']}; {self.log_tail()}")
+            if tick is not None:
+                await_stop(tick)
+            if reply["crashed"] == -signal.SIGKILL:
+                raise EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
+            status = f"ended with status {reply['crashed']}"
+            raise EngineCrashed(f"{operation}: {status}; {self.log_tail()}")
         if "error" in reply:
             raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
         return reply["result"]
@@ -159,21 +163,13 @@ class ChildProcess:
             self._process.wait(0.2)
         status = self._process.returncode
         try:
-            if status is not None and tick is not None and not self._interrupted:
+            if status is not None and tick is not None:
                 await_stop(tick)
         finally:
             self.kill()
-        if status == -signal.SIGKILL and not self._interrupted:
+        if status == -signal.SIGKILL:
             return EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
         return error
-
-    def interrupt(self) -> None:
-        """Kill the child from another thread: the running call raises EngineCrashed."""
-        process = self._process
-        if process is not None:
-            self._interrupted = True
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill the child; the next call starts a new one."""
@@ -291,8 +287,7 @@ def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> byt
         data = pipe.read()
     _, status = os.waitpid(child, 0)
     if not data.endswith(b"\n"):
-        crashed = f"ended with status {os.waitstatus_to_exitcode(status)}"
-        return _reply(request, crashed=crashed)
+        return _reply(request, crashed=os.waitstatus_to_exitcode(status))
     return data
 
 

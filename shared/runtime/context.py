@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpstream.shared.codec import encode, topic_of
-from dpstream.shared.errors import DigestMismatch, Stopped
+from dpstream.shared.errors import DigestMismatch, EngineCrashed, Stopped
 from dpstream.shared.files import write_whole
 from dpstream.shared.messages import Command, Message, Result, TaskCancelled
 from dpstream.shared.ports import Bus, Outgoing, Store
@@ -57,6 +57,7 @@ class Context:
     """Set when the worker is to stop (SIGTERM)."""
     telemetry: Telemetry = field(default_factory=NoTelemetry)
     _stop_asked: threading.Event = field(default_factory=threading.Event)
+    _overdue: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
 
     @property
@@ -110,12 +111,14 @@ class Context:
         return self._stop_asked.is_set()
 
     def check(self) -> None:
-        """Raise `Stopped` if the task was cancelled or the worker is to stop. Used as the `tick` of
-        engine calls."""
+        """Raise `Stopped` if the task was cancelled or the worker is to stop, and `EngineCrashed`
+        if it should have ended long ago. Used as the `tick` of engine calls."""
         if self.is_cancelled:
             raise Stopped("cancelled")
         if self.stopping.is_set():
             raise Stopped("the worker is stopping")
+        if self._overdue.is_set():
+            raise EngineCrashed("still running long after the task's time limit")
 
 
 def envelope_of(attempt: Command | TaskCancelled) -> dict[str, Any]:

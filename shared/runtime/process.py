@@ -48,7 +48,7 @@ log = logger()
 DIED, BAD_INPUT, GAVE_BACK = 1, 2, 75
 """Exit statuses; 75 is EX_TEMPFAIL of sysexits.h: another worker has to go on."""
 FREEING_SECONDS = 60.0
-"""Seconds in which a worker has to be free after the engine of its stuck task was killed."""
+"""Seconds in which a worker has to be free after its stuck task was aborted."""
 NO_OBJECT = "labels/none"
 """Key that the readiness check looks up: every worker may read it, whether or not it exists."""
 
@@ -57,9 +57,6 @@ class Resources(Protocol):
     """A service's warm engines."""
 
     def start(self) -> None: ...
-
-    def interrupt(self) -> None:
-        """Kill the running engine from another thread; its task then fails."""
 
     def close(self) -> None: ...
 
@@ -144,8 +141,8 @@ class WorkerThreads:
     threads: list[threading.Thread] = field(default_factory=list)
     failed: bool = False
     refused: Refused | None = None
-    _freed_by: float | None = None
-    """When a worker whose engine was killed has to be free, monotonic clock."""
+    _aborted: dict[str, float] = field(default_factory=dict)
+    """When the task of a worker was aborted, by the worker's name, monotonic clock."""
 
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
@@ -162,9 +159,10 @@ class WorkerThreads:
                         "coordinator issues it again when its lease ends"
                     )
                     return DIED
-            if self._is_hung():
-                log.error("a task did not end although its engine was killed")
-                return DIED
+            if not stopping.is_set() and self._is_hung():
+                log.error("a task did not end although it was aborted")
+                self.failed = True
+                stopping.set()  # the other workers release their tasks
         if self.refused is not None:
             raise self.refused
         log.info("stopped")
@@ -173,18 +171,16 @@ class WorkerThreads:
         return GAVE_BACK if any(worker.gave_back for worker in self.workers) else 0
 
     def _is_hung(self) -> bool:
-        """Kills the engines of stuck tasks; True if a worker is not free a minute later."""
-        stuck = [
-            plan for worker, plan in zip(self.workers, self.plans, strict=False) if worker.is_stuck
-        ]
-        if not stuck:
-            self._freed_by = None
-        elif self._freed_by is None:
-            log.error("engine killed: its task should have ended long ago")
-            self._freed_by = time.monotonic() + FREEING_SECONDS
-            for plan in stuck:
-                plan.resources.interrupt()
-        return self._freed_by is not None and time.monotonic() > self._freed_by
+        """Aborts stuck tasks; True if a worker is not free a minute after that."""
+        now = time.monotonic()
+        stuck = {worker.name for worker in self.workers if worker.is_stuck}
+        self._aborted = {name: at for name, at in self._aborted.items() if name in stuck}
+        for worker in self.workers:
+            if worker.name in stuck and worker.name not in self._aborted:
+                log.error("task aborted: it should have ended long ago", worker=worker.name)
+                self._aborted[worker.name] = now
+                worker.abort()
+        return any(now - at > FREEING_SECONDS for at in self._aborted.values())
 
     def trouble(self) -> str | None:
         """Reason why this process must be restarted, or None."""

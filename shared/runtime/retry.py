@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -25,9 +26,9 @@ log = logger()
 
 T = TypeVar("T")
 
-REFUSALS = 8
-"""Attempts that may be refused in a row, about a minute: new credentials and rights need time to
-take effect, and a restarted broker may refuse them at first."""
+REFUSED_SECONDS = 60.0
+"""How long an idle worker may be refused its rights: new ones need time to take effect, and a
+restarted broker may refuse them at first."""
 
 
 def retry_outages(
@@ -35,26 +36,17 @@ def retry_outages(
     stopping: threading.Event,
     patience: float = float("inf"),
     telemetry: Telemetry | None = None,
-    given_up: Callable[[], bool] = lambda: False,
+    given_up: Callable[[BaseException], bool] = lambda error: False,
 ) -> T:
     """The result of `call`, retried at growing intervals (up to 30 s) while bus or store fail. The
-    error propagates once `stopping` is set, once `given_up()` is true, after `patience` seconds,
-    and after `REFUSALS` refusals in a row; permanent errors (`NotFound`, `DigestMismatch`)
-    propagate at once."""
+    error propagates once `stopping` is set, after `patience` seconds, and if `given_up(error)`;
+    permanent errors (`NotFound`, `DigestMismatch`) propagate at once."""
     listener = telemetry or NoTelemetry()
-    refusals = 0
-
-    def is_refused_for_good(state: RetryCallState) -> bool:
-        nonlocal refusals
-        error = state.outcome and state.outcome.exception()
-        refusals = refusals + 1 if isinstance(error, Refused) else 0
-        return refusals >= REFUSALS
-
     ended = stop_any(stop_when_event_set(stopping), stop_after_delay(patience))
     retrying = Retrying(
         retry=retry_if_exception(is_outage),
         wait=wait_random_exponential(multiplier=0.1, max=30),
-        stop=lambda state: is_refused_for_good(state) or ended(state) or given_up(),
+        stop=lambda state: ended(state) or given_up(_error_of(state)),
         sleep=sleep_using_event(stopping),
         before_sleep=lambda state: _report(state, listener),
         reraise=True,
@@ -68,9 +60,26 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, (BusError, StoreError)) and not lasting
 
 
-def _report(state: RetryCallState, telemetry: Telemetry) -> None:
+def refused_for_long() -> Callable[[BaseException], bool]:
+    """For `retry_outages`: gives up after `REFUSED_SECONDS` in which every error was `Refused`."""
+    since: float | None = None
+
+    def given_up(error: BaseException) -> bool:
+        nonlocal since
+        since = (since or time.monotonic()) if isinstance(error, Refused) else None
+        return since is not None and time.monotonic() - since >= REFUSED_SECONDS
+
+    return given_up
+
+
+def _error_of(state: RetryCallState) -> BaseException:
     assert state.outcome is not None
     error = state.outcome.exception()
     assert error is not None
+    return error
+
+
+def _report(state: RetryCallState, telemetry: Telemetry) -> None:
+    error = _error_of(state)
     log.warning("broker or store failed, trying again", reason=str(error))
     telemetry.retried(error)

@@ -30,7 +30,7 @@ from dpstream.shared.messages import Command, Message, Result, TaskClaimed, Task
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
-from dpstream.shared.runtime.retry import retry_outages
+from dpstream.shared.runtime.retry import refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
 from dpstream.shared.store.dead_letters import bury
@@ -71,8 +71,12 @@ class Worker(Generic[R]):
     """Whether a task was released because the worker is to stop."""
     refusal: str | None = None
     """Why broker or store refused the last attempt to take a task, or None."""
+    _refused: Refused | None = None
+    """The refusal that ended a task; the worker then ends, too."""
     _deadline: float | None = None
     """Time on the monotonic clock after which the running task counts as stuck."""
+    _context: Context | None = None
+    """Of the running task."""
     _usual: dict[type[Command], float] = field(default_factory=dict)
     """Usual seconds of a task, by command: an average that favours the latest."""
 
@@ -94,12 +98,31 @@ class Worker(Generic[R]):
         deadline = self._deadline
         return deadline is not None and time.monotonic() > deadline
 
+    def abort(self) -> None:
+        """From another thread: the running task fails at its next check, which kills its
+        engine."""
+        context = self._context
+        if context is not None:
+            context._overdue.set()
+
     def _run(self) -> None:
         queues = deque((self.queue, *self.others))
         while self._may_continue():
-            command = self._retry(partial(self._take, self._next_in_turn(queues)))
+            command = self._taken(partial(self._take, self._next_in_turn(queues)))
             if command is not None:
                 self._work_on(command)
+            if self._refused is not None:
+                raise self._refused
+
+    def _taken(self, take: Callable[[], Command | None]) -> Command | None:
+        """Retries `take` during outages, until the worker is to leave or is refused for long."""
+        refused = refused_for_long()
+        return retry_outages(
+            take,
+            self.stopping,
+            telemetry=self.telemetry,
+            given_up=lambda error: refused(error) or self.limits.over,
+        )
 
     def _next_in_turn(self, queues: deque[str]) -> str:
         """The first queue with messages, else the first that exists; moved to the end of `queues`.
@@ -124,9 +147,7 @@ class Worker(Generic[R]):
         return not (self.stopping.is_set() or self.limits.over)
 
     def _retry(self, call: Callable[[], T]) -> T:
-        return retry_outages(
-            call, self.stopping, telemetry=self.telemetry, given_up=lambda: self.limits.over
-        )
+        return retry_outages(call, self.stopping, telemetry=self.telemetry)
 
     def _take(self, queue: str) -> Command | None:
         """Wait for a delivery and settle it; the command, if this worker claimed it."""
@@ -242,6 +263,7 @@ class Worker(Generic[R]):
         context = Context(
             self.store, self.bus, command, scratch, self.name, self.stopping, self.telemetry
         )
+        self._context = context
         finished = threading.Event()
         bound = contextvars.copy_context()
         beat = threading.Thread(target=bound.run, args=(self._beat, context, finished), daemon=True)
@@ -250,6 +272,7 @@ class Worker(Generic[R]):
             with self._spending("work"):
                 event = self._event(command, context)
         finally:
+            self._context = None
             finished.set()
             beat.join()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -274,6 +297,8 @@ class Worker(Generic[R]):
             encode(result)  # a result too long for a message is reported as a failure
             return result
         except Exception as error:
+            if isinstance(error, Refused):
+                self._refused = error
             log.info("task failed or was released", title=command.title, reason=str(error))
             return ending_of(error, context)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.process import ProcessFleet
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
@@ -18,6 +19,8 @@ from dpstream.shared.ports import Fleet, Launch
 from tests.support.slurm_server import CPUS, SlurmServer
 
 PROMPT = 30.0
+MADE = 1_700_000_000.0
+NAME = name_of("cpu", MADE)
 STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$; sleep 300 & wait")
 """A worker that gives its task back when it is to stop; its file says that it is up."""
 SETTINGS: dict[str, Any] = {"serves": ("train",), "max": 9, "memory": "100M"}
@@ -52,7 +55,7 @@ def make(
         fleet: Fleet = (
             ProcessFleet(deployment, pools, tmp_path)
             if engine == "process"
-            else SlurmFleet(deployment, pools)
+            else SlurmFleet(deployment, pools, tmp_path)
         )
         made.append(fleet)
         return fleet
@@ -67,7 +70,7 @@ def pools(engine: str, *command: str, **changes: Any) -> dict[str, PoolSettings]
     return {"cpu": PoolSettings(engine=engine, command=command, **(SETTINGS | changes))}
 
 
-def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = "one") -> Launch:
+def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:
     """The launch, once it passes the test."""
     deadline = time.monotonic() + PROMPT
     while True:
@@ -81,27 +84,26 @@ def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = "one") -> La
 def test_a_launch_runs_as_many_workers_as_asked_for(engine: str, make: Make) -> None:
     fleet = make(pools(engine, *STAYING))
     assert list(fleet.running()) == []
-    before = time.time()
-    fleet.launch("cpu", 2, "one")
+    fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.running == 2)
     assert (launch.pool, launch.alive, launch.ended) == ("cpu", 2, {})
-    assert before - 2 <= launch.since <= time.time() + 1
+    assert launch.since == pytest.approx(MADE, abs=1e-3)
 
 
 def test_a_name_is_launched_once(engine: str, make: Make) -> None:
     """The reply to the first call may have been lost, or its coordinator may have died."""
     fleet, other = (make(pools(engine, *STAYING)) for _ in range(2))
-    fleet.launch("cpu", 2, "one")
+    fleet.launch("cpu", 2, NAME)
     until(fleet, lambda each: each.running == 2)
-    fleet.launch("cpu", 2, "one")
-    other.launch("cpu", 2, "one")
-    assert [(each.name, each.pool, each.alive) for each in other.running()] == [("one", "cpu", 2)]
+    fleet.launch("cpu", 2, NAME)
+    other.launch("cpu", 2, NAME)
+    assert [(each.name, each.pool, each.alive) for each in other.running()] == [(NAME, "cpu", 2)]
 
 
 @pytest.mark.parametrize("status", [0, 2, 75])
 def test_how_workers_ended_is_known(engine: str, make: Make, status: int) -> None:
     fleet = make(pools(engine, "bash", "-c", f"exit {status}"))
-    fleet.launch("cpu", 2, "one")
+    fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.alive == 0)
     assert launch.ended == {str(status): 2}
 
@@ -110,7 +112,7 @@ def test_workers_that_are_asked_to_stop_may_give_back_their_task(
     engine: str, make: Make, tmp_path: Path
 ) -> None:
     fleet, other = (make(pools(engine, *STAYING)) for _ in range(2))
-    fleet.launch("cpu", 2, "one")
+    fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.running == 2 and len(list(tmp_path.glob("up.*"))) == 2)
     other.end(launch)
     ended = until(fleet, lambda each: each.alive == 0).ended
@@ -119,7 +121,7 @@ def test_workers_that_are_asked_to_stop_may_give_back_their_task(
 
 def test_only_what_waits_is_taken_back(engine: str, make: Make) -> None:
     fleet = make(pools(engine, *STAYING))
-    fleet.launch("cpu", CPUS + 2, "one")
+    fleet.launch("cpu", CPUS + 2, NAME)
     expected = {"process": (CPUS + 2, 0), "slurm": (CPUS, 2)}[engine]
     launch = until(fleet, lambda each: (each.running, each.waiting) == expected)
     taken = fleet.retire(launch, 1)
@@ -142,7 +144,7 @@ def test_a_worker_sees_its_settings_and_the_files_of_the_pool(
         "cpus": 2,
     }
     fleet = make(pools(engine, "bash", "-c", f"env > {tmp_path}/seen; exit 0", **changes))
-    fleet.launch("cpu", 1, "one")
+    fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.alive == 0)
     seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines())
     assert seen["DPSTREAM_BROKER"] == "amqp://labeler:it s@host"
@@ -165,9 +167,9 @@ def slurm(
     return slurm_server
 
 
-def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer) -> None:
-    fleet = SlurmFleet("away", pools("slurm", *STAYING))
-    fleet.launch("cpu", 1, "one")
+def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path) -> None:
+    fleet = SlurmFleet("away", pools("slurm", *STAYING), tmp_path)
+    fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.running == 1)
     slurm.stop_controller()
     try:
@@ -179,10 +181,10 @@ def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer) -> None:
     fleet.end(launch)
 
 
-def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer) -> None:
+def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer, tmp_path: Path) -> None:
     nowhere = pools("slurm", *STAYING, slurm={"partition": "nowhere"})
     with pytest.raises(FleetError, match="invalid partition") as caught:
-        SlurmFleet("x", nowhere).launch("cpu", 1, "one")
+        SlurmFleet("x", nowhere, tmp_path).launch("cpu", 1, NAME)
     assert not isinstance(caught.value, FleetLimit)
 
 
@@ -191,8 +193,8 @@ def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> Non
         "n=0; trap 'n=$((n+1))' TERM; touch up; "
         "for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
     )
-    fleet = SlurmFleet("once", pools("slurm", "bash", "-c", counting))
-    fleet.launch("cpu", 1, "one")
+    fleet = SlurmFleet("once", pools("slurm", "bash", "-c", counting), tmp_path)
+    fleet.launch("cpu", 1, NAME)
     launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
     fleet.end(launch)
     until(fleet, lambda each: each.alive == 0)

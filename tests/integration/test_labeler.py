@@ -36,7 +36,7 @@ from dpstream.shared.atoms.frames import (
 )
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
-from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
 from dpstream.shared.messages import Label, LabelsDone, Reference
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
@@ -372,6 +372,25 @@ def test_a_killed_engine_costs_nothing_but_time(lab: Lab) -> None:
     done = lab.label({"code": "pyscf"}, lab.refs(methanes(2)))
     assert len(done.accepted) == 2
     assert lab.resources.engine.pid != victim
+
+
+def test_a_frame_whose_program_is_killed_on_two_machines_is_rejected(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, **settings: Any) -> Any:
+        raise EngineKilled("pair was killed, probably because it ran out of memory on spot")
+
+    monkeypatch.setitem(CODES, "pair", PairProgram())
+    monkeypatch.setattr("dpstream.services.labeler.labeling.run_files", killed)
+    copper = canonical(from_ase(bulk("Cu", a=3.6, cubic=True))).frame
+    command = Label(**lab.envelope(make_spec({"code": "pair"})), frames=lab.refs([copper]))
+    context = lab.context(command)
+    with pytest.raises(EngineKilled):
+        label(lab.resources, command, context)
+    second = replace(context, command=command.model_copy(update={"attempt": 2}))
+    (rejected,) = label(lab.resources, command, second).rejected
+    assert rejected.rule == "out-of-memory"
+    assert "on spot" in rejected.detail
 
 
 def test_a_frame_that_takes_too_long_is_rejected_alone(lab: Lab) -> None:

@@ -57,9 +57,6 @@ class NoEngines:
     def start(self) -> None:
         """Nothing to warm up."""
 
-    def interrupt(self) -> None:
-        """Nothing to kill."""
-
     def close(self) -> None:
         """Nothing to end."""
 

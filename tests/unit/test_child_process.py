@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -145,15 +144,6 @@ def test_a_child_that_something_else_kills_ran_out_of_memory(
     assert engine.call("count", {}) == 1
 
 
-def test_an_interrupted_child_is_a_crash(engine: ChildProcess) -> None:
-    engine.call("pid", {})
-    threading.Timer(0.2, engine.interrupt).start()
-    with pytest.raises(EngineCrashed) as caught:
-        engine.call("sleep", {"seconds": 60})
-    assert not isinstance(caught.value, EngineKilled)
-    assert engine.call("count", {}) == 1
-
-
 def test_a_child_that_ends_just_before_its_worker_is_stopped_is_no_crash(
     engine: ChildProcess,
 ) -> None:
@@ -266,10 +256,18 @@ def test_forks_share_nothing_but_the_warm_start(forking: ChildProcess) -> None:
     assert forking.pid not in pids
 
 
+def test_a_fork_that_something_else_kills_ran_out_of_memory(
+    forking: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.child_process.YIELD_SECONDS", 0.1)
+    with pytest.raises(EngineKilled, match="out of memory"):
+        forking.call("die", {"number": signal.SIGKILL}, tick=lambda: None)
+
+
 def test_a_forks_crash_leaves_the_warm_child(forking: ChildProcess) -> None:
     forking.start()
     warm = forking.pid
-    with pytest.raises(EngineCrashed, match=r"status -9.*last words"):
+    with pytest.raises(EngineKilled, match=r"out of memory.*last words"):
         forking.call("die", {})
     with pytest.raises(EngineCrashed):
         forking.call("leave", {"status": 0})

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.fleet.plan import Demand, FleetPlan, Standing, plan
+from dpstream.services.coordinator.fleet.plan import (
+    Demand,
+    FleetPlan,
+    Standing,
+    plan,
+    time_of,
+)
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.ports import Launch
 
@@ -55,12 +61,12 @@ def test_each_long_task_wants_a_worker_up_to_max() -> None:
 def test_a_worker_is_worth_twice_its_start_time_of_work() -> None:
     """1 s labels on nodes that take 90 s to come: 180 tasks for each worker."""
     assert wanted(one(Demand(waiting=900, seconds=1.0), start_time=90)) == 5
-    measured = Standing(start_time=5.0)
-    assert wanted(one(Demand(waiting=100, seconds=1.0), measured, start_time=90)) == 10
 
 
 def test_a_process_with_slots_counts_as_many_tasks() -> None:
     assert wanted(one(Demand(waiting=7, seconds=355.0), slots=2)) == 4
+    shared = one(Demand(waiting=1, running=1, seconds=355.0), standing(running=1), slots=4)
+    assert (wanted(shared), launched(shared)) == (1, {})
 
 
 def test_a_pool_doubles_from_its_step() -> None:
@@ -140,6 +146,25 @@ def test_what_waits_too_long_stays_wanted_and_says_why() -> None:
     assert found.retirements == ()
     assert found.verdicts["cheap"].reason == "launches wait longer than patience: Resources"
     assert [r.launch.name for r in both(Demand(), cheap=late).retirements] == ["a"]
+
+
+def test_tasks_that_run_elsewhere_keep_nothing_that_waits() -> None:
+    busy = Standing((Launch("b", "dear", running=10, since=NOW - 700),))
+    late = Standing((Launch("a", "cheap", waiting=4, since=NOW - 500),))
+    found = both(Demand(running=10, seconds=99.0), cheap=late, dear=busy)
+    assert (wanted(found, "cheap"), wanted(found, "dear")) == (0, 10)
+    assert [r.launch.name for r in found.retirements] == ["a"]
+
+
+def test_a_quota_makes_launches_smaller() -> None:
+    found = one(Demand(waiting=9, seconds=99.0), Standing(most=2))
+    assert launched(found) == {"p": 2}
+
+
+def test_the_name_of_a_launch_says_when_it_was_made() -> None:
+    (launch,) = one(Demand(waiting=1, seconds=99.0)).launches
+    assert time_of(launch.name) == pytest.approx(NOW, abs=1e-3)
+    assert time_of("one") == 0.0
 
 
 def test_a_pool_serves_several_queues() -> None:

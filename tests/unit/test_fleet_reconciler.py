@@ -12,6 +12,7 @@ import yaml
 from fastapi.testclient import TestClient
 
 from dpstream.services.coordinator.fleet import reconciler as module
+from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.http.api import make_app
@@ -66,7 +67,9 @@ class Harness:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fleet, self.path = MemoryFleet(), folder / "fleet.yaml"
         self.store, self.now = FolderStore(folder / "store"), 1_000_000.0
-        monkeypatch.setattr(module, "engines_of", lambda file, logs: {"process": self.fleet})
+        monkeypatch.setattr(
+            module, "engines_of", lambda file, logs: dict.fromkeys(file.pools, self.fleet)
+        )
         self.write(cpu=POOL)
         self.wanted: dict[str, int] = {}
 
@@ -116,9 +119,7 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
     harness.fleet.all_end("2")
     assert harness.turn(reconciler) == []
     assert reconciler.status is not None
-    assert (
-        "4 workers in a row failed (ended with 2); paused" in reconciler.status.pools["cpu"].reason
-    )
+    assert "4 failures in a row (ended with 2); paused" in reconciler.status.pools["cpu"].reason
     assert harness.turn(reconciler, 61) == ["launch cpu 4"]
     harness.fleet.all_end("2")
     assert harness.turn(reconciler) == []
@@ -136,6 +137,65 @@ def test_a_worker_that_was_taken_away_has_not_failed(harness: Harness, status: s
     harness.turn(reconciler)
     harness.fleet.all_end(status)
     assert harness.turn(reconciler) == ["launch cpu 4"]
+
+
+def test_before_the_first_pass_of_the_loop_nothing_is_taken_back(harness: Harness) -> None:
+    """The demand of a coordinator that has just started is not zero: it is not known yet."""
+    old = Launch("cpu-1", "cpu", waiting=6)
+    harness.fleet.launches[old.name] = old
+    reconciler = harness.start()
+    assert harness.turn(reconciler, 999) == []
+    reconciler.post({})
+    assert harness.turn(reconciler) == ["retire cpu 6"]
+
+
+def test_a_pool_whose_launches_are_refused_pauses_and_the_next_one_takes_over(
+    harness: Harness,
+) -> None:
+    harness.write(bad=POOL, good=POOL | {"price": 1.0})
+    reconciler = harness.start()
+    launch = harness.fleet.launch
+
+    def refuse(pool: str, count: int, name: str) -> None:
+        if pool == "bad":
+            raise FleetError("invalid partition specified: nowhere")
+        launch(pool, count, name)
+
+    harness.fleet.launch = refuse  # type: ignore[method-assign]
+    reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
+    calls = [call for _ in range(4) for call in harness.turn(reconciler)]
+    assert calls == ["launch good 3"]
+    assert reconciler.status is not None
+    assert "invalid partition" in reconciler.status.pools["bad"].reason
+
+
+def test_a_launch_whose_reply_was_lost_keeps_its_name(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
+    names: list[str] = []
+
+    def lose(pool: str, count: int, name: str) -> None:
+        names.append(name)
+        raise FleetError("timed out")
+
+    harness.fleet.launch = lose  # type: ignore[method-assign]
+    harness.turn(reconciler)
+    harness.turn(reconciler)
+    assert len(names) == 2
+    assert len(set(names)) == 1
+
+
+def test_what_ran_while_no_coordinator_did_costs_as_well(harness: Harness) -> None:
+    harness.write({"worker_hours": 100}, cpu=POOL)
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.turn(reconciler, 36)
+    again = harness.start()
+    again.post({QUEUE: Demand(running=4, seconds=60.0)})
+    harness.turn(again, 3600)
+    assert again.status is not None
+    assert again.status.worker_hours == pytest.approx(4.04, abs=0.05)
 
 
 def test_while_the_engine_is_silent_nothing_happens(harness: Harness) -> None:
@@ -160,7 +220,8 @@ def test_a_quota_is_learned_and_tried_again_after_a_while(harness: Harness) -> N
         raise FleetLimit("QOSMaxSubmitJobPerUserLimit")
 
     launch, harness.fleet.launch = harness.fleet.launch, refuse  # type: ignore[method-assign]
-    assert harness.turn(reconciler) == ["refused"]
+    assert harness.turn(reconciler) == ["refused"]  # two
+    assert harness.turn(reconciler) == ["refused"]  # one
     assert harness.turn(reconciler) == []
     harness.fleet.launch = launch  # type: ignore[method-assign]
     assert harness.turn(reconciler, 601) == ["launch cpu 2"]
@@ -209,7 +270,7 @@ def test_a_demand_gone_wild_is_bounded(harness: Harness) -> None:
         reconciler.post({QUEUE: Demand(waiting=10**6 + number, seconds=60.0)})
         harness.fleet.launches.clear()
         calls += harness.turn(reconciler, 0.5)
-    assert len(calls) == module.LAUNCHES_PER_MINUTE
+    assert len(calls) == LAUNCHES_PER_MINUTE
 
 
 def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(
@@ -222,6 +283,9 @@ def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(
     assert harness.turn(reconciler) == ["launch cpu 2"]
     harness.write(cpu=POOL | {"maxx": 2})
     assert harness.turn(reconciler) == []
+    harness.write(gpu=POOL)
+    assert harness.turn(reconciler) == []
+    assert "pools.cpu: still has workers; set its max to 0 first" in log_stream.getvalue()
     assert "did you mean 'max'?" in log_stream.getvalue()
     assert "the old one stays" in log_stream.getvalue()
 

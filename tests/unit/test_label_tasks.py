@@ -25,7 +25,7 @@ def sizes(
         for n in range(frames)
     )
     state = request_labels(state, known)
-    times = replace(state.labels, computed=10, milliseconds=round(10_000 * seconds))
+    times = replace(state.labels, computed=10, microseconds=round(10_000_000 * seconds))
     state = replace(state, labels=times)
     for number in range(busy):
         state = state.with_task(Task(label(f"running{number}"), status="running"))

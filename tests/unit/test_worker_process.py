@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
-from dpstream.shared.errors import BusError, EngineCrashed, Refused
+from dpstream.shared.errors import BusError, Refused
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
     GAVE_BACK,
@@ -28,13 +27,10 @@ from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 class Bench:
     def __init__(self) -> None:
-        self.running = self.interrupted = False
+        self.running = False
 
     def start(self) -> None:
         self.running = True
-
-    def interrupt(self) -> None:
-        self.interrupted = True
 
     def close(self) -> None:
         self.running = False
@@ -134,24 +130,21 @@ def test_a_task_given_back_is_exit_status_75(workers: WorkerHarness) -> None:
     assert isinstance(workers.next_event(), m.TaskReleased)
 
 
-def test_the_engine_of_a_stuck_task_is_killed(
+def test_a_stuck_task_is_aborted_at_its_next_check(
     workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)  # label() has 60 s
-
-    def hanging(resources: Bench, command: Any, context: Any) -> Any:
-        while not resources.interrupted:
-            time.sleep(0.01)
-        raise EngineCrashed("it died")
-
-    office = Office(workers, hanging)
+    office = Office(workers, patient)
     workers.send(label())
-    assert workers.next_types(2) == [m.TaskClaimed, m.TaskFailed]
+    assert workers.next_types(1) == [m.TaskClaimed]
+    failed = workers.next_event()
+    assert isinstance(failed, m.TaskFailed)
+    assert "long after the task's time limit" in failed.reason
     office.stopping.set()
     assert office.end() == 0
 
 
-def test_a_worker_that_its_dead_engine_does_not_free_ends_the_process(
+def test_a_worker_that_cannot_be_freed_ends_the_process_and_the_others_release(
     workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0)
@@ -159,22 +152,26 @@ def test_a_worker_that_its_dead_engine_does_not_free_ends_the_process(
     go_on = threading.Event()
 
     def deaf(resources: Any, command: Any, context: Any) -> Any:
+        if command.capability != "toy":
+            context._overdue.clear = context._overdue.set = lambda: None
+            return patient(resources, command, context)
         assert go_on.wait(PROMPT)
         return succeed(resources, command, context)
 
-    office = Office(workers, deaf)
-    workers.send(label())
+    office = Office(workers, deaf, grace=2.0)
+    workers.send(label(), label("t2").model_copy(update={"capability": "a", "max_seconds": 999.0}))
     assert office.end() == 1
     go_on.set()
+    kinds = workers.next_types(4)
+    assert m.TaskReleased in kinds
     for thread in office.crew.threads:
-        thread.join(0.1)
-    office.stopping.set()
+        thread.join(PROMPT)
 
 
 def test_refused_rights_end_the_process(
     workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpstream.shared.runtime.retry.REFUSALS", 3)
+    monkeypatch.setattr("dpstream.shared.runtime.retry.REFUSED_SECONDS", 0.3)
 
     class Foreign(FlakyBus):
         def consume(self, queue: str, prefetch: int = 1) -> Any:
@@ -191,6 +188,24 @@ def test_refused_rights_end_the_process(
         crew.work(bus, workers.store, threading.Event())
     with pytest.raises(BusError, match="ACCESS_REFUSED"):
         crew.check_rights()
+
+
+def test_a_handler_that_is_refused_releases_its_task_and_ends_the_process(
+    workers: WorkerHarness,
+) -> None:
+    def refused(resources: Any, command: Any, context: Any) -> Any:
+        raise Refused("AccessDenied: labels/x")
+
+    crew = WorkerThreads(
+        "lab",
+        [WorkerPlan(("label.toy",), {m.Label: refused}, Bench())],
+        workers.folder,
+        WorkerSettings(broker="amqp://host", store="x"),  # type: ignore[arg-type]
+    )
+    workers.send(label())
+    with pytest.raises(Refused, match="AccessDenied"):
+        crew.work(InProcessBus(workers.broker), workers.store, threading.Event())
+    assert workers.next_types(2) == [m.TaskClaimed, m.TaskReleased]
 
 
 def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends(

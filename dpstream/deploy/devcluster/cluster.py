@@ -34,6 +34,8 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode, server_script
 from dpstream.deploy.devcluster.record import COORDINATOR, WORKERS, ClusterRecord, ServiceRecord
 from dpstream.deploy.devcluster.seaweed import SeaweedServer, is_answered, server_binary
 from dpstream.deploy.devcluster.waiting import within
+from dpstream.services.coordinator.fleet.engines import engines_of
+from dpstream.services.coordinator.fleet.pools import read_fleet, worker_logs
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
@@ -273,10 +275,21 @@ class Cluster:
 
     def _end_all(self) -> list[str]:
         running = [part.name for part in self.parts()]
+        self._end_fleet()
         end([service.process for service in self._read_record().services.values()], GRACE_SECONDS)
         if self.broker.was_started:
             _together(self.store.stop, self.broker.stop)
         return running
+
+    def _end_fleet(self) -> None:
+        """Stop the workers that the coordinator has started on demand."""
+        path = self._read_record().settings.get("DPSTREAM_FLEET")
+        if path is None or not Path(path).exists():
+            return
+        for fleet in engines_of(read_fleet(Path(path)), worker_logs(Path(path))).values():
+            for launch in fleet.running():
+                if launch.alive:
+                    fleet.end(launch)
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"

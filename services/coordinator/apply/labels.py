@@ -21,6 +21,9 @@ from dpstream.services.coordinator.state import (
 from dpstream.shared import messages as m
 from dpstream.shared.values import FrameRef, Ref
 
+LONGEST_LABEL = 1e7
+"""Seconds; a longer time of a label is an error of its worker and does not count."""
+
 
 def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
     if state.submitted is not None:
@@ -66,11 +69,12 @@ def _counted(labels: LabelState, event: m.LabelsDone) -> LabelState:
     """With the reused labels of a result, and the time that the others took."""
     times = [accepted.seconds for accepted in event.accepted if not accepted.reused]
     times += [rejected.seconds for rejected in event.rejected if rejected.seconds > 0]
+    times = [each for each in times if 0 <= each < LONGEST_LABEL]
     return replace(
         labels,
         reused=labels.reused + sum(accepted.reused for accepted in event.accepted),
         computed=labels.computed + len(times),
-        milliseconds=labels.milliseconds + sum(round(1000 * each) for each in times),
+        microseconds=labels.microseconds + sum(round(1e6 * each) for each in times),
     )
 
 

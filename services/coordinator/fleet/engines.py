@@ -11,18 +11,17 @@ from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.ports import Fleet
 
 Make = Callable[[str, Mapping[str, PoolSettings], Path], Fleet]
-ENGINES: Mapping[str, Make] = {
-    "process": ProcessFleet,
-    "slurm": lambda deployment, pools, logs: SlurmFleet(deployment, pools),
-}
+ENGINES: Mapping[str, Make] = {"process": ProcessFleet, "slurm": SlurmFleet}
 """`make(deployment, pools, logs)`; `logs`: a folder for logs of workers on this machine."""
 
 
 def engines_of(file: FleetFile, logs: Path) -> dict[str, Fleet]:
-    """The engines that the machine file names, each with its pools."""
+    """The fleet engine of every pool, by the pool's name. Pools share one if they are run by the
+    same engine through the same `submit_prefix`."""
+    shared: dict[tuple[object, ...], dict[str, PoolSettings]] = {}
+    for name, pool in file.pools.items():
+        shared.setdefault((pool.engine, pool.slurm.submit_prefix), {})[name] = pool
     found: dict[str, Fleet] = {}
-    for engine, make in ENGINES.items():
-        pools = {name: pool for name, pool in file.pools.items() if pool.engine == engine}
-        if pools:
-            found[engine] = make(file.deployment, pools, logs)
+    for (engine, _), pools in shared.items():
+        found |= dict.fromkeys(pools, ENGINES[str(engine)](file.deployment, pools, logs))
     return found

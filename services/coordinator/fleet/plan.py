@@ -38,11 +38,12 @@ class Standing:
     """Whether what waits is to be taken back as well."""
     ceiling: int | None = None
     """Workers beyond which the engine has refused a launch."""
-    start_time: float | None = None
-    """Measured time from launch to start, s."""
+    most: int | None = None
+    """Largest launch that a quota is believed to allow."""
 
     @property
     def started(self) -> int:
+        """Processes that the engine has started: running, or about to."""
         return sum(launch.starting + launch.running for launch in self.launches)
 
     @property
@@ -100,6 +101,19 @@ def plan(
     return FleetPlan(tuple(launches), tuple(retirements), verdicts)
 
 
+def name_of(pool: str, now: float) -> str:
+    """The name of a launch, which contains its time."""
+    return f"{pool}-{int(now * 1000):x}"
+
+
+def time_of(name: str) -> float:
+    """When the launch with this name was made, seconds since the epoch; 0 if it does not say."""
+    try:
+        return int(name.rpartition("-")[2], 16) / 1000
+    except ValueError:
+        return 0.0
+
+
 class _PoolTurn:
     """The decision about one pool."""
 
@@ -119,16 +133,18 @@ class _PoolTurn:
 
     def decide(self, waiting: dict[str, float], running: dict[str, int]) -> PoolVerdict:
         """The verdict. Takes what this pool provides for off `waiting` and `running`."""
-        keep = self._kept(running)
-        need = math.ceil(self._slots_needed(waiting) / self.pool.slots)
-        self.wanted = min(self._limit(), max(self.pool.min, keep + need))
-        self._provide(max(0, min(self.wanted, self._available()) - keep), waiting)
-        return PoolVerdict(self.wanted, self._reason(keep + need))
+        busy = self._busy_slots(running)
+        worth = math.ceil((busy + self._slots_needed(waiting)) / self.pool.slots)
+        self.wanted = min(self._limit(), max(self.pool.min, worth))
+        provided = min(self.wanted, self._available()) * self.pool.slots - busy
+        self._provide(max(0, provided), waiting)
+        return PoolVerdict(self.wanted, self._reason(worth))
 
     def launches(self) -> Iterator[NewLaunch]:
-        count = min(self.wanted - self.standing.alive, self._step(), LARGEST[self.pool.engine])
+        largest = min(self.standing.most or math.inf, LARGEST[self.pool.engine])
+        count = int(min(self.wanted - self.standing.alive, self._step(), largest))
         if count > 0 and not self._is_held():
-            yield NewLaunch(self.name, count, f"{self.name}-{int(self.now * 1000):x}")
+            yield NewLaunch(self.name, count, name_of(self.name, self.now))
 
     def retirements(self) -> Iterator[Retirement]:
         surplus = self.standing.alive - self.wanted
@@ -142,29 +158,27 @@ class _PoolTurn:
 
     def _tasks_per_slot(self, demand: Demand) -> int:
         """Waiting tasks that are worth a process of their own per slot."""
-        start = self.standing.start_time or self.pool.start_time
         if not demand.seconds:
             return 1
-        return max(1, math.ceil(self.pool.worth * start / demand.seconds))
+        return max(1, math.ceil(self.pool.worth * self.pool.start_time / demand.seconds))
 
-    def _kept(self, running: dict[str, int]) -> int:
-        """Processes that running tasks keep. A running task never causes a launch: its worker may
-        be lost."""
-        kept = self.standing.alive * self.pool.slots
+    def _busy_slots(self, running: dict[str, int]) -> int:
+        """Slots of started processes that running tasks take. A running task never causes a launch:
+        its worker may be lost."""
+        free = self.standing.started * self.pool.slots
         taken = 0
         for queue in self.pool.serves:
-            part = min(running.get(queue, 0), kept - taken)
+            part = min(running.get(queue, 0), free - taken)
             running[queue] = running.get(queue, 0) - part
             taken += part
-        return math.ceil(taken / self.pool.slots)
+        return taken
 
     def _slots_needed(self, waiting: Mapping[str, float]) -> int:
         return sum(
             math.ceil(waiting.get(queue, 0) / self.per_slot[queue]) for queue in self.pool.serves
         )
 
-    def _provide(self, processes: int, waiting: dict[str, float]) -> None:
-        slots = processes * self.pool.slots
+    def _provide(self, slots: int, waiting: dict[str, float]) -> None:
         for queue in self.pool.serves:
             taken = min(slots, math.ceil(waiting.get(queue, 0) / self.per_slot[queue]))
             waiting[queue] = max(0.0, waiting.get(queue, 0) - taken * self.per_slot[queue])
@@ -185,8 +199,8 @@ class _PoolTurn:
     def _step(self) -> int:
         """Workers that may be launched now: as many as run, at least `step`, less those that have
         not started yet."""
-        started = sum(launch.running for launch in self.standing.launches)
-        return max(self.pool.step, started) - (self.standing.alive - started)
+        running = sum(launch.running for launch in self.standing.launches)
+        return max(self.pool.step, running) - (self.standing.alive - running)
 
     def _is_held(self) -> bool:
         return bool(self.standing.blocked) or self.standing.unknown_since is not None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from dpstream.shared.bus.topology import declared
-from dpstream.shared.environment import SECRET
+from dpstream.shared.environment import is_secret
 from dpstream.shared.messages import COMMANDS, Service
 from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.errors import read_document, validated
@@ -88,17 +88,13 @@ class PoolSettings(Section):
     patience: Seconds = Field(
         default=600.0, description="how long launches may wait before the next pool is used"
     )
-    start_limit: Seconds = Field(
-        default=600.0, description="a worker that is not up after this time has failed"
-    )
     start_time: Seconds = Field(
-        default=15.0, description="usual time from launch to the first task, until it is measured"
+        default=15.0, description="usual time from launch to the first task"
     )
     worth: float = Field(
         default=2.0, ge=0, description="a worker is launched for this many start times of work"
     )
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
-    spot: bool = Field(default=False, description="the machines may be reclaimed at any time")
     modules: tuple[str, ...] = Field(default=(), description="environment modules to load")
     source: tuple[Path, ...] = Field(
         default=(), description="shell files to read first, e.g. with the worker's credentials"
@@ -110,6 +106,11 @@ class PoolSettings(Section):
     def service(self) -> Service:
         """The service whose processes the pool runs."""
         return SERVICES[queue_kind(self.serves[0])]
+
+    @property
+    def worker_class(self) -> str | None:
+        """The class of labelers that the queues name after the code: `label.cp2k-32-cores`."""
+        return queue_class(self.serves[0])
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -127,10 +128,12 @@ class PoolSettings(Section):
                 f"serves: queues of {' and '.join(sorted(services))}: a pool runs one service; "
                 "give each its own pool"
             )
+        if len({queue_class(queue) for queue in self.serves}) > 1:
+            raise ValueError("serves: a pool serves one class of labelers")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         for name in self.envs:
-            if any(part.strip("*") in name for part in SECRET[1:]) or name == "DPSTREAM_BROKER":
+            if is_secret(name):
                 raise ValueError(
                     f"envs: {name}: secrets do not belong in this file; name a file under source"
                 )
@@ -158,6 +161,15 @@ def queue_kind(queue: str) -> str:
     return LABEL if queue.startswith(LABEL) else queue
 
 
+def queue_class(queue: str) -> str | None:
+    """`32-cores` of `label.cp2k-32-cores`; None without a class."""
+    return queue.partition("-")[2] or None if queue.startswith(LABEL) else None
+
+
+def _code(queue: str) -> str:
+    return queue.removeprefix(LABEL).partition("-")[0]
+
+
 SERVICES: Mapping[str, Service] = {queue_kind(kind.QUEUE): kind.SERVICE for kind in COMMANDS}
 """Services by kind of queue."""
 
@@ -167,16 +179,25 @@ def read_fleet(path: Path) -> FleetFile:
     file, key, value and remedy."""
     file = validated(FleetFile, read_document(path), f"{path}: ")
     folder = path.absolute().parent
-    pools = {
-        name: pool.model_copy(update={"source": tuple(folder / each for each in pool.source)})
-        for name, pool in file.pools.items()
-    }
+    pools = {name: _with_paths(pool, folder) for name, pool in file.pools.items()}
     return file.model_copy(update={"pools": pools})
+
+
+def worker_logs(path: Path) -> Path:
+    """The folder for logs of workers that are started from here, beside the machine file."""
+    return path.absolute().parent / "worker-logs"
+
+
+def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
+    """Paths of this machine become absolute; those of a login node are taken as they are."""
+    if pool.slurm.submit_prefix:
+        return pool
+    return pool.model_copy(update={"source": tuple(folder / each for each in pool.source)})
 
 
 def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
     """The `DPSTREAM_*` variables that a pool's workers get from the machine file."""
-    served = ",".join(queue.removeprefix(LABEL) for queue in pool.serves)
+    served = ",".join(dict.fromkeys(_code(queue) for queue in pool.serves))
     values: dict[str, Any] = {
         "POOL": name,
         "IDLE_EXIT": pool.idle_exit,
@@ -184,6 +205,7 @@ def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
         "GRACE": pool.grace,
         "THREADS": pool.cpus,
         "LABELER_CODES": served if pool.service == "labeler" else None,
+        "LABELER_CLASS": pool.worker_class,
         "EXPLORER_QUEUES": served if pool.service == "explorer" else None,
     }
     return {

@@ -1,7 +1,7 @@
 """Workers as processes of this machine: the fleet engine of laptops and tests.
 
 A process carries its launch in its environment, so that a restarted coordinator finds the workers
-of the one before.
+of the one before. The name of a launch begins with its pool.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.script import LAUNCH, worker_script
 from dpstream.shared.environment import passed_environment
@@ -34,14 +35,17 @@ class ProcessFleet:
     _children: dict[str, list[subprocess.Popen[bytes]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    _pool_of: dict[str, str] = field(default_factory=dict)
 
     def running(self) -> Sequence[Launch]:
         """Launches with living processes, and ended ones that this process has started."""
         found: dict[str, list[psutil.Process]] = defaultdict(list)
         for process in self._processes():
             found[self._launch_of(process)].append(process)
-        return [self._launch(name, found[name]) for name in sorted({*found, *self._children})]
+        launches = [self._launch(name, found[name]) for name in sorted({*found, *self._children})]
+        for launch in launches:
+            if not launch.alive:  # how its workers ended is known now
+                self._children.pop(f"{self.deployment}/{launch.name}", None)
+        return launches
 
     def launch(self, pool: str, count: int, name: str) -> None:
         label = f"{self.deployment}/{name}"
@@ -49,19 +53,21 @@ class ProcessFleet:
             return
         settings = self.pools[pool]
         script = worker_script(pool, settings, label)
-        self._pool_of[label] = pool
-        self.logs.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            with (self.logs / f"{name}-{number}.log").open("ab") as log:
-                child = subprocess.Popen(
-                    ["bash", "-c", script],
-                    env=passed_environment() | {LAUNCH: label, "DPSTREAM_POOL": pool},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            self._children[label].append(child)
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                with (self.logs / f"{name}-{number}.log").open("ab") as log:
+                    child = subprocess.Popen(
+                        ["bash", "-c", script],
+                        env=passed_environment() | {LAUNCH: label},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                self._children[label].append(child)
+        except OSError as error:
+            raise FleetError(f"workers cannot be started: {error}") from error
 
     def retire(self, launch: Launch, most: int) -> int:
         """Nothing: processes start at once."""
@@ -80,22 +86,21 @@ class ProcessFleet:
             status = child.poll()
             if status is not None:
                 ended[str(status) if status >= 0 else signal.Signals(-status).name] += 1
-        pool = self._pool_of.get(label) or _environment(processes[0]).get("DPSTREAM_POOL", "")
-        since = min((process.create_time() for process in processes), default=0.0)
         name = label.partition("/")[2]
-        return Launch(name, pool, running=len(processes), ended=ended, since=since)
+        pool = next((p for p in self.pools if name.rpartition("-")[0] == p), "")
+        return Launch(name, pool, running=len(processes), ended=ended, since=time_of(name))
 
     def _processes(self) -> Iterator[psutil.Process]:
-        """The workers of this deployment. Their engines carry the label, too, and are left out."""
+        """The workers of this deployment: the first processes of their sessions."""
         own = f"{self.deployment}/"
         try:
             ours = [p for p in psutil.process_iter() if self._launch_of(p).startswith(own)]
         except OSError as error:
             raise FleetError(f"processes cannot be listed: {error}") from error
-        pids = {process.pid for process in ours}
         for process in ours:
-            with suppress(psutil.NoSuchProcess):
-                if process.ppid() not in pids and process.status() != psutil.STATUS_ZOMBIE:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                is_first = os.getsid(process.pid) == process.pid
+                if is_first and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
 
     @staticmethod

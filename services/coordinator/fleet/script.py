@@ -26,8 +26,8 @@ def worker_script(name: str, pool: PoolSettings, launch: str, passes: str = "") 
     }
     lines = [
         "#!/bin/bash",
-        *(f"module load {shlex.quote(module)}" for module in pool.modules),
-        *(f". {shlex.quote(str(path))}" for path in pool.source),
+        *(f"module load {shlex.quote(module)} || exit 2" for module in pool.modules),
+        *(f". {shlex.quote(str(path))} || exit 2" for path in pool.source),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
         f"exec {shlex.join(pool.arguments)}",
     ]

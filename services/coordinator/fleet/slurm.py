@@ -7,18 +7,19 @@ script, the worker gets exactly one SIGTERM before its time ends.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import signal
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.shared.environment import is_secret
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
 
@@ -28,35 +29,38 @@ PASSES = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"
 """Variables that labeling programs see: without them `srun` asks for a second allocation."""
 LIMITS = re.compile(r"QOS\w*Limit|Assoc\w*Limit|policy|MaxArraySize|MaxJobCount", re.IGNORECASE)
 """Words of a refusal that another attempt at once would not change."""
-FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code", "SubmitTime")
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"}
+FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code")
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 STARTING = {"CONFIGURING", "STAGE_OUT"}
-RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STOPPED"}
+RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STOPPED", "SUSPENDED"}
 
 
 @dataclass
 class SlurmFleet:
-    """Launches are arrays with the job name `dps.DEPLOYMENT.POOL.NAME`."""
+    """Launches are arrays with the job name `dps.DEPLOYMENT.POOL.NAME`. All `pools` have the same
+    `submit_prefix`; `logs`: a folder for the output of workers that are submitted from here."""
 
     deployment: str
     pools: Mapping[str, PoolSettings]
+    logs: Path
 
     def running(self) -> Sequence[Launch]:
-        prefixes = dict.fromkeys(pool.slurm.submit_prefix for pool in self.pools.values())
-        return [launch for prefix in prefixes for launch in self._listed(prefix)]
+        arrays: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for job in self._jobs():
+            arrays[job["Name"]].append(job)
+        launches = [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
+        return [launch for launch in launches if launch.pool in self.pools]
 
     def launch(self, pool: str, count: int, name: str) -> None:
-        settings = self.pools[pool]
-        if any(launch.name == name for launch in self._listed(settings.slurm.submit_prefix)):
+        if any(launch.name == name for launch in self.running()):
             return
-        script = worker_script(pool, settings, name, PASSES)
-        self._run(settings, self.options(pool, count, name), script)
+        script = worker_script(pool, self.pools[pool], name, PASSES)
+        self._run(self.options(pool, count, name), script)
 
     def check(self, pool: str) -> None:
         """Asks Slurm whether it would accept a worker; submits nothing. Raises FleetError."""
-        settings = self.pools[pool]
         command = [*self.options(pool, 1, "check"), "--test-only"]
-        self._run(settings, command, worker_script(pool, settings, "check", PASSES))
+        self._run(command, worker_script(pool, self.pools[pool], "check", PASSES))
 
     def options(self, pool: str, count: int, name: str) -> list[str]:
         """The command that submits a launch; its script goes to standard input."""
@@ -79,37 +83,29 @@ class SlurmFleet:
         return ["sbatch", "--parsable", "--no-requeue", "--ntasks=1", *options, *slurm.flags]
 
     def retire(self, launch: Launch, most: int) -> int:
-        settings = self.pools[launch.pool]
         waiting = [
             f"{job['ArrayJobID']}_{job['ArrayTaskID']}"
-            for job in self._jobs(settings.slurm.submit_prefix)
+            for job in self._jobs()
             if job["Name"].endswith(f".{launch.name}") and job["State"] in WAITING
         ][-most:]
         if waiting:
             # With --state, scancel would cancel all tasks of the array that wait. A task that has
             # started meanwhile gets SIGTERM and releases what it has.
-            self._run(settings, ["scancel", *waiting])
+            self._run(["scancel", *waiting])
         return len(waiting)
 
     def end(self, launch: Launch) -> None:
-        settings = self.pools[launch.pool]
         name = f"--name=dps.{self.deployment}.{launch.pool}.{launch.name}"
-        self._run(settings, ["scancel", "--state=PENDING", name])
-        self._run(settings, ["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
+        self._run(["scancel", "--state=PENDING", name])
+        self._run(["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
 
-    # ------------------------------------------------------------------------------- squeue
-
-    def _listed(self, prefix: Sequence[str]) -> list[Launch]:
-        arrays: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for job in self._jobs(prefix):
-            arrays[job["Name"]].append(job)
-        return [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
-
-    def _jobs(self, prefix: Sequence[str]) -> list[dict[str, str]]:
+    def _jobs(self) -> list[dict[str, str]]:
         """Every process of our arrays, also those that ended in the last minutes."""
         form = ",".join(f"{each}:|" for each in FIELDS)
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={form}"]
-        rows = (line.split("|") for line in _output(prefix, command).splitlines())
+        listed = self._run(
+            ["squeue", "--me", "--noheader", "--array", "--states=all", f"--Format={form}"]
+        )
+        rows = (line.split("|") for line in listed.splitlines())
         jobs = [dict(zip(FIELDS, map(str.strip, row), strict=False)) for row in rows]
         ours = f"dps.{self.deployment}."
         return [job for job in jobs if job.get("Name", "").startswith(ours)]
@@ -128,49 +124,54 @@ class SlurmFleet:
             starting=sum(states[state] for state in STARTING),
             running=sum(states[state] for state in RUNNING),
             ended=ended,
-            since=min(_seconds(job["SubmitTime"]) for job in jobs),
+            since=time_of(name),
             reason=next((each for each in reasons if each not in ("None", "Priority")), ""),
         )
 
-    def _run(self, pool: PoolSettings, command: Sequence[str], script: str = "") -> str:
-        return _output(pool.slurm.submit_prefix, command, script)
+    def _run(self, command: Sequence[str], script: str = "") -> str:
+        """Standard output of a command of Slurm. Raises FleetError with Slurm's words."""
+        prefix = next(iter(self.pools.values())).slurm.submit_prefix
+        remote = any(PurePath(word).name == "ssh" for word in prefix)  # passes it to a shell
+        words = [shlex.join(command)] if remote else list(command)
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            done = subprocess.run(
+                [*prefix, *words],
+                cwd=self.logs,
+                env=_environment(),
+                input=script,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise FleetError(f"{command[0]}: {error}") from error
+        if done.returncode != 0:
+            text = " ".join(done.stderr.split())[-300:]
+            kind = FleetLimit if LIMITS.search(text) else FleetError
+            raise kind(f"{command[0]}: {text or f'exit status {done.returncode}'}")
+        return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the commands, which `sbatch` hands on to the workers: without the secrets
+    and settings of the coordinator, and without the job that it may run in."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF"
+        or not (name.startswith(("DPSTREAM_", "SLURM_", "SBATCH_")) or is_secret(name))
+    }
 
 
 def _ending(job: Mapping[str, str]) -> str:
-    """The exit status of an ended process, the signal that ended it, or Slurm's word: CANCELLED,
+    """The exit status of an ended process, its signal, or Slurm's word: CANCELLED,
     TIMEOUT, NODE_FAIL, …"""
     if job["State"] == "COMPLETED":
         return "0"
     if job["State"] != "FAILED" or not job["exit_code"].isdigit():
         return job["State"]
     status = int(job["exit_code"])  # as wait(2) returns it
-    return signal.Signals(status & 127).name if status & 127 else str(status >> 8)
-
-
-def _seconds(time: str) -> float:
-    try:
-        return datetime.fromisoformat(time).timestamp()
-    except ValueError:
-        return 0.0
-
-
-def _output(prefix: Sequence[str], command: Sequence[str], script: str = "") -> str:
-    """Standard output of a command. Raises FleetError with Slurm's words."""
-    remote = bool(prefix) and PurePath(prefix[0]).name == "ssh"  # which passes it to a shell
-    words = [shlex.join(command)] if remote else list(command)
-    try:
-        done = subprocess.run(
-            [*prefix, *words],
-            input=script,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FleetError(f"{command[0]}: {error}") from error
-    if done.returncode != 0:
-        text = " ".join(done.stderr.split())[-300:]
-        kind = FleetLimit if LIMITS.search(text) else FleetError
-        raise kind(f"{command[0]}: {text or f'exit status {done.returncode}'}")
-    return done.stdout
+    return f"signal {status & 127}" if status & 127 else str(status >> 8)

@@ -72,23 +72,24 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
         offer = state.proposals.offers.get(key)
         return (0, "") if offer is None else (-offer.priority, offer.generator)
 
+    busy = _busy_labelers(state)
     for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):
         left = list(group)
         while left:
-            size = _frames_per_task(state, len(left))
+            size = _frames_per_task(state, len(left), busy)
             keys, left = left[:size], left[size:]
             yield -rank, tuple(state.labels.frames[key].ref for key in keys)
 
 
-def _frames_per_task(state: State, left: int) -> int:
+def _frames_per_task(state: State, left: int, busy: int) -> int:
     """As many frames as take about `BUNDLE_SECONDS` by the labels so far, at most `labels.bundle`.
     The last tasks for `left` frames are smaller, so that all workers end at about the same time.
     Before the first label, and where the ledger must not depend on times, `labels.bundle` or 1."""
     labels, most = state.labels, state.spec.labels.bundle
-    if not labels.milliseconds or state.spec.starts_over:
+    if not labels.microseconds or state.spec.starts_over:
         return most or 1
-    usual = labels.milliseconds / labels.computed / 1000
-    share = math.ceil(left / (2 * max(1, _busy_labelers(state))))
+    usual = labels.microseconds / labels.computed / 1e6
+    share = math.ceil(left / (2 * max(1, busy)))
     return max(1, min(most or MOST_FRAMES, int(BUNDLE_SECONDS / usual), share))
 
 

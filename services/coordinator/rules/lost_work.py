@@ -41,11 +41,7 @@ def reissue_lost(decisions: Decisions) -> None:
 
 def _reissue(decisions: Decisions, task: Task) -> None:
     command, attempt = task.command, task.command.attempt + 1
-    update: dict[str, Any] = {
-        "attempt": attempt,
-        "id": stable_id(command.task, attempt),
-        "failures": task.lapses,
-    }
+    update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
     if decisions.state.spec.starts_over:
         update |= FROM_THE_START.get(type(command), {})
     decisions.decide(command.model_copy(update={**update, "time": decisions.event.time}))

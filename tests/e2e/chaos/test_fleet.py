@@ -79,7 +79,7 @@ def test_from_zero_to_max_and_back(
         cluster.environment |= slurm.environment
         monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     path = machine_file(tmp_path, cluster, engine)
-    fleet = engines_of(read_fleet(path), tmp_path)[engine]
+    fleet = engines_of(read_fleet(path), tmp_path)["labels"]
 
     cluster.start_coordinator(fleet=str(path))
     cluster.start_services(("trainer", "explorer"))

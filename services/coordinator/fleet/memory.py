@@ -1,0 +1,152 @@
+"""What the reconciler remembers of earlier turns: of each pool, and of the money."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dpstream.services.coordinator.fleet.plan import PoolVerdict, Standing
+from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
+from dpstream.services.coordinator.fleet.status import PoolStatus
+from dpstream.shared.ports import Launch
+
+FAILURES = 3
+"""Failed workers or launches in a row after which a pool pauses."""
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
+CEILING_SECONDS = 600.0
+"""How long a limit of the fleet engine is believed."""
+LAUNCHES_PER_MINUTE = 20
+"""Of one pool."""
+GOOD = frozenset({"0", "75"})
+"""Exit statuses of workers that did what they should."""
+TAKEN = frozenset({"SIGTERM", "143", "CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"})
+"""Endings that are not the worker's fault."""
+DAY = 86400.0
+
+
+@dataclass
+class PoolMemory:
+    """One pool: its launches, and what went wrong with them."""
+
+    launches: tuple[Launch, ...] = ()
+    unknown_since: float | None = None
+    failures: int = 0
+    last_failure: str = ""
+    pause: float = 0.0
+    paused_until: float = 0.0
+    ceiling: int | None = None
+    most: int | None = None
+    limited_until: float = 0.0
+    unsure: str | None = None
+    """Name of a launch whose reply was lost: the next one has the same name."""
+    launched: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    _counted: dict[str, Counter[str]] | None = None
+    """Ended workers of each listed launch that are counted already; None before the first list,
+    whose endings belong to an earlier coordinator."""
+    _times: deque[float] = field(default_factory=deque)
+
+    def update(self, launches: Sequence[Launch], now: float) -> None:
+        """Takes in a new list of the pool's launches."""
+        self.launches, self.unknown_since = tuple(each for each in launches if each.alive), None
+        before = self._counted
+        self._counted = {launch.name: Counter(launch.ended) for launch in launches}
+        new: Counter[str] = Counter()
+        for name, ended in self._counted.items() if before is not None else ():
+            new += ended - (before or {}).get(name, Counter())
+        self.ended += new
+        self._judge(new, now)
+
+    def _judge(self, new: Counter[str], now: float) -> None:
+        failed = {how: count for how, count in new.items() if how not in GOOD | TAKEN}
+        if new.keys() & GOOD:
+            self.failures, self.pause = 0, 0.0
+        elif failed:
+            self.fail(f"ended with {', '.join(sorted(failed))}", sum(failed.values()), now)
+
+    def fail(self, how: str, count: int, now: float) -> None:
+        """Counts failures; pauses the pool after `FAILURES`, ever longer."""
+        self.failures += count
+        self.last_failure = how
+        if self.failures >= FAILURES and now >= self.paused_until:
+            self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self.paused_until = now + self.pause
+
+    def limit(self, count: int, now: float) -> None:
+        """A quota forbade a launch of `count`: the next is half as large; if one worker more is too
+        many, those alive are the limit."""
+        self.limited_until = now + CEILING_SECONDS
+        self.most = max(1, count // 2)
+        if count == 1:
+            self.ceiling = sum(launch.alive for launch in self.launches)
+
+    def may_launch(self, now: float) -> bool:
+        """Whether the pool has launched less than `LAUNCHES_PER_MINUTE` times in a minute."""
+        while self._times and now - self._times[0] > 60:
+            self._times.popleft()
+        return len(self._times) < LAUNCHES_PER_MINUTE
+
+    def count_launch(self, count: int, now: float) -> None:
+        self._times.append(now)
+        self.launched += count
+        self.unsure = None
+
+    def standing(self, now: float, used_up: bool) -> Standing:
+        limited = now < self.limited_until
+        return Standing(
+            launches=self.launches,
+            unknown_since=self.unknown_since,
+            blocked="the budget is used up" if used_up else self._pause_reason(now),
+            closed=used_up,
+            ceiling=self.ceiling if limited else None,
+            most=self.most if limited else None,
+        )
+
+    def status(self, verdict: PoolVerdict) -> PoolStatus:
+        return PoolStatus(
+            wanted=verdict.wanted,
+            waiting=sum(launch.waiting for launch in self.launches),
+            starting=sum(launch.starting for launch in self.launches),
+            running=sum(launch.running for launch in self.launches),
+            launched=self.launched,
+            ended=dict(self.ended),
+            reason=verdict.reason,
+            stale_since=self.unknown_since,
+        )
+
+    def _pause_reason(self, now: float) -> str:
+        if now >= self.paused_until:
+            return ""
+        left = self.paused_until - now
+        return f"{self.failures} failures in a row ({self.last_failure}); paused for {left:.0f} s"
+
+
+@dataclass
+class Spending:
+    """Worker-hours in all, and cost of the present day (UTC); kept in the store."""
+
+    hours: float = 0.0
+    day: int = 0
+    cost: float = 0.0
+    time: float = 0.0
+    """Up to which it is counted, seconds since the epoch; 0: nothing is counted yet."""
+
+    def add(
+        self, started: Mapping[str, int], pools: Mapping[str, PoolSettings], now: float
+    ) -> None:
+        """Counts the time since the last call for the workers that run now. Those that ran while no
+        coordinator did are counted, too."""
+        hours = max(0.0, now - (self.time or now)) / 3600
+        if int(now // DAY) != self.day:
+            self.day, self.cost = int(now // DAY), 0.0
+        for name, count in started.items():
+            self.hours += count * hours
+            self.cost += count * hours * pools[name].price
+        self.time = now
+
+    def share(self, budget: Budget) -> float:
+        """The used part of the budget; 1 and more: used up."""
+        hours = self.hours / budget.worker_hours if budget.worker_hours else 0.0
+        cost = self.cost / budget.currency_per_day if budget.currency_per_day else 0.0
+        return max(hours, cost)
