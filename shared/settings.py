@@ -234,13 +234,14 @@ class WorkerSettings(Settings):
     grace: float = Field(
         default=25.0,
         ge=1,
-        description="seconds that a stop may take; at most what kills the process allows",
+        description="seconds that a worker has after SIGTERM to release its tasks; less than what "
+        "its batch system or container runtime allows",
     )
     lifetime: float | None = Field(
         default=None,
         gt=0,
-        description="seconds in which the process ends its work: no task begins that usually takes "
-        "longer than what is left; shortened by up to 10 % at random",
+        description="seconds after which the process exits; a task begins only if it usually takes "
+        "less than what is left; reduced at random by up to 10 %",
     )
     max_tasks: int | None = Field(
         default=None, ge=1, description="exit with status 0 after this many tasks"

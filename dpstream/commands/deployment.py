@@ -175,7 +175,7 @@ def pause(
 def resume(
     campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = HEARD
 ) -> None:
-    """Resume a paused campaign; the step that paused it is tried again."""
+    """Resume a paused campaign. If an abandoned task had paused it, that task is tried again."""
     _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
 
 

@@ -1,4 +1,4 @@
-"""`dpstream fleet`: the machine file of a deployment, and the workers that its pools run."""
+"""`dpstream fleet`: the fleet file of a deployment, and the workers that its pools run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
 fleet = typer.Typer(
-    help="Start workers on demand: from zero to max and back, as processes or with Slurm.",
-    epilog="The coordinator reads the machine file that DPSTREAM_FLEET names. To start: dpstream "
-    "fleet init; edit fleet.yaml; dpstream fleet check; dpstream fleet render.",
+    help="Prepare and inspect workers on demand; the coordinator starts them, as processes or with "
+    "Slurm.",
+    epilog="The coordinator reads the fleet file that DPSTREAM_FLEET names. To start: dpstream "
+    "fleet init; edit fleet.yaml; dpstream fleet check; then start the coordinator with "
+    "DPSTREAM_FLEET=fleet.yaml.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-File = Annotated[
-    Path, typer.Argument(metavar="[FILE]", help="The machine file.", show_default=True)
-]
+File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The fleet file.", show_default=True)]
 Pool = Annotated[
     str | None, typer.Option("--pool", metavar="NAME", help="Only this pool; default: all.")
 ]
@@ -44,7 +44,7 @@ HERE = Path("fleet.yaml")
 EXAMPLE = """\
 # The pools of workers of one deployment. Times: 90s, 10m, 23h. Every key: dpstream fleet schema
 
-deployment: lab                  # names the launches; one per coordinator
+deployment: lab                  # in the name of every Slurm job; one per coordinator
 budget: {}                       # e.g. {worker_hours: 2000, currency_per_day: 150, hard: false}
 pools:
   trainers:
@@ -70,7 +70,7 @@ pools:
 
 @fleet.command()
 def init(file: File = HERE) -> None:
-    """Write a commented machine file to edit."""
+    """Write a commented fleet file to edit."""
     if file.exists():
         raise SpecError(f"{file}: exists; give another name")
     write_whole(file, EXAMPLE)
@@ -79,15 +79,15 @@ def init(file: File = HERE) -> None:
 
 @fleet.command()
 def schema() -> None:
-    """Print the JSON Schema of the machine file."""
+    """Print the JSON Schema of the fleet file."""
     print(json.dumps(FleetFile.model_json_schema(), indent=1))
 
 
 @fleet.command()
 def check(file: File = HERE) -> None:
-    """Check the machine file and ask the engines whether they accept it. Starts nothing.
+    """Check the fleet file and ask the engines whether they accept it. Starts nothing.
 
-    Prints the pools, the queues that no pool serves, and the worst case.
+    Prints the pools, the most workers and their cost, and the queues that no pool serves.
 
     Exit status: 0 everything is accepted, 1 an engine refuses a pool, 2 the file is invalid.
     """

@@ -200,9 +200,9 @@ def find(
 ) -> None:
     """List models that include all of --elements, and labels of frames without other elements.
 
-    Recipes are compared per composition: a campaign with label inputs for one system
-    (systems.NAME.label) still shares the labels of its other systems. --recipe also accepts the
-    digest of a single composition's labels.
+    Recipes are compared separately for each chemical composition. If a campaign sets
+    systems.NAME.label for one system, the labels of its other systems still match. --recipe also
+    accepts the digest of one composition.
 
     With -o the models and labels are fetched. Labels of different recipes are never mixed: choose
     one with --recipe.

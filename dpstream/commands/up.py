@@ -39,9 +39,9 @@ def up(
         str,
         typer.Option(
             metavar="LIST",
-            help="Workers of each service; services not listed keep their number, initially "
+            help="Workers of each service; default: those of the last call, at first "
             + ",".join(f"{service}={count}" for service, count in WORKERS.items())
-            + "; with --fleet 0 for those that its pools run.",
+            + "; with --fleet none of those that its pools run.",
         ),
     ] = "",
     fleet: Annotated[
@@ -49,7 +49,7 @@ def up(
         typer.Option(
             "--fleet",
             metavar="FILE",
-            help="Machine file: the coordinator starts the workers of its pools on demand.",
+            help="Fleet file: the coordinator starts the workers of its pools on demand.",
         ),
     ] = None,
 ) -> None:

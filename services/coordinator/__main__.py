@@ -68,7 +68,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
 
 @contextmanager
 def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[None]:
-    """Starts workers on demand in a thread, if there is a machine file. Raises SpecError if it is
+    """Starts workers on demand in a thread, if there is a fleet file. Raises SpecError if it is
     invalid. Workers continue when the coordinator ends."""
     if settings.fleet is None:
         yield

@@ -87,7 +87,7 @@ class Coordinator:
     on_demand: Callable[[Mapping[str, Demand]], object] = lambda demand: None
     """Called with the demand for workers, by queue, after every pass."""
     fleet_status: Callable[[], FleetStatus | None] = lambda: None
-    """The workers started on demand, as of the last turn; None without a machine file."""
+    """The workers started on demand, as of the last turn; None without a fleet file."""
     wanted: Mapping[str, int] = field(default_factory=dict)
     """Workers that the fleet wants for each queue; set from another thread."""
     connected: bool = False

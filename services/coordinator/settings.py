@@ -32,7 +32,7 @@ class CoordinatorSettings(Settings):
 
     fleet: FilePath | None = Field(
         default=None,
-        description="machine file with the pools of workers to start on demand; see docs/fleet.md",
+        description="fleet file with the pools of workers to start on demand; see docs/fleet.md",
     )
 
     @model_validator(mode="after")

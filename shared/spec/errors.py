@@ -30,8 +30,9 @@ FORMS = {"engine": KINDS, "variables": VARIABLES}
 """Keys whose value has one of several forms, selected by `kind`."""
 
 
-def read_document(path: Path) -> dict[Any, Any]:
-    """Read the mapping in a YAML or JSON file. Raises `SpecError` naming file, line and remedy."""
+def read_document(path: Path, template: str = "dpstream new") -> dict[Any, Any]:
+    """Read the mapping in a YAML or JSON file. Raises `SpecError` naming file, line and remedy;
+    `template`: the command that writes an example."""
     text = _read_text(path)
     try:
         data = _load_json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
@@ -39,11 +40,10 @@ def read_document(path: Path) -> dict[Any, Any]:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SpecError(f"{path}: not valid {kind}: {_where(error)}") from error
     if data is None:
-        raise SpecError(f"{path}: the file is empty; `dpstream new` writes a template")
+        raise SpecError(f"{path}: the file is empty; `{template}` writes a template")
     if not isinstance(data, dict):
         raise SpecError(
-            f"{path}: must be a mapping with keys such as name, systems, stages; `dpstream new` "
-            "writes a template"
+            f"{path}: must be a mapping of keys to values; `{template}` writes a template"
         )
     return data
 

@@ -125,8 +125,7 @@ def test_a_spec_that_is_not_there(refused: Callable[..., str], command: str) -> 
         (b"\xff\xfe", "bad.yaml: not a UTF-8 text file (byte 0)"),
         (
             "- a",
-            "bad.yaml: must be a mapping with keys such as name, systems, stages; "
-            "`dpstream new` writes a template",
+            "bad.yaml: must be a mapping of keys to values; `dpstream new` writes a template",
         ),
         ("a: 1\na: 2", "bad.yaml: not valid YAML: line 2, column 1: key 'a' is given twice"),
         ("? [a]\n: 1", "bad.yaml: not valid YAML: line 1, column 3: found unhashable key"),

@@ -238,7 +238,7 @@ def test_empty_file(write: Callable[[Any], Path], content: str) -> None:
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "just text\n"])
 def test_a_file_of_something_else(write: Callable[[Any], Path], content: str) -> None:
-    assert problem(write(content)).startswith("must be a mapping with keys such as name")
+    assert problem(write(content)).startswith("must be a mapping of keys to values")
 
 
 def test_no_file_a_folder_and_no_text(tmp_path: Path) -> None:

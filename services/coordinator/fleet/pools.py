@@ -1,4 +1,4 @@
-"""The machine file: the pools of workers of a deployment, and what they may cost.
+"""The fleet file: the pools of workers of a deployment, and what they may cost.
 
 The coordinator reads it (`DPSTREAM_FLEET`), and `dpstream fleet` checks and renders it. It contains
 no secrets: workers get theirs from files named under `source`, or from a Secret of Kubernetes.
@@ -78,13 +78,15 @@ class PoolSettings(Section):
         default=4, ge=1, description="workers of the first launch; later ones double the pool"
     )
     cool_down: Seconds = Field(
-        default=60.0, description="how long a launch waits before workers are taken back"
+        default=60.0, description="age of a launch from which its waiting workers may be taken back"
     )
     idle_exit: Seconds = Field(default=120.0, description="an idle worker leaves after this time")
     lifetime: Seconds | None = Field(
         default=None, description="a worker ends its work in this time"
     )
-    grace: Seconds = Field(default=25.0, description="time between SIGTERM and SIGKILL")
+    grace: Seconds = Field(
+        default=25.0, description="time that a worker has after SIGTERM to release its tasks"
+    )
     patience: Seconds = Field(
         default=600.0, description="how long launches may wait before the next pool is used"
     )
@@ -92,7 +94,10 @@ class PoolSettings(Section):
         default=15.0, description="usual time from launch to the first task"
     )
     worth: float = Field(
-        default=2.0, ge=0, description="a worker is launched for this many start times of work"
+        default=2.0,
+        ge=0,
+        description="a further worker is launched only if the waiting tasks keep it busy for this "
+        "many start times",
     )
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
     modules: tuple[str, ...] = Field(default=(), description="environment modules to load")
@@ -149,9 +154,11 @@ class Budget(Section):
 
 
 class FleetFile(Section):
-    """The machine file."""
+    """The fleet file."""
 
-    deployment: Name = Field(description="names the launches; one per coordinator")
+    deployment: Name = Field(
+        description="name in every launch; different coordinators need different names"
+    )
     budget: Budget = Budget()
     pools: dict[Name, PoolSettings] = Field(min_length=1)
 
@@ -175,16 +182,16 @@ SERVICES: Mapping[str, Service] = {queue_kind(kind.QUEUE): kind.SERVICE for kind
 
 
 def read_fleet(path: Path) -> FleetFile:
-    """The machine file, with the paths under `source` absolute. Raises SpecError: one line with
+    """The fleet file, with the paths under `source` absolute. Raises SpecError: one line with
     file, key, value and remedy."""
-    file = validated(FleetFile, read_document(path), f"{path}: ")
+    file = validated(FleetFile, read_document(path, "dpstream fleet init"), f"{path}: ")
     folder = path.absolute().parent
     pools = {name: _with_paths(pool, folder) for name, pool in file.pools.items()}
     return file.model_copy(update={"pools": pools})
 
 
 def worker_logs(path: Path) -> Path:
-    """The folder for logs of workers that are started from here, beside the machine file."""
+    """The folder for logs of workers that are started from here, beside the fleet file."""
     return path.absolute().parent / "worker-logs"
 
 
@@ -196,7 +203,7 @@ def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
 
 
 def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
-    """The `DPSTREAM_*` variables that a pool's workers get from the machine file."""
+    """The `DPSTREAM_*` variables that a pool's workers get from the fleet file."""
     served = ",".join(dict.fromkeys(_code(queue) for queue in pool.serves))
     values: dict[str, Any] = {
         "POOL": name,

@@ -41,7 +41,7 @@ SAVED_HOURS = 0.01
 
 @dataclass
 class Reconciler:
-    """`path`: the machine file; `logs`: a folder for the output of workers that are started from
+    """`path`: the fleet file; `logs`: a folder for the output of workers that are started from
     here. `on_wanted` is called with the slots wanted for each queue."""
 
     path: Path
@@ -70,7 +70,7 @@ class Reconciler:
             self._changed.set()
 
     def start(self) -> None:
-        """Reads the machine file and takes over from an earlier reconciler. Raises SpecError."""
+        """Reads the fleet file and takes over from an earlier reconciler. Raises SpecError."""
         self._use(read_fleet(self.path))
         self._read_at = self.path.stat().st_mtime
         while not self.store.create(self._epoch_uri(self._epoch + 1), b"{}"):
@@ -108,14 +108,14 @@ class Reconciler:
         self._publish(found)
         self._carry_out(found, now)
 
-    # ---------------------------------------------------------------------- the machine file
+    # ---------------------------------------------------------------------- the fleet file
 
     def _use(self, file: FleetFile) -> None:
         self._file, self._engines = file, engines_of(file, self.logs)
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
 
     def _read_again(self) -> None:
-        """Reads a changed machine file; a bad one is refused, and the old one stays."""
+        """Reads a changed fleet file; a bad one is refused, and the old one stays."""
         try:
             written = self.path.stat().st_mtime
             if written == self._read_at:
@@ -124,9 +124,9 @@ class Reconciler:
             file = read_fleet(self.path)
             self._check_change(file)
             self._use(file)
-            log.info("fleet: machine file read again", file=str(self.path))
+            log.info("fleet: fleet file read again", file=str(self.path))
         except (SpecError, OSError) as error:
-            log.error("fleet: machine file refused; the old one stays", reason=str(error))
+            log.error("fleet: fleet file refused; the old one stays", reason=str(error))
 
     def _check_change(self, file: FleetFile) -> None:
         """Raises SpecError for a change that would leave workers behind."""

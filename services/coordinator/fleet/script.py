@@ -1,6 +1,6 @@
 """The shell script that becomes a worker: modules, files, variables, then `exec`.
 
-All its parts come from the machine file, none from a message. `exec` makes the worker the process
+All its parts come from the fleet file, none from a message. `exec` makes the worker the process
 that the fleet engine started, so that its signals reach it.
 """
 
@@ -17,7 +17,7 @@ LAUNCH = "DPSTREAM_LAUNCH"
 
 def worker_script(name: str, pool: PoolSettings, launch: str, passes: str = "") -> str:
     """The script of one worker of pool `name`; `passes`: patterns of variables that engines may
-    see, unless the machine file sets its own."""
+    see, unless the fleet file sets its own."""
     variables = {
         **worker_variables(name, pool),
         **({PASS: passes} if passes else {}),

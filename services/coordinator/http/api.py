@@ -192,7 +192,7 @@ def _fleet(app: FastAPI, read_access: ReadAccess) -> None:
     def fleet() -> FleetStatus:
         status = read_access.coordinator.fleet_status()
         if status is None:
-            raise NotFound("no machine file: DPSTREAM_FLEET is not set")
+            raise NotFound("no fleet file: DPSTREAM_FLEET is not set")
         return status
 
 

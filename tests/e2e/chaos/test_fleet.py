@@ -24,7 +24,7 @@ from tests.support.slurm_server import SlurmServer
 MOST = 3
 
 
-def machine_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> Path:
+def fleet_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> Path:
     """A pool of simulated labelers with the cluster's credentials."""
     worker = {
         **cluster.environment,
@@ -78,7 +78,7 @@ def test_from_zero_to_max_and_back(
         slurm = request.getfixturevalue("slurm_server")
         cluster.environment |= slurm.environment
         monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
-    path = machine_file(tmp_path, cluster, engine)
+    path = fleet_file(tmp_path, cluster, engine)
     fleet = engines_of(read_fleet(path), tmp_path)["labels"]
 
     cluster.start_coordinator(fleet=str(path))
