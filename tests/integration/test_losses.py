@@ -85,6 +85,7 @@ def test_atoms_without_a_prefactor_are_not_believed(trainer: TrainerHarness) -> 
     assert measured["force"] < 0.6 * measured["rms_force"]
 
 
+@pytest.mark.soak
 def test_energy_differences_are_sums_with_coefficients(trainer: TrainerHarness) -> None:
     """Energies of the opposite sign go with the forces only if the coefficients are known."""
     items = [relabelled(item, -1.0, atom_ener_coeff=-np.ones(3)) for item in TRIMERS]

@@ -70,6 +70,7 @@ def test_everything_is_delivered_twice(cluster: Cluster) -> None:
     assert {task.command.attempt for task in state.tasks.values()} == {1}
 
 
+@pytest.mark.soak
 def test_a_day_later_everything_comes_once_more(cluster: Cluster) -> None:
     """All that was ever said, and every command, while the campaign is in its second round."""
     cluster.start_coordinator(lease_seconds=PATIENT)

@@ -62,7 +62,7 @@ def until_gone(fleet: Fleet) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("engine", ["process", "slurm"])
+@pytest.mark.parametrize("engine", [pytest.param("process", marks=pytest.mark.soak), "slurm"])
 def test_from_zero_to_max_and_back(
     engine: str,
     cluster: Cluster,

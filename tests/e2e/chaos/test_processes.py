@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dpstream.report.page import render
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.state import State, Task
@@ -61,6 +63,7 @@ def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
 # --------------------------------------------------------------------------------------- overtaken
 
 
+@pytest.mark.soak
 def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -83,6 +86,7 @@ def test_of_two_coordinators_the_stale_one_is_fenced_off_and_says_so(
 # ------------------------------------------------------------------------------------------ paused
 
 
+@pytest.mark.soak
 def test_workers_that_wake_too_late_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start_services(["explorer"])
     for role in ("labeler", "trainer"):
