@@ -11,16 +11,16 @@ from typing import Annotated
 
 import typer
 
-from dpstream.services.coordinator.fleet.engines import engines_of
+from dpstream.services.coordinator.fleet.engines import each_once, engines_of
 from dpstream.services.coordinator.fleet.pools import (
     SERVICES,
     FleetFile,
+    PoolSettings,
     queue_kind,
     read_fleet,
-    worker_logs,
 )
 from dpstream.services.coordinator.fleet.script import worker_script
-from dpstream.services.coordinator.fleet.slurm import PASSES, SlurmFleet
+from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Fleet, Launch
@@ -92,10 +92,11 @@ def check(file: File = HERE) -> None:
     Exit status: 0 everything is accepted, 1 an engine refuses a pool, 2 the file is invalid.
     """
     found = read_fleet(file)
+    engines = engines_of(found, file)
     table = text_table("pool", "engine", "serves", "max", "price/h", "")
     refused = False
     for name, pool in found.pools.items():
-        problem = _problem(found, file, name)
+        problem = _problem(name, pool, engines[name])
         refused = refused or bool(problem)
         served = ", ".join(pool.serves)
         table.add_row(
@@ -112,15 +113,14 @@ def check(file: File = HERE) -> None:
 def render(file: File = HERE, pool: Pool = None) -> None:
     """Print exactly what is submitted for one worker of each pool."""
     found = read_fleet(file)
+    engines = engines_of(found, file)
     for name in _named(found, pool):
-        settings = found.pools[name]
+        settings, engine = found.pools[name], engines[name]
         say(console, f"# pool {name}")
-        if settings.engine == "slurm":
-            options = _slurm(found, file)[name].options(name, 1, "LAUNCH")
+        if isinstance(engine, SlurmFleet):
+            options = engine.options(name, 1, "LAUNCH")
             say(console, f"# {shlex.join([*settings.slurm.submit_prefix, *options])}")
-            say(console, worker_script(name, settings, "LAUNCH", PASSES))
-        else:
-            say(console, worker_script(name, settings, f"{found.deployment}/LAUNCH"))
+        say(console, worker_script(name, settings))
 
 
 @fleet.command()
@@ -146,7 +146,7 @@ def stop(
     """Take back the workers that wait; with --now stop the others, too.
 
     Works without a coordinator. A running coordinator launches them again if there are tasks: stop
-    it first, or set the pool's max to 0 in its machine file.
+    it first, or set the pool's max to 0 in its fleet file.
     """
     found = read_fleet(file)
     names = set(_named(found, pool))
@@ -162,19 +162,12 @@ def stop(
 
 def _launches(found: FleetFile, file: Path) -> Iterator[tuple[Fleet, Launch]]:
     """All launches with their engines; an engine that does not answer gives one line instead."""
-    engines = engines_of(found, worker_logs(file))
-    for engine in {id(each): each for each in engines.values()}.values():
+    for engine, names in each_once(engines_of(found, file)):
         try:
             for launch in engine.running():
                 yield engine, launch
         except FleetError as error:
-            names = ", ".join(name for name, each in engines.items() if each is engine)
-            say(console, f"{names}: {error}")
-
-
-def _slurm(found: FleetFile, file: Path) -> dict[str, SlurmFleet]:
-    engines = engines_of(found, worker_logs(file))
-    return {name: each for name, each in engines.items() if isinstance(each, SlurmFleet)}
+            say(console, f"{', '.join(names)}: {error}")
 
 
 def _named(found: FleetFile, pool: str | None) -> list[str]:
@@ -185,15 +178,14 @@ def _named(found: FleetFile, pool: str | None) -> list[str]:
     return [pool]
 
 
-def _problem(found: FleetFile, file: Path, name: str) -> str:
+def _problem(name: str, pool: PoolSettings, engine: Fleet) -> str:
     """Why the engine would not run a worker of this pool, or nothing."""
-    pool = found.pools[name]
     missing = [str(path) for path in pool.source if not path.exists()]
     if missing and not pool.slurm.submit_prefix:
         return f"source: {missing[0]}: no such file"
-    if pool.engine == "slurm":
+    if isinstance(engine, SlurmFleet):
         try:
-            _slurm(found, file)[name].check(name)
+            engine.check(name)
         except FleetError as error:
             return str(error)
     elif shutil.which(pool.arguments[0]) is None:

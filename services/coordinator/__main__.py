@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 
-from dpstream.services.coordinator.fleet.pools import worker_logs
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.http.api import make_app, serving
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
@@ -73,7 +72,7 @@ def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[
     if settings.fleet is None:
         yield
         return
-    reconciler = Reconciler(settings.fleet, coordinator.store, worker_logs(settings.fleet))
+    reconciler = Reconciler(settings.fleet, coordinator.store)
     reconciler.start()
     coordinator.on_demand = reconciler.post
     coordinator.fleet_status = lambda: reconciler.status

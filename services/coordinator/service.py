@@ -84,7 +84,7 @@ class Coordinator:
     """Campaigns that had ended when this coordinator started."""
     on_decided: Callable[[float], object] = lambda seconds: None
     """Called with the duration of each `decide`, s."""
-    on_demand: Callable[[Mapping[str, Demand]], object] = lambda demand: None
+    on_demand: Callable[[Mapping[str, Demand]], object] | None = None
     """Called with the demand for workers, by queue, after every pass."""
     fleet_status: Callable[[], FleetStatus | None] = lambda: None
     """The workers started on demand, as of the last turn; None without a fleet file."""
@@ -236,7 +236,8 @@ class Coordinator:
             if open_campaign.own_events or lapsed or open_campaign.needs_recovery:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
-        self.on_demand(self.demand())
+        if self.on_demand is not None:
+            self.on_demand(self.demand())
 
     def demand(self) -> dict[str, Demand]:
         """The tasks of active campaigns by queue. Those of paused and ended ones need no worker."""

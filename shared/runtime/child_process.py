@@ -141,35 +141,37 @@ class ChildProcess:
             self._send(request)
             reply = self._receive(tick, None if seconds is None else time.monotonic() + seconds)
         except EngineCrashed as error:
-            raise self._cause(error, tick) from error
+            try:
+                raise self._crash(str(error), self._status(), tick) from error
+            finally:
+                self.kill()
         except BaseException:
             self.kill()
             raise
         if "crashed" in reply:
-            if tick is not None:
-                await_stop(tick)
-            if reply["crashed"] == -signal.SIGKILL:
-                raise EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
-            status = f"ended with status {reply['crashed']}"
-            raise EngineCrashed(f"{operation}: {status}; {self.log_tail()}")
+            text = f"{operation}: ended with status {reply['crashed']}; {self.log_tail()}"
+            raise self._crash(text, reply["crashed"], tick)
         if "error" in reply:
             raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
         return reply["result"]
 
-    def _cause(self, error: EngineCrashed, tick: Callable[[], None] | None) -> EngineCrashed:
-        """Kills the child; returns why it crashed. `tick` may raise `Stopped` instead."""
+    def _status(self) -> int | None:
+        """How the child ended; None if it runs."""
         assert self._process is not None
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2)
-        status = self._process.returncode
-        try:
-            if status is not None and tick is not None:
-                await_stop(tick)
-        finally:
-            self.kill()
+        return self._process.returncode
+
+    def _crash(
+        self, text: str, status: int | None, tick: Callable[[], None] | None
+    ) -> EngineCrashed:
+        """The crash of the child or of a fork that ended with `status`. `tick` may raise `Stopped`
+        instead."""
+        if status is not None and tick is not None:
+            await_stop(tick)
         if status == -signal.SIGKILL:
             return EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
-        return error
+        return EngineCrashed(text)
 
     def kill(self) -> None:
         """Kill the child; the next call starts a new one."""

@@ -14,6 +14,7 @@ import pytest
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.codec import decode, encode, queue_of
+from dpstream.shared.errors import Stopped
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import Worker
@@ -114,6 +115,17 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerH
     workers = WorkerHarness(tmp_path)
     yield workers
     workers.stop()
+
+
+def stop_after(seconds: float) -> Callable[[], None]:
+    """What `Context.check` does in a worker that is to stop that much later."""
+    at = time.monotonic() + seconds
+
+    def tick() -> None:
+        if time.monotonic() > at:
+            raise Stopped("the worker is stopping")
+
+    return tick
 
 
 def patient(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:

@@ -19,6 +19,7 @@ from dpstream.deploy.devcluster.processes import ProcessRecord
 from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, Stopped
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
+from tests.support.worker import stop_after
 
 TOY = Path(__file__).parents[1] / "support" / "toy_child.py"
 
@@ -148,14 +149,8 @@ def test_a_child_that_ends_just_before_its_worker_is_stopped_is_no_crash(
     engine: ChildProcess,
 ) -> None:
     """A batch system signals all processes of a job."""
-    ended = time.monotonic() + 0.5
-
-    def tick() -> None:
-        if time.monotonic() > ended:
-            raise Stopped("the worker is stopping")
-
     with pytest.raises(Stopped):
-        engine.call("die", {"number": signal.SIGTERM}, tick=tick)
+        engine.call("die", {"number": signal.SIGTERM}, tick=stop_after(0.5))
     assert engine.pid is None
 
 

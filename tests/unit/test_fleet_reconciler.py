@@ -68,7 +68,7 @@ class Harness:
         self.fleet, self.path = MemoryFleet(), folder / "fleet.yaml"
         self.store, self.now = FolderStore(folder / "store"), 1_000_000.0
         monkeypatch.setattr(
-            module, "engines_of", lambda file, logs: dict.fromkeys(file.pools, self.fleet)
+            module, "engines_of", lambda file, path: dict.fromkeys(file.pools, self.fleet)
         )
         self.write(cpu=POOL)
         self.wanted: dict[str, int] = {}
@@ -78,9 +78,7 @@ class Harness:
         self.path.write_text(yaml.safe_dump(data))
 
     def start(self) -> Reconciler:
-        made = Reconciler(
-            self.path, self.store, Path("logs"), lambda w: self.wanted.update(w), lambda: self.now
-        )
+        made = Reconciler(self.path, self.store, lambda w: self.wanted.update(w), lambda: self.now)
         made.start()
         return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Stopped
 from dpstream.shared.values import Recipe
 from tests.support.orphans import outlived
+from tests.support.worker import stop_after
 
 LABELER = """
 from pathlib import Path
@@ -85,14 +85,8 @@ def test_a_program_that_ends_just_before_its_worker_is_stopped_is_not_judged(
     tmp_path: Path, script: str
 ) -> None:
     """Slurm signals every process of a job, and srun ends with status 143 before the worker."""
-    stop = time.monotonic() + 0.7
-
-    def tick() -> None:
-        if time.monotonic() > stop:
-            raise Stopped("the worker is stopping")
-
     with pytest.raises(Stopped):
-        outcome_of(script, tmp_path, tick)
+        outcome_of(script, tmp_path, stop_after(0.7))
 
 
 @pytest.mark.usefixtures("prompt")

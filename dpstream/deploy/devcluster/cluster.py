@@ -34,8 +34,8 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode, server_script
 from dpstream.deploy.devcluster.record import COORDINATOR, WORKERS, ClusterRecord, ServiceRecord
 from dpstream.deploy.devcluster.seaweed import SeaweedServer, is_answered, server_binary
 from dpstream.deploy.devcluster.waiting import within
-from dpstream.services.coordinator.fleet.engines import engines_of
-from dpstream.services.coordinator.fleet.pools import read_fleet, worker_logs
+from dpstream.services.coordinator.fleet.engines import each_once, engines_of
+from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
@@ -286,7 +286,7 @@ class Cluster:
         path = self._read_record().settings.get("DPSTREAM_FLEET")
         if path is None or not Path(path).exists():
             return
-        for fleet in engines_of(read_fleet(Path(path)), worker_logs(Path(path))).values():
+        for fleet, _ in each_once(engines_of(read_fleet(Path(path)), Path(path))):
             for launch in fleet.running():
                 if launch.alive:
                     fleet.end(launch)

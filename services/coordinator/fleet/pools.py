@@ -1,7 +1,7 @@
 """The fleet file: the pools of workers of a deployment, and what they may cost.
 
 The coordinator reads it (`DPSTREAM_FLEET`), and `dpstream fleet` checks and renders it. It contains
-no secrets: workers get theirs from files named under `source`, or from a Secret of Kubernetes.
+no secrets: workers get theirs from files named under `source`.
 """
 
 from __future__ import annotations
@@ -188,11 +188,6 @@ def read_fleet(path: Path) -> FleetFile:
     folder = path.absolute().parent
     pools = {name: _with_paths(pool, folder) for name, pool in file.pools.items()}
     return file.model_copy(update={"pools": pools})
-
-
-def worker_logs(path: Path) -> Path:
-    """The folder for logs of workers that are started from here, beside the fleet file."""
-    return path.absolute().parent / "worker-logs"
 
 
 def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:

@@ -19,10 +19,13 @@ import psutil
 
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.script import LAUNCH, worker_script
+from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import FleetError
 from dpstream.shared.ports import Launch
+
+LAUNCH = "DPSTREAM_LAUNCH"
+"""The variable with the name of a worker's launch."""
 
 
 @dataclass
@@ -38,10 +41,9 @@ class ProcessFleet:
 
     def running(self) -> Sequence[Launch]:
         """Launches with living processes, and ended ones that this process has started."""
-        found: dict[str, list[psutil.Process]] = defaultdict(list)
-        for process in self._processes():
-            found[self._launch_of(process)].append(process)
-        launches = [self._launch(name, found[name]) for name in sorted({*found, *self._children})]
+        alive = Counter(label for label, _ in self._processes())
+        labels = sorted({*alive, *self._children})
+        launches = [self._launch(label, alive[label]) for label in labels]
         for launch in launches:
             if not launch.alive:  # how its workers ended is known now
                 self._children.pop(f"{self.deployment}/{launch.name}", None)
@@ -49,10 +51,9 @@ class ProcessFleet:
 
     def launch(self, pool: str, count: int, name: str) -> None:
         label = f"{self.deployment}/{name}"
-        if label in self._children or any(self._launch_of(p) == label for p in self._processes()):
+        if label in self._children or any(label == each for each, _ in self._processes()):
             return
-        settings = self.pools[pool]
-        script = worker_script(pool, settings, label)
+        script = worker_script(pool, self.pools[pool])
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             for number in range(count):
@@ -74,13 +75,12 @@ class ProcessFleet:
         return 0
 
     def end(self, launch: Launch) -> None:
-        label = f"{self.deployment}/{launch.name}"
-        for process in self._processes():
-            if self._launch_of(process) == label:
+        for label, process in self._processes():
+            if label == f"{self.deployment}/{launch.name}":
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
 
-    def _launch(self, label: str, processes: Sequence[psutil.Process]) -> Launch:
+    def _launch(self, label: str, alive: int) -> Launch:
         ended: Counter[str] = Counter()
         for child in self._children.get(label, ()):
             status = child.poll()
@@ -88,30 +88,26 @@ class ProcessFleet:
                 ended[str(status) if status >= 0 else signal.Signals(-status).name] += 1
         name = label.partition("/")[2]
         pool = next((p for p in self.pools if name.rpartition("-")[0] == p), "")
-        return Launch(name, pool, running=len(processes), ended=ended, since=time_of(name))
+        return Launch(name, pool, running=alive, ended=ended, since=time_of(name))
 
-    def _processes(self) -> Iterator[psutil.Process]:
-        """The workers of this deployment: the first processes of their sessions."""
-        own = f"{self.deployment}/"
+    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        """The workers of this deployment with the labels of their launches: the first processes of
+        their sessions."""
         try:
-            ours = [p for p in psutil.process_iter() if self._launch_of(p).startswith(own)]
+            labelled = [(_label_of(process), process) for process in psutil.process_iter()]
         except OSError as error:
             raise FleetError(f"processes cannot be listed: {error}") from error
-        for process in ours:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                is_first = os.getsid(process.pid) == process.pid
-                if is_first and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
-
-    @staticmethod
-    def _launch_of(process: psutil.Process) -> str:
-        return _environment(process).get(LAUNCH, "")
+        for label, process in labelled:
+            if label.startswith(f"{self.deployment}/"):
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    is_first = os.getsid(process.pid) == process.pid
+                    if is_first and process.status() != psutil.STATUS_ZOMBIE:
+                        yield label, process
 
 
-def _environment(process: psutil.Process) -> Mapping[str, str]:
-    """The environment of a process of the same user; empty for others and zombies."""
+def _label_of(process: psutil.Process) -> str:
+    """The launch in the environment of a process; empty for zombies and other users' processes."""
     with suppress(psutil.Error, OSError):
         if process.uids().real == os.getuid():
-            environment: dict[str, str] = process.environ()
-            return environment
-    return {}
+            return str(process.environ().get(LAUNCH, ""))
+    return ""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpstream.services.coordinator.fleet.engines import engines_of
+from dpstream.services.coordinator.fleet.engines import each_once, engines_of
 from dpstream.services.coordinator.fleet.memory import PoolMemory, Spending
 from dpstream.services.coordinator.fleet.plan import (
     Demand,
@@ -41,12 +41,10 @@ SAVED_HOURS = 0.01
 
 @dataclass
 class Reconciler:
-    """`path`: the fleet file; `logs`: a folder for the output of workers that are started from
-    here. `on_wanted` is called with the slots wanted for each queue."""
+    """`path`: the fleet file. `on_wanted` is called with the slots wanted for each queue."""
 
     path: Path
     store: Store
-    logs: Path
     on_wanted: Callable[[Mapping[str, int]], object] = lambda wanted: None
     clock: Callable[[], float] = time.time
     status: FleetStatus | None = None
@@ -111,7 +109,7 @@ class Reconciler:
     # ---------------------------------------------------------------------- the fleet file
 
     def _use(self, file: FleetFile) -> None:
-        self._file, self._engines = file, engines_of(file, self.logs)
+        self._file, self._engines = file, engines_of(file, self.path)
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
 
     def _read_again(self) -> None:
@@ -140,8 +138,7 @@ class Reconciler:
 
     def _list(self, now: float) -> None:
         """Lists the launches of every engine once."""
-        for engine in {id(each): each for each in self._engines.values()}.values():
-            names = [name for name, each in self._engines.items() if each is engine]
+        for engine, names in each_once(self._engines):
             try:
                 launches = engine.running()
             except FleetError as error:

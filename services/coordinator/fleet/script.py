@@ -11,18 +11,17 @@ import shlex
 from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
 from dpstream.shared.environment import PASS
 
-LAUNCH = "DPSTREAM_LAUNCH"
-"""The variable with the name of a worker's launch."""
+PASSES = {"slurm": {PASS: "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"}}
+"""What labeling programs may see of a fleet engine's variables, unless `envs` says otherwise:
+without them `srun` asks for a second allocation."""
 
 
-def worker_script(name: str, pool: PoolSettings, launch: str, passes: str = "") -> str:
-    """The script of one worker of pool `name`; `passes`: patterns of variables that engines may
-    see, unless the fleet file sets its own."""
+def worker_script(name: str, pool: PoolSettings) -> str:
+    """The script of one worker of pool `name`."""
     variables = {
         **worker_variables(name, pool),
-        **({PASS: passes} if passes else {}),
+        **PASSES.get(pool.engine, {}),
         **pool.envs,
-        LAUNCH: launch,
     }
     lines = [
         "#!/bin/bash",

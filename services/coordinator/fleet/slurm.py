@@ -25,8 +25,6 @@ from dpstream.shared.ports import Launch
 
 SECONDS = 30.0
 """Time limit of one command."""
-PASSES = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"
-"""Variables that labeling programs see: without them `srun` asks for a second allocation."""
 LIMITS = re.compile(r"QOS\w*Limit|Assoc\w*Limit|policy|MaxArraySize|MaxJobCount", re.IGNORECASE)
 """Words of a refusal that another attempt at once would not change."""
 FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code")
@@ -44,6 +42,13 @@ class SlurmFleet:
     pools: Mapping[str, PoolSettings]
     logs: Path
 
+    @property
+    def _prefix(self) -> str:
+        return f"dps.{self.deployment}."
+
+    def _job_name(self, launch: Launch) -> str:
+        return f"{self._prefix}{launch.pool}.{launch.name}"
+
     def running(self) -> Sequence[Launch]:
         arrays: dict[str, list[dict[str, str]]] = defaultdict(list)
         for job in self._jobs():
@@ -54,20 +59,19 @@ class SlurmFleet:
     def launch(self, pool: str, count: int, name: str) -> None:
         if any(launch.name == name for launch in self.running()):
             return
-        script = worker_script(pool, self.pools[pool], name, PASSES)
-        self._run(self.options(pool, count, name), script)
+        self._run(self.options(pool, count, name), worker_script(pool, self.pools[pool]))
 
     def check(self, pool: str) -> None:
         """Asks Slurm whether it would accept a worker; submits nothing. Raises FleetError."""
         command = [*self.options(pool, 1, "check"), "--test-only"]
-        self._run(command, worker_script(pool, self.pools[pool], "check", PASSES))
+        self._run(command, worker_script(pool, self.pools[pool]))
 
     def options(self, pool: str, count: int, name: str) -> list[str]:
         """The command that submits a launch; its script goes to standard input."""
         settings = self.pools[pool]
         slurm = settings.slurm
         given = {
-            "job-name": f"dps.{self.deployment}.{pool}.{name}",
+            "job-name": f"{self._prefix}{pool}.{name}",
             "array": f"0-{count - 1}",
             "signal": f"B:TERM@{round(settings.grace)}",
             "cpus-per-task": settings.cpus,
@@ -86,7 +90,7 @@ class SlurmFleet:
         waiting = [
             f"{job['ArrayJobID']}_{job['ArrayTaskID']}"
             for job in self._jobs()
-            if job["Name"].endswith(f".{launch.name}") and job["State"] in WAITING
+            if job["Name"] == self._job_name(launch) and job["State"] in WAITING
         ][-most:]
         if waiting:
             # With --state, scancel would cancel all tasks of the array that wait. A task that has
@@ -95,7 +99,7 @@ class SlurmFleet:
         return len(waiting)
 
     def end(self, launch: Launch) -> None:
-        name = f"--name=dps.{self.deployment}.{launch.pool}.{launch.name}"
+        name = f"--name={self._job_name(launch)}"
         self._run(["scancel", "--state=PENDING", name])
         self._run(["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
 
@@ -107,11 +111,10 @@ class SlurmFleet:
         )
         rows = (line.split("|") for line in listed.splitlines())
         jobs = [dict(zip(FIELDS, map(str.strip, row), strict=False)) for row in rows]
-        ours = f"dps.{self.deployment}."
-        return [job for job in jobs if job.get("Name", "").startswith(ours)]
+        return [job for job in jobs if job.get("Name", "").startswith(self._prefix)]
 
     def _launch(self, job_name: str, jobs: Sequence[Mapping[str, str]]) -> Launch:
-        pool, _, name = job_name.removeprefix(f"dps.{self.deployment}.").partition(".")
+        pool, _, name = job_name.removeprefix(self._prefix).partition(".")
         states = Counter(job["State"] for job in jobs)
         ended = Counter(
             _ending(job) for job in jobs if job["State"] not in WAITING | STARTING | RUNNING

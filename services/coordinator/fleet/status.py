@@ -8,7 +8,7 @@ from dpstream.services.coordinator.views.overview import View
 
 
 class PoolStatus(View):
-    wanted: int = Field(description="workers that the tasks are worth")
+    wanted: int = Field(description="workers for which there is enough work")
     waiting: int = Field(description="launched, and not started by the fleet engine")
     starting: int
     running: int

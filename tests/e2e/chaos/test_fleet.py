@@ -71,7 +71,7 @@ def test_from_zero_to_max_and_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the way the coordinator is killed, a worker is taken away and the controller of Slurm is
-    absent for a while: the same frames are labelled, none twice, and nobody is left."""
+    absent for a while: the same frames are labelled, none twice, and no worker is left."""
     slurm: SlurmServer | None = None
     monkeypatch.chdir(tmp_path)
     if engine == "slurm":
@@ -79,7 +79,7 @@ def test_from_zero_to_max_and_back(
         cluster.environment |= slurm.environment
         monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     path = fleet_file(tmp_path, cluster, engine)
-    fleet = engines_of(read_fleet(path), tmp_path)["labels"]
+    fleet = engines_of(read_fleet(path), path)["labels"]
 
     cluster.start_coordinator(fleet=str(path))
     cluster.start_services(("trainer", "explorer"))
