@@ -117,17 +117,21 @@ class Launch:
     """One object of a fleet engine, such as a Slurm array: workers of one pool that were launched
     together under `name`.
 
-    waiting: processes that the engine has not started; starting: those it is starting; running;
-    ended: counts by exit status or, in the engine's words, by reason; since: when it was launched,
-    seconds since the epoch; reason: why it waits, in the engine's words.
+    waiting: processes that the engine has not started; stuck: those of them that it tries to start
+    and cannot, e.g. because their image does not exist; starting: those it is starting; running;
+    ended: counts by exit status or, in the engine's words, by reason; gone: the ended processes by
+    their `DPSTREAM_PROCESS`; since: when it was launched, seconds since the epoch; reason: why it
+    waits, in the engine's words.
     """
 
     name: str
     pool: str
     waiting: int = 0
+    stuck: int = 0
     starting: int = 0
     running: int = 0
     ended: Mapping[str, int] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     since: float = 0.0
     reason: str = ""
 

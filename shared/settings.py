@@ -231,6 +231,12 @@ class WorkerSettings(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the pool of workers that this process belongs to, for messages",
     )
+    process: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
+        description="name of this process in the fleet engine, by which the coordinator learns that "
+        "it has ended",
+    )
     grace: float = Field(
         default=25.0,
         ge=1,

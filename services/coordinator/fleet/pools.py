@@ -22,7 +22,7 @@ from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.values import Name
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000}
+LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000, "kubernetes": 200}
 """Most workers of one launch, by engine; Slurm's default MaxArraySize is 1001."""
 LABEL = "label."
 """Prefix of the queues of labelers."""
@@ -40,6 +40,7 @@ def seconds_of(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
 Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[KMGT]$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -57,10 +58,36 @@ class SlurmPool(Section):
     )
 
 
+class KubernetesPool(Section):
+    context: str | None = Field(
+        default=None,
+        description="context of kubeconfig; default: the cluster the coordinator is in",
+    )
+    namespace: Label = Field(default="dpstream", description="namespace of the Jobs")
+    secret: Label | None = Field(
+        default=None, description="Secret whose keys are variables of the workers"
+    )
+    service_account: Label | None = Field(
+        default=None, description="ServiceAccount of the pods; default: dpstream-SERVICE"
+    )
+    pull_secrets: tuple[Label, ...] = Field(default=(), description="Secrets for pulling the image")
+    node_selector: dict[str, str] = Field(default={}, description="labels that a node must have")
+    tolerations: tuple[dict[str, Any], ...] = Field(
+        default=(), description="taints of nodes that the pods tolerate"
+    )
+    scratch: Memory = Field(default="20G", description="disk for the private files of tasks")
+    labels: dict[str, str] = Field(
+        default={}, description="further labels of the Job, e.g. kueue.x-k8s.io/queue-name"
+    )
+    patch: dict[str, Any] = Field(
+        default={}, description="merged into the pod template of the Job (JSON merge patch)"
+    )
+
+
 class PoolSettings(Section):
     """One pool of workers: processes of one service on machines of one kind."""
 
-    engine: Literal["process", "slurm"] = Field(description="what runs the workers")
+    engine: Literal["process", "slurm", "kubernetes"] = Field(description="what runs the workers")
     serves: tuple[str, ...] = Field(
         min_length=1, description="queues of one service: train, explore, judge or label.CODE"
     )
@@ -68,6 +95,7 @@ class PoolSettings(Section):
         default=(),
         description="program and arguments of a worker; default: that service of this installation",
     )
+    image: str | None = Field(default=None, description="image of a worker, with its tag")
     cpus: int = Field(default=1, ge=1, description="cores of a worker")
     gpus: int = Field(default=0, ge=0, description="GPUs of a worker")
     memory: Memory | None = Field(default=None, description="memory of a worker, e.g. 120G")
@@ -81,8 +109,9 @@ class PoolSettings(Section):
         default=60.0, description="age of a launch from which its waiting workers may be taken back"
     )
     idle_exit: Seconds = Field(default=120.0, description="an idle worker leaves after this time")
-    lifetime: Seconds | None = Field(
-        default=None, description="a worker ends its work in this time"
+    lifetime: Seconds = Field(default=86400.0, description="a worker ends its work in this time")
+    longest_task: Seconds = Field(
+        default=86400.0, description="a worker that exceeds its lifetime by this is ended"
     )
     grace: Seconds = Field(
         default=25.0, description="time that a worker has after SIGTERM to release its tasks"
@@ -100,12 +129,19 @@ class PoolSettings(Section):
         "many start times",
     )
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
+    spot: bool = Field(
+        default=False,
+        description="machines that may be reclaimed: workers that are killed are no failures",
+    )
     modules: tuple[str, ...] = Field(default=(), description="environment modules to load")
     source: tuple[Path, ...] = Field(
         default=(), description="shell files to read first, e.g. with the worker's credentials"
     )
     envs: dict[Variable, str] = Field(default={}, description="environment variables; no secrets")
     slurm: SlurmPool = Field(default=SlurmPool(), description="for the engine slurm")
+    kubernetes: KubernetesPool = Field(
+        default=KubernetesPool(), description="for the engine kubernetes"
+    )
 
     @property
     def service(self) -> Service:
@@ -135,6 +171,8 @@ class PoolSettings(Section):
             )
         if len({queue_class(queue) for queue in self.serves}) > 1:
             raise ValueError("serves: a pool serves one class of labelers")
+        if (self.image is None) == (self.engine == "kubernetes"):
+            raise ValueError("image: the engine kubernetes needs it, no other engine uses it")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         for name in self.envs:
