@@ -234,8 +234,8 @@ class WorkerSettings(Settings):
     process: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
-        description="name of this process in the fleet engine, by which the coordinator learns that "
-        "it has ended",
+        description="name of this process in the fleet engine, by which the coordinator learns "
+        "that the process has ended",
     )
     grace: float = Field(
         default=25.0,

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dpstream.services.coordinator.fleet.engines import each_once, engines_of
+from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
 from dpstream.services.coordinator.fleet.pools import (
     SERVICES,
     FleetFile,
-    PoolSettings,
     queue_kind,
     read_fleet,
 )
-from dpstream.services.coordinator.fleet.script import worker_script
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, SpecError
 from dpstream.shared.files import write_whole
-from dpstream.shared.ports import Fleet, Launch
+from dpstream.shared.ports import Launch
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
 fleet = typer.Typer(
-    help="Prepare and inspect workers on demand; the coordinator starts them, as processes or with "
-    "Slurm.",
+    help="Prepare and inspect workers on demand; the coordinator starts them, as processes, "
+    "Slurm jobs or Kubernetes Jobs.",
     epilog="The coordinator reads the fleet file that DPSTREAM_FLEET names. To start: dpstream "
     "fleet init; edit fleet.yaml; dpstream fleet check; then start the coordinator with "
     "DPSTREAM_FLEET=fleet.yaml.",
@@ -96,7 +91,7 @@ def check(file: File = HERE) -> None:
     table = text_table("pool", "engine", "serves", "max", "price/h", "")
     refused = False
     for name, pool in found.pools.items():
-        problem = _problem(name, pool, engines[name])
+        problem = _problem(name, engines[name])
         refused = refused or bool(problem)
         served = ", ".join(pool.serves)
         table.add_row(
@@ -115,12 +110,8 @@ def render(file: File = HERE, pool: Pool = None) -> None:
     found = read_fleet(file)
     engines = engines_of(found, file)
     for name in _named(found, pool):
-        settings, engine = found.pools[name], engines[name]
         say(console, f"# pool {name}")
-        if isinstance(engine, SlurmFleet):
-            options = engine.options(name, 1, "LAUNCH")
-            say(console, f"# {shlex.join([*settings.slurm.submit_prefix, *options])}")
-        say(console, worker_script(name, settings))
+        say(console, engines[name].render(name))
 
 
 @fleet.command()
@@ -160,7 +151,7 @@ def stop(
                 say(console, f"{launch.pool} {launch.name}: {taken} taken back")
 
 
-def _launches(found: FleetFile, file: Path) -> Iterator[tuple[Fleet, Launch]]:
+def _launches(found: FleetFile, file: Path) -> Iterator[tuple[FleetEngine, Launch]]:
     """All launches with their engines; an engine that does not answer gives one line instead."""
     for engine, names in each_once(engines_of(found, file)):
         try:
@@ -178,18 +169,12 @@ def _named(found: FleetFile, pool: str | None) -> list[str]:
     return [pool]
 
 
-def _problem(name: str, pool: PoolSettings, engine: Fleet) -> str:
+def _problem(name: str, engine: FleetEngine) -> str:
     """Why the engine would not run a worker of this pool, or nothing."""
-    missing = [str(path) for path in pool.source if not path.exists()]
-    if missing and not pool.slurm.submit_prefix:
-        return f"source: {missing[0]}: no such file"
-    if isinstance(engine, SlurmFleet):
-        try:
-            engine.check(name)
-        except FleetError as error:
-            return str(error)
-    elif shutil.which(pool.arguments[0]) is None:
-        return f"command: {pool.arguments[0]}: no such program"
+    try:
+        engine.check(name)
+    except FleetError as error:
+        return str(error)
     return ""
 
 

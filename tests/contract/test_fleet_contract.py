@@ -1,7 +1,9 @@
-"""What every fleet engine does: processes of this machine, and a real Slurm."""
+"""What every fleet engine does: processes of this machine, a real Slurm, and Kubernetes: a small
+server of our own or, with DPSTREAM_TEST_KUBECONFIG, any cluster."""
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -10,15 +12,19 @@ from typing import Any
 
 import pytest
 
+from dpstream.services.coordinator.fleet import kubernetes
+from dpstream.services.coordinator.fleet.engines import ENGINES
+from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
 from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.process import ProcessFleet
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet, Launch
+from tests.support.cluster import KUBECONFIG, Cluster
 from tests.support.slurm_server import CPUS, SlurmServer
 
 PROMPT = 30.0
+SECRET = "amqp://labeler:it s@host"
 MADE = 1_700_000_000.0
 NAME = name_of("cpu", MADE)
 STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$; sleep 300 & wait")
@@ -26,18 +32,31 @@ STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$; sleep 300 & wait")
 SETTINGS: dict[str, Any] = {"serves": ("train",), "max": 9, "memory": "100M"}
 
 Make = Callable[[Mapping[str, PoolSettings]], Fleet]
+MakePools = Callable[..., dict[str, PoolSettings]]
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(params=["process", "slurm"])
+@pytest.fixture(params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture
+def pools(engine: str, request: pytest.FixtureRequest) -> MakePools:
+    """Makes one pool, `cpu`, whose workers run a command."""
+    if engine == "kubernetes":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        return lambda *command, **changes: {"cpu": cluster.pool(*command, **changes)}
+    return lambda *command, **changes: {
+        "cpu": PoolSettings(engine=engine, command=command, **(SETTINGS | changes))
+    }
+
+
+@pytest.fixture
 def make(
     engine: str,
+    pools: MakePools,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -52,22 +71,13 @@ def make(
     made: list[Fleet] = []
 
     def connect(pools: Mapping[str, PoolSettings]) -> Fleet:
-        fleet: Fleet = (
-            ProcessFleet(deployment, pools, tmp_path)
-            if engine == "process"
-            else SlurmFleet(deployment, pools, tmp_path)
-        )
-        made.append(fleet)
-        return fleet
+        made.append(ENGINES[engine](deployment, pools, tmp_path))
+        return made[-1]
 
     yield connect
     for fleet in made:
         for launch in fleet.running():
             fleet.end(launch)
-
-
-def pools(engine: str, *command: str, **changes: Any) -> dict[str, PoolSettings]:
-    return {"cpu": PoolSettings(engine=engine, command=command, **(SETTINGS | changes))}
 
 
 def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:
@@ -81,8 +91,15 @@ def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Lau
         time.sleep(0.1)
 
 
-def test_a_launch_runs_as_many_workers_as_asked_for(engine: str, make: Make) -> None:
-    fleet = make(pools(engine, *STAYING))
+def until_gone(fleet: Fleet) -> None:
+    deadline = time.monotonic() + PROMPT
+    while any(launch.alive for launch in fleet.running()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_launch_runs_as_many_workers_as_asked_for(pools: MakePools, make: Make) -> None:
+    fleet = make(pools(*STAYING))
     assert list(fleet.running()) == []
     fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.running == 2)
@@ -90,9 +107,9 @@ def test_a_launch_runs_as_many_workers_as_asked_for(engine: str, make: Make) -> 
     assert launch.since == pytest.approx(MADE, abs=1e-3)
 
 
-def test_a_name_is_launched_once(engine: str, make: Make) -> None:
+def test_a_name_is_launched_once(pools: MakePools, make: Make) -> None:
     """The reply to the first call may have been lost, or its coordinator may have died."""
-    fleet, other = (make(pools(engine, *STAYING)) for _ in range(2))
+    fleet, other = (make(pools(*STAYING)) for _ in range(2))
     fleet.launch("cpu", 2, NAME)
     until(fleet, lambda each: each.running == 2)
     fleet.launch("cpu", 2, NAME)
@@ -101,58 +118,184 @@ def test_a_name_is_launched_once(engine: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 2, 75])
-def test_how_workers_ended_is_known(engine: str, make: Make, status: int) -> None:
-    fleet = make(pools(engine, "bash", "-c", f"exit {status}"))
+def test_how_workers_ended_is_known(pools: MakePools, make: Make, status: int) -> None:
+    """Kubernetes starts failed pods again, so that there may be more of them."""
+    fleet = make(pools("bash", "-c", f"exit {status}"))
     fleet.launch("cpu", 2, NAME)
-    launch = until(fleet, lambda each: each.alive == 0)
-    assert launch.ended == {str(status): 2}
+    launch = until(fleet, lambda each: sum(each.ended.values()) >= 2)
+    assert launch.ended.keys() == {str(status)}
 
 
 def test_workers_that_are_asked_to_stop_may_give_back_their_task(
-    engine: str, make: Make, tmp_path: Path
+    pools: MakePools, make: Make
 ) -> None:
-    fleet, other = (make(pools(engine, *STAYING)) for _ in range(2))
+    fleet, other = (make(pools(*STAYING)) for _ in range(2))
     fleet.launch("cpu", 2, NAME)
-    launch = until(fleet, lambda each: each.running == 2 and len(list(tmp_path.glob("up.*"))) == 2)
+    launch = until(fleet, lambda each: each.running == 2)
+    time.sleep(1)  # until bash has read the trap
     other.end(launch)
-    ended = until(fleet, lambda each: each.alive == 0).ended
-    assert ended == {"75": 2}
+    ended: set[str] = set()
+    alive = True
+    while alive:
+        launches = fleet.running()
+        ended.update(*(each.ended for each in launches))
+        alive = any(each.alive for each in launches)
+    assert ended <= {"75"}  # a Job may be deleted before this is seen
 
 
-def test_only_what_waits_is_taken_back(engine: str, make: Make) -> None:
-    fleet = make(pools(engine, *STAYING))
+def test_only_what_waits_is_taken_back(pools: MakePools, make: Make, engine: str) -> None:
+    if engine == "kubernetes" and KUBECONFIG:
+        pytest.skip("how many workers find room depends on the cluster")
+    fleet = make(pools(*STAYING))
     fleet.launch("cpu", CPUS + 2, NAME)
-    expected = {"process": (CPUS + 2, 0), "slurm": (CPUS, 2)}[engine]
+    expected = (CPUS + 2, 0) if engine == "process" else (CPUS, 2)
     launch = until(fleet, lambda each: (each.running, each.waiting) == expected)
     taken = fleet.retire(launch, 1)
-    assert taken == (engine == "slurm")
+    assert taken == (engine != "process")
     left = until(fleet, lambda each: each.waiting == expected[1] - taken)
     assert left.running == expected[0]
-    if engine == "slurm":
-        assert left.reason == "Resources"
+    words = {"slurm": "Resources", "process": "", "kubernetes": "Unschedulable: 0/1 nodes"}
+    assert left.reason.startswith(words[engine])
 
 
-def test_a_worker_sees_its_settings_and_the_files_of_the_pool(
-    engine: str, make: Make, tmp_path: Path
+def test_a_worker_sees_its_settings(
+    engine: str, pools: MakePools, make: Make, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    (tmp_path / "secrets.env").write_text("export DPSTREAM_BROKER='amqp://labeler:it s@host'\n")
-    changes = {
-        "serves": ("label.cp2k", "label.vasp"),
-        "source": (tmp_path / "secrets.env",),
-        "envs": {"GREETING": "two words; $HOME"},
-        "lifetime": "23h",
-        "cpus": 2,
+    """Its script compares them, because its files may be elsewhere."""
+    (tmp_path / "secrets.env").write_text(f"export DPSTREAM_BROKER={shlex.quote(SECRET)}\n")
+    expected = {
+        "DPSTREAM_BROKER": SECRET,
+        "GREETING": "two words; $HOME",
+        "DPSTREAM_LABELER_CODES": "cp2k,vasp",
+        "DPSTREAM_LIFETIME": "82800",
+        "DPSTREAM_THREADS": "2",
+        "DPSTREAM_POOL": "cpu",
+        "DPSTREAM_IDLE_EXIT": "120",
     }
-    fleet = make(pools(engine, "bash", "-c", f"env > {tmp_path}/seen; exit 0", **changes))
+    changes: dict[str, Any] = {"source": (tmp_path / "secrets.env",)}
+    if engine == "kubernetes":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        cluster.secret("dpstream-labeler", DPSTREAM_BROKER=SECRET)
+        changes = {"kubernetes": {"secret": "dpstream-labeler"}}
+    if engine == "slurm":
+        expected["DPSTREAM_PASS"] = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"
+    tests = [f'test "${key}" = {shlex.quote(value)}' for key, value in expected.items()]
+    fleet = make(
+        pools(
+            "bash",
+            "-c",
+            "; ".join(f"{each} || exit {number}" for number, each in enumerate(tests, 10)),
+            serves=("label.cp2k", "label.vasp"),
+            envs={"GREETING": "two words; $HOME"},
+            lifetime="23h",
+            cpus=2,
+            **changes,
+        )
+    )
     fleet.launch("cpu", 1, NAME)
-    until(fleet, lambda each: each.alive == 0)
-    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines())
-    assert seen["DPSTREAM_BROKER"] == "amqp://labeler:it s@host"
-    assert seen["GREETING"] == "two words; $HOME"
-    assert seen["DPSTREAM_LABELER_CODES"] == "cp2k,vasp"
-    assert (seen["DPSTREAM_LIFETIME"], seen["DPSTREAM_THREADS"]) == ("82800", "2")
-    assert (seen["DPSTREAM_POOL"], seen["DPSTREAM_IDLE_EXIT"]) == ("cpu", "120")
-    assert ("SLURM_*" in seen.get("DPSTREAM_PASS", "")) == (engine == "slurm")
+    launch = until(fleet, lambda each: bool(each.ended))
+    assert launch.ended == {"0": 1}, tests
+
+
+def test_ended_workers_are_named(pools: MakePools, make: Make) -> None:
+    """Their leases then end at once."""
+    fleet = make(pools("bash", "-c", "sleep 1"))
+    fleet.launch("cpu", 2, NAME)
+    assert until(fleet, lambda each: each.running == 2).gone == frozenset()
+    assert len(until(fleet, lambda each: each.alive == 0).gone) == 2
+
+
+# ---------------------------------------------------------------------------- Kubernetes alone
+
+
+def test_an_image_that_does_not_exist_is_told_in_the_words_of_the_node(cluster: Cluster) -> None:
+    pool = cluster.pool(image="nowhere:1")
+    fleet = KubernetesFleet("d", {"cpu": pool}, Path())
+    fleet.launch("cpu", 2, NAME)
+    launch = until(fleet, lambda each: each.stuck == 2)
+    assert launch.reason.startswith(("ImagePullBackOff", "ErrImagePull"))
+    assert (launch.waiting, launch.alive) == (2, 2)
+    assert fleet.retire(launch, 5) == 2
+    until_gone(fleet)
+
+
+def test_workers_that_find_no_room_are_taken_back(cluster: Cluster) -> None:
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING, cpus=10000)}, Path())
+    fleet.launch("cpu", 3, NAME)
+    launch = until(fleet, lambda each: each.waiting == 3 and bool(each.reason))
+    assert launch.reason.startswith("Unschedulable: 0/")
+    assert fleet.retire(launch, 1) == 1
+    launch = until(fleet, lambda each: each.waiting == 2)
+    assert fleet.retire(launch, 2) == 2
+    until_gone(fleet)
+
+
+def test_a_quota_is_a_limit(cluster: Cluster) -> None:
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    cluster.forbid_jobs()
+    with pytest.raises(FleetLimit, match="exceeded quota"):
+        fleet.launch("cpu", 1, NAME)
+    assert list(fleet.running()) == []
+
+
+def test_a_job_that_is_not_accepted_is_told_at_once(cluster: Cluster) -> None:
+    pool = cluster.pool(*STAYING, kubernetes={"patch": {"spec": {"containers": [{"name": "w"}]}}})
+    fleet = KubernetesFleet("d", {"cpu": pool}, Path())
+    for attempt in (lambda: fleet.check("cpu"), lambda: fleet.launch("cpu", 1, NAME)):
+        with pytest.raises(FleetError, match="is invalid") as caught:
+            attempt()
+        assert not isinstance(caught.value, FleetLimit)
+    assert list(fleet.running()) == []
+
+
+def test_a_check_starts_nothing(cluster: Cluster) -> None:
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    fleet.check("cpu")
+    assert list(fleet.running()) == []
+
+
+def test_a_reclaimed_worker_is_replaced_and_named(cluster: Cluster) -> None:
+    """Its pod is deleted: it gives back its task, and the Job controller starts another one."""
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    fleet.launch("cpu", 1, NAME)
+    until(fleet, lambda each: each.running == 1)
+    time.sleep(1)  # until bash has read the trap
+    (pod,) = cluster.pods()
+    cluster.delete(pod)
+    gone: set[str] = set()
+
+    def is_replaced(launch: Launch) -> bool:
+        gone.update(launch.gone)
+        return pod.metadata.name in gone and launch.running == 1
+
+    fleet.end(until(fleet, is_replaced))
+
+
+def test_while_the_api_server_is_away_nothing_is_known(cluster: Cluster) -> None:
+    if cluster.server is None:
+        pytest.skip("a cluster from outside is not stopped")
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    fleet.launch("cpu", 1, NAME)
+    until(fleet, lambda each: each.running == 1)
+    cluster.server.stop()
+    with pytest.raises(FleetError, match="does not answer"):
+        fleet.running()
+    cluster.server.start()
+    assert until(fleet, lambda each: each.running == 1).gone == frozenset()
+
+
+def test_lists_are_read_page_by_page(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "PAGE", 2)
+    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING, cpus=10000)}, Path())
+    fleet.launch("cpu", 5, NAME)
+    until(fleet, lambda each: each.waiting == 5 and each.reason.startswith("Unschedulable"))
+
+
+def test_deployments_do_not_see_each_other(cluster: Cluster) -> None:
+    pools = {"cpu": cluster.pool(*STAYING, cpus=10000)}
+    one, two = KubernetesFleet("one", pools, Path()), KubernetesFleet("two", pools, Path())
+    one.launch("cpu", 1, NAME)
+    assert list(two.running()) == []
 
 
 # --------------------------------------------------------------------------------- Slurm alone
@@ -167,8 +310,12 @@ def slurm(
     return slurm_server
 
 
+def slurm_pools(*command: str, **changes: Any) -> dict[str, PoolSettings]:
+    return {"cpu": PoolSettings(engine="slurm", command=command, **(SETTINGS | changes))}
+
+
 def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path) -> None:
-    fleet = SlurmFleet("away", pools("slurm", *STAYING), tmp_path)
+    fleet = SlurmFleet("away", slurm_pools(*STAYING), tmp_path)
     fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.running == 1)
     slurm.stop_controller()
@@ -182,7 +329,7 @@ def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path
 
 
 def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer, tmp_path: Path) -> None:
-    nowhere = pools("slurm", *STAYING, slurm={"partition": "nowhere"})
+    nowhere = slurm_pools(*STAYING, slurm={"partition": "nowhere"})
     with pytest.raises(FleetError, match="invalid partition") as caught:
         SlurmFleet("x", nowhere, tmp_path).launch("cpu", 1, NAME)
     assert not isinstance(caught.value, FleetLimit)
@@ -193,7 +340,7 @@ def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> Non
         "n=0; trap 'n=$((n+1))' TERM; touch up; "
         "for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
     )
-    fleet = SlurmFleet("once", pools("slurm", "bash", "-c", counting), tmp_path)
+    fleet = SlurmFleet("once", slurm_pools("bash", "-c", counting), tmp_path)
     fleet.launch("cpu", 1, NAME)
     launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
     fleet.end(launch)

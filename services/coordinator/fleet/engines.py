@@ -4,33 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.process import ProcessFleet
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
+from dpstream.shared.errors import SpecError
 from dpstream.shared.ports import Fleet
 
-Make = Callable[[str, Mapping[str, PoolSettings], Path], Fleet]
-ENGINES: Mapping[str, Make] = {"process": ProcessFleet, "slurm": SlurmFleet}
+
+class FleetEngine(Fleet, Protocol):
+    """A fleet engine as the command line uses it."""
+
+    def check(self, pool: str) -> None:
+        """Ask the engine whether it would accept a worker; starts nothing. Raises `FleetError`."""
+
+    def render(self, pool: str) -> str:
+        """What is submitted for one worker."""
+
+
+def kubernetes_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: Path) -> FleetEngine:
+    """Imports the engine when a pool needs it: its package is large."""
+    try:
+        from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
+    except ModuleNotFoundError as error:
+        raise SpecError(
+            f"engine kubernetes: {error}; pip install 'dpstream[coordinator]'"
+        ) from error
+    return KubernetesFleet(deployment, pools, logs)
+
+
+Make = Callable[[str, Mapping[str, PoolSettings], Path], FleetEngine]
+ENGINES: Mapping[str, Make] = {
+    "process": ProcessFleet,
+    "slurm": SlurmFleet,
+    "kubernetes": kubernetes_fleet,
+}
 """`make(deployment, pools, logs)`; `logs`: a folder for logs of workers on this machine."""
 LOGS = "worker-logs"
 """That folder, beside the fleet file."""
 
 
-def engines_of(file: FleetFile, path: Path) -> dict[str, Fleet]:
-    """The fleet engine of every pool of the file at `path`, by the pool's name. Pools share one if
-    they are run by the same engine through the same `submit_prefix`."""
+def engines_of(file: FleetFile, path: Path) -> dict[str, FleetEngine]:
+    """The fleet engine of every pool of the file at `path`, by the pool's name. Pools of the same
+    place share one."""
     shared: dict[tuple[object, ...], dict[str, PoolSettings]] = {}
     for name, pool in file.pools.items():
-        shared.setdefault((pool.engine, pool.slurm.submit_prefix), {})[name] = pool
-    found: dict[str, Fleet] = {}
+        shared.setdefault(pool.place, {})[name] = pool
+    found: dict[str, FleetEngine] = {}
     logs = path.absolute().parent / LOGS
-    for (engine, _), pools in shared.items():
+    for (engine, *_), pools in shared.items():
         found |= dict.fromkeys(pools, ENGINES[str(engine)](file.deployment, pools, logs))
     return found
 
 
-def each_once(engines: Mapping[str, Fleet]) -> list[tuple[Fleet, list[str]]]:
+def each_once(engines: Mapping[str, FleetEngine]) -> list[tuple[FleetEngine, list[str]]]:
     """Every engine once, with the names of its pools."""
     pools: dict[int, list[str]] = {}
     for name, engine in engines.items():

@@ -20,8 +20,14 @@ LAUNCHES_PER_MINUTE = 20
 """Of one pool."""
 GOOD = frozenset({"0", "75"})
 """Exit statuses of workers that did what they should."""
-TAKEN = frozenset({"SIGTERM", "143", "CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"})
+TAKEN = frozenset({"SIGTERM", "143"}) | {
+    *("CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"),  # Slurm
+    *("DisruptionTarget", "Evicted", "NodeLost", "NodeShutdown"),  # Kubernetes
+    *("Shutdown", "Terminated", "DeadlineExceeded"),
+}
 """Endings that are not the worker's fault."""
+KILLED = frozenset({"SIGKILL", "137", "signal 9"})
+"""Endings of workers whose machine was reclaimed without notice, or that used too much memory."""
 DAY = 86400.0
 
 
@@ -31,6 +37,8 @@ class PoolMemory:
 
     launches: tuple[Launch, ...] = ()
     unknown_since: float | None = None
+    spot: bool = False
+    """Whether its machines may be reclaimed."""
     failures: int = 0
     last_failure: str = ""
     pause: float = 0.0
@@ -46,6 +54,8 @@ class PoolMemory:
     """Ended workers of each listed launch that are counted already; None before the first list,
     whose endings belong to an earlier coordinator."""
     _times: deque[float] = field(default_factory=deque)
+    _stuck: int = 0
+    """Workers that the engine could not start, as of the last list."""
 
     def update(self, launches: Sequence[Launch], now: float) -> None:
         """Takes in a new list of the pool's launches."""
@@ -57,13 +67,23 @@ class PoolMemory:
             new += ended - (before or {}).get(name, Counter())
         self.ended += new
         self._judge(new, now)
+        self._judge_stuck(now)
 
     def _judge(self, new: Counter[str], now: float) -> None:
-        failed = {how: count for how, count in new.items() if how not in GOOD | TAKEN}
+        blameless = GOOD | TAKEN | (KILLED if self.spot else frozenset())
+        failed = {how: count for how, count in new.items() if how not in blameless}
         if new.keys() & GOOD:
             self.failures, self.pause = 0, 0.0
         elif failed:
             self.fail(f"ended with {', '.join(sorted(failed))}", sum(failed.values()), now)
+
+    def _judge_stuck(self, now: float) -> None:
+        """Workers that cannot start are failures: once, and again after each pause."""
+        stuck = [launch for launch in self.launches if launch.stuck]
+        count = sum(launch.stuck for launch in stuck)
+        if count > self._stuck or (count and now >= self.paused_until):
+            self.fail(stuck[0].reason, max(1, count - self._stuck), now)
+        self._stuck = count
 
     def fail(self, how: str, count: int, now: float) -> None:
         """Counts failures; pauses the pool after `FAILURES`, ever longer."""

@@ -24,6 +24,7 @@ from dpstream.shared.values import Name
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000, "kubernetes": 200}
 """Most workers of one launch, by engine; Slurm's default MaxArraySize is 1001."""
+JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,50}")
 LABEL = "label."
 """Prefix of the queues of labelers."""
 
@@ -158,6 +159,16 @@ class PoolSettings(Section):
         """Program and arguments of a worker."""
         return self.command or (sys.executable, "-m", f"dpstream.services.{self.service}")
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """The engine, and where it runs the workers: pools with the same are listed together."""
+        where = {
+            "process": (),
+            "slurm": self.slurm.submit_prefix,
+            "kubernetes": (self.kubernetes.context, self.kubernetes.namespace),
+        }
+        return (self.engine, *where[self.engine])
+
     @model_validator(mode="after")
     def _consistent(self) -> PoolSettings:
         for queue in self.serves:
@@ -173,6 +184,11 @@ class PoolSettings(Section):
             raise ValueError("serves: a pool serves one class of labelers")
         if (self.image is None) == (self.engine == "kubernetes"):
             raise ValueError("image: the engine kubernetes needs it, no other engine uses it")
+        if self.engine == "kubernetes" and (self.modules or self.source):
+            raise ValueError(
+                "modules, source: the engine kubernetes does not use them; programs belong in the "
+                "image, credentials in the Secret that kubernetes.secret names"
+            )
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         for name in self.envs:
@@ -199,6 +215,17 @@ class FleetFile(Section):
     )
     budget: Budget = Budget()
     pools: dict[Name, PoolSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_of_jobs(self) -> FleetFile:
+        """Names of Kubernetes Jobs have up to 63 characters: deployment, pool and 13 more."""
+        for name, pool in self.pools.items():
+            if pool.engine == "kubernetes" and not JOB_NAME.fullmatch(f"{self.deployment}-{name}"):
+                raise ValueError(
+                    f"pools.{name}: with the engine kubernetes, deployment and pool have at most "
+                    "50 characters together: a-z, 0-9 and '-'"
+                )
+        return self
 
 
 def queue_kind(queue: str) -> str:

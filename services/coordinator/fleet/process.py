@@ -7,6 +7,7 @@ of the one before. The name of a launch begins with its pool.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter, defaultdict
@@ -19,7 +20,7 @@ import psutil
 
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.services.coordinator.fleet.script import check_source, worker_script
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import FleetError
 from dpstream.shared.ports import Launch
@@ -79,6 +80,15 @@ class ProcessFleet:
             if label == f"{self.deployment}/{launch.name}":
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
+
+    def check(self, pool: str) -> None:
+        program = self.pools[pool].arguments[0]
+        if shutil.which(program) is None:
+            raise FleetError(f"command: {program}: no such program")
+        check_source(self.pools[pool])
+
+    def render(self, pool: str) -> str:
+        return worker_script(pool, self.pools[pool])
 
     def _launch(self, label: str, alive: int) -> Launch:
         ended: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpstream.services.coordinator.fleet.engines import each_once, engines_of
+from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
 from dpstream.services.coordinator.fleet.memory import PoolMemory, Spending
 from dpstream.services.coordinator.fleet.plan import (
     Demand,
@@ -27,12 +27,14 @@ from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
-from dpstream.shared.ports import Fleet, Launch, Store
+from dpstream.shared.ports import Launch, Store
 
 log = logger()
 
 SHORTEST, LONGEST = 1.0, 5.0
 """Seconds between two turns: the first if the demand has changed, at most the second."""
+IDLE_SHARE = 10.0
+"""Pause after a turn in terms of its duration: long lists of workers are read less often."""
 WARNING = 0.8
 """Share of a budget at which a warning is logged."""
 SAVED_HOURS = 0.01
@@ -51,7 +53,7 @@ class Reconciler:
     """Of the last turn; read by other threads."""
     _file: FleetFile = field(init=False)
     _spending: Spending = field(init=False)
-    _engines: Mapping[str, Fleet] = field(default_factory=dict)
+    _engines: Mapping[str, FleetEngine] = field(default_factory=dict)
     _memory: dict[str, PoolMemory] = field(default_factory=dict)
     _read_at: float = 0.0
     _saved_hours: float = 0.0
@@ -82,13 +84,14 @@ class Reconciler:
     def run(self, stopping: threading.Event) -> None:
         """Turns until `stopping` is set."""
         while not stopping.is_set():
+            began = time.monotonic()
             try:
                 self.turn()
             except StoreError as error:
                 log.warning("fleet: the store failed, trying again", reason=str(error))
             except Exception:  # an error of one turn must not end all later ones
                 log.exception("fleet: turn failed, trying again")
-            stopping.wait(SHORTEST)
+            stopping.wait(max(SHORTEST, IDLE_SHARE * (time.monotonic() - began)))
             self._changed.wait(LONGEST - SHORTEST)
             self._changed.clear()
 
@@ -111,6 +114,8 @@ class Reconciler:
     def _use(self, file: FleetFile) -> None:
         self._file, self._engines = file, engines_of(file, self.path)
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
+        for name, pool in file.pools.items():
+            self._memory[name].spot = pool.spot
 
     def _read_again(self) -> None:
         """Reads a changed fleet file; a bad one is refused, and the old one stays."""

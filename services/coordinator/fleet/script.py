@@ -10,6 +10,7 @@ import shlex
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
 from dpstream.shared.environment import PASS
+from dpstream.shared.errors import FleetError
 
 PASSES = {"slurm": {PASS: "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"}}
 """What labeling programs may see of a fleet engine's variables, unless `envs` says otherwise:
@@ -31,3 +32,10 @@ def worker_script(name: str, pool: PoolSettings) -> str:
         f"exec {shlex.join(pool.arguments)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def check_source(pool: PoolSettings) -> None:
+    """Raises FleetError if a file of `source` does not exist on this machine."""
+    for path in pool.source:
+        if not path.exists():
+            raise FleetError(f"source: {path}: no such file")

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.services.coordinator.fleet.script import check_source, worker_script
 from dpstream.shared.environment import is_secret
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
@@ -62,9 +62,15 @@ class SlurmFleet:
         self._run(self.options(pool, count, name), worker_script(pool, self.pools[pool]))
 
     def check(self, pool: str) -> None:
-        """Asks Slurm whether it would accept a worker; submits nothing. Raises FleetError."""
+        settings = self.pools[pool]
+        if not settings.slurm.submit_prefix:
+            check_source(settings)
         command = [*self.options(pool, 1, "check"), "--test-only"]
         self._run(command, worker_script(pool, self.pools[pool]))
+
+    def render(self, pool: str) -> str:
+        command = [*self.pools[pool].slurm.submit_prefix, *self.options(pool, 1, "LAUNCH")]
+        return f"# {shlex.join(command)}\n{worker_script(pool, self.pools[pool])}"
 
     def options(self, pool: str, count: int, name: str) -> list[str]:
         """The command that submits a launch; its script goes to standard input."""

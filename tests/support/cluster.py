@@ -1,0 +1,83 @@
+"""A Kubernetes namespace for one test: of a server of our own, or of the cluster that
+DPSTREAM_TEST_KUBECONFIG gives access to; DPSTREAM_TEST_IMAGE names an image with bash for it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from dpstream.services.coordinator.fleet.pools import PoolSettings
+from tests.support.kube_server import KubeServer
+
+KUBECONFIG = os.environ.get("DPSTREAM_TEST_KUBECONFIG")
+IMAGE = os.environ.get("DPSTREAM_TEST_IMAGE", "bash:1")
+
+
+@dataclass
+class Cluster:
+    """`server`: the server of our own; None for a cluster from outside."""
+
+    namespace: str
+    server: KubeServer | None
+
+    def pool(self, *command: str, **changes: Any) -> PoolSettings:
+        """A pool in this namespace that runs `command`."""
+        section = {"namespace": self.namespace, **changes.pop("kubernetes", {})}
+        settings = {"serves": ("train",), "max": 9, "memory": "100M", "image": IMAGE} | changes
+        return PoolSettings(
+            engine="kubernetes", command=command, kubernetes=section, grace=5, **settings
+        )
+
+    def secret(self, name: str, **values: str) -> None:
+        body = {"metadata": {"name": name}, "stringData": values}
+        client.CoreV1Api().create_namespaced_secret(self.namespace, body)
+
+    def forbid_jobs(self) -> None:
+        """Sets a quota of no Jobs."""
+        if self.server is not None:
+            self.server.quota = 0
+            return
+        name = {"name": "no-jobs"}
+        body = {"metadata": name, "spec": {"hard": {"count/jobs.batch": "0"}}}
+        core = client.CoreV1Api()
+        core.create_namespaced_resource_quota(self.namespace, body)
+        while not core.read_namespaced_resource_quota("no-jobs", self.namespace).status.hard:
+            time.sleep(0.1)
+
+    def delete(self, pod: Any) -> None:
+        client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, self.namespace)
+
+    def pods(self) -> list[Any]:
+        found: list[Any] = client.CoreV1Api().list_namespaced_pod(self.namespace).items
+        return found
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """An empty namespace; the current kubeconfig gives access to it."""
+    namespace = f"dpstream-test-{uuid.uuid4().hex[:8]}"
+    if KUBECONFIG is None:
+        server = KubeServer(tmp_path)
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        config.load_kube_config(str(server.kubeconfig))
+        yield Cluster(namespace, server)
+        server.close()
+        return
+    monkeypatch.setenv("KUBECONFIG", KUBECONFIG)
+    config.load_kube_config(KUBECONFIG)
+    core = client.CoreV1Api()
+    core.create_namespace({"metadata": {"name": namespace}})
+    for service in ("trainer", "explorer", "labeler"):
+        core.create_namespaced_service_account(
+            namespace, {"metadata": {"name": f"dpstream-{service}"}}
+        )
+    yield Cluster(namespace, None)
+    core.delete_namespace(namespace)
