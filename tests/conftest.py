@@ -41,6 +41,6 @@ pytest_plugins = [
     "tests.support.rabbit_server",
     "tests.support.s3_server",
     "tests.support.slurm_server",
-    "tests.support.cluster",
+    "tests.support.kube_namespace",
     "tests.support.least_privilege",
 ]

@@ -20,7 +20,7 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet, Launch
-from tests.support.cluster import KUBECONFIG, Cluster
+from tests.support.kube_namespace import KUBECONFIG, Namespace
 from tests.support.slurm_server import CPUS, SlurmServer
 
 PROMPT = 30.0
@@ -46,8 +46,8 @@ def engine(request: pytest.FixtureRequest) -> str:
 def pools(engine: str, request: pytest.FixtureRequest) -> MakePools:
     """Makes one pool, `cpu`, whose workers run a command."""
     if engine == "kubernetes":
-        cluster: Cluster = request.getfixturevalue("cluster")
-        return lambda *command, **changes: {"cpu": cluster.pool(*command, **changes)}
+        kube: Namespace = request.getfixturevalue("kube")
+        return lambda *command, **changes: {"cpu": kube.pool(*command, **changes)}
     return lambda *command, **changes: {
         "cpu": PoolSettings(engine=engine, command=command, **(SETTINGS | changes))
     }
@@ -174,8 +174,8 @@ def test_a_worker_sees_its_settings(
     }
     changes: dict[str, Any] = {"source": (tmp_path / "secrets.env",)}
     if engine == "kubernetes":
-        cluster: Cluster = request.getfixturevalue("cluster")
-        cluster.secret("dpstream-labeler", DPSTREAM_BROKER=SECRET)
+        kube: Namespace = request.getfixturevalue("kube")
+        kube.secret("dpstream-labeler", DPSTREAM_BROKER=SECRET)
         changes = {"kubernetes": {"secret": "dpstream-labeler"}}
     if engine == "slurm":
         expected["DPSTREAM_PASS"] = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"
@@ -208,8 +208,8 @@ def test_ended_workers_are_named(pools: MakePools, make: Make) -> None:
 # ---------------------------------------------------------------------------- Kubernetes alone
 
 
-def test_an_image_that_does_not_exist_is_told_in_the_words_of_the_node(cluster: Cluster) -> None:
-    pool = cluster.pool(image="nowhere:1")
+def test_an_image_that_does_not_exist_is_told_in_the_words_of_the_node(kube: Namespace) -> None:
+    pool = kube.pool(image="nowhere:1")
     fleet = KubernetesFleet("d", {"cpu": pool}, Path())
     fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.stuck == 2)
@@ -219,8 +219,8 @@ def test_an_image_that_does_not_exist_is_told_in_the_words_of_the_node(cluster: 
     until_gone(fleet)
 
 
-def test_workers_that_find_no_room_are_taken_back(cluster: Cluster) -> None:
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING, cpus=10000)}, Path())
+def test_workers_that_find_no_room_are_taken_back(kube: Namespace) -> None:
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING, cpus=10000)}, Path())
     fleet.launch("cpu", 3, NAME)
     launch = until(fleet, lambda each: each.waiting == 3 and bool(each.reason))
     assert launch.reason.startswith("Unschedulable: 0/")
@@ -230,16 +230,16 @@ def test_workers_that_find_no_room_are_taken_back(cluster: Cluster) -> None:
     until_gone(fleet)
 
 
-def test_a_quota_is_a_limit(cluster: Cluster) -> None:
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
-    cluster.forbid_jobs()
+def test_a_quota_is_a_limit(kube: Namespace) -> None:
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
+    kube.forbid_jobs()
     with pytest.raises(FleetLimit, match="exceeded quota"):
         fleet.launch("cpu", 1, NAME)
     assert list(fleet.running()) == []
 
 
-def test_a_job_that_is_not_accepted_is_told_at_once(cluster: Cluster) -> None:
-    pool = cluster.pool(*STAYING, kubernetes={"patch": {"spec": {"containers": [{"name": "w"}]}}})
+def test_a_job_that_is_not_accepted_is_told_at_once(kube: Namespace) -> None:
+    pool = kube.pool(*STAYING, kubernetes={"patch": {"spec": {"containers": [{"name": "w"}]}}})
     fleet = KubernetesFleet("d", {"cpu": pool}, Path())
     for attempt in (lambda: fleet.check("cpu"), lambda: fleet.launch("cpu", 1, NAME)):
         with pytest.raises(FleetError, match="is invalid") as caught:
@@ -248,51 +248,51 @@ def test_a_job_that_is_not_accepted_is_told_at_once(cluster: Cluster) -> None:
     assert list(fleet.running()) == []
 
 
-def test_a_check_starts_nothing(cluster: Cluster) -> None:
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+def test_a_check_starts_nothing(kube: Namespace) -> None:
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
     fleet.check("cpu")
     assert list(fleet.running()) == []
 
 
-def test_a_reclaimed_worker_is_replaced_and_named(cluster: Cluster) -> None:
+def test_a_reclaimed_worker_is_replaced_and_named(kube: Namespace) -> None:
     """Its pod is deleted: it gives back its task, and the Job controller starts another one."""
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
     fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.running == 1)
     time.sleep(1)  # until bash has read the trap
-    (pod,) = cluster.pods()
-    cluster.delete(pod)
+    (pod,) = kube.pods()
+    kube.delete(pod)
     gone: set[str] = set()
 
     def is_replaced(launch: Launch) -> bool:
         gone.update(launch.gone)
-        return pod.metadata.name in gone and launch.running == 1
+        return pod["metadata"]["name"] in gone and launch.running == 1
 
     fleet.end(until(fleet, is_replaced))
 
 
-def test_while_the_api_server_is_away_nothing_is_known(cluster: Cluster) -> None:
-    if cluster.server is None:
+def test_while_the_api_server_is_away_nothing_is_known(kube: Namespace) -> None:
+    if kube.server is None:
         pytest.skip("a cluster from outside is not stopped")
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING)}, Path())
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
     fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.running == 1)
-    cluster.server.stop()
+    kube.server.stop()
     with pytest.raises(FleetError, match="does not answer"):
         fleet.running()
-    cluster.server.start()
+    kube.server.start()
     assert until(fleet, lambda each: each.running == 1).gone == frozenset()
 
 
-def test_lists_are_read_page_by_page(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_read_page_by_page(kube: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "PAGE", 2)
-    fleet = KubernetesFleet("d", {"cpu": cluster.pool(*STAYING, cpus=10000)}, Path())
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING, cpus=10000)}, Path())
     fleet.launch("cpu", 5, NAME)
     until(fleet, lambda each: each.waiting == 5 and each.reason.startswith("Unschedulable"))
 
 
-def test_deployments_do_not_see_each_other(cluster: Cluster) -> None:
-    pools = {"cpu": cluster.pool(*STAYING, cpus=10000)}
+def test_deployments_do_not_see_each_other(kube: Namespace) -> None:
+    pools = {"cpu": kube.pool(*STAYING, cpus=10000)}
     one, two = KubernetesFleet("one", pools, Path()), KubernetesFleet("two", pools, Path())
     one.launch("cpu", 1, NAME)
     assert list(two.running()) == []

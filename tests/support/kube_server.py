@@ -54,8 +54,8 @@ class KubeServer:
     """By kind, namespace and name."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """By uid of the pod."""
-    requests: list[str] = field(default_factory=list)
-    """Method and path of every request."""
+    launches: list[str] = field(default_factory=list)
+    """Names of all Jobs that were created, also of deleted ones."""
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -110,7 +110,6 @@ class KubeServer:
         """The reply to a request. Raises HttpError."""
         url = urlsplit(path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        self.requests.append(f"{method} {url.path}")
         found = PATH.fullmatch(url.path)
         if found is None:
             raise HttpError(404, "NotFound", "the server could not find the requested resource")
@@ -126,7 +125,7 @@ class KubeServer:
             if method == "PATCH":
                 return self._patch(key, body)
             if method == "DELETE":
-                return self._delete(key)
+                return self._delete(key, now=query.get("gracePeriodSeconds") == "0")
             return self.objects[key]
 
     def _create(self, kind: str, namespace: str, body: Object, query: dict[str, str]) -> Object:
@@ -144,6 +143,7 @@ class KubeServer:
         new.setdefault("status", {})
         if query.get("dryRun") != "All":
             self.objects[kind, namespace, name] = new
+            self.launches += [name] if kind == "jobs" else []
         return self._touch(new)
 
     def _validate(self, job: Object) -> None:
@@ -183,9 +183,12 @@ class KubeServer:
         self.objects[key] = changed
         return self._touch(changed)
 
-    def _delete(self, key: tuple[str, str, str]) -> Object:
-        """In the foreground: the object exists until its pods, or its process, have ended."""
+    def _delete(self, key: tuple[str, str, str], now: bool = False) -> Object:
+        """In the foreground: the object exists until its pods, or its process, have ended. `now`:
+        a process gets SIGKILL."""
         found = self.objects[key]
+        if now and (process := self.processes.get(found["metadata"]["uid"])):
+            _signal(process, signal.SIGKILL)
         if key[0] in ("jobs", "pods"):
             seconds = found["spec"].get("terminationGracePeriodSeconds", 0)
             found["metadata"].setdefault("deletionTimestamp", _now(seconds))

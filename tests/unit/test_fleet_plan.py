@@ -101,11 +101,11 @@ def test_a_minimum_is_kept_without_tasks() -> None:
 
 
 def test_while_the_engine_is_silent_nothing_is_launched_or_taken_back() -> None:
-    silent = replace(standing(waiting=2, running=1), unknown_since=NOW - 1)
+    silent = replace(standing(waiting=2, running=1), unknown_since=NOW - 1, silence="unreachable")
     for demand in (Demand(waiting=9, seconds=99.0), Demand()):
         found = one(demand, silent)
         assert (found.launches, found.retirements) == ((), ())
-    assert found.verdicts["p"].reason == "the fleet engine does not answer"
+    assert found.verdicts["p"].reason == "the fleet engine does not answer: unreachable"
 
 
 def test_a_ceiling_that_the_engine_taught_holds() -> None:

@@ -37,6 +37,8 @@ class PoolMemory:
 
     launches: tuple[Launch, ...] = ()
     unknown_since: float | None = None
+    silence: str = ""
+    """Why the engine could not be asked since then."""
     spot: bool = False
     """Whether its machines may be reclaimed."""
     failures: int = 0
@@ -68,6 +70,10 @@ class PoolMemory:
         self.ended += new
         self._judge(new, now)
         self._judge_stuck(now)
+
+    def not_listed(self, why: str, now: float) -> None:
+        """The engine could not be asked."""
+        self.unknown_since, self.silence = self.unknown_since or now, why
 
     def _judge(self, new: Counter[str], now: float) -> None:
         blameless = GOOD | TAKEN | (KILLED if self.spot else frozenset())
@@ -117,6 +123,7 @@ class PoolMemory:
         return Standing(
             launches=self.launches,
             unknown_since=self.unknown_since,
+            silence=self.silence,
             blocked="the budget is used up" if used_up else self._pause_reason(now),
             closed=used_up,
             ceiling=self.ceiling if limited else None,

@@ -32,6 +32,8 @@ class Standing:
     launches: tuple[Launch, ...] = ()
     unknown_since: float | None = None
     """When the engine could last be asked; None: the launches are those of now."""
+    silence: str = ""
+    """Why it could not be asked since."""
     blocked: str = ""
     """Why nothing may be launched: failed launches, a used-up budget."""
     closed: bool = False
@@ -216,7 +218,7 @@ class _PoolTurn:
         if self.standing.blocked:
             return self.standing.blocked
         if self.standing.unknown_since is not None:
-            return "the fleet engine does not answer"
+            return f"the fleet engine does not answer: {self.standing.silence}"
         if self._is_late():
             waits = next((each.reason for each in self.standing.launches if each.reason), "")
             return f"launches wait longer than patience{waits and f': {waits}'}"

@@ -148,7 +148,7 @@ class Reconciler:
                 launches = engine.running()
             except FleetError as error:
                 for name in names:
-                    self._memory[name].unknown_since = self._memory[name].unknown_since or now
+                    self._memory[name].not_listed(str(error), now)
                 log.warning("fleet: engine does not answer", pools=names, reason=str(error))
                 continue
             for name in names:

@@ -1,7 +1,9 @@
-"""Labelers that the coordinator starts on demand, with a real Slurm and as processes."""
+"""Labelers that the coordinator starts on demand, with a real Slurm, as processes and on
+Kubernetes."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -19,20 +21,24 @@ from dpstream.shared import messages as m
 from dpstream.shared.ports import Fleet
 from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, plan
 from tests.support.deployment import ROOT
+from tests.support.kube_namespace import IMAGE, Namespace
 from tests.support.slurm_server import SlurmServer
 
 MOST = 3
 
 
-def fleet_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> Path:
-    """A pool of simulated labelers with the cluster's credentials."""
-    worker = {
+def worker_variables(cluster: Cluster) -> dict[str, str]:
+    return {
         **cluster.environment,
         "DPSTREAM_TASK_HEARTBEAT": "0.3",
         "DPSTREAM_SIMULATED_SECONDS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    lines = (f"export {key}={shlex.quote(value)}" for key, value in worker.items())
+
+
+def fleet_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> Path:
+    """A pool of simulated labelers with the cluster's credentials."""
+    lines = (f"export {key}={shlex.quote(each)}" for key, each in worker_variables(cluster).items())
     (folder / "labeler.env").write_text("\n".join(lines) + "\n")
     pool = {
         "engine": engine,
@@ -104,6 +110,57 @@ def test_from_zero_to_max_and_back(
     check(cluster, cluster.finish())
     assert most == MOST
     until_gone(fleet)
+
+
+def test_from_zero_to_max_and_back_on_kubernetes(
+    cluster: Cluster, kube: Namespace, tmp_path: Path
+) -> None:
+    """On the way a pod is reclaimed with notice, another killed without, the API server is away for
+    a while, and the coordinator is killed: the same frames are labelled, none twice, no launch is
+    made twice, and nothing is left."""
+    path = fleet_file(
+        tmp_path,
+        cluster,
+        "kubernetes",
+        source=[],
+        image=IMAGE,
+        kubernetes={"namespace": kube.name, "secret": "dpstream-labeler"},
+    )
+    kube.secret("dpstream-labeler", **worker_variables(cluster))
+    fleet = engines_of(read_fleet(path), path)["labels"]
+
+    cluster.environment["KUBECONFIG"] = os.environ["KUBECONFIG"]
+    cluster.start_coordinator(fleet=str(path))
+    cluster.start_services(("trainer", "explorer"))
+    assert kube.pods() == []
+    cluster.submit(plan())
+    most = 0
+
+    def running() -> list[Any]:
+        nonlocal most
+        pods = [pod for pod in kube.pods() if pod["status"]["phase"] == "Running"]
+        most = max(most, sum("deletionTimestamp" not in pod["metadata"] for pod in pods))
+        return pods
+
+    def pool() -> list[Any]:
+        found = running()
+        return found if len(found) == MOST else []
+
+    reclaimed, killed, *_ = cluster.until(pool, "the pool is full")
+    cluster.until(lambda: cluster.recorded(m.LabelsDone), "a label")
+    kube.delete(reclaimed)
+    kube.delete(killed, grace=0)
+    cluster.kill("coordinator")
+    if kube.server is not None:
+        kube.server.stop()
+        time.sleep(3)
+        kube.server.start()
+    cluster.until(lambda: (running(), verdict(cluster.store, NAME))[1], "the campaign's end")
+    check(cluster, cluster.finish())
+    assert most == MOST
+    until_gone(fleet)
+    if kube.server is not None:
+        assert len(kube.server.launches) == len(set(kube.server.launches))
 
 
 def _jobs() -> list[str]:

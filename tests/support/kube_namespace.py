@@ -3,6 +3,7 @@ DPSTREAM_TEST_KUBECONFIG gives access to; DPSTREAM_TEST_IMAGE names an image wit
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -22,15 +23,15 @@ IMAGE = os.environ.get("DPSTREAM_TEST_IMAGE", "bash:1")
 
 
 @dataclass
-class Cluster:
+class Namespace:
     """`server`: the server of our own; None for a cluster from outside."""
 
-    namespace: str
+    name: str
     server: KubeServer | None
 
     def pool(self, *command: str, **changes: Any) -> PoolSettings:
         """A pool in this namespace that runs `command`."""
-        section = {"namespace": self.namespace, **changes.pop("kubernetes", {})}
+        section = {"namespace": self.name, **changes.pop("kubernetes", {})}
         settings = {"serves": ("train",), "max": 9, "memory": "100M", "image": IMAGE} | changes
         return PoolSettings(
             engine="kubernetes", command=command, kubernetes=section, grace=5, **settings
@@ -38,7 +39,7 @@ class Cluster:
 
     def secret(self, name: str, **values: str) -> None:
         body = {"metadata": {"name": name}, "stringData": values}
-        client.CoreV1Api().create_namespaced_secret(self.namespace, body)
+        client.CoreV1Api().create_namespaced_secret(self.name, body)
 
     def forbid_jobs(self) -> None:
         """Sets a quota of no Jobs."""
@@ -48,27 +49,31 @@ class Cluster:
         name = {"name": "no-jobs"}
         body = {"metadata": name, "spec": {"hard": {"count/jobs.batch": "0"}}}
         core = client.CoreV1Api()
-        core.create_namespaced_resource_quota(self.namespace, body)
-        while not core.read_namespaced_resource_quota("no-jobs", self.namespace).status.hard:
+        core.create_namespaced_resource_quota(self.name, body)
+        while not core.read_namespaced_resource_quota("no-jobs", self.name).status.hard:
             time.sleep(0.1)
 
-    def delete(self, pod: Any) -> None:
-        client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, self.namespace)
+    def delete(self, pod: dict[str, Any], grace: int | None = None) -> None:
+        """Evicts a pod. `grace`: seconds until SIGKILL; default: what the pod asks for."""
+        options = {} if grace is None else {"grace_period_seconds": grace}
+        client.CoreV1Api().delete_namespaced_pod(pod["metadata"]["name"], self.name, **options)
 
-    def pods(self) -> list[Any]:
-        found: list[Any] = client.CoreV1Api().list_namespaced_pod(self.namespace).items
-        return found
+    def pods(self) -> list[dict[str, Any]]:
+        core = client.CoreV1Api()
+        reply = core.list_namespaced_pod(self.name, _preload_content=False)
+        items: list[dict[str, Any]] = json.loads(reply.data)["items"]
+        return items
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
     """An empty namespace; the current kubeconfig gives access to it."""
     namespace = f"dpstream-test-{uuid.uuid4().hex[:8]}"
     if KUBECONFIG is None:
         server = KubeServer(tmp_path)
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         config.load_kube_config(str(server.kubeconfig))
-        yield Cluster(namespace, server)
+        yield Namespace(namespace, server)
         server.close()
         return
     monkeypatch.setenv("KUBECONFIG", KUBECONFIG)
@@ -79,5 +84,5 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         core.create_namespaced_service_account(
             namespace, {"metadata": {"name": f"dpstream-{service}"}}
         )
-    yield Cluster(namespace, None)
+    yield Namespace(namespace, None)
     core.delete_namespace(namespace)
