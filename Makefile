@@ -12,7 +12,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test check lint versions soak install servers codes schema clean
+.PHONY: demo test check lint versions soak fleet-test k8s-test install servers codes schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
@@ -36,6 +36,22 @@ versions: $(STAMP)
 
 soak: $(STAMP) servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
+  tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
+  tests/e2e/chaos/test_fleet.py
+
+# Fleet engines: processes, a real Slurm, and a Kubernetes API server of the tests' own.
+fleet-test: $(STAMP) servers
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest $(FLEET)
+
+# The same on any cluster: make k8s-test KUBECONFIG=... [IMAGE=an image with bash]. Makes and removes its
+# own namespace. The workers of the campaign run from IMAGE with this checkout, and reach broker and
+# store on this machine.
+k8s-test: $(STAMP) servers
+	@test -n "$(KUBECONFIG)" || { echo "k8s-test: set KUBECONFIG=FILE, the access to a cluster"; exit 2; }
+	DPSTREAM_TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) $(if $(IMAGE),DPSTREAM_TEST_IMAGE=$(IMAGE)) \
+	  $(BIN)/python -m pytest -k kubernetes tests/contract tests/e2e/chaos/test_fleet.py
 
 schema: $(STAMP)
 	$(BIN)/python -c "from dpstream.shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json

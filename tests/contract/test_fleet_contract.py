@@ -12,23 +12,16 @@ from typing import Any
 
 import pytest
 
-from dpstream.services.coordinator.fleet import kubernetes
 from dpstream.services.coordinator.fleet.engines import ENGINES
-from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
-from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, FleetLimit
-from dpstream.shared.ports import Fleet, Launch
+from dpstream.shared.ports import Fleet
+from tests.support.fleets import MADE, NAME, STAYING, until
 from tests.support.kube_namespace import KUBECONFIG, Namespace
 from tests.support.slurm_server import CPUS, SlurmServer
 
-PROMPT = 30.0
 SECRET = "amqp://labeler:it s@host"
-MADE = 1_700_000_000.0
-NAME = name_of("cpu", MADE)
-STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$; sleep 300 & wait")
-"""A worker that gives its task back when it is to stop; its file says that it is up."""
 SETTINGS: dict[str, Any] = {"serves": ("train",), "max": 9, "memory": "100M"}
 
 Make = Callable[[Mapping[str, PoolSettings]], Fleet]
@@ -78,24 +71,6 @@ def make(
     for fleet in made:
         for launch in fleet.running():
             fleet.end(launch)
-
-
-def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:
-    """The launch, once it passes the test."""
-    deadline = time.monotonic() + PROMPT
-    while True:
-        found = {launch.name: launch for launch in fleet.running()}
-        if name in found and test(found[name]):
-            return found[name]
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-
-
-def until_gone(fleet: Fleet) -> None:
-    deadline = time.monotonic() + PROMPT
-    while any(launch.alive for launch in fleet.running()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_launch_runs_as_many_workers_as_asked_for(pools: MakePools, make: Make) -> None:
@@ -203,99 +178,6 @@ def test_ended_workers_are_named(pools: MakePools, make: Make) -> None:
     fleet.launch("cpu", 2, NAME)
     assert until(fleet, lambda each: each.running == 2).gone == frozenset()
     assert len(until(fleet, lambda each: each.alive == 0).gone) == 2
-
-
-# ---------------------------------------------------------------------------- Kubernetes alone
-
-
-def test_an_image_that_does_not_exist_is_told_in_the_words_of_the_node(kube: Namespace) -> None:
-    pool = kube.pool(image="nowhere:1")
-    fleet = KubernetesFleet("d", {"cpu": pool}, Path())
-    fleet.launch("cpu", 2, NAME)
-    launch = until(fleet, lambda each: each.stuck == 2)
-    assert launch.reason.startswith(("ImagePullBackOff", "ErrImagePull"))
-    assert (launch.waiting, launch.alive) == (2, 2)
-    assert fleet.retire(launch, 5) == 2
-    until_gone(fleet)
-
-
-def test_workers_that_find_no_room_are_taken_back(kube: Namespace) -> None:
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING, cpus=10000)}, Path())
-    fleet.launch("cpu", 3, NAME)
-    launch = until(fleet, lambda each: each.waiting == 3 and bool(each.reason))
-    assert launch.reason.startswith("Unschedulable: 0/")
-    assert fleet.retire(launch, 1) == 1
-    launch = until(fleet, lambda each: each.waiting == 2)
-    assert fleet.retire(launch, 2) == 2
-    until_gone(fleet)
-
-
-def test_a_quota_is_a_limit(kube: Namespace) -> None:
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
-    kube.forbid_jobs()
-    with pytest.raises(FleetLimit, match="exceeded quota"):
-        fleet.launch("cpu", 1, NAME)
-    assert list(fleet.running()) == []
-
-
-def test_a_job_that_is_not_accepted_is_told_at_once(kube: Namespace) -> None:
-    pool = kube.pool(*STAYING, kubernetes={"patch": {"spec": {"containers": [{"name": "w"}]}}})
-    fleet = KubernetesFleet("d", {"cpu": pool}, Path())
-    for attempt in (lambda: fleet.check("cpu"), lambda: fleet.launch("cpu", 1, NAME)):
-        with pytest.raises(FleetError, match="is invalid") as caught:
-            attempt()
-        assert not isinstance(caught.value, FleetLimit)
-    assert list(fleet.running()) == []
-
-
-def test_a_check_starts_nothing(kube: Namespace) -> None:
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
-    fleet.check("cpu")
-    assert list(fleet.running()) == []
-
-
-def test_a_reclaimed_worker_is_replaced_and_named(kube: Namespace) -> None:
-    """Its pod is deleted: it gives back its task, and the Job controller starts another one."""
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
-    fleet.launch("cpu", 1, NAME)
-    until(fleet, lambda each: each.running == 1)
-    time.sleep(1)  # until bash has read the trap
-    (pod,) = kube.pods()
-    kube.delete(pod)
-    gone: set[str] = set()
-
-    def is_replaced(launch: Launch) -> bool:
-        gone.update(launch.gone)
-        return pod["metadata"]["name"] in gone and launch.running == 1
-
-    fleet.end(until(fleet, is_replaced))
-
-
-def test_while_the_api_server_is_away_nothing_is_known(kube: Namespace) -> None:
-    if kube.server is None:
-        pytest.skip("a cluster from outside is not stopped")
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
-    fleet.launch("cpu", 1, NAME)
-    until(fleet, lambda each: each.running == 1)
-    kube.server.stop()
-    with pytest.raises(FleetError, match="does not answer"):
-        fleet.running()
-    kube.server.start()
-    assert until(fleet, lambda each: each.running == 1).gone == frozenset()
-
-
-def test_lists_are_read_page_by_page(kube: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubernetes, "PAGE", 2)
-    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING, cpus=10000)}, Path())
-    fleet.launch("cpu", 5, NAME)
-    until(fleet, lambda each: each.waiting == 5 and each.reason.startswith("Unschedulable"))
-
-
-def test_deployments_do_not_see_each_other(kube: Namespace) -> None:
-    pools = {"cpu": kube.pool(*STAYING, cpus=10000)}
-    one, two = KubernetesFleet("one", pools, Path()), KubernetesFleet("two", pools, Path())
-    one.launch("cpu", 1, NAME)
-    assert list(two.running()) == []
 
 
 # --------------------------------------------------------------------------------- Slurm alone

@@ -120,12 +120,13 @@ class PoolMemory:
 
     def standing(self, now: float, used_up: bool) -> Standing:
         limited = now < self.limited_until
+        paused = self._pause_reason(now)
         return Standing(
             launches=self.launches,
             unknown_since=self.unknown_since,
             silence=self.silence,
-            blocked="the budget is used up" if used_up else self._pause_reason(now),
-            closed=used_up,
+            blocked="the budget is used up" if used_up else paused,
+            closed=used_up or bool(paused),
             ceiling=self.ceiling if limited else None,
             most=self.most if limited else None,
         )

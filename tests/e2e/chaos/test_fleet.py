@@ -21,6 +21,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.ports import Fleet
 from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, plan
 from tests.support.deployment import ROOT
+from tests.support.fleets import until_gone
 from tests.support.kube_namespace import IMAGE, Namespace
 from tests.support.slurm_server import SlurmServer
 
@@ -59,13 +60,6 @@ def fleet_file(folder: Path, cluster: Cluster, engine: str, **changes: Any) -> P
 
 def alive(fleet: Fleet) -> int:
     return sum(launch.alive for launch in fleet.running())
-
-
-def until_gone(fleet: Fleet) -> None:
-    deadline = time.monotonic() + 60
-    while alive(fleet):
-        assert time.monotonic() < deadline, fleet.running()
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("engine", [pytest.param("process", marks=pytest.mark.soak), "slurm"])
