@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from dpstream import cli
 from dpstream.deploy.devcluster import cluster as module
@@ -179,6 +180,31 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     assert site.call("down", "--wipe").endswith("deleted: cluster\n")
     assert site.processes() == []
     assert not site.cluster.exists()
+
+
+def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
+    """`dpstream up --fleet`: no labeler before there are frames to label, at most two then, none
+    when nothing is left to do."""
+    pool = {"engine": "process", "serves": ["label.tblite"], "max": 2, "idle_exit": 2}
+    pool |= {"start_time": 1, "worth": 0, "source": ["cluster/access/labeler.env"]}
+    fleet = {"deployment": "up", "pools": {"labelers": pool}}
+    (site.folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+    spec = write_spec(site.folder, stages=[COLD])
+
+    def labelers() -> int:
+        return sum("dpstream.services.labeler" in each.cmdline() for each in site.processes())
+
+    ups = how(site.call("up", "--fleet", "fleet.yaml", "--workers", "trainer=0,explorer=0"))
+    assert set(ups) == {"broker", "store", "coordinator"}
+    assert labelers() == 0
+    site.user("submit", str(spec))
+    wait_until(lambda: labelers() == 2)
+    wait_until(lambda: site.labels() > 0)
+    assert "labelers" in site.call("fleet", "status")
+    wait_until(lambda: labelers() == 0)  # there is no trainer: after the initial labels
+    assert site.labels() > 2
+    assert "stopped: " in site.call("down", "--wipe")
+    assert site.processes() == []
 
 
 def check_that_each_knows_only_its_own(site: Site) -> None:

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -40,8 +41,9 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 from dpstream.shared.environment import PASSED
-from dpstream.shared.errors import DpstreamError, SpecError
+from dpstream.shared.errors import DpstreamError, FleetError, SpecError
 from dpstream.shared.files import write_whole
+from dpstream.shared.ports import Fleet
 
 OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))
@@ -274,22 +276,30 @@ class Cluster:
         return DpstreamError(f"{name} ended during startup: {last_line(log)}; see {log}")
 
     def _end_all(self) -> list[str]:
+        """Ends the services, then the workers of the fleet, which no coordinator launches again,
+        then the servers, which those workers need to release their tasks."""
         running = [part.name for part in self.parts()]
-        self._end_fleet()
         end([service.process for service in self._read_record().services.values()], GRACE_SECONDS)
+        left = self._end_fleet()
         if self.broker.was_started:
             _together(self.store.stop, self.broker.stop)
+        if left:
+            raise DpstreamError(f"workers may be left: {left}; run: dpstream fleet stop --now")
         return running
 
-    def _end_fleet(self) -> None:
-        """Stop the workers that the coordinator has started on demand."""
+    def _end_fleet(self) -> str:
+        """Ends the workers that the coordinator has started on demand. Returns what an engine that
+        could not be asked says."""
         path = self._read_record().settings.get("DPSTREAM_FLEET")
         if path is None or not Path(path).exists():
-            return
-        for fleet, _ in each_once(engines_of(read_fleet(Path(path)), Path(path))):
-            for launch in fleet.running():
-                if launch.alive:
-                    fleet.end(launch)
+            return ""
+        problems = []
+        for fleet, pools in each_once(engines_of(read_fleet(Path(path)), Path(path))):
+            try:
+                _end_launches(fleet)
+            except FleetError as error:
+                problems.append(f"{', '.join(pools)}: {error}")
+        return "; ".join(problems)
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
@@ -347,6 +357,16 @@ def settings_for_services(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith("DPSTREAM_") and not name.startswith(OWN)
     }
+
+
+def _end_launches(fleet: Fleet) -> None:
+    """Asks all workers to stop, and waits at most `GRACE_SECONDS` for them."""
+    for launch in fleet.running():
+        if launch.alive:
+            fleet.end(launch)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(launch.alive for launch in fleet.running()) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _together(*calls: Callable[[], None]) -> None:
