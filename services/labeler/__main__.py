@@ -9,7 +9,10 @@ from pathlib import Path
 from dpstream.services.labeler.handlers import HANDLERS
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
-from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
+
+PACKAGES = {"deepmd": "deepmd-kit"}
+"""Python distributions of codes, where their names differ."""
 
 
 def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
@@ -20,7 +23,13 @@ def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
         frozenset(settings.labeler_calculators),
         frozenset(settings.labeler_codes),
     )
-    return [WorkerPlan(settings.queues, HANDLERS, resources)]
+    return [WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings))]
+
+
+def _programs(settings: LabelerSettings) -> dict[str, str]:
+    """Codes and calculators with their versions, as far as no program has to run for that."""
+    codes = {code: version_of(PACKAGES.get(code, code)) for code in settings.labeler_codes}
+    return codes | (dict.fromkeys(settings.labeler_calculators, "") if "ase" in codes else {})
 
 
 LABELER = WorkerService(

@@ -10,13 +10,16 @@ from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.shared.messages import Train
-from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
+
+DEEPMD = "deepmd-kit"
 
 
 def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     models = frozenset(settings.trainer_models)
     resources = TrainerResources(scratch, settings.threads, models)
-    return [WorkerPlan((Train.QUEUE,), HANDLERS, resources)]
+    programs = {DEEPMD: version_of(DEEPMD)}
+    return [WorkerPlan((Train.QUEUE,), HANDLERS, resources, programs)]
 
 
 TRAINER = WorkerService(

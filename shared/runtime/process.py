@@ -16,18 +16,21 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.connect import connect
 from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
-from dpstream.shared.messages import Command
-from dpstream.shared.ports import Bus, Store
+from dpstream.shared.messages import Command, WorkerStarted
+from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.context import Handler
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
@@ -68,6 +71,8 @@ class WorkerPlan:
     queues: tuple[str, ...]
     handlers: Mapping[type[Command], Handler]
     resources: Resources
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Codes and engines that its tasks may use, with their versions where they are known."""
 
 
 S = TypeVar("S", bound=WorkerSettings)
@@ -148,6 +153,7 @@ class WorkerThreads:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
         `Refused` if broker or store keep refusing a worker's rights."""
         self._start(bus, store, stopping)
+        self._announce(bus)
         log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues])
         deadline: float | None = None
         while self._has_workers():
@@ -218,11 +224,32 @@ class WorkerThreads:
                 stopping=stopping,
                 telemetry=self.metrics,
                 limits=limits,
+                process=settings.process,
             )
             self.workers.append(worker)
             thread = threading.Thread(target=self._guarded, args=(worker,), daemon=True)
             self.threads.append(thread)
             thread.start()
+
+    def _announce(self, bus: Bus) -> None:
+        """Publishes that the process is up. Nothing depends on it, so that a failure, such as
+        access rights of an earlier release, changes nothing."""
+        started = WorkerStarted(
+            id=str(uuid.uuid4()),
+            time=time.time(),
+            worker=self.name,
+            host=socket.gethostname(),
+            process=self.settings.process,
+            pool=self.settings.pool,
+            slots=len(self.plans),
+            queues=tuple(queue for plan in self.plans for queue in plan.queues),
+            programs={name: text for plan in self.plans for name, text in plan.programs.items()},
+            devices=_devices(),
+        )
+        try:
+            bus.publish([Outgoing(encode(started), topic=topic_of(started))])
+        except (BusError, ValueError) as error:
+            log.info("not announced to the coordinator", reason=str(error))
 
     def _guarded(self, worker: Worker[Any]) -> None:
         """Run a worker; if it dies, stop the process, which its supervisor restarts."""
@@ -243,6 +270,21 @@ class WorkerThreads:
             if thread.is_alive():
                 return True
         return False
+
+
+def _devices() -> tuple[str, ...]:
+    """The GPUs that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(filter(None, visible.split(",")))
+    return tuple(sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")))
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed Python distribution; empty if it is not installed."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(distribution)
+    return ""
 
 
 def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:

@@ -67,6 +67,8 @@ class Worker(Generic[R]):
     others: tuple[str, ...] = ()
     telemetry: Telemetry = field(default_factory=NoTelemetry)
     limits: ExitLimits = field(default_factory=ExitLimits)
+    process: str | None = None
+    """Name of this process in the fleet engine that started it, if any did."""
     gave_back: bool = False
     """Whether a task was released because the worker is to stop."""
     refusal: str | None = None
@@ -221,7 +223,7 @@ class Worker(Generic[R]):
             self._retry(lambda: bury(self.store, delivered))
             self.telemetry.buried()
             return None
-        claimed = TaskClaimed(**envelope_of(command), worker=self.name)
+        claimed = TaskClaimed(**envelope_of(command), worker=self.name, process=self.process)
         winner = self._winner(claimed)
         # A revocation is published by the coordinator.
         if isinstance(decode_or_none(winner), TaskClaimed):
@@ -321,8 +323,12 @@ class Worker(Generic[R]):
                 log.warning("heartbeat not published", reason=str(error))
 
     def _publish_heartbeat(self, context: Context) -> None:
-        progress = context._progress
-        heartbeat = TaskHeartbeat(**context.envelope(), worker=self.name, progress=progress)
+        heartbeat = TaskHeartbeat(
+            **context.envelope(),
+            worker=self.name,
+            process=self.process,
+            progress=context._progress,
+        )
         self.bus.publish([Outgoing(encode(heartbeat), topic=topic_of(heartbeat))])
 
 

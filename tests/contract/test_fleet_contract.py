@@ -172,12 +172,27 @@ def test_a_worker_sees_its_settings(
     assert launch.ended == {"0": 1}, tests
 
 
-def test_ended_workers_are_named(pools: MakePools, make: Make) -> None:
+def test_ended_workers_are_named(pools: MakePools, make: Make, engine: str, tmp_path: Path) -> None:
     """Their leases then end at once."""
-    fleet = make(pools("bash", "-c", "sleep 1"))
+    writing = f'touch "{tmp_path}/$DPSTREAM_PROCESS.name"; sleep 1'
+    fleet = make(pools("bash", "-c", writing))
     fleet.launch("cpu", 2, NAME)
     assert until(fleet, lambda each: each.running == 2).gone == frozenset()
-    assert len(until(fleet, lambda each: each.alive == 0).gone) == 2
+    gone = until(fleet, lambda each: each.alive == 0).gone
+    assert len(gone) == 2
+    if engine != "kubernetes" or not KUBECONFIG:
+        assert gone == {path.stem for path in tmp_path.glob("*.name")}
+
+
+@pytest.mark.parametrize("engine", ["process", "slurm"])  # pods have no numbers
+def test_a_killed_worker_is_named_while_others_of_its_launch_run(
+    pools: MakePools, make: Make
+) -> None:
+    dying = 'case "$DPSTREAM_PROCESS" in *-0) sleep 1; kill -9 $$;; esac; sleep 300 & wait'
+    fleet = make(pools("bash", "-c", dying))
+    fleet.launch("cpu", 2, NAME)
+    launch = until(fleet, lambda each: bool(each.gone))
+    assert (launch.gone, launch.running) == ({f"{NAME}-0"}, 1)
 
 
 # --------------------------------------------------------------------------------- Slurm alone

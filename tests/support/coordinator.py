@@ -58,13 +58,14 @@ class CoordinatorHarness:
     def step(self, of: Coordinator | None = None) -> None:
         """One turn of a coordinator: whatever has come in, then the clock."""
         coordinator = of or self.coordinator
+        ended = coordinator.processes.ended
         subscription = self.bus.consume(COORDINATOR, prefetch=service.BATCH)
         deliveries = []
         while (delivery := subscription.next(timeout=0.0)) is not None:
             deliveries.append(delivery)
         try:
             coordinator.receive(deliveries)
-            coordinator.check_clock()
+            coordinator.check_clock(ended)
         finally:
             subscription.cancel()
 

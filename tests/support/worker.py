@@ -63,10 +63,11 @@ class WorkerHarness:
         self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
 
     def next_event(self) -> Any:
-        """The next event, heartbeats included."""
+        """The next event about a task, heartbeats included."""
         delivery = self.events.next(PROMPT)
         assert delivery is not None, "no event"
-        return decode(delivery.body)
+        event = decode(delivery.body)
+        return self.next_event() if isinstance(event, m.WorkerStarted) else event
 
     def next_types(self, count: int) -> list[type[m.Message]]:
         return [type(self.next_event()) for _ in range(count)]

@@ -95,6 +95,12 @@ def test_what_each_role_may_publish() -> None:
     }
 
 
+def test_every_worker_may_announce_itself() -> None:
+    assert {name for name, role in ROLES.items() if "worker-started" in role.publishes} == {
+        *WORKERS
+    }
+
+
 def test_a_renamed_event_may_be_published_under_both_names() -> None:
     assert {"chunk-explored", "candidates-found"} <= set(ROLES["explorer"].publishes)
 

@@ -349,6 +349,141 @@ def test_the_claim_of_a_worker_that_died_unheard_is_found_by_reissue(
     assert open_campaign.state.tasks[command.task].command.attempt == 2
 
 
+# ------------------------------------------------------------------------------ ended processes
+
+
+def claim_by(command: m.Command, process: str | None) -> m.TaskClaimed:
+    fields = CampaignSimulator.envelope(command, "claim")
+    return m.TaskClaimed(**fields, worker="w", process=process)
+
+
+def beat_by(command: m.Command, process: str | None) -> m.TaskHeartbeat:
+    fields = CampaignSimulator.envelope(command, "beat")
+    return m.TaskHeartbeat(**fields, worker="w", process=process)
+
+
+def released(command: m.Command) -> m.TaskReleased:
+    fields = CampaignSimulator.envelope(command, "released")
+    return m.TaskReleased(**fields, reason="the worker is stopping")
+
+
+def test_the_tasks_of_an_ended_process_are_issued_again_at_once(
+    harness: CoordinatorHarness,
+) -> None:
+    open_campaign = harness.submit(small(), frames=20)
+    commands = harness.published()[:3]
+    for command, process in zip(commands, ("cpu-1-0", "cpu-1-1", None), strict=True):
+        harness.publish(claim_by(command, process))
+    harness.step()
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.step()
+    assert [(c.task, c.attempt) for c in harness.published()] == [(commands[0].task, 2)]
+    assert [status(open_campaign, each) for each in commands] == ["open", "running", "running"]
+    lapse = next(
+        entry.event
+        for segment in read_segments(harness.store, "world")
+        for entry in segment.entries
+        if isinstance(entry.event, m.LeaseLapsed)
+    )
+    assert lapse.describe() == "the process cpu-1-0 of the worker has ended"
+
+
+@pytest.mark.parametrize("last", ["release", "result"])
+def test_what_a_process_published_before_its_end_counts(
+    harness: CoordinatorHarness, last: str
+) -> None:
+    open_campaign, command = first_task(harness)
+    harness.publish(claim_by(command, "cpu-1-0"))
+    harness.step()
+    words = [released(command)] if last == "release" else harness.world.answer(command)[1:]
+    harness.publish(*words)
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.coordinator.check_clock(harness.coordinator.processes.ended)  # still in the queue
+    assert status(open_campaign, command) == "running"
+    harness.step()
+    task = open_campaign.state.tasks[command.task]
+    assert task.lapses == 0
+    assert (task.status, task.command.attempt) == (
+        ("open", 2) if last == "release" else ("done", 1)
+    )
+
+
+def test_after_a_full_batch_more_messages_of_an_ended_process_may_follow(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that the client has received and the coordinator has not is not in the queue."""
+    monkeypatch.setattr(InProcessBus, "depth", lambda bus, queue: 0)
+    harness = CoordinatorHarness(store)
+    open_campaign, command = first_task(harness)
+    harness.publish(claim_by(command, "cpu-1-0"))
+    harness.step()
+    harness.publish(*[beat_by(command, "cpu-1-0")] * service.BATCH, released(command))
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    for _, attempt in zip(harness.coordinator._passes(threading.Event()), (1, 2), strict=False):
+        task = open_campaign.state.tasks[command.task]
+        assert (task.command.attempt, task.lapses) == (attempt, 0)
+
+
+def test_a_claim_may_arrive_after_the_news_that_its_process_has_ended(
+    harness: CoordinatorHarness,
+) -> None:
+    open_campaign, command = first_task(harness)
+    processes = harness.coordinator.processes
+    processes.end({"cpu-1-0"}, harness.now)
+    processes.end((), harness.now + 600)  # no longer listed
+    harness.publish(claim_by(command, "cpu-1-0"))
+    harness.step()
+    assert open_campaign.state.tasks[command.task].command.attempt == 2
+    processes.end((), harness.now + 6000)
+    assert processes.ended == frozenset()
+
+
+@pytest.mark.parametrize("process", ["cpu-1-0", None])
+def test_after_a_restart_the_claims_tell_which_process_has_a_task(
+    harness: CoordinatorHarness, process: str | None
+) -> None:
+    _, command = first_task(harness)
+    claimed = claim_by(command, process)
+    harness.store.create(claim_uri("world", command.task, 1), encode(claimed))
+    harness.publish(claimed)
+    harness.step()
+    harness.restart().open("world")
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.step()
+    task = harness.coordinator.open_campaigns["world"].state.tasks[command.task]
+    assert task.command.attempt == (2 if process else 1)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_news_of_an_end_in_any_order_with_doubled_and_lost_messages(
+    harness: CoordinatorHarness, seed: int
+) -> None:
+    """A task whose result arrives is done; any other is issued again, and lapses at most once."""
+    chance = random.Random(seed)
+    open_campaign, command = first_task(harness)
+    claimed = claim_by(command, "cpu-1-0")
+    harness.store.create(claim_uri("world", command.task, 1), encode(claimed))
+    said = [claimed, beat_by(command, "cpu-1-0"), released(command)]
+    said += harness.world.answer(command)[1:] if chance.random() < 0.5 else []
+    arriving = [each for each in said for _ in range(chance.choice([0, 1, 2]))]
+    chance.shuffle(arriving)
+    ends = chance.randrange(len(arriving) + 1)
+    for number, event in enumerate([*arriving, claimed]):  # the next worker repeats the claim
+        if number == ends:
+            harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+        harness.publish(event)
+        if chance.random() < 0.5:
+            harness.step()
+    harness.step()
+    harness.step()
+    task = open_campaign.state.tasks[command.task]
+    if any(isinstance(event, m.Result) for event in arriving):
+        assert task.status == "done"
+    else:
+        assert (task.status, task.command.attempt) == ("open", 2)
+    assert task.lapses <= 1
+
+
 def cancelled(command: m.Command) -> m.TaskCancelled:
     return m.TaskCancelled(
         id=f"cancel-{command.task}",
@@ -453,7 +588,7 @@ def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
     cancelling(command)
     harness.publish(trigger(command))
     monkeypatch.setattr(
-        harness.coordinator, "check_clock", lambda: None
+        harness.coordinator, "check_clock", lambda ended: None
     )  # dies before its own event
     harness.step()
     assert harness.store.exists(claim_uri("world", command.task, 1))

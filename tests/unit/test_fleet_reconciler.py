@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,12 @@ from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.service import Coordinator
+from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import FleetError, FleetLimit, SpecError
 from dpstream.shared.logs import configure
-from dpstream.shared.ports import Launch
+from dpstream.shared.ports import Launch, Outgoing
 from dpstream.shared.store.folder import FolderStore
 
 QUEUE = "label.toy"
@@ -60,7 +63,8 @@ class MemoryFleet:
     def all_end(self, status: str) -> None:
         for name, launch in self.launches.items():
             ended = {**launch.ended, status: launch.ended.get(status, 0) + launch.running}
-            self.launches[name] = replace(launch, running=0, ended=ended)
+            gone = frozenset(f"{name}-{number}" for number in range(launch.running))
+            self.launches[name] = replace(launch, running=0, ended=ended, gone=gone)
 
 
 class Harness:
@@ -269,6 +273,45 @@ def test_a_demand_gone_wild_is_bounded(harness: Harness) -> None:
         harness.fleet.launches.clear()
         calls += harness.turn(reconciler, 0.5)
     assert len(calls) == LAUNCHES_PER_MINUTE
+
+
+def test_the_loop_learns_which_processes_have_ended(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=2, seconds=60.0)})
+    harness.turn(reconciler)
+    (name,) = harness.fleet.launches
+    assert reconciler.processes.ended == frozenset()
+    harness.fleet.all_end("NODE_FAIL")
+    harness.turn(reconciler)
+    harness.fleet.launches.clear()  # no longer listed
+    harness.turn(reconciler)
+    assert reconciler.processes.ended == {f"{name}-0", f"{name}-1"}
+
+
+def test_what_workers_say_of_themselves_is_shown_with_their_pool(harness: Harness) -> None:
+    coordinator = Coordinator(InProcessBus(Broker()), harness.store)
+    reconciler = harness.start()
+    reconciler.processes = coordinator.processes
+    started = m.WorkerStarted(
+        id="1",
+        time=0.0,
+        worker="w",
+        host="node1",
+        process="cpu-1-0",
+        pool="cpu",
+        slots=1,
+        queues=(QUEUE,),
+        programs={"tblite": "0.4.0"},
+    )
+    coordinator.bus.publish([Outgoing(encode(started), topic=topic_of(started))] * 2)
+    next(iter(coordinator._passes(threading.Event())))
+    reconciler.post({})
+    harness.turn(reconciler)
+    assert reconciler.status is not None
+    assert reconciler.status.pools["cpu"].programs == {"tblite": "0.4.0"}
+    coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.turn(reconciler)
+    assert reconciler.status.pools["cpu"].programs == {}
 
 
 def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(

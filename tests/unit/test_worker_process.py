@@ -10,6 +10,7 @@ import pytest
 
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import decode
 from dpstream.shared.errors import BusError, Refused
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
@@ -73,6 +74,41 @@ def test_a_crew_asked_to_stop_ends_well(workers: WorkerHarness) -> None:
     assert office.end() == 0
     office.crew.close()
     assert [post.resources.running for post in office.crew.plans] == [False, False]
+
+
+def test_a_process_announces_itself_and_names_itself_in_its_messages(
+    workers: WorkerHarness,
+) -> None:
+    office = Office(workers, succeed, process="cpu-1-0", pool="cpu")
+    delivery = workers.events.next(PROMPT)
+    assert delivery is not None
+    started = decode(delivery.body)
+    assert isinstance(started, m.WorkerStarted)
+    assert (started.worker, started.process, started.pool) == ("lab", "cpu-1-0", "cpu")
+    assert (started.slots, started.queues) == (2, ("label.toy", "label.a", "label.b"))
+    workers.send(label())
+    assert workers.next_event().process == "cpu-1-0"
+    workers.next_event()
+    office.stopping.set()
+    assert office.end() == 0
+
+
+def test_a_process_that_may_not_announce_itself_works_all_the_same(
+    workers: WorkerHarness,
+) -> None:
+    """The broker's rights may be those of an earlier release."""
+
+    class Strict(FlakyBus):
+        def publish(self, messages: Any) -> None:
+            if any("worker-started" in (message.topic or "") for message in messages):
+                raise Refused("access to topic '-.worker-started' refused")
+            super().publish(messages)
+
+    office = Office(workers, succeed, Strict(InProcessBus(workers.broker), lambda operation: False))
+    workers.send(label())
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+    office.stopping.set()
+    assert office.end() == 0
 
 
 def test_a_worker_that_dies_takes_the_process_with_it(workers: WorkerHarness) -> None:

@@ -131,7 +131,7 @@ class PoolMemory:
             most=self.most if limited else None,
         )
 
-    def status(self, verdict: PoolVerdict) -> PoolStatus:
+    def status(self, verdict: PoolVerdict, programs: Mapping[str, str]) -> PoolStatus:
         return PoolStatus(
             wanted=verdict.wanted,
             waiting=sum(launch.waiting for launch in self.launches),
@@ -141,6 +141,7 @@ class PoolMemory:
             ended=dict(self.ended),
             reason=verdict.reason,
             stale_since=self.unknown_since,
+            programs=dict(programs),
         )
 
     def _pause_reason(self, now: float) -> str:

@@ -25,8 +25,8 @@ from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import FleetError
 from dpstream.shared.ports import Launch
 
-LAUNCH = "DPSTREAM_LAUNCH"
-"""The variable with the name of a worker's launch."""
+LAUNCH, PROCESS = "DPSTREAM_LAUNCH", "DPSTREAM_PROCESS"
+"""The variables with the names of a worker's launch and of the worker itself."""
 
 
 @dataclass
@@ -58,10 +58,11 @@ class ProcessFleet:
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                with (self.logs / f"{name}-{number}.log").open("ab") as log:
+                process = f"{name}-{number}"
+                with (self.logs / f"{process}.log").open("ab") as log:
                     child = subprocess.Popen(
                         ["bash", "-c", script],
-                        env=passed_environment() | {LAUNCH: label},
+                        env=passed_environment() | {LAUNCH: label, PROCESS: process},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -91,14 +92,21 @@ class ProcessFleet:
         return worker_script(pool, self.pools[pool])
 
     def _launch(self, label: str, alive: int) -> Launch:
-        ended: Counter[str] = Counter()
-        for child in self._children.get(label, ()):
-            status = child.poll()
-            if status is not None:
-                ended[str(status) if status >= 0 else signal.Signals(-status).name] += 1
         name = label.partition("/")[2]
+        ended = {
+            f"{name}-{number}": _ending(status)
+            for number, child in enumerate(self._children.get(label, ()))
+            if (status := child.poll()) is not None
+        }
         pool = next((p for p in self.pools if name.rpartition("-")[0] == p), "")
-        return Launch(name, pool, running=alive, ended=ended, since=time_of(name))
+        return Launch(
+            name,
+            pool,
+            running=alive,
+            ended=Counter(ended.values()),
+            gone=frozenset(ended),
+            since=time_of(name),
+        )
 
     def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
         """The workers of this deployment with the labels of their launches: the first processes of
@@ -113,6 +121,10 @@ class ProcessFleet:
                     is_first = os.getsid(process.pid) == process.pid
                     if is_first and process.status() != psutil.STATUS_ZOMBIE:
                         yield label, process
+
+
+def _ending(status: int) -> str:
+    return str(status) if status >= 0 else signal.Signals(-status).name
 
 
 def _label_of(process: psutil.Process) -> str:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
@@ -24,6 +25,7 @@ from dpstream.services.coordinator.fleet.plan import (
     plan,
 )
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
+from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
@@ -49,6 +51,8 @@ class Reconciler:
     store: Store
     on_wanted: Callable[[Mapping[str, int]], object] = lambda wanted: None
     clock: Callable[[], float] = time.time
+    processes: Processes = field(default_factory=Processes)
+    """Of the workers; shared with the coordinator's loop."""
     status: FleetStatus | None = None
     """Of the last turn; read by other threads."""
     _file: FleetFile = field(init=False)
@@ -151,6 +155,7 @@ class Reconciler:
                     self._memory[name].not_listed(str(error), now)
                 log.warning("fleet: engine does not answer", pools=names, reason=str(error))
                 continue
+            self.processes.end(chain.from_iterable(launch.gone for launch in launches), now)
             for name in names:
                 self._memory[name].update([each for each in launches if each.pool == name], now)
 
@@ -179,7 +184,10 @@ class Reconciler:
         memory, verdicts = self._memory, found.verdicts
         self.status = FleetStatus(
             deployment=self._file.deployment,
-            pools={name: memory[name].status(each) for name, each in verdicts.items()},
+            pools={
+                name: memory[name].status(each, self.processes.programs(name))
+                for name, each in verdicts.items()
+            },
             worker_hours=self._spending.hours,
             cost_today=self._spending.cost,
             budget_used=self._share,

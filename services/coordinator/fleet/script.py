@@ -15,6 +15,11 @@ from dpstream.shared.errors import FleetError
 PASSES = {"slurm": {PASS: "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"}}
 """What labeling programs may see of a fleet engine's variables, unless `envs` says otherwise:
 without them `srun` asks for a second allocation."""
+NAMED = {
+    "slurm": 'export DPSTREAM_PROCESS="${SLURM_JOB_NAME##*.}-$SLURM_ARRAY_TASK_ID'
+    '${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}"'
+}
+"""The name of the process, where the script alone knows it; a requeued job is another process."""
 
 
 def worker_script(name: str, pool: PoolSettings) -> str:
@@ -29,6 +34,7 @@ def worker_script(name: str, pool: PoolSettings) -> str:
         *(f"module load {shlex.quote(module)} || exit 2" for module in pool.modules),
         *(f". {shlex.quote(str(path))} || exit 2" for path in pool.source),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
+        *([NAMED[pool.engine]] if pool.engine in NAMED else []),
         f"exec {shlex.join(pool.arguments)}",
     ]
     return "\n".join(lines) + "\n"

@@ -122,9 +122,7 @@ class SlurmFleet:
     def _launch(self, job_name: str, jobs: Sequence[Mapping[str, str]]) -> Launch:
         pool, _, name = job_name.removeprefix(self._prefix).partition(".")
         states = Counter(job["State"] for job in jobs)
-        ended = Counter(
-            _ending(job) for job in jobs if job["State"] not in WAITING | STARTING | RUNNING
-        )
+        ended = [job for job in jobs if job["State"] not in WAITING | STARTING | RUNNING]
         reasons = [job["Reason"] for job in jobs if job["State"] in WAITING]
         return Launch(
             name,
@@ -132,7 +130,8 @@ class SlurmFleet:
             waiting=sum(states[state] for state in WAITING),
             starting=sum(states[state] for state in STARTING),
             running=sum(states[state] for state in RUNNING),
-            ended=ended,
+            ended=Counter(map(_ending, ended)),
+            gone=frozenset(f"{name}-{job['ArrayTaskID']}" for job in ended),
             since=time_of(name),
             reason=next((each for each in reasons if each not in ("None", "Priority")), ""),
         )

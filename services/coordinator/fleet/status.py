@@ -18,6 +18,9 @@ class PoolStatus(View):
     stale_since: float | None = Field(
         description="since when the engine does not answer, seconds since the epoch"
     )
+    programs: dict[str, str] = Field(
+        description="codes and engines of its workers, with their versions where they are known"
+    )
 
 
 class FleetStatus(View):

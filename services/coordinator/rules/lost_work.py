@@ -33,7 +33,7 @@ def reissue_lost(decisions: Decisions) -> None:
         return
     permanent = isinstance(event, m.TaskFailed) and event.permanent
     if permanent or task.lapses >= decisions.state.spec.max_attempts:
-        reason = getattr(event, "reason", "the worker was lost")
+        reason = getattr(event, "reason", "") or "the worker was lost"
         _abandon(decisions, task, reason)
     else:
         _reissue(decisions, task)

@@ -106,6 +106,40 @@ def test_from_zero_to_max_and_back(
     until_gone(fleet)
 
 
+def test_the_task_of_a_worker_lost_without_a_word_is_issued_again_within_seconds(
+    cluster: Cluster,
+    slurm_server: SlurmServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lease is 15 minutes. Slurm lists the job as ended, and the claim names its process, also
+    for a coordinator that has started since."""
+    monkeypatch.chdir(tmp_path)
+    cluster.environment |= slurm_server.environment
+    monkeypatch.setenv("SLURM_CONF", str(slurm_server.configuration))
+    gate = tmp_path / "gate"
+    envs = {"DPSTREAM_SIMULATED_GATE": str(gate)}
+    path = fleet_file(tmp_path, cluster, "slurm", spot=True, envs=envs)
+    cluster.start_coordinator(fleet=str(path), lease_seconds="900")
+    cluster.start_services(("trainer", "explorer"))
+    cluster.submit(plan())
+
+    def processes() -> set[str]:
+        return {each.process for each in cluster.recorded(m.TaskClaimed) if each.process}
+
+    cluster.until(processes, "a labeler has a task")
+    lost = len(processes())
+    cluster.kill("coordinator")
+    began = time.monotonic()
+    subprocess.run(["scancel", "--batch", "--signal=KILL", *_jobs()], check=True)
+    cluster.until(lambda: len(cluster.recorded(m.LeaseLapsed)) >= lost, "the end of the leases")
+    assert time.monotonic() - began < 60
+    assert all("has ended" in each.reason for each in cluster.recorded(m.LeaseLapsed))
+    gate.touch()
+    check(cluster, cluster.finish())
+    until_gone(engines_of(read_fleet(path), path)["labels"])
+
+
 def test_from_zero_to_max_and_back_on_kubernetes(
     cluster: Cluster, kube: Namespace, tmp_path: Path
 ) -> None:

@@ -1,0 +1,52 @@
+"""What is known of the processes of workers: which are up, and which have ended.
+
+That a process is up follows from its own messages, which may be lost; that it has ended, from its
+fleet engine alone. The coordinator's loop and the reconciler's thread share one instance. Names are
+those of `DPSTREAM_PROCESS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dpstream.shared import messages as m
+
+REMEMBERED = 3600.0
+"""Seconds for which an ended process is remembered: a claim may arrive after the news of the end,
+and fleet engines list ended processes for minutes only."""
+ABOUT_PROCESSES = (m.WorkerStarted, m.TaskClaimed, m.TaskHeartbeat)
+"""Messages that name the process they come from."""
+
+
+@dataclass
+class Processes:
+    ended: frozenset[str] = frozenset()
+    """Replaced, never changed, so that any thread may read it."""
+    up: dict[str, m.WorkerStarted | None] = field(default_factory=dict)
+    """Processes that have sent a message, with what they said when they started."""
+    _ended_at: dict[str, float] = field(default_factory=dict)
+
+    def take_in(self, message: m.Message | None) -> None:
+        """Takes in a message from the bus; called by the loop."""
+        if isinstance(message, m.WorkerStarted) and message.process is not None:
+            self.up[message.process] = message
+        elif isinstance(message, ABOUT_PROCESSES) and message.process is not None:
+            self.up.setdefault(message.process, None)
+
+    def end(self, names: Iterable[str], now: float) -> None:
+        """Takes in processes that a fleet engine lists as ended; called by the reconciler."""
+        self._ended_at |= dict.fromkeys(names, now)
+        for name, at in list(self._ended_at.items()):
+            self.up.pop(name, None)
+            if now - at > REMEMBERED:
+                del self._ended_at[name]
+        self.ended = frozenset(self._ended_at)
+
+    def programs(self, pool: str) -> dict[str, str]:
+        """Codes and engines of a pool's workers, with their versions."""
+        found: dict[str, str] = {}
+        for started in list(self.up.values()):
+            if started is not None and started.pool == pool:
+                found |= started.programs
+        return found
