@@ -1,7 +1,7 @@
 """`dpstream import`: converts DP-GEN's files to a campaign spec.
 
 `dpstream.dpgen` does the conversion; this module prints a table that accounts for every key and
-writes the spec. `machine.json` has no counterpart in a spec: its keys are explained only.
+writes the spec and, from `machine.json`, the fleet file.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dpstream.dpgen.key_table import KeyLine, is_param, read
 from dpstream.dpgen.load import convert_file, spec_of
-from dpstream.dpgen.machine import WorkerCommand, read_machine
+from dpstream.dpgen.machine import Machine, read_machine
 from dpstream.dpgen.param import Converted
-from dpstream.shared.errors import SpecError, write_errors
-from dpstream.shared.spec.errors import read_document
+from dpstream.dpgen.pools import Labels, Pool, fleet_text, read_bundle, read_pools
+from dpstream.services.coordinator.fleet.pools import FleetFile
+from dpstream.shared.errors import SpecError, errors_at, write_errors
+from dpstream.shared.spec.errors import read_document, validated
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
@@ -34,7 +35,13 @@ def import_(
         Path | None,
         typer.Argument(
             metavar="[MACHINE]",
-            help="DP-GEN's machine file; import prints the worker commands that replace it.",
+            help="DP-GEN's machine file; --fleet converts it to pools of workers.",
+        ),
+    ] = None,
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The fleet file to write: a pool for each machine of MACHINE."
         ),
     ] = None,
     output: Annotated[
@@ -59,22 +66,36 @@ def import_(
         str | None, typer.Option("--name", metavar="NAME", help="Name of the campaign.")
     ] = None,
 ) -> None:
-    """Convert DP-GEN's param.json and machine.json to a campaign spec. Starts nothing.
+    """Convert DP-GEN's param.json to a campaign spec, and machine.json to a fleet file.
+
+    Starts nothing.
 
     Prints what each key becomes. The campaign runs as in DP-GEN: lockstep, each job once and in
     order, random selection, no audit. To use more of dpstream, set `repeat: true` in a stage,
     `mode: streaming` or `audit.per_round`.
     """
-    if output.exists():
-        raise SpecError(f"--output: {output}: already exists; give another file name")
+    for option, path in (("--output", output), ("--fleet", fleet)):
+        if path is not None and path.exists():
+            raise SpecError(f"{option}: {path}: already exists; give another file name")
+    if fleet is not None and machine is None:
+        raise SpecError("--fleet: give DP-GEN's machine file after the param file")
     converted = convert_file(param, output.parent, name, code, from_run)
+    machines, lines = _machine(machine)
+    section = converted.document["labels"]
+    with errors_at(f"{machine}", SpecError):
+        bundle = read_bundle(machines)
+        pools, notes = read_pools(machines, Labels(section["code"], is_own=code is None))
+    if bundle is not None:
+        section["bundle"] = bundle
     spec_of(converted, param)
-    workers, lines = _machine(machine)
+    notes += [f"{pool.machine.where}: {note}" for pool in pools for note in pool.notes]
+    if machine is not None:
+        notes.append(_write_fleet(converted.document["name"], pools, machine, fleet))
     _write(converted, param, output)
     console.print(key_table(f"{param}", converted.lines))
     if machine is not None:
-        console.print(key_table(f"{machine}", lines), *_started(workers), sep="\n")
-    for text in _closing(converted, output):
+        console.print(key_table(f"{machine}", lines))
+    for text in (*notes, *_closing(converted, output)):
         say(console, text)
 
 
@@ -95,7 +116,7 @@ def machine_note(machine: Path) -> str:
     return f"{machine}: not used by workers on this machine; dpstream import explains its keys"
 
 
-def _machine(path: Path | None) -> tuple[list[WorkerCommand], list[KeyLine]]:
+def _machine(path: Path | None) -> tuple[list[Machine], list[KeyLine]]:
     if path is None:
         return [], []
     try:
@@ -120,6 +141,19 @@ def _write(converted: Converted, param: Path, output: Path) -> None:
         output.write_text(head + body, encoding="utf-8")
 
 
+def _write_fleet(deployment: str, pools: Sequence[Pool], machine: Path, target: Path | None) -> str:
+    """Write the fleet file, if it was requested and there is a pool; what was done."""
+    if not pools:
+        return f"{machine}: no pool of workers" + (f"; {target} is not written" if target else "")
+    if target is None:
+        return f"{machine}: {len(pools)} pools of workers; --fleet FILE writes them"
+    text = fleet_text(deployment, pools, machine.name)
+    validated(FleetFile, yaml.safe_load(text), f"{machine}: as a fleet file: ")
+    with write_errors(f"--fleet: {target}"):
+        target.write_text(text, encoding="utf-8")
+    return f"wrote {target} with {len(pools)} pools; next: dpstream fleet check {target}"
+
+
 # --------------------------------------------------------------------------------------- output
 
 
@@ -132,23 +166,13 @@ def key_table(title: str, lines: Iterable[KeyLine]) -> Table:
     return table
 
 
-def _started(workers: Sequence[WorkerCommand]) -> list[RenderableType]:
-    """The commands that start the described workers."""
-    lines: list[RenderableType] = []
-    for worker in workers:
-        cores = "" if worker.cores is None else f"; {worker.cores} cores"
-        program = f"; command: {worker.command}" if worker.service == "labeler" else ""
-        lines.append(
-            Text(f"{worker.service}: python -m dpstream.services.{worker.service}{cores}{program}")
-        )
-        lines += [Text(f"    run first: {line}") for line in worker.before]
-    return lines
-
-
 def _closing(converted: Converted, output: Path) -> list[str]:
     jobs = len(converted.document["stages"])
+    bundle = converted.document["labels"].get("bundle", 1)
+    serial = f"labels.bundle: {bundle}: a label task computes {bundle} frames one after another"
     return [
         *(f"differs from DP-GEN: {text}" for text in converted.differences),
+        *([f"{serial}; with less, more workers compute at once"] if bundle > 1 else []),
         f"at most {converted.labels} labels: {jobs} jobs, each explored once",
         f"wrote {output}; next: dpstream validate {output}",
     ]

@@ -18,7 +18,7 @@ from dpstream.dpgen.keys import (
     TEMPLATE,
     TRAINING,
 )
-from dpstream.dpgen.machine import PART, RESOURCES, TOP
+from dpstream.dpgen.machine import MACHINE, PART, RESOURCES, TOP
 from dpstream.dpgen.simplify import SIMPLIFY
 
 HEAD = """# Every key of DP-GEN
@@ -53,6 +53,7 @@ def markdown() -> str:
     parts += [
         ("machine.json", TOP),
         ("machine.json: train, model_devi, fp", PART),
+        ("machine.json: machine and its remote_profile", MACHINE),
         ("machine.json: resources", RESOURCES),
     ]
     body = "".join(line for title, keys in parts for line in _section(title, keys))

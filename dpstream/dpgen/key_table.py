@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from dpstream.shared.spec.errors import did_you_mean, read_document, shown
 Fate = Literal["mapped", "unused", "refused"]
 MOST_SHOWN = 40
 """Largest number of characters of a value in the table."""
+
+MISSPELT = 0.8
+"""Similarity of a misspelt key to the one that is meant."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ def account(values: Mapping[str, Any], table: Sequence[Key], where: str = "") ->
     known = {key.name: key for key in table}
     names = sorted(values, key=lambda name: name not in known)
     return [_line(where, name, values[name], known) for name in names]
+
+
+def is_misspelt(name: str, known: Sequence[str]) -> bool:
+    """Whether an unknown key is probably a misspelt known one."""
+    return bool(get_close_matches(name, known, n=1, cutoff=MISSPELT))
+
+
+def stray(where: str, name: str, value: Any) -> KeyLine:
+    """The line of a key that DP-GEN ignores as well."""
+    return KeyLine(where + name, _brief(value), "unused", "DP-GEN ignores it, too")
 
 
 def _line(where: str, name: str, value: Any, known: Mapping[str, Key]) -> KeyLine:

@@ -25,6 +25,9 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000, "kubernetes": 200}
 """Most workers of one launch, by engine; Slurm's default MaxArraySize is 1001."""
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,50}")
+PASSES = {"slurm": ("SLURM_*", "PMI*", "PMIX_*", "I_MPI_*", "UCX_*", "OMPI_*")}
+"""What engines and labeling programs may see of a fleet engine's variables: without them `srun`
+asks for a second allocation."""
 LABEL = "label."
 """Prefix of the queues of labelers."""
 
@@ -50,6 +53,11 @@ class SlurmPool(Section):
     account: str | None = Field(default=None, description="account that is charged")
     qos: str | None = Field(default=None, description="quality of service")
     time_limit: str | None = Field(default=None, description="walltime of a worker, e.g. 24:00:00")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="nodes of a labeler; cpus, gpus and memory are those of each node",
+    )
     submit_prefix: tuple[str, ...] = Field(
         default=(),
         description="command that runs sbatch, squeue and scancel elsewhere, e.g. [ssh, login1]",
@@ -134,11 +142,16 @@ class PoolSettings(Section):
         default=False,
         description="machines that may be reclaimed: workers that are killed are no failures",
     )
+    module_purge: bool = Field(default=False, description="unload all environment modules first")
+    module_unload: tuple[str, ...] = Field(default=(), description="environment modules to unload")
     modules: tuple[str, ...] = Field(default=(), description="environment modules to load")
     source: tuple[Path, ...] = Field(
         default=(), description="shell files to read first, e.g. with the worker's credentials"
     )
     envs: dict[Variable, str] = Field(default={}, description="environment variables; no secrets")
+    prepend: tuple[str, ...] = Field(
+        default=(), description="shell lines to run last before the worker; no secrets"
+    )
     slurm: SlurmPool = Field(default=SlurmPool(), description="for the engine slurm")
     kubernetes: KubernetesPool = Field(
         default=KubernetesPool(), description="for the engine kubernetes"
@@ -184,17 +197,22 @@ class PoolSettings(Section):
             raise ValueError("serves: a pool serves one class of labelers")
         if (self.image is None) == (self.engine == "kubernetes"):
             raise ValueError("image: the engine kubernetes needs it, no other engine uses it")
-        if self.engine == "kubernetes" and (self.modules or self.source):
+        prepared = self.module_purge or self.module_unload or self.modules or self.prepend
+        if self.engine == "kubernetes" and (prepared or self.source):
             raise ValueError(
-                "modules, source: the engine kubernetes does not use them; programs belong in the "
-                "image, credentials in the Secret that kubernetes.secret names"
+                "modules, source, prepend: the engine kubernetes does not use them; programs "
+                "belong in the image, credentials in the Secret that kubernetes.secret names"
             )
+        if self.slurm.nodes > 1 and self.service != "labeler":
+            raise ValueError(f"slurm.nodes: a worker of the {self.service} uses one node")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
-        for name in self.envs:
+        given = [("envs", name) for name in self.envs]
+        given += [("prepend", name) for line in self.prepend for name in assigned(line)]
+        for key, name in given:
             if is_secret(name):
                 raise ValueError(
-                    f"envs: {name}: secrets do not belong in this file; name a file under source"
+                    f"{key}: {name}: secrets do not belong in this file; name a file under source"
                 )
         return self
 
@@ -228,6 +246,11 @@ class FleetFile(Section):
         return self
 
 
+def assigned(line: str) -> list[str]:
+    """Names of the variables that a shell line sets."""
+    return re.findall(r"\b([A-Za-z_]\w*)=", line)
+
+
 def queue_kind(queue: str) -> str:
     """`label.` for the queues of labelers, else the queue itself."""
     return LABEL if queue.startswith(LABEL) else queue
@@ -259,7 +282,8 @@ def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
     """Paths of this machine become absolute; those of a login node are taken as they are."""
     if pool.slurm.submit_prefix:
         return pool
-    return pool.model_copy(update={"source": tuple(folder / each for each in pool.source)})
+    source = tuple(folder / each.expanduser() for each in pool.source)
+    return pool.model_copy(update={"source": source})
 
 
 def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
@@ -270,7 +294,8 @@ def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
         "IDLE_EXIT": pool.idle_exit,
         "LIFETIME": pool.lifetime,
         "GRACE": pool.grace,
-        "THREADS": pool.cpus,
+        "PASS": ",".join(_passed(pool)) or None,
+        "THREADS": pool.cpus * pool.slurm.nodes,
         "LABELER_CODES": served if pool.service == "labeler" else None,
         "LABELER_CLASS": pool.worker_class,
         "EXPLORER_QUEUES": served if pool.service == "explorer" else None,
@@ -280,3 +305,11 @@ def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def _passed(pool: PoolSettings) -> list[str]:
+    """Patterns of the variables that engines and labeling programs may see: those of the fleet
+    engine, and those that the pool sets."""
+    names = [*pool.envs, *(name for line in pool.prepend for name in assigned(line))]
+    own = (name for name in dict.fromkeys(names) if not name.startswith("DPSTREAM_"))
+    return [*PASSES.get(pool.engine, ()), *own]

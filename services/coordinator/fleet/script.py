@@ -1,20 +1,18 @@
-"""The shell script that becomes a worker: modules, files, variables, then `exec`.
+"""The shell script that becomes a worker: modules, files, variables, further lines, then `exec`.
 
 All its parts come from the fleet file, none from a message. `exec` makes the worker the process
-that the fleet engine started, so that its signals reach it.
+that the fleet engine started, so that its signals reach it. It is the script of a login shell,
+because many clusters define `module` only there.
 """
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
-from dpstream.shared.environment import PASS
 from dpstream.shared.errors import FleetError
 
-PASSES = {"slurm": {PASS: "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*"}}
-"""What labeling programs may see of a fleet engine's variables, unless `envs` says otherwise:
-without them `srun` asks for a second allocation."""
 NAMED = {
     "slurm": 'export DPSTREAM_PROCESS="${SLURM_JOB_NAME##*.}-$SLURM_ARRAY_TASK_ID'
     '${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}"'
@@ -24,20 +22,25 @@ NAMED = {
 
 def worker_script(name: str, pool: PoolSettings) -> str:
     """The script of one worker of pool `name`."""
-    variables = {
-        **worker_variables(name, pool),
-        **PASSES.get(pool.engine, {}),
-        **pool.envs,
-    }
+    variables = {**worker_variables(name, pool), **pool.envs}
     lines = [
-        "#!/bin/bash",
+        "#!/bin/bash -l",
+        *(["module purge"] if pool.module_purge else []),
+        *(f"module unload {shlex.quote(module)}" for module in pool.module_unload),
         *(f"module load {shlex.quote(module)} || exit 2" for module in pool.modules),
-        *(f". {shlex.quote(str(path))} || exit 2" for path in pool.source),
+        *(f". {_path(path)} || exit 2" for path in pool.source),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
         *([NAMED[pool.engine]] if pool.engine in NAMED else []),
+        *pool.prepend,
         f"exec {shlex.join(pool.arguments)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _path(path: Path) -> str:
+    """A path for the shell; `~` stays the home folder of the machine that runs the script."""
+    home, *rest = path.parts
+    return f"~/{shlex.quote('/'.join(rest))}" if home == "~" else shlex.quote(str(path))
 
 
 def check_source(pool: PoolSettings) -> None:

@@ -73,14 +73,19 @@ class SlurmFleet:
         return f"# {shlex.join(command)}\n{worker_script(pool, self.pools[pool])}"
 
     def options(self, pool: str, count: int, name: str) -> list[str]:
-        """The command that submits a launch; its script goes to standard input."""
+        """The command that submits a launch; its script goes to standard input.
+
+        Each core is a task, because `mpirun` starts as many ranks as there are tasks and `srun` as
+        many by default; the script itself runs once and may use all cores of its node.
+        """
         settings = self.pools[pool]
         slurm = settings.slurm
         given = {
             "job-name": f"{self._prefix}{pool}.{name}",
             "array": f"0-{count - 1}",
             "signal": f"B:TERM@{round(settings.grace)}",
-            "cpus-per-task": settings.cpus,
+            "nodes": slurm.nodes,
+            "ntasks-per-node": settings.cpus,
             "mem": settings.memory,
             "gres": f"gpu:{settings.gpus}" if settings.gpus else None,
             "partition": slurm.partition,
@@ -90,7 +95,7 @@ class SlurmFleet:
             "output": "%x.%a.log",
         }
         options = [f"--{key}={value}" for key, value in given.items() if value is not None]
-        return ["sbatch", "--parsable", "--no-requeue", "--ntasks=1", *options, *slurm.flags]
+        return ["sbatch", "--parsable", "--no-requeue", *options, *slurm.flags]
 
     def retire(self, launch: Launch, most: int) -> int:
         waiting = [
