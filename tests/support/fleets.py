@@ -11,8 +11,8 @@ from dpstream.shared.ports import Fleet, Launch
 PROMPT = 30.0
 MADE = 1_700_000_000.0
 NAME = name_of("cpu", MADE)
-STAYING = ("bash", "-c", "trap 'exit 75' TERM; sleep 300 & wait")
-"""A worker that gives its task back when it is to stop."""
+STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$ 2>/dev/null; sleep 300 & wait")
+"""A worker that gives its task back when it is to stop; its file says that it is up."""
 
 
 def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:
