@@ -388,11 +388,12 @@ class TaskFailed(TaskEvent):
 
 class LeaseLapsed(TaskEvent):
     """No heartbeat arrived for a whole lease, or the worker's process has ended; written by the
-    coordinator itself."""
+    coordinator itself. `seconds`: as in task-released."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["lease-lapsed/1"] = "lease-lapsed/1"
     reason: str = ""
+    seconds: float = 0.0
 
 
 class TaskRevoked(TaskEvent):

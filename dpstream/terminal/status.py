@@ -31,6 +31,7 @@ def figures(status: Status) -> dict[str, str]:
         "labels": _labels(now),
         "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
         "finished stages": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
+        **_lost_work(now),
     }
 
 
@@ -109,6 +110,14 @@ def _labels(now: CampaignOverview) -> str:
         f"{labels.labelled} done ({labels.reused} reused, {labels.audits} for the audit), "
         f"{labels.rejected} rejected, {labels.pending} waiting"
     )
+
+
+def _lost_work(now: CampaignOverview) -> dict[str, str]:
+    """What stopped and lost workers have cost; nothing without any."""
+    if not (now.preemptions or now.work_lost_seconds):
+        return {}
+    count, seconds = now.preemptions, now.work_lost_seconds
+    return {"work lost": f"{seconds:.0f} s with stopped and lost workers; preemptions: {count}"}
 
 
 def _models(status: Status) -> list[str]:

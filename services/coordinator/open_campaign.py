@@ -17,7 +17,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.codec import queue_of
-from dpstream.shared.runtime.context import envelope_of
+from dpstream.shared.runtime.context import KEEPS, envelope_of
 from dpstream.shared.values import stable_id
 
 
@@ -36,6 +36,9 @@ class OpenCampaign:
     processes: dict[str, str | None] = field(default_factory=dict)
     """Name of the process that runs each task, None if no fleet engine started it; without an entry
     it is not known yet."""
+    kept: dict[str, float] = field(default_factory=dict)
+    """When each running task was claimed or last saved a checkpoint or chunk, seconds since the
+    epoch; without an entry it is not known yet."""
     own_events: list[m.Message] = field(default_factory=list)
     """Events of the coordinator itself, handled before those from the bus."""
     usual_seconds: dict[str, float] = field(default_factory=dict)
@@ -51,17 +54,29 @@ class OpenCampaign:
     def extend_lease(self, event: m.Message, deadline: float) -> bool:
         """Extends the lease of the event's task to `deadline`, if its worker sent it. Returns True
         for heartbeats, which need no further handling: they are not recorded in the ledger."""
-        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, m.Chunk)):
+        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, *KEEPS)):
             task = self.state.tasks.get(event.task)
             if task is not None and task.is_live and task.command.attempt == event.attempt:
                 self.leases[event.task] = deadline
-                if not isinstance(event, m.Chunk):
-                    self.workers[event.task] = event.worker
-                    self.processes[event.task] = event.process
+                self._take_in(event)
         if isinstance(event, m.TaskHeartbeat):
             self.progress[event.task] = event.progress
             return True
         return False
+
+    def _take_in(self, event: m.TaskEvent) -> None:
+        """Takes in which worker has a running task, and since when."""
+        if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed)):
+            self.workers[event.task] = event.worker
+            self.processes[event.task] = event.process
+        if isinstance(event, (m.TaskClaimed, *KEEPS)):
+            self.kept[event.task] = max(event.time, self.kept.get(event.task, 0.0))
+
+    def recall(self, task: str, claim: m.TaskClaimed | None) -> None:
+        """Takes in the claim of a task that was running before the campaign was opened."""
+        self.processes.setdefault(task, claim.process if claim else None)
+        if claim is not None:
+            self.kept.setdefault(task, claim.time)
 
     def track(self, segment: Segment) -> None:
         """Updates the task queue and the leases after a segment."""
@@ -95,7 +110,7 @@ class OpenCampaign:
             return
         if task is None or task.status != "open":
             self.task_queue.ended(task_id)
-        for table in (self.leases, self.progress, self.workers, self.processes):
+        for table in (self.leases, self.progress, self.workers, self.processes, self.kept):
             table.pop(task_id, None)
 
     def overdue(self, now: float) -> list[str]:
@@ -111,7 +126,8 @@ class OpenCampaign:
         late = now > self.leases.pop(task)
         reason = "" if late else f"the process {self.processes[task]} of the worker has ended"
         fields = header(self.state.tasks[task].command, "lapsed", now)
-        return m.LeaseLapsed(**fields, reason=reason)
+        seconds = max(0.0, now - self.kept.get(task, now))  # clocks may differ
+        return m.LeaseLapsed(**fields, reason=reason, seconds=seconds)
 
 
 def _is_reused(result: m.Result) -> bool:

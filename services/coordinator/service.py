@@ -394,27 +394,29 @@ class Coordinator:
     ) -> list[m.Message]:
         late = open_campaign.overdue(now)
         if ended:
-            self._look_up_processes(open_campaign)
+            unknown = (task for task in open_campaign.leases if task not in open_campaign.processes)
+            self._recall_claims(open_campaign, list(islice(unknown, BATCH)))
         lost = {*late, *open_campaign.orphaned(ended)}
         if lost and self.bus.depth(COORDINATOR):
             # Heartbeats, releases and results may still be in the queue: no lease ends while the
             # coordinator lags behind.
             open_campaign.leases.update(dict.fromkeys(late, now + self.lease_seconds))
             return []
+        self._recall_claims(
+            open_campaign, [task for task in lost if task not in open_campaign.kept]
+        )
         return [open_campaign.lapse(task, now) for task in sorted(lost)]
 
-    def _look_up_processes(self, open_campaign: OpenCampaign) -> None:
-        """Reads from the claims which processes run tasks that were running before this coordinator
-        started: those that have ended send no heartbeat."""
-        tasks, known = open_campaign.state.tasks, open_campaign.processes
-        unknown = (tasks[task].command for task in open_campaign.leases if task not in known)
-        for command in list(islice(unknown, BATCH)):
+    def _recall_claims(self, open_campaign: OpenCampaign, tasks: Iterable[str]) -> None:
+        """Reads the claims of tasks that were running before this coordinator started: a process
+        that has ended sends no heartbeat."""
+        for task in tasks:
+            command = open_campaign.state.tasks[task].command
             key = claim_uri(command.campaign, command.task, command.attempt)
-            try:
+            claim = None
+            with suppress(NotFound):
                 claim = decode_or_none(self.store.get(key))
-            except NotFound:
-                claim = None
-            known[command.task] = claim.process if isinstance(claim, m.TaskClaimed) else None
+            open_campaign.recall(task, claim if isinstance(claim, m.TaskClaimed) else None)
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker holds the claim, even if its task-claimed event has not arrived."""

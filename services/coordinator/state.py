@@ -1,9 +1,9 @@
 """The state of one campaign, as `policy.decide` sees it.
 
-`State` has seven parts (labels, dataset, committee, exploration, candidates, proposals, final) and
-the table of tasks. Every part is a frozen dataclass with persistent maps: `apply/` makes a changed
-copy with `replace`, whose keywords mypy checks. Methods such as `with_frame` and `with_task` keep
-counters and indices consistent with the tables they are derived from.
+`State` has eight parts (labels, dataset, committee, exploration, candidates, proposals, final and
+lost work) and the table of tasks. Every part is a frozen dataclass with persistent maps: `apply/`
+makes a changed copy with `replace`, whose keywords mypy checks. Methods such as `with_frame` and
+`with_task` keep counters and indices consistent with the tables they are derived from.
 
 The state follows from the ledger; snapshots of it only save time.
 """
@@ -464,6 +464,17 @@ class FinalState:
 
 
 @dataclass(frozen=True)
+class LostWork:
+    """What stopped and lost workers have cost."""
+
+    preemptions: int = 0
+    """Attempts released because their worker had to stop."""
+    microseconds: int = 0
+    """Work of these attempts, and of those whose lease lapsed, that was done again; whole numbers,
+    as in `LabelState`."""
+
+
+@dataclass(frozen=True)
 class State:
     """One campaign. Tasks and frames are changed by `with_task` and `with_frame` alone, which keep
     whatever is counted of them in step."""
@@ -487,6 +498,7 @@ class State:
     candidates: CandidateState = CandidateState()
     proposals: ProposalState = ProposalState()
     final: FinalState = FinalState()
+    lost: LostWork = LostWork()
 
     @property
     def label_room(self) -> int:

@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import DigestMismatch, EngineCrashed, Stopped
 from dpstream.shared.files import write_whole
-from dpstream.shared.messages import Command, Message, Result, TaskCancelled
+from dpstream.shared.messages import (
+    CheckpointSaved,
+    Chunk,
+    Command,
+    Message,
+    Result,
+    TaskCancelled,
+)
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
@@ -29,6 +36,9 @@ Handler = Callable[[Any, Any, "Context"], Result]
 
 PATIENCE = 600.0
 """Seconds for which a handler's reads and writes are retried during an outage of the store."""
+
+KEEPS = (CheckpointSaved, Chunk)
+"""Events from which another attempt continues."""
 
 _spec_cache: dict[str, Spec] = {}
 
@@ -59,6 +69,8 @@ class Context:
     _stop_asked: threading.Event = field(default_factory=threading.Event)
     _overdue: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
+    _kept: float = field(default_factory=time.monotonic)
+    """When the last checkpoint or chunk was published, or the attempt began, monotonic clock."""
 
     @property
     def prefix(self) -> str:
@@ -97,6 +109,8 @@ class Context:
         """Publish an event and wait for the broker's confirmation; retried during outages."""
         outgoing = [Outgoing(encode(event), topic=topic_of(event))]
         retry_outages(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
+        if isinstance(event, KEEPS):
+            self._kept = time.monotonic()
 
     def envelope(self) -> dict[str, Any]:
         """Fields common to all events of this attempt: `Event(**envelope(), …)`."""
@@ -109,6 +123,16 @@ class Context:
     @property
     def is_cancelled(self) -> bool:
         return self._stop_asked.is_set()
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether the task ends because the worker is to stop, although its result is needed."""
+        return self.stopping.is_set() and not self.is_cancelled
+
+    @property
+    def unsaved(self) -> float:
+        """Seconds of work that another attempt would repeat."""
+        return time.monotonic() - self._kept
 
     def check(self) -> None:
         """Raise `Stopped` if the task was cancelled or the worker is to stop, and `EngineCrashed`

@@ -18,13 +18,11 @@ FULL_SECONDS = 60.0
 def ending_of(error: Exception, context: Context) -> TaskReleased | TaskFailed:
     """The event for a handler's exception. An unexpected exception counts as a failed attempt."""
     if isinstance(error, Stopped):
-        return TaskReleased(**context.envelope(), reason=_text(str(error)))
+        return _released(context, str(error))
     if isinstance(error, Temporary) or is_outage(error):
-        delay = getattr(error, "delay", 5.0)
-        return TaskReleased(**context.envelope(), reason=_text(str(error)), delay=delay)
+        return _released(context, str(error), getattr(error, "delay", 5.0))
     if is_machines_fault(error):
-        reason = f"this worker's machine: {error.strerror}"
-        return TaskReleased(**context.envelope(), reason=_text(reason), delay=FULL_SECONDS)
+        return _released(context, f"this worker's machine: {error.strerror}", FULL_SECONDS)
     trace = getattr(error, "trace", "") or "".join(traceback.format_exception(error))
     return TaskFailed(
         **context.envelope(),
@@ -41,7 +39,17 @@ def outcome_of(event: Message, context: Context) -> Outcome:
         return "done"
     if context.is_cancelled:
         return "cancelled"
-    return "preempted" if context.stopping.is_set() else "released"
+    return "preempted" if event.preempted else "released"
+
+
+def _released(context: Context, reason: str, delay: float = 0.0) -> TaskReleased:
+    return TaskReleased(
+        **context.envelope(),
+        reason=_text(reason),
+        delay=delay,
+        preempted=context.is_preempted,
+        seconds=context.unsaved,
+    )
 
 
 def _text(text: str, limit: int = 2000) -> str:

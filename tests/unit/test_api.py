@@ -258,6 +258,9 @@ def test_metrics_count_what_the_books_hold(site: CoordinatorHarness) -> None:
     assert {"dpstream_pool_frames", "dpstream_committee_version"} <= set(families)
     assert {"dpstream_dead_letters", "dpstream_audit_force_rmse"} <= set(families)
     assert open_campaign.state.committee.version == 0
+    lost = families["dpstream_fleet_work_lost_seconds"].samples
+    assert [(s.labels, s.value) for s in lost] == [({"campaign": "world"}, 0.0)]
+    assert "dpstream_fleet_preemptions" in families
 
 
 def test_two_coordinators_in_one_process_do_not_share_metrics(

@@ -454,6 +454,32 @@ def test_after_a_restart_the_claims_tell_which_process_has_a_task(
     assert task.command.attempt == (2 if process else 1)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_lapse_tells_how_much_work_is_lost(harness: CoordinatorHarness, restarted: bool) -> None:
+    _, command = first_task(harness)
+    claimed = claim_by(command, "cpu-1-0").model_copy(update={"time": harness.now})
+    harness.store.create(claim_uri("world", command.task, 1), encode(claimed))
+    harness.publish(claimed)
+    harness.step()
+    harness.now += 20.0
+    if restarted:
+        harness.restart().open("world")
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.step()
+    assert harness.coordinator.open_campaigns["world"].state.lost.microseconds == 20_000_000
+
+
+def test_what_a_checkpoint_has_saved_is_not_lost(harness: CoordinatorHarness) -> None:
+    open_campaign, command = first_task(harness)
+    for event, seconds in ((trigger(command), 15.0), (claim_by(command, "cpu-1-0"), 0.0)):
+        harness.publish(event.model_copy(update={"time": harness.now + seconds}))  # reordered
+    harness.step()
+    harness.now += 20.0
+    harness.coordinator.processes.end({"cpu-1-0"}, harness.now)
+    harness.step()
+    assert open_campaign.state.lost.microseconds == 5_000_000
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_news_of_an_end_in_any_order_with_doubled_and_lost_messages(
     harness: CoordinatorHarness, seed: int

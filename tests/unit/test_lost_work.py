@@ -8,6 +8,7 @@ import pytest
 
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import LostWork
 from dpstream.shared import messages as m
 from tests.support.campaign_simulator import CampaignSimulator, ref, spec
 from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed, revoked
@@ -65,6 +66,24 @@ def test_what_an_earlier_attempt_says_of_its_end_is_old_news() -> None:
     next_attempt(campaign, lapsed(command))
     for old in (lapsed(command), failed(command), released(command)):
         assert decide(campaign.state, old) == (campaign.state, ())
+
+
+# ------------------------------------------------------------------------------ what it costs
+
+
+def test_preemptions_and_the_work_of_lost_workers_are_counted_once() -> None:
+    campaign, command = campaign_with(m.Train)
+    claim(campaign, command)
+    preempted = released(command).model_copy(update={"preempted": True, "seconds": 90.5})
+    second = next_attempt(campaign, preempted)
+    claim(campaign, second)
+    campaign.deliver(preempted)
+    assert campaign.state.lost == LostWork(1, 90_500_000)
+    third = next_attempt(campaign, lapsed(second).model_copy(update={"seconds": 10.0}))
+    assert campaign.state.lost == LostWork(1, 100_500_000)
+    claim(campaign, third)
+    next_attempt(campaign, released(third).model_copy(update={"seconds": 7.0}))  # e.g. a full disk
+    assert campaign.state.lost == LostWork(1, 100_500_000)
 
 
 # ---------------------------------------------------------------------------------- given up

@@ -29,6 +29,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.errors import NotFound, SpecError
 from dpstream.shared.values import Condition, Counts, Trust
+from dpstream.terminal.status import figures
 from tests.support import sample_ledger
 
 VOID = {"meta", "br"}
@@ -257,6 +258,26 @@ def test_an_unfinished_campaign_has_a_report(tmp_path: Path, tell: object) -> No
 def test_the_running_round_is_shown_before_its_verdict(tmp_path: Path) -> None:
     html = render(sample_ledger.write_half(tmp_path), sample_ledger.NAME)
     assert "the running round: 2 of 10 accurate, 20 %" in html
+
+
+def test_work_lost_with_stopped_workers_is_shown(tmp_path: Path) -> None:
+    writer = sample_ledger.LedgerWriter(tmp_path)
+    writer.beginning()
+    fields = dict.fromkeys(("version", "member", "seed", "steps"), 1)
+    dataset = sample_ledger.Ref.to("dataset", b"")
+    writer.work(m.Train, "t", "trainer-0", dataset=dataset, **fields)
+    writer.record(m.TaskReleased, task="t", reason="asked to go", preempted=True, seconds=300.0)
+    store = writer.write()
+    assert "cost 5.0 min of work that was done again; preemptions: 1." in render(
+        store, sample_ledger.NAME
+    )
+    status = CampaignView.read(store, sample_ledger.NAME).status
+    assert figures(status)["work lost"] == "300 s with stopped and lost workers; preemptions: 1"
+
+
+def test_without_lost_workers_nothing_is_said_of_them(html: str, view: CampaignView) -> None:
+    assert "Stopped and lost workers" not in html
+    assert "work lost" not in figures(view.status)
 
 
 def test_force_parity_where_the_audit_tells_it(tmp_path: Path) -> None:

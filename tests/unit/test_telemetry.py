@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,15 +12,18 @@ from typing import Any
 
 import pytest
 
+from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
-from dpstream.shared.errors import BusError, Permanent, SpecError, Temporary
+from dpstream.shared.errors import BusError, Permanent, SpecError, Stopped, Temporary
 from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.telemetry import WorkerMetrics
 from dpstream.shared.runtime.worker import Worker
+from dpstream.shared.values import Ref
 from tests.support.faulty_adapters import FlakyStore, first
-from tests.support.worker import WorkerHarness, label, patient, succeed
+from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 
 def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
@@ -70,8 +74,27 @@ def test_a_preemption_is_told_from_other_releases(workers: WorkerHarness) -> Non
     workers.next_event()
     worker.stopping.set()
     workers.stop()
+    released = workers.next_event()
+    assert isinstance(released, m.TaskReleased)
+    assert released.preempted
+    assert 0 < released.seconds < PROMPT
     assert value(metrics, "preemptions_total", kind="label") == 1
     assert value(metrics, "tasks_total", kind="label", outcome="preempted") == 1
+
+
+def test_what_a_checkpoint_has_saved_is_not_lost(workers: WorkerHarness) -> None:
+    def saving(resources: Any, command: Any, context: Context) -> Any:
+        time.sleep(0.5)
+        ref = Ref.to("checkpoint", b"")
+        context.publish(m.CheckpointSaved(**context.envelope(), checkpoint=ref, step=1))
+        raise Stopped("the worker is stopping")
+
+    workers.send(label())
+    workers.worker(saving)
+    assert workers.next_types(2) == [m.TaskClaimed, m.CheckpointSaved]
+    released = workers.next_event()
+    assert not released.preempted
+    assert released.seconds < 0.5
 
 
 def test_two_processes_share_nothing() -> None:

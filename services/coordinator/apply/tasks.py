@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.state import LostWork, State, Task
 from dpstream.shared import messages as m
 
 
@@ -67,9 +67,21 @@ def task_lost(counts: bool) -> Callable[[State, Any], State]:
         delay = getattr(event, "delay", 0.0)
         start = event.time + delay if delay else 0.0
         lapses = task.lapses + counts
+        state = replace(state, lost=_with_lost(state.lost, event))
         return state.with_task(replace(task, status="lost", lapses=lapses, not_before=start))
 
     return change
+
+
+def _with_lost(lost: LostWork, event: m.TaskEvent) -> LostWork:
+    """With the work that an event ends without a result. What a failed attempt did is not counted:
+    no worker was lost."""
+    microseconds = lost.microseconds + round(1e6 * getattr(event, "seconds", 0.0))
+    if isinstance(event, m.LeaseLapsed):
+        return replace(lost, microseconds=microseconds)
+    if isinstance(event, m.TaskReleased) and event.preempted:
+        return LostWork(lost.preemptions + 1, microseconds)
+    return lost
 
 
 def checkpoint_saved(state: State, event: m.CheckpointSaved) -> State:

@@ -58,6 +58,7 @@ class _Gauges(Collector):
         yield _tasks(states.items())
         yield _labels(states.items())
         yield from _numbers(states.items())
+        yield from _lost_work(states.items())
         status = self._read_access.coordinator.fleet_status()
         if status is not None:
             yield from _fleet(status)
@@ -148,6 +149,23 @@ def _numbers_of(state: State) -> dict[str, float]:
     if audit is not None and math.isfinite(audit.force):
         numbers |= {"audit_force_rmse": audit.force, "audit_force_rmse_upper": audit.force_upper}
     return numbers
+
+
+def _lost_work(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
+    preemptions = CounterMetricFamily(
+        "dpstream_fleet_preemptions",
+        "Attempts released because their worker had to stop",
+        labels=["campaign"],
+    )
+    seconds = CounterMetricFamily(
+        "dpstream_fleet_work_lost_seconds",
+        "Work of stopped and lost workers that was done again",
+        labels=["campaign"],
+    )
+    for name, state in states:
+        preemptions.add_metric([name], state.lost.preemptions)
+        seconds.add_metric([name], state.lost.microseconds / 1e6)
+    yield from (preemptions, seconds)
 
 
 def _fleet(status: FleetStatus) -> Iterator[Metric]:

@@ -83,6 +83,12 @@ class CampaignOverview(View):
     errors: tuple[MemberErrors, ...] = ()
     audit: AuditError | None = None
     tasks: dict[str, dict[str, int]] = Field(default={}, description="by kind and status")
+    preemptions: int = Field(
+        default=0, description="attempts released because their worker had to stop"
+    )
+    work_lost_seconds: float = Field(
+        default=0.0, description="work of these attempts, and of lost workers, that was done again"
+    )
 
     @property
     def counts(self) -> Counts:
@@ -179,6 +185,8 @@ def overview(state: State) -> CampaignOverview:
         errors=tuple(_errors(state)),
         audit=_audit(state),
         tasks=task_counts(state),
+        preemptions=state.lost.preemptions,
+        work_lost_seconds=state.lost.microseconds / 1e6,
     )
 
 
