@@ -72,7 +72,12 @@ def _fleet(coordinator: Coordinator, settings: CoordinatorSettings) -> Iterator[
     if settings.fleet is None:
         yield
         return
-    reconciler = Reconciler(settings.fleet, coordinator.store, processes=coordinator.processes)
+    reconciler = Reconciler(
+        settings.fleet,
+        coordinator.store,
+        processes=coordinator.processes,
+        labels=lambda: coordinator.computed_labels,
+    )
     reconciler.start()
     coordinator.on_demand = reconciler.post
     coordinator.fleet_status = lambda: reconciler.status

@@ -43,6 +43,8 @@ class OpenCampaign:
     """Events of the coordinator itself, handled before those from the bus."""
     usual_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of a usual task by queue: an average that favours the latest."""
+    computed_labels: int = 0
+    """Since the campaign was opened."""
     needs_recovery: bool = False
     """Whether a call to bus or store failed part-way, so that the ledger may be ahead of
     `state`."""
@@ -94,6 +96,8 @@ class OpenCampaign:
                         and not _is_reused(message)
                     ):
                         self._time(message)
+                    if isinstance(message, m.LabelsDone):
+                        self.computed_labels += sum(not each.reused for each in message.accepted)
 
     def _time(self, result: m.Result) -> None:
         """Counts the time of a result in `usual_seconds`."""

@@ -102,6 +102,11 @@ class Coordinator:
     def __post_init__(self) -> None:
         self.inbox = Inbox(self.store, self.clock)
 
+    @property
+    def computed_labels(self) -> int:
+        """Labels that were computed since the coordinator started."""
+        return sum(each.computed_labels for each in list(self.open_campaigns.values()))
+
     def open_all(self) -> None:
         """Takes over every campaign in the store that has not ended."""
         self.inbox.count_undecodable()

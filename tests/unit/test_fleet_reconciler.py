@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -350,9 +351,34 @@ def test_the_status_is_for_the_api_and_metrics(harness: Harness) -> None:
     harness.turn(reconciler)
     found = client.get("/fleet").json()
     pool = found["pools"]["cpu"]
-    assert (found["deployment"], pool["wanted"], pool["running"]) == ("lab", 8, 4)
+    assert (found["deployment"], pool["wanted"]) == ("lab", 8)
+    assert (pool["busy"], pool["idle"]) == (0, 4)
     assert (pool["launched"], pool["reason"], pool["stale_since"]) == (4, "max", None)
     metrics = client.get("/metrics").text
     assert 'dpstream_fleet_wanted{pool="cpu"} 8.0' in metrics
-    assert 'dpstream_fleet_workers{pool="cpu",status="running"} 4.0' in metrics
+    assert 'dpstream_fleet_workers{pool="cpu",status="idle"} 4.0' in metrics
     assert 'dpstream_fleet_launched_total{pool="cpu"} 4.0' in metrics
+
+
+def test_cost_idle_time_and_labels_are_counted_across_restarts(harness: Harness) -> None:
+    """Four workers for an hour at a price of 0.5, one of which has no task; five labels."""
+    harness.write(cpu=POOL | {"price": 0.5, "max": 4})
+    for hours in (0.25, 0.75):
+        reconciler = harness.start()
+        reconciler.post({QUEUE: Demand(waiting=9, running=3, seconds=60.0)})
+        harness.turn(reconciler)
+        harness.turn(reconciler)
+        labels = reconciler.labels() + (5 if hours == 0.75 else 0)
+        reconciler.labels = partial(int, labels)
+        harness.now += 3600 * hours
+        harness.turn(reconciler)
+    assert reconciler.status is not None
+    pool = reconciler.status.pools["cpu"]
+    assert (pool.busy, pool.idle) == (3, 1)
+    assert pool.worker_hours == pytest.approx(4.0, abs=0.05)
+    assert pool.idle_hours == pytest.approx(1.0, abs=0.05)
+    assert reconciler.status.idle_share == pytest.approx(0.25, abs=0.01)
+    assert reconciler.status.cost_per_label == pytest.approx(2.0 / 5, abs=0.01)
+    history = reconciler.status.history
+    assert [each.workers for each in history][-1] == 4
+    assert history[-1].tasks == 9

@@ -1,4 +1,4 @@
-"""What the reconciler remembers of earlier turns: of each pool, and of the money."""
+"""What the reconciler remembers of each pool from earlier turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.fleet.plan import PoolVerdict, Standing
-from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
+from dpstream.services.coordinator.fleet.spending import Spent
 from dpstream.services.coordinator.fleet.status import PoolStatus
 from dpstream.shared.ports import Launch
 
@@ -28,7 +28,6 @@ TAKEN = frozenset({"SIGTERM", "143"}) | {
 """Endings that are not the worker's fault."""
 KILLED = frozenset({"SIGKILL", "137", "signal 9"})
 """Endings of workers whose machine was reclaimed without notice, or that used too much memory."""
-DAY = 86400.0
 
 
 @dataclass
@@ -131,17 +130,26 @@ class PoolMemory:
             most=self.most if limited else None,
         )
 
-    def status(self, verdict: PoolVerdict, programs: Mapping[str, str]) -> PoolStatus:
+    def status(
+        self, verdict: PoolVerdict, programs: Mapping[str, str], spent: Spent, now: float
+    ) -> PoolStatus:
+        running = sum(launch.running for launch in self.launches)
+        busy = min(verdict.busy, running)
         return PoolStatus(
             wanted=verdict.wanted,
             waiting=sum(launch.waiting for launch in self.launches),
             starting=sum(launch.starting for launch in self.launches),
-            running=sum(launch.running for launch in self.launches),
+            busy=busy,
+            idle=running - busy,
             launched=self.launched,
             ended=dict(self.ended),
+            paused=bool(self._pause_reason(now)),
             reason=verdict.reason,
             stale_since=self.unknown_since,
-            programs=dict(programs),
+            programs=programs,
+            worker_hours=spent.hours,
+            idle_hours=spent.idle_hours,
+            cost=spent.cost,
         )
 
     def _pause_reason(self, now: float) -> str:
@@ -149,33 +157,3 @@ class PoolMemory:
             return ""
         left = self.paused_until - now
         return f"{self.failures} failures in a row ({self.last_failure}); paused for {left:.0f} s"
-
-
-@dataclass
-class Spending:
-    """Worker-hours in all, and cost of the present day (UTC); kept in the store."""
-
-    hours: float = 0.0
-    day: int = 0
-    cost: float = 0.0
-    time: float = 0.0
-    """Up to which it is counted, seconds since the epoch; 0: nothing is counted yet."""
-
-    def add(
-        self, started: Mapping[str, int], pools: Mapping[str, PoolSettings], now: float
-    ) -> None:
-        """Counts the time since the last call for the workers that run now. Those that ran while no
-        coordinator did are counted, too."""
-        hours = max(0.0, now - (self.time or now)) / 3600
-        if int(now // DAY) != self.day:
-            self.day, self.cost = int(now // DAY), 0.0
-        for name, count in started.items():
-            self.hours += count * hours
-            self.cost += count * hours * pools[name].price
-        self.time = now
-
-    def share(self, budget: Budget) -> float:
-        """The used part of the budget; 1 and more: used up."""
-        hours = self.hours / budget.worker_hours if budget.worker_hours else 0.0
-        cost = self.cost / budget.currency_per_day if budget.currency_per_day else 0.0
-        return max(hours, cost)

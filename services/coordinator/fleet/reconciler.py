@@ -6,17 +6,16 @@ half a minute. Each turn lists the launches of every engine once, plans, takes b
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
-from dpstream.services.coordinator.fleet.memory import PoolMemory, Spending
+from dpstream.services.coordinator.fleet.memory import PoolMemory
 from dpstream.services.coordinator.fleet.plan import (
     Demand,
     FleetPlan,
@@ -26,7 +25,8 @@ from dpstream.services.coordinator.fleet.plan import (
 )
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.processes import Processes
-from dpstream.services.coordinator.fleet.status import FleetStatus
+from dpstream.services.coordinator.fleet.spending import Spending, Spent
+from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Launch, Store
@@ -39,6 +39,8 @@ IDLE_SHARE = 10.0
 """Pause after a turn in terms of its duration: long lists of workers are read less often."""
 WARNING = 0.8
 """Share of a budget at which a warning is logged."""
+SAMPLES, SAMPLE_SECONDS = 720, 10.0
+"""Length of the history, and the least time between two of its samples: two hours."""
 SAVED_HOURS = 0.01
 """Worker-hours after which the expenses are stored."""
 
@@ -51,6 +53,8 @@ class Reconciler:
     store: Store
     on_wanted: Callable[[Mapping[str, int]], object] = lambda wanted: None
     clock: Callable[[], float] = time.time
+    labels: Callable[[], int] = lambda: 0
+    """Labels that were computed since the coordinator started."""
     processes: Processes = field(default_factory=Processes)
     """Of the workers; shared with the coordinator's loop."""
     status: FleetStatus | None = None
@@ -61,6 +65,8 @@ class Reconciler:
     _memory: dict[str, PoolMemory] = field(default_factory=dict)
     _read_at: float = 0.0
     _saved_hours: float = 0.0
+    _labels: int = 0
+    _history: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     _epoch: int = 0
     _warned: bool = False
     _demand: Mapping[str, Demand] | None = None
@@ -81,7 +87,7 @@ class Reconciler:
             self._epoch += 1
         self._epoch += 1
         try:
-            self._spending = Spending(**json.loads(self.store.get(self._uri("spent.json"))))
+            self._spending = Spending.model_validate_json(self.store.get(self._uri("spent.json")))
         except NotFound:
             self._spending = Spending()
 
@@ -110,7 +116,7 @@ class Reconciler:
         used_up = self._share >= 1
         standing = {name: each.standing(now, used_up) for name, each in self._memory.items()}
         found = plan(demand, standing, self._file.pools, now)
-        self._publish(found)
+        self._publish(found, demand, now)
         self._carry_out(found, now)
 
     # ---------------------------------------------------------------------- the fleet file
@@ -170,33 +176,59 @@ class Reconciler:
             name: sum(launch.starting + launch.running for launch in memory.launches)
             for name, memory in self._memory.items()
         }
-        self._spending.add(started, self._file.pools, now)
+        pools = self.status.pools if self.status else {}
+        idle = {name: pool.idle for name, pool in pools.items()}
+        self._spending.add(started, idle, self._file.pools, now)
+        labels = self.labels()
+        self._spending.labels += labels - self._labels
+        self._labels = labels
         if self._share >= WARNING and not self._warned:
             log.warning("fleet: most of the budget is used", share=round(self._share, 2))
         self._warned = self._share >= WARNING
         if self._spending.hours - self._saved_hours > SAVED_HOURS:
-            self.store.put(self._uri("spent.json"), json.dumps(vars(self._spending)).encode())
+            self.store.put(self._uri("spent.json"), self._spending.model_dump_json().encode())
             self._saved_hours = self._spending.hours
 
     # ------------------------------------------------------------------------ acting
 
-    def _publish(self, found: FleetPlan) -> None:
-        memory, verdicts = self._memory, found.verdicts
+    def _publish(self, found: FleetPlan, demand: Mapping[str, Demand], now: float) -> None:
+        memory, verdicts, spent = self._memory, found.verdicts, self._spending
+        pools = {
+            name: memory[name].status(
+                each, self.processes.programs(name), spent.pools.get(name, Spent()), now
+            )
+            for name, each in verdicts.items()
+        }
+        self._remember(pools, demand, now)
         self.status = FleetStatus(
             deployment=self._file.deployment,
-            pools={
-                name: memory[name].status(each, self.processes.programs(name))
-                for name, each in verdicts.items()
-            },
-            worker_hours=self._spending.hours,
-            cost_today=self._spending.cost,
+            pools=pools,
+            worker_hours=spent.hours,
+            idle_share=spent.idle_share,
+            cost=spent.cost,
+            cost_per_label=spent.cost_per_label,
+            cost_today=spent.cost_today,
             budget_used=self._share,
+            history=tuple(self._history),
         )
         wanted: Counter[str] = Counter()
         for name, pool in self._file.pools.items():
             for queue in pool.serves:
                 wanted[queue] += verdicts[name].wanted * pool.slots
         self.on_wanted(wanted)
+
+    def _remember(
+        self, pools: Mapping[str, PoolStatus], demand: Mapping[str, Demand], now: float
+    ) -> None:
+        if self._history and now - self._history[-1].time < SAMPLE_SECONDS:
+            return
+        sample = Sample(
+            time=now,
+            workers=sum(pool.starting + pool.running for pool in pools.values()),
+            waiting=sum(pool.waiting for pool in pools.values()),
+            tasks=sum(each.waiting for each in demand.values()),
+        )
+        self._history.append(sample)
 
     def _carry_out(self, found: FleetPlan, now: float) -> None:
         for retirement in found.retirements:

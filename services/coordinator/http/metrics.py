@@ -74,11 +74,7 @@ class _Gauges(Collector):
         return metric
 
     def _dead_letters(self) -> Metric:
-        metric = CounterMetricFamily(
-            "dpstream_dead_letters",
-            "Messages that could not be decoded or delivered",
-            labels=["kind"],
-        )
+        metric = _counter("dead_letters", "Messages that could not be decoded or delivered", "kind")
         inbox = self._read_access.coordinator.inbox
         metric.add_metric(["undecodable"], inbox.undecodable)
         metric.add_metric(["given-up"], inbox.given_up)
@@ -87,6 +83,10 @@ class _Gauges(Collector):
 
 def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"dpstream_{name}", meaning, labels=labels)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"dpstream_{name}", meaning, labels=labels)
 
 
 def _waiting(states: Iterable[State]) -> Metric:
@@ -152,15 +152,13 @@ def _numbers_of(state: State) -> dict[str, float]:
 
 
 def _lost_work(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
-    preemptions = CounterMetricFamily(
-        "dpstream_fleet_preemptions",
-        "Attempts released because their worker had to stop",
-        labels=["campaign"],
+    preemptions = _counter(
+        "fleet_preemptions", "Attempts released because their worker had to stop", "campaign"
     )
-    seconds = CounterMetricFamily(
-        "dpstream_fleet_work_lost_seconds",
+    seconds = _counter(
+        "fleet_work_lost_seconds",
         "Work of stopped and lost workers that was done again",
-        labels=["campaign"],
+        "campaign",
     )
     for name, state in states:
         preemptions.add_metric([name], state.lost.preemptions)
@@ -171,25 +169,25 @@ def _lost_work(states: Iterable[tuple[str, State]]) -> Iterator[Metric]:
 def _fleet(status: FleetStatus) -> Iterator[Metric]:
     wanted = _gauge("fleet_wanted", "Workers that a pool wants", "pool")
     workers = _gauge("fleet_workers", "Workers of a pool by status", "pool", "status")
-    held = _gauge("fleet_held", "Whether something limits or holds a pool", "pool")
-    launched = CounterMetricFamily("dpstream_fleet_launched", "Workers launched", labels=["pool"])
-    ended = CounterMetricFamily(
-        "dpstream_fleet_ended",
-        "Workers that ended, by status or reason",
-        labels=["pool", "how"],
-    )
+    paused = _gauge("fleet_paused", "Whether failures pause a pool", "pool")
+    stale = _gauge("fleet_stale", "Whether the fleet engine of a pool does not answer", "pool")
+    launched = _counter("fleet_launched", "Workers launched", "pool")
+    ended = _counter("fleet_ended", "Workers that ended, by status or reason", "pool", "how")
+    seconds = _counter("fleet_worker_seconds", "Time of a pool's workers", "pool")
+    idle = _counter("fleet_idle_seconds", "Time of a pool's workers without a task", "pool")
+    spent = _counter("fleet_spent", "Cost of a pool, in the fleet file's currency", "pool")
     for name, pool in status.pools.items():
         wanted.add_metric([name], pool.wanted)
-        for key in ("waiting", "starting", "running"):
+        for key in ("waiting", "starting", "busy", "idle"):
             workers.add_metric([name, key], getattr(pool, key))
-        held.add_metric([name], bool(pool.reason))
+        paused.add_metric([name], pool.paused)
+        stale.add_metric([name], pool.stale_since is not None)
         launched.add_metric([name], pool.launched)
+        seconds.add_metric([name], 3600 * pool.worker_hours)
+        idle.add_metric([name], 3600 * pool.idle_hours)
+        spent.add_metric([name], pool.cost)
         for how, count in pool.ended.items():
             ended.add_metric([name, how], count)
-    yield from (wanted, workers, held, launched, ended)
-    hours = CounterMetricFamily("dpstream_fleet_worker_seconds", "Time of all workers")
-    hours.add_metric([], 3600 * status.worker_hours)
-    yield hours
     used = _gauge("fleet_budget_used", "Share of the budget")
     used.add_metric([], status.budget_used)
-    yield used
+    yield from (wanted, workers, paused, stale, launched, ended, seconds, idle, spent, used)

@@ -1,0 +1,73 @@
+"""What the workers of a deployment have cost; kept in the store, so that it survives restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
+
+DAY = 86400.0
+
+
+class Spent(BaseModel):
+    """Hours of workers, those of them without a task, and their cost."""
+
+    hours: float = 0.0
+    idle_hours: float = 0.0
+    cost: float = 0.0
+
+
+class Spending(BaseModel):
+    """Of each pool since the deployment began, and the cost of the present day (UTC)."""
+
+    pools: dict[str, Spent] = {}
+    labels: int = 0
+    """Frames labelled in this time, without reused labels."""
+    day: int = 0
+    cost_today: float = 0.0
+    time: float = 0.0
+    """Up to which it is counted, seconds since the epoch; 0: nothing is counted yet."""
+
+    @property
+    def hours(self) -> float:
+        return sum(each.hours for each in self.pools.values())
+
+    @property
+    def idle_share(self) -> float:
+        return sum(each.idle_hours for each in self.pools.values()) / max(self.hours, 1e-9)
+
+    @property
+    def cost(self) -> float:
+        return sum(each.cost for each in self.pools.values())
+
+    @property
+    def cost_per_label(self) -> float | None:
+        return self.cost / self.labels if self.labels and self.cost else None
+
+    def add(
+        self,
+        started: Mapping[str, int],
+        idle: Mapping[str, int],
+        pools: Mapping[str, PoolSettings],
+        now: float,
+    ) -> None:
+        """Counts the time since the last call for the workers that run now, `idle` of them without
+        a task. Those that ran while no coordinator did are counted, too."""
+        hours = max(0.0, now - (self.time or now)) / 3600
+        if int(now // DAY) != self.day:
+            self.day, self.cost_today = int(now // DAY), 0.0
+        for name, count in started.items():
+            spent, cost = self.pools.setdefault(name, Spent()), count * hours * pools[name].price
+            spent.hours += count * hours
+            spent.idle_hours += idle.get(name, 0) * hours
+            spent.cost += cost
+            self.cost_today += cost
+        self.time = now
+
+    def share(self, budget: Budget) -> float:
+        """The used part of the budget; 1 and more: used up."""
+        hours = self.hours / budget.worker_hours if budget.worker_hours else 0.0
+        cost = self.cost_today / budget.currency_per_day if budget.currency_per_day else 0.0
+        return max(hours, cost)
