@@ -119,9 +119,9 @@ class Launch:
 
     waiting: processes that the engine has not started; stuck: those of them that it tries to start
     and cannot, e.g. because their image does not exist; starting: those it is starting; running;
-    ended: counts by exit status or, in the engine's words, by reason; gone: the ended processes by
-    their `DPSTREAM_PROCESS`; since: when it was launched, seconds since the epoch; reason: why it
-    waits, in the engine's words.
+    ended: counts by exit status or, in the engine's words, by reason; up, gone: the running and the
+    ended processes by their `DPSTREAM_PROCESS`, as far as they are known; since: when it was
+    launched, seconds since the epoch; reason: why it waits, in the engine's words.
     """
 
     name: str
@@ -131,6 +131,7 @@ class Launch:
     starting: int = 0
     running: int = 0
     ended: Mapping[str, int] = field(default_factory=dict)
+    up: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     since: float = 0.0
     reason: str = ""

@@ -223,7 +223,7 @@ class Coordinator:
     def _receive(self, read: Sequence[tuple[Delivery, m.Message | None]]) -> None:
         by_campaign: dict[str | None, list[tuple[Delivery, m.Message | None]]] = {}
         for delivery, event in read:
-            self.processes.take_in(event)
+            self.processes.take_in(event, self.clock())
             by_campaign.setdefault(_campaign_of(event), []).append((delivery, event))
         outage: Exception | None = None
         for campaign, batch in by_campaign.items():

@@ -180,7 +180,8 @@ def test_ended_workers_are_named(pools: MakePools, make: Make, engine: str, tmp_
     writing = f'touch "{tmp_path}/$DPSTREAM_PROCESS.name"; sleep 1'
     fleet = make(pools("bash", "-c", writing))
     fleet.launch("cpu", 2, NAME)
-    assert until(fleet, lambda each: each.running == 2).gone == frozenset()
+    launch = until(fleet, lambda each: each.running == 2)
+    assert (len(launch.up), launch.gone) == (2, frozenset())
     gone = until(fleet, lambda each: each.alive == 0).gone
     assert len(gone) == 2
     if engine != "kubernetes" or not KUBECONFIG:

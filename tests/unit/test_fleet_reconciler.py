@@ -51,7 +51,8 @@ class MemoryFleet:
         self.calls.append(f"launch {pool} {count}")
         if self.error is not None:
             raise self.error
-        self.launches[name] = Launch(name, pool, running=count, since=self.now)
+        up = frozenset(f"{name}-{number}" for number in range(count))
+        self.launches[name] = Launch(name, pool, running=count, since=self.now, up=up)
 
     def retire(self, launch: Launch, most: int) -> int:
         self.calls.append(f"retire {launch.pool} {most}")
@@ -65,7 +66,7 @@ class MemoryFleet:
         for name, launch in self.launches.items():
             ended = {**launch.ended, status: launch.ended.get(status, 0) + launch.running}
             gone = frozenset(f"{name}-{number}" for number in range(launch.running))
-            self.launches[name] = replace(launch, running=0, ended=ended, gone=gone)
+            self.launches[name] = replace(launch, running=0, ended=ended, up=frozenset(), gone=gone)
 
 
 class Harness:
@@ -313,6 +314,49 @@ def test_what_workers_say_of_themselves_is_shown_with_their_pool(harness: Harnes
     coordinator.processes.end({"cpu-1-0"}, harness.now)
     harness.turn(reconciler)
     assert reconciler.status.pools["cpu"].programs == {}
+
+
+def heartbeat(**process: str | None) -> m.TaskHeartbeat:
+    about = {"id": "1", "campaign": "c", "time": 0.0, "task": "t", "attempt": 1}
+    return m.TaskHeartbeat(**about, worker="w", **process)  # type: ignore[arg-type]
+
+
+def test_workers_that_run_and_take_no_task_have_failed_to_start(harness: Harness) -> None:
+    """The next pool gets the tasks; what one of them has said counts, however it says it."""
+    harness.write(near=POOL | {"idle_exit": 60}, far=POOL | {"price": 1.0})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch near 4"]
+    (name,) = harness.fleet.launches
+    harness.turn(reconciler)
+    reconciler.processes.take_in(heartbeat(process=f"{name}-0"), harness.now)
+    assert harness.turn(reconciler, 655) == []
+    assert reconciler.status is not None
+    assert reconciler.status.pools["near"].reason == ""
+    assert harness.turn(reconciler, 10) == ["launch far 3"]
+    reason = reconciler.status.pools["near"].reason
+    assert reason.startswith("3 failures in a row (not up within 600 s); paused for")
+    harness.turn(reconciler, 5)
+    assert reconciler.status.pools["near"].reason.startswith("3 failures"), "each counts once"
+
+
+def test_workers_of_an_earlier_release_are_not_judged_by_their_silence(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+
+    def reasons(message: m.Message) -> set[str]:
+        """What holds the pool while a worker sends this message once a minute."""
+        found = set()
+        for _ in range(20):
+            reconciler.processes.take_in(message, harness.now)
+            harness.turn(reconciler, 60)
+            assert reconciler.status is not None
+            found.add(reconciler.status.pools["cpu"].reason.partition(";")[0])
+        return found
+
+    assert reasons(heartbeat()) == {""}
+    started_by_hand = heartbeat(process=None)
+    assert "4 failures in a row (not up within 600 s)" in reasons(started_by_hand)
 
 
 def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(

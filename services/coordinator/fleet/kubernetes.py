@@ -175,6 +175,7 @@ class KubernetesFleet:
     def _launch(self, job: Object, pods: Sequence[Object]) -> Launch:
         """What Job and pods say of one launch."""
         places = Counter(_place_of(pod) for pod in pods)
+        running = [pod for pod in pods if _place_of(pod) == "running"]
         ended = [pod for pod in pods if _place_of(pod) == "ended"]
         waiting = places["waiting"] + places["stuck"]
         missing = _missing(job, pods)
@@ -187,8 +188,9 @@ class KubernetesFleet:
             waiting=waiting + missing,
             stuck=places["stuck"],
             starting=places["starting"],
-            running=places["running"],
+            running=len(running),
             ended=Counter(_ending(pod) for pod in ended),
+            up=frozenset(pod["metadata"]["name"] for pod in running),
             gone=frozenset(pod["metadata"]["name"] for pod in ended),
             since=time_of(_name(job)),
             reason=next(filter(None, reasons), ""),

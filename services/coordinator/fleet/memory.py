@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.fleet.plan import PoolVerdict, Standing
+from dpstream.services.coordinator.fleet.pools import PoolSettings
+from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.spending import Spent
 from dpstream.services.coordinator.fleet.status import PoolStatus
 from dpstream.shared.ports import Launch
@@ -55,6 +57,10 @@ class PoolMemory:
     """Ended workers of each listed launch that are counted already; None before the first list,
     whose endings belong to an earlier coordinator."""
     _times: deque[float] = field(default_factory=deque)
+    _running_since: dict[str, float] = field(default_factory=dict)
+    """When each running process was first listed, seconds since the epoch."""
+    _silent: frozenset[str] = frozenset()
+    """Those of them that have failed to start."""
     _stuck: int = 0
     """Workers that the engine could not start, as of the last list."""
 
@@ -69,6 +75,24 @@ class PoolMemory:
         self.ended += new
         self._judge(new, now)
         self._judge_stuck(now)
+
+    def judge_starts(self, processes: Processes, pool: PoolSettings, now: float) -> None:
+        """Counts processes that have run for `start_limit` and sent nothing as failures. The limit
+        is extended by `idle_exit`: if the message of an idle worker was lost, it leaves by then.
+        While workers of an earlier release are at work, none is judged: they do not name their
+        process."""
+        running = frozenset().union(*(launch.up for launch in self.launches))
+        self._running_since = {name: self._running_since.get(name, now) for name in running}
+        limit, nameless = pool.start_limit + pool.idle_exit, processes.nameless_at
+        if nameless is not None and now - nameless < limit:
+            self._silent = frozenset()
+            return
+        known, began = self._silent, self._running_since
+        self._silent = frozenset(
+            name for name in running - processes.up.keys() if now - began[name] > limit
+        )
+        if new := self._silent - known:
+            self.fail(f"not up within {pool.start_limit:g} s", len(new), now)
 
     def not_listed(self, why: str, now: float) -> None:
         """The engine could not be asked."""
@@ -126,6 +150,7 @@ class PoolMemory:
             silence=self.silence,
             blocked="the budget is used up" if used_up else paused,
             closed=used_up or bool(paused),
+            silent=len(self._silent),
             ceiling=self.ceiling if limited else None,
             most=self.most if limited else None,
         )

@@ -40,6 +40,8 @@ class Standing:
     """Whether what waits is to be taken back as well."""
     ceiling: int | None = None
     """Workers beyond which the engine has refused a launch."""
+    silent: int = 0
+    """Running processes that should have been up long ago."""
     most: int | None = None
     """Largest launch that a quota is believed to allow."""
 
@@ -197,7 +199,8 @@ class _PoolTurn:
 
     def _available(self) -> int:
         """Workers that can be counted on; the rest of the demand goes to the next pool."""
-        return self.standing.started if self._is_late() else self.wanted
+        present = self.standing.started if self._is_late() else self.wanted
+        return max(0, present - self.standing.silent)
 
     def _step(self) -> int:
         """Workers that may be launched now: as many as run, at least `step`, less those that have

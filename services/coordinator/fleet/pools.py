@@ -131,6 +131,10 @@ class PoolSettings(Section):
     start_time: Seconds = Field(
         default=15.0, description="usual time from launch to the first task"
     )
+    start_limit: Seconds = Field(
+        default=600.0,
+        description="a worker that runs for this long without taking tasks has failed to start",
+    )
     worth: float = Field(
         default=2.0,
         ge=0,

@@ -42,7 +42,9 @@ class ProcessFleet:
 
     def running(self) -> Sequence[Launch]:
         """Launches with living processes, and ended ones that this process has started."""
-        alive = Counter(label for label, _ in self._processes())
+        alive: dict[str, list[str]] = defaultdict(list)
+        for label, name, _ in self._processes():
+            alive[label].append(name)
         labels = sorted({*alive, *self._children})
         launches = [self._launch(label, alive[label]) for label in labels]
         for launch in launches:
@@ -52,7 +54,7 @@ class ProcessFleet:
 
     def launch(self, pool: str, count: int, name: str) -> None:
         label = f"{self.deployment}/{name}"
-        if label in self._children or any(label == each for each, _ in self._processes()):
+        if label in self._children or any(label == each for each, *_ in self._processes()):
             return
         script = worker_script(pool, self.pools[pool])
         try:
@@ -77,7 +79,7 @@ class ProcessFleet:
         return 0
 
     def end(self, launch: Launch) -> None:
-        for label, process in self._processes():
+        for label, _, process in self._processes():
             if label == f"{self.deployment}/{launch.name}":
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
@@ -91,7 +93,7 @@ class ProcessFleet:
     def render(self, pool: str) -> str:
         return worker_script(pool, self.pools[pool])
 
-    def _launch(self, label: str, alive: int) -> Launch:
+    def _launch(self, label: str, alive: Sequence[str]) -> Launch:
         name = label.partition("/")[2]
         ended = {
             f"{name}-{number}": _ending(status)
@@ -102,34 +104,37 @@ class ProcessFleet:
         return Launch(
             name,
             pool,
-            running=alive,
+            running=len(alive),
             ended=Counter(ended.values()),
+            up=frozenset(filter(None, alive)),
             gone=frozenset(ended),
             since=time_of(name),
         )
 
-    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
-        """The workers of this deployment with the labels of their launches: the first processes of
-        their sessions."""
+    def _processes(self) -> Iterator[tuple[str, str, psutil.Process]]:
+        """The workers of this deployment with the labels of their launches and their own names: the
+        first processes of their sessions."""
         try:
-            labelled = [(_label_of(process), process) for process in psutil.process_iter()]
+            labelled = [(*_names_of(process), process) for process in psutil.process_iter()]
         except OSError as error:
             raise FleetError(f"processes cannot be listed: {error}") from error
-        for label, process in labelled:
+        for label, name, process in labelled:
             if label.startswith(f"{self.deployment}/"):
                 with suppress(psutil.NoSuchProcess, ProcessLookupError):
                     is_first = os.getsid(process.pid) == process.pid
                     if is_first and process.status() != psutil.STATUS_ZOMBIE:
-                        yield label, process
+                        yield label, name, process
 
 
 def _ending(status: int) -> str:
     return str(status) if status >= 0 else signal.Signals(-status).name
 
 
-def _label_of(process: psutil.Process) -> str:
-    """The launch in the environment of a process; empty for zombies and other users' processes."""
+def _names_of(process: psutil.Process) -> tuple[str, str]:
+    """Launch and name in the environment of a process; empty for zombies and other users'
+    processes."""
     with suppress(psutil.Error, OSError):
         if process.uids().real == os.getuid():
-            return str(process.environ().get(LAUNCH, ""))
-    return ""
+            environment = process.environ()
+            return environment.get(LAUNCH, ""), environment.get(PROCESS, "")
+    return "", ""

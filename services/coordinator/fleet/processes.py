@@ -25,13 +25,20 @@ class Processes:
     """Replaced, never changed, so that any thread may read it."""
     up: dict[str, m.WorkerStarted | None] = field(default_factory=dict)
     """Processes that have sent a message, with what they said when they started."""
+    nameless_at: float | None = None
+    """When a worker of an earlier release, which does not name its process, last sent a message,
+    seconds since the epoch."""
     _ended_at: dict[str, float] = field(default_factory=dict)
 
-    def take_in(self, message: m.Message | None) -> None:
+    def take_in(self, message: m.Message | None, now: float) -> None:
         """Takes in a message from the bus; called by the loop."""
-        if isinstance(message, m.WorkerStarted) and message.process is not None:
+        if not isinstance(message, ABOUT_PROCESSES):
+            return
+        if "process" not in message.model_fields_set:
+            self.nameless_at = now
+        elif isinstance(message, m.WorkerStarted) and message.process is not None:
             self.up[message.process] = message
-        elif isinstance(message, ABOUT_PROCESSES) and message.process is not None:
+        elif message.process is not None:
             self.up.setdefault(message.process, None)
 
     def end(self, names: Iterable[str], now: float) -> None:

@@ -163,7 +163,9 @@ class Reconciler:
                 continue
             self.processes.end(chain.from_iterable(launch.gone for launch in launches), now)
             for name in names:
-                self._memory[name].update([each for each in launches if each.pool == name], now)
+                memory = self._memory[name]
+                memory.update([each for each in launches if each.pool == name], now)
+                memory.judge_starts(self.processes, self._file.pools[name], now)
 
     # ------------------------------------------------------------------------ the budget
 

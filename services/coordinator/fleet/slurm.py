@@ -127,6 +127,7 @@ class SlurmFleet:
     def _launch(self, job_name: str, jobs: Sequence[Mapping[str, str]]) -> Launch:
         pool, _, name = job_name.removeprefix(self._prefix).partition(".")
         states = Counter(job["State"] for job in jobs)
+        running = [job for job in jobs if job["State"] in RUNNING]
         ended = [job for job in jobs if job["State"] not in WAITING | STARTING | RUNNING]
         reasons = [job["Reason"] for job in jobs if job["State"] in WAITING]
         return Launch(
@@ -134,8 +135,9 @@ class SlurmFleet:
             pool,
             waiting=sum(states[state] for state in WAITING),
             starting=sum(states[state] for state in STARTING),
-            running=sum(states[state] for state in RUNNING),
+            running=len(running),
             ended=Counter(map(_ending, ended)),
+            up=frozenset(f"{name}-{job['ArrayTaskID']}" for job in running),
             gone=frozenset(f"{name}-{job['ArrayTaskID']}" for job in ended),
             since=time_of(name),
             reason=next((each for each in reasons if each not in ("None", "Priority")), ""),
