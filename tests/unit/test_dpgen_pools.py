@@ -3,6 +3,7 @@ the keys mean: the options and lines that it writes are compared with ours."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -12,9 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from dpdispatcher import Machine as TheirMachine
-from dpdispatcher import Resources, Task
-from dpdispatcher.submission import Job
 
 from dpstream.dpgen.key_table import read
 from dpstream.dpgen.machine import read_machine
@@ -98,15 +96,26 @@ def directives(words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in FLEET | PLACE}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _log_of_dpdispatcher(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """dpdispatcher opens its log in the working folder when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("dpdispatcher"))
+        importlib.import_module("dpdispatcher")
+
+
 def theirs(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], list[str]]:
     """The directives and the lines before the command that dpdispatcher writes."""
+    from dpdispatcher import Machine, Resources, Task
+    from dpdispatcher.submission import Job
+
     connection = {
         "batch_type": values["machine"]["batch_type"],
         "context_type": "LocalContext",  # SSHContext would connect
         "local_root": str(folder),
         "remote_root": str(folder),
     }
-    machine = TheirMachine.load_from_dict(connection)
+    machine = Machine.load_from_dict(connection)
     machine.context.remote_root = str(folder)  # as a submission sets it
     resources = Resources.load_from_dict(dict(values["resources"]))
     job = Job([Task(command="true", task_work_path=".")], resources=resources, machine=machine)
