@@ -19,16 +19,24 @@ from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import boto3.session
+import botocore.credentials
 import botocore.loaders
 import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    SSLError,
+)
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from dpstream.shared.errors import DigestMismatch, NotFound, Refused, StoreError
 from dpstream.shared.files import arriving
+from dpstream.shared.store import rrsa
 from dpstream.shared.store.keys import bounded, checked, checked_prefix, digested, file_errors
 from dpstream.shared.store.s3_settings import S3Settings
 from dpstream.shared.values import is_key
@@ -337,10 +345,27 @@ def _service_model() -> Any:
     return botocore.loaders.create_loader()
 
 
+class _Rrsa(botocore.credentials.CredentialProvider):  # type: ignore[misc]  # botocore is untyped
+    """Keys of Alibaba Cloud's token service, renewed before they expire."""
+
+    METHOD = CANONICAL_NAME = "rrsa"
+
+    def load(self) -> Any:
+        return botocore.credentials.DeferredRefreshableCredentials(self._keys, self.METHOD)
+
+    def _keys(self) -> Any:
+        try:
+            return rrsa.credentials(rrsa.endpoint())
+        except (OSError, ValueError, KeyError) as error:
+            raise CredentialRetrievalError(provider=self.METHOD, error_msg=str(error)) from error
+
+
 def _client(settings: S3Settings) -> Any:
     access, secret = settings.access_key, settings.secret_key
     core = botocore.session.get_session()
     core.register_component("data_loader", _service_model())
+    if rrsa.available():
+        core.get_component("credential_provider").insert_before("env", _Rrsa())
     session = boto3.session.Session(
         botocore_session=core,
         aws_access_key_id=access and access.get_secret_value(),
