@@ -33,7 +33,7 @@ COMMON = (
 )
 DEEPMD = {"cpu": "cpu", "cuda": "gpu,cu12"}
 IMAGES = {
-    "coordinator": (*COMMON, "fastapi", "immutables", "psutil", "uvicorn"),
+    "coordinator": (*COMMON, "fastapi", "immutables", "kubernetes", "psutil", "uvicorn"),
     "labeler": (*COMMON, "dpdata", "pyscf", "scipy", "tblite[ase]"),
     **{
         f"trainer-{variant}": (*COMMON, f"deepmd-kit[{extras}]")
