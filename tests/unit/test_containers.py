@@ -19,6 +19,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
+from deploy import images
 from dpstream.deploy.access_files import parse_deployment, write_access
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.services.explorer.settings import ExplorerSettings
@@ -85,15 +86,28 @@ def test_it_runs_as_nobody_in_exec_form(dockerfile: Dockerfile) -> None:
 
 
 def test_images_are_pinned_multi_stage_and_labelled(dockerfile: Dockerfile) -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+-slim-\w+", dockerfile.arguments["PYTHON"])
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", dockerfile.arguments["BASE"])
     bases = {stage.base for stage in dockerfile.stages.values()}
-    assert bases <= {"python:${PYTHON}", *dockerfile.stages}
+    assert bases <= {"${BASE}", *dockerfile.stages}
     packages = f"--from=build-{dockerfile.service} /opt/dpstream /opt/dpstream"
     assert dockerfile.runtime.all("COPY") == [packages]
     assert "org.opencontainers.image.title" in dockerfile.runtime.last("LABEL")
     for command in (run for stage in dockerfile.stages.values() for run in stage.all("RUN")):
         installed = command.partition("--no-install-recommends ")[2].partition(" &&")[0]
         assert all("=" in package for package in installed.split())
+
+
+def test_the_version_is_the_projects(dockerfile: Dockerfile) -> None:
+    assert dockerfile.arguments["VERSION"] == images.version()
+
+
+def test_every_image_is_built_from_a_stage_of_packages() -> None:
+    stages = read("coordinator").stages
+    last = [name for name in stages if not any(name == each.base for each in stages.values())]
+    finals = {*SERVICES, *(name for name in last if not name.startswith("build-"))}
+    assert set(images.TARGETS) == finals
+    for target in images.TARGETS:
+        assert f"build-{images.SERVICES.get(target, target)}" in stages
 
 
 def test_no_secret_is_baked_in(dockerfile: Dockerfile) -> None:
