@@ -50,6 +50,7 @@ from tests.support.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external-generator" / "generate.py"
+COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "generator" / "propose.py"
 PROMPT = 60.0
 ENDLESS = {
     "name": "endless",
@@ -320,6 +321,11 @@ def test_the_example_runs(deployment: Deployment) -> None:
     assert header.split()[0] == "frame"
     assert {row.split()[0] for row in rows} == {"0", "1", "2", "3"}
     assert "labelled" in printed
+
+
+def test_the_generator_of_the_manifests_runs(deployment: Deployment) -> None:
+    rows = deployment.run(COMPONENT, "endless").splitlines()
+    assert {row.split()[0] for row in rows} == {str(index) for index in range(8)}
 
 
 def test_bad_input_is_one_line(dpstream: Any, tmp_path: Path) -> None:
