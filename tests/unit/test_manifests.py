@@ -28,7 +28,9 @@ from kubernetes_validate import utils
 from dpstream.deploy.access_files import parse_deployment, write_access
 from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet, seconds_of
+from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.services.coordinator.http.api import UNGUARDED
+from dpstream.services.coordinator.http.metrics import _fleet
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared.access import ROLES
 from dpstream.shared.codec import decode
@@ -595,6 +597,19 @@ def test_alerts_name_what_to_do(complete: Any) -> None:
     for rule in alerts.values():
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert {"summary", "description"} == rule["annotations"].keys()
+
+
+def test_alerts_name_metrics_that_exist(complete: Any) -> None:
+    nothing = dict.fromkeys(PoolStatus.model_fields, 0) | {"ended": {}}
+    pool = PoolStatus.model_construct(**nothing)
+    found = list(_fleet(FleetStatus.model_construct(pools={"a": pool}, budget_used=0.0)))
+    statuses = {s.labels["status"] for m in found for s in m.samples if "status" in s.labels}
+    (rules,) = of_kind(complete("local"), "PrometheusRule")
+    for rule in rules["spec"]["groups"][0]["rules"]:
+        named_here = set(re.findall(r"dpstream_\w+", rule["expr"])) - {"dpstream_campaigns"}
+        assert named_here <= {metric.name for metric in found}
+        for values in re.findall(r'status=~?"([^"]*)"', rule["expr"]):
+            assert set(values.split("|")) <= statuses
 
 
 def test_the_generator_has_a_user_of_its_own_and_reaches_the_broker_alone(complete: Any) -> None:
