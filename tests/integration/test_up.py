@@ -194,8 +194,11 @@ def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
     def labelers() -> int:
         return sum("dpstream.services.labeler" in each.cmdline() for each in site.processes())
 
-    ups = how(site.call("up", "--fleet", "fleet.yaml", "--workers", "trainer=0,explorer=0"))
+    words = ("up", "--fleet", "fleet.yaml", "--workers", "trainer=0,explorer=0")
+    ups = how(site.call(*words, SLURM_CONF="/opt/slurm.conf"))
     assert set(ups) == {"broker", "store", "coordinator"}
+    seen = psutil.Process(site.pid("coordinator")).environ()
+    assert seen["SLURM_CONF"] == "/opt/slurm.conf", "its commands find their controller"
     assert labelers() == 0
     site.user("submit", str(spec))
     wait_until(lambda: labelers() == 2)

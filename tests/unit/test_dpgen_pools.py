@@ -549,3 +549,12 @@ def test_every_machine_file_through_the_commands(path: Path, tmp_path: Path, cal
 @pytest.mark.skipif(DATA is None, reason="DPSTREAM_TEST_DATA names no folder of recorded data")
 def test_every_file_is_expected() -> None:
     assert len(FILES) == len(POOLS)
+
+
+def test_the_example_of_the_page_is_what_import_writes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dp-gen.md").read_text()
+    given = page.split("```json\n")[1].split("```")[0]
+    machines, _ = read_machine(json.loads("{" + given + "}"))
+    text = fleet_text("lab", read_pools(machines, VASP)[0], "machine.json")
+    assert text.endswith("pools:\n" + page.split("```yaml\n")[1].split("```")[0])
+    assert f"`labels.bundle: {read_bundle(machines)}`" in page

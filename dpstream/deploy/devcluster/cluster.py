@@ -53,6 +53,8 @@ PARTS = ("access", "broker", "env", "logs", "scratch", "store", "cluster.json", 
 READY_SECONDS, GRACE_SECONDS = 120.0, 30.0
 OWN = ("DPSTREAM_BROKER", "DPSTREAM_STORE")
 """Prefixes of variables that only the cluster sets."""
+FLEET_ENGINES = ("SLURM_CONF", "KUBECONFIG", "SSH_AUTH_SOCK", "HOME")
+"""Where the commands and libraries of fleet engines find their settings, for the coordinator."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class Cluster:
     ) -> ClusterRecord:
         """Start one service and record it immediately."""
         kind = name.partition("-")[0]
+        seen = (*PASSED, *(FLEET_ENGINES if kind == "coordinator" else ()))
         port = self._port(record, name)
         own = {
             "DPSTREAM_NAME": name,
@@ -221,7 +224,7 @@ class Cluster:
             "DPSTREAM_HTTP_PORT": str(port),
         }
         environment = {
-            **{each: os.environ[each] for each in PASSED if each in os.environ},
+            **{each: os.environ[each] for each in seen if each in os.environ},
             **settings,
             **self._access(kind),
             **own,
