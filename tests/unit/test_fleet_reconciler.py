@@ -14,8 +14,10 @@ import yaml
 from fastapi.testclient import TestClient
 
 from dpstream.services.coordinator.fleet import reconciler as module
+from dpstream.services.coordinator.fleet.engines import engines_of
 from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
+from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
@@ -74,7 +76,7 @@ class Harness:
         self.fleet, self.path = MemoryFleet(), folder / "fleet.yaml"
         self.store, self.now = FolderStore(folder / "store"), 1_000_000.0
         monkeypatch.setattr(
-            module, "engines_of", lambda file, path: dict.fromkeys(file.pools, self.fleet)
+            module, "engines_of", lambda file, path, before: dict.fromkeys(file.pools, self.fleet)
         )
         self.write(cpu=POOL)
         self.wanted: dict[str, int] = {}
@@ -426,3 +428,13 @@ def test_cost_idle_time_and_labels_are_counted_across_restarts(harness: Harness)
     history = reconciler.status.history
     assert [each.workers for each in history][-1] == 4
     assert history[-1].tasks == 9
+
+
+def test_a_changed_fleet_file_keeps_its_engines(tmp_path: Path) -> None:
+    """A new engine would not know how its workers ended."""
+    path, pool = tmp_path / "fleet.yaml", PoolSettings.model_validate(POOL)
+    first = engines_of(FleetFile(deployment="lab", pools={"a": pool}), path)
+    larger = pool.model_copy(update={"max": 9})
+    second = engines_of(FleetFile(deployment="lab", pools={"a": larger, "b": pool}), path, first)
+    assert second["a"] is second["b"] is first["a"]
+    assert first["a"].pools["a"].max == 9

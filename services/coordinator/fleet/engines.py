@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
@@ -14,7 +15,10 @@ from dpstream.shared.ports import Fleet
 
 
 class FleetEngine(Fleet, Protocol):
-    """A fleet engine as the command line uses it."""
+    """A fleet engine as the reconciler and the command line use it."""
+
+    pools: Mapping[str, PoolSettings]
+    """Its pools by name; replaced when the fleet file changes."""
 
     def check(self, pool: str) -> None:
         """Ask the engine whether it would accept a worker; starts nothing. Raises `FleetError`."""
@@ -45,16 +49,22 @@ LOGS = "worker-logs"
 """That folder, beside the fleet file."""
 
 
-def engines_of(file: FleetFile, path: Path) -> dict[str, FleetEngine]:
+def engines_of(
+    file: FleetFile, path: Path, before: Mapping[str, FleetEngine] = MappingProxyType({})
+) -> dict[str, FleetEngine]:
     """The fleet engine of every pool of the file at `path`, by the pool's name. Pools of the same
-    place share one."""
+    place share one; `before`: engines of an earlier version of the file, which know how their
+    workers ended and are kept."""
+    known = {next(iter(each.pools.values())).place: each for each in before.values()}
     shared: dict[tuple[object, ...], dict[str, PoolSettings]] = {}
     for name, pool in file.pools.items():
         shared.setdefault(pool.place, {})[name] = pool
     found: dict[str, FleetEngine] = {}
     logs = path.absolute().parent / LOGS
-    for (engine, *_), pools in shared.items():
-        found |= dict.fromkeys(pools, ENGINES[str(engine)](file.deployment, pools, logs))
+    for place, pools in shared.items():
+        engine = known.get(place) or ENGINES[str(place[0])](file.deployment, pools, logs)
+        engine.pools = pools
+        found |= dict.fromkeys(pools, engine)
     return found
 
 

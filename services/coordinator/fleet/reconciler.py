@@ -122,7 +122,7 @@ class Reconciler:
     # ---------------------------------------------------------------------- the fleet file
 
     def _use(self, file: FleetFile) -> None:
-        self._file, self._engines = file, engines_of(file, self.path)
+        self._file, self._engines = file, engines_of(file, self.path, self._engines)
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
         for name, pool in file.pools.items():
             self._memory[name].spot = pool.spot
