@@ -12,7 +12,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test check lint versions soak fleet-test k8s-test install servers codes schema clean
+.PHONY: demo test check lint versions soak fleet-test k8s-test images images-test install servers codes \
+  builder schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
@@ -34,8 +35,15 @@ lint: $(STAMP)
 versions: $(STAMP)
 	for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version || exit 1; done
 
-soak: $(STAMP) servers codes
+# The images' tests are among all tests.
+soak: images servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+images: $(STAMP) builder
+	$(BIN)/python deploy/images.py
+
+images-test: images servers codes
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/test_images.py
 
 FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
@@ -70,6 +78,13 @@ codes:
 	  $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
 	  -o DPkg::Lock::Timeout=300 cp2k cp2k-data quantum-espresso quantum-espresso-data openmpi-bin \
 	  >/dev/null; } || echo "CP2K or Quantum ESPRESSO cannot be installed: their tests are skipped"
+
+# deploy/images.py takes the first of docker, podman and buildah that works.
+builder:
+	@docker images --quiet >/dev/null 2>&1 || command -v podman >/dev/null || { command -v buildah && \
+	  command -v debootstrap; } >/dev/null || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install \
+	  -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 buildah debootstrap >/dev/null; } || \
+	  echo "buildah cannot be installed: the tests of the images are skipped"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

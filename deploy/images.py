@@ -60,10 +60,11 @@ PROXY = re.compile(r"(https?|ftp|all|no)_proxy", re.IGNORECASE)
 
 
 def find_builder() -> str | None:
-    """The first builder that lists its images: docker needs its daemon for that."""
+    """The first builder that lists its images: docker needs its daemon for that. buildah only for
+    root, as whom debootstrap runs."""
     for name in BUILDERS:
-        listing = [name, "images", "--quiet"]
-        if shutil.which(name) and not subprocess.run(listing, capture_output=True).returncode:
+        allowed = name != "buildah" or os.geteuid() == 0
+        if allowed and shutil.which(name) and _succeeds(name, "images", "--quiet"):
             return name
     return None
 
@@ -213,7 +214,7 @@ def pip_configuration() -> str:
     """One configuration file for all files and variables that configure pip here."""
     listed = output(sys.executable, "-m", "pip", "config", "list")
     found = PIP_OPTION.findall(listed)[::-1]  # variables are listed first and override files
-    options = {name: ast.literal_eval(value) for name, value in found}
+    options = {name: ast.literal_eval(value) for name, value in found if name != "config-file"}
     return "[global]\n" + "".join(
         f"{name} = {' '.join(value.split())}\n" for name, value in options.items()
     )
@@ -239,7 +240,7 @@ def _apt_files(folder: Path) -> dict[Path, str]:
 def main(images: tuple[str, ...]) -> None:
     builder = find_builder()
     if builder is None:
-        print("neither docker nor podman nor buildah works here: no image is built")
+        print("neither docker nor podman nor (as root) buildah works here: no image is built")
         return
     begun = time.monotonic()
     base = find_base(builder)

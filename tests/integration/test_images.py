@@ -122,9 +122,9 @@ def test_its_own_user_has_no_rights(image: Image) -> None:
 def test_it_keeps_nothing_of_the_machine_that_built_it(image: Image) -> None:
     """The files are searched if the base image is our own: others name mirrors of theirs."""
     assert not [name for name in image.environment if PROXY.fullmatch(name)]
-    code = "import os; print(os.path.exists('/etc/pip.conf'))"
+    code = "import os; print(os.path.exists('/etc/pip.conf'), os.listdir('/opt'))"
     text, errors = image.execute(["python", "-c", code]).communicate(timeout=PROMPT)
-    assert text == "False\n", errors
+    assert text == "False ['dpstream']\n", errors
     if image.root is None or find_base(image.builder) != OWN_BASE:
         return
     used = "\n".join([*mirrors(), pip_configuration()])

@@ -66,7 +66,8 @@ class Image:
         if self.root is None:
             given = [f"--env={name}" for name in environment]
             program = [f"--entrypoint={command[0]}", tag(self.target), *command[1:]]
-            line = [self.builder, "run", *CONTAINER, *given, *program]
+            own = ["--read-only-tmpfs=false"] if self.builder == "podman" else []
+            line = [self.builder, "run", *CONTAINER, *own, *given, *program]
             around: dict[str, str] = dict(os.environ)
         else:
             line = ["unshare", *NAMESPACES, "sh", "-ec", CONFINED, "sh", str(self.root), *command]
