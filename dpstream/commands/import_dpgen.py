@@ -17,9 +17,9 @@ from rich.text import Text
 
 from dpstream.dpgen.key_table import KeyLine, is_param, read
 from dpstream.dpgen.load import convert_file, spec_of
-from dpstream.dpgen.machine import Machine, read_machine
+from dpstream.dpgen.machines.machine import Machine, read_machine
+from dpstream.dpgen.machines.pools import Labels, Pool, fleet_text, read_bundle, read_pools
 from dpstream.dpgen.param import Converted
-from dpstream.dpgen.pools import Labels, Pool, fleet_text, read_bundle, read_pools
 from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.shared.errors import SpecError, errors_at, write_errors
 from dpstream.shared.spec.errors import read_document, validated

@@ -18,7 +18,7 @@ from dpstream.dpgen.keys import (
     TEMPLATE,
     TRAINING,
 )
-from dpstream.dpgen.machine import MACHINE, PART, RESOURCES, TOP
+from dpstream.dpgen.machines.machine import MACHINE, PART, RESOURCES, TOP
 from dpstream.dpgen.simplify import SIMPLIFY
 
 HEAD = """# Every key of DP-GEN

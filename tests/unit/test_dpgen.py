@@ -19,7 +19,7 @@ from dpstream.dpgen.key_page import markdown
 from dpstream.dpgen.key_table import read, without_comments
 from dpstream.dpgen.keys import JOBS, PARAM
 from dpstream.dpgen.load import convert_file, named_after, spec_of
-from dpstream.dpgen.machine import MACHINE, PART, RESOURCES, TOP, read_machine
+from dpstream.dpgen.machines.machine import MACHINE, PART, RESOURCES, TOP, read_machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.training import DEEPMD
 from dpstream.inputs.check_training import check_training

@@ -15,8 +15,15 @@ import pytest
 import yaml
 
 from dpstream.dpgen.key_table import read
-from dpstream.dpgen.machine import read_machine
-from dpstream.dpgen.pools import Labels, Pool, fleet_text, read_bundle, read_pools, walltime
+from dpstream.dpgen.machines.machine import read_machine
+from dpstream.dpgen.machines.pools import (
+    Labels,
+    Pool,
+    fleet_text,
+    read_bundle,
+    read_pools,
+    walltime,
+)
 from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet, worker_variables
 from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet

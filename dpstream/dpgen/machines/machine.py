@@ -1,6 +1,6 @@
 """Reads DP-GEN's machine file, in dpdispatcher's format or an older one.
 
-The file lists machines for the three parts of an iteration. `dpstream.dpgen.pools` turns each
+The file lists machines for the three parts of an iteration. `dpstream.dpgen.machines.pools` turns each
 machine into a pool of workers.
 """
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from dpstream.dpgen.machine import FLAGS, Machine
-from dpstream.dpgen.sbatch_options import read_options
+from dpstream.dpgen.machines.machine import FLAGS, Machine
+from dpstream.dpgen.machines.sbatch_options import read_options
 from dpstream.shared.environment import is_secret
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.runtime.child_process import PINNED

@@ -1,0 +1,1 @@
+"""DP-GEN's machine file, and the pools of workers that its machines become."""
