@@ -1,7 +1,7 @@
 """Reads DP-GEN's machine file, in dpdispatcher's format or an older one.
 
-The file lists machines for the three parts of an iteration. `dpstream.dpgen.machines.pools` turns each
-machine into a pool of workers.
+The file lists machines for the three parts of an iteration. `pools` turns each machine into a pool of
+workers.
 """
 
 from __future__ import annotations
