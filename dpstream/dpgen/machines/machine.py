@@ -1,7 +1,6 @@
 """Reads DP-GEN's machine file, in dpdispatcher's format or an older one.
 
-The file lists machines for the three parts of an iteration. `pools` turns each machine into a pool of
-workers.
+It lists machines for the three parts of an iteration; `pools` turns each into a pool of workers.
 """
 
 from __future__ import annotations
