@@ -543,11 +543,11 @@ def test_every_machine_file_through_the_commands(path: Path, tmp_path: Path, cal
         (row,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
         missing = [str(source) for source in pool.source if not pool.slurm.submit_prefix]
         problem = (
-            f"source: {missing[0]}: no such file"
+            "source: "
             if missing
             else "accepted"
             if pool.engine == "process"
-            else "sbatch: [Errno 2] No such file or directory"
+            else "sbatch: [Errno 2]"
         )
         assert problem in row
     assert status == any(pool.engine == "slurm" or pool.source for pool in found.pools.values())
