@@ -126,7 +126,7 @@ def test_a_pool_that_cannot_start_leaves_the_work_to_another(drain: Drain) -> No
     status = drain.run(lambda _: len(drain.done) == 40)
     assert drain.done == [f"{number:03d}" for number in range(40)]
     broken, good = status.pools["broken"], status.pools["good"]
-    assert broken.ended.keys() == {"2"}
+    assert broken.ended.keys() - {"CANCELLED"} == {"2"}  # what waits in a paused pool
     assert 3 <= broken.ended["2"] <= 9
     assert broken.launched <= 6
     assert set(good.ended) == {"0"}

@@ -87,13 +87,13 @@ class Deployment:
         self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
 
     def hear(self) -> Any:
-        """The next event that is no heartbeat."""
+        """The next event of a task that is no heartbeat."""
         while True:
             delivery = self.ear.next(PROMPT)
             assert delivery is not None, "no event"
             delivery.ack()
             event = decode(delivery.body)
-            if not isinstance(event, m.TaskHeartbeat):
+            if not isinstance(event, (m.TaskHeartbeat, m.WorkerStarted)):
                 return event
 
     def put(self, name: str, data: bytes) -> Ref:
