@@ -47,7 +47,7 @@ images-test: images servers codes
 
 FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
-  tests/e2e/chaos/test_fleet.py
+  tests/integration/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
 
 # Fleet engines: processes, a real Slurm, and a Kubernetes API server of the tests' own.
 fleet-test: $(STAMP) servers

@@ -133,6 +133,7 @@ def test_a_pool_that_cannot_start_leaves_the_work_to_another(drain: Drain) -> No
     assert any("failures in a row (ended with 2); paused" in each for each in drain.reasons)
 
 
+@pytest.mark.soak
 def test_no_more_workers_than_the_maximum_whatever_the_demand(drain: Drain) -> None:
     drain.write(500, cpu=drain.pool(drain.draining(0.01), max=3))
     drain.run(lambda _: len(drain.done) == 500)
