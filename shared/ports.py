@@ -137,8 +137,13 @@ class Launch:
     reason: str = ""
 
     @property
+    def started(self) -> int:
+        """Processes that the engine has started, or is about to."""
+        return self.starting + self.running
+
+    @property
     def alive(self) -> int:
-        return self.waiting + self.starting + self.running
+        return self.waiting + self.started
 
 
 class Fleet(Protocol):

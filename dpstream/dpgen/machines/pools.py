@@ -18,6 +18,7 @@ import yaml
 
 from dpstream.dpgen.machines.machine import FLAGS, Machine
 from dpstream.dpgen.machines.sbatch_options import read_options
+from dpstream.services.coordinator.fleet.pools import assigned
 from dpstream.shared.environment import is_secret
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.runtime.child_process import PINNED
@@ -46,7 +47,6 @@ MOST_BUNDLED = 100
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=")
 OWN_INPUT = {"cp2k", "qe"}
 """Codes whose worker adds the input file to the command."""
 INPUT = re.compile(r"\s+(<|-i|-in|-inp|-input)\s*\S+")
@@ -284,7 +284,7 @@ class _Conversion:
 
     def _without_secrets(self, lines: Sequence[str]) -> Iterator[str]:
         for line in lines:
-            names = [name for name in ASSIGNED.findall(line) if is_secret(name)]
+            names = [name for name in assigned(line) if is_secret(name)]
             if names:
                 self.notes.append(
                     f"prepend_script: {names[0]}: a secret; export it in a file under source"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +62,8 @@ class KubernetesFleet:
     deployment: str
     pools: Mapping[str, PoolSettings]
     logs: Path
-    _listed: dict[str, Launch] = field(default_factory=dict)
-    """Launches of the last list."""
-    _pods: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Names of their pods."""
+    _pods: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    """Names of the pods of the last list, by launch and pool."""
 
     # ------------------------------------------------------------------ what every engine does
 
@@ -174,23 +173,23 @@ class KubernetesFleet:
 
     def _launch(self, job: Object, pods: Sequence[Object]) -> Launch:
         """What Job and pods say of one launch."""
-        places = Counter(_place_of(pod) for pod in pods)
-        running = [pod for pod in pods if _place_of(pod) == "running"]
-        ended = [pod for pod in pods if _place_of(pod) == "ended"]
-        waiting = places["waiting"] + places["stuck"]
-        missing = _missing(job, pods)
-        reasons = [_waiting_reason(pod) for pod in pods]
+        at: dict[Place, list[Object]] = defaultdict(list)
+        for pod in pods:
+            at[_place_of(pod)].append(pod)
+        ended, waiting = at.pop("ended", []), len(at["waiting"]) + len(at["stuck"])
+        missing = _missing(job, list(chain.from_iterable(at.values())), ended)
+        reasons = [*map(_stuck_reason, at["stuck"]), *map(_scheduling_reason, at["waiting"])]
         if missing and not any(reasons):
             reasons = [self._creation_problem(job)]
         return Launch(
             _name(job),
             job["metadata"]["labels"].get(POOL, ""),
             waiting=waiting + missing,
-            stuck=places["stuck"],
-            starting=places["starting"],
-            running=len(running),
+            stuck=len(at["stuck"]),
+            starting=len(at["starting"]),
+            running=len(at["running"]),
             ended=Counter(_ending(pod) for pod in ended),
-            up=frozenset(pod["metadata"]["name"] for pod in running),
+            up=frozenset(pod["metadata"]["name"] for pod in at["running"]),
             gone=frozenset(pod["metadata"]["name"] for pod in ended),
             since=time_of(_name(job)),
             reason=next(filter(None, reasons), ""),
@@ -201,16 +200,18 @@ class KubernetesFleet:
     ) -> list[Launch]:
         """Adds the pods to `gone` that the last list had and that do not exist any more."""
         names = {
-            launch.name: frozenset(pod["metadata"]["name"] for pod in pods[launch.name])
+            (launch.name, launch.pool): frozenset(
+                pod["metadata"]["name"] for pod in pods[launch.name]
+            )
             for launch in launches
         }
         found = {launch.name: launch for launch in launches}
-        for name, before in self._pods.items():
-            launch = found.get(name) or Launch(name, self._listed[name].pool)
-            deleted = before - names.get(name, frozenset())
+        for (name, pool), before in self._pods.items():
+            launch = found.get(name) or Launch(name, pool)
+            deleted = before - names.get((name, pool), frozenset())
             if deleted:
                 found[name] = replace(launch, gone=launch.gone | deleted)
-        self._pods, self._listed = names, {launch.name: launch for launch in launches}
+        self._pods = names
         return list(found.values())
 
     def _creation_problem(self, job: Object) -> str:
@@ -404,16 +405,17 @@ def _container_waits(pod: Object) -> Object:
     return waits
 
 
-def _waiting_reason(pod: Object) -> str:
-    """Why a pod has not started, in the words of the scheduler or of its node."""
-    place = _place_of(pod)
-    if place == "stuck":
-        waits = _container_waits(pod)
-        return f"{waits['reason']}: {waits.get('message', '')}".removesuffix(": ")
-    if place == "waiting":
-        for condition in pod["status"].get("conditions", ()):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"{condition.get('reason', '')}: {condition.get('message', '')}"
+def _stuck_reason(pod: Object) -> str:
+    """Why a pod cannot start, in the words of its node."""
+    waits = _container_waits(pod)
+    return f"{waits['reason']}: {waits.get('message', '')}".removesuffix(": ")
+
+
+def _scheduling_reason(pod: Object) -> str:
+    """Why a pod has no node, in the words of the scheduler."""
+    for condition in pod["status"].get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
     return ""
 
 
@@ -433,14 +435,14 @@ def _ending(pod: Object) -> str:
     return str(status)
 
 
-def _missing(job: Object, pods: Sequence[Object]) -> int:
-    """Pods that the Job controller has still to create."""
+def _missing(job: Object, alive: Sequence[Object], ended: Sequence[Object]) -> int:
+    """Pods that the Job controller has still to create, beside those that exist."""
     status = job.get("status", {})
     over = {each["type"] for each in status.get("conditions", ()) if each["status"] == "True"}
     succeeded = status.get("succeeded") or any(
-        p["status"].get("phase") == "Succeeded" for p in pods
+        pod["status"].get("phase") == "Succeeded" for pod in ended
     )
     if succeeded or over & {"Complete", "Failed"} or "deletionTimestamp" in job["metadata"]:
         return 0
-    active = sum(_place_of(p) != "ended" and "deletionTimestamp" not in p["metadata"] for p in pods)
+    active = sum("deletionTimestamp" not in pod["metadata"] for pod in alive)
     return max(0, int(job["spec"].get("parallelism", 1)) - active)

@@ -47,8 +47,7 @@ class Standing:
 
     @property
     def started(self) -> int:
-        """Processes that the engine has started: running, or about to."""
-        return sum(launch.starting + launch.running for launch in self.launches)
+        return sum(launch.started for launch in self.launches)
 
     @property
     def alive(self) -> int:

@@ -175,7 +175,7 @@ class Reconciler:
 
     def _spend(self, now: float) -> None:
         started = {
-            name: sum(launch.starting + launch.running for launch in memory.launches)
+            name: sum(launch.started for launch in memory.launches)
             for name, memory in self._memory.items()
         }
         pools = self.status.pools if self.status else {}
