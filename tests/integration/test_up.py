@@ -93,13 +93,17 @@ class Site:
         os.kill(self.pid(name), signal.SIGKILL)
         wait_until(lambda: ProcessRecord.find(self.pid(name)) is None)
 
-    def processes(self) -> list[psutil.Process]:
-        """Whatever runs on this machine and has to do with the folder."""
-        return [each for each in psutil.process_iter() if self._concerns(each)]
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """Whatever runs on this machine and has to do with the folder: all, or with that word in
+        its command."""
+        return [each for each in psutil.process_iter() if self._concerns(each, word)]
 
-    def _concerns(self, process: psutil.Process) -> bool:
-        with suppress(psutil.Error):
-            return str(self.cluster) in "".join((*process.cmdline(), *process.environ().values()))
+    def _concerns(self, process: psutil.Process, word: str) -> bool:
+        with suppress(psutil.Error):  # it may have ended since it was listed
+            command = " ".join(process.cmdline())
+            return word in command and str(self.cluster) in "".join(
+                (command, *process.environ().values())
+            )
         return False
 
 
@@ -192,7 +196,7 @@ def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
     spec = write_spec(site.folder, stages=[COLD])
 
     def labelers() -> int:
-        return sum("dpstream.services.labeler" in each.cmdline() for each in site.processes())
+        return len(site.processes("dpstream.services.labeler"))
 
     words = ("up", "--fleet", "fleet.yaml", "--workers", "trainer=0,explorer=0")
     ups = how(site.call(*words, SLURM_CONF="/opt/slurm.conf"))
