@@ -106,7 +106,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
-            lists=("campaigns/", DEADLETTER_PREFIX),
+            lists=("campaigns/", "fleet/", DEADLETTER_PREFIX),
         ),
     }
 )

@@ -156,9 +156,10 @@ class Fleet(Protocol):
     def running(self) -> Sequence[Launch]:
         """Every launch of this deployment that has not ended, and those that ended recently."""
 
-    def launch(self, pool: str, count: int, name: str) -> None:
+    def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         """Launch `count` workers as one object. Has no effect if `name` exists, so that a lost
-        reply may be followed by the same call. Raises `FleetLimit` if a quota forbids it."""
+        reply may be followed by the same call. Warm workers do not leave when they are idle. Raises
+        `FleetLimit` if a quota forbids it."""
 
     def retire(self, launch: Launch, most: int) -> int:
         """Take back up to `most` processes that have not started; returns how many."""

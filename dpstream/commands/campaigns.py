@@ -48,6 +48,7 @@ from dpstream.export.folder import export as export_campaign
 from dpstream.report import write_report
 from dpstream.running.connection import is_folder
 from dpstream.running.label_here import check_imported
+from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
@@ -155,7 +156,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
     with within(root):
         store, name = named(campaign, root)
         console.print(summary(CampaignView.read(store, name).status))
-        buried = count_buried(store)
+        buried, spending = count_buried(store), spending_by_deployment(store)
+    for name, spent in spending.items():
+        console.print(f"workers of {name}: {spent.describe()}", highlight=False)
     if buried:
         console.print(
             f"{buried} messages could not be decoded; they are kept in the store under "

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dpstream.report import charts
 from dpstream.report.lanes import Clock, Share, activity, beside, length, service_shares
 from dpstream.report.plots import Plot, duration, number, percent
+from dpstream.services.coordinator.fleet.spending import Spending, spending_by_deployment
 from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.committees import Errors, Version, force_errors
@@ -81,6 +82,11 @@ class Page:
     def deadletters(self) -> int:
         """Undecodable messages, of all campaigns in the store."""
         return sum(1 for _ in self.store.list("deadletters/"))
+
+    @cached_property
+    def spending(self) -> Mapping[str, Spending]:
+        """By deployment, of all campaigns in the store."""
+        return spending_by_deployment(self.store)
 
     # --------------------------------------------------------------------------- plan and recipe
 

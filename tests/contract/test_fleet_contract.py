@@ -175,6 +175,12 @@ def test_a_worker_sees_its_settings(
     assert launch.ended == {"0": 1}, tests
 
 
+def test_a_warm_worker_does_not_leave_when_it_is_idle(pools: MakePools, make: Make) -> None:
+    fleet = make(pools("bash", "-c", 'test -z "$DPSTREAM_IDLE_EXIT"'))
+    fleet.launch("cpu", 1, NAME, warm=True)
+    assert until(fleet, lambda each: bool(each.ended)).ended == {"0": 1}
+
+
 def test_ended_workers_are_named(pools: MakePools, make: Make, engine: str, tmp_path: Path) -> None:
     """Their leases then end at once."""
     writing = f'touch "{tmp_path}/$DPSTREAM_PROCESS.name"; sleep 1'

@@ -23,6 +23,7 @@ import dpstream.commands.campaigns
 import dpstream.commands.run_local
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
+from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.labeler.recipes import make_recipe
@@ -370,10 +371,13 @@ def test_a_campaign_that_is_not_there(begun: Path, refused: Callable[..., str]) 
 
 
 def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
+    spent = Spending(pools={"cpu": Spent(hours=4.0, idle_hours=1.0)})
+    FolderStore(begun).put(spending_uri("lab"), spent.model_dump_json().encode())
     status, out, err = call("status")
     assert (status, err) == (0, "")
     assert out.startswith("small: stage cold (1 of 1)")
     assert "0 done (0 reused, 0 for the audit), 0 rejected, 2 waiting" in out
+    assert out.endswith("workers of lab: 4.00 worker-hours, 25% of them idle\n")
 
 
 def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., str]) -> None:

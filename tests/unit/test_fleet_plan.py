@@ -95,6 +95,20 @@ def test_what_waits_is_taken_back_after_the_cool_down_and_nothing_else_is() -> N
     assert one(Demand(), fresh).retirements == ()
 
 
+def test_a_measured_start_time_beyond_the_given_one_counts() -> None:
+    short = Demand(waiting=360, seconds=1.0)
+    assert wanted(one(short)) == 10
+    assert wanted(one(short, Standing(start_time=90.0))) == 2
+    assert wanted(one(short, Standing(start_time=5.0), max=99)) == 18
+
+
+def test_the_workers_of_the_minimum_stay_and_others_do_not() -> None:
+    warm = one(Demand(waiting=9, seconds=355.0), min=2)
+    assert [(each.count, each.warm) for each in warm.launches] == [(2, True)]
+    rest = one(Demand(waiting=9, seconds=355.0), standing(running=2), min=2)
+    assert [(each.count, each.warm) for each in rest.launches] == [(4, False)]
+
+
 def test_a_minimum_is_kept_without_tasks() -> None:
     found = one(Demand(), min=2)
     assert (wanted(found), launched(found)) == (2, {"p": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
+from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
@@ -49,8 +51,8 @@ class MemoryFleet:
             raise self.error
         return list(self.launches.values())
 
-    def launch(self, pool: str, count: int, name: str) -> None:
-        self.calls.append(f"launch {pool} {count}")
+    def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
+        self.calls.append(f"launch {pool} {count}" + " warm" * warm)
         if self.error is not None:
             raise self.error
         up = frozenset(f"{name}-{number}" for number in range(count))
@@ -162,7 +164,7 @@ def test_a_pool_whose_launches_are_refused_pauses_and_the_next_one_takes_over(
     reconciler = harness.start()
     launch = harness.fleet.launch
 
-    def refuse(pool: str, count: int, name: str) -> None:
+    def refuse(pool: str, count: int, name: str, *, warm: bool) -> None:
         if pool == "bad":
             raise FleetError("invalid partition specified: nowhere")
         launch(pool, count, name)
@@ -180,7 +182,7 @@ def test_a_launch_whose_reply_was_lost_keeps_its_name(harness: Harness) -> None:
     reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
     names: list[str] = []
 
-    def lose(pool: str, count: int, name: str) -> None:
+    def lose(pool: str, count: int, name: str, *, warm: bool) -> None:
         names.append(name)
         raise FleetError("timed out")
 
@@ -221,7 +223,7 @@ def test_a_quota_is_learned_and_tried_again_after_a_while(harness: Harness) -> N
     reconciler.post({QUEUE: Demand(waiting=6, seconds=60.0)})
     harness.turn(reconciler)
 
-    def refuse(pool: str, count: int, name: str) -> None:
+    def refuse(pool: str, count: int, name: str, *, warm: bool) -> None:
         harness.fleet.calls.append("refused")
         raise FleetLimit("QOSMaxSubmitJobPerUserLimit")
 
@@ -342,6 +344,38 @@ def test_workers_that_run_and_take_no_task_have_failed_to_start(harness: Harness
     assert reconciler.status.pools["near"].reason.startswith("3 failures"), "each counts once"
 
 
+def test_how_long_workers_take_to_start_is_measured(harness: Harness) -> None:
+    """Tasks of a second are then worth a worker only in hundreds."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=40, seconds=1.0)})
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+    (name,) = harness.fleet.launches
+    harness.turn(reconciler)
+    for seconds, number in ((55, 0), (45, 1)):
+        harness.turn(reconciler, seconds)
+        reconciler.processes.take_in(heartbeat(process=f"{name}-{number}"), harness.now)
+    harness.turn(reconciler)
+    reconciler.post({QUEUE: Demand(waiting=400, seconds=1.0)})
+    harness.turn(reconciler)
+    assert harness.wanted == {QUEUE: 3}  # for 155 s each: two start times of 77.5 s
+
+
+def test_warm_workers_that_a_new_coordinator_finds_have_not_failed(harness: Harness) -> None:
+    """They send nothing while they have no task."""
+    harness.write(cpu=POOL | {"min": 2})
+    first = harness.start()
+    first.post({})
+    harness.turn(first)
+    assert harness.turn(first) == []
+    assert harness.fleet.calls == ["launch cpu 2 warm"]
+    second = harness.start()
+    second.post({})
+    harness.turn(second)
+    harness.turn(second, 9000)
+    assert second.status is not None
+    assert (second.status.pools["cpu"].idle, second.status.pools["cpu"].reason) == (2, "")
+
+
 def test_workers_of_an_earlier_release_are_not_judged_by_their_silence(harness: Harness) -> None:
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
@@ -425,6 +459,11 @@ def test_cost_idle_time_and_labels_are_counted_across_restarts(harness: Harness)
     assert pool.idle_hours == pytest.approx(1.0, abs=0.05)
     assert reconciler.status.idle_share == pytest.approx(0.25, abs=0.01)
     assert reconciler.status.cost_per_label == pytest.approx(2.0 / 5, abs=0.01)
+    (spent,) = spending_by_deployment(harness.store).values()
+    assert re.fullmatch(
+        r"4\.0\d worker-hours, 25% of them idle; cost 2\.0\d, 0\.40\d per computed label",
+        spent.describe(),
+    )
     history = reconciler.status.history
     assert [each.workers for each in history][-1] == 4
     assert history[-1].tasks == 9

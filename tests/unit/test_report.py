@@ -21,6 +21,7 @@ from dpstream.report.lanes import (
 from dpstream.report.page import render
 from dpstream.report.plots import Scale, duration, linear, logarithmic, number
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.campaign import CampaignView
@@ -273,6 +274,17 @@ def test_work_lost_with_stopped_workers_is_shown(tmp_path: Path) -> None:
     )
     status = CampaignView.read(store, sample_ledger.NAME).status
     assert figures(status)["work lost"] == "300 s with stopped and lost workers; preemptions: 1"
+
+
+def test_what_the_workers_of_a_deployment_cost_is_shown(tmp_path: Path) -> None:
+    store = sample_ledger.write_sample(tmp_path)
+    assert "worker-hours" not in render(store, sample_ledger.NAME)
+    spent = Spending(pools={"cpu": Spent(hours=4.0, idle_hours=1.0, cost=2.0)}, labels=5)
+    store.put(spending_uri("lab"), spent.model_dump_json().encode())
+    assert (
+        "Workers of the deployment lab, for all its campaigns: 4.00 worker-hours, 25% of them "
+        "idle; cost 2.00, 0.4 per computed label."
+    ) in render(store, sample_ledger.NAME)
 
 
 def test_without_lost_workers_nothing_is_said_of_them(html: str, view: CampaignView) -> None:

@@ -77,9 +77,10 @@ class KubernetesFleet:
             launch for launch in self._with_deleted(launches, pods) if launch.pool in self.pools
         ]
 
-    def launch(self, pool: str, count: int, name: str) -> None:
+    def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
+        job = self.job(pool, count, name, warm=warm)
         try:
-            self._call(self._batch.create_namespaced_job, body=self.job(pool, count, name))
+            self._call(self._batch.create_namespaced_job, body=job)
         except Refused as error:
             if error.status != 409:  # else it exists
                 raise
@@ -138,7 +139,7 @@ class KubernetesFleet:
 
     # ------------------------------------------------------------------------------- the Job
 
-    def job(self, pool: str, count: int, name: str) -> dict[str, Any]:
+    def job(self, pool: str, count: int, name: str, *, warm: bool = False) -> dict[str, Any]:
         """The Job of a launch of `count` workers."""
         settings = self.pools[pool]
         template = resources.files(__package__).joinpath("worker_job.yaml").read_text("utf-8")
@@ -162,7 +163,11 @@ class KubernetesFleet:
         )
         pod = spec["template"]
         pod["metadata"]["labels"] = labels
-        _complete_pod(pod["spec"], pool, settings, {POOL: pool, DEPLOYMENT: self.deployment})
+        variables = worker_variables(pool, settings, warm=warm) | settings.envs
+        pod["spec"]["containers"][0]["env"] += [
+            {"name": key, "value": value} for key, value in variables.items()
+        ]
+        _complete_pod(pod["spec"], settings, {POOL: pool, DEPLOYMENT: self.deployment})
         spec["template"] = merged(pod, settings.kubernetes.patch)
         return job
 
@@ -310,15 +315,13 @@ def _explained(error: ApiException) -> Refused:
 # ------------------------------------------------------------------------------ the pod template
 
 
-def _complete_pod(spec: dict[str, Any], name: str, pool: PoolSettings, labels: Object) -> None:
+def _complete_pod(spec: dict[str, Any], pool: PoolSettings, labels: Object) -> None:
     """Adds what the pool says to the specification of its pods."""
     settings = pool.kubernetes
     container = spec["containers"][0]
     container["image"] = pool.image
     if pool.command:
         container["command"] = list(pool.command)
-    variables = worker_variables(name, pool) | pool.envs
-    container["env"] += [{"name": key, "value": value} for key, value in variables.items()]
     if settings.secret:
         container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
     container["resources"] = _resources(pool)

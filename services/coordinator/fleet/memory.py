@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from dpstream.services.coordinator.fleet.plan import PoolVerdict, Standing
 from dpstream.services.coordinator.fleet.pools import PoolSettings
@@ -20,6 +21,8 @@ CEILING_SECONDS = 600.0
 """How long a limit of the fleet engine is believed."""
 LAUNCHES_PER_MINUTE = 20
 """Of one pool."""
+STARTS = 20
+"""Workers whose start time is remembered."""
 GOOD = frozenset({"0", "75"})
 """Exit statuses of workers that did what they should."""
 TAKEN = frozenset({"SIGTERM", "143"}) | {
@@ -59,6 +62,12 @@ class PoolMemory:
     _times: deque[float] = field(default_factory=deque)
     _running_since: dict[str, float] = field(default_factory=dict)
     """When each running process was first listed, seconds since the epoch."""
+    _inherited: frozenset[str] | None = None
+    """Processes of the first list, whose start an earlier coordinator saw."""
+    _started: frozenset[str] = frozenset()
+    """Running processes that are up."""
+    _start_times: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS))
+    """How long the last of them took, seconds."""
     _silent: frozenset[str] = frozenset()
     """Those of them that have failed to start."""
     _stuck: int = 0
@@ -83,6 +92,9 @@ class PoolMemory:
         process."""
         running = frozenset().union(*(launch.up for launch in self.launches))
         self._running_since = {name: self._running_since.get(name, now) for name in running}
+        self._measure_starts(running, processes)
+        if pool.min and self._inherited:
+            running -= self._inherited  # a warm worker sends nothing while it is idle
         limit, nameless = pool.start_limit + pool.idle_exit, processes.nameless_at
         if nameless is not None and now - nameless < limit:
             self._silent = frozenset()
@@ -93,6 +105,14 @@ class PoolMemory:
         )
         if new := self._silent - known:
             self.fail(f"not up within {pool.start_limit:g} s", len(new), now)
+
+    def _measure_starts(self, running: frozenset[str], processes: Processes) -> None:
+        if self._inherited is None:
+            self._inherited = running
+        up = {name: at for name in running if (at := processes.up_at.get(name)) is not None}
+        for name in up.keys() - self._started - self._inherited:
+            self._start_times.append(max(0.0, up[name] - self._running_since[name]))
+        self._started = frozenset(up)
 
     def not_listed(self, why: str, now: float) -> None:
         """The engine could not be asked."""
@@ -151,6 +171,7 @@ class PoolMemory:
             blocked="the budget is used up" if used_up else paused,
             closed=used_up or bool(paused),
             silent=len(self._silent),
+            start_time=median(self._start_times) if self._start_times else 0.0,
             ceiling=self.ceiling if limited else None,
             most=self.most if limited else None,
         )

@@ -44,6 +44,8 @@ class Standing:
     """Running processes that should have been up long ago."""
     most: int | None = None
     """Largest launch that a quota is believed to allow."""
+    start_time: float = 0.0
+    """Seconds that workers took to start, 0 before the first."""
 
     @property
     def started(self) -> int:
@@ -59,6 +61,8 @@ class NewLaunch:
     pool: str
     count: int
     name: str
+    warm: bool = False
+    """Whether the workers stay when they are idle: those of the pool's `min`."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,11 @@ class _PoolTurn:
 
     def launches(self) -> Iterator[NewLaunch]:
         largest = min(self.standing.most or math.inf, LARGEST[self.pool.engine])
-        count = int(min(self.wanted - self.standing.alive, self._step(), largest))
+        alive = self.standing.alive
+        missing = max(0, min(self.pool.min, self.wanted) - alive)
+        count = int(min(missing or self.wanted - alive, self._step(), largest))
         if count > 0 and not self._is_held():
-            yield NewLaunch(self.name, count, name_of(self.name, self.now))
+            yield NewLaunch(self.name, count, name_of(self.name, self.now), warm=missing > 0)
 
     def retirements(self) -> Iterator[Retirement]:
         surplus = self.standing.alive - self.wanted
@@ -164,7 +170,8 @@ class _PoolTurn:
         """Waiting tasks that are worth a process of their own per slot."""
         if not demand.seconds:
             return 1
-        return max(1, math.ceil(self.pool.worth * self.pool.start_time / demand.seconds))
+        start_time = max(self.pool.start_time, self.standing.start_time)
+        return max(1, math.ceil(self.pool.worth * start_time / demand.seconds))
 
     def _busy_slots(self, running: dict[str, int]) -> int:
         """Slots of started processes that running tasks take. A running task never causes a launch:

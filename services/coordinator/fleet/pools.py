@@ -109,7 +109,7 @@ class PoolSettings(Section):
     gpus: int = Field(default=0, ge=0, description="GPUs of a worker")
     memory: Memory | None = Field(default=None, description="memory of a worker, e.g. 120G")
     slots: int = Field(default=1, ge=1, description="tasks that a worker process runs at once")
-    min: int = Field(default=0, ge=0, description="workers that are kept without demand")
+    min: int = Field(default=0, ge=0, description="workers that stay without demand")
     max: int = Field(ge=0, description="most workers")
     step: int = Field(
         default=4, ge=1, description="workers of the first launch; later ones double the pool"
@@ -129,7 +129,9 @@ class PoolSettings(Section):
         default=600.0, description="how long launches may wait before the next pool is used"
     )
     start_time: Seconds = Field(
-        default=15.0, description="usual time from launch to the first task"
+        default=15.0,
+        description="least time from the start of a worker to its first task; a longer one is "
+        "measured",
     )
     start_limit: Seconds = Field(
         default=600.0,
@@ -290,12 +292,12 @@ def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
     return pool.model_copy(update={"source": source})
 
 
-def worker_variables(name: str, pool: PoolSettings) -> dict[str, str]:
+def worker_variables(name: str, pool: PoolSettings, *, warm: bool) -> dict[str, str]:
     """The `DPSTREAM_*` variables that a pool's workers get from the fleet file."""
     served = ",".join(dict.fromkeys(_code(queue) for queue in pool.serves))
     values: dict[str, Any] = {
         "POOL": name,
-        "IDLE_EXIT": pool.idle_exit,
+        "IDLE_EXIT": None if warm else pool.idle_exit,
         "LIFETIME": pool.lifetime,
         "GRACE": pool.grace,
         "PASS": ",".join(_passed(pool)) or None,

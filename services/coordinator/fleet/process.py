@@ -52,11 +52,11 @@ class ProcessFleet:
                 self._children.pop(f"{self.deployment}/{launch.name}", None)
         return launches
 
-    def launch(self, pool: str, count: int, name: str) -> None:
+    def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         label = f"{self.deployment}/{name}"
         if label in self._children or any(label == each for each, *_ in self._processes()):
             return
-        script = worker_script(pool, self.pools[pool])
+        script = worker_script(pool, self.pools[pool], warm=warm)
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             for number in range(count):

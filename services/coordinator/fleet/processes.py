@@ -25,6 +25,8 @@ class Processes:
     """Replaced, never changed, so that any thread may read it."""
     up: dict[str, m.WorkerStarted | None] = field(default_factory=dict)
     """Processes that have sent a message, with what they said when they started."""
+    up_at: dict[str, float] = field(default_factory=dict)
+    """When their first message arrived, seconds since the epoch."""
     nameless_at: float | None = None
     """When a worker of an earlier release, which does not name its process, last sent a message,
     seconds since the epoch."""
@@ -36,16 +38,18 @@ class Processes:
             return
         if "process" not in message.model_fields_set:
             self.nameless_at = now
-        elif isinstance(message, m.WorkerStarted) and message.process is not None:
-            self.up[message.process] = message
         elif message.process is not None:
+            self.up_at.setdefault(message.process, now)
             self.up.setdefault(message.process, None)
+            if isinstance(message, m.WorkerStarted):
+                self.up[message.process] = message
 
     def end(self, names: Iterable[str], now: float) -> None:
         """Takes in processes that a fleet engine lists as ended; called by the reconciler."""
         self._ended_at |= dict.fromkeys(names, now)
         for name, at in list(self._ended_at.items()):
             self.up.pop(name, None)
+            self.up_at.pop(name, None)
             if now - at > REMEMBERED:
                 del self._ended_at[name]
         self.ended = frozenset(self._ended_at)

@@ -25,7 +25,7 @@ from dpstream.services.coordinator.fleet.plan import (
 )
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.processes import Processes
-from dpstream.services.coordinator.fleet.spending import Spending, Spent
+from dpstream.services.coordinator.fleet.spending import FLEET, Spending, Spent, spending_uri
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
@@ -87,7 +87,7 @@ class Reconciler:
             self._epoch += 1
         self._epoch += 1
         try:
-            self._spending = Spending.model_validate_json(self.store.get(self._uri("spent.json")))
+            self._spending = Spending.model_validate_json(self.store.get(self._spending_uri))
         except NotFound:
             self._spending = Spending()
 
@@ -188,7 +188,7 @@ class Reconciler:
             log.warning("fleet: most of the budget is used", share=round(self._share, 2))
         self._warned = self._share >= WARNING
         if self._spending.hours - self._saved_hours > SAVED_HOURS:
-            self.store.put(self._uri("spent.json"), self._spending.model_dump_json().encode())
+            self.store.put(self._spending_uri, self._spending.model_dump_json().encode())
             self._saved_hours = self._spending.hours
 
     # ------------------------------------------------------------------------ acting
@@ -265,7 +265,7 @@ class Reconciler:
             return
         name = memory.unsure or new.name
         try:
-            self._engines[new.pool].launch(new.pool, new.count, name)
+            self._engines[new.pool].launch(new.pool, new.count, name, warm=new.warm)
             memory.count_launch(new.count, now)
             log.info("fleet: launched", pool=new.pool, workers=new.count, launch=name)
         except FleetLimit as error:
@@ -283,7 +283,8 @@ class Reconciler:
         return self.store.exists(self._epoch_uri(self._epoch + 1))
 
     def _epoch_uri(self, number: int) -> str:
-        return self._uri(f"epoch/{number:06d}")
+        return f"{FLEET}{self._file.deployment}/epoch/{number:06d}"
 
-    def _uri(self, name: str) -> str:
-        return f"fleet/{self._file.deployment}/{name}"
+    @property
+    def _spending_uri(self) -> str:
+        return spending_uri(self._file.deployment)

@@ -20,9 +20,9 @@ NAMED = {
 """The name of the process, where the script alone knows it; a requeued job is another process."""
 
 
-def worker_script(name: str, pool: PoolSettings) -> str:
+def worker_script(name: str, pool: PoolSettings, *, warm: bool = False) -> str:
     """The script of one worker of pool `name`."""
-    variables = {**worker_variables(name, pool), **pool.envs}
+    variables = {**worker_variables(name, pool, warm=warm), **pool.envs}
     lines = [
         "#!/bin/bash -l",
         *(["module purge"] if pool.module_purge else []),

@@ -56,10 +56,11 @@ class SlurmFleet:
         launches = [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
         return [launch for launch in launches if launch.pool in self.pools]
 
-    def launch(self, pool: str, count: int, name: str) -> None:
+    def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         if any(launch.name == name for launch in self.running()):
             return
-        self._run(self.options(pool, count, name), worker_script(pool, self.pools[pool]))
+        script = worker_script(pool, self.pools[pool], warm=warm)
+        self._run(self.options(pool, count, name), script)
 
     def check(self, pool: str) -> None:
         settings = self.pools[pool]

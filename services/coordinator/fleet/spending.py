@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
+from dpstream.shared.errors import Refused
+from dpstream.shared.ports import Store
 
 DAY = 86400.0
+FLEET = "fleet/"
+"""Prefix of the store's objects about deployments."""
 
 
 class Spent(BaseModel):
@@ -46,6 +50,15 @@ class Spending(BaseModel):
     def cost_per_label(self) -> float | None:
         return self.cost / self.labels if self.labels and self.cost else None
 
+    def describe(self) -> str:
+        """Worker-hours, idle share and cost, in one line."""
+        words = f"{self.hours:.2f} worker-hours, {self.idle_share:.0%} of them idle"
+        if self.cost:
+            words += f"; cost {self.cost:.2f}"
+        if self.cost_per_label is not None:
+            words += f", {self.cost_per_label:.3g} per computed label"
+        return words
+
     def add(
         self,
         started: Mapping[str, int],
@@ -71,3 +84,17 @@ class Spending(BaseModel):
         hours = self.hours / budget.worker_hours if budget.worker_hours else 0.0
         cost = self.cost_today / budget.currency_per_day if budget.currency_per_day else 0.0
         return max(hours, cost)
+
+
+def spending_uri(deployment: str) -> str:
+    return f"{FLEET}{deployment}/spent.json"
+
+
+def spending_by_deployment(store: Store) -> dict[str, Spending]:
+    """Of every deployment that has started workers; empty for a user whose rights were granted by
+    an earlier release."""
+    try:
+        names = [key.split("/")[1] for key in store.list(FLEET) if key.endswith("/spent.json")]
+        return {name: Spending.model_validate_json(store.get(spending_uri(name))) for name in names}
+    except Refused:
+        return {}
