@@ -3,6 +3,9 @@ when they die, and the result that a campaign must reach whatever happens to the
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -10,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
@@ -131,6 +135,25 @@ class Cluster(Deployment):
         with closing(self.bus()) as bus:
             bus.publish([Outgoing(encode(event), topic=topic_of(event))])
         return event
+
+    def submit_file(self, spec: Path) -> None:
+        """By `dpstream submit`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dpstream", "submit", str(spec), "--wait", "0"],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def keep_running_engines(self, roles: Sequence[str], folder: Path) -> None:
+        """Real services, whose scratch folders lie in `folder`."""
+        for role in roles:
+            scratch = folder / role
+            scratch.mkdir()
+            given = {"name": role, "scratch": str(scratch), "task_heartbeat": "1"}
+            self.keep_running(role, f"dpstream.services.{role}", **given)
 
     def until(self, met: Callable[[], Any], what: str) -> Any:
         """The first true value of `met`; dead services are started again meanwhile."""

@@ -71,6 +71,10 @@ class SlurmServer:
     def environment(self) -> dict[str, str]:
         return {"SLURM_CONF": str(self.configuration)}
 
+    @property
+    def node(self) -> str:
+        return socket.gethostname().partition(".")[0]
+
     def start(self) -> None:
         for name in ("state", "spool", "munge"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -80,7 +84,7 @@ class SlurmServer:
         controller, node = free_ports(2)
         self.configuration.write_text(
             CONFIGURATION.format(
-                host=socket.gethostname().partition(".")[0],
+                host=self.node,
                 user=getpass.getuser(),
                 folder=self.folder,
                 controller=controller,
@@ -106,6 +110,13 @@ class SlurmServer:
 
     def stop_controller(self) -> None:
         self._stop("slurmctld")
+
+    def set_node_down(self) -> None:
+        """Its jobs end with NODE_FAIL."""
+        self._run("scontrol", "update", f"nodename={self.node}", "state=down", "reason=test")
+
+    def resume_node(self) -> None:
+        self._run("scontrol", "update", f"nodename={self.node}", "state=resume")
 
     def stop(self) -> None:
         with suppress(subprocess.CalledProcessError):

@@ -3,10 +3,7 @@ undisturbed process."""
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -30,12 +27,8 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     peaceful = state_of(undisturbed)
     assert peaceful.finished is not None
     cluster.start_coordinator(lease_seconds="8")
-    for role in ROLES:
-        scratch = tmp_path / role
-        scratch.mkdir()
-        given = {"name": role, "scratch": str(scratch), "task_heartbeat": "1"}
-        cluster.keep_running(role, f"dpstream.services.{role}", **given)
-    _submit(cluster, spec)
+    cluster.keep_running_engines(ROLES, tmp_path)
+    cluster.submit_file(spec)
     victims = [*("coordinator", *ROLES) * (KILLS // 4), *ROLES[: KILLS % 4]]
     chance.shuffle(victims)
     for victim in victims:
@@ -51,14 +44,3 @@ def test_services_killed_at_random_label_the_frames_of_one_undisturbed_process(
     assert state.finished.verdict == peaceful.finished.verdict
     check_counters(state)
     assert computed_twice(cluster) == []
-
-
-def _submit(cluster: Cluster, spec: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dpstream", "submit", str(spec), "--wait", "0"],
-        env={**os.environ, **cluster.environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -19,11 +19,12 @@ from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Fleet
-from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, plan
+from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, computed_twice, plan
 from tests.support.deployment import ROOT
 from tests.support.fleets import until_gone
 from tests.support.kube_namespace import IMAGE, Namespace
 from tests.support.slurm_server import SlurmServer
+from tests.support.small_campaign import finish, labelled, state_of, write_spec
 
 MOST = 3
 
@@ -138,6 +139,60 @@ def test_the_task_of_a_worker_lost_without_a_word_is_issued_again_within_seconds
     gate.touch()
     check(cluster, cluster.finish())
     until_gone(engines_of(read_fleet(path), path)["labels"])
+
+
+@pytest.mark.soak
+def test_a_methane_campaign_with_dft_labels_from_slurm_jobs(
+    cluster: Cluster, slurm_server: SlurmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is cancelled, the node is set down, and the controller is away for a minute: the frames
+    of an undisturbed campaign are labelled, none twice, and no job is left."""
+    changes = {
+        "name": NAME,
+        "initial": {"perturb": {"copies": 24, "displace": 0.1}},
+        "labels": {"code": "pyscf", "settings": {"basis": "def2-tzvp"}},
+        "max_attempts": 12,
+    }
+    calm = tmp_path / "calm"
+    finish(write_spec(calm, **changes), calm / "root")
+    peaceful = state_of(calm / "root", NAME)
+
+    cluster.environment |= slurm_server.environment
+    monkeypatch.setenv("SLURM_CONF", str(slurm_server.configuration))
+    monkeypatch.chdir(tmp_path)
+    labeler = [sys.executable, "-m", "dpstream.services.labeler"]
+    path = fleet_file(tmp_path, cluster, "slurm", serves=["label.pyscf"], command=labeler, max=2)
+    fleet = engines_of(read_fleet(path), path)["labels"]
+    cluster.start_coordinator(fleet=str(path), lease_seconds="900")
+    cluster.keep_running_engines(("trainer", "explorer"), tmp_path)
+    assert alive(fleet) == 0
+    cluster.submit_file(write_spec(tmp_path, **changes))
+
+    def labels() -> int:
+        return len(cluster.recorded(m.LabelsDone))
+
+    def one_more(before: int) -> None:
+        cluster.until(lambda: labels() > before, "a label")
+
+    cluster.until(lambda: alive(fleet) == 2, "the pool is full")
+    one_more(0)
+    subprocess.run(["scancel", _jobs()[0]], check=True)
+    one_more(labels())
+    slurm_server.set_node_down()
+    cluster.until(lambda: alive(fleet) == 0, "the jobs have failed")
+    slurm_server.resume_node()
+    one_more(labels())
+    slurm_server.stop_controller()
+    began, before = time.monotonic(), labels()
+    cluster.until(lambda: time.monotonic() - began > 60, "a minute")
+    during = labels() - before
+    slurm_server.start_controller()
+    state = cluster.finish()
+    print(f"{len(labelled(state))} labels, {during} of them while the controller was away")
+    assert during > 0
+    assert labelled(state) == labelled(peaceful)
+    assert computed_twice(cluster) == []
+    until_gone(fleet)
 
 
 def test_from_zero_to_max_and_back_on_kubernetes(
