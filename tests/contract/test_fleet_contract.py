@@ -17,7 +17,7 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet
-from tests.support.fleets import MADE, NAME, STAYING, until
+from tests.support.fleets import MADE, NAME, STAYING, end_all, until
 from tests.support.kube_namespace import KUBECONFIG, Namespace
 from tests.support.slurm_server import CPUS, SlurmServer
 
@@ -69,8 +69,7 @@ def make(
 
     yield connect
     for fleet in made:
-        for launch in fleet.running():
-            fleet.end(launch)
+        end_all(fleet)
 
 
 def test_a_launch_runs_as_many_workers_as_asked_for(pools: MakePools, make: Make) -> None:

@@ -24,11 +24,11 @@ from tests.support.small_campaign import (
     wait_until,
     write_spec,
 )
-from tests.support.soak import SOAK
 
-KILLS, ENGINES = (10, 4) if SOAK else (1, 2)
+KILLS, ENGINES = 10, 4
 
 
+@pytest.mark.soak
 def test_whatever_ends_it_the_same_command_labels_the_same_frames(
     undisturbed: Path, tmp_path: Path
 ) -> None:

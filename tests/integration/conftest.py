@@ -1,40 +1,35 @@
-"""Committees small enough to train while the tests wait, shared by the whole session."""
+"""Tiny committees, and trainers that stay warm, shared by the whole session."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpstream.shared.runtime.child_process import PINNED
+from tests.support.soak import SOAK
 
-SCRIPT = Path(__file__).parents[1] / "support" / "tiny_committees.py"
+TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS / "support" / "tiny_committees.py"
+ARCHIVE = TESTS / "data" / "committees" / "committees.tar.xz"
 
 
 @pytest.fixture(scope="session")
-def tiny_training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `tiny_training.py` filled; kept in pytest's cache (`--cache-clear` empties
-    it) under the digest of the script and the version of DeePMD-kit. Of two sessions, or workers of
-    one, that miss it at the same time one trains, and the other waits for it."""
-    recipe = SCRIPT.read_bytes() + version("deepmd-kit").encode()
-    name = f"committees-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    kept = request.config.cache.mkdir(name) / "trained"
-    with kept.with_name("lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            fresh = tmp_path_factory.mktemp("committees")
-            _train(fresh)
-            Path(shutil.copytree(fresh, kept.with_name(fresh.name))).replace(kept)
-    return kept
+def tiny_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny_committees.py` writes: unpacked, in `make soak` made anew."""
+    folder = tmp_path_factory.mktemp("tiny")
+    if SOAK:
+        _train(folder)
+        return folder
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "committees"
 
 
 def _train(folder: Path) -> None:

@@ -164,6 +164,7 @@ def make_venv(file: Dockerfile, venv: Path, wheel: Path) -> Path:
     return venv
 
 
+@pytest.mark.soak
 def test_it_explains_itself(image: Image) -> None:
     said, _ = (process := image.start("--help")).communicate(timeout=PROMPT)
     assert process.returncode == 0, said

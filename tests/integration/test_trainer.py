@@ -136,6 +136,7 @@ def curve(trainer: TrainerHarness, result: MemberTrained) -> list[int]:
     return [int(line.split()[0]) for line in lines if not line.startswith("#")]
 
 
+@pytest.mark.soak
 def test_lockstep_starts_over_and_announces_nothing(
     trainer: TrainerHarness, short: MemberTrained
 ) -> None:
@@ -154,6 +155,7 @@ def test_warm_start_begins_with_the_weights(
     assert short.train.force > 3 * warm.train.force
 
 
+@pytest.mark.soak
 def test_descriptor_that_cannot_be_compressed_stays_frozen(trainer: TrainerHarness) -> None:
     descriptor = {"resnet_dt": True}
     result = trainer.train({"input": {"model": {"descriptor": descriptor}}}, steps=5)

@@ -26,6 +26,17 @@ def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Lau
         time.sleep(0.1)
 
 
+def end_all(fleet: Fleet) -> None:
+    """Asks every worker to stop until none is left: Slurm loses the signal to a job whose script
+    has not begun."""
+    deadline = time.monotonic() + PROMPT
+    while launches := [launch for launch in fleet.running() if launch.alive]:
+        for launch in launches:
+            fleet.end(launch)
+        assert time.monotonic() < deadline, launches
+        time.sleep(0.2)
+
+
 def until_gone(fleet: Fleet) -> None:
     deadline = time.monotonic() + PROMPT
     while any(launch.alive for launch in fleet.running()):

@@ -1,7 +1,8 @@
 """Trains tiny committees for tests: `python tiny_committees.py FOLDER`, seconds instead of minutes.
 
 Labels are computed here, TensorFlow is imported once, and every member is trained and frozen in a
-fork. Writes `FOLDER/{methane,aluminium}/` (DeePMD systems) and `FOLDER/{…}-{member}/frozen.pb`.
+fork. Writes `FOLDER/{methane,aluminium,copper-gold}/` (DeePMD systems) and
+`FOLDER/{…}-{member}/frozen.pb`.
 """
 
 from __future__ import annotations

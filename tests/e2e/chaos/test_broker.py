@@ -164,6 +164,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
         node.stop()
 
 
+@pytest.mark.soak
 def test_a_label_outlasts_the_broker_s_patience(
     impatient: RabbitNode, seaweed: SeaweedServer, tmp_path: Path
 ) -> None:

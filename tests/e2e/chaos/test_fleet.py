@@ -195,6 +195,7 @@ def test_a_methane_campaign_with_dft_labels_from_slurm_jobs(
     until_gone(fleet)
 
 
+@pytest.mark.soak
 def test_from_zero_to_max_and_back_on_kubernetes(
     cluster: Cluster, kube: Namespace, tmp_path: Path
 ) -> None:

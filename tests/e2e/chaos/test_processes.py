@@ -33,6 +33,7 @@ from tests.support.soak import SOAK
 KILLS = 30 if SOAK else 4
 
 
+@pytest.mark.soak
 def test_in_peace_a_campaign_is_what_the_policy_alone_makes_of_it(cluster: Cluster) -> None:
     cluster.start_services()
     cluster.submit(plan())

@@ -72,6 +72,7 @@ def _endure(cluster: Cluster, weather: Weather, seaweed: SeaweedServer) -> None:
     assert not cluster.restarts
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_be_had(), reason="no user namespaces here to fill a disk in")
 def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start_coordinator(lease_seconds=PATIENT)
