@@ -97,7 +97,7 @@ def test_energy_differences_are_sums_with_coefficients(trainer: TrainerHarness) 
     assert told.measured(items)["energy"] == pytest.approx(told.errors["rmse_e_trn"], rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["fparam", "aparam"])
+@pytest.mark.parametrize("name", ["fparam", pytest.param("aparam", marks=pytest.mark.soak)])
 def test_parameters_tell_frames_of_the_same_atoms_apart(
     trainer: TrainerHarness, by_fparam: Apart, name: str
 ) -> None:
@@ -155,7 +155,9 @@ def begun(trainer: TrainerHarness, how: str, suffix: str, data: bytes) -> Fit:
     return fit(trainer, TRIMERS, model={}, steps=5, files=files, init=init, warm_start_lr=1e-6)
 
 
-@pytest.mark.parametrize("how", ["init-frz-model", "init-model"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("init-frz-model", marks=pytest.mark.soak), "init-model"]
+)
 def test_trainings_begin_in_the_weights_of_a_given_model(
     trainer: TrainerHarness, plain: Fit, how: str
 ) -> None:

@@ -186,6 +186,7 @@ print(path_integral(2, ".", json.loads(Path("piece.json").read_text())))
 """
 
 
+@pytest.mark.soak
 def test_no_bead_outlives_its_explorer(
     resources: ExplorerResources, done: Done, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
 # --------------------------------------------------------------------------------- repeats itself
 
 
+@pytest.mark.soak
 def test_everything_is_delivered_twice(cluster: Cluster) -> None:
     given = {"lease_seconds": PATIENT, "http_port": "0"}
     cluster.keep_running(
