@@ -429,7 +429,7 @@ class Result(TaskEvent):
 
 class Chunk(Result):
     """One of several results of a task, which ends when the `last` chunk and all earlier ones have
-    arrived."""
+    arrived. The last one has the `seconds`."""
 
     chunk: int = 0
     last: bool = True
@@ -550,7 +550,11 @@ class CandidatesSelected(Chunk):
         return f"{len(self.labels)} to train on, {len(self.audits)} for the audit"
 
 
-class LabelsDone(Result):
+class LabelsDone(Chunk):
+    """Verdicts on frames of a label task, which ends when each of its frames has one. The first
+    verdict of the task on a frame counts, whichever attempt it comes from: attempts number their
+    chunks independently."""
+
     ANSWERS = Label
     type: Literal["labels-done/1"] = "labels-done/1"
     accepted: tuple[Accepted, ...] = ()
@@ -558,7 +562,8 @@ class LabelsDone(Result):
 
     def describe(self) -> str:
         rejected = "".join(f"; {r.key[:8]} rejected by {r.rule}: {r.detail}" for r in self.rejected)
-        return f"{len(self.accepted)} accepted in {self.seconds:.3g} s{rejected}"
+        seconds = f" in {self.seconds:.3g} s" if self.last else ""
+        return f"{len(self.accepted)} accepted{seconds}{rejected}"
 
 
 class ReferenceDone(Result):

@@ -47,7 +47,8 @@ def _label_all(site: Site, campaign: str, role: str) -> list[Report]:
 
 def _idle(site: Site, campaign: str) -> Sequence[float]:
     """Times from the end of one handler to the start of the next, s."""
-    done = sorted(site.events(campaign, LabelsDone), key=lambda event: event.time)[WARM_UP:]
+    ended = (event for event in site.events(campaign, LabelsDone) if event.last)
+    done = sorted(ended, key=lambda event: event.time)[WARM_UP:]
     return [after.time - after.seconds - before.time for before, after in pairwise(done)]
 
 

@@ -135,7 +135,8 @@ class OpenCampaign:
 
 
 def _is_reused(result: m.Result) -> bool:
-    """Whether a result cost no computation: the time of such a task is not usual."""
+    """Whether a result cost no computation: the time of such a task is not usual. Of several
+    chunks, the last one decides."""
     return (
         isinstance(result, m.LabelsDone)
         and all(accepted.reused for accepted in result.accepted)

@@ -57,7 +57,7 @@ class Task:
     """One piece of work. *lost*: its attempt failed or lapsed, the next is not issued yet."""
 
     command: AnyCommand
-    """Of the newest attempt."""
+    """Of the newest attempt, without the work whose results have arrived since."""
     status: TaskStatus = "open"
     lapses: int = 0
     """Attempts that count against the task."""
@@ -71,6 +71,11 @@ class Task:
     @property
     def is_live(self) -> bool:
         return self.status in ("open", "running", "lost")
+
+    @property
+    def label_frames(self) -> tuple[FrameRef, ...]:
+        """The frames that a label task has no verdict on."""
+        return self.command.frames if isinstance(self.command, m.Label) else ()
 
 
 # ----------------------------------------------------------------------------------------- labels

@@ -6,7 +6,7 @@ that cannot be labelled becomes a rejection with a reason, never an exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +29,10 @@ from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.values import Accepted, Rejected
+
+CHUNK_SECONDS = 1.0
+"""Work after which a library's verdicts are published: a fast one does not send a message per
+frame."""
 
 
 def _labeler(
@@ -53,15 +57,34 @@ def _labeler(
 
 
 def label(resources: LabelerResources, command: Label, context: Context) -> LabelsDone:
-    """Label every frame of the command or reject it with a reason. Labels of an earlier attempt are
-    reused. Raises Permanent if this worker's recipe differs from the campaign's."""
+    """Label every frame of the command or reject it with a reason. Publishes all verdicts but those
+    of the last chunk, which is returned. Labels of an earlier attempt are reused. Raises Permanent
+    if this worker's recipe differs from the campaign's."""
     labeler = _labeler(resources, command, context)
     verdicts: list[Accepted | Rejected] = []
+    chunk = 0
     for number, ref in enumerate(command.frames):
+        if verdicts and _is_due(labeler, context):
+            context.publish(_labels_done(context, verdicts, chunk, last=False))
+            verdicts, chunk = [], chunk + 1
         context.progress(f"frame {number + 1} of {len(command.frames)}")
         verdicts.append(labeler.label(ref))
+    return _labels_done(context, verdicts, chunk, last=True)
+
+
+def _is_due(labeler: FrameLabeler, context: Context) -> bool:
+    """Whether the verdicts so far are published before the next frame, on which a program may work
+    for hours."""
+    return isinstance(labeler.code, FileCode) or context.unsaved >= CHUNK_SECONDS
+
+
+def _labels_done(
+    context: Context, verdicts: Sequence[Accepted | Rejected], chunk: int, last: bool
+) -> LabelsDone:
     return LabelsDone(
         **context.envelope(),
+        chunk=chunk,
+        last=last,
         accepted=tuple(v for v in verdicts if isinstance(v, Accepted)),
         rejected=tuple(v for v in verdicts if isinstance(v, Rejected)),
     )

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from dpstream.services.labeler import recipes
+from dpstream.services.labeler import handlers, recipes
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import Ase
@@ -37,7 +37,7 @@ from dpstream.shared.atoms.frames import (
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
-from dpstream.shared.messages import Label, LabelsDone, Reference
+from dpstream.shared.messages import Label, LabelsDone, Message, Reference
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
@@ -113,15 +113,35 @@ class Lab:
         return Context(self.store, InProcessBus(), command, scratch, "worker-1", threading.Event())
 
     def label(self, labels: dict[str, Any], refs: tuple[FrameRef, ...]) -> LabelsDone:
-        command = Label(**self.envelope(make_spec(labels)), frames=refs)
-        done = label(self.resources, command, self.context(command))
-        encode(done)
-        return done
+        return whole(self.chunks(Label(**self.envelope(make_spec(labels)), frames=refs)))
+
+    def chunks(
+        self, command: Label, on_published: Callable[[LabelsDone], None] = lambda chunk: None
+    ) -> list[LabelsDone]:
+        """All results of a task."""
+        context, found = self.context(command), list[LabelsDone]()
+
+        def publish(event: Message) -> None:
+            assert isinstance(event, LabelsDone)
+            encode(event)
+            found.append(event)
+            on_published(event)
+
+        context.publish = publish  # type: ignore[method-assign]
+        publish(label(self.resources, command, context))
+        return found
 
     def rules(self, labels: dict[str, Any], frames: list[Frame]) -> list[str]:
         done = self.label(labels, self.refs(frames))
         assert len(done.accepted) + len(done.rejected) == len(frames)
         return [verdict.rule for verdict in done.rejected]
+
+
+def whole(chunks: Sequence[LabelsDone]) -> LabelsDone:
+    """All chunks as one: how many there are depends on how long frames take."""
+    accepted = tuple(each for chunk in chunks for each in chunk.accepted)
+    rejected = tuple(each for chunk in chunks for each in chunk.rejected)
+    return chunks[-1].model_copy(update={"accepted": accepted, "rejected": rejected})
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +219,7 @@ def test_dimers_are_close_on_purpose(lab: Lab) -> None:
     frames = dimer_frames(spec.initial.dimers, spec.type_map)["H-H"]
     close = canonical(Frame(("H", "H"), np.array([[0.0, 0, 0], [0.3, 0, 0]]))).frame
     command = Label(**lab.envelope(spec), frames=lab.refs([*frames, close]))
-    done = label(lab.resources, command, lab.context(command))
+    done = whole(lab.chunks(command))
     assert [accepted.key for accepted in done.accepted] == [frame_key(frames[1])]
     assert 50 < done.accepted[0].max_force < 400
     assert [(r.key, r.rule) for r in done.rejected] == [
@@ -414,6 +434,20 @@ def test_a_stopped_task_ends_between_frames_and_keeps_its_labels(lab: Lab) -> No
     assert [a.reused for a in done.accepted] == [True, True, False]
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_labels_of_a_slow_library_are_published_frame_by_frame(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(handlers, "CHUNK_SECONDS", 0.0 if slow else 60.0)
+    frames, stored = methanes(3), list[int]()
+    command = Label(**lab.envelope(make_spec({})), frames=lab.refs(frames))
+    found = lab.chunks(command, lambda chunk: stored.append(len(list(lab.store.list("labels/")))))
+    facts = [(each.chunk, each.last, len(each.accepted)) for each in found]
+    assert facts == ([(0, False, 1), (1, False, 1), (2, True, 1)] if slow else [(0, True, 3)])
+    assert stored == ([1, 2, 3] if slow else [3]), "published before the next frame is computed"
+    assert [each.key for each in whole(found).accepted] == [frame_key(frame) for frame in frames]
+
+
 def reference_command(lab: Lab, labels: dict[str, Any], **changes: Any) -> Reference:
     plan = {
         "system": "s",
@@ -526,6 +560,15 @@ def test_a_program_passes_the_same_contract(lab: Lab) -> None:
     assert one.virial is not None
     assert other.virial is not None
     np.testing.assert_allclose(one.virial, other.virial, atol=1e-9)
+
+
+@pytest.mark.usefixtures("program")
+def test_the_labels_of_a_program_are_published_frame_by_frame(lab: Lab) -> None:
+    frames = [canonical(from_ase(bulk("Cu", a=a, cubic=True))).frame for a in (3.5, 3.6)]
+    lab.label({"code": "pair"}, lab.refs(frames[:1]))  # a label that is found takes no time
+    found = lab.chunks(Label(**lab.envelope(make_spec({"code": "pair"})), frames=lab.refs(frames)))
+    assert [(each.chunk, each.last) for each in found] == [(0, False), (1, True)]
+    assert [each.accepted[0].reused for each in found] == [True, False]
 
 
 @pytest.mark.usefixtures("program")

@@ -22,24 +22,11 @@ from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.spec import LabelSettings, Spec
+from tests.support.labeling_programs import CUSTOM
 
 SCRIPT = Path(__file__).parents[1] / "support" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
 WATER = canonical(from_ase(molecule("H2O"))).frame
-CUSTOM: dict[str, Any] = {
-    "code": "custom",
-    "version": "1",
-    "max_force": 100,
-    "settings": {
-        "program": "xtb-script",
-        "method": "GFN2-xTB",
-        "semi_empirical": True,
-        "input": {"format": "ase:extxyz", "file": "in/frame.xyz"},
-        "output": {"format": "ase:extxyz", "file": "label.xyz"},
-        "end_marker": "done",
-        "converged": "converged",
-    },
-}
 
 
 def labelled(labels: dict[str, Any], frames: Iterable[Frame]) -> list[FrameLabel | str]:

@@ -13,7 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,8 +31,9 @@ from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
-from dpstream.shared.spec import Spec
+from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import FrameRef, Ref
+from tests.support.labeling_programs import CUSTOM
 
 ROOT = Path(__file__).parents[2]
 PROMPT = 60.0
@@ -122,6 +123,23 @@ class Deployment:
 
     def label(self, task: str) -> m.Label:
         return m.Label(**self.envelope(task), frames=(self.frame(),))
+
+    def bundle(self, task: str, labels: dict[str, Any]) -> m.Label:
+        """Two frames of methane."""
+        spec = SPEC.model_copy(update={"labels": LabelSettings.model_validate(labels)})
+        frames = [canonical(from_ase(molecule("CH4"))).frame]
+        frames.append(replace(frames[0], positions=frames[0].positions * 1.01))
+        batch = self.put("bundle.npz", Batch.of(frames).dumps())
+        refs = [
+            FrameRef(batch=batch, index=index, key=frame_key(frame))
+            for index, frame in enumerate(frames)
+        ]
+        given = self.envelope(task) | {
+            "spec": self.put("bundle.json", spec.model_dump_json().encode()),
+            "capability": spec.labels.capability,
+            "recipe": make_recipe(spec.labels).digest,
+        }
+        return m.Label(**given, frames=tuple(refs))
 
     def endless(self, task: str) -> m.Reference:
         """Dynamics that takes days before it keeps its first frame."""
@@ -234,6 +252,38 @@ def test_a_labeler_labels_is_watched_and_goes(deployment: Deployment, port: str)
     for name in ("DPSTREAM_STORE_SECRET_KEY", "DPSTREAM_BROKER"):
         assert deployment.environment[name] not in said
     assert urlsplit(deployment.environment["DPSTREAM_BROKER"]).password not in said
+
+
+def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """The second run of the program does not end."""
+    script = tmp_path / "program.sh"
+    script.write_text(
+        f"if ! mkdir {tmp_path}/first && mkdir {tmp_path}/second; then exec sleep 60; fi\n"
+        f"exec {sys.executable} {ROOT}/tests/support/tblite_program.py 0 1\n"
+    )
+    programs = {"labeler_codes": "custom", "labeler_commands": f"xtb-script=sh {script}"}
+    command = deployment.bundle("t1", CUSTOM)
+    first, second = command.frames
+    killed = deployment.start("labeler", **programs)
+    deployment.send(command)
+    claimed, done = deployment.hear(), deployment.hear()
+    assert isinstance(claimed, m.TaskClaimed)
+    assert isinstance(done, m.LabelsDone), done
+    assert (done.chunk, done.last) == (0, False)
+    assert [accepted.key for accepted in done.accepted] == [first.key]
+    assert deployment.store.exists(done.accepted[0].label.uri)
+    until((tmp_path / "second").exists, killed)
+    killed.kill()
+    killed.wait()
+    deployment.start("labeler", **programs)
+    deployment.send(command.model_copy(update={"attempt": 2, "frames": (second,)}))
+    assert isinstance(deployment.hear(), m.TaskClaimed)
+    done = deployment.hear()
+    assert isinstance(done, m.LabelsDone), done
+    assert (done.chunk, done.last) == (0, True)
+    assert [accepted.key for accepted in done.accepted] == [second.key]
 
 
 def test_sigterm_gives_the_task_back(deployment: Deployment) -> None:

@@ -4,7 +4,7 @@ can drive the policy to the end of a campaign under any order of deliveries."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpstream.shared import messages as m
@@ -289,8 +289,22 @@ class CampaignSimulator:
         )
 
     def _label(self, command: m.Label) -> list[m.Message]:
+        """A chunk has as many frames as the number of the attempt: attempts divide them
+        differently."""
+        frames, size = command.frames, command.attempt
+        starts = range(0, len(frames), size)
+        return [
+            self._labels_done(
+                command, number, frames[first : first + size], number == len(starts) - 1
+            )
+            for number, first in enumerate(starts)
+        ]
+
+    def _labels_done(
+        self, command: m.Label, number: int, frames: Sequence[FrameRef], last: bool
+    ) -> m.Message:
         accepted, rejected = [], []
-        for frame in command.frames:
+        for frame in frames:
             self.labelled.append(frame.key)
             if self.reject(frame.key):
                 rejected.append(Rejected(key=frame.key, rule="not-converged", detail="no"))
@@ -304,11 +318,13 @@ class CampaignSimulator:
                         seconds=self.label_seconds,
                     )
                 )
-        return [
-            m.LabelsDone(
-                **self.envelope(command), accepted=tuple(accepted), rejected=tuple(rejected)
-            )
-        ]
+        return m.LabelsDone(
+            **self.envelope(command, number),
+            chunk=number,
+            last=last,
+            accepted=tuple(accepted),
+            rejected=tuple(rejected),
+        )
 
     def _reference(self, command: m.Reference) -> list[m.Message]:
         return [

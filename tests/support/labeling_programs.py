@@ -23,6 +23,22 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
 
+CUSTOM: dict[str, Any] = {
+    "code": "custom",
+    "version": "1",
+    "max_force": 100,
+    "settings": {
+        "program": "xtb-script",
+        "method": "GFN2-xTB",
+        "semi_empirical": True,
+        "input": {"format": "ase:extxyz", "file": "in/frame.xyz"},
+        "output": {"format": "ase:extxyz", "file": "label.xyz"},
+        "end_marker": "done",
+        "converged": "converged",
+    },
+}
+"""Labels by `tblite_program.py`."""
+
 
 def require(code: str) -> None:
     """Skip the test where `code` is not installed."""

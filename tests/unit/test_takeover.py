@@ -169,8 +169,7 @@ def test_a_dead_letter_that_was_cut_off_half_way_is_taken_up_again(
 
 def test_dead_letters_that_are_events_count_like_any_delivery(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness)
-    claimed, done = harness.world.answer(command)
-    bury(harness, encode(claimed), encode(done))
+    bury(harness, *map(encode, harness.world.answer(command)))
     read_deadletters(harness)
     assert status(open_campaign, command) == "done"
 

@@ -6,7 +6,7 @@ keeps the counters and tables that depend on them up to date.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dpstream.services.coordinator.apply.tasks import current_task, live_task, settle
 from dpstream.services.coordinator.records import replace
@@ -19,7 +19,7 @@ from dpstream.services.coordinator.state import (
     timeless,
 )
 from dpstream.shared import messages as m
-from dpstream.shared.values import FrameRef, Ref
+from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected
 
 LONGEST_LABEL = 1e7
 """Seconds; a longer time of a label is an error of its worker and does not count."""
@@ -50,39 +50,54 @@ def label_issued(state: State, command: m.Label) -> State:
 
 
 def labels_done(state: State, event: m.LabelsDone) -> State:
-    """Applies the first result of a task, if it covers the task's frames. Labels are accepted even
-    if the task was abandoned or revoked in the meantime; rejections of a revoked task are ignored,
-    because another task may have its frames."""
+    """Applies the verdicts on frames that the task has none for, and ends the task with the last of
+    them. Labels are accepted even if the task was abandoned or revoked in the meantime; rejections
+    of a revoked task are ignored, because another task may have its frames."""
     task = state.tasks.get(event.task)
-    if task is None or task.status == "done" or not _covers(event, task):
+    if task is None or task.status == "done":
         return state
-    cancelled = task.status == "cancelled"
-    state = settle(state, task)
-    for accepted in event.accepted:
-        state = _accept(state, accepted.key, accepted.label)
-    for rejection in () if cancelled else event.rejected:
-        state = reject_frame(state, rejection.key)
-    return replace(state, labels=_counted(state.labels, event))
+    verdicts = _new_verdicts(task, event)
+    if not verdicts and task.label_frames:
+        return state
+    state = _without(state, task, verdicts.keys())
+    for key, verdict in verdicts.items():
+        if isinstance(verdict, Accepted):
+            state = _accept(state, key, verdict.label)
+        elif task.status != "cancelled":
+            state = reject_frame(state, key)
+    return replace(state, labels=_counted(state.labels, verdicts.values()))
 
 
-def _counted(labels: LabelState, event: m.LabelsDone) -> LabelState:
-    """With the reused labels of a result, and the time that the others took."""
-    times = [accepted.seconds for accepted in event.accepted if not accepted.reused]
-    times += [rejected.seconds for rejected in event.rejected if rejected.seconds > 0]
-    times = [each for each in times if 0 <= each < LONGEST_LABEL]
+def _new_verdicts(task: Task, event: m.LabelsDone) -> dict[str, Accepted | Rejected]:
+    """The verdicts on frames that the task still has, by key."""
+    owed = {ref.key for ref in task.label_frames}
+    verdicts: tuple[Accepted | Rejected, ...] = (*event.rejected, *event.accepted)
+    return {verdict.key: verdict for verdict in verdicts if verdict.key in owed}
+
+
+def _without(state: State, task: Task, keys: Collection[str]) -> State:
+    """Takes frames out of a task, so that another attempt does not have them; the task ends with
+    its last frame."""
+    left = tuple(ref for ref in task.label_frames if ref.key not in keys)
+    task = replace(task, command=task.command.model_copy(update={"frames": left}))
+    return state.with_task(task) if left else settle(state, task)
+
+
+def _counted(labels: LabelState, verdicts: Collection[Accepted | Rejected]) -> LabelState:
+    """With the reused labels among the verdicts, and the time that the others took."""
+    reused = sum(isinstance(each, Accepted) and each.reused for each in verdicts)
+    times = [each.seconds for each in verdicts if _took_time(each)]
     return replace(
         labels,
-        reused=labels.reused + sum(accepted.reused for accepted in event.accepted),
+        reused=labels.reused + reused,
         computed=labels.computed + len(times),
         microseconds=labels.microseconds + sum(round(1e6 * each) for each in times),
     )
 
 
-def _covers(event: m.LabelsDone, task: Task) -> bool:
-    """Whether the result names every frame of the task exactly once."""
-    assert isinstance(task.command, m.Label)
-    accepted, rejected = (a.key for a in event.accepted), (r.key for r in event.rejected)
-    return sorted((*accepted, *rejected)) == sorted(ref.key for ref in task.command.frames)
+def _took_time(verdict: Accepted | Rejected) -> bool:
+    new = not verdict.reused if isinstance(verdict, Accepted) else verdict.seconds > 0
+    return new and 0 <= verdict.seconds < LONGEST_LABEL
 
 
 def _accept(state: State, key: str, label: Ref) -> State:
@@ -117,7 +132,7 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
     if task is None:
         return state
     state = settle(state, task, "cancelled")
-    for ref in task.command.frames if isinstance(task.command, m.Label) else ():
+    for ref in task.label_frames:
         state = _revoke(state, ref)
     return state
 

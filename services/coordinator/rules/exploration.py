@@ -27,7 +27,7 @@ from dpstream.services.coordinator.rules.trust import (
     stage_of,
     trust_of,
 )
-from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import (
@@ -94,12 +94,8 @@ def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:
     """Training frames of label tasks that have not started."""
     if state.spec.mode == "lockstep":
         return ()
-    refs = (ref for task in tasks_of(state, m.Label, "open") for ref in label_frames(task))
+    refs = (ref for task in tasks_of(state, m.Label, "open") for ref in task.label_frames)
     return tuple(ref for ref in refs if state.labels.frames[ref.key].purpose == "train")
-
-
-def label_frames(task: Task) -> tuple[FrameRef, ...]:
-    return task.command.frames if isinstance(task.command, m.Label) else ()
 
 
 def revoke_accurate(decisions: Decisions) -> None:
@@ -108,7 +104,7 @@ def revoke_accurate(decisions: Decisions) -> None:
     assert isinstance(event, m.FramesJudged)
     accurate = set(event.accurate)
     for task in tasks_of(decisions.state, m.Label, "open") if accurate else []:
-        if accurate & {ref.key for ref in label_frames(task)}:
+        if accurate & {ref.key for ref in task.label_frames}:
             cancel(decisions, task, f"accurate under committee {event.version}")
 
 

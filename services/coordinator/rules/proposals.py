@@ -14,7 +14,14 @@ from typing import Any
 
 from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.rules.trust import current_trust
-from dpstream.services.coordinator.state import Offer, Proposal, State, proposal_id, written_out
+from dpstream.services.coordinator.state import (
+    FrameStatus,
+    Offer,
+    Proposal,
+    State,
+    proposal_id,
+    written_out,
+)
 from dpstream.shared import messages as m
 from dpstream.shared.values import LONGEST_REASON, FrameVerdict, Screened, campaign_uri
 
@@ -179,20 +186,25 @@ def _labels(decisions: Decisions, event: m.LabelsDone) -> None:
 
 
 def _label_verdicts(state: State, event: m.LabelsDone) -> Iterator[OfferVerdict]:
+    """The verdicts of the event that count."""
     for accepted in event.accepted:
-        if accepted.key in state.proposals.offers:
+        if _is_offer(state, accepted.key, "labelled"):
             yield _offer_verdict(state, accepted.key, "labelled", energy=accepted.energy)
     for rejected in event.rejected:
-        known = state.labels.frames[rejected.key]
-        if rejected.key in state.proposals.offers and known.status == "rejected":
+        if _is_offer(state, rejected.key, "rejected"):
             why = f"{rejected.rule}: {rejected.detail}"
             yield _offer_verdict(state, rejected.key, "rejected", why)
 
 
+def _is_offer(state: State, key: str, status: FrameStatus) -> bool:
+    """Whether the frame is offered and has this status."""
+    frame = state.labels.frames.get(key)
+    return key in state.proposals.offers and frame is not None and frame.status == status
+
+
 def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
-    command = decisions.state.tasks[event.task].command
-    keys = [ref.key for ref in command.frames] if isinstance(command, m.Label) else []
     state = decisions.state
+    keys = [ref.key for ref in state.tasks[event.task].label_frames]
     idle = [k for k in keys if k in state.proposals.offers and _is_idle(state, k)]
     if state.finished is not None:
         _report_all(decisions, idle, "dropped", "the campaign has ended")

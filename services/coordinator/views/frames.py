@@ -1,8 +1,8 @@
 """The history of every frame whose label was requested: chosen, labelled, trained on.
 
 Built from the ledger, which also holds what did not count: messages delivered twice and late
-results. As in the coordinator, the first answer stands. `why` puts one history into words, the
-report counts them, and the export takes its data sets from them.
+results. As in the coordinator, the first verdict of a task on a frame stands. `why` puts one
+history into words, the report counts them, and the export takes its data sets from them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class FrameHistory:
     def is_for_training(self) -> bool:
         """Whether models learn from its label; the others measure them."""
         return self.purpose not in NEVER_LEARNED
+
+    def awaits(self, task: str) -> bool:
+        """Whether the verdict of that task on the frame would be its first."""
+        answered = self.answered is not None and self.answered.task == task
+        return not answered and any(command.task == task for command in self.tasks)
 
     @property
     def accepted(self) -> Accepted | None:
@@ -119,7 +124,7 @@ class History(Projection):
         verdicts: list[Accepted | Rejected] = [*event.accepted, *event.rejected]
         for verdict in verdicts:
             life = self.lives.get(verdict.key)
-            if life is None or life.accepted is not None:
+            if life is None or life.accepted is not None or not life.awaits(event.task):
                 continue
             if life.verdict is None or isinstance(verdict, Accepted):
                 life.verdict, life.answered = verdict, event
