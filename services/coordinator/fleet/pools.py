@@ -292,7 +292,7 @@ def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
     return pool.model_copy(update={"source": source})
 
 
-def worker_variables(name: str, pool: PoolSettings, *, warm: bool) -> dict[str, str]:
+def worker_variables(name: str, pool: PoolSettings, *, warm: bool = False) -> dict[str, str]:
     """The `DPSTREAM_*` variables that a pool's workers get from the fleet file."""
     served = ",".join(dict.fromkeys(_code(queue) for queue in pool.serves))
     values: dict[str, Any] = {
