@@ -24,7 +24,7 @@ from tests.support.deployment import ROOT
 from tests.support.fleets import until_gone
 from tests.support.kube_namespace import IMAGE, Namespace
 from tests.support.slurm_server import SlurmServer
-from tests.support.small_campaign import finish, labelled, state_of, write_spec
+from tests.support.small_campaign import COLD, finish, labelled, state_of, write_spec
 
 MOST = 3
 
@@ -150,7 +150,9 @@ def test_a_methane_campaign_with_dft_labels_from_slurm_jobs(
     changes = {
         "name": NAME,
         "initial": {"perturb": {"copies": 24, "displace": 0.1}},
-        "labels": {"code": "pyscf", "settings": {"basis": "def2-tzvp"}},
+        "labels": {"code": "pyscf"},
+        "stages": [COLD],
+        "verification": {"nve_ps": 0.0},
         "max_attempts": 12,
     }
     calm = tmp_path / "calm"
