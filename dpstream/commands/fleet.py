@@ -45,10 +45,12 @@ pools:
   trainers:
     engine: process              # processes on the coordinator's machine
     serves: [train]              # queues of one service: train; explore, judge; label.CODE
+    source: [trainer.env]        # exports DPSTREAM_BROKER, DPSTREAM_STORE, keys
     max: 2
   explorers:
     engine: process
     serves: [explore, judge]
+    source: [explorer.env]
     max: 2
   campus:
     engine: slurm
@@ -57,7 +59,7 @@ pools:
     memory: 120G
     max: 40
     lifetime: 23h                # below the walltime
-    source: [/home/me/labeler.env]   # exports DPSTREAM_BROKER, DPSTREAM_STORE, keys
+    source: [/home/me/labeler.env]
     modules: [cp2k/2024.1]
     slurm: {partition: large, time_limit: "24:00:00"}   # submit_prefix: [ssh, login1]
 """
@@ -80,9 +82,9 @@ def schema() -> None:
 
 @fleet.command()
 def check(file: File = HERE) -> None:
-    """Check the fleet file and ask the engines whether they accept it. Starts nothing.
+    """Check the fleet file, and whether its engines would accept a worker. Starts nothing.
 
-    Prints the pools, the most workers and their cost, and the queues that no pool serves.
+    Prints the pools, the largest number of workers, its cost, and the queues without a pool.
 
     Exit status: 0 everything is accepted, 1 an engine refuses a pool, 2 the file is invalid.
     """
@@ -134,9 +136,9 @@ def stop(
         bool, typer.Option("--now", help="Also stop running workers, which release their tasks.")
     ] = False,
 ) -> None:
-    """Take back the workers that wait; with --now stop the others, too.
+    """Cancel the workers that wait; with --now stop the others, too.
 
-    Works without a coordinator. A running coordinator launches them again if there are tasks: stop
+    Works without a coordinator. A running coordinator launches new ones if there are tasks: stop
     it first, or set the pool's max to 0 in its fleet file.
     """
     found = read_fleet(file)
@@ -145,7 +147,7 @@ def stop(
         if launch.pool in names and launch.alive:
             if now:
                 engine.end(launch)
-                say(console, f"{launch.pool} {launch.name}: {launch.alive} asked to stop")
+                say(console, f"{launch.pool} {launch.name}: {launch.alive} stopping")
             else:
                 taken = engine.retire(launch, launch.waiting)
                 say(console, f"{launch.pool} {launch.name}: {taken} taken back")

@@ -39,9 +39,9 @@ def up(
         str,
         typer.Option(
             metavar="LIST",
-            help="Workers of each service; default: those of the last call, at first "
+            help="Workers of each service; default: as in the last call, and in the first "
             + ",".join(f"{service}={count}" for service, count in WORKERS.items())
-            + "; with --fleet none of those that its pools run.",
+            + ". With --fleet the default is 0 for services that have a pool.",
         ),
     ] = "",
     fleet: Annotated[

@@ -100,6 +100,8 @@ def _where(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         problem = getattr(error, "problem", None) or "syntax error"
+        if r"'\t'" in problem:
+            problem = "a tab; indent with spaces"
         return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
     return " ".join(str(error).split())
 
@@ -152,15 +154,26 @@ def first_of(error: ValidationError) -> str:
 
 
 def _suggestion(location: Sequence[Any], root: type[BaseModel]) -> str:
+    """The key that is probably meant, also one of a section below, or the allowed keys."""
     allowed = _keys_at(location[:-1], root)
-    hint = did_you_mean(str(location[-1]), allowed)
-    return hint or "; allowed: " + ", ".join(sorted(allowed))
+    deeper = {
+        key: f"{section}.{key}"
+        for section in allowed
+        for key in _keys_at([*location[:-1], section], root)
+        if key not in allowed
+    }
+    for known, cutoff in ((allowed, 0.8), ([*allowed, *deeper], 0.6)):
+        for close in difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=cutoff):
+            return f"; did you mean {deeper.get(close, close)!r}?"
+    return "; allowed: " + ", ".join(sorted(allowed))
 
 
 def message_of(problem: ErrorDetails) -> str:
     """Pydantic's message in the terms of a spec."""
     if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME:
         return NAMES
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+        return "must be a string; put it in quotes"
     if problem["type"] == "path_not_file":
         return "no such file"
     if problem["type"] == "too_short":

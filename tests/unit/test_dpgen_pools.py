@@ -240,9 +240,9 @@ def test_only_labelers_have_several_nodes(tmp_path: Path) -> None:
     found = pools(train=part(number_node=2), fp=part(number_node=2))
     assert [ours(pool, tmp_path)[0]["--nodes"] for pool in found] == ["1", "2"]
     assert found[0].notes == ("2 nodes: a trainer uses one",)
-    with pytest.raises(ValueError, match=r"slurm.nodes: a worker of the trainer uses one node"):
+    with pytest.raises(ValueError, match=r"slurm.nodes: a trainer uses one node"):
         PoolSettings(engine="slurm", serves=("train",), max=1, slurm={"nodes": 2})
-    threads = worker_variables("labelers", settings_of(found[1]))["DPSTREAM_THREADS"]
+    threads = worker_variables("labelers", settings_of(found[1]), warm=False)["DPSTREAM_THREADS"]
     assert threads == "8", "{cores} of the labeler's command are all ranks"
 
 
@@ -315,14 +315,16 @@ def test_secrets_are_left_out_and_named() -> None:
         "envs: OMP_NUM_THREADS: the worker sets it, to 1 under mpirun and srun",
         "prepend_script: API_TOKEN: a secret",
     ]
-    with pytest.raises(ValueError, match="prepend: API_TOKEN: secrets do not belong"):
+    with pytest.raises(
+        ValueError, match="prepend: API_TOKEN: a secret; it belongs in a file under source"
+    ):
         PoolSettings(engine="slurm", serves=("train",), max=1, prepend=("export API_TOKEN=x",))
 
 
 def test_programs_see_the_variables_of_their_pool() -> None:
     """DP-GEN's programs had the whole environment of the job."""
     pool = labelers(envs={"VASP_HOME": "/opt"}, prepend_script=["export CP2K_DATA_DIR=/data"])
-    passed = worker_variables("labelers", settings_of(pool))["DPSTREAM_PASS"].split(",")
+    passed = worker_variables("labelers", settings_of(pool), warm=False)["DPSTREAM_PASS"].split(",")
     assert {"VASP_HOME", "CP2K_DATA_DIR", "SLURM_*"} <= set(passed)
     assert not any(name.startswith("DPSTREAM_") for name in passed)
 

@@ -58,7 +58,7 @@ HEAD = """\
 # To do before use:
 # - Append to `source` of each pool a file that exports the access of its workers: DPSTREAM_BROKER,
 #   DPSTREAM_STORE and its keys.
-# - Set `max`, the most workers: DP-GEN's file has no limit.
+# - Set `max`, the largest number of workers: DP-GEN's file has no limit.
 # Then run: dpstream fleet check
 
 deployment: {deployment}

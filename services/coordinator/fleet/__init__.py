@@ -2,5 +2,5 @@
 
 `plan.py` computes the launches of one turn from the demand (tasks by queue) and from what stands
 (launches by pool). `reconciler.py` lists, plans and launches in a thread of its own. `pools.py` is
-the fleet file. Each other module is one fleet engine: `process.py` and `slurm.py`.
+the fleet file. `process.py`, `slurm.py` and `kubernetes.py` are the fleet engines.
 """

@@ -42,8 +42,18 @@ def seconds_of(value: Any) -> Any:
     return float(found[1]) * UNITS[found[2]]
 
 
-Seconds = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
-Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[KMGT]$")]
+def size_of(value: Any) -> Any:
+    """A size such as `120G`, as it is."""
+    if not (isinstance(value, str) and re.fullmatch(SIZE, value)):
+        raise ValueError("must be a size such as 500M, 120G or 1T")
+    return value
+
+
+SIZE = r"^[1-9][0-9]*[KMGT]$"
+Seconds = Annotated[
+    float, BeforeValidator(seconds_of, json_schema_input_type=float | str), Field(gt=0)
+]
+Memory = Annotated[str, StringConstraints(pattern=SIZE), BeforeValidator(size_of)]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -98,29 +108,37 @@ class PoolSettings(Section):
 
     engine: Literal["process", "slurm", "kubernetes"] = Field(description="what runs the workers")
     serves: tuple[str, ...] = Field(
-        min_length=1, description="queues of one service: train, explore, judge or label.CODE"
+        min_length=1, description="queues of one service: train; explore, judge; label.CODE"
     )
     command: tuple[str, ...] = Field(
         default=(),
-        description="program and arguments of a worker; default: that service of this installation",
+        description="program and arguments of a worker; default: the service, with the Python of "
+        "the coordinator; kubernetes: the image's entry point",
     )
     image: str | None = Field(default=None, description="image of a worker, with its tag")
     cpus: int = Field(default=1, ge=1, description="cores of a worker")
     gpus: int = Field(default=0, ge=0, description="GPUs of a worker")
     memory: Memory | None = Field(default=None, description="memory of a worker, e.g. 120G")
     slots: int = Field(default=1, ge=1, description="tasks that a worker process runs at once")
-    min: int = Field(default=0, ge=0, description="workers that stay without demand")
-    max: int = Field(ge=0, description="most workers")
+    min: int = Field(default=0, ge=0, description="fewest workers; these stay without tasks")
+    max: int = Field(ge=0, description="largest number of workers")
     step: int = Field(
-        default=4, ge=1, description="workers of the first launch; later ones double the pool"
+        default=4,
+        ge=1,
+        description="workers of the first launch; a later one at most doubles the running workers",
     )
     cool_down: Seconds = Field(
         default=60.0, description="age of a launch from which its waiting workers may be taken back"
     )
-    idle_exit: Seconds = Field(default=120.0, description="an idle worker leaves after this time")
-    lifetime: Seconds = Field(default=86400.0, description="a worker ends its work in this time")
+    idle_exit: Seconds = Field(
+        default=120.0, description="time without a task after which a worker ends"
+    )
+    lifetime: Seconds = Field(
+        default=86400.0, description="time after which a worker takes no new task and ends"
+    )
     longest_task: Seconds = Field(
-        default=86400.0, description="a worker that exceeds its lifetime by this is ended"
+        default=86400.0,
+        description="kubernetes: a worker that exceeds its lifetime by this is ended",
     )
     grace: Seconds = Field(
         default=25.0, description="time that a worker has after SIGTERM to release its tasks"
@@ -130,12 +148,12 @@ class PoolSettings(Section):
     )
     start_time: Seconds = Field(
         default=15.0,
-        description="least time from the start of a worker to its first task; a longer one is "
-        "measured",
+        description="assumed time from the start of a worker to its first message; a longer "
+        "measured time replaces it",
     )
     start_limit: Seconds = Field(
         default=600.0,
-        description="a worker that runs for this long without taking tasks has failed to start",
+        description="a worker that runs for this long without a message has failed to start",
     )
     worth: float = Field(
         default=2.0,
@@ -146,7 +164,7 @@ class PoolSettings(Section):
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
     spot: bool = Field(
         default=False,
-        description="machines that may be reclaimed: workers that are killed are no failures",
+        description="machines that may be reclaimed: a killed worker does not count as a failure",
     )
     module_purge: bool = Field(default=False, description="unload all environment modules first")
     module_unload: tuple[str, ...] = Field(default=(), description="environment modules to unload")
@@ -200,9 +218,13 @@ class PoolSettings(Section):
                 "give each its own pool"
             )
         if len({queue_class(queue) for queue in self.serves}) > 1:
-            raise ValueError("serves: a pool serves one class of labelers")
-        if (self.image is None) == (self.engine == "kubernetes"):
-            raise ValueError("image: the engine kubernetes needs it, no other engine uses it")
+            raise ValueError(
+                "serves: queues of several classes of labelers; give each class its own pool"
+            )
+        if self.engine == "kubernetes" and self.image is None:
+            raise ValueError("image: missing; the engine kubernetes needs it")
+        if self.engine != "kubernetes" and self.image is not None:
+            raise ValueError(f"image: the engine {self.engine} does not use it; remove it")
         prepared = self.module_purge or self.module_unload or self.modules or self.prepend
         if self.engine == "kubernetes" and (prepared or self.source):
             raise ValueError(
@@ -210,16 +232,19 @@ class PoolSettings(Section):
                 "belong in the image, credentials in the Secret that kubernetes.secret names"
             )
         if self.slurm.nodes > 1 and self.service != "labeler":
-            raise ValueError(f"slurm.nodes: a worker of the {self.service} uses one node")
+            raise ValueError(f"slurm.nodes: a {self.service} uses one node")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         given = [("envs", name) for name in self.envs]
         given += [("prepend", name) for line in self.prepend for name in assigned(line)]
         for key, name in given:
             if is_secret(name):
-                raise ValueError(
-                    f"{key}: {name}: secrets do not belong in this file; name a file under source"
+                place = (
+                    "the Secret that kubernetes.secret names"
+                    if self.engine == "kubernetes"
+                    else "a file under source"
                 )
+                raise ValueError(f"{key}: {name}: a secret; it belongs in {place}")
         return self
 
 
@@ -246,8 +271,8 @@ class FleetFile(Section):
         for name, pool in self.pools.items():
             if pool.engine == "kubernetes" and not JOB_NAME.fullmatch(f"{self.deployment}-{name}"):
                 raise ValueError(
-                    f"pools.{name}: with the engine kubernetes, deployment and pool have at most "
-                    "50 characters together: a-z, 0-9 and '-'"
+                    f"pools.{name}: '{self.deployment}-{name}': in names of Kubernetes Jobs use at "
+                    "most 51 lower-case letters, digits and -"
                 )
         return self
 

@@ -165,7 +165,7 @@ class SlurmFleet:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FleetError(f"{command[0]}: {error}") from error
         if done.returncode != 0:
-            text = " ".join(done.stderr.split())[-300:]
+            text = " ".join(done.stderr.split()).removeprefix(f"{command[0]}: ")[-300:]
             kind = FleetLimit if LIMITS.search(text) else FleetError
             raise kind(f"{command[0]}: {text or f'exit status {done.returncode}'}")
         return done.stdout

@@ -1,0 +1,82 @@
+"""Typical mistakes in a fleet file: one line names the key, the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.shared.errors import SpecError
+
+SLURM = (
+    "deployment: lab\npools:\n  campus:\n    engine: slurm\n    serves: [label.cp2k]\n    max: 4\n"
+)
+KUBERNETES = SLURM.replace("slurm", "kubernetes")
+IMAGE = "    image: labeler:1\n"
+MISTAKES = [
+    ("", "the file is empty; `dpstream fleet init` writes a template"),
+    (SLURM + "\tcpus: 4\n", "not valid YAML: line 7, column 1: a tab; indent with spaces"),
+    (
+        SLURM + "    partition: large\n",
+        "pools.campus.partition: unknown key; did you mean 'slurm.partition'?",
+    ),
+    (
+        SLURM + "    partiton: large\n",
+        "pools.campus.partiton: unknown key; did you mean 'slurm.partition'?",
+    ),
+    (SLURM + "    cpu: 4\n", "pools.campus.cpu: unknown key; did you mean 'cpus'?"),
+    (SLURM.replace("    max: 4\n", ""), "pools.campus.max: missing"),
+    (SLURM.replace("4", "-4"), "pools.campus.max: -4: must be greater than or equal to 0"),
+    (SLURM + "    min: 9\n", "pools.campus: min: 9: must be at most max (4)"),
+    (
+        SLURM + "    memory: 120GB\n",
+        "pools.campus.memory: '120GB': must be a size such as 500M, 120G or 1T",
+    ),
+    (
+        SLURM + "    memory: 120\n",
+        "pools.campus.memory: 120: must be a size such as 500M, 120G or 1T",
+    ),
+    (
+        SLURM + "    lifetime: 1 day\n",
+        "pools.campus.lifetime: '1 day': must be a time such as 90s, 10m, 23h or 2d",
+    ),
+    (
+        SLURM + "    slurm: {time_limit: 24:00:00}\n",
+        "pools.campus.slurm.time_limit: 86400: must be a string; put it in quotes",
+    ),
+    (
+        SLURM.replace("[label.cp2k]", "[label.cp2k, train]"),
+        "pools.campus: serves: queues of labeler and trainer: a pool runs one service; "
+        "give each its own pool",
+    ),
+    (
+        SLURM.replace("[label.cp2k]", "[label.cp2k, label.cp2k-32-cores]"),
+        "pools.campus: serves: queues of several classes of labelers; give each class its own pool",
+    ),
+    (
+        SLURM + "    envs: {DPSTREAM_BROKER: 'amqp://labeler:x@broker'}\n",
+        "pools.campus: envs: DPSTREAM_BROKER: a secret; it belongs in a file under source",
+    ),
+    (
+        KUBERNETES + IMAGE + "    envs: {API_TOKEN: x}\n",
+        "pools.campus: envs: API_TOKEN: a secret; it belongs in the Secret that "
+        "kubernetes.secret names",
+    ),
+    (KUBERNETES, "pools.campus: image: missing; the engine kubernetes needs it"),
+    (SLURM + IMAGE, "pools.campus: image: the engine slurm does not use it; remove it"),
+    (
+        KUBERNETES.replace("lab\n", "my_lab\n", 1) + IMAGE,
+        "pools.campus: 'my_lab-campus': in names of Kubernetes Jobs use at most 51 lower-case "
+        "letters, digits and -",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), MISTAKES)
+def test_a_mistake_gives_one_line(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as refusal:
+        read_fleet(path)
+    assert str(refusal.value) == f"{path}: {line}"
