@@ -11,14 +11,18 @@ import typer
 
 from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
 from dpstream.services.coordinator.fleet.pools import (
+    LABEL,
     SERVICES,
     FleetFile,
+    queue_code,
     queue_kind,
     read_fleet,
 )
+from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Launch
+from dpstream.shared.spec.errors import did_you_mean
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
@@ -100,7 +104,7 @@ def check(file: File = HERE) -> None:
             name, pool.engine, served, str(pool.max), f"{pool.price:g}", problem or "accepted"
         )
     console.print(table)
-    for line in _worst_case(found):
+    for line in [*_worst_case(found), *_unknown_codes(found)]:
         say(console, line)
     if refused:
         raise typer.Exit(1)
@@ -190,3 +194,13 @@ def _worst_case(found: FleetFile) -> list[str]:
         names = ", ".join(f"{kind}CODE" if kind.endswith(".") else kind for kind in unserved)
         lines.append(f"no pool serves {names}: start those workers yourself")
     return lines
+
+
+def _unknown_codes(found: FleetFile) -> list[str]:
+    """A line for each code that this installation does not have; another one may."""
+    queues = (queue for pool in found.pools.values() for queue in pool.serves)
+    codes = {queue_code(queue) for queue in queues if queue.startswith(LABEL)}
+    return [
+        f"{LABEL}{code}: no labeling code of this installation{did_you_mean(code, CODES)}"
+        for code in sorted(codes - CODES.keys())
+    ]

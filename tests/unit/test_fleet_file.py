@@ -8,6 +8,7 @@ import pytest
 
 from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.shared.errors import SpecError
+from tests.support.command_line import run_command
 
 SLURM = (
     "deployment: lab\npools:\n  campus:\n    engine: slurm\n    serves: [label.cp2k]\n    max: 4\n"
@@ -80,3 +81,14 @@ def test_a_mistake_gives_one_line(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(SpecError) as refusal:
         read_fleet(path)
     assert str(refusal.value) == f"{path}: {line}"
+
+
+def test_check_names_a_code_that_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(SLURM.replace("slurm", "process").replace("cp2k", "cp2"))
+    status, printed, _ = run_command(monkeypatch, capsys, "fleet", "check", path)
+    assert status == 0, "another installation may have it"
+    expected = "label.cp2: no labeling code of this installation; did you mean 'cp2k'?"
+    assert expected in printed.splitlines()

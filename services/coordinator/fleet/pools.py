@@ -292,7 +292,8 @@ def queue_class(queue: str) -> str | None:
     return queue.partition("-")[2] or None if queue.startswith(LABEL) else None
 
 
-def _code(queue: str) -> str:
+def queue_code(queue: str) -> str:
+    """`cp2k` of `label.cp2k-32-cores`; the queue itself for other services."""
     return queue.removeprefix(LABEL).partition("-")[0]
 
 
@@ -319,7 +320,7 @@ def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
 
 def worker_variables(name: str, pool: PoolSettings, *, warm: bool = False) -> dict[str, str]:
     """The `DPSTREAM_*` variables that a pool's workers get from the fleet file."""
-    served = ",".join(dict.fromkeys(_code(queue) for queue in pool.serves))
+    served = ",".join(dict.fromkeys(queue_code(queue) for queue in pool.serves))
     values: dict[str, Any] = {
         "POOL": name,
         "IDLE_EXIT": None if warm else pool.idle_exit,
