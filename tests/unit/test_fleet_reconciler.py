@@ -412,6 +412,43 @@ def test_a_changed_machine_file_is_read_again_and_a_bad_one_refused(
     assert "the old one stays" in log_stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    "pools",
+    [
+        {"gpu": POOL},
+        {"cpu": {**POOL, "engine": "slurm"}},
+        {"cpu": {**POOL, "engine": "slurm", "slurm": {"submit_prefix": ["ssh", "login1"]}}},
+    ],
+)
+def test_a_pool_with_workers_is_neither_removed_nor_moved(
+    harness: Harness, pools: dict[str, object]
+) -> None:
+    """Its workers would no longer be listed, and as many would be launched again."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+    harness.write(**pools)
+    harness.turn(reconciler)
+    assert reconciler.status is not None
+    assert list(reconciler.status.pools) == ["cpu"]
+    assert reconciler._file.pools["cpu"].engine == "process"
+
+
+def test_an_earlier_limit_is_not_believed_again(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=1, seconds=60.0)})
+
+    def refuse(pool: str, count: int, name: str, *, warm: bool) -> None:
+        raise FleetLimit("exceeded quota")
+
+    launch, harness.fleet.launch = harness.fleet.launch, refuse  # type: ignore[method-assign]
+    harness.turn(reconciler)  # not even one
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    assert harness.turn(reconciler, 601) == []  # four are too many
+    harness.fleet.launch = launch  # type: ignore[method-assign]
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+
+
 def test_a_bad_machine_file_is_refused_at_the_start(harness: Harness) -> None:
     harness.write(cpu=POOL | {"serves": ["label.a", "train"]})
     with pytest.raises(SpecError, match=r"fleet\.yaml: pools\.cpu: serves: queues of labeler and"):

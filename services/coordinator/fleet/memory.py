@@ -147,8 +147,7 @@ class PoolMemory:
         many, those alive are the limit."""
         self.limited_until = now + CEILING_SECONDS
         self.most = max(1, count // 2)
-        if count == 1:
-            self.ceiling = sum(launch.alive for launch in self.launches)
+        self.ceiling = sum(launch.alive for launch in self.launches) if count == 1 else None
 
     def may_launch(self, now: float) -> bool:
         """Whether the pool has launched less than `LAUNCHES_PER_MINUTE` times in a minute."""

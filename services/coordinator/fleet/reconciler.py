@@ -108,8 +108,9 @@ class Reconciler:
     def turn(self) -> None:
         """Lists, plans, takes back and launches once."""
         now, demand = self.clock(), self._demand
-        self._read_again()
         self._list(now)
+        if self._read_again():
+            self._list(now)
         self._spend(now)
         if demand is None:
             return
@@ -127,12 +128,13 @@ class Reconciler:
         for name, pool in file.pools.items():
             self._memory[name].spot = pool.spot
 
-    def _read_again(self) -> None:
-        """Reads a changed fleet file; a bad one is refused, and the old one stays."""
+    def _read_again(self) -> bool:
+        """Reads a changed fleet file; a bad one is refused, and the old one stays. Whether the file
+        has changed."""
         try:
             written = self.path.stat().st_mtime
             if written == self._read_at:
-                return
+                return False
             self._read_at = written
             file = read_fleet(self.path)
             self._check_change(file)
@@ -140,13 +142,16 @@ class Reconciler:
             log.info("fleet: fleet file read again", file=str(self.path))
         except (SpecError, OSError) as error:
             log.error("fleet: fleet file refused; the old one stays", reason=str(error))
+            return False
+        return True
 
     def _check_change(self, file: FleetFile) -> None:
         """Raises SpecError for a change that would leave workers behind."""
         if file.deployment != self._file.deployment:
             raise SpecError("deployment: cannot change while the coordinator runs; restart it")
         for name, memory in self._memory.items():
-            if memory.launches and name not in file.pools:
+            place = file.pools[name].place if name in file.pools else None
+            if memory.launches and place != self._file.pools[name].place:
                 raise SpecError(f"pools.{name}: still has workers; set its max to 0 first")
 
     # ------------------------------------------------------------------------ what stands
