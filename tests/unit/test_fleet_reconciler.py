@@ -191,6 +191,31 @@ def test_a_launch_whose_reply_was_lost_keeps_its_name(harness: Harness) -> None:
     harness.turn(reconciler)
     assert len(names) == 2
     assert len(set(names)) == 1
+    harness.turn(reconciler, 301)
+    assert len(set(names)) == 2  # it does not exist: its name would be that of an old launch
+
+
+def test_a_launch_whose_reply_was_lost_and_that_is_listed_is_not_made_again(
+    harness: Harness,
+) -> None:
+    """Processes of a second launch of that name would have the names of those that have ended."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
+    launch = harness.fleet.launch
+
+    def lose(pool: str, count: int, name: str, *, warm: bool) -> None:
+        launch(pool, count, name, warm=warm)
+        raise FleetError("timed out")
+
+    harness.fleet.launch = lose  # type: ignore[method-assign]
+    harness.turn(reconciler)
+    harness.fleet.launch = launch  # type: ignore[method-assign]
+    harness.fleet.all_end("0")
+    reconciler.post({})
+    harness.turn(reconciler)
+    reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 3"]
+    assert len(harness.fleet.launches) == 2
 
 
 def test_what_ran_while_no_coordinator_did_costs_as_well(harness: Harness) -> None:

@@ -19,6 +19,8 @@ FAILURES = 3
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
 CEILING_SECONDS = 600.0
 """How long a limit of the fleet engine is believed."""
+UNSURE_SECONDS = 300.0
+"""How long a launch whose reply was lost may still appear; Slurm lists an ended one as long."""
 LAUNCHES_PER_MINUTE = 20
 """Of one pool."""
 STARTS = 20
@@ -53,7 +55,8 @@ class PoolMemory:
     most: int | None = None
     limited_until: float = 0.0
     unsure: str | None = None
-    """Name of a launch whose reply was lost: the next one has the same name."""
+    """Name of a launch whose reply was lost, until it is listed: the next one has the same name."""
+    _unsure_at: float = 0.0
     launched: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     _counted: dict[str, Counter[str]] | None = None
@@ -78,6 +81,8 @@ class PoolMemory:
         self.launches, self.unknown_since = tuple(each for each in launches if each.alive), None
         before = self._counted
         self._counted = {launch.name: Counter(launch.ended) for launch in launches}
+        if self.unsure in self._counted or now - self._unsure_at > UNSURE_SECONDS:
+            self.unsure = None
         new: Counter[str] = Counter()
         for name, ended in self._counted.items() if before is not None else ():
             new += ended - (before or {}).get(name, Counter())
@@ -141,6 +146,11 @@ class PoolMemory:
         if self.failures >= FAILURES and now >= self.paused_until:
             self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
             self.paused_until = now + self.pause
+
+    def lose(self, name: str, why: str, now: float) -> None:
+        """A launch failed; it may exist nevertheless."""
+        self.unsure, self._unsure_at = name, now
+        self.fail(why, 1, now)
 
     def limit(self, count: int, now: float) -> None:
         """A quota forbade a launch of `count`: the next is half as large; if one worker more is too

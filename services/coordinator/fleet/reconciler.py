@@ -277,8 +277,7 @@ class Reconciler:
             memory.limit(new.count, now)
             log.warning("fleet: limit reached", pool=new.pool, reason=str(error))
         except FleetError as error:
-            memory.unsure = name  # it may exist
-            memory.fail(str(error), 1, now)
+            memory.lose(name, str(error), now)
             log.warning("fleet: launch failed", pool=new.pool, reason=str(error))
 
     # ------------------------------------------------------------------------ the fence
