@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kubernetes import client
 
 from dpstream.services.coordinator.fleet import kubernetes
 from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
@@ -79,6 +80,21 @@ def test_a_reclaimed_worker_is_replaced_and_named(kube: Namespace) -> None:
         return pod["metadata"]["name"] in gone and launch.running == 1
 
     fleet.end(until(fleet, is_replaced))
+
+
+def test_workers_whose_job_was_deleted_are_running_until_they_end(kube: Namespace) -> None:
+    """`kubectl delete job` deletes a Job before its pods, which then have their grace period."""
+    fleet = KubernetesFleet("d", {"cpu": kube.pool(*STAYING)}, Path())
+    fleet.launch("cpu", 1, NAME)
+    up = until(fleet, lambda each: each.running == 1).up
+    client.BatchV1Api().delete_namespaced_job(f"d-{NAME}", kube.name, propagation_policy="Orphan")
+    for _ in range(2):
+        (launch,) = fleet.running()
+        assert (launch.pool, launch.running, launch.up, launch.gone) == ("cpu", 1, up, frozenset())
+    (pod,) = kube.pods()
+    kube.delete(pod, grace=0)
+    until(fleet, lambda each: each.gone == up)
+    assert list(fleet.running()) == []
 
 
 def test_while_the_api_server_is_away_nothing_is_known(kube: Namespace) -> None:

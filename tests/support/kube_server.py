@@ -124,6 +124,8 @@ class KubeServer:
                 raise HttpError(404, "NotFound", f'{kind} "{name}" not found')
             if method == "PATCH":
                 return self._patch(key, body)
+            if method == "DELETE" and query.get("propagationPolicy") == "Orphan":
+                return self.objects.pop(key)
             if method == "DELETE":
                 return self._delete(key, now=query.get("gracePeriodSeconds") == "0")
             return self.objects[key]

@@ -68,11 +68,12 @@ class KubernetesFleet:
     # ------------------------------------------------------------------ what every engine does
 
     def running(self) -> Sequence[Launch]:
-        jobs = self._list(self._batch.list_namespaced_job)
+        jobs = {_name(job): job for job in self._list(self._batch.list_namespaced_job)}
         pods: dict[str, list[Object]] = defaultdict(list)
         for pod in self._list(self._core.list_namespaced_pod):
-            pods[pod["metadata"]["labels"].get(LAUNCH, "")].append(pod)
-        launches = [self._launch(job, pods[_name(job)]) for job in jobs]
+            pods[_name(pod)].append(pod)
+        names = [*jobs, *(name for name in pods if name not in jobs)]  # a deleted Job leaves pods
+        launches = [self._launch(jobs.get(name), pods[name]) for name in names]
         return [
             launch for launch in self._with_deleted(launches, pods) if launch.pool in self.pools
         ]
@@ -176,19 +177,21 @@ class KubernetesFleet:
 
     # --------------------------------------------------------------------- reading what stands
 
-    def _launch(self, job: Object, pods: Sequence[Object]) -> Launch:
-        """What Job and pods say of one launch."""
+    def _launch(self, job: Object | None, pods: Sequence[Object]) -> Launch:
+        """What Job and pods, at least one of them, say of one launch."""
         at: dict[Place, list[Object]] = defaultdict(list)
         for pod in pods:
             at[_place_of(pod)].append(pod)
         ended, waiting = at.pop("ended", []), len(at["waiting"]) + len(at["stuck"])
-        missing = _missing(job, list(chain.from_iterable(at.values())), ended)
+        alive = list(chain.from_iterable(at.values()))
+        missing = _missing(job, alive, ended) if job else 0
         reasons = [*map(_stuck_reason, at["stuck"]), *map(_scheduling_reason, at["waiting"])]
-        if missing and not any(reasons):
+        if job and missing and not any(reasons):
             reasons = [self._creation_problem(job)]
+        labelled = job or pods[0]
         return Launch(
-            _name(job),
-            job["metadata"]["labels"].get(POOL, ""),
+            _name(labelled),
+            labelled["metadata"]["labels"].get(POOL, ""),
             waiting=waiting + missing,
             stuck=len(at["stuck"]),
             starting=len(at["starting"]),
@@ -196,7 +199,7 @@ class KubernetesFleet:
             ended=Counter(_ending(pod) for pod in ended),
             up=frozenset(pod["metadata"]["name"] for pod in at["running"]),
             gone=frozenset(pod["metadata"]["name"] for pod in ended),
-            since=time_of(_name(job)),
+            since=time_of(_name(labelled)),
             reason=next(filter(None, reasons), ""),
         )
 
@@ -372,8 +375,9 @@ def merged(target: Any, patch: Any) -> Any:
 # ------------------------------------------------------------------------------- reading a pod
 
 
-def _name(job: Object) -> str:
-    return str(job["metadata"]["labels"].get(LAUNCH, ""))
+def _name(labelled: Object) -> str:
+    """The launch that a Job or a pod belongs to."""
+    return str(labelled["metadata"]["labels"].get(LAUNCH, ""))
 
 
 def _place_of(pod: Object) -> Place:
