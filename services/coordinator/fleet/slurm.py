@@ -30,7 +30,11 @@ LIMITS = re.compile(r"QOS\w*Limit|Assoc\w*Limit|policy|MaxArraySize|MaxJobCount"
 FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code")
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 STARTING = {"CONFIGURING", "STAGE_OUT"}
-RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STOPPED", "SUSPENDED"}
+ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"),
+    *("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "OUT_OF_MEMORY"),
+}
+"""A job in any other state, also in one that this module does not know, is running."""
 
 
 @dataclass
@@ -101,9 +105,9 @@ class SlurmFleet:
     def retire(self, launch: Launch, most: int) -> int:
         waiting = [
             f"{job['ArrayJobID']}_{job['ArrayTaskID']}"
-            for job in self._jobs()
+            for job in reversed(self._jobs())
             if job["Name"] == self._job_name(launch) and job["State"] in WAITING
-        ][-most:]
+        ][:most]
         if waiting:
             # With --state, scancel would cancel all tasks of the array that wait. A task that has
             # started meanwhile gets SIGTERM and releases what it has.
@@ -128,8 +132,8 @@ class SlurmFleet:
     def _launch(self, job_name: str, jobs: Sequence[Mapping[str, str]]) -> Launch:
         pool, _, name = job_name.removeprefix(self._prefix).partition(".")
         states = Counter(job["State"] for job in jobs)
-        running = [job for job in jobs if job["State"] in RUNNING]
-        ended = [job for job in jobs if job["State"] not in WAITING | STARTING | RUNNING]
+        running = [job for job in jobs if job["State"] not in WAITING | STARTING | ENDED]
+        ended = [job for job in jobs if job["State"] in ENDED]
         reasons = [job["Reason"] for job in jobs if job["State"] in WAITING]
         return Launch(
             name,
