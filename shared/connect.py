@@ -34,11 +34,17 @@ TLS_RECORDS = (b"\x15", b"\x16")
 """First byte of an answer in TLS: an alert or a handshake record."""
 
 
-def connect(settings: Settings, stopping: threading.Event) -> tuple[Bus, Store] | None:
-    """Bus and store; None if `stopping` is set before both answer."""
+FOREVER = float("inf")
+
+
+def connect(
+    settings: Settings, stopping: threading.Event, patience: float = FOREVER
+) -> tuple[Bus, Store] | None:
+    """Bus and store; None if `stopping` is set before both answer. Raises `BusError` or
+    `StoreError` if one of them does not answer within `patience` seconds."""
     try:
-        store = connect_store(settings, stopping)
-        return connect_bus(settings, stopping), store
+        store = connect_store(settings, stopping, patience)
+        return connect_bus(settings, stopping, patience), store
     except Refused:
         raise
     except (BusError, StoreError):
@@ -47,9 +53,14 @@ def connect(settings: Settings, stopping: threading.Event) -> tuple[Bus, Store] 
         raise
 
 
-def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = None) -> Bus:
-    """Connects to the broker and retries until `stopping` is set. Raises `Refused` for wrong
-    credentials or certificates, and `BusError` if `stopping` is set before the broker answers."""
+def connect_bus(
+    settings: BrokerSettings,
+    stopping: threading.Event | None = None,
+    patience: float = FOREVER,
+) -> Bus:
+    """Connects to the broker and retries for `patience` seconds or until `stopping` is set. Raises
+    `Refused` for wrong credentials or certificates, and `BusError` if the broker does not answer in
+    this time."""
     from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 
     wanted = RabbitSettings(
@@ -68,16 +79,21 @@ def connect_bus(settings: BrokerSettings, stopping: threading.Event | None = Non
     bus = RabbitBus(wanted)
     try:
         explain = partial(check_scheme, "DPSTREAM_BROKER", wanted.address)
-        _reach(lambda: bus.depth(COORDINATOR), stopping, explain)
+        _reach(lambda: bus.depth(COORDINATOR), stopping, patience, explain)
     except DpstreamError:
         bus.close()
         raise
     return bus
 
 
-def connect_store(settings: StoreSettings, stopping: threading.Event | None = None) -> Store:
-    """Connects to the object store and retries until `stopping` is set. Raises `Refused` if the
-    store refuses the credentials, and `StoreError` if `stopping` is set before it answers."""
+def connect_store(
+    settings: StoreSettings,
+    stopping: threading.Event | None = None,
+    patience: float = FOREVER,
+) -> Store:
+    """Connects to the object store and retries for `patience` seconds or until `stopping` is set.
+    Raises `Refused` if the store refuses the credentials, and `StoreError` if it does not answer in
+    this time."""
     parts = bucket_and_prefix(settings.store)
     if parts is None:
         return FolderStore(Path(settings.store))
@@ -99,7 +115,7 @@ def connect_store(settings: StoreSettings, stopping: threading.Event | None = No
             secret_key=settings.store_secret_key,
         )
     )
-    _reach(store.probe, stopping)
+    _reach(store.probe, stopping, patience)
     return store
 
 
@@ -134,6 +150,7 @@ def _answer_to_tls(host: str, port: int) -> bytes:
 def _reach(
     call: Callable[[], object],
     stopping: threading.Event | None,
+    patience: float,
     explain: Callable[[], None] = lambda: None,
 ) -> None:
     """Repeats `call` during an outage. `Refused` ends the attempts; `explain` may raise it with the
@@ -146,7 +163,7 @@ def _reach(
             return error
         return None
 
-    refusal = retry_outages(refused, stopping or threading.Event())
+    refusal = retry_outages(refused, stopping or threading.Event(), patience)
     if refusal is not None:
         raise refusal
 

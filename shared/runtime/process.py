@@ -3,8 +3,8 @@
 Reads the settings, connects to bus and store, and runs the service's workers, one per thread, until
 the process is to stop or an exit limit is reached. The exit status says what happened: 0 there was
 nothing left to do, or the process was idle when it was to stop; 75 it released a task because it
-was to stop; 1 a worker died or did not stop in time; 2 invalid settings, or credentials or rights
-that broker or store refuse.
+was to stop; 1 a worker died or did not stop in time; 2 invalid settings, credentials or rights that
+broker or store refuse, or no answer from one of them before an exit limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.codec import encode, topic_of
-from dpstream.shared.connect import connect
+from dpstream.shared.connect import FOREVER, connect
 from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, WorkerStarted
@@ -114,7 +114,8 @@ def _run(service: WorkerService[S], settings: S) -> int:
         stack.callback(threads.close)
         health = Health(threads.metrics.registry, threads.trouble)
         stack.enter_context(served(health, settings.http_host, settings.http_port))
-        connected = connect(settings, stopping)
+        limits = filter(None, (settings.idle_exit, settings.lifetime))
+        connected = connect(settings, stopping, min(limits, default=FOREVER))
         if connected is None:
             return 0
         bus, store = connected

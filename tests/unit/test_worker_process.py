@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +307,15 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1
+
+
+def test_a_worker_that_reaches_no_broker_ends_after_its_idle_time(
+    service: WorkerService[WorkerSettings],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("DPSTREAM_BROKER", "amqp://u:p@127.0.0.1:9")
+    monkeypatch.setenv("DPSTREAM_STORE", str(tmp_path))
+    assert main(service, ["--idle-exit", "0.3"]) == BAD_INPUT
+    assert "127.0.0.1:9" in capsys.readouterr().err
