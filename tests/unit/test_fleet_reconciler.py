@@ -92,9 +92,11 @@ class Harness:
         made.start()
         return made
 
-    def turn(self, reconciler: Reconciler, seconds: float = 5.0) -> list[str]:
-        """The calls of the fleet engine in one turn."""
+    def turn(self, reconciler: Reconciler, seconds: float = 5.0, passes: bool = True) -> list[str]:
+        """The calls of the fleet engine in one turn. `passes`: the loop posts the same demand."""
         self.now += seconds
+        if passes and reconciler._demand is not None:
+            reconciler.post(reconciler._demand)
         self.fleet.now, before = self.now, len(self.fleet.calls)
         reconciler.turn()
         return self.fleet.calls[before:]
@@ -241,6 +243,16 @@ def test_while_the_engine_is_silent_nothing_happens(harness: Harness) -> None:
     assert reconciler.status.pools["cpu"].stale_since == harness.now
     harness.fleet.error = None
     assert harness.turn(reconciler) == ["launch cpu 2"]
+
+
+def test_while_the_loop_makes_no_pass_nothing_is_launched(harness: Harness) -> None:
+    """Broker or store do not answer: idle workers leave, and new ones would do the same."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+    harness.fleet.all_end("0")
+    assert harness.turn(reconciler, 61, passes=False) == []
+    assert harness.turn(reconciler) == ["launch cpu 4"]
 
 
 def test_a_quota_is_learned_and_tried_again_after_a_while(harness: Harness) -> None:

@@ -41,6 +41,9 @@ WARNING = 0.8
 """Share of a budget at which a warning is logged."""
 SAMPLES, SAMPLE_SECONDS = 720, 10.0
 """Length of the history, and the least time between two of its samples: two hours."""
+STALE = 60.0
+"""Seconds without a pass of the loop after which nothing is launched: broker or store do not
+answer, and workers could do nothing."""
 SAVED_HOURS = 0.01
 """Worker-hours after which the expenses are stored."""
 
@@ -71,10 +74,12 @@ class Reconciler:
     _warned: bool = False
     _demand: Mapping[str, Demand] | None = None
     """None before the first pass of the loop: nothing is known yet, and nothing is taken back."""
+    _posted_at: float = 0.0
     _changed: threading.Event = field(default_factory=threading.Event)
 
     def post(self, demand: Mapping[str, Demand]) -> None:
         """Takes the demand of one pass of the loop."""
+        self._posted_at = self.clock()
         if demand != self._demand:
             self._demand = demand
             self._changed.set()
@@ -240,7 +245,7 @@ class Reconciler:
     def _carry_out(self, found: FleetPlan, now: float) -> None:
         for retirement in found.retirements:
             self._retire(retirement)
-        for launch in found.launches:
+        for launch in found.launches if now - self._posted_at < STALE else ():
             self._launch(launch, now)
         if self._file.budget.hard and self._share >= 1:
             for memory in self._memory.values():
