@@ -154,7 +154,8 @@ class Fleet(Protocol):
     """
 
     def running(self) -> Sequence[Launch]:
-        """Every launch of this deployment that has not ended, and those that ended recently."""
+        """Every launch of this deployment that has not ended, and those that ended recently; also
+        of pools that exist no more."""
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         """Launch `count` workers as one object. Has no effect if `name` exists, so that a lost

@@ -143,18 +143,25 @@ def stop(
     """Cancel the workers that wait; with --now stop the others, too.
 
     Works without a coordinator. A running coordinator launches new ones if there are tasks: stop
-    it first, or set the pool's max to 0 in its fleet file.
+    it first, or set the pool's max to 0 in its fleet file. Without --pool, also workers of pools
+    that are no longer in the file.
     """
     found = read_fleet(file)
-    names = set(_named(found, pool))
+    _named(found, pool)
     for engine, launch in _launches(found, file):
-        if launch.pool in names and launch.alive:
-            if now:
-                engine.end(launch)
-                say(console, f"{launch.pool} {launch.name}: {launch.alive} stopping")
-            else:
-                taken = engine.retire(launch, launch.waiting)
-                say(console, f"{launch.pool} {launch.name}: {taken} taken back")
+        if pool in (None, launch.pool) and launch.alive:
+            say(console, f"{launch.pool} {launch.name}: {_stopped(engine, launch, now)}")
+
+
+def _stopped(engine: FleetEngine, launch: Launch, now: bool) -> str:
+    """What was done, or why it was not."""
+    try:
+        if not now:
+            return f"{engine.retire(launch, launch.waiting)} taken back"
+        engine.end(launch)
+        return f"{launch.alive} stopping"
+    except FleetError as error:
+        return str(error)
 
 
 def _launches(found: FleetFile, file: Path) -> Iterator[tuple[FleetEngine, Launch]]:

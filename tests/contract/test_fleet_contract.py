@@ -193,6 +193,14 @@ def test_ended_workers_are_named(pools: MakePools, make: Make, engine: str, tmp_
         assert gone == {path.stem for path in tmp_path.glob("*.name")}
 
 
+def test_workers_of_a_pool_that_exists_no_more_can_be_ended(pools: MakePools, make: Make) -> None:
+    found = pools(*STAYING)
+    make(found).launch("cpu", 1, NAME)
+    later = make({"gpu": found["cpu"]})
+    assert until(later, lambda each: each.running == 1).pool == "cpu"
+    end_all(later)
+
+
 @pytest.mark.parametrize("engine", ["process", "slurm"])  # pods have no numbers
 def test_a_killed_worker_is_named_while_others_of_its_launch_run(
     pools: MakePools, make: Make

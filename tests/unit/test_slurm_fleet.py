@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+
+from dpstream.commands.fleet import stop
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.ports import Launch
@@ -15,7 +19,9 @@ def fleet(folder: Path, *states: str) -> SlurmFleet:
     (folder / "rows").write_text("".join(f"{row}\n" for row in rows))
     program = folder / "slurm"
     program.write_text(
-        f'#!/bin/sh\ncd {folder}\n[ "$1" = squeue ] && cat rows || echo "$@" >>cancelled\n'
+        f'#!/bin/sh\ncd {folder}\n[ "$1" = squeue ] && exec cat rows\n'
+        'echo "$@" >>cancelled\n'
+        'case "$*" in *cpu-1) [ -e refused ] && echo refused >&2 && exit 1;; esac; true\n'
     )
     program.chmod(0o755)
     pool = PoolSettings(
@@ -32,6 +38,23 @@ def test_a_job_in_an_unknown_state_has_not_ended(tmp_path: Path) -> None:
     (launch,) = fleet(tmp_path, "RUNNING", "POWER_UP_NODE", "OUT_OF_MEMORY", "PENDING").running()
     assert (launch.waiting, launch.running, dict(launch.ended)) == (1, 2, {"OUT_OF_MEMORY": 1})
     assert launch.gone == {"cpu-1-2"}
+
+
+def test_an_engine_that_does_not_end_one_launch_ends_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet(tmp_path, "RUNNING")
+    with (tmp_path / "rows").open("a") as rows:
+        rows.write("8|0|dps.d.cpu.cpu-2|RUNNING|None|0|\n")
+    (tmp_path / "refused").touch()
+    file = tmp_path / "fleet.yaml"
+    pool = {"engine": "slurm", "serves": ["train"], "max": 9}
+    slurm = {"submit_prefix": [str(tmp_path / "slurm")]}
+    file.write_text(json.dumps({"deployment": "d", "pools": {"cpu": {**pool, "slurm": slurm}}}))
+    stop(file, now=True)
+    said = capsys.readouterr().out
+    assert "cpu cpu-1: scancel: refused" in said
+    assert "cpu cpu-2: 1 asked to stop" in said
 
 
 def test_at_most_as_many_are_taken_back_as_asked_for(tmp_path: Path) -> None:

@@ -74,9 +74,7 @@ class KubernetesFleet:
             pods[_name(pod)].append(pod)
         names = [*jobs, *(name for name in pods if name not in jobs)]  # a deleted Job leaves pods
         launches = [self._launch(jobs.get(name), pods[name]) for name in names]
-        return [
-            launch for launch in self._with_deleted(launches, pods) if launch.pool in self.pools
-        ]
+        return self._with_deleted(launches, pods)
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         job = self.job(pool, count, name, warm=warm)

@@ -100,10 +100,9 @@ class ProcessFleet:
             for number, child in enumerate(self._children.get(label, ()))
             if (status := child.poll()) is not None
         }
-        pool = next((p for p in self.pools if name.rpartition("-")[0] == p), "")
         return Launch(
             name,
-            pool,
+            pool=name.rpartition("-")[0],
             running=len(alive),
             ended=Counter(ended.values()),
             up=frozenset(filter(None, alive)),

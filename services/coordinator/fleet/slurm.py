@@ -57,8 +57,7 @@ class SlurmFleet:
         arrays: dict[str, list[dict[str, str]]] = defaultdict(list)
         for job in self._jobs():
             arrays[job["Name"]].append(job)
-        launches = [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
-        return [launch for launch in launches if launch.pool in self.pools]
+        return [self._launch(name, jobs) for name, jobs in sorted(arrays.items())]
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
         if any(launch.name == name for launch in self.running()):
