@@ -271,8 +271,8 @@ def test_the_coordinator_may_manage_jobs_and_nothing_else(objects: tuple[Object,
         for resource in rule["resources"]
     }
     assert rights == {
-        ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-        ("", "pods"): {"get", "list", "watch"},
+        ("batch", "jobs"): {"list", "create", "patch", "delete"},
+        ("", "pods"): {"list"},
         ("", "events"): {"list"},
     }
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
