@@ -179,6 +179,21 @@ def test_a_pool_whose_launches_are_refused_pauses_and_the_next_one_takes_over(
     assert "invalid partition" in reconciler.status.pools["bad"].reason
 
 
+def test_refused_launches_take_nothing_back_that_waits(harness: Harness) -> None:
+    """Slurm jobs may have waited for hours when `sbatch` fails for some seconds."""
+    reconciler = harness.start()
+    harness.fleet.launches["cpu-1"] = Launch("cpu-1", "cpu", waiting=2, since=harness.now - 99)
+    reconciler.post({QUEUE: Demand(waiting=8, seconds=60.0)})
+
+    def refuse(pool: str, count: int, name: str, *, warm: bool) -> None:
+        raise FleetError("Socket timed out")
+
+    harness.fleet.launch = refuse  # type: ignore[method-assign]
+    assert [call for _ in range(5) for call in harness.turn(reconciler)] == []
+    assert reconciler.status is not None
+    assert "3 failures in a row (Socket timed out)" in reconciler.status.pools["cpu"].reason
+
+
 def test_a_launch_whose_reply_was_lost_keeps_its_name(harness: Harness) -> None:
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0)})

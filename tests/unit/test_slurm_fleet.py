@@ -54,6 +54,7 @@ def test_an_engine_that_does_not_end_one_launch_ends_the_others(
     stop(file, now=True)
     said = capsys.readouterr().out
     assert "cpu cpu-1: scancel: refused" in said
+    assert "--state=RUNNING --name=dps.d.cpu.cpu-1\n" in (tmp_path / "cancelled").read_text()
     assert "cpu cpu-2: 1 asked to stop" in said
 
 

@@ -51,6 +51,8 @@ class PoolMemory:
     last_failure: str = ""
     pause: float = 0.0
     paused_until: float = 0.0
+    _closed: bool = False
+    """Whether a pause takes back what waits, because workers have failed."""
     ceiling: int | None = None
     most: int | None = None
     limited_until: float = 0.0
@@ -141,6 +143,7 @@ class PoolMemory:
 
     def fail(self, how: str, count: int, now: float) -> None:
         """Counts failures; pauses the pool after `FAILURES`, ever longer."""
+        self._closed = True
         self.failures += count
         self.last_failure = how
         if self.failures >= FAILURES and now >= self.paused_until:
@@ -148,9 +151,10 @@ class PoolMemory:
             self.paused_until = now + self.pause
 
     def lose(self, name: str, why: str, now: float) -> None:
-        """A launch failed; it may exist nevertheless."""
+        """A launch failed; it may exist nevertheless. What waits is kept: it has not failed."""
         self.unsure, self._unsure_at = name, now
         self.fail(why, 1, now)
+        self._closed = False
 
     def limit(self, count: int, now: float) -> None:
         """A quota forbade a launch of `count`: the next is half as large; if one worker more is too
@@ -178,7 +182,7 @@ class PoolMemory:
             unknown_since=self.unknown_since,
             silence=self.silence,
             blocked="the budget is used up" if used_up else paused,
-            closed=used_up or bool(paused),
+            closed=used_up or (self._closed and bool(paused)),
             silent=len(self._silent),
             start_time=median(self._start_times) if self._start_times else 0.0,
             ceiling=self.ceiling if limited else None,

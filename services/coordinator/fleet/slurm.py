@@ -115,8 +115,10 @@ class SlurmFleet:
 
     def end(self, launch: Launch) -> None:
         name = f"--name={self._job_name(launch)}"
-        self._run(["scancel", "--state=PENDING", name])
-        self._run(["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
+        try:
+            self._run(["scancel", "--state=PENDING", name])
+        finally:  # fails if one of them starts or ends meanwhile
+            self._run(["scancel", "--batch", "--signal=TERM", "--state=RUNNING", name])
 
     def _jobs(self) -> list[dict[str, str]]:
         """Every process of our arrays, also those that ended in the last minutes."""
