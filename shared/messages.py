@@ -248,6 +248,9 @@ class Label(Command):
     recipe: str
     frames: tuple[FrameRef, ...]
     priority: int = Field(default=0, description="higher first")
+    resume: Ref | None = Field(
+        default=None, description="restart files of the frame that an earlier attempt was computing"
+    )
 
 
 class Reference(Command):
@@ -368,7 +371,8 @@ class TaskHeartbeat(TaskEvent):
 class TaskReleased(TaskEvent):
     """The worker returned the task for a reason other than the task itself. `preempted`: because
     the worker had to stop. `seconds`: work of this attempt since its last checkpoint or chunk,
-    which the next attempt repeats."""
+    which the next attempt repeats. `restart`: files from which the next attempt of a label
+    continues the interrupted calculation."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-released/1"] = "task-released/1"
@@ -376,6 +380,7 @@ class TaskReleased(TaskEvent):
     delay: float = 0.0
     preempted: bool = False
     seconds: float = 0.0
+    restart: Ref | None = None
 
 
 class TaskFailed(TaskEvent):

@@ -22,6 +22,7 @@ def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
         settings.threads,
         frozenset(settings.labeler_calculators),
         frozenset(settings.labeler_codes),
+        grace=settings.grace,
     )
     return [WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings))]
 

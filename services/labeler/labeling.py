@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,18 @@ from dpstream.services.labeler.acceptance import (
 )
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
-from dpstream.services.labeler.codes.base import Code, FileCode, Localized
+from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
+from dpstream.services.labeler.restarts import (
+    MAX_ARCHIVE,
+    PROGRAM_SHARE,
+    STORE_SHARE,
+    Restart,
+    collected,
+    pack,
+    unpack,
+)
 from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import (
     Batch,
@@ -38,7 +48,16 @@ from dpstream.shared.atoms.frames import (
     encode_labelled,
     frame_key,
 )
-from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, NotFound, Permanent
+from dpstream.shared.errors import (
+    DigestMismatch,
+    EngineCrashed,
+    EngineError,
+    EngineKilled,
+    NotFound,
+    Permanent,
+    Stopped,
+)
+from dpstream.shared.logs import logger
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -51,6 +70,8 @@ from dpstream.shared.values import (
     campaign_uri,
     label_uri,
 )
+
+log = logger()
 
 MAX_DETAIL = 300
 """Characters of a rejection's detail: the rejections of a command must fit in one message."""
@@ -175,11 +196,14 @@ class FrameLabeler:
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The outcome of a single point; after a crash or timeout, retried in a new child process.
         Raises EngineKilled if the engine was killed and another machine can still try."""
+        continued = self._continued(key, frame, recipe)
+        if continued is not None:
+            return continued
         started, last = time.monotonic(), EngineCrashed("")
         another = self._may_move(key)
         for attempt in range(TRIES):
             try:
-                return self._point(f"{key}-{attempt}", frame, recipe)
+                return self._point(key, f"{key}-{attempt}", frame, recipe)
             except EngineCrashed as crash:
                 last = crash
             if another and isinstance(last, EngineKilled) and isinstance(self.code, FileCode):
@@ -191,6 +215,35 @@ class FrameLabeler:
         self._check_engine()
         fault = "out-of-memory" if isinstance(last, EngineKilled) else "crashed"
         return Outcome(fault=fault, messages=(str(last),), seconds=seconds)
+
+    def _continued(self, key: str, frame: Frame, recipe: Recipe) -> Outcome | None:
+        """The outcome of a run from the restart files of an earlier attempt. None without such
+        files, and for anything but a valid label: a frame is rejected only by a run from the
+        beginning."""
+        restart = self._restart
+        if restart is None or (restart.frame, restart.recipe) != (key, recipe.digest):
+            return None
+        try:
+            outcome = self._point(key, f"{key}-continued", frame, recipe, restart.files)
+        except EngineCrashed as crash:
+            log.warning("restart files were of no use", frame=key, reason=str(crash))
+            return None
+        broken = check_after(frame, outcome, self.limits(key))
+        log.info("continued from restart files", frame=key, broken=broken)
+        return outcome if broken is None else None
+
+    @cached_property
+    def _restart(self) -> Restart | None:
+        """The restart files that an earlier attempt left; None without usable ones."""
+        ref, code = getattr(self.context.command, "resume", None), self.code
+        if ref is None or ref.size > MAX_ARCHIVE or not isinstance(code, Restartable):
+            return None
+        try:
+            restart = unpack(self.context.fetch(ref))
+        except (NotFound, DigestMismatch, ValueError) as error:
+            log.warning("restart files ignored", object=ref.uri, reason=str(error))
+            return None
+        return restart if restart.is_usable(code) else None
 
     def _may_move(self, key: str) -> bool:
         """Whether another machine may try the frame: the task has a further attempt, and this is
@@ -216,20 +269,57 @@ class FrameLabeler:
         local = self.code.localized(recipe) if isinstance(self.code, Localized) else recipe
         return local.model_dump()
 
-    def _point(self, name: str, frame: Frame, recipe: Recipe) -> Outcome:
+    def _point(
+        self,
+        key: str,
+        name: str,
+        frame: Frame,
+        recipe: Recipe,
+        restart: Mapping[str, bytes] | None = None,
+    ) -> Outcome:
+        """The outcome of a single point; `name`: of its folder."""
         if isinstance(self.code, FileCode):
-            return run_files(
-                self.code,
-                recipe,
-                frame,
-                self.context.scratch / name,
-                files=self.files,
-                cores=self.resources.engine.threads,
-                seconds=self.labels.max_seconds,
-                tick=self.context.check,
-            )
+            folder = self.context.scratch / name
+            try:
+                return run_files(
+                    self.code,
+                    recipe,
+                    frame,
+                    folder,
+                    files=self.files,
+                    cores=self.resources.engine.threads,
+                    seconds=self.labels.max_seconds,
+                    tick=self.context.check,
+                    restart=restart,
+                    patience=self._patience,
+                )
+            except Stopped:
+                self._keep_restart(key, recipe, folder)
+                raise
         arguments = {"recipe": self.for_engine(recipe), "frames": [frame_facts(frame)]}
         return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
+
+    def _patience(self) -> float:
+        """Seconds that an interrupted program has to write its restart files."""
+        return PROGRAM_SHARE * self.resources.grace if self._is_continued_later else 0.0
+
+    @property
+    def _is_continued_later(self) -> bool:
+        """Whether another attempt can continue the calculation that is interrupted now."""
+        in_campaign = self.spec is not None and not self.spec.starts_over
+        return in_campaign and self.context.is_preempted
+
+    def _keep_restart(self, key: str, recipe: Recipe, folder: Path) -> None:
+        """Store the restart files of an interrupted calculation, if there are usable ones."""
+        if not isinstance(self.code, Restartable) or not self._is_continued_later:
+            return
+        try:
+            restart = Restart(key, recipe.digest, collected(self.code, folder))
+            if restart.is_usable(self.code):
+                seconds = STORE_SHARE * self.resources.grace
+                self.context.put_restart(f"restart-{key}.zip", pack(restart), seconds)
+        except (OSError, MemoryError) as error:  # the task has to be released all the same
+            log.warning("restart files not kept", frame=key, reason=str(error))
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         """Call the child process. Raises Permanent for its errors, which concern the recipe."""

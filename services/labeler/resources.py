@@ -25,15 +25,18 @@ class LabelerResources:
         allowed_calculators: frozenset[str] = SHIPPED,
         allowed_codes: Collection[str] = CODES,
         allow_programs: bool = False,
+        grace: float = 25.0,
     ) -> None:
         """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
         ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
-        `allow_programs`: whether a campaign may name a program in a calculator's arguments."""
+        `allow_programs`: whether a campaign may name a program in a calculator's arguments;
+        `grace`: seconds after which a stopped worker must have released its task."""
         folder = scratch.resolve() / "labeler"
         self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads)
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs
+        self.grace = grace
 
     @classmethod
     def for_local_run(cls, scratch: Path, labels: LabelSettings) -> LabelerResources:

@@ -12,15 +12,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from dpstream.services.labeler.acceptance import Outcome
-from dpstream.services.labeler.codes.base import FileCode, Retrying
+from dpstream.services.labeler.codes.base import FileCode, Restartable, Retrying
 from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
-from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
 from dpstream.shared.runtime.child_process import await_stop, die_with_parent, out_of_memory
 from dpstream.shared.values import Recipe
 
@@ -40,24 +41,50 @@ def run_files(
     cores: int,
     seconds: float,
     tick: Callable[[], None],
+    restart: Mapping[str, bytes] | None = None,
+    patience: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
     """One single point by a program in `folder`, which must not exist yet; `files` (by name) are
     written there first.
 
+    A `Restartable` code starts from the `restart` files of an earlier run. When `tick` raises
+    `Stopped`, it has `patience()` seconds to end by itself and to write such files.
+
     A code with alternative convergence settings (`Retrying`) runs again in a folder beside it until
     it converges. Raises EngineCrashed after `seconds` or if a signal ended the program,
     EngineKilled if it was SIGKILL, and Permanent if the program is not installed or has another
-    version. Exceptions of `tick` kill the program and propagate.
+    version. Exceptions of `tick` end the program and propagate.
     """
     started = time.monotonic()
     tries = code.tries(recipe) if isinstance(code, Retrying) else iter((recipe,))
     for number, each in enumerate(tries):
         attempt_folder = folder.with_name(f"{folder.name}-try-{number}") if number else folder
         left = seconds - (time.monotonic() - started)
-        outcome = _run_once(code, each, frame, attempt_folder, files, cores, left, tick)
+        _prepare(code, each, frame, attempt_folder, files, restart or {})
+        outcome = _run_once(code, each, frame, attempt_folder, cores, left, tick, patience)
         if not outcome.unconverged:
             break
     return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _prepare(
+    code: FileCode,
+    recipe: Recipe,
+    frame: Frame,
+    folder: Path,
+    files: Mapping[str, bytes],
+    restart: Mapping[str, bytes],
+) -> None:
+    """Write all that the program reads to a new folder."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    code.write_inputs(frame, recipe, folder)
+    if restart and isinstance(code, Restartable):
+        for name, data in restart.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        code.use_restart(folder)
 
 
 def _run_once(
@@ -65,17 +92,20 @@ def _run_once(
     recipe: Recipe,
     frame: Frame,
     folder: Path,
-    files: Mapping[str, bytes],
     cores: int,
     seconds: float,
     tick: Callable[[], None],
+    patience: Callable[[], float],
 ) -> Outcome:
-    folder.mkdir(parents=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    code.write_inputs(frame, recipe, folder)
+    def stop() -> float:
+        left = patience()
+        if left <= 0 or not isinstance(code, Restartable):
+            return 0.0
+        code.request_stop(folder)
+        return left
+
     command = _command(code, recipe, cores)
-    status = run(command, folder, cores=cores, seconds=seconds, tick=tick)
+    status = run(command, folder, cores=cores, seconds=seconds, tick=tick, stop=stop)
     if status != 0:
         await_stop(tick)
     if status in KILLED:
@@ -102,10 +132,17 @@ def _check_version(recipe: Recipe, outcome: Outcome) -> None:
 
 
 def run(
-    command: Sequence[str], folder: Path, *, cores: int, seconds: float, tick: Callable[[], None]
+    command: Sequence[str],
+    folder: Path,
+    *,
+    cores: int,
+    seconds: float,
+    tick: Callable[[], None],
+    stop: Callable[[], float] = lambda: 0.0,
 ) -> int:
     """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
-    it. Raises as `run_files`."""
+    it. `stop` is called when `tick` raises `Stopped`, and returns how many seconds the program has
+    to end by itself. Raises as `run_files`."""
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         try:
             process = subprocess.Popen(
@@ -124,6 +161,10 @@ def run(
             ) from error
     try:
         return _wait(process, time.monotonic() + seconds, tick)
+    except Stopped:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            process.wait(stop())
+        raise
     finally:
         _end(process)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import DigestMismatch, EngineCrashed, Stopped
 from dpstream.shared.files import write_whole
+from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
     CheckpointSaved,
     Chunk,
@@ -30,6 +31,8 @@ from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Ref, campaign_uri
+
+log = logger()
 
 Handler = Callable[[Any, Any, "Context"], Result]
 """`handler(resources, command, context) -> result`; `resources` are the service's warm engines."""
@@ -66,6 +69,8 @@ class Context:
     stopping: threading.Event
     """Set when the worker is to stop (SIGTERM)."""
     telemetry: Telemetry = field(default_factory=NoTelemetry)
+    restart: Ref | None = None
+    """Restart files of the calculation that the stop of the worker interrupted."""
     _stop_asked: threading.Event = field(default_factory=threading.Event)
     _overdue: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
@@ -104,6 +109,22 @@ class Context:
         if not self.retry(lambda: self.store.create(uri, data)):
             self.fetch(ref)  # equal content: an earlier reply was lost; different content raises
         return ref
+
+    def put_restart(self, name: str, data: bytes, seconds: float) -> None:
+        """Store restart files of the interrupted calculation, for the release of the task. Gives up
+        after `seconds`: the worker has to release the task before its grace period ends."""
+        thread = threading.Thread(target=self._put_restart, args=(name, data), daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if self.restart is None:
+            log.warning("restart files not stored: the next attempt starts from the beginning")
+
+    def _put_restart(self, name: str, data: bytes) -> None:
+        try:
+            self.restart = self.put(name, data)
+            self._kept = time.monotonic()
+        except Exception as error:
+            log.warning("cannot store restart files", reason=str(error))
 
     def publish(self, event: Message) -> None:
         """Publish an event and wait for the broker's confirmation; retried during outages."""

@@ -49,6 +49,7 @@ def _released(context: Context, reason: str, delay: float = 0.0) -> TaskReleased
         delay=delay,
         preempted=context.is_preempted,
         seconds=context.unsaved,
+        restart=context.restart,
     )
 
 

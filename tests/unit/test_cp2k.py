@@ -287,3 +287,21 @@ def test_the_tables_of_later_versions(tmp_path: Path) -> None:
 def test_nothing_at_all_is_read_without_raising(tmp_path: Path) -> None:
     outcome = Cp2k().read_outputs(tmp_path, METHANE, 1)
     assert (outcome.end_marker, outcome.energies, outcome.forces) == (False, (), None)
+
+
+@pytest.mark.parametrize("guess", ["", "    SCF_GUESS ATOMIC\n", "scf_guess  core ! mine\n"])
+def test_a_run_that_continues_reads_its_orbitals(tmp_path: Path, guess: str) -> None:
+    """The guess of a template is replaced; all else stays as it is."""
+    scf = f"    &scf\n{guess}      MAX_SCF 9\n    &END SCF\n"
+    text = TEMPLATE.replace("  &DFT\n", f"  &DFT\n{scf}")
+    (tmp_path / "cp2k.inp").write_text(text)
+    Cp2k().use_restart(tmp_path)
+    expected = text.replace(guess, "") if guess else text
+    expected = expected.replace("    &scf\n", "    &scf\nSCF_GUESS RESTART\n")
+    assert (tmp_path / "cp2k.inp").read_text() == expected
+
+
+def test_a_template_without_scf_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "cp2k.inp").write_text(TEMPLATE)
+    Cp2k().use_restart(tmp_path)
+    assert (tmp_path / "cp2k.inp").read_text() == TEMPLATE

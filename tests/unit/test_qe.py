@@ -237,3 +237,14 @@ def test_two_runs_in_one_output_are_no_label(tmp_path: Path) -> None:
 def test_nothing_at_all_is_read_without_raising(tmp_path: Path) -> None:
     outcome = Qe().read_outputs(tmp_path, ALLOY, 1)
     assert (outcome.end_marker, outcome.energies, outcome.forces) == (False, (), None)
+
+
+@pytest.mark.parametrize("electrons", [{}, {"startingpot": "atomic", "mixing_beta": 0.3}])
+def test_a_run_that_continues_reads_its_density(folder: Path, electrons: dict[str, Any]) -> None:
+    before = written(folder, electrons=electrons)
+    (folder / "pw.in").write_text("\n".join((*before, "")))
+    Qe().use_restart(folder)
+    after = [line.strip() for line in (folder / "pw.in").read_text().splitlines()]
+    own = [line for line in before if not line.startswith("startingpot")]
+    begin = own.index("&ELECTRONS") + 1
+    assert after == [*own[:begin], "startingpot = 'file'", *own[begin:]]

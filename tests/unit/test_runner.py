@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,11 +47,32 @@ class Ending:
         return Outcome(exit_status=exit_status)
 
 
-def outcome_of(script: str, folder: Path, tick: object = lambda: None) -> Outcome:
+class Continuing(Ending):
+    """A program that can end early and continue."""
+
+    restart_name = re.compile("state")
+
+    def is_complete(self, files: Mapping[str, bytes]) -> bool:
+        return True
+
+    def request_stop(self, folder: Path) -> None:
+        (folder / "stop").touch()
+
+    def use_restart(self, folder: Path) -> None:
+        (folder / "state").rename(folder / "begin")
+
+
+def outcome_of(
+    script: str,
+    folder: Path,
+    tick: object = lambda: None,
+    program: type[Ending] = Ending,
+    **restart: Any,
+) -> Outcome:
     frame = Frame(("H",), np.zeros((1, 3)))
     recipe = Recipe(code="custom", version="1", settings={}, charge=0, multiplicity=1)
     return run_files(
-        Ending(script),  # type: ignore[arg-type]
+        program(script),  # type: ignore[arg-type]
         recipe,
         frame,
         folder / "run",
@@ -55,6 +80,7 @@ def outcome_of(script: str, folder: Path, tick: object = lambda: None) -> Outcom
         cores=1,
         seconds=60,
         tick=tick,  # type: ignore[arg-type]
+        **restart,
     )
 
 
@@ -92,3 +118,34 @@ def test_a_program_that_ends_just_before_its_worker_is_stopped_is_not_judged(
 @pytest.mark.usefixtures("prompt")
 def test_without_a_stop_a_failed_program_is_judged(tmp_path: Path) -> None:
     assert outcome_of("exit 143", tmp_path).exit_status == 143
+
+
+# ------------------------------------------------------------------- programs that can continue
+
+UNTIL_STOPPED = "until [ -e stop ]; do sleep 0.02; done; echo half > state"
+
+
+def test_a_stopped_program_may_write_its_restart_files(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        outcome_of(UNTIL_STOPPED, tmp_path, stop_after(0.1), Continuing, patience=lambda: 20.0)
+    assert (tmp_path / "run" / "state").read_text() == "half\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "patience"), [(UNTIL_STOPPED, 0.0), ("touch started; sleep 60", 0.5)]
+)
+def test_it_is_killed_when_it_has_no_more_time(
+    tmp_path: Path, script: str, patience: float
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        outcome_of(script, tmp_path, stop_after(0.1), Continuing, patience=lambda: patience)
+    assert time.monotonic() - started < 20
+    assert not (tmp_path / "run" / "state").exists()
+    assert (tmp_path / "run" / "stop").exists() == (patience > 0)
+
+
+def test_it_starts_from_the_files_of_an_earlier_run(tmp_path: Path) -> None:
+    script = '[ "$(cat begin)" = half ]'
+    outcome = outcome_of(script, tmp_path, program=Continuing, restart={"state": b"half"})
+    assert outcome.exit_status == 0

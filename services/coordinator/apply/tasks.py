@@ -68,9 +68,20 @@ def task_lost(counts: bool) -> Callable[[State, Any], State]:
         start = event.time + delay if delay else 0.0
         lapses = task.lapses + counts
         state = replace(state, lost=_with_lost(state.lost, event))
-        return state.with_task(replace(task, status="lost", lapses=lapses, not_before=start))
+        command = _resumed(task.command, event)
+        return state.with_task(
+            replace(task, command=command, status="lost", lapses=lapses, not_before=start)
+        )
 
     return change
+
+
+def _resumed(command: m.Command, event: m.TaskEvent) -> m.Command:
+    """The command, continuing from the restart files that a released label left."""
+    restart = event.restart if isinstance(event, m.TaskReleased) else None
+    if restart is None or not isinstance(command, m.Label):
+        return command
+    return command.model_copy(update={"resume": restart})
 
 
 def _with_lost(lost: LostWork, event: m.TaskEvent) -> LostWork:

@@ -20,6 +20,7 @@ ESSENTIAL = (m.Train, m.Select, m.Audit, m.Measure)
 FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
     m.Train: {"resume": None},
     m.Explore: {"resume": None, "from_chunk": 0},
+    m.Label: {"resume": None},
 }
 """Progress of earlier attempts that a new attempt discards in a reproducible campaign."""
 

@@ -6,7 +6,8 @@ protocols are optional abilities, which the labeler detects with `isinstance`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -101,6 +102,26 @@ class Retrying(Protocol):
 
     def tries(self, recipe: Recipe) -> Iterator[Recipe]:
         """The recipe itself, then variants that converge to the same label."""
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """A program that can continue an interrupted single point, on any machine, from files that it
+    wrote; the label is the same within its convergence."""
+
+    @property
+    def restart_name(self) -> re.Pattern[str]:
+        """Names of these files, relative to the program's folder."""
+
+    def is_complete(self, files: Mapping[str, bytes]) -> bool:
+        """Whether these files, by name, are all that is needed and none is cut off."""
+
+    def request_stop(self, folder: Path) -> None:
+        """Make the program that runs in `folder` end soon and write its restart files."""
+
+    def use_restart(self, folder: Path) -> None:
+        """Change the inputs in `folder` so that the program starts from its restart files there. If
+        a file is unusable, the program may fail: a run from the beginning follows."""
 
 
 @runtime_checkable

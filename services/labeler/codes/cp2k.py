@@ -20,7 +20,15 @@ from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
-from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.codes.parse import (
+    NUMBER,
+    are_whole_records,
+    block,
+    numbers,
+    read_text,
+    rows,
+    scaled,
+)
 from dpstream.services.labeler.codes.write import vector
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, GPA, HARTREE
@@ -30,6 +38,7 @@ from dpstream.shared.values import Recipe
 PROGRAM = "cp2k.psmp"
 INPUT = "cp2k.inp"
 BASIS = "DZVP-MOLOPT-SR-GTH"
+SCF: cp2k.Path = (*cp2k.DFT, "SCF")
 PRESSURES = {"GPa": GPA, "bar": GPA * 1e-4}
 """eV/Å³."""
 
@@ -116,6 +125,7 @@ class Cp2k(CodeDefaults):
     electronic = True
     inputs = frozenset({"charge", "kpoints", "multiplicity"})
     settings: type[CodeSettings] = Cp2kSettings
+    restart_name = re.compile(r"[\w.-]+-RESTART\.(?:wfn|kp)")
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
@@ -159,6 +169,17 @@ class Cp2k(CodeDefaults):
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-i", INPUT]
+
+    def is_complete(self, files: Mapping[str, bytes]) -> bool:
+        return len(files) == 1 and all(map(are_whole_records, files.values()))
+
+    def request_stop(self, folder: Path) -> None:
+        (folder / "EXIT").touch()
+
+    def use_restart(self, folder: Path) -> None:
+        """CP2K reads PROJECT-RESTART.wfn unless the input names another file."""
+        text = (folder / INPUT).read_text()
+        (folder / INPUT).write_text(cp2k.with_keyword(text, SCF, "SCF_GUESS", "RESTART"))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
@@ -237,7 +258,8 @@ def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
 
 def _scf(frame: Frame, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Orbital transformation at the Gamma point; diagonalisation with a mesh, as OT needs Gamma."""
-    scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": {"_": "OFF"}}}
+    restart = {"_": "ON", "EACH": {"QS_SCF": 1}, "BACKUP_COPIES": 0}
+    scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": restart}}
     mesh = _mesh(frame, settings)
     if mesh is None:
         ot = {"MINIMIZER": "DIIS", "PRECONDITIONER": "FULL_SINGLE_INVERSE"}

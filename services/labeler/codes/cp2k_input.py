@@ -205,3 +205,14 @@ def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequen
 def has_keyword(template: str, path: Path, names: Sequence[str]) -> bool:
     words = (line.words[0] for line in lines_of(template) if line.path == path and line.words)
     return any(word in names for word in words)
+
+
+def with_keyword(text: str, path: Path, name: str, value: str) -> str:
+    """An input in which the sections `path` set the keyword `name` to this value."""
+    lines: list[str] = []
+    for line in lines_of(text):
+        if line.opens or line.path != path or line.words[:1] != (name,):
+            lines.append(line.text)
+        if line.opens and line.path == path:
+            lines.append(f"{name} {value}")
+    return "\n".join(lines) + "\n"

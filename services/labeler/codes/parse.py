@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,3 +82,16 @@ def last_line(lines: Sequence[str], pattern: str) -> int | None:
     """Number of the last line in which `pattern` is found."""
     matching = (i for i in range(len(lines) - 1, -1, -1) if re.search(pattern, lines[i]))
     return next(matching, None)
+
+
+def are_whole_records(data: bytes) -> bool:
+    """Whether `data` is a Fortran unformatted file of complete records, each between two marks of
+    four bytes with its length."""
+    at = 0
+    while at < len(data):
+        mark = data[at : at + 4]
+        end = at + 4 + int.from_bytes(mark, sys.byteorder)
+        if len(mark) < 4 or data[end : end + 4] != mark:
+            return False
+        at = end + 4
+    return at > 0

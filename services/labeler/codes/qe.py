@@ -20,7 +20,15 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
-from dpstream.services.labeler.codes.parse import NUMBER, block, numbers, read_text, rows, scaled
+from dpstream.services.labeler.codes.parse import (
+    NUMBER,
+    are_whole_records,
+    block,
+    numbers,
+    read_text,
+    rows,
+    scaled,
+)
 from dpstream.services.labeler.codes.write import vector
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, BOLTZMANN, RYDBERG
@@ -29,6 +37,8 @@ from dpstream.shared.values import Recipe
 
 PROGRAM = "pw.x"
 INPUT = "pw.in"
+PREFIX, OUT = "dpstream", "out"
+SAVE = f"{OUT}/{PREFIX}.save"
 DEBIAN = Path("/usr/share/espresso/pseudo")
 NAME = re.compile(r"[A-Za-z]\w*(?:\(\d+(?:, ?\d+)*\))?")
 LITERAL = re.compile(rf"{NUMBER}|\.(?:true|false)\.", re.IGNORECASE)
@@ -155,6 +165,9 @@ class Qe(CodeDefaults):
     periodic = True
     inputs = frozenset({"charge", "kpoints"})
     settings: type[CodeSettings] = QeSettings
+    restart_name = re.compile(
+        rf"{re.escape(SAVE)}/(?:(?:charge|ekin)-density\.(?:dat|hdf5)|(?:paw|occup)\.txt)"
+    )
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")
@@ -183,6 +196,20 @@ class Qe(CodeDefaults):
 
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-in", INPUT]
+
+    def is_complete(self, files: Mapping[str, bytes]) -> bool:
+        hdf5 = files.get(f"{SAVE}/charge-density.hdf5", b"").startswith(b"\x89HDF")
+        return hdf5 or are_whole_records(files.get(f"{SAVE}/charge-density.dat", b""))
+
+    def request_stop(self, folder: Path) -> None:
+        (folder / f"{PREFIX}.EXIT").touch()
+
+    def use_restart(self, folder: Path) -> None:
+        """The density, unlike pw.x's own restart, does not depend on the number of processes."""
+        text = (folder / INPUT).read_text()
+        own = "".join(re.split(r"^ *startingpot *=.*\n", text, flags=re.MULTILINE))
+        first = "&ELECTRONS\n"
+        (folder / INPUT).write_text(own.replace(first, f"{first}  startingpot = 'file'\n", 1))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
@@ -228,8 +255,8 @@ def input_lines(frame: Frame, settings: Mapping[str, Any], charge: int) -> Itera
 def _control() -> dict[str, Any]:
     return {
         "calculation": "scf",
-        "prefix": "dpstream",
-        "outdir": "./out",
+        "prefix": PREFIX,
+        "outdir": f"./{OUT}",
         "pseudo_dir": "./",
         "tprnfor": True,
         "tstress": True,
