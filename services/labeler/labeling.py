@@ -34,6 +34,7 @@ from dpstream.services.labeler.restarts import (
     PROGRAM_SHARE,
     STORE_SHARE,
     Restart,
+    accepted_by,
     collected,
     pack,
     unpack,
@@ -243,7 +244,7 @@ class FrameLabeler:
         except (NotFound, DigestMismatch, ValueError) as error:
             log.warning("restart files ignored", object=ref.uri, reason=str(error))
             return None
-        return restart if restart.is_usable(code) else None
+        return restart if accepted_by(code, restart) else None
 
     def _may_move(self, key: str) -> bool:
         """Whether another machine may try the frame: the task has a further attempt, and this is
@@ -314,10 +315,11 @@ class FrameLabeler:
         if not isinstance(self.code, Restartable) or not self._is_continued_later:
             return
         try:
-            restart = Restart(key, recipe.digest, collected(self.code, folder))
-            if restart.is_usable(self.code):
+            files = collected(self.code, folder)
+            if files:
+                data = pack(Restart(key, recipe.digest, files))
                 seconds = STORE_SHARE * self.resources.grace
-                self.context.put_restart(f"restart-{key}.zip", pack(restart), seconds)
+                self.context.put_restart(f"restart-{key}.zip", data, seconds)
         except (OSError, MemoryError) as error:  # the task has to be released all the same
             log.warning("restart files not kept", frame=key, reason=str(error))
 

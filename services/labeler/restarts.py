@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -38,24 +39,28 @@ class Restart:
     recipe: str
     files: Mapping[str, bytes]
 
-    def is_usable(self, code: Restartable) -> bool:
-        """Whether `code` can start from the files, by their names and structure."""
-        named = all(code.restart_name.fullmatch(name) for name in self.files)
-        return named and code.is_complete(self.files)
+
+def accepted_by(code: Restartable, restart: Restart) -> bool:
+    """Whether `code` can start from the files, by their names and structure."""
+    named = all(map(code.restart_name.fullmatch, restart.files))
+    return named and bool(restart.files) and code.complete(restart.files) == restart.files
 
 
 def collected(code: Restartable, folder: Path) -> dict[str, bytes]:
     """The restart files that a program has left in `folder`; none if they are larger than
     `MAX_BYTES`. Links are ignored: they may lead out of the folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    kept = {
-        name: path
+    files = {
+        name: path.read_bytes()
         for name, path in paths.items()
-        if code.restart_name.fullmatch(name) and stat.S_ISREG(path.lstat().st_mode)
+        if code.restart_name.fullmatch(name) and _is_kept(path.lstat())
     }
-    if sum(path.stat().st_size for path in kept.values()) > MAX_BYTES:
-        return {}
-    return {name: path.read_bytes() for name, path in kept.items()}
+    complete = code.complete(files)
+    return complete if sum(map(len, complete.values())) <= MAX_BYTES else {}
+
+
+def _is_kept(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES
 
 
 def pack(restart: Restart) -> bytes:

@@ -99,10 +99,8 @@ def _run_once(
 ) -> Outcome:
     def stop() -> float:
         left = patience()
-        if left <= 0 or not isinstance(code, Restartable):
-            return 0.0
-        code.request_stop(folder)
-        return left
+        waits = left > 0 and isinstance(code, Restartable) and code.request_stop(folder)
+        return left if waits else 0.0
 
     command = _command(code, recipe, cores)
     status = run(command, folder, cores=cores, seconds=seconds, tick=tick, stop=stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +12,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
-from dpstream.services.labeler.codes.cp2k import input_text
 from dpstream.services.labeler.handlers import label
 from dpstream.services.labeler.recipes import make_recipe, read_files
 from dpstream.services.labeler.resources import LabelerResources
-from dpstream.services.labeler.restarts import Restart, pack, unpack
+from dpstream.services.labeler.restarts import Restart, pack
 from dpstream.shared import messages as m
-from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, decode_labelled, frame_key
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    FrameLabel,
+    canonical,
+    decode_labelled,
+    frame_key,
+    from_ase,
+)
+from dpstream.shared.codec import decode
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import FrameRef, Ref, campaign_uri
-from tests.integration.test_cp2k import hydrogen
 from tests.integration.test_qe import aluminium
 from tests.support.labeling_programs import point, require
-from tests.support.worker import PROMPT, WorkerHarness, workers
+from tests.support.worker import WorkerHarness, workers
 
 assert workers
 
 ITERATION = r"^ +\d+ (?:OT|Broy|P_Mix|NoMix|DIIS)|^ +iteration #"
 """Line of an SCF iteration in the output of either program."""
 STOP_AT = 4
+SECONDS = 120.0
+"""Time limit of a program on a busy machine."""
 
 
 def iterations(folder: Path) -> int:
@@ -101,15 +112,21 @@ class Interrupted:
 
         worker = self.workers.worker(handler)
         self.workers.send(command)
-        assert isinstance(self.workers.next_event(), m.TaskClaimed)
+        assert isinstance(self.event(), m.TaskClaimed)
         if stop_at is not None:
-            deadline = time.monotonic() + PROMPT
+            deadline = time.monotonic() + SECONDS
             while iterations(worker.scratch) < stop_at and time.monotonic() < deadline:
                 time.sleep(0.01)
             worker.stopping.set()
-        event = self.workers.next_event()
+        event = self.event()
         worker.stopping.set()
         return event
+
+    def event(self) -> Any:
+        delivery = self.workers.events.next(SECONDS)
+        assert delivery is not None
+        event = decode(delivery.body)
+        return self.event() if isinstance(event, m.TaskHeartbeat) else event
 
     def files(self, attempt: int) -> Path:
         return self.root / "files" / str(attempt)
@@ -141,21 +158,83 @@ class Interrupted:
         np.testing.assert_allclose(found.forces, expected.forces, atol=1e-4)
 
 
-SLOW = {"cutoff": 300, "keywords": {"FORCE_EVAL": {"DFT": {"SCF": {"EPS_SCF": "1.0E-9"}}}}}
-DENSE = {
+CP2K = {
+    "cutoff": 80,
+    "rel_cutoff": 40,
+    "keywords": {"FORCE_EVAL": {"DFT": {"SCF": {"EPS_SCF": "1.0E-8"}}}},
+}
+PW = {
     "pseudopotentials": {"Al": "Al.pz-vbc.UPF"},
-    "ecutwfc": 16,
+    "ecutwfc": 12,
     "kpoints": [3, 3, 3],
     "smearing": "gaussian",
     "degauss": 0.03,
 }
 
 
-def test_cp2k_continues_from_its_wavefunction(workers: WorkerHarness) -> None:
+def hydrogen() -> Frame:
+    atoms = molecule("H2", cell=[4.2, 4.4, 4.6], pbc=True)
+    atoms.set_distance(0, 1, 0.8)
+    return canonical(from_ase(atoms)).frame
+
+
+@pytest.fixture
+def cp2k(workers: WorkerHarness) -> Interrupted:
     require("cp2k")
-    Interrupted(workers, hydrogen(), "cp2k", SLOW).continues()
+    return Interrupted(workers, hydrogen(), "cp2k", CP2K)
 
 
-def test_pw_continues_from_its_density(workers: WorkerHarness) -> None:
+@pytest.fixture
+def pw(workers: WorkerHarness) -> Interrupted:
     require("qe")
-    Interrupted(workers, aluminium(), "qe", DENSE).continues()
+    return Interrupted(workers, aluminium(), "qe", PW)
+
+
+def test_cp2k_continues_from_its_wavefunction(cp2k: Interrupted) -> None:
+    cp2k.continues()
+
+
+def test_pw_continues_from_its_density(pw: Interrupted) -> None:
+    pw.continues()
+
+
+def test_a_reproducible_campaign_keeps_no_files(pw: Interrupted) -> None:
+    pw.mode = "lockstep"
+    event = pw.attempt(pw.command(), STOP_AT)
+    assert isinstance(event, m.TaskReleased)
+    assert event.restart is None
+
+
+def mark(data: bytes) -> bytes:
+    """A Fortran file of one record."""
+    length = len(data).to_bytes(4, sys.byteorder)
+    return length + data + length
+
+
+def test_files_that_the_program_cannot_read_cost_a_run_from_the_beginning(
+    cp2k: Interrupted,
+) -> None:
+    command = cp2k.command()
+    files = {"dpstream-RESTART.wfn": mark(b"not orbitals")}
+    restart = Restart(command.frames[0].key, command.recipe, files)
+    cp2k.label_of(cp2k.next_attempt(command, cp2k.put("results/t1/1/restart.zip", pack(restart))))
+    names = sorted(path.name.rpartition("-")[2] for path in cp2k.files(2).iterdir())
+    assert names == ["0", "continued"]
+
+
+@pytest.mark.parametrize("change", ["frame", "recipe", "name", "object"])
+def test_files_of_another_calculation_are_not_used(pw: Interrupted, change: str) -> None:
+    pw.settings = PW | {"kpoints": [1, 1, 1], "ecutwfc": 8}
+    command = pw.command()
+    name = "out/elsewhere.dat" if change == "name" else "out/dpstream.save/charge-density.dat"
+    restart = Restart(
+        "another" if change == "frame" else command.frames[0].key,
+        "another" if change == "recipe" else command.recipe,
+        {name: mark(b"density")},
+    )
+    ref = pw.put("results/t1/1/restart.zip", pack(restart))
+    if change == "object":
+        pw.workers.store.put(ref.uri, pack(restart)[::-1])
+    pw.label_of(pw.next_attempt(command, ref))
+    (folder,) = pw.files(2).iterdir()
+    assert folder.name.endswith("-0")

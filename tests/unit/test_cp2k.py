@@ -305,3 +305,27 @@ def test_a_template_without_scf_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "cp2k.inp").write_text(TEMPLATE)
     Cp2k().use_restart(tmp_path)
     assert (tmp_path / "cp2k.inp").read_text() == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("given", "at"),
+    [
+        ("&SCF\n&END\n", "&SCF\n{&PRINT\n&RESTART ON\n&END RESTART\n&END PRINT\n}&END\n"),
+        ("&scf\n&print\n&END\n&END\n", "&scf\n&print\n{&RESTART ON\n&END RESTART\n}&END\n&END\n"),
+        ("&SCF\n&PRINT\n&RESTART OFF\n&END\n&END\n&END\n", None),
+        ("", None),
+    ],
+)
+def test_a_template_writes_its_wavefunction_at_each_iteration(given: str, at: str | None) -> None:
+    """Unless it has a setting of its own."""
+    text = TEMPLATE.replace("  &DFT\n", f"  &DFT\n{given}")
+    found = [line for line in lines(recipe(template=text)) if line != "BACKUP_COPIES 1"]
+    each = ["&EACH", "QS_SCF 1", "&END EACH"]
+    assert ("QS_SCF 1" in found) == (at is not None)
+    begin = found.index("&DFT") + 1
+    found = [line for line in found[begin:] if line not in each]
+    expected = (at or given).translate(str.maketrans("", "", "{}"))
+    own = ("CHARGE", "MULTIPLICITY")
+    assert [line for line in found if not line.startswith(own)][: expected.count("\n")] == (
+        expected.splitlines()
+    )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from dpstream.services.labeler import restarts
 from dpstream.services.labeler.codes.cp2k import Cp2k
 from dpstream.services.labeler.codes.parse import are_whole_records
 from dpstream.services.labeler.codes.qe import Qe
-from dpstream.services.labeler.restarts import Restart, collected, pack, unpack
+from dpstream.services.labeler.restarts import Restart, accepted_by, collected, pack, unpack
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import Stopped, StoreError
@@ -47,7 +45,7 @@ RESTART = Restart("key", "digest", {"dpstream-RESTART.wfn": ORBITALS})
 
 def test_files_come_back_as_they_were() -> None:
     assert unpack(pack(RESTART)) == RESTART
-    assert RESTART.is_usable(Cp2k())
+    assert accepted_by(Cp2k(), RESTART)
 
 
 def archive(**entries: str) -> bytes:
@@ -97,7 +95,7 @@ def test_an_archive_may_not_unpack_to_more_than_the_limit(monkeypatch: pytest.Mo
     ],
 )
 def test_only_the_files_that_the_code_names_are_used(name: str) -> None:
-    assert not Restart("key", "digest", {name: ORBITALS}).is_usable(Cp2k())
+    assert not accepted_by(Cp2k(), Restart("key", "digest", {name: ORBITALS}))
 
 
 @pytest.mark.parametrize("size", range(1, len(ORBITALS)))
@@ -108,7 +106,7 @@ def test_a_file_that_was_cut_off_is_not_used(size: int) -> None:
 
 def test_an_empty_or_missing_file_is_not_used() -> None:
     for files in ({}, {"x-RESTART.wfn": b""}, {"x-RESTART.wfn": b"text"}):
-        assert not Restart("key", "digest", files).is_usable(Cp2k())
+        assert not accepted_by(Cp2k(), Restart("key", "digest", files))
 
 
 # ----------------------------------------------------------------------------------- a run's folder
@@ -121,9 +119,19 @@ def test_what_is_collected(tmp_path: Path) -> None:
     (folder / "mine-RESTART.wfn").write_bytes(ORBITALS)
     (folder / "linked-RESTART.wfn").symlink_to(elsewhere)
     (folder / "below" / "other-RESTART.wfn").write_bytes(ORBITALS)
-    (folder / "mine-RESTART.wfn.bak-1").write_bytes(ORBITALS)
+    (folder / "mine-RESTART.wfn.bak-2").write_bytes(ORBITALS)
     (folder / "cp2k.inp").write_text("&GLOBAL")
     assert collected(Cp2k(), folder) == {"mine-RESTART.wfn": ORBITALS}
+
+
+@pytest.mark.parametrize("newest", [None, b"", ORBITALS[:-1]])
+def test_if_cp2k_was_killed_while_it_wrote_the_file_before_is_kept(
+    tmp_path: Path, newest: bytes | None
+) -> None:
+    (tmp_path / "mine-RESTART.wfn.bak-1").write_bytes(ORBITALS)
+    if newest is not None:
+        (tmp_path / "mine-RESTART.wfn").write_bytes(newest)
+    assert collected(Cp2k(), tmp_path) == {"mine-RESTART.wfn": ORBITALS}
 
 
 def test_a_linked_folder_is_not_collected(tmp_path: Path) -> None:

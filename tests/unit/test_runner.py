@@ -52,11 +52,12 @@ class Continuing(Ending):
 
     restart_name = re.compile("state")
 
-    def is_complete(self, files: Mapping[str, bytes]) -> bool:
-        return True
+    def complete(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        return dict(files)
 
-    def request_stop(self, folder: Path) -> None:
+    def request_stop(self, folder: Path) -> bool:
         (folder / "stop").touch()
+        return True
 
     def use_restart(self, folder: Path) -> None:
         (folder / "state").rename(folder / "begin")

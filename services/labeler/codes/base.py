@@ -113,11 +113,13 @@ class Restartable(Protocol):
     def restart_name(self) -> re.Pattern[str]:
         """Names of these files, relative to the program's folder."""
 
-    def is_complete(self, files: Mapping[str, bytes]) -> bool:
-        """Whether these files, by name, are all that is needed and none is cut off."""
+    def complete(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The files to start from, by name, of those that a run has left. None if one is missing or
+        cut off: the program may have been killed while it wrote them."""
 
-    def request_stop(self, folder: Path) -> None:
-        """Make the program that runs in `folder` end soon and write its restart files."""
+    def request_stop(self, folder: Path) -> bool:
+        """Make the program that runs in `folder` end soon and write its restart files. False if it
+        writes them at each iteration, so that it may be killed."""
 
     def use_restart(self, folder: Path) -> None:
         """Change the inputs in `folder` so that the program starts from its restart files there. If

@@ -38,7 +38,8 @@ from dpstream.shared.values import Recipe
 PROGRAM = "cp2k.psmp"
 INPUT = "cp2k.inp"
 BASIS = "DZVP-MOLOPT-SR-GTH"
-SCF: cp2k.Path = (*cp2k.DFT, "SCF")
+BACKUP = ".bak-1"
+"""Suffix of the file that CP2K wrote before the newest."""
 PRESSURES = {"GPa": GPA, "bar": GPA * 1e-4}
 """eV/Å³."""
 
@@ -125,7 +126,7 @@ class Cp2k(CodeDefaults):
     electronic = True
     inputs = frozenset({"charge", "kpoints", "multiplicity"})
     settings: type[CodeSettings] = Cp2kSettings
-    restart_name = re.compile(r"[\w.-]+-RESTART\.(?:wfn|kp)")
+    restart_name = re.compile(rf"[\w.-]+-RESTART\.(?:wfn|kp)(?:{re.escape(BACKUP)})?")
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
@@ -170,16 +171,21 @@ class Cp2k(CodeDefaults):
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-i", INPUT]
 
-    def is_complete(self, files: Mapping[str, bytes]) -> bool:
-        return len(files) == 1 and all(map(are_whole_records, files.values()))
+    def complete(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The newest file or, if that is cut off, the one before it."""
+        for name in sorted(files):
+            if are_whole_records(files[name]):
+                return {name.removesuffix(BACKUP): files[name]}
+        return {}
 
-    def request_stop(self, folder: Path) -> None:
-        (folder / "EXIT").touch()
+    def request_stop(self, folder: Path) -> bool:
+        """CP2K looks for a file EXIT too rarely, and then still computes forces."""
+        return False
 
     def use_restart(self, folder: Path) -> None:
         """CP2K reads PROJECT-RESTART.wfn unless the input names another file."""
         text = (folder / INPUT).read_text()
-        (folder / INPUT).write_text(cp2k.with_keyword(text, SCF, "SCF_GUESS", "RESTART"))
+        (folder / INPUT).write_text(cp2k.with_keyword(text, cp2k.SCF, "SCF_GUESS", "RESTART"))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
@@ -258,8 +264,7 @@ def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
 
 def _scf(frame: Frame, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Orbital transformation at the Gamma point; diagonalisation with a mesh, as OT needs Gamma."""
-    restart = {"_": "ON", "EACH": {"QS_SCF": 1}, "BACKUP_COPIES": 0}
-    scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": restart}}
+    scf = {"SCF_GUESS": "ATOMIC", "EPS_SCF": "3.0E-7", "PRINT": {"RESTART": cp2k.RESTART}}
     mesh = _mesh(frame, settings)
     if mesh is None:
         ot = {"MINIMIZER": "DIIS", "PRECONDITIONER": "FULL_SINGLE_INVERSE"}

@@ -17,6 +17,9 @@ KIND: Path = ("FORCE_EVAL", "SUBSYS", "KIND")
 CELL: Path = ("FORCE_EVAL", "SUBSYS", "CELL")
 COORD: Path = ("FORCE_EVAL", "SUBSYS", "COORD")
 DFT: Path = ("FORCE_EVAL", "DFT")
+SCF: Path = (*DFT, "SCF")
+RESTART: Tree = {"_": "ON", "EACH": {"QS_SCF": 1}, "BACKUP_COPIES": 1}
+"""The wavefunction is written after each SCF iteration: an interrupted run continues from it."""
 NEEDED: tuple[Path, ...] = (
     CELL,
     COORD,
@@ -189,17 +192,28 @@ def _check_line(line: InputLine) -> None:
 
 
 def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequence[str]) -> str:
-    """The template with these lines as the content of &CELL and &COORD, and `dft` added to &DFT;
-    the rest is unchanged."""
+    """The template with these lines as the content of &CELL and &COORD, `dft` added to &DFT, and
+    `RESTART` to &SCF unless it has one; the rest is unchanged."""
     own = {CELL: cell, COORD: coord}
+    added = {**own, DFT: dft, **_restart_lines(template)}
     lines: list[str] = []
     for line in lines_of(template):
         if line.path not in own or line.opens or line.closes:
             lines.append(line.text)
         if line.opens:
-            lines += own.get(line.path, ())
-            lines += dft if line.path == DFT else ()
+            lines += added.get(line.path, ())
     return "\n".join(lines) + "\n"
+
+
+def _restart_lines(template: str) -> dict[Path, list[str]]:
+    """`RESTART` as lines, by the section of the template to which they belong."""
+    printing = (*SCF, "PRINT")
+    sections = {line.path for line in lines_of(template) if line.opens}
+    if (*printing, "RESTART") in sections:
+        return {}
+    if printing in sections:
+        return {printing: list(render({"RESTART": RESTART}))}
+    return {SCF: list(render({"PRINT": {"RESTART": RESTART}}))}
 
 
 def has_keyword(template: str, path: Path, names: Sequence[str]) -> bool:

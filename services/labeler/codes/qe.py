@@ -197,12 +197,14 @@ class Qe(CodeDefaults):
     def command(self, recipe: Recipe, cores: int) -> list[str]:
         return [*programs.command_of(self.name, PROGRAM, cores), "-in", INPUT]
 
-    def is_complete(self, files: Mapping[str, bytes]) -> bool:
+    def complete(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         hdf5 = files.get(f"{SAVE}/charge-density.hdf5", b"").startswith(b"\x89HDF")
-        return hdf5 or are_whole_records(files.get(f"{SAVE}/charge-density.dat", b""))
+        whole = hdf5 or are_whole_records(files.get(f"{SAVE}/charge-density.dat", b""))
+        return dict(files) if whole else {}
 
-    def request_stop(self, folder: Path) -> None:
+    def request_stop(self, folder: Path) -> bool:
         (folder / f"{PREFIX}.EXIT").touch()
+        return True
 
     def use_restart(self, folder: Path) -> None:
         """The density, unlike pw.x's own restart, does not depend on the number of processes."""
