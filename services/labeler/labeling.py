@@ -59,6 +59,7 @@ from dpstream.shared.errors import (
     Stopped,
 )
 from dpstream.shared.logs import logger
+from dpstream.shared.messages import Label
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -236,7 +237,8 @@ class FrameLabeler:
     @cached_property
     def _restart(self) -> Restart | None:
         """The restart files that an earlier attempt left; None without usable ones."""
-        ref, code = getattr(self.context.command, "resume", None), self.code
+        command, code = self.context.command, self.code
+        ref = command.resume if isinstance(command, Label) else None
         if ref is None or ref.size > MAX_ARCHIVE or not isinstance(code, Restartable):
             return None
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +309,7 @@ def test_five_failed_checks_in_a_row_end_it_and_the_rest_is_dropped(
 def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:
+    """In another process, without the files of the first."""
     harness = ExplorerHarness(tmp_path, CH4, methane_committee)
     whole = harness.explore(pinned=False, trust=Trust(low=1e-9, high=1e9))
     last = explore(resources, whole, harness.context(whole))
@@ -319,7 +322,10 @@ def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
     np.testing.assert_allclose(times, np.arange(1, 21) * 0.0025)
 
     more = harness.explore(pinned=False, trust=whole.trust, from_chunk=2, resume=chunks[1].restart)
-    last_again = explore(resources, more, harness.context(more))
+    shutil.rmtree(tmp_path / "scratch")
+    another = ExplorerResources(tmp_path / "another")
+    with closing(another):
+        last_again = explore(another, more, harness.context(more))
     again = [*harness.published(), last_again]
     assert [event.chunk for event in again] == [2, 3]
     for one, other in zip(chunks[2:], again, strict=True):

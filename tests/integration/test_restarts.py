@@ -6,11 +6,14 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from ase.build import molecule
 
@@ -49,6 +52,40 @@ def iterations(folder: Path) -> int:
     """SCF iterations in the newest output below `folder`."""
     texts = sorted(folder.rglob("stdout"), key=lambda path: path.stat().st_mtime)
     return len(re.findall(ITERATION, texts[-1].read_text(), re.MULTILINE)) if texts else 0
+
+
+def program_at_work(scratch: Path) -> psutil.Process:
+    """The labeling program that runs below `scratch`, as soon as it is in the middle of its SCF."""
+    deadline = time.monotonic() + SECONDS
+    while iterations(scratch) < STOP_AT and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (program,) = (
+        each for each in psutil.Process().children() if Path(each.cwd()).is_relative_to(scratch)
+    )
+    return program
+
+
+End = Callable[[Context, psutil.Process], None]
+
+
+def stopped(context: Context, program: psutil.Process) -> None:
+    """The worker is stopped. The program waits for that: on a busy machine it might end before."""
+    program.suspend()
+    context.stopping.set()
+    time.sleep(0.3)
+    with suppress(psutil.NoSuchProcess):
+        program.resume()
+
+
+def stopped_after_its_program(context: Context, program: psutil.Process) -> None:
+    """Slurm signals every process of a job."""
+    program.terminate()
+    time.sleep(0.3)
+    context.stopping.set()
+
+
+def cancelled(context: Context, program: psutil.Process) -> None:
+    context._stop_asked.set()
 
 
 @dataclass
@@ -99,11 +136,13 @@ class Interrupted:
             frames=(FrameRef(batch=batch, index=0, key=frame_key(self.frame)),),
         )
 
-    def attempt(self, command: m.Label, stop_at: int | None = None) -> Any:
-        """The event that ends an attempt by a new worker, which is stopped at that iteration. Its
-        files are in `files(attempt)` then."""
+    def attempt(self, command: m.Label, end: End | None = None) -> Any:
+        """The event that ends an attempt by a new worker, which `end` may end in the middle of the
+        SCF. Its files are in `files(attempt)` then."""
+        contexts: list[Context] = []
 
         def handler(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
+            contexts.append(context)
             try:
                 bench = LabelerResources(context.scratch.parent / "bench", grace=20.0)
                 return label(bench, command, context)
@@ -113,11 +152,9 @@ class Interrupted:
         worker = self.workers.worker(handler)
         self.workers.send(command)
         assert isinstance(self.event(), m.TaskClaimed)
-        if stop_at is not None:
-            deadline = time.monotonic() + SECONDS
-            while iterations(worker.scratch) < stop_at and time.monotonic() < deadline:
-                time.sleep(0.01)
-            worker.stopping.set()
+        if end is not None:
+            program = program_at_work(worker.scratch)
+            end(contexts[0], program)
         event = self.event()
         worker.stopping.set()
         return event
@@ -142,12 +179,12 @@ class Interrupted:
         return decode_labelled(self.workers.store.get(event.accepted[0].label.uri))[1]
 
     def continues(self) -> None:
-        """Stopped and continued, the label is that of an undisturbed calculation, and takes fewer
-        iterations."""
+        """Checks that the label is that of an undisturbed calculation, and that the second attempt
+        takes fewer iterations."""
         undisturbed = self.root / "undisturbed"
         expected = point(self.code, self.settings, self.frame, undisturbed).label()
         command = self.command()
-        event = self.attempt(command, STOP_AT)
+        event = self.attempt(command, stopped)
         assert isinstance(event, m.TaskReleased)
         assert event.preempted
         assert event.restart is not None
@@ -161,7 +198,10 @@ class Interrupted:
 CP2K = {
     "cutoff": 80,
     "rel_cutoff": 40,
-    "keywords": {"FORCE_EVAL": {"DFT": {"SCF": {"EPS_SCF": "1.0E-8"}}}},
+    "basis": {"H": "SZV-MOLOPT-SR-GTH"},
+    "keywords": {
+        "FORCE_EVAL": {"DFT": {"SCF": {"EPS_SCF": "1.0E-8"}, "QS": {"EPS_DEFAULT": "1.0E-10"}}}
+    },
 }
 PW = {
     "pseudopotentials": {"Al": "Al.pz-vbc.UPF"},
@@ -173,7 +213,7 @@ PW = {
 
 
 def hydrogen() -> Frame:
-    atoms = molecule("H2", cell=[4.2, 4.4, 4.6], pbc=True)
+    atoms = molecule("H2", cell=[6.0, 6.2, 6.4], pbc=True)
     atoms.set_distance(0, 1, 0.8)
     return canonical(from_ase(atoms)).frame
 
@@ -194,15 +234,28 @@ def test_cp2k_continues_from_its_wavefunction(cp2k: Interrupted) -> None:
     cp2k.continues()
 
 
+def test_cp2k_continues_if_it_was_stopped_before_its_worker(cp2k: Interrupted) -> None:
+    command = cp2k.command()
+    event = cp2k.attempt(command, stopped_after_its_program)
+    assert event.restart is not None
+    cp2k.label_of(cp2k.next_attempt(command, event.restart))
+    (folder,) = cp2k.files(2).iterdir()
+    assert folder.name.endswith("-continued")
+
+
 def test_pw_continues_from_its_density(pw: Interrupted) -> None:
     pw.continues()
 
 
-def test_a_reproducible_campaign_keeps_no_files(pw: Interrupted) -> None:
-    pw.mode = "lockstep"
-    event = pw.attempt(pw.command(), STOP_AT)
+@pytest.mark.parametrize(("mode", "end"), [("lockstep", stopped), ("streaming", cancelled)])
+def test_nothing_is_kept_of_reproducible_or_cancelled_work(
+    pw: Interrupted, mode: str, end: End
+) -> None:
+    pw.mode = mode
+    event = pw.attempt(pw.command(), end)
     assert isinstance(event, m.TaskReleased)
     assert event.restart is None
+    assert not list(pw.files(1).rglob("*.EXIT"))
 
 
 def mark(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def weights_of(trainer: TrainerHarness, result: MemberTrained) -> bytes:
 
 
 def test_checkpoints_are_announced_and_gone_on_from(trainer: TrainerHarness) -> None:
-    """Streaming: stop in the middle, and another attempt takes up at the newest checkpoint."""
+    """Streaming: stop in the middle, and another attempt takes up at the newest checkpoint, in
+    another process, without the files of the first."""
     trainer.saved()
     command = trainer.command({"mode": "streaming", "checkpoint_steps": 100}, steps=3000)
     context = trainer.context(command)
@@ -113,6 +115,8 @@ def test_checkpoints_are_announced_and_gone_on_from(trainer: TrainerHarness) -> 
     assert saved
     assert saved[-1].task == command.task
     step = saved[-1].step
+    trainer.resources.close()
+    shutil.rmtree(context.scratch)
     settings = {"mode": "streaming", "checkpoint_steps": 1000, "compress": False}
     result = trainer.train(settings, steps=step + 200, resume=saved[-1].checkpoint)
     steps = curve(trainer, result)

@@ -179,7 +179,7 @@ class Cp2k(CodeDefaults):
         return {}
 
     def request_stop(self, folder: Path) -> bool:
-        """CP2K looks for a file EXIT too rarely, and then still computes forces."""
+        """CP2K notices a file EXIT only after many seconds, and then still computes forces."""
         return False
 
     def use_restart(self, folder: Path) -> None:
