@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from dpstream.services.labeler.handlers import label
 from dpstream.services.labeler.recipes import make_recipe, read_files
@@ -35,7 +35,6 @@ from dpstream.shared.codec import decode
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import FrameRef, Ref, campaign_uri
-from tests.integration.test_qe import aluminium
 from tests.support.labeling_programs import point, require
 from tests.support.worker import WorkerHarness, workers
 
@@ -215,6 +214,12 @@ PW = {
 def hydrogen() -> Frame:
     atoms = molecule("H2", cell=[6.0, 6.2, 6.4], pbc=True)
     atoms.set_distance(0, 1, 0.8)
+    return canonical(from_ase(atoms)).frame
+
+
+def aluminium() -> Frame:
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.08, seed=3)
     return canonical(from_ase(atoms)).frame
 
 
