@@ -248,8 +248,11 @@ class Label(Command):
     recipe: str
     frames: tuple[FrameRef, ...]
     priority: int = Field(default=0, description="higher first")
+    # Left out where it is None: labelers of 0.1, which do not know it, still read such commands.
     resume: Ref | None = Field(
-        default=None, description="restart files of the frame that an earlier attempt was computing"
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="restart files of the frame that an earlier attempt was computing",
     )
 
 

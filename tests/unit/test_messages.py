@@ -148,6 +148,22 @@ def test_unknown_fields_are_refused_inside_values_too() -> None:
         Ref.model_validate({"uri": "a", "sha256": "0" * 64, "size": 1, "bucket": "b"})
 
 
+def test_labelers_of_0_1_read_commands_that_continue_nothing() -> None:
+    """They refuse fields that they do not know."""
+    about = {"id": "1", "campaign": "c", "time": 0.0, "task": "t", "attempt": 1, "title": "label"}
+    command = m.Label(
+        **about,  # type: ignore[arg-type]
+        max_seconds=1.0,
+        spec=Ref.to("spec", b""),
+        capability="tblite",
+        recipe="r",
+        frames=(),
+    )
+    assert "resume" not in json.loads(encode(command))
+    continued = command.model_copy(update={"resume": Ref.to("restart", b"x")})
+    assert decode(encode(continued)) == continued
+
+
 def test_messages_are_frozen() -> None:
     with pytest.raises(ValidationError):
         example().reason = "another"  # type: ignore[misc]
