@@ -53,13 +53,13 @@ FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
 fleet-test: $(STAMP) servers
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest $(FLEET)
 
-# The same on any cluster: make k8s-test KUBECONFIG=... [IMAGE=an image with bash]. Makes and removes its
-# own namespace. The workers of the campaign run from IMAGE with this checkout, and reach broker and
-# store on this machine.
-k8s-test: $(STAMP) servers
+# The same on any cluster, and a campaign of a deployment from the manifests in k8s/, in namespaces that are
+# removed again: make k8s-test KUBECONFIG=... [IMAGES=registry.example.org/lab]. IMAGES: where the cluster
+# finds the images of `make images`, if not under their plain names.
+k8s-test: $(STAMP)
 	@test -n "$(KUBECONFIG)" || { echo "k8s-test: set KUBECONFIG=FILE, the access to a cluster"; exit 2; }
-	DPSTREAM_TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) $(if $(IMAGE),DPSTREAM_TEST_IMAGE=$(IMAGE)) \
-	  $(BIN)/python -m pytest -k kubernetes tests/contract tests/e2e/chaos/test_fleet.py
+	DPSTREAM_TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) DPSTREAM_TEST_IMAGES=$(IMAGES) \
+	  $(BIN)/python -m pytest -k kubernetes tests/contract tests/e2e/test_kubernetes.py
 
 schema: $(STAMP)
 	$(BIN)/python -c "from dpstream.shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Prints a Secret with the variables of each user, from the folder that `dpstream access` wrote and the
-# template access.env of an overlay:
+# template access.env of an overlay; third argument: the namespace, if not dpstream:
 #   k8s/secrets.sh access k8s/overlays/local | kubectl apply -f -
 # NAME_USER=… in passwords.env gives a user another name at the broker.
 set -euo pipefail
 passwords=$1/passwords.env
 template=$(cat "$2/access.env")
+namespace=${3:-dpstream}
 
 value() { sed -n "s/^$1=//p" "$passwords"; }
 
@@ -25,5 +26,5 @@ for variable in $(sed -n 's/_PASSWORD=.*//p' "$passwords"); do
     name=$(echo "$variable" | tr 'A-Z_' 'a-z-')
     echo ---
     environment "$variable" "$name" | kubectl create secret generic "dpstream-$name" \
-        --namespace dpstream --dry-run=client --output yaml --from-env-file=/dev/stdin
+        --namespace "$namespace" --dry-run=client --output yaml --from-env-file=/dev/stdin
 done

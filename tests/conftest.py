@@ -42,5 +42,6 @@ pytest_plugins = [
     "tests.support.s3_server",
     "tests.support.slurm_server",
     "tests.support.kube_namespace",
+    "tests.support.kube_deployment",
     "tests.support.least_privilege",
 ]

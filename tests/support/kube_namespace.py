@@ -1,5 +1,6 @@
 """A Kubernetes namespace for one test: of a server of our own, or of the cluster that
-DPSTREAM_TEST_KUBECONFIG gives access to; DPSTREAM_TEST_IMAGE names an image with bash for it."""
+DPSTREAM_TEST_KUBECONFIG gives access to. DPSTREAM_TEST_IMAGES is the registry with the images of
+the services, if the cluster does not have them under their plain names."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from tests.support.kube_server import KubeServer
 
 KUBECONFIG = os.environ.get("DPSTREAM_TEST_KUBECONFIG")
-IMAGE = os.environ.get("DPSTREAM_TEST_IMAGE", "bash:1")
+REGISTRY = os.environ.get("DPSTREAM_TEST_IMAGES", "")
+
+
+def image(name: str) -> str:
+    """An image of the project in the cluster."""
+    return f"{REGISTRY}/{name}" if REGISTRY else name
+
+
+IMAGE = image(f"dpstream-coordinator:{metadata.version('dpstream')}")
+"""An image with bash."""
 
 
 @dataclass

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Prints the Secrets of RabbitMQ and SeaweedFS, from the folder that `dpstream access` wrote:
+# Prints the Secrets of RabbitMQ and SeaweedFS, from the folder that `dpstream access` wrote; second
+# argument: the namespace, if not dpstream:
 #   k8s/components/servers/secrets.sh access | kubectl apply -f -
 set -euo pipefail
 access=$1
+namespace=${2:-dpstream}
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 
 secret() {
     echo ---
-    kubectl create secret generic "$1" --namespace dpstream --dry-run=client --output yaml "${@:2}"
+    kubectl create secret generic "$1" --namespace "$namespace" --dry-run=client --output yaml "${@:2}"
 }
 
 secret dpstream-rabbitmq --from-file="$root/deploy/rabbitmq.conf" \
