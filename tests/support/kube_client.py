@@ -49,7 +49,7 @@ def check(store: Store, campaign: str) -> None:
         for accepted in done.accepted
         if not accepted.reused
     )
-    print(f"{finished.verdict}: {len(labelled)} labels, {len(offered)} of offered frames")
+    print(f"{finished.describe()}; {len(labelled)} labels, {len(offered)} of offered frames")
     assert finished.verdict == "converged"
     assert offered
     assert max(computed.values()) == 1

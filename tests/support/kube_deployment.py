@@ -42,8 +42,8 @@ NAME, POOL = "app.kubernetes.io/name", "dpstream/pool"
 SERVERS = ("broker", "store", "coordinator")
 SECONDS = 600.0
 """Limit of every wait: the cluster may have to fetch images of gigabytes."""
-QUICK = {"cpus": 1, "memory": "2G", "worth": 0, "idle_exit": 10, "cool_down": 5}
-"""Of every pool: the campaign takes a minute, on nodes of two cores."""
+QUICK = {"cpus": 1, "memory": "2G", "worth": 0, "idle_exit": 30, "cool_down": 5}
+"""Of every pool: the campaign takes minutes, on nodes of two cores."""
 DATA = [
     {"op": "remove", "path": "/spec/volumeClaimTemplates"},
     {
