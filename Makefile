@@ -59,7 +59,7 @@ fleet-test: $(STAMP) servers
 k8s-test: $(STAMP)
 	@test -n "$(KUBECONFIG)" || { echo "k8s-test: set KUBECONFIG=FILE, the access to a cluster"; exit 2; }
 	DPSTREAM_TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) DPSTREAM_TEST_IMAGES=$(IMAGES) \
-	  $(BIN)/python -m pytest -k kubernetes tests/contract tests/e2e/test_kubernetes.py
+	  $(BIN)/python -m pytest -s -k kubernetes tests/contract tests/e2e/test_kubernetes.py
 
 schema: $(STAMP)
 	$(BIN)/python -c "from dpstream.shared.codec import message_schema; print(message_schema(), end='')" > docs/messages.schema.json

@@ -10,7 +10,7 @@ import pytest
 from tests.support.kube_deployment import KubeDeployment
 from tests.support.small_campaign import COLD, write_spec
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
 
 NAME = "small"
 

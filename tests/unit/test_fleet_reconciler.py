@@ -19,7 +19,7 @@ from dpstream.services.coordinator.fleet.engines import engines_of
 from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
-from dpstream.services.coordinator.fleet.reconciler import Reconciler
+from dpstream.services.coordinator.fleet.reconciler import Reconciler, pause_after
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
@@ -566,3 +566,10 @@ def test_a_changed_fleet_file_keeps_its_engines(tmp_path: Path) -> None:
     second = engines_of(FleetFile(deployment="lab", pools={"a": larger, "b": pool}), path, first)
     assert second["a"] is second["b"] is first["a"]
     assert first["a"].pools["a"].max == 9
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.01, 1.0), (2.0, 20.0), (30.0, 30.0)])
+def test_long_lists_are_read_less_often_but_a_timeout_delays_nothing_for_minutes(
+    seconds: float, pause: float
+) -> None:
+    assert pause_after(seconds) == pytest.approx(pause)

@@ -37,6 +37,8 @@ SHORTEST, LONGEST = 1.0, 5.0
 """Seconds between two turns: the first if the demand has changed, at most the second."""
 IDLE_SHARE = 10.0
 """Pause after a turn in terms of its duration: long lists of workers are read less often."""
+LONGEST_PAUSE = 30.0
+"""Seconds: after a request that timed out, the engine is asked again soon."""
 WARNING = 0.8
 """Share of a budget at which a warning is logged."""
 SAMPLES, SAMPLE_SECONDS = 720, 10.0
@@ -46,6 +48,11 @@ STALE = 60.0
 answer, and workers could do nothing."""
 SAVED_HOURS = 0.01
 """Worker-hours after which the expenses are stored."""
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds between a turn of that duration and the next one."""
+    return max(SHORTEST, min(IDLE_SHARE * seconds, LONGEST_PAUSE))
 
 
 @dataclass
@@ -106,7 +113,7 @@ class Reconciler:
                 log.warning("fleet: the store failed, trying again", reason=str(error))
             except Exception:  # an error of one turn must not end all later ones
                 log.exception("fleet: turn failed, trying again")
-            stopping.wait(max(SHORTEST, IDLE_SHARE * (time.monotonic() - began)))
+            stopping.wait(pause_after(time.monotonic() - began))
             self._changed.wait(LONGEST - SHORTEST)
             self._changed.clear()
 
