@@ -121,7 +121,8 @@ class Launch:
     and cannot, e.g. because their image does not exist; starting: those it is starting; running;
     ended: counts by exit status or, in the engine's words, by reason; up, gone: the running and the
     ended processes by their `DPSTREAM_PROCESS`, as far as they are known; since: when it was
-    launched, seconds since the epoch; reason: why it waits, in the engine's words.
+    launched, seconds since the epoch; waits_since: since when one of its processes has waited, 0:
+    since the launch; reason: why it waits, in the engine's words.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Launch:
     up: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     since: float = 0.0
+    waits_since: float = 0.0
     reason: str = ""
 
     @property

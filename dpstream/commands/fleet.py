@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -125,11 +124,14 @@ def status(file: File = HERE) -> None:
     """Show the workers of every pool, as the engines list them."""
     found = read_fleet(file)
     table = text_table("pool", "launch", "waiting", "starting", "running", "ended", "")
-    for _, launch in _launches(found, file):
+    launches, is_complete = _launches(found, file)
+    for _, launch in launches:
         ended = ", ".join(f"{count} × {reason}" for reason, count in sorted(launch.ended.items()))
         counts = (str(launch.waiting), str(launch.starting), str(launch.running))
         table.add_row(launch.pool, launch.name, *counts, ended, launch.reason)
     console.print(table)
+    if not is_complete:
+        raise typer.Exit(1)
 
 
 @fleet.command()
@@ -148,30 +150,38 @@ def stop(
     """
     found = read_fleet(file)
     _named(found, pool)
-    for engine, launch in _launches(found, file):
+    launches, is_complete = _launches(found, file)
+    for engine, launch in launches:
         if pool in (None, launch.pool) and launch.alive:
-            say(console, f"{launch.pool} {launch.name}: {_stopped(engine, launch, now)}")
+            try:
+                done = _stopped(engine, launch, now)
+            except FleetError as error:
+                done, is_complete = str(error), False
+            say(console, f"{launch.pool} {launch.name}: {done}")
+    if not is_complete:
+        raise typer.Exit(1)
 
 
 def _stopped(engine: FleetEngine, launch: Launch, now: bool) -> str:
-    """What was done, or why it was not."""
-    try:
-        if not now:
-            return f"{engine.retire(launch, launch.waiting)} taken back"
-        engine.end(launch)
-        return f"{launch.alive} stopping"
-    except FleetError as error:
-        return str(error)
+    """What was done. Raises FleetError."""
+    if not now:
+        return f"{engine.retire(launch, launch.waiting)} taken back"
+    engine.end(launch)
+    return f"{launch.alive} stopping"
 
 
-def _launches(found: FleetFile, file: Path) -> Iterator[tuple[FleetEngine, Launch]]:
-    """All launches with their engines; an engine that does not answer gives one line instead."""
+def _launches(found: FleetFile, file: Path) -> tuple[list[tuple[FleetEngine, Launch]], bool]:
+    """All launches with their engines, and whether all engines have answered; one that has not
+    gives one line instead."""
+    launches: list[tuple[FleetEngine, Launch]] = []
+    is_complete = True
     for engine, names in each_once(engines_of(found, file)):
         try:
-            for launch in engine.running():
-                yield engine, launch
+            launches += [(engine, launch) for launch in engine.running()]
         except FleetError as error:
             say(console, f"{', '.join(names)}: {error}")
+            is_complete = False
+    return launches, is_complete
 
 
 def _named(found: FleetFile, pool: str | None) -> list[str]:

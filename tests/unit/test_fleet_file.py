@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.shared.errors import SpecError
@@ -92,3 +93,27 @@ def test_check_names_a_code_that_does_not_exist(
     assert status == 0, "another installation may have it"
     expected = "label.cp2: no labeling code of this installation; did you mean 'cp2k'?"
     assert expected in printed.splitlines()
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_an_engine_that_does_not_answer_is_an_exit_status(
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A script must not take its silence for an empty pool."""
+    path = tmp_path / "fleet.yaml"
+    pools = {
+        "here": {"engine": "process", "serves": ["train"], "max": 1},
+        "there": {
+            "engine": "slurm",
+            "serves": ["train"],
+            "max": 1,
+            "slurm": {"submit_prefix": ["/nowhere/ssh"]},
+        },
+    }
+    path.write_text(yaml.safe_dump({"deployment": "lab", "pools": pools}))
+    status, printed, _ = run_command(monkeypatch, capsys, "fleet", command, path)
+    assert status == 1
+    assert "there: squeue: " in printed

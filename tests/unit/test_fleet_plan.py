@@ -162,6 +162,13 @@ def test_what_waits_too_long_stays_wanted_and_says_why() -> None:
     assert [r.launch.name for r in both(Demand(), cheap=late).retirements] == ["a"]
 
 
+def test_a_process_that_has_just_begun_to_wait_does_not_make_its_launch_late() -> None:
+    """A pod that takes the place of a preempted one."""
+    replaced = Launch("a", "cheap", running=3, waiting=1, since=NOW - 700, waits_since=NOW - 1)
+    found = both(Demand(waiting=1, running=3, seconds=99.0), cheap=Standing((replaced,)))
+    assert (wanted(found, "cheap"), wanted(found, "dear")) == (4, 0)
+
+
 def test_tasks_that_run_elsewhere_keep_nothing_that_waits() -> None:
     busy = Standing((Launch("b", "dear", running=10, since=NOW - 700),))
     late = Standing((Launch("a", "cheap", waiting=4, since=NOW - 500),))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -46,6 +47,11 @@ class MemoryFleet:
         self.error: FleetError | None = None
         self.calls: list[str] = []
 
+    @property
+    def names(self) -> list[str]:
+        """Of the running processes."""
+        return [name for launch in self.launches.values() for name in launch.up]
+
     def running(self) -> Sequence[Launch]:
         if self.error is not None:
             raise self.error
@@ -82,6 +88,8 @@ class Harness:
         )
         self.write(cpu=POOL)
         self.wanted: dict[str, int] = {}
+        self.silent = False
+        """Whether the workers send no messages."""
 
     def write(self, budget: object = None, **pools: object) -> None:
         data = {"deployment": "lab", "pools": pools, **({"budget": budget} if budget else {})}
@@ -95,6 +103,8 @@ class Harness:
     def turn(self, reconciler: Reconciler, seconds: float = 5.0, passes: bool = True) -> list[str]:
         """The calls of the fleet engine in one turn. `passes`: the loop posts the same demand."""
         self.now += seconds
+        for name in () if self.silent else self.fleet.names:
+            reconciler.processes.take_in(heartbeat(process=name), self.now)
         if passes and reconciler._demand is not None:
             reconciler.post(reconciler._demand)
         self.fleet.now, before = self.now, len(self.fleet.calls)
@@ -380,6 +390,7 @@ def heartbeat(**process: str | None) -> m.TaskHeartbeat:
 def test_workers_that_run_and_take_no_task_have_failed_to_start(harness: Harness) -> None:
     """The next pool gets the tasks; what one of them has said counts, however it says it."""
     harness.write(near=POOL | {"idle_exit": 60}, far=POOL | {"price": 1.0})
+    harness.silent = True
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
     assert harness.turn(reconciler) == ["launch near 4"]
@@ -396,8 +407,42 @@ def test_workers_that_run_and_take_no_task_have_failed_to_start(harness: Harness
     assert reconciler.status.pools["near"].reason.startswith("3 failures"), "each counts once"
 
 
+def test_no_more_than_step_workers_are_launched_until_they_are_up(harness: Harness) -> None:
+    harness.silent = True
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=8, seconds=60.0)})
+    assert [harness.turn(reconciler) for _ in range(3)] == [["launch cpu 4"], [], []]
+    harness.silent = False
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+
+
+def test_launches_that_fail_now_and_then_do_not_pause_a_pool(harness: Harness) -> None:
+    """Between three failed calls in a week, others succeed."""
+    reconciler = harness.start()
+    for tasks in (1, 2, 3, 4):
+        reconciler.post({QUEUE: Demand(waiting=tasks, seconds=60.0)})
+        with patch.object(harness.fleet, "launch", side_effect=FleetError("timed out")):
+            harness.turn(reconciler)
+        assert harness.turn(reconciler, 400) == ["launch cpu 1"]
+
+
+def test_a_refused_file_is_used_once_its_pool_has_no_workers(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=1, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.write(other=POOL)
+    harness.turn(reconciler)
+    assert reconciler.status is not None
+    assert set(reconciler.status.pools) == {"cpu"}
+    harness.fleet.all_end("0")
+    harness.turn(reconciler)
+    harness.turn(reconciler)
+    assert set(reconciler.status.pools) == {"other"}
+
+
 def test_how_long_workers_take_to_start_is_measured(harness: Harness) -> None:
     """Tasks of a second are then worth a worker only in hundreds."""
+    harness.silent = True
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=40, seconds=1.0)})
     assert harness.turn(reconciler) == ["launch cpu 2"]
@@ -415,6 +460,7 @@ def test_how_long_workers_take_to_start_is_measured(harness: Harness) -> None:
 def test_warm_workers_that_a_new_coordinator_finds_have_not_failed(harness: Harness) -> None:
     """They send nothing while they have no task."""
     harness.write(cpu=POOL | {"min": 2})
+    harness.silent = True
     first = harness.start()
     first.post({})
     harness.turn(first)
@@ -429,6 +475,7 @@ def test_warm_workers_that_a_new_coordinator_finds_have_not_failed(harness: Harn
 
 
 def test_workers_of_an_earlier_release_are_not_judged_by_their_silence(harness: Harness) -> None:
+    harness.silent = True
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
 

@@ -26,9 +26,9 @@ import yaml
 from kubernetes_validate import utils
 
 from dpstream.deploy.access_files import parse_deployment, write_access
-from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet, seconds_of
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
+from dpstream.services.coordinator.fleet.worker_job import worker_job
 from dpstream.services.coordinator.http.api import UNGUARDED
 from dpstream.services.coordinator.http.metrics import _fleet
 from dpstream.services.coordinator.settings import CoordinatorSettings
@@ -116,8 +116,9 @@ def everything(request: pytest.FixtureRequest, complete: Any) -> tuple[Object, .
 @cache
 def worker_jobs(overlay: str) -> tuple[Object, ...]:
     file = fleet(overlay)
-    engine = KubernetesFleet(file.deployment, file.pools, Path())
-    return tuple(engine.job(pool, 1, f"{pool}-1") for pool in file.pools)
+    return tuple(
+        worker_job(file.deployment, name, pool, f"{name}-1", 1) for name, pool in file.pools.items()
+    )
 
 
 def of_kind(objects: tuple[Object, ...], *kinds: str) -> list[Object]:

@@ -11,19 +11,16 @@ The only module that imports kubernetes.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
-from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from kubernetes import client, config
@@ -31,27 +28,34 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from dpstream.services.coordinator.fleet.plan import time_of
-from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
+from dpstream.services.coordinator.fleet.pools import PoolSettings
+from dpstream.services.coordinator.fleet.worker_job import (
+    DEPLOYMENT,
+    LAUNCH,
+    POOL,
+    job_name,
+    worker_job,
+)
+from dpstream.services.coordinator.fleet.worker_pods import (
+    Object,
+    Place,
+    ending,
+    launch_of,
+    missing_pods,
+    place_of,
+    scheduling_reason,
+    seconds_of,
+    stuck_reason,
+)
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
 
-Object = Mapping[str, Any]
-Place = Literal["waiting", "stuck", "starting", "running", "ended"]
-
-DEPLOYMENT, POOL, LAUNCH = "dpstream/deployment", "dpstream/pool", "dpstream/launch"
-"""Labels of Jobs and their pods."""
 SECONDS = (5.0, 30.0)
 """Time limits for connecting and for the reply to one request."""
 PAGE = 500
 """Pods in one reply of a list."""
-STUCK = re.compile(r"ImagePull|ErrImage|InvalidImage|ImageInspect|CreateContainer|RunContainer")
-"""Reasons of a container that waits and will not start without help."""
 LIMITS = re.compile(r"exceeded quota|admission webhook", re.IGNORECASE)
 """Words of a refusal that another attempt at once would not change."""
-STOP_SECONDS = 5
-"""Between the end of a worker's grace period and SIGKILL."""
-LOST_SECONDS = 30.0
-"""After its deletion was due, a pod that still exists is on a lost node."""
 
 
 @dataclass
@@ -68,16 +72,16 @@ class KubernetesFleet:
     # ------------------------------------------------------------------ what every engine does
 
     def running(self) -> Sequence[Launch]:
-        jobs = {_name(job): job for job in self._list(self._batch.list_namespaced_job)}
+        jobs = {launch_of(job): job for job in self._list(self._batch.list_namespaced_job)}
         pods: dict[str, list[Object]] = defaultdict(list)
         for pod in self._list(self._core.list_namespaced_pod):
-            pods[_name(pod)].append(pod)
+            pods[launch_of(pod)].append(pod)
         names = [*jobs, *(name for name in pods if name not in jobs)]  # a deleted Job leaves pods
         launches = [self._launch(jobs.get(name), pods[name]) for name in names]
         return self._with_deleted(launches, pods)
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
-        job = self.job(pool, count, name, warm=warm)
+        job = self._job(pool, name, count, warm=warm)
         try:
             self._call(self._batch.create_namespaced_job, body=job)
         except Refused as error:
@@ -95,13 +99,15 @@ class KubernetesFleet:
         count = min(most, now.waiting)
         if count == now.alive:
             self.end(launch)
+        elif jobs[0].get("status", {}).get("succeeded"):
+            return 0  # its controller ignores `parallelism` now
         elif count and not self._lower(jobs[0], now.alive - count):
             return 0
         return count
 
     def end(self, launch: Launch) -> None:
         """Deletes the Job after its pods, which get SIGTERM."""
-        name = self._job_name(launch.name)
+        name = job_name(self.deployment, launch.name)
         try:
             self._call(self._batch.delete_namespaced_job, name, propagation_policy="Foreground")
         except Refused as error:
@@ -129,49 +135,15 @@ class KubernetesFleet:
 
     def check(self, pool: str) -> None:
         """Asks the API server whether it would accept a worker. Raises FleetError."""
-        job = self.job(pool, 1, f"{pool}-check")
+        job = self._job(pool, f"{pool}-check")
         self._call(self._batch.create_namespaced_job, body=job, dry_run="All")
 
     def render(self, pool: str) -> str:
         """The Job of one worker as YAML."""
-        return yaml.safe_dump(self.job(pool, 1, f"{pool}-LAUNCH"), sort_keys=False)
+        return yaml.safe_dump(self._job(pool, f"{pool}-LAUNCH"), sort_keys=False)
 
-    # ------------------------------------------------------------------------------- the Job
-
-    def job(self, pool: str, count: int, name: str, *, warm: bool = False) -> dict[str, Any]:
-        """The Job of a launch of `count` workers."""
-        settings = self.pools[pool]
-        template = resources.files(__package__).joinpath("worker_job.yaml").read_text("utf-8")
-        job: dict[str, Any] = yaml.safe_load(template)
-        labels = {
-            "app.kubernetes.io/name": f"dpstream-{settings.service}",
-            "app.kubernetes.io/part-of": "dpstream",
-            DEPLOYMENT: self.deployment,
-            POOL: pool,
-            LAUNCH: name,
-        }
-        job["metadata"] = {
-            "name": self._job_name(name),
-            "namespace": self._namespace,
-            "labels": {**settings.kubernetes.labels, **labels},
-        }
-        spec = job["spec"]
-        spec["parallelism"] = count
-        spec["activeDeadlineSeconds"] = math.ceil(
-            settings.lifetime + settings.longest_task + settings.grace
-        )
-        pod = spec["template"]
-        pod["metadata"]["labels"] = labels
-        variables = worker_variables(pool, settings, warm=warm) | settings.envs
-        pod["spec"]["containers"][0]["env"] += [
-            {"name": key, "value": value} for key, value in variables.items()
-        ]
-        _complete_pod(pod["spec"], settings, {POOL: pool, DEPLOYMENT: self.deployment})
-        spec["template"] = merged(pod, settings.kubernetes.patch)
-        return job
-
-    def _job_name(self, launch: str) -> str:
-        return f"{self.deployment}-{launch}".lower()
+    def _job(self, pool: str, name: str, count: int = 1, *, warm: bool = False) -> dict[str, Any]:
+        return worker_job(self.deployment, pool, self.pools[pool], name, count, warm=warm)
 
     # --------------------------------------------------------------------- reading what stands
 
@@ -179,25 +151,31 @@ class KubernetesFleet:
         """What Job and pods, at least one of them, say of one launch."""
         at: dict[Place, list[Object]] = defaultdict(list)
         for pod in pods:
-            at[_place_of(pod)].append(pod)
-        ended, waiting = at.pop("ended", []), len(at["waiting"]) + len(at["stuck"])
+            at[place_of(pod)].append(pod)
+        ended, waiting = at.pop("ended", []), [*at["waiting"], *at["stuck"]]
         alive = list(chain.from_iterable(at.values()))
-        missing = _missing(job, alive, ended) if job else 0
-        reasons = [*map(_stuck_reason, at["stuck"]), *map(_scheduling_reason, at["waiting"])]
+        missing = missing_pods(job, alive, ended) if job else 0
+        reasons = [*map(stuck_reason, at["stuck"]), *map(scheduling_reason, at["waiting"])]
         if job and missing and not any(reasons):
             reasons = [self._creation_problem(job)]
         labelled = job or pods[0]
+        name = launch_of(labelled)
+        waits = [seconds_of(pod["metadata"]["creationTimestamp"]) for pod in waiting]
+        if missing and any(reasons):
+            waits.append(time_of(name))
         return Launch(
-            _name(labelled),
+            name,
             labelled["metadata"]["labels"].get(POOL, ""),
-            waiting=waiting + missing,
+            waiting=len(waiting) + missing,
             stuck=len(at["stuck"]),
             starting=len(at["starting"]),
             running=len(at["running"]),
-            ended=Counter(_ending(pod) for pod in ended),
+            ended=Counter(ending(pod) for pod in ended),
             up=frozenset(pod["metadata"]["name"] for pod in at["running"]),
             gone=frozenset(pod["metadata"]["name"] for pod in ended),
-            since=time_of(_name(labelled)),
+            since=time_of(name),
+            # A pod that takes the place of a preempted one has just begun to wait.
+            waits_since=min(waits, default=time.time()),
             reason=next(filter(None, reasons), ""),
         )
 
@@ -225,7 +203,10 @@ class KubernetesFleet:
         if job["spec"].get("suspend"):
             return "suspended"
         selector = f"involvedObject.name={job['metadata']['name']},reason=FailedCreate"
-        events = self._call(self._core.list_namespaced_event, field_selector=selector)["items"]
+        try:
+            events = self._call(self._core.list_namespaced_event, field_selector=selector)["items"]
+        except Refused:  # a Role of the user's own may forbid events
+            return ""
         return str(events[-1]["message"]) if events else ""
 
     # ----------------------------------------------------------------------- the API server
@@ -311,143 +292,3 @@ def _explained(error: ApiException) -> Refused:
         words = str(error.reason)
     kind = RefusedByQuota if LIMITS.search(words) else Refused
     return kind(f"Kubernetes: {' '.join(words.split())[:300]}", int(error.status or 0))
-
-
-# ------------------------------------------------------------------------------ the pod template
-
-
-def _complete_pod(spec: dict[str, Any], pool: PoolSettings, labels: Object) -> None:
-    """Adds what the pool says to the specification of its pods."""
-    settings = pool.kubernetes
-    container = spec["containers"][0]
-    container["image"] = pool.image
-    if pool.command:
-        container["command"] = list(pool.command)
-    if settings.secret:
-        container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
-    container["resources"] = _resources(pool)
-    scratch = {"sizeLimit": _quantity(settings.scratch)}
-    spec["volumes"].append({"name": "scratch", "emptyDir": scratch})
-    spec["serviceAccountName"] = settings.service_account or f"dpstream-{pool.service}"
-    spec["terminationGracePeriodSeconds"] = math.ceil(pool.grace) + STOP_SECONDS
-    spec["topologySpreadConstraints"] = [
-        {
-            "maxSkew": 1,
-            "topologyKey": "topology.kubernetes.io/zone",
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": labels},
-        }
-    ]
-    chosen = {
-        "nodeSelector": settings.node_selector,
-        "tolerations": list(settings.tolerations),
-        "imagePullSecrets": [{"name": each} for each in settings.pull_secrets],
-    }
-    spec |= {key: value for key, value in chosen.items() if value}
-
-
-def _resources(pool: PoolSettings) -> dict[str, dict[str, str]]:
-    requests = {"cpu": str(pool.cpus)}
-    limits: dict[str, str] = {}
-    if pool.memory:
-        requests["memory"] = limits["memory"] = _quantity(pool.memory)
-    if pool.gpus:
-        limits["nvidia.com/gpu"] = str(pool.gpus)
-    return {"requests": requests, "limits": limits}
-
-
-def _quantity(memory: str) -> str:
-    """`120G` of the fleet file, in powers of 1024 as Slurm reads it, as a Kubernetes quantity."""
-    return f"{memory}i"
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """`target` with a JSON merge patch (RFC 7396)."""
-    if not isinstance(patch, Mapping):
-        return patch
-    before = target if isinstance(target, Mapping) else {}
-    found = {**before, **{key: merged(before.get(key), value) for key, value in patch.items()}}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-# ------------------------------------------------------------------------------- reading a pod
-
-
-def _name(labelled: Object) -> str:
-    """The launch that a Job or a pod belongs to."""
-    return str(labelled["metadata"]["labels"].get(LAUNCH, ""))
-
-
-def _place_of(pod: Object) -> Place:
-    """How far a pod has come."""
-    phase = pod["status"].get("phase")
-    if phase in ("Succeeded", "Failed") or _is_lost(pod):
-        return "ended"
-    if phase == "Running":
-        return "running"
-    if not pod["spec"].get("nodeName"):
-        return "waiting"
-    return "stuck" if STUCK.search(_container_waits(pod).get("reason", "")) else "starting"
-
-
-def _is_lost(pod: Object) -> bool:
-    """Whether the node of a deleted pod does not confirm that it has ended."""
-    due = pod["metadata"].get("deletionTimestamp")
-    return due is not None and time.time() > _seconds(due) + LOST_SECONDS
-
-
-def _seconds(timestamp: str) -> float:
-    return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
-
-
-def _container(pod: Object) -> Object:
-    """The status of the worker's container."""
-    return next(iter(pod["status"].get("containerStatuses", ())), {})
-
-
-def _container_waits(pod: Object) -> Object:
-    waits: Object = _container(pod).get("state", {}).get("waiting", {})
-    return waits
-
-
-def _stuck_reason(pod: Object) -> str:
-    """Why a pod cannot start, in the words of its node."""
-    waits = _container_waits(pod)
-    return f"{waits['reason']}: {waits.get('message', '')}".removesuffix(": ")
-
-
-def _scheduling_reason(pod: Object) -> str:
-    """Why a pod has no node, in the words of the scheduler."""
-    for condition in pod["status"].get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    return ""
-
-
-def _ending(pod: Object) -> str:
-    """How a worker ended: its exit status or, if somebody else ended it, Kubernetes' word."""
-    terminated = _container(pod).get("state", {}).get("terminated", {})
-    status = terminated.get("exitCode")
-    if status in (0, 75):
-        return str(status)
-    conditions = {each["type"] for each in pod["status"].get("conditions", ())}
-    if "DisruptionTarget" in conditions or _is_lost(pod):
-        return "DisruptionTarget"
-    if pod["status"].get("reason"):
-        return str(pod["status"]["reason"])
-    if terminated.get("reason") == "OOMKilled" or status is None:
-        return str(terminated.get("reason") or pod["status"]["phase"])
-    return str(status)
-
-
-def _missing(job: Object, alive: Sequence[Object], ended: Sequence[Object]) -> int:
-    """Pods that the Job controller has still to create, beside those that exist."""
-    status = job.get("status", {})
-    over = {each["type"] for each in status.get("conditions", ()) if each["status"] == "True"}
-    succeeded = status.get("succeeded") or any(
-        pod["status"].get("phase") == "Succeeded" for pod in ended
-    )
-    if succeeded or over & {"Complete", "Failed"} or "deletionTimestamp" in job["metadata"]:
-        return 0
-    active = sum("deletionTimestamp" not in pod["metadata"] for pod in alive)
-    return max(0, int(job["spec"].get("parallelism", 1)) - active)

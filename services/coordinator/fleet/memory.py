@@ -27,7 +27,7 @@ STARTS = 20
 """Workers whose start time is remembered."""
 GOOD = frozenset({"0", "75"})
 """Exit statuses of workers that did what they should."""
-TAKEN = frozenset({"SIGTERM", "143"}) | {
+TAKEN = frozenset({"SIGTERM", "143", "signal 15"}) | {
     *("CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"),  # Slurm
     *("DisruptionTarget", "Evicted", "NodeLost", "NodeShutdown"),  # Kubernetes
     *("Shutdown", "Terminated", "DeadlineExceeded"),
@@ -48,6 +48,9 @@ class PoolMemory:
     spot: bool = False
     """Whether its machines may be reclaimed."""
     failures: int = 0
+    """Of workers in a row."""
+    losses: int = 0
+    """Of launches in a row."""
     last_failure: str = ""
     pause: float = 0.0
     paused_until: float = 0.0
@@ -75,6 +78,8 @@ class PoolMemory:
     """How long the last of them took, seconds."""
     _silent: frozenset[str] = frozenset()
     """Those of them that have failed to start."""
+    _coming: int = 0
+    """Running processes that have sent nothing yet."""
     _stuck: int = 0
     """Workers that the engine could not start, as of the last list."""
 
@@ -104,12 +109,12 @@ class PoolMemory:
             running -= self._inherited  # a warm worker sends nothing while it is idle
         limit, nameless = pool.start_limit + pool.idle_exit, processes.nameless_at
         if nameless is not None and now - nameless < limit:
-            self._silent = frozenset()
+            self._silent, self._coming = frozenset(), 0
             return
         known, began = self._silent, self._running_since
-        self._silent = frozenset(
-            name for name in running - processes.up.keys() if now - began[name] > limit
-        )
+        coming = running - processes.up.keys()
+        self._silent = frozenset(name for name in coming if now - began[name] > limit)
+        self._coming = len(coming - (self._inherited or frozenset()))
         if new := self._silent - known:
             self.fail(f"not up within {pool.start_limit:g} s", len(new), now)
 
@@ -145,16 +150,20 @@ class PoolMemory:
         """Counts failures; pauses the pool after `FAILURES`, ever longer."""
         self._closed = True
         self.failures += count
-        self.last_failure = how
-        if self.failures >= FAILURES and now >= self.paused_until:
-            self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
-            self.paused_until = now + self.pause
+        self._note(how, self.failures, now)
 
     def lose(self, name: str, why: str, now: float) -> None:
         """A launch failed; it may exist nevertheless. What waits is kept: it has not failed."""
         self.unsure, self._unsure_at = name, now
-        self.fail(why, 1, now)
         self._closed = False
+        self.losses += 1
+        self._note(why, self.losses, now)
+
+    def _note(self, how: str, in_a_row: int, now: float) -> None:
+        self.last_failure = how
+        if in_a_row >= FAILURES and now >= self.paused_until:
+            self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self.paused_until = now + self.pause
 
     def limit(self, count: int, now: float) -> None:
         """A quota forbade a launch of `count`: the next is half as large; if one worker more is too
@@ -172,7 +181,9 @@ class PoolMemory:
     def count_launch(self, count: int, now: float) -> None:
         self._times.append(now)
         self.launched += count
-        self.unsure = None
+        self.unsure, self.losses = None, 0
+        if not self.failures:
+            self.pause = 0.0
 
     def standing(self, now: float, used_up: bool) -> Standing:
         limited = now < self.limited_until
@@ -184,6 +195,7 @@ class PoolMemory:
             blocked="the budget is used up" if used_up else paused,
             closed=used_up or (self._closed and bool(paused)),
             silent=len(self._silent),
+            coming=self._coming,
             start_time=median(self._start_times) if self._start_times else 0.0,
             ceiling=self.ceiling if limited else None,
             most=self.most if limited else None,
@@ -214,5 +226,5 @@ class PoolMemory:
     def _pause_reason(self, now: float) -> str:
         if now >= self.paused_until:
             return ""
-        left = self.paused_until - now
-        return f"{self.failures} failures in a row ({self.last_failure}); paused for {left:.0f} s"
+        count, left = max(self.failures, self.losses), self.paused_until - now
+        return f"{count} failures in a row ({self.last_failure}); paused for {left:.0f} s"

@@ -44,6 +44,8 @@ class Standing:
     """Running processes that should have been up long ago."""
     most: int | None = None
     """Largest launch that a quota is believed to allow."""
+    coming: int = 0
+    """Running processes that have sent no message yet."""
     start_time: float = 0.0
     """Seconds that workers took to start, 0 before the first."""
 
@@ -209,17 +211,21 @@ class _PoolTurn:
         return max(0, present - self.standing.silent)
 
     def _step(self) -> int:
-        """Workers that may be launched now: as many as run, at least `step`, less those that have
-        not started yet."""
-        running = sum(launch.running for launch in self.standing.launches)
-        return max(self.pool.step, running) - (self.standing.alive - running)
+        """Workers that may be launched now: as many as are up, at least `step`, less those that are
+        not up yet."""
+        up = sum(launch.running for launch in self.standing.launches) - self.standing.coming
+        return max(self.pool.step, up) - (self.standing.alive - up)
 
     def _is_held(self) -> bool:
         return bool(self.standing.blocked) or self.standing.unknown_since is not None
 
     def _is_late(self) -> bool:
         """Whether launches wait, or the engine has been silent, longer than `patience`."""
-        since = [launch.since for launch in self.standing.launches if launch.waiting]
+        since = [
+            launch.waits_since or launch.since
+            for launch in self.standing.launches
+            if launch.waiting
+        ]
         if self.standing.unknown_since is not None:
             since.append(self.standing.unknown_since)
         return bool(since) and self.now - min(since) > self.pool.patience

@@ -74,6 +74,8 @@ class Reconciler:
     _engines: Mapping[str, FleetEngine] = field(default_factory=dict)
     _memory: dict[str, PoolMemory] = field(default_factory=dict)
     _read_at: float = 0.0
+    _refusal: str = ""
+    """Why the present file is refused; it is tried again until it is accepted."""
     _saved_hours: float = 0.0
     _labels: int = 0
     _history: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
@@ -147,14 +149,16 @@ class Reconciler:
             written = self.path.stat().st_mtime
             if written == self._read_at:
                 return False
-            self._read_at = written
             file = read_fleet(self.path)
             self._check_change(file)
-            self._use(file)
-            log.info("fleet: fleet file read again", file=str(self.path))
         except (SpecError, OSError) as error:
-            log.error("fleet: fleet file refused; the old one stays", reason=str(error))
+            if str(error) != self._refusal:
+                log.error("fleet: fleet file refused; the old one stays", reason=str(error))
+            self._refusal = str(error)
             return False
+        self._use(file)
+        self._read_at, self._refusal = written, ""
+        log.info("fleet: fleet file read again", file=str(self.path))
         return True
 
     def _check_change(self, file: FleetFile) -> None:
@@ -173,7 +177,7 @@ class Reconciler:
         for engine, names in each_once(self._engines):
             try:
                 launches = engine.running()
-            except FleetError as error:
+            except Exception as error:  # also of a damaged kubeconfig: the others are listed
                 for name in names:
                     self._memory[name].not_listed(str(error), now)
                 log.warning("fleet: engine does not answer", pools=names, reason=str(error))
