@@ -316,6 +316,23 @@ def test_a_used_up_budget_launches_nothing_and_survives_a_restart(
     assert again.status.pools["cpu"].reason == "the budget is used up"
 
 
+def test_a_pool_whose_own_budget_is_used_up_passes_its_tasks_on(harness: Harness) -> None:
+    budget = {"worker_hours": 1, "hard": True}
+    harness.write(near=POOL | {"budget": budget}, far=POOL | {"price": 1.0})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch near 4"]
+    harness.turn(reconciler)
+    assert harness.turn(reconciler, 1000) == ["end near"]
+    harness.fleet.all_end("75")
+    assert harness.turn(reconciler) == ["launch far 4"]
+    assert reconciler.status is not None
+    near, far = reconciler.status.pools["near"], reconciler.status.pools["far"]
+    assert near.reason == "the budget is used up"
+    assert near.budget_used == pytest.approx(1.12, abs=0.02)
+    assert (far.budget_used, reconciler.status.budget_used) == (0.0, 0.0)
+
+
 def test_a_hard_budget_asks_the_busy_ones_to_stop(harness: Harness) -> None:
     harness.write({"worker_hours": 0.01, "hard": True}, cpu=POOL)
     reconciler = harness.start()

@@ -186,6 +186,7 @@ class PoolMemory:
             self.pause = 0.0
 
     def standing(self, now: float, used_up: bool) -> Standing:
+        """`used_up`: whether the budget of the pool, or of its deployment, is."""
         limited = now < self.limited_until
         paused = self._pause_reason(now)
         return Standing(
@@ -202,7 +203,12 @@ class PoolMemory:
         )
 
     def status(
-        self, verdict: PoolVerdict, programs: Mapping[str, str], spent: Spent, now: float
+        self,
+        verdict: PoolVerdict,
+        programs: Mapping[str, str],
+        spent: Spent,
+        budget_used: float,
+        now: float,
     ) -> PoolStatus:
         running = sum(launch.running for launch in self.launches)
         busy = min(verdict.busy, running)
@@ -218,6 +224,7 @@ class PoolMemory:
             reason=verdict.reason,
             stale_since=self.unknown_since,
             programs=programs,
+            budget_used=budget_used,
             worker_hours=spent.hours,
             idle_hours=spent.idle_hours,
             cost=spent.cost,

@@ -103,6 +103,14 @@ class KubernetesPool(Section):
     )
 
 
+class Budget(Section):
+    """Limits of the whole deployment, or of one pool."""
+
+    worker_hours: float | None = Field(default=None, gt=0, description="hours of all workers")
+    currency_per_day: float | None = Field(default=None, gt=0, description="cost per day (UTC)")
+    hard: bool = Field(default=False, description="at the limit also stop the busy workers")
+
+
 class PoolSettings(Section):
     """One pool of workers: processes of one service on machines of one kind."""
 
@@ -161,6 +169,7 @@ class PoolSettings(Section):
         description="a further worker is launched only if the waiting tasks keep it busy for this "
         "many start times",
     )
+    budget: Budget = Field(default=Budget(), description="limits of this pool")
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
     spot: bool = Field(
         default=False,
@@ -246,14 +255,6 @@ class PoolSettings(Section):
                 )
                 raise ValueError(f"{key}: {name}: a secret; it belongs in {place}")
         return self
-
-
-class Budget(Section):
-    """Limits of the whole deployment."""
-
-    worker_hours: float | None = Field(default=None, gt=0, description="hours of all workers")
-    currency_per_day: float | None = Field(default=None, gt=0, description="cost per day (UTC)")
-    hard: bool = Field(default=False, description="at the limit also stop the busy workers")
 
 
 class FleetFile(Section):

@@ -80,7 +80,8 @@ class Reconciler:
     _labels: int = 0
     _history: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     _epoch: int = 0
-    _warned: bool = False
+    _low: set[str | None] = field(default_factory=set)
+    """Pools of whose budget little is left, and None if little is left of the deployment's."""
     _demand: Mapping[str, Demand] | None = None
     """None before the first pass of the loop: nothing is known yet, and nothing is taken back."""
     _posted_at: float = 0.0
@@ -128,8 +129,8 @@ class Reconciler:
         self._spend(now)
         if demand is None:
             return
-        used_up = self._share >= 1
-        standing = {name: each.standing(now, used_up) for name, each in self._memory.items()}
+        used_up = {name: self._is_used_up(name) for name in self._memory}
+        standing = {name: each.standing(now, used_up[name]) for name, each in self._memory.items()}
         found = plan(demand, standing, self._file.pools, now)
         self._publish(found, demand, now)
         self._carry_out(found, now)
@@ -190,9 +191,13 @@ class Reconciler:
 
     # ------------------------------------------------------------------------ the budget
 
-    @property
-    def _share(self) -> float:
-        return self._spending.share(self._file.budget)
+    def _share(self, pool: str | None = None) -> float:
+        """The used part of the budget of the deployment, or of a pool."""
+        budget = self._file.budget if pool is None else self._file.pools[pool].budget
+        return self._spending.share(budget, pool)
+
+    def _is_used_up(self, pool: str) -> bool:
+        return max(self._share(), self._share(pool)) >= 1
 
     def _spend(self, now: float) -> None:
         started = {
@@ -205,9 +210,10 @@ class Reconciler:
         labels = self.labels()
         self._spending.labels += labels - self._labels
         self._labels = labels
-        if self._share >= WARNING and not self._warned:
-            log.warning("fleet: most of the budget is used", share=round(self._share, 2))
-        self._warned = self._share >= WARNING
+        low = {pool for pool in (None, *self._file.pools) if self._share(pool) >= WARNING}
+        for pool in low - self._low:
+            log.warning("fleet: most of the budget is used", pool=pool, share=self._share(pool))
+        self._low = low
         if self._spending.hours - self._saved_hours > SAVED_HOURS:
             self.store.put(self._spending_uri, self._spending.model_dump_json().encode())
             self._saved_hours = self._spending.hours
@@ -218,7 +224,11 @@ class Reconciler:
         memory, verdicts, spent = self._memory, found.verdicts, self._spending
         pools = {
             name: memory[name].status(
-                each, self.processes.programs(name), spent.pools.get(name, Spent()), now
+                each,
+                self.processes.programs(name),
+                spent.pools.get(name, Spent()),
+                self._share(name),
+                now,
             )
             for name, each in verdicts.items()
         }
@@ -231,7 +241,7 @@ class Reconciler:
             cost=spent.cost,
             cost_per_label=spent.cost_per_label,
             cost_today=spent.cost_today,
-            budget_used=self._share,
+            budget_used=self._share(),
             history=tuple(self._history),
         )
         wanted: Counter[str] = Counter()
@@ -258,9 +268,11 @@ class Reconciler:
             self._retire(retirement)
         for launch in found.launches if now - self._posted_at < STALE else ():
             self._launch(launch, now)
-        if self._file.budget.hard and self._share >= 1:
-            for memory in self._memory.values():
-                for each in memory.launches:
+        for name, pool in self._file.pools.items():
+            if (self._file.budget.hard and self._share() >= 1) or (
+                pool.budget.hard and self._share(name) >= 1
+            ):
+                for each in self._memory[name].launches:
                     self._end(each)
 
     def _retire(self, retirement: Retirement) -> None:

@@ -16,21 +16,23 @@ FLEET = "fleet/"
 
 
 class Spent(BaseModel):
-    """Hours of workers, those of them without a task, and their cost."""
+    """Hours of workers, those of them without a task, and their cost; `cost_today`: of the present
+    day (UTC)."""
 
     hours: float = 0.0
     idle_hours: float = 0.0
     cost: float = 0.0
+    cost_today: float = 0.0
 
 
 class Spending(BaseModel):
-    """Of each pool since the deployment began, and the cost of the present day (UTC)."""
+    """Of each pool since the deployment began."""
 
     pools: dict[str, Spent] = {}
     labels: int = 0
     """Frames labelled in this time, without reused labels."""
     day: int = 0
-    cost_today: float = 0.0
+    """Of `cost_today`, since the epoch."""
     time: float = 0.0
     """Up to which it is counted, seconds since the epoch; 0: nothing is counted yet."""
 
@@ -45,6 +47,10 @@ class Spending(BaseModel):
     @property
     def cost(self) -> float:
         return sum(each.cost for each in self.pools.values())
+
+    @property
+    def cost_today(self) -> float:
+        return sum(each.cost_today for each in self.pools.values())
 
     @property
     def cost_per_label(self) -> float | None:
@@ -70,19 +76,22 @@ class Spending(BaseModel):
         a task. Those that ran while no coordinator did are counted, too."""
         hours = max(0.0, now - (self.time or now)) / 3600
         if int(now // DAY) != self.day:
-            self.day, self.cost_today = int(now // DAY), 0.0
+            self.day = int(now // DAY)
+            for spent in self.pools.values():
+                spent.cost_today = 0.0
         for name, count in started.items():
             spent, cost = self.pools.setdefault(name, Spent()), count * hours * pools[name].price
             spent.hours += count * hours
             spent.idle_hours += idle.get(name, 0) * hours
             spent.cost += cost
-            self.cost_today += cost
+            spent.cost_today += cost
         self.time = now
 
-    def share(self, budget: Budget) -> float:
-        """The used part of the budget; 1 and more: used up."""
-        hours = self.hours / budget.worker_hours if budget.worker_hours else 0.0
-        cost = self.cost_today / budget.currency_per_day if budget.currency_per_day else 0.0
+    def share(self, budget: Budget, pool: str | None = None) -> float:
+        """The used part of the budget of the deployment, or of a pool; 1 and more: used up."""
+        spent = self if pool is None else self.pools.get(pool, Spent())
+        hours = spent.hours / budget.worker_hours if budget.worker_hours else 0.0
+        cost = spent.cost_today / budget.currency_per_day if budget.currency_per_day else 0.0
         return max(hours, cost)
 
 

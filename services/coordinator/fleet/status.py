@@ -23,6 +23,7 @@ class PoolStatus(View):
     programs: dict[str, str] = Field(
         description="codes and engines of its workers, with their versions where they are known"
     )
+    budget_used: float = Field(description="share of its own budget; 1: used up")
     worker_hours: float = Field(description="of its workers, since the deployment began")
     idle_hours: float = Field(description="those of workers without a task")
     cost: float = Field(description="since the deployment began, in the file's currency")
@@ -49,5 +50,5 @@ class FleetStatus(View):
     cost: float = Field(description="since the deployment began, in the file's currency")
     cost_per_label: float | None = Field(description="of all workers, per computed label")
     cost_today: float = Field(description="of the present day (UTC), in the file's currency")
-    budget_used: float = Field(description="share of the budget; 1: used up")
+    budget_used: float = Field(description="share of the deployment's budget; 1: used up")
     history: tuple[Sample, ...] = Field(description="of the last hours, the newest last")

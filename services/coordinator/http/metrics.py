@@ -176,6 +176,8 @@ def _fleet(status: FleetStatus) -> Iterator[Metric]:
     seconds = _counter("fleet_worker_seconds", "Time of a pool's workers", "pool")
     idle = _counter("fleet_idle_seconds", "Time of a pool's workers without a task", "pool")
     spent = _counter("fleet_spent", "Cost of a pool, in the fleet file's currency", "pool")
+    used = _gauge("fleet_budget_used", "Used share of a budget; no pool: the deployment's", "pool")
+    used.add_metric([""], status.budget_used)
     for name, pool in status.pools.items():
         wanted.add_metric([name], pool.wanted)
         for key in ("waiting", "starting", "busy", "idle"):
@@ -186,8 +188,7 @@ def _fleet(status: FleetStatus) -> Iterator[Metric]:
         seconds.add_metric([name], 3600 * pool.worker_hours)
         idle.add_metric([name], 3600 * pool.idle_hours)
         spent.add_metric([name], pool.cost)
+        used.add_metric([name], pool.budget_used)
         for how, count in pool.ended.items():
             ended.add_metric([name, how], count)
-    used = _gauge("fleet_budget_used", "Share of the budget")
-    used.add_metric([], status.budget_used)
     yield from (wanted, workers, paused, stale, launched, ended, seconds, idle, spent, used)
