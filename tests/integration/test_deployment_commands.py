@@ -190,6 +190,7 @@ def _has_committee(deployment: Deployment, version: int) -> bool:
     return load_state(deployment.store, "small").committee.version >= version
 
 
+@pytest.mark.soak
 def test_killed_at_any_moment_another_goes_on(deployment: Deployment, call: Call) -> None:
     call("submit", "small.yaml", "--wait", "0")
     with deployment.prompt_worker():

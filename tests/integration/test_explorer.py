@@ -100,6 +100,7 @@ def test_same_seed_same_bits_in_one_process_and_in_another(
         other.kill()
 
 
+@pytest.mark.soak
 def test_a_used_session_gives_the_bits_of_a_fresh_one(
     resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:

@@ -168,6 +168,7 @@ def test_the_recipe_as_calculator_gives_what_the_code_gives_and_remembers(tmp_pa
 # ------------------------------------------------------------------------------ doctor
 
 
+@pytest.mark.soak
 def test_the_doctor_finds_everything_that_runs_here(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +286,7 @@ def test_init_surf_labels_slabs_pulled_apart(call: Call) -> None:
 # ------------------------------------------------------------------------------ test
 
 
+@pytest.mark.soak
 def test_a_model_beside_its_recipe(call: Call, periodic_committee: list[Path]) -> None:
     write("Al.cif", bulk("Al", cubic=True))
     words = ("--recipe", "emt.yaml", "--properties", "relaxation,eos", "--fmax", "0.02")

@@ -128,7 +128,12 @@ def spec_of(
     dimers: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> Spec:
-    """`system`: further keys of the one system; `dimers`: of `initial`."""
+    """`system`: further keys of the one system; `dimers`: of `initial`. Embedding nets per element
+    instead of per pair are built faster."""
+    model = training.get("input", {}).get("model", {})
+    if "type" not in model.get("descriptor", {}):
+        model = {**model, "descriptor": {"type_one_side": True, **model.get("descriptor", {})}}
+        training["input"] = {**training.get("input", {}), "model": model}
     document = {
         "name": "t",
         "mode": mode,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from dpstream.commands.fleet import stop
 from dpstream.services.coordinator.fleet.pools import PoolSettings
@@ -51,11 +52,13 @@ def test_an_engine_that_does_not_end_one_launch_ends_the_others(
     pool = {"engine": "slurm", "serves": ["train"], "max": 9}
     slurm = {"submit_prefix": [str(tmp_path / "slurm")]}
     file.write_text(json.dumps({"deployment": "d", "pools": {"cpu": {**pool, "slurm": slurm}}}))
-    stop(file, now=True)
+    with pytest.raises(typer.Exit) as ended:
+        stop(file, now=True)
+    assert ended.value.exit_code == 1
     said = capsys.readouterr().out
     assert "cpu cpu-1: scancel: refused" in said
     assert "--state=RUNNING --name=dps.d.cpu.cpu-1\n" in (tmp_path / "cancelled").read_text()
-    assert "cpu cpu-2: 1 asked to stop" in said
+    assert "cpu cpu-2: 1 stopping" in said
 
 
 def test_at_most_as_many_are_taken_back_as_asked_for(tmp_path: Path) -> None:

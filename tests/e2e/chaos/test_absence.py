@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
@@ -26,6 +28,7 @@ class Clock:
         return time.time() + self.ahead
 
 
+@pytest.mark.soak
 def test_ten_minutes_without_a_coordinator_cost_nobody_a_lease(
     cluster: Cluster, tmp_path: Path
 ) -> None:

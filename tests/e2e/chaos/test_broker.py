@@ -121,6 +121,7 @@ def _misplaced(label: m.Command) -> Iterator[Outgoing]:
     yield Outgoing(encode(unknown), topic=f"{NAME}.task-claimed")
 
 
+@pytest.mark.soak
 def test_poison_in_every_queue_blocks_none(cluster: Cluster) -> None:
     cluster.start_services(["trainer", "explorer"])
     cluster.submit(plan())

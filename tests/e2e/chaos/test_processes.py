@@ -155,6 +155,7 @@ def test_a_task_that_kills_its_workers_is_abandoned_and_the_rest_goes_on(
     assert cluster.restarts == {"labeler": 2}
 
 
+@pytest.mark.soak
 def test_a_claim_whose_worker_died_before_saying_so(cluster: Cluster) -> None:
     cluster.start_services(["trainer", "explorer"])
     cluster.submit(plan())
