@@ -116,7 +116,8 @@ class SlurmServer:
         self._run("scontrol", "update", f"nodename={self.node}", "state=down", "reason=test")
 
     def resume_node(self) -> None:
-        self._run("scontrol", "update", f"nodename={self.node}", "state=resume")
+        with suppress(subprocess.CalledProcessError):  # it has returned by itself
+            self._run("scontrol", "update", f"nodename={self.node}", "state=resume")
 
     def stop(self) -> None:
         with suppress(subprocess.CalledProcessError):
