@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from dpstream.shared.codec import names_of
 from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
-from dpstream.shared.values import DEADLETTER_PREFIX
+from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX
 
 LISTENERS = "watch-*"
 """Temporary queues of clients that subscribe to public events."""
@@ -28,7 +28,7 @@ CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
 STOPS = "campaigns/*/claims/*.stop"
 LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
-FLEET, SPENT = "fleet/*", "fleet/*/spent.json"
+FLEET, SPENT = f"{FLEET_PREFIX}*", f"{FLEET_PREFIX}*/spent.json"
 RECORDS = (LEDGERS, EPOCHS, SNAPSHOTS, ENDS)
 LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
@@ -106,7 +106,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             reads=(EVERYTHING,),
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
-            lists=("campaigns/", "fleet/", DEADLETTER_PREFIX),
+            lists=("campaigns/", FLEET_PREFIX, DEADLETTER_PREFIX),
         ),
     }
 )

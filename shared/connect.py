@@ -17,13 +17,10 @@ from urllib.parse import urlsplit
 
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.errors import BusError, DpstreamError, Refused, StoreError
-from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Store
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.settings import BrokerSettings, Settings, StoreSettings, bucket_and_prefix
 from dpstream.shared.store.folder import FolderStore
-
-log = logger()
 
 SECURE = {"http": "https", "amqp": "amqps"}
 PLAIN = {secure: plain for plain, secure in SECURE.items()}
@@ -32,8 +29,6 @@ PORTS = {"http": 80, "https": 443}
 ANSWER_SECONDS = 3.0
 TLS_RECORDS = (b"\x15", b"\x16")
 """First byte of an answer in TLS: an alert or a handshake record."""
-
-
 FOREVER = float("inf")
 
 

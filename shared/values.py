@@ -384,6 +384,8 @@ class Recipe(Value):
 
 
 DEADLETTER_PREFIX = "deadletters/"
+FLEET_PREFIX = "fleet/"
+"""Objects about deployments: what their workers have cost, and which coordinator is in charge."""
 """Key prefix of messages that could not be decoded."""
 ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
 """Top-level folders of a store, for objects only; campaign exports may lie beside them."""

@@ -53,6 +53,16 @@ class LossyDelivery:
                 check(self.state)
         return self.state
 
+    def run_resumed(self, check: Callable[[State], None]) -> State:
+        """As `run`, and again after each pause: the operator resumes the campaign."""
+        state = self.run(check)
+        for number in range(50):
+            if state.paused is None:
+                break
+            self.events.append(resumed(number))
+            state = self.run(check)
+        return state
+
     def until(self, met: Callable[[State], object]) -> State:
         """Run on until `met`; an error if that never happens."""
         while not met(self.state):

@@ -23,7 +23,6 @@ from tests.support.lossy_delivery import (
     LossyDelivery,
     check_counters,
     replayed,
-    resumed,
     revoked,
 )
 from tests.support.single_tasks import (
@@ -235,12 +234,7 @@ def test_attempts_that_die_between_chunks_change_no_verdict(
 ) -> None:
     of = spec(mode=mode, labels={"bundle": 5}, initial={"perturb": {"copies": 12}})
     campaign = LossyDelivery(Fickle(label_seconds=SECONDS), of, seed, faults)
-    state = campaign.run(check_counters)
-    for number in range(50):
-        if state.paused is None:
-            break
-        campaign.events.append(resumed(number))
-        state = campaign.run(check_counters)
+    state = campaign.run_resumed(check_counters)
     assert state.finished is not None
     assert replayed(of, campaign.ledger).dumps() == state.dumps()
     _check_views(campaign)

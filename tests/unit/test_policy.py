@@ -25,7 +25,6 @@ from tests.support.lossy_delivery import (
     check_counters,
     check_snapshot,
     replayed,
-    resumed,
 )
 from tests.support.soak import examples
 
@@ -62,12 +61,7 @@ def test_the_worst_weather_ends_in_a_verdict_and_true_books(
 ) -> None:
     of = spec(mode=mode, training={"members": 2, "warm": 0.5 * warm})
     campaign = LossyDelivery(CampaignSimulator(reject=lambda key: key[0] == "7"), of, seed, faults)
-    state = campaign.run(check_counters)
-    for number in range(50):
-        if state.paused is None:
-            break
-        campaign.events.append(resumed(number))
-        state = campaign.run(check_counters)
+    state = campaign.run_resumed(check_counters)
     assert state.finished is not None, "nothing is under way, and it has not ended"
     assert replayed(of, campaign.ledger).dumps() == state.dumps()
     _assert_asked_once(campaign)

@@ -207,12 +207,7 @@ def test_the_worst_weather_ends_in_a_verdict_and_true_books(
     campaign = LossyDelivery(
         CampaignSimulator(off=lambda version: off), wanting(mode), seed, faults=0.2
     )
-    state = campaign.run(check_counters)
-    for number in range(50):
-        if state.paused is None:
-            break
-        campaign.events.append(resumed(number))
-        state = campaign.run(check_counters)
+    state = campaign.run_resumed(check_counters)
     assert state.finished is not None
     assert (state.finished.verdict == "converged") <= (off < 0.05)
     assert replayed(campaign.state.spec, campaign.ledger).dumps() == state.dumps()

@@ -39,7 +39,6 @@ from tests.support.lossy_delivery import (
     check_counters,
     check_snapshot,
     replayed,
-    resumed,
 )
 from tests.support.soak import examples
 
@@ -123,12 +122,7 @@ def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> 
 @given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: float) -> None:
     campaign = with_offers(mode, seed, faults)
-    state = campaign.run(check_counters)
-    for number in range(50):
-        if state.paused is None:
-            break
-        campaign.events.append(resumed(number))
-        state = campaign.run(check_counters)
+    state = campaign.run_resumed(check_counters)
     assert state.finished is not None
     assert not state.proposals.waiting
     assert not state.proposals.offers

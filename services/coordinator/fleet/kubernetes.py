@@ -40,6 +40,7 @@ from dpstream.services.coordinator.fleet.worker_pods import (
     Object,
     Place,
     ending,
+    has_success,
     launch_of,
     missing_pods,
     place_of,
@@ -99,9 +100,7 @@ class KubernetesFleet:
         count = min(most, now.waiting)
         if count == now.alive:
             self.end(launch)
-        elif jobs[0].get("status", {}).get("succeeded"):
-            return 0  # its controller ignores `parallelism` now
-        elif count and not self._lower(jobs[0], now.alive - count):
+        elif has_success(jobs[0], pods) or (count and not self._lower(jobs[0], now.alive - count)):
             return 0
         return count
 

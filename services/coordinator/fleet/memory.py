@@ -75,9 +75,9 @@ class PoolMemory:
     _started: frozenset[str] = frozenset()
     """Running processes that are up."""
     _start_times: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS))
-    """How long the last of them took, seconds."""
+    """Of the last workers, seconds."""
     _silent: frozenset[str] = frozenset()
-    """Those of them that have failed to start."""
+    """Running processes that have failed to start."""
     _coming: int = 0
     """Running processes that have sent nothing yet."""
     _stuck: int = 0
@@ -121,10 +121,10 @@ class PoolMemory:
     def _measure_starts(self, running: frozenset[str], processes: Processes) -> None:
         if self._inherited is None:
             self._inherited = running
-        up = {name: at for name in running if (at := processes.up_at.get(name)) is not None}
-        for name in up.keys() - self._started - self._inherited:
-            self._start_times.append(max(0.0, up[name] - self._running_since[name]))
-        self._started = frozenset(up)
+        up = running & processes.up.keys()
+        for name in up - self._started - self._inherited:
+            self._start_times.append(max(0.0, processes.up[name] - self._running_since[name]))
+        self._started = up
 
     def not_listed(self, why: str, now: float) -> None:
         """The engine could not be asked."""

@@ -133,7 +133,7 @@ class PoolSettings(Section):
     step: int = Field(
         default=4,
         ge=1,
-        description="workers of the first launch; a later one at most doubles the running workers",
+        description="workers of the first launch; a later one at most doubles those that are up",
     )
     cool_down: Seconds = Field(
         default=60.0, description="age of a launch from which its waiting workers may be taken back"

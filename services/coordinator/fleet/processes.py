@@ -23,13 +23,12 @@ ABOUT_PROCESSES = (m.WorkerStarted, m.TaskClaimed, m.TaskHeartbeat)
 class Processes:
     ended: frozenset[str] = frozenset()
     """Replaced, never changed, so that any thread may read it."""
-    up: dict[str, m.WorkerStarted | None] = field(default_factory=dict)
-    """Processes that have sent a message, with what they said when they started."""
-    up_at: dict[str, float] = field(default_factory=dict)
-    """When their first message arrived, seconds since the epoch."""
+    up: dict[str, float] = field(default_factory=dict)
+    """Processes that have sent a message, and when the first arrived, seconds since the epoch."""
     nameless_at: float | None = None
     """When a worker of an earlier release, which does not name its process, last sent a message,
     seconds since the epoch."""
+    _started: dict[str, m.WorkerStarted] = field(default_factory=dict)
     _ended_at: dict[str, float] = field(default_factory=dict)
 
     def take_in(self, message: m.Message | None, now: float) -> None:
@@ -39,17 +38,16 @@ class Processes:
         if "process" not in message.model_fields_set:
             self.nameless_at = now
         elif message.process is not None:
-            self.up_at.setdefault(message.process, now)
-            self.up.setdefault(message.process, None)
+            self.up.setdefault(message.process, now)
             if isinstance(message, m.WorkerStarted):
-                self.up[message.process] = message
+                self._started[message.process] = message
 
     def end(self, names: Iterable[str], now: float) -> None:
         """Takes in processes that a fleet engine lists as ended; called by the reconciler."""
         self._ended_at |= dict.fromkeys(names, now)
         for name, at in list(self._ended_at.items()):
             self.up.pop(name, None)
-            self.up_at.pop(name, None)
+            self._started.pop(name, None)
             if now - at > REMEMBERED:
                 del self._ended_at[name]
         self.ended = frozenset(self._ended_at)
@@ -57,7 +55,7 @@ class Processes:
     def programs(self, pool: str) -> dict[str, str]:
         """Codes and engines of a pool's workers, with their versions."""
         found: dict[str, str] = {}
-        for started in list(self.up.values()):
-            if started is not None and started.pool == pool:
+        for started in list(self._started.values()):
+            if started.pool == pool:
                 found |= started.programs
         return found

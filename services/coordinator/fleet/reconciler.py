@@ -23,13 +23,14 @@ from dpstream.services.coordinator.fleet.plan import (
     Retirement,
     plan,
 )
-from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
+from dpstream.services.coordinator.fleet.pools import Budget, FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.processes import Processes
-from dpstream.services.coordinator.fleet.spending import FLEET, Spending, Spent, spending_uri
+from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Launch, Store
+from dpstream.shared.values import FLEET_PREFIX
 
 log = logger()
 
@@ -129,8 +130,10 @@ class Reconciler:
         self._spend(now)
         if demand is None:
             return
-        used_up = {name: self._is_used_up(name) for name in self._memory}
-        standing = {name: each.standing(now, used_up[name]) for name, each in self._memory.items()}
+        standing = {
+            name: each.standing(now, used_up=bool(self._used_up(name)))
+            for name, each in self._memory.items()
+        }
         found = plan(demand, standing, self._file.pools, now)
         self._publish(found, demand, now)
         self._carry_out(found, now)
@@ -181,7 +184,11 @@ class Reconciler:
             except Exception as error:  # also of a damaged kubeconfig: the others are listed
                 for name in names:
                     self._memory[name].not_listed(str(error), now)
-                log.warning("fleet: engine does not answer", pools=names, reason=str(error))
+                ours = not isinstance(error, FleetError)
+                reason = str(error)
+                log.warning(
+                    "fleet: engine does not answer", pools=names, reason=reason, exc_info=ours
+                )
                 continue
             self.processes.end(chain.from_iterable(launch.gone for launch in launches), now)
             for name in names:
@@ -196,8 +203,10 @@ class Reconciler:
         budget = self._file.budget if pool is None else self._file.pools[pool].budget
         return self._spending.share(budget, pool)
 
-    def _is_used_up(self, pool: str) -> bool:
-        return max(self._share(), self._share(pool)) >= 1
+    def _used_up(self, pool: str) -> list[Budget]:
+        """The budgets that are used up, of the deployment's and the pool's own."""
+        budgets = {None: self._file.budget, pool: self._file.pools[pool].budget}
+        return [each for name, each in budgets.items() if self._spending.share(each, name) >= 1]
 
     def _spend(self, now: float) -> None:
         started = {
@@ -268,11 +277,9 @@ class Reconciler:
             self._retire(retirement)
         for launch in found.launches if now - self._posted_at < STALE else ():
             self._launch(launch, now)
-        for name, pool in self._file.pools.items():
-            if (self._file.budget.hard and self._share() >= 1) or (
-                pool.budget.hard and self._share(name) >= 1
-            ):
-                for each in self._memory[name].launches:
+        for name, memory in self._memory.items():
+            if any(budget.hard for budget in self._used_up(name)):
+                for each in memory.launches:
                     self._end(each)
 
     def _retire(self, retirement: Retirement) -> None:
@@ -315,7 +322,7 @@ class Reconciler:
         return self.store.exists(self._epoch_uri(self._epoch + 1))
 
     def _epoch_uri(self, number: int) -> str:
-        return f"{FLEET}{self._file.deployment}/epoch/{number:06d}"
+        return f"{FLEET_PREFIX}{self._file.deployment}/epoch/{number:06d}"
 
     @property
     def _spending_uri(self) -> str:

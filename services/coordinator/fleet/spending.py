@@ -9,10 +9,9 @@ from pydantic import BaseModel
 from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
 from dpstream.shared.errors import Refused
 from dpstream.shared.ports import Store
+from dpstream.shared.values import FLEET_PREFIX
 
 DAY = 86400.0
-FLEET = "fleet/"
-"""Prefix of the store's objects about deployments."""
 
 
 class Spent(BaseModel):
@@ -96,14 +95,16 @@ class Spending(BaseModel):
 
 
 def spending_uri(deployment: str) -> str:
-    return f"{FLEET}{deployment}/spent.json"
+    return f"{FLEET_PREFIX}{deployment}/spent.json"
 
 
 def spending_by_deployment(store: Store) -> dict[str, Spending]:
     """Of every deployment that has started workers; empty for a user whose rights were granted by
     an earlier release."""
     try:
-        names = [key.split("/")[1] for key in store.list(FLEET) if key.endswith("/spent.json")]
+        names = [
+            key.split("/")[1] for key in store.list(FLEET_PREFIX) if key.endswith("/spent.json")
+        ]
         return {name: Spending.model_validate_json(store.get(spending_uri(name))) for name in names}
     except Refused:
         return {}

@@ -87,14 +87,19 @@ def ending(pod: Object) -> str:
     return str(status)
 
 
+def has_success(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether a pod has ended with 0: the Job controller then creates no pod more, and ignores a
+    lower `parallelism`."""
+    succeeded = any(pod["status"].get("phase") == "Succeeded" for pod in pods)
+    return succeeded or bool(job.get("status", {}).get("succeeded"))
+
+
 def missing_pods(job: Object, alive: Sequence[Object], ended: Sequence[Object]) -> int:
     """Pods that the Job controller has still to create, beside those that exist."""
-    status = job.get("status", {})
-    over = {each["type"] for each in status.get("conditions", ()) if each["status"] == "True"}
-    succeeded = status.get("succeeded") or any(
-        pod["status"].get("phase") == "Succeeded" for pod in ended
-    )
-    if succeeded or over & {"Complete", "Failed"} or "deletionTimestamp" in job["metadata"]:
+    conditions = job.get("status", {}).get("conditions", ())
+    over = {each["type"] for each in conditions if each["status"] == "True"}
+    closed = has_success(job, ended) or "deletionTimestamp" in job["metadata"]
+    if closed or over & {"Complete", "Failed"}:
         return 0
     active = sum("deletionTimestamp" not in pod["metadata"] for pod in alive)
     return max(0, int(job["spec"].get("parallelism", 1)) - active)

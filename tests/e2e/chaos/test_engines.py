@@ -13,9 +13,8 @@ from dpstream.services.coordinator.ledger.ledger import verdict
 from tests.support.deployed_cluster import NAME, ROLES, Cluster, computed_twice
 from tests.support.lossy_delivery import check_counters
 from tests.support.small_campaign import labelled, state_of, write_spec
-from tests.support.soak import SOAK
 
-KILLS = 12 if SOAK else 4
+KILLS = 12
 
 
 @pytest.mark.soak
