@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -128,7 +129,8 @@ def status(file: File = HERE) -> None:
     for _, launch in launches:
         ended = ", ".join(f"{count} × {reason}" for reason, count in sorted(launch.ended.items()))
         counts = (str(launch.waiting), str(launch.starting), str(launch.running))
-        table.add_row(launch.pool, launch.name, *counts, ended, launch.reason)
+        note = "; ".join(filter(None, (launch.reason, _overdue(launch, found))))
+        table.add_row(launch.pool, launch.name, *counts, ended, note)
     console.print(table)
     if not is_complete:
         raise typer.Exit(1)
@@ -160,6 +162,15 @@ def stop(
             say(console, f"{launch.pool} {launch.name}: {done}")
     if not is_complete:
         raise typer.Exit(1)
+
+
+def _overdue(launch: Launch, found: FleetFile) -> str:
+    """A mark for a launch that runs longer than its workers may."""
+    pool = found.pools.get(launch.pool)
+    if pool is None or not launch.started:
+        return ""
+    longest = pool.lifetime + pool.longest_task + pool.grace
+    return "older than lifetime and longest_task" if time.time() - launch.since > longest else ""
 
 
 def _stopped(engine: FleetEngine, launch: Launch, now: bool) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import typer
 
-from dpstream.commands.fleet import stop
+from dpstream.commands.fleet import status, stop
+from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.shared.ports import Launch
@@ -41,6 +43,31 @@ def test_a_job_in_an_unknown_state_has_not_ended(tmp_path: Path) -> None:
     assert launch.gone == {"cpu-1-2"}
 
 
+def fleet_file(folder: Path) -> Path:
+    path = folder / "fleet.yaml"
+    pool = {"engine": "slurm", "serves": ["train"], "max": 9}
+    slurm = {"submit_prefix": [str(folder / "slurm")]}
+    path.write_text(json.dumps({"deployment": "d", "pools": {"cpu": {**pool, "slurm": slurm}}}))
+    return path
+
+
+def test_a_launch_that_runs_too_long_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.commands.fleet.console.width", 200)
+    fleet(tmp_path, "RUNNING", "PENDING")
+    file, mark = fleet_file(tmp_path), "older than lifetime and longest_task"
+    status(file)
+    assert mark in capsys.readouterr().out
+    now = name_of("cpu", time.time())
+    rows = (tmp_path / "rows").read_text()
+    (tmp_path / "rows").write_text(rows.replace("cpu-1", now).replace("PENDING", "RUNNING"))
+    status(file)
+    said = capsys.readouterr().out
+    assert now in said
+    assert mark not in said
+
+
 def test_an_engine_that_does_not_end_one_launch_ends_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,10 +75,7 @@ def test_an_engine_that_does_not_end_one_launch_ends_the_others(
     with (tmp_path / "rows").open("a") as rows:
         rows.write("8|0|dps.d.cpu.cpu-2|RUNNING|None|0|\n")
     (tmp_path / "refused").touch()
-    file = tmp_path / "fleet.yaml"
-    pool = {"engine": "slurm", "serves": ["train"], "max": 9}
-    slurm = {"submit_prefix": [str(tmp_path / "slurm")]}
-    file.write_text(json.dumps({"deployment": "d", "pools": {"cpu": {**pool, "slurm": slurm}}}))
+    file = fleet_file(tmp_path)
     with pytest.raises(typer.Exit) as ended:
         stop(file, now=True)
     assert ended.value.exit_code == 1
