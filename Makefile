@@ -2,6 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# PyTorch is tested where TensorFlow cannot be imported.
+PYTORCH := .venv-pytorch
+PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
+  tests/integration/test_exploration_engines.py tests/e2e/test_pytorch.py
 
 # The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
@@ -19,8 +23,9 @@ demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
 # Three workers on two cores: many tests wait for a server, a lease or a killed process.
-test: $(STAMP) servers codes
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
+test: $(STAMP) $(PYTORCH)/.installed servers codes
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
+	$(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
 check: lint
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not server and not slow" tests/unit tests/contract
@@ -36,8 +41,9 @@ versions: $(STAMP)
 	for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version || exit 1; done
 
 # The images' tests are among all tests.
-soak: images servers codes
-	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+soak: images $(PYTORCH)/.installed servers codes
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
+	DPSTREAM_SOAK=1 $(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
 images: $(STAMP) builder
 	$(BIN)/python deploy/images.py
@@ -91,5 +97,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(PYTORCH)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PYTORCH)
+	$(PYTORCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[coordinator,labeler,pytorch,testing]'
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(PYTORCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -102,7 +102,7 @@ def start(spec: Path, root: Path, *options: str) -> subprocess.Popen[str]:
 def finish(spec: Path, root: Path, *options: str) -> str:
     """Run to the end; returns the output. Fails unless the campaign converges."""
     process = start(spec, root, *options)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=3600 if SOAK else 400)
     assert process.returncode == 0, output
     return output
 

@@ -1,0 +1,1 @@
+"""What a GPU brings: trainings, judging and batched exploration, beside this machine's CPU."""
