@@ -11,7 +11,16 @@ import fnmatch
 import os
 from collections.abc import Iterable
 
-PASSED = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "COVERAGE_RCFILE")
+PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_MPS_PIPE_DIRECTORY",
+    "DP_INFER_BATCH_SIZE",
+    "LD_LIBRARY_PATH",
+    "COVERAGE_RCFILE",
+)
 PASS = "DPSTREAM_PASS"
 """The variable with further patterns, separated by commas."""
 SECRET = ("*ACCESS_KEY*", "*CREDENTIAL*", "*PASSWORD*", "*SECRET*", "*TOKEN*", "*_JWT")

@@ -217,6 +217,12 @@ class WorkerSettings(Settings):
     threads: int = Field(
         default=1, ge=1, le=1024, description="threads per engine (for labeling programs: cores)"
     )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="device of the engines: cpu, cuda, or cuda:N for GPU N of the visible ones; "
+        "auto: the first visible GPU, else cpu (a labeler's programs choose by themselves)",
+    )
     task_heartbeat: float = Field(
         default=60.0, gt=0, le=600, description="seconds between heartbeats of a running task"
     )

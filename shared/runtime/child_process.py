@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled
+from dpstream.shared.runtime.device import Device, cudart_folder
 
 PINNED = (
     "OMP_NUM_THREADS",
@@ -83,9 +84,13 @@ def out_of_memory(program: str) -> str:
 class ChildProcess:
     """A warm child process that runs the operations of one module, one at a time."""
 
-    def __init__(self, module: str, scratch: Path, threads: int = 1) -> None:
-        """`scratch`: a private folder, used as the child's working directory and home."""
+    def __init__(
+        self, module: str, scratch: Path, threads: int = 1, device: Device | None = None
+    ) -> None:
+        """`scratch`: a private folder, used as the child's working directory and home; `device`:
+        the only one that the child sees, None: those that this process sees."""
         self.module, self.scratch, self.threads = module, scratch, threads
+        self.device = device
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._buffer = bytearray()
@@ -199,13 +204,15 @@ class ChildProcess:
 
     def _environment(self) -> dict[str, str]:
         """The child's environment, without the parent's secrets (broker URL, cloud keys)."""
-        pinned = {name: str(self.threads) for name in PINNED}
-        return (
-            passed_environment()
-            | pinned
-            | QUICK
-            | {"HOME": str(self.scratch), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
+        passed = passed_environment()
+        own = {name: str(self.threads) for name in PINNED} | QUICK | {"HOME": str(self.scratch)}
+        # Warnings, such as that of a GPU that TensorFlow cannot use, go to the engine's log.
+        own["TF_CPP_MIN_LOG_LEVEL"] = "1"
+        cudart = cudart_folder()
+        if cudart is not None:
+            given = passed.get("LD_LIBRARY_PATH")
+            own["LD_LIBRARY_PATH"] = f"{given}:{cudart}" if given else str(cudart)
+        return passed | own | (self.device.environment() if self.device else {})
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None
