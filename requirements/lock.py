@@ -31,25 +31,31 @@ COMMON = (
     "structlog",
     "tenacity",
 )
-DEEPMD = {"cpu": "cpu", "cuda": "gpu,cu12"}
+EXPLORER = ("ase-ga", "scipy", "spglib")
+ENGINES = {
+    "cpu": ("deepmd-kit[cpu{}]", "nvidia-ml-py"),
+    # CUDA code of DeePMD-kit is built for CUDA 12; PyTorch brings a later one.
+    "cuda": ("deepmd-kit[torch{}]", "nvidia-cuda-runtime-cu12", "nvidia-ml-py"),
+}
+"""TensorFlow on CPUs, PyTorch on GPUs; `{}` is filled with further extras."""
+BATCHED = {"cpu": (), "cuda": ("torch-sim-atomistic",)}
+
+
+def engines(variant: str, extras: str = "") -> tuple[str, ...]:
+    return tuple(package.format(extras) for package in ENGINES[variant])
+
+
 IMAGES = {
     "coordinator": (*COMMON, "fastapi", "immutables", "kubernetes", "psutil", "uvicorn"),
     "labeler": (*COMMON, "dpdata", "pyscf", "scipy", "tblite[ase]"),
+    **{f"trainer-{each}": (*COMMON, *engines(each)) for each in ENGINES},
     **{
-        f"trainer-{variant}": (*COMMON, f"deepmd-kit[{extras}]")
-        for variant, extras in DEEPMD.items()
-    },
-    **{
-        f"explorer-{variant}": (
-            *COMMON,
-            "ase-ga",
-            f"deepmd-kit[{extras},lmp]",
-            "scipy",
-            "spglib",
-        )
-        for variant, extras in DEEPMD.items()
+        f"explorer-{each}": (*COMMON, *EXPLORER, *engines(each, ",lmp"), *BATCHED[each])
+        for each in ENGINES
     },
 }
+UNTESTED = ("dpstream", "setuptools")
+"""Not pinned by the tested environment: PyTorch requires an earlier setuptools."""
 LEFT_OUT = frozenset({"matplotlib"})
 """ASE requires it for plots, and no service plots."""
 
@@ -104,7 +110,8 @@ def main(images: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tested = Path(folder, "tested.txt")
         pins = {each.name: each.version for each in metadata.distributions()}
-        pins.pop("dpstream", None)
+        for name in UNTESTED:
+            pins.pop(name, None)
         tested.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
         for image in images or IMAGES:
             (FOLDER / f"{image}.txt").write_text(lock(image, tested))

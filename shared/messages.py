@@ -22,6 +22,7 @@ from dpstream.shared.values import (
     Condition,
     Correlation,
     Counts,
+    DeviceFacts,
     FileName,
     FrameKey,
     FrameRef,
@@ -334,7 +335,7 @@ class WorkerStarted(Event):
         description="labeling codes, ASE calculators and engines that it runs, with their "
         "versions, empty where they are not known without a run",
     )
-    devices: tuple[str, ...] = Field(default=(), description="GPUs that it sees")
+    devices: tuple[str, ...] = Field(default=(), description="models of the GPUs that it may use")
 
     def describe(self) -> str:
         return f"{self.worker} on {self.host} for {', '.join(self.queues)}"
@@ -457,9 +458,16 @@ class MemberTrained(Result):
     train: Rmse
     audit: Rmse | None = None
     test: Rmse | None = None
+    # Left out where it is None, as in the results of earlier releases.
+    device: DeviceFacts | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="what it was trained on",
+    )
 
     def describe(self) -> str:
-        return f"{self.steps} steps, force RMSE {self.train.force:.3g} eV/Å"
+        where = f" on {self.device}" if self.device else ""
+        return f"{self.steps} steps, force RMSE {self.train.force:.3g} eV/Å{where}"
 
 
 class ModelsReady(Event):

@@ -167,6 +167,23 @@ class Compared(Value):
     why: str = ""
 
 
+class DeviceFacts(Value):
+    """What a model was trained on. `model`, `memory_mib`, `driver` and `runtime` (CUDA's) are those
+    of a GPU; `backend` is named with its version; `precision` is that of the weights, *mixed* if
+    parts of the model differ."""
+
+    kind: Literal["cpu", "cuda"]
+    model: str = ""
+    memory_mib: int = 0
+    driver: str = ""
+    runtime: str = ""
+    backend: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.model or self.kind.upper()}, {self.backend}, {self.precision}"
+
+
 class Committee(Value):
     """A committee: models trained on the same dataset version with different seeds."""
 

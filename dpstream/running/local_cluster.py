@@ -7,6 +7,7 @@ ledger in the folder contains all finished work.
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignResumed, CampaignSubmitted
+from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
@@ -47,8 +49,11 @@ class LocalCluster:
     bus: InProcessBus = field(default_factory=InProcessBus)
     stopping: threading.Event = field(default_factory=threading.Event)
     errors: list[BaseException] = field(default_factory=list)
+    device: Device = field(init=False)
+    """What models are trained and evaluated on."""
 
     def __post_init__(self) -> None:
+        self.device = chosen(os.environ.get("DPSTREAM_DEVICE") or "auto")
         self.store = FolderStore(self.root)
         self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
         self._leaving = ExitStack()
@@ -115,7 +120,7 @@ class LocalCluster:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        queue, handlers, resources = _service(service, scratch, spec)
+        queue, handlers, resources = _service(service, scratch, spec, self.device)
         self.resources_in_use.append(resources)
         resources.start()
         worker: Worker[Any] = Worker(
@@ -136,15 +141,17 @@ class LocalCluster:
         thread.start()
 
 
-def _service(service: str, scratch: Path, spec: Spec) -> tuple[str, Mapping[Any, Any], Any]:
+def _service(
+    service: str, scratch: Path, spec: Spec, device: Device
+) -> tuple[str, Mapping[Any, Any], Any]:
     """Queue, handlers and resources of one service. All models are the user's own, so every model
     format is allowed."""
     formats = frozenset({BACKENDS[spec.training.backend].suffix})
     if service == "trainer":
-        return "train", trainer.HANDLERS, TrainerResources(scratch, models=MODELS)
+        return "train", trainer.HANDLERS, TrainerResources(scratch, models=MODELS, device=device)
     if service in ("explorer", "judge"):
         queue = "explore" if service == "explorer" else "judge"
-        return queue, explorer.HANDLERS, ExplorerResources(scratch, formats=formats)
+        return queue, explorer.HANDLERS, ExplorerResources(scratch, formats=formats, device=device)
     resources = LabelerResources.for_local_run(scratch, spec.labels)
     return f"label.{spec.labels.capability}", labeler.HANDLERS, resources
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpstream.services.coordinator.views.campaign import Status
-from dpstream.services.coordinator.views.committees import Errors, force_errors
+from dpstream.services.coordinator.views.committees import Errors, devices, force_errors
 from dpstream.services.coordinator.views.overview import CampaignOverview
 from dpstream.services.coordinator.views.tasks import ServiceWork, TaskLine
 from dpstream.shared.messages import MemberTrained
@@ -30,6 +30,7 @@ def figures(status: Status) -> dict[str, str]:
         **explored,
         "labels": _labels(now),
         "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
+        **_trained_on(status),
         "finished stages": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
         **_lost_work(now),
     }
@@ -124,6 +125,13 @@ def _models(status: Status) -> list[str]:
     """Mean force RMSE over the members of each of the newest versions, eV/Å."""
     named = list(status.committees.by_name().items())
     return [f"{name}: {_errors(members)}" for name, members in named[-VERSIONS:]]
+
+
+def _trained_on(status: Status) -> dict[str, str]:
+    """Devices of the newest models; nothing where they are not known."""
+    newest = [*status.committees.by_name().values()][-1:]
+    found = devices(member for members in newest for member in members)
+    return {"trained on": "; ".join(found)} if found else {}
 
 
 def _errors(members: Iterable[MemberTrained]) -> str:

@@ -16,6 +16,7 @@ from dpstream.shared.atoms.frames import Batch, Floats
 from dpstream.shared.errors import Permanent
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.device import Device
 from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"
@@ -48,17 +49,18 @@ class LoadedCommittee:
 class ExplorerResources:
     """`scratch`: a private folder that is kept between tasks; `formats`: suffixes of model files
     that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
-    campaigns are not restricted."""
+    campaigns are not restricted; `device`: what engines run on, None: what they choose."""
 
     scratch: Path
     threads: int = 1
     formats: frozenset[str] = DATA_ONLY
     trusting: bool = False
+    device: Device | None = None
     engine: ChildProcess = field(init=False)
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
-        self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads)
+        self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads, self.device)
 
     def start(self) -> None:
         """Start the child process, which loads its libraries while the worker waits for a task."""

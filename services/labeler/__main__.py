@@ -9,6 +9,7 @@ from pathlib import Path
 from dpstream.services.labeler.handlers import HANDLERS
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.runtime.device import chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
 
 PACKAGES = {"deepmd": "deepmd-kit"}
@@ -17,14 +18,16 @@ PACKAGES = {"deepmd": "deepmd-kit"}
 
 def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     """One worker for all codes: two codes at once would compete for the same cores."""
+    device = None if settings.device == "auto" else chosen(settings.device)
     resources = LabelerResources(
         scratch,
         settings.threads,
         frozenset(settings.labeler_calculators),
         frozenset(settings.labeler_codes),
         grace=settings.grace,
+        device=device,
     )
-    return [WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings))]
+    return [WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device)]
 
 
 def _programs(settings: LabelerSettings) -> dict[str, str]:

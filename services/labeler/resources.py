@@ -8,6 +8,7 @@ from pathlib import Path
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import SHIPPED
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.device import Device
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
 
@@ -26,13 +27,15 @@ class LabelerResources:
         allowed_codes: Collection[str] = CODES,
         allow_programs: bool = False,
         grace: float = 25.0,
+        device: Device | None = None,
     ) -> None:
         """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
         ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
         `allow_programs`: whether a campaign may name a program in a calculator's arguments;
-        `grace`: seconds after which a stopped worker must have released its task."""
+        `grace`: seconds after which a stopped worker must have released its task; `device`: the
+        only one that codes see, None: all visible ones."""
         folder = scratch.resolve() / "labeler"
-        self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads)
+        self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads, device)
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs

@@ -10,16 +10,17 @@ from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.shared.messages import Train
-from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
+from dpstream.shared.runtime.device import chosen
+from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, versions_of
 
-DEEPMD = "deepmd-kit"
+PROGRAMS = ("deepmd-kit", "tensorflow", "tensorflow-cpu", "torch", "jax")
 
 
 def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     models = frozenset(settings.trainer_models)
-    resources = TrainerResources(scratch, settings.threads, models)
-    programs = {DEEPMD: version_of(DEEPMD)}
-    return [WorkerPlan((Train.QUEUE,), HANDLERS, resources, programs)]
+    device = chosen(settings.device)
+    resources = TrainerResources(scratch, settings.threads, models, device)
+    return [WorkerPlan((Train.QUEUE,), HANDLERS, resources, versions_of(PROGRAMS), device)]
 
 
 TRAINER = WorkerService(

@@ -70,6 +70,28 @@ def train(
     )
 
 
+def describe(backend: str) -> dict[str, str]:
+    """The `backend` with its version, the `device` that it uses, *cpu* or *cuda:0*, and the CUDA
+    `runtime` that it was built for."""
+    _require(BACKENDS[backend], backend)
+    if backend == "tensorflow":
+        on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        version, runtime = tf.__version__, tf.sysconfig.get_build_info().get("cuda_version", "")
+    elif backend == "pytorch":
+        import torch
+
+        on_gpu, version, runtime = torch.cuda.is_available(), torch.__version__, torch.version.cuda
+    else:
+        import jax
+
+        on_gpu, version, runtime = jax.default_backend() == "gpu", jax.__version__, ""
+    return {
+        "backend": f"{backend} {version}",
+        "device": "cuda:0" if on_gpu else "cpu",
+        "runtime": runtime or "",
+    }
+
+
 def freeze(folder: str, backend: str, checkpoint: str, model: str) -> None:
     """Freeze `checkpoint` of `folder` into the model file `model`."""
     chosen = _enter(folder, backend)
@@ -192,12 +214,16 @@ def _evaluate_system(potential: Any, system: Path, sums: _Sums) -> None:
 
 def _enter(folder: str, backend: str) -> Backend:
     chosen = BACKENDS[backend]
+    _require(chosen, backend)
+    os.chdir(folder)  # this process is a fork and does nothing else afterwards
+    return chosen
+
+
+def _require(chosen: Backend, backend: str) -> None:
     if importlib.util.find_spec(chosen.package) is None:
         raise MissingBackend(
             f"backend {backend} needs the package {chosen.package}: pip install '{chosen.install}'"
         )
-    os.chdir(folder)  # this process is a fork and does nothing else afterwards
-    return chosen
 
 
 def _dp(line: Sequence[str]) -> None:
@@ -208,4 +234,10 @@ def _dp(line: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(line[4:6])}: {(done.stdout + done.stderr)[-TAIL:]}")
 
 
-OPERATIONS = {"train": train, "freeze": freeze, "compress": compress, "evaluate": evaluate}
+OPERATIONS = {
+    "train": train,
+    "freeze": freeze,
+    "compress": compress,
+    "evaluate": evaluate,
+    "describe": describe,
+}

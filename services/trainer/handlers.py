@@ -33,6 +33,7 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
         frozen = compressed
     model = compressed or frozen
     errors = job.measure(model)
+    device = job.device_facts()
     frozen_ref = context.put(frozen.name, frozen.read_bytes())
     same = model == frozen
     model_ref = frozen_ref if same else context.put(model.name, model.read_bytes())
@@ -45,6 +46,7 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
         model=model_ref,
         frozen=frozen_ref,
         compressed=compressed is not None,
+        device=device,
         checkpoint=context.put("checkpoint.zip", checkpoint),
         lcurve=context.put(LCURVE, (job.folder / LCURVE).read_bytes()),
         **errors,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.device_facts import device_facts, on_gpu
 from dpstream.services.trainer.repulsion import table_text
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.start_from import StartingModel, lay_out
@@ -23,6 +24,7 @@ from dpstream.services.trainer.training_input import (
     BACKENDS,
     INPUT,
     LCURVE,
+    RESOLVED,
     TABLE,
     Backend,
     TrainingRun,
@@ -36,7 +38,7 @@ from dpstream.shared.messages import CheckpointSaved, Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
-from dpstream.shared.values import Ref, Rmse
+from dpstream.shared.values import DeviceFacts, Ref, Rmse
 
 log = logger()
 
@@ -71,6 +73,7 @@ class TrainingJob:
 
     def prepare(self) -> None:
         """Write the training set, the starting model and `input.json`."""
+        self._check_device()
         self._start = lay_out(self.command, self.spec, self.context, self.resources.models)
         self._uploaded = self._start.resumed or 0
         run = TrainingRun(
@@ -88,6 +91,32 @@ class TrainingJob:
             (self.folder / TABLE).write_text(table)
         document = build_input(self.spec.training, run)
         (self.folder / INPUT).write_text(json.dumps(document, indent=1))
+
+    def _check_device(self) -> None:
+        """Raises Temporary, for another machine, if DeePMD-kit cannot use the GPU that this
+        worker's setting demands; warns if it cannot use one that is there."""
+        name, described = self.spec.training.backend, self.resources.described
+        if name in described:
+            return
+        described[name] = self._run("describe", {"backend": name})
+        device = self.resources.device
+        if device is None or device.gpu is None or on_gpu(described[name]):
+            return
+        reason = (
+            f"{described[name]['backend']} cannot use {device.gpu.name}; "
+            f"pip install '{self.backend.on_gpu}'"
+        )
+        if device.required:
+            del described[name]
+            raise Temporary(reason, delay=30.0)
+        log.warning("training on the CPU", reason=reason)
+
+    def device_facts(self) -> DeviceFacts:
+        """What the training ran on."""
+        resolved = self.folder / RESOLVED
+        document = json.loads((resolved if resolved.exists() else self.folder / INPUT).read_text())
+        described = self.resources.described[self.spec.training.backend]
+        return device_facts(described, self.resources.device, document)
 
     def _checkpoint_every(self) -> int | None:
         return None if self.spec.starts_over else self.spec.training.checkpoint_steps

@@ -210,16 +210,18 @@ SCRIPTED = ("init-model", "init-frz-model")
 @dataclass(frozen=True)
 class Backend:
     """One backend of DeePMD-kit: its `title`, the flag of `dp`, the suffix of model files, the
-    Python package it needs and how to install it. `newest`: symbolic link that DeePMD-kit sets once
-    a checkpoint is complete; `ending`: part of a checkpoint's name after its step; `given`:
-    suffixes of files from which a training may start; `lacks`: sections of the input that it does
-    not support; `compressed_only`: its models are correct only after compression."""
+    Python package it needs and how to `install` it, `on_gpu` with CUDA. `newest`: symbolic link
+    that DeePMD-kit sets once a checkpoint is complete; `ending`: part of a checkpoint's name after
+    its step; `given`: suffixes of files from which a training may start; `lacks`: sections of the
+    input that it does not support; `compressed_only`: its models are correct only after
+    compression."""
 
     title: str
     flag: str
     suffix: str
     package: str
     install: str
+    on_gpu: str
     newest: str
     ending: str
     given: Mapping[Begin, tuple[str, ...]]
@@ -239,6 +241,7 @@ BACKENDS: dict[str, Backend] = {
         suffix=".pb",
         package="tensorflow",
         install="dpstream[trainer]",
+        on_gpu="deepmd-kit[gpu,cu12]",
         newest=f"{CHECKPOINT}.index",
         ending="",
         given={"init-frz-model": (".pb",), "finetune": (".pb",)},
@@ -249,6 +252,7 @@ BACKENDS: dict[str, Backend] = {
         suffix=".pth",
         package="torch",
         install="dpstream[pytorch]",
+        on_gpu="dpstream[pytorch]",
         newest=f"{CHECKPOINT}.pt",
         ending=".pt",
         given={"init-frz-model": (".pth",), "finetune": (".pt",)},
@@ -260,6 +264,7 @@ BACKENDS: dict[str, Backend] = {
         suffix=".pb",
         package="jax",
         install="dpstream[jax]",
+        on_gpu="dpstream[jax-cuda]",
         newest=f"{CHECKPOINT}.jax",
         ending=".jax",
         given={},

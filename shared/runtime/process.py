@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -32,6 +32,7 @@ from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.context import Handler
+from dpstream.shared.runtime.device import Device, gpus
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.scratch import private_folder
@@ -73,6 +74,8 @@ class WorkerPlan:
     resources: Resources
     programs: Mapping[str, str] = field(default_factory=dict)
     """Codes and engines that its tasks may use, with their versions where they are known."""
+    device: Device | None = None
+    """What its engines compute on; None: what its programs choose."""
 
 
 S = TypeVar("S", bound=WorkerSettings)
@@ -142,7 +145,7 @@ class WorkerThreads:
     plans: Sequence[WorkerPlan]
     scratch: Path
     settings: WorkerSettings
-    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    metrics: WorkerMetrics = field(init=False)
     workers: list[Worker[Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     failed: bool = False
@@ -150,12 +153,21 @@ class WorkerThreads:
     _aborted: dict[str, float] = field(default_factory=dict)
     """When the task of a worker was aborted, by the worker's name, monotonic clock."""
 
+    def __post_init__(self) -> None:
+        self.metrics = WorkerMetrics(self.device)
+
+    @property
+    def device(self) -> Device | None:
+        """That of all plans."""
+        return next((plan.device for plan in self.plans), None)
+
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
         `Refused` if broker or store keep refusing a worker's rights."""
         self._start(bus, store, stopping)
         self._announce(bus)
-        log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues])
+        where = {"device": str(self.device)} if self.device else {}
+        log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues], **where)
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():
@@ -245,12 +257,18 @@ class WorkerThreads:
             slots=len(self.plans),
             queues=tuple(queue for plan in self.plans for queue in plan.queues),
             programs={name: text for plan in self.plans for name, text in plan.programs.items()},
-            devices=_devices(),
+            devices=self._gpu_names(),
         )
         try:
             bus.publish([Outgoing(encode(started), topic=topic_of(started))])
         except (BusError, ValueError) as error:
             log.info("not announced to the coordinator", reason=str(error))
+
+    def _gpu_names(self) -> tuple[str, ...]:
+        """Models of the GPUs that its engines, or its programs, may use."""
+        if self.device is None:
+            return tuple(gpu.name for gpu in gpus())
+        return (self.device.gpu.name,) if self.device.gpu else ()
 
     def _guarded(self, worker: Worker[Any]) -> None:
         """Run a worker; if it dies, stop the process, which its supervisor restarts."""
@@ -273,19 +291,17 @@ class WorkerThreads:
         return False
 
 
-def _devices() -> tuple[str, ...]:
-    """The GPUs that this process sees."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(filter(None, visible.split(",")))
-    return tuple(sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")))
-
-
 def version_of(distribution: str) -> str:
     """Version of an installed Python distribution; empty if it is not installed."""
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(distribution)
     return ""
+
+
+def versions_of(distributions: Iterable[str]) -> dict[str, str]:
+    """The installed ones of these distributions, with their versions."""
+    found = {name: version_of(name) for name in distributions}
+    return {name: version for name, version in found.items() if version}
 
 
 def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:

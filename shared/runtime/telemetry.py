@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from dpstream.shared.codec import kind_of
 from dpstream.shared.errors import BusError
 from dpstream.shared.messages import Command
+from dpstream.shared.runtime.device import MIB, Device, usage
 
 Phase = Literal["wait", "claim", "work", "publish"]
 Outcome = Literal["done", "preempted", "cancelled", "released", "failed", "failed-for-good"]
@@ -52,11 +57,42 @@ class NoTelemetry:
     def retried(self, error: BaseException) -> None: ...
 
 
+@dataclass(frozen=True)
+class DeviceMetrics(Collector):
+    """The device of the engines; of a GPU also its use by all processes, read at each scrape."""
+
+    device: Device
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: the metrics are not read before the first scrape."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        gpu = self.device.gpu
+        about: dict[str, str] = {"kind": self.device.kind}
+        if gpu is not None:
+            memory = str(gpu.memory_mib)
+            about |= {"model": gpu.name, "memory_mib": memory, "driver": gpu.driver}
+        name = "dpstream_worker_device"
+        yield InfoMetricFamily(name, "Where the engines compute", about)
+        if gpu is None:
+            return
+        now = usage(gpu)
+        if now.utilisation is not None:
+            text = "Share of time in which the GPU ran a kernel"
+            yield GaugeMetricFamily(f"{name}_utilisation_ratio", text, now.utilisation)
+        if now.memory_mib is not None:
+            text = "Memory in use on the GPU"
+            yield GaugeMetricFamily(f"{name}_memory_used_bytes", text, now.memory_mib * MIB)
+
+
 class WorkerMetrics:
     """Telemetry as Prometheus metrics, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device | None = None) -> None:
         self.registry = CollectorRegistry()
+        if device is not None:
+            self.registry.register(DeviceMetrics(device))
         self._tasks = self._counter("tasks", "Attempts that ended", "kind", "outcome")
         self._attempts = self._counter("attempts", "Attempts started", "kind", "repeated")
         self._preemptions = self._counter(

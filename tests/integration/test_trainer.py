@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.training_input import BACKENDS, TrainingRun, build_input
 from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
-from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.messages import MemberTrained, Train
 from dpstream.shared.runtime.context import Context
-from dpstream.shared.values import Ref
+from dpstream.shared.runtime.device import Device, Gpu
+from dpstream.shared.values import DeviceFacts, Ref
 from tests.support.trainer import TrainerHarness, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
@@ -206,6 +208,23 @@ def test_element_outside_the_type_map_is_permanent(trainer: TrainerHarness) -> N
     loose = trainer.label(frame, FrameLabel(0.0, np.zeros((1, 3))))
     with pytest.raises(Permanent, match="He not in type_map"):
         trainer.train(dataset=trainer.manifest(8, labels=[loose]))
+
+
+def test_a_member_states_what_it_was_trained_on(short: MemberTrained) -> None:
+    assert short.device == DeviceFacts(
+        kind="cpu", backend=f"tensorflow {version('tensorflow-cpu')}", precision="float64"
+    )
+
+
+def test_a_demanded_gpu_that_deepmd_cannot_use_is_the_machines_fault(
+    trainer: TrainerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(0, "NVIDIA H200", 143771, "580.159.04")
+    monkeypatch.setattr(trainer.resources, "described", {})
+    monkeypatch.setattr(trainer.resources, "device", Device("cuda", gpu, required=True))
+    with pytest.raises(Temporary, match=r"tensorflow \S+ cannot use NVIDIA H200; pip install"):
+        trainer.train({"compress": False}, steps=40)
+    assert trainer.resources.described == {}, "it is asked again: the driver may have been mended"
 
 
 def test_missing_backend_is_permanent_and_names_the_package(trainer: TrainerHarness) -> None:

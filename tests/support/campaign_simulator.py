@@ -15,6 +15,7 @@ from dpstream.shared.values import (
     Compared,
     Counts,
     Dataset,
+    DeviceFacts,
     FrameRef,
     Offered,
     OfferedFrame,
@@ -31,6 +32,15 @@ from dpstream.shared.values import (
 CHECKS = 10
 NAMED = 3
 """Frames that one event names."""
+DEVICE = DeviceFacts(
+    kind="cuda",
+    model="NVIDIA H200",
+    memory_mib=143771,
+    driver="580.159.04",
+    runtime="13.0",
+    backend="pytorch 2.11.0",
+    precision="float64",
+)
 RECIPE = Recipe(
     code="tblite", version="1", settings={"method": "GFN2-xTB"}, charge=0, multiplicity=1
 )
@@ -165,6 +175,7 @@ class CampaignSimulator:
                 train=rmse,
                 audit=rmse if command.audit else None,
                 test=rmse if command.test else None,
+                device=DEVICE,
             )
         ]
 

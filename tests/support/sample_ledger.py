@@ -30,6 +30,7 @@ from dpstream.shared.values import (
     Condition,
     Counts,
     Dataset,
+    DeviceFacts,
     FrameRef,
     FrameVerdict,
     OfferedFrame,
@@ -49,6 +50,7 @@ from dpstream.shared.values import (
 
 NAME = "told"
 HOSTILE = "<script>alert('x')</script> & \"more\""
+CPU = DeviceFacts(kind="cpu", backend="tensorflow 2.21.0", precision="float64")
 RECIPE = Recipe(
     code="tblite", version="0.8.0", settings={"method": "GFN2-xTB"}, charge=0, multiplicity=1
 )
@@ -190,6 +192,7 @@ class LedgerWriter:
             lcurve=self.object(f"{task}.out", b"lcurve"),
             train=rmse,
             test=rmse,
+            device=CPU,
         )
 
     def training(self) -> Ref:

@@ -387,6 +387,7 @@ def test_what_workers_say_of_themselves_is_shown_with_their_pool(harness: Harnes
         slots=1,
         queues=(QUEUE,),
         programs={"tblite": "0.4.0"},
+        devices=("NVIDIA H200",),
     )
     coordinator.bus.publish([Outgoing(encode(started), topic=topic_of(started))] * 2)
     next(iter(coordinator._passes(threading.Event())))
@@ -394,6 +395,7 @@ def test_what_workers_say_of_themselves_is_shown_with_their_pool(harness: Harnes
     harness.turn(reconciler)
     assert reconciler.status is not None
     assert reconciler.status.pools["cpu"].programs == {"tblite": "0.4.0"}
+    assert reconciler.status.pools["cpu"].devices == ("NVIDIA H200",)
     coordinator.processes.end({"cpu-1-0"}, harness.now)
     harness.turn(reconciler)
     assert reconciler.status.pools["cpu"].programs == {}

@@ -233,6 +233,7 @@ def test_every_colour_has_its_counterpart_on_dark_paper(html: str) -> None:
         "cold · committee 1",
         "data-limited",
         "1 frames, 1 without a finite error",
+        "<td>CPU, tensorflow 2.21.0, float64</td>",
     ],
 )
 def test_it_tells(html: str, fact: str) -> None:

@@ -8,21 +8,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.errors import BusError, Permanent, SpecError, Stopped, Temporary
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.telemetry import WorkerMetrics
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.values import Ref
 from tests.support.faulty_adapters import FlakyStore, first
+from tests.support.nvml import DRIVER, H200, has_gpus
 from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 
@@ -95,6 +99,26 @@ def test_what_a_checkpoint_has_saved_is_not_lost(workers: WorkerHarness) -> None
     released = workers.next_event()
     assert not released.preempted
     assert released.seconds < 0.5
+
+
+def test_the_device_and_its_use_are_read_at_each_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpus(monkeypatch, H200)
+    metrics = WorkerMetrics(chosen("cuda"))
+    about = {"kind": "cuda", "model": "NVIDIA H200", "memory_mib": "143771", "driver": DRIVER}
+    assert value(metrics, "device_info", **about) == 1
+    assert value(metrics, "device_utilisation_ratio") == 0.25
+    has_gpus(monkeypatch, replace(H200, utilisation=None, used_mib=2048))
+    text = generate_latest(metrics.registry).decode()
+    assert "utilisation" not in text
+    assert value(metrics, "device_memory_used_bytes") == 2 * 2**30
+    has_gpus(monkeypatch, broken="the driver was updated")
+    assert value(metrics, "device_info", **about) == 1
+
+
+def test_a_cpu_has_no_gauges() -> None:
+    metrics = WorkerMetrics(Device("cpu"))
+    assert value(metrics, "device_info", kind="cpu") == 1
+    assert "utilisation" not in generate_latest(metrics.registry).decode()
 
 
 def test_two_processes_share_nothing() -> None:

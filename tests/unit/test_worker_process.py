@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from dpstream.services.explorer.__main__ import EXPLORER
+from dpstream.services.labeler.__main__ import LABELER
+from dpstream.services.trainer.__main__ import TRAINER
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
 from dpstream.shared.errors import BusError, Refused
+from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
     GAVE_BACK,
@@ -24,6 +28,7 @@ from dpstream.shared.runtime.process import (
 )
 from dpstream.shared.settings import WorkerSettings, variables
 from tests.support.faulty_adapters import FlakyBus
+from tests.support.nvml import A100, DRIVER, H200, has_gpus
 from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 
@@ -42,11 +47,16 @@ class Office:
     """A crew at work in a thread, on the broker and store."""
 
     def __init__(
-        self, workers: WorkerHarness, handler: Any, bus: Any = None, **settings: Any
+        self,
+        workers: WorkerHarness,
+        handler: Any,
+        bus: Any = None,
+        device: Device | None = None,
+        **settings: Any,
     ) -> None:
         given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
         plans = [
-            WorkerPlan(queues, {m.Label: handler}, Bench())
+            WorkerPlan(queues, {m.Label: handler}, Bench(), device=device)
             for queues in (("label.toy",), ("label.a", "label.b"))
         ]
         self.crew = WorkerThreads("lab", plans, workers.folder, given)
@@ -90,6 +100,33 @@ def test_a_process_announces_itself_and_names_itself_in_its_messages(
     workers.send(label())
     assert workers.next_event().process == "cpu-1-0"
     workers.next_event()
+    office.stopping.set()
+    assert office.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [
+        (None, ("NVIDIA H200", A100.name)),
+        (Device("cpu"), ()),
+        (Device("cuda", Gpu(1, A100.name, 40960, DRIVER, A100.uuid)), (A100.name,)),
+    ],
+)
+def test_a_process_announces_the_gpus_that_its_engines_may_use(
+    workers: WorkerHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    device: Device | None,
+    names: tuple[str, ...],
+) -> None:
+    has_gpus(monkeypatch, H200, A100)
+    office = Office(workers, succeed, device=device)
+    delivery = workers.events.next(PROMPT)
+    assert delivery is not None
+    started = decode(delivery.body)
+    assert isinstance(started, m.WorkerStarted)
+    assert started.devices == names
+    workers.send(label())
+    workers.next_event(), workers.next_event()
     office.stopping.set()
     assert office.end() == 0
 
@@ -306,6 +343,23 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(
     assert main(service, arguments) == BAD_INPUT
     error = capsys.readouterr().err
     assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("service", [TRAINER, EXPLORER, LABELER], ids=lambda each: each.name)
+def test_a_gpu_that_is_not_there_is_exit_status_2(
+    service: WorkerService[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    has_gpus(monkeypatch, H200)
+    monkeypatch.setenv("DPSTREAM_BROKER", "amqp://u:p@127.0.0.1:9")
+    monkeypatch.setenv("DPSTREAM_STORE", str(tmp_path))
+    monkeypatch.setenv("DPSTREAM_DEVICE", "cuda:1")
+    assert main(service, ["--idle-exit", "0.3"]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert "DPSTREAM_DEVICE: 'cuda:1': only cuda:0 is visible (NVIDIA H200)" in error
     assert error.count("\n") == 1
 
 

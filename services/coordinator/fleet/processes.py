@@ -59,3 +59,8 @@ class Processes:
             if started.pool == pool:
                 found |= started.programs
         return found
+
+    def devices(self, pool: str) -> tuple[str, ...]:
+        """Models of the GPUs of a pool's workers."""
+        started = [each for each in list(self._started.values()) if each.pool == pool]
+        return tuple(sorted({name for each in started for name in each.devices}))

@@ -235,6 +235,7 @@ class Reconciler:
             name: memory[name].status(
                 each,
                 self.processes.programs(name),
+                self.processes.devices(name),
                 spent.pools.get(name, Spent()),
                 self._share(name),
                 now,

@@ -23,6 +23,7 @@ class PoolStatus(View):
     programs: dict[str, str] = Field(
         description="codes and engines of its workers, with their versions where they are known"
     )
+    devices: tuple[str, ...] = Field(default=(), description="models of its workers' GPUs")
     budget_used: float = Field(description="share of its own budget; 1: used up")
     worker_hours: float = Field(description="of its workers, since the deployment began")
     idle_hours: float = Field(description="those of workers without a task")

@@ -104,6 +104,11 @@ class Committees(Projection):
     }
 
 
+def devices(members: Iterable[m.MemberTrained]) -> list[str]:
+    """What the members were trained on, each once; trainers of release 0.1 do not report it."""
+    return list(dict.fromkeys(str(member.device) for member in members if member.device))
+
+
 def force_errors(members: Iterable[m.MemberTrained], on: Errors) -> list[float]:
     """Force RMSE of the members that it was measured for, eV/Å."""
     measured = [getattr(member, on) for member in members]
