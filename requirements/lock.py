@@ -34,11 +34,12 @@ COMMON = (
 EXPLORER = ("ase-ga", "scipy", "spglib")
 ENGINES = {
     "cpu": ("deepmd-kit[cpu{}]", "nvidia-ml-py"),
-    # CUDA code of DeePMD-kit is built for CUDA 12; PyTorch brings a later one.
+    # DeePMD-kit's own GPU code is built for CUDA 12; PyTorch brings a later one.
     "cuda": ("deepmd-kit[torch{}]", "nvidia-cuda-runtime-cu12", "nvidia-ml-py"),
 }
 """TensorFlow on CPUs, PyTorch on GPUs; `{}` is filled with further extras."""
 BATCHED = {"cpu": (), "cuda": ("torch-sim-atomistic",)}
+"""What the exploration of many trajectories in one batch needs."""
 
 
 def engines(variant: str, extras: str = "") -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,10 +36,21 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.recipes import installed_codes, make_recipe
 from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.services.trainer.device_facts import on_gpu
+from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.atoms.frames import Frame, frame_key
 from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.runtime.device import (
+    CUDART,
+    chosen,
+    cores,
+    cuda_version,
+    cudart_folder,
+    gpus,
+    without_gpus,
+)
 from dpstream.shared.settings import read_settings, variable_of
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.store.folder import FolderStore
@@ -61,10 +73,6 @@ useful = {"COLVARS", "MANYBODY", "MC", "MISC", "PLUMED", "REPLICA"}
 present = useful & set(l.installed_packages)
 text = f"{l.version()}; packages {', '.join(sorted(present))}"
 print(text + "".join(f", no {name}" for name in sorted(useful - present)))
-"""
-DEEPMD_PROBE = """
-import deepmd, deepmd.tf
-print(deepmd.__version__)
 """
 Own = tuple[LabelSettings, Mapping[str, bytes], Frame]
 State = Literal["works", "missing", "absent"]
@@ -115,11 +123,11 @@ def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
     """All findings, in the order of the table. Slow checks run concurrently."""
     spec, own, about_spec = _spec(path)
     with ThreadPoolExecutor(2) as pool:
-        engines = [pool.submit(_deepmd, spec), pool.submit(_lammps)]
+        deepmd, lammps = pool.submit(_deepmd, spec), pool.submit(_lammps)
         labels = list(_labels(own))
         servers = [*_folders(), *_store(root), *_broker(broker)]
-        first = [_machine(), _disk(root), *about_spec]
-        return [*first, *(engine.result() for engine in engines), *labels, *servers]
+        first = [_machine(), *_gpus(), _disk(root), *about_spec]
+        return [*first, *deepmd.result(), lammps.result(), *labels, *servers]
 
 
 def _table(findings: list[Finding]) -> Table:
@@ -133,8 +141,34 @@ def _table(findings: list[Finding]) -> Table:
 
 
 def _machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("machine", "works", f"{cores} cores, Python {platform.python_version()}")
+    return Finding("machine", "works", f"{cores()} cores, Python {platform.python_version()}")
+
+
+def _gpus() -> Iterator[Finding]:
+    """The device that DPSTREAM_DEVICE chooses, and the other visible GPUs."""
+    try:
+        device = chosen(os.environ.get("DPSTREAM_DEVICE") or "auto")
+    except SpecError as error:
+        yield _missing("GPU", error)
+        return
+    visible = gpus()
+    for gpu in visible:
+        used = "" if gpu == device.gpu else "; not used"
+        yield Finding("GPU", "works", f"cuda:{gpu.index}: {gpu}, CUDA {cuda_version()}{used}")
+    if not visible:
+        yield Finding("GPU", "absent", without_gpus())
+    if find_spec("torch") is not None:
+        yield _cudart(bool(visible))
+
+
+def _cudart(is_needed: bool) -> Finding:
+    """The library without which compressed PyTorch models fail on a GPU."""
+    folder = cudart_folder()
+    if folder is not None:
+        return Finding(CUDART, "works", str(folder))
+    state: State = "missing" if is_needed else "absent"
+    detail = "needed on GPUs: compressed PyTorch models load it"
+    return Finding(CUDART, state, detail, "pip install nvidia-cuda-runtime-cu12")
 
 
 def _disk(root: str) -> Finding:
@@ -174,22 +208,45 @@ def _missing(part: str, error: DpstreamError, state: State = "missing") -> Findi
 # ------------------------------------------------------------------------------ engines
 
 
-def _deepmd(spec: Spec | None) -> Finding:
+def _deepmd(spec: Spec | None) -> list[Finding]:
+    """The backends, as a trainer of this machine would use them."""
     part, fix = "DeePMD-kit", "pip install 'dpstream[trainer]'"
     if spec is not None:
         try:
             check_engines(spec)
         except SpecError as error:
-            return _missing(part, error)
+            return [_missing(part, error)]
     installed = [name for name, b in BACKENDS.items() if find_spec(b.package) is not None]
     if find_spec("deepmd") is None or not installed:
-        return Finding(part, "missing", "not installed", fix)
-    works, text = _probe(DEEPMD_PROBE)
+        return [Finding(part, "missing", "not installed", fix)]
     others = [
         f", no {n} (pip install '{b.install}')" for n, b in BACKENDS.items() if n not in installed
     ]
-    detail = f"{text}; backends {', '.join(installed)}{''.join(others)}" if works else text
-    return Finding(part, "works" if works else "missing", detail, "" if works else fix)
+    version = metadata.version("deepmd-kit")
+    detail = f"{version}; backends {', '.join(installed)}{''.join(others)}"
+    return [Finding(part, "works", detail), *map(_backend, installed)]
+
+
+def _backend(name: str) -> Finding:
+    """What the trainer's engine reports of a backend: its version and the device that it uses."""
+    backend = BACKENDS[name]
+    part = f"backend {name}"
+    visible = gpus()
+    with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
+        resources = TrainerResources(Path(folder))
+        try:
+            described = resources.engine.call("describe", {"backend": name}, seconds=PROBE_SECONDS)
+        except DpstreamError as error:
+            return Finding(part, "missing", str(error), f"pip install '{backend.install}'")
+        finally:
+            resources.close()
+    if on_gpu(described):
+        built = f", built for CUDA {described['runtime']}" if described["runtime"] else ""
+        return Finding(part, "works", f"{described['backend']} on the GPU{built}")
+    if not visible:
+        return Finding(part, "works", f"{described['backend']} on the CPU")
+    detail = f"{described['backend']} on the CPU: it cannot use the GPU"
+    return Finding(part, "works", detail, f"pip install '{backend.on_gpu}'")
 
 
 def _lammps() -> Finding:

@@ -95,7 +95,7 @@ def chosen(setting: str) -> Device:
         return Device("cuda", visible[0]) if visible else Device("cpu")
     number = int(match.group(1) or 0)
     if number >= len(visible):
-        raise SpecError(f"DPSTREAM_DEVICE: {setting!r}: {_missing(visible)}")
+        raise SpecError(f"DPSTREAM_DEVICE: {setting!r}: {_shown(visible) or without_gpus()}")
     return Device("cuda", visible[number], required=True)
 
 
@@ -141,21 +141,25 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _missing(visible: tuple[Gpu, ...]) -> str:
-    """Why there are no more GPUs than `visible`."""
-    if visible:
-        last = f" to cuda:{len(visible) - 1}" if len(visible) > 1 else ""
-        return f"only cuda:0{last} is visible ({', '.join(gpu.name for gpu in visible)})"
+def without_gpus() -> str:
+    """Why no GPU is visible."""
     try:
         with _nvml() as nvml:
             count = nvml.nvmlDeviceGetCount()
     except _NoDriver as error:
         return str(error)
     if count:
-        return (
-            f"{VISIBLE}={os.environ[VISIBLE]!r} hides every GPU of this machine, which has {count}"
-        )
+        hiding = f"{VISIBLE}={os.environ.get(VISIBLE)!r}"
+        return f"{hiding} hides every GPU of this machine, which has {count}"
     return "the NVIDIA driver reports no GPU on this machine"
+
+
+def _shown(visible: tuple[Gpu, ...]) -> str:
+    """That there are no more GPUs than `visible`; empty if there is none."""
+    if not visible:
+        return ""
+    last = f" to cuda:{len(visible) - 1}" if len(visible) > 1 else ""
+    return f"only cuda:0{last} is visible ({', '.join(gpu.name for gpu in visible)})"
 
 
 @contextmanager

