@@ -50,7 +50,7 @@ pools:
     engine: process              # processes on the coordinator's machine
     serves: [train]              # queues of one service: train; explore, judge; label.CODE
     source: [trainer.env]        # exports DPSTREAM_BROKER, DPSTREAM_STORE, keys
-    max: 2
+    max: 2                       # slurm, kubernetes: with gpus: 1 each gets a GPU, and demands it
   explorers:
     engine: process
     serves: [explore, judge]
