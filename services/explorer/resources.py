@@ -13,7 +13,7 @@ import numpy as np
 
 from dpstream.shared.atoms.deviation import force_deviation
 from dpstream.shared.atoms.frames import Batch, Floats
-from dpstream.shared.errors import Permanent
+from dpstream.shared.errors import Permanent, Temporary
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
@@ -57,6 +57,8 @@ class ExplorerResources:
     trusting: bool = False
     device: Device | None = None
     engine: ChildProcess = field(init=False)
+    _on_gpu: set[str] = field(default_factory=set)
+    """Suffixes of models whose backend has been found to use the GPU."""
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
@@ -80,17 +82,27 @@ class ExplorerResources:
 
     def model(self, ref: Ref, context: Context) -> Path:
         """Path of a model, as a file named by its digest. Raises Permanent for a suffix that this
-        worker does not load."""
+        worker does not load, and as `_check_device`."""
         suffix = Path(ref.uri).suffix
         if suffix not in self.formats:
             allowed = ", ".join(sorted(self.formats))
             raise Permanent(f"{ref.uri}: this worker's DPSTREAM_EXPLORER_MODELS allows {allowed}")
+        self._check_device(suffix, context)
         path = self.scratch / "models" / f"{ref.sha256}{suffix}"
         if not path.exists():
             self._make_room(path.parent)
             context.download(ref, path)
         os.utime(path)
         return path
+
+    def _check_device(self, suffix: str, context: Context) -> None:
+        """Raises Temporary, for another machine, if the backend of models with this suffix cannot
+        use the GPU that this worker's setting demands."""
+        if self.device is None or not self.device.required or suffix in self._on_gpu:
+            return
+        if not self.call("finds_gpu", {"suffix": suffix}, context):
+            raise Temporary(f"{suffix} models: DeePMD-kit cannot use {self.device}", delay=30.0)
+        self._on_gpu.add(suffix)
 
     def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
         """Call the child process for a task, within the task's time limit and until it is

@@ -34,9 +34,10 @@ from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase, to_ase
 from dpstream.shared.atoms.properties import PROPERTIES
-from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped, Temporary
 from dpstream.shared.messages import Audit, Judge, Measure, Verify
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.spec import LabelSettings, Md
 from dpstream.shared.values import (
     Accepted,
@@ -384,6 +385,20 @@ def test_a_task_nobody_wants_ends_soon(
     stopper.start()
     with pytest.raises(Stopped):
         explore(resources, command, context)
+
+
+def test_a_demanded_gpu_that_deepmd_cannot_use_is_the_machines_fault(
+    resources: ExplorerResources,
+    tmp_path: Path,
+    methane_committee: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = Gpu(0, "NVIDIA H200", 143771, "580.159.04")
+    monkeypatch.setattr(resources, "device", Device("cuda", gpu, required=True))
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    command = harness.explore()
+    with pytest.raises(Temporary, match=r"\.pb models: DeePMD-kit cannot use NVIDIA H200"):
+        explore(resources, command, harness.context(command))
 
 
 def test_what_can_never_work_is_permanent(

