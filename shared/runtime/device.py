@@ -146,12 +146,15 @@ def without_gpus() -> str:
     try:
         with _nvml() as nvml:
             count = nvml.nvmlDeviceGetCount()
+            _visible(nvml)
     except _NoDriver as error:
         return str(error)
-    if count:
-        hiding = f"{VISIBLE}={os.environ.get(VISIBLE)!r}"
-        return f"{hiding} hides every GPU of this machine, which has {count}"
-    return "the NVIDIA driver reports no GPU on this machine"
+    if not count:
+        return "the NVIDIA driver reports no GPU on this machine"
+    if VISIBLE not in os.environ:
+        return "every GPU of this machine is to be divided (MIG), but has no parts"
+    hiding = f"{VISIBLE}={os.environ[VISIBLE]!r}"
+    return f"{hiding} hides every GPU of this machine, which has {count}"
 
 
 def _shown(visible: tuple[Gpu, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,21 @@ def test_a_missing_driver_or_package_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(SpecError, match="the package nvidia-ml-py is not installed"):
         chosen("cuda")
+
+
+def test_a_lost_gpu_and_one_without_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = has_gpus(monkeypatch, replace(DIVIDED, parts=()))
+    with pytest.raises(SpecError, match=r"to be divided \(MIG\), but has no parts"):
+        chosen("cuda")
+
+    def lost(index: int) -> FakeGpu:
+        raise nvml.NVMLError("GPU is lost")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
+    assert chosen("auto") == Device("cpu")
+    with pytest.raises(SpecError, match="GPU is lost"):
+        chosen("cuda")
+    assert nvml.open == 0
 
 
 def test_the_use_of_a_gpu_is_read_as_far_as_the_driver_reports_it(
