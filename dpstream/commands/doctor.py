@@ -44,10 +44,10 @@ from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
 from dpstream.shared.runtime.device import (
     CUDART,
-    chosen,
     cores,
     cuda_version,
     cudart_folder,
+    device_of_environment,
     gpus,
     without_gpus,
 )
@@ -147,7 +147,7 @@ def _machine() -> Finding:
 def _gpus() -> Iterator[Finding]:
     """The device that DPSTREAM_DEVICE chooses, and the other visible GPUs."""
     try:
-        device = chosen(os.environ.get("DPSTREAM_DEVICE") or "auto")
+        device = device_of_environment()
     except SpecError as error:
         yield _missing("GPU", error)
         return

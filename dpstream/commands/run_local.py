@@ -17,6 +17,7 @@ from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
 from dpstream.shared.messages import CampaignSubmitted
+from dpstream.shared.runtime.device import Device, device_of_environment
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Recipe, campaign_uri
@@ -45,8 +46,10 @@ def run_campaign(
 
     The result of a campaign that has ended before is printed at once. Raises `SpecError` before
     anything starts where `root` cannot be written, another run is at work there, the name is taken
-    by a campaign with another spec, or imported labels do not fit the recipe.
+    by a campaign with another spec, imported labels do not fit the recipe, or DPSTREAM_DEVICE
+    demands a GPU that is not there.
     """
+    device = device_of_environment()
     with sole_runner(root, spec.name):
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
@@ -59,7 +62,7 @@ def run_campaign(
                 console.print(part)
             if known:
                 say(console, _taken_up(status.overview))
-            status = _grow(submitted, status.committees, root, workers, console)
+            status = _grow(submitted, status.committees, root, workers, device, console)
         return _verdict(status.overview, store, root / spec.name, console)
 
 
@@ -74,6 +77,7 @@ def _grow(
     committees: Committees,
     root: Path,
     workers: Mapping[str, int],
+    device: Device,
     console: Console,
 ) -> Status:
     """The status when the campaign was over, or when a person stopped it. Raises the error that
@@ -84,7 +88,7 @@ def _grow(
 
     folder = root / campaign_uri(submitted.campaign)
     with LogFile(folder / "run.log") as journal, signals(console) as asked:
-        cluster = LocalCluster(root, workers)
+        cluster = LocalCluster(root, workers, device)
         with cluster.at_work(submitted) as open_campaign:
             LiveView(status, console, STOPS, lambda: journal.worst).watch(
                 lambda: not (is_over(open_campaign.state) or cluster.errors or asked.wait(LOOK))

@@ -7,7 +7,6 @@ ledger in the folder contains all finished work.
 from __future__ import annotations
 
 import fcntl
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignResumed, CampaignSubmitted
-from dpstream.shared.runtime.device import Device, chosen
+from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
@@ -46,14 +45,13 @@ class LocalCluster:
     root: Path
     workers: Mapping[str, int]
     """Number of workers by service."""
+    device: Device
+    """What models are trained and evaluated on."""
     bus: InProcessBus = field(default_factory=InProcessBus)
     stopping: threading.Event = field(default_factory=threading.Event)
     errors: list[BaseException] = field(default_factory=list)
-    device: Device = field(init=False)
-    """What models are trained and evaluated on."""
 
     def __post_init__(self) -> None:
-        self.device = chosen(os.environ.get("DPSTREAM_DEVICE") or "auto")
         self.store = FolderStore(self.root)
         self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
         self._leaving = ExitStack()

@@ -99,6 +99,12 @@ def chosen(setting: str) -> Device:
     return Device("cuda", visible[number], required=True)
 
 
+def device_of_environment() -> Device:
+    """The device of DPSTREAM_DEVICE, for commands that read no settings. Raises SpecError as
+    `chosen`."""
+    return chosen(os.environ.get("DPSTREAM_DEVICE") or "auto")
+
+
 def usage(gpu: Gpu) -> Usage:
     """What is used of a GPU at the moment."""
     try:

@@ -32,6 +32,7 @@ from dpstream.shared.messages import CampaignFinished, CampaignPaused
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 from tests.support.command_line import run_command
+from tests.support.nvml import has_gpus
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
@@ -314,6 +315,17 @@ def test_a_second_run_in_the_same_root(call: Call) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, _, err = call("run", "good.yaml")
     assert (status, err) == (2, "dpstream: small: another dpstream run is using runs\n")
+
+
+def test_a_gpu_that_is_not_there_leaves_no_campaign_behind(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_gpus(monkeypatch)
+    monkeypatch.setenv("DPSTREAM_DEVICE", "cuda")
+    status, _, err = call("run", "good.yaml")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "DPSTREAM_DEVICE: 'cuda': the NVIDIA driver reports no GPU" in err
+    assert not Path("runs").exists()
 
 
 def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
