@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 
-from dpstream.shared.messages import COMMANDS, EVENTS, Command, Message, tags_of
+from dpstream.shared.messages import COMMANDS, EVENTS, Command, Event, Message, tags_of
 
 MAX_BODY = 64 * 1024
 """Bytes of an encoded message; larger contents are objects in the store."""
@@ -73,6 +73,17 @@ def names_of(kind: type[Message]) -> tuple[str, ...]:
 
 def topic_of(event: Message) -> str:
     return f"{event.campaign}.{kind_of(event)}"
+
+
+def is_published_under(message: Message, topic: str) -> bool:
+    """Whether the message is an event that belongs under `topic`: of this campaign and kind. The
+    broker checks the rights of publishers by the topic, so that nothing else may be believed."""
+    campaign, _, kind = topic.partition(".")
+    return (
+        isinstance(message, Event)
+        and campaign == message.campaign
+        and kind in names_of(type(message))
+    )
 
 
 def message_schema() -> str:

@@ -32,6 +32,15 @@ class Delivery(Protocol):
     @property
     def redelivered(self) -> bool: ...
 
+    @property
+    def topic(self) -> str | None:
+        """The topic under which an event was published; None if it came by a work queue or as a
+        dead letter."""
+
+    @property
+    def user(self) -> str | None:
+        """The publisher's user, which the broker has checked; None if the message has none."""
+
     def ack(self) -> None:
         """Settle the delivery; allowed after the subscription was cancelled. Settling twice, or
         after the connection was lost, has no effect; in the latter case the message is delivered

@@ -1,9 +1,9 @@
 """Turns deliveries from the queues into events.
 
-A body that cannot be decoded is stored under `deadletters/` for inspection and dropped, so that it
-never blocks the queue. A command from the dead-letter queue, which the broker moved there after
-many redeliveries, becomes a failure of its attempt. A submission arrives without its lists, which
-are read from the store.
+A body that cannot be decoded, or is not what its topic says, is stored under `deadletters/` for
+inspection and dropped, so that it never blocks the queue. A command from the dead-letter queue,
+which the broker moved there after many redeliveries, becomes a failure of its attempt. A submission
+arrives without its lists, which are read from the store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode, decode_or_none, encode
+from dpstream.shared.codec import decode, decode_or_none, encode, is_published_under, kind_of
 from dpstream.shared.errors import NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
@@ -38,10 +38,12 @@ class Inbox:
         self.undecodable = count_buried(self.store)
 
     def read(self, delivery: Delivery) -> m.Message | None:
-        """The event in a delivery; None if there is none."""
+        """The event in a delivery; None if there is none, or if its publisher may not say it."""
         message = decode_or_none(delivery.body)
-        if message is None:
-            self.undecodable += bury(self.store, delivery.body)
+        reason = _objection(message, delivery.topic)
+        if reason is not None:
+            self.undecodable += bury(self.store, delivery.body, reason, delivery.user)
+            return None
         if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
         if isinstance(message, m.StructuresProposed):  # rate limits use this clock
@@ -85,3 +87,12 @@ class Inbox:
             return failed
         ours = failed.id.encode() in self.store.get(key)  # written before a crash or a lost reply
         return failed if ours else None
+
+
+def _objection(message: m.Message | None, topic: str | None) -> str | None:
+    """Why a message is not taken in, or None."""
+    if message is None:
+        return "cannot be decoded"
+    if topic is not None and not is_published_under(message, topic):
+        return f"was published under {topic!r} and is a {kind_of(message)} of {message.campaign}"
+    return None

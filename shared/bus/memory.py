@@ -20,6 +20,7 @@ from dpstream.shared.ports import Outgoing
 @dataclass(eq=False)
 class _Message:
     body: bytes
+    topic: str | None = None
     redelivered: bool = False
 
 
@@ -95,11 +96,14 @@ class Broker:
 
 class InProcessDelivery:
     """A message delivered by a subscription. Settling it twice, or after its bus was closed, has no
-    effect."""
+    effect. One process has no users."""
+
+    user = None
 
     def __init__(self, message: _Message, subscription: InProcessSubscription) -> None:
         self._message, self._subscription = message, subscription
         self.body, self.redelivered = message.body, message.redelivered
+        self.topic = message.topic
 
     def ack(self) -> None:
         self._subscription.settle(self._message, put_back=False)
@@ -182,10 +186,10 @@ class InProcessBus:
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Publish all messages or none: `Unroutable` is raised before anything is stored."""
         with self._connected():
-            routed = [(message.body, self.broker.route(message)) for message in messages]
-            for body, queues in routed:
+            routed = [(message, self.broker.route(message)) for message in messages]
+            for message, queues in routed:
                 for queue in queues:
-                    queue.ready.append(_Message(body))
+                    queue.ready.append(_Message(message.body, message.topic))
                     queue.dispatch()
 
     def consume(self, queue: str, prefetch: int = 1) -> InProcessSubscription:

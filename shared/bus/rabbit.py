@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -78,10 +79,11 @@ def parameters(settings: RabbitSettings) -> Any:
     return found
 
 
-def properties(message_id: str) -> Any:
-    """Properties of a message that survives a restart of the broker."""
+def properties(message_id: str, user: str) -> Any:
+    """Properties of a message that survives a restart of the broker. RabbitMQ refuses a message
+    whose `user_id` is not the user of its connection."""
     return pika.BasicProperties(
-        content_type="application/json", delivery_mode=2, message_id=message_id
+        content_type="application/json", delivery_mode=2, message_id=message_id, user_id=user
     )
 
 
@@ -100,6 +102,7 @@ class Connection:
         self._connection: Any = None
         opened = self.answers.expect()
         work = (parameters(settings), opened)
+        self._user = work[0].credentials.username
         self._thread = threading.Thread(target=self._run, args=work, name="rabbit", daemon=True)
         self._thread.start()
         opened.result()
@@ -143,7 +146,7 @@ class Connection:
         with self._lock:
             publisher = self._publisher
         if publisher is None or not publisher.open:
-            publisher = Publisher(self.take_channel(), properties)
+            publisher = Publisher(self.take_channel(), partial(properties, user=self._user))
             with self._lock:
                 self._publisher = publisher
         return publisher
@@ -318,6 +321,7 @@ class RabbitBus:
             self.settings.name(queue),
             prefetch,
             None if queue == DEADLETTERS else MAX_BODY,
+            self.settings.name(EVENTS),
             connection.give_channel,
             lambda: self._forget(queue),
             None if declared(queue) is None else connection.take_channel,

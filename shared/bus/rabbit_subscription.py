@@ -33,6 +33,8 @@ class RabbitDelivery:
 
     body: bytes
     redelivered: bool
+    topic: str | None
+    user: str | None
     tag: int
     subscription: RabbitSubscription
 
@@ -57,14 +59,16 @@ class RabbitSubscription:
         queue: str,
         prefetch: int,
         limit: int | None,
+        events: str,
         release: Callable[[Channel], None],
         left: Callable[[], None],
         another: Callable[[], Channel] | None,
     ) -> None:
-        """`limit`: bytes; a longer body becomes a dead letter. `release` returns the channel to the
+        """`limit`: bytes; a longer body becomes a dead letter. `events`: full name of the exchange
+        of events. `release` returns the channel to the
         pool (I/O thread); `left` is called after `cancel`; `another` opens a channel to subscribe
         again, None for a queue that is deleted with its consumer."""
-        self.queue, self._limit, self._prefetch = queue, limit, prefetch
+        self.queue, self._limit, self._prefetch, self._events = queue, limit, prefetch, events
         self._release, self._left, self._another = release, left, another
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
@@ -135,7 +139,7 @@ class RabbitSubscription:
 
     # ------------------------------------------------------------------- on the I/O thread
 
-    def _arrived(self, _: object, method: Any, __: object, body: bytes) -> None:
+    def _arrived(self, _: object, method: Any, properties: Any, body: bytes) -> None:
         if self._limit is not None and len(body) > self._limit:
             log.warning(
                 "message too large; moved to the broker's dead-letter queue",
@@ -144,7 +148,9 @@ class RabbitSubscription:
             )
             self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
             return
-        delivery = RabbitDelivery(body, method.redelivered, method.delivery_tag, self)
+        topic = method.routing_key if method.exchange == self._events else None
+        sender, tag = properties.user_id, method.delivery_tag
+        delivery = RabbitDelivery(body, method.redelivered, topic, sender, tag, self)
         with self._changed:
             self._unsettled.add(delivery.tag)
             self._waiting.append(delivery)

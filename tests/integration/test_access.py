@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +19,28 @@ from ase.build import molecule
 from structlog.testing import capture_logs
 
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
+from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
 from dpstream.shared.bus.rabbit import RabbitBus
-from dpstream.shared.codec import decode, encode, queue_of
+from dpstream.shared.codec import decode, encode, is_published_under, names_of, queue_of
 from dpstream.shared.errors import NotFound, Refused, StoreError
-from dpstream.shared.ports import Outgoing, Subscription
+from dpstream.shared.ports import Delivery, Outgoing, Subscription
 from dpstream.shared.spec import Spec
+from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
 from dpstream.shared.values import FrameRef, Ref
 from tests.support.certificate_authority import Authority
 from tests.support.least_privilege import PREFIX, VHOST
+from tests.support.sample_ledger import NAME
+from tests.support.sample_messages import example
 
 WORKERS = ("trainer", "explorer", "labeler")
+NO_CAMPAIGN = "-"
+"""In the topic of an event that belongs to no campaign."""
 
 
 # --------------------------------------------------------------------------------------- the broker
@@ -112,6 +121,71 @@ def test_results_of_others_cannot_be_made_up(
 ) -> None:
     with pytest.raises(Refused):
         bus_of(user).publish(say(kind))
+
+
+@pytest.mark.parametrize("user", ROLES)
+def test_a_role_publishes_its_own_kinds_of_events_and_no_others(
+    bus_of: Callable[[str], RabbitBus], user: str
+) -> None:
+    bus, published = bus_of(user), set[str]()
+    for kind in chain.from_iterable(map(names_of, (*m.COMMANDS, *m.EVENTS))):
+        with suppress(Refused):
+            bus.publish(say(kind))
+            published.add(kind)
+    assert published == set(ROLES[user].publishes)
+    if published:
+        assert received(bus_of("coordinator"), len(published))
+
+
+@pytest.mark.parametrize("user", [user for user, role in ROLES.items() if role.publishes])
+def test_under_its_own_topics_a_role_says_nothing_else(
+    bus_of: Callable[[str], RabbitBus], tmp_path: Path, user: str
+) -> None:
+    """Every message of every kind, of this campaign and of another, under every topic of the role:
+    the coordinator takes in those that are what their topic says."""
+    kinds = [*m.COMMANDS, *m.EVENTS]
+    topics = [f"{of}.{kind}" for kind in ROLES[user].publishes for of in (NAME, NO_CAMPAIGN)]
+    messages = [example(kind) for kind in kinds]
+    others = [example(kind) for kind in kinds if kind is not m.WorkerStarted]
+    messages += [each.model_copy(update={"campaign": "another"}) for each in others]
+    sent = [(topic, message) for topic in topics for message in messages]
+    bus_of(user).publish([Outgoing(encode(each), topic=topic) for topic, each in sent])
+    inbox = Inbox(FolderStore(tmp_path), time.time)
+    with capture_logs() as logged:
+        for (topic, message), delivery in zip(
+            sent, received(bus_of("coordinator"), len(sent)), strict=True
+        ):
+            assert (delivery.topic, delivery.user) == (topic, user)
+            taken = inbox.read(delivery)
+            assert (taken is not None) == is_published_under(message, topic), (topic, message)
+    refused = [line for line in logged if "was published under" in line["event"]]
+    assert {line["user"] for line in refused} == {user}
+    believed = sum(is_published_under(each, topic) for topic, each in sent)
+    assert believed == len(ROLES[user].publishes)
+    assert len(refused) == len(sent) - believed
+
+
+def test_nobody_publishes_in_the_name_of_another(url_of: Callable[[str], str]) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url_of("generator"))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        stolen = pika.BasicProperties(user_id="operator")
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+            channel.basic_publish("dpstream.events", "x.structures-proposed", b"{}", stolen)
+    assert refused.value.reply_code == 406
+
+
+def received(bus: RabbitBus, count: int) -> list[Delivery]:
+    """The next deliveries from the coordinator's queue, settled."""
+    subscription = bus.consume("coordinator", prefetch=count)
+    found = []
+    for _ in range(count):
+        delivery = subscription.next(timeout=10)
+        assert delivery is not None
+        delivery.ack()
+        found.append(delivery)
+    subscription.cancel()
+    return found
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class RecordedBus(InProcessBus):
 
 
 class RecordedDelivery:
-    redelivered = False
+    redelivered, topic, user = False, None, None
 
     def __init__(self, event: m.Message, recorder: Recorder) -> None:
         self.body, self.recorder = encode(event), recorder

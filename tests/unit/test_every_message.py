@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import pytest
-from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 import dpstream.services.explorer.handlers as explorer
@@ -45,6 +43,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import screen, summary
 from tests.support import sample_ledger
+from tests.support.sample_messages import example
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,
@@ -58,50 +57,6 @@ every = pytest.mark.parametrize("kind", [*m.COMMANDS, *m.EVENTS], ids=kind_of)
 every_command = pytest.mark.parametrize("kind", m.COMMANDS, ids=kind_of)
 every_event = pytest.mark.parametrize("kind", m.EVENTS, ids=kind_of)
 every_result = pytest.mark.parametrize("kind", m.RESULTS, ids=kind_of)
-
-
-B = TypeVar("B", bound=BaseModel)
-VALUES: dict[str, Any] = {
-    "campaign": sample_ledger.NAME,
-    "generator": "ga",
-    "capability": "tblite",
-    "purpose": "test",
-    "histogram": (0,) * 48,
-    "key": "0" * 32,
-    "sha256": "0" * 64,
-    "uri": "a",
-}
-"""Values of fields whose type alone does not determine a valid one."""
-
-
-def value_of(name: str, annotation: Any) -> Any:
-    """A valid value of a required field."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return simplest(annotation)
-    if annotation in (int, float):
-        return 1
-    if origin is Literal:
-        return VALUES.get(name, arguments[0])
-    if annotation is bool:
-        return True
-    if name in VALUES:
-        return VALUES[name]
-    return {tuple: (), dict: {}}.get(origin, "x")
-
-
-def simplest(model: type[B]) -> B:
-    """An instance with its required fields alone."""
-    fields = model.model_fields.items()
-    return model.model_validate(
-        {name: value_of(name, field.annotation) for name, field in fields if field.is_required()}
-    )
-
-
-@cache
-def example(kind: type[m.Message]) -> Any:
-    """A simple message of a class."""
-    return simplest(kind)
 
 
 def task_of(kind: type[m.Command]) -> str:
