@@ -30,6 +30,7 @@ LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
 FLEET, SPENT = f"{FLEET_PREFIX}*", f"{FLEET_PREFIX}*/spent.json"
 RECORDS = (LEDGERS, EPOCHS, SNAPSHOTS, ENDS)
+PARKED = "campaigns/*/parked/*"
 LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
 Keys = tuple[str, ...]
@@ -85,9 +86,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             publishes=_topics("coordinator"),
             subscribes=("*",),
             reads=("campaigns/*", LABELS, DEADLETTERS, FLEET),
-            creates=(CLAIMS, *RECORDS, MANIFESTS, COMMITTEES, DEADLETTERS, FLEET, PROBES),
+            creates=(CLAIMS, *RECORDS, MANIFESTS, COMMITTEES, PARKED, DEADLETTERS, FLEET, PROBES),
             replaces=(STOPS, SPENT),
-            deletes=(PROBES,),
+            deletes=(PARKED, PROBES),
             lists=("campaigns/", DEADLETTER_PREFIX),
         ),
         "trainer": _worker("trainer"),

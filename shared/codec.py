@@ -7,12 +7,14 @@ from a message's class its work queue, or its topic, and the JSON Schema committ
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Annotated, Any, Union
 
 from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 
-from dpstream.shared.messages import COMMANDS, EVENTS, Command, Event, Message, tags_of
+from dpstream.shared.messages import COMMANDS, EVENTS, Command, Event, Message, TaskEvent, tags_of
 
 MAX_BODY = 64 * 1024
 """Bytes of an encoded message; larger contents are objects in the store."""
@@ -53,6 +55,45 @@ def decode_or_none(body: bytes) -> Any:
         return decode(body)
     except ValidationError:
         return None
+
+
+def decode_leniently(body: bytes) -> Any:
+    """As `decode_or_none`, and of a task's event without the fields that this version does not
+    know: a newer worker may have added some."""
+    message = decode_or_none(body)
+    if message is not None or len(body) > MAX_BODY:
+        return message
+    try:
+        document = json.loads(body)
+        decode(body)
+    except ValidationError as error:
+        unknown = [e["loc"][1:] for e in error.errors() if e["type"] == "extra_forbidden"]
+        for path in unknown:
+            _remove(document, path)
+    except (ValueError, RecursionError):
+        return None
+    message = decode_or_none(json.dumps(document).encode())
+    return message if isinstance(message, TaskEvent) else None
+
+
+def _remove(document: Any, path: Sequence[Any]) -> None:
+    *outer, last = path
+    for name in outer:
+        document = document[name]
+    del document[last]
+
+
+def is_newer(body: bytes, campaign: str, kind: str) -> bool:
+    """Whether `body`, published as a `kind` of event of `campaign`, is a message of a newer version
+    of the package: of a kind, or a version of a kind, that this one does not know."""
+    try:
+        document = json.loads(body) if len(body) <= MAX_BODY else None
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(document, dict) or document.get("campaign") != campaign:
+        return False
+    tag = str(document.get("type"))
+    return tag.partition("/")[0] == kind and tag not in chain.from_iterable(map(tags_of, EVENTS))
 
 
 def queue_of(command: Command) -> str:

@@ -12,14 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpstream.services.coordinator.open_campaign import header
+from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode, decode_or_none, encode, is_published_under, kind_of
-from dpstream.shared.errors import NotFound
+from dpstream.shared.codec import (
+    decode,
+    decode_leniently,
+    encode,
+    is_newer,
+    is_published_under,
+    kind_of,
+)
+from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import bury, count_buried
-from dpstream.shared.values import campaign_uri
+from dpstream.shared.values import campaign_uri, is_key
 
 log = logger()
 
@@ -28,6 +36,7 @@ log = logger()
 class Inbox:
     store: Store
     clock: Callable[[], float]
+    parked: ParkedEvents
     undecodable: int = 0
     """Bodies stored because they could not be decoded."""
     given_up: int = 0
@@ -38,9 +47,13 @@ class Inbox:
         self.undecodable = count_buried(self.store)
 
     def read(self, delivery: Delivery) -> m.Message | None:
-        """The event in a delivery; None if there is none, or if its publisher may not say it."""
-        message = decode_or_none(delivery.body)
+        """The event in a delivery; None if there is none, if its publisher may not publish it, or
+        if it is of a newer version and was kept."""
+        message = decode_leniently(delivery.body)
         reason = _objection(message, delivery.topic)
+        if message is None and delivery.topic and self._is_newer(delivery.topic, delivery.body):
+            self.parked.keep_body(delivery.topic.partition(".")[0], delivery.body)
+            return None
         if reason is not None:
             self.undecodable += bury(self.store, delivery.body, reason, delivery.user)
             return None
@@ -50,10 +63,16 @@ class Inbox:
             return message.model_copy(update={"time": self.clock()})
         return self._given_up(message) if isinstance(message, m.Command) else message
 
+    def _is_newer(self, topic: str, body: bytes) -> bool:
+        """Whether a body that cannot be decoded is an event of a newer version."""
+        campaign, _, kind = topic.partition(".")
+        known = is_key(campaign) and self.store.exists(campaign_uri(campaign, "spec.json"))
+        return known and is_newer(body, campaign, kind)
+
     def _in_full(self, announced: m.CampaignSubmitted) -> m.Message | None:
         try:
             return self.submission(announced.campaign) or announced
-        except ValueError as error:
+        except (ValueError, DigestMismatch) as error:
             log.error(
                 "submitted.json cannot be read; submission ignored",
                 campaign=announced.campaign,

@@ -41,6 +41,8 @@ class OpenCampaign:
     epoch; without an entry it is not known yet."""
     own_events: list[m.Message] = field(default_factory=list)
     """Events of the coordinator itself, handled before those from the bus."""
+    parked: dict[str, m.Message] = field(default_factory=dict)
+    """Those of them that were kept while the campaign could not be served, by key."""
     usual_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of a usual task by queue: an average that favours the latest."""
     computed_labels: int = 0

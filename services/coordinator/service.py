@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.claims import read_claim
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.processes import ABOUT_PROCESSES, Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
@@ -42,14 +43,15 @@ from dpstream.services.coordinator.ledger.ledger import (
     finished_uri,
 )
 from dpstream.services.coordinator.open_campaign import OpenCampaign, header
+from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take, take_ready
 from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
-from dpstream.shared.codec import decode, decode_or_none, encode, topic_of
-from dpstream.shared.errors import BusError, CorruptLedger, Fenced, NotFound, StoreError
+from dpstream.shared.codec import encode, topic_of
+from dpstream.shared.errors import BusError, CorruptLedger, DigestMismatch, Fenced, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
@@ -57,6 +59,8 @@ from dpstream.shared.values import campaign_uri
 
 log = logger()
 
+DAMAGE = (CorruptLedger, DigestMismatch)
+"""What is wrong with one campaign, and no outage."""
 BATCH = 64
 WELL_STOCKED = 10
 """Published tasks per queue above which no worker is about to run out of work."""
@@ -100,7 +104,8 @@ class Coordinator:
     _fences_checked: float = 0.0
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self.store, self.clock)
+        self.parked = ParkedEvents(self.store)
+        self.inbox = Inbox(self.store, self.clock, self.parked)
 
     @property
     def computed_labels(self) -> int:
@@ -183,6 +188,8 @@ class Coordinator:
                 open_campaign.leases[task.command.task] = self.clock() + self.lease_seconds
                 open_campaign.task_queue.started(task.command)
         open_campaign.own_events += ledger.orphans
+        open_campaign.parked = self.parked.of(campaign)
+        open_campaign.own_events += open_campaign.parked.values()
         if state.submitted is None and (submitted := self.inbox.submission(campaign)):
             open_campaign.own_events.append(submitted)
         self.open_campaigns[campaign] = open_campaign
@@ -286,22 +293,33 @@ class Coordinator:
             open_campaign.task_queue.publish(self.bus, self.clock(), share, workers)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
+        if any(isinstance(event, m.CampaignResumed) for event in events):
+            self.broken.pop(campaign, None)
         open_campaign = self._opened(campaign)
         if open_campaign is None:
+            self._park(campaign, events)
             return
         try:
             if open_campaign.needs_recovery:
                 self._recover(open_campaign)
             own = tuple(open_campaign.own_events)
             self._handle(open_campaign, [*own, *events])
+        except DAMAGE as error:
+            del self.open_campaigns[campaign]
+            self._leave(campaign, error)
+            self._park(campaign, events)
+            return
         except (BusError, StoreError):
             open_campaign.needs_recovery = True
             raise
         del open_campaign.own_events[: len(own)]
+        if open_campaign.parked:
+            self.parked.forget(campaign, tuple(open_campaign.parked))
+            open_campaign.parked = {}
         self._publish_tasks(open_campaign)
 
     def _opened(self, campaign: str) -> OpenCampaign | None:
-        """The campaign, opened if it is not yet; None if it is unknown or broken."""
+        """The campaign, opened if it is not yet; None if it is unknown or damaged."""
         if campaign in self.open_campaigns or campaign in self.broken:
             return self.open_campaigns.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
@@ -309,14 +327,24 @@ class Coordinator:
             return None
         try:
             return self.open(campaign)
-        except (CorruptLedger, ValueError) as error:  # or a spec that this version cannot read
-            log.error(
-                "campaign skipped until the coordinator restarts: cannot read its ledger or spec",
-                campaign=campaign,
-                reason=str(error),
-            )
-            self.broken[campaign] = str(error)
+        except (*DAMAGE, ValueError) as error:  # ValueError: a spec that this version cannot read
+            self._leave(campaign, error)
             return None
+
+    def _leave(self, campaign: str, error: Exception) -> None:
+        """Serves a campaign no longer whose ledger or spec cannot be read, until an operator
+        resumes it or the coordinator restarts. Its events are kept."""
+        log.error(
+            "campaign not served until it is resumed: cannot read its ledger or spec",
+            campaign=campaign,
+            reason=str(error),
+        )
+        self.broken[campaign] = str(error)
+
+    def _park(self, campaign: str, events: Sequence[m.Message]) -> None:
+        """Keeps events of a campaign that is not served. Those of unknown campaigns are dropped."""
+        if campaign in self.broken:
+            self.parked.keep(campaign, events)
 
     def _handle(self, open_campaign: OpenCampaign, events: Iterable[m.Message]) -> None:
         entries: list[LedgerEntry] = []
@@ -392,7 +420,8 @@ class Coordinator:
             self.store.put(f"{key}.stop", b"{}")
 
     def _is_revoked(self, key: str) -> bool:
-        return isinstance(decode(self.store.get(key)), m.TaskRevoked)
+        """Whether no worker has this claim: the coordinator does, or it cannot be read."""
+        return not isinstance(read_claim(self.store, key), m.TaskClaimed)
 
     def _lapsed(
         self, open_campaign: OpenCampaign, now: float, ended: Collection[str]
@@ -418,9 +447,7 @@ class Coordinator:
         for task in tasks:
             command = open_campaign.state.tasks[task].command
             key = claim_uri(command.campaign, command.task, command.attempt)
-            claim = None
-            with suppress(NotFound):
-                claim = decode_or_none(self.store.get(key))
+            claim = read_claim(self.store, key)
             open_campaign.recall(task, claim if isinstance(claim, m.TaskClaimed) else None)
 
     def _is_claimed(self, task: Task) -> bool:

@@ -24,9 +24,16 @@ from typing import Generic, TypeVar
 import structlog
 
 from dpstream.shared.codec import decode_or_none, encode, topic_of
-from dpstream.shared.errors import BusError, NotFound, Refused, StoreError
+from dpstream.shared.errors import BusError, DigestMismatch, NotFound, Refused, StoreError
 from dpstream.shared.logs import logger
-from dpstream.shared.messages import Command, Message, Result, TaskClaimed, TaskHeartbeat
+from dpstream.shared.messages import (
+    Command,
+    Message,
+    Result,
+    TaskClaimed,
+    TaskFailed,
+    TaskHeartbeat,
+)
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
@@ -34,7 +41,7 @@ from dpstream.shared.runtime.retry import refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
 from dpstream.shared.store.dead_letters import bury
-from dpstream.shared.values import campaign_uri
+from dpstream.shared.values import campaign_uri, stable_id
 
 log = logger()
 
@@ -225,9 +232,10 @@ class Worker(Generic[R]):
             return None
         claimed = TaskClaimed(**envelope_of(command), worker=self.name, process=self.process)
         winner = self._winner(claimed)
-        # A revocation is published by the coordinator.
-        if isinstance(decode_or_none(winner), TaskClaimed):
-            outgoing = [Outgoing(winner, topic=topic_of(claimed))]
+        claim = decode_or_none(winner)
+        if claim is None or isinstance(claim, TaskClaimed):  # the coordinator publishes its own
+            event = claim or _unreadable(command)
+            outgoing = [Outgoing(encode(event), topic=topic_of(event))]
             self._retry(lambda: self.bus.publish(outgoing))
         if winner == encode(claimed):
             return command
@@ -241,8 +249,12 @@ class Worker(Generic[R]):
 
         def create_or_get() -> bytes:
             while not self.store.create(key, body):
-                with suppress(NotFound):  # deleted meanwhile
+                try:
                     return self.store.get(key)
+                except DigestMismatch:
+                    return b""
+                except NotFound:  # deleted meanwhile
+                    continue
             return body
 
         return self._retry(create_or_get)
@@ -330,6 +342,12 @@ class Worker(Generic[R]):
             progress=context._progress,
         )
         self.bus.publish([Outgoing(encode(heartbeat), topic=topic_of(heartbeat))])
+
+
+def _unreadable(command: Command) -> TaskFailed:
+    """The failure of an attempt whose claim is damaged: nobody works on it."""
+    fields = {**envelope_of(command), "id": stable_id("unreadable", command.task, command.attempt)}
+    return TaskFailed(**fields, permanent=False, reason="the claim of this attempt cannot be read")
 
 
 def claim_uri(campaign: str, task: str, attempt: int) -> str:

@@ -274,6 +274,7 @@ WRITERS = {
     "campaigns/c/claims/t/{}": {"coordinator", *WORKERS},
     "campaigns/c/results/t/1/{}": set(WORKERS),
     "campaigns/c/ledger/{}": {"coordinator"},
+    "campaigns/c/parked/{}": {"coordinator"},
     "campaigns/c/ledger/results/{}": {"coordinator"},
     "campaigns/c/epoch/{}": {"coordinator"},
     "campaigns/c/snapshots/{}": {"coordinator"},

@@ -20,7 +20,17 @@ from dpstream.deploy.access_files import parse_deployment, parse_users, write_ac
 from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permission
 from dpstream.services.coordinator.ledger.ledger import finished_uri
 from dpstream.shared import messages as m
-from dpstream.shared.access import CLAIMS, INPUTS, LABELS, PROBES, PROPOSALS, RESULTS, ROLES, Role
+from dpstream.shared.access import (
+    CLAIMS,
+    INPUTS,
+    LABELS,
+    PARKED,
+    PROBES,
+    PROPOSALS,
+    RESULTS,
+    ROLES,
+    Role,
+)
 from dpstream.shared.bus.topology import TOPOLOGY, declared
 from dpstream.shared.codec import ADAPTER, kind_of
 from dpstream.shared.errors import SpecError
@@ -126,8 +136,10 @@ def test_keys_are_those_the_code_makes() -> None:
     assert allows(granted("coordinator", "replaces"), claim_uri("c", "t", 1) + ".stop")
 
 
-def test_only_probes_are_ever_deleted() -> None:
-    assert {pattern for role in ROLES.values() for pattern in role.deletes} == {PROBES}
+def test_only_probes_and_events_in_the_ledger_are_ever_deleted() -> None:
+    assert set(ROLES["coordinator"].deletes) == {PARKED, PROBES}
+    others = (role.deletes for name, role in ROLES.items() if name != "coordinator")
+    assert {pattern for deletes in others for pattern in deletes} == {PROBES}
 
 
 def test_generators_and_operators_write_only_what_they_bring() -> None:

@@ -683,7 +683,7 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
     )
     monkeypatch.setattr("dpstream.shared.codec.MAX_BODY", 900)
     monkeypatch.setattr(
-        "dpstream.services.coordinator.inbox.decode_or_none", decode
+        "dpstream.services.coordinator.inbox.decode_leniently", decode
     )  # any length is heard
     harness.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
     delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())

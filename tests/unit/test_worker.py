@@ -232,23 +232,31 @@ def test_a_dead_owner_is_named_and_nobody_else_works(workers: WorkerHarness) -> 
     assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        encode(m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)),
-        b"{}",
-        b"\xff\x00 no JSON",
-        b"",
-    ],
-    ids=["revoked", "no-message", "garbage", "empty"],
-)
-def test_a_task_whose_claim_is_no_workers_is_dropped(workers: WorkerHarness, body: bytes) -> None:
-    workers.store.create(claim_uri("methane", "t1", 1), body)
+def test_a_revoked_task_is_dropped(workers: WorkerHarness) -> None:
+    revoked = m.TaskRevoked(id="r", campaign="methane", time=1.0, task="t1", attempt=1)
+    workers.store.create(claim_uri("methane", "t1", 1), encode(revoked))
     workers.send(label("t1"), label("t2"))
     workers.worker()
     events = [workers.next_event(), workers.next_event()]
     assert [(type(e), e.task) for e in events] == [(m.TaskClaimed, "t2"), (m.LabelsDone, "t2")]
     assert workers.no_event()
+    assert workers.bus.depth("label.toy") == 0
+
+
+@pytest.mark.parametrize("body", [b"{}", b"\xff\x00 no JSON", b""])
+def test_a_task_whose_claim_cannot_be_read_fails_and_is_issued_again(
+    workers: WorkerHarness, body: bytes
+) -> None:
+    workers.store.create(claim_uri("methane", "t1", 1), body)
+    workers.send(label("t1"), label("t1"), label("t2"))
+    workers.worker()
+    failed, again, *others = [workers.next_event() for _ in range(4)]
+    assert (failed.task, failed.reason) == ("t1", "the claim of this attempt cannot be read")
+    assert again.id == failed.id
+    assert not failed.permanent
+    assert [type(e) for e in others] == [m.TaskClaimed, m.LabelsDone]
+    workers.send(label("t1", attempt=2))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
     assert workers.bus.depth("label.toy") == 0
 
 

@@ -30,7 +30,7 @@ from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.state import State
 from dpstream.shared.codec import AnyMessage
-from dpstream.shared.errors import CorruptLedger, Fenced, NotFound, StoreError
+from dpstream.shared.errors import CorruptLedger, DigestMismatch, Fenced, NotFound, StoreError
 from dpstream.shared.messages import CampaignFinished, CampaignPaused, Message
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
@@ -233,7 +233,10 @@ def _no_full_collections() -> Iterator[None]:
 
 
 def _received(key: str, data: Future[bytes]) -> Segment:
-    return _decoded(key, data.result())
+    try:
+        return _decoded(key, data.result())
+    except DigestMismatch as error:
+        raise CorruptLedger(str(error)) from error
 
 
 def _decoded(key: str, data: bytes) -> Segment:

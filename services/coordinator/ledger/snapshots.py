@@ -18,7 +18,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from dpstream.services.coordinator.state import State
-from dpstream.shared.errors import NotFound
+from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
@@ -72,7 +72,7 @@ def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snap
         if is_valid(key):
             try:
                 snapshot = _SNAPSHOT.validate_json(gzip.decompress(store.get(key)))
-            except (NotFound, ValueError, OSError, EOFError, zlib.error):
+            except (NotFound, DigestMismatch, ValueError, OSError, EOFError, zlib.error):
                 continue
             if (snapshot.format, snapshot.code) == (FORMAT, code_version()):
                 return snapshot

@@ -1,0 +1,18 @@
+"""Reads claims. Workers write them, so that nothing in them may be relied upon."""
+
+from __future__ import annotations
+
+from dpstream.shared.codec import MAX_BODY, decode_or_none
+from dpstream.shared.errors import DigestMismatch, NotFound
+from dpstream.shared.messages import Message
+from dpstream.shared.ports import Store
+
+
+def read_claim(store: Store, key: str) -> Message | None:
+    """What the claim `key` says: a worker's task-claimed, or an event of the coordinator, which
+    then owns the attempt. None if there is no claim or if it cannot be read."""
+    try:
+        message: Message | None = decode_or_none(store.get(key, most=MAX_BODY))
+    except (NotFound, DigestMismatch):
+        return None
+    return message

@@ -1,0 +1,180 @@
+"""Damage stays at home: an object that cannot be read concerns its own campaign, and what arrives
+meanwhile is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpstream.services.coordinator import parked
+from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.open_campaign import OpenCampaign
+from dpstream.shared import messages as m
+from dpstream.shared.codec import decode_leniently, decode_or_none, encode, topic_of
+from dpstream.shared.errors import DigestMismatch
+from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import campaign_uri
+from tests.support.campaign_simulator import CampaignSimulator
+from tests.support.coordinator import CoordinatorHarness, first_task, small
+from tests.support.sample_messages import example
+
+pytestmark = pytest.mark.usefixtures("no_log_lines")
+
+GARBAGE = [b"\x00garbage", b"", b"{}", b"[" * 60_000]
+
+
+class DigestingStore(FolderStore):
+    """Notices damaged objects, as the S3 adapter does."""
+
+    damaged: frozenset[str] = frozenset()
+
+    def get(self, key: str, most: int | None = None) -> bytes:
+        if key in self.damaged:
+            raise DigestMismatch(f"{key}: the content differs from what was stored")
+        return super().get(key, most)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DigestingStore:
+    return DigestingStore(tmp_path)
+
+
+@pytest.fixture
+def harness(store: DigestingStore) -> CoordinatorHarness:
+    return CoordinatorHarness(store)
+
+
+def results_of(open_campaign: OpenCampaign) -> list[m.Message]:
+    """What workers publish on all open tasks."""
+    commands = [t.command for t in open_campaign.state.tasks.values() if t.status == "open"]
+    return [event for c in commands for event in CampaignSimulator().answer(c)]
+
+
+# ------------------------------------------------------------------------------- claims
+
+
+@pytest.mark.parametrize("body", GARBAGE)
+def test_garbage_in_a_claim_stops_nobody(harness: CoordinatorHarness, body: bytes) -> None:
+    open_campaign, command = first_task(harness)
+    harness.store.put(claim_uri(command.campaign, command.task, command.attempt), body)
+    harness.submit(small("sound"))
+    cancelled = example(m.CampaignCancelled).model_copy(update={"campaign": command.campaign})
+    harness.publish(cancelled)
+    harness.step()
+    assert open_campaign.state.finished is not None
+    assert open_campaign.state.tasks[command.task].status not in ("open", "running")
+    harness.restart().open_all()
+    assert set(harness.coordinator.open_campaigns) == {"sound"}
+    assert harness.finish("sound").finished
+
+
+# ------------------------------------------------------------------------------- the ledger
+
+
+def test_a_damaged_segment_concerns_its_own_campaign(
+    store: DigestingStore, harness: CoordinatorHarness
+) -> None:
+    results = results_of(harness.submit(small("sick")))
+    harness.submit(small("sound"))
+    store.damaged = frozenset({"campaigns/sick/ledger/00000001-000001.json"})
+    harness.restart().open_all()
+    assert "00000001-000001.json" in harness.coordinator.broken["sick"]
+    harness.publish(*results)
+    assert harness.finish("sound").finished
+    kept = list(store.list("campaigns/sick/parked/"))
+    assert len(kept) == sum(not isinstance(each, parked.OF_THE_MOMENT) for each in results)
+
+    store.damaged = frozenset()
+    harness.publish(example(m.CampaignResumed).model_copy(update={"campaign": "sick"}))
+    harness.step()
+    assert "sick" not in harness.coordinator.broken
+    assert list(store.list("campaigns/sick/parked/")) == []
+    tasks = harness.coordinator.open_campaigns["sick"].state.tasks
+    assert {tasks[each.task].status for each in results if isinstance(each, m.Result)} == {"done"}
+    assert harness.finish("sick").finished
+
+
+def test_a_campaign_damaged_while_it_is_served_is_left_and_the_others_go_on(
+    store: DigestingStore, harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = results_of(harness.submit(small("sick")))
+    harness.submit(small("sound"))
+
+    def fail(entries: object) -> None:
+        raise DigestMismatch("segment")
+
+    monkeypatch.setattr(harness.coordinator.open_campaigns["sick"].ledger, "append", fail)
+    harness.publish(*results)
+    assert harness.finish("sound").finished
+    assert set(harness.coordinator.broken) == {"sick"}
+    assert list(store.list("campaigns/sick/parked/"))
+
+
+def test_a_damaged_snapshot_is_passed_over(
+    store: DigestingStore, harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 1_000)
+    harness.submit(small())
+    before = harness.finish()
+    made = list(store.list("campaigns/world/snapshots/"))
+    assert made
+    store.damaged = frozenset(made)
+    harness.restart().open("world")
+    assert harness.coordinator.open_campaigns["world"].state == before
+
+
+def test_no_more_events_are_kept_than_the_limit(
+    store: DigestingStore, harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parked, "MOST", 2)
+    harness.submit(small())
+    paused = example(m.CampaignPaused).model_copy(update={"campaign": "world"})
+    harness.coordinator.parked.keep(
+        "world", [paused.model_copy(update={"id": str(i)}) for i in range(5)]
+    )
+    assert len(list(store.list("campaigns/world/parked/"))) == 2
+
+
+# ------------------------------------------------------------------------------- newer versions
+
+
+def test_a_result_with_a_field_more_counts(harness: CoordinatorHarness) -> None:
+    open_campaign, command = first_task(harness)
+    *earlier, result = (e for e in CampaignSimulator().answer(command) if isinstance(e, m.Result))
+    harness.publish(*earlier)
+    newer = json.loads(encode(result)) | {"invented": {"later": 1}}
+    for accepted in newer.get("accepted", []):
+        accepted["more"] = 2
+    assert decode_or_none(json.dumps(newer).encode()) is None
+    harness.bus.publish([Outgoing(json.dumps(newer).encode(), topic=topic_of(result))])
+    harness.step()
+    assert open_campaign.state.tasks[command.task].status == "done"
+    assert harness.coordinator.inbox.undecodable == 0
+
+
+@pytest.mark.parametrize("kind", [m.CampaignPaused, m.StructuresProposed, m.Label])
+def test_fields_of_other_messages_are_not_ignored(kind: type[m.Message]) -> None:
+    body = json.dumps(json.loads(encode(example(kind))) | {"invented": 1}).encode()
+    assert decode_leniently(body) is None
+
+
+def test_an_event_of_a_newer_kind_is_kept_until_it_is_known(
+    store: DigestingStore, harness: CoordinatorHarness
+) -> None:
+    harness.submit(small())
+    newer = {"type": "labels-doubted/1", "campaign": "world", "id": "1", "time": 1.0}
+    for topic in ("world.labels-doubted", "other.labels-doubted", "world.labels-done"):
+        harness.bus.publish([Outgoing(json.dumps(newer).encode(), topic=topic)])
+    harness.step()
+    (key,) = store.list(campaign_uri("world", "parked", ""))
+    assert json.loads(store.get(key)) == newer
+    assert harness.coordinator.inbox.undecodable == 1  # the same body, under the wrong topics
+    harness.restart().open_all()
+    harness.step()
+    assert list(store.list(campaign_uri("world", "parked", ""))) == [key]
+    assert harness.finish().finished
