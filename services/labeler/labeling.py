@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dpstream.services.labeler import known_labels
 from dpstream.services.labeler.acceptance import (
     AcceptanceLimits,
     BrokenRule,
@@ -27,6 +28,7 @@ from dpstream.services.labeler.acceptance import (
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
 from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
+from dpstream.services.labeler.known_labels import KnownLabel
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.restarts import (
@@ -45,7 +47,6 @@ from dpstream.shared.atoms.frames import (
     Frame,
     FrameLabel,
     canonical,
-    decode_labelled,
     encode_labelled,
     frame_key,
 )
@@ -70,7 +71,6 @@ from dpstream.shared.values import (
     Ref,
     Rejected,
     campaign_uri,
-    label_uri,
 )
 
 log = logger()
@@ -161,21 +161,17 @@ class FrameLabeler:
     def _existing(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
         """The existing label of the frame, checked against this campaign's limits; None without
         one."""
-        uri = label_uri(recipe.digest, key)
-        try:
-            data = self.context.retry(lambda: self.context.store.get(uri))
-        except NotFound:
-            return None
-        return self._reused(key, Ref.to(uri, data), data)
+        known = known_labels.find(self.context, recipe.digest, key)
+        return None if known is None else self._reused(key, known)
 
-    def _reused(self, key: str, ref: Ref, data: bytes, seconds: float = 0.0) -> Accepted | Rejected:
+    def _reused(self, key: str, known: KnownLabel, seconds: float = 0.0) -> Accepted | Rejected:
         """A label stored by another task, accepted or rejected; `seconds`: time spent here on
         computing the same label."""
-        frame, label, _ = decode_labelled(data)
-        broken = check_after(frame, Outcome.of_label(frame, label), self.limits(key))
+        outcome = Outcome.of_label(known.frame, known.label)
+        broken = check_after(known.frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
-        return accepted(key, ref, label, seconds, reused=True)
+        return accepted(key, known.ref, known.label, seconds, reused=True)
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
@@ -185,15 +181,11 @@ class FrameLabeler:
         provenance = self._provenance(key, frame, recipe, outcome)
         label = outcome.label()
         data = encode_labelled(frame, label, provenance)
-        uri = label_uri(recipe.digest, key)
-        store = self.context.store
-        first = self.context.retry(lambda: store.create(uri, data))
-        standing = data if first else self.context.retry(lambda: store.get(uri))
-        ref = Ref.to(uri, standing)
-        if standing != data:
-            return self._reused(key, ref, standing, outcome.seconds)
+        known = known_labels.keep(self.context, recipe.digest, key, data)
+        if known.ref != Ref.to(known.ref.uri, data):
+            return self._reused(key, known, outcome.seconds)
         # Also if the create succeeded and its reply was lost.
-        return accepted(key, ref, label, outcome.seconds, reused=False)
+        return accepted(key, known.ref, label, outcome.seconds, reused=False)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The outcome of a single point; after a crash or timeout, retried in a new child process.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -255,6 +256,35 @@ def test_a_cached_label_above_a_stricter_cap_is_rejected(lab: Lab) -> None:
     done = lab.label({"max_force": accepted.max_force * 0.9}, lab.refs(frames))
     assert [r.rule for r in done.rejected] == ["max-force"]
     assert len(lab.label({"max_force": accepted.max_force * 1.1}, lab.refs(frames)).accepted) == 1
+
+
+WRONG = {
+    "no JSON": lambda data: b"\xff{",
+    "a list": lambda data: b"[]",
+    "another frame": lambda data: data.replace(b'"positions": [[', b'"positions": [[1', 1),
+    "other species": lambda data: data.replace(b'"H", "H"]', b'"H", "F"]'),
+    "another recipe": lambda data: data.replace(b'"recipe": "', b'"recipe": "0', 1),
+    "no number": lambda data: re.sub(rb'"energy": [^,]+', b'"energy": NaN', data),
+    "too few forces": lambda data: re.sub(rb'"forces": \[\[[^]]+\], ', b'"forces": [', data),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_wrong_label_is_not_used_again(lab: Lab, change: Callable[[bytes], bytes]) -> None:
+    frames = methanes(1)
+    right = lab.label({}, lab.refs(frames)).accepted[0]
+    data = lab.store.get(right.label.uri)
+    wrong = change(data)
+    assert wrong != data
+    lab.store.put(right.label.uri, wrong)
+    anew, again = (lab.label({}, lab.refs(frames)).accepted[0] for _ in range(2))
+    assert (anew.reused, again.reused) == (False, True)
+    assert anew.label == again.label
+    assert anew.label.uri != right.label.uri
+    assert decode_labelled(lab.store.get(anew.label.uri))[1].energy == pytest.approx(
+        decode_labelled(data)[1].energy
+    )
+    assert lab.store.get(right.label.uri) == wrong
 
 
 def test_another_recipe_shares_nothing(lab: Lab) -> None:
