@@ -13,9 +13,10 @@ from contextlib import closing, contextmanager
 from functools import partial
 
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
-from dpstream.services.coordinator.http.api import make_app, serving
+from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.http.server import serving
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared.connect import connect

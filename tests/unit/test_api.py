@@ -4,9 +4,11 @@ never stands in the coordinator's way."""
 from __future__ import annotations
 
 import base64
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
-from dpstream.services.coordinator.http.api import STUCK_AFTER, make_app, serving
+from dpstream.services.coordinator.http import server
+from dpstream.services.coordinator.http.api import STUCK_AFTER, make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
+from dpstream.services.coordinator.http.server import serving
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared import messages as m
@@ -444,3 +448,44 @@ def test_an_address_in_use_is_one_line(site: CoordinatorHarness, served: str) ->
         serving(app, "127.0.0.1", port),
     ):
         raise AssertionError
+
+
+def half_requests(served: str, count: int) -> list[socket.socket]:
+    """Connections that begin a request and do not end it."""
+    host, _, port = served.removeprefix("http://").partition(":")
+    opened = [socket.create_connection((host, int(port)), timeout=10) for _ in range(count)]
+    for each in opened:
+        with suppress(OSError):
+            each.sendall(b"GET / HT")
+    return opened
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_half_requests_take_few_connections_and_are_closed(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.5)
+    opened = half_requests(served, 3 * server.MOST_CONNECTIONS)
+    try:
+        assert all(map(is_closed, opened))
+        assert httpx.get(f"{served}/healthz").status_code == 200
+    finally:
+        for each in opened:
+            each.close()
+
+
+def test_a_kept_connection_is_answered_again(served: str) -> None:
+    with httpx.Client(base_url=served) as kept:
+        for _ in range(3):
+            assert kept.get("/healthz").status_code == 200
+
+
+def test_numbers_of_a_query_are_bounded(served: str) -> None:
+    query = "offset=99999999999999999999"
+    assert httpx.get(f"{served}/campaigns/world/tasks?{query}").status_code == 422

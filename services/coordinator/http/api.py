@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import base64
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import SecretStr
@@ -54,7 +50,7 @@ POLICY = (
 
 Handler = Callable[[Request], Awaitable[Response]]
 Limit = Annotated[int, Query(ge=1, le=PAGE, description="largest number of entries")]
-Offset = Annotated[int, Query(ge=0, description="number of entries to skip")]
+Offset = Annotated[int, Query(ge=0, le=10**9, description="number of entries to skip")]
 
 
 class Standing(View):
@@ -204,24 +200,3 @@ def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:
     @app.get("/", include_in_schema=False)
     def dashboard() -> HTMLResponse:
         return HTMLResponse(DASHBOARD, headers={"Content-Security-Policy": POLICY})
-
-
-@contextmanager
-def serving(app: FastAPI, host: str, port: int) -> Iterator[tuple[str, int]]:
-    """Serves from a thread; yields host and port. Raises SpecError if it cannot listen there."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise SpecError(f"DPSTREAM_HTTP_PORT: {host}:{port}: {error.strerror}") from error
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
-    )
-    thread = threading.Thread(target=server.run, args=([bound],), name="api", daemon=True)
-    thread.start()
-    try:
-        yield bound.getsockname()[:2]
-    finally:
-        server.should_exit = True
-        thread.join(timeout=5)
-        bound.close()
