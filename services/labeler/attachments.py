@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo
 
-from dpstream.shared.values import Ref, Value, campaign_uri
+from dpstream.shared.values import Ref, Sha256, Value, campaign_uri
 
 MOST_BYTES = 64 * 1024 * 1024
 """Size limit of one attached file."""
@@ -23,11 +23,12 @@ SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 class Attached(Value):
-    """A file stored with the campaign; the program finds it in its folder under the name `file`."""
+    """A file stored with the campaign; the program finds it in its folder under the name `file`.
+    Recipes arrive in messages and specs, so that the name is checked wherever one is read."""
 
-    file: str
-    sha256: str
-    size: int
+    file: Annotated[str, StringConstraints(pattern=rf"^{SAFE.pattern}$")]
+    sha256: Sha256
+    size: int = Field(ge=0, le=MOST_BYTES)
 
     def ref(self, campaign: str) -> Ref:
         """Reference to the file among the campaign's inputs."""
@@ -86,7 +87,7 @@ def attachment(elsewhere: Callable[[], list[Path]] = list) -> BeforeValidator:
 
 
 def attached(settings: Any) -> Iterator[Attached]:
-    """Every attached file in a recipe's settings."""
+    """Every attached file in a recipe's settings. Raises ValueError for one that is none."""
     if isinstance(settings, Mapping):
         if settings.keys() == Attached.model_fields.keys():
             yield Attached.model_validate(settings)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from dpstream.services.labeler import known_labels
 from dpstream.services.labeler.acceptance import (
@@ -64,6 +65,7 @@ from dpstream.shared.messages import Label
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
+from dpstream.shared.spec.errors import first_of
 from dpstream.shared.values import (
     Accepted,
     FrameRef,
@@ -114,8 +116,11 @@ class FrameLabeler:
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """The recipe's attached files, by name."""
-        return {each.file: self._file(each) for each in attached(self.recipe.settings)}
+        """The recipe's attached files by name. Raises Permanent if a name leads elsewhere."""
+        try:
+            return {each.file: self._file(each) for each in attached(self.recipe.settings)}
+        except ValidationError as error:
+            raise Permanent(f"attached files: {first_of(error)}") from error
 
     def _file(self, each: Attached) -> bytes:
         if self.given_files is not None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from dpstream.services.labeler.attachments import attached
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode, cell_widths
 from dpstream.services.labeler.recipes import make_recipe
@@ -136,3 +138,12 @@ def test_submitting_imports_no_code() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../x", "/tmp/x", "..", ".hidden", "a/b", "a\x00", "x\n", "", "a" * 101]
+)
+def test_an_attached_file_stays_in_its_folder(name: str) -> None:
+    settings = {"files": [{"file": name, "sha256": "0" * 64, "size": 3}]}
+    with pytest.raises(ValidationError, match="file"):
+        list(attached(settings))
