@@ -15,6 +15,7 @@
     │   └── FleetLimit       a quota or limit of the fleet engine forbids more workers
     └── TaskError            raised by a handler to end its task
         ├── Temporary        worth another attempt; does not count against the task's attempts
+        │   └── MachineFault the engine's machine lacks memory, or its GPU or a library of it failed
         ├── Permanent        would fail the same way again: the task is abandoned at once
         ├── EngineError      the engine raised a Python exception in the child process
         ├── EngineCrashed    the engine process died; counts against the task's attempts
@@ -93,6 +94,13 @@ class Temporary(TaskError):
     def __init__(self, reason: str, delay: float = 5.0) -> None:
         super().__init__(reason)
         self.delay = delay
+
+
+class MachineFault(Temporary):
+    """The machine of the engine is at fault; it may recover meanwhile, or another one has room."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, delay=30.0)
 
 
 class Permanent(TaskError):

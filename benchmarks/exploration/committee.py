@@ -57,13 +57,13 @@ def train(
     if all(model.exists() for model in models):
         return models
     systems = tuple(map(str, write_deepmd(data, folder / "data", type_map)))
-    with engine("dpstream.services.trainer.child", folder) as child:
+    with engine("dpstream.services.trainer.backends.tensorflow", folder) as child:
         for member, model in enumerate(models):
             model.parent.mkdir(parents=True, exist_ok=True)
             run = TrainingRun(tuple(type_map), systems, steps, seed=member + 1, member=member)
             document = build_input(Training(input=SMALL), run)
             (model.parent / "input.json").write_text(json.dumps(document))
-            where = {"folder": str(model.parent), "backend": "tensorflow"}
+            where = {"folder": str(model.parent)}
             child.call("train", where)
             child.call("freeze", {**where, "checkpoint": ".", "model": "frozen.pb"})
     return models

@@ -235,7 +235,7 @@ def _backend(name: str) -> Finding:
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         resources = TrainerResources(Path(folder))
         try:
-            described = resources.engine.call("describe", {"backend": name}, seconds=PROBE_SECONDS)
+            described = resources.engine(name).call("describe", {}, seconds=PROBE_SECONDS)
         except DpstreamError as error:
             return Finding(part, "missing", str(error), f"pip install '{backend.install}'")
         finally:

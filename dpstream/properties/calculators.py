@@ -65,12 +65,14 @@ def model_calculator(path: Path) -> Any:
         raise SpecError(f"MODEL: {path}: no such file")
     try:
         from deepmd.calculator import DP  # deferred: takes seconds
+
+        from dpstream.shared.atoms.deep_pot import NEIGHBOUR_LIST
     except ImportError as error:
         raise SpecError(
             f"MODEL: {path}: requires deepmd-kit ({error}); pip install 'dpstream[trainer]'"
         ) from error
     try:
-        return DP(path)
+        return DP(path, nlist_backend=NEIGHBOUR_LIST)
     except Exception as error:  # TensorFlow raises many kinds
         text = " ".join(str(error).split())
         raise SpecError(f"MODEL: {path}: cannot be loaded as a model: {text}") from error

@@ -17,6 +17,7 @@ from dpstream.shared.errors import Permanent, Temporary
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.gpu_check import check_gpu
 from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"
@@ -65,8 +66,11 @@ class ExplorerResources:
         self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads, self.device)
 
     def start(self) -> None:
-        """Start the child process, which loads its libraries while the worker waits for a task."""
+        """Start the child process, which loads its libraries while the worker waits for a task.
+        Raises SpecError if the worker loads PyTorch models and the GPU cannot evaluate them."""
         self.engine.start()
+        if ".pth" in self.formats:
+            check_gpu(self.engine, self.device)
 
     def close(self) -> None:
         self.engine.kill()

@@ -20,6 +20,7 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.dynamics import Plan, run
 from dpstream.services.labeler.units import BOHR, HARTREE
 from dpstream.shared.atoms.frames import Frame, to_ase
+from dpstream.shared.runtime.machine_faults import is_gpus_fault
 from dpstream.shared.values import Recipe
 
 KELVIN = 3.166811563e-6
@@ -145,7 +146,7 @@ def _ase_virial(atoms: Any) -> Any:
 
 def deepmd_point(recipe: Recipe, frame: Frame, model: Any) -> Outcome:
     """Energy, forces and virial of a Deep Potential, whose virial is −dE/dε as a label's."""
-    type_map = model.get_type_map()
+    type_map = model.type_map
     unknown = sorted(set(frame.species) - set(type_map))
     if unknown:
         message = f"the model supports {', '.join(type_map)}, not {', '.join(unknown)}"
@@ -187,9 +188,9 @@ def _prepare_deepmd(recipe: Recipe) -> Any:
 
 @lru_cache(maxsize=1)
 def _model(path: str) -> Any:
-    from deepmd.infer import DeepPot
+    from dpstream.shared.atoms.deep_pot import Potential
 
-    return DeepPot(path)
+    return Potential(path)
 
 
 Prepare = Callable[[Recipe], Any]
@@ -208,13 +209,15 @@ point itself, which receives the result of the preparation."""
 
 def single_point(recipe: Recipe, frame: Frame) -> Outcome:
     """The outcome of one single point. Exceptions about this frame are part of the outcome; those
-    about the recipe (unknown functional, wrong keyword) are raised."""
+    about the recipe (unknown functional, wrong keyword) or the GPU are raised."""
     prepare_recipe, point = SINGLE_POINTS[recipe.code]
     prepared = prepare_recipe(recipe)
     started = time.monotonic()
     try:
         outcome = point(recipe, frame, prepared)
     except Exception as error:
+        if is_gpus_fault(str(error)):
+            raise
         outcome = _failure(error)
     return replace(outcome, seconds=time.monotonic() - started)
 

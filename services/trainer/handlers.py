@@ -20,9 +20,9 @@ from dpstream.shared.runtime.context import Context
 def train(resources: TrainerResources, command: Train, context: Context) -> MemberTrained:
     """Train, freeze, compress and measure one member.
 
-    Raises Permanent for input that DeePMD-kit does not accept, Temporary if the machine runs out of
-    memory or disk space, EngineCrashed, and Stopped if the task is cancelled or the worker stops
-    (in streaming mode, after storing the newest checkpoint).
+    Raises Permanent for input that DeePMD-kit does not accept, Temporary if memory, disk space or
+    GPU of the machine is at fault, EngineCrashed, and Stopped if the task is cancelled or the
+    worker stops (in streaming mode, after storing the newest checkpoint).
     """
     job = TrainingJob(resources, command, context)
     job.prepare()

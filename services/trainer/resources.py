@@ -1,21 +1,29 @@
-"""Resources that a trainer keeps between tasks: the child process with DeePMD-kit loaded."""
+"""Resources that a trainer keeps between tasks: the child processes with DeePMD-kit loaded."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+from dpstream.services.trainer.training_input import BACKENDS
+from dpstream.shared.errors import Permanent
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.gpu_check import check_gpu
 
 DATA_ONLY = frozenset({".pb", ".pt", ".hlo", ".zip"})
 """Suffixes of models that cannot execute code; `.zip` are checkpoints."""
 
 
 MODELS = DATA_ONLY | {".pth"}
+RENEW_AFTER = 500
+"""Calls after which a child process is renewed. PyTorch's grows by some 5 MB per member, which
+takes four to six calls."""
 
 
 class TrainerResources:
-    """The trainer's child process with DeePMD-kit loaded."""
+    """The trainer's child processes, one per backend. At most one is alive, because each occupies
+    memory of the machine and of the GPU."""
 
     def __init__(
         self,
@@ -28,13 +36,48 @@ class TrainerResources:
         from which trainings may start; `device`: what trainings run on, None: what DeePMD-kit
         chooses."""
         self.models, self.device = models, device
-        module = "dpstream.services.trainer.child"
-        self.engine = ChildProcess(module, scratch / "deepmd", threads, device)
+        self._engines = {
+            name: ChildProcess(
+                f"dpstream.services.trainer.backends.{name}",
+                scratch / name,
+                threads,
+                device,
+                renew_after=RENEW_AFTER,
+            )
+            for name in BACKENDS
+        }
         self.described: dict[str, dict[str, str]] = {}
-        """What the engine reports of itself, by backend."""
+        """What the child processes report of themselves, by backend."""
+
+    def engine(self, backend: str) -> ChildProcess:
+        """The child process of a backend, after ending that of another. Raises Permanent if the
+        backend is not installed."""
+        chosen = BACKENDS[backend]
+        if not _is_installed(chosen.package):
+            raise Permanent(
+                f"backend {backend} needs the package {chosen.package}: "
+                f"pip install '{chosen.install}'"
+            )
+        for name, engine in self._engines.items():
+            if name != backend:
+                engine.kill()
+        return self._engines[backend]
 
     def start(self) -> None:
-        self.engine.start()
+        """Start the child process of the first backend that is installed, so that it can import its
+        libraries while the worker waits for a task. Raises SpecError if PyTorch cannot use the
+        GPU."""
+        for name, backend in BACKENDS.items():
+            if _is_installed(backend.package):
+                self.engine(name).start()
+                if name == "pytorch":
+                    check_gpu(self.engine(name), self.device)
+                return
 
     def close(self) -> None:
-        self.engine.kill()
+        for engine in self._engines.values():
+            engine.kill()
+
+
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None

@@ -43,8 +43,8 @@ from dpstream.shared.values import DeviceFacts, Ref, Rmse
 log = logger()
 
 
-MACHINES_FAULT = ("MemoryError", "OSError", "ResourceExhaustedError", "UnknownError")
-"""Exceptions that DeePMD-kit raises when memory or disk space runs out."""
+DISK_FAULT = ("OSError", "UnknownError")
+"""Exceptions that DeePMD-kit raises when disk space runs out."""
 
 
 @dataclass
@@ -98,7 +98,7 @@ class TrainingJob:
         name, described = self.spec.training.backend, self.resources.described
         if name in described:
             return
-        described[name] = self._run("describe", {"backend": name})
+        described[name] = self._run("describe", {})
         device = self.resources.device
         if device is None or device.gpu is None or on_gpu(described[name]):
             return
@@ -220,22 +220,21 @@ class TrainingJob:
         return Rmse(**errors)
 
     def _call(self, operation: str, tick: Callable[[], None] | None = None, **options: Any) -> Any:
-        where = {"folder": str(self.folder), "backend": self.spec.training.backend}
-        return self._run(operation, where | options, tick)
+        return self._run(operation, {"folder": str(self.folder), **options}, tick)
 
     def _run(
         self, operation: str, arguments: Mapping[str, Any], tick: Callable[[], None] | None = None
     ) -> Any:
         """Call the child process within the remaining time of the task. Raises Permanent for its
-        errors, Temporary if memory or disk space ran out."""
+        errors, Temporary if the machine is at fault."""
         left = self.command.max_seconds - (time.monotonic() - self._since)
         try:
-            return self.resources.engine.call(
+            return self.resources.engine(self.spec.training.backend).call(
                 operation, arguments, tick=tick or self.context.check, seconds=max(1.0, left)
             )
         except EngineError as error:
             reason = f"{operation}: {error.kind}: {error}"
-            if error.kind in MACHINES_FAULT:
+            if error.kind in DISK_FAULT:
                 raise Temporary(reason, delay=30.0) from error
             raise Permanent(reason) from error
 

@@ -209,15 +209,13 @@ SCRIPTED = ("init-model", "init-frz-model")
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend of DeePMD-kit: its `title`, the flag of `dp`, the suffix of model files, the
-    Python package it needs and how to `install` it, `on_gpu` with CUDA. `newest`: symbolic link
-    that DeePMD-kit sets once a checkpoint is complete; `ending`: part of a checkpoint's name after
-    its step; `given`: suffixes of files from which a training may start; `lacks`: sections of the
-    input that it does not support; `compressed_only`: its models are correct only after
-    compression."""
+    """One backend of DeePMD-kit: its `title`, the suffix of model files, the Python package it
+    needs and how to `install` it, `on_gpu` with CUDA. `newest`: symbolic link that DeePMD-kit sets
+    once a checkpoint is complete; `ending`: part of a checkpoint's name after its step; `given`:
+    suffixes of files from which a training may start; `lacks`: sections of the input that it does
+    not support; `compressed_only`: its models are correct only after compression."""
 
     title: str
-    flag: str
     suffix: str
     package: str
     install: str
@@ -237,7 +235,6 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "tensorflow": Backend(
         title="TensorFlow",
-        flag="--tf",
         suffix=".pb",
         package="tensorflow",
         install="dpstream[trainer]",
@@ -248,7 +245,6 @@ BACKENDS: dict[str, Backend] = {
     ),
     "pytorch": Backend(
         title="PyTorch",
-        flag="--pt",
         suffix=".pth",
         package="torch",
         install="dpstream[pytorch]",
@@ -260,7 +256,6 @@ BACKENDS: dict[str, Backend] = {
     # Converted to a TensorFlow model, because LAMMPS cannot load JAX models.
     "jax": Backend(
         title="JAX",
-        flag="--jax",
         suffix=".pb",
         package="jax",
         install="dpstream[jax]",
@@ -277,24 +272,11 @@ CONVERTED = "se_e2_a"
 converts `se_e3` to a wrong model and refuses `dpa2`.)"""
 
 
-def train_line(
-    backend: Backend, how: Begin | None = None, model: str = "", given: bool = False
-) -> list[str]:
-    """`dp train` in the folder of its input file, from scratch or from `model`; `given`: a user's
-    model, whose architecture is used."""
+def jax_line(how: Begin | None = None, model: str = "", given: bool = False) -> list[str]:
+    """`dp --jax train` in the folder of its input file, from scratch or from `model`; `given`: a
+    user's model, whose architecture is used."""
     options = [] if how is None else [f"--{how}", model]
     if given and how in SCRIPTED:
         options.append("--use-pretrain-script")
-    return [*_dp(backend), "train", INPUT, "--output", RESOLVED, *options]
-
-
-def freeze_line(backend: Backend, checkpoint: str, model: str) -> list[str]:
-    return [*_dp(backend), "freeze", "--checkpoint-folder", checkpoint, "--output", model]
-
-
-def compress_line(backend: Backend, frozen: str, model: str) -> list[str]:
-    return [*_dp(backend), "compress", "--input", frozen, "--output", model]
-
-
-def _dp(backend: Backend) -> list[str]:
-    return [sys.executable, "-I", "-m", "deepmd", backend.flag]
+    dp = [sys.executable, "-I", "-m", "deepmd", "--jax"]
+    return [*dp, "train", INPUT, "--output", RESOLVED, *options]

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpstream.shared.environment import passed_environment
-from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled
+from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault
 from dpstream.shared.runtime.device import Device, cudart_folder
+from dpstream.shared.runtime.machine_faults import is_machines_fault
 
 PINNED = (
     "OMP_NUM_THREADS",
@@ -85,16 +86,24 @@ class ChildProcess:
     """A warm child process that runs the operations of one module, one at a time."""
 
     def __init__(
-        self, module: str, scratch: Path, threads: int = 1, device: Device | None = None
+        self,
+        module: str,
+        scratch: Path,
+        threads: int = 1,
+        device: Device | None = None,
+        renew_after: int | None = None,
     ) -> None:
         """`scratch`: a private folder, used as the child's working directory and home; `device`:
-        the only one that the child sees, None: those that this process sees."""
+        the only one that the child sees, None: those that this process sees; `renew_after`: calls
+        after which a new child is started, for libraries whose memory grows."""
         self.module, self.scratch, self.threads = module, scratch, threads
-        self.device = device
+        self.device, self.renew_after = device, renew_after
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._buffer = bytearray()
         self._number = 0
+        self._calls = 0
+        """Of the present child."""
 
     @property
     def pid(self) -> int | None:
@@ -136,11 +145,16 @@ class ChildProcess:
         """Run `operation(**arguments)` in the child and return its JSON result.
 
         Meanwhile `tick` is called about once a second; its exceptions kill the child and propagate.
-        Raises EngineError if the operation raised, EngineCrashed if the process died or the call
-        took more than `seconds` of wall time, and EngineKilled if something else killed it.
+        Raises EngineError if the operation raised; MachineFault if it raised because of its
+        machine, after ending the child, whose CUDA context may be unusable; EngineCrashed if the
+        process died or the call took more than `seconds` of wall time; and EngineKilled if
+        something else killed it.
         """
+        if self._calls == self.renew_after:
+            self.kill()
         self.start()
         self._number += 1
+        self._calls += 1
         request = {"number": self._number, "operation": operation, "arguments": dict(arguments)}
         try:
             self._send(request)
@@ -157,8 +171,15 @@ class ChildProcess:
             text = f"{operation}: ended with status {reply['crashed']}; {self.log_tail()}"
             raise self._crash(text, reply["crashed"], tick)
         if "error" in reply:
-            raise EngineError(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
+            raise self._error(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
         return reply["result"]
+
+    def _error(self, text: str, kind: str, trace: str) -> EngineError | MachineFault:
+        """The exception of an operation."""
+        if not is_machines_fault(kind, text):
+            return EngineError(text, kind, trace)
+        self.kill()
+        return MachineFault(f"{kind}: {text}")
 
     def _status(self) -> int | None:
         """How the child ended; None if it runs."""
@@ -184,6 +205,7 @@ class ChildProcess:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._calls = 0
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):  # the child read only part of a request
                     self._process.stdin.close()

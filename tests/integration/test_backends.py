@@ -1,7 +1,13 @@
-"""Backends that the environment may not have: trained for real, driven by LAMMPS for real."""
+"""Backends that the environment may not have: trained for real, driven by LAMMPS for real.
+
+Each runs where it is installed, also where no other is.
+"""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,12 +16,15 @@ import pytest
 
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.trainer import checkpoints
-from dpstream.services.trainer.training_input import BACKENDS
+from dpstream.services.trainer.training_input import BACKENDS, INPUT, LCURVE
 from dpstream.shared.atoms.deviation import max_force_deviation
+from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import MemberTrained
+from dpstream.shared.runtime.device import Device, Gpu
+from dpstream.shared.runtime.gpu_check import check_gpu
 from dpstream.shared.values import given_model
 from tests.support.explorer import CH4, evaluated, run
-from tests.support.trainer import TrainerHarness
+from tests.support.trainer import TrainerHarness, backends_loaded_by
 
 STEPS = 100
 PATIENCE = 600.0
@@ -53,6 +62,77 @@ def test_a_member_is_trained_frozen_compressed_and_begun_in(
     assert warm.train.force < 1.5 * trained.train.force
     curve = trainer.store.get(trained.lcurve.uri).decode().splitlines()
     assert trained.train.energy == pytest.approx(float(curve[-1].split()[2]), rel=0.2, abs=0.1)
+
+
+def test_the_child_loads_its_own_backend_alone(
+    trainer: TrainerHarness, trained: MemberTrained, backend: str
+) -> None:
+    engine = trainer.resources.engine(backend)
+    converter = {"tensorflow"} if backend == "jax" else set()
+    assert backends_loaded_by(engine) <= {backend} | converter
+    described = engine.call("describe", {})
+    assert described["backend"].startswith(f"{backend} ")
+    assert described.keys() == {"backend", "device", "runtime"}
+
+
+def test_a_member_depends_on_no_earlier_training(
+    trainer: TrainerHarness, trained: MemberTrained, warm: MemberTrained, backend: str
+) -> None:
+    """The first task of a process, a later one, and the first of a new one: equal bytes."""
+    if backend == "jax":
+        pytest.skip("each training is a process")
+    other = {"backend": backend, "input": {"model": {"fitting_net": {"neuron": [8, 8]}}}}
+    trainer.train({**other, "compress": False}, steps=5, seed=3, max_seconds=PATIENCE)
+    engine = trainer.resources.engine(backend)
+    with pytest.raises(Permanent):  # after the process has begun the training
+        _broken(trainer, backend)
+    again = trainer.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
+    engine.kill()
+    fresh = trainer.train({"backend": backend}, steps=STEPS, max_seconds=PATIENCE)
+    for member in (again, fresh):
+        assert member.lcurve.sha256 == trained.lcurve.sha256
+        assert member.frozen.sha256 == trained.frozen.sha256
+        assert member.model.sha256 == trained.model.sha256
+        assert member.test == trained.test
+
+
+def test_resident_frames_change_no_digit(
+    trainer: TrainerHarness, trained: MemberTrained, backend: str, tmp_path: Path
+) -> None:
+    """The same training by DeePMD-kit's own loader, in a process of its own."""
+    if backend != "pytorch":
+        pytest.skip("the loader of PyTorch alone is replaced")
+    folder = trainer.root / "scratch" / trained.task
+    shutil.copytree(folder / "train", tmp_path / "train")
+    shutil.copy(folder / INPUT, tmp_path)
+    line = [sys.executable, "-I", "-m", "deepmd", "--pt", "train", INPUT]
+    subprocess.run(line, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / LCURVE).read_bytes() == trainer.store.get(trained.lcurve.uri)
+
+
+def _broken(trainer: TrainerHarness, backend: str) -> None:
+    """A training from a file that is no model."""
+    files = {given_model(0): trainer.put("campaigns/t/inputs/broken.pt", b"no model")}
+    begin = {"backend": backend, "init": {"model": "given", "how": "finetune"}}
+    trainer.train(begin, steps=5, files=files, max_seconds=PATIENCE)
+
+
+def test_a_compressed_model_is_evaluated_before_the_first_task(
+    trainer: TrainerHarness, backend: str, tmp_path: Path
+) -> None:
+    if backend != "pytorch":
+        pytest.skip("PyTorch's compressed models need further CUDA libraries")
+    engine = trainer.resources.engine(backend)
+    assert engine.call("check", {"folder": str(tmp_path)}) == "cpu"
+    gpu = Device("cuda", Gpu(0, "H200", 143771, "580.1"))
+    check_gpu(engine, gpu)
+    (tmp_path / "engine").write_text("no folder")
+    engine.scratch, scratch = tmp_path / "engine", engine.scratch
+    try:
+        with pytest.raises(SpecError, match=r"H200 .* does not evaluate compressed PyTorch"):
+            check_gpu(engine, gpu)
+    finally:
+        engine.scratch = scratch
 
 
 def test_a_training_goes_on_and_is_finetuned(

@@ -22,12 +22,12 @@ from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.training_input import BACKENDS, TrainingRun, build_input
 from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
-from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped, Temporary
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped, Temporary
 from dpstream.shared.messages import MemberTrained, Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.values import DeviceFacts, Ref
-from tests.support.trainer import TrainerHarness, spec_of
+from tests.support.trainer import TrainerHarness, backends_loaded_by, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
 
@@ -227,10 +227,17 @@ def test_a_demanded_gpu_that_deepmd_cannot_use_is_the_machines_fault(
     assert trainer.resources.described == {}, "it is asked again: the driver may have been mended"
 
 
+def test_the_child_loads_tensorflow_alone(trainer: TrainerHarness) -> None:
+    engine = trainer.resources.engine("tensorflow")
+    described = engine.call("describe", {})
+    assert backends_loaded_by(engine) == {"tensorflow"}
+    assert described["backend"].startswith("tensorflow ")
+    assert described.keys() == {"backend", "device", "runtime"}
+
+
 def test_missing_backend_is_permanent_and_names_the_package(trainer: TrainerHarness) -> None:
-    with pytest.raises(EngineError, match=r"pip install 'dpstream\[jax\]'") as caught:
-        trainer.resources.engine.call("train", {"folder": str(trainer.root), "backend": "jax"})
-    assert caught.value.kind == "MissingBackend"
+    with pytest.raises(Permanent, match=r"pip install 'dpstream\[jax\]'"):
+        trainer.train({"backend": "jax"})
 
 
 def test_defaults_pass_deepmds_own_check(trainer: TrainerHarness) -> None:
@@ -266,8 +273,9 @@ def kill_while_training(trainer: TrainerHarness, context: Context) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (context.scratch / "lcurve.out").exists():
         time.sleep(0.05)
-    assert trainer.resources.engine.pid is not None
-    os.kill(trainer.resources.engine.pid, signal.SIGKILL)
+    pid = trainer.resources.engine("tensorflow").pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_time_limit_ends_the_training(trainer: TrainerHarness) -> None:

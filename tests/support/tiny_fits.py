@@ -15,6 +15,7 @@ from dpstream.services.trainer.training import TrainingJob
 from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
+from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.values import Ref
 from tests.support.trainer import TrainerHarness
 
@@ -34,6 +35,10 @@ class Fit:
     trainer: TrainerHarness
 
     @property
+    def _engine(self) -> ChildProcess:
+        return self.trainer.resources.engine("tensorflow")
+
+    @property
     def frozen(self) -> Path:
         """The frozen model."""
         return self.frozen_at(STEPS)
@@ -42,16 +47,15 @@ class Fit:
         """The model after half or all of the steps, frozen at the first call."""
         path = self.folder / f"frozen-{step}.pb"
         if not path.exists():
-            where = {"folder": str(self.folder), "backend": "tensorflow"}
-            ask = {**where, "checkpoint": f"model.ckpt-{step}", "model": path.name}
-            self.trainer.resources.engine.call("freeze", ask)
+            ask = {"checkpoint": f"model.ckpt-{step}", "model": path.name}
+            self._engine.call("freeze", {"folder": str(self.folder), **ask})
         return path
 
     def measured(self, items: Sequence[Labelled]) -> Mapping[str, Any]:
         """Errors on other frames."""
         folder = self.folder / f"other-{len(list(self.folder.iterdir()))}"
         systems = [str(system) for system in write_deepmd(items, folder, ["Cu"])]
-        result: Mapping[str, Any] = self.trainer.resources.engine.call(
+        result: Mapping[str, Any] = self._engine.call(
             "evaluate", {"model": str(self.frozen), "systems": systems}
         )
         return result

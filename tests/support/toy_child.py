@@ -21,6 +21,10 @@ def refuse(text: str) -> None:
     raise LookupError(text)
 
 
+def exhaust() -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
 def count() -> int:
     """How often this process has been called."""
     CALLS.append(1)
@@ -82,6 +86,7 @@ OPERATIONS = {
     for operation in (
         echo,
         refuse,
+        exhaust,
         count,
         pid,
         environment,

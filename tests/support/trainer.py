@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.build import molecule
-from tblite.ase import TBLite
+from ase.calculators.emt import EMT
 
 from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.resources import TrainerResources
@@ -17,16 +18,20 @@ from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, canonical, en
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
 from dpstream.shared.messages import CheckpointSaved, MemberTrained, Train
+from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Dataset, Ref
 
 FRAMES = 24
+LIBRARIES = {"tensorflow": "libtensorflow", "pytorch": "libtorch", "jax": "jaxlib"}
+"""Parts of the paths of the backends' shared libraries."""
 
 
 def labels(count: int, seed: int) -> list[tuple[Frame, FrameLabel]]:
-    """Methane, randomly displaced by 0.1 Å at most, labelled with GFN2-xTB."""
+    """Methane, randomly displaced by 0.1 Å at most, labelled with GFN2-xTB, or where tblite is not
+    installed with EMT, which computes it badly, but as smoothly."""
     rng = np.random.default_rng(seed)
     result = []
     for _ in range(count):
@@ -34,10 +39,24 @@ def labels(count: int, seed: int) -> list[tuple[Frame, FrameLabel]]:
         atoms.positions += rng.uniform(-0.1, 0.1, (5, 3))
         frame = canonical(Frame(tuple(atoms.get_chemical_symbols()), atoms.positions)).frame
         atoms.symbols, atoms.positions = "".join(frame.species), frame.positions
-        atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+        atoms.calc = _calculator()
         label = FrameLabel(float(atoms.get_potential_energy()), atoms.get_forces())
         result.append((frame, label))
     return result
+
+
+def backends_loaded_by(engine: ChildProcess) -> set[str]:
+    """The backends whose shared libraries a child process has loaded."""
+    loaded = Path(f"/proc/{engine.pid}/maps").read_text()
+    return {name for name, library in LIBRARIES.items() if library in loaded}
+
+
+def _calculator() -> Any:
+    if find_spec("tblite") is None:
+        return EMT()
+    from tblite.ase import TBLite
+
+    return TBLite(method="GFN2-xTB", verbosity=0)
 
 
 class TrainerHarness:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from dpstream.deploy.devcluster.processes import ProcessRecord
-from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault, Stopped
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
 from tests.support.worker import stop_after
@@ -108,6 +108,23 @@ def test_a_faulty_call_is_no_crash(
         engine.call(operation, arguments)
     assert raised.value.kind == kind
     assert engine.call("count", {}) == 1
+
+
+def test_a_fault_of_the_machine_renews_the_child(engine: ChildProcess) -> None:
+    """After an error a CUDA context may be unusable for good."""
+    first = engine.call("pid", {})
+    with pytest.raises(MachineFault, match="RuntimeError: CUDA error: out of memory"):
+        engine.call("exhaust", {})
+    assert engine.pid is None
+    assert engine.call("pid", {}) != first
+
+
+def test_the_child_is_renewed_after_some_calls(tmp_path: Path) -> None:
+    engine = ChildProcess("toy_child", tmp_path / "renewed", renew_after=2)
+    try:
+        assert [engine.call("count", {}) for _ in range(5)] == [1, 2, 1, 2, 1]
+    finally:
+        engine.kill()
 
 
 def test_a_started_child_serves_the_first_call(engine: ChildProcess) -> None:

@@ -21,9 +21,10 @@ from dpstream.services.explorer.lammps.script import Script
 from dpstream.services.explorer.lammps.session import Sessions
 from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
 from dpstream.shared.atoms.frames import PARAMETERS, Batch, Floats, Frame, Ints
+from dpstream.shared.runtime.machine_faults import is_gpus_fault
 from dpstream.shared.values import Trust
 
-from deepmd.infer import DeepPot  # isort: skip
+from dpstream.shared.atoms.deep_pot import Potential  # isort: skip
 
 SESSIONS = Sessions(Path.cwd())
 Check = tuple[Floats, Floats, float, float, int, Ints]
@@ -31,8 +32,8 @@ Check = tuple[Floats, Floats, float, float, int, Ints]
 
 
 @functools.lru_cache(maxsize=32)
-def _model(path: str) -> Any:
-    return DeepPot(path)
+def _model(path: str) -> Potential:
+    return Potential(path)
 
 
 def begin(script: Mapping[str, Any]) -> None:
@@ -136,6 +137,13 @@ def conserve(checks: int, every: int, overlap: float, reach: float | None) -> di
     return {"energies": energies, "stopped": stopped}
 
 
+def check(folder: str) -> str:
+    """Evaluate a compressed PyTorch model, as `evaluate_tiny_model`."""
+    from dpstream.shared.atoms.tiny_model import evaluate_tiny_model  # imports torch
+
+    return evaluate_tiny_model(folder)
+
+
 def write_restart(path: str) -> None:
     SESSIONS.in_use.write_restart(path)
 
@@ -212,7 +220,7 @@ def finds_gpu(suffix: str) -> bool:
 
 def cutoff(model: str) -> float:
     """Cutoff radius of a model, Å."""
-    return float(_model(model).get_rcut())
+    return _model(model).cutoff
 
 
 def descriptors(model: str, batch: str, result: str) -> None:
@@ -232,11 +240,14 @@ def _or_discard_session(work: Callable[[], object]) -> None:
 
 
 def _run(steps: int) -> str | None:
-    """Run `steps` steps; returns the first line of LAMMPS' error, or None."""
+    """Run `steps` steps; returns the first line of LAMMPS' error, or None. Raises its exception if
+    the GPU is at fault."""
     try:
         SESSIONS.in_use.run(steps)
     except Exception as error:  # LAMMPS raises bare Exception and MPIAbortException
         SESSIONS.discard()
+        if is_gpus_fault(str(error)):
+            raise
         return str(error).strip().splitlines()[0]
     return None
 
@@ -266,7 +277,7 @@ def _save_arrays(path: str, **arrays: npt.ArrayLike) -> None:
 
 def _input(path: str, frames: Batch) -> tuple[Floats, Floats | None, list[int]]:
     """Arguments of DeepPot: coordinates `(n, 3 × n_atoms)`, cells `(n, 9)` and types."""
-    numbers = {symbol: number for number, symbol in enumerate(_model(path).get_type_map())}
+    numbers = {symbol: number for number, symbol in enumerate(_model(path).type_map)}
     n = len(frames)
     cells = None if frames.cells is None else frames.cells.reshape(n, 9)
     return frames.positions.reshape(n, -1), cells, [numbers[s] for s in frames.species]
@@ -283,6 +294,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "change": change,
     "advance": advance,
     "conserve": conserve,
+    "check": check,
     "write_restart": write_restart,
     "has_fix": has_fix,
     "evaluate": evaluate,
