@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote, urlsplit
@@ -48,6 +49,20 @@ def comma_separated(value: Any) -> Any:
 
 Separated = BeforeValidator(comma_separated)
 """Annotates a tuple whose variable is a comma-separated list."""
+
+
+def _slots(value: Any) -> Any:
+    """A number of slots, or `auto`."""
+    if value == "auto":
+        return value
+    with suppress(TypeError, ValueError):
+        if int(value) >= 1:
+            return int(value)
+    raise ValueError("must be a number from 1, or auto")
+
+
+Slots = Annotated[int | Literal["auto"], BeforeValidator(_slots)]
+"""Tasks that a process has in hand at once; auto: as many as the machine can run."""
 
 
 def _broker_url(url: SecretStr) -> SecretStr:

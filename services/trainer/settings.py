@@ -6,10 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dpstream.shared.settings import Separated, WorkerSettings
+from dpstream.shared.settings import Separated, Slots, WorkerSettings
 
 
 class TrainerSettings(WorkerSettings):
+    trainer_slots: Slots = Field(
+        default=1,
+        description="trainings at once, each in a child process of its own; auto: by cores and "
+        "memory, on a GPU also by its memory",
+    )
     trainer_models: Annotated[
         tuple[Literal[".pb", ".pt", ".hlo", ".zip", ".pth"], ...], Separated
     ] = Field(

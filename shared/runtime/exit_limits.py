@@ -8,6 +8,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from dpstream.shared.messages import Message
+
 STAGGER = 0.1
 """Largest part by which a lifetime is shortened at random, so that workers that were launched
 together do not all leave at once."""
@@ -25,7 +27,10 @@ class ExitLimits:
     _started: float = field(default_factory=time.monotonic)
     _part: float = field(default_factory=lambda: random.uniform(1 - STAGGER, 1))
     _closed: bool = False
-    """Whether the time that is left was too short for a task."""
+    """Whether the process ends: it was idle for long, or the time that is left was too short for a
+    task."""
+    _usual: dict[type[Message], float] = field(default_factory=dict)
+    """Usual seconds of a task, by command: an average that favours the latest."""
     _taken: int = 0
     _working: int = 0
     _idle_since: float = field(default_factory=time.monotonic)
@@ -34,12 +39,15 @@ class ExitLimits:
     @property
     def over(self) -> bool:
         with self._lock:
-            return self._is_full() or self._is_idle_for_long() or not self._has_time(0.0)
+            # Once one worker leaves, none takes another task: the process would go on with fewer.
+            self._closed = self._closed or self._is_idle_for_long()
+            return self._is_full() or not self._has_time(0.0)
 
-    def admit(self, usual: float = 0.0) -> bool:
-        """Reserve a place for one more task that usually takes `usual` seconds, until `release`;
-        False if a limit is reached."""
+    def admit(self, kind: type[Message] | None = None) -> bool:
+        """Reserve a place for one more task, a command of this kind, until `release`; False if a
+        limit is reached."""
         with self._lock:
+            usual = 0.0 if kind is None else self._usual.get(kind, 0.0)
             if self._is_full() or not self._has_time(usual):
                 return False
             self._taken += 1
@@ -54,6 +62,11 @@ class ExitLimits:
                 self._idle_since = time.monotonic()
             else:
                 self._taken -= 1
+
+    def learn(self, kind: type[Message], seconds: float) -> None:
+        """Takes in how long a task took at any worker of the process."""
+        with self._lock:
+            self._usual[kind] = (self._usual.get(kind, seconds) + seconds) / 2
 
     def _has_time(self, usual: float) -> bool:
         """Whether a task can end within the lifetime. Once one cannot, no other is taken: it would

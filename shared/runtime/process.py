@@ -161,13 +161,18 @@ class WorkerThreads:
         """That of all plans."""
         return next((plan.device for plan in self.plans), None)
 
+    @property
+    def queues(self) -> list[str]:
+        """The queues that the process serves, each once."""
+        return list(dict.fromkeys(queue for plan in self.plans for queue in plan.queues))
+
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
         `Refused` if broker or store keep refusing a worker's rights."""
         self._start(bus, store, stopping)
         self._announce(bus)
         where = {"device": str(self.device)} if self.device else {}
-        log.info("ready", queues=[queue for plan in self.plans for queue in plan.queues], **where)
+        log.info("ready", queues=self.queues, slots=len(self.plans), **where)
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():
@@ -222,6 +227,7 @@ class WorkerThreads:
     def _start(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
         settings = self.settings
         limits = ExitLimits(settings.max_tasks, settings.idle_exit, settings.lifetime)
+        self.metrics.has_slots(len(self.plans))
         for number, plan in enumerate(self.plans):
             plan.resources.start()
             worker: Worker[Any] = Worker(
@@ -255,7 +261,7 @@ class WorkerThreads:
             process=self.settings.process,
             pool=self.settings.pool,
             slots=len(self.plans),
-            queues=tuple(queue for plan in self.plans for queue in plan.queues),
+            queues=tuple(self.queues),
             programs={name: text for plan in self.plans for name, text in plan.programs.items()},
             devices=self._gpu_names(),
         )

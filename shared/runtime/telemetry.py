@@ -106,6 +106,9 @@ class WorkerMetrics:
         self._busy = Gauge(
             "dpstream_worker_busy", "Workers with a running task", registry=self.registry
         )
+        self._slots = Gauge(
+            "dpstream_worker_slots", "Tasks that the process runs at once", registry=self.registry
+        )
         self._seconds = Histogram(
             "dpstream_worker_phase_seconds",
             "Time a worker spent, by phase",
@@ -116,6 +119,9 @@ class WorkerMetrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"dpstream_worker_{name}", text, labels, registry=self.registry)
+
+    def has_slots(self, count: int) -> None:
+        self._slots.set(count)
 
     def spent(self, phase: Phase, seconds: float) -> None:
         self._seconds.labels(phase).observe(seconds)

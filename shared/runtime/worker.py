@@ -86,8 +86,6 @@ class Worker(Generic[R]):
     """Time on the monotonic clock after which the running task counts as stuck."""
     _context: Context | None = None
     """Of the running task."""
-    _usual: dict[type[Command], float] = field(default_factory=dict)
-    """Usual seconds of a task, by command: an average that favours the latest."""
 
     def run(self) -> None:
         """Work until `stopping` is set, which releases a running task, or until an exit limit is
@@ -204,8 +202,7 @@ class Worker(Generic[R]):
     def _admitted(self, delivery: Delivery) -> Command | None:
         """The command, if the exit limits allow one more task and this worker wins its claim."""
         message = decode_or_none(delivery.body)
-        usual = self._usual.get(type(message), 0.0) if isinstance(message, Command) else 0.0
-        if not self.limits.admit(usual):
+        if not self.limits.admit(None if message is None else type(message)):
             delivery.reject()
             return None
         command = None
@@ -293,8 +290,7 @@ class Worker(Generic[R]):
         outcome = outcome_of(event, context)
         self.gave_back = self.gave_back or outcome == "preempted"
         if isinstance(event, Result):
-            before = self._usual.get(type(command), event.seconds)
-            self._usual[type(command)] = (before + event.seconds) / 2
+            self.limits.learn(type(command), event.seconds)
         self.telemetry.ended(command, outcome)
         with self._spending("publish"):
             context.publish(event)

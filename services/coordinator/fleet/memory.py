@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,20 +206,27 @@ class PoolMemory:
     def status(
         self,
         verdict: PoolVerdict,
+        slots: int,
+        processes: Processes,
         programs: Mapping[str, str],
         devices: tuple[str, ...],
         spent: Spent,
         budget_used: float,
         now: float,
     ) -> PoolStatus:
+        """`slots`: of each worker of the pool."""
         running = sum(launch.running for launch in self.launches)
-        busy = min(verdict.busy, running)
+        busy_slots = min(verdict.busy_slots, running * slots)
+        named = frozenset().union(*(launch.up for launch in self.launches)) & processes.occupied
+        # Workers of an earlier release do not name their process: they are fewer, fully used ones.
+        busy = min(running, max(len(named), math.ceil(busy_slots / slots)))
         return PoolStatus(
             wanted=verdict.wanted,
             waiting=sum(launch.waiting for launch in self.launches),
             starting=sum(launch.starting for launch in self.launches),
             busy=busy,
             idle=running - busy,
+            idle_slots=running * slots - busy_slots,
             launched=self.launched,
             ended=dict(self.ended),
             paused=bool(self._pause_reason(now)),

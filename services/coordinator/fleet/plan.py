@@ -77,10 +77,11 @@ class Retirement:
 
 @dataclass(frozen=True)
 class PoolVerdict:
-    """How many workers a pool wants, how many have tasks, and what limits or holds it."""
+    """How many workers a pool wants, how many of its slots have tasks, and what limits or holds
+    it."""
 
     wanted: int
-    busy: int = 0
+    busy_slots: int = 0
     reason: str = ""
 
 
@@ -148,7 +149,7 @@ class _PoolTurn:
         self.wanted = min(self._limit(), max(self.pool.min, worth))
         provided = min(self.wanted, self._available()) * self.pool.slots - busy
         self._provide(max(0, provided), waiting)
-        return PoolVerdict(self.wanted, math.ceil(busy / self.pool.slots), self._reason(worth))
+        return PoolVerdict(self.wanted, busy, self._reason(worth))
 
     def launches(self) -> Iterator[NewLaunch]:
         largest = min(self.standing.most or math.inf, LARGEST[self.pool.engine])

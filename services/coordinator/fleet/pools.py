@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from dpstream.shared.bus.topology import declared
 from dpstream.shared.environment import is_secret
-from dpstream.shared.messages import COMMANDS, Service
+from dpstream.shared.messages import COMMANDS, Explore, Judge, Service
 from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.values import Name
@@ -127,7 +127,11 @@ class PoolSettings(Section):
     cpus: int = Field(default=1, ge=1, description="cores of a worker")
     gpus: int = Field(default=0, ge=0, description="GPUs of a worker")
     memory: Memory | None = Field(default=None, description="memory of a worker, e.g. 120G")
-    slots: int = Field(default=1, ge=1, description="tasks that a worker process runs at once")
+    slots: int = Field(
+        default=1,
+        ge=1,
+        description="tasks that a worker process runs at once; its cores are divided among them",
+    )
     min: int = Field(default=0, ge=0, description="fewest workers; these stay without tasks")
     max: int = Field(ge=0, description="largest number of workers")
     step: int = Field(
@@ -201,6 +205,13 @@ class PoolSettings(Section):
         return queue_class(self.serves[0])
 
     @property
+    def service_slots(self) -> int:
+        """The slots of the service's own setting: an explorer of both queues has one more worker,
+        for `judge`."""
+        beside = len({*self.serves} & {Explore.QUEUE, Judge.QUEUE}) - 1
+        return max(1, self.slots - max(0, beside))
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """Program and arguments of a worker."""
         return self.command or (sys.executable, "-m", f"dpstream.services.{self.service}")
@@ -244,6 +255,8 @@ class PoolSettings(Section):
             raise ValueError(f"slurm.nodes: a {self.service} uses one node")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
+        if (own := f"DPSTREAM_{self.service.upper()}_SLOTS") in self.envs:
+            raise ValueError(f"envs: {own}: set slots instead, by which workers are counted")
         given = [("envs", name) for name in self.envs]
         given += [("prepend", name) for line in self.prepend for name in assigned(line)]
         for key, name in given:
@@ -328,7 +341,8 @@ def worker_variables(name: str, pool: PoolSettings, *, warm: bool = False) -> di
         "LIFETIME": pool.lifetime,
         "GRACE": pool.grace,
         "PASS": ",".join(_passed(pool)) or None,
-        "THREADS": pool.cpus * pool.slurm.nodes,
+        "THREADS": max(1, pool.cpus * pool.slurm.nodes // pool.service_slots),
+        f"{pool.service.upper()}_SLOTS": pool.service_slots,
         "DEVICE": "cuda" if pool.gpus and pool.service != "labeler" else None,
         "LABELER_CODES": served if pool.service == "labeler" else None,
         "LABELER_CLASS": pool.worker_class,

@@ -23,6 +23,8 @@ ABOUT_PROCESSES = (m.WorkerStarted, m.TaskClaimed, m.TaskHeartbeat)
 class Processes:
     ended: frozenset[str] = frozenset()
     """Replaced, never changed, so that any thread may read it."""
+    occupied: frozenset[str] = frozenset()
+    """Processes with at least one running task; replaced, never changed, by the loop."""
     up: dict[str, float] = field(default_factory=dict)
     """Processes that have sent a message, and when the first arrived, seconds since the epoch."""
     nameless_at: float | None = None

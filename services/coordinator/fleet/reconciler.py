@@ -214,7 +214,11 @@ class Reconciler:
             for name, memory in self._memory.items()
         }
         pools = self.status.pools if self.status else {}
-        idle = {name: pool.idle for name, pool in pools.items()}
+        idle = {
+            name: pool.idle_slots / self._file.pools[name].slots
+            for name, pool in pools.items()
+            if name in self._file.pools
+        }
         self._spending.add(started, idle, self._file.pools, now)
         labels = self.labels()
         self._spending.labels += labels - self._labels
@@ -234,6 +238,8 @@ class Reconciler:
         pools = {
             name: memory[name].status(
                 each,
+                self._file.pools[name].slots,
+                self.processes,
                 self.processes.programs(name),
                 self.processes.devices(name),
                 spent.pools.get(name, Spent()),

@@ -15,8 +15,8 @@ DAY = 86400.0
 
 
 class Spent(BaseModel):
-    """Hours of workers, those of them without a task, and their cost; `cost_today`: of the present
-    day (UTC)."""
+    """Hours of workers, those of them without a task (by slots), and their cost; `cost_today`: of
+    the present day (UTC)."""
 
     hours: float = 0.0
     idle_hours: float = 0.0
@@ -67,12 +67,13 @@ class Spending(BaseModel):
     def add(
         self,
         started: Mapping[str, int],
-        idle: Mapping[str, int],
+        idle: Mapping[str, float],
         pools: Mapping[str, PoolSettings],
         now: float,
     ) -> None:
         """Counts the time since the last call for the workers that run now, `idle` of them without
-        a task. Those that ran while no coordinator did are counted, too."""
+        a task: a fraction where workers have several slots. Those that ran while no coordinator did
+        are counted, too."""
         hours = max(0.0, now - (self.time or now)) / 3600
         if int(now // DAY) != self.day:
             self.day = int(now // DAY)

@@ -11,8 +11,9 @@ class PoolStatus(View):
     wanted: int = Field(description="workers for which there is enough work")
     waiting: int = Field(description="launched, and not started by the fleet engine")
     starting: int
-    busy: int = Field(description="running, with a task")
+    busy: int = Field(description="running, with at least one task")
     idle: int = Field(description="running, without a task")
+    idle_slots: int = Field(description="slots of the running workers without a task")
     launched: int = Field(description="workers launched since the coordinator started")
     ended: dict[str, int] = Field(description="workers by exit status or the engine's word")
     paused: bool = Field(description="whether failures pause the pool")
@@ -26,7 +27,9 @@ class PoolStatus(View):
     devices: tuple[str, ...] = Field(default=(), description="models of its workers' GPUs")
     budget_used: float = Field(description="share of its own budget; 1: used up")
     worker_hours: float = Field(description="of its workers, since the deployment began")
-    idle_hours: float = Field(description="those of workers without a task")
+    idle_hours: float = Field(
+        description="those without a task; a worker with one of two slots in use counts half"
+    )
     cost: float = Field(description="since the deployment began, in the file's currency")
 
     @property
@@ -47,7 +50,7 @@ class FleetStatus(View):
     deployment: str
     pools: dict[str, PoolStatus]
     worker_hours: float = Field(description="of all workers, since the deployment began")
-    idle_share: float = Field(description="share of these hours in which workers had no task")
+    idle_share: float = Field(description="share of these hours without a task, by slots")
     cost: float = Field(description="since the deployment began, in the file's currency")
     cost_per_label: float | None = Field(description="of all workers, per computed label")
     cost_today: float = Field(description="of the present day (UTC), in the file's currency")
