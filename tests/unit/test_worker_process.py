@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
 from dpstream.shared.errors import BusError, Refused
+from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device, Gpu
+from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
     GAVE_BACK,
@@ -43,6 +46,10 @@ class Bench:
         self.running = False
 
 
+TWO_PLANS = (("label.toy",), ("label.a", "label.b"))
+SLOTS = (("label.toy",),) * 3
+
+
 class Office:
     """A crew at work in a thread, on the broker and store."""
 
@@ -52,18 +59,20 @@ class Office:
         handler: Any,
         bus: Any = None,
         device: Device | None = None,
+        queues: Sequence[tuple[str, ...]] = TWO_PLANS,
+        make: Callable[[int], Any] = lambda number: Bench(),
         **settings: Any,
     ) -> None:
         given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
         plans = [
-            WorkerPlan(queues, {m.Label: handler}, Bench(), device=device)
-            for queues in (("label.toy",), ("label.a", "label.b"))
+            WorkerPlan(served, {m.Label: handler}, make(number), device=device)
+            for number, served in enumerate(queues)
         ]
         self.crew = WorkerThreads("lab", plans, workers.folder, given)
         self.stopping = threading.Event()
         self.status: int | None = None
         arguments = (bus or InProcessBus(workers.broker), workers.store, self.stopping)
-        self.thread = threading.Thread(target=self._work, args=arguments)
+        self.thread = threading.Thread(target=self._work, args=arguments, daemon=True)
         self.thread.start()
 
     def _work(self, *arguments: Any) -> None:
@@ -298,6 +307,157 @@ def test_a_shift_is_the_whole_crews(workers: WorkerHarness) -> None:
     office = Office(workers, succeed, max_tasks=2)
     assert office.end() == 0
     assert workers.next_types(4).count(m.LabelsDone) == 2
+
+
+# ------------------------------------------------------------------------------------------ slots
+
+
+class ToyEngine:
+    """A slot's engine: the toy child process."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.engine = ChildProcess("tests.support.toy_child", scratch)
+
+    def start(self) -> None:
+        self.engine.start()
+
+    def close(self) -> None:
+        self.engine.kill()
+
+
+def toy_office(workers: WorkerHarness, handler: Any, **settings: Any) -> Office:
+    """Three slots with an engine each."""
+
+    def make(number: int) -> ToyEngine:
+        return ToyEngine(workers.folder / f"slot-{number}")
+
+    return Office(workers, handler, queues=SLOTS, make=make, **settings)
+
+
+def events_until(workers: WorkerHarness, count: int, kind: type[m.Message]) -> list[Any]:
+    """Events up to the last of `count` of a kind."""
+    found: list[Any] = []
+    while sum(isinstance(event, kind) for event in found) < count:
+        found.append(workers.next_event())
+    return found
+
+
+def test_slots_have_tasks_in_hand_at_once_and_all_release_theirs(workers: WorkerHarness) -> None:
+    """Each has a claim and heartbeats under a name of its own; the process is the same."""
+    office = Office(
+        workers, patient, queues=SLOTS, process="gpu-1-0", task_heartbeat=0.05, grace=10.0
+    )
+    workers.send(*(label(f"t{n}") for n in range(4)))
+    claims = [e for e in events_until(workers, 3, m.TaskClaimed) if isinstance(e, m.TaskClaimed)]
+    assert {claim.worker for claim in claims} == {"lab.0", "lab.1", "lab.2"}
+    assert {claim.process for claim in claims} == {"gpu-1-0"}
+    beats: set[tuple[str, str]] = set()
+    while len(beats) < 3:
+        event = workers.next_event()
+        beats |= {(event.worker, event.task)} if isinstance(event, m.TaskHeartbeat) else set()
+    assert beats == {(claim.worker, claim.task) for claim in claims}
+    sample = office.crew.metrics.registry.get_sample_value
+    assert (sample("dpstream_worker_busy"), sample("dpstream_worker_slots")) == (3, 3)
+    office.stopping.set()
+    assert office.end() == GAVE_BACK
+    released = events_until(workers, 3, m.TaskReleased)
+    tasks = {event.task for event in released if isinstance(event, m.TaskReleased)}
+    assert tasks == {claim.task for claim in claims}
+    assert workers.bus.depth("label.toy") == 1
+    assert sample("dpstream_worker_busy") == 0
+
+
+def test_an_engine_that_crashes_costs_its_slot_only(workers: WorkerHarness) -> None:
+    """The other tasks go on in their children; the slot starts a new one for its next task."""
+    pids: dict[str, list[int]] = {}
+    go_on = threading.Event()
+
+    def handler(resources: ToyEngine, command: m.Label, context: Any) -> Any:
+        call = resources.engine.call
+        pids.setdefault(context.worker, []).append(call("pid", {}))
+        if command.task == "bad":
+            call("die", {}, tick=context.check)
+        while command.task in ("t1", "t2") and not go_on.is_set():
+            call("sleep", {"seconds": 0.05}, tick=context.check)
+        pids[context.worker].append(call("pid", {}))
+        return succeed(resources, command, context)
+
+    office = toy_office(workers, handler)
+    workers.send(label("t1"), label("t2"))
+    events_until(workers, 2, m.TaskClaimed)
+    workers.send(label("bad"))
+    assert workers.next_types(2) == [m.TaskClaimed, m.TaskFailed]
+    workers.send(label("next"))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+    go_on.set()
+    assert workers.next_types(2) == [m.LabelsDone, m.LabelsDone]
+    office.stopping.set()
+    assert office.end() == 0
+    office.crew.close()
+    assert sorted(len(set(seen)) for seen in pids.values()) == [1, 1, 2]
+    assert len({pid for seen in pids.values() for pid in seen}) == 4
+
+
+def test_a_stuck_task_is_aborted_and_the_other_slots_go_on(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -900.0)
+    office = toy_office(workers, patient)
+    unhurried = [label(f"t{n}").model_copy(update={"max_seconds": 9999.0}) for n in range(2)]
+    workers.send(*unhurried, label("stuck"))
+    events = events_until(workers, 1, m.TaskFailed)
+    assert [type(event) for event in events].count(m.TaskClaimed) == 3
+    assert events[-1].task == "stuck"
+    assert sum(worker._context is not None for worker in office.crew.workers) == 2
+    office.stopping.set()
+    assert office.end() == GAVE_BACK
+    office.crew.close()
+
+
+def test_what_one_slot_learned_of_a_task_keeps_the_others_from_beginning_it() -> None:
+    limits = ExitLimits(lifetime=100.0)
+    assert limits.admit(m.Label)
+    limits.learn(m.Label, 300.0)
+    limits.release(worked=True)
+    assert not limits.admit(m.Label)
+
+
+def test_a_process_that_was_idle_for_long_leaves_as_a_whole() -> None:
+    """After one worker has left, the others take no more: with fewer slots than the fleet counts,
+    the process would go on for as long as there are tasks."""
+    limits = ExitLimits(idle_exit=0.0)
+    assert limits.over
+    assert not limits.admit()
+
+
+def test_one_working_slot_keeps_the_idle_ones(workers: WorkerHarness) -> None:
+    go_on = threading.Event()
+
+    def handler(resources: Any, command: Any, context: Any) -> Any:
+        assert command.task != "long" or go_on.wait(PROMPT)
+        return succeed(resources, command, context)
+
+    office = Office(workers, handler, queues=SLOTS, idle_exit=0.3)
+    workers.send(label("long"))
+    assert workers.next_types(1) == [m.TaskClaimed]
+    assert not go_on.wait(0.6)
+    assert [thread.is_alive() for thread in office.crew.threads] == [True] * 3
+    workers.send(label("short"))
+    assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+    go_on.set()
+    assert workers.next_types(1) == [m.LabelsDone]
+    assert office.end() == 0
+
+
+def test_a_process_announces_its_slots_and_each_queue_once(workers: WorkerHarness) -> None:
+    office = Office(workers, succeed, queues=(*SLOTS, ("label.a",)))
+    delivery = workers.events.next(PROMPT)
+    assert delivery is not None
+    started = decode(delivery.body)
+    assert isinstance(started, m.WorkerStarted)
+    assert (started.slots, started.queues) == (4, ("label.toy", "label.a"))
+    office.stopping.set()
+    assert office.end() == 0
 
 
 # ------------------------------------------------------------------------------- the command line
