@@ -145,7 +145,8 @@ def test_a_worker_sees_its_settings(
         "GREETING": "two words; $HOME",
         "DPSTREAM_LABELER_CODES": "cp2k,vasp",
         "DPSTREAM_LIFETIME": "82800",
-        "DPSTREAM_THREADS": "2",
+        "DPSTREAM_THREADS": "1",
+        "DPSTREAM_LABELER_SLOTS": "2",
         "DPSTREAM_POOL": "cpu",
         "DPSTREAM_IDLE_EXIT": "120",
     }
@@ -166,6 +167,7 @@ def test_a_worker_sees_its_settings(
             envs={"GREETING": "two words; $HOME"},
             lifetime="23h",
             cpus=2,
+            slots=2,
             **changes,
         )
     )

@@ -41,6 +41,7 @@ FULL_SECONDS = 1.0
 
 
 class SimulatedWorkerSettings(WorkerSettings):
+    labeler_slots: int = Field(default=1, description="tasks of a labeler at once")
     simulated_seconds: float = Field(default=0.05, description="per task")
     simulated_gate: Path | None = Field(
         default=None, description="a task goes on when this file is there"
@@ -136,7 +137,10 @@ HANDLERS: dict[type[m.Command], Handler] = dict.fromkeys(m.COMMANDS, answer)
 
 def service(role: str) -> WorkerService[SimulatedWorkerSettings]:
     def plans(settings: SimulatedWorkerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-        return [WorkerPlan((queue,), HANDLERS, NoEngines(settings)) for queue in QUEUES[role]]
+        slots = settings.labeler_slots if role == "labeler" else 1
+        return [
+            WorkerPlan((queue,), HANDLERS, NoEngines(settings)) for queue in QUEUES[role] * slots
+        ]
 
     return WorkerService(role, "Completes tasks without engines.", SimulatedWorkerSettings, plans)
 

@@ -65,6 +65,11 @@ MISTAKES = [
         "pools.campus: envs: API_TOKEN: a secret; it belongs in the Secret that "
         "kubernetes.secret names",
     ),
+    (
+        SLURM + "    envs: {DPSTREAM_LABELER_SLOTS: auto}\n",
+        "pools.campus: envs: DPSTREAM_LABELER_SLOTS: set slots instead, by which workers are "
+        "counted",
+    ),
     (KUBERNETES, "pools.campus: image: missing; the engine kubernetes needs it"),
     (SLURM + IMAGE, "pools.campus: image: the engine slurm does not use it; remove it"),
     (
@@ -128,3 +133,27 @@ def test_an_engine_that_does_not_answer_is_an_exit_status(
     status, printed, _ = run_command(monkeypatch, capsys, "fleet", command, path)
     assert status == 1
     assert "there: squeue: " in printed
+
+
+@pytest.mark.parametrize(
+    ("serves", "slots", "given", "threads"),
+    [
+        (["train"], 1, {"DPSTREAM_TRAINER_SLOTS": "1"}, "16"),
+        (["train"], 4, {"DPSTREAM_TRAINER_SLOTS": "4"}, "4"),
+        (["label.cp2k", "label.vasp"], 3, {"DPSTREAM_LABELER_SLOTS": "3"}, "5"),
+        (["label.cp2k"], 20, {"DPSTREAM_LABELER_SLOTS": "20"}, "1"),
+        (["explore", "judge"], 1, {"DPSTREAM_EXPLORER_SLOTS": "1"}, "16"),
+        (["explore", "judge"], 2, {"DPSTREAM_EXPLORER_SLOTS": "1"}, "16"),
+        (["explore", "judge"], 5, {"DPSTREAM_EXPLORER_SLOTS": "4"}, "4"),
+        (["explore"], 4, {"DPSTREAM_EXPLORER_SLOTS": "4"}, "4"),
+        (["judge"], 2, {"DPSTREAM_EXPLORER_SLOTS": "2"}, "8"),
+    ],
+)
+def test_workers_have_the_slots_of_their_pool_and_share_its_cores(
+    serves: list[str], slots: int, given: dict[str, str], threads: str
+) -> None:
+    """In an explorer of both queues, `judge` has one of them."""
+    pool = {"engine": "process", "serves": serves, "max": 1, "cpus": 16, "slots": slots}
+    found = worker_variables("p", PoolSettings.model_validate(pool))
+    assert {name: found[name] for name in found if name.endswith("_SLOTS")} == given
+    assert found["DPSTREAM_THREADS"] == threads

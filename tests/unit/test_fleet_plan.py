@@ -259,6 +259,23 @@ def test_tasks_that_run_launch_nothing(
     assert not plan({VASP: replace(demand, waiting=0)}, {"p": found}, {"p": quiet}, NOW).launches
 
 
+@given(demands, st.integers(0, 40), pools_of)
+def test_no_fewer_and_no_more_workers_than_the_tasks_have_slots_for(
+    demand: Demand, running: int, pool_: PoolSettings
+) -> None:
+    """Tasks that are worth a slot each, on workers that are up: ⌈tasks ÷ slots⌉."""
+    long = replace(demand, seconds=None)
+    done = plan({VASP: long}, {"p": standing(running=running)}, {"p": pool_}, NOW).verdicts["p"]
+    tasks = long.waiting + done.busy_slots
+    assert done.busy_slots == min(long.running, running * pool_.slots)
+    if pool_.min < done.wanted < pool_.max:
+        assert (done.wanted - 1) * pool_.slots < tasks <= done.wanted * pool_.slots
+    elif done.wanted == pool_.max:
+        assert tasks > (pool_.max - 1) * pool_.slots or pool_.max == pool_.min
+    else:
+        assert tasks <= pool_.min * pool_.slots
+
+
 @given(st.integers(1, 400), st.floats(0.1, 500), pools_of)
 def test_a_pool_that_launches_what_is_planned_reaches_what_it_wants(
     waiting: int, seconds: float, pool_: PoolSettings

@@ -624,6 +624,29 @@ def test_cost_idle_time_and_labels_are_counted_across_restarts(harness: Harness)
     assert history[-1].tasks == 9
 
 
+def test_workers_with_slots_are_busy_with_one_task_and_idle_by_their_other_slots(
+    harness: Harness,
+) -> None:
+    """Two workers with four slots for an hour; three tasks, spread over both."""
+    harness.write(cpu=POOL | {"slots": 4, "price": 1.0})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=8, seconds=60.0)})
+    assert harness.turn(reconciler) == ["launch cpu 2"]
+    reconciler.post({QUEUE: Demand(running=3, seconds=60.0)})
+    reconciler.processes.occupied = frozenset(harness.fleet.names)
+    harness.turn(reconciler)
+    harness.turn(reconciler, 3600)
+    assert reconciler.status is not None
+    pool = reconciler.status.pools["cpu"]
+    assert (pool.wanted, pool.busy, pool.idle, pool.idle_slots) == (1, 2, 0, 5)
+    assert pool.worker_hours == pool.cost == pytest.approx(2.0, abs=0.01)
+    assert pool.idle_hours == pytest.approx(2.0 * 5 / 8, abs=0.01)
+    assert harness.wanted[QUEUE] == 4
+    reconciler.processes.occupied = frozenset()  # workers that do not name their process
+    harness.turn(reconciler)
+    assert (reconciler.status.pools["cpu"].busy, reconciler.status.pools["cpu"].idle) == (1, 1)
+
+
 def test_a_changed_fleet_file_keeps_its_engines(tmp_path: Path) -> None:
     """A new engine would not know how its workers ended."""
     path, pool = tmp_path / "fleet.yaml", PoolSettings.model_validate(POOL)

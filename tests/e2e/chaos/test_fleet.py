@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,23 @@ def test_the_task_of_a_worker_lost_without_a_word_is_issued_again_within_seconds
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The lease is 15 minutes. Slurm lists the job as ended, and the claim names its process, also
-    for a coordinator that has started since."""
+    """The lease is 15 minutes. Slurm lists the job as ended, and the claims of all its slots name
+    its process, also for a coordinator that has started since."""
     monkeypatch.chdir(tmp_path)
     cluster.environment |= slurm_server.environment
     monkeypatch.setenv("SLURM_CONF", str(slurm_server.configuration))
     gate = tmp_path / "gate"
     envs = {"DPSTREAM_SIMULATED_GATE": str(gate)}
-    path = fleet_file(tmp_path, cluster, "slurm", spot=True, envs=envs)
+    path = fleet_file(tmp_path, cluster, "slurm", spot=True, envs=envs, slots=2)
     cluster.start_coordinator(fleet=str(path), lease_seconds="900")
     cluster.start_services(("trainer", "explorer"))
     cluster.submit(plan())
 
-    def processes() -> set[str]:
-        return {each.process for each in cluster.recorded(m.TaskClaimed) if each.process}
+    def tasks_of_labelers() -> Counter[str]:
+        return Counter(each.process for each in cluster.recorded(m.TaskClaimed) if each.process)
 
-    cluster.until(processes, "a labeler has a task")
-    lost = len(processes())
+    cluster.until(lambda: 2 in tasks_of_labelers().values(), "a labeler has two tasks")
+    lost = tasks_of_labelers().total()
     cluster.kill("coordinator")
     began = time.monotonic()
     subprocess.run(["scancel", "--batch", "--signal=KILL", *_jobs()], check=True)
