@@ -25,18 +25,28 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared import messages as m
-from dpstream.shared.atoms.frames import Batch, canonical, decode_labelled, frame_key, from_ase
+from dpstream.shared.atoms.frames import (
+    Batch,
+    canonical,
+    decode_labelled,
+    encode_labelled,
+    frame_key,
+    from_ase,
+)
 from dpstream.shared.codec import decode, encode, queue_of
 from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
 from dpstream.shared.spec import LabelSettings, Spec
-from dpstream.shared.values import FrameRef, Ref
+from dpstream.shared.values import Dataset, FrameRef, Ref
 from tests.support.labeling_programs import CUSTOM
+from tests.support.trainer import labels, spec_of
 
 ROOT = Path(__file__).parents[2]
 PROMPT = 60.0
+TBLITE: dict[str, Any] = {"code": "tblite"}
+EMT: dict[str, Any] = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 SPEC = Spec.model_validate(
     {
         "name": "demo",
@@ -116,17 +126,22 @@ class Deployment:
             "task": task,
             "title": f"test {task}",
             "max_seconds": 600.0,
-            "spec": self.put("spec.json", SPEC.model_dump_json().encode()),
-            "capability": "tblite",
-            "recipe": make_recipe(SPEC.labels).digest,
+        }
+
+    def labelling(self, labels: dict[str, Any]) -> dict[str, Any]:
+        spec = SPEC.model_copy(update={"labels": LabelSettings.model_validate(labels)})
+        recipe = make_recipe(spec.labels).digest
+        return {
+            "spec": self.put(f"{recipe}.json", spec.model_dump_json().encode()),
+            "capability": spec.labels.capability,
+            "recipe": recipe,
         }
 
     def label(self, task: str) -> m.Label:
-        return m.Label(**self.envelope(task), frames=(self.frame(),))
+        return m.Label(**self.envelope(task), **self.labelling(TBLITE), frames=(self.frame(),))
 
     def bundle(self, task: str, labels: dict[str, Any]) -> m.Label:
         """Two frames of methane."""
-        spec = SPEC.model_copy(update={"labels": LabelSettings.model_validate(labels)})
         frames = [canonical(from_ase(molecule("CH4"))).frame]
         frames.append(replace(frames[0], positions=frames[0].positions * 1.01))
         batch = self.put("bundle.npz", Batch.of(frames).dumps())
@@ -134,16 +149,32 @@ class Deployment:
             FrameRef(batch=batch, index=index, key=frame_key(frame))
             for index, frame in enumerate(frames)
         ]
-        given = self.envelope(task) | {
-            "spec": self.put("bundle.json", spec.model_dump_json().encode()),
-            "capability": spec.labels.capability,
-            "recipe": make_recipe(spec.labels).digest,
-        }
-        return m.Label(**given, frames=tuple(refs))
+        return m.Label(**self.envelope(task), **self.labelling(labels), frames=tuple(refs))
 
-    def endless(self, task: str) -> m.Reference:
+    def endless(self, task: str, labels: dict[str, Any] = TBLITE) -> m.Reference:
         """Dynamics that takes days before it keeps its first frame."""
-        return m.Reference(**self.envelope(task), structure=self.frame(), trajectory=0, seed=1)
+        given = {**self.envelope(task), **self.labelling(labels)}
+        return m.Reference(**given, structure=self.frame(), trajectory=0, seed=1)
+
+    def training(self, member: int, **more: Any) -> m.Train:
+        """A training on eight frames that saves a checkpoint every 20 steps and takes days."""
+        model = {"descriptor": {"sel": [4, 1], "neuron": [4, 8], "axis_neuron": 4}}
+        training = {"checkpoint_steps": 20, "compress": False, "input": {"model": model}}
+        spec = spec_of(mode="streaming", **training)
+        refs = [
+            self.put(f"labels/{number}.json", encode_labelled(*pair, {}))
+            for number, pair in enumerate(labels(8, 1))
+        ]
+        dataset = Dataset(version=1, labels=tuple(refs)).model_dump_json().encode()
+        given = {
+            "spec": self.put("training.json", spec.model_dump_json().encode()),
+            "version": 1,
+            "member": member,
+            "seed": member,
+            "dataset": self.put("dataset.json", dataset),
+            "steps": 10**6,
+        }
+        return m.Train(**self.envelope(f"train-{member}") | given | more)
 
     def close(self) -> None:
         for process in self.processes:
@@ -286,18 +317,79 @@ def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
     assert [accepted.key for accepted in done.accepted] == [second.key]
 
 
-def test_sigterm_gives_the_task_back(deployment: Deployment) -> None:
-    process = deployment.start("labeler", labeler_codes="tblite")
-    deployment.send(deployment.endless("t1"))
-    assert isinstance(deployment.hear(), m.TaskClaimed)
+def test_sigterm_gives_the_tasks_of_all_slots_back(deployment: Deployment) -> None:
+    """Three of four tasks are computed at once, each under the name of its slot."""
+    tasks = {"t1", "t2", "t3", "t4"}
+    process = deployment.start("labeler", "--name", "lab", labeler_codes="ase", labeler_slots="3")
+    deployment.send(*(deployment.endless(task, EMT) for task in sorted(tasks)))
+    claims = [deployment.hear() for _ in range(3)]
+    assert {type(claim) for claim in claims} == {m.TaskClaimed}
+    assert {claim.worker for claim in claims} == {"lab.0", "lab.1", "lab.2"}
+    claimed = {claim.task for claim in claims}
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    released = deployment.hear()
-    assert isinstance(released, m.TaskReleased)
-    assert (released.task, released.reason) == ("t1", "the worker is stopping")
+    released = [deployment.hear() for _ in range(3)]
+    assert {type(event) for event in released} == {m.TaskReleased}
+    assert {(each.task, each.reason) for each in released} == {
+        (task, "the worker is stopping") for task in claimed
+    }
     status, lines = ended(process)
     assert (status, time.monotonic() - asked < 15) == (75, True)
-    assert [line["outcome"] for line in lines if line["event"] == "task ended"] == ["preempted"]
+    outcomes = [line["outcome"] for line in lines if line["event"] == "task ended"]
+    assert outcomes == ["preempted"] * 3
+    assert deployment.bus.depth("label.ase") == len(tasks - claimed) == 1
+
+
+def test_two_members_are_trained_at_once_stopped_and_resumed(
+    deployment: Deployment, port: str
+) -> None:
+    process = deployment.start("trainer", "--name", "gpu", http_port=port, trainer_slots="2")
+    wait_until_ready(port, process)
+    deployment.send(deployment.training(0), deployment.training(1))
+    claims = [deployment.hear() for _ in range(2)]
+    assert {(type(each), each.task) for each in claims} == {
+        (m.TaskClaimed, "train-0"),
+        (m.TaskClaimed, "train-1"),
+    }
+    assert {claim.worker for claim in claims} == {"gpu.0", "gpu.1"}
+    saved: dict[str, m.CheckpointSaved] = {}
+    while len(saved) < 2:
+        event = deployment.hear()
+        assert isinstance(event, m.CheckpointSaved), event
+        saved[event.task] = event
+    metrics = ask(port, "/metrics")[1]
+    assert "dpstream_worker_busy 2.0" in metrics
+    assert "dpstream_worker_slots 2.0" in metrics
+    process.send_signal(signal.SIGTERM)
+    released: set[str] = set()
+    while len(released) < 2:
+        event = deployment.hear()
+        if isinstance(event, m.CheckpointSaved):
+            saved[event.task] = event
+        else:
+            assert isinstance(event, m.TaskReleased), event
+            released.add(event.task)
+    assert ended(process)[0] == 75
+
+    following = deployment.start("trainer", "--max-tasks", "2", trainer_slots="2")
+    for member in (0, 1):
+        last = saved[f"train-{member}"]
+        resumed = {"attempt": 2, "resume": last.checkpoint, "steps": last.step + 20}
+        deployment.send(deployment.training(member, **resumed))
+    trained: dict[str, m.MemberTrained] = {}
+    while len(trained) < 2:
+        event = deployment.hear()
+        assert isinstance(event, (m.TaskClaimed, m.MemberTrained)), event
+        if isinstance(event, m.MemberTrained):
+            trained[event.task] = event
+    assert ended(following)[0] == 0
+    for task, member_trained in trained.items():
+        curve = deployment.store.get(member_trained.lcurve.uri).decode().splitlines()
+        steps = [int(line.split()[0]) for line in curve if not line.startswith("#")]
+        assert steps == sorted(steps)
+        assert steps[0] < saved[task].step <= steps[-1]
+    models = {deployment.store.get(each.model.uri) for each in trained.values()}
+    assert len(models) == 2
 
 
 def test_a_job_style_worker_ends_by_itself(deployment: Deployment) -> None:
@@ -314,18 +406,19 @@ def test_a_job_style_worker_ends_by_itself(deployment: Deployment) -> None:
     assert done.accepted[0].reused, "the same frame: nothing is computed twice"
 
 
-@pytest.mark.parametrize(("service", "workers"), [("trainer", 1), ("explorer", 2)])
+@pytest.mark.parametrize(
+    ("service", "queues"), [("trainer", ["train"]), ("explorer", ["explore", "judge"])]
+)
 def test_the_other_services_come_up_and_go(
-    deployment: Deployment, port: str, service: str, workers: int
+    deployment: Deployment, port: str, service: str, queues: list[str]
 ) -> None:
     process = deployment.start(service, http_port=port)
     wait_until_ready(port, process)
     process.send_signal(signal.SIGINT)
     status, lines = ended(process)
     assert status == 0
-    assert [line["queues"] for line in lines if line["event"] == "ready"] == [
-        {1: ["train"], 2: ["explore", "judge"]}[workers]
-    ]
+    ready = [(line["queues"], line["slots"]) for line in lines if line["event"] == "ready"]
+    assert ready == [(queues, len(queues))]
 
 
 def test_wrong_settings_are_one_line(deployment: Deployment) -> None:

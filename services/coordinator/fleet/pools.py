@@ -206,8 +206,8 @@ class PoolSettings(Section):
 
     @property
     def service_slots(self) -> int:
-        """The slots of the service's own setting: an explorer of both queues has one more worker,
-        for `judge`."""
+        """The slots of the service's own setting; an explorer of both queues has one more worker
+        beside them, for `judge`."""
         beside = len({*self.serves} & {Explore.QUEUE, Judge.QUEUE}) - 1
         return max(1, self.slots - max(0, beside))
 
