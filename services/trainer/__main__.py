@@ -33,9 +33,7 @@ def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     for number in range(slots(settings, device)):
         own = scratch / f"slot-{number}"
         resources = TrainerResources(own, settings.threads, models, device)
-        plans.append(
-            WorkerPlan((Train.QUEUE,), HANDLERS, resources, versions_of(PROGRAMS), device)
-        )
+        plans.append(WorkerPlan((Train.QUEUE,), HANDLERS, resources, versions_of(PROGRAMS), device))
     return plans
 
 
