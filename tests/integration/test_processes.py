@@ -45,6 +45,8 @@ from tests.support.trainer import labels, spec_of
 
 ROOT = Path(__file__).parents[2]
 PROMPT = 60.0
+TRAINING = 240.0
+"""Seconds in which a small training reaches its first checkpoint on a busy machine."""
 TBLITE: dict[str, Any] = {"code": "tblite"}
 EMT: dict[str, Any] = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 SPEC = Spec.model_validate(
@@ -97,10 +99,10 @@ class Deployment:
     def send(self, *commands: m.Command) -> None:
         self.bus.publish([Outgoing(encode(c), queue=queue_of(c)) for c in commands])
 
-    def hear(self) -> Any:
+    def hear(self, seconds: float = PROMPT) -> Any:
         """The next event of a task that is no heartbeat."""
         while True:
-            delivery = self.ear.next(PROMPT)
+            delivery = self.ear.next(seconds)
             assert delivery is not None, "no event"
             delivery.ack()
             event = decode(delivery.body)
@@ -346,7 +348,7 @@ def test_two_members_are_trained_at_once_stopped_and_resumed(
     process = deployment.start("trainer", "--name", "gpu", http_port=port, trainer_slots="2")
     wait_until_ready(port, process)
     deployment.send(deployment.training(0), deployment.training(1))
-    claims = [deployment.hear() for _ in range(2)]
+    claims = [deployment.hear(TRAINING) for _ in range(2)]
     assert {(type(each), each.task) for each in claims} == {
         (m.TaskClaimed, "train-0"),
         (m.TaskClaimed, "train-1"),
@@ -354,7 +356,7 @@ def test_two_members_are_trained_at_once_stopped_and_resumed(
     assert {claim.worker for claim in claims} == {"gpu.0", "gpu.1"}
     saved: dict[str, m.CheckpointSaved] = {}
     while len(saved) < 2:
-        event = deployment.hear()
+        event = deployment.hear(TRAINING)
         assert isinstance(event, m.CheckpointSaved), event
         saved[event.task] = event
     metrics = ask(port, "/metrics")[1]
@@ -363,7 +365,7 @@ def test_two_members_are_trained_at_once_stopped_and_resumed(
     process.send_signal(signal.SIGTERM)
     released: set[str] = set()
     while len(released) < 2:
-        event = deployment.hear()
+        event = deployment.hear(TRAINING)
         if isinstance(event, m.CheckpointSaved):
             saved[event.task] = event
         else:
@@ -378,7 +380,7 @@ def test_two_members_are_trained_at_once_stopped_and_resumed(
         deployment.send(deployment.training(member, **resumed))
     trained: dict[str, m.MemberTrained] = {}
     while len(trained) < 2:
-        event = deployment.hear()
+        event = deployment.hear(TRAINING)
         assert isinstance(event, (m.TaskClaimed, m.MemberTrained)), event
         if isinstance(event, m.MemberTrained):
             trained[event.task] = event
@@ -396,12 +398,12 @@ def test_a_job_style_worker_ends_by_itself(deployment: Deployment) -> None:
     deployment.send(deployment.label("t1"), deployment.label("t2"))
     one = deployment.start("labeler", "--max-tasks", "1", labeler_codes="tblite")
     assert ended(one)[0] == 0
-    assert isinstance(deployment.hear(), m.TaskClaimed)
-    assert deployment.hear().task == "t1"
+    assert isinstance(deployment.hear(TRAINING), m.TaskClaimed)
+    assert deployment.hear(TRAINING).task == "t1"
     assert deployment.bus.depth("label.tblite") == 1
     rest = deployment.start("labeler", "--idle-exit", "1", labeler_codes="pyscf,tblite")
     assert ended(rest)[0] == 0
-    done = (deployment.hear(), deployment.hear())[1]
+    done = (deployment.hear(TRAINING), deployment.hear(TRAINING))[1]
     assert done.task == "t2"
     assert done.accepted[0].reused, "the same frame: nothing is computed twice"
 

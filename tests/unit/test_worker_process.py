@@ -506,6 +506,7 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("log_stream")  # main configures logging
 @pytest.mark.parametrize("service", [TRAINER, EXPLORER, LABELER], ids=lambda each: each.name)
 def test_a_gpu_that_is_not_there_is_exit_status_2(
     service: WorkerService[Any],
@@ -523,6 +524,7 @@ def test_a_gpu_that_is_not_there_is_exit_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("log_stream")
 def test_a_worker_that_reaches_no_broker_ends_after_its_idle_time(
     service: WorkerService[WorkerSettings],
     capsys: pytest.CaptureFixture[str],
