@@ -342,6 +342,7 @@ def test_sigterm_gives_the_tasks_of_all_slots_back(deployment: Deployment) -> No
     assert deployment.bus.depth("label.ase") == len(tasks - claimed) == 1
 
 
+@pytest.mark.soak
 def test_two_members_are_trained_at_once_stopped_and_resumed(
     deployment: Deployment, port: str
 ) -> None:
