@@ -164,6 +164,12 @@ class Train(Command):
     test: Ref | None = None
     final: bool = False
     files: dict[FileName, Ref] = Field(default={}, description="as in campaign-submitted")
+    # Left out where it is None, as `Label.resume`.
+    batch_atoms: int | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="atoms of a batch; None: as the spec states",
+    )
 
 
 class Explore(Command):
@@ -659,6 +665,18 @@ class ManifestFrozen(Event):
     ]
     manifest: Ref
     body: str
+
+
+class BatchResolved(Event):
+    """What `training.batch_atoms: auto` means in this campaign, for all its trainings."""
+
+    PUBLISHERS = LEDGER_ONLY
+    type: Literal["batch-resolved/1"] = "batch-resolved/1"
+    batch_atoms: int = Field(ge=1)
+    why: str
+
+    def describe(self) -> str:
+        return f"batches of {self.batch_atoms} atoms: {self.why}"
 
 
 class TrainingJudged(Event):

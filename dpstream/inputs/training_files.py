@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from dpstream.inputs.read_labelled import find_files, one_line
@@ -59,7 +60,31 @@ def _model(init: Init, model: str, spec: Spec, folder: Path) -> TrainingFile:
             f"{key}: {path}: {init.how} with {spec.training.backend} requires a "
             f"{' or '.join(suffixes)} file"
         )
-    return TrainingFile(path.suffix.lstrip("."), _bytes(path, key))
+    data = _bytes(path, key)
+    if init.branch is not None:
+        _check_branch(init.branch, path)
+    return TrainingFile(path.suffix.lstrip("."), data)
+
+
+def _check_branch(branch: str, path: Path) -> None:
+    """Raises `SpecError` with the branches of the model in `path` if `branch` is none of them.
+    Without PyTorch nothing is checked; the trainer will check."""
+    try:
+        import torch  # deferred: not needed to submit
+    except ImportError:
+        return
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = state.get("model", state)["_extra_state"]["model_params"]
+    except Exception as error:  # torch raises several kinds
+        raise SpecError(
+            f"training.init.model: {path}: not a checkpoint of DeePMD-kit: {one_line(error)}"
+        ) from error
+    heads = model.get("model_dict", {})
+    names = {*heads, *chain.from_iterable(h.get("model_branch_alias", ()) for h in heads.values())}
+    if branch not in names:
+        has = f"it has {', '.join(sorted(names))}" if names else "it is not a multitask model"
+        raise SpecError(f"training.init.branch: {branch}: not in {path}: {has}")
 
 
 def _table(spec: Spec, folder: Path) -> Iterator[tuple[str, TrainingFile]]:

@@ -22,6 +22,7 @@ from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
+BATCH = "training.batch_atoms"
 MOST_CHANGES = 5
 """Number of changed keys that an error lists."""
 
@@ -101,6 +102,8 @@ def _check_unchanged(spec: Spec, earlier: Spec) -> None:
     """Raises `SpecError` naming the keys that differ from the stored spec; defaults count."""
     before = _flat(earlier.model_dump(mode="json"))
     after = _flat(spec.model_dump(mode="json"))
+    if spec.training.batch_atoms == "auto":  # also the number that was the default up to 0.1
+        after[BATCH] = before[BATCH]
     changes = [
         f"{key} ({_shown(before, key)} → {_shown(after, key)})"
         for key in sorted(before.keys() | after.keys())

@@ -74,8 +74,9 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
 
 
 def _is_own(event: m.Message) -> bool:
-    """Whether the event is one that only the coordinator publishes, returned by the bus."""
-    if isinstance(event, m.TaskEvent):
+    """Whether the event is one that only the coordinator publishes, returned by the bus. Events
+    about tasks and batches are those that its loop itself hands in."""
+    if isinstance(event, (m.TaskEvent, m.BatchResolved)):
         return False
     return not isinstance(event, m.Event) or set(event.PUBLISHERS) <= {"coordinator"}
 

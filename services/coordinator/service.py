@@ -55,7 +55,8 @@ from dpstream.shared.errors import BusError, CorruptLedger, DigestMismatch, Fenc
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
-from dpstream.shared.values import campaign_uri
+from dpstream.shared.spec.training import GPU_BATCH
+from dpstream.shared.values import campaign_uri, stable_id
 
 log = logger()
 
@@ -254,7 +255,8 @@ class Coordinator:
         self._check_fences(now)
         for campaign, open_campaign in list(self.open_campaigns.items()):
             lapsed = self._lapsed(open_campaign, now, ended)
-            if open_campaign.own_events or lapsed or open_campaign.needs_recovery:
+            resolvable = self._resolvable(open_campaign)
+            if open_campaign.own_events or lapsed or open_campaign.needs_recovery or resolvable:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
         if self.on_demand is not None:
@@ -305,7 +307,8 @@ class Coordinator:
             if open_campaign.needs_recovery:
                 self._recover(open_campaign)
             own = tuple(open_campaign.own_events)
-            self._handle(open_campaign, [*own, *events])
+            batch = [self._batch_on_gpu(campaign)] if self._resolvable(open_campaign) else []
+            self._handle(open_campaign, [*batch, *own, *events])
         except DAMAGE as error:
             del self.open_campaigns[campaign]
             self._leave(campaign, error)
@@ -319,6 +322,21 @@ class Coordinator:
             self.parked.forget(campaign, tuple(open_campaign.parked))
             open_campaign.parked = {}
         self._publish_tasks(open_campaign)
+
+    def _resolvable(self, open_campaign: OpenCampaign) -> bool:
+        """Whether a trainer on a GPU fixes what `training.batch_atoms: auto` means."""
+        state = open_campaign.state
+        waits = open_campaign.active and state.batch_atoms is None
+        return bool(waits and self.processes.gpu_trainer and state.spec.mode != "lockstep")
+
+    def _batch_on_gpu(self, campaign: str) -> m.BatchResolved:
+        return m.BatchResolved(
+            id=stable_id("batch", campaign),
+            campaign=campaign,
+            time=self.clock(),
+            batch_atoms=GPU_BATCH,
+            why=self.processes.gpu_trainer,
+        )
 
     def _opened(self, campaign: str) -> OpenCampaign | None:
         """The campaign, opened if it is not yet; None if it is unknown or damaged."""

@@ -201,6 +201,8 @@ class CommitteeState:
     """As the audit of the last cold version found it."""
     measured: m.Measured | None = None
     """Properties by the newest committee that was measured."""
+    batch_atoms: int | None = None
+    """What `auto` means in this campaign; None: not resolved yet."""
 
     @property
     def is_cold(self) -> bool:
@@ -517,6 +519,12 @@ class State:
         if self.stages_over or self.finished is not None:
             return 0
         return max(0, min(self.label_room, self.spec.proposals.labels - self.proposals.labels))
+
+    @property
+    def batch_atoms(self) -> int | None:
+        """Atoms of a training batch; None if `auto` is not resolved yet."""
+        given = self.spec.training.batch_atoms
+        return self.committee.batch_atoms if given == "auto" else given
 
     @property
     def stages_over(self) -> bool:

@@ -27,17 +27,20 @@ START = "start"
 class StartingModel:
     """The model from which a training starts. `model`: checkpoint prefix or frozen model, relative
     to the training's folder, `given` by the user or made by dpstream; `resumed`: step at which the
-    same training resumes; `section`: model section with which it was built, if recorded."""
+    same training resumes; `section`: model section with which it was built, if recorded;
+    `branch`: the head of a multitask model."""
 
     how: Begin | None = None
     model: str = ""
     given: bool = False
     resumed: int | None = None
     section: dict[str, Any] | None = None
+    branch: str = ""
 
     def options(self) -> dict[str, Any]:
         """Arguments of the child's operation `train`."""
-        return {"how": self.how, "model": self.model, "given": self.given}
+        options = {"how": self.how, "model": self.model, "given": self.given}
+        return options | ({"branch": self.branch} if self.branch else {})
 
 
 def lay_out(
@@ -75,7 +78,7 @@ def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str
         return StartingModel(init.how, f"{START}/{checkpoint}", given=True)
     model = f"given{suffix}"
     (context.scratch / model).write_bytes(context.fetch(ref))
-    return StartingModel(init.how, model, given=True)
+    return StartingModel(init.how, model, given=True, branch=init.branch or "")
 
 
 def _unpack(ref: Ref, folder: Path, context: Context) -> int:

@@ -85,6 +85,7 @@ class TrainingJob:
             warm=self.command.start is not None or self._start.given,
             checkpoint_every=self._checkpoint_every(),
             model=self._start.section,
+            batch_atoms=self.command.batch_atoms,
         )
         table = table_text(self.spec, self.command.files, self.context.fetch)
         if table is not None:

@@ -74,7 +74,8 @@ NOT_THE_USERS = ("numb_epoch", "num_epoch", "numb_epochs", "validation_data", "s
 class TrainingRun:
     """Parameters of one training that enter its input file. `warm`: starts from another model's
     weights; `checkpoint_every`: steps between checkpoints, None for one at the end; `model`: model
-    section with which the starting weights were built."""
+    section with which the starting weights were built; `batch_atoms`: what `auto` means, None: on a
+    CPU."""
 
     type_map: tuple[str, ...]
     systems: tuple[str, ...]
@@ -84,6 +85,7 @@ class TrainingRun:
     warm: bool = False
     checkpoint_every: int | None = None
     model: Json | None = None
+    batch_atoms: int | None = None
 
 
 def build_input(training: Training, run: TrainingRun) -> Json:
@@ -181,7 +183,7 @@ def _scaled_decay(rate: Mapping[str, Any], steps: int) -> int:
 def _training(given: Mapping[str, Any], training: Training, run: TrainingRun) -> Json:
     section = {key: value for key, value in given.items() if key not in NOT_THE_USERS}
     data = dict(section.get("training_data", {}))
-    data.setdefault("batch_size", f"auto:{training.batch_atoms}")
+    data.setdefault("batch_size", f"auto:{training.batch(run.batch_atoms)}")
     display = int(section.get("disp_freq", max(1, run.steps // ROWS)))
     every = run.steps if run.checkpoint_every is None else run.checkpoint_every
     return section | {
@@ -203,7 +205,7 @@ def _training(given: Mapping[str, Any], training: Training, run: TrainingRun) ->
 Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
 """Ways to start from a model, as options of `dp train`: `restart` resumes the same training, the
 others start from the weights of another model."""
-SCRIPTED = ("init-model", "init-frz-model")
+SCRIPTED = ("init-model", "init-frz-model", "finetune")
 """Those that use the model's architecture only with `--use-pretrain-script`."""
 
 

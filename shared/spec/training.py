@@ -10,6 +10,9 @@ from dpstream.shared.atoms.frames import PARAMETERS
 from dpstream.shared.spec.base import Positive, Section, Share
 
 ZBL = "zbl"
+CPU_BATCH, GPU_BATCH = 32, 1000
+"""Atoms of a batch where `batch_atoms` is `auto`. A GPU takes about as long for 1,000 atoms as for
+one frame; a CPU takes as long per atom."""
 
 
 class Repulsion(Section):
@@ -50,6 +53,12 @@ class Init(Section):
         description="as in DeePMD-kit: init-model: from a checkpoint; init-frz-model: from a "
         "frozen model; finetune: from a frozen model, with atomic energies adapted to the data"
     )
+    branch: str | None = Field(
+        default=None,
+        min_length=1,
+        description="head of a multitask model to start from, as DeePMD-kit's --model-branch; "
+        "only with finetune and backend pytorch",
+    )
 
 
 class Final(Section):
@@ -73,8 +82,11 @@ class Training(Section):
     member_input: dict[int, dict[str, Any]] = Field(
         default={}, description="further overrides for single members, by number from 0"
     )
-    batch_atoms: int = Field(
-        default=32, ge=1, description="frames per batch = ceil(batch_atoms / n_atoms)"
+    batch_atoms: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="frames per batch = ceil(batch_atoms / n_atoms); auto: "
+        f"{GPU_BATCH} if a trainer on a GPU is up when the first training begins, else "
+        f"{CPU_BATCH}; in lockstep always {CPU_BATCH}",
     )
     epochs: Positive = Field(default=60.0, description="passes over the dataset")
     min_steps: int = Field(default=1000, ge=1, description="smallest number of steps")
@@ -114,6 +126,22 @@ class Training(Section):
         default=None, description="short-range table that replaces the model"
     )
     init: Init | None = Field(default=None, description="an existing model to start from")
+
+    def batch(self, resolved: int | None = None) -> int:
+        """Atoms of a batch; `resolved`: what `auto` means, by default on a CPU."""
+        given = self.batch_atoms
+        return (resolved or CPU_BATCH) if given == "auto" else given
+
+    @model_validator(mode="after")
+    def _branch_of_a_multitask_model(self) -> Training:
+        init = self.init
+        if init is not None and init.branch is not None:
+            if init.how != "finetune" or self.backend != "pytorch":
+                raise ValueError(
+                    "init.branch: only with init.how: finetune and backend: pytorch, not "
+                    f"{init.how} and {self.backend}"
+                )
+        return self
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -212,10 +212,9 @@ def test_command_line_of_jax() -> None:
     assert jax_line() == scratch
     assert jax_line("restart", "x.jax") == [*scratch, "--restart", "x.jax"]
     assert jax_line("init-model", "start/x") == [*scratch, "--init-model", "start/x"]
-    for how in ("init-model", "init-frz-model"):
+    for how in ("init-model", "init-frz-model", "finetune"):
         given = [*scratch, f"--{how}", "m", "--use-pretrain-script"]
         assert jax_line(how, "m", given=True) == given
-    assert jax_line("finetune", "m", given=True) == [*scratch, "--finetune", "m"]
 
 
 def write_checkpoint(folder: Path, names: list[str], link: tuple[str, str]) -> None:

@@ -43,6 +43,7 @@ from dpstream.services.coordinator.apply.tasks import (
     task_lost,
 )
 from dpstream.services.coordinator.apply.training import (
+    batch_resolved,
     manifest_frozen,
     member_trained,
     models_ready,
@@ -158,6 +159,7 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.Measured: measured,
     m.Verified: verified,
     m.ManifestFrozen: manifest_frozen,
+    m.BatchResolved: batch_resolved,
     m.TrainingJudged: training_judged,
     m.ModelsReady: models_ready,
     m.RoundJudged: round_judged,

@@ -64,6 +64,13 @@ def member_trained(state: State, event: m.MemberTrained) -> State:
     return replace(state, committee=replace(committee, members=members))
 
 
+def batch_resolved(state: State, decision: m.BatchResolved) -> State:
+    if state.batch_atoms is not None:
+        return state
+    committee = replace(state.committee, batch_atoms=decision.batch_atoms)
+    return replace(state, committee=committee)
+
+
 def training_judged(state: State, decision: m.TrainingJudged) -> State:
     return replace(state, committee=replace(state.committee, judged_training=timeless(decision)))
 

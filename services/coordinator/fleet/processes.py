@@ -27,6 +27,9 @@ class Processes:
     """Processes with at least one running task; replaced, never changed, by the loop."""
     up: dict[str, float] = field(default_factory=dict)
     """Processes that have sent a message, and when the first arrived, seconds since the epoch."""
+    gpu_trainer: str = ""
+    """Why trainings may expect a GPU: a trainer that has one has started, or a pool of the fleet
+    file starts such trainers on demand. Empty if neither is known."""
     nameless_at: float | None = None
     """When a worker of an earlier release, which does not name its process, last sent a message,
     seconds since the epoch."""
@@ -37,6 +40,9 @@ class Processes:
         """Takes in a message from the bus; called by the loop."""
         if not isinstance(message, ABOUT_PROCESSES):
             return
+        if isinstance(message, m.WorkerStarted) and message.devices:
+            if m.Train.QUEUE in message.queues:
+                self.gpu_trainer = f"{message.worker} trains on {message.devices[0]}"
         if "process" not in message.model_fields_set:
             self.nameless_at = now
         elif message.process is not None:

@@ -29,6 +29,7 @@ from dpstream.services.coordinator.fleet.spending import Spending, Spent, spendi
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
 from dpstream.shared.logs import logger
+from dpstream.shared.messages import Train
 from dpstream.shared.ports import Launch, Store
 from dpstream.shared.values import FLEET_PREFIX
 
@@ -145,6 +146,8 @@ class Reconciler:
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
         for name, pool in file.pools.items():
             self._memory[name].spot = pool.spot
+            if pool.gpus and Train.QUEUE in pool.serves:
+                self.processes.gpu_trainer = f"the trainers of pool {name} have a GPU"
 
     def _read_again(self) -> bool:
         """Reads a changed fleet file; a bad one is refused, and the old one stays. Whether the file

@@ -16,6 +16,7 @@ from dpstream.services.coordinator.rules.labels import audit_manifest
 from dpstream.services.coordinator.rules.trust import current_trust, stage_of
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
+from dpstream.shared.spec.training import CPU_BATCH
 from dpstream.shared.values import Committee, Dataset, Ref, campaign_uri, stable_seed
 
 
@@ -38,6 +39,7 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
     """Freezes the labels into a dataset version and trains a committee on it; with `again_cold`
     from scratch, like the training that it replaces."""
     new_systems = _first_of_new_systems(decisions.state)
+    _resolve_batch(decisions)
     _freeze_dataset(decisions)
     state = decisions.state
     assert state.submitted is not None
@@ -61,7 +63,22 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
             test=state.dataset.test,
             files=state.submitted.files,
             max_seconds=state.spec.training.max_hours * 3600,
+            batch_atoms=_resolved_batch(state),
         )
+
+
+def _resolve_batch(decisions: Decisions) -> None:
+    """Fixes what `auto` means in this campaign, if no trainer on a GPU has done so."""
+    state = decisions.state
+    if state.batch_atoms is None:
+        lockstep = state.spec.mode == "lockstep"
+        why = "as always in lockstep" if lockstep else "no trainer on a GPU has started"
+        decisions.fact(m.BatchResolved, batch_atoms=CPU_BATCH, why=why)
+
+
+def _resolved_batch(state: State) -> int | None:
+    """What `auto` means; None if the spec states a number, which the trainer reads itself."""
+    return state.batch_atoms if state.spec.training.batch_atoms == "auto" else None
 
 
 def _next_version(state: State) -> int:
@@ -115,7 +132,8 @@ def _training_steps(state: State, cold: bool) -> int:
     """Steps for `epochs` passes over the dataset, within the bounds of the spec."""
     training, submitted = state.spec.training, state.submitted
     assert submitted is not None
-    batch = math.ceil(training.batch_atoms / max(submitted.atoms.values(), default=1))
+    assert state.batch_atoms is not None
+    batch = math.ceil(state.batch_atoms / max(submitted.atoms.values(), default=1))
     epochs = training.epochs * state.dataset.size / batch
     steps = max(training.min_steps, epochs) * _lengthened(state)
     share = 1.0 if cold else training.warm
@@ -211,4 +229,5 @@ def train_final(decisions: Decisions) -> None:
         files=state.submitted.files,
         final=True,
         max_seconds=training.max_hours * 3600,
+        batch_atoms=_resolved_batch(state),
     )

@@ -43,8 +43,14 @@ def _as_in_a_new_process(folder: str) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def train(folder: str, how: Begin | None = None, model: str = "", given: bool = False) -> None:
-    """As with TensorFlow."""
+def train(
+    folder: str,
+    how: Begin | None = None,
+    model: str = "",
+    given: bool = False,
+    branch: str = "",
+) -> None:
+    """As with TensorFlow; `branch`: the head of a multitask model."""
     start = {way: model if way == how else None for way in get_args(Begin)}
     with _as_in_a_new_process(folder):
         dp.train(
@@ -54,7 +60,7 @@ def train(folder: str, how: Begin | None = None, model: str = "", given: bool = 
             init_model=start["init-model"],
             init_frz_model=start["init-frz-model"],
             finetune=start["finetune"],
-            model_branch="",
+            model_branch=branch,
             use_pretrain_script=given and how in SCRIPTED,
         )
 
