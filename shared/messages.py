@@ -164,11 +164,17 @@ class Train(Command):
     test: Ref | None = None
     final: bool = False
     files: dict[FileName, Ref] = Field(default={}, description="as in campaign-submitted")
-    # Left out where it is None, as `Label.resume`.
+    # Both are left out where the spec states a number, as `Label.resume`.
     batch_atoms: int | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
         description="atoms of a batch; None: as the spec states",
+    )
+    rate: float = Field(
+        default=1.0,
+        gt=0,
+        exclude_if=lambda value: value == 1.0,
+        description="factor on the learning rate",
     )
 
 

@@ -180,6 +180,7 @@ def _write_input(results: CampaignResults, folder: Path, systems: Sequence[str])
         seed=command.seed,
         member=command.member,
         batch_atoms=command.batch_atoms,
+        rate=command.rate,
     )
     document = build_input(results.spec.training, run)
     (folder / "input.json").write_text(json.dumps(document, indent=1) + "\n")

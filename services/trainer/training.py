@@ -86,6 +86,7 @@ class TrainingJob:
             checkpoint_every=self._checkpoint_every(),
             model=self._start.section,
             batch_atoms=self.command.batch_atoms,
+            rate=self.command.rate,
         )
         table = table_text(self.spec, self.command.files, self.context.fetch)
         if table is not None:

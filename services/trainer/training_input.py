@@ -75,7 +75,7 @@ class TrainingRun:
     """Parameters of one training that enter its input file. `warm`: starts from another model's
     weights; `checkpoint_every`: steps between checkpoints, None for one at the end; `model`: model
     section with which the starting weights were built; `batch_atoms`: what `auto` means, None: on a
-    CPU."""
+    CPU; `rate`: factor on the learning rate."""
 
     type_map: tuple[str, ...]
     systems: tuple[str, ...]
@@ -86,6 +86,7 @@ class TrainingRun:
     checkpoint_every: int | None = None
     model: Json | None = None
     batch_atoms: int | None = None
+    rate: float = 1.0
 
 
 def build_input(training: Training, run: TrainingRun) -> Json:
@@ -165,6 +166,8 @@ def _learning_rate(given: Mapping[str, Any], training: Training, run: TrainingRu
         rate["start_lr"] = training.warm_start_lr
         if rate.get("stop_lr", 0.0) >= rate["start_lr"]:
             rate["stop_lr"] = rate["start_lr"] * 0.1
+    if "start_lr" in rate:
+        rate["start_lr"] *= run.rate
     if training.decay == "scaled" and rate.get("type", "exp") == "exp":
         rate["decay_steps"] = _scaled_decay(rate, run.steps)
     return rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -69,6 +70,11 @@ class Final(Section):
     )
 
 
+def _frames(batch_atoms: int, atoms: int, frames: int) -> int:
+    """Frames in a step."""
+    return max(1, min(math.ceil(batch_atoms / atoms), frames))
+
+
 class Training(Section):
     members: int = Field(default=4, ge=2, le=16, description="models in the committee")
     backend: Literal["tensorflow", "pytorch", "jax"] = Field(
@@ -131,6 +137,23 @@ class Training(Section):
         """Atoms of a batch; `resolved`: what `auto` means, by default on a CPU."""
         given = self.batch_atoms
         return (resolved or CPU_BATCH) if given == "auto" else given
+
+    def pace(self, resolved: int | None, atoms: int, frames: int) -> float:
+        """Factor on the learning rate and divisor of the number of steps with which `auto` reaches
+        the errors of batches of `CPU_BATCH` atoms: the cube root of the ratio of the frames in a
+        step. `atoms` per frame, `frames` in the dataset. 1 if the spec states a number."""
+        if self.batch_atoms != "auto":
+            return 1.0
+        usual, now = (_frames(batch, atoms, frames) for batch in (CPU_BATCH, self.batch(resolved)))
+        return float((now / usual) ** (1 / 3))
+
+    def steps(self, resolved: int | None, atoms: int, frames: int, factor: float = 1.0) -> int:
+        """Number of steps of a training with `epochs` passes over `frames` frames of `atoms` atoms,
+        times `factor`, within the bounds of the spec; see `pace`."""
+        usual = CPU_BATCH if self.batch_atoms == "auto" else self.batch_atoms
+        passes = self.epochs * frames / math.ceil(usual / atoms)
+        steps = min(self.max_steps, round(max(self.min_steps, passes) * factor))
+        return max(1, round(steps / self.pace(resolved, atoms, frames)))
 
     @model_validator(mode="after")
     def _branch_of_a_multitask_model(self) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.policy import decide
+from dpstream.services.trainer.training_input import TrainingRun, build_input
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode
+from dpstream.shared.spec import Training
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.store.folder import FolderStore
 from tests.support.campaign_simulator import CampaignSimulator
@@ -69,6 +72,8 @@ def test_a_trainer_on_a_gpu_decides_for_all_members_and_versions(
     assert finish(harness) == {GPU_BATCH}
     assert resolved(harness) == [(GPU_BATCH, "t trains on NVIDIA H200")]
     assert len({command.version for command in trainings(harness)}) > 2
+    first = trainings(harness)[0]
+    assert (first.steps, first.rate) == (1000, 1.0), "the six frames fill no batch"
 
 
 def test_a_trainer_that_starts_while_the_first_labels_are_computed_decides(
@@ -118,3 +123,52 @@ def test_the_first_resolution_counts_in_any_order() -> None:
     assert decide(state, gpu) == (state, ())
     assert len({each.batch_atoms for each in campaign.issued if isinstance(each, m.Train)}) == 1
     assert replayed(of, campaign.ledger).dumps() == state.dumps()
+
+
+# ---------------------------------------------------------------------- learning rate and steps
+
+
+def test_a_stated_number_changes_neither_rate_nor_epochs() -> None:
+    training = Training(batch_atoms=320, epochs=30, min_steps=1)
+    assert training.pace(None, atoms=32, frames=600) == 1.0
+    assert training.steps(None, atoms=32, frames=600) == 30 * 600 / 10
+
+
+def test_auto_on_a_cpu_is_the_stated_number_32() -> None:
+    stated = Training(batch_atoms=CPU_BATCH)
+    for frames in (10, 1000, 100_000):
+        assert Training().pace(CPU_BATCH, atoms=5, frames=frames) == 1.0
+        steps = Training().steps(CPU_BATCH, atoms=5, frames=frames)
+        assert steps == stated.steps(None, atoms=5, frames=frames)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "frames", "ratio"),
+    [(125, 500, 8.0), (1, 5000, 1000 / 32), (5, 70, 10.0), (2000, 500, 1.0), (125, 1, 1.0)],
+)
+def test_rate_and_steps_follow_the_frames_in_a_step(atoms: int, frames: int, ratio: float) -> None:
+    """As many frames as the batch takes, and no more than there are."""
+    training = Training(epochs=1000, max_steps=10**9)
+    pace = training.pace(GPU_BATCH, atoms, frames)
+    assert pace == pytest.approx(ratio ** (1 / 3))
+    usual = training.steps(CPU_BATCH, atoms, frames)
+    assert training.steps(GPU_BATCH, atoms, frames) == pytest.approx(usual / pace, abs=1)
+
+
+def test_the_bounds_count_steps_of_32_atoms() -> None:
+    training = Training(min_steps=1000, max_steps=8000)
+    assert training.steps(GPU_BATCH, atoms=125, frames=8) == 500
+    assert training.steps(GPU_BATCH, atoms=125, frames=10**6) == 4000
+
+
+def test_the_input_has_the_batch_and_the_rate_of_the_command() -> None:
+    run = TrainingRun(("H",), ("x",), steps=100, seed=1, member=0, batch_atoms=1000, rate=2.0)
+    for training, expected in (
+        (Training(), 0.01),
+        (Training.model_validate({"input": {"learning_rate": {"start_lr": 0.002}}}), 0.004),
+    ):
+        document = build_input(training, run)
+        assert document["learning_rate"]["start_lr"] == pytest.approx(expected)
+        assert document["training"]["training_data"]["batch_size"] == "auto:1000"
+    warm = build_input(Training(warm_start_lr=1e-3), replace(run, warm=True))
+    assert warm["learning_rate"]["start_lr"] == pytest.approx(2e-3)

@@ -662,3 +662,11 @@ def test_long_lists_are_read_less_often_but_a_timeout_delays_nothing_for_minutes
     seconds: float, pause: float
 ) -> None:
     assert pause_after(seconds) == pytest.approx(pause)
+
+
+def test_a_pool_of_trainers_with_a_gpu_is_known_before_they_start(harness: Harness) -> None:
+    gpu = {"engine": "slurm", "max": 1, "gpus": 1}
+    harness.write(gpu={**gpu, "serves": ["explore"]})
+    assert not harness.start().processes.gpu_trainer
+    harness.write(gpu={**gpu, "serves": ["train"]})
+    assert harness.start().processes.gpu_trainer == "the trainers of pool gpu have a GPU"

@@ -152,6 +152,15 @@ def test_another_spec_of_the_same_name_is_refused(
     assert text.endswith("; choose another name")
 
 
+def test_auto_is_the_number_that_an_earlier_release_stored(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    first = submit(spec(training={"batch_atoms": 32}), gathered, recipe, store, 100.0)
+    assert submit(spec(), gathered, recipe, store, 200.0) == first
+    with pytest.raises(SpecError, match=r"training\.batch_atoms \(32 → 64\)"):
+        submit(spec(training={"batch_atoms": 64}), gathered, recipe, store, 200.0)
+
+
 def test_other_inputs_of_the_same_name_are_refused(
     gathered: Gathered, recipe: Recipe, store: FolderStore
 ) -> None:

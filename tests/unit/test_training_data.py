@@ -439,6 +439,19 @@ def test_what_is_no_given_model(how: str, model: str, said: str, tmp_path: Path)
     assert said in str(caught.value)
 
 
+def test_only_pytorch_finetunes_a_branch() -> None:
+    init = {"model": "m.pt", "how": "finetune", "branch": "Metals"}
+    fits = spec(training={"init": init, "backend": "pytorch"}).training.init
+    assert fits is not None
+    assert fits.branch == "Metals"
+    for changes, named in (
+        ({"backend": "tensorflow", "init": init}, "finetune and tensorflow"),
+        ({"backend": "pytorch", "init": {**init, "how": "init-model"}}, "init-model and pytorch"),
+    ):
+        with pytest.raises(ValueError, match=rf"init\.branch: only with .* not {named}"):
+            spec(training=changes)
+
+
 def test_jax_begins_in_no_given_frozen_model(tmp_path: Path) -> None:
     init = {"model": "m.pb", "how": "init-frz-model"}
     with pytest.raises(

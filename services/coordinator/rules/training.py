@@ -8,7 +8,7 @@ beginning, early while streaming, between stages; `train_final` issues the last 
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.rules import convergence
@@ -63,7 +63,7 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
             test=state.dataset.test,
             files=state.submitted.files,
             max_seconds=state.spec.training.max_hours * 3600,
-            batch_atoms=_resolved_batch(state),
+            **_batch(state),
         )
 
 
@@ -76,9 +76,14 @@ def _resolve_batch(decisions: Decisions) -> None:
         decisions.fact(m.BatchResolved, batch_atoms=CPU_BATCH, why=why)
 
 
-def _resolved_batch(state: State) -> int | None:
-    """What `auto` means; None if the spec states a number, which the trainer reads itself."""
-    return state.batch_atoms if state.spec.training.batch_atoms == "auto" else None
+def _batch(state: State) -> dict[str, Any]:
+    """What `auto` means, for a training on the newest dataset; empty if the spec states a number,
+    which the trainer reads itself."""
+    training, batch_atoms = state.spec.training, state.batch_atoms
+    if training.batch_atoms != "auto":
+        return {}
+    rate = training.pace(batch_atoms, _atoms(state), state.dataset.size)
+    return {"batch_atoms": batch_atoms, "rate": rate}
 
 
 def _next_version(state: State) -> int:
@@ -128,16 +133,18 @@ def _first_of_new_systems(state: State) -> bool:
     return bool(labels) and all(key in state.dataset.fresh for key in labels)
 
 
-def _training_steps(state: State, cold: bool) -> int:
-    """Steps for `epochs` passes over the dataset, within the bounds of the spec."""
-    training, submitted = state.spec.training, state.submitted
-    assert submitted is not None
-    assert state.batch_atoms is not None
-    batch = math.ceil(state.batch_atoms / max(submitted.atoms.values(), default=1))
-    epochs = training.epochs * state.dataset.size / batch
-    steps = max(training.min_steps, epochs) * _lengthened(state)
+def _training_steps(state: State, cold: bool, factor: float = 1.0) -> int:
+    """Steps for `epochs` passes over the dataset, times `factor`."""
+    training = state.spec.training
     share = 1.0 if cold else training.warm
-    return max(1, min(training.max_steps, round(steps * share)))
+    factor *= share * _lengthened(state)
+    return training.steps(state.batch_atoms, _atoms(state), state.dataset.size, factor)
+
+
+def _atoms(state: State) -> int:
+    """Atoms of the largest system."""
+    assert state.submitted is not None
+    return max(state.submitted.atoms.values(), default=1)
 
 
 def complete_committee(decisions: Decisions) -> None:
@@ -214,7 +221,7 @@ def train_final(decisions: Decisions) -> None:
     state = decisions.state
     assert state.submitted is not None
     training = state.spec.training
-    steps = round(_training_steps(state, cold=True) * training.final.steps_factor)
+    steps = _training_steps(state, cold=True, factor=training.final.steps_factor)
     decisions.command(
         m.Train,
         "final",
@@ -223,11 +230,11 @@ def train_final(decisions: Decisions) -> None:
         member=0,
         seed=stable_seed(state.spec.seed, "train", "final"),
         dataset=state.dataset.manifest,
-        steps=min(training.max_steps, steps),
+        steps=steps,
         audit=audit_manifest(decisions, range(len(state.spec.stages))),
         test=state.dataset.test,
         files=state.submitted.files,
         final=True,
         max_seconds=training.max_hours * 3600,
-        batch_atoms=_resolved_batch(state),
+        **_batch(state),
     )
