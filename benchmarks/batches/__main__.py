@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ class Case:
         shared = {"epochs": system.epochs, "min_steps": 1, "input": {"model": model}}
         return Training.model_validate({**shared, "batch_atoms": batch})
 
+    def kept(self, folder: Path) -> list[Path]:
+        """The results of all seeds."""
+        kind = "fixed" if self.fixed else "auto"
+        return [folder / f"{self.batch_atoms}-{kind}-{seed}.json" for seed in SEEDS]
+
 
 CASES = (Case(32, True), Case(256, True), Case(256, False), Case(1000, True), Case(1000, False))
 
@@ -103,7 +109,7 @@ class Trained:
 
 def trained(child: ChildProcess, folder: Path, system: System, case: Case, seed: int) -> Trained:
     """One training with its errors, as kept in `folder` or carried out now."""
-    kept = folder / f"{case.batch_atoms}-{'fixed' if case.fixed else 'auto'}-{seed}.json"
+    kept = case.kept(folder)[seed - 1]
     if kept.exists():
         return Trained(**json.loads(kept.read_text()))
     training = case.training(system)
@@ -140,16 +146,21 @@ def prepare(folder: Path, system: System) -> None:
     write_deepmd(items[system.frames :], folder / "test", system.type_map)
 
 
-def rows(work: Path) -> Iterator[str]:
-    """Lines of the table, as soon as all seeds of one are trained."""
-    yield "| system | atoms per batch | learning rate | steps | epochs | force RMSE, meV/Å |"
-    yield "|---|---|---|---|---|---|"
+def train_all(work: Path) -> None:
     with engine("dpstream.services.trainer.child", work) as child:
         for name, system in SYSTEMS.items():
             prepare(work / name, system)
-            for case in CASES:
-                runs = [trained(child, work / name, system, case, seed) for seed in SEEDS]
-                yield f"| {name} | {_row(system, case, runs)} |"
+        for seed, (name, system), case in product(SEEDS, SYSTEMS.items(), CASES):
+            found = trained(child, work / name, system, case, seed)
+            print(f"{name} {case} seed {seed}: {found}", file=sys.stderr, flush=True)
+
+
+def table(work: Path) -> Iterator[str]:
+    yield "| system | atoms per batch | learning rate | steps | epochs | force RMSE, meV/Å |"
+    yield "|---|---|---|---|---|---|"
+    for (name, system), case in product(SYSTEMS.items(), CASES):
+        runs = [Trained(**json.loads(path.read_text())) for path in case.kept(work / name)]
+        yield f"| {name} | {_row(system, case, runs)} |"
 
 
 def _row(system: System, case: Case, runs: list[Trained]) -> str:
@@ -168,5 +179,5 @@ def _row(system: System, case: Case, runs: list[Trained]) -> str:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/batches").resolve()
-    for line in rows(work):
-        print(line, flush=True)
+    train_all(work)
+    print("\n".join(table(work)))

@@ -16,8 +16,10 @@ from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.values import Recipe
 from dpstream.terminal.tables import text_table
+from dpstream.terminal.training_speed import new_labels, rounds_of, speed_words
 
 SEMI_EMPIRICAL = "semi-empirical demo labels"
 AUTO_LOW = 0.2
@@ -137,6 +139,7 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
         ("labels", recipe_words(recipe)),
         ("initial data", _initial_words(gathered)),
         ("training", _training_words(spec)),
+        ("training time", speed_words(spec, gathered)),
         ("selection", _selection_words(spec)),
         ("converged when", _convergence_words(spec)),
         ("verification", _verification_words(spec, gathered)),
@@ -190,10 +193,20 @@ def _training_words(spec: Spec) -> str:
     if training.init is not None:
         start = f"; starts from {', '.join(training.init.model)} ({training.init.how})"
     return (
-        f"{training.members} members ({training.backend}), steps = {training.epochs:g} × frames / "
-        f"batch, between {training.min_steps} and {training.max_steps}{warm}; final model "
+        f"{training.members} members ({training.backend}), {_batch_words(spec)}, steps = "
+        f"{training.epochs:g} × frames / batch, between {training.min_steps} and "
+        f"{training.max_steps}{warm}; final model "
         f"{training.final.steps_factor:g} × as long{start}"
     )
+
+
+def _batch_words(spec: Spec) -> str:
+    given = spec.training.batch_atoms
+    if given != "auto":
+        return f"batches of {given} atoms"
+    if spec.mode == "lockstep":
+        return f"batches of {CPU_BATCH} atoms"
+    return f"batches of {CPU_BATCH} atoms, or {GPU_BATCH} and fewer steps if a trainer has a GPU"
 
 
 def _selection_words(spec: Spec) -> str:
@@ -244,18 +257,12 @@ def most_labels(spec: Spec, first: int) -> int:
     """Largest number of labels of a campaign: the `first` frames, then the limits of every round of
     every stage (including audit), bounded by the budget. Reused labels count."""
     spec = expand_material(spec)
-    planned = sum(_rounds(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
+    planned = sum(rounds_of(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
     return min(spec.budget.labels, first + planned)
 
 
-def _rounds(spec: Spec, stage: Stage) -> int:
-    return spec.budget.rounds if stage.repeat else 1
-
-
 def _per_round(spec: Spec, stage: Stage) -> int:
-    rules = spec.selection
-    own = math.inf if rules.per_system is None else rules.per_system * len(stage.systems)
-    return int(min(rules.per_round, own)) + spec.audit.per_round
+    return new_labels(spec, stage) + spec.audit.per_round
 
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
@@ -278,7 +285,7 @@ def _budget_words(spec: Spec, gathered: Gathered) -> str:
 
 def _rounds_words(spec: Spec) -> str:
     """Stages × rounds × labels per round, with equal stages combined."""
-    alike = Counter((_rounds(spec, stage), _per_round(spec, stage)) for stage in spec.stages)
+    alike = Counter((rounds_of(spec, stage), _per_round(spec, stage)) for stage in spec.stages)
     audit = spec.audit.per_round
     return " + ".join(
         f"{count} stages × {rounds} rounds × ({labels - audit} + {audit} audit)"

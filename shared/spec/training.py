@@ -158,12 +158,13 @@ class Training(Section):
     @model_validator(mode="after")
     def _branch_of_a_multitask_model(self) -> Training:
         init = self.init
-        if init is not None and init.branch is not None:
-            if init.how != "finetune" or self.backend != "pytorch":
-                raise ValueError(
-                    "init.branch: only with init.how: finetune and backend: pytorch, not "
-                    f"{init.how} and {self.backend}"
-                )
+        if init is None or init.branch is None:
+            return self
+        if (init.how, self.backend) != ("finetune", "pytorch"):
+            raise ValueError(
+                "init.branch: only with init.how: finetune and backend: pytorch, not "
+                f"{init.how} and {self.backend}"
+            )
         return self
 
     @property

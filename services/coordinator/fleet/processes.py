@@ -40,15 +40,18 @@ class Processes:
         """Takes in a message from the bus; called by the loop."""
         if not isinstance(message, ABOUT_PROCESSES):
             return
-        if isinstance(message, m.WorkerStarted) and message.devices:
-            if m.Train.QUEUE in message.queues:
-                self.gpu_trainer = f"{message.worker} trains on {message.devices[0]}"
+        if isinstance(message, m.WorkerStarted):
+            self._look_for_gpu(message)
         if "process" not in message.model_fields_set:
             self.nameless_at = now
         elif message.process is not None:
             self.up.setdefault(message.process, now)
             if isinstance(message, m.WorkerStarted):
                 self._started[message.process] = message
+
+    def _look_for_gpu(self, started: m.WorkerStarted) -> None:
+        if started.devices and m.Train.QUEUE in started.queues:
+            self.gpu_trainer = f"{started.worker} trains on {started.devices[0]}"
 
     def end(self, names: Iterable[str], now: float) -> None:
         """Takes in processes that a fleet engine lists as ended; called by the reconciler."""
