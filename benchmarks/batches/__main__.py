@@ -123,7 +123,7 @@ def trained(child: ChildProcess, folder: Path, system: System, case: Case, seed:
     shutil.rmtree(folder / "run", ignore_errors=True)
     (folder / "run").mkdir()
     (folder / "run" / "input.json").write_text(json.dumps(document))
-    where = {"folder": str(folder / "run"), "backend": "tensorflow"}
+    where = {"folder": str(folder / "run")}
     began = time.monotonic()
     child.call("train", where)
     seconds = time.monotonic() - began
@@ -147,7 +147,7 @@ def prepare(folder: Path, system: System) -> None:
 
 
 def train_all(work: Path) -> None:
-    with engine("dpstream.services.trainer.child", work) as child:
+    with engine("dpstream.services.trainer.backends.tensorflow", work) as child:
         for name, system in SYSTEMS.items():
             prepare(work / name, system)
         for seed, (name, system), case in product(SEEDS, SYSTEMS.items(), CASES):

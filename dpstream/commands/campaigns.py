@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from dpstream.commands import deployment
+from dpstream.commands.bench import bench
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
@@ -270,6 +271,7 @@ app.command()(init_surf)
 app.command()(simplify)
 app.command("test")(compare_properties)
 app.add_typer(library, name="library")
+app.add_typer(bench, name="bench")
 
 
 # ------------------------------------------------------------------------------ deployment

@@ -180,7 +180,7 @@ def duration(seconds: float) -> str:
 def speed_words(spec: Spec, gathered: Gathered) -> str:
     """How long the trainings take, or how to find out."""
     measured = kept(spec, gathered)
-    speed = measured and measured.best(spec, gathered, spec.training.backend)
+    speed = measured.best(spec, gathered, spec.training.backend) if measured else None
     if measured is None or speed is None:
         return "not measured on this machine; dpstream bench train SPEC does it in a minute"
     return f"{estimate(spec, gathered, speed)} (measured on {measured.date})"
@@ -199,4 +199,3 @@ def estimate(spec: Spec, gathered: Gathered, speed: Speed) -> str:
         f"{duration(last)} with {sizes[-1]} labels; {at_once}, {len(sizes)} versions take at most "
         f"{duration(campaign_seconds(spec, gathered, speed))}"
     )
-

@@ -70,6 +70,15 @@ class Final(Section):
     )
 
 
+def _auto_or_count(value: Any) -> Any:
+    if value != "auto" and not (type(value) is int and value >= 1):
+        raise ValueError("must be auto or a whole number from 1")
+    return value
+
+
+BatchAtoms = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
+
+
 def _frames(batch_atoms: int, atoms: int, frames: int) -> int:
     """Frames in a step."""
     return max(1, min(math.ceil(batch_atoms / atoms), frames))
@@ -88,7 +97,7 @@ class Training(Section):
     member_input: dict[int, dict[str, Any]] = Field(
         default={}, description="further overrides for single members, by number from 0"
     )
-    batch_atoms: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    batch_atoms: BatchAtoms = Field(
         default="auto",
         description="frames per batch = ceil(batch_atoms / n_atoms); auto: "
         f"{GPU_BATCH} if a trainer on a GPU is up when the first training begins, else "
