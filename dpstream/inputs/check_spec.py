@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Md, Spec, expand_material
 
 CUTOFF = 6.0
-"""Å, used if the spec's descriptor has no rcut."""
+"""Å, used if the spec's descriptor states none."""
 LONG_STEP = 0.005
 """ps; a longer time step probably is in the wrong unit."""
 Systems = Mapping[str, list[Frame]]
@@ -180,7 +181,17 @@ def _small_cells(spec: Spec, name: str, frames: Sequence[Frame]) -> Iterator[str
 
 
 def _cutoff(spec: Spec) -> float:
-    descriptor = spec.training.input.get("model", {}).get("descriptor", {})
+    return _reach(spec.training.input.get("model", {}).get("descriptor", {}))
+
+
+def _reach(descriptor: Mapping[str, Any]) -> float:
+    """The largest cutoff of a descriptor. Those of DPA-2 and DPA-3 are in the sections of their
+    first layers."""
+    if "list" in descriptor:
+        return max(map(_reach, descriptor["list"]))
+    for section, key in (("repinit", "rcut"), ("repflow", "e_rcut")):
+        if section in descriptor:
+            return float(descriptor[section].get(key, CUTOFF))
     return float(descriptor.get("rcut", CUTOFF))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tests.support.trainer import TrainerHarness, spec_of
 
 pytestmark = [
     pytest.mark.soak,
-    pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch"),
+    pytest.mark.pytorch,
 ]
 BRANCHES = {"Molecules": [8], "Metals": [12]}
 """Sizes of the fitting nets."""

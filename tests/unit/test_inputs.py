@@ -18,6 +18,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from dpstream.inputs.check_spec import _small_cells
 from dpstream.inputs.gather import gather
 from dpstream.inputs.read_labelled import Imported, read_labelled
 from dpstream.shared.atoms.frames import canonical, closest_pair, frame_key, from_ase, min_distance
@@ -432,6 +433,22 @@ def test_budget_below_the_initial_frames(tmp_path: Path) -> None:
     assert text == (
         "budget.labels: 2 is less than the 3 initial frames to label; raise it to 3 or more"
     )
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "cutoff"),
+    [
+        ({"rcut": 7.5}, 7.5),
+        ({"type": "dpa2", "repinit": {"rcut": 7.5}, "repformer": {"rcut": 4.0}}, 7.5),
+        ({"type": "dpa3", "repflow": {"e_rcut": 7.5, "a_rcut": 4.0}}, 7.5),
+        ({"type": "hybrid", "list": [{"rcut": 4.0}, {"rcut": 7.5}]}, 7.5),
+        ({"type": "dpa3", "repflow": {}}, 6.0),
+    ],
+)
+def test_the_cutoff_of_every_descriptor(descriptor: dict[str, Any], cutoff: float) -> None:
+    wanted = spec(["Si"], training={"input": {"model": {"descriptor": descriptor}}})
+    (warning,) = _small_cells(wanted, "a", [from_ase(bulk("Si", cubic=True))])
+    assert f"less than the model's cutoff ({cutoff:g} Å)" in warning
 
 
 def test_warnings(tmp_path: Path) -> None:
