@@ -12,6 +12,7 @@ from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import CARRIERS
 from dpstream.services.trainer.training_input import merge
 from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.spec.training import CPU_BATCH
 
 DEEPMD: Json = {
     "model": {
@@ -81,6 +82,7 @@ def read_training(
         "backend": param.train_backend,
         "input": cleaned[0] if single else _shared(param),
         **_by_member(param, members),
+        "batch_atoms": CPU_BATCH,  # a step keeps its meaning on every machine
         "min_steps": steps,
         "max_steps": steps,
         "decay": "fixed",

@@ -150,8 +150,10 @@ class Training(Section):
     def pace(self, resolved: int | None, atoms: int, frames: int) -> float:
         """Factor on the learning rate and divisor of the number of steps with which `auto` reaches
         the errors of batches of `CPU_BATCH` atoms: the cube root of the ratio of the frames in a
-        step. `atoms` per frame, `frames` in the dataset. 1 if the spec states a number."""
-        if self.batch_atoms != "auto":
+        step. `atoms` per frame, `frames` in the dataset. 1 if the spec states a number, or a
+        `batch_size` in `input`."""
+        data = self.input.get("training", {}).get("training_data", {})
+        if self.batch_atoms != "auto" or "batch_size" in data:
             return 1.0
         usual, now = (_frames(batch, atoms, frames) for batch in (CPU_BATCH, self.batch(resolved)))
         return float((now / usual) ** (1 / 3))

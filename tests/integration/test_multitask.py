@@ -35,7 +35,7 @@ def multitask_input(systems: list[str]) -> dict[str, Any]:
             "model_dict": models,
         },
         "learning_rate": {"type": "exp", "start_lr": 1e-3, "stop_lr": 1e-5, "decay_steps": 5},
-        "loss_dict": dict.fromkeys(BRANCHES, {"type": "ener"}),
+        "loss_dict": {name: {"type": "ener"} for name in BRANCHES},
         "training": {
             "model_prob": dict.fromkeys(BRANCHES, 0.5),
             "data_dict": dict.fromkeys(BRANCHES, data),

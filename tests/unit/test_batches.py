@@ -134,6 +134,13 @@ def test_a_stated_number_changes_neither_rate_nor_epochs() -> None:
     assert training.steps(None, atoms=32, frames=600) == 30 * 600 / 10
 
 
+def test_a_stated_batch_size_is_as_a_stated_number() -> None:
+    own = {"training": {"training_data": {"batch_size": 4}}}
+    training = Training.model_validate({"input": own, "epochs": 32, "min_steps": 1})
+    assert training.pace(GPU_BATCH, atoms=32, frames=600) == 1.0
+    assert training.steps(GPU_BATCH, atoms=32, frames=600) == 32 * 600
+
+
 def test_auto_on_a_cpu_is_the_stated_number_32() -> None:
     stated = Training(batch_atoms=CPU_BATCH)
     for frames in (10, 1000, 100_000):
