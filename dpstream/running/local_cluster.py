@@ -54,6 +54,9 @@ class LocalCluster:
     def __post_init__(self) -> None:
         self.store = FolderStore(self.root)
         self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
+        if self.device.gpu is not None:
+            gpu = f"this machine has {self.device.gpu.name}"
+            self.coordinator.processes.gpu_trainer = gpu
         self._leaving = ExitStack()
         self.scratch = self._leaving.enter_context(private_folder(None))
         self.resources_in_use: list[Any] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dpstream.running.local_cluster import LocalCluster
 from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.trainer.training_input import TrainingRun, build_input
@@ -19,6 +20,7 @@ from dpstream.shared.store.folder import FolderStore
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.coordinator import CoordinatorHarness, small
 from tests.support.lossy_delivery import LossyDelivery, replayed
+from tests.support.nvml import H200, has_gpus
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 WORLD = "world"
@@ -179,3 +181,18 @@ def test_the_input_has_the_batch_and_the_rate_of_the_command() -> None:
         assert document["training"]["training_data"]["batch_size"] == "auto:1000"
     warm = build_input(Training(warm_start_lr=1e-3), replace(run, warm=True))
     assert warm["learning_rate"]["start_lr"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("auto", "this machine has NVIDIA H200"), ("cpu", "")]
+)
+def test_a_run_on_this_machine_knows_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: str
+) -> None:
+    has_gpus(monkeypatch, H200)
+    monkeypatch.setenv("DPSTREAM_DEVICE", device)
+    cluster = LocalCluster(tmp_path, {})
+    try:
+        assert cluster.coordinator.processes.gpu_trainer == expected
+    finally:
+        cluster.stop()
