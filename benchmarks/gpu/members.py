@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from dpstream.services.explorer.resources import ENGINE as LAMMPS
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS, INPUT, TrainingRun, build_input
 from dpstream.shared.atoms.dataset import write_deepmd
-from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.atoms.frames import Batch
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.spec import Training
@@ -35,10 +36,7 @@ def train(folder: Path, count: int, device: Device) -> list[Path]:
     """Frozen members, hardly trained: their speed does not depend on it."""
     rng = np.random.default_rng(1)
     start = batched.crystal(TYPES, 108)
-    frames = [
-        Frame(start.species, start.positions + rng.normal(0, 0.05, start.positions.shape), start.cell)
-        for _ in range(8)
-    ]
+    frames = [replace(start, positions=start.positions + rng.normal(0, 0.05, (108, 3)))] * 8
     systems = write_deepmd([labelled(frame, EMT()) for frame in frames], folder / "data", TYPES)
     training = Training(backend="pytorch", input={"model": ALLOY})
     resources, backend = TrainerResources(folder / "engine", device=device), BACKENDS["pytorch"]

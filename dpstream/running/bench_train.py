@@ -49,7 +49,6 @@ LONGEST, SHORTEST = 8.0, 2.0
 POLL = 0.02
 GAIN = 1.1
 """More trainings at once are tried as long as twice as many are faster by this factor."""
-MOST = 16
 SLOT_MEMORY = 1.5e9
 """Bytes of one training with its libraries."""
 
@@ -64,6 +63,8 @@ class Bench:
     scratch: Path
     seconds: float
     report: Callable[[str], object] = lambda what: None
+    most: int = 16
+    """Trainings at once, at most."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why a backend, or a backend on a device, was not measured."""
 
@@ -112,7 +113,7 @@ class Bench:
             self.report(f"{backend} on {_name(device)}: start, freeze, compress, measure")
             slots[0].check_device(device)
             short, finish = slots[0].costs(self.spec.training.compress)
-            most = min(cores(), MOST, _that_fit_in_memory())
+            most = min(cores(), self.most, _that_fit_in_memory())
             best, count = 0.0, 1
             while True:
                 self.report(f"{backend} on {_name(device)}: {count} at once")
