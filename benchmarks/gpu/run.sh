@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# On the GPU machine: run.sh WHEELS [PART…]. Adds the wheels to the Python that has PyTorch, checks what only a
+# GPU can show, and measures; writes gpu.json.
+set -euo pipefail
+wheels=$1
+shift
+cd "$(dirname "$0")/../.."
+python3 -m venv --system-site-packages .venv-gpu
+.venv-gpu/bin/python -m pip install --quiet --no-index --no-deps "$wheels"/*.whl
+export PYTHONPATH=$PWD
+.venv-gpu/bin/python -m benchmarks.gpu --check
+.venv-gpu/bin/python -m benchmarks.gpu --json gpu.json "$@"
