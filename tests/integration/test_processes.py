@@ -159,9 +159,10 @@ class Deployment:
         return m.Reference(**given, structure=self.frame(), trajectory=0, seed=1)
 
     def training(self, member: int, **more: Any) -> m.Train:
-        """A training on eight frames that saves a checkpoint every 20 steps and takes days."""
+        """A training on eight frames that saves a checkpoint every 100 steps and takes days."""
         model = {"descriptor": {"sel": [4, 1], "neuron": [4, 8], "axis_neuron": 4}}
-        training = {"checkpoint_steps": 20, "compress": False, "input": {"model": model}}
+        document = {"model": model, "training": {"disp_freq": 100}}
+        training = {"checkpoint_steps": 100, "compress": False, "input": document}
         spec = spec_of(mode="streaming", **training)
         refs = [
             self.put(f"labels/{number}.json", encode_labelled(*pair, {}))
@@ -377,7 +378,7 @@ def test_two_members_are_trained_at_once_stopped_and_resumed(
     following = deployment.start("trainer", "--max-tasks", "2", trainer_slots="2")
     for member in (0, 1):
         last = saved[f"train-{member}"]
-        resumed = {"attempt": 2, "resume": last.checkpoint, "steps": last.step + 20}
+        resumed = {"attempt": 2, "resume": last.checkpoint, "steps": last.step + 100}
         deployment.send(deployment.training(member, **resumed))
     trained: dict[str, m.MemberTrained] = {}
     while len(trained) < 2:
