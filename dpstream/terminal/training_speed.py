@@ -13,11 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import Field, ValidationError
+from rich.table import Table
 
 from dpstream.inputs.gather import Gathered
 from dpstream.shared.runtime.device import cores, gpus
 from dpstream.shared.spec import Spec, Stage, Training, expand_material
 from dpstream.shared.values import Value, stable_id
+from dpstream.terminal.tables import text_table
 
 FOLDER = "dpstream/training-speed"
 """Below the user's cache folder."""
@@ -198,4 +200,34 @@ def estimate(spec: Spec, gathered: Gathered, speed: Speed) -> str:
         f"a training takes about {duration(first)} on {speed.backend}, {speed.device}, "
         f"{duration(last)} with {sizes[-1]} labels; {at_once}, {len(sizes)} versions take at most "
         f"{duration(campaign_seconds(spec, gathered, speed))}"
+    )
+
+
+def speed_table(spec: Spec, gathered: Gathered, measured: Measured) -> Table:
+    """All speeds, the fastest one marked."""
+    columns = ("backend", "device", "at once", "batch", "ms/step", "steps/s", "start", "finish")
+    table = text_table("", *columns, "committee")
+    best = measured.best(spec, gathered)
+    for speed in measured.speeds:
+        table.add_row(
+            "*" if speed is best else "",
+            speed.backend,
+            speed.device,
+            str(speed.slots),
+            str(speed.batch_atoms),
+            f"{1000 * speed.step:.3g}",
+            f"{speed.throughput:.3g}",
+            duration(speed.start),
+            duration(speed.finish),
+            duration(committee_seconds(spec, gathered, speed)),
+        )
+    return table
+
+
+def settings_of(best: Speed) -> str:
+    """What makes a trainer work in this way."""
+    device = "cuda" if best.gpu else "cpu"
+    return (
+        f"training.backend: {best.backend} in the spec, and DPSTREAM_DEVICE={device} and "
+        f"DPSTREAM_TRAINER_SLOTS={best.slots} for the trainer"
     )

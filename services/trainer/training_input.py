@@ -166,7 +166,7 @@ def _learning_rate(given: Mapping[str, Any], training: Training, run: TrainingRu
         rate["start_lr"] = training.warm_start_lr
         if rate.get("stop_lr", 0.0) >= rate["start_lr"]:
             rate["stop_lr"] = rate["start_lr"] * 0.1
-    if "start_lr" in rate:
+    if "start_lr" in rate and run.rate != 1.0:
         rate["start_lr"] *= run.rate
     if training.decay == "scaled" and rate.get("type", "exp") == "exp":
         rate["decay_steps"] = _scaled_decay(rate, run.steps)
