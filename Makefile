@@ -5,7 +5,8 @@ STAMP := .venv/.installed
 # PyTorch is tested where TensorFlow cannot be imported.
 PYTORCH := .venv-pytorch
 PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
-  tests/integration/test_exploration_engines.py tests/integration/test_multitask.py \
+  tests/integration/test_deep_pot.py tests/integration/test_exploration_engines.py \
+  tests/integration/test_multitask.py \
   tests/e2e/test_dpa.py tests/e2e/test_pytorch.py
 
 # The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run.

@@ -31,7 +31,7 @@ PATIENCE = 600.0
 """Seconds: these backends import, compile and trace for many."""
 
 
-@pytest.fixture(scope="module", params=["pytorch", "jax"])
+@pytest.fixture(scope="module", params=[pytest.param("pytorch", marks=pytest.mark.pytorch), "jax"])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     chosen = BACKENDS[name]
