@@ -46,7 +46,7 @@ ALLOWED = {
 }
 BROUGHT = {
     "coordinator": {"pynvml"},
-    "labeler": {"deepmd", "pynvml"},
+    "labeler": {"deepmd", "pynvml", "torch"},
     "trainer": {"jax", "torch"},
     "explorer": {"torch"},
 }
