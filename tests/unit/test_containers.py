@@ -45,12 +45,13 @@ ALLOWED = {
     "labeler": {"pyscf", "tblite"},
 }
 BROUGHT = {
-    "coordinator": {"pynvml"},
+    "coordinator": {"deepmd", "pynvml", "torch"},
     "labeler": {"deepmd", "pynvml", "torch"},
     "trainer": {"jax", "torch"},
     "explorer": {"torch"},
 }
-"""Imported where a group has put it into an image of its own; ours stays small."""
+"""Imported where a group has put it into an image of its own; ours stays small. The coordinator
+shares modules with the child processes of other services, which it never imports."""
 PYTORCHS = {"setuptools"}
 """PyTorch requires an earlier version than the other images have."""
 SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|BROKER")
