@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 MIB = 2**20
 
 
@@ -28,7 +26,15 @@ def memory(root: Path = Path("/")) -> float:
     """Memory that this process may use, MiB: what is available on the machine, or less where a
     control group has a limit."""
     limits = [_limit(folder) for folder in _control_groups(root, "memory")]
-    return min([float(psutil.virtual_memory().available), *filter(None, limits)]) / MIB
+    return min([_available(root), *filter(None, limits)]) / MIB
+
+
+def _available(root: Path) -> float:
+    """Memory of the machine that is not in use, bytes; all of it where that is not known."""
+    words = _words(root / "proc/meminfo")
+    if "MemAvailable:" in words:
+        return 1024.0 * int(words[words.index("MemAvailable:") + 1])
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _control_groups(root: Path, controller: str) -> Iterator[Path]:

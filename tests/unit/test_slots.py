@@ -18,6 +18,7 @@ from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.shared.errors import SpecError
 from dpstream.shared.logs import configure
 from dpstream.shared.runtime import machine
+from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.slots import Capacity, Need, fitting, slots_of
 from dpstream.shared.settings import WorkerSettings, read_settings
@@ -72,6 +73,8 @@ def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
     for root in (tmp_path / "nothing", write(tmp_path / "unlimited", none)):
         assert machine.cores(root) == len(os.sched_getaffinity(0))
         assert 1 < machine.memory(root) < 2**30
+    write(root, {"proc/meminfo": "MemTotal: 16384 kB\nMemFree: 512 kB\nMemAvailable: 4096 kB"})
+    assert machine.memory(root) == 4
 
 
 def test_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,13 +149,19 @@ def test_the_default_is_one_slot(value: str, monkeypatch: pytest.MonkeyPatch) ->
 # -------------------------------------------------------------------------------- the services
 
 
+def engine_of(resources: Any) -> ChildProcess:
+    engine = resources.engine
+    found: ChildProcess = engine if isinstance(engine, ChildProcess) else engine("tensorflow")
+    return found
+
+
 def test_each_slot_has_an_engine_and_a_folder_of_its_own(tmp_path: Path) -> None:
     everything = [
         *trainer.plans(settings(TrainerSettings, trainer_slots=3), tmp_path / "trainer"),
         *labeler.plans(settings(LabelerSettings, labeler_slots=3), tmp_path / "labeler"),
         *explorer.plans(settings(ExplorerSettings, explorer_slots=3), tmp_path / "explorer"),
     ]
-    engines: list[Any] = [plan.resources.engine for plan in everything]  # type: ignore[attr-defined]
+    engines = [engine_of(plan.resources) for plan in everything]
     assert len({id(engine) for engine in engines}) == 10
     assert len({engine.scratch for engine in engines}) == 10
 
