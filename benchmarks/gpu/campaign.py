@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -20,14 +22,22 @@ DESCRIPTOR = {
 }
 
 
-def write_campaign(folder: Path, backend: str = "pytorch", **changes: Any) -> Path:
-    """Write the spec and its structure into `folder`; returns the spec's path."""
+def write_campaign(
+    folder: Path,
+    backend: str = "pytorch",
+    training: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> Path:
+    """Write the spec and its structure into `folder`; returns the spec's path. `training`: further
+    keys of this section; `changes`: other sections."""
     folder.mkdir(parents=True, exist_ok=True)
     alloy = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
     alloy.symbols[[0, 1, 4, 5]] = "Au"
     write(folder / "CuAu.vasp", alloy, sort=True)
     path = folder / "campaign.yaml"
-    path.write_text(yaml.safe_dump({**_spec(backend), **changes}, sort_keys=False))
+    spec = {**_spec(backend), **changes}
+    spec["training"] = {**spec["training"], **training}
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return path
 
 

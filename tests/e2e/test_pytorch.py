@@ -11,10 +11,12 @@ from benchmarks.gpu.campaign import write_campaign
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.store.folder import FolderStore
-from tests.support.small_campaign import finish, state_of
+from tests.support.small_campaign import finish, labelled, state_of
 from tests.support.soak import SOAK
 
 BRIEF = {
+    "training": {"min_steps": 40, "max_steps": 40, "max_lengthen": 1, "final": {"steps_factor": 1}},
+    "stages": [{"name": "warm", "systems": ["cuau"], "temperatures": [300]}],
     "initial": {"perturb": {"copies": 6, "displace": 0.12}},
     "md": {"timestep": 0.002, "every": 10, "steps": 40, "trajectories": 2},
     "trust": {"low": 1e-6, "high": 1e6},
@@ -33,7 +35,7 @@ def test_a_campaign_converges_without_tensorflow(tmp_path: Path) -> None:
     root = tmp_path / "root"
     output = finish(write_campaign(tmp_path, **({} if SOAK else BRIEF)), root)
     assert "converged" in output
-    state = state_of(root, "alloy")
-    assert state.labels.done
+    assert labelled(state_of(root, "alloy"))
+    assert "pytorch" in output
     trained = [m for m in read_messages(FolderStore(root), "alloy") if isinstance(m, MemberTrained)]
     assert all(member.model.uri.endswith(".pth") for member in trained)
