@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -156,25 +156,34 @@ def train_all(work: Path) -> None:
 
 
 def table(work: Path) -> Iterator[str]:
-    yield "| system | atoms per batch | learning rate | steps | epochs | force RMSE, meV/Å |"
-    yield "|---|---|---|---|---|---|"
-    for (name, system), case in product(SYSTEMS.items(), CASES):
-        runs = [Trained(**json.loads(path.read_text())) for path in case.kept(work / name)]
-        yield f"| {name} | {_row(system, case, runs)} |"
+    yield "| system | atoms per batch | rate | steps | epochs | force RMSE, meV/Å | over 32 atoms |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, system in SYSTEMS.items():
+        usual = _runs(CASES[0], work / name)
+        for case in CASES:
+            runs = _runs(case, work / name)
+            same_seed = [run.force / other.force for run, other in zip(runs, usual, strict=True)]
+            errors = (
+                f"{_interval([1000 * run.force for run in runs], 1)} | {_interval(same_seed, 2)}"
+            )
+            yield f"| {name} | {_settings(system, case, runs[0])} | {errors} |"
 
 
-def _row(system: System, case: Case, runs: list[Trained]) -> str:
-    """Mean error with its 95 % interval (Student's t) over the seeds."""
-    forces = 1000 * np.array([run.force for run in runs])
-    half = stats.t.ppf(0.975, len(runs) - 1) * forces.std(ddof=1) / np.sqrt(len(runs))
-    first = runs[0]
+def _runs(case: Case, folder: Path) -> list[Trained]:
+    return [Trained(**json.loads(path.read_text())) for path in case.kept(folder)]
+
+
+def _settings(system: System, case: Case, run: Trained) -> str:
     batch = min(-(-case.batch_atoms // system.atoms), system.frames)
-    epochs = first.steps * batch / system.frames
+    epochs = run.steps * batch / system.frames
     atoms = f"{case.batch_atoms} ({batch} frame{'s' * (batch > 1)}){'' if case.fixed else ', auto'}"
-    return (
-        f"{atoms} | {first.rate:.2g} | {first.steps} | {epochs:.0f} | "
-        f"{forces.mean():.1f} ± {half:.1f}"
-    )
+    return f"{atoms} | {run.rate:.2g} | {run.steps} | {epochs:.0f}"
+
+
+def _interval(values: Sequence[float], digits: int) -> str:
+    """Mean with its 95 % interval (Student's t) over the seeds."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 if __name__ == "__main__":
