@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.services.explorer.handlers import HANDLERS
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
@@ -20,13 +21,14 @@ EXPLORING_MIB = 1200.0
 
 def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     """A worker with its own child process for each slot of each queue, so that short tasks do not
-    wait for long ones."""
+    wait for long ones. Their trajectories of engine `batched` share one batch."""
     suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     device = chosen(settings.device)
+    batch = BatchRunner(scratch.resolve() / "batch", settings.threads, device)
     plans = []
     for number, queue in enumerate(queues_of_slots(settings)):
         own = scratch / f"{queue}-{number}"
-        resources = ExplorerResources(own, settings.threads, suffixes, trusting, device)
+        resources = ExplorerResources(own, settings.threads, suffixes, trusting, device, batch)
         plans.append(WorkerPlan((queue,), HANDLERS, resources, versions_of(PROGRAMS), device))
     return plans
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.shared.atoms.deviation import force_deviation
 from dpstream.shared.atoms.frames import Batch, Floats
 from dpstream.shared.errors import Permanent, Temporary
@@ -50,20 +51,25 @@ class LoadedCommittee:
 class ExplorerResources:
     """`scratch`: a private folder that is kept between tasks; `formats`: suffixes of model files
     that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
-    campaigns are not restricted; `device`: what engines run on, None: what they choose."""
+    campaigns are not restricted; `device`: what engines run on, None: what they choose;
+    `shared_batch`: the batch of the process's trajectories, by default one of its own."""
 
     scratch: Path
     threads: int = 1
     formats: frozenset[str] = DATA_ONLY
     trusting: bool = False
     device: Device | None = None
+    shared_batch: BatchRunner | None = None
     engine: ChildProcess = field(init=False)
+    batch: BatchRunner = field(init=False)
     _on_gpu: set[str] = field(default_factory=set)
     """Suffixes of models whose backend has been found to use the GPU."""
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
         self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads, self.device)
+        own = self.scratch / "batch"
+        self.batch = self.shared_batch or BatchRunner(own, self.threads, self.device)
 
     def start(self) -> None:
         """Start the child process, which loads its libraries while the worker waits for a task.
@@ -74,6 +80,7 @@ class ExplorerResources:
 
     def close(self) -> None:
         self.engine.kill()
+        self.batch.close()
         shutil.rmtree(self.scratch / "models", ignore_errors=True)
 
     def committee(self, manifest: Ref, context: Context) -> LoadedCommittee:

@@ -21,7 +21,7 @@ from dpstream.shared.spec.convergence import (
     Streaming,
     Verification,
 )
-from dpstream.shared.spec.engines import inline, problems
+from dpstream.shared.spec.engines import Batched, inline, problems
 from dpstream.shared.spec.errors import did_you_mean, read_document, validated
 from dpstream.shared.spec.exploration import AnyTrust, Material, Md, Selection, Stage, TrustLevels
 from dpstream.shared.spec.inline_files import text_of, with_texts
@@ -236,6 +236,11 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
                 yield f"{where}.systems: {system!r} is not in systems ({known})"
         for problem in problems(stage.engine, spec.type_map, stage.systems):
             yield f"{where}.engine.{problem}"
+        if isinstance(stage.engine, Batched) and spec.training.backend != "pytorch":
+            yield (
+                f"{where}.engine: batched requires training.backend: pytorch, "
+                f"not {spec.training.backend}"
+            )
         is_npt = stage.md.ensemble.startswith("npt")
         if is_npt and not stage.pressures:
             yield f"{where}.pressures: ensemble {stage.md.ensemble} requires at least one (bar)"

@@ -29,6 +29,13 @@ class Plain(Section):
     kind: Literal["md"] = Field(default="md", description="plain molecular dynamics")
 
 
+class Batched(Section):
+    """Molecular dynamics of all trajectories that a worker runs at the same time in one batch, with
+    PyTorch models (TorchSim). Ensembles: nve, nvt."""
+
+    kind: Literal["batched"] = Field(description="dynamics of many trajectories in one batch")
+
+
 class SwapMc(Section):
     """Molecular dynamics with Monte Carlo swaps of unlike atoms (LAMMPS fix atom/swap)."""
 
@@ -234,7 +241,9 @@ class Pimd(Section):
     beads: int = Field(ge=2, le=256, description="beads per nucleus; needs as many cores")
 
 
-EngineSettings = Plain | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven | Pimd
+EngineSettings = (
+    Plain | Batched | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven | Pimd
+)
 
 
 def frames_per_check(engine: EngineSettings) -> int:

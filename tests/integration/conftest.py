@@ -18,6 +18,8 @@ from tests.support.soak import SOAK
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "support" / "tiny_committees.py"
 ARCHIVE = TESTS / "data" / "committees" / "committees.tar.xz"
+TORCH_SCRIPT = TESTS / "support" / "tiny_torch_committees.py"
+TORCH_ARCHIVE = ARCHIVE.with_name("torch.tar.xz")
 
 
 @pytest.fixture(scope="session")
@@ -25,17 +27,33 @@ def tiny_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tiny_committees.py` writes: unpacked, in `make soak` made anew."""
     folder = tmp_path_factory.mktemp("tiny")
     if SOAK:
-        _train(folder)
+        _train(SCRIPT, folder)
         return folder
-    with tarfile.open(ARCHIVE) as archive:
+    return _unpacked(ARCHIVE, folder) / "committees"
+
+
+@pytest.fixture(scope="session")
+def tiny_torch_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny_torch_committees.py` writes: unpacked, in `make soak` made anew."""
+    folder = tmp_path_factory.mktemp("torch")
+    if SOAK:
+        systems = _unpacked(ARCHIVE, folder) / "committees"
+        _train(TORCH_SCRIPT, systems)
+        return systems
+    return _unpacked(TORCH_ARCHIVE, folder) / "torch"
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    with tarfile.open(path) as archive:
         archive.extractall(folder, filter="data")
-    return folder / "committees"
+    return folder
 
 
-def _train(folder: Path) -> None:
+def _train(script: Path, folder: Path) -> None:
+    paths = {"PYTHONPATH": str(TESTS.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
-        env=os.environ | dict.fromkeys(PINNED, "1") | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        [sys.executable, str(script), str(folder)],
+        env=os.environ | dict.fromkeys(PINNED, "1") | paths,
         capture_output=True,
         text=True,
         timeout=300,
@@ -44,8 +62,8 @@ def _train(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _models(folder: Path, name: str) -> list[Path]:
-    return sorted(folder.glob(f"{name}-*/frozen.pb"))
+def _models(folder: Path, name: str, suffix: str = ".pb") -> list[Path]:
+    return sorted(folder.glob(f"{name}-*/frozen{suffix}"))
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +82,18 @@ def periodic_committee(tiny_training: Path) -> list[Path]:
 def alloy_committee(tiny_training: Path) -> list[Path]:
     """Two frozen models of Au4Cu4, periodic, cutoff 5 Å."""
     return _models(tiny_training, "copper-gold")
+
+
+@pytest.fixture(scope="session")
+def alloy_torch_committee(tiny_torch_training: Path) -> list[Path]:
+    """Two PyTorch models of Au4Cu4, periodic, cutoff 5 Å."""
+    return _models(tiny_torch_training, "copper-gold", ".pth")
+
+
+@pytest.fixture(scope="session")
+def methane_torch_committee(tiny_torch_training: Path) -> list[Path]:
+    """Two PyTorch models of CH4 in vacuum, cutoff 4 Å."""
+    return _models(tiny_torch_training, "methane", ".pth")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ MORSE = ("pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253")
 @dataclass(frozen=True)
 class Case:
     """An engine at work. `refused`: settings that can never work, and what is said of them;
-    `pool`: so many frames lie in the batch of the starting structure."""
+    `pool`: so many frames lie in the batch of the starting structure; `backend`: that of the models."""
 
     engine: Mapping[str, Any]
     frame: Frame
@@ -42,6 +43,7 @@ class Case:
     temperature: float = 300.0
     refused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pool: int = 1
+    backend: str = "tensorflow"
 
 
 TEMPLATE = """
@@ -113,17 +115,29 @@ CASES["search"] = Case(
     {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.1, 0.12]}}
 )
 CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
+CASES["batched"] = Case({}, AU4CU4, "alloy_torch_committee", backend="pytorch")
+LIBRARIES = {"batched": "torch_sim"}
+"""Libraries that an engine needs in addition to those of the development environment."""
+
+
+def case_of(kind: str, *more: str) -> Any:
+    """A parameter of a test: an engine, skipped where its library is missing."""
+    library = LIBRARIES.get(kind)
+    missing = library is not None and importlib.util.find_spec(library) is None
+    mark = pytest.mark.skipif(missing, reason=f"{library} is not installed")
+    return pytest.param(kind, *more, marks=mark, id="-".join((kind, *more)))
 
 
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerResources]:
-    resources = ExplorerResources(tmp_path_factory.mktemp("bench"))
+    formats = frozenset({".pb", ".pth"})
+    resources = ExplorerResources(tmp_path_factory.mktemp("bench"), formats=formats)
     resources.start()
     yield resources
     resources.close()
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=map(case_of, CASES))
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -154,7 +168,11 @@ def harness_for(
     if str(case.md.get("ensemble", "")).startswith("npt"):
         stage["pressures"] = [0.0]
     harness = ExplorerHarness(
-        folder, case.frame, models, md=case.md, spec_extra={"stages": [stage]}
+        folder,
+        case.frame,
+        models,
+        md=case.md,
+        spec_extra={"stages": [stage], "training": {"backend": case.backend}},
     )
     if case.pool > 1:
         harness.structure = harness.frame_refs("pool.npz", Batch.of(shaken(case.frame, case.pool)))[
@@ -251,7 +269,8 @@ def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [(kind, words) for kind, case in CASES.items() for words in case.refused]
+    ("kind", "words"),
+    [case_of(kind, words) for kind, case in CASES.items() for words in case.refused],
 )
 def test_what_can_never_work_is_permanent(
     resources: ExplorerResources, tmp_path: Path, kind: str, words: str, models: list[Path]

@@ -133,7 +133,7 @@ class ExplorerHarness:
         return [FrameRef(batch=ref, index=i, key=key) for i, key in enumerate(keys)]
 
     def add_committee(self, version: int, models: Sequence[Path]) -> Ref:
-        refs = [self.put(f"models/{m.parent.name}.pb", m.read_bytes()) for m in models]
+        refs = [self.put(f"models/{m.parent.name}{m.suffix}", m.read_bytes()) for m in models]
         committee = Committee(version=version, models=tuple(refs), type_map=self.type_map)
         return self.put(f"committees/{version}.json", committee.model_dump_json().encode())
 

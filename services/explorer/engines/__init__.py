@@ -9,6 +9,7 @@ from dpstream.services.explorer.engines.base import (
     TrajectoryRequest,
     TrajectorySegment,
 )
+from dpstream.services.explorer.engines.batched import BatchedDynamics
 from dpstream.services.explorer.engines.bias import ColvarsBias, PlumedBias
 from dpstream.services.explorer.engines.dynamics import MolecularDynamics
 from dpstream.services.explorer.engines.frames import GivenFrames
@@ -22,6 +23,7 @@ __all__ = ["ENGINES", "ExplorationEngine", "TrajectoryRequest", "TrajectorySegme
 
 ENGINES: Mapping[str, Callable[[TrajectoryRequest], ExplorationEngine]] = {
     "md": MolecularDynamics,
+    "batched": BatchedDynamics,
     "swap-mc": Swaps,
     "colvars": ColvarsBias,
     "plumed": PlumedBias,

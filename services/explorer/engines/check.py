@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpstream.services.explorer.engines.atoms import numbered
+from dpstream.services.explorer.engines.batched import check_dynamics
 from dpstream.services.explorer.engines.bias import checked, colvars_input
 from dpstream.services.explorer.engines.path_integrals import pimd_fix
 from dpstream.services.explorer.engines.potential import pair_commands
@@ -12,7 +13,7 @@ from dpstream.services.explorer.engines.swap_mc import check_swaps
 from dpstream.services.explorer.engines.template import parse, standard_words
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.spec import Stage
-from dpstream.shared.spec.engines import Colvars, Pimd, Plumed, Potential, SwapMc, Template
+from dpstream.shared.spec.engines import Batched, Colvars, Pimd, Plumed, Potential, SwapMc, Template
 from dpstream.shared.values import Condition
 
 
@@ -28,6 +29,8 @@ def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: boo
         checked(numbered(settings.input, frame.species, ","), trusting)
     elif isinstance(settings, Potential):
         pair_commands(settings, {name: Path(name) for name in settings.files}, trusting)
+    elif isinstance(settings, Batched):
+        check_dynamics(stage.md, len(frame.species))
     elif isinstance(settings, Pimd):
         pimd_fix(stage.md, condition)
     elif isinstance(settings, Template):

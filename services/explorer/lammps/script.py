@@ -179,7 +179,7 @@ def _dynamics(frame: Frame, md: Md, condition: Condition) -> list[str]:
         "thermo_style custom step temp pe etotal press",
         "thermo_modify lost error norm no",
         "thermo 0",
-        f"compute_modify thermo_temp extra/dof {_frozen_freedoms(frame)}",
+        f"compute_modify thermo_temp extra/dof {frozen_freedoms(frame)}",
         *_ensemble(frame, md, condition),
     ]
 
@@ -199,7 +199,7 @@ def _ensemble(frame: Frame, md: Md, condition: Condition) -> list[str]:
     return [f"fix motion all npt {heat} {squeeze}"]
 
 
-def _frozen_freedoms(frame: Frame) -> int:
+def frozen_freedoms(frame: Frame) -> int:
     """Degrees of freedom without kinetic energy: translation of the centre of mass and, in vacuum,
     rotation (two axes for linear molecules)."""
     if frame.cell is not None:

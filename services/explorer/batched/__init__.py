@@ -1,0 +1,1 @@
+"""Many trajectories in one batch: the engine `batched`, with TorchSim and PyTorch models."""

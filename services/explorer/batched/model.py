@@ -1,0 +1,149 @@
+"""DeePMD-kit's frozen PyTorch models on batches of frames, and as a model of TorchSim.
+
+All tensors stay on the device. TorchScript's optimisation is off: it changes the last digits after
+the first evaluations, and then a trajectory would depend on what the process did before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import deepmd.pt.cxx_op  # noqa: F401  registers the operations of compressed models
+import torch
+from deepmd.pt.utils.env import DEVICE
+from torch_sim.models.interface import ModelInterface
+from torch_sim.state import SimState
+
+DTYPE = torch.float64
+PINNED_FRAMES = 8
+"""On a GPU, frames of pinned replicas are evaluated in batches of this many, filled up with copies:
+the library may choose another kernel, with other last digits, for another shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames with the same number of atoms: coordinates `(n, n_atoms, 3)` Å, types `(n, n_atoms)`,
+    boxes `(n, 3, 3)` Å, or None in vacuum, fparam `(n, n_fparam)`, aparam `(n, n_atoms, n_aparam)`,
+    or None."""
+
+    coordinates: torch.Tensor
+    types: torch.Tensor
+    boxes: torch.Tensor | None
+    fparam: torch.Tensor | None
+    aparam: torch.Tensor | None
+
+    def take(self, rows: torch.Tensor) -> Frames:
+        return Frames(*(None if each is None else each[rows] for each in vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Energies `(n,)` eV, forces `(n, n_atoms, 3)` eV/Å, virials `(n, 3, 3)` eV, meaningless in
+    vacuum."""
+
+    energies: torch.Tensor
+    forces: torch.Tensor
+    virials: torch.Tensor
+
+
+class Member:
+    """One member of a committee. `most`: atoms evaluated at once; halved when the device has no
+    memory left."""
+
+    def __init__(self, path: str) -> None:
+        self.module = torch.jit.load(path, map_location=DEVICE)
+        self.module.eval()
+        self.cutoff = float(self.module.get_rcut())
+        self.with_fparam = self.module.get_dim_fparam() > 0
+        self.with_aparam = self.module.get_dim_aparam() > 0
+        self.most: int | None = None
+
+    def evaluate(self, frames: Frames, pinned: bool) -> Evaluated:
+        """Evaluates frames, in as many parts as the memory of the device requires."""
+        atoms, n = frames.types.shape[1], len(frames.types)
+        while True:
+            size = n if self.most is None else max(1, self.most // atoms)
+            try:
+                parts = [
+                    self._part(frames, rows, pinned)
+                    for rows in torch.arange(n, device=DEVICE).split(size)
+                ]
+            except RuntimeError as error:
+                if "out of memory" not in str(error) or size == 1:
+                    raise
+                self.most = min(size, n) * atoms // 2
+                torch.cuda.empty_cache()
+                continue
+            return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _part(self, frames: Frames, rows: torch.Tensor, pinned: bool) -> Evaluated:
+        n = len(rows)
+        if pinned and DEVICE.type == "cuda":
+            rows = padded(rows, PINNED_FRAMES)
+        part = frames.take(rows)
+        with torch.jit.optimized_execution(False):
+            found = self.module(
+                part.coordinates,
+                part.types,
+                box=part.boxes,
+                fparam=part.fparam if self.with_fparam else None,
+                aparam=part.aparam if self.with_aparam else None,
+            )
+        return Evaluated(
+            found["energy"].detach()[:n, 0],
+            found["force"].detach()[:n],
+            found["virial"].detach()[:n].reshape(n, 3, 3),
+        )
+
+
+def padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
+    """`rows` with copies of the last one, so that their number is a multiple of `multiple`."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % multiple)])
+
+
+def _joined(parts: Sequence[Evaluated]) -> Evaluated:
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Evaluated(*(torch.cat(column) for column in columns))
+
+
+@functools.lru_cache(maxsize=32)
+def member(path: str) -> Member:
+    return Member(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Replicas of a batch with the same driver and number of atoms: their numbers `(n,)`, the
+    numbers of their atoms `(n, n_atoms)`, and their frames, whose coordinates are replaced."""
+
+    driver: Member
+    replicas: torch.Tensor
+    atoms: torch.Tensor
+    frames: Frames
+
+    def at(self, positions: torch.Tensor) -> Frames:
+        """The frames at `positions` `(all atoms, 3)` Å."""
+        _, *others = vars(self.frames).values()
+        return Frames(positions[self.atoms], *others)
+
+
+class Drivers(ModelInterface):  # type: ignore[misc]
+    """The potential energy of a batch, in which every replica is moved by its own driver."""
+
+    def __init__(self, rows: Sequence[Rows], pinned: bool) -> None:
+        super().__init__()
+        self.rows, self.pinned = rows, pinned
+        self._device, self._dtype = DEVICE, DTYPE
+        self._compute_forces, self._compute_stress = True, False
+
+    def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
+        """Energies `(n_replicas,)` eV and forces `(all atoms, 3)` eV/Å."""
+        forces = torch.empty_like(state.positions)
+        energies = torch.empty(len(state.cell), dtype=DTYPE, device=DEVICE)
+        for rows in self.rows:
+            found = rows.driver.evaluate(rows.at(state.positions), self.pinned)
+            forces[rows.atoms] = found.forces
+            energies[rows.replicas] = found.energies
+        return {"energy": energies, "forces": forces}

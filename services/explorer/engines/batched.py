@@ -1,0 +1,122 @@
+"""Molecular dynamics of many trajectories in one batch, by TorchSim: the engine `batched`.
+
+Every trajectory remains a task of its own. Those that a worker process runs at the same time share
+one child process, which integrates them together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dpstream.services.explorer.batched.replica import Terms, freedoms, initial_state
+from dpstream.services.explorer.engines.base import TrajectoryRequest, TrajectorySegment
+from dpstream.services.explorer.lammps.script import COLDEST
+from dpstream.shared.atoms.frames import Batch, canonical
+from dpstream.shared.spec import Md
+
+ENSEMBLES = ("nve", "nvt")
+LIBRARY = "torch_sim"
+SUFFIX = ".pth"
+
+
+class BatchedDynamics:
+    def __init__(self, request: TrajectoryRequest) -> None:
+        self.request = request
+        self.name = uuid.uuid4().hex
+        weakref.finalize(self, request.resources.batch.end, self.name).atexit = False
+
+    # -------------------------------------------------------------------------- the protocol
+
+    def start(self) -> None:
+        request = self.request
+        check_dynamics(request.md, len(request.frame.species))
+        check_worker(request)
+        seed, temperature = request.command.seed, request.command.condition.temperature
+        self._put(initial_state(request.frame, request.md, temperature, seed).dumps())
+
+    def resume(self, state: bytes) -> None:
+        check_worker(self.request)
+        self._put(state)
+
+    def advance(self, checks: int, streak: int) -> TrajectorySegment:
+        path = self.request.folder / "frames.npz"
+        outcome = self._call("advance", checks=checks, streak=streak, frames=str(path))
+        frames = self._frames() if outcome["made"] else None
+        return TrajectorySegment(outcome["made"], outcome["streak"], outcome["stopped"], frames)
+
+    def switch_committee(self) -> None:
+        self._call("change", terms=self._terms())
+
+    def save(self) -> bytes:
+        path = self.request.folder / "saved.npz"
+        self._call("save", state=str(path))
+        return path.read_bytes()
+
+    # ------------------------------------------------------------------------------- internals
+
+    def _put(self, state: bytes) -> None:
+        path = self.request.folder / "replica.npz"
+        path.write_bytes(state)
+        self._call("put", terms=self._terms(), state=str(path))
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        batch, context = self.request.resources.batch, self.request.context
+        return batch.call(operation, self.name, arguments, context)
+
+    def _terms(self) -> Mapping[str, Any]:
+        request, md = self.request, self.request.md
+        return vars(
+            Terms(
+                models=tuple(map(str, request.committee.models)),
+                driver=request.command.driver,
+                type_map=request.committee.type_map,
+                ensemble=md.ensemble,
+                timestep=md.timestep,
+                every=md.every,
+                temperature=max(request.command.condition.temperature, COLDEST),
+                tau_t=md.tau_t,
+                freedoms=freedoms(request.frame),
+                overlap=md.overlap,
+                stop_after=md.stop_after,
+                trust=request.command.trust.model_dump(),
+                pinned=request.command.pinned,
+            )
+        )
+
+    def _frames(self) -> Batch:
+        """The frames of the last segment."""
+        with np.load(self.request.folder / "frames.npz", allow_pickle=False) as found:
+            start = self.request.frame
+            moved = (replace(start, positions=positions) for positions in found["positions"])
+            return Batch.of(
+                [canonical(frame).frame for frame in moved],
+                devi_f=found["devi_f"],
+                devi_v=found["devi_v"],
+                time_ps=found["steps"] * self.request.md.timestep,
+            )
+
+
+def check_dynamics(md: Md, n_atoms: int) -> None:
+    """Raises ValueError for dynamics that this engine does not have."""
+    if n_atoms == 1:
+        raise ValueError("a single atom has no dynamics: use a supercell")
+    if md.ensemble not in ENSEMBLES:
+        raise ValueError(
+            f"batched: does not support {md.ensemble}, because TorchSim 0.3.0 has no sound "
+            f"barostat; supported: {', '.join(ENSEMBLES)}; use engine md for {md.ensemble}"
+        )
+
+
+def check_worker(request: TrajectoryRequest) -> None:
+    """Raises ValueError if this worker lacks TorchSim or the models are not PyTorch's."""
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise ValueError("batched: TorchSim is missing; pip install torch-sim-atomistic")
+    if any(model.suffix != SUFFIX for model in request.committee.models):
+        raise ValueError(f"batched: needs {SUFFIX} models; set training.backend: pytorch")
