@@ -34,7 +34,8 @@ MORSE = ("pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253")
 @dataclass(frozen=True)
 class Case:
     """An engine at work. `refused`: settings that can never work, and what is said of them;
-    `pool`: so many frames lie in the batch of the starting structure; `backend`: that of the models."""
+    `pool`: so many frames lie in the batch of the starting structure; `backend`: that of the
+    models."""
 
     engine: Mapping[str, Any]
     frame: Frame

@@ -32,7 +32,7 @@ from dpstream.services.explorer.batched.model import (
 from dpstream.services.explorer.batched.replica import ReplicaState, Terms
 from dpstream.services.explorer.lammps.sanity import unphysical
 from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
-from dpstream.shared.atoms.frames import Floats
+from dpstream.shared.atoms.frames import FARTHEST, Floats
 from dpstream.shared.values import Trust
 
 
@@ -203,6 +203,9 @@ class Group:
     ) -> None:
         """One check of a replica by its positions, and all members' forces and virials."""
         levels = Trust.model_validate(each.terms.trust)
+        if not (np.abs(positions) < FARTHEST).all():  # also true for NaN
+            request.stopped = "atoms are lost"
+            return
         request.stopped = unphysical(
             positions,
             np.eye(3) if each.state.cell is None else each.state.cell,

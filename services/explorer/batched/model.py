@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import deepmd.pt.cxx_op  # noqa: F401  registers the operations of compressed models
 import torch
-from deepmd.pt.utils.env import DEVICE
+from deepmd.pt.utils import env
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
+DEVICE: torch.device = env.DEVICE
 DTYPE = torch.float64
 PINNED_FRAMES = 8
 """On a GPU, frames of pinned replicas are evaluated in batches of this many, filled up with copies:

@@ -96,7 +96,8 @@ def initial_state(frame: Frame, md: Md, temperature: float, seed: int) -> Replic
     atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * np.sqrt(masses)[:, None])
     Stationary(atoms, preserve_temperature=False)
     if frame.cell is None:
-        ZeroRotation(atoms, preserve_temperature=False)
+        with np.errstate(invalid="ignore"):  # 0/0 about the axis of a linear molecule
+            ZeroRotation(atoms, preserve_temperature=False)
     wanted = freedoms(frame) * kB * max(temperature, COLDEST) / 2
     momenta = atoms.get_momenta() * np.sqrt(wanted / atoms.get_kinetic_energy())
     return ReplicaState(

@@ -1,0 +1,219 @@
+"""Trajectories in one batch, on real PyTorch models: what neighbours must not change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch_sim")
+
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.tasks.explore import explore
+from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.messages import ChunkExplored
+from dpstream.shared.values import Condition, Trust
+from tests.integration.test_exploration_engines import ALLOY, AU4CU4
+from tests.support.explorer import CH4, ExplorerHarness
+
+EVERYTHING = Trust(low=1e-12, high=1e9)
+DOUBLE = replace(
+    AU4CU4,
+    species=("Au",) * 8 + ("Cu",) * 8,
+    positions=np.concatenate(
+        [
+            AU4CU4.positions[part] + shift
+            for part in (slice(0, 4), slice(4, 8))
+            for shift in ([0, 0, 0], [0, 0, ALLOY.cell[2, 2]])
+        ]
+    ),
+    cell=np.diag(ALLOY.cell.lengths() * [1, 1, 2]),
+)
+"""Au8Cu8: twice the cell of Au4Cu4."""
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerResources]:
+    resources = ExplorerResources(
+        tmp_path_factory.mktemp("worker"), formats=frozenset({".pb", ".pth"})
+    )
+    yield resources
+    resources.close()
+
+
+def harness_for(
+    folder: Path, models: Sequence[Path], frame: Frame = AU4CU4, **md: Any
+) -> ExplorerHarness:
+    stage = {"name": "one", "systems": ["s"], "temperatures": [300.0], "engine": "batched"}
+    return ExplorerHarness(
+        folder,
+        frame,
+        models,
+        md={"steps": 20, **md},
+        spec_extra={"stages": [stage], "training": {"backend": "pytorch"}},
+    )
+
+
+def run(resources: ExplorerResources, harness: ExplorerHarness, **more: Any) -> ChunkExplored:
+    command = harness.explore(**{"trust": EVERYTHING, **more})
+    return explore(resources, command, harness.context(command))
+
+
+def frames(harness: ExplorerHarness, event: ChunkExplored) -> Batch:
+    return harness.batch(event.candidates)
+
+
+def content(batch: Batch) -> Mapping[str, Any]:
+    """Everything in a batch of frames, to the last digit."""
+    return {"positions": batch.positions.tolist()} | {
+        name: batch.arrays[name].tolist() for name in ("devi_f", "devi_v", "time_ps")
+    }
+
+
+@pytest.mark.parametrize("neighbours", [3, 7])
+def test_neighbours_change_no_digit_of_a_trajectory(
+    resources: ExplorerResources,
+    tmp_path: Path,
+    alloy_torch_committee: list[Path],
+    neighbours: int,
+) -> None:
+    """Neighbours of other sizes, temperatures, ensembles and drivers, which join and leave."""
+    models = alloy_torch_committee
+    here = harness_for(tmp_path / "here", models)
+    alone = content(frames(here, run(resources, here)))
+
+    def neighbour(number: int) -> ChunkExplored:
+        frame = DOUBLE if number % 3 == 1 else AU4CU4
+        ensemble = "nve" if number % 3 == 2 else "nvt"
+        steps = 10 + 10 * (number % 2)
+        other = harness_for(tmp_path / f"{number}", models, frame, ensemble=ensemble, steps=steps)
+        cold = Condition(system="s", temperature=100.0 * (number + 1))
+        return run(resources, other, condition=cold, seed=number, driver=number)
+
+    with ThreadPoolExecutor(neighbours + 1) as threads:
+        before = [threads.submit(neighbour, number) for number in range(neighbours)]
+        event = threads.submit(run, resources, here)
+        assert content(frames(here, event.result())) == alone
+        assert all(each.result().stopped is None for each in before)
+    assert len(np.unique(np.array(alone["devi_f"]))) == 4
+
+
+def test_a_molecule_in_vacuum(
+    resources: ExplorerResources, tmp_path: Path, methane_torch_committee: list[Path]
+) -> None:
+    harness = harness_for(tmp_path, methane_torch_committee, CH4)
+    batch = frames(harness, run(resources, harness))
+    assert batch.cells is None
+    assert (batch.arrays["devi_v"] == 0).all()
+    masses = np.array([12.011] + [1.008] * 4)
+    centres = np.einsum("a,fax->fx", masses, batch.positions) / masses.sum()
+    np.testing.assert_allclose(centres, np.broadcast_to(centres[0], centres.shape), atol=3e-6)
+
+
+def test_an_unphysical_trajectory_ends_and_its_neighbour_continues(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    models = alloy_torch_committee
+    good = harness_for(tmp_path / "good", models)
+    hot = harness_for(tmp_path / "hot", models)
+    dense = harness_for(tmp_path / "dense", models, overlap=2.7)
+    hell = Condition(system="s", temperature=1e25)
+    with ThreadPoolExecutor(2) as threads:
+        lost = threads.submit(run, resources, hot, condition=hell)
+        overlapping = threads.submit(run, resources, dense)
+        event = run(resources, good)
+    assert (event.stopped, event.counts.total) == (None, 4)
+    assert (lost.result().stopped, lost.result().dropped) == ("atoms are lost", 4)
+    assert "apart" in str(overlapping.result().stopped)
+
+
+def test_a_crash_ends_the_trajectories_of_the_batch_and_the_next_ones_run(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    harness = harness_for(tmp_path, alloy_torch_committee, steps=100000)
+    with ThreadPoolExecutor(2) as threads:
+        lost = [threads.submit(run, resources, harness, seed=seed) for seed in (1, 2)]
+        _await_moving(resources, 2)
+        process = resources.batch.child._process
+        assert process is not None
+        process.kill()
+        for each in lost:
+            with pytest.raises(EngineCrashed):
+                each.result()
+    short = harness_for(tmp_path / "short", alloy_torch_committee)
+    assert run(resources, short).counts.total == 4
+
+
+def test_a_stopped_task_leaves_the_batch(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    endless = harness_for(tmp_path / "endless", alloy_torch_committee, steps=100000)
+    command = endless.explore(trust=EVERYTHING)
+    context = endless.context(command)
+    with ThreadPoolExecutor(1) as threads:
+        stopped = threads.submit(explore, resources, command, context)
+        _await_moving(resources, 1)
+        context.stopping.set()
+        with pytest.raises(Stopped):
+            stopped.result()
+    harness = harness_for(tmp_path / "next", alloy_torch_committee)
+    assert run(resources, harness).counts.total == 4
+    assert not resources.batch._advancing
+
+
+def _await_moving(resources: ExplorerResources, replicas: int) -> None:
+    tick = threading.Event()
+    for _ in range(600):
+        if len(resources.batch._advancing) == replicas:
+            return
+        tick.wait(0.1)
+    raise AssertionError("the replicas do not move")
+
+
+def test_models_of_another_backend_are_refused(
+    resources: ExplorerResources, tmp_path: Path, alloy_committee: list[Path]
+) -> None:
+    harness = harness_for(tmp_path, alloy_committee)
+    with pytest.raises(Permanent, match=r"needs \.pth models"):
+        run(resources, harness)
+
+
+def test_frames_are_evaluated_in_parts_when_memory_is_short(
+    alloy_torch_committee: list[Path],
+) -> None:
+    import torch
+
+    from dpstream.services.explorer.batched.model import Frames, Member, padded
+
+    rng = np.random.default_rng(2)
+    moved = AU4CU4.positions + rng.normal(0, 0.05, (7, 8, 3))
+    types = torch.tensor([[0] * 4 + [1] * 4] * 7)
+    boxes = torch.tensor(np.array([AU4CU4.cell] * 7))
+    batch = Frames(torch.tensor(moved), types, boxes, None, None)
+    plenty = Member(str(alloy_torch_committee[0]))
+    expected = plenty.evaluate(batch, pinned=False)
+
+    class Short(torch.nn.Module):  # type: ignore[misc]
+        """The model on a device with memory for two frames."""
+
+        def forward(self, coordinates: Any, *rest: Any, **more: Any) -> Any:
+            if len(coordinates) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return plenty.module(coordinates, *rest, **more)
+
+    little = Member(str(alloy_torch_committee[0]))
+    little.module = Short()
+    found = little.evaluate(batch, pinned=False)
+    assert torch.equal(found.forces, expected.forces)
+    assert torch.equal(found.virials, expected.virials)
+    assert little.most is not None
+    assert little.most // 8 <= 2
+    assert padded(torch.arange(3), 8).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert padded(torch.arange(8), 8).tolist() == list(range(8))
