@@ -16,7 +16,7 @@ pytest.importorskip("torch_sim")
 
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.explore import explore
-from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.atoms.frames import Batch, Frame, min_distance
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
@@ -217,3 +217,27 @@ def test_frames_are_evaluated_in_parts_when_memory_is_short(
     assert little.most // 8 <= 2
     assert padded(torch.arange(3), 8).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
     assert padded(torch.arange(8), 8).tolist() == list(range(8))
+
+
+def test_overlapping_atoms_are_found_on_the_device() -> None:
+    """Cells of every skew, with a limit around the closest distance."""
+    import torch
+
+    from dpstream.services.explorer.batched.proximity import may_overlap
+
+    rng = np.random.default_rng(5)
+    cells = np.eye(3) * rng.uniform(2.5, 9, (40, 1, 3)) + np.tril(rng.normal(0, 2, (40, 3, 3)), -1)
+    positions = rng.normal(0, 20, (40, 6, 3))
+    frames = [Frame(("H",) * 6, p, c) for p, c in zip(positions, cells, strict=True)]
+    closest = np.array([min_distance(frame) for frame in frames])
+    tensors = torch.tensor(positions), torch.tensor(cells)
+    over = may_overlap(*tensors, torch.tensor(closest * 1.01))
+    assert over.all()
+    under = may_overlap(*tensors, torch.tensor(closest * 0.99)).numpy()
+    heights = 1 / np.linalg.norm(np.linalg.inv(cells), axis=1).max(axis=1)
+    assert (under == (2 * 1.001 * 0.99 * closest >= heights)).all()
+    assert 0 < under.sum() < 20
+    positions[3, 2] = np.nan
+    assert may_overlap(torch.tensor(positions), tensors[1], torch.zeros(40)).tolist() == [
+        number == 3 for number in range(40)
+    ]

@@ -30,7 +30,7 @@ ALLOY = bulk("Cu", cubic=True, a=3.95) * (2, 2, 2)
 ALLOY.symbols[::2] = "Au"
 FRAME = canonical(from_ase(ALLOY)).frame
 FREEDOMS = 3 * len(FRAME.species) - 3
-TEMPERATURE = 400.0
+TEMPERATURE = 200.0
 EVERYTHING = Trust(low=1e-12, high=1e9)
 MD = {"timestep": 0.002, "every": 10, "steps": 2400, "skip": 400, "chunk": 5, "tau_t": 0.1}
 REPLICAS = 4
@@ -168,7 +168,7 @@ def test_energy_is_conserved_without_a_thermostat(
         times = np.arange(len(totals[0])) * 10 * timestep
         drifts = [np.polyfit(times, total, 1)[0] for total in totals]
         print(timestep, "drift", np.array(drifts) * 1e6, "µeV per atom and ps")
-        assert np.abs(drifts).max() < 2e-5
+        assert np.abs(drifts).max() < 5e-6
         spread[timestep] = np.mean([np.std(total) for total in totals])
     print("fluctuations", spread)
     assert 2.5 < spread[0.002] / spread[0.001] < 6

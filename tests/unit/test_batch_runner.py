@@ -117,7 +117,6 @@ def test_a_stopped_task_leaves_and_its_neighbour_continues(
     task.stopping.set()
     with pytest.raises(Stopped):
         stopped.result()
-    runner.end("a")
     assert neighbour.result() == 1
 
 
@@ -126,7 +125,6 @@ def test_a_child_that_hangs_is_killed_after_the_time_limit_of_its_tasks(
 ) -> None:
     with pytest.raises(EngineCrashed):
         advance(runner, "hangs", 1, Task(max_seconds=1.0))
-    runner.end("hangs")
     assert runner.call("put", "a", {}, Task()) == 1
 
 

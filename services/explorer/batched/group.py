@@ -29,6 +29,7 @@ from dpstream.services.explorer.batched.model import (
     Rows,
     member,
 )
+from dpstream.services.explorer.batched.proximity import may_overlap
 from dpstream.services.explorer.batched.replica import ReplicaState, Terms
 from dpstream.services.explorer.lammps.sanity import unphysical
 from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
@@ -86,22 +87,28 @@ class Group:
         self.steps = 0
         sizes = [len(each.state.species) for each in replicas]
         self.slices = [slice(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
-        torch.use_deterministic_algorithms(self.terms.pinned)
+        torch.use_deterministic_algorithms(self.terms.pinned, warn_only=True)
         self.by_driver = list(self._rows(by_driver=True))
         self.by_size = list(self._rows(by_driver=False))
         self.state, self._step = self._begun()
 
     def check(self) -> None:
         """Integrates up to the next check and judges every replica whose request is not over."""
-        torch.use_deterministic_algorithms(self.terms.pinned)
+        torch.use_deterministic_algorithms(self.terms.pinned, warn_only=True)
         for _ in range(self.terms.every):
             self.state = self._step(self.state)
         self.steps += self.terms.every
         forces, virials = self._judged()
+        suspects = self._suspects()
         positions = self.state.positions.cpu().numpy()
         for number, (each, atoms) in enumerate(zip(self.replicas, self.slices, strict=True)):
-            if each.request is not None and not each.request.over:
-                self._look(each, each.request, positions[atoms], forces[:, atoms], virials[number])
+            request = each.request
+            if request is None or request.over:
+                continue
+            if suspects[number]:
+                request.stopped = self._problem(each, positions[atoms])
+            if request.stopped is None:
+                self._look(each, request, positions[atoms], forces[:, atoms], virials[number])
 
     def write_back(self) -> None:
         """Gives the replicas their states."""
@@ -198,22 +205,32 @@ class Group:
                 virials[rows.replicas, number] = found.virials
         return forces.cpu().numpy(), virials.cpu().numpy()
 
+    def _suspects(self) -> list[bool]:
+        """Which replicas `_problem` has to examine."""
+        found = torch.ones(len(self.replicas), dtype=torch.bool, device=DEVICE)
+        limits = _tensor([each.terms.overlap for each in self.replicas])
+        for rows in self.by_size:
+            frames = rows.at(self.state.positions)
+            if frames.boxes is not None:
+                near = may_overlap(frames.coordinates, frames.boxes, limits[rows.replicas])
+                lost = (frames.coordinates.abs() >= FARTHEST).any(dim=2).any(dim=1)
+                found[rows.replicas] = near | lost
+        suspects: list[bool] = found.tolist()
+        return suspects
+
+    def _problem(self, each: Replica, positions: Floats) -> str | None:
+        """Reason why these positions end the trajectory, or None."""
+        if not (np.abs(positions) < FARTHEST).all():  # also true for NaN
+            return "atoms are lost"
+        cell = np.eye(3) if each.state.cell is None else each.state.cell
+        reach = member(self.terms.models[0]).cutoff if self.vacuum else None
+        return unphysical(positions, cell, each.terms.overlap, reach)
+
     def _look(
         self, each: Replica, request: Request, positions: Floats, forces: Floats, virials: Floats
     ) -> None:
         """One check of a replica by its positions, and all members' forces and virials."""
         levels = Trust.model_validate(each.terms.trust)
-        if not (np.abs(positions) < FARTHEST).all():  # also true for NaN
-            request.stopped = "atoms are lost"
-            return
-        request.stopped = unphysical(
-            positions,
-            np.eye(3) if each.state.cell is None else each.state.cell,
-            each.terms.overlap,
-            member(self.terms.models[0]).cutoff if self.vacuum else None,
-        )
-        if request.stopped is not None:
-            return
         devi_f = float(max_force_deviation(forces, levels.relative))
         devi_v = 0.0
         if not self.vacuum:

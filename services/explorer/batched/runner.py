@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpstream.shared.errors import EngineCrashed, EngineError, Stopped, TaskError
+from dpstream.shared.errors import EngineCrashed, EngineError, Stopped
 from dpstream.shared.runtime.child_process import TICK_SECONDS, ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
@@ -32,9 +32,9 @@ class Call:
     seconds: float
     ended: threading.Event = field(default_factory=threading.Event)
     result: Any = None
-    error: TaskError | None = None
+    error: Exception | None = None
 
-    def end(self, result: Any = None, error: TaskError | None = None) -> None:
+    def end(self, result: Any = None, error: Exception | None = None) -> None:
         self.result, self.error = result, error
         self.ended.set()
 
@@ -44,7 +44,8 @@ class BatchRunner:
 
     def __init__(self, scratch: Path, threads: int, device: Device | None = None) -> None:
         self.child = ChildProcess(ENGINE, scratch, threads, device)
-        self._calls: queue.Queue[Call | None] = queue.Queue()
+        # Its `put` may interrupt a `get` of the same thread, as a finalizer does.
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._advancing: dict[str, Call] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -59,10 +60,14 @@ class BatchRunner:
         call = Call(operation, name, arguments, context.command.max_seconds)
         deadline = time.monotonic() + call.seconds
         self._submit(call)
-        while not call.ended.wait(TICK_SECONDS):
-            context.check()
-            if time.monotonic() > deadline:
-                raise EngineCrashed(f"{ENGINE} took longer than the task's time limit")
+        try:
+            while not call.ended.wait(TICK_SECONDS):
+                context.check()
+                if time.monotonic() > deadline:
+                    raise EngineCrashed(f"{ENGINE} took longer than the task's time limit")
+        except BaseException:
+            self.end(name)
+            raise
         if call.error is not None:
             raise call.error
         return call.result
@@ -123,7 +128,7 @@ class BatchRunner:
             call.end(self._in_child(call.operation, arguments, call.seconds))
         except EngineError as error:
             call.end(error=error)
-        except TaskError as error:
+        except Exception as error:
             call.end(error=error)
             self._fail(error)
 
@@ -131,7 +136,7 @@ class BatchRunner:
         seconds = max(call.seconds for call in self._advancing.values())
         try:
             results = self._in_child("advance", {"asked": asked}, seconds)
-        except TaskError as error:
+        except Exception as error:
             self.child.kill()  # after an error within a segment, no state is certain
             self._fail(error)
             return
@@ -143,7 +148,7 @@ class BatchRunner:
     def _in_child(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         return self.child.call(operation, arguments, tick=self._tick, seconds=seconds)
 
-    def _fail(self, error: TaskError) -> None:
+    def _fail(self, error: Exception) -> None:
         """End all requests to advance: their replicas are lost."""
         for call in self._advancing.values():
             call.end(error=error)
