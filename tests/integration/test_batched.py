@@ -20,8 +20,7 @@ from dpstream.shared.atoms.frames import Batch, Frame, min_distance
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.integration.test_exploration_engines import ALLOY, AU4CU4
-from tests.support.explorer import CH4, ExplorerHarness
+from tests.support.explorer import ALLOY, AU4CU4, CH4, ExplorerHarness
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
 DOUBLE = replace(

@@ -11,21 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.build import bulk
 
 from dpstream.services.explorer.engines import ENGINES
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.deviation import max_force_deviation, virial_deviation
-from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase
+from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import AL8, CH4, ExplorerHarness, evaluated, total
+from tests.support.explorer import AL8, AU4CU4, CH4, ExplorerHarness, evaluated, total
 
-ALLOY = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
-ALLOY.symbols[[0, 1, 4, 5]] = "Au"
-AU4CU4 = canonical(from_ase(ALLOY)).frame
 EVERYTHING = Trust(low=1e-12, high=1e9)
 """Every frame is a candidate, and uploaded."""
 MORSE = ("pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253")

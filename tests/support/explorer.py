@@ -34,6 +34,9 @@ from dpstream.shared.values import (
 CH4 = canonical(from_ase(molecule("CH4"))).frame
 AL4 = canonical(from_ase(bulk("Al", cubic=True))).frame
 AL8 = canonical(from_ase(bulk("Al", cubic=True) * (2, 1, 1))).frame
+ALLOY = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
+ALLOY.symbols[[0, 1, 4, 5]] = "Au"
+AU4CU4 = canonical(from_ase(ALLOY)).frame
 OPEN = Trust(low=0.1, high=1e9)
 """Levels that stop nothing."""
 COLD = Condition(system="s", temperature=300)

@@ -48,7 +48,7 @@ BROUGHT = {
     "coordinator": {"deepmd", "pynvml", "torch"},
     "labeler": {"deepmd", "pynvml", "torch"},
     "trainer": {"jax", "torch"},
-    "explorer": {"torch"},
+    "explorer": {"torch", "torch_sim"},
 }
 """Imported where a group has put it into an image of its own; ours stays small. The coordinator
 shares modules with the child processes of other services, which it never imports."""
