@@ -23,6 +23,7 @@ from dpstream.services.explorer.lammps import script as md_script
 from dpstream.services.explorer.resources import ENGINE as LAMMPS
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.device import Device
 from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 
@@ -41,10 +42,16 @@ def crystal(type_map: Sequence[str], atoms: int) -> Frame:
     return canonical(from_ase(found)).frame
 
 
-def batched(models: Sequence[Path], type_map: Sequence[str], frame: Frame, replicas: int) -> float:
+def batched(
+    models: Sequence[Path],
+    type_map: Sequence[str],
+    frame: Frame,
+    replicas: int,
+    device: Device | None = None,
+) -> float:
     """Atom-steps per second."""
     with tempfile.TemporaryDirectory() as folder:
-        child = ChildProcess(BATCHED, Path(folder) / "engine")
+        child = ChildProcess(BATCHED, Path(folder) / "engine", device=device)
         for number in range(replicas):
             terms = Terms(
                 models=tuple(map(str, models)),
@@ -80,10 +87,12 @@ def batched(models: Sequence[Path], type_map: Sequence[str], frame: Frame, repli
             child.kill()
 
 
-def lammps(models: Sequence[Path], type_map: Sequence[str], frame: Frame) -> float:
+def lammps(
+    models: Sequence[Path], type_map: Sequence[str], frame: Frame, device: Device | None = None
+) -> float:
     """Atom-steps per second of one trajectory."""
     with tempfile.TemporaryDirectory() as folder:
-        child = ChildProcess(LAMMPS, Path(folder) / "engine")
+        child = ChildProcess(LAMMPS, Path(folder) / "engine", device=device)
         data = Path(folder) / "start.data"
         data.write_text(md_script.data_file(frame, type_map, {}))
         pair = md_script.pair_commands(models, 0, type_map, MD.every, OPEN, frame)

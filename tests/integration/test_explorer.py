@@ -337,6 +337,23 @@ def test_streaming_publishes_chunk_by_chunk_and_another_attempt_goes_on(
         np.testing.assert_allclose(found.positions, expected.positions, atol=2e-6)
 
 
+def test_forces_are_right_after_a_restart_file(
+    resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
+) -> None:
+    """LAMMPS numbers atoms and their images anew when it writes one."""
+    crystal = canonical(from_ase(bulk("Al", cubic=True) * (2, 2, 2))).frame
+    md = {"timestep": 0.002, "every": 1, "steps": 60, "chunk": 5, "stop_after": 1000}
+    harness = ExplorerHarness(tmp_path, crystal, periodic_committee, md)
+    hot = Condition(system="s", temperature=900)
+    command = harness.explore(pinned=False, trust=Trust(low=1e-12, high=1e9), condition=hot)
+    last = explore(resources, command, harness.context(command))
+    for event in (*harness.published(), last):
+        batch = harness.batch(event.candidates)
+        forces = evaluated(resources.engine, tmp_path, periodic_committee, batch)["forces"]
+        found = batch.arrays["devi_f"]
+        np.testing.assert_allclose(found, max_force_deviation(forces, None), rtol=1e-4, atol=1e-5)
+
+
 def test_a_newer_committee_takes_over_between_chunks(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:

@@ -14,6 +14,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.trainer.training_input import TrainingRun, build_input
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode
+from dpstream.shared.runtime.device import chosen
 from dpstream.shared.spec import Training
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.store.folder import FolderStore
@@ -190,8 +191,7 @@ def test_a_run_on_this_machine_knows_its_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: str
 ) -> None:
     has_gpus(monkeypatch, H200)
-    monkeypatch.setenv("DPSTREAM_DEVICE", device)
-    cluster = LocalCluster(tmp_path, {})
+    cluster = LocalCluster(tmp_path, {}, chosen(device))
     try:
         assert cluster.coordinator.processes.gpu_trainer == expected
     finally:

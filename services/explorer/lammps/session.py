@@ -47,6 +47,8 @@ class Session:
     partitions: Sequence[str] = ()
     lammps: Any = field(init=False)
     trajectories: int = 0
+    _is_stale: bool = False
+    """Whether the neighbour list does not fit the numbers of the atoms."""
 
     def __post_init__(self) -> None:
         quiet = ["-screen", "none", "-log", "none", "-nocite"]
@@ -79,13 +81,19 @@ class Session:
         self.first_step()
 
     def first_step(self) -> None:
+        self._is_stale = False
         self.lammps.command("run 0 post no")
 
     def run(self, steps: int) -> None:
-        self.lammps.command(f"run {steps} pre no post no")
+        pre = "yes" if self._is_stale else "no"
+        self._is_stale = False
+        self.lammps.command(f"run {steps} pre {pre} post no")
 
     def write_restart(self, path: str) -> None:
+        """LAMMPS exchanges atoms first, which numbers them and their images anew. The next run has
+        to build its neighbour list again, or it computes forces from wrong neighbours."""
         self.lammps.command(f'write_restart "{path}"')
+        self._is_stale = True
 
     def close(self) -> None:
         self.lammps.close()
