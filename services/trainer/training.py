@@ -17,6 +17,7 @@ from typing import Any
 
 from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.device_facts import device_facts, on_gpu
+from dpstream.services.trainer.input_words import check_words
 from dpstream.services.trainer.repulsion import table_text
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.start_from import StartingModel, lay_out
@@ -72,7 +73,8 @@ class TrainingJob:
         return BACKENDS[self.spec.training.backend]
 
     def prepare(self) -> None:
-        """Write the training set, the starting model and `input.json`."""
+        """Write the training set, the starting model and `input.json`. Raises Permanent for an
+        input that may name files: spec and checkpoint arrive unchecked."""
         self._check_device()
         self._start = lay_out(self.command, self.spec, self.context, self.resources.models)
         self._uploaded = self._start.resumed or 0
@@ -92,6 +94,10 @@ class TrainingJob:
         if table is not None:
             (self.folder / TABLE).write_text(table)
         document = build_input(self.spec.training, run)
+        try:
+            check_words(document, run)
+        except ValueError as error:
+            raise Permanent(f"training.input: {error}") from error
         (self.folder / INPUT).write_text(json.dumps(document, indent=1))
 
     def _check_device(self) -> None:

@@ -203,6 +203,15 @@ def test_input_deepmd_refuses_is_permanent_and_says_why(trainer: TrainerHarness)
         trainer.train({"input": {"model": {"descriptor": {"neurons": [1]}}}})
 
 
+def test_input_that_names_a_file_is_permanent(trainer: TrainerHarness, tmp_path: Path) -> None:
+    """The spec arrives as an object that nobody else has validated."""
+    elsewhere = tmp_path / "timeline.json"
+    section = {"profiling": True, "profiling_file": str(elsewhere)}
+    with pytest.raises(Permanent, match=r"training\.input: training\.profiling_file: .*must be"):
+        trainer.train({"input": {"training": section}}, steps=2)
+    assert not elsewhere.exists()
+
+
 def test_element_outside_the_type_map_is_permanent(trainer: TrainerHarness) -> None:
     frame = Frame(("He",), np.zeros((1, 3)))
     loose = trainer.label(frame, FrameLabel(0.0, np.zeros((1, 3))))
