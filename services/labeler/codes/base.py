@@ -13,18 +13,25 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from dpstream.services.labeler.acceptance import Outcome, Scope
+from dpstream.services.labeler.codes.inside import check_inside
 from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import Recipe
 
 
 class CodeSettings(BaseModel):
-    """Base of every code's settings: everything that affects the numbers, and nothing else."""
+    """Base of every code's settings: everything that affects the numbers, and nothing else. They
+    arrive in specs, so that a labeler checks them as `validate` does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _inside(self) -> CodeSettings:
+        check_inside(self.model_dump())
+        return self
 
 
 class Code(Scope, Protocol):

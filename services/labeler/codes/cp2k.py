@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from dpstream.services.labeler import programs
 from dpstream.services.labeler.acceptance import Outcome
@@ -58,6 +58,9 @@ MAX_MESSAGE = 300
 MISSING = re.compile(r"not found in the (?:potential file|basis set files?)", re.IGNORECASE)
 
 
+Named = Annotated[str, StringConstraints(pattern=r"^[\w .+():,*-]+$")]
+
+
 class Cp2kSettings(CodeSettings):
     functional: str = Field(
         default="PBE", pattern=r"^[A-Za-z0-9_]+$", description="section parameter of XC_FUNCTIONAL"
@@ -65,10 +68,10 @@ class Cp2kSettings(CodeSettings):
     dispersion: bool = Field(default=True, description="Grimme's D3 of the functional")
     cutoff: float = Field(default=400.0, gt=0, description="plane-wave cutoff of the density, Ry")
     rel_cutoff: float = Field(default=60.0, gt=0, description="of the Gaussians' grid level, Ry")
-    basis: dict[str, str] = Field(
+    basis: dict[str, Named] = Field(
         default={}, description=f"basis set of an element; of others {BASIS}"
     )
-    potential: dict[str, str] = Field(
+    potential: dict[str, Named] = Field(
         default={}, description="pseudopotential of an element; of others GTH-<functional>"
     )
     kpoints: Mesh | None = Field(default=None, description="Monkhorst-Pack mesh, for metals")

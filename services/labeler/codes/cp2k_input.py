@@ -28,6 +28,9 @@ NEEDED: tuple[Path, ...] = (
     ("FORCE_EVAL", "PRINT", "STRESS_TENSOR"),
 )
 """Sections that a template must contain exactly once."""
+INCLUDES = ("@INCLUDE", "@XCTYPE", "@FFTYPE")
+PLAIN = re.compile(r"[\w+-]+(?:\.[\w+-]*)?")
+"""Values of variables from which no path can be composed."""
 ALLOWED = ("GLOBAL", "FORCE_EVAL")
 SECTIONS = frozenset({("GLOBAL",), ("FORCE_EVAL",), DFT, KIND[:-1]})
 """Names that are always sections."""
@@ -180,6 +183,8 @@ def check_template(template: str) -> None:
 def _check_line(line: InputLine) -> None:
     if not line.words or line.opens or line.closes:
         return
+    if line.words[0].startswith("@") and line.path not in (CELL, COORD):
+        _check_directive(line)
     key, value = (*line.path, line.words[0]), line.words[1:]
     if key in ((*DFT, "CHARGE"), (*DFT, "MULTIPLICITY")):
         raise ValueError(f"{'/'.join(key)}: remove it; {ELSEWHERE[key]}")
@@ -189,6 +194,14 @@ def _check_line(line: InputLine) -> None:
         raise ValueError(f"{'/'.join(key)}: must be XYZ")
     if key[:-1] == (*COORD[:-1], "TOPOLOGY") and key[-1].startswith("COORD_FILE"):
         raise ValueError(f"{'/'.join(key)}: remove it; {ELSEWHERE[COORD]}")
+
+
+def _check_directive(line: InputLine) -> None:
+    """An included file is not checked, and a variable may become part of a file name."""
+    if line.words[0].startswith(INCLUDES):
+        raise ValueError(f"{line.text.strip()!r}: remove it; give the whole input")
+    if line.words[0] == "@SET" and not all(PLAIN.fullmatch(word) for word in line.words[1:]):
+        raise ValueError(f"{line.text.strip()!r}: a variable must be a number or a plain word")
 
 
 def filled(template: str, cell: Sequence[str], coord: Sequence[str], dft: Sequence[str]) -> str:

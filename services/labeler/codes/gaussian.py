@@ -25,6 +25,9 @@ INPUT = "input.gjf"
 BEYOND_SCF = "forces of a post-SCF method: only SCF energies (HF, DFT) are supported"
 CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
 """Markers of a correlated energy; the forces are then the derivative of that energy."""
+RUNS_PROGRAM = re.compile(r"\bext(?!ra)", re.IGNORECASE)
+OTHER_FILES = re.compile(r"\s*(?:[%@]|--\s*link)", re.IGNORECASE)
+"""Link 0 commands, included files and further jobs."""
 BROKEN = (">>>>>>>>>> Convergence criterion not met", "Convergence failure")
 
 
@@ -42,7 +45,17 @@ class GaussianSettings(CodeSettings):
             raise ValueError("should contain force: a label needs forces")
         if "\n" in text.strip():
             raise ValueError("must be one line; what follows the geometry is `extra`")
+        if RUNS_PROGRAM.search(text):
+            raise ValueError("external is not allowed: it runs a program")
         return text.strip()
+
+    @field_validator("extra")
+    @classmethod
+    def _of_this_job(cls, text: str) -> str:
+        for line in text.splitlines():
+            if OTHER_FILES.match(line):
+                raise ValueError(f"{line.strip()!r}: remove it; it names files or begins a job")
+        return text
 
 
 class Gaussian(Program):

@@ -44,7 +44,16 @@ NAME = re.compile(r"[A-Za-z]\w*(?:\(\d+(?:, ?\d+)*\))?")
 LITERAL = re.compile(rf"{NUMBER}|\.(?:true|false)\.", re.IGNORECASE)
 OURS: Mapping[str, frozenset[str]] = {
     "control": frozenset(
-        {"calculation", "prefix", "outdir", "pseudo_dir", "tprnfor", "tstress", "restart_mode"}
+        {
+            "calculation",
+            "prefix",
+            "outdir",
+            "wfcdir",
+            "pseudo_dir",
+            "tprnfor",
+            "tstress",
+            "restart_mode",
+        }
     ),
     "system": frozenset(
         {"ibrav", "nat", "ntyp", "ecutwfc", "ecutrho", "nspin", "smearing", "degauss", "tot_charge"}

@@ -31,6 +31,8 @@ NOT_THE_USERS = frozenset({
     "dminitspin", "writeforces",
 })
 # fmt: on
+COMMANDED = ("lua", "master", "%include")
+"""Beginnings of keywords that run a script, obey another process or include a file."""
 CONVERGED = re.compile(r"SCF cycle converged after|SCF Convergence by")
 BROKEN = re.compile(r"SCF_NOT_CONV|SCF did not converge", re.IGNORECASE)
 
@@ -53,9 +55,14 @@ class SiestaSettings(WithPotentials):
     @classmethod
     def _general(cls, text: str) -> str:
         for line in text.splitlines():
-            words = line.lower().removeprefix("%block").split()
-            if words and re.sub(r"[-_.]", "", words[0]) in NOT_THE_USERS:
+            words = re.split(r"[\s=:,]+", line.strip().lower().removeprefix("%block").strip())
+            key = re.sub(r"[-_.]", "", words[0])
+            if key in NOT_THE_USERS:
                 raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
+            if key.startswith(COMMANDED):
+                raise ValueError(
+                    f"{line.strip()!r}: not allowed: it includes, runs or obeys others"
+                )
         return text
 
 

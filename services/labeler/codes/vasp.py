@@ -91,6 +91,8 @@ class VaspSettings(WithPotentials):
     @field_validator("incar")
     @classmethod
     def _general(cls, text: str) -> str:
+        if "PLUGINS" in text.upper():
+            raise ValueError("PLUGINS: remove it; it runs Python code")
         return refuse(text, NOT_THE_USERS)
 
     @model_validator(mode="after")
