@@ -277,6 +277,25 @@ def test_what_can_never_work_is_permanent(
         explored(resources, harness)
 
 
+def test_a_path_composed_of_variables_is_written_only_where_templates_are_trusted(
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    written = tmp_path / "written"
+    file = str(written).replace("/", "${s}")
+    printing = f"variable s string /\nfix w all print 1 TEXT file {file}\ndump dpgen_dump"
+    given = altered("dump dpgen_dump", printing)
+    harness = harness_for(tmp_path, "template", methane_committee[:2], **given)
+    with pytest.raises(Permanent, match=r"value '/': must be a number, a plain word"):
+        explored(resources, harness)
+    assert not written.exists()
+    resources.trusting = True
+    try:
+        explored(resources, harness)
+    finally:
+        resources.trusting = False
+    assert "TEXT" in written.read_text()
+
+
 def test_given_frames_are_looked_at_from_the_start_on_without_those_known(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:

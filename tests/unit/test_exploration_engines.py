@@ -236,6 +236,74 @@ def test_templates_run_no_code_unless_the_worker_allows(command: str) -> None:
     assert parse(settings, {}, ({}, {}), Md(), trusting=True).setup == (command,)
 
 
+COMPOSED = {
+    "a string": "variable s string /\nfix w all print 1 T file ${s}tmp${s}x",
+    "an index": "variable s index a /\nfix w all print 1 T file ${s}tmp${s}x",
+    "a continued line": "variable s &\n  string &\n  /",
+    "another keyword": 'variable s string "a append "\nfix w all print 1 T file ${s}/tmp/x',
+    "a whole argument": 'variable s index "append /tmp/x"\nfix w all print 1 T ${s}',
+    "a blank in a format": "variable f format x %-8g\nfix w all print 1 T file ${f}/tmp/x",
+    "a format of its own": "fix w all print 1 T file $(2*(1+1):%-8g)/tmp/x",
+    "text in a format": "variable f format x /tmp/%g",
+    "dots": "variable d string .\nfix w all print 1 T file ${d}./x",
+    "nothing": 'variable n string ""\nfix w all print 1 T file ${n}/tmp/x',
+    "quotes": 'fix w all print 1 T file """/tmp/x"""',
+}
+
+
+@pytest.mark.parametrize("text", COMPOSED.values(), ids=COMPOSED)
+def test_no_path_is_composed_of_variables(text: str) -> None:
+    """LAMMPS replaces variables before it splits a line into words."""
+    settings = Template(kind="template", lammps=f"{text}\n")
+    with pytest.raises(ValueError, match=r"line \d+: .*(value|format|outside)"):
+        parse(settings, {}, ({}, {}), Md())
+
+
+def test_no_path_comes_from_a_placeholder() -> None:
+    settings = Template(kind="template", lammps="fix w all print 1 T file V_X\n")
+    with pytest.raises(ValueError, match="outside the worker's folder"):
+        parse(settings, {}, ({"V_X": "/tmp/x"}, {}), Md())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "variable s string run-1.5\nfix w all print 1 T file ${s}.txt",
+        "variable s index -1 0 +1.5e-3",
+        "variable t string ${s}_$x",
+        "variable f format x '%10.4f'\nfix w all print 1 \"T ${f}\" file x$(v_a*(2+1):%.3f)",
+        "variable x equal v_a/2+vol\nfix 1 all nvt temp $x ${x} $(100.0*dt)",
+        "fix a all ave/time 10 10 100 c_1 file temp/${s}.dat",
+    ],
+)
+def test_words_and_numbers_in_variables_are_allowed(text: str) -> None:
+    settings = Template(kind="template", lammps=f"{text}\n")
+    assert parse(settings, {}, ({}, {}), Md()).setup == tuple(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PRINT ARG=d FILE=@replicas:/tmp/x,/tmp/y",
+        "INCLUDE FILE=other.dat",
+        "MOLINFO STRUCTURE=a.pdb PYTHON_BIN=sh",
+        "g: GROUP ATOMS={@vmdexec:{x}}",
+        "METATENSOR SCRIPT_PATH=m.pt",
+        "colvar { torchAnn { modelFile m.pt } }",
+        "scriptedColvarForces on",
+    ],
+)
+def test_what_a_bias_may_not_name(text: str) -> None:
+    assert refusal(text) is not None
+
+
+@pytest.mark.parametrize("word", ["deepmd", "mliap/kk", "a$(1:%-5g)/tmp/x", "$x"])
+def test_what_a_potential_may_not_name(word: str) -> None:
+    settings = Potential(kind="potential", pair=(f"pair_style {word}", "pair_coeff * *"))
+    with pytest.raises(ValueError, match="runs code or names a file outside"):
+        pair_commands(settings, {})
+
+
 @pytest.mark.skipif("DPSTREAM_TEST_DATA" not in os.environ, reason="DPSTREAM_TEST_DATA is not set")
 def test_the_template_of_dp_gens_example() -> None:
     examples = Path(os.environ["DPSTREAM_TEST_DATA"]) / "dpgen/examples/run"

@@ -10,9 +10,12 @@ import re
 from collections.abc import Sequence
 
 NAME = re.compile(r"@([A-Z][a-z]?\d*)\b")
-ELSEWHERE = re.compile(r"(?:^|[\s='\"{(,])[/~](?=\S)|(?<!\.)\.\.(?!\.)", re.MULTILINE)
-RUNS_CODE = re.compile(r"\b(?:LOAD|PYCVINTERFACE|PYFUNCTION|PYTORCH_MODEL)\b")
-"""PLUMED actions that compile or execute code."""
+ELSEWHERE = re.compile(r"(?:^|[\s='\"{(,:])[/~](?=\S)|(?<!\.)\.\.(?!\.)", re.MULTILINE)
+RUNS_CODE = re.compile(
+    r"\b(?:LOAD|INCLUDE|PYCVINTERFACE|PYFUNCTION|PYTORCH_MODEL|METATENSOR|METATOMIC|PYTHON_BIN"
+    r"|(?i:scripted\w*|torchANN))\b|@(?:mda|mdt|vmd\w*):"
+)
+"""PLUMED's and Colvars' keywords that compile or execute code or read another input."""
 
 
 def atom_numbers(name: str, species: Sequence[str]) -> list[int]:

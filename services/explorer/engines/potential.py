@@ -12,8 +12,11 @@ from dpstream.services.explorer.engines.dynamics import MolecularDynamics
 from dpstream.shared.spec.engines import Potential
 
 COMMANDS = ("pair_style", "pair_coeff", "pair_modify")
-RUNS_CODE = frozenset({"python", "mdi", "kim", "mliap"})
-"""Pair styles that execute code or communicate with other processes."""
+RUNS_CODE = frozenset(
+    {"python", "mdi", "kim", "mliap", "deepmd", "deepspin", "nequip", "allegro", "mace"}
+)
+"""Pair styles that execute code, such as that of a model file, or communicate with other
+processes."""
 
 
 class OtherPotential(MolecularDynamics):
@@ -44,7 +47,8 @@ def _command(command: str, files: dict[str, Path], trusting: bool) -> str:
     for word in words[1:]:
         if trusting:
             break
-        if word in RUNS_CODE or re.match(r"[/~$.]|.*\.\./", word) or set(word) & set("\"'&;"):
+        runs_code = word.partition("/")[0] in RUNS_CODE
+        if runs_code or re.match(r"[/~.]|.*\.\./", word) or set(word) & set("\"'&;$"):
             raise ValueError(
                 f"pair: {command!r}: {word!r} runs code or names a file outside the campaign"
             )

@@ -42,6 +42,14 @@ STYLES = {
 }
 """Styles that execute no code, do not communicate and do not add or remove atoms."""
 ELSEWHERE = re.compile(r"[/~]\S|.*\.\.")
+NAMED = re.compile(r"(?:[\w+-]|\$\w|\$\{\w+\})+(?:\.[\w+-]*)*")
+FORMAT = re.compile(r"%0?\d*(?:\.\d+)?[efgEFG]")
+VALUES = {"string": NAMED, "index": NAMED, "format": FORMAT}
+"""Values of variables that are not numeric. LAMMPS replaces them within a word before it splits
+the line: a value with a slash or a blank, or one that begins with a dot, could turn a name into a
+path."""
+IMMEDIATE = re.compile(r"\$\([^()]*(?:\([^()]*\)[^()]*)*:(%[^)]*)\)")
+"""A number that is computed and formatted in its place."""
 PLUMED_FIX = "dpgen_plm"
 
 
@@ -182,9 +190,21 @@ def _refuse(name: str, words: list[str]) -> None:
     style = words[place] if len(words) > place else ""
     if name in STYLES and not STYLES[name].fullmatch(style):
         raise ValueError(f"{name} style {style!r} is not allowed in a template")
+    if name == "variable" and style in VALUES:
+        values = words[3:] if style == "format" else words[2:]
+        _check_values(values, VALUES[style])
+    for given in IMMEDIATE.findall(" ".join(words)):
+        if not FORMAT.fullmatch(given):
+            raise ValueError(f"format {given!r} is not allowed in a template")
     for word in words:
         if ELSEWHERE.match(word.strip("\"'")):
             raise ValueError(f"{word!r} is outside the worker's folder")
+
+
+def _check_values(values: list[str], allowed: re.Pattern[str]) -> None:
+    for value in values:
+        if not allowed.fullmatch(value.strip("\"'") if allowed is FORMAT else value):
+            raise ValueError(f"value {value!r}: must be a number, a plain word or a format like %g")
 
 
 def _commands(text: str) -> Iterator[tuple[int, str]]:
