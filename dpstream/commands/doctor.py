@@ -44,13 +44,13 @@ from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
 from dpstream.shared.runtime.device import (
     CUDART,
-    cores,
     cuda_version,
     cudart_folder,
     device_of_environment,
     gpus,
     without_gpus,
 )
+from dpstream.shared.runtime.machine import cores
 from dpstream.shared.settings import read_settings, variable_of
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.store.folder import FolderStore
@@ -141,7 +141,7 @@ def _table(findings: list[Finding]) -> Table:
 
 
 def _machine() -> Finding:
-    return Finding("machine", "works", f"{cores()} cores, Python {platform.python_version()}")
+    return Finding("machine", "works", f"{cores():g} cores, Python {platform.python_version()}")
 
 
 def _gpus() -> Iterator[Finding]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from dpstream.inputs.check_training import check_training
 from dpstream.inputs.gather import Gathered
@@ -33,7 +32,8 @@ from dpstream.services.trainer.training_input import (
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.errors import DpstreamError, SpecError, Stopped
-from dpstream.shared.runtime.device import Device, chosen, cores, gpus
+from dpstream.shared.runtime.device import Device, chosen, gpus
+from dpstream.shared.runtime.machine import cores, memory
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.terminal.training_speed import Speed
@@ -49,8 +49,8 @@ LONGEST, SHORTEST = 8.0, 2.0
 POLL = 0.02
 GAIN = 1.1
 """More trainings at once are tried as long as twice as many are faster by this factor."""
-SLOT_MEMORY = 1.5e9
-"""Bytes of one training with its libraries."""
+SLOT_MIB = 1500
+"""Memory of one training with its libraries, MiB."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Bench:
             self.report(f"{backend} on {_name(device)}: start, freeze, compress, measure")
             slots[0].check_device(device)
             short, finish = slots[0].costs(self.spec.training.compress)
-            most = min(cores(), self.most, _that_fit_in_memory())
+            most = min(max(1, int(cores())), self.most, _that_fit_in_memory())
             best, count = 0.0, 1
             while True:
                 self.report(f"{backend} on {_name(device)}: {count} at once")
@@ -190,7 +190,7 @@ def _displaced(frame: Frame, rng: np.random.Generator) -> Labelled:
 
 def _that_fit_in_memory() -> int:
     """Trainings for which there is memory, in addition to the first."""
-    return 1 + int(psutil.virtual_memory().available / SLOT_MEMORY)
+    return 1 + int(memory() / SLOT_MIB)
 
 
 def _name(device: Device) -> str:

@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 from rich.table import Table
 
 from dpstream.inputs.gather import Gathered
-from dpstream.shared.runtime.device import cores, gpus
+from dpstream.shared.runtime.device import gpus
+from dpstream.shared.runtime.machine import cores
 from dpstream.shared.spec import Spec, Stage, Training, expand_material
 from dpstream.shared.values import Value, stable_id
 from dpstream.terminal.tables import text_table
@@ -122,7 +123,7 @@ def _committee(spec: Spec, gathered: Gathered, speed: Speed, frames: int) -> flo
 
 def machine() -> str:
     """This machine: its processors and GPUs."""
-    found = [f"{platform.node()}, {cores()} cores", *(gpu.name for gpu in gpus())]
+    found = [f"{platform.node()}, {cores():g} cores", *(gpu.name for gpu in gpus())]
     return ", ".join(found)
 
 

@@ -25,10 +25,19 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     device = chosen(settings.device)
     batch = BatchRunner(scratch.resolve() / "batch", settings.threads, device)
-    plans = []
+    plans, found_on_gpu = [], set[str]()
     for number, queue in enumerate(queues_of_slots(settings)):
-        own = scratch / f"{queue}-{number}"
-        resources = ExplorerResources(own, settings.threads, suffixes, trusting, device, batch)
+        resources = ExplorerResources(
+            scratch / f"{queue}-{number}",
+            settings.threads,
+            suffixes,
+            trusting,
+            device,
+            batch,
+            # Many slots of one batch need no child processes of their own.
+            warm=number == 0 or queue == "judge",
+            found_on_gpu=found_on_gpu,
+        )
         plans.append(WorkerPlan((queue,), HANDLERS, resources, versions_of(PROGRAMS), device))
     return plans
 

@@ -52,7 +52,8 @@ class ExplorerResources:
     """`scratch`: a private folder that is kept between tasks; `formats`: suffixes of model files
     that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
     campaigns are not restricted; `device`: what engines run on, None: what they choose;
-    `shared_batch`: the batch of the process's trajectories, by default one of its own."""
+    `shared_batch`: the batch of the process's trajectories, by default one of its own. `warm`:
+    start the child process before the first task."""
 
     scratch: Path
     threads: int = 1
@@ -60,10 +61,12 @@ class ExplorerResources:
     trusting: bool = False
     device: Device | None = None
     shared_batch: BatchRunner | None = None
+    warm: bool = True
+    found_on_gpu: set[str] = field(default_factory=set)
+    """Suffixes of models whose backend has been found to use the GPU; slots of one process share
+    them."""
     engine: ChildProcess = field(init=False)
     batch: BatchRunner = field(init=False)
-    _on_gpu: set[str] = field(default_factory=set)
-    """Suffixes of models whose backend has been found to use the GPU."""
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
@@ -74,6 +77,8 @@ class ExplorerResources:
     def start(self) -> None:
         """Start the child process, which loads its libraries while the worker waits for a task.
         Raises SpecError if the worker loads PyTorch models and the GPU cannot evaluate them."""
+        if not self.warm:
+            return
         self.engine.start()
         if ".pth" in self.formats:
             check_gpu(self.engine, self.device)
@@ -109,11 +114,11 @@ class ExplorerResources:
     def _check_device(self, suffix: str, context: Context) -> None:
         """Raises Temporary, for another machine, if the backend of models with this suffix cannot
         use the GPU that this worker's setting demands."""
-        if self.device is None or not self.device.required or suffix in self._on_gpu:
+        if self.device is None or not self.device.required or suffix in self.found_on_gpu:
             return
         if not self.call("finds_gpu", {"suffix": suffix}, context):
             raise Temporary(f"{suffix} models: DeePMD-kit cannot use {self.device}", delay=30.0)
-        self._on_gpu.add(suffix)
+        self.found_on_gpu.add(suffix)
 
     def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
         """Call the child process for a task, within the task's time limit and until it is

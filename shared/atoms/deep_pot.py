@@ -47,7 +47,7 @@ class Potential:
 
     def _unspecialised(self) -> AbstractContextManager[None]:
         """TorchScript would compile its first calls for the shapes that they see, which takes
-        seconds per call and gains nothing afterwards (methane-sized and 32-atom frames, CPU)."""
+        seconds per call."""
         if not self._is_script:
             return nullcontext()
         import torch

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.machine import cores
 
 SETTING = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -59,7 +60,7 @@ class Device:
     required: bool = False
 
     def __str__(self) -> str:
-        return f"cpu, {cores()} cores" if self.gpu is None else str(self.gpu)
+        return f"cpu, {cores():g} cores" if self.gpu is None else str(self.gpu)
 
     def environment(self) -> dict[str, str]:
         """Variables for a child process. A GPU is named by its UUID, because CUDA and NVML number
@@ -138,13 +139,6 @@ def cudart_folder() -> Path | None:
     places = () if spec is None else spec.submodule_search_locations or ()
     folders = (Path(place) / "lib" for place in places)
     return next((folder for folder in folders if (folder / CUDART).exists()), None)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def without_gpus() -> str:
