@@ -42,7 +42,7 @@ def _check_words(spec: Spec, member: int) -> None:
     for warm in (False, True):
         run, key = _run(spec, member, warm), "training.warm_input" if warm else _key(spec, member)
         try:
-            check_words(build_input(spec.training, run), run)
+            check_words(build_input(spec.training, run), run.systems)
         except ValueError as error:
             raise SpecError(f"{key}: {error}") from error
 

@@ -19,11 +19,14 @@ from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.gpu_check import check_gpu
+from dpstream.shared.tensorflow_graph import check_model
 from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"
-DATA_ONLY = frozenset({".pb"})
-"""Suffixes of model files that cannot execute code."""
+GRAPH = ".pb"
+DATA_ONLY = frozenset({GRAPH})
+"""Suffixes of model files that cannot execute code, once the operations of their graph are
+checked."""
 KEPT_MODELS = 64
 """Maximum model files on disk; the least recently used are deleted."""
 
@@ -67,6 +70,8 @@ class ExplorerResources:
     them."""
     engine: ChildProcess = field(init=False)
     batch: BatchRunner = field(init=False)
+    _checked: set[str] = field(default_factory=set)
+    """Digests of models whose graph has been checked."""
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
@@ -98,7 +103,8 @@ class ExplorerResources:
 
     def model(self, ref: Ref, context: Context) -> Path:
         """Path of a model, as a file named by its digest. Raises Permanent for a suffix that this
-        worker does not load, and as `_check_device`."""
+        worker does not load and for a graph that does more than compute, and as
+        `_check_device`."""
         suffix = Path(ref.uri).suffix
         if suffix not in self.formats:
             allowed = ", ".join(sorted(self.formats))
@@ -108,8 +114,17 @@ class ExplorerResources:
         if not path.exists():
             self._make_room(path.parent)
             context.download(ref, path)
+        if suffix == GRAPH and ref.sha256 not in self._checked:
+            self._check_graph(ref, path)
         os.utime(path)
         return path
+
+    def _check_graph(self, ref: Ref, path: Path) -> None:
+        try:
+            check_model(path.read_bytes())
+        except ValueError as error:
+            raise Permanent(f"{ref.uri}: {error}") from error
+        self._checked.add(ref.sha256)
 
     def _check_device(self, suffix: str, context: Context) -> None:
         """Raises Temporary, for another machine, if the backend of models with this suffix cannot

@@ -58,9 +58,13 @@ def _files(folder: Path, name: str) -> Iterator[Path]:
 
 
 def unpack(data: bytes, folder: Path) -> int:
-    """Unpack a checkpoint into `folder` and return its step. Raises ValueError if it is invalid."""
+    """Unpack a checkpoint into `folder` and return its step. Raises ValueError if it is invalid:
+    it may come from anybody who may write results."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                if not (STEP.match(name) or name in (LCURVE, RESOLVED)):
+                    raise ValueError(f"not a packed checkpoint: it contains {name!r}")
             archive.extractall(folder)
     except zipfile.BadZipFile as error:
         raise ValueError(f"not a packed checkpoint: {error}") from error

@@ -7,10 +7,10 @@ everywhere, and text only for keys whose values are known to be neither files no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, TABLE, TrainingRun
+from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, TABLE
 
 # fmt: off
 WORDS = frozenset({
@@ -39,12 +39,12 @@ COMMENT = "_"
 """First character of keys that DeePMD-kit removes."""
 
 
-def check_words(document: Mapping[str, Any], run: TrainingRun) -> None:
-    """Raises ValueError, naming the key, if the complete `document` of `run` holds a text that may
-    be a file or code."""
+def check_words(document: Mapping[str, Any], systems: Sequence[str] = ()) -> None:
+    """Raises ValueError, naming the key, if the complete `document` holds a text that may be a file
+    or code. `systems`: the names of the training set's folders."""
     for path, text in _texts(document):
         key = path[-1]
-        files = run.systems if key == "systems" else FILES.get(key, ())
+        files = systems if key == "systems" else FILES.get(key, ())
         if text in files or (key in WORDS and WORD.fullmatch(text)):
             continue
         where = ".".join(path)

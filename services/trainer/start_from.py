@@ -6,19 +6,26 @@ committee's checkpoint (warm start), from a model that the user gave, or from sc
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpstream.services.trainer import checkpoints
-from dpstream.services.trainer.training_input import BACKENDS, Begin
+from dpstream.services.trainer.input_words import check_words
+from dpstream.services.trainer.training_input import BACKENDS, CHECKPOINT, Begin
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
+from dpstream.shared.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.values import Ref, given_model
 
+GRAPH = ".meta"
+"""Suffix of TensorFlow's graph of a checkpoint."""
+SCRIPT = "train_attr/training_script"
+"""Node with the input.json of the training of which the model came."""
 START = "start"
 """Folder of the checkpoint of another training."""
 
@@ -75,14 +82,46 @@ def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str
     if init.how == "init-model":
         step = _unpack(ref, context.scratch / START, context)
         checkpoint = BACKENDS[spec.training.backend].checkpoint(step)
+        for graph in _graphs(context.scratch / START):
+            _check(name, lambda data: check_script(graph_of(data)), graph.read_bytes())
         return StartingModel(init.how, f"{START}/{checkpoint}", given=True)
-    model = f"given{suffix}"
-    (context.scratch / model).write_bytes(context.fetch(ref))
+    model, data = f"given{suffix}", context.fetch(ref)
+    if suffix == BACKENDS["tensorflow"].suffix:
+        _check(name, check_model, data)
+        _check(name, check_script, data)
+    (context.scratch / model).write_bytes(data)
     return StartingModel(init.how, model, given=True, branch=init.branch or "")
 
 
-def _unpack(ref: Ref, folder: Path, context: Context) -> int:
+def check_script(graph: bytes) -> None:
+    """Raises ValueError if the model section inside `graph`, with which DeePMD-kit continues, may
+    name a file. Of a compressed model, DeePMD-kit does not read how it was compressed."""
+    for script in texts_of(graph, SCRIPT):
+        document = json.loads(script)
+        model = document.get("model") if isinstance(document, dict) else None
+        if not isinstance(model, dict):
+            raise ValueError("the model holds no input.json")
+        check_words({"model": {key: model[key] for key in model if key != "compress"}})
+
+
+def _check(name: str, check: Callable[[bytes], None], data: bytes) -> None:
     try:
-        return checkpoints.unpack(context.fetch(ref), folder)
+        check(data)
+    except ValueError as error:
+        raise Permanent(f"{name}: {error}") from error
+
+
+def _graphs(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{CHECKPOINT}-*{GRAPH}"))
+
+
+def _unpack(ref: Ref, folder: Path, context: Context) -> int:
+    """Unpack a checkpoint, whose TensorFlow graph runs when it is read. Raises Permanent if it is
+    invalid: it may come from whoever may write results."""
+    try:
+        step = checkpoints.unpack(context.fetch(ref), folder)
+        for graph in _graphs(folder):
+            check_checkpoint(graph.read_bytes())
+        return step
     except ValueError as error:
         raise Permanent(f"{ref.uri}: {error}") from error

@@ -95,7 +95,7 @@ class TrainingJob:
             (self.folder / TABLE).write_text(table)
         document = build_input(self.spec.training, run)
         try:
-            check_words(document, run)
+            check_words(document, run.systems)
         except ValueError as error:
             raise Permanent(f"training.input: {error}") from error
         (self.folder / INPUT).write_text(json.dumps(document, indent=1))

@@ -59,6 +59,7 @@ from tests.support.explorer import (
     run,
     total,
 )
+from tests.support.graphs import writing
 from tests.support.tiny_fits import STEPS, Apart
 
 EMT_LABELS = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
@@ -433,6 +434,22 @@ def test_what_can_never_work_is_permanent(
     command = harness.explore(committee=manifest)
     with pytest.raises(Permanent, match=r"evil\.pth"):
         explore(resources, command, harness.context(command))
+
+
+def test_a_model_whose_graph_writes_a_file_is_not_loaded(
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    harness = ExplorerHarness(tmp_path, CH4, methane_committee)
+    written, evil = tmp_path / "written", tmp_path / "evil.pb"
+    evil.write_bytes(writing(methane_committee[0], written, "by the energy"))
+    committee = harness.add_committee(2, [evil])
+    for _ in range(2):
+        command = harness.explore(committee=committee)
+        with pytest.raises(Permanent, match=r"node 'writes': operation 'WriteFile' is none of"):
+            explore(resources, command, harness.context(command))
+    assert not written.exists()
+    resources.evaluate([evil], Batch.of([CH4]), harness.context(harness.explore()))
+    assert written.read_text() == "by the energy", "TensorFlow itself runs it"
 
 
 def test_judge_keeps_candidates_and_names_what_is_accurate(

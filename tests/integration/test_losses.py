@@ -4,6 +4,7 @@ real trainings of DeePMD-kit."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.values import given_model
+from tests.support.graphs import field, node, writing
 from tests.support.tiny_fits import STEPS, Apart, Fit, fit, fit_by_parameter, relabelled, trimers
 from tests.support.trainer import TrainerHarness
 
@@ -178,6 +180,30 @@ def test_a_pretrained_model_is_finetuned(trainer: TrainerHarness) -> None:
     pretrained = fit(trainer, TRIMERS, model=model)
     found = begun(trainer, "finetune", "pb", pretrained.frozen.read_bytes())
     assert found.errors["rmse_f_trn"] == pytest.approx(pretrained.errors["rmse_f_trn"], rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["init-frz-model", "finetune"])
+def test_no_training_begins_in_a_graph_that_writes_a_file(
+    trainer: TrainerHarness, plain: Fit, tmp_path: Path, how: str
+) -> None:
+    data = writing(plain.frozen, tmp_path / "written", "by the energy")
+    with pytest.raises(Permanent, match="given-model-0: node 'writes': operation 'WriteFile'"):
+        begun(trainer, how, "pb", data)
+
+
+def test_no_training_begins_in_a_checkpoint_whose_graph_writes_a_file(
+    trainer: TrainerHarness, plain: Fit
+) -> None:
+    prefix = plain.folder / f"model.ckpt-{STEPS}"
+    meta = prefix.with_name(f"{prefix.name}.meta")
+    whole = meta.read_bytes()
+    meta.write_bytes(whole + field(2, node("model_type", "WriteFile")))
+    try:
+        data = pack_given(prefix, BACKENDS["tensorflow"])
+    finally:
+        meta.write_bytes(whole)
+    with pytest.raises(Permanent, match="node 'model_type': operation 'WriteFile'"):
+        begun(trainer, "init-model", "zip", data)
 
 
 def test_models_that_may_run_code_are_begun_from_where_allowed_only(

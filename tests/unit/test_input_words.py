@@ -18,7 +18,7 @@ RUN = TrainingRun(("H", "C"), ("train/C1H4",), steps=100, seed=1, member=0, warm
 
 def check(given: dict[str, Any], **training: Any) -> None:
     settings = Training.model_validate({"input": given, **training})
-    check_words(build_input(settings, RUN), RUN)
+    check_words(build_input(settings, RUN), RUN.systems)
 
 
 ESCAPES: list[dict[str, Any]] = [
@@ -92,7 +92,7 @@ def test_what_is_a_word_or_a_number_is_free() -> None:
 def test_the_model_section_of_a_checkpoint_is_checked_too() -> None:
     def checked(**model: Any) -> None:
         run = TrainingRun(("H",), ("train/x",), 100, 1, 0, model={"type_map": ["H"], **model})
-        check_words(build_input(Training(), run), run)
+        check_words(build_input(Training(), run), run.systems)
 
     checked(use_srtab=TABLE)
     with pytest.raises(ValueError, match=r"model\.use_srtab: '/etc/passwd': must be"):

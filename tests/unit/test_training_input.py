@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +279,17 @@ def test_a_users_own_checkpoint_is_packed_as_of_step_0(name: str, tmp_path: Path
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a packed checkpoint"):
         checkpoints.unpack(b"nothing of the kind", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["input.json", "../model.ckpt-5", "/tmp/model.ckpt-5", "x/y"])
+def test_a_checkpoint_holds_its_own_files_only(name: str, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("model.ckpt-5.index", b"")
+        archive.writestr(name, b"")
+    with pytest.raises(ValueError, match="not a packed checkpoint: it contains"):
+        checkpoints.unpack(packed.getvalue(), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_old_names_of_types_are_the_same_types() -> None:

@@ -13,7 +13,11 @@ from pydantic import Field
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 from dpstream.services.labeler.codes.potentials import PotentialName, digests, potential
 from dpstream.services.labeler.machine_settings import machine_settings
+from dpstream.shared.errors import Permanent
+from dpstream.shared.tensorflow_graph import check_model_file
 from dpstream.shared.values import Recipe
+
+GRAPH = ".pb"
 
 
 class DeepmdSettings(CodeSettings):
@@ -50,6 +54,12 @@ class Deepmd(CodeDefaults):
         return True
 
     def localized(self, recipe: Recipe) -> Recipe:
-        """The recipe with the model's path on this worker, for the child process."""
+        """The recipe with the model's path on this worker, for the child process. Raises Permanent
+        for a graph that does more than compute."""
         path = potential(self.name, recipe.settings, "model")
+        if path.suffix == GRAPH:
+            try:
+                check_model_file(path, path.stat().st_mtime_ns)
+            except ValueError as error:
+                raise Permanent(f"{path.name}: {error}") from error
         return recipe.model_copy(update={"settings": {**recipe.settings, "model": str(path)}})
