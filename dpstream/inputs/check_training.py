@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from dpstream.inputs.check_backend import check_backend, check_compressed
@@ -20,8 +21,12 @@ def check_training(spec: Spec) -> None:
     """
     check_compressed(spec.training)
     members = [0, *sorted(set(spec.training.member_input) - {0})]
+    _check_with_deepmd(spec, members)
     for member in members:
         _check_words(spec, member)
+
+
+def _check_with_deepmd(spec: Spec, members: Sequence[int]) -> None:
     try:
         from deepmd.utils.argcheck import normalize  # deferred: not needed to submit
     except ImportError:

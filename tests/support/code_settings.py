@@ -26,6 +26,40 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pwmat": {"etot_input": "ECUT = 50\nMP_N123 = 2 2 2 0 0 0\n", "potentials": POTENTIALS},
 }
 
+TEMPLATE = """\
+@SET CUTOFF 300   ! a line that only CP2K understands
+&GLOBAL
+  PROJECT mine
+&END GLOBAL
+&FORCE_EVAL
+  METHOD QS
+  STRESS_TENSOR ANALYTICAL
+  &PRINT
+    &FORCES ON
+    &END FORCES
+    &STRESS_TENSOR ON
+    &END
+  &END PRINT
+  &DFT
+    &MGRID
+      CUTOFF ${CUTOFF}
+    &END MGRID
+  &END DFT
+  &SUBSYS
+    &CELL
+      ABC 10 10 10
+    &END CELL
+    &COORD
+      @include coord.xyz
+    &END COORD
+    &KIND H
+      POTENTIAL GTH-PBE-q1
+    &END KIND
+  &END SUBSYS
+&END FORCE_EVAL
+"""
+"""An input for CP2K."""
+
 
 @pytest.fixture
 def potentials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

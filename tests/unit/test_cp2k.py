@@ -14,6 +14,7 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits, check_after
 from dpstream.services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
+from tests.support.code_settings import TEMPLATE
 from tests.support.labeling_programs import recorded
 
 METHANE = Frame(
@@ -29,38 +30,6 @@ METHANE = Frame(
     ),
     np.array([[6.0, 0, 0], [0.5, 6.1, 0], [-0.2, 0.3, 6.2]]),
 )
-TEMPLATE = """\
-@SET CUTOFF 300   ! a line that only CP2K understands
-&GLOBAL
-  PROJECT mine
-&END GLOBAL
-&FORCE_EVAL
-  METHOD QS
-  STRESS_TENSOR ANALYTICAL
-  &PRINT
-    &FORCES ON
-    &END FORCES
-    &STRESS_TENSOR ON
-    &END
-  &END PRINT
-  &DFT
-    &MGRID
-      CUTOFF ${CUTOFF}
-    &END MGRID
-  &END DFT
-  &SUBSYS
-    &CELL
-      ABC 10 10 10
-    &END CELL
-    &COORD
-      @include coord.xyz
-    &END COORD
-    &KIND H
-      POTENTIAL GTH-PBE-q1
-    &END KIND
-  &END SUBSYS
-&END FORCE_EVAL
-"""
 
 
 def recipe(multiplicity: int = 1, charge: int = 0, **settings: Any) -> Recipe:
