@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.services.coordinator.inbox import Inbox
+from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared import messages as m
@@ -150,7 +151,8 @@ def test_under_its_own_topics_a_role_says_nothing_else(
     messages += [each.model_copy(update={"campaign": "another"}) for each in others]
     sent = [(topic, message) for topic in topics for message in messages]
     bus_of(user).publish([Outgoing(encode(each), topic=topic) for topic, each in sent])
-    inbox = Inbox(FolderStore(tmp_path), time.time)
+    store = FolderStore(tmp_path)
+    inbox = Inbox(store, time.time, ParkedEvents(store))
     with capture_logs() as logged:
         for (topic, message), delivery in zip(
             sent, received(bus_of("coordinator"), len(sent)), strict=True
