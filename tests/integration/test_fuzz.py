@@ -21,6 +21,7 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
+from dpstream.shared.bus.topology import matches
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import NotFound
 from dpstream.shared.ports import Outgoing
@@ -96,6 +97,16 @@ class RecordingStore:
         path.write_bytes(self.get(key))
 
 
+def topic_of(body: bytes) -> str:
+    """The topic that a body belongs under, as far as it names one."""
+    try:
+        document = json.loads(body)
+        topic = f"{document['campaign']}.{document['type'].partition('/')[0]}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{CAMPAIGN}.fuzz"
+    return topic if matches("*.*", topic) else f"{CAMPAIGN}.fuzz"
+
+
 class Target:
     """A coordinator with a campaign that has begun, and a worker of all trades beside it."""
 
@@ -130,7 +141,7 @@ class Target:
 
     def say(self, body: bytes) -> None:
         """To the coordinator, which then does all that the clock asks for."""
-        self.bus.publish([Outgoing(body, topic=f"{CAMPAIGN}.fuzz")])
+        self.bus.publish([Outgoing(body, topic=topic_of(body))])
         while (delivery := self.events.next(0.0)) is not None:
             self.coordinator.receive([delivery])
         self.coordinator.check_clock()
@@ -160,6 +171,7 @@ FOLDERS = {
     "finished.json",
     "ledger",
     "manifests",
+    "parked",
     "results",
     "snapshots",
 }
