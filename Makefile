@@ -6,6 +6,7 @@ STAMP := .venv/.installed
 PYTORCH := .venv-pytorch
 PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
   tests/integration/test_deep_pot.py tests/integration/test_exploration_engines.py \
+  tests/integration/test_batched.py tests/integration/test_batched_physics.py \
   tests/integration/test_multitask.py \
   tests/e2e/test_dpa.py tests/e2e/test_pytorch.py
 

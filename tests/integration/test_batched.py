@@ -60,6 +60,9 @@ def harness_for(
     )
 
 
+pytestmark = [pytest.mark.pytorch, pytest.mark.soak]
+
+
 def run(resources: ExplorerResources, harness: ExplorerHarness, **more: Any) -> ChunkExplored:
     command = harness.explore(**{"trust": EVERYTHING, **more})
     return explore(resources, command, harness.context(command))

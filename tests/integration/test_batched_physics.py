@@ -24,7 +24,7 @@ from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
 from tests.support.explorer import ExplorerHarness, evaluated
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.pytorch, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 ALLOY = bulk("Cu", cubic=True, a=3.95) * (2, 2, 2)
 ALLOY.symbols[::2] = "Au"

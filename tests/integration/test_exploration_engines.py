@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -113,16 +112,13 @@ CASES["search"] = Case(
 )
 CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
 CASES["batched"] = Case({}, AU4CU4, "alloy_torch_committee", backend="pytorch")
-LIBRARIES = {"batched": "torch_sim"}
 """Libraries that an engine needs in addition to those of the development environment."""
 
 
 def case_of(kind: str, *more: str) -> Any:
-    """A parameter of a test: an engine, skipped where its library is missing."""
-    library = LIBRARIES.get(kind)
-    missing = library is not None and importlib.util.find_spec(library) is None
-    mark = pytest.mark.skipif(missing, reason=f"{library} is not installed")
-    return pytest.param(kind, *more, marks=mark, id="-".join((kind, *more)))
+    """A parameter of a test: an engine, some of which run in another environment."""
+    marks = [pytest.mark.pytorch] if kind == "batched" else []
+    return pytest.param(kind, *more, marks=marks, id="-".join((kind, *more)))
 
 
 @pytest.fixture(scope="module")
