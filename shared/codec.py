@@ -60,18 +60,17 @@ def decode_or_none(body: bytes) -> Any:
 def decode_leniently(body: bytes) -> Any:
     """As `decode_or_none`, and of a task's event without the fields that this version does not
     know: a newer worker may have added some."""
-    message = decode_or_none(body)
-    if message is not None or len(body) > MAX_BODY:
-        return message
+    if len(body) > MAX_BODY:
+        return None
     try:
-        document = json.loads(body)
-        decode(body)
+        return decode(body)
     except ValidationError as error:
         unknown = [e["loc"][1:] for e in error.errors() if e["type"] == "extra_forbidden"]
-        for path in unknown:
-            _remove(document, path)
-    except (ValueError, RecursionError):
+    if not unknown:
         return None
+    document = json.loads(body)
+    for path in unknown:
+        _remove(document, path)
     message = decode_or_none(json.dumps(document).encode())
     return message if isinstance(message, TaskEvent) else None
 

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dpstream.shared.spec import Training
 from dpstream.shared.values import stable_seed
@@ -210,6 +210,13 @@ Begin = Literal["restart", "init-model", "init-frz-model", "finetune"]
 others start from the weights of another model."""
 SCRIPTED = ("init-model", "init-frz-model", "finetune")
 """Those that use the model's architecture only with `--use-pretrain-script`."""
+
+
+def starting_options(how: Begin | None, model: str, given: bool) -> dict[str, Any]:
+    """Arguments of DeePMD-kit's `train` functions for a start from `model` as `how` says; `given`:
+    a user's model, whose architecture is used."""
+    start = {way.replace("-", "_"): model if way == how else None for way in get_args(Begin)}
+    return {**start, "use_pretrain_script": given and how in SCRIPTED}
 
 
 @dataclass(frozen=True)

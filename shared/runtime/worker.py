@@ -341,7 +341,7 @@ class Worker(Generic[R]):
 
 
 def _unreadable(command: Command) -> TaskFailed:
-    """The failure of an attempt whose claim is damaged: nobody works on it."""
+    """The failure of an attempt whose claim is damaged: no worker has it."""
     fields = {**envelope_of(command), "id": stable_id("unreadable", command.task, command.attempt)}
     return TaskFailed(**fields, permanent=False, reason="the claim of this attempt cannot be read")
 

@@ -1,4 +1,4 @@
-"""`training.batch_atoms: auto` is resolved once per campaign, whoever starts when."""
+"""`training.batch_atoms: auto` is resolved once per campaign, in whatever order workers start."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from deepmd.pt.entrypoints import main as dp
@@ -20,7 +20,7 @@ from deepmd.pt.utils import env
 
 from dpstream.services.trainer.backends import evaluate as errors
 from dpstream.services.trainer.backends import resident_frames
-from dpstream.services.trainer.training_input import INPUT, RESOLVED, SCRIPTED, Begin
+from dpstream.services.trainer.training_input import INPUT, RESOLVED, Begin, starting_options
 from dpstream.shared.atoms.tiny_model import evaluate_tiny_model
 
 RANDOM_STATE = torch.get_rng_state()
@@ -51,17 +51,12 @@ def train(
     branch: str = "",
 ) -> None:
     """As with TensorFlow; `branch`: the head of a multitask model."""
-    start = {way: model if way == how else None for way in get_args(Begin)}
     with _as_in_a_new_process(folder):
         dp.train(
             input_file=INPUT,
             output=RESOLVED,
-            restart=start["restart"],
-            init_model=start["init-model"],
-            init_frz_model=start["init-frz-model"],
-            finetune=start["finetune"],
             model_branch=branch,
-            use_pretrain_script=given and how in SCRIPTED,
+            **starting_options(how, model, given),
         )
 
 

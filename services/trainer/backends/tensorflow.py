@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import get_args
 
 import tensorflow
 from deepmd.tf.entrypoints.compress import compress as tf_compress
@@ -18,7 +17,7 @@ from deepmd.tf.entrypoints.train import train as tf_train
 from deepmd.tf.env import tf
 
 from dpstream.services.trainer.backends.evaluate import evaluate
-from dpstream.services.trainer.training_input import INPUT, RESOLVED, SCRIPTED, Begin
+from dpstream.services.trainer.training_input import INPUT, RESOLVED, Begin, starting_options
 
 FORK = True
 
@@ -28,15 +27,10 @@ def train(folder: str, how: Begin | None = None, model: str = "", given: bool = 
     prefix of a checkpoint or a frozen model, relative to the folder, `given` by the user or made by
     dpstream."""
     os.chdir(folder)  # this process is a fork and does nothing else afterwards
-    start = {way: model if way == how else None for way in get_args(Begin)}
     tf_train(
         INPUT=INPUT,
         output=RESOLVED,
-        restart=start["restart"],
-        init_model=start["init-model"],
-        init_frz_model=start["init-frz-model"],
-        finetune=start["finetune"],
-        use_pretrain_script=given and how in SCRIPTED,
+        **starting_options(how, model, given),
         mpi_log="master",
         log_level=logging.WARNING,
         log_path=None,
