@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode_or_none, encode
-from dpstream.shared.errors import DigestMismatch, NotFound
+from dpstream.shared.codec import encode
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Ref, campaign_uri
@@ -47,7 +47,7 @@ class ParkedEvents:
 
     def of(self, campaign: str) -> dict[str, m.Message]:
         """The events that this version knows, by key."""
-        found = {key: self._read(key) for key in self.store.list(_folder(campaign))}
+        found = {key: read_message(self.store, key) for key in self.store.list(_folder(campaign))}
         return {key: event for key, event in found.items() if event is not None}
 
     def forget(self, campaign: str, keys: Sequence[str]) -> None:
@@ -55,13 +55,6 @@ class ParkedEvents:
         for key in keys:
             self.store.delete(key)
         self._numbers.pop(campaign, None)
-
-    def _read(self, key: str) -> m.Message | None:
-        try:
-            event: m.Message | None = decode_or_none(self.store.get(key))
-        except (NotFound, DigestMismatch):
-            return None
-        return event
 
 
 def _folder(campaign: str) -> str:

@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from dpstream.services.coordinator.apply import apply
-from dpstream.services.coordinator.claims import read_claim
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.processes import ABOUT_PROCESSES, Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
@@ -47,6 +46,7 @@ from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
+from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take, take_ready
 from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
@@ -441,7 +441,7 @@ class Coordinator:
 
     def _is_revoked(self, key: str) -> bool:
         """Whether no worker has this claim: the coordinator does, or it cannot be read."""
-        return not isinstance(read_claim(self.store, key), m.TaskClaimed)
+        return not isinstance(read_message(self.store, key), m.TaskClaimed)
 
     def _lapsed(
         self, open_campaign: OpenCampaign, now: float, ended: Collection[str]
@@ -467,7 +467,7 @@ class Coordinator:
         for task in tasks:
             command = open_campaign.state.tasks[task].command
             key = claim_uri(command.campaign, command.task, command.attempt)
-            claim = read_claim(self.store, key)
+            claim = read_message(self.store, key)
             open_campaign.recall(task, claim if isinstance(claim, m.TaskClaimed) else None)
 
     def _is_claimed(self, task: Task) -> bool:

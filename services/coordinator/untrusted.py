@@ -1,4 +1,5 @@
-"""Reads claims. Workers write them, so that nothing in them may be relied upon."""
+"""Reads messages that are stored as objects. Workers write claims, and damage happens, so that
+nothing in them may be relied upon."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from dpstream.shared.messages import Message
 from dpstream.shared.ports import Store
 
 
-def read_claim(store: Store, key: str) -> Message | None:
-    """What the claim `key` says: a worker's task-claimed, or an event of the coordinator, which
-    then owns the attempt. None if there is no claim or if it cannot be read."""
+def read_message(store: Store, key: str) -> Message | None:
+    """The message under `key`: of a claim a worker's task-claimed, or an event of the coordinator,
+    which then owns the attempt. None if there is none or if it cannot be read."""
     try:
         message: Message | None = decode_or_none(store.get(key, most=MAX_BODY))
     except (NotFound, DigestMismatch):
