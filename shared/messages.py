@@ -393,7 +393,7 @@ class TaskReleased(TaskEvent):
     PUBLISHERS = SERVICES
     type: Literal["task-released/1"] = "task-released/1"
     reason: str
-    delay: float = 0.0
+    delay: float = Field(default=0.0, ge=0.0, le=3600.0)
     preempted: bool = False
     seconds: float = 0.0
     restart: Ref | None = None

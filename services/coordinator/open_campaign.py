@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.codec import queue_of
@@ -30,15 +30,15 @@ class OpenCampaign:
     state: State
     task_queue: TaskQueue
     leases: dict[str, float] = field(default_factory=dict)
-    """End of the lease of each running task, seconds since the epoch."""
+    """End of the lease of each running task, on the coordinator's monotonic clock, s."""
     progress: dict[str, str] = field(default_factory=dict)
     workers: dict[str, str] = field(default_factory=dict)
     processes: dict[str, str | None] = field(default_factory=dict)
     """Name of the process that runs each task, None if no fleet engine started it; without an entry
     it is not known yet."""
     kept: dict[str, float] = field(default_factory=dict)
-    """When each running task was claimed or last saved a checkpoint or chunk, seconds since the
-    epoch; without an entry it is not known yet."""
+    """When the claim, or the last checkpoint or chunk, of each running task arrived, likewise;
+    without an entry it is not known yet."""
     own_events: list[m.Message] = field(default_factory=list)
     """Events of the coordinator itself, handled before those from the bus."""
     parked: dict[str, m.Message] = field(default_factory=dict)
@@ -55,41 +55,45 @@ class OpenCampaign:
     def active(self) -> bool:
         return self.state.paused is None and self.state.finished is None
 
-    def extend_lease(self, event: m.Message, deadline: float) -> bool:
-        """Extends the lease of the event's task to `deadline`, if its worker sent it. Returns True
-        for heartbeats, which need no further handling: they are not recorded in the ledger."""
+    def extend_lease(self, event: m.Message, now: float, seconds: float) -> bool:
+        """Extends the lease of the event's task to `seconds` from `now`, if its worker sent it.
+        Returns True for heartbeats, which need no further handling: they are not recorded in the
+        ledger."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, *KEEPS)):
             task = self.state.tasks.get(event.task)
             if task is not None and task.is_live and task.command.attempt == event.attempt:
-                self.leases[event.task] = deadline
-                self._take_in(event)
+                self.leases[event.task] = now + seconds
+                self._take_in(event, now)
         if isinstance(event, m.TaskHeartbeat):
             self.progress[event.task] = event.progress
             return True
         return False
 
-    def _take_in(self, event: m.TaskEvent) -> None:
+    def _take_in(self, event: m.TaskEvent, now: float) -> None:
         """Takes in which worker has a running task, and since when."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed)):
             self.workers[event.task] = event.worker
             self.processes[event.task] = event.process
-        if isinstance(event, (m.TaskClaimed, *KEEPS)):
-            self.kept[event.task] = max(event.time, self.kept.get(event.task, 0.0))
+        if isinstance(event, m.TaskClaimed):
+            self.kept.setdefault(event.task, now)
+        elif isinstance(event, KEEPS):
+            self.kept[event.task] = now
 
-    def recall(self, task: str, claim: m.TaskClaimed | None) -> None:
-        """Takes in the claim of a task that was running before the campaign was opened."""
+    def recall(self, task: str, claim: m.TaskClaimed | None, made: float) -> None:
+        """Takes in the claim, `made` then, of a task that was running before the campaign was
+        opened."""
         self.processes.setdefault(task, claim.process if claim else None)
         if claim is not None:
-            self.kept.setdefault(task, claim.time)
+            self.kept.setdefault(task, made)
 
-    def track(self, segment: Segment) -> None:
+    def track(self, segment: Segment, now: float) -> None:
         """Updates the task queue and the leases after a segment."""
         for entry in segment.entries:
             for message in (entry.event, *entry.decided):
                 if isinstance(message, m.Command):
                     task = self.state.tasks[message.task]
                     if task.status == "open" and task.command.attempt == message.attempt:
-                        self.task_queue.add(message, task.not_before)
+                        self.add_task(task, now)
                 elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
                     self._update_queue(message.task)
                     if (
@@ -100,6 +104,10 @@ class OpenCampaign:
                         self._time(message)
                     if isinstance(message, m.LabelsDone):
                         self.computed_labels += sum(not each.reused for each in message.accepted)
+
+    def add_task(self, task: Task, now: float) -> None:
+        """Queues an open task, to be published after its delay."""
+        self.task_queue.add(task.command, now + task.delay if task.delay else 0.0)
 
     def _time(self, result: m.Result) -> None:
         """Counts the time of a result in `usual_seconds`."""
@@ -127,12 +135,12 @@ class OpenCampaign:
         """Ids of tasks with a lease whose process is among `ended`."""
         return [task for task in self.leases if self.processes.get(task) in ended]
 
-    def lapse(self, task: str, now: float) -> m.LeaseLapsed:
-        """Ends the lease of a task; returns the event that reports it."""
+    def lapse(self, task: str, now: float, time: float) -> m.LeaseLapsed:
+        """Ends the lease of a task; returns the event that reports it, with this `time`."""
         late = now > self.leases.pop(task)
         reason = "" if late else f"the process {self.processes[task]} of the worker has ended"
-        fields = header(self.state.tasks[task].command, "lapsed", now)
-        seconds = max(0.0, now - self.kept.get(task, now))  # clocks may differ
+        fields = header(self.state.tasks[task].command, "lapsed", time)
+        seconds = max(0.0, now - self.kept.get(task, now))
         return m.LeaseLapsed(**fields, reason=reason, seconds=seconds)
 
 

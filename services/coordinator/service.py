@@ -83,6 +83,9 @@ class Coordinator:
     lease_seconds: float = 900.0
     reissue_after: float = 600.0
     clock: Callable[[], float] = time.time
+    """For the times in messages, seconds since the epoch."""
+    timer: Callable[[], float] = time.monotonic
+    """For leases and delays, which a change of the machine's clock must not move, s."""
     open_campaigns: dict[str, OpenCampaign] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Campaigns whose ledger cannot be read, and why."""
@@ -102,7 +105,7 @@ class Coordinator:
     last_pass: float = field(default_factory=time.monotonic)
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
     _clock_checked: float | None = None
-    _fences_checked: float = 0.0
+    _fences_checked: float = -FENCE_CHECK
 
     def __post_init__(self) -> None:
         self.parked = ParkedEvents(self.store)
@@ -184,9 +187,9 @@ class Coordinator:
             if workers_are_gone and self._is_claimed(task):
                 open_campaign.own_events.append(self._released(task.command))
             elif task.status == "open":
-                open_campaign.task_queue.add(task.command, task.not_before)
+                open_campaign.add_task(task, self.timer())
             elif task.status == "running":
-                open_campaign.leases[task.command.task] = self.clock() + self.lease_seconds
+                open_campaign.leases[task.command.task] = self.timer() + self.lease_seconds
                 open_campaign.task_queue.started(task.command)
         open_campaign.own_events += ledger.orphans
         open_campaign.parked = self.parked.of(campaign)
@@ -210,7 +213,7 @@ class Coordinator:
         state = open_campaign.ledger.recover(open_campaign.state)
         if state is not open_campaign.state and open_campaign.ledger.last is not None:
             open_campaign.state = state
-            open_campaign.track(open_campaign.ledger.last)
+            open_campaign.track(open_campaign.ledger.last, self.timer())
         if open_campaign.ledger.last is not None:
             self._act(open_campaign, open_campaign.ledger.last)
         open_campaign.needs_recovery = False
@@ -250,7 +253,7 @@ class Coordinator:
         """Does what is due: ends leases, handles the coordinator's own events, publishes tasks.
         `ended`: processes of workers that had ended before the last batch was taken, so that all
         their messages have been received."""
-        now = self.clock()
+        now = self.timer()
         self._extend_leases_after_absence(now)
         self._check_fences(now)
         for campaign, open_campaign in list(self.open_campaigns.items()):
@@ -281,7 +284,7 @@ class Coordinator:
                 open_campaign.leases = {task: end + absence for task, end in leases}
 
     def _check_fences(self, now: float) -> None:
-        if abs(now - self._fences_checked) < FENCE_CHECK:
+        if now - self._fences_checked < FENCE_CHECK:
             return
         self._fences_checked = now
         for open_campaign in self.open_campaigns.values():
@@ -294,7 +297,7 @@ class Coordinator:
             share = sum(other.active for other in others)
             busy = sum((other.task_queue.busy for other in others), Counter[str]())
             workers = busy | Counter(self.wanted)
-            open_campaign.task_queue.publish(self.bus, self.clock(), share, workers)
+            open_campaign.task_queue.publish(self.bus, self.timer(), share, workers)
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
         if any(isinstance(event, m.CampaignResumed) for event in events):
@@ -370,7 +373,7 @@ class Coordinator:
         entries: list[LedgerEntry] = []
         state = open_campaign.state
         for event in events:
-            if open_campaign.extend_lease(event, self.clock() + self.lease_seconds):
+            if open_campaign.extend_lease(event, self.timer(), self.lease_seconds):
                 continue
             after, decided = self._decide(state, event)
             if after is not state:
@@ -380,7 +383,7 @@ class Coordinator:
             return
         segment = open_campaign.ledger.append(entries)
         open_campaign.state = state
-        open_campaign.track(segment)
+        open_campaign.track(segment, self.timer())
         self._act(open_campaign, segment)
         open_campaign.ledger.snapshot(state)
 
@@ -459,7 +462,7 @@ class Coordinator:
         self._recall_claims(
             open_campaign, [task for task in lost if task not in open_campaign.kept]
         )
-        return [open_campaign.lapse(task, now) for task in sorted(lost)]
+        return [open_campaign.lapse(task, now, self.clock()) for task in sorted(lost)]
 
     def _recall_claims(self, open_campaign: OpenCampaign, tasks: Iterable[str]) -> None:
         """Reads the claims of tasks that were running before this coordinator started: a process
@@ -468,7 +471,9 @@ class Coordinator:
             command = open_campaign.state.tasks[task].command
             key = claim_uri(command.campaign, command.task, command.attempt)
             claim = read_message(self.store, key)
-            open_campaign.recall(task, claim if isinstance(claim, m.TaskClaimed) else None)
+            claimed = claim if isinstance(claim, m.TaskClaimed) else None
+            age = 0.0 if claimed is None else max(0.0, self.clock() - claimed.time)
+            open_campaign.recall(task, claimed, made=self.timer() - age)
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker holds the claim, even if its task-claimed event has not arrived."""

@@ -61,8 +61,8 @@ class Task:
     status: TaskStatus = "open"
     lapses: int = 0
     """Attempts that count against the task."""
-    not_before: float = 0.0
-    """When the next attempt may begin, seconds since the epoch; 0: at once."""
+    delay: float = 0.0
+    """Seconds after which the next attempt may begin."""
     chunks: frozenset[int] = frozenset()
     """Numbers of the chunks of its result that have arrived."""
     last_chunk: int | None = None

@@ -33,7 +33,7 @@ class QueuedTask:
     rank: tuple[int, int]
     number: int
     command: Command = field(compare=False)
-    not_before: float = field(compare=False)
+    due: float = field(compare=False)
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Lane:
     """Published tasks and the time of publication, the oldest first."""
 
     def push(self, task: QueuedTask) -> None:
-        if task.not_before:
-            heapq.heappush(self.delayed, (task.not_before, task))
+        if task.due:
+            heapq.heappush(self.delayed, (task.due, task))
         else:
             heapq.heappush(self.ranked, task)
 
@@ -77,7 +77,7 @@ class Lane:
 @dataclass
 class TaskQueue:
     """The tasks of one campaign that have not ended. The cost of a call does not depend on the
-    number of waiting tasks."""
+    number of waiting tasks. Times are those of the caller's monotonic clock, s."""
 
     reissue_after: float
     busy: Counter[str] = field(default_factory=Counter)
@@ -89,13 +89,13 @@ class TaskQueue:
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _added: int = 0
 
-    def add(self, command: Command, not_before: float) -> None:
-        """Adds a task to be published at or after `not_before` (seconds since the epoch). It
-        replaces an earlier attempt of the same task."""
+    def add(self, command: Command, due: float = 0.0) -> None:
+        """Adds a task to be published at `due` or later, 0 for at once. It replaces an earlier
+        attempt of the same task."""
         self.ended(command.task)
         self._added += 1
         rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
-        task = QueuedTask(rank, self._added, command, not_before)
+        task = QueuedTask(rank, self._added, command, due)
         self._tasks[command.task] = task
         self.waiting[queue_of(command)] += 1
         self._lanes.setdefault(queue_of(command), Lane()).push(task)
@@ -149,7 +149,7 @@ class TaskQueue:
             bus.publish([Outgoing(encode(t.command), queue=queue_of(t.command)) for t in due])
         except BusError:
             for task in due:
-                self.add(task.command, task.not_before)
+                self.add(task.command, task.due)
             raise
 
     def _due(self, queue: str, now: float, limit: int) -> Iterable[QueuedTask]:

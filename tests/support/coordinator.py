@@ -36,13 +36,22 @@ class CoordinatorHarness:
     bus: Bus = field(default_factory=InProcessBus)
     world: CampaignSimulator = field(default_factory=CampaignSimulator)
     now: float = 1000.0
+    clock_error: float = 0.0
+    """Of the machine's clock, s."""
 
     def __post_init__(self) -> None:
         self.restart()
 
     def restart(self) -> Coordinator:
         """A new coordinator, which reads everything from the store."""
-        self.coordinator = Coordinator(self.bus, self.store, LEASE, REISSUE, clock=lambda: self.now)
+        self.coordinator = Coordinator(
+            self.bus,
+            self.store,
+            LEASE,
+            REISSUE,
+            clock=lambda: self.now + self.clock_error,
+            timer=lambda: self.now,
+        )
         return self.coordinator
 
     def submit(self, of: Spec, frames: int = 6) -> OpenCampaign:

@@ -65,12 +65,11 @@ def task_lost(counts: bool) -> Callable[[State, Any], State]:
         if task is None:
             return state
         delay = getattr(event, "delay", 0.0)
-        start = event.time + delay if delay else 0.0
         lapses = task.lapses + counts
         state = replace(state, lost=_with_lost(state.lost, event))
         command = _resumed(task.command, event)
         return state.with_task(
-            replace(task, command=command, status="lost", lapses=lapses, not_before=start)
+            replace(task, command=command, status="lost", lapses=lapses, delay=delay)
         )
 
     return change

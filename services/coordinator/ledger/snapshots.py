@@ -22,7 +22,7 @@ from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
-FORMAT = 5
+FORMAT = 6
 """Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
 removed."""
 SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 2

@@ -55,7 +55,7 @@ def test_ten_minutes_without_a_coordinator_cost_nobody_a_lease(
 def _at_the_desk(cluster: Cluster, clock: Clock) -> Iterator[Coordinator]:
     stopping = threading.Event()
     with closing(cluster.bus()) as bus:
-        coordinator = Coordinator(bus, cluster.store, LEASE, clock=clock)
+        coordinator = Coordinator(bus, cluster.store, LEASE, clock=clock, timer=clock)
         coordinator.open_all()
         thread = threading.Thread(target=coordinator.run, args=(stopping,))
         thread.start()
