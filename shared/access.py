@@ -51,6 +51,8 @@ class Role:
     replaces: tuple[str, ...] = ()
     deletes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    connections: int = 20_000
+    """Most connections of one user to the broker. Every worker of a pool has one."""
 
 
 def _queues(service: Service) -> tuple[str, ...]:
@@ -90,6 +92,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             replaces=(STOPS, SPENT),
             deletes=(PARKED, PROBES),
             lists=("campaigns/", DEADLETTER_PREFIX),
+            connections=10,
         ),
         "trainer": _worker("trainer"),
         "explorer": _worker("explorer", reads=(PROPOSALS,)),
@@ -100,6 +103,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             reads=(SPECS, COMMITTEES, RESULTS, PROPOSALS),
             creates=(PROPOSALS, PROBES),
             deletes=(PROBES,),
+            connections=20,
         ),
         "operator": Role(
             publishes=_topics("operator"),
@@ -108,6 +112,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             creates=(SPECS, SUBMISSIONS, INPUTS, PROBES),
             deletes=(PROBES,),
             lists=("campaigns/", FLEET_PREFIX, DEADLETTER_PREFIX),
+            connections=100,
         ),
     }
 )
@@ -119,9 +124,13 @@ def merged(names: Sequence[str]) -> Role:
     rights: dict[str, tuple[str, ...]] = {
         each.name: tuple(dict.fromkeys(item for role in roles for item in getattr(role, each.name)))
         for each in fields(Role)
-        if each.name != "commands"
+        if each.name not in ("commands", "connections")
     }
-    return Role(commands=any(role.commands for role in roles), **rights)
+    return Role(
+        commands=any(role.commands for role in roles),
+        connections=max(role.connections for role in roles),
+        **rights,
+    )
 
 
 def kept_from(role: Role) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from dpstream.shared.bus.topology import DEAD, EVENTS, TASKS, TOPOLOGY
 
 ADMIN = "admin"
 """The user that creates the bucket; no service uses it."""
+CHANNELS = 20
+"""Most channels of one user to the broker, for each of its connections."""
 NOTHING = "^$"
 """RabbitMQ's pattern that matches no name."""
 
@@ -53,8 +55,12 @@ def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, An
                 "password_hash": hashed(known[user].password, secrets.token_bytes(4)),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": [],
+                "limits": {
+                    "max-connections": role.connections,
+                    "max-channels": CHANNELS * role.connections,
+                },
             }
-            for user in place.users
+            for user, role in place.users.items()
         ],
         "vhosts": [{"name": place.vhost}],
         "permissions": [

@@ -8,8 +8,8 @@ arrives without its lists, which are read from the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.services.coordinator.parked import ParkedEvents
@@ -26,7 +26,7 @@ from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
 from dpstream.shared.runtime.worker import claim_uri
-from dpstream.shared.store.dead_letters import bury, count_buried
+from dpstream.shared.store.dead_letters import DeadLetter, DeadLetters
 from dpstream.shared.values import campaign_uri, is_key
 
 log = logger()
@@ -37,14 +37,21 @@ class Inbox:
     store: Store
     clock: Callable[[], float]
     parked: ParkedEvents
-    undecodable: int = 0
-    """Bodies stored because they could not be decoded."""
     given_up: int = 0
     """Commands that the broker moved to the dead letters."""
+    _rejected: list[DeadLetter] = field(default_factory=list)
+    """Dead letters that are not stored yet."""
 
-    def count_undecodable(self) -> None:
-        """Counts the bodies that earlier coordinators stored."""
-        self.undecodable = count_buried(self.store)
+    def __post_init__(self) -> None:
+        self.dead_letters = DeadLetters(self.store)
+
+    def read_all(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, m.Message | None]]:
+        """Each delivery with its event, or None; stores the dead letters among them. Raises
+        StoreError."""
+        self._rejected = []
+        read = [(delivery, self.read(delivery)) for delivery in deliveries]
+        self.dead_letters.bury(self._rejected)
+        return read
 
     def read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery; None if there is none, if its publisher may not publish it, or
@@ -55,7 +62,7 @@ class Inbox:
             self.parked.keep_body(delivery.topic.partition(".")[0], delivery.body)
             return None
         if reason is not None:
-            self.undecodable += bury(self.store, delivery.body, reason, delivery.user)
+            self._rejected.append(DeadLetter(delivery.body, reason, delivery.topic, delivery.user))
             return None
         if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)

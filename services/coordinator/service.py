@@ -118,7 +118,7 @@ class Coordinator:
 
     def open_all(self) -> None:
         """Takes over every campaign in the store that has not ended."""
-        self.inbox.count_undecodable()
+        self.inbox.dead_letters.take_over()
         begun, self.ended = begun_and_ended(self.store)
         for campaign in sorted(begun - self.ended):
             self._opened(campaign)
@@ -221,10 +221,8 @@ class Coordinator:
     def receive(self, deliveries: Sequence[Delivery]) -> None:
         """Handles one batch and acknowledges it. Deliveries that an outage kept out of the ledger
         go back to the bus; then `BusError` or `StoreError` is raised."""
-        read: list[tuple[Delivery, m.Message | None]] = []
         try:
-            read = [(delivery, self.inbox.read(delivery)) for delivery in deliveries]
-            self._receive(read)
+            self._receive(self.inbox.read_all(deliveries))
         except (BusError, StoreError, Fenced):
             with suppress(BusError):
                 for delivery in reversed(deliveries):

@@ -58,17 +58,19 @@ class RabbitSubscription:
         channel: Channel,
         queue: str,
         prefetch: int,
-        limit: int | None,
+        limit: int,
+        cut: bool,
         events: str,
         release: Callable[[Channel], None],
         left: Callable[[], None],
         another: Callable[[], Channel] | None,
     ) -> None:
-        """`limit`: bytes; a longer body becomes a dead letter. `events`: full name of the exchange
-        of events. `release` returns the channel to the
-        pool (I/O thread); `left` is called after `cancel`; `another` opens a channel to subscribe
-        again, None for a queue that is deleted with its consumer."""
-        self.queue, self._limit, self._prefetch, self._events = queue, limit, prefetch, events
+        """`limit`: bytes; a longer body becomes a dead letter, or is `cut` to one byte more, so
+        that it cannot fill the memory. `events`: full name of the exchange of events. `release`
+        returns the channel to the pool (I/O thread); `left` is called after `cancel`; `another`
+        opens a channel to subscribe again, None for a queue that is deleted with its consumer."""
+        self.queue, self._prefetch, self._events = queue, prefetch, events
+        self._limit, self._cut = limit, cut
         self._release, self._left, self._another = release, left, another
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
@@ -140,7 +142,7 @@ class RabbitSubscription:
     # ------------------------------------------------------------------- on the I/O thread
 
     def _arrived(self, _: object, method: Any, properties: Any, body: bytes) -> None:
-        if self._limit is not None and len(body) > self._limit:
+        if len(body) > self._limit and not self._cut:
             log.warning(
                 "message too large; moved to the broker's dead-letter queue",
                 queue=self.queue,
@@ -150,6 +152,7 @@ class RabbitSubscription:
             return
         topic = method.routing_key if method.exchange == self._events else None
         sender, tag = properties.user_id, method.delivery_tag
+        body = body[: self._limit + 1]
         delivery = RabbitDelivery(body, method.redelivered, topic, sender, tag, self)
         with self._changed:
             self._unsettled.add(delivery.tag)

@@ -40,7 +40,7 @@ from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.retry import refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
-from dpstream.shared.store.dead_letters import bury
+from dpstream.shared.store.dead_letters import DeadLetter, bury
 from dpstream.shared.values import campaign_uri, stable_id
 
 log = logger()
@@ -224,7 +224,7 @@ class Worker(Generic[R]):
     def _claim(self, delivered: bytes, command: Message | None) -> Command | None:
         """The command, if this worker wins its claim; None if the delivery needs no work."""
         if not isinstance(command, Command) or type(command) not in self.handlers:
-            self._retry(lambda: bury(self.store, delivered))
+            self._retry(lambda: bury(self.store, [DeadLetter(delivered)]))
             self.telemetry.buried()
             return None
         claimed = TaskClaimed(**envelope_of(command), worker=self.name, process=self.process)

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from dpstream.shared.ports import Delivery, Outgoing, Subscription
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
-from dpstream.shared.values import FrameRef, Ref
+from dpstream.shared.values import DEADLETTER_PREFIX, FrameRef, Ref
 from tests.support.certificate_authority import Authority
+from tests.support.dead_letters import letters
 from tests.support.least_privilege import PREFIX, VHOST
 from tests.support.sample_ledger import NAME
 from tests.support.sample_messages import example
@@ -153,18 +154,32 @@ def test_under_its_own_topics_a_role_says_nothing_else(
     bus_of(user).publish([Outgoing(encode(each), topic=topic) for topic, each in sent])
     store = FolderStore(tmp_path)
     inbox = Inbox(store, time.time, ParkedEvents(store))
-    with capture_logs() as logged:
-        for (topic, message), delivery in zip(
-            sent, received(bus_of("coordinator"), len(sent)), strict=True
-        ):
-            assert (delivery.topic, delivery.user) == (topic, user)
-            taken = inbox.read(delivery)
-            assert (taken is not None) == is_published_under(message, topic), (topic, message)
-    refused = [line for line in logged if "was published under" in line["event"]]
-    assert {line["user"] for line in refused} == {user}
+    read = inbox.read_all(received(bus_of("coordinator"), len(sent)))
+    for (topic, message), (delivery, taken) in zip(sent, read, strict=True):
+        assert (delivery.topic, delivery.user) == (topic, user)
+        assert (taken is not None) == is_published_under(message, topic), (topic, message)
     believed = sum(is_published_under(each, topic) for topic, each in sent)
     assert believed == len(ROLES[user].publishes)
+    refused = letters(map(store.get, store.list(DEADLETTER_PREFIX)))
+    assert {letter["user"] for letter in refused} == {user}
     assert len(refused) == len(sent) - believed
+
+
+def test_a_user_has_a_limited_number_of_connections(url_of: Callable[[str], str]) -> None:
+    most, url = ROLES["generator"].connections, pika.URLParameters(url_of("generator"))
+    with ExitStack() as connections:
+        for _ in range(most):
+            connections.enter_context(pika.BlockingConnection(url))
+        with pytest.raises(pika.exceptions.ProbableAccessDeniedError, match="limit"):
+            pika.BlockingConnection(url)
+
+
+def test_a_message_that_no_service_would_read_is_refused(url_of: Callable[[str], str]) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url_of("generator"))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=r"too large|larger"):
+            channel.basic_publish("dpstream.events", "x.structures-proposed", bytes(200_000))
 
 
 def test_nobody_publishes_in_the_name_of_another(url_of: Callable[[str], str]) -> None:

@@ -6,7 +6,7 @@ import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from hypothesis import strategies as st
 from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
@@ -64,6 +64,8 @@ def constrained(base: Any, constraints: tuple[Any, ...]) -> st.SearchStrategy[An
 def field_values(field: FieldInfo) -> st.SearchStrategy[Any]:
     if any(isinstance(x, Gt) for x in field.metadata):
         return st.floats(0, exclude_min=True, allow_nan=False)
+    for most in (x.le for x in field.metadata if isinstance(x, Le)):
+        return st.floats(0, most)  # type: ignore[arg-type]
     strings = tuple(x for x in field.metadata if isinstance(x, StringConstraints))
     return constrained(field.annotation, strings) if strings else values_of(field.annotation)
 

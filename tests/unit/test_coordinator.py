@@ -80,7 +80,7 @@ def test_an_explorer_of_an_earlier_release_uses_the_former_name_of_its_event(
             harness.bus.publish([Outgoing(body, topic="world.candidates-found")])
     harness.step()
     assert {status(open_campaign, command) for command in commands} == {"done"}
-    assert harness.coordinator.inbox.undecodable == 0
+    assert harness.coordinator.inbox.dead_letters.count == 0
 
 
 # ------------------------------------------------------------------------- order and crashes

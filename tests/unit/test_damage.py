@@ -154,7 +154,7 @@ def test_a_result_with_a_field_more_counts(harness: CoordinatorHarness) -> None:
     harness.bus.publish([Outgoing(json.dumps(newer).encode(), topic=topic_of(result))])
     harness.step()
     assert open_campaign.state.tasks[command.task].status == "done"
-    assert harness.coordinator.inbox.undecodable == 0
+    assert harness.coordinator.inbox.dead_letters.count == 0
 
 
 @pytest.mark.parametrize("kind", [m.CampaignPaused, m.StructuresProposed, m.Label])
@@ -173,7 +173,9 @@ def test_an_event_of_a_newer_kind_is_kept_until_it_is_known(
     harness.step()
     (key,) = store.list(campaign_uri("world", "parked", ""))
     assert json.loads(store.get(key)) == newer
-    assert harness.coordinator.inbox.undecodable == 1  # the same body, under the wrong topics
+    assert (
+        harness.coordinator.inbox.dead_letters.count == 1
+    )  # the same body, under the wrong topics
     harness.restart().open_all()
     harness.step()
     assert list(store.list(campaign_uri("world", "parked", ""))) == [key]

@@ -55,7 +55,7 @@ def test_a_generator_speaks_for_nobody_else(
     forged = example(word).model_copy(update={"campaign": name})
     forge(harness, forged, f"{name}.structures-proposed")
     assert harness.coordinator.open_campaigns[name].state == before
-    assert harness.coordinator.inbox.undecodable == 1
+    assert harness.coordinator.inbox.dead_letters.count == 1
     assert harness.bus.depth(COORDINATOR) == 0
     assert harness.finish().finished
 

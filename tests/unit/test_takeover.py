@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.coordinator.ledger.ledger import campaigns, load_state, verdict
-from dpstream.services.coordinator.service import FENCE_CHECK
+from dpstream.services.coordinator.service import BATCH, FENCE_CHECK
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.bus.topology import DEADLETTERS
@@ -18,10 +18,13 @@ from dpstream.shared.codec import MAX_BODY, encode
 from dpstream.shared.errors import Fenced
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
+from dpstream.shared.store import dead_letters
+from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
 from tests.support.campaign_simulator import CampaignSimulator, submission
 from tests.support.coordinator import LEASE, CoordinatorHarness, first_task, serving, small, status
+from tests.support.dead_letters import letters
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 ATTEMPTS = 3
@@ -183,12 +186,29 @@ def test_what_is_no_message_is_kept_and_counted_over_restarts(harness: Coordinat
     strange = (b"no message", b"\xff\xfe", too_long, b"[" * 60_000)
     bury(harness, *strange, encode(alien), encode(m.LeaseLapsed(**foreign)))
     read_deadletters(harness)
-    assert (
-        len(list(harness.store.list("deadletters/"))) == harness.coordinator.inbox.undecodable == 4
-    )
+    assert count_buried(harness.store) == harness.coordinator.inbox.dead_letters.count == 4
     taken = harness.restart()
     taken.open_all()
-    assert taken.inbox.undecodable == 4
+    assert taken.inbox.dead_letters.count == 4
+
+
+def test_a_flood_of_junk_is_few_objects_of_bounded_size(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MOST_OBJECTS", 4)
+    long = b"x" * MAX_BODY
+    for batch in range(6):
+        junk = [b"junk %d-%d" % (batch, n) for n in range(BATCH - 1)]
+        harness.bus.publish([Outgoing(body, topic="x.labels-done") for body in (*junk, long)])
+        harness.step()
+    keys = list(harness.store.list("deadletters/"))
+    assert len(keys) == 4
+    assert harness.coordinator.inbox.dead_letters.count == 6 * BATCH
+    assert count_buried(harness.store) == 4 * BATCH
+    first = letters([harness.store.get(keys[0])])
+    assert {letter["topic"] for letter in first} == {"x.labels-done"}
+    assert (first[-1]["bytes"], first[-1]["body"]) == (MAX_BODY, long[: dead_letters.MOST_BYTES])
+    assert all(len(harness.store.get(key)) < 100_000 for key in keys)
 
 
 def test_a_submission_that_cannot_be_read_breaks_its_campaign_alone(
@@ -215,7 +235,7 @@ def test_the_service_reads_the_dead_letters_too(harness: CoordinatorHarness) -> 
     stopping, thread, errors = serving(harness.coordinator)
     try:
         bury(harness, b"no message")
-        _until(lambda: harness.coordinator.inbox.undecodable == 1)
+        _until(lambda: harness.coordinator.inbox.dead_letters.count == 1)
         assert harness.coordinator.connected
     finally:
         stopping.set()

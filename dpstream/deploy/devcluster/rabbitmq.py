@@ -26,6 +26,7 @@ import psutil
 from dpstream.deploy.devcluster.free_ports import free_ports, is_free
 from dpstream.deploy.devcluster.processes import spawn
 from dpstream.deploy.devcluster.waiting import within
+from dpstream.shared.codec import MAX_BODY
 from dpstream.shared.errors import BusError
 
 SCRIPT = "rabbitmq-server"
@@ -199,6 +200,7 @@ class RabbitNode:
             "prometheus.tcp.ip = 127.0.0.1",
             f"prometheus.tcp.port = {ports['prometheus']}",
             "log.file.level = info",
+            f"max_message_size = {2 * MAX_BODY}",
         ]
         if self.tls is None:
             return [*lines, f"listeners.tcp.local = 127.0.0.1:{ports['amqp']}"]

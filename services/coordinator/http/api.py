@@ -146,7 +146,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
         inbox = read_access.coordinator.inbox
         return Standing(
             campaigns=tuple(read_access.campaigns()),
-            undecodable=inbox.undecodable,
+            undecodable=inbox.dead_letters.count,
             given_up=inbox.given_up,
         )
 

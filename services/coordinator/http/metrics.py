@@ -76,7 +76,7 @@ class _Gauges(Collector):
     def _dead_letters(self) -> Metric:
         metric = _counter("dead_letters", "Messages that could not be decoded or delivered", "kind")
         inbox = self._read_access.coordinator.inbox
-        metric.add_metric(["undecodable"], inbox.undecodable)
+        metric.add_metric(["undecodable"], inbox.dead_letters.count)
         metric.add_metric(["given-up"], inbox.given_up)
         return metric
 
