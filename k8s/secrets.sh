@@ -18,6 +18,9 @@ environment() {  # of the user whose variables begin with $1 and whose name is $
     text=${text//'$ACCESS_KEY'/"$(value "$1_ACCESS_KEY")"}
     text=${text//'$SECRET_KEY'/"$(value "$1_SECRET_KEY")"}
     echo "$text"
+    local signing
+    signing=$(value "$1_SIGNING_KEY")
+    if [ -n "$signing" ]; then echo "DPSTREAM_LABELER_SIGNING_KEY=$signing"; fi
     if [ "$2" = coordinator ]; then echo "DPSTREAM_API_TOKEN=$(value API_TOKEN)"; fi
 }
 

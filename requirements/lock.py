@@ -48,7 +48,7 @@ def engines(variant: str, extras: str = "") -> tuple[str, ...]:
 
 IMAGES = {
     "coordinator": (*COMMON, "fastapi", "immutables", "kubernetes", "psutil", "uvicorn"),
-    "labeler": (*COMMON, "dpdata", "pyscf", "scipy", "tblite[ase]"),
+    "labeler": (*COMMON, "cryptography", "dpdata", "pyscf", "scipy", "tblite[ase]"),
     **{f"trainer-{each}": (*COMMON, *engines(each)) for each in ENGINES},
     **{
         f"explorer-{each}": (*COMMON, *EXPLORER, *engines(each, ",lmp"), *BATCHED[each])

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from dpstream.shared.codec import names_of
 from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
-from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX
+from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX, SIGNERS
 
 LISTENERS = "watch-*"
 """Temporary queues of clients that subscribe to public events."""
@@ -96,7 +96,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         ),
         "trainer": _worker("trainer"),
         "explorer": _worker("explorer", reads=(PROPOSALS,)),
-        "labeler": _worker("labeler", creates=(LABELS,)),
+        "labeler": _worker("labeler", reads=(SIGNERS,), creates=(LABELS,)),
         "generator": Role(
             publishes=_topics("generator"),
             subscribes=("structures-judged", "models-ready", "campaign-finished"),

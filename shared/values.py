@@ -289,6 +289,9 @@ class Accepted(Value):
     max_force: float
     seconds: float
     energy: float | None = Field(default=None, description="eV")
+    writer: str | None = Field(
+        default=None, description="user whose signature a reused label has; None: it has none"
+    )
 
 
 class Rejected(Value):
@@ -401,11 +404,15 @@ class Recipe(Value):
 
 
 DEADLETTER_PREFIX = "deadletters/"
+"""Key prefix of messages that could not be decoded."""
 FLEET_PREFIX = "fleet/"
 """Objects about deployments: what their workers have cost, and which coordinator is in charge."""
-"""Key prefix of messages that could not be decoded."""
 ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
 """Top-level folders of a store, for objects only; campaign exports may lie beside them."""
+
+
+SIGNERS = "access/label-signers.json"
+"""Object with the public keys of labelers (`services/labeler/signatures.py`)."""
 
 
 def label_uri(recipe: str, key: str) -> str:

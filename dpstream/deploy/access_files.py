@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from dpstream.deploy.rights import (
     identities,
     policy,
 )
-from dpstream.shared.access import ROLES, Role, merged
+from dpstream.services.labeler.signatures import Signers, new_key, public_key
+from dpstream.shared.access import LABELS, ROLES, Role, merged
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.files import write_whole
 from dpstream.shared.settings import bucket_and_prefix
 from dpstream.shared.spec.errors import did_you_mean
 
 PASSWORDS = "passwords.env"
+SIGNERS_FILE = "label-signers.json"
 
 
 TOKEN = "API_TOKEN"
@@ -50,6 +52,7 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
         documents = {
             Path("rabbitmq/definitions.json"): (definitions(place, known), PUBLIC),
             Path("seaweedfs/s3.json"): (identities(place, known), PRIVATE),
+            Path(SIGNERS_FILE): (_signers(known, out / SIGNERS_FILE).model_dump(), PUBLIC),
         }
         for user, role in place.users.items():
             for provider in ("aws", "alibaba"):
@@ -101,7 +104,7 @@ def _role(name: str) -> str:
     return name
 
 
-def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]:
+def _secrets(users: Mapping[str, Role], file: Path) -> tuple[dict[str, Secrets], str]:
     """The secrets of all users, existing ones from `file` or new ones, and the file's new text."""
     kept = read_passwords(file)
 
@@ -113,11 +116,26 @@ def _secrets(users: Iterable[str], file: Path) -> tuple[dict[str, Secrets], str]
             password=keep(variable(user, "PASSWORD"), secrets.token_urlsafe),
             access_key=keep(variable(user, "ACCESS_KEY"), lambda _: secrets.token_hex(10)),
             secret_key=keep(variable(user, "SECRET_KEY"), secrets.token_urlsafe),
+            signing_key=keep(variable(user, "SIGNING_KEY"), lambda _: new_key())
+            if role is not None and LABELS in role.creates
+            else None,
         )
-        for user in (ADMIN, *users)
+        for user, role in {ADMIN: None, **users}.items()
     }
     keep(TOKEN, secrets.token_urlsafe)
     return known, _lines(kept)
+
+
+def _signers(known: Mapping[str, Secrets], file: Path) -> Signers:
+    """The public keys in `file` and those of all users. Raises SpecError."""
+    with errors_at(str(file), ValueError):
+        earlier = Signers.model_validate_json(file.read_bytes()) if file.exists() else Signers()
+    keys = {
+        public_key(each.signing_key): user
+        for user, each in known.items()
+        if each.signing_key is not None
+    }
+    return Signers(keys={**earlier.keys, **keys})
 
 
 def variable(user: str, what: str) -> str:

@@ -41,6 +41,8 @@ class Secrets:
     password: str = field(repr=False)
     access_key: str
     secret_key: str = field(repr=False)
+    signing_key: str | None = field(default=None, repr=False)
+    """Of users that create labels."""
 
 
 # --------------------------------------------------------------------------------------- the broker

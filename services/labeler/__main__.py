@@ -34,8 +34,15 @@ def _plan(settings: LabelerSettings, scratch: Path, device: Device | None) -> Wo
         frozenset(settings.labeler_codes),
         grace=settings.grace,
         device=device,
+        signing_key=_signing_key(settings),
+        reuse_unsigned=settings.labeler_unsigned == "reuse",
     )
     return WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device)
+
+
+def _signing_key(settings: LabelerSettings) -> str | None:
+    key = settings.labeler_signing_key
+    return None if key is None else key.get_secret_value()
 
 
 def _programs(settings: LabelerSettings) -> dict[str, str]:

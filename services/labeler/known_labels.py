@@ -1,8 +1,8 @@
 """The labels that all campaigns share, by the key of the frame and the digest of the recipe.
 
 Every labeler may write labels of any recipe, so that a label is used again only if it is of this
-frame and by this recipe. One that is not stays where it is, for an operator to inspect, and the
-label of the frame is stored beside it.
+frame and by this recipe, and signed by a labeler that the store's administrator trusts. One that is
+not stays where it is, for an operator to inspect, and the label of the frame is stored beside it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
+from pydantic import ValidationError
 
+from dpstream.services.labeler.signatures import Signers, sign, writer
 from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled, frame_key
 from dpstream.shared.errors import DigestMismatch, NotFound, Permanent
 from dpstream.shared.logs import logger
 from dpstream.shared.runtime.context import Context
-from dpstream.shared.values import Ref, label_uri
+from dpstream.shared.spec.errors import first_of
+from dpstream.shared.values import SIGNERS, Ref, label_uri
 
 log = logger()
 
@@ -28,36 +31,79 @@ PLACES = 5
 
 @dataclass(frozen=True)
 class KnownLabel:
+    """`writer`: the user that signed it; None for a label without signature."""
+
     ref: Ref
     frame: Frame
     label: FrameLabel
+    writer: str | None = None
 
 
-def find(context: Context, recipe: str, key: str) -> KnownLabel | None:
-    """The label of frame `key` by the recipe with digest `recipe`; None if there is none."""
-    for uri in _places(recipe, key):
+@dataclass
+class KnownLabels:
+    """The labels of the store, as one task finds and stores them. `signing_key`: the worker's;
+    `unsigned`: whether it uses labels without signature again. Recipes are given by digest."""
+
+    context: Context
+    signing_key: str | None = None
+    unsigned: bool = True
+
+    def find(self, recipe: str, key: str) -> KnownLabel | None:
+        """The label of frame `key` by a recipe; None if there is none."""
+        for uri in _places(recipe, key):
+            try:
+                return self._read(uri, recipe, key)
+            except NotFound:
+                return None
+            except ValueError as error:
+                log.error("label not used", object=uri, reason=str(error))
+        return None
+
+    def signed(self, data: bytes) -> bytes:
+        """A new label with this worker's signature, if it has a key."""
+        return data if self.signing_key is None else sign(data, self.signing_key)
+
+    def keep(self, recipe: str, key: str, data: bytes) -> KnownLabel:
+        """Store a new label; returns the one that stands, which another task may have stored first.
+        Raises Permanent if every place has a wrong label."""
+        for uri in _places(recipe, key):
+            if self.context.retry(partial(self.context.store.create, uri, data)):
+                return KnownLabel(Ref.to(uri, data), *verified(data, recipe, key))
+            try:
+                return self._read(uri, recipe, key)
+            except ValueError:
+                continue
+        raise Permanent(f"label of frame {key} not stored: {PLACES} objects in its place are wrong")
+
+    def _read(self, uri: str, recipe: str, key: str) -> KnownLabel:
+        """The label in a place. Raises NotFound, ValueError for a wrong one."""
         try:
-            return _read(context, uri, recipe, key)
+            data = self.context.retry(partial(self.context.store.get, uri))
+        except DigestMismatch as error:
+            raise ValueError(str(error)) from error
+        frame, label = verified(data, recipe, key)
+        return KnownLabel(Ref.to(uri, data), frame, label, self._writer(data))
+
+    def _writer(self, data: bytes) -> str | None:
+        """The user that signed a label. Raises ValueError if its labels are not used again."""
+        if self._signers is None:
+            return None
+        found = writer(data, self._signers)
+        if found is None and not self.unsigned:
+            raise ValueError("it has no signature (DPSTREAM_LABELER_UNSIGNED)")
+        return found
+
+    @cached_property
+    def _signers(self) -> Signers | None:
+        """Those that the store lists; None: it lists none, and every label counts as its own."""
+        try:
+            return Signers.model_validate_json(
+                self.context.retry(partial(self.context.store.get, SIGNERS))
+            )
         except NotFound:
             return None
-        except ValueError as error:
-            log.error(
-                "label not used: it is damaged or of another frame", object=uri, reason=str(error)
-            )
-    return None
-
-
-def keep(context: Context, recipe: str, key: str, data: bytes) -> KnownLabel:
-    """Store a new label; returns the one that stands, which another task may have stored first.
-    Raises Permanent if every place has a wrong label."""
-    for uri in _places(recipe, key):
-        if context.retry(partial(context.store.create, uri, data)):
-            return KnownLabel(Ref.to(uri, data), *verified(data, recipe, key))
-        try:
-            return _read(context, uri, recipe, key)
-        except ValueError:
-            continue
-    raise Permanent(f"label of frame {key} not stored: {PLACES} objects in its place are wrong")
+        except ValidationError as error:
+            raise Permanent(f"{SIGNERS}: {first_of(error)}") from error
 
 
 def verified(data: bytes, recipe: str, key: str) -> tuple[Frame, FrameLabel]:
@@ -79,15 +125,6 @@ def verified(data: bytes, recipe: str, key: str) -> tuple[Frame, FrameLabel]:
     if not shaped or not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("its energy, forces or virial are not finite numbers for every atom")
     return frame, label
-
-
-def _read(context: Context, uri: str, recipe: str, key: str) -> KnownLabel:
-    """The label in a place. Raises NotFound, ValueError for a wrong one."""
-    try:
-        data = context.retry(partial(context.store.get, uri))
-    except DigestMismatch as error:
-        raise ValueError(str(error)) from error
-    return KnownLabel(Ref.to(uri, data), *verified(data, recipe, key))
 
 
 def _places(recipe: str, key: str) -> Iterator[str]:

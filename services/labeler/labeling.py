@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from dpstream.services.labeler import known_labels
 from dpstream.services.labeler.acceptance import (
     AcceptanceLimits,
     BrokenRule,
@@ -29,7 +28,7 @@ from dpstream.services.labeler.acceptance import (
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
 from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
-from dpstream.services.labeler.known_labels import KnownLabel
+from dpstream.services.labeler.known_labels import KnownLabel, KnownLabels
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.restarts import (
@@ -107,6 +106,11 @@ class FrameLabeler:
     def code(self) -> Code:
         return code_of(self.labels)
 
+    @cached_property
+    def known_labels(self) -> KnownLabels:
+        resources = self.resources
+        return KnownLabels(self.context, resources.signing_key, resources.reuse_unsigned)
+
     def limits(self, key: str) -> AcceptanceLimits:
         """The acceptance limits of the frame with this key."""
         dimers = None if self.spec is None else self.spec.initial.dimers
@@ -166,7 +170,7 @@ class FrameLabeler:
     def _existing(self, key: str, recipe: Recipe) -> Accepted | Rejected | None:
         """The existing label of the frame, checked against this campaign's limits; None without
         one."""
-        known = known_labels.find(self.context, recipe.digest, key)
+        known = self.known_labels.find(recipe.digest, key)
         return None if known is None else self._reused(key, known)
 
     def _reused(self, key: str, known: KnownLabel, seconds: float = 0.0) -> Accepted | Rejected:
@@ -176,7 +180,8 @@ class FrameLabeler:
         broken = check_after(known.frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
-        return accepted(key, known.ref, known.label, seconds, reused=True)
+        label = accepted(key, known.ref, known.label, seconds, reused=True)
+        return label.model_copy(update={"writer": known.writer})
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
@@ -185,8 +190,8 @@ class FrameLabeler:
             return rejected(key, broken, outcome.seconds)
         provenance = self._provenance(key, frame, recipe, outcome)
         label = outcome.label()
-        data = encode_labelled(frame, label, provenance)
-        known = known_labels.keep(self.context, recipe.digest, key, data)
+        data = self.known_labels.signed(encode_labelled(frame, label, provenance))
+        known = self.known_labels.keep(recipe.digest, key, data)
         if known.ref != Ref.to(known.ref.uri, data):
             return self._reused(key, known, outcome.seconds)
         # Also if the create succeeded and its reply was lost.

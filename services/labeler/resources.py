@@ -28,18 +28,24 @@ class LabelerResources:
         allow_programs: bool = False,
         grace: float = 25.0,
         device: Device | None = None,
+        signing_key: str | None = None,
+        reuse_unsigned: bool = True,
     ) -> None:
         """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
         ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
         `allow_programs`: whether a campaign may name a program in a calculator's arguments;
         `grace`: seconds after which a stopped worker must have released its task; `device`: the
-        only one that codes see, None: all visible ones."""
+        only one that codes see, None: all visible ones;
+        `signing_key`: Ed25519 private key for new labels, hexadecimal; `reuse_unsigned`: whether
+        labels without signature are used again where the store lists signers."""
         folder = scratch.resolve() / "labeler"
         self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads, device)
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs
         self.grace = grace
+        self.signing_key = signing_key
+        self.reuse_unsigned = reuse_unsigned
 
     @classmethod
     def for_local_run(cls, scratch: Path, labels: LabelSettings) -> LabelerResources:

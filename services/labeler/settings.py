@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import SHIPPED
@@ -14,6 +15,12 @@ from dpstream.shared.messages import Label
 from dpstream.shared.settings import Separated, Slots, WorkerSettings
 from dpstream.shared.spec.errors import did_you_mean
 from dpstream.shared.values import Name
+
+
+def _signing_key(given: SecretStr) -> SecretStr:
+    if not re.fullmatch("[0-9a-f]{64}", given.get_secret_value()):
+        raise ValueError("must be 64 hexadecimal digits, as `dpstream access` writes them")
+    return given
 
 
 class LabelerSettings(MachineSettings, WorkerSettings):  # --help lists the latter first
@@ -38,6 +45,16 @@ class LabelerSettings(MachineSettings, WorkerSettings):  # --help lists the latt
         default=tuple(sorted(SHIPPED)),
         description="comma-separated dotted names of the ASE calculators that campaigns may use, "
         "with arguments of their choice",
+    )
+
+    labeler_signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] | None = Field(
+        default=None,
+        description="Ed25519 key with which this worker signs its labels, as `dpstream access` "
+        "writes it (…_SIGNING_KEY); default: labels are not signed",
+    )
+    labeler_unsigned: Literal["reuse", "recompute"] = Field(
+        default="reuse",
+        description="what to do with labels without signature, where the store lists signers",
     )
 
     @field_validator("labeler_codes")

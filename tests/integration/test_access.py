@@ -33,7 +33,7 @@ from dpstream.shared.ports import Delivery, Outgoing, Subscription
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
-from dpstream.shared.values import DEADLETTER_PREFIX, FrameRef, Ref
+from dpstream.shared.values import DEADLETTER_PREFIX, SIGNERS, FrameRef, Ref
 from tests.support.certificate_authority import Authority
 from tests.support.dead_letters import letters
 from tests.support.least_privilege import PREFIX, VHOST
@@ -284,6 +284,8 @@ def test_an_operator_submits_and_watches(bus_of: Callable[[str], RabbitBus]) -> 
 
 
 WRITERS = {
+    "access/{}": set(),
+    "access/label-signers.json": set(),
     "campaigns/c/spec.json": {"operator"},
     "campaigns/c/submitted.json": {"operator"},
     "campaigns/c/inputs/1.npz": {"operator"},
@@ -317,6 +319,14 @@ def test_only_its_owners_create_an_object(
     else:
         with pytest.raises(Refused):
             store_of(user).create(name, b"1")
+
+
+def test_labelers_read_the_public_keys(
+    store_of: Callable[..., S3Store], access_files: Path
+) -> None:
+    assert store_of("labeler").get(SIGNERS) == (access_files / "label-signers.json").read_bytes()
+    with pytest.raises(Refused):
+        store_of("trainer").get(SIGNERS)
 
 
 def as_admin(store_of: Callable[..., S3Store]) -> S3Store:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from structlog.testing import capture_logs
 
 from dpstream.services.labeler import handlers, recipes
 from dpstream.services.labeler.acceptance import Outcome
@@ -26,6 +27,7 @@ from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.handlers import HANDLERS, label, reference
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
+from dpstream.services.labeler.signatures import Signers, new_key, public_key, sign
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import (
     Batch,
@@ -44,7 +46,7 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import FrameRef, Recipe, Ref, label_uri
+from dpstream.shared.values import SIGNERS, FrameRef, Recipe, Ref, label_uri
 
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
@@ -285,6 +287,60 @@ def test_a_wrong_label_is_not_used_again(lab: Lab, change: Callable[[bytes], byt
         decode_labelled(data)[1].energy
     )
     assert lab.store.get(right.label.uri) == wrong
+
+
+@pytest.fixture
+def signing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The private key with which the labeler signs as `vasp`."""
+    key = new_key()
+    monkeypatch.setattr(lab.resources, "signing_key", key)
+    lab.store.put(SIGNERS, Signers(keys={public_key(key): "vasp"}).model_dump_json().encode())
+    return key
+
+
+def test_a_signed_label_names_its_writer_when_it_is_used_again(lab: Lab, signing: str) -> None:
+    refs = lab.refs(methanes(1))
+    first, again = (lab.label({}, refs).accepted[0] for _ in range(2))
+    assert (first.reused, first.writer, again.reused, again.writer) == (False, None, True, "vasp")
+    assert again.label == first.label
+
+
+FORGED = {
+    "energy": lambda data: re.sub(rb'"energy": -', b'"energy": -1', data),
+    "virial": lambda data: data.replace(b'"virial": null', b'"virial": [[0,0,0],[0,0,0],[0,0,0]]'),
+    "signature": lambda data: re.sub(rb'"ed25519": ".', b'"ed25519": "x', data),
+    "another key": lambda data: sign(
+        json.dumps({**json.loads(data), "energy": 0.0}).encode(), new_key()
+    ),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_forged_label_is_not_used_again(
+    lab: Lab, signing: str, forge: Callable[[bytes], bytes]
+) -> None:
+    refs = lab.refs(methanes(1))
+    right = lab.label({}, refs).accepted[0]
+    forged = forge(lab.store.get(right.label.uri))
+    lab.store.put(right.label.uri, forged)
+    with capture_logs() as logged:
+        anew, again = (lab.label({}, refs).accepted[0] for _ in range(2))
+    assert (anew.reused, again.reused, again.writer) == (False, True, "vasp")
+    assert anew.label.uri != right.label.uri
+    assert anew.energy == pytest.approx(right.energy)
+    assert any("signature" in line.get("reason", "") for line in logged)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_labels_without_signature_are_used_as_the_worker_is_set(
+    lab: Lab, signing: str, monkeypatch: pytest.MonkeyPatch, reuse: bool
+) -> None:
+    refs = lab.refs(methanes(1))
+    monkeypatch.setattr(lab.resources, "signing_key", None)
+    lab.label({}, refs)
+    monkeypatch.setattr(lab.resources, "reuse_unsigned", reuse)
+    found = lab.label({}, refs).accepted[0]
+    assert (found.reused, found.writer) == (reuse, None)
 
 
 def test_another_recipe_shares_nothing(lab: Lab) -> None:

@@ -146,6 +146,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], authority: Authority) -> N
 def _make_bucket(access_files: Path, endpoint: str, authority: Authority) -> None:
     service = COMPOSE["services"]["bucket"]
     code = service["entrypoint"][2].replace("http://store:8333", endpoint)
+    code = code.replace("/access/label-signers.json", f"{access_files}/label-signers.json")
     known = dict(
         line.split("=", 1) for line in (access_files / "passwords.env").read_text().splitlines()[1:]
     )

@@ -19,6 +19,7 @@ from dpstream.commands.campaigns import app
 from dpstream.deploy.access_files import parse_deployment, parse_users, write_access
 from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permission
 from dpstream.services.coordinator.ledger.ledger import finished_uri
+from dpstream.services.labeler.signatures import public_key
 from dpstream.shared import messages as m
 from dpstream.shared.access import (
     CLAIMS,
@@ -255,6 +256,21 @@ def test_secrets_are_private_kept_and_in_no_other_public_file(tmp_path: Path) ->
             assert not any(secret in file.read_text() for secret in secrets)
     assert run("--out", str(tmp_path)).exit_code == 0
     assert passwords.read_text() == first
+
+
+def test_labelers_alone_have_signing_keys_and_earlier_keys_stay_valid(tmp_path: Path) -> None:
+    users = "--users=coordinator,trainer,vasp=labeler,me=operator+labeler"
+    run("--output", str(tmp_path), users)
+    passwords = tmp_path / "passwords.env"
+    keys = [line for line in passwords.read_text().splitlines() if "SIGNING_KEY" in line]
+    assert [line.partition("=")[0] for line in keys] == ["ME_SIGNING_KEY", "VASP_SIGNING_KEY"]
+    first = json.loads((tmp_path / "label-signers.json").read_text())["keys"]
+    assert [first[public_key(line.partition("=")[2])] for line in keys] == ["me", "vasp"]
+    passwords.write_text(passwords.read_text().replace(keys[1] + "\n", ""))
+    run("--output", str(tmp_path), users)
+    now = json.loads((tmp_path / "label-signers.json").read_text())["keys"]
+    assert first.items() < now.items()
+    assert sorted(now.values()) == ["me", "vasp", "vasp"]
 
 
 def test_another_user_leaves_the_others_as_they_are(tmp_path: Path) -> None:

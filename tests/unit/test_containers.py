@@ -54,7 +54,7 @@ BROUGHT = {
 shares modules with the child processes of other services, which it never imports."""
 PYTORCHS = {"setuptools"}
 """PyTorch requires an earlier version than the other images have."""
-SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|BROKER")
+SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|SIGNING_KEY|BROKER")
 
 
 @pytest.fixture(params=SERVICES)

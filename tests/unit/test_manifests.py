@@ -32,6 +32,7 @@ from dpstream.services.coordinator.fleet.worker_job import worker_job
 from dpstream.services.coordinator.http.api import UNGUARDED
 from dpstream.services.coordinator.http.metrics import _fleet
 from dpstream.services.coordinator.settings import CoordinatorSettings
+from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.access import ROLES
 from dpstream.shared.codec import decode
 from dpstream.shared.messages import StructuresProposed
@@ -371,6 +372,9 @@ def test_every_secret_that_is_named_is_printed_by_the_scripts(
     assert named_here == printed.keys()
 
 
+SETTINGS = {"coordinator": CoordinatorSettings, "labeler": LabelerSettings}
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_are_the_settings_of_their_service(
     overlay: str, access: Path, monkeypatch: pytest.MonkeyPatch
@@ -382,7 +386,7 @@ def test_secrets_are_the_settings_of_their_service(
                 environment.delenv(variable)
             for variable, value in values.items():
                 environment.setenv(variable, value)
-            kind = CoordinatorSettings if service == "coordinator" else Settings
+            kind = SETTINGS.get(service, Settings)
             found = read_settings(kind)
         assert f"//{service}:" in found.broker.get_secret_value()
         assert (found.store_access_key is None) == (overlay != "local")
@@ -390,6 +394,7 @@ def test_secrets_are_the_settings_of_their_service(
         assert {each for each in values if each.startswith("DPSTREAM_")} <= known
         if service == "coordinator":
             assert found.api_token is not None
+        assert ("DPSTREAM_LABELER_SIGNING_KEY" in values) == (service == "labeler")
 
 
 # --------------------------------------------------------------------------------------- network

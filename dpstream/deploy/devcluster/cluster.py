@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 from dpstream.deploy.access_files import (
     PASSWORDS,
+    SIGNERS_FILE,
     parse_deployment,
     read_passwords,
     variable,
@@ -44,6 +45,8 @@ from dpstream.shared.environment import PASSED
 from dpstream.shared.errors import DpstreamError, FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Fleet
+from dpstream.shared.store.s3 import S3Store
+from dpstream.shared.values import SIGNERS
 
 OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))
@@ -175,7 +178,9 @@ class Cluster:
 
     def _start_store(self) -> None:
         self.store.start()
+        signers = (self.folder / "access" / SIGNERS_FILE).read_bytes()
         self.store.make_bucket(PLACE.bucket)
+        S3Store(self.store.settings(PLACE.bucket)).put(SIGNERS, signers)
 
     def _declare_label_queues(self, settings: Mapping[str, str]) -> None:
         """Declare the queues of all codes. Labelers consume from these queues but may not declare
@@ -198,6 +203,8 @@ class Cluster:
         passwords = read_passwords(self.folder / "access" / PASSWORDS)
         password = passwords[variable(user, "PASSWORD")]
         address = f"127.0.0.1:{self.broker.ports['amqp']}/{PLACE.vhost}"
+        signing = passwords.get(variable(user, "SIGNING_KEY"))
+        signs = {} if signing is None else {"DPSTREAM_LABELER_SIGNING_KEY": signing}
         return {
             "DPSTREAM_BROKER": f"amqp://{user}:{password}@{address}",
             "DPSTREAM_STORE": f"s3://{PLACE.bucket}",
@@ -206,6 +213,7 @@ class Cluster:
             "DPSTREAM_STORE_ADDRESSING": "path",
             "DPSTREAM_STORE_ACCESS_KEY": passwords[variable(user, "ACCESS_KEY")],
             "DPSTREAM_STORE_SECRET_KEY": passwords[variable(user, "SECRET_KEY")],
+            **signs,
         }
 
     # --------------------------------------------------------------------------------- the services

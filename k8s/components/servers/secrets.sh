@@ -15,5 +15,6 @@ secret() {
 secret dpstream-rabbitmq --from-file="$root/deploy/rabbitmq.conf" \
     --from-file="$access/rabbitmq/definitions.json"
 secret dpstream-seaweedfs --from-file="$access/seaweedfs/s3.json"
+secret dpstream-label-signers --from-file="$access/label-signers.json"
 sed -n 's/^ADMIN_ACCESS_KEY=/AWS_ACCESS_KEY_ID=/p; s/^ADMIN_SECRET_KEY=/AWS_SECRET_ACCESS_KEY=/p' \
     "$access/passwords.env" | secret dpstream-store-admin --from-env-file=/dev/stdin
