@@ -267,6 +267,12 @@ class Label(Command):
         exclude_if=lambda value: value is None,
         description="restart files of the frame that an earlier attempt was computing",
     )
+    distrusted: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda value: not value,
+        description="writers whose labels are not used again, because one of them was wrong; "
+        "'': of labels without signature",
+    )
 
 
 class Reference(Command):
@@ -280,6 +286,20 @@ class Reference(Command):
     structure: FrameRef
     trajectory: int
     seed: int
+
+
+class CheckLabel(Command):
+    """Compute a label anew that was reused, and compare the two. `writer`: of the reused one; ''
+    without signature."""
+
+    SERVICE = "labeler"
+    QUEUE = "label.{}"
+    type: Literal["check-label/1"] = "check-label/1"
+    capability: Name
+    recipe: str
+    frame: FrameRef
+    label: Ref
+    writer: str
 
 
 class Audit(Command):
@@ -602,6 +622,22 @@ class ReferenceDone(Result):
     trajectory: int
     pack: Ref
     frames: int
+
+
+class LabelChecked(Result):
+    """Largest difference of the forces on an atom (eV/Å) and difference of the energies (eV/atom)
+    between a reused label and a new one, if there is a new one. `differs`: how the reused label is
+    wrong; empty if it agrees."""
+
+    ANSWERS = CheckLabel
+    type: Literal["label-checked/1"] = "label-checked/1"
+    key: FrameKey
+    forces: float | None = None
+    energy: float | None = None
+    differs: str = ""
+
+    def describe(self) -> str:
+        return self.differs
 
 
 class AuditDone(Result):

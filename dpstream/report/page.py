@@ -139,6 +139,26 @@ class Page:
         return len(self.view.state.labels.frames)
 
     @property
+    def reused(self) -> list[Mapping[str, Any]]:
+        """Labels found in the store by their writer: frame keys, and how many of those that were
+        computed again agree and differ."""
+        keys: dict[str, list[str]] = {}
+        for key, life in sorted(self.view.history.lives.items()):
+            if life.accepted is not None and life.accepted.reused:
+                keys.setdefault(life.accepted.writer or "", []).append(key)
+        checks = self.view.state.labels.checks.values()
+        seen = Counter((check.writer, check.status) for check in checks)
+        return [
+            {
+                "writer": writer,
+                "keys": found,
+                "agree": seen[writer, "agrees"],
+                "differ": seen[writer, "differs"],
+            }
+            for writer, found in sorted(keys.items())
+        ]
+
+    @property
     def stages(self) -> Iterator[Mapping[str, Any]]:
         for index, stage in enumerate(self.spec.stages):
             rounds, lives = self.view.rounds, self.view.history.lives.values()

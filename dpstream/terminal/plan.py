@@ -272,6 +272,11 @@ def _budget_words(spec: Spec, gathered: Gathered) -> str:
         f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {measured}"
         f"{_rounds_words(spec)})"
     )
+    if spec.share_checked:
+        text += (
+            f"; {spec.share_checked:.0%} of the labels found in the store are computed again, at "
+            "least one of each labeler"
+        )
     reference = spec.verification.reference_md
     if reference is not None:
         length = reference.equilibrate + reference.frames * reference.spacing

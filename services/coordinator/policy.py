@@ -21,7 +21,13 @@ from dpstream.services.coordinator.rules.exploration import (
     revoke_accurate,
     supersede,
 )
-from dpstream.services.coordinator.rules.labels import begin_references, freeze_test, label_waiting
+from dpstream.services.coordinator.rules.labels import (
+    begin_references,
+    check_reused,
+    distrust,
+    freeze_test,
+    label_waiting,
+)
 from dpstream.services.coordinator.rules.lost_work import (
     reissue_lost,
     retry_abandoned,
@@ -92,6 +98,7 @@ REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.TaskFailed: reissue_lost,
     m.LeaseLapsed: reissue_lost,
     m.FramesJudged: revoke_accurate,
+    m.LabelChecked: distrust,
     m.CampaignResumed: retry_abandoned,
     m.CampaignCancelled: cancel_campaign,
     m.TasksRetried: retry_requested,
@@ -100,6 +107,7 @@ REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
 
 RULES: tuple[Callable[[Decisions], None], ...] = (
     label_waiting,
+    check_reused,
     freeze_test,
     train_first,
     complete_committee,

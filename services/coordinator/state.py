@@ -42,6 +42,8 @@ Purpose = Literal["initial", "train", "audit", "proposed", "property"]
 """What a label was requested for."""
 TaskStatus = Literal["open", "running", "lost", "done", "abandoned", "cancelled"]
 FrameStatus = Literal["waiting", "pending", "labelled", "rejected", "revoked"]
+CheckStatus = Literal["due", "issued", "agrees", "differs", "unknown"]
+"""*unknown*: the label could not be computed again."""
 
 
 def timeless(message: M) -> M:
@@ -112,6 +114,15 @@ class KnownFrame:
 
 
 @dataclass(frozen=True)
+class LabelCheck:
+    """A reused label that is computed again. `writer`: who signed it; '': nobody."""
+
+    label: Ref
+    writer: str
+    status: CheckStatus = "due"
+
+
+@dataclass(frozen=True)
 class LabelState:
     """Frames whose label was requested. The counters follow from `frames`."""
 
@@ -133,6 +144,13 @@ class LabelState:
     """Time they took in all; whole numbers, whose sum does not depend on the order."""
     audited: Table[None] = Map()
     """Keys of the labelled audit frames of all stages."""
+    checks: Table[LabelCheck] = Map()
+    """Reused labels that are computed again, by frame key."""
+
+    @property
+    def distrusted(self) -> tuple[str, ...]:
+        """Writers of whom a label was wrong."""
+        return tuple(sorted({c.writer for c in self.checks.values() if c.status == "differs"}))
 
     def with_frame(self, frame: KnownFrame, before: KnownFrame | None) -> LabelState:
         """With a frame, new or in place of `before`."""
@@ -511,7 +529,8 @@ class State:
     def label_room(self) -> int:
         """Labels that the budget still allows to request."""
         labels = self.labels
-        return max(0, self.spec.budget.labels - len(labels.frames) + labels.revoked)
+        used = len(labels.frames) - labels.revoked + len(labels.checks)
+        return max(0, self.spec.budget.labels - used)
 
     @property
     def proposal_room(self) -> int:

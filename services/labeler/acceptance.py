@@ -24,6 +24,13 @@ MIN_VOLUME = 1e-3
 """Å³ per atom; a flatter cell is invalid."""
 
 
+class Tolerance(NamedTuple):
+    """`forces` in eV/Å (norm per atom), `energy` in eV/atom."""
+
+    forces: float = 1e-3
+    energy: float = 1e-4
+
+
 class BrokenRule(NamedTuple):
     """A violated rule with details."""
 
@@ -55,6 +62,33 @@ class AcceptanceLimits:
         return AcceptanceLimits(0.0, dimers.max_force, labels.force)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The largest difference of the forces on an atom (norm, eV/Å) and the difference of the
+    energies (eV/atom) between two labels of a frame, with what the code allows."""
+
+    forces: float
+    energy: float
+    tolerance: Tolerance
+
+    @staticmethod
+    def of(one: FrameLabel, other: FrameLabel, code: Scope) -> Comparison:
+        apart = np.linalg.norm(one.forces - other.forces, axis=1)
+        energy = abs(one.energy - other.energy) / len(one.forces)
+        return Comparison(float(apart.max()), float(energy), code.tolerance)
+
+    @property
+    def differs(self) -> str:
+        """How the labels differ; empty if they agree."""
+        if self.forces <= self.tolerance.forces and self.energy <= self.tolerance.energy:
+            return ""
+        return (
+            f"computed again, its forces differ by up to {self.forces:.2g} eV/Å and its energy by "
+            f"{self.energy:.2g} eV/atom ({self.tolerance.forces:g} and {self.tolerance.energy:g} "
+            "are usual)"
+        )
+
+
 class Scope(Protocol):
     """Properties of a labeling code that the contract uses."""
 
@@ -76,6 +110,10 @@ class Scope(Protocol):
     @property
     def max_z(self) -> int:
         """Largest atomic number supported."""
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far two labels of the same frame and recipe may differ."""
 
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         """Reason not to compute this frame unless the campaign sets `force`, or None."""

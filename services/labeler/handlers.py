@@ -24,11 +24,22 @@ from dpstream.services.labeler.labeling import FrameLabeler
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.shared.atoms.dataset import labelled_batch
-from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled
 from dpstream.shared.errors import Permanent, SpecError
-from dpstream.shared.messages import Command, Label, LabelsDone, Reference, ReferenceDone
+from dpstream.shared.logs import logger
+from dpstream.shared.messages import (
+    CheckLabel,
+    Command,
+    Label,
+    LabelChecked,
+    LabelsDone,
+    Reference,
+    ReferenceDone,
+)
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.values import Accepted, Rejected
+
+log = logger()
 
 CHUNK_SECONDS = 1.0
 """Work after which a library's verdicts are published: a fast one does not send a message per
@@ -36,7 +47,7 @@ frame."""
 
 
 def _labeler(
-    resources: LabelerResources, command: Label | Reference, context: Context
+    resources: LabelerResources, command: Label | CheckLabel | Reference, context: Context
 ) -> FrameLabeler:
     """Raises Permanent if this worker's recipe differs from the campaign's, or if the worker's
     settings do not allow it."""
@@ -90,6 +101,24 @@ def _labels_done(
     )
 
 
+def check_label(resources: LabelerResources, command: CheckLabel, context: Context) -> LabelChecked:
+    """Computes a reused label again and compares the two. Without a new label, for example after a
+    crash, nothing is known of the reused one."""
+    labeler = _labeler(resources, command, context)
+    reused = decode_labelled(context.fetch(command.label))[1]
+    found = labeler.compare(command.frame, reused)
+    if isinstance(found, BrokenRule):
+        log.warning("reused label not checked", frame=command.frame.key, reason=found.detail)
+        return LabelChecked(**context.envelope(), key=command.frame.key)
+    return LabelChecked(
+        **context.envelope(),
+        key=command.frame.key,
+        forces=found.forces,
+        energy=found.energy,
+        differs=found.differs,
+    )
+
+
 def reference(resources: LabelerResources, command: Reference, context: Context) -> ReferenceDone:
     """One trajectory of held-out frames: a labelled batch of canonical frames with `energy`,
     `forces` and, if periodic, `virial`. Raises Permanent if the dynamics fails or the code is an
@@ -136,4 +165,8 @@ def _accepted(
         yield frame, outcome.label()
 
 
-HANDLERS: dict[type[Command], Handler] = {Label: label, Reference: reference}
+HANDLERS: dict[type[Command], Handler] = {
+    Label: label,
+    CheckLabel: check_label,
+    Reference: reference,
+}

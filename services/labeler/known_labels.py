@@ -42,11 +42,13 @@ class KnownLabel:
 @dataclass
 class KnownLabels:
     """The labels of the store, as one task finds and stores them. `signing_key`: the worker's;
-    `unsigned`: whether it uses labels without signature again. Recipes are given by digest."""
+    `unsigned`: whether it uses labels without signature again. `distrusted`: writers whose labels
+    it does not. Recipes are given by digest."""
 
     context: Context
     signing_key: str | None = None
     unsigned: bool = True
+    distrusted: tuple[str, ...] = ()
 
     def find(self, recipe: str, key: str) -> KnownLabel | None:
         """The label of frame `key` by a recipe; None if there is none."""
@@ -86,11 +88,11 @@ class KnownLabels:
 
     def _writer(self, data: bytes) -> str | None:
         """The user that signed a label. Raises ValueError if its labels are not used again."""
-        if self._signers is None:
-            return None
-        found = writer(data, self._signers)
-        if found is None and not self.unsigned:
+        found = None if self._signers is None else writer(data, self._signers)
+        if self._signers is not None and found is None and not self.unsigned:
             raise ValueError("it has no signature (DPSTREAM_LABELER_UNSIGNED)")
+        if (found or "") in self.distrusted:
+            raise ValueError(f"its writer {found or '(none)'} is distrusted")
         return found
 
     @cached_property

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from dpstream.services.labeler.acceptance import (
     AcceptanceLimits,
     BrokenRule,
+    Comparison,
     Outcome,
     check_after,
     check_before,
@@ -108,8 +109,11 @@ class FrameLabeler:
 
     @cached_property
     def known_labels(self) -> KnownLabels:
-        resources = self.resources
-        return KnownLabels(self.context, resources.signing_key, resources.reuse_unsigned)
+        resources, command = self.resources, self.context.command
+        distrusted = command.distrusted if isinstance(command, Label) else ()
+        return KnownLabels(
+            self.context, resources.signing_key, resources.reuse_unsigned, distrusted
+        )
 
     def limits(self, key: str) -> AcceptanceLimits:
         """The acceptance limits of the frame with this key."""
@@ -196,6 +200,16 @@ class FrameLabeler:
             return self._reused(key, known, outcome.seconds)
         # Also if the create succeeded and its reply was lost.
         return accepted(key, known.ref, label, outcome.seconds, reused=False)
+
+    def compare(self, ref: FrameRef, known: FrameLabel) -> Comparison | BrokenRule:
+        """How a reused label differs from a new one, or why there is no new one."""
+        frame = self.frame(ref)
+        if isinstance(frame, BrokenRule):
+            return frame
+        recipe = recipe_for(self.recipe, frame)
+        outcome = self._compute(ref.key, frame, recipe)
+        broken = check_after(frame, outcome, self.limits(ref.key))
+        return broken or Comparison.of(known, outcome.label(), self.code)
 
     def _compute(self, key: str, frame: Frame, recipe: Recipe) -> Outcome:
         """The outcome of a single point; after a crash or timeout, retried in a new child process.

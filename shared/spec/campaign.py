@@ -25,7 +25,7 @@ from dpstream.shared.spec.engines import Batched, inline, problems
 from dpstream.shared.spec.errors import did_you_mean, read_document, validated
 from dpstream.shared.spec.exploration import AnyTrust, Material, Md, Selection, Stage, TrustLevels
 from dpstream.shared.spec.inline_files import text_of, with_texts
-from dpstream.shared.spec.labels import LabelSettings
+from dpstream.shared.spec.labels import CHECKED, LabelSettings
 from dpstream.shared.spec.systems import Initial, System
 from dpstream.shared.spec.training import Training
 from dpstream.shared.values import ROOMS, Name
@@ -108,6 +108,13 @@ class Spec(Section):
     @property
     def starts_over(self) -> bool:
         return self.mode == "lockstep" if self.reproducible is None else self.reproducible
+
+    @property
+    def share_checked(self) -> float:
+        """Share of the labels found in the store that are computed again; of more than none, at
+        least one label of each writer is."""
+        default = 0.0 if self.starts_over else CHECKED
+        return default if self.labels.check_reused is None else self.labels.check_reused
 
 
 def _problems(spec: Spec) -> Iterator[str]:

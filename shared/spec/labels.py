@@ -6,9 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
-from dpstream.shared.spec.base import Positive, Section
+from dpstream.shared.spec.base import Positive, Section, Share
 from dpstream.shared.values import Carrier, LabelInputs, Name
 
+CHECKED = 0.01
+"""Default of `check_reused`."""
 DATASET = "dataset"
 """The code of labels that come with a dataset instead of being computed."""
 
@@ -36,6 +38,11 @@ class LabelSettings(Section):
         le=100,
         description="most frames per label task; a task has as many as take about a second, in a "
         "reproducible campaign this number or 1",
+    )
+    check_reused: Share | None = Field(
+        default=None,
+        description="share of the labels found in the store that are computed again and compared, "
+        "at least one of each writer; default: 0.01, none in a reproducible campaign",
     )
     max_force: Positive = Field(
         default=50.0, description="eV/Å; labels with a larger force are rejected"

@@ -167,11 +167,11 @@ def test_under_its_own_topics_a_role_says_nothing_else(
 
 def test_a_user_has_a_limited_number_of_connections(url_of: Callable[[str], str]) -> None:
     most, url = ROLES["generator"].connections, pika.URLParameters(url_of("generator"))
-    opened = 0
+    opened = list[pika.BlockingConnection]()
     with ExitStack() as connections, suppress(pika.exceptions.ProbableAccessDeniedError):
-        for opened in range(most + 5):
-            connections.enter_context(pika.BlockingConnection(url))
-    assert 0 < opened <= most
+        for _ in range(most + 5):
+            opened.append(connections.enter_context(pika.BlockingConnection(url)))
+    assert 0 < len(opened) <= most
 
 
 def test_a_message_that_no_service_would_read_is_refused(url_of: Callable[[str], str]) -> None:

@@ -24,7 +24,7 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import Ase
 from dpstream.services.labeler.codes.base import CodeSettings
-from dpstream.services.labeler.handlers import HANDLERS, label, reference
+from dpstream.services.labeler.handlers import HANDLERS, check_label, label, reference
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.signatures import Signers, new_key, public_key, sign
@@ -34,13 +34,14 @@ from dpstream.shared.atoms.frames import (
     Frame,
     canonical,
     decode_labelled,
+    encode_labelled,
     frame_key,
     from_ase,
 )
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
-from dpstream.shared.messages import Label, LabelsDone, Message, Reference
+from dpstream.shared.messages import CheckLabel, Command, Label, LabelsDone, Message, Reference
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
@@ -110,7 +111,7 @@ class Lab:
             "recipe": make_recipe(spec.labels).digest,
         }
 
-    def context(self, command: Label | Reference) -> Context:
+    def context(self, command: Command) -> Context:
         scratch = self.root / command.task
         scratch.mkdir()
         return Context(self.store, InProcessBus(), command, scratch, "worker-1", threading.Event())
@@ -341,6 +342,32 @@ def test_labels_without_signature_are_used_as_the_worker_is_set(
     monkeypatch.setattr(lab.resources, "reuse_unsigned", reuse)
     found = lab.label({}, refs).accepted[0]
     assert (found.reused, found.writer) == (reuse, None)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-5, 0.1])
+def test_a_reused_label_is_computed_again_and_compared(lab: Lab, shift: float) -> None:
+    (ref,) = lab.refs(methanes(1))
+    label = lab.label({}, (ref,)).accepted[0].label
+    frame, made, provenance = decode_labelled(lab.store.get(label.uri))
+    forces = made.forces + shift * np.eye(5, 3)
+    body = encode_labelled(frame, replace(made, forces=forces), provenance)
+    wrong = lab.put("wrong.json", body)
+    command = CheckLabel(**lab.envelope(make_spec({})), frame=ref, label=wrong, writer="vasp")
+    checked = check_label(lab.resources, command, lab.context(command))
+    assert checked.forces == pytest.approx(shift, abs=1e-6)
+    assert checked.energy == pytest.approx(0.0, abs=1e-6)
+    assert (
+        ("differ by up to 0.1 eV/Å" in checked.differs) == bool(checked.differs) == (shift > 1e-3)
+    )
+
+
+def test_a_label_that_cannot_be_computed_again_says_nothing_of_the_reused_one(lab: Lab) -> None:
+    (ref,) = lab.refs(methanes(1))
+    label = lab.label({}, (ref,)).accepted[0].label
+    spec = make_spec({"settings": {"max_iterations": 1}})
+    command = CheckLabel(**lab.envelope(spec), frame=ref, label=label, writer="")
+    checked = check_label(lab.resources, command, lab.context(command))
+    assert (checked.forces, checked.energy, checked.differs) == (None, None, "")
 
 
 def test_another_recipe_shares_nothing(lab: Lab) -> None:
@@ -675,4 +702,4 @@ def test_a_program_drives_no_dynamics(lab: Lab) -> None:
 
 
 def test_every_command_of_the_labeler_has_a_handler() -> None:
-    assert set(HANDLERS) == {Label, Reference}
+    assert set(HANDLERS) == {Label, CheckLabel, Reference}

@@ -4,7 +4,7 @@ can drive the policy to the end of a campaign under any order of deliveries."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dpstream.shared import messages as m
@@ -121,7 +121,8 @@ class CampaignSimulator:
     """Answers commands. `ripe`: the committee version from which on all frames are accurate. `off`:
     how far the elastic constant by a committee version is from the recipe's, as a share; the
     final model counts as version 0. `label_seconds`: of each label; at 0 the times do not determine
-    how many frames a label task has."""
+    how many frames a label task has. `writer`: of the label of a frame that is in the store
+    already, None for a frame without one; `wrong`: writers whose labels are."""
 
     def __init__(
         self,
@@ -129,9 +130,12 @@ class CampaignSimulator:
         reject: Callable[[str], bool] = lambda key: False,
         off: Callable[[int], float] = lambda version: 0.04,
         label_seconds: float = 0.0,
+        writer: Callable[[str], str | None] = lambda key: None,
+        wrong: Collection[str] = (),
     ) -> None:
         self.ripe, self.reject, self.off = ripe, reject, off
         self.label_seconds = label_seconds
+        self.writer, self.wrong = writer, wrong
         self.manifests: dict[str, str] = {}
         self.labelled: list[str] = []
         self.offered: dict[str, list[tuple[int, str]]] = {}
@@ -320,11 +324,14 @@ class CampaignSimulator:
             if self.reject(frame.key):
                 rejected.append(Rejected(key=frame.key, rule="not-converged", detail="no"))
             else:
+                writer = self.writer(frame.key)
+                reused = writer is not None and writer not in command.distrusted
                 accepted.append(
                     Accepted(
                         key=frame.key,
                         label=ref(f"label-{frame.key}"),
-                        reused=False,
+                        reused=reused,
+                        writer=(writer or None) if reused else None,
                         max_force=1.0,
                         seconds=self.label_seconds,
                     )
@@ -336,6 +343,18 @@ class CampaignSimulator:
             accepted=tuple(accepted),
             rejected=tuple(rejected),
         )
+
+    def _checklabel(self, command: m.CheckLabel) -> list[m.Message]:
+        wrong = command.writer in self.wrong
+        return [
+            m.LabelChecked(
+                **self.envelope(command),
+                key=command.frame.key,
+                forces=0.5 if wrong else 1e-6,
+                energy=0.0,
+                differs="its forces differ by up to 0.5 eV/Å" if wrong else "",
+            )
+        ]
 
     def _reference(self, command: m.Reference) -> list[m.Message]:
         return [

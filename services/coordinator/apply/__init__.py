@@ -24,6 +24,8 @@ from dpstream.services.coordinator.apply.exploration import (
 )
 from dpstream.services.coordinator.apply.labels import (
     campaign_submitted,
+    check_issued,
+    label_checked,
     label_issued,
     label_retried,
     labels_done,
@@ -131,6 +133,7 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
     m.Screen: screen_issued,
     m.Select: select_issued,
     m.Label: label_issued,
+    m.CheckLabel: check_issued,
 }
 """What a new task changes besides the table of tasks, for the classes where it does."""
 
@@ -155,6 +158,7 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CandidatesSelected: candidates_selected,
     m.LabelsDone: labels_done,
     m.ReferenceDone: reference_done,
+    m.LabelChecked: label_checked,
     m.AuditDone: audit_done,
     m.Measured: measured,
     m.Verified: verified,

@@ -11,15 +11,17 @@ from collections.abc import Collection, Iterable
 from dpstream.services.coordinator.apply.tasks import current_task, live_task, settle
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import (
+    CheckStatus,
     FrameStatus,
     KnownFrame,
+    LabelCheck,
     LabelState,
     State,
     Task,
     timeless,
 )
 from dpstream.shared import messages as m
-from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected
+from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected, stable_seed
 
 LONGEST_LABEL = 1e7
 """Seconds; a longer time of a label is an error of its worker and does not count."""
@@ -62,10 +64,50 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
     state = _without(state, task, verdicts.keys())
     for key, verdict in verdicts.items():
         if isinstance(verdict, Accepted):
-            state = _accept(state, key, verdict.label)
+            state = _accept(_sampled(state, verdict), key, verdict.label)
         elif task.status != "cancelled":
             state = reject_frame(state, key)
     return replace(state, labels=_counted(state.labels, verdicts.values()))
+
+
+def _sampled(state: State, verdict: Accepted) -> State:
+    """Has a reused label computed again if it is the first of its writer, or in the sample."""
+    share = state.spec.share_checked
+    if not verdict.reused or not share:
+        return state
+    writer, checks = verdict.writer or "", state.labels.checks
+    first = all(check.writer != writer for check in checks.values())
+    if not first and stable_seed("check", state.spec.name, verdict.key) % 10_000 >= 10_000 * share:
+        return state
+    checks = checks.set(verdict.key, LabelCheck(verdict.label, writer))
+    return replace(state, labels=replace(state.labels, checks=checks))
+
+
+def check_issued(state: State, command: m.CheckLabel) -> State:
+    return _with_check(state, command.frame.key, "issued")
+
+
+def label_checked(state: State, event: m.LabelChecked) -> State:
+    task = live_task(state, event)
+    if task is None:
+        return state
+    outcome: CheckStatus = "differs" if event.differs else "agrees"
+    state = settle(state, task)
+    labels, seconds = state.labels, event.seconds
+    if 0 <= seconds < LONGEST_LABEL:
+        spent = labels.microseconds + round(1e6 * seconds)
+        state = replace(
+            state, labels=replace(labels, computed=labels.computed + 1, microseconds=spent)
+        )
+    return _with_check(state, event.key, outcome if event.forces is not None else "unknown")
+
+
+def _with_check(state: State, key: str, status: CheckStatus) -> State:
+    labels = state.labels
+    if key not in labels.checks:
+        return state
+    checks = labels.checks.set(key, replace(labels.checks[key], status=status))
+    return replace(state, labels=replace(labels, checks=checks))
 
 
 def _new_verdicts(task: Task, event: m.LabelsDone) -> dict[str, Accepted | Rejected]:

@@ -45,6 +45,42 @@ def begin_references(decisions: Decisions) -> None:
         )
 
 
+def check_reused(decisions: Decisions) -> None:
+    """Has reused labels computed again, as far as they are in the sample."""
+    state = decisions.state
+    for key, check in sorted(state.labels.checks.items()):
+        if check.status == "due":
+            assert state.submitted is not None
+            decisions.command(
+                m.CheckLabel,
+                key,
+                title="check a reused label",
+                capability=state.spec.labels.capability,
+                recipe=state.submitted.recipe.digest,
+                frame=state.labels.frames[key].ref,
+                label=check.label,
+                writer=check.writer,
+                max_seconds=state.spec.labels.max_seconds,
+            )
+
+
+def distrust(decisions: Decisions) -> None:
+    """Pauses the campaign after a reused label that was wrong."""
+    event = decisions.event
+    assert isinstance(event, m.LabelChecked)
+    if not event.differs or event.key not in decisions.state.labels.checks:
+        return
+    writer = decisions.state.labels.checks[event.key].writer
+    of = f"of the labeler {writer}" if writer else "without signature"
+    decisions.fact(
+        m.CampaignPaused,
+        event.key,
+        why=f"the reused label of frame {event.key} is wrong: {event.differs}. Labels {of} are not "
+        "used again in this campaign; those in its dataset are listed in its report. See "
+        "docs/security.md before you resume it",
+    )
+
+
 def label_waiting(decisions: Decisions) -> None:
     """Issues Label tasks for the frames that wait for one, in bundles."""
     state = decisions.state
@@ -60,6 +96,7 @@ def label_waiting(decisions: Decisions) -> None:
             recipe=state.submitted.recipe.digest,
             frames=refs,
             priority=priority,
+            distrusted=state.labels.distrusted,
             max_seconds=state.spec.labels.max_seconds * len(refs),
         )
 

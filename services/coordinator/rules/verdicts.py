@@ -132,7 +132,8 @@ def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
 def finish(decisions: Decisions) -> None:
     """Trains the final model from scratch on all labels, has it verified, and ends the campaign."""
     state = decisions.state
-    if not state.stages_over or state.labels.pending or state.alive(m.Reference):
+    open_labels = state.labels.pending or state.alive(m.Reference) or state.alive(m.CheckLabel)
+    if not state.stages_over or open_labels:
         return
     if state.final.model is None:
         if not state.alive(m.Train):

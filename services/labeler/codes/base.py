@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from dpstream.services.labeler.acceptance import Outcome, Scope
+from dpstream.services.labeler.acceptance import Outcome, Scope, Tolerance
 from dpstream.services.labeler.codes.inside import check_inside
 from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.errors import SpecError
@@ -66,6 +66,7 @@ class CodeDefaults:
     electronic = False
     max_z = 118
     inputs: frozenset[str] = frozenset()
+    tolerance = Tolerance()
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from dpstream.services.labeler.acceptance import Tolerance
 from dpstream.services.labeler.codes.base import CodeSettings, cell_widths, installed_version
 from dpstream.shared.atoms.frames import Frame
 
@@ -44,6 +45,7 @@ class Tblite:
     electronic = True
     inputs = frozenset({"charge", "multiplicity"})
     max_z = 86
+    tolerance = Tolerance()
     settings: type[CodeSettings] = TbliteSettings
 
     def version(self, settings: dict[str, Any]) -> str:
