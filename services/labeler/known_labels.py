@@ -7,7 +7,6 @@ not stays where it is, for an operator to inspect, and the label of the frame is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -114,7 +113,7 @@ def verified(data: bytes, recipe: str, key: str) -> tuple[Frame, FrameLabel]:
     try:
         frame, label, provenance = decode_labelled(data)
         found, made_by = frame_key(frame), (provenance["frame"], provenance["recipe"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a label: {type(error).__name__} {error}") from error
     if found != key:
         raise ValueError(f"its atoms are those of frame {found}")

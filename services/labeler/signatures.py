@@ -49,8 +49,11 @@ def sign(label: bytes, private: str) -> bytes:
 def writer(label: bytes, signers: Signers) -> str | None:
     """The user that signed a label; None if it has no signature. Raises ValueError for a signature
     that is wrong, or of none of `signers`."""
-    document: dict[str, Any] = json.loads(label)
-    signature = document.pop("signature", None)
+    try:
+        document: dict[str, Any] = json.loads(label)
+        signature = document.pop("signature", None)
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no JSON object") from error
     if signature is None:
         return None
     if not isinstance(signature, Mapping) or signature.get("key") not in signers.keys:

@@ -17,6 +17,8 @@ from typing import Any
 from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVED, Backend
 
 STEP = re.compile(rf"{re.escape(CHECKPOINT)}-(\d+)")
+MOST_EXPANSION = 100
+"""Bytes unpacked for each byte of an archive; weights and moments have far fewer."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Timestamp of all entries: equal files give equal archives."""
 
@@ -64,9 +66,13 @@ def unpack(data: bytes, folder: Path) -> int:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for name in archive.namelist():
                 if not (STEP.match(name) or name in (LCURVE, RESOLVED)):
-                    raise ValueError(f"not a packed checkpoint: it contains {name!r}")
+                    raise ValueError(f"it contains {name!r}")
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_EXPANSION * len(data):
+                raise ValueError(f"it unpacks to more than {MOST_EXPANSION} times its size")
             archive.extractall(folder)
-    except zipfile.BadZipFile as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises errors of many kinds for a damaged archive
         raise ValueError(f"not a packed checkpoint: {error}") from error
     return step_in(folder)
 

@@ -7,7 +7,6 @@ decoder, to a coordinator in the middle of a campaign, and to a worker that take
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.bus.topology import matches
 from dpstream.shared.codec import decode, encode
-from dpstream.shared.errors import NotFound
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import Worker
@@ -31,9 +29,10 @@ from dpstream.shared.store.dead_letters import DeadLetter, bury
 from dpstream.shared.values import campaign_uri, is_key
 from tests.support.campaign_simulator import spec, submission
 from tests.support.random_messages import EVERY, JSON, instances
+from tests.support.recording_store import RecordingStore
 from tests.support.soak import SOAK
 
-INPUTS = 10_000 if SOAK else 1_000
+INPUTS = 20_000 if SOAK else 2_000
 PER_KIND = -(-INPUTS // len(EVERY))
 CAMPAIGN = "world"
 NASTY = st.sampled_from(
@@ -56,46 +55,6 @@ NASTY = st.sampled_from(
     ]
 )
 """What somebody might put where a name or a key belongs."""
-
-
-class RecordingStore:
-    """In memory; keeps every key that anybody tried to write, good or not."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.written: list[str] = []
-
-    def get(self, key: str, most: int | None = None) -> bytes:
-        if key not in self.objects:
-            raise NotFound(key)
-        return self.objects[key]
-
-    def put(self, key: str, data: bytes) -> None:
-        self.written.append(key)
-        self.objects[key] = data
-
-    def create(self, key: str, data: bytes) -> bool:
-        self.written.append(key)
-        if key in self.objects:
-            return False
-        self.objects[key] = data
-        return True
-
-    def exists(self, key: str) -> bool:
-        return key in self.objects
-
-    def list(self, prefix: str, after: str = "") -> Iterable[str]:
-        return sorted(key for key in self.objects if key.startswith(prefix) and key > after)
-
-    def delete(self, key: str) -> None:
-        self.written.append(key)
-        self.objects.pop(key, None)
-
-    def upload(self, key: str, path: Path) -> None:
-        self.put(key, path.read_bytes())
-
-    def download(self, key: str, path: Path) -> None:
-        path.write_bytes(self.get(key))
 
 
 def topic_of(body: bytes) -> str:
