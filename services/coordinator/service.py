@@ -350,7 +350,13 @@ class Coordinator:
             return self.open(campaign)
         except (*DAMAGE, ValueError) as error:  # ValueError: a spec that this version cannot read
             self._leave(campaign, error)
-            return None
+        except (BusError, StoreError, Fenced):
+            raise
+        except Exception as error:
+            log.exception("a segment cannot be applied", campaign=campaign)
+            reason = f"its ledger does not make sense: {type(error).__name__} {error}"
+            self._leave(campaign, CorruptLedger(reason))
+        return None
 
     def _leave(self, campaign: str, error: Exception) -> None:
         """Serves a campaign no longer whose ledger or spec cannot be read, until an operator
