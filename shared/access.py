@@ -134,7 +134,7 @@ def merged(names: Sequence[str]) -> Role:
 
 
 def kept_from(role: Role) -> tuple[str, ...]:
-    """Keys that only the coordinator creates. They are denied explicitly, because the `*` of a
+    """Keys that only the coordinator writes. They are denied explicitly, because the `*` of a
     granted pattern (`campaigns/*/results/*`) also matches slashes and so other folders' keys."""
-    own = ROLES["coordinator"].creates
-    return tuple(pattern for pattern in own if pattern not in role.creates)
+    own = ROLES["coordinator"].creates + ROLES["coordinator"].replaces
+    return tuple(pattern for pattern in own if pattern not in role.creates + role.replaces)

@@ -106,6 +106,25 @@ def test_what_each_role_may_publish() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("kinds", "publishers"),
+    [
+        (
+            (m.CampaignSubmitted, m.CampaignResumed, m.CampaignCancelled, m.TasksRetried),
+            {"operator"},
+        ),
+        ((m.CampaignPaused,), {"operator", "coordinator"}),
+        ((m.ModelsReady, m.StructuresJudged, m.StageEnded, m.CampaignFinished), {"coordinator"}),
+        ((m.TaskRevoked, m.TaskCancelled, m.TaskAbandoned, m.LeaseLapsed), set[str]()),
+    ],
+)
+def test_operators_and_the_coordinator_decide_about_campaigns_and_tasks(
+    kinds: tuple[type[m.Event], ...], publishers: set[str]
+) -> None:
+    for kind in kinds:
+        assert {name for name in ROLES if kind_of(kind) in ROLES[name].publishes} == publishers
+
+
 def test_every_worker_may_announce_itself() -> None:
     assert {name for name, role in ROLES.items() if "worker-started" in role.publishes} == {
         *WORKERS
@@ -186,6 +205,13 @@ def test_a_labeler_creates_labels_and_overwrites_none() -> None:
 def test_a_wildcard_opens_no_way_into_the_ledger(name: str) -> None:
     for key in ("ledger/results/1", "epoch/claims/1", "ledger/1", "ledger/inputs/1"):
         assert not may(ROLES[name], "PutObject", f"group/campaigns/c/{key}", if_none_match=True)
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "generator", "operator"])
+def test_only_the_coordinator_asks_a_worker_to_stop(name: str) -> None:
+    key = f"group/{claim_uri('c', 't', 1)}"
+    assert may(ROLES[name], "PutObject", key, if_none_match=True) == (name in WORKERS)
+    assert not may(ROLES[name], "PutObject", f"{key}.stop", if_none_match=True)
 
 
 def test_the_coordinator_replaces_nothing_but_stops() -> None:
