@@ -66,6 +66,7 @@ def connect_bus(
         key_file=settings.broker_key_file,
         heartbeat=settings.broker_heartbeat,
         prefix=settings.broker_prefix,
+        users=settings.broker_users,
     )
     try:
         wanted.tls()

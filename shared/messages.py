@@ -35,6 +35,7 @@ from dpstream.shared.values import (
     Rejected,
     Rmse,
     Screened,
+    Sha256,
     TaskId,
     Trust,
     Value,
@@ -382,12 +383,25 @@ class TaskEvent(Event):
 
 
 class TaskClaimed(TaskEvent):
-    """`process`: name of the worker's process in the fleet engine that started it, if any did."""
+    """A worker has an attempt. The message is stored as the claim itself: later events of the
+    attempt count if they come from `user` with the secret of this digest. `process`: name of the
+    worker's process in the fleet engine that started it, if any did."""
 
     PUBLISHERS = SERVICES
     type: Literal["task-claimed/1"] = "task-claimed/1"
     worker: str
     process: str | None = None
+    # Both are left out where they are None, as in the claims of earlier releases.
+    user: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="user of the worker at the broker; None: the broker states no users",
+    )
+    secret_sha256: Sha256 | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="SHA-256 of the secret that the worker sends beside its later events",
+    )
 
     def describe(self) -> str:
         return f"by {self.worker}"

@@ -15,11 +15,13 @@ from typing import Protocol
 @dataclass(frozen=True)
 class Outgoing:
     """A message to publish: a command to the work queue `queue`, or an event to the topic exchange
-    under `topic`. Exactly one of the two is set."""
+    under `topic`. Exactly one of the two is set. `secret` proves the right to publish it; whoever
+    keeps or prints the body does not reveal it, because it travels beside the body."""
 
     body: bytes
     queue: str | None = None
     topic: str | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 class Delivery(Protocol):
@@ -40,6 +42,10 @@ class Delivery(Protocol):
     @property
     def user(self) -> str | None:
         """The publisher's user, which the broker has checked; None if the message has none."""
+
+    @property
+    def secret(self) -> str | None:
+        """That of `Outgoing`."""
 
     def ack(self) -> None:
         """Settle the delivery; allowed after the subscription was cancelled. Settling twice, or
@@ -68,6 +74,11 @@ class Subscription(Protocol):
 class Bus(Protocol):
     """At-least-once transport. Order is preserved only within a queue and only as long as nothing
     is redelivered."""
+
+    @property
+    def user(self) -> str | None:
+        """The user of this connection, which the broker states with every message that it delivers;
+        None for a broker that does not."""
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Return once the broker has confirmed every message.

@@ -186,6 +186,11 @@ class BrokerSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9._-]{0,60}$",
         description="prefix of every queue and exchange name",
     )
+    broker_users: bool = Field(
+        default=True,
+        description="false for a broker that does not check the user_id of messages, as RabbitMQ "
+        "does; the same for all processes of a deployment",
+    )
 
     @model_validator(mode="after")
     def _tls(self) -> BrokerSettings:

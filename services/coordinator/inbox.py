@@ -1,16 +1,21 @@
 """Turns deliveries from the queues into events.
 
-A body that cannot be decoded, or is not what its topic says, is stored under `deadletters/` for
-inspection and dropped, so that it never blocks the queue. A command from the dead-letter queue,
+A body that cannot be decoded, is not what its topic says, or is about an attempt that another
+worker has claimed, is stored under `deadletters/` for inspection and dropped, so that it never
+blocks the queue. A command from the dead-letter queue,
 which the broker moved there after many redeliveries, becomes a failure of its attempt. A submission
 arrives without its lists, which are read from the store.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import ValidationError
+
+from dpstream.services.coordinator.claims import Claims
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
@@ -39,11 +44,14 @@ class Inbox:
     parked: ParkedEvents
     given_up: int = 0
     """Commands that the broker moved to the dead letters."""
+    users: bool = False
+    """Whether the broker states who has published a message."""
     _rejected: list[DeadLetter] = field(default_factory=list)
     """Dead letters that are not stored yet."""
 
     def __post_init__(self) -> None:
         self.dead_letters = DeadLetters(self.store)
+        self.claims = Claims(self.store, self.users)
 
     def read_all(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, m.Message | None]]:
         """Each delivery with its event, or None; stores the dead letters among them. Raises
@@ -57,12 +65,14 @@ class Inbox:
         """The event in a delivery; None if there is none, if its publisher may not publish it, or
         if it is of a newer version and was kept."""
         message = decode_leniently(delivery.body)
-        reason = _objection(message, delivery.topic)
-        if message is None and delivery.topic and self._is_newer(delivery.topic, delivery.body):
-            self.parked.keep_body(delivery.topic.partition(".")[0], delivery.body)
-            return None
+        newer = self._newer(delivery) if message is None else None
+        reason = None if newer else _objection(message, delivery.topic)
+        reason = reason or self.claims.objection(newer or message, delivery)
         if reason is not None:
             self._rejected.append(DeadLetter(delivery.body, reason, delivery.topic, delivery.user))
+            return None
+        if newer is not None:
+            self.parked.keep_body(newer.campaign, delivery.body)
             return None
         if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
@@ -70,11 +80,21 @@ class Inbox:
             return message.model_copy(update={"time": self.clock()})
         return self._given_up(message) if isinstance(message, m.Command) else message
 
-    def _is_newer(self, topic: str, body: bytes) -> bool:
-        """Whether a body that cannot be decoded is an event of a newer version."""
-        campaign, _, kind = topic.partition(".")
+    def _newer(self, delivery: Delivery) -> m.Event | None:
+        """What this version knows of an event of a newer one: its campaign and its attempt, if it
+        is about one. None if the body is something else."""
+        campaign, _, kind = (delivery.topic or "").partition(".")
         known = is_key(campaign) and self.store.exists(campaign_uri(campaign, "spec.json"))
-        return known and is_newer(body, campaign, kind)
+        if not (known and is_newer(delivery.body, campaign, kind)):
+            return None
+        document = json.loads(delivery.body)
+        fields = {"id": "newer", "campaign": campaign, "time": 0.0}
+        if "task" not in document:
+            return m.Event(**fields)
+        try:
+            return m.TaskEvent(**fields, task=document["task"], attempt=document.get("attempt"))
+        except ValidationError:
+            return None
 
     def _in_full(self, announced: m.CampaignSubmitted) -> m.Message | None:
         try:
@@ -116,9 +136,11 @@ class Inbox:
 
 
 def _objection(message: m.Message | None, topic: str | None) -> str | None:
-    """Why a message is not taken in, or None."""
+    """Why a message is not taken in, whoever has published it, or None."""
     if message is None:
         return "cannot be decoded"
     if topic is not None and not is_published_under(message, topic):
         return f"was published under {topic!r} and is a {kind_of(message)} of {message.campaign}"
+    if isinstance(message, m.Event) and message.PUBLISHERS == m.LEDGER_ONLY:
+        return f"is a {kind_of(message)}, which only the coordinator itself writes"
     return None

@@ -56,13 +56,14 @@ class OpenCampaign:
         return self.state.paused is None and self.state.finished is None
 
     def extend_lease(self, event: m.Message, now: float, seconds: float) -> bool:
-        """Extends the lease of the event's task to `seconds` from `now`, if its worker sent it.
-        Returns True for heartbeats, which need no further handling: they are not recorded in the
-        ledger."""
+        """Extends the lease of the event's task to `seconds` from `now`; a claim, which anyone may
+        repeat, only begins it. Returns True for heartbeats, which need no further handling: they
+        are not recorded in the ledger."""
         if isinstance(event, (m.TaskHeartbeat, m.TaskClaimed, *KEEPS)):
             task = self.state.tasks.get(event.task)
             if task is not None and task.is_live and task.command.attempt == event.attempt:
-                self.leases[event.task] = now + seconds
+                if not isinstance(event, m.TaskClaimed) or event.task not in self.leases:
+                    self.leases[event.task] = now + seconds
                 self._take_in(event, now)
         if isinstance(event, m.TaskHeartbeat):
             self.progress[event.task] = event.progress

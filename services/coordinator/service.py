@@ -109,7 +109,8 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.parked = ParkedEvents(self.store)
-        self.inbox = Inbox(self.store, self.clock, self.parked)
+        users = self.bus.user is not None
+        self.inbox = Inbox(self.store, self.clock, self.parked, users=users)
 
     @property
     def computed_labels(self) -> int:

@@ -3,7 +3,7 @@ nothing in them may be relied upon."""
 
 from __future__ import annotations
 
-from dpstream.shared.codec import MAX_BODY, decode_or_none
+from dpstream.shared.codec import MAX_BODY, decode_leniently
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.messages import Message
 from dpstream.shared.ports import Store
@@ -13,7 +13,7 @@ def read_message(store: Store, key: str) -> Message | None:
     """The message under `key`: of a claim a worker's task-claimed, or an event of the coordinator,
     which then owns the attempt. None if there is none or if it cannot be read."""
     try:
-        message: Message | None = decode_or_none(store.get(key, most=MAX_BODY))
+        message: Message | None = decode_leniently(store.get(key, most=MAX_BODY))
     except (NotFound, DigestMismatch):
         return None
     return message

@@ -21,6 +21,7 @@ from dpstream.shared.ports import Outgoing
 class _Message:
     body: bytes
     topic: str | None = None
+    secret: str | None = field(default=None, repr=False)
     redelivered: bool = False
 
 
@@ -96,14 +97,14 @@ class Broker:
 
 class InProcessDelivery:
     """A message delivered by a subscription. Settling it twice, or after its bus was closed, has no
-    effect. One process has no users."""
+    effect."""
 
     user = None
 
     def __init__(self, message: _Message, subscription: InProcessSubscription) -> None:
         self._message, self._subscription = message, subscription
         self.body, self.redelivered = message.body, message.redelivered
-        self.topic = message.topic
+        self.topic, self.secret = message.topic, message.secret
 
     def ack(self) -> None:
         self._subscription.settle(self._message, put_back=False)
@@ -176,7 +177,9 @@ class InProcessSubscription:
 
 
 class InProcessBus:
-    """One connection to a broker in memory (`ports.Bus`)."""
+    """One connection to a broker in memory (`ports.Bus`). One process has no users."""
+
+    user = None
 
     def __init__(self, broker: Broker | None = None) -> None:
         self.broker = broker or Broker()
@@ -189,7 +192,7 @@ class InProcessBus:
             routed = [(message, self.broker.route(message)) for message in messages]
             for message, queues in routed:
                 for queue in queues:
-                    queue.ready.append(_Message(message.body, message.topic))
+                    queue.ready.append(_Message(message.body, message.topic, message.secret))
                     queue.dispatch()
 
     def consume(self, queue: str, prefetch: int = 1) -> InProcessSubscription:

@@ -35,7 +35,7 @@ from dpstream.shared.bus.rabbit_channel import (
 )
 from dpstream.shared.bus.rabbit_queues import DeclaredQueues
 from dpstream.shared.bus.rabbit_settings import RabbitSettings
-from dpstream.shared.bus.rabbit_subscription import RabbitSubscription
+from dpstream.shared.bus.rabbit_subscription import SECRET, RabbitSubscription
 from dpstream.shared.bus.topology import DEADLETTERS, EVENTS, TASKS, declared
 from dpstream.shared.codec import MAX_BODY
 from dpstream.shared.errors import BusError, Refused, Unroutable
@@ -79,11 +79,15 @@ def parameters(settings: RabbitSettings) -> Any:
     return found
 
 
-def properties(message_id: str, user: str) -> Any:
+def properties(message_id: str, secret: str | None, user: str | None) -> Any:
     """Properties of a message that survives a restart of the broker. RabbitMQ refuses a message
     whose `user_id` is not the user of its connection."""
     return pika.BasicProperties(
-        content_type="application/json", delivery_mode=2, message_id=message_id, user_id=user
+        content_type="application/json",
+        delivery_mode=2,
+        message_id=message_id,
+        user_id=user,
+        headers=None if secret is None else {SECRET: secret},
     )
 
 
@@ -102,7 +106,7 @@ class Connection:
         self._connection: Any = None
         opened = self.answers.expect()
         work = (parameters(settings), opened)
-        self._user = work[0].credentials.username
+        self._user = settings.user
         self._thread = threading.Thread(target=self._run, args=work, name="rabbit", daemon=True)
         self._thread.start()
         opened.result()
@@ -211,6 +215,10 @@ class RabbitBus:
         self._subscriptions: WeakSet[RabbitSubscription] = WeakSet()
 
     @property
+    def user(self) -> str | None:
+        return self.settings.user
+
+    @property
     def connected(self) -> bool:
         """Whether a connection is open; the next call opens one if not."""
         connection = self._connection
@@ -300,7 +308,9 @@ class RabbitBus:
         if (message.queue is None) == (message.topic is None):
             raise BusError("a message goes either to a queue or to a topic")
         if message.queue is None:
-            return Routed(message.body, self.settings.name(EVENTS), message.topic or "")
+            return Routed(
+                message.body, self.settings.name(EVENTS), message.topic or "", message.secret
+            )
         if declared(message.queue) is None:
             raise Unroutable(f"there is no work queue {message.queue!r}")
         queues.ensure(message.queue)
@@ -323,6 +333,7 @@ class RabbitBus:
             MAX_BODY,
             queue == DEADLETTERS,
             self.settings.name(EVENTS),
+            self.settings.users,
             connection.give_channel,
             lambda: self._forget(queue),
             None if declared(queue) is None else connection.take_channel,

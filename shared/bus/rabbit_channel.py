@@ -194,6 +194,7 @@ class Routed:
     body: bytes
     exchange: str
     key: str
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
@@ -209,8 +210,8 @@ class _Batch:
 class Publisher:
     """A channel in confirm mode: many messages in flight, all of them mandatory."""
 
-    def __init__(self, channel: Channel, properties: Callable[[str], Any]) -> None:
-        """`properties(id)` returns those of a persistent message with this message id."""
+    def __init__(self, channel: Channel, properties: Callable[[str, str | None], Any]) -> None:
+        """`properties(id, secret)` returns those of a persistent message with this message id."""
         self._channel, self._properties = channel, properties
         self._tag = 0
         self._unconfirmed: dict[int, tuple[_Batch, int]] = {}  # by delivery tag, ascending
@@ -241,7 +242,7 @@ class Publisher:
                 message.exchange,
                 message.key,
                 message.body,
-                self._properties(str(tag)),
+                self._properties(str(tag), message.secret),
                 mandatory=True,
             )
             self._tag = tag  # the broker counts what was sent, not what pika refused to send

@@ -13,7 +13,8 @@ class RabbitSettings(BaseModel):
     """`url`: amqp://user:password@host:port/vhost, or amqps://… with TLS. `queue_type`: quorum, or
     classic for brokers without quorum queues. `ca_file`: a private authority; `cert_file`,
     `key_file`: this client's certificate (all PEM). `heartbeat` in seconds. `prefix` precedes every
-    queue and exchange name, so that deployments can share a virtual host."""
+    queue and exchange name, so that deployments can share a virtual host. `users`: whether the
+    broker checks the `user_id` of messages, as RabbitMQ does; if not, messages have no user."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -24,6 +25,7 @@ class RabbitSettings(BaseModel):
     key_file: FilePath | None = None
     heartbeat: int = Field(default=60, ge=1, le=3600)
     prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
+    users: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> RabbitSettings:
@@ -55,6 +57,11 @@ class RabbitSettings(BaseModel):
     @property
     def virtual_host(self) -> str:
         return unquote(self.parts.path.removeprefix("/")) or "/"
+
+    @property
+    def user(self) -> str | None:
+        """The user of the connection; None without `users`. A URL without one means `guest`."""
+        return unquote(self.parts.username or "guest") if self.users else None
 
     @property
     def address(self) -> str:

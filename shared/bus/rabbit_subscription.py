@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpstream.shared.bus.rabbit_channel import Channel, fulfil, nothing
@@ -21,6 +21,8 @@ from dpstream.shared.logs import logger
 
 log = logger()
 
+SECRET = "dpstream-secret"
+"""The header with the secret of a message."""
 SILENCE = 30.0
 """Seconds without a delivery after which the consumer subscribes again, in case the broker lost
 it."""
@@ -35,6 +37,7 @@ class RabbitDelivery:
     redelivered: bool
     topic: str | None
     user: str | None
+    secret: str | None = field(repr=False)
     tag: int
     subscription: RabbitSubscription
 
@@ -61,16 +64,18 @@ class RabbitSubscription:
         limit: int,
         cut: bool,
         events: str,
+        users: bool,
         release: Callable[[Channel], None],
         left: Callable[[], None],
         another: Callable[[], Channel] | None,
     ) -> None:
         """`limit`: bytes; a longer body becomes a dead letter, or is `cut` to one byte more, so
-        that it cannot fill the memory. `events`: full name of the exchange of events. `release`
-        returns the channel to the pool (I/O thread); `left` is called after `cancel`; `another`
-        opens a channel to subscribe again, None for a queue that is deleted with its consumer."""
+        that it cannot fill the memory. `events`: full name of the exchange of events. `users`:
+        whether the broker checks the `user_id` of messages. `release` returns the channel to the
+        pool (I/O thread); `left` is called after `cancel`; `another` opens a channel to subscribe
+        again, None for a queue that is deleted with its consumer."""
         self.queue, self._prefetch, self._events = queue, prefetch, events
-        self._limit, self._cut = limit, cut
+        self._limit, self._cut, self._users = limit, cut, users
         self._release, self._left, self._another = release, left, another
         self._changed = threading.Condition()
         self._waiting: deque[RabbitDelivery] = deque()
@@ -151,9 +156,17 @@ class RabbitSubscription:
             self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
             return
         topic = method.routing_key if method.exchange == self._events else None
-        sender, tag = properties.user_id, method.delivery_tag
-        body = body[: self._limit + 1]
-        delivery = RabbitDelivery(body, method.redelivered, topic, sender, tag, self)
+        user = properties.user_id if self._users else None
+        secret = (properties.headers or {}).get(SECRET)
+        delivery = RabbitDelivery(
+            body[: self._limit + 1],
+            method.redelivered,
+            topic,
+            user,
+            secret if isinstance(secret, str) else None,
+            method.delivery_tag,
+            self,
+        )
         with self._changed:
             self._unsettled.add(delivery.tag)
             self._waiting.append(delivery)

@@ -71,6 +71,8 @@ class Context:
     telemetry: Telemetry = field(default_factory=NoTelemetry)
     restart: Ref | None = None
     """Restart files of the calculation that the stop of the worker interrupted."""
+    secret: str | None = field(default=None, repr=False)
+    """That of the attempt's claim; it accompanies all events of the attempt."""
     _stop_asked: threading.Event = field(default_factory=threading.Event)
     _overdue: threading.Event = field(default_factory=threading.Event)
     _progress: str = ""
@@ -128,10 +130,13 @@ class Context:
 
     def publish(self, event: Message) -> None:
         """Publish an event and wait for the broker's confirmation; retried during outages."""
-        outgoing = [Outgoing(encode(event), topic=topic_of(event))]
+        outgoing = [self.outgoing(event)]
         retry_outages(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
         if isinstance(event, KEEPS):
             self._kept = time.monotonic()
+
+    def outgoing(self, event: Message) -> Outgoing:
+        return Outgoing(encode(event), topic=topic_of(event), secret=self.secret)
 
     def envelope(self) -> dict[str, Any]:
         """Fields common to all events of this attempt: `Event(**envelope(), …)`."""

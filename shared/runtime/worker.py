@@ -3,13 +3,17 @@
 A worker subscribes only while idle. It takes one delivery, creates the claim object of that
 attempt, publishes task-claimed, cancels its subscription, acknowledges the delivery, works,
 publishes the result and subscribes again. A long task thus holds no unacknowledged message; its
-claim and heartbeats show that it is running. A worker that loses a claim publishes the winner's
-task-claimed once more, in case the winner died before publishing, and acknowledges.
+claim and heartbeats show that it is running. The claim names the worker's user and the digest of a
+new secret, which accompanies every later event of the attempt. A worker that loses a claim
+publishes the winner's task-claimed once more, in case the winner died before publishing, and
+acknowledges.
 """
 
 from __future__ import annotations
 
 import contextvars
+import hashlib
+import secrets
 import shutil
 import threading
 import time
@@ -23,7 +27,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from dpstream.shared.codec import decode_or_none, encode, topic_of
+from dpstream.shared.codec import decode_leniently, decode_or_none, encode, topic_of
 from dpstream.shared.errors import BusError, DigestMismatch, NotFound, Refused, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
@@ -86,6 +90,8 @@ class Worker(Generic[R]):
     """Time on the monotonic clock after which the running task counts as stuck."""
     _context: Context | None = None
     """Of the running task."""
+    _secret: str = field(default="", repr=False)
+    """Of the last claim: it proves that the events of the attempt come from this worker."""
 
     def run(self) -> None:
         """Work until `stopping` is set, which releases a running task, or until an exit limit is
@@ -227,9 +233,16 @@ class Worker(Generic[R]):
             self._retry(lambda: bury(self.store, [DeadLetter(delivered)]))
             self.telemetry.buried()
             return None
-        claimed = TaskClaimed(**envelope_of(command), worker=self.name, process=self.process)
+        self._secret = secrets.token_urlsafe()
+        claimed = TaskClaimed(
+            **envelope_of(command),
+            worker=self.name,
+            process=self.process,
+            user=self.bus.user,
+            secret_sha256=hashlib.sha256(self._secret.encode()).hexdigest(),
+        )
         winner = self._winner(claimed)
-        claim = decode_or_none(winner)
+        claim = decode_leniently(winner)
         if claim is None or isinstance(claim, TaskClaimed):  # the coordinator publishes its own
             event = claim or _unreadable(command)
             outgoing = [Outgoing(encode(event), topic=topic_of(event))]
@@ -272,7 +285,14 @@ class Worker(Generic[R]):
     def _work(self, command: Command) -> None:
         scratch = self.scratch / f"{command.task}-{command.attempt}"
         context = Context(
-            self.store, self.bus, command, scratch, self.name, self.stopping, self.telemetry
+            self.store,
+            self.bus,
+            command,
+            scratch,
+            self.name,
+            self.stopping,
+            self.telemetry,
+            secret=self._secret,
         )
         self._context = context
         finished = threading.Event()
@@ -337,7 +357,7 @@ class Worker(Generic[R]):
             process=self.process,
             progress=context._progress,
         )
-        self.bus.publish([Outgoing(encode(heartbeat), topic=topic_of(heartbeat))])
+        self.bus.publish([context.outgoing(heartbeat)])
 
 
 def _unreadable(command: Command) -> TaskFailed:

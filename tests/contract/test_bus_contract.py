@@ -76,6 +76,17 @@ def test_bodies_arrive_to_the_bit(bus: Bus) -> None:
     assert drain(bus.consume("train")) == bodies
 
 
+def test_a_secret_travels_beside_the_body_and_the_user_is_stated(bus: Bus) -> None:
+    sent = [Outgoing(b"s", topic="methane.labels-done", secret="secret"), event(b"none")]
+    assert "secret'" not in repr(sent)
+    bus.publish(sent)
+    subscription = bus.consume("coordinator", prefetch=2)
+    found = [take(subscription), take(subscription)]
+    assert [(each.body, each.secret) for each in found] == [(b"s", "secret"), (b"none", None)]
+    assert {each.user for each in found} == {bus.user}
+    assert "secret'" not in repr(found)
+
+
 def test_order_is_kept_within_a_queue(bus: Bus) -> None:
     bodies = [str(i).encode() for i in range(50)]
     bus.publish([command(body) for body in bodies[:20]])

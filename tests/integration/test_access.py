@@ -3,6 +3,7 @@ work, and nobody else's."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -27,9 +28,18 @@ from dpstream.shared import messages as m
 from dpstream.shared.access import ROLES
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
 from dpstream.shared.bus.rabbit import RabbitBus
-from dpstream.shared.codec import decode, encode, is_published_under, names_of, queue_of
+from dpstream.shared.bus.rabbit_subscription import SECRET
+from dpstream.shared.codec import (
+    decode,
+    encode,
+    is_published_under,
+    names_of,
+    queue_of,
+    topic_of,
+)
 from dpstream.shared.errors import NotFound, Refused, StoreError
 from dpstream.shared.ports import Delivery, Outgoing, Subscription
+from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
@@ -153,7 +163,9 @@ def test_under_its_own_topics_a_role_says_nothing_else(
     sent = [(topic, message) for topic in topics for message in messages]
     bus_of(user).publish([Outgoing(encode(each), topic=topic) for topic, each in sent])
     store = FolderStore(tmp_path)
-    inbox = Inbox(store, time.time, ParkedEvents(store))
+    claim = example(m.TaskClaimed)
+    store.create(claim_uri(claim.campaign, claim.task, claim.attempt), encode(claim))
+    inbox = Inbox(store, time.time, ParkedEvents(store), users=True)
     read = inbox.read_all(received(bus_of("coordinator"), len(sent)))
     for (topic, message), (delivery, taken) in zip(sent, read, strict=True):
         assert (delivery.topic, delivery.user) == (topic, user)
@@ -180,6 +192,34 @@ def test_a_message_that_no_service_would_read_is_refused(url_of: Callable[[str],
         channel.confirm_delivery()
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=r"too large|larger"):
             channel.basic_publish("dpstream.events", "x.structures-proposed", bytes(200_000))
+
+
+@pytest.mark.parametrize("kind", [m.LabelsDone, m.TaskHeartbeat, m.TaskFailed, m.TaskReleased])
+def test_results_count_from_the_user_that_has_claimed_the_task(
+    bus_of: Callable[[str], RabbitBus],
+    url_of: Callable[[str], str],
+    tmp_path: Path,
+    kind: type[m.TaskEvent],
+) -> None:
+    """Two users of one role: the password of one publishes nothing about tasks of the other."""
+    store, secret, event = FolderStore(tmp_path), "a fresh one", example(kind)
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    claim = example(m.TaskClaimed).model_copy(update={"user": "labeler", "secret_sha256": digest})
+    store.create(claim_uri(claim.campaign, claim.task, claim.attempt), encode(claim))
+    inbox = Inbox(store, time.time, ParkedEvents(store), users=True)
+    for user, given in (("vasp", secret), ("labeler", None), ("labeler", secret)):
+        bus_of(user).publish([Outgoing(encode(event), topic=topic_of(event), secret=given)])
+    anonymous = pika.BasicProperties(headers={SECRET: secret})
+    with pika.BlockingConnection(pika.URLParameters(url_of("vasp"))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("dpstream.events", topic_of(event), encode(event), anonymous)
+    with capture_logs() as logged:
+        read = inbox.read_all(received(bus_of("coordinator"), 4))
+    assert [taken for _, taken in read] == [None, None, event, None]
+    refused = letters(map(store.get, store.list(DEADLETTER_PREFIX)))
+    assert [letter["user"] for letter in refused] == ["vasp", "labeler", None]
+    assert secret not in f"{logged} {refused}"
 
 
 def test_nobody_publishes_in_the_name_of_another(url_of: Callable[[str], str]) -> None:
@@ -291,6 +331,7 @@ WRITERS = {
     "campaigns/c/inputs/1.npz": {"operator"},
     "campaigns/c/proposals/{}.npz": {"generator"},
     "campaigns/c/claims/t/{}": {"coordinator", *WORKERS},
+    "campaigns/c/claims/t/{}.stop": {"coordinator"},
     "campaigns/c/results/t/1/{}": set(WORKERS),
     "campaigns/c/ledger/{}": {"coordinator"},
     "campaigns/c/parked/{}": {"coordinator"},

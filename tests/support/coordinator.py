@@ -62,6 +62,11 @@ class CoordinatorHarness:
         return self.coordinator.open_campaigns[of.name]
 
     def publish(self, *events: m.Message) -> None:
+        """Publish events; of a claim, the object too, as workers do first."""
+        for event in events:
+            if isinstance(event, m.TaskClaimed):
+                key = claim_uri(event.campaign, event.task, event.attempt)
+                self.store.create(key, encode(event))
         self.bus.publish([Outgoing(encode(e), topic=topic_of(e)) for e in events])
 
     def step(self, of: Coordinator | None = None) -> None:

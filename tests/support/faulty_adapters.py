@@ -27,6 +27,10 @@ class FaultyBus:
         self.bus, self.random = bus, random.Random(seed)
         self.double, self.drop, self.window = double, drop, window
 
+    @property
+    def user(self) -> str | None:
+        return self.bus.user
+
     def publish(self, messages: Sequence[Outgoing]) -> None:
         sent = [m for m in messages for _ in range(1 + (self.random.random() < self.double))]
         self.random.shuffle(sent)
@@ -91,6 +95,10 @@ class FlakyBus:
     def _perhaps_fail(self, operation: str) -> None:
         if self._fails(operation):
             raise BusError(f"outage at {operation}")
+
+    @property
+    def user(self) -> str | None:
+        return self.bus.user
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         self._perhaps_fail("publish")

@@ -32,13 +32,15 @@ from tests.support.s3_server import require_seaweed
 COMPOSE = yaml.safe_load(Path(__file__).parents[2].joinpath("compose.yaml").read_text())
 VHOST = "access-test"
 PREFIX = "group/dp"
+USERS = ",".join((*ROLES, "vasp=labeler"))
+"""One user per role, and a second one of labelers."""
 
 
 @pytest.fixture(scope="module")
 def access_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command writes."""
     out = tmp_path_factory.mktemp("access")
-    write_access(parse_deployment(",".join(ROLES), "dpstream", PREFIX, VHOST, ""), out)
+    write_access(parse_deployment(USERS, "dpstream", PREFIX, VHOST, ""), out)
     return out
 
 

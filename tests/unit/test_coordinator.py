@@ -124,7 +124,7 @@ class RecordedBus(InProcessBus):
 
 
 class RecordedDelivery:
-    redelivered, topic, user = False, None, None
+    redelivered, topic, user, secret = False, None, None, None
 
     def __init__(self, event: m.Message, recorder: Recorder) -> None:
         self.body, self.recorder = encode(event), recorder
@@ -136,13 +136,19 @@ class RecordedDelivery:
         self.recorder.act("reject")
 
 
+def answered(harness: CoordinatorHarness, command: m.Command) -> list[m.Message]:
+    """What the worker that claims a task publishes."""
+    assert harness.claim(command)
+    return harness.world.answer(command)
+
+
 def test_fold_append_publish_acknowledge_in_that_order(
     harness: CoordinatorHarness, tmp_path: Path
 ) -> None:
     harness.submit(small())
     recorder = Recorder()
     again = CoordinatorHarness(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
-    events = [e for c in harness.published() for e in harness.world.answer(c)]
+    events = [e for c in harness.published() for e in answered(harness, c)]
     again.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     acts = [act for act in recorder.acts if not act.startswith("create epoch")]
     opened = acts.index("append")
@@ -154,13 +160,13 @@ def test_a_crash_between_any_two_acts_loses_nothing(
     harness: CoordinatorHarness, tmp_path: Path, deadly: int
 ) -> None:
     harness.submit(small())
-    events = [e for c in harness.published() for e in harness.world.answer(c)]
+    events = [e for c in harness.published() for e in answered(harness, c)]
     recorder = Recorder(deadly)
     dying = CoordinatorHarness(RecordedStore(tmp_path, recorder), RecordedBus(Broker(), recorder))
     with pytest.raises(Died):
         dying.coordinator.receive([RecordedDelivery(e, recorder) for e in events])
     after = CoordinatorHarness(FolderStore(tmp_path), world=harness.world)
-    after.coordinator.open("world", workers_are_gone=True)
+    after.coordinator.open("world")
     if "ack" not in recorder.acts:
         after.publish(*events)  # the broker delivers unacknowledged messages again
     state = after.finish()
@@ -493,7 +499,11 @@ def test_a_lapse_tells_how_much_work_is_lost(harness: CoordinatorHarness, restar
 
 def test_what_a_checkpoint_has_saved_is_not_lost(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness)
-    for event in (trigger(command), claim_by(command, "cpu-1-0")):  # reordered
+    fields = CampaignSimulator.envelope(command, "checkpoint")
+    saved = m.CheckpointSaved(**fields, checkpoint=m.Ref.to("checkpoint", b""), step=1)
+    claimed = claim_by(command, "cpu-1-0")
+    assert harness.store.create(claim_uri("world", command.task, 1), encode(claimed))
+    for event in (saved, claimed):  # reordered
         harness.publish(event)
         harness.step()
         harness.now += 5.0
@@ -555,7 +565,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[m.Command], None]:
     def arm(command: m.Command) -> None:
         def once(state: State, event: m.Message) -> Any:
             after, decided = decide(state, event)
-            if not isinstance(event, m.CheckpointSaved):
+            if not isinstance(event, m.TasksRetried):
                 return after, decided
             order = cancelled(command)
             return replace(service.apply(state, order)), (order,)
@@ -565,10 +575,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[m.Command], None]:
     return arm
 
 
-def trigger(command: m.Command) -> m.CheckpointSaved:
-    fields = CampaignSimulator.envelope(command, "trigger")
-    ref = m.Ref.to("checkpoint", b"")
-    return m.CheckpointSaved(**fields, checkpoint=ref, step=1)
+TRIGGER = m.TasksRetried(id="trigger", campaign="world", time=0.0)
 
 
 def test_a_revocation_that_wins_the_claim_ends_the_task(
@@ -577,7 +584,7 @@ def test_a_revocation_that_wins_the_claim_ends_the_task(
     open_campaign, command = first_task(harness)
     assert isinstance(command, m.Label)
     cancelling(command)
-    harness.publish(trigger(command))
+    harness.publish(TRIGGER)
     harness.step()
     harness.step()
     assert status(open_campaign, command) == "cancelled"
@@ -593,7 +600,7 @@ def test_a_revocation_that_loses_the_claim_lets_a_label_finish(
     open_campaign, command = first_task(harness)
     cancelling(command)
     assert harness.claim(command)
-    harness.publish(trigger(command))
+    harness.publish(TRIGGER)
     harness.step()
     assert status(open_campaign, command) == "open"
     key = claim_uri("world", command.task, 1)
@@ -610,10 +617,10 @@ def test_a_running_task_other_than_a_label_is_asked_to_stop(
     while not (commands := harness.published("explore")):
         harness.work()
         harness.step()
-    command, other = commands
+    command = commands[0]
     cancelling(command)
     assert harness.claim(command)
-    harness.publish(trigger(other))
+    harness.publish(TRIGGER)
     harness.step()
     assert status(open_campaign, command) == "cancelled"
     assert harness.store.exists(claim_uri("world", command.task, 1) + ".stop")
@@ -639,7 +646,7 @@ def test_a_revocation_cut_off_by_a_crash_is_taken_up_again(
 ) -> None:
     _, command = first_task(harness)
     cancelling(command)
-    harness.publish(trigger(command))
+    harness.publish(TRIGGER)
     monkeypatch.setattr(
         harness.coordinator, "check_clock", lambda ended: None
     )  # dies before its own event
@@ -708,15 +715,10 @@ def test_a_command_too_long_for_the_wire_pauses_its_campaign(
         "dpstream.services.coordinator.inbox.decode_leniently", decode
     )  # any length is heard
     harness.store.put(campaign_uri("long", "spec.json"), small("long").model_dump_json().encode())
-    delivery = RecordedDelivery(trigger(cancelled_label()), Recorder())
+    delivery = RecordedDelivery(TRIGGER, Recorder())
     delivery.body = submission(small("long")).model_dump_json().encode()
     harness.coordinator.receive([delivery])
     assert "at most 900 allowed" in (harness.coordinator.open_campaigns["long"].state.paused or "")
-
-
-def cancelled_label() -> m.Command:
-    _, decided = decide(State(spec=small()), submission(small()))
-    return next(d for d in decided if isinstance(d, m.Command))
 
 
 def test_two_campaigns_share_what_is_published(harness: CoordinatorHarness) -> None:

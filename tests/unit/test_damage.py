@@ -145,6 +145,7 @@ def test_no_more_events_are_kept_than_the_limit(
 
 def test_a_result_with_a_field_more_counts(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness)
+    assert harness.claim(command)
     *earlier, result = (e for e in CampaignSimulator().answer(command) if isinstance(e, m.Result))
     harness.publish(*earlier)
     newer = json.loads(encode(result)) | {"invented": {"later": 1}}

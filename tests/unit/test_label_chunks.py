@@ -187,6 +187,7 @@ def harness(tmp_path: Path) -> CoordinatorHarness:
 def test_the_time_of_a_task_is_that_of_its_last_chunk(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness, spec(verification={}))
     assert isinstance(command, m.Label)
+    assert harness.claim(command)
     *early, last = chunks(command)
     harness.publish(*early)
     harness.step()

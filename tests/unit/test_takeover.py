@@ -22,7 +22,7 @@ from dpstream.shared.store import dead_letters
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.campaign_simulator import CampaignSimulator, submission
+from tests.support.campaign_simulator import submission
 from tests.support.coordinator import LEASE, CoordinatorHarness, first_task, serving, small, status
 from tests.support.dead_letters import letters
 
@@ -172,19 +172,18 @@ def test_a_dead_letter_that_was_cut_off_half_way_is_taken_up_again(
 
 def test_dead_letters_that_are_events_count_like_any_delivery(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness)
+    assert harness.claim(command)
     bury(harness, *map(encode, harness.world.answer(command)))
     read_deadletters(harness)
     assert status(open_campaign, command) == "done"
 
 
 def test_what_is_no_message_is_kept_and_counted_over_restarts(harness: CoordinatorHarness) -> None:
-    foreign = CampaignSimulator.envelope(
-        first_task(harness)[1].model_copy(update={"campaign": "gone"})
-    )
+    foreign = m.CampaignPaused(id="pause", campaign="gone", time=0.0, why="maintenance")
     alien = submission(small("gone"))
     too_long = encode(alien) + b" " * MAX_BODY
     strange = (b"no message", b"\xff\xfe", too_long, b"[" * 60_000)
-    bury(harness, *strange, encode(alien), encode(m.LeaseLapsed(**foreign)))
+    bury(harness, *strange, encode(alien), encode(foreign))
     read_deadletters(harness)
     assert count_buried(harness.store) == harness.coordinator.inbox.dead_letters.count == 4
     taken = harness.restart()
