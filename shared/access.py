@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR
+from dpstream.shared.bus.topology import DEADLETTERS as DEADLETTER_QUEUE
 from dpstream.shared.codec import names_of
 from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
 from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX, SIGNERS
@@ -83,7 +85,7 @@ def _worker(service: Service, reads: Keys = (), creates: Keys = ()) -> Role:
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "coordinator": Role(
-            consumes=("coordinator", "deadletters"),
+            consumes=(COORDINATOR, CONTROL, DEADLETTER_QUEUE),
             commands=True,
             publishes=_topics("coordinator"),
             subscribes=("*",),

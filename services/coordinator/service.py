@@ -10,7 +10,8 @@ One pass takes a batch of events and, for each campaign among them,
 The order matters. An event is acknowledged only when it is in the ledger, and nothing is published
 that is not. If the coordinator dies in between, the bus delivers the events again and `_recover`
 repeats the actions of the last segment; both have no further effect. Between batches,
-`check_clock` looks for leases that have ended and tasks that are due.
+`check_clock` looks for leases that have ended and tasks that are due. Before each batch, the
+requests of operators are taken from a queue of their own.
 
 A failure of bus or store (`BusError`, `StoreError`) leaves the affected campaigns marked
 `needs_recovery` and is retried. `Fenced`, raised when a newer coordinator has taken over, ends the
@@ -49,9 +50,16 @@ from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take, take_ready
-from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR, DEADLETTERS
 from dpstream.shared.codec import encode, topic_of
-from dpstream.shared.errors import BusError, CorruptLedger, DigestMismatch, Fenced, StoreError
+from dpstream.shared.errors import (
+    BusError,
+    CorruptLedger,
+    DigestMismatch,
+    Fenced,
+    Refused,
+    StoreError,
+)
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.worker import claim_uri
@@ -142,16 +150,19 @@ class Coordinator:
     def _passes(self, stopping: threading.Event) -> Iterator[None]:
         """Yields after every pass, until a subscription fails or `stopping` is set."""
         with ExitStack() as subscriptions:
+            requests = self._subscribe_to_requests(subscriptions)
             events = self._subscribe(COORDINATOR, subscriptions)
             dead = self._subscribe(DEADLETTERS, subscriptions)
             while not stopping.is_set():
                 ended = self.processes.ended
+                if requests is not None:
+                    self.receive(take_ready(requests, BATCH))
                 taken = take(events, BATCH, WAIT, self.can_wait)
                 self.receive(taken)
                 self.receive(take_ready(dead, BATCH))
                 # After a full batch, more messages of theirs may be on the way.
                 self.check_clock(ended if len(taken) < BATCH else frozenset())
-                if not (events.open and dead.open):
+                if not all(each.open for each in (requests, events, dead) if each is not None):
                     raise BusError("the subscription ended")
                 yield
 
@@ -167,6 +178,20 @@ class Coordinator:
 
     def _in_flight(self, queue: str) -> int:
         return sum(each.task_queue.in_flight(queue) for each in self.open_campaigns.values())
+
+    def _subscribe_to_requests(self, subscriptions: ExitStack) -> Subscription | None:
+        """None where this user has the rights of an earlier release: requests then wait with all
+        other events."""
+        try:
+            return self._subscribe(CONTROL, subscriptions)
+        except Refused as error:
+            log.warning(
+                "operators' requests wait behind all other events; write the rights of this user "
+                "anew with dpstream access",
+                queue=CONTROL,
+                reason=str(error),
+            )
+            return None
 
     def _subscribe(self, queue: str, subscriptions: ExitStack) -> Subscription:
         subscription = self.bus.consume(queue, prefetch=BATCH)

@@ -28,7 +28,7 @@ class _Message:
 @dataclass(eq=False)
 class _Queue:
     name: str
-    pattern: str | None = None
+    patterns: tuple[str, ...] = ()
     temporary: bool = False
     ready: deque[_Message] = field(default_factory=deque)
     consumers: deque[InProcessSubscription] = field(default_factory=deque)
@@ -61,7 +61,7 @@ class Broker:
         self.queues: dict[str, _Queue] = {}
         for row in TOPOLOGY:
             if not row.name.endswith("*"):
-                self.queues[row.name] = _Queue(row.name, row.pattern)
+                self.queues[row.name] = _Queue(row.name, row.patterns)
 
     def queue(self, name: str) -> _Queue | None:
         """The queue, declared on demand if the topology allows it; None if there is no such
@@ -73,7 +73,7 @@ class Broker:
     def bind(self, name: str, pattern: str) -> None:
         if declared(name) is not None or name in self.queues:
             raise BusError(f"the queue name {name!r} is taken")
-        self.queues[name] = _Queue(name, pattern, temporary=True)
+        self.queues[name] = _Queue(name, (pattern,), temporary=True)
 
     def route(self, message: Outgoing) -> list[_Queue]:
         if (message.queue is None) == (message.topic is None):
@@ -83,7 +83,9 @@ class Broker:
             targets = [] if queue is None else [queue]
         else:
             topic = message.topic or ""
-            targets = [q for q in self.queues.values() if q.pattern and matches(q.pattern, topic)]
+            targets = [
+                q for q in self.queues.values() if any(matches(p, topic) for p in q.patterns)
+            ]
         if not targets:
             raise Unroutable(f"nothing receives {message.queue or message.topic}")
         return targets

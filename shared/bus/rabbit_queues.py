@@ -173,7 +173,7 @@ def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
 def _bindings(row: Queue, plain: str) -> Iterator[tuple[str, str]]:
     """Pairs of exchange and routing key."""
     yield TASKS, plain
-    if row.pattern is not None:
-        yield EVENTS, row.pattern
+    for pattern in row.patterns:
+        yield EVENTS, pattern
     if plain == DEADLETTERS:
         yield DEAD, ""

@@ -1,13 +1,17 @@
 """Exchanges and queues of the bus as one table, the same for every broker.
 
 Commands go through `TASKS` to the work queue of their service. Events go through `EVENTS` to the
-coordinator's queue and to temporary queues of other subscribers. Messages that no consumer could
+coordinator's queue and to temporary queues of other subscribers; those of operators also go to a
+queue that the coordinator reads first. Messages that no consumer could
 settle go through `DEAD` to the dead-letter queue.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dpstream.shared.codec import names_of
+from dpstream.shared.messages import EVENTS as KINDS
 
 EVENTS = "dpstream.events"
 """The topic exchange of public events; topics are `<campaign>.<event>`."""
@@ -21,6 +25,11 @@ DEAD = "dpstream.deadletters"
 COORDINATOR = "coordinator"
 """The coordinator's queue: receives every event of every campaign."""
 
+CONTROL = "control"
+"""The queue of operators' requests, so that a backlog of other events does not delay them. They are
+in the coordinator's queue too, where releases without this queue find them; each takes effect
+once."""
+
 DEADLETTERS = "deadletters"
 """Dead-letter queue: messages redelivered too often. The coordinator stores and reports them."""
 
@@ -28,13 +37,13 @@ DEADLETTERS = "deadletters"
 @dataclass(frozen=True)
 class Queue:
     """A durable queue. A `name` that ends in `*` stands for one queue per capability, declared on
-    demand. `pattern` binds the queue to public events (`*` one word, `#` any number). `single`: one
+    demand. `patterns` bind the queue to public events (`*` one word, `#` any number). `single`: one
     active consumer, the others stand by, if the broker supports that. A message redelivered
     `redeliveries` times, because its consumers rejected it or died, becomes a dead letter, if the
     broker counts deliveries (quorum queues)."""
 
     name: str
-    pattern: str | None = None
+    patterns: tuple[str, ...] = ()
     single: bool = False
     redeliveries: int = 20
 
@@ -43,12 +52,18 @@ UNLIMITED = 1_000_000
 """Redeliveries: during an outage of the store the coordinator requeues events that it cannot write
 to the ledger. (RabbitMQ 3.10 has no value for "no limit"; 4.0 defaults to 20.)"""
 
+REQUESTS = tuple(
+    f"*.{name}" for kind in KINDS if "operator" in kind.PUBLISHERS for name in names_of(kind)
+)
+"""Topics of the events that operators publish."""
+
 TOPOLOGY = (
     Queue("train"),
     Queue("explore"),
     Queue("judge"),
     Queue("label.*"),
-    Queue(COORDINATOR, pattern="*.*", single=True, redeliveries=UNLIMITED),
+    Queue(COORDINATOR, patterns=("*.*",), single=True, redeliveries=UNLIMITED),
+    Queue(CONTROL, patterns=REQUESTS, single=True, redeliveries=UNLIMITED),
     Queue(DEADLETTERS, redeliveries=UNLIMITED),
 )
 

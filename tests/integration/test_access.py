@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from dpstream.shared.access import ROLES
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
 from dpstream.shared.bus.rabbit import RabbitBus
 from dpstream.shared.bus.rabbit_subscription import SECRET
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR
 from dpstream.shared.codec import (
     decode,
     encode,
@@ -38,18 +40,21 @@ from dpstream.shared.codec import (
     topic_of,
 )
 from dpstream.shared.errors import NotFound, Refused, StoreError
-from dpstream.shared.ports import Delivery, Outgoing, Subscription
+from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
-from dpstream.shared.values import DEADLETTER_PREFIX, SIGNERS, FrameRef, Ref
+from dpstream.shared.values import DEADLETTER_PREFIX, SIGNERS, FrameRef, Ref, campaign_uri
+from tests.support.campaign_simulator import submission
 from tests.support.certificate_authority import Authority
+from tests.support.coordinator import small
 from tests.support.dead_letters import letters
 from tests.support.least_privilege import PREFIX, VHOST
 from tests.support.sample_ledger import NAME
 from tests.support.sample_messages import example
 
+RIGHTS = ("configure", "write", "read")
 WORKERS = ("trainer", "explorer", "labeler")
 NO_CAMPAIGN = "-"
 """In the topic of an event that belongs to no campaign."""
@@ -308,6 +313,57 @@ def test_a_generator_proposes_and_hears_the_verdict(bus_of: Callable[[str], Rabb
 def test_a_generator_hears_nothing_else(bus_of: Callable[[str], RabbitBus], pattern: str) -> None:
     with pytest.raises(Refused):
         bus_of("generator").bind(f"watch-{uuid.uuid4()}", pattern)
+
+
+def test_a_request_is_answered_before_a_generators_backlog(
+    bus_of: Callable[[str], RabbitBus], tmp_path: Path
+) -> None:
+    store, of = FolderStore(tmp_path), small()
+    store.put(campaign_uri("world", "spec.json"), of.model_dump_json().encode())
+    store.put(campaign_uri("world", "submitted.json"), encode(submission(of)))
+    coordinator = Coordinator(bus_of("coordinator"), store)
+    open_campaign = coordinator.open("world")
+    empty(coordinator.bus)
+    offered = example(m.StructuresProposed).model_copy(update={"campaign": "world"})
+    backlog = [offered.model_copy(update={"correlation": str(n)}) for n in range(3000)]
+    bus_of("generator").publish([Outgoing(encode(e), topic=topic_of(e)) for e in backlog])
+    paused = m.CampaignPaused(id="pause", campaign="world", time=0.0, why="maintenance")
+    bus_of("operator").publish([Outgoing(encode(paused), topic=topic_of(paused))])
+    passes = coordinator._passes(threading.Event())
+    for _ in range(10):
+        next(passes)
+    assert open_campaign.state.paused == "maintenance"
+    assert coordinator.bus.depth(COORDINATOR) > 1000
+    passes.close()
+    empty(coordinator.bus)
+
+
+def test_a_coordinator_with_the_rights_of_an_earlier_release_serves(
+    bus_of: Callable[[str], RabbitBus], rabbit_node: RabbitNode, tmp_path: Path
+) -> None:
+    rights = f"/api/permissions/{VHOST}/coordinator"
+    present = rabbit_node.manage("GET", rights)
+    earlier = {key: present[key].replace("control|", "") for key in RIGHTS}
+    assert earlier["read"] != present["read"]
+    bus_of("coordinator").depth(CONTROL)
+    bus = RabbitBus(bus_of("coordinator").settings)
+    rabbit_node.manage("PUT", rights, earlier)
+    try:
+        with capture_logs() as logged:
+            next(Coordinator(bus, FolderStore(tmp_path))._passes(threading.Event()))
+        assert [line["queue"] for line in logged if "queue" in line] == [CONTROL]
+    finally:
+        rabbit_node.manage("PUT", rights, {key: present[key] for key in RIGHTS})
+        bus.close()
+
+
+def empty(bus: Bus) -> None:
+    """Empties the coordinator's queues."""
+    for queue in (COORDINATOR, CONTROL):
+        subscription = bus.consume(queue, prefetch=1000)
+        while (delivery := subscription.next(timeout=0.5)) is not None:
+            delivery.ack()
+        subscription.cancel()
 
 
 def test_an_operator_submits_and_watches(bus_of: Callable[[str], RabbitBus]) -> None:

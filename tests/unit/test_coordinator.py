@@ -21,7 +21,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take
 from dpstream.shared.bus.memory import Broker, InProcessBus
-from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import BusError, Fenced, StoreError
 from dpstream.shared.ports import Outgoing
@@ -902,6 +902,40 @@ def test_events_of_our_own_survive_an_outage(harness: CoordinatorHarness) -> Non
     with pytest.raises(StoreError):
         harness.step()
     assert [type(event) for event in open_campaign.own_events] == [m.CampaignResumed]
+
+
+def pause() -> m.CampaignPaused:
+    return m.CampaignPaused(id="pause", campaign="world", time=0.0, why="maintenance")
+
+
+def test_a_request_overtakes_a_backlog_and_takes_effect_once(harness: CoordinatorHarness) -> None:
+    open_campaign = harness.submit(small())
+    junk = [
+        Outgoing(str(number).encode(), topic="world.structures-proposed") for number in range(200)
+    ]
+    harness.bus.publish(junk)
+    harness.publish(pause())
+    passes = harness.coordinator._passes(threading.Event())
+    next(passes)
+    assert open_campaign.state.paused == "maintenance"
+    assert harness.bus.depth(COORDINATOR) > 0
+    harness.publish(m.CampaignResumed(id="resume", campaign="world", time=0.0))
+    while harness.bus.depth(COORDINATOR):
+        next(passes)
+        assert open_campaign.state.paused is None
+
+
+def test_a_request_in_the_queue_of_an_earlier_release_is_found(
+    harness: CoordinatorHarness,
+) -> None:
+    open_campaign = harness.submit(small())
+    harness.publish(pause())
+    subscription = harness.bus.consume(CONTROL, prefetch=10)
+    while (delivery := subscription.next(timeout=0.0)) is not None:
+        delivery.ack()
+    subscription.cancel()
+    next(harness.coordinator._passes(threading.Event()))
+    assert open_campaign.state.paused == "maintenance"
 
 
 def test_the_older_of_two_coordinators_stops_without_acknowledging(

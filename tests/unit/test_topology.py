@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dpstream.shared.bus.topology import COORDINATOR, declared, matches
-from dpstream.shared.codec import topic_of
-from dpstream.shared.messages import CampaignFinished
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR, declared, matches
+from dpstream.shared.codec import kind_of, topic_of
+from dpstream.shared.messages import EVENTS, CampaignFinished, Event
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,14 @@ def test_other_queues_are_nobodys(queue: str) -> None:
 def test_the_coordinator_hears_every_event() -> None:
     row = declared(COORDINATOR)
     assert row is not None
-    assert row.pattern is not None
     event = CampaignFinished(id="1", campaign="a_b-c", time=0.0, verdict="converged", why="")
-    assert matches(row.pattern, topic_of(event))
+    (pattern,) = row.patterns
+    assert matches(pattern, topic_of(event))
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=kind_of)
+def test_operators_requests_have_a_queue_of_their_own(kind: type[Event]) -> None:
+    row = declared(CONTROL)
+    assert row is not None
+    bound = any(matches(pattern, f"methane.{kind_of(kind)}") for pattern in row.patterns)
+    assert bound == ("operator" in kind.PUBLISHERS)
