@@ -107,7 +107,7 @@ class StructuresProposed(Event):
     `campaigns/<campaign>/proposals/` (a `.npz` batch or `.extxyz`). *screen*: the committee judges
     the frames, and those it disagrees on join the candidates; *label*: the frames go straight to
     labeling. The same frames under the same correlation are the same proposal. The coordinator
-    replaces `time` on receipt."""
+    replaces `time` and `user` on receipt."""
 
     PUBLISHERS = ("generator",)
     type: Literal["structures-proposed/1"] = "structures-proposed/1"
@@ -123,10 +123,17 @@ class StructuresProposed(Event):
     frames: tuple[OfferedFrame, ...] = Field(default=(), max_length=1000)
     batch: Ref | None = None
     count: int = Field(default=0, ge=0, description="frames in `batch`")
+    # Left out where it is None, as in the ledgers of earlier releases.
+    user: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="user of the generator at the broker; limits apply to each user, or to each "
+        "`generator` where the broker states no users",
+    )
 
     def describe(self) -> str:
         count = self.count if self.batch else len(self.frames)
-        return f"{self.generator}, {self.correlation}: {count} to {self.mode}"
+        return f"{generator_of(self)}, {self.correlation}: {count} to {self.mode}"
 
 
 # ---------------------------------------------------------------------------- commands
@@ -783,9 +790,17 @@ class StructuresJudged(Event):
     refused: str = ""
     first: int = 0
     count: int = 0
+    # As in structures-proposed.
+    user: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="user of the generator at the broker; None: not known",
+    )
 
     def describe(self) -> str:
-        return f"{self.generator}, {self.correlation}: {self.refused or _counted(self.verdicts)}"
+        return (
+            f"{generator_of(self)}, {self.correlation}: {self.refused or _counted(self.verdicts)}"
+        )
 
 
 class TrustChanged(Event):
@@ -880,6 +895,12 @@ class CampaignFinished(Event):
 
 
 # ---------------------------------------------------------------------------- formatting
+
+
+def generator_of(event: StructuresProposed | StructuresJudged) -> str:
+    """The generator, with its user where that is not its name."""
+    other = event.user is not None and event.user != event.generator
+    return f"{event.generator} of {event.user}" if other else event.generator
 
 
 def _number(value: float | None) -> str:

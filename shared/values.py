@@ -21,6 +21,8 @@ from pydantic import (
 
 OFFERED = "generator:"
 """Prefix of origins and conditions of offered frames; stage names contain no colon."""
+ANONYMOUS = "-"
+"""In place of the user of a message that states none, where the broker knows users."""
 LONGEST_REASON = 100
 """Characters of a verdict's reason: a hundred verdicts must fit in one message."""
 

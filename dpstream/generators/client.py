@@ -179,8 +179,13 @@ class Generator:
             event = decode(delivery.body)
         except ValidationError:  # not a message of dpstream
             return []
-        mine = isinstance(event, StructuresJudged) and event.generator == self.name
-        return list(_verdicts(event)) if mine else []
+        return list(_verdicts(event)) if self._is_mine(event) else []
+
+    def _is_mine(self, event: Any) -> bool:
+        """Whether an event is a verdict on this generator's frames: others may use its name, but
+        not its user."""
+        is_verdict = isinstance(event, StructuresJudged)
+        return is_verdict and (event.generator, event.user) == (self.name, self.bus.user)
 
     def _committee(self, version: int) -> Committee | None:
         uri = campaign_uri(self.campaign, "committees", f"{version}.json")

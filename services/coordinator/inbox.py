@@ -32,7 +32,7 @@ from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import DeadLetter, DeadLetters
-from dpstream.shared.values import campaign_uri, is_key
+from dpstream.shared.values import ANONYMOUS, campaign_uri, is_key
 
 log = logger()
 
@@ -76,8 +76,9 @@ class Inbox:
             return None
         if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
-        if isinstance(message, m.StructuresProposed):  # rate limits use this clock
-            return message.model_copy(update={"time": self.clock()})
+        if isinstance(message, m.StructuresProposed):  # limits use this clock and this user
+            user = delivery.user or ANONYMOUS if self.users else None
+            return message.model_copy(update={"time": self.clock(), "user": user})
         return self._given_up(message) if isinstance(message, m.Command) else message
 
     def _newer(self, delivery: Delivery) -> m.Event | None:

@@ -33,7 +33,15 @@ class ParkedEvents:
     def keep(self, campaign: str, events: Iterable[m.Message]) -> None:
         for event in events:
             if not isinstance(event, OF_THE_MOMENT):
-                self.keep_body(campaign, encode(event))
+                self._keep(campaign, event)
+
+    def _keep(self, campaign: str, event: m.Message) -> None:
+        try:
+            body = encode(event)
+        except ValueError as error:  # longer than the body that arrived: its numbers were shorter
+            log.error("event lost: cannot be kept", campaign=campaign, reason=str(error))
+        else:
+            self.keep_body(campaign, body)
 
     def keep_body(self, campaign: str, body: bytes) -> None:
         folder = _folder(campaign)

@@ -413,18 +413,26 @@ class Proposal:
     count: int
     round: int
     """The newest round when the proposal arrived."""
+    user: str | None = None
+    """The generator's user at the broker; None where the broker states no users."""
+
+    @property
+    def source(self) -> str:
+        """Whom the limits apply to. Anyone may choose a name, so that it counts only where there
+        are no users."""
+        return self.user or self.generator
 
     @property
     def origin(self) -> str:
-        return f"{OFFERED}{self.generator}/{self.correlation}"
+        name = f"{self.user}/{self.generator}" if self.user else self.generator
+        return f"{OFFERED}{name}/{self.correlation}"
 
 
 def proposal_id(event: m.StructuresProposed) -> str:
     """By content: a proposal that is sent again with the same frames is the same one."""
     content = event.batch.sha256 if event.batch else Ref.to("frames", written_out(event)).sha256
-    return stable_id(
-        event.campaign, event.generator, event.correlation, event.first, event.mode, content
-    )
+    name = (event.user, event.generator) if event.user else (event.generator,)
+    return stable_id(event.campaign, *name, event.correlation, event.first, event.mode, content)
 
 
 def written_out(event: m.StructuresProposed) -> bytes:
@@ -442,11 +450,17 @@ class Offer:
     index: int
     priority: int
     deviation: float | None
+    user: str | None = None
+
+    @property
+    def source(self) -> str:
+        """As of its proposal."""
+        return self.user or self.generator
 
 
 @dataclass(frozen=True)
 class Intake:
-    """Frames that one generator has offered in its newest hour (since the epoch)."""
+    """Frames that one user, or one generator, has offered in its newest hour (since the epoch)."""
 
     hour: int
     frames: int
@@ -465,7 +479,7 @@ class ProposalState:
     offers: Table[Offer] = Map()
     """By frame key."""
     intake: Table[Intake] = Map()
-    """By generator."""
+    """By user, or by generator where the broker states no users."""
     labels: int = 0
     """Labels that generators have requested directly so far."""
 

@@ -256,7 +256,9 @@ def test_by_reference_and_straight_to_labeling(deployment: Deployment) -> None:
     assert kinds(words) == [["candidate", "labelled"]] * 105
     assert {said[0].version for said in words.values()} == {0}
     state = deployment.state
-    mine = [f for f in state.labels.frames.values() if f.origin.startswith("generator:bulk/")]
+    mine = [
+        f for f in state.labels.frames.values() if f.origin.startswith("generator:dpstream/bulk/")
+    ]
     assert {frame.purpose for frame in mine} == {"proposed"}
     assert len(mine) == state.proposals.labels >= 105
     again = heard(generator, generator.propose(frames[:2]), 2)
@@ -312,7 +314,7 @@ def test_a_stream_is_offered_frame_by_frame(
         ["1", "labelled"],
     ]
     origins = {frame.origin.rsplit("/", 1)[0] for frame in deployment.state.labels.frames.values()}
-    assert sum(origin.startswith("generator:pipe/") for origin in origins) == 1
+    assert sum(origin.startswith("generator:dpstream/pipe/") for origin in origins) == 1
 
 
 def test_the_example_runs(deployment: Deployment) -> None:

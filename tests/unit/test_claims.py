@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dpstream.shared.values import campaign_uri
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.coordinator import CoordinatorHarness, first_task, small, status
 from tests.support.dead_letters import buried_bodies
+from tests.support.published import Published
 from tests.support.sample_messages import example
 from tests.support.worker import WorkerHarness, label, patient
 
@@ -51,21 +51,6 @@ class CountingStore(FolderStore):
     def get(self, key: str, most: int | None = None) -> bytes:
         self.gets += 1
         return super().get(key, most)
-
-
-@dataclass(frozen=True)
-class Published:
-    """A delivery of the coordinator's queue."""
-
-    body: bytes
-    topic: str | None
-    user: str | None = None
-    secret: str | None = field(default=None, repr=False)
-    redelivered: bool = False
-
-    def ack(self) -> None: ...
-
-    def reject(self) -> None: ...
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dpstream.services.coordinator import parked
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode_leniently, decode_or_none, encode, topic_of
+from dpstream.shared.codec import MAX_BODY, decode_leniently, decode_or_none, encode, topic_of
 from dpstream.shared.errors import DigestMismatch
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
@@ -96,6 +96,22 @@ def test_a_damaged_segment_concerns_its_own_campaign(
     tasks = harness.coordinator.open_campaigns["sick"].state.tasks
     assert {tasks[each.task].status for each in results if isinstance(each, m.Result)} == {"done"}
     assert harness.finish("sick").finished
+
+
+def test_an_event_that_becomes_too_long_harms_nobody(
+    store: DigestingStore, harness: CoordinatorHarness
+) -> None:
+    """Whole numbers are shorter than the same as decimal ones."""
+    harness.submit(small("sick"))
+    store.damaged = frozenset({"campaigns/sick/ledger/00000001-000001.json"})
+    harness.restart().open_all()
+    offered = example(m.StructuresProposed).model_copy(update={"campaign": "sick"})
+    atoms = {"species": ["H"] * 5000, "positions": [[1, 2, 3]] * 5000}
+    body = json.dumps(json.loads(encode(offered)) | {"frames": [atoms]}, separators=(",", ":"))
+    assert len(body) <= MAX_BODY
+    harness.bus.publish([Outgoing(body.encode(), topic=topic_of(offered))])
+    harness.step()
+    assert list(store.list("campaigns/sick/parked/")) == []
 
 
 def test_a_campaign_damaged_while_it_is_served_is_left_and_the_others_go_on(

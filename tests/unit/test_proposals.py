@@ -19,8 +19,11 @@ from ase.io import write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpstream.generators.client import Generator
 from dpstream.services.coordinator.apply.proposals import FINAL_VERDICTS
+from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
+from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.views.why import why
 from dpstream.services.explorer.resources import ExplorerResources
@@ -28,11 +31,12 @@ from dpstream.services.explorer.tasks.screen import screen
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
 from dpstream.shared.bus.memory import InProcessBus
-from dpstream.shared.codec import MAX_BODY, decode, encode
+from dpstream.shared.codec import MAX_BODY, decode, encode, topic_of
+from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import OfferedFrame, Ref, campaign_uri, is_offered
+from dpstream.shared.values import ANONYMOUS, OfferedFrame, Ref, campaign_uri, is_offered
 from tests.support.campaign_simulator import CampaignSimulator, offered_key, spec
 from tests.support.lossy_delivery import (
     LossyDelivery,
@@ -40,6 +44,7 @@ from tests.support.lossy_delivery import (
     check_snapshot,
     replayed,
 )
+from tests.support.published import Published
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
@@ -391,6 +396,87 @@ def test_the_hour_and_the_generator_bound_the_rate() -> None:
     assert offer("d", time=3700.0) == 0
     assert offer("e", time=3800.0) == 1
     assert offer("f", time=100.0) == 1  # a clock that goes back opens nothing
+
+
+def test_the_limits_of_a_user_hold_whatever_its_names() -> None:
+    of = spec(proposals={"frames_per_hour": 7, "outstanding": 4})
+    campaign = LossyDelivery(CampaignSimulator(), of)
+    campaign.until(lambda state: state.submitted)
+    for number in range(5):
+        campaign.deliver(proposed("one", generator=f"ga-{number}", user="gen"))
+    waiting, *hourly = refusals(campaign)
+    assert waiting.startswith("6 frames are waiting")
+    assert [why.partition(";")[0] for why in hourly] == ["more than 7 frames in one hour"] * 3
+    campaign.deliver(proposed("two", generator="ga-0", user="other"))
+    campaign.deliver(proposed("three", generator="ga"))
+    assert len(refusals(campaign)) == 4
+    assert {p.user for p in campaign.state.proposals.waiting.values()} == {"gen", "other", None}
+
+
+def test_a_users_candidates_are_one_condition_and_their_origins_name_it() -> None:
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
+    for number, name in enumerate(("ga", "pso")):
+        offered = frames(*(10.0 * number + n for n in range(3)))
+        campaign.deliver(proposed("first", generator=name, user="gen", frames=offered))
+    campaign.until(lambda state: len(state.proposals.offers) == 6)
+    pool = campaign.state.candidates.pool.values()
+    assert {item.condition.system for item in pool if is_offered(item.trajectory)} == {
+        "generator:gen"
+    }
+    campaign.run(check_counters)
+    known = campaign.state.labels.frames.values()
+    origins = {frame.origin.rpartition("/")[0] for frame in known if is_offered(frame.origin)}
+    assert origins == {"generator:gen/ga/first", "generator:gen/pso/first"}
+    judged = campaign.decisions(m.StructuresJudged)
+    assert {(each.generator, each.user) for each in judged} == {("ga", "gen"), ("pso", "gen")}
+    assert "ga of gen, first: " in judged[0].describe()
+
+
+@pytest.mark.parametrize(
+    ("users", "stated", "counted"),
+    [(True, "gen", "gen"), (True, None, ANONYMOUS), (False, None, None), (False, "gen", None)],
+)
+def test_the_coordinator_states_the_user_of_a_proposal(
+    tmp_path: Path, users: bool, stated: str | None, counted: str | None
+) -> None:
+    store = FolderStore(tmp_path)
+    inbox = Inbox(store, lambda: 7.0, ParkedEvents(store), users=users)
+    forged = proposed(user="another")
+    taken = inbox.read(Published(encode(forged), topic_of(forged), user=stated))
+    assert taken == forged.model_copy(update={"time": 7.0, "user": counted})
+
+
+def test_a_proposal_without_a_user_hears_no_name_in_its_place() -> None:
+    campaign = after_first_committee(LossyDelivery(CampaignSimulator(), spec()))
+    campaign.deliver(proposed(user=ANONYMOUS))
+    campaign.run(check_counters)
+    assert {judged.user for judged in campaign.decisions(m.StructuresJudged)} == {None}
+
+
+def test_a_generator_hears_no_verdict_on_frames_of_another_user_with_its_name(
+    tmp_path: Path,
+) -> None:
+    class Known(InProcessBus):
+        user = "gen"  # type: ignore[assignment]
+
+    store, bus = FolderStore(tmp_path), Known()
+    store.create("campaigns/world/spec.json", b"{}")
+    judged = m.StructuresJudged(
+        id="1",
+        campaign="world",
+        time=0.0,
+        generator="ga",
+        correlation="c",
+        proposal="p",
+        version=1,
+        refused="too many",
+        count=1,
+    )
+    with Generator(bus, store, "world", "ga") as generator:
+        for user in ("other", None, "gen"):
+            event = judged.model_copy(update={"user": user, "correlation": f"of-{user}"})
+            bus.publish([Outgoing(encode(event), topic=topic_of(event))])
+        assert [each.correlation for each in generator.verdicts(timeout=0.2)] == ["of-gen"]
 
 
 def test_the_budgets_bound_what_generators_buy() -> None:

@@ -50,19 +50,20 @@ def structures_proposed(state: State, event: m.StructuresProposed) -> State:
         frames=event.batch or Ref.to(key, written_out(event)),
         count=event.count if event.batch else len(event.frames),
         round=state.exploration.rounds,
+        user=event.user,
     )
     proposals = replace(
         proposals,
         waiting=proposals.waiting.set(name, proposal),
         unscreened=proposals.unscreened.set(name, None),
-        intake=proposals.intake.set(event.generator, _updated_intake(state, event, proposal)),
+        intake=proposals.intake.set(proposal.source, _updated_intake(state, event, proposal)),
     )
     return replace(state, proposals=proposals)
 
 
 def _updated_intake(state: State, event: m.StructuresProposed, proposal: Proposal) -> Intake:
     hour = int(event.time // HOUR)
-    before = state.proposals.intake.get(event.generator)
+    before = state.proposals.intake.get(proposal.source)
     if before is None or hour > before.hour:
         before = Intake(hour=hour, frames=0)
     more = min(proposal.count, state.spec.proposals.max_frames)
@@ -117,6 +118,7 @@ def _offer(state: State, name: str, frames: list[Screened]) -> State:
             index=found.index,
             priority=proposal.priority,
             deviation=found.deviation,
+            user=proposal.user,
         )
         offers = offers.set(found.key, offer)
     return replace(state, proposals=replace(state.proposals, offers=offers))
@@ -146,7 +148,7 @@ def _pool_item(proposal: Proposal, batch: Ref, count: int, version: int) -> Pool
         frames=batch,
         count=count,
         trajectory=proposal.origin,
-        condition=Condition(system=f"{OFFERED}{proposal.generator}", temperature=0.0),
+        condition=Condition(system=f"{OFFERED}{proposal.source}", temperature=0.0),
         version=version,
         planned_ps=0.0,
     )

@@ -107,7 +107,7 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
 
     def owner(key: str) -> tuple[int, str]:
         offer = state.proposals.offers.get(key)
-        return (0, "") if offer is None else (-offer.priority, offer.generator)
+        return (0, "") if offer is None else (-offer.priority, offer.source)
 
     busy = _busy_labelers(state)
     for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):

@@ -23,7 +23,7 @@ from dpstream.services.coordinator.state import (
     written_out,
 )
 from dpstream.shared import messages as m
-from dpstream.shared.values import LONGEST_REASON, FrameVerdict, Screened, campaign_uri
+from dpstream.shared.values import ANONYMOUS, LONGEST_REASON, FrameVerdict, Screened, campaign_uri
 
 FORMATS = (".npz", ".extxyz")
 
@@ -75,10 +75,10 @@ def _malformed(state: State, event: m.StructuresProposed, proposal: Proposal) ->
 
 
 def _over_quota(state: State, event: m.StructuresProposed, proposal: Proposal) -> str | None:
-    limits, name = state.spec.proposals, proposal.generator
-    if state.proposals.intake[name].frames > limits.frames_per_hour:
+    limits, source = state.spec.proposals, proposal.source
+    if state.proposals.intake[source].frames > limits.frames_per_hour:
         return f"more than {limits.frames_per_hour} frames in one hour; try again later"
-    waiting = sum(p.count for p in state.proposals.waiting.values() if p.generator == name)
+    waiting = sum(p.count for p in state.proposals.waiting.values() if p.source == source)
     if waiting > limits.outstanding:
         return (
             f"{waiting} frames are waiting to be judged; the limit is {limits.outstanding}; "
@@ -287,6 +287,7 @@ def _publish(
         name,
         *identity,
         generator=of.generator,
+        user=None if of.user == ANONYMOUS else of.user,
         correlation=of.correlation,
         proposal=name,
         version=version,

@@ -21,6 +21,7 @@ from dpstream.shared.messages import (
     ManifestFrozen,
     Message,
     Select,
+    generator_of,
 )
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
@@ -108,8 +109,8 @@ def _screened(history: History, key: str) -> Iterator[str]:
         deviation = "" if verdict.deviation is None else f", deviation {verdict.deviation:.4g}"
         reason = f": {verdict.reason}" if verdict.reason else ""
         yield (
-            f"{_at(history, event.time)}: generator {event.generator}, frame {verdict.index} of "
-            f"{event.correlation}: {verdict.verdict}{under}{deviation}{reason}"
+            f"{_at(history, event.time)}: generator {generator_of(event)}, frame "
+            f"{verdict.index} of {event.correlation}: {verdict.verdict}{under}{deviation}{reason}"
         )
 
 
