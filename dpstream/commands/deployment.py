@@ -24,7 +24,7 @@ from dpstream.commands.options import (
     there,
     within,
 )
-from dpstream.deploy.access_files import parse_deployment, write_access
+from dpstream.deploy.access_files import parse_deployment, with_pools, write_access
 from dpstream.running.connection import (
     HEARD,
     LOOK,
@@ -38,6 +38,7 @@ from dpstream.running.connection import (
 from dpstream.running.label_here import check_imported
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
+from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
     campaigns,
@@ -273,6 +274,12 @@ def access(
             f"{', '.join(ROLES)}.",
         ),
     ] = ",".join(ROLES),
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            "--fleet", metavar="FILE", help="Fleet file: also a user for each of its pools."
+        ),
+    ] = None,
     vhost: Annotated[
         str, typer.Option(metavar="NAME", help="Virtual host of the broker.")
     ] = "dpstream",
@@ -287,6 +294,7 @@ def access(
     RabbitMQ imports DIR/rabbitmq/definitions.json. SeaweedFS reads DIR/seaweedfs/s3.json (mode
     0600). DIR/aws and DIR/alibaba hold one bucket policy per user.
     """
-    place = parse_deployment(users, bucket, prefix, vhost, broker_prefix)
+    everyone = with_pools(users, read_fleet(fleet) if fleet else None)
+    place = parse_deployment(everyone, bucket, prefix, vhost, broker_prefix)
     for file in write_access(place, output):
         say(console, f"wrote {file}")

@@ -19,6 +19,7 @@ from dpstream.deploy.rights import (
     identities,
     policy,
 )
+from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.services.labeler.signatures import Signers, new_key, public_key
 from dpstream.shared.access import LABELS, ROLES, Role, merged
 from dpstream.shared.errors import SpecError, errors_at
@@ -33,7 +34,7 @@ SIGNERS_FILE = "label-signers.json"
 TOKEN = "API_TOKEN"
 
 
-USER = re.compile(r"[a-z][a-z0-9-]{0,30}")
+USER = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
 VHOST = re.compile(r"[A-Za-z0-9._-]{1,60}|/")
@@ -87,12 +88,22 @@ def parse_users(text: str) -> dict[str, Role]:
     users: dict[str, Role] = {}
     for part in text.split(","):
         name, _, roles = (piece.strip() for piece in part.partition("="))
-        if not USER.fullmatch(name) or name == ADMIN or name in users:
+        taken = {variable(each, "") for each in (ADMIN, *users)}
+        if not USER.fullmatch(name) or variable(name, "") in taken:
             raise SpecError(
-                f"--users: {part!r}: must be unique names of a-z, 0-9 and '-', other than {ADMIN}"
+                f"--users: {part!r}: must be unique names of a-z, 0-9, '-' and '_' that begin with "
+                f"a letter, other than {ADMIN}; '-' and '_' count as the same"
             )
         users[name] = merged([_role(each.strip()) for each in (roles or name).split("+")])
     return users
+
+
+def with_pools(users: str, fleet: FleetFile | None) -> str:
+    """The list `users` with a user of its own for each pool of a fleet file. A pool with the name
+    of its service has the user of that service."""
+    pools = {} if fleet is None else fleet.pools
+    own = (f"{name}={pool.service}" for name, pool in pools.items() if name != pool.service)
+    return ",".join((users, *own))
 
 
 def _role(name: str) -> str:

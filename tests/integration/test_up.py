@@ -201,7 +201,7 @@ def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
     """`dpstream up --fleet`: no labeler before there are frames to label, at most two then, none
     when nothing is left to do."""
     pool = {"engine": "process", "serves": ["label.tblite"], "max": 2, "idle_exit": 2}
-    pool |= {"start_time": 1, "worth": 0, "source": ["cluster/access/labeler.env"]}
+    pool |= {"start_time": 1, "worth": 0, "source": ["cluster/access/labelers.env"]}
     fleet = {"deployment": "up", "pools": {"labelers": pool}}
     (site.folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
     spec = write_spec(site.folder, stages=[COLD])

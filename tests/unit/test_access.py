@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import dpstream.services.explorer.handlers as explorer
@@ -299,6 +300,25 @@ def test_labelers_alone_have_signing_keys_and_earlier_keys_stay_valid(tmp_path: 
     assert sorted(now.values()) == ["me", "vasp", "vasp"]
 
 
+def test_each_pool_of_a_fleet_file_has_a_user_of_its_own(tmp_path: Path) -> None:
+    pools = {
+        "gpu_a100": {"engine": "slurm", "serves": ["train"], "max": 1},
+        "vasp-spot": {"engine": "slurm", "serves": ["label.vasp"], "max": 1},
+        "explorer": {"engine": "process", "serves": ["explore", "judge"], "max": 1},
+    }
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump({"deployment": "lab", "pools": pools}))
+    assert run("--output", str(tmp_path), "--fleet", str(fleet)).exit_code == 0
+    document = json.loads((tmp_path / "rabbitmq" / "definitions.json").read_text())
+    rights = {each.pop("user"): each for each in document["permissions"]}
+    assert set(rights) == {*ROLES, "gpu_a100", "vasp-spot"}
+    assert rights["gpu_a100"] == rights["trainer"]
+    assert rights["vasp-spot"] == rights["labeler"]
+    text = (tmp_path / "passwords.env").read_text()
+    assert "\nGPU_A100_PASSWORD=" in text
+    assert "\nVASP_SPOT_SIGNING_KEY=" in text
+
+
 def test_another_user_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     place = parse_deployment("labeler", "dpstream", "", "dpstream", "")
     write_access(place, tmp_path)
@@ -323,6 +343,7 @@ def test_a_user_may_have_several_roles() -> None:
     [
         ("--users", "labeller", "unknown role 'labeller'"),
         ("--users", "x=trainer,x=labeler", "unique names"),
+        ("--users", "a-b=trainer,a_b=labeler", "unique names"),
         ("--users", "Admin=operator", "names of a-z"),
         ("--users", "admin=operator", "other than admin"),
         ("--users", "a=", "unknown role 'a'"),

@@ -28,6 +28,7 @@ from dpstream.deploy.access_files import (
     parse_deployment,
     read_passwords,
     variable,
+    with_pools,
     write_access,
 )
 from dpstream.deploy.devcluster.free_ports import free_ports, is_free
@@ -50,7 +51,9 @@ from dpstream.shared.values import SIGNERS
 
 OPERATOR = "operator"
 USERS = ",".join((COORDINATOR, *WORKERS, f"{OPERATOR}=operator+generator"))
-PLACE = parse_deployment(USERS, "dpstream", "", "dpstream", "")
+BUCKET = VHOST = "dpstream"
+BESIDE_USERS = (BUCKET, "", VHOST, "")
+"""The other arguments of `parse_deployment`."""
 PARTS = ("access", "broker", "env", "logs", "scratch", "store", "cluster.json", "lock")
 """Everything that the folder may contain."""
 READY_SECONDS, GRACE_SECONDS = 120.0, 30.0
@@ -95,7 +98,7 @@ class Cluster:
             wanted = {"workers": {**known.workers, **workers}}
             record = self._write_record(known.model_copy(update=wanted))
             given = {**known.settings, **settings}
-            started = self._start_servers()
+            started = self._start_servers(given)
             self._declare_label_queues(given)
             record = self._stop_surplus(record)
             for name in record.wanted:
@@ -147,23 +150,28 @@ class Cluster:
 
     # ----------------------------------------------------------------------------- broker and store
 
-    def _start_servers(self) -> list[str]:
-        """Start broker and store with the users of all services. Returns the names of those that
-        were not running."""
-        write_access(PLACE, self.folder / "access")
+    def _start_servers(self, settings: Mapping[str, str]) -> list[str]:
+        """Start broker and store with the users of all services and pools. Returns the names of
+        those that were not running; the store starts again for a new user."""
+        path = settings.get("DPSTREAM_FLEET")
+        fleet = read_fleet(Path(path)) if path and Path(path).exists() else None
+        place = parse_deployment(with_pools(USERS, fleet), *BESIDE_USERS)
+        write_access(place, self.folder / "access")
         identities = self._document("seaweedfs/s3.json")
         self.store = SeaweedServer(
             self.store.folder,
             fsync=True,
-            identities=[one for one in identities["identities"] if one["name"] in PLACE.users],
+            identities=[one for one in identities["identities"] if one["name"] in place.users],
             policies=identities["policies"],
         )
+        if self.store.pid is not None and not self.store.knows_its_users():
+            self.store.stop()
         started = ["broker"] if self.broker.pid is None else []
         started += ["store"] if self.store.pid is None else []
         _together(self._start_broker, self._start_store)
         self._write_environment(OPERATOR, self.environment_file)
-        for service in WORKERS:
-            self._write_environment(service, self.folder / "access" / f"{service}.env")
+        for user in sorted({*place.users} - {COORDINATOR, OPERATOR}):
+            self._write_environment(user, self.folder / "access" / f"{user}.env")
         return started
 
     def _write_environment(self, user: str, file: Path) -> None:
@@ -179,8 +187,8 @@ class Cluster:
     def _start_store(self) -> None:
         self.store.start()
         signers = (self.folder / "access" / SIGNERS_FILE).read_bytes()
-        self.store.make_bucket(PLACE.bucket)
-        S3Store(self.store.settings(PLACE.bucket)).put(SIGNERS, signers)
+        self.store.make_bucket(BUCKET)
+        S3Store(self.store.settings(BUCKET)).put(SIGNERS, signers)
 
     def _declare_label_queues(self, settings: Mapping[str, str]) -> None:
         """Declare the queues of all codes. Labelers consume from these queues but may not declare
@@ -202,12 +210,12 @@ class Cluster:
         """The environment variables that give a user access to broker and store."""
         passwords = read_passwords(self.folder / "access" / PASSWORDS)
         password = passwords[variable(user, "PASSWORD")]
-        address = f"127.0.0.1:{self.broker.ports['amqp']}/{PLACE.vhost}"
+        address = f"127.0.0.1:{self.broker.ports['amqp']}/{VHOST}"
         signing = passwords.get(variable(user, "SIGNING_KEY"))
         signs = {} if signing is None else {"DPSTREAM_LABELER_SIGNING_KEY": signing}
         return {
             "DPSTREAM_BROKER": f"amqp://{user}:{password}@{address}",
-            "DPSTREAM_STORE": f"s3://{PLACE.bucket}",
+            "DPSTREAM_STORE": f"s3://{BUCKET}",
             "DPSTREAM_STORE_ENDPOINT": self.store.endpoint,
             "DPSTREAM_STORE_REGION": "us-east-1",
             "DPSTREAM_STORE_ADDRESSING": "path",

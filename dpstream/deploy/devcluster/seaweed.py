@@ -118,6 +118,11 @@ class SeaweedServer:
             )
         self._clear_sockets()
 
+    def knows_its_users(self) -> bool:
+        """Whether a running server was started with these identities and policies."""
+        written: dict[str, Any] = json.loads(self._file("identities.json").read_text())
+        return written == self._document()
+
     def _clear_sockets(self) -> None:
         """Remove the sockets that the server leaves outside its folder."""
         ports = self.ports if self._file("ports.json").exists() else {}
@@ -176,10 +181,13 @@ class SeaweedServer:
             names = [*SERVICES, *(f"{name}.grpc" for name in SERVICES)]
             ports = dict(zip(names, free_ports(len(names)), strict=True))
             self._file("ports.json").write_text(json.dumps(ports))
+        write_whole(self._file("identities.json"), json.dumps(self._document()), 0o600)
+
+    def _document(self) -> dict[str, Any]:
+        """Identities and policies; the first identity has all rights."""
         own = self._credentials() if self._file("identities.json").exists() else _new_credentials()
         first = {"name": "dpstream", "credentials": [own], "actions": ["Admin"]}
-        document = {"identities": [first, *self._identities], "policies": self._policies}
-        write_whole(self._file("identities.json"), json.dumps(document), 0o600)
+        return {"identities": [first, *self._identities], "policies": list(self._policies)}
 
     def _arguments(self) -> list[str]:
         ports = self.ports
