@@ -52,7 +52,7 @@ def propose(
         str,
         typer.Option(
             metavar="NAME",
-            help="Name of this generator; each name has its own limits and verdicts.",
+            help="Name of this generator, which its verdicts repeat.",
         ),
     ] = "propose",
     priority: Annotated[

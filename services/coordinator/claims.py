@@ -46,7 +46,7 @@ class Claims:
         if self.users and claim.user is not None and delivery.user != claim.user:
             return f"is about an attempt that user {claim.user} has claimed"
         if claim.secret_sha256 is not None and not _opens(claim.secret_sha256, delivery.secret):
-            return "has not the secret of its attempt"
+            return "lacks the secret of its attempt"
         return None
 
     def _claim(self, key: str) -> m.TaskClaimed | None:
