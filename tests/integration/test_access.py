@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,6 @@ from dpstream.shared.bus.rabbit import RabbitBus
 from dpstream.shared.bus.rabbit_subscription import SECRET
 from dpstream.shared.bus.topology import CONTROL, COORDINATOR
 from dpstream.shared.codec import (
-    decode,
     encode,
     is_published_under,
     names_of,
@@ -548,7 +547,10 @@ def test_a_labeler_labels_as_itself_and_a_coordinator_opens_the_campaign(
     try:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-        done = next(filter(lambda e: isinstance(e, m.LabelsDone), events(heard)))
+        inbox = Coordinator(coordinator, store_of("coordinator")).inbox
+        claim, *_, done = arrived(heard, inbox, m.LabelsDone)
+        assert claim.user == "labeler"
+        assert inbox.dead_letters.count == 0
         assert [accepted.key for accepted in done.accepted] == [command.frames[0].key]
         assert store_of("trainer").exists(done.accepted[0].label.uri)
         assert secret_of("labeler", "PASSWORD") not in said
@@ -594,9 +596,15 @@ def stored_label(operator: S3Store) -> m.Label:
     )
 
 
-def events(heard: Subscription) -> Iterator[Any]:
-    """What arrives, but for what other tests said."""
-    while (delivery := heard.next(timeout=10)) is not None:
+def arrived(heard: Subscription, inbox: Inbox, last: type[m.Message]) -> list[Any]:
+    """The events about tasks that the coordinator takes in up to this one, but for what other tests
+    published."""
+    found: list[Any] = []
+    while not (found and isinstance(found[-1], last)):
+        delivery = heard.next(timeout=10)
+        assert delivery is not None
         delivery.ack()
         if delivery.body != b"{}":
-            yield decode(delivery.body)
+            ((_, event),) = inbox.read_all([delivery])
+            found += [event] if isinstance(event, m.TaskEvent) else []
+    return found
