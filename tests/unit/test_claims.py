@@ -134,6 +134,16 @@ def test_a_claim_of_an_earlier_release_is_enough(store: CountingStore, user: str
     assert taken(inbox, example(m.LabelsDone), user, None)
 
 
+def test_a_claim_of_a_newer_worker_is_read_as_far_as_it_is_known(store: CountingStore) -> None:
+    newer = json.dumps(json.loads(encode(OWN)) | {"invented": 1}).encode()
+    store.create(KEY, newer)
+    inbox = inbox_of(store)
+    ((_, claimed),) = inbox.read_all([Published(newer, topic_of(OWN), "another")])
+    assert claimed == OWN
+    assert taken(inbox, example(m.LabelsDone), "labeler", SECRET)
+    assert not taken(inbox, example(m.LabelsDone), "another", SECRET)
+
+
 def test_where_the_broker_states_no_users_the_secret_decides(store: CountingStore) -> None:
     store.create(KEY, encode(OWN))
     inbox = inbox_of(store, users=False)
@@ -261,6 +271,16 @@ def test_every_event_of_an_attempt_comes_with_the_secret_of_its_claim(
         assert context.secret not in repr(context.outgoing(OWN))
         stored = b"".join(map(workers.store.get, workers.store.list("")))
         assert context.secret.encode() not in stored
+
+
+def test_a_worker_repeats_the_claim_of_a_newer_one(workers: WorkerHarness) -> None:
+    about = {"campaign": "methane", "task": "t1"}
+    newer = json.dumps(json.loads(encode(OWN)) | about | {"invented": 1}).encode()
+    workers.store.create(claim_uri("methane", "t1", 1), newer)
+    workers.send(label("t1"))
+    workers.worker()
+    assert workers.next_event() == OWN.model_copy(update=about)
+    assert workers.no_event()
 
 
 def test_heartbeats_and_releases_come_with_the_secret_too(workers: WorkerHarness) -> None:
