@@ -21,6 +21,7 @@ from dpstream.services.coordinator.ledger.ledger import load_state, verdict
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
@@ -231,6 +232,8 @@ def test_heartbeats_are_seen_where_there_is_a_broker(deployment: Deployment, cal
     call("submit", "small.yaml")
     command = next(iter(load_state(deployment.store, "small").tasks.values())).command
     claimed = CampaignSimulator().answer(command)[0]
+    key = claim_uri("small", command.task, command.attempt)
+    assert deployment.store.create(key, encode(claimed))
     beat = m.TaskHeartbeat(
         **CampaignSimulator.envelope(command, "beat"), worker="w7", progress="cycle 12"
     )
