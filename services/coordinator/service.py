@@ -146,6 +146,13 @@ class Coordinator:
                 log.warning("broker or store failed, trying again", reason=str(error), after=pause)
                 stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+        self._write_heads()
+
+    def _write_heads(self) -> None:
+        """Notes where each ledger ends, so that a loss of its last segments is noticed."""
+        with suppress(StoreError):
+            for open_campaign in self.open_campaigns.values():
+                open_campaign.ledger.write_head()
 
     def _passes(self, stopping: threading.Event) -> Iterator[None]:
         """Yields after every pass, until a subscription fails or `stopping` is set."""
@@ -286,6 +293,7 @@ class Coordinator:
             if open_campaign.own_events or lapsed or open_campaign.needs_recovery or resolvable:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
+            open_campaign.ledger.write_due_head(now)
         if self.on_demand is not None:
             running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
             self.processes.occupied = frozenset(filter(None, running))

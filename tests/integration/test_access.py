@@ -391,6 +391,7 @@ WRITERS = {
     "campaigns/c/ledger/{}": {"coordinator"},
     "campaigns/c/parked/{}": {"coordinator"},
     "campaigns/c/ledger/results/{}": {"coordinator"},
+    "campaigns/c/heads/{}": {"coordinator"},
     "campaigns/c/epoch/{}": {"coordinator"},
     "campaigns/c/snapshots/{}": {"coordinator"},
     "campaigns/c/manifests/{}.json": {"coordinator"},

@@ -6,6 +6,9 @@ It holds a batch of entries, each one event with its decisions. Rebuilding the s
 messages of all segments in order and never calls `decide`, so that a newer version of the rules
 cannot change what an older one decided.
 
+Segments form a hash chain (`chain.py`): one that is missing or differs from what was written is
+noticed, also where it is still a valid segment.
+
 Opening a ledger for writing takes the next epoch. Before every segment, a writer checks that its
 epoch is still the newest; an older one raises `Fenced` and stops. A late segment of an overtaken
 writer is recognised by its epoch and left out; its events are handled again (`Ledger.orphans`).
@@ -16,17 +19,28 @@ from __future__ import annotations
 import gc
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from functools import partial
+from typing import Annotated, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.chain import (
+    HEAD_SECONDS,
+    HEAD_SEGMENTS,
+    Link,
+    check_heads,
+    check_link,
+    segment_name,
+    segment_uri,
+    write_head,
+)
 from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.state import State
 from dpstream.shared.codec import AnyMessage
@@ -65,6 +79,8 @@ class Segment:
     nonce: str
     entries: tuple[LedgerEntry, ...]
     code: str = field(default_factory=code_version)
+    follows: Link | None = None
+    """The segment before; None for the first one, and by release 0.1.0."""
 
     def dumps(self) -> bytes:
         return _SEGMENT.dump_json(self, by_alias=True)
@@ -76,6 +92,13 @@ class Segment:
 
 
 _SEGMENT = TypeAdapter(Segment)
+
+
+class Stored(NamedTuple):
+    """A segment as an object of the store."""
+
+    segment: Segment
+    link: Link
 
 
 @dataclass
@@ -92,6 +115,12 @@ class Ledger:
     """Events in segments of overtaken writers only: to be handled like redeliveries."""
     since_snapshot: int = 0
     """Entries since the newest snapshot."""
+    link: Link | None = None
+    """To the newest segment."""
+    headed: int = 0
+    """Number of the last segment that this writer wrote a head of."""
+    headed_at: float = 0.0
+    """When it did, seconds since the epoch."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Identifies the segments of this writer."""
 
@@ -101,17 +130,22 @@ class Ledger:
         campaign, CorruptLedger naming a segment that cannot be read."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
-        state, done = _from_snapshot(store, campaign, State(spec=spec))
-        valid, overtaken = _ranked(store, campaign, from_seq=max(1, done))
-        stale = _fetched(store, campaign, overtaken)
-        orphans = {entry.event.id: entry.event for segment in stale for entry in segment.entries}
-        for segment in _fetched(store, campaign, valid):
+        valid, overtaken = _ranked(store, campaign)
+        state, done = _from_snapshot(store, campaign, State(spec=spec), set(valid).__contains__)
+        late = [number for number in overtaken if number[0] >= done]
+        orphans = {
+            entry.event.id: entry.event
+            for segment, _ in _fetched(store, campaign, late)
+            for entry in segment.entries
+        }
+        for segment, link in _chained(_fetched(store, campaign, valid[max(1, done) - 1 :])):
             for entry in segment.entries:
                 orphans.pop(entry.event.id, None)
             if segment.seq > done:
                 state = replay(state, segment)
                 ledger.since_snapshot += len(segment.entries)
-            ledger.seq, ledger.last = segment.seq, segment
+            ledger.seq, ledger.last, ledger.link = segment.seq, segment, link
+        check_heads(store, campaign, ledger.link)
         ledger.orphans = tuple(orphans.values())
         return ledger, state
 
@@ -119,8 +153,8 @@ class Ledger:
         """Writes the next segment; it is durable on return. Raises `Fenced` if a newer coordinator
         has taken over. After a `StoreError` the segment may have been written: call `recover`."""
         self.check()
-        segment = Segment(self.seq + 1, self.epoch, self.nonce, tuple(entries))
-        key = _segment_uri(self.campaign, segment.seq, self.epoch)
+        segment = Segment(self.seq + 1, self.epoch, self.nonce, tuple(entries), follows=self.link)
+        key = segment_uri(self.campaign, segment.seq, self.epoch)
         data = segment.dumps()
         if not self.store.create(key, data):
             found = self.store.get(key)
@@ -128,21 +162,23 @@ class Ledger:
                 raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
             if found != data:
                 raise StoreError(f"{key}: an earlier write of this process has arrived late")
-        self._count_segment(segment)
+        self._count_segment(Stored(segment, Link.to(segment.seq, self.epoch, data)))
         return segment
 
     def recover(self, state: State) -> State:
         """After a failed `append`, applies the segment to `state` if it was written after all."""
-        key = _segment_uri(self.campaign, self.seq + 1, self.epoch)
+        number = (self.seq + 1, self.epoch)
+        key = segment_uri(self.campaign, *number)
         if not self.store.exists(key):
             return state
-        segment = _decoded(key, self.store.get(key))
-        self._count_segment(segment)
-        return replay(state, segment)
+        stored = _decoded(key, number, self.store.get(key))
+        self._count_segment(stored)
+        return replay(state, stored.segment)
 
-    def _count_segment(self, segment: Segment) -> None:
-        self.seq, self.last = segment.seq, segment
-        self.since_snapshot += len(segment.entries)
+    def _count_segment(self, stored: Stored) -> None:
+        self.last, self.link = stored
+        self.seq = self.last.seq
+        self.since_snapshot += len(self.last.entries)
 
     def check(self) -> None:
         """Raises `Fenced` if a newer coordinator has taken over."""
@@ -150,11 +186,27 @@ class Ledger:
             raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
 
     def snapshot(self, state: State) -> None:
-        """Writes a snapshot of `state` if one is due."""
+        """Writes a snapshot of `state` if one is due, and a head with it and at the end."""
         if snapshots.is_due(state, self.since_snapshot):
-            name = _name(self.seq, self.epoch)
+            name = segment_name(self.seq, self.epoch)
             snapshots.write(self.store, self.campaign, name, self.seq, state)
             self.since_snapshot = 0
+            self.write_head()
+        elif state.finished is not None:
+            self.write_head()
+
+    def write_head(self) -> None:
+        """Writes a head of the newest segment, if this writer has not yet."""
+        if self.link is not None and self.headed < self.seq:
+            write_head(self.store, self.campaign, self.link)
+            self.headed = self.seq
+
+    def write_due_head(self, now: float) -> None:
+        """Writes a head if one is due at `now`, seconds since the epoch."""
+        late = abs(now - self.headed_at) >= HEAD_SECONDS  # clocks are set back
+        if self.headed < self.seq and (late or self.seq - self.headed >= HEAD_SEGMENTS):
+            self.write_head()
+            self.headed_at = now
 
 
 def _nonce(data: bytes) -> object:
@@ -174,47 +226,82 @@ def replay(state: State, segment: Segment) -> State:
     return state
 
 
-def read_segments(store: Store, campaign: str, after: int = 0) -> Iterator[Segment]:
-    """Yields the valid segments with numbers above `after` in order; only a few are in memory at a
-    time. Raises CorruptLedger if one is missing or cannot be read."""
+def read_segments(store: Store, campaign: str) -> Iterator[Segment]:
+    """Yields the valid segments in order; only a few are in memory at a time. Raises CorruptLedger
+    if one is missing, cannot be read or is not the one that its successor follows."""
+    last = None
+    for stored in _read(store, campaign):
+        yield stored.segment
+        last = stored.link
+    check_heads(store, campaign, last)
+
+
+def _read(
+    store: Store, campaign: str, after: int = 0, before: Link | None = None
+) -> Iterator[Stored]:
+    """The valid segments with numbers above `after`; `before`: the one with this number, as it was
+    read."""
     valid, _ = _ranked(store, campaign, from_seq=max(1, after))
-    yield from _fetched(store, campaign, [number for number in valid if number[0] > after])
+    if before is not None and (before.seq, before.epoch) not in valid[:1]:
+        before = None  # its writer had been overtaken
+    fetched = _fetched(store, campaign, [number for number in valid if number[0] > after])
+    yield from _chained(fetched, before)
+
+
+def _chained(fetched: Iterable[Stored], before: Link | None = None) -> Iterator[Stored]:
+    """The segments, which follow one another. Raises CorruptLedger where one does not."""
+    for stored in fetched:
+        segment = stored.segment
+        check_link(segment.follows, before, segment.seq, segment.code)
+        yield stored
+        before = stored.link
 
 
 def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number], list[Number]]:
     """Numbers of the valid segments, in order, and of those that overtaken writers left behind.
 
-    Of several segments with one number, the highest epoch is valid. Raises CorruptLedger if a
-    number is missing.
+    The newest segment of the newest writer is valid, and every one that a valid one follows. Raises
+    CorruptLedger if a number is missing.
     """
     by_seq: dict[int, list[int]] = {}
     folder = campaign_uri(campaign, "ledger", "")
     for key in store.list(folder, after=f"{folder}{from_seq:08d}"):
         seq, epoch = _numbers(key)
         by_seq.setdefault(seq, []).append(epoch)
-    valid: list[Number] = []
-    overtaken: list[Number] = []
-    for seq in sorted(by_seq):
-        *lower, highest = sorted(by_seq[seq])
-        # A late write of an overtaken writer can be the only segment with its number, at the end
-        # of the ledger. Its epoch is lower than that of the segment before.
-        stale = bool(valid) and highest < valid[-1][1]
-        overtaken += [(seq, epoch) for epoch in (*lower, *([highest] if stale else []))]
-        valid += [] if stale else [(seq, highest)]
-    for number, (seq, _) in enumerate(valid, start=from_seq):
-        if seq != number:
-            raise CorruptLedger(f"{campaign}: segment {number} of the ledger is missing")
-    return valid, overtaken
+    numbers = [(seq, epoch) for seq, epochs in by_seq.items() for epoch in epochs]
+    if not numbers:
+        return [], []
+    newest = max(numbers, key=lambda number: (number[1], number[0]))
+    for seq in range(from_seq, newest[0]):
+        if seq not in by_seq:
+            raise CorruptLedger(f"{campaign}: segment {seq} of the ledger is missing")
+    valid = [newest]
+    for seq in range(newest[0] - 1, from_seq - 1, -1):
+        valid.append((seq, _followed(store, campaign, valid[-1], by_seq[seq])))
+    counted = set(valid)
+    return valid[::-1], sorted(number for number in numbers if number not in counted)
 
 
-def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Segment]:
+def _followed(store: Store, campaign: str, number: Number, epochs: Sequence[int]) -> int:
+    """Which of the segments of these epochs a segment follows. A writer may have overtaken another
+    one that wrote a segment of the same number afterwards."""
+    if len(epochs) == 1:
+        return epochs[0]
+    key = segment_uri(campaign, *number)
+    follows = _decoded(key, number, _bytes(store, key)).segment.follows
+    if follows is None:  # by release 0.1.0, for which the highest epoch counts
+        return max(epochs)
+    return follows.epoch
+
+
+def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Stored]:
     """Yields segments in order and fetches the next few meanwhile, to hide the latency of the
     store."""
     with ThreadPoolExecutor(AHEAD) as pool, _no_full_collections():
-        coming: deque[tuple[str, Future[bytes]]] = deque()
+        coming: deque[tuple[str, Number, Future[bytes]]] = deque()
         for number in numbers:
-            key = _segment_uri(campaign, *number)
-            coming.append((key, pool.submit(store.get, key)))
+            key = segment_uri(campaign, *number)
+            coming.append((key, number, pool.submit(_bytes, store, key)))
             if len(coming) > AHEAD:
                 yield _received(*coming.popleft())
         while coming:
@@ -232,18 +319,28 @@ def _no_full_collections() -> Iterator[None]:
         gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def _received(key: str, data: Future[bytes]) -> Segment:
+def _received(key: str, number: Number, data: Future[bytes]) -> Stored:
+    return _decoded(key, number, data.result())
+
+
+def _bytes(store: Store, key: str) -> bytes:
     try:
-        return _decoded(key, data.result())
-    except DigestMismatch as error:
+        return store.get(key)
+    except (DigestMismatch, NotFound) as error:
         raise CorruptLedger(str(error)) from error
 
 
-def _decoded(key: str, data: bytes) -> Segment:
+def _decoded(key: str, number: Number, data: bytes) -> Stored:
+    """The segment in an object. Raises CorruptLedger if it is none, or has another number."""
     try:
-        return Segment.loads(data)
+        segment = Segment.loads(data)
     except ValidationError as error:
         raise CorruptLedger(f"{key}: not a segment of a ledger: {first_of(error)}") from error
+    if (segment.seq, segment.epoch) != number:
+        raise CorruptLedger(
+            f"{key}: contains segment {segment.seq} by epoch {segment.epoch} of a ledger"
+        )
+    return Stored(segment, Link.to(*number, data))
 
 
 @dataclass
@@ -255,6 +352,8 @@ class LedgerReader:
     campaign: str
     state: State
     seq: int = 0
+    link: Link | None = None
+    """To that segment, once one was read."""
 
     @staticmethod
     def begin(store: Store, campaign: str) -> LedgerReader:
@@ -266,7 +365,9 @@ class LedgerReader:
     def open(store: Store, campaign: str) -> LedgerReader:
         """A reader at the last segment; starts from the newest snapshot."""
         reader = LedgerReader.begin(store, campaign)
-        reader.state, reader.seq = _from_snapshot(store, campaign, reader.state)
+        reader.state, reader.seq = _from_snapshot(
+            store, campaign, reader.state, partial(_is_valid, store, campaign)
+        )
         reader.update()
         return reader
 
@@ -277,9 +378,12 @@ class LedgerReader:
 
     def new_segments(self) -> Iterator[Segment]:
         """Yields the segments written since the last call; each is applied before it is yielded."""
-        for segment in read_segments(self.store, self.campaign, after=self.seq):
-            self.state, self.seq = replay(self.state, segment), segment.seq
+        is_first = self.link is None
+        for segment, link in _read(self.store, self.campaign, self.seq, self.link):
+            self.state, self.seq, self.link = replay(self.state, segment), segment.seq, link
             yield segment
+        if is_first:
+            check_heads(self.store, self.campaign, self.link, self.seq)
 
 
 def load_state(store: Store, campaign: str) -> State:
@@ -342,15 +446,6 @@ def _epoch_uri(campaign: str, epoch: int) -> str:
     return campaign_uri(campaign, "epoch", f"{epoch:06d}")
 
 
-def _segment_uri(campaign: str, seq: int, epoch: int) -> str:
-    return campaign_uri(campaign, "ledger", f"{_name(seq, epoch)}.json")
-
-
-def _name(seq: int, epoch: int) -> str:
-    """Name of a segment and of the snapshot after it."""
-    return f"{seq:08d}-{epoch:06d}"
-
-
 def _numbers(key: str) -> Number:
     """Number and epoch of a segment or snapshot, from its key."""
     try:
@@ -360,12 +455,14 @@ def _numbers(key: str) -> Number:
         raise CorruptLedger(f"{key}: not the name of a segment") from error
 
 
-def _from_snapshot(store: Store, campaign: str, empty: State) -> tuple[State, int]:
+def _from_snapshot(
+    store: Store, campaign: str, empty: State, is_valid: Callable[[Number], bool]
+) -> tuple[State, int]:
     """The state of the newest snapshot after a valid segment, and the number of that segment."""
-
-    def is_valid(key: str) -> bool:
-        number = _numbers(key)
-        return number in _ranked(store, campaign, from_seq=max(1, number[0] - 1))[0]
-
-    found = snapshots.newest(store, campaign, is_valid)
+    found = snapshots.newest(store, campaign, lambda key: is_valid(_numbers(key)))
     return (empty, 0) if found is None else (found.state, found.seq)
+
+
+def _is_valid(store: Store, campaign: str, number: Number) -> bool:
+    """Whether a segment is valid. Lists only the names from there on."""
+    return number in _ranked(store, campaign, from_seq=max(1, number[0] - 1))[0]
