@@ -53,7 +53,11 @@ class NotFound(StoreError):
 
 
 class DigestMismatch(StoreError):
-    """An object's bytes are not what its reference says."""
+    """An object's bytes are not what its reference says. `found`: the bytes, if they were read."""
+
+    def __init__(self, reason: str, found: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.found = found
 
 
 class BusError(DpstreamError):

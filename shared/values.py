@@ -415,6 +415,9 @@ ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
 
 SIGNERS = "access/label-signers.json"
 """Object with the public keys of labelers (`services/labeler/signatures.py`)."""
+TRAINED = "member-trained.jsonl"
+"""Among the results of a training: its command and its event, from which `dpstream repair` knows
+them if the ledger has lost them."""
 
 
 def label_uri(recipe: str, key: str) -> str:

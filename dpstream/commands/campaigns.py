@@ -20,6 +20,7 @@ from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import check_machine, import_
 from dpstream.commands.init import init_bulk, init_surf
+from dpstream.commands.integrity import repair, verify
 from dpstream.commands.label import label
 from dpstream.commands.library import library
 from dpstream.commands.new import new_campaign
@@ -350,6 +351,8 @@ app.command()(deployment.resume)
 app.command()(deployment.cancel)
 app.command()(deployment.retry)
 app.command()(deployment.access)
+app.command()(verify)
+app.command()(repair)
 app.command()(propose)
 app.command()(up)
 app.command()(down)

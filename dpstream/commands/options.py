@@ -158,13 +158,19 @@ def there(root: str, option: str = "--store") -> Store:
 def named(campaign: str | None, root: str) -> tuple[Store, str]:
     """The store at `root` and the name of the campaign, which may be omitted if it is the only
     one. Raises `SpecError` listing the campaigns otherwise."""
+    store, name = resolved(campaign, root)
+    stored_spec(store, name)
+    return store, name
+
+
+def resolved(campaign: str | None, root: str) -> tuple[Store, str]:
+    """As `named`, also where the campaign's spec cannot be read."""
     store = there(root)
     known = campaigns(store)
     if campaign is None and len(known) == 1:
         campaign = known[0]
     if campaign not in known:
         raise SpecError(f"--store: {root}: {_unresolved(campaign, known)}")
-    stored_spec(store, campaign)
     return store, campaign
 
 

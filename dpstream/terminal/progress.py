@@ -11,8 +11,9 @@ from dpstream.terminal.console import console
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar for `total` steps; call the yielded function with a short text after each step."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """Show a bar for `total` steps (None: not known); call the yielded function with a short text
+    after each step."""
     columns = (
         TextColumn(what),
         BarColumn(),

@@ -43,6 +43,8 @@ class OpenCampaign:
     """Events of the coordinator itself, handled before those from the bus."""
     parked: dict[str, m.Message] = field(default_factory=dict)
     """Those of them that were kept while the campaign could not be served, by key."""
+    early: dict[str, list[m.Message]] = field(default_factory=dict)
+    """Results that an overtaken coordinator received, of tasks that are not issued yet."""
     usual_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of a usual task by queue: an average that favours the latest."""
     computed_labels: int = 0
@@ -50,6 +52,21 @@ class OpenCampaign:
     needs_recovery: bool = False
     """Whether a call to bus or store failed part-way, so that the ledger may be ahead of
     `state`."""
+
+    def take_in_orphans(self) -> None:
+        """Takes in the events that only overtaken coordinators have handled."""
+        for event in self.ledger.orphans:
+            if isinstance(event, m.Result) and event.task not in self.state.tasks:
+                self.early.setdefault(event.task, []).append(event)
+            else:
+                self.own_events.append(event)
+
+    def _results_of(self, command: m.Command) -> list[m.Message]:
+        """Results of a task that is issued now, if the overtaken coordinator had issued the same
+        work."""
+        former = self.ledger.former.get(command.task)
+        results = self.early.pop(command.task, [])
+        return results if former is not None and _work_of(former) == _work_of(command) else []
 
     @property
     def active(self) -> bool:
@@ -92,6 +109,7 @@ class OpenCampaign:
         for entry in segment.entries:
             for message in (entry.event, *entry.decided):
                 if isinstance(message, m.Command):
+                    self.own_events += self._results_of(message)
                     task = self.state.tasks[message.task]
                     if task.status == "open" and task.command.attempt == message.attempt:
                         self.add_task(task, now)
@@ -143,6 +161,12 @@ class OpenCampaign:
         fields = header(self.state.tasks[task].command, "lapsed", time)
         seconds = max(0.0, now - self.kept.get(task, now))
         return m.LeaseLapsed(**fields, reason=reason, seconds=seconds)
+
+
+def _work_of(command: m.Command) -> m.Command:
+    """The command without what tells one attempt from another."""
+    changes = {"id": "", "time": 0.0, "cause": None, "attempt": 1, "resume": None}
+    return command.model_copy(update={k: v for k, v in changes.items() if hasattr(command, k)})
 
 
 def _is_reused(result: m.Result) -> bool:

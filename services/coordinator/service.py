@@ -224,7 +224,7 @@ class Coordinator:
             elif task.status == "running":
                 open_campaign.leases[task.command.task] = self.timer() + self.lease_seconds
                 open_campaign.task_queue.started(task.command)
-        open_campaign.own_events += ledger.orphans
+        open_campaign.take_in_orphans()
         open_campaign.parked = self.parked.of(campaign)
         open_campaign.own_events += open_campaign.parked.values()
         if state.submitted is None and (submitted := self.inbox.submission(campaign)):

@@ -13,8 +13,10 @@ from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.training import TrainingJob
 from dpstream.services.trainer.training_input import LCURVE
+from dpstream.shared.codec import encode
 from dpstream.shared.messages import Command, MemberTrained, Train
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.values import TRAINED
 
 
 def train(resources: TrainerResources, command: Train, context: Context) -> MemberTrained:
@@ -38,7 +40,7 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
     same = model == frozen
     model_ref = frozen_ref if same else context.put(model.name, model.read_bytes())
     checkpoint = checkpoints.pack(job.folder, job.backend, step)
-    return MemberTrained(
+    trained = MemberTrained(
         **context.envelope(),
         version=command.version,
         member=command.member,
@@ -51,6 +53,8 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
         lcurve=context.put(LCURVE, (job.folder / LCURVE).read_bytes()),
         **errors,
     )
+    context.put(TRAINED, encode(command) + b"\n" + encode(trained))
+    return trained
 
 
 HANDLERS: Mapping[type[Command], Callable[[Any, Any, Context], MemberTrained]] = {Train: train}

@@ -152,7 +152,11 @@ class S3Store:
 
     def get(self, key: str, most: int | None = None) -> bytes:
         name, body = self._name(key), BytesIO()
-        self._read(name, body, most)
+        try:
+            self._read(name, body, most)
+        except DigestMismatch as error:
+            error.found = body.getvalue()
+            raise
         return body.getvalue()
 
     def put(self, key: str, data: bytes) -> None:

@@ -45,7 +45,7 @@ from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.state import State
 from dpstream.shared.codec import AnyMessage
 from dpstream.shared.errors import CorruptLedger, DigestMismatch, Fenced, NotFound, StoreError
-from dpstream.shared.messages import CampaignFinished, CampaignPaused, Message
+from dpstream.shared.messages import CampaignFinished, CampaignPaused, Command, Message
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.errors import first_of
@@ -113,6 +113,8 @@ class Ledger:
     """The newest segment: its messages are published again after a restart."""
     orphans: tuple[Message, ...] = field(default=())
     """Events in segments of overtaken writers only: to be handled like redeliveries."""
+    former: dict[str, Command] = field(default_factory=dict)
+    """Commands that overtaken writers decided, by task."""
     since_snapshot: int = 0
     """Entries since the newest snapshot."""
     link: Link | None = None
@@ -133,11 +135,12 @@ class Ledger:
         valid, overtaken = _ranked(store, campaign)
         state, done = _from_snapshot(store, campaign, State(spec=spec), set(valid).__contains__)
         late = [number for number in overtaken if number[0] >= done]
-        orphans = {
-            entry.event.id: entry.event
-            for segment, _ in _fetched(store, campaign, late)
-            for entry in segment.entries
-        }
+        orphans: dict[str, Message] = {}
+        for segment, _ in _fetched(store, campaign, late):
+            for entry in segment.entries:
+                orphans[entry.event.id] = entry.event
+                commands = (each for each in entry.decided if isinstance(each, Command))
+                ledger.former |= {command.task: command for command in commands}
         for segment, link in _chained(_fetched(store, campaign, valid[max(1, done) - 1 :])):
             for entry in segment.entries:
                 orphans.pop(entry.event.id, None)
@@ -257,20 +260,29 @@ def _chained(fetched: Iterable[Stored], before: Link | None = None) -> Iterator[
         before = stored.link
 
 
+def numbers_of(store: Store, campaign: str, from_seq: int = 1) -> list[Number]:
+    """Numbers of all segments with this number and above, in order."""
+    folder = campaign_uri(campaign, "ledger", "")
+    return [_numbers(key) for key in store.list(folder, after=f"{folder}{from_seq:08d}")]
+
+
+def read_segment(store: Store, campaign: str, number: Number) -> Stored:
+    """One segment. Raises CorruptLedger if it is missing or cannot be read."""
+    return _received(campaign, number, partial(store.get, segment_uri(campaign, *number)))
+
+
 def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number], list[Number]]:
     """Numbers of the valid segments, in order, and of those that overtaken writers left behind.
 
     The newest segment of the newest writer is valid, and every one that a valid one follows. Raises
     CorruptLedger if a number is missing.
     """
-    by_seq: dict[int, list[int]] = {}
-    folder = campaign_uri(campaign, "ledger", "")
-    for key in store.list(folder, after=f"{folder}{from_seq:08d}"):
-        seq, epoch = _numbers(key)
-        by_seq.setdefault(seq, []).append(epoch)
-    numbers = [(seq, epoch) for seq, epochs in by_seq.items() for epoch in epochs]
+    numbers = numbers_of(store, campaign, from_seq)
     if not numbers:
         return [], []
+    by_seq: dict[int, list[int]] = {}
+    for seq, epoch in numbers:
+        by_seq.setdefault(seq, []).append(epoch)
     newest = max(numbers, key=lambda number: (number[1], number[0]))
     for seq in range(from_seq, newest[0]):
         if seq not in by_seq:
@@ -287,8 +299,7 @@ def _followed(store: Store, campaign: str, number: Number, epochs: Sequence[int]
     one that wrote a segment of the same number afterwards."""
     if len(epochs) == 1:
         return epochs[0]
-    key = segment_uri(campaign, *number)
-    follows = _decoded(key, number, _bytes(store, key)).segment.follows
+    follows = read_segment(store, campaign, number).segment.follows
     if follows is None:  # by release 0.1.0, for which the highest epoch counts
         return max(epochs)
     return follows.epoch
@@ -298,14 +309,15 @@ def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator
     """Yields segments in order and fetches the next few meanwhile, to hide the latency of the
     store."""
     with ThreadPoolExecutor(AHEAD) as pool, _no_full_collections():
-        coming: deque[tuple[str, Number, Future[bytes]]] = deque()
+        coming: deque[tuple[Number, Future[bytes]]] = deque()
         for number in numbers:
             key = segment_uri(campaign, *number)
-            coming.append((key, number, pool.submit(_bytes, store, key)))
+            coming.append((number, pool.submit(store.get, key)))
             if len(coming) > AHEAD:
-                yield _received(*coming.popleft())
-        while coming:
-            yield _received(*coming.popleft())
+                number, data = coming.popleft()
+                yield _received(campaign, number, data.result)
+        for number, data in coming:
+            yield _received(campaign, number, data.result)
 
 
 @contextmanager
@@ -319,13 +331,9 @@ def _no_full_collections() -> Iterator[None]:
         gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def _received(key: str, number: Number, data: Future[bytes]) -> Stored:
-    return _decoded(key, number, data.result())
-
-
-def _bytes(store: Store, key: str) -> bytes:
+def _received(campaign: str, number: Number, get: Callable[[], bytes]) -> Stored:
     try:
-        return store.get(key)
+        return _decoded(segment_uri(campaign, *number), number, get())
     except (DigestMismatch, NotFound) as error:
         raise CorruptLedger(str(error)) from error
 

@@ -8,6 +8,7 @@ the package is skipped, and the segments are applied instead.
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,15 +69,40 @@ def write(store: Store, campaign: str, name: str, seq: int, state: State) -> Non
 def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snapshot | None:
     """The newest readable snapshot of this version of the package whose key `is_valid`; None if
     there is none."""
-    for key in sorted(store.list(_folder(campaign)), reverse=True):
-        if is_valid(key):
-            try:
-                snapshot = _SNAPSHOT.validate_json(gzip.decompress(store.get(key)))
-            except (NotFound, DigestMismatch, ValueError, OSError, EOFError, zlib.error):
-                continue
-            if (snapshot.format, snapshot.code) == (FORMAT, code_version()):
-                return snapshot
+    for key in reversed(listed(store, campaign)):
+        if is_valid(key) and (snapshot := read(store, key)) is not None:
+            return snapshot
     return None
+
+
+def listed(store: Store, campaign: str) -> list[str]:
+    """The keys of all snapshots, oldest first."""
+    return sorted(store.list(_folder(campaign)))
+
+
+def read(store: Store, key: str) -> Snapshot | None:
+    """A snapshot; None if it cannot be read or is not of this version of the package."""
+    try:
+        snapshot = _SNAPSHOT.validate_json(_unpacked(store, key))
+    except ValueError:
+        return None
+    return snapshot if (snapshot.format, snapshot.code) == (FORMAT, code_version()) else None
+
+
+def check(store: Store, key: str) -> None:
+    """Raises ValueError for a snapshot that is damaged, of whatever version it is."""
+    data = _unpacked(store, key)
+    document = json.loads(data)
+    if (document.get("format"), document.get("code")) == (FORMAT, code_version()):
+        _SNAPSHOT.validate_json(data)
+
+
+def _unpacked(store: Store, key: str) -> bytes:
+    """Raises ValueError if there is no such archive."""
+    try:
+        return gzip.decompress(store.get(key))
+    except (NotFound, DigestMismatch, OSError, EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
 
 
 def _folder(campaign: str) -> str:

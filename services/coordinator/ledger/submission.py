@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpstream.services.coordinator.state import timeless
 from dpstream.shared.codec import decode
-from dpstream.shared.errors import CorruptLedger, NotFound
+from dpstream.shared.errors import CorruptLedger, DigestMismatch, NotFound
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
@@ -31,16 +31,29 @@ def _submitted(key: str, body: bytes) -> CampaignSubmitted:
     return earlier
 
 
+def submission(store: Store, campaign: str) -> CampaignSubmitted:
+    """The complete event that began a campaign. Raises NotFound, or CorruptLedger if it cannot be
+    read."""
+    key = campaign_uri(campaign, "submitted.json")
+    try:
+        return _submitted(key, store.get(key))
+    except DigestMismatch as error:
+        raise CorruptLedger(str(error)) from error
+
+
+def same_submission(stored: CampaignSubmitted, recorded: CampaignSubmitted) -> bool:
+    return timeless(stored) == timeless(recorded)
+
+
 def check_submitted(store: Store, campaign: str, recorded: CampaignSubmitted | None) -> None:
     """Raises CorruptLedger if the stored submission differs from the one `recorded` in the ledger
     (None: not recorded yet), or the stored spec from the one that was submitted."""
     key, spec_key = (campaign_uri(campaign, name) for name in ("submitted.json", "spec.json"))
     try:
-        body = store.get(key)
+        stored = submission(store, campaign)
     except NotFound:
         return
-    stored = _submitted(key, body)
-    if recorded is not None and timeless(stored) != timeless(recorded):
+    if recorded is not None and not same_submission(stored, recorded):
         raise CorruptLedger(f"{key}: differs from the event in the ledger")
     if (spec := Ref.to(spec_key, store.get(spec_key))) != stored.spec:
         raise CorruptLedger(

@@ -1,0 +1,1 @@
+"""Whether everything that a campaign has stored is still what was written, and its repair."""

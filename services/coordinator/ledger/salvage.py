@@ -1,0 +1,113 @@
+"""Continues a ledger from before a segment that is lost for good.
+
+A newer writer begins a chain of its own after the last sound segment before the damage. All later
+segments then are those of an overtaken writer: when the campaign is opened, their events are
+handled again like redeliveries, and their results count once the same work is issued again.
+Results of trainings that the store holds beside the ledger are added to them. What follows is
+decided anew, so that the state is always one to which decisions lead. A result that is recorded
+nowhere else is computed again; labels are found by their frames.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.chain import Link
+from dpstream.services.coordinator.ledger.examine import Examination
+from dpstream.services.coordinator.ledger.ledger import (
+    Ledger,
+    LedgerEntry,
+    read_segment,
+    take_epoch,
+)
+from dpstream.shared import messages as m
+from dpstream.shared.codec import decode_or_none
+from dpstream.shared.errors import DigestMismatch
+from dpstream.shared.ports import Store
+from dpstream.shared.values import TRAINED, campaign_uri
+
+REQUESTS = (m.CampaignPaused, m.CampaignResumed, m.TasksRetried)
+"""Requests about a state that is gone; the campaign waits until it is resumed anew."""
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    first: int
+    """The first segment of the new chain."""
+    segments: int
+    """Later segments of the former chain that can be read."""
+    events: int
+    """Their events."""
+    trainings: int
+    """Results of trainings that were found beside the ledger only."""
+
+
+def salvage(store: Store, campaign: str, ledger: Examination, now: float) -> Salvaged:
+    """Writes the beginning of the new chain: a pause until an operator resumes the campaign. `now`:
+    seconds since the epoch."""
+    first = next(number for number in ledger.valid if number in ledger.damage)[0]
+    later = [number for number in ledger.valid[first:] if number not in ledger.damage]
+    entries = [
+        entry for number in later for entry in read_segment(store, campaign, number).segment.entries
+    ]
+    last = read_segment(store, campaign, ledger.valid[first - 2]).link if first > 1 else None
+    trainings = _trainings(store, campaign)
+    if trainings:  # as an overtaken writer would have left them
+        _writer(store, campaign, last).append(trainings)
+    why = (
+        f"repaired by dpstream repair: segment {first} of the ledger was lost; {len(entries)} "
+        "later events are handled again"
+    )
+    pause = m.CampaignPaused(id=str(uuid.uuid4()), campaign=campaign, time=now, why=why)
+    requests = [entry.event for entry in entries if isinstance(entry.event, REQUESTS)]
+    writer = _writer(store, campaign, last)
+    writer.append([LedgerEntry(event) for event in (*requests, pause)])
+    writer.write_head()
+    recorded = {entry.event.id for entry in entries}
+    found = sum(entry.event.id not in recorded for entry in trainings)
+    return Salvaged(first, len(later), len(entries), found)
+
+
+def _writer(store: Store, campaign: str, last: Link | None) -> Ledger:
+    """A new writer after this segment."""
+    seq = 0 if last is None else last.seq
+    return Ledger(store, campaign, take_epoch(store, campaign), seq, link=last)
+
+
+def _trainings(store: Store, campaign: str) -> list[LedgerEntry]:
+    """Results of trainings beside the ledger, with their commands."""
+    found = dict[str, LedgerEntry]()
+    for command, event in (
+        *_trained_in_snapshots(store, campaign),
+        *_stored_trainings(store, campaign),
+    ):
+        if event.campaign == campaign and event.task == command.task:
+            found[event.id] = LedgerEntry(event, (command,))
+    return list(found.values())
+
+
+def _trained_in_snapshots(
+    store: Store, campaign: str
+) -> Iterator[tuple[m.Command, m.MemberTrained]]:
+    for key in snapshots.listed(store, campaign):
+        snapshot = snapshots.read(store, key)
+        if snapshot is not None:
+            state = snapshot.state
+            final = () if state.final.model is None else (state.final.model,)
+            for event in (*state.committee.members.values(), *final):
+                yield state.tasks[event.task].command, event
+
+
+def _stored_trainings(store: Store, campaign: str) -> Iterator[tuple[m.Command, m.MemberTrained]]:
+    """Those whose command and event a trainer stored with the model."""
+    for key in store.list(campaign_uri(campaign, "results", "")):
+        if key.endswith(f"/{TRAINED}"):
+            try:
+                command, event = map(decode_or_none, store.get(key).splitlines())
+            except (ValueError, DigestMismatch):
+                continue
+            if isinstance(command, m.Train) and isinstance(event, m.MemberTrained):
+                yield command, event

@@ -1,0 +1,355 @@
+"""A damaged campaign is repaired as far as possible, and goes on: with the bytes that were written
+where they can be proved, else from before the damage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpstream.integrity.repair import Repair, plan, unflipped
+from dpstream.integrity.verify import verify
+from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.chain import segment_uri
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode
+from dpstream.shared.errors import SpecError
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import TRAINED, campaign_uri
+from tests.support.command_line import run_command
+from tests.support.coordinator import CoordinatorHarness, small
+from tests.support.sample_ledger import NAME, write_half
+from tests.support.sample_messages import example
+from tests.support.soak import examples
+
+pytestmark = pytest.mark.usefixtures("no_log_lines")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "root")
+
+
+def half_way(store: FolderStore, turns: int = 8) -> CoordinatorHarness:
+    """A campaign in the middle, with the coordinator stopped. Trainers store their events."""
+    harness = CoordinatorHarness(store)
+    open_campaign = harness.submit(small())
+    submitted = open_campaign.state.submitted
+    assert submitted is not None
+    store.put(campaign_uri("world", "submitted.json"), encode(submitted))
+    for _ in range(turns):
+        harness.work()
+        harness.step()
+    tasks = open_campaign.state.tasks
+    for message in read_messages(store, "world"):
+        if isinstance(message, m.MemberTrained):
+            key = campaign_uri("world", "results", message.task, message.attempt, TRAINED)
+            store.put(key, encode(tasks[message.task].command) + b"\n" + encode(message))
+    harness.coordinator._write_heads()
+    assert harness.coordinator.open_campaigns["world"].ledger.seq > 8
+    return harness
+
+
+def segments(store: FolderStore) -> list[str]:
+    return list(store.list("campaigns/world/ledger/"))
+
+
+def flip(store: FolderStore, key: str, bit: int = 1234) -> bytes:
+    """Flips a bit; returns what was written."""
+    written = store.get(key)
+    data = bytearray(written)
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    store.put(key, bytes(data))
+    return written
+
+
+def repaired(store: FolderStore, backup: FolderStore | None = None) -> Repair:
+    """The simulator's objects do not exist: only what concerns the ledger is looked at."""
+    assert verify(store, "world").ledger.damage
+    planned = plan(store, "world", backup)
+    planned.write()
+    assert not verify(store, "world").ledger.damage
+    return planned
+
+
+def of_ledger(lines: list[str]) -> list[str]:
+    return [line for line in lines if "ledger" in line]
+
+
+def resumed(store: FolderStore) -> CoordinatorHarness:
+    harness = CoordinatorHarness(store)
+    harness.coordinator.open_all()
+    assert harness.coordinator.broken == {}
+    assert harness.coordinator.open_campaigns["world"].state.paused is not None
+    harness.publish(example(m.CampaignResumed).model_copy(update={"campaign": "world"}))
+    return harness
+
+
+def finished(harness: CoordinatorHarness) -> State:
+    """The end of the campaign. Tasks whose claims are lost run anew when their leases end."""
+    for _ in range(10):
+        state = harness.finish()
+        if state.finished:
+            return state
+        harness.pass_time(150.0)
+    raise AssertionError(state.paused)
+
+
+def trainings(store: FolderStore) -> Counter[tuple[int, int]]:
+    """How often each member of each version was trained, by the attempts of its task."""
+    issued = Counter[tuple[int, int]]()
+    for message in read_messages(store, "world"):
+        if isinstance(message, m.MemberTrained):
+            issued[message.version, message.member] = message.attempt
+    return issued
+
+
+# ------------------------------------------------------------------------------- exactly
+
+
+@given(data=st.binary(min_size=1, max_size=200), bit=st.integers(0, 1599))
+@examples(300, 50)
+def test_a_flipped_bit_is_found(data: bytes, bit: int) -> None:
+    flipped = bytearray(data)
+    flipped[bit // 8 % len(data)] ^= 1 << bit % 8
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert unflipped(bytes(flipped), sha256) == data
+    assert unflipped(bytes(flipped) + b"x", sha256) is None
+
+
+@pytest.mark.parametrize("number", [1, 4, -1])
+def test_a_flipped_bit_of_a_segment_is_corrected(store: FolderStore, number: int) -> None:
+    half_way(store)
+    before = load_state(store, "world")
+    key = segments(store)[number]
+    written = flip(store, key)
+    planned = repaired(store)
+    assert of_ledger(planned.recovered) == [f"{key}: one flipped bit corrected"]
+    assert of_ledger(planned.lost) == []
+    assert store.get(key) == written
+    assert len(list(store.list("campaigns/world/damaged/ledger/"))) == 1
+    assert load_state(store, "world") == before
+
+
+def test_segments_are_restored_from_a_backup_one_by_one(store: FolderStore, tmp_path: Path) -> None:
+    half_way(store)
+    before = load_state(store, "world")
+    backup, keys = FolderStore(tmp_path / "backup"), segments(store)[3:6]
+    for key in keys:
+        backup.put(key, store.get(key))
+    for key in keys:
+        store.put(key, b"garbage")
+    planned = repaired(store, backup)
+    assert sorted(of_ledger(planned.recovered)) == [f"{k}: restored from the backup" for k in keys]
+    assert load_state(store, "world") == before
+
+
+def test_a_backup_that_differs_is_not_used(store: FolderStore, tmp_path: Path) -> None:
+    half_way(store)
+    backup, key = FolderStore(tmp_path / "backup"), segments(store)[3]
+    backup.put(key, store.get(segments(store)[4]))
+    store.put(key, b"garbage")
+    assert not any("backup" in line for line in repaired(store, backup).recovered)
+
+
+def test_manifests_and_the_submission_are_written_again_from_the_ledger(store: FolderStore) -> None:
+    half_way(store)
+    manifest = next(iter(store.list("campaigns/world/manifests/")))
+    written = flip(store, manifest)
+    store.put("campaigns/world/submitted.json", b"{}")
+    planned = plan(store, "world")
+    planned.write()
+    assert store.get(manifest) == written
+    lines = [line for line in planned.recovered if "from the ledger" in line]
+    assert len(lines) == 2
+    assert not [each for each in verify(store, "world").damage if "submitted" in each.key]
+
+
+def test_a_damaged_snapshot_is_set_aside(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
+    harness = half_way(store)
+    key = list(store.list("campaigns/world/snapshots/"))[-1]
+    flip(store, key)
+    planned = plan(store, "world")
+    assert [line for line in planned.damaged if key in line]
+    planned.write()
+    assert not store.exists(key)
+    assert any("/snapshots/" in key for key in store.list("campaigns/world/damaged/"))
+    harness.restart().open_all()
+    assert harness.finish().finished
+
+
+# ------------------------------------------------------------------------------- from before
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 8])
+def test_a_campaign_goes_on_without_a_lost_segment(store: FolderStore, number: int) -> None:
+    """Whatever it contained: the submission, labels, trainings or selections."""
+    half_way(store)
+    undisturbed = FolderStore(store.root.parent / "undisturbed")
+    half_way(undisturbed).finish()
+    before = trainings(store)
+    store.delete(segment_uri("world", number, 1))
+    planned = repaired(store)
+    assert len(of_ledger(planned.lost)) == 1
+    assert f"segment {number} of the ledger" in of_ledger(planned.lost)[0]
+    state = finished(resumed(store))
+    assert state.finished is not None
+    assert set(state.labels.frames) == set(load_state(undisturbed, "world").labels.frames)
+    after = trainings(store)
+    assert {member: after[member] for member in before} == before, "no training was repeated"
+
+
+def test_a_training_is_repeated_only_if_its_event_is_nowhere(store: FolderStore) -> None:
+    half_way(store)
+    trained = next(
+        segment
+        for segment in read_segments(store, "world")
+        if any(isinstance(entry.event, m.MemberTrained) for entry in segment.entries)
+    )
+    for key in list(store.list("campaigns/world/results/")):
+        store.delete(key)
+    store.delete(segment_uri("world", trained.seq, trained.epoch))
+    assert "0 trainings" in of_ledger(repaired(store).recovered)[0]
+    assert finished(resumed(store)).finished
+    assert 2 in trainings(store).values()
+
+
+@pytest.mark.parametrize("left", [0, 3, -1])
+def test_a_cut_tail_is_worked_off_again(store: FolderStore, left: int) -> None:
+    half_way(store)
+    for key in segments(store)[left:]:
+        store.delete(key)
+    repaired(store)
+    assert finished(resumed(store)).finished
+
+
+def test_a_hole_behind_a_snapshot_is_repaired(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
+    half_way(store)
+    for key in list(store.list("campaigns/world/results/")):
+        store.delete(key)  # the snapshot knows the members of the committee
+    store.delete(segment_uri("world", 3, 1))
+    repaired(store)
+    assert finished(resumed(store)).finished
+
+
+def test_what_was_repaired_is_repaired_again(store: FolderStore) -> None:
+    half_way(store)
+    store.delete(segment_uri("world", 3, 1))
+    repaired(store)
+    assert of_ledger(plan(store, "world").damaged) == []
+    store.delete(segments(store)[-1])
+    repaired(store)
+    assert finished(resumed(store)).finished
+
+
+def test_an_ended_campaign_whose_end_is_lost_is_open_again(store: FolderStore) -> None:
+    harness = CoordinatorHarness(store)
+    harness.submit(small())
+    assert harness.finish().finished
+    store.delete(segment_uri("world", 4, 1))
+    repaired(store)
+    assert not store.exists("campaigns/world/finished.json")
+    assert finished(resumed(store)).finished
+
+
+def test_two_repairs_at_once_do_not_mix(store: FolderStore) -> None:
+    half_way(store)
+    store.delete(segment_uri("world", 3, 1))
+    first, second = plan(store, "world"), plan(store, "world")
+    first.write()
+    with pytest.raises(Exception, match="meanwhile; repair again"):
+        second.write()
+    assert finished(resumed(store)).finished
+
+
+def test_without_the_spec_nothing_goes_on(store: FolderStore) -> None:
+    half_way(store)
+    store.put("campaigns/world/spec.json", b"garbage")
+    store.delete(segment_uri("world", 3, 1))
+    with pytest.raises(SpecError, match=r"spec\.json.*restore it first"):
+        plan(store, "world")
+
+
+# ------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderStore:
+    monkeypatch.setenv("COLUMNS", "300")
+    return write_half(tmp_path / "root")
+
+
+def test_verify_compares_every_object(
+    sample: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("verify", NAME, "--store", sample.root)
+    status, out, _ = run_command(monkeypatch, capsys, *words)
+    assert (status, f"{NAME}: no damage" in out) == (0, True), out
+    assert "ledger: 1 segments, " in out
+    assert "3 more exist" in out
+    damaged = ["campaigns/told/results/train-0.pb", next(iter(sample.list("labels/")))]
+    for key in damaged:
+        flip(sample, key, 100)
+    sample.delete("campaigns/told/results/frames.npz")
+    status, out, _ = run_command(monkeypatch, capsys, *words)
+    assert status == 1
+    for key in damaged:
+        assert f"damaged: {key}: the content differs from what was written" in out
+    assert "frames.npz: missing" in out
+    assert f"{NAME}: 3 damaged; next: dpstream repair {NAME}" in out
+
+
+def test_verify_deep_reads_trajectories(
+    sample: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(sample, "campaigns/told/results/frames.npz")
+    words = ("verify", NAME, "--store", sample.root)
+    assert run_command(monkeypatch, capsys, *words)[0] == 0
+    status, out, _ = run_command(monkeypatch, capsys, *words, "--deep")
+    assert status == 1
+    assert "frames.npz: the content differs" in out
+
+
+def test_repair_changes_nothing_unless_asked_twice(
+    sample: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = flip(sample, "campaigns/told/results/train-0.pb", 100)
+    before = {key: sample.get(key) for key in sample.list("")}
+    words = ("repair", NAME, "--store", sample.root)
+    status, out, _ = run_command(monkeypatch, capsys, *words)
+    assert status == 0
+    assert "recoverable: campaigns/told/results/train-0.pb: one flipped bit corrected" in out
+    assert "nothing was changed" in out
+    monkeypatch.setattr("builtins.input", lambda *_: "n")
+    run_command(monkeypatch, capsys, *words, "--apply")
+    assert {k: v for k, v in _contents(sample).items() if not k.endswith("lock")} == before
+    status, out, _ = run_command(monkeypatch, capsys, *words, "--apply", "--yes")
+    assert (status, "repaired" in out) == (0, True)
+    assert sample.get("campaigns/told/results/train-0.pb") == written
+    assert run_command(monkeypatch, capsys, *words)[1].strip() == f"{NAME}: no damage"
+
+
+def test_repair_names_what_is_lost(
+    sample: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = next(iter(sample.list("labels/")))
+    sample.delete(label)
+    status, out, _ = run_command(monkeypatch, capsys, "repair", NAME, "--store", sample.root)
+    assert status == 1
+    assert f"lost: {label}: trainings that need this label fail" in out
+
+
+def _contents(store: FolderStore) -> dict[str, bytes]:
+    return {key: store.get(key) for key in store.list("")}
