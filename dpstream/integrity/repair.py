@@ -194,7 +194,8 @@ def _continue_without(repair: Repair, campaign: str, ledger: Examination) -> Non
         _set_aside(repair.store, campaign, segment_uri(campaign, *number))
     result = salvage(repair.store, campaign, ledger, time.time())
     _set_aside(repair.store, campaign, finished_uri(campaign))
-    for key in repair.store.list(campaign_uri(campaign, "manifests", "")):
+    folders = (campaign_uri(campaign, folder, "") for folder in ("manifests", "committees"))
+    for key in [key for folder in folders for key in repair.store.list(folder)]:
         # One that is decided again may have the same name and another content.
         if key not in ledger.manifests or ledger.manifests[key].seq >= lost[0][0]:
             _set_aside(repair.store, campaign, key)

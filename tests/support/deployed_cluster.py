@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
@@ -190,7 +190,16 @@ class Cluster(Deployment):
         return f"{lines}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
 
 
+C = TypeVar("C", bound="Cluster")
+
+
 def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = None) -> Cluster:
+    return deployed_as(Cluster, node, server, endpoint)
+
+
+def deployed_as(
+    kind: type[C], node: RabbitNode, server: SeaweedServer, endpoint: str | None = None
+) -> C:
     """Queue names and keys that no other test sees. `endpoint`: where the processes find the
     store, if not at the server itself."""
     server.make_bucket(BUCKET)
@@ -206,7 +215,7 @@ def deployed(node: RabbitNode, server: SeaweedServer, endpoint: str | None = Non
     }
     seen = given | {"store_endpoint": endpoint or server.endpoint}
     environment = {f"DPSTREAM_{key.upper()}": value for key, value in seen.items()}
-    return Cluster(Settings(**given), environment)  # type: ignore[arg-type]
+    return kind(Settings(**given), environment)  # type: ignore[arg-type]
 
 
 def check(cluster: Cluster, state: State, without: Sequence[str] = ()) -> None:

@@ -97,7 +97,7 @@ class Deployment:
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
             env={**inherited, **self.environment, **given},
-            cwd=ROOT,
+            cwd=self.folder_of(*module),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -105,6 +105,10 @@ class Deployment:
         started = Started(process)
         self.started.append(started)
         return started
+
+    def folder_of(self, *module: str) -> Path:
+        """Where the code of a module is."""
+        return ROOT
 
     def api(self, **environment: str) -> tuple[Started, httpx.Client]:
         """A coordinator and a client of its API."""

@@ -4,28 +4,32 @@ where they can be proved, else from before the damage."""
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpstream.integrity.repair import Repair, plan, unflipped
+from dpstream.integrity.repair import plan, unflipped
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.chain import segment_uri
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.ledger.ledger import load_state, read_segments
 from dpstream.shared import messages as m
-from dpstream.shared.codec import encode
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import TRAINED, campaign_uri
 from tests.support.command_line import run_command
 from tests.support.coordinator import CoordinatorHarness, small
+from tests.support.damaged_campaign import (
+    finished,
+    half_way,
+    of_ledger,
+    repaired,
+    resumed,
+    segments,
+    trainings,
+)
 from tests.support.sample_ledger import NAME, write_half
-from tests.support.sample_messages import example
 from tests.support.soak import examples
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -36,30 +40,6 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "root")
 
 
-def half_way(store: FolderStore, turns: int = 8) -> CoordinatorHarness:
-    """A campaign in the middle, with the coordinator stopped. Trainers store their events."""
-    harness = CoordinatorHarness(store)
-    open_campaign = harness.submit(small())
-    submitted = open_campaign.state.submitted
-    assert submitted is not None
-    store.put(campaign_uri("world", "submitted.json"), encode(submitted))
-    for _ in range(turns):
-        harness.work()
-        harness.step()
-    tasks = open_campaign.state.tasks
-    for message in read_messages(store, "world"):
-        if isinstance(message, m.MemberTrained):
-            key = campaign_uri("world", "results", message.task, message.attempt, TRAINED)
-            store.put(key, encode(tasks[message.task].command) + b"\n" + encode(message))
-    harness.coordinator._write_heads()
-    assert harness.coordinator.open_campaigns["world"].ledger.seq > 8
-    return harness
-
-
-def segments(store: FolderStore) -> list[str]:
-    return list(store.list("campaigns/world/ledger/"))
-
-
 def flip(store: FolderStore, key: str, bit: int = 1234) -> bytes:
     """Flips a bit; returns what was written."""
     written = store.get(key)
@@ -67,47 +47,6 @@ def flip(store: FolderStore, key: str, bit: int = 1234) -> bytes:
     data[bit // 8 % len(data)] ^= 1 << bit % 8
     store.put(key, bytes(data))
     return written
-
-
-def repaired(store: FolderStore, backup: FolderStore | None = None) -> Repair:
-    """The simulator's objects do not exist: only what concerns the ledger is looked at."""
-    assert verify(store, "world").ledger.damage
-    planned = plan(store, "world", backup)
-    planned.write()
-    assert not verify(store, "world").ledger.damage
-    return planned
-
-
-def of_ledger(lines: list[str]) -> list[str]:
-    return [line for line in lines if "ledger" in line]
-
-
-def resumed(store: FolderStore) -> CoordinatorHarness:
-    harness = CoordinatorHarness(store)
-    harness.coordinator.open_all()
-    assert harness.coordinator.broken == {}
-    assert harness.coordinator.open_campaigns["world"].state.paused is not None
-    harness.publish(example(m.CampaignResumed).model_copy(update={"campaign": "world"}))
-    return harness
-
-
-def finished(harness: CoordinatorHarness) -> State:
-    """The end of the campaign. Tasks whose claims are lost run anew when their leases end."""
-    for _ in range(10):
-        state = harness.finish()
-        if state.finished:
-            return state
-        harness.pass_time(150.0)
-    raise AssertionError(state.paused)
-
-
-def trainings(store: FolderStore) -> Counter[tuple[int, int]]:
-    """How often each member of each version was trained, by the attempts of its task."""
-    issued = Counter[tuple[int, int]]()
-    for message in read_messages(store, "world"):
-        if isinstance(message, m.MemberTrained):
-            issued[message.version, message.member] = message.attempt
-    return issued
 
 
 # ------------------------------------------------------------------------------- exactly
