@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, resolved, there, within
+from dpstream.export.checksums import damaged_files
 from dpstream.integrity.repair import plan
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.running.connection import is_folder
@@ -28,7 +29,15 @@ Deep = Annotated[
 ]
 
 
-def verify(campaign: Campaign = None, root: Root = DEFAULT_ROOT, deep: Deep = False) -> None:
+def verify(
+    campaign: Campaign = None,
+    root: Root = DEFAULT_ROOT,
+    deep: Deep = False,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="DIR", help="Also check an export of the campaign."),
+    ] = None,
+) -> None:
     """Check that everything a campaign has stored is still what was written.
 
     Reads the whole ledger, which is a chain of digests, and compares labels, datasets, models and
@@ -39,15 +48,18 @@ def verify(campaign: Campaign = None, root: Root = DEFAULT_ROOT, deep: Deep = Fa
     """
     with within(root):
         store, name = resolved(campaign, root)
+        exported = [] if export is None else list(damaged_files(export))
         result = verify_campaign(store, name, deep)
     say(console, f"ledger: {result.ledger.chain}")
     listed = f"; {result.listed} more exist, --deep reads them" if result.listed else ""
     say(console, f"objects: {result.read} compared with their digests{listed}")
-    for damage in result.damage:
-        say(console, f"damaged: {damage}")
+    for line in (*map(str, result.damage), *exported):
+        say(console, f"damaged: {line}")
+    if exported:
+        say(console, f"{export}: {len(exported)} damaged; next: dpstream export {name} -o {export}")
     if result.damage:
-        count = len(result.damage)
-        say(console, f"{name}: {count} damaged; next: dpstream repair {name}")
+        say(console, f"{name}: {len(result.damage)} damaged; next: dpstream repair {name}")
+    if result.damage or exported:
         raise typer.Exit(DAMAGED)
     say(console, f"{name}: no damage")
 

@@ -136,8 +136,7 @@ def within(root: str) -> Iterator[None]:
         yield
     except CorruptLedger as error:
         raise SpecError(
-            f"{root}: {error}; restore this object from a backup, or start a new campaign: "
-            "dpstream run SPEC --name NEW"
+            f"{root}: {error}; next: dpstream repair NAME says what can be recovered"
         ) from error
     except StoreError as error:
         raise SpecError(f"{root}: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dpstream.export.checksums import write_checksums
 from dpstream.export.results import CampaignResults
 from dpstream.report import write_report
 from dpstream.services.explorer.lammps.script import data_file, parameter_words
@@ -82,6 +83,7 @@ def _written(results: CampaignResults, folder: Path, full: bool) -> Iterator[str
         yield from _example(results, folder / "md-example", results.best)
     if full:
         yield _copy_campaign(results, folder)
+    write_checksums(folder, (*PARTS, "report.html"))
     _write_readme(results, folder, full)
     yield f"{folder / README}: describes the files and how to run them"
 

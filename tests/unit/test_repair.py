@@ -290,5 +290,26 @@ def test_repair_names_what_is_lost(
     assert f"lost: {label}: trainings that need this label fail" in out
 
 
+def test_verify_checks_an_export(
+    sample: FolderStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    where = ("--store", sample.root)
+    assert run_command(monkeypatch, capsys, "export", NAME, *where, "-o", out)[0] == 0
+    words = ("verify", NAME, *where, "--export", out)
+    assert run_command(monkeypatch, capsys, *words)[0] == 0
+    (out / "models" / "committee-0.pb").write_bytes(b"another")
+    (out / "report.html").unlink()
+    status, printed, _ = run_command(monkeypatch, capsys, *words)
+    assert status == 1
+    assert f"damaged: {out / 'models' / 'committee-0.pb'}: the content differs" in printed
+    assert f"damaged: {out / 'report.html'}: missing" in printed
+    status, _, error = run_command(monkeypatch, capsys, "verify", NAME, *where, "--export", "none")
+    assert (status, "none/SHA256SUMS" in error) == (2, True)
+
+
 def _contents(store: FolderStore) -> dict[str, bytes]:
     return {key: store.get(key) for key in store.list("")}
