@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,6 @@ from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import check_machine, import_
 from dpstream.commands.init import init_bulk, init_surf
-from dpstream.commands.integrity import repair, verify
 from dpstream.commands.label import label
 from dpstream.commands.library import library
 from dpstream.commands.new import new_campaign
@@ -37,6 +37,8 @@ from dpstream.commands.options import (
     named,
     parse_workers,
     prepared,
+    resolved,
+    there,
     within,
 )
 from dpstream.commands.propose import propose
@@ -46,13 +48,17 @@ from dpstream.commands.simplify import simplify
 from dpstream.commands.test import compare_properties
 from dpstream.commands.up import down, up
 from dpstream.dpgen.load import load_campaign
+from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
 from dpstream.inputs.gather import gather
+from dpstream.integrity.repair import plan as plan_repair
+from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
 from dpstream.running.bench_train import Bench
 from dpstream.running.connection import is_folder
 from dpstream.running.label_here import check_imported
+from dpstream.running.local_cluster import sole_runner
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
@@ -73,6 +79,16 @@ from dpstream.terminal.training_speed import (
     settings_of,
     speed_table,
 )
+
+Deep = Annotated[
+    bool,
+    typer.Option(
+        "--deep",
+        help="Also read trajectories and checkpoints, compare labels with their frames, and "
+        "snapshots with the ledger.",
+    ),
+]
+DAMAGED = 1
 
 app = typer.Typer(
     name="dpstream",
@@ -249,6 +265,93 @@ def why(
 
 
 @app.command()
+def verify(
+    campaign: Campaign = None,
+    root: Root = DEFAULT_ROOT,
+    deep: Deep = False,
+    exported_to: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="DIR", help="Also check an export of the campaign."),
+    ] = None,
+) -> None:
+    """Check that everything a campaign has stored is still what was written.
+
+    Reads the whole ledger, which is a chain of digests, and compares labels, datasets, models and
+    inputs with the digests in it. Prints one line for each object that is damaged or missing.
+    Changes nothing.
+
+    Exit status: 0 no damage, 1 damage.
+    """
+    with within(root):
+        store, name = resolved(campaign, root)
+        exported = [] if exported_to is None else list(damaged_files(exported_to))
+        result = verify_campaign(store, name, deep)
+    for line in (*result.lines(), *(f"damaged: {file}" for file in exported)):
+        say(console, line)
+    if exported:
+        say(console, f"{exported_to}: {len(exported)} damaged; next: dpstream export {name}")
+    if result.damage:
+        say(console, f"{name}: {len(result.damage)} damaged; next: dpstream repair {name}")
+    if result.damage or exported:
+        raise typer.Exit(DAMAGED)
+    say(console, f"{name}: no damage")
+
+
+@app.command()
+def repair(
+    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
+    root: Root = DEFAULT_ROOT,
+    backup: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="DIR|URL",
+            help="A store with an earlier copy of the campaign, such as a dpstream export --full. "
+            "Only objects with the digest that was written are taken from it.",
+        ),
+    ] = None,
+    deep: Deep = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Do it, after a question. Default: change nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
+) -> None:
+    """Say what is damaged in a campaign and what can be recovered; with --apply, recover it.
+
+    The bytes that were written are restored where their digest proves them: from --from, or by
+    correcting a single flipped bit. If a segment of the ledger is lost for good, the ledger goes on
+    before it: later events are handled again, labels are used again, and only results that are
+    recorded nowhere else are computed again. The campaign is then paused: read
+    dpstream logs NAME, and go on with dpstream resume NAME, or dpstream run.
+
+    Damaged objects are moved to campaigns/NAME/damaged/ in the store. In a deployment, stop the
+    coordinator first, and give the keys of the store's administrator: no user of dpstream access
+    may replace or delete objects.
+
+    Exit status: 0 no damage, or all of it can be recovered; 1 something is lost.
+    """
+    with within(root), ExitStack() as held:
+        store, name = resolved(campaign, root)
+        if apply and is_folder(root):
+            held.enter_context(sole_runner(Path(root), name))
+        planned = plan_repair(
+            store, name, None if backup is None else there(backup, "--from"), deep
+        )
+        for line in planned.lines():
+            say(console, line)
+        if not planned.damaged:
+            say(console, f"{name}: no damage")
+        elif not apply:
+            say(console, f"nothing was changed; to do it: dpstream repair {name} --apply")
+        else:
+            if not yes:
+                typer.confirm("Write this?", abort=True)
+            planned.write()
+            say(console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/")
+    raise typer.Exit(DAMAGED if planned.lost else 0)
+
+
+@app.command()
 def new(
     name: Annotated[
         str,
@@ -351,8 +454,6 @@ app.command()(deployment.resume)
 app.command()(deployment.cancel)
 app.command()(deployment.retry)
 app.command()(deployment.access)
-app.command()(verify)
-app.command()(repair)
 app.command()(propose)
 app.command()(up)
 app.command()(down)

@@ -39,6 +39,11 @@ class Repair:
     def write(self) -> None:
         self.store.write()
 
+    def lines(self) -> Iterator[str]:
+        yield from (f"damaged: {line}" for line in self.damaged)
+        yield from (f"recoverable: {line}" for line in self.recovered)
+        yield from (f"lost: {line}" for line in self.lost)
+
 
 def plan(store: Store, campaign: str, backup: Store | None = None, deep: bool = False) -> Repair:
     """Finds all damage, as `verify`, and tries the repair out. `backup`: a store with an earlier

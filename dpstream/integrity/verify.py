@@ -39,6 +39,12 @@ class Verification:
     listed: int = 0
     """Those of which only the existence was checked."""
 
+    def lines(self) -> Iterator[str]:
+        yield f"ledger: {self.ledger.chain}"
+        listed = f"; {self.listed} more exist, --deep reads them" if self.listed else ""
+        yield f"objects: {self.read} compared with their digests{listed}"
+        yield from (f"damaged: {damage}" for damage in self.damage)
+
 
 def verify(store: Store, campaign: str, deep: bool = False) -> Verification:
     """Checks the ledger, and every object that it refers to. Trajectories and checkpoints are read

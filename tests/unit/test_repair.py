@@ -4,11 +4,14 @@ where they can be proved, else from before the damage."""
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from dpstream.integrity.repair import plan, unflipped
 from dpstream.integrity.verify import verify
@@ -18,8 +21,9 @@ from dpstream.services.coordinator.ledger.ledger import load_state, read_segment
 from dpstream.shared import messages as m
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
+from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
-from tests.support.coordinator import CoordinatorHarness, small
+from tests.support.coordinator import CoordinatorHarness, first_task, small
 from tests.support.damaged_campaign import (
     finished,
     half_way,
@@ -30,6 +34,7 @@ from tests.support.damaged_campaign import (
     trainings,
 )
 from tests.support.sample_ledger import NAME, write_half
+from tests.support.sample_messages import example
 from tests.support.soak import examples
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -219,6 +224,70 @@ def test_without_the_spec_nothing_goes_on(store: FolderStore) -> None:
     store.delete(segment_uri("world", 3, 1))
     with pytest.raises(SpecError, match=r"spec\.json.*restore it first"):
         plan(store, "world")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign half way, with snapshots."""
+    folder = tmp_path_factory.mktemp("sound")
+    with pytest.MonkeyPatch.context() as patched, capture_logs():
+        patched.setattr(snapshots, "SNAPSHOT_EVERY", 5)
+        half_way(FolderStore(folder))
+    return folder
+
+
+WAYS = st.sampled_from(["flip", "cut", "delete", "empty", "change"])
+
+
+@given(hits=st.lists(st.tuples(st.integers(0, 99), WAYS), min_size=1, max_size=4))
+@examples(100, 3)
+def test_whatever_is_damaged_in_the_ledger_the_campaign_comes_to_its_end(
+    sound: Path, hits: list[tuple[int, str]]
+) -> None:
+    with TemporaryDirectory() as folder:
+        store = FolderStore(Path(shutil.copytree(sound, folder, dirs_exist_ok=True)))
+        places = ("ledger", "snapshots", "manifests", "heads")
+        keys = [key for place in places for key in store.list(f"campaigns/world/{place}")]
+        for number, way in hits:
+            _damage(store, keys[number % len(keys)], way)
+        plan(store, "world").write()
+        found = verify(store, "world")
+        assert found.ledger.damage == {}
+        assert not [each for each in found.damage if "/snapshots/" in each.key]
+        harness = CoordinatorHarness(store)
+        harness.coordinator.open_all()
+        assert harness.coordinator.broken == {}
+        harness.publish(example(m.CampaignResumed).model_copy(update={"campaign": "world"}))
+        assert finished(harness).finished
+
+
+def _damage(store: FolderStore, key: str, way: str) -> None:
+    if not store.exists(key):
+        return
+    data = store.get(key)
+    if way == "delete":
+        store.delete(key)
+    elif way == "flip" and data:
+        flip(store, key)
+    elif way == "change":
+        store.put(key, data.replace(b"1", b"2"))
+    else:
+        store.put(key, data[: len(data) // 2] if way == "cut" else b"")
+
+
+def test_an_earlier_result_counts_only_for_the_same_work(store: FolderStore) -> None:
+    open_campaign, command = first_task(CoordinatorHarness(store))
+    *_, result = CampaignSimulator().answer(command)
+    again = command.model_copy(update={"attempt": 3, "time": 7.0, "id": "again"})
+    for former, expected in [
+        (command, [result]),
+        (command.model_copy(update={"max_seconds": 1.0}), []),
+        (None, []),
+    ]:
+        open_campaign.early = {command.task: [result]}
+        open_campaign.ledger.former = {} if former is None else {command.task: former}
+        assert open_campaign._results_of(again) == expected
+        assert open_campaign.early == {}
 
 
 # ------------------------------------------------------------------------------- the commands

@@ -121,8 +121,8 @@ class Ledger:
     """To the newest segment."""
     headed: int = 0
     """Number of the last segment that this writer wrote a head of."""
-    headed_at: float = 0.0
-    """When it did, seconds since the epoch."""
+    headed_at: float = -HEAD_SECONDS
+    """When one was due last, s, on a clock that is never set back."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Identifies the segments of this writer."""
 
@@ -205,8 +205,8 @@ class Ledger:
             self.headed = self.seq
 
     def write_due_head(self, now: float) -> None:
-        """Writes a head if one is due at `now`, seconds since the epoch."""
-        late = abs(now - self.headed_at) >= HEAD_SECONDS  # clocks are set back
+        """Writes a head if one is due at `now`, s, on a clock that is never set back."""
+        late = now - self.headed_at >= HEAD_SECONDS
         if self.headed < self.seq and (late or self.seq - self.headed >= HEAD_SEGMENTS):
             self.write_head()
             self.headed_at = now
