@@ -252,6 +252,20 @@ class WorkerSettings(Settings):
         description="comma-separated patterns of variables that engines and labeling programs may "
         "see, besides PATH and the like: SLURM_*,PMI*,I_MPI_*,UCX_*",
     )
+    confine: Literal["strict", "site", "off"] = Field(
+        default="site",
+        description="what the kernel refuses to engines and labeling programs; site: homes, other "
+        "workers' folders, secrets, broker and store; strict: also MPI, fabrics and all but the "
+        "operating system's folders; off: nothing",
+    )
+    confine_read: Annotated[tuple[Path, ...], Separated] = Field(
+        default=(),
+        description="comma-separated folders that engines and labeling programs may read besides, "
+        "e.g. software in a home folder",
+    )
+    confine_write: Annotated[tuple[Path, ...], Separated] = Field(
+        default=(), description="likewise folders that they may write, e.g. a local disk"
+    )
     pool: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",

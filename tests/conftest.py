@@ -2,6 +2,8 @@
 
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,6 +15,10 @@ from tests.support.soak import SOAK
 for name in PINNED:
     os.environ.setdefault(name, "1")
 os.environ |= QUICK
+
+# Engines and programs of tests read the suite's modules, and read and write its temporary folders.
+os.environ.setdefault("DPSTREAM_CONFINE_READ", str(Path(__file__).parent))
+os.environ.setdefault("DPSTREAM_CONFINE_WRITE", tempfile.gettempdir())
 
 # A suite started in the background by a shell inherits a silenced Ctrl-C, and so would the commands
 # whose answer to Ctrl-C is tested.

@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import SpecError
-from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.runtime.child_process import PINNED, homes
 
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
 """Programs that start one process per core, each with one thread."""
@@ -61,7 +62,7 @@ def _output(command: tuple[str, ...]) -> str:
             done = subprocess.run(
                 command,
                 cwd=folder,
-                env=environment(folder, 1),
+                env=environment(Path(folder), 1),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -73,6 +74,6 @@ def _output(command: tuple[str, ...]) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def environment(home: str, threads: int) -> dict[str, str]:
+def environment(home: Path, threads: int) -> dict[str, str]:
     """A program's environment, without the worker's secrets (broker URL, cloud keys)."""
-    return passed_environment() | dict.fromkeys(PINNED, str(threads)) | {"HOME": home}
+    return passed_environment() | dict.fromkeys(PINNED, str(threads)) | homes(home)

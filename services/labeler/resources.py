@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import SHIPPED
+from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.spec import LabelSettings
@@ -39,7 +40,13 @@ class LabelerResources:
         `signing_key`: Ed25519 private key for new labels, hexadecimal; `reuse_unsigned`: whether
         labels without signature are used again where the store lists signers."""
         folder = scratch.resolve() / "labeler"
-        self.engine = ChildProcess("dpstream.services.labeler.child", folder, threads, device)
+        self.engine = ChildProcess(
+            "dpstream.services.labeler.child",
+            folder,
+            threads,
+            device,
+            reads=machine_settings().labeler_potentials.values(),
+        )
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs

@@ -7,7 +7,7 @@ status and output files become an `Outcome`; whether that is a valid label is de
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import subprocess
 import time
@@ -22,7 +22,9 @@ from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
-from dpstream.shared.runtime.child_process import await_stop, die_with_parent, out_of_memory
+from dpstream.shared.runtime.child_process import await_stop, out_of_memory
+from dpstream.shared.runtime.confinement import confined
+from dpstream.shared.runtime.supervisor import end, supervised
 from dpstream.shared.values import Recipe
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -141,22 +143,7 @@ def run(
     """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
     it. `stop` is called when `tick` raises `Stopped`, and returns how many seconds the program has
     to end by itself. Raises as `run_files`."""
-    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment(str(folder), threads_of(command, cores)),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        except FileNotFoundError as error:
-            raise Permanent(
-                f"{command[0]}: no such program on this worker; set DPSTREAM_LABELER_COMMANDS"
-            ) from error
+    process = _start(command, folder, cores)
     try:
         return _wait(process, time.monotonic() + seconds, tick)
     except Stopped:
@@ -164,7 +151,31 @@ def run(
             process.wait(stop())
         raise
     finally:
-        _end(process)
+        end(process)
+
+
+def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen[bytes]:
+    """Start the program, confined to `folder` and with a supervisor, so that nothing of it is
+    left when it or this worker ends."""
+    if shutil.which(command[0]) is None:
+        raise Permanent(
+            f"{command[0]}: no such program on this worker; set DPSTREAM_LABELER_COMMANDS"
+        )
+    with (
+        (folder / "stdout").open("wb") as out,
+        (folder / "stderr").open("wb") as err,
+        confined(folder, command) as (prefix, rulesets),
+    ):
+        return subprocess.Popen(
+            supervised([*prefix, *command], rulesets),
+            cwd=folder,
+            env=environment(folder, threads_of(command, cores)),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            pass_fds=rulesets,
+        )
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]) -> int:
@@ -175,10 +186,3 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], 
             tick()
         if time.monotonic() > deadline:
             raise EngineCrashed("the program took longer than its time limit")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the program and all its processes: an MPI job is one session."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -1,8 +1,9 @@
 """Runs an engine in a child process, so that a crash of the engine does not end the worker.
 
-`ChildProcess` is the parent's handle; `serve` runs in the child. The child keeps its libraries
-loaded between calls, inherits no secrets from the environment, and imports modules from its
-parent's path but never from its working directory, whose files are data. The engine module defines
+`ChildProcess` is the parent's handle; `serve` runs in the child. The child is confined to the
+worker's private folder (`confinement`). It keeps its libraries loaded between calls, inherits no
+secrets from the environment, and imports modules from its parent's path but never from its working
+directory, whose files are data. The engine module defines
 `OPERATIONS: dict[str, Callable[..., JSON]]`; with `FORK = True` every call runs in a fork of the
 child, for libraries that never release memory or global state. Requests and replies are JSON lines
 on two pipes; arrays are passed as files in the scratch folder.
@@ -22,15 +23,18 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault
+from dpstream.shared.runtime import landlock
+from dpstream.shared.runtime.confinement import confined
 from dpstream.shared.runtime.device import Device, cudart_folder
 from dpstream.shared.runtime.machine_faults import is_machines_fault
+from dpstream.shared.runtime.scratch import enclosing
 
 PINNED = (
     "OMP_NUM_THREADS",
@@ -56,7 +60,7 @@ CHILD = (
     "-u",
     "-Xfaulthandler",
     "-c",
-    "import sys; sys.path[:] = sys.argv[3:]; "
+    "import sys; sys.path[:] = sys.argv[4:]; "
     "from dpstream.shared.runtime.child_process import serve; serve()",
 )
 """Isolated mode: nothing is imported from the working directory or home. Output goes to the log."""
@@ -92,12 +96,14 @@ class ChildProcess:
         threads: int = 1,
         device: Device | None = None,
         renew_after: int | None = None,
+        reads: Collection[Path] = (),
     ) -> None:
         """`scratch`: a private folder, used as the child's working directory and home; `device`:
         the only one that the child sees, None: those that this process sees; `renew_after`: calls
-        after which a new child is started, for libraries whose memory grows."""
+        after which a new child is started, for libraries whose memory grows; `reads`: folders that
+        the child may read besides (`confinement`)."""
         self.module, self.scratch, self.threads = module, scratch, threads
-        self.device, self.renew_after = device, renew_after
+        self.device, self.renew_after, self.reads = device, renew_after, reads
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._buffer = bytearray()
@@ -119,16 +125,18 @@ class ChildProcess:
             return
         self.kill()
         self.scratch.mkdir(parents=True, exist_ok=True)
-        reading, writing = os.pipe()
-        with (self.scratch / "engine.log").open("ab") as log:
+        log_file, within = self.scratch / "engine.log", enclosing(self.scratch.resolve())
+        with log_file.open("ab") as log, confined(within, reads=self.reads) as (prefix, rulesets):
+            reading, writing = os.pipe()
+            own = (self.module, str(writing), ",".join(map(str, rulesets)))
             self._process = subprocess.Popen(
-                [*CHILD, self.module, str(writing), *map(os.path.abspath, sys.path)],
+                [*prefix, *CHILD, *own, *map(os.path.abspath, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self.scratch,
                 env=self._environment(),
-                pass_fds=(writing,),
+                pass_fds=(writing, *rulesets),
                 start_new_session=True,  # whatever the child starts is killed with it
             )
         os.close(writing)
@@ -227,7 +235,7 @@ class ChildProcess:
     def _environment(self) -> dict[str, str]:
         """The child's environment, without the parent's secrets (broker URL, cloud keys)."""
         passed = passed_environment()
-        own = {name: str(self.threads) for name in PINNED} | QUICK | {"HOME": str(self.scratch)}
+        own = {name: str(self.threads) for name in PINNED} | QUICK | homes(self.scratch)
         # Warnings, such as that of a GPU that TensorFlow cannot use, go to the engine's log.
         own["TF_CPP_MIN_LOG_LEVEL"] = "1"
         cudart = cudart_folder()
@@ -281,6 +289,12 @@ class ChildProcess:
         return reply
 
 
+def homes(folder: Path) -> dict[str, str]:
+    """Variables by which programs find a home and a place for temporary files: a folder of their
+    own, because no other one is theirs."""
+    return dict.fromkeys(("HOME", "TMPDIR"), str(folder))
+
+
 _LIBC = ctypes.CDLL(None)  # loaded before any fork: loading between fork and exec is unsafe
 
 
@@ -332,9 +346,12 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def serve() -> NoReturn:
-    """Main loop of the child (`CHILD` module descriptor path…): answers requests until EOF."""
+    """Main loop of the child (`CHILD` module descriptor rulesets path…): answers requests until
+    EOF."""
     module_name, replies = sys.argv[1], int(sys.argv[2])
     die_with_parent()
+    if sys.argv[3]:
+        landlock.restrict(map(int, sys.argv[3].split(",")))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     module = importlib.import_module(module_name)
     answer = _answer_in_fork if getattr(module, "FORK", False) else _answer

@@ -31,6 +31,7 @@ from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
+from dpstream.shared.runtime.confinement import confinement
 from dpstream.shared.runtime.context import Handler
 from dpstream.shared.runtime.device import Device, gpus
 from dpstream.shared.runtime.exit_limits import ExitLimits
@@ -109,6 +110,9 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
 def _run(service: WorkerService[S], settings: S) -> int:
     for variable, suggestion in misspelt_variables(service.settings):
         log.warning("unknown variable ignored", variable=variable, did_you_mean=suggestion)
+    how = confinement()
+    if how.gaps:
+        log.warning("engines and programs are not fully confined", open=how.gaps, how=str(how))
     with asked_to_stop(again=_end_on_ctrl_c) as stopping, ExitStack() as stack:
         scratch = stack.enter_context(private_folder(settings.scratch))
         plans = service.plans(settings, scratch)
@@ -172,7 +176,8 @@ class WorkerThreads:
         self._start(bus, store, stopping)
         self._announce(bus)
         where = {"device": str(self.device)} if self.device else {}
-        log.info("ready", queues=self.queues, slots=len(self.plans), **where)
+        facts = {"queues": self.queues, "slots": len(self.plans), "confined": str(confinement())}
+        log.info("ready", **facts, **where)
         deadline: float | None = None
         while self._has_workers():
             if stopping.is_set():

@@ -37,6 +37,12 @@ def private_folder(base: Path | None) -> Iterator[Path]:
         os.close(lock)
 
 
+def enclosing(folder: Path) -> Path:
+    """The private folder in which `folder` is; `folder` itself outside of private folders."""
+    around = (folder, *folder.parents)
+    return next((each for each in around if each.name.startswith(STEM)), folder)
+
+
 def _own_base() -> Path:
     """The default base folder. Refused if another user could have created it."""
     base = Path(tempfile.gettempdir()) / f"dpstream-{os.getuid()}"

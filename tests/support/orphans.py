@@ -19,9 +19,11 @@ def descendants(pid: int) -> set[int]:
     return {child.pid for child in psutil.Process(pid).children(recursive=True)}
 
 
-def outlived(code: str, folder: Path, busy: Callable[[set[int]], bool]) -> set[int]:
+def outlived(
+    code: str, folder: Path, busy: Callable[[set[int]], bool], seconds: float = 10.0
+) -> set[int]:
     """Run `code` in `folder` by a Python of its own, kill that alone as soon as it is `busy` with
-    its descendants; those of them that still live some seconds later."""
+    its descendants; those of them that still live `seconds` later."""
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
     try:
         assert within(PROMPT, lambda: busy(descendants(parent.pid)))
@@ -29,5 +31,5 @@ def outlived(code: str, folder: Path, busy: Callable[[set[int]], bool]) -> set[i
     finally:
         parent.kill()
         parent.wait()
-    within(10.0, lambda: not any(map(ProcessRecord.find, started)))
+    within(seconds, lambda: not any(map(ProcessRecord.find, started)))
     return {pid for pid in started if ProcessRecord.find(pid)}

@@ -363,10 +363,16 @@ def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, modu
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
+    size = 2 if module == "forking_child" else 1
+    family: list[int] = []
+
+    def is_complete() -> bool:
+        family[:] = [child, *(each.pid for each in psutil.Process(child).children())]
+        return len(family) == size
+
+    eventually(is_complete)
     time.sleep(0.5)
     assert is_running(child)
-    family = [child, *(each.pid for each in psutil.Process(child).children())]
-    assert len(family) == (2 if module == "forking_child" else 1)
     parent.kill()
     parent.wait()
     parent.stdout.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from dpstream.services.labeler.acceptance import Outcome
@@ -22,13 +24,60 @@ from tests.support.worker import stop_after
 LABELER = """
 from pathlib import Path
 from dpstream.services.labeler.runner import run
-run(["sleep", "300"], Path.cwd(), cores=1, seconds=300, tick=lambda: None)
+run(["sh", "-c", {script!r}], Path.cwd(), cores=1, seconds=300, tick=lambda: None)
 """
+WRAPPERS = {
+    "program": "exec sleep 300",
+    "wrapper": "sleep 300; true",
+    "background": "sleep 300 & sleep 301; true",
+    "session": "setsid sleep 300",
+    "daemon": "(setsid sh -c 'sleep 300; true' > /dev/null 2>&1 &); sleep 301; true",
+}
+"""Scripts as sites have them around a program; of the last two, some left the session."""
+
+
+@pytest.fixture
+def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPSTREAM_CONFINE", "off")
 
 
 @pytest.mark.slow
-def test_a_program_does_not_outlive_its_labeler(tmp_path: Path) -> None:
-    assert outlived(LABELER, tmp_path, bool) == set()
+@pytest.mark.parametrize("script", WRAPPERS.values(), ids=WRAPPERS)
+def test_no_program_outlives_its_labeler(tmp_path: Path, script: str) -> None:
+    sleeping = script.count("sleep")
+
+    def busy(started: set[int]) -> bool:
+        return [name_of(pid) for pid in started].count("sleep") == sleeping
+
+    assert outlived(LABELER.format(script=script), tmp_path, busy, seconds=1.0) == set()
+
+
+def name_of(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@pytest.mark.parametrize("script", ["true", "exit 3", "kill -TERM $$", "sleep 60"])
+def test_nothing_that_a_program_started_outlives_it(tmp_path: Path, script: str) -> None:
+    """Neither when it ends by itself nor when it is ended."""
+    left = tmp_path / "left"
+
+    def stop() -> None:
+        if script == "sleep 60" and left.exists():
+            raise Stopped
+
+    with suppress(Stopped, EngineCrashed):
+        outcome_of(f"setsid sleep 300 & echo $! > {left}; {script}", tmp_path, stop)
+    assert not psutil.pid_exists(int(left.read_text()))
+
+
+@pytest.mark.usefixtures("unconfined")
+def test_a_signal_to_all_processes_of_a_job_does_not_end_the_supervisor(tmp_path: Path) -> None:
+    """Slurm sends SIGTERM to all; a program that handles it goes on."""
+    script = "trap '' TERM; kill -TERM $PPID; sleep 0.2; exit 5"
+    assert outcome_of(script, tmp_path).exit_status == 5
 
 
 class Ending:

@@ -1,0 +1,289 @@
+"""What engines and labeling programs may reach: their folders, and what they need of the system.
+
+Campaigns bring models and inputs, and a check of them can have a gap. So every child process of a
+worker is confined by the kernel: by Landlock, else by bubblewrap. `DPSTREAM_CONFINE` chooses how
+strictly:
+
+- *site*: reads the system except homes, temporary folders and secrets; writes to the worker's
+  folder, shared memory and devices for GPUs and fabrics; TCP to all ports but those of the broker,
+  the store and the web.
+- *strict*: reads the folders of the operating system and of the program alone; no shared memory, no
+  fabric, no TCP connection. For programs without MPI.
+- *off*: not confined.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime import landlock
+from dpstream.shared.runtime.scratch import enclosing
+
+Mode = Literal["strict", "site", "off"]
+MODE, READ, WRITE = "DPSTREAM_CONFINE", "DPSTREAM_CONFINE_READ", "DPSTREAM_CONFINE_WRITE"
+
+SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
+HIDDEN = ("/tmp", "/var/tmp", "/run/secrets", "/var/run/secrets", "/run/user")
+SECRET_FILES = (
+    "DPSTREAM_BROKER_KEY_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "ALIBABA_CLOUD_CREDENTIALS_FILE",
+)
+DEVICES = ("null", "zero", "full", "random", "urandom", "ptmx", "pts", "nvidia*", "dri", "kfd")
+FABRIC = ("shm", "hugepages", "infiniband", "cxi*", "hfi1*", "knem", "xpmem", "gdrdrv")
+SHARED_MEMORY = Path("/dev/shm")
+WEB = frozenset({80, 443})
+"""Also the service of a cloud's machine that hands out the machine's credentials."""
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671, "http": 80, "https": 443}
+PROBE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """How children of this process are confined."""
+
+    mode: Mode
+    means: Literal["landlock", "bubblewrap", "none"]
+    abi: int = 0
+
+    def __str__(self) -> str:
+        if self.mode == "off":
+            return "off"
+        return f"{self.mode}, by {self.means}{f' ABI {self.abi}' if self.abi else ''}"
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What children may reach although the mode means to refuse it."""
+        if self.means == "none":
+            return ("files of this user", "connections", "signals", "other processes")
+        if self.means == "bubblewrap":
+            return () if self.mode == "strict" else ("connections",)
+        found = []
+        if self.abi < landlock.NETWORK_ABI:
+            found.append("connections")
+        if self.abi < landlock.SCOPE_ABI:
+            found.append("signals")
+        return tuple(found)
+
+
+def confinement() -> Confinement:
+    """By the environment and this machine. Raises SpecError for a mode that does not exist, and for
+    *strict* where a machine cannot keep it."""
+    mode = os.environ.get(MODE) or "site"
+    if mode not in get_args(Mode):
+        raise SpecError(f"{MODE}: {mode!r}: must be {', '.join(get_args(Mode))}")
+    found = Confinement(mode, *_means(mode))  # type: ignore[arg-type]
+    if mode == "strict" and found.gaps:
+        raise SpecError(
+            f"{MODE}=strict: this machine cannot refuse {', '.join(found.gaps)}: it needs Landlock "
+            f"ABI {landlock.SCOPE_ABI} (Linux 6.12) or bubblewrap"
+        )
+    return found
+
+
+@cache
+def _means(mode: Mode) -> tuple[str, int]:
+    if mode == "off":
+        return "none", 0
+    version = landlock.abi()
+    if version >= landlock.LEAST_ABI:
+        return "landlock", version
+    return ("bubblewrap" if _bubblewrap_works() else "none"), 0
+
+
+def _bubblewrap_works() -> bool:
+    program = shutil.which("bwrap")
+    if program is None:
+        return False
+    command = [program, "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, timeout=PROBE_SECONDS, check=False).returncode == 0
+    return False
+
+
+@contextmanager
+def confined(
+    folder: Path, command: Sequence[str] = (), reads: Collection[Path] = ()
+) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """What confines a child that writes to `folder`, which exists, and reads `reads` and where the
+    words of `command` are: words to put before its command, and descriptors of rulesets to which
+    the child restricts itself (`landlock.restrict`)."""
+    how = confinement()
+    if how.means == "none":
+        yield [], ()
+        return
+    reach = Reach.of(how.mode, folder, command, reads)
+    if how.means == "bubblewrap":
+        yield reach.bubblewrap(), ()
+        return
+    files = landlock.paths(reach.rules())
+    try:
+        network = (_ports(how.mode, _refused_ports()),) if how.abi >= landlock.NETWORK_ABI else ()
+        yield [], (files, *network)
+    finally:
+        os.close(files)
+
+
+@cache
+def _ports(mode: Mode, refused: frozenset[int]) -> int:
+    """One ruleset for all children: it has a rule for each port."""
+    return landlock.ports(set() if mode == "strict" else set(range(1, 1 << 16)) - refused)
+
+
+def _refused_ports() -> frozenset[int]:
+    urls = filter(None, map(os.environ.get, ("DPSTREAM_BROKER", "DPSTREAM_STORE_ENDPOINT")))
+    parts = [urlsplit(url) for url in urls]
+    return WEB | {part.port or DEFAULT_PORTS.get(part.scheme, 443) for part in parts}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Places that no child may reach, unless a rule for a place inside allows that."""
+
+    places: frozenset[Path]
+
+    @classmethod
+    def by(cls, private: Path) -> Hidden:
+        """Homes, temporary folders, the store, credentials, and the folder in which the private
+        ones of workers are."""
+        places = [*HIDDEN, os.path.expanduser("~"), tempfile.gettempdir()]
+        with suppress(KeyError):  # a container's user may have no entry
+            places.append(pwd.getpwuid(os.geteuid()).pw_dir)
+        places += filter(None, map(os.environ.get, SECRET_FILES))
+        store = os.environ.get("DPSTREAM_STORE", "")
+        if store and "://" not in store:
+            places.append(store)
+        resolved = {Path(place).resolve() for place in places} | {private.parent}
+        return cls(frozenset(resolved - {Path("/")}))
+
+    @cached_property
+    def around(self) -> frozenset[Path]:
+        """The folders in which they are."""
+        return frozenset(folder for place in self.places for folder in place.parents)
+
+    def spare(self, path: Path) -> bool:
+        return path not in self.places and path not in self.around
+
+    def outside(self, path: Path) -> Iterator[Path]:
+        """`path`, or the parts of it outside of the hidden places."""
+        if self.spare(path):
+            yield path
+        elif path not in self.places:
+            with suppress(OSError), os.scandir(path) as entries:
+                for entry in entries:
+                    if not entry.is_symlink():
+                        yield from self.outside(Path(entry.path))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Paths of one child."""
+
+    mode: Mode
+    writable: tuple[Path, ...]
+    readable: tuple[Path, ...]
+    hidden: Hidden
+    listed: Path
+    """A folder of which only the names of files may be read: that of the package dpstream, which
+    may be a user's project."""
+
+    @classmethod
+    def of(cls, mode: Mode, folder: Path, command: Sequence[str], reads: Collection[Path]) -> Reach:
+        folder = folder.resolve()
+        hidden = Hidden.by(enclosing(folder))
+        package = Path(sys.modules["dpstream"].__file__ or "").parent
+        needed = [*_modules(package), *_of_program(command), *_of_path_variables()]
+        readable = [
+            *(path.resolve() for path in [*reads, *_of_variable(READ)]),
+            *filter(hidden.spare, (path.resolve() for path in needed)),
+        ]
+        writable = (folder, *(path.resolve() for path in _of_variable(WRITE)))
+        return cls(mode, writable, tuple(dict.fromkeys(readable)), hidden, package.parent.resolve())
+
+    def rules(self) -> Iterator[tuple[Path, int]]:
+        """For Landlock."""
+        roots = SYSTEM if self.mode == "strict" else ("/",)
+        system = [part for root in roots for part in self.hidden.outside(Path(root))]
+        for path in (*system, Path("/proc"), *self.readable):
+            if path != Path("/dev"):
+                yield path, landlock.READS
+        yield self.listed, landlock.LIST
+        for path in self.writable:
+            yield path, landlock.WRITES
+        for path in self._devices():
+            yield path, landlock.WRITES if path == SHARED_MEMORY else landlock.DEVICE
+        yield Path("/dev"), landlock.LIST
+
+    def _devices(self) -> Iterator[Path]:
+        for pattern in DEVICES if self.mode == "strict" else DEVICES + FABRIC:
+            yield from Path("/dev").glob(pattern)
+
+    def bubblewrap(self) -> list[str]:
+        """The words before a command: an empty folder in place of each hidden one."""
+        words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc"]
+        if self.mode == "strict":
+            words += ["--unshare-net"]
+            for root in SYSTEM:
+                words += ["--ro-bind-try", root, root]
+        else:
+            words += ["--ro-bind", "/", "/"]
+        words += ["--dev", "/dev", "--proc", "/proc"]
+        for path in self._devices():
+            words += ["--dev-bind-try", str(path), str(path)]
+        for path in sorted(self.hidden.places):
+            if path.is_dir():
+                words += ["--tmpfs", str(path)]
+            elif path.exists():
+                words += ["--ro-bind", "/dev/null", str(path)]
+        for path in self.readable:
+            words += ["--ro-bind-try", str(path), str(path)]
+        for path in self.writable:
+            words += ["--bind", str(path), str(path)]
+        return [*words, "--chdir", str(self.writable[0]), "--"]
+
+
+def _modules(package: Path) -> Iterator[Path]:
+    """Where Python finds modules: those of dpstream, and the rest of its path without the working
+    directory."""
+    own = Path(__file__).resolve().parents[2]
+    yield from (package, own / "services", own / "shared")
+    yield from (Path(sys.prefix), Path(sys.base_prefix))
+    others = {Path.cwd(), package.parent}
+    yield from (path for path in map(Path, sys.path) if path.is_absolute() and path not in others)
+
+
+def _of_program(command: Sequence[str]) -> Iterator[Path]:
+    """Where the programs among the words of a command are installed."""
+    for word in command:
+        found = shutil.which(word)
+        if found is None or os.sep not in found:
+            continue
+        program = Path(found).resolve()
+        yield program
+        yield program.parent
+        if program.parent.name in ("bin", "sbin"):
+            yield program.parent.parent
+
+
+def _of_path_variables() -> Iterator[Path]:
+    for name in ("PATH", "LD_LIBRARY_PATH"):
+        yield from (Path(part) for part in os.environ.get(name, "").split(":") if part[:1] == "/")
+
+
+def _of_variable(name: str) -> list[Path]:
+    return [Path(part.strip()) for part in os.environ.get(name, "").split(",") if part.strip()]

@@ -1,0 +1,47 @@
+"""A child process that reaches for what is none of its business."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+
+def write(path: str) -> None:
+    Path(path).write_text("was here")
+
+
+def read(path: str) -> str:
+    return Path(path).read_bytes().decode(errors="replace")
+
+
+def link(path: str, to: str) -> None:
+    """A second name, in a folder of the child, of a file elsewhere."""
+    os.link(path, to)
+
+
+def connect(port: int, protocol: int = socket.IPPROTO_TCP) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as it:
+        it.settimeout(5.0)
+        it.connect(("127.0.0.1", port))
+
+
+def send(port: int) -> None:
+    """Connect with the first data that is sent."""
+    with socket.socket() as it:
+        it.sendto(b"hello", socket.MSG_FASTOPEN, ("127.0.0.1", port))
+
+
+def connect_abstract(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as it:
+        it.connect(f"\0{name}")
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+OPERATIONS = {
+    each.__name__: each for each in (write, read, link, connect, send, connect_abstract, kill)
+}

@@ -1,0 +1,234 @@
+"""What the kernel refuses to engines, and what it allows; with `off` all of it succeeds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpstream.shared.errors import EngineError, SpecError
+from dpstream.shared.runtime import confinement as module
+from dpstream.shared.runtime import landlock
+from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.confinement import Confinement, confinement
+from dpstream.shared.runtime.scratch import private_folder
+
+pytestmark = pytest.mark.skipif(
+    landlock.abi() < landlock.SCOPE_ABI, reason="needs Landlock ABI 6 (Linux 6.12)"
+)
+SUPPORT = Path(__file__).parents[1] / "support"
+Start = Callable[[str], ChildProcess]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter").write_text("private")
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], ChildProcess]]:
+    """Starts a prying child in a worker's private folder, in a mode."""
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    monkeypatch.delenv("DPSTREAM_CONFINE_READ")
+    monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
+    with ExitStack() as stack:
+
+        def one(mode: str) -> ChildProcess:
+            monkeypatch.setenv("DPSTREAM_CONFINE", mode)
+            folder = stack.enter_context(private_folder(tmp_path / "scratch"))
+            child = ChildProcess("prying_child", folder / "engine")
+            stack.callback(child.kill)
+            return child
+
+        yield one
+
+
+def refused(child: ChildProcess, operation: str, **arguments: Any) -> bool:
+    """Whether the kernel refuses it, with one of its errors for that."""
+    try:
+        child.call(operation, arguments)
+    except EngineError as error:
+        if error.kind not in ("PermissionError", "OSError"):
+            raise
+        return True
+    return False
+
+
+MODES = pytest.mark.parametrize("mode", ["strict", "site", "off"])
+
+
+@MODES
+def test_a_home_can_neither_be_read_nor_written(start: Start, home: Path, mode: str) -> None:
+    child, confined = start(mode), mode != "off"
+    assert refused(child, "read", path=str(home / "letter")) == confined
+    assert refused(child, "write", path=str(home / "note")) == confined
+    copy = str(child.scratch / "letter")
+    assert refused(child, "link", path=str(home / "letter"), to=copy) == confined
+    assert (home / "note").exists() != confined
+
+
+@MODES
+def test_the_folder_of_another_worker_can_neither_be_read_nor_written(
+    start: Start, tmp_path: Path, mode: str
+) -> None:
+    child, confined = start(mode), mode != "off"
+    with private_folder(tmp_path / "scratch") as another:
+        (another / "model.pb").write_text("model")
+        assert refused(child, "read", path=str(another / "model.pb")) == confined
+        assert refused(child, "write", path=str(another / "model.pb")) == confined
+
+
+@MODES
+def test_the_workers_own_folder_is_there_for_all_tasks(start: Start, mode: str) -> None:
+    child = start(mode)
+    child.start()
+    task = child.scratch.parent / "tasks" / "1"
+    task.mkdir(parents=True)
+    child.call("write", {"path": str(task / "result")})
+    assert child.call("read", {"path": str(task / "result")}) == "was here"
+
+
+@MODES
+def test_the_environment_of_the_parent_is_not_read(start: Start, mode: str) -> None:
+    path = f"/proc/{os.getpid()}/environ"
+    assert refused(start(mode), "read", path=path) == (mode != "off")
+
+
+@MODES
+def test_a_sibling_and_the_parent_are_not_killed(start: Start, mode: str) -> None:
+    child, confined = start(mode), mode != "off"
+    with sleeping() as sibling:
+        assert refused(child, "kill", pid=sibling.pid) == confined
+        assert (sibling.poll() is None) == confined or sibling.wait(10) == -9
+    if confined:
+        assert refused(child, "kill", pid=os.getpid())
+
+
+@contextmanager
+def sleeping() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> Iterator[Any]:
+    with socket.socket(family) as server:
+        server.bind(address)
+        server.listen()
+        yield server.getsockname()
+
+
+@MODES
+def test_broker_and_store_are_out_of_reach(
+    start: Start, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    with listening() as (_, broker), listening() as (_, store), listening() as (_, rank):
+        monkeypatch.setenv("DPSTREAM_BROKER", f"amqp://user:pass@127.0.0.1:{broker}/%2F")
+        monkeypatch.setenv("DPSTREAM_STORE_ENDPOINT", f"http://127.0.0.1:{store}")
+        child = start(mode)
+        for port in (broker, store):
+            assert refused(child, "connect", port=port) == (mode != "off")
+            assert refused(child, "connect", port=port, protocol=MULTIPATH) == (mode != "off")
+            assert refused(child, "send", port=port) == (mode != "off")
+        assert refused(child, "connect", port=rank) == (mode == "strict")
+
+
+MULTIPATH = 262
+"""MPTCP, which falls back to TCP."""
+
+
+@MODES
+def test_abstract_sockets_of_others_are_out_of_reach(start: Start, mode: str) -> None:
+    name = f"dpstream-{os.getpid()}-{mode}"
+    with listening(socket.AF_UNIX, f"\0{name}"):
+        assert refused(start(mode), "connect_abstract", name=name) == (mode != "off")
+
+
+@MODES
+def test_shared_memory_is_for_programs_with_mpi(start: Start, mode: str) -> None:
+    path = Path("/dev/shm") / f"dpstream-{os.getpid()}"
+    try:
+        assert refused(start(mode), "write", path=str(path)) == (mode == "strict")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@MODES
+def test_the_system_can_be_read(start: Start, mode: str) -> None:
+    child = start(mode)
+    assert child.call("read", {"path": "/etc/hostname"}) == Path("/etc/hostname").read_text()
+    assert "processor" in child.call("read", {"path": "/proc/cpuinfo"})
+
+
+@pytest.mark.parametrize("mode", ["strict", "site"])
+def test_a_machine_may_allow_further_folders(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    software, results = tmp_path / "software", tmp_path / "results"
+    for folder in (software, results):
+        folder.mkdir()
+        (folder / "file").write_text("here")
+    monkeypatch.setenv("DPSTREAM_CONFINE_READ", f"{software}, {tmp_path / 'nowhere'}")
+    monkeypatch.setenv("DPSTREAM_CONFINE_WRITE", str(results))
+    child = start(mode)
+    assert child.call("read", {"path": str(software / "file")}) == "here"
+    assert refused(child, "write", path=str(software / "file"))
+    child.call("write", {"path": str(results / "file")})
+
+
+# ------------------------------------------------------------------------------ what a machine can
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    module._means.cache_clear()
+    yield
+    module._means.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("abi", "gaps"),
+    [(2, ("connections", "signals")), (4, ("signals",)), (6, ()), (7, ())],
+)
+def test_what_an_older_kernel_cannot_refuse_is_stated(
+    monkeypatch: pytest.MonkeyPatch, abi: int, gaps: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DPSTREAM_CONFINE", "site")
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    assert confinement() == Confinement("site", "landlock", abi)
+    assert confinement().gaps == gaps
+    monkeypatch.setenv("DPSTREAM_CONFINE", "strict")
+    if gaps:
+        with pytest.raises(SpecError, match=f"strict: this machine cannot refuse {gaps[0]}"):
+            confinement()
+
+
+def test_without_landlock_and_bubblewrap_nothing_is_confined(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert confinement().means == "none"
+    assert "files of this user" in confinement().gaps
+
+
+def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPSTREAM_CONFINE", "lax")
+    with pytest.raises(SpecError, match="'lax': must be strict, site, off"):
+        confinement()
