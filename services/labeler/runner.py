@@ -7,6 +7,7 @@ status and output files become an `Outcome`; whether that is a valid label is de
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -22,13 +23,11 @@ from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
-from dpstream.shared.runtime.child_process import await_stop, out_of_memory
+from dpstream.shared.runtime.child_process import KILLED, await_stop, out_of_memory
 from dpstream.shared.runtime.confinement import confined
 from dpstream.shared.runtime.supervisor import end, supervised
 from dpstream.shared.values import Recipe
 
-KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Statuses of a killed program, started directly or by a launcher such as mpirun."""
 POLL = 0.05
 """Seconds between checks of a running program."""
 
@@ -152,6 +151,7 @@ def run(
         raise
     finally:
         end(process)
+        remove_links(folder)
 
 
 def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen[bytes]:
@@ -186,3 +186,14 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], 
             tick()
         if time.monotonic() > deadline:
             raise EngineCrashed("the program took longer than its time limit")
+
+
+def remove_links(folder: Path) -> None:
+    """Remove what leads out of the folder of an ended program, and named pipes and sockets: this
+    worker, which may read more than the program, would read them as its outputs."""
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            leads_out = path.is_symlink() and inside not in path.resolve().parents
+            if leads_out or not (path.is_file() or path.is_dir()):
+                path.unlink()

@@ -43,6 +43,7 @@ class TrainerResources:
                 threads,
                 device,
                 renew_after=RENEW_AFTER,
+                links=True,  # DeePMD-kit's name of the last checkpoint
             )
             for name in BACKENDS
         }

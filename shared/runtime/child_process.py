@@ -51,6 +51,8 @@ QUICK = {
     # PyTorch would start four more processes to load data, whatever the number of threads.
     "NUM_WORKERS": "0",
 }
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Statuses of a killed process, started directly or by a launcher such as bubblewrap or mpirun."""
 YIELD_SECONDS = 2.0
 """Time for the worker's own stop signal to arrive after an engine ended abnormally. A batch system
 signals all processes of a job, and the engine may end first."""
@@ -97,13 +99,15 @@ class ChildProcess:
         device: Device | None = None,
         renew_after: int | None = None,
         reads: Collection[Path] = (),
+        links: bool = False,
     ) -> None:
         """`scratch`: a private folder, used as the child's working directory and home; `device`:
         the only one that the child sees, None: those that this process sees; `renew_after`: calls
         after which a new child is started, for libraries whose memory grows; `reads`: folders that
-        the child may read besides (`confinement`)."""
+        the child may read besides, `links`: whether it may make symbolic links (`confined`)."""
         self.module, self.scratch, self.threads = module, scratch, threads
-        self.device, self.renew_after, self.reads = device, renew_after, reads
+        self.device, self.renew_after = device, renew_after
+        self.reads, self.links = reads, links
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._buffer = bytearray()
@@ -126,7 +130,8 @@ class ChildProcess:
         self.kill()
         self.scratch.mkdir(parents=True, exist_ok=True)
         log_file, within = self.scratch / "engine.log", enclosing(self.scratch.resolve())
-        with log_file.open("ab") as log, confined(within, reads=self.reads) as (prefix, rulesets):
+        limits = confined(within, reads=self.reads, links=self.links)
+        with log_file.open("ab") as log, limits as (prefix, rulesets):
             reading, writing = os.pipe()
             own = (self.module, str(writing), ",".join(map(str, rulesets)))
             self._process = subprocess.Popen(
@@ -203,7 +208,7 @@ class ChildProcess:
         instead."""
         if status is not None and tick is not None:
             await_stop(tick)
-        if status == -signal.SIGKILL:
+        if status in KILLED:
             return EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
         return EngineCrashed(text)
 

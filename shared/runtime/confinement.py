@@ -44,8 +44,9 @@ SECRET_FILES = (
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "ALIBABA_CLOUD_CREDENTIALS_FILE",
 )
-DEVICES = ("null", "zero", "full", "random", "urandom", "ptmx", "pts", "nvidia*", "dri", "kfd")
-FABRIC = ("shm", "hugepages", "infiniband", "cxi*", "hfi1*", "knem", "xpmem", "gdrdrv")
+DEVICES = ("null", "zero", "full", "random", "urandom", "ptmx", "pts")
+GPUS = ("nvidia*", "dri", "kfd")
+FABRICS = ("shm", "hugepages", "infiniband", "cxi*", "hfi1*", "knem", "xpmem", "gdrdrv")
 SHARED_MEMORY = Path("/dev/shm")
 WEB = frozenset({80, 443})
 """Also the service of a cloud's machine that hands out the machine's credentials."""
@@ -118,11 +119,12 @@ def _bubblewrap_works() -> bool:
 
 @contextmanager
 def confined(
-    folder: Path, command: Sequence[str] = (), reads: Collection[Path] = ()
+    folder: Path, command: Sequence[str] = (), reads: Collection[Path] = (), links: bool = True
 ) -> Iterator[tuple[list[str], tuple[int, ...]]]:
     """What confines a child that writes to `folder`, which exists, and reads `reads` and where the
     words of `command` are: words to put before its command, and descriptors of rulesets to which
-    the child restricts itself (`landlock.restrict`)."""
+    the child restricts itself (`landlock.restrict`). `links`: whether it may make symbolic links,
+    by which a worker that opens the child's files would open others; only Landlock refuses them."""
     how = confinement()
     if how.means == "none":
         yield [], ()
@@ -131,7 +133,7 @@ def confined(
     if how.means == "bubblewrap":
         yield reach.bubblewrap(), ()
         return
-    files = landlock.paths(reach.rules())
+    files = landlock.paths(reach.rules(landlock.WRITES if links else landlock.FILES_ONLY))
     try:
         network = (_ports(how.mode, _refused_ports()),) if how.abi >= landlock.NETWORK_ABI else ()
         yield [], (files, *network)
@@ -215,8 +217,8 @@ class Reach:
         writable = (folder, *(path.resolve() for path in _of_variable(WRITE)))
         return cls(mode, writable, tuple(dict.fromkeys(readable)), hidden, package.parent.resolve())
 
-    def rules(self) -> Iterator[tuple[Path, int]]:
-        """For Landlock."""
+    def rules(self, writes: int) -> Iterator[tuple[Path, int]]:
+        """For Landlock; `writes`: the rights in the child's own folder."""
         roots = SYSTEM if self.mode == "strict" else ("/",)
         system = [part for root in roots for part in self.hidden.outside(Path(root))]
         for path in (*system, Path("/proc"), *self.readable):
@@ -224,37 +226,51 @@ class Reach:
                 yield path, landlock.READS
         yield self.listed, landlock.LIST
         for path in self.writable:
-            yield path, landlock.WRITES
-        for path in self._devices():
+            yield path, writes
+        for path in (*_devices(*DEVICES), *self._further_devices()):
             yield path, landlock.WRITES if path == SHARED_MEMORY else landlock.DEVICE
         yield Path("/dev"), landlock.LIST
 
-    def _devices(self) -> Iterator[Path]:
-        for pattern in DEVICES if self.mode == "strict" else DEVICES + FABRIC:
-            yield from Path("/dev").glob(pattern)
-
     def bubblewrap(self) -> list[str]:
-        """The words before a command: an empty folder in place of each hidden one."""
-        words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc"]
+        """The words before a command. In place of each hidden folder is an empty one."""
+        words = [
+            "bwrap",
+            "--die-with-parent",
+            "--unshare-pid",
+            "--unshare-ipc",
+            "--cap-drop",
+            "ALL",
+        ]
         if self.mode == "strict":
             words += ["--unshare-net"]
-            for root in SYSTEM:
-                words += ["--ro-bind-try", root, root]
-        else:
-            words += ["--ro-bind", "/", "/"]
+        for root in SYSTEM if self.mode == "strict" else ("/",):
+            words += ["--ro-bind-try", root, root]
         words += ["--dev", "/dev", "--proc", "/proc"]
-        for path in self._devices():
-            words += ["--dev-bind-try", str(path), str(path)]
-        for path in sorted(self.hidden.places):
-            if path.is_dir():
-                words += ["--tmpfs", str(path)]
-            elif path.exists():
-                words += ["--ro-bind", "/dev/null", str(path)]
+        for path in self._further_devices():
+            words += ["--dev-bind", str(path), str(path)]
+        folders = [str(path) for path in sorted(self.hidden.places) if path.is_dir()]
+        for folder in folders:
+            words += ["--tmpfs", folder]
+        for path in self.hidden.places:
+            if path.is_file():
+                words += ["--ro-bind", os.devnull, str(path)]
         for path in self.readable:
             words += ["--ro-bind-try", str(path), str(path)]
         for path in self.writable:
-            words += ["--bind", str(path), str(path)]
+            words += ["--bind-try", str(path), str(path)]
+        for folder in folders:
+            words += ["--remount-ro", folder]
         return [*words, "--chdir", str(self.writable[0]), "--"]
+
+    def _further_devices(self) -> Iterator[Path]:
+        yield from _devices(*GPUS)
+        if self.mode == "site":
+            yield from _devices(*FABRICS)
+
+
+def _devices(*patterns: str) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from Path("/dev").glob(pattern)
 
 
 def _modules(package: Path) -> Iterator[Path]:

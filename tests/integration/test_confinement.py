@@ -25,7 +25,9 @@ CP2K: dict[str, Any] = {"cutoff": 120, "basis": {"H": "SZV-MOLOPT-SR-GTH"}}
 QE: dict[str, Any] = {
     "pseudopotentials": {"Al": "Al.pz-vbc.UPF"},
     "ecutwfc": 12,
-    "kpoints": [1, 1, 1],
+    "kpoints": [2, 2, 2],
+    "smearing": "gaussian",
+    "degauss": 0.03,
 }
 
 
@@ -52,36 +54,30 @@ def aluminium() -> Frame:
     return canonical(from_ase(bulk("Al", cubic=True))).frame
 
 
-@pytest.mark.parametrize(
-    ("mode", "launcher"), [("strict", ""), ("site", ""), ("site", RANKS)], ids=str
-)
-def test_cp2k(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str) -> None:
+ALONE_AND_TWO_RANKS = pytest.mark.parametrize("launcher", ["", RANKS], ids=["alone", "mpirun"])
+
+
+@ALONE_AND_TWO_RANKS
+def test_cp2k(folder: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
     require("cp2k")
-    use(monkeypatch, mode, launcher, "cp2k", "cp2k.psmp")
+    use(monkeypatch, launcher, "cp2k", "cp2k.psmp")
     frame = hydrogen()
     outcome = point("cp2k", CP2K, frame, folder)
     assert rule(frame, outcome) is None, outcome.messages
 
 
-@pytest.mark.parametrize(
-    ("mode", "launcher"), [("strict", ""), ("site", ""), ("site", RANKS)], ids=str
-)
-def test_quantum_espresso(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str
-) -> None:
+@ALONE_AND_TWO_RANKS
+def test_quantum_espresso(folder: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
     require("qe")
-    use(monkeypatch, mode, launcher, "qe", "pw.x")
+    use(monkeypatch, launcher, "qe", "pw.x")
     frame = aluminium()
     outcome = point("qe", QE, frame, folder)
     assert rule(frame, outcome) is None, outcome.messages
 
 
-def use(
-    monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str, code: str, program: str
-) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, launcher: str, code: str, program: str) -> None:
     if launcher and shutil.which("mpirun") is None:
         pytest.skip("no mpirun here")
-    monkeypatch.setenv("DPSTREAM_CONFINE", mode)
     monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", f"{code}={launcher} {program}")
 
 
@@ -95,7 +91,9 @@ def test_models_are_evaluated_by_lammps_child(
     monkeypatch.setenv("DPSTREAM_CONFINE", mode)
     with private_folder(tmp_path / "scratch") as private:
         child = ChildProcess("dpstream.services.explorer.lammps.child", private / "engine")
-        models = [shutil.copy(model, private / f"{n}.pb") for n, model in enumerate(methane_committee)]
+        models = [
+            shutil.copy(model, private / f"{n}.pb") for n, model in enumerate(methane_committee)
+        ]
         atoms = molecule("CH4")
         batch, result = private / "batch.npz", private / "result.npz"
         batch.write_bytes(Batch.of([from_ase(atoms)]).dumps())

@@ -21,6 +21,10 @@ def link(path: str, to: str) -> None:
     os.link(path, to)
 
 
+def symlink(path: str, to: str) -> None:
+    Path(to).symlink_to(path)
+
+
 def connect(port: int, protocol: int = socket.IPPROTO_TCP) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as it:
         it.settimeout(5.0)
@@ -43,5 +47,6 @@ def kill(pid: int) -> None:
 
 
 OPERATIONS = {
-    each.__name__: each for each in (write, read, link, connect, send, connect_abstract, kill)
+    each.__name__: each
+    for each in (write, read, link, symlink, connect, send, connect_abstract, kill)
 }

@@ -73,6 +73,14 @@ def test_nothing_that_a_program_started_outlives_it(tmp_path: Path, script: str)
     assert not psutil.pid_exists(int(left.read_text()))
 
 
+def test_links_out_of_its_folder_are_no_outputs(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("private")
+    links = "ln -s ../secret a; mkdir d; ln -s ../../secret d/b; ln -s ../.. c; mkfifo e"
+    outcome_of(f"{links}; echo label > good; ln -s good f; ln -s nowhere g", tmp_path)
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
+    assert names - {"stdout", "stderr"} == {"d", "good", "f"}
+
+
 @pytest.mark.usefixtures("unconfined")
 def test_a_signal_to_all_processes_of_a_job_does_not_end_the_supervisor(tmp_path: Path) -> None:
     """Slurm sends SIGTERM to all; a program that handles it goes on."""
