@@ -42,6 +42,7 @@ from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.atoms.frames import Frame, frame_key
 from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
+from dpstream.shared.runtime.confinement import confinement
 from dpstream.shared.runtime.device import (
     CUDART,
     cuda_version,
@@ -126,7 +127,7 @@ def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
         deepmd, lammps = pool.submit(_deepmd, spec), pool.submit(_lammps)
         labels = list(_labels(own))
         servers = [*_folders(), *_store(root), *_broker(broker)]
-        first = [_machine(), *_gpus(), _disk(root), *about_spec]
+        first = [_machine(), _confinement(), *_gpus(), _disk(root), *about_spec]
         return [*first, *deepmd.result(), lammps.result(), *labels, *servers]
 
 
@@ -142,6 +143,21 @@ def _table(findings: list[Finding]) -> Table:
 
 def _machine() -> Finding:
     return Finding("machine", "works", f"{cores():g} cores, Python {platform.python_version()}")
+
+
+def _confinement() -> Finding:
+    """What the kernel refuses to engines and labeling programs, and what it cannot refuse."""
+    try:
+        how = confinement()
+    except SpecError as error:
+        return _missing("confinement", error)
+    if how.mode == "off":
+        return Finding("confinement", "works", "off: engines and programs may do what you may")
+    still = f"; not refused: {', '.join(how.gaps)}" if how.gaps else ""
+    fix = "Linux 6.12 or later, or apt install bubblewrap" if how.gaps else ""
+    return Finding(
+        "confinement", "absent" if how.means == "none" else "works", f"{how}{still}", fix
+    )
 
 
 def _gpus() -> Iterator[Finding]:

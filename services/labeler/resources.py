@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from dpstream.services.labeler.codes import CODES
@@ -31,21 +31,22 @@ class LabelerResources:
         device: Device | None = None,
         signing_key: str | None = None,
         reuse_unsigned: bool = True,
+        reads: Collection[Path] = (),
     ) -> None:
         """`scratch`: a private folder; `threads` per label; `allowed_calculators`: dotted names of
         ASE calculators that campaigns may request; `allowed_codes`: labeling codes likewise;
         `allow_programs`: whether a campaign may name a program in a calculator's arguments;
         `grace`: seconds after which a stopped worker must have released its task; `device`: the
-        only one that codes see, None: all visible ones;
-        `signing_key`: Ed25519 private key for new labels, hexadecimal; `reuse_unsigned`: whether
-        labels without signature are used again where the store lists signers."""
+        only one that codes see, None: all visible ones; `signing_key`: Ed25519 private key for new
+        labels, hexadecimal; `reuse_unsigned`: whether labels without signature are used again
+        where the store lists signers; `reads`: files that codes may read besides the potentials."""
         folder = scratch.resolve() / "labeler"
         self.engine = ChildProcess(
             "dpstream.services.labeler.child",
             folder,
             threads,
             device,
-            reads=machine_settings().labeler_potentials.values(),
+            reads=(*machine_settings().labeler_potentials.values(), *reads),
         )
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
@@ -59,7 +60,8 @@ class LabelerResources:
         """Resources for a user's own campaign on their own machine: everything it names is
         allowed."""
         named = {str(labels.settings["calculator"])} if "calculator" in labels.settings else set()
-        return cls(scratch, allowed_calculators=SHIPPED | named, allow_programs=True)
+        reads = [path for path in map(Path, _texts(labels.settings)) if path.is_absolute()]
+        return cls(scratch, allowed_calculators=SHIPPED | named, allow_programs=True, reads=reads)
 
     def refusal(self, recipe: Recipe) -> str | None:
         """Reason why this worker must not compute by `recipe`, or None."""
@@ -84,3 +86,13 @@ class LabelerResources:
 
     def close(self) -> None:
         self.engine.kill()
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The words of all texts in settings, of which some name files."""
+    if isinstance(value, str):
+        yield from value.split()
+    elif isinstance(value, Mapping):
+        yield from (text for each in value.values() for text in _texts(each))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for each in value for text in _texts(each))

@@ -214,7 +214,8 @@ class Reach:
             *(path.resolve() for path in [*reads, *_of_variable(READ)]),
             *filter(hidden.spare, (path.resolve() for path in needed)),
         ]
-        writable = (folder, *(path.resolve() for path in _of_variable(WRITE)))
+        further = [*_of_variable(WRITE), *(_sockets_of_mps() if mode == "site" else ())]
+        writable = (folder, *(path.resolve() for path in further))
         return cls(mode, writable, tuple(dict.fromkeys(readable)), hidden, package.parent.resolve())
 
     def rules(self, writes: int) -> Iterator[tuple[Path, int]]:
@@ -266,6 +267,11 @@ class Reach:
         yield from _devices(*GPUS)
         if self.mode == "site":
             yield from _devices(*FABRICS)
+
+
+def _sockets_of_mps() -> Iterator[Path]:
+    """Where processes that share a GPU find the daemon of CUDA MPS."""
+    yield Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
 
 
 def _devices(*patterns: str) -> Iterator[Path]:

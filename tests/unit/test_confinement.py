@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dpstream.commands import doctor
 from dpstream.shared.errors import EngineError, SpecError
 from dpstream.shared.runtime import confinement as module
 from dpstream.shared.runtime import landlock
@@ -257,6 +258,27 @@ def test_without_landlock_and_bubblewrap_nothing_is_confined(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert confinement().means == "none"
     assert "files of this user" in confinement().gaps
+
+
+@pytest.mark.parametrize(
+    ("mode", "abi", "state", "detail"),
+    [
+        ("site", 7, "works", "site, by landlock ABI 7"),
+        ("site", 4, "works", "site, by landlock ABI 4; not refused: signals"),
+        ("site", 0, "absent", "site, by none; not refused: files of this user, connections"),
+        ("strict", 0, "missing", "cannot refuse files of this user"),
+        ("off", 7, "works", "off: "),
+    ],
+)
+def test_the_doctor_says_how_children_are_confined(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, abi: int, state: str, detail: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DPSTREAM_CONFINE", mode)
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    finding = doctor._confinement()
+    assert finding.state == state
+    assert detail in finding.detail + finding.fix
 
 
 def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
