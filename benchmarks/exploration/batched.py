@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from dpstream.services.explorer.resources import ENGINE as LAMMPS
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 
@@ -50,8 +50,8 @@ def batched(
     device: Device | None = None,
 ) -> float:
     """Atom-steps per second."""
-    with tempfile.TemporaryDirectory() as folder:
-        child = ChildProcess(BATCHED, Path(folder) / "engine", device=device)
+    with private_folder(None) as folder:
+        child = ChildProcess(BATCHED, folder / "engine", device=device, reads=models)
         for number in range(replicas):
             terms = Terms(
                 models=tuple(map(str, models)),
@@ -68,7 +68,7 @@ def batched(
                 trust=OPEN.model_dump(),
                 pinned=False,
             )
-            state = Path(folder) / f"{number}.npz"
+            state = folder / f"{number}.npz"
             state.write_bytes(initial_state(frame, MD, TEMPERATURE, number).dumps())
             arguments = {"name": f"{number}", "terms": vars(terms), "state": str(state)}
             child.call("put", arguments)
@@ -91,9 +91,9 @@ def lammps(
     models: Sequence[Path], type_map: Sequence[str], frame: Frame, device: Device | None = None
 ) -> float:
     """Atom-steps per second of one trajectory."""
-    with tempfile.TemporaryDirectory() as folder:
-        child = ChildProcess(LAMMPS, Path(folder) / "engine", device=device)
-        data = Path(folder) / "start.data"
+    with private_folder(None) as folder:
+        child = ChildProcess(LAMMPS, folder / "engine", device=device, reads=models)
+        data = folder / "start.data"
         data.write_text(md_script.data_file(frame, type_map, {}))
         pair = md_script.pair_commands(models, 0, type_map, MD.every, OPEN, frame)
         condition = Condition(system="s", temperature=TEMPERATURE)

@@ -6,7 +6,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from benchmarks.gpu import checks, members, trainings
 from benchmarks.gpu.campaign import write_campaign
 from benchmarks.gpu.table import CPU, Row, table
 from dpstream.shared.runtime.device import Device, chosen, gpus
+from dpstream.shared.runtime.scratch import private_folder
 
 PARTS = ("slots", "batches", "judge", "explore", "campaign")
 
@@ -62,13 +62,13 @@ def campaign(folder: Path) -> Row:
 
 def main() -> int:
     options = _parser().parse_args()
-    with tempfile.TemporaryDirectory(dir=options.workdir) as scratch:
+    with private_folder(options.workdir) as scratch:
         if options.check:
-            return 1 if checks.run(Path(scratch)) else 0
+            return 1 if checks.run(scratch) else 0
         rows: list[Row] = []
         try:
             for part in options.parts or PARTS:
-                folder = Path(scratch) / part
+                folder = scratch / part
                 folder.mkdir()
                 for row in measure(part, folder, options.seconds):
                     print(f"{row.what} [{row.device}]: {row.value:,.3g} {row.unit}", flush=True)

@@ -21,7 +21,8 @@ means over the frames of each held-out trajectory."""
 
 
 def measure(models: Sequence[str], test: Mapping[str, Batch], scratch: Path) -> Errors:
-    engine = ChildProcess("dpstream.services.explorer.lammps.child", scratch)
+    reads = list(map(Path, models))
+    engine = ChildProcess("dpstream.services.explorer.lammps.child", scratch, reads=reads)
     try:
         return {name: _errors(engine, models, batch, scratch) for name, batch in test.items()}
     finally:
