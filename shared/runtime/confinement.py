@@ -209,10 +209,13 @@ class Reach:
         folder = folder.resolve()
         hidden = Hidden.by(enclosing(folder))
         package = Path(sys.modules["dpstream"].__file__ or "").parent
-        needed = [*_modules(package), *_of_program(command), *_of_path_variables()]
+        own = [path.resolve() for path in _own_modules(package)]
+        useful = [*_other_modules(package), *_of_program(command), *_of_path_variables()]
         readable = [
             *(path.resolve() for path in [*reads, *_of_variable(READ)]),
-            *filter(hidden.spare, (path.resolve() for path in needed)),
+            *(path for path in own if path in hidden.places),  # a home that is the environment
+            *(part for path in own for part in hidden.outside(path)),
+            *filter(hidden.spare, (path.resolve() for path in useful)),
         ]
         further = [*_of_variable(WRITE), *(_sockets_of_mps() if mode == "site" else ())]
         writable = (folder, *(path.resolve() for path in further))
@@ -279,12 +282,15 @@ def _devices(*patterns: str) -> Iterator[Path]:
         yield from Path("/dev").glob(pattern)
 
 
-def _modules(package: Path) -> Iterator[Path]:
-    """Where Python finds modules: those of dpstream, and the rest of its path without the working
-    directory."""
-    own = Path(__file__).resolve().parents[2]
-    yield from (package, own / "services", own / "shared")
+def _own_modules(package: Path) -> Iterator[Path]:
+    """dpstream, and Python with what is installed in its environment."""
+    root = Path(__file__).resolve().parents[2]
+    yield from (package, root / "services", root / "shared")
     yield from (Path(sys.prefix), Path(sys.base_prefix))
+
+
+def _other_modules(package: Path) -> Iterator[Path]:
+    """The rest of Python's path without the working directory."""
     others = {Path.cwd(), package.parent}
     yield from (path for path in map(Path, sys.path) if path.is_absolute() and path not in others)
 

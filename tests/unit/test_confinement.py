@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -229,6 +230,14 @@ def test_a_machine_may_allow_further_folders(
     assert child.call("read", {"path": str(software / "file")}) == "here"
     assert refused(child, "write", path=str(software / "file"))
     child.call("write", {"path": str(results / "file")})
+
+
+@pytest.mark.parametrize("inside", [".", "share/state"])
+def test_a_home_in_the_environment_of_python_does_not_hide_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(sys.prefix) / inside))
+    assert start("site").call("read", {"path": "/proc/self/comm"})
 
 
 # ------------------------------------------------------------------------------ what a machine can
