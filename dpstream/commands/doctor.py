@@ -42,7 +42,7 @@ from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.atoms.frames import Frame, frame_key
 from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
-from dpstream.shared.runtime.confinement import confinement
+from dpstream.shared.runtime.confinement.children import confinement
 from dpstream.shared.runtime.device import (
     CUDART,
     cuda_version,

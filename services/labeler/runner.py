@@ -24,8 +24,8 @@ from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
 from dpstream.shared.runtime.child_process import KILLED, await_stop, out_of_memory
-from dpstream.shared.runtime.confinement import confined
-from dpstream.shared.runtime.supervisor import end, supervised
+from dpstream.shared.runtime.confinement.children import confined
+from dpstream.shared.runtime.confinement.supervisor import end, supervised
 from dpstream.shared.values import Recipe
 
 POLL = 0.05

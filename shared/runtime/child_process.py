@@ -30,8 +30,8 @@ from typing import Any, NoReturn
 
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault
-from dpstream.shared.runtime import landlock
-from dpstream.shared.runtime.confinement import confined
+from dpstream.shared.runtime.confinement import landlock
+from dpstream.shared.runtime.confinement.children import confined
 from dpstream.shared.runtime.device import Device, cudart_folder
 from dpstream.shared.runtime.machine_faults import is_machines_fault
 from dpstream.shared.runtime.scratch import enclosing

@@ -31,7 +31,7 @@ from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
-from dpstream.shared.runtime.confinement import confinement
+from dpstream.shared.runtime.confinement.children import confinement
 from dpstream.shared.runtime.context import Handler
 from dpstream.shared.runtime.device import Device, gpus
 from dpstream.shared.runtime.exit_limits import ExitLimits

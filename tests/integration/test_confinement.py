@@ -12,8 +12,8 @@ import pytest
 from ase.build import bulk, molecule
 
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase
-from dpstream.shared.runtime import landlock
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.scratch import private_folder
 from tests.support.labeling_programs import point, require, rule
 

@@ -15,10 +15,10 @@ import pytest
 
 from dpstream.commands import doctor
 from dpstream.shared.errors import EngineError, SpecError
-from dpstream.shared.runtime import confinement as module
-from dpstream.shared.runtime import landlock
 from dpstream.shared.runtime.child_process import ChildProcess
-from dpstream.shared.runtime.confinement import Confinement, confinement
+from dpstream.shared.runtime.confinement import children as module
+from dpstream.shared.runtime.confinement import landlock
+from dpstream.shared.runtime.confinement.children import Confinement, confinement
 from dpstream.shared.runtime.scratch import private_folder
 
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from dpstream.shared.runtime import landlock
+from dpstream.shared.runtime.confinement import landlock
 
 END = signal.SIGHUP
 """Not SIGTERM, which a batch system sends to all processes of a job: the worker decides."""
@@ -34,7 +34,7 @@ SUPERVISOR = (
     "-S",
     "-c",
     f"import sys; sys.path += sys.argv[1].split({os.pathsep!r}); "
-    "from dpstream.shared.runtime.supervisor import main; main()",
+    "from dpstream.shared.runtime.confinement.supervisor import main; main()",
 )
 
 
@@ -109,25 +109,33 @@ def _reaped() -> list[tuple[int, int]]:
     return found
 
 
-def _has_children() -> bool:
+def _end_descendants() -> None:
+    """End children until there are none: those of an ended process become this one's."""
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        _reaped()
+        children = _children()
+        if not children:
+            return
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _children() -> list[int]:
+    """Children that run. The look at all processes is spared where none is left."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return False
-    return True
-
-
-def _end_descendants() -> None:
-    """Every process that the program started and that did not end is below a child of this one."""
-    deadline = time.monotonic() + END_SECONDS
-    while _has_children() and time.monotonic() < deadline:
-        import psutil  # takes longer than all the rest, and is seldom needed
-
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                process.kill()
-        time.sleep(0.01)
-        _reaped()
+        return []
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{process}/stat") as stat:
+            _, _, fields = stat.read().rpartition(")")  # a program's name may hold anything
+            if int(fields.split()[1]) == os.getpid():
+                found.append(int(process))
+    return found
 
 
 def _end_as(status: int) -> NoReturn:

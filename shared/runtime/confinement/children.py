@@ -29,7 +29,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from dpstream.shared.errors import SpecError
-from dpstream.shared.runtime import landlock
+from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.scratch import enclosing
 
 Mode = Literal["strict", "site", "off"]
@@ -284,7 +284,7 @@ def _devices(*patterns: str) -> Iterator[Path]:
 
 def _own_modules(package: Path) -> Iterator[Path]:
     """dpstream, and Python with what is installed in its environment."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     yield from (package, root / "services", root / "shared")
     yield from (Path(sys.prefix), Path(sys.base_prefix))
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dpstream.shared.runtime import loopholes
+from dpstream.shared.runtime.confinement import loopholes
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """System calls, the same on all architectures but Alpha."""

@@ -1,0 +1,1 @@
+"""What engines and labeling programs may reach, and that nothing outlives them."""
