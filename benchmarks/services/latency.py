@@ -17,6 +17,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
+from dpstream.shared.runtime.worker import claim_uri
 from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 ANCHOR = 5.2, 9.6
@@ -74,7 +75,12 @@ def answered(site: Site, events: int) -> Iterator[float]:
         delivery.ack()
         if number:
             yield arrived - began
-        released = _released(m.Label.model_validate_json(delivery.body))
+        command = m.Label.model_validate_json(delivery.body)
+        claimed = CampaignSimulator().answer(command)[0]
+        site.store.create(
+            claim_uri(command.campaign, command.task, command.attempt), encode(claimed)
+        )
+        released = _released(command)
         began = time.monotonic()
         site.bus.publish([Outgoing(encode(released), topic=topic_of(released))])
     site.end()
