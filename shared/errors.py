@@ -121,7 +121,11 @@ class EngineError(TaskError):
 
 
 class EngineCrashed(TaskError):
-    """The engine process died."""
+    """The engine process died; `status` as far as it is known: negative for a signal."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class EngineKilled(EngineCrashed):

@@ -48,12 +48,12 @@ budget: {}                       # e.g. {worker_hours: 2000, currency_per_day: 1
 pools:
   trainers:
     engine: process              # processes on the coordinator's machine
-    serves: [train]              # queues of one service: train; explore, judge; label.CODE
+    serves: [train]              # queues of one service: train; explore, judge, screen; label.CODE
     source: [trainer.env]        # exports DPSTREAM_BROKER, DPSTREAM_STORE, keys
     max: 2                       # slurm, kubernetes: with gpus: 1 each gets a GPU, and demands it
   explorers:
     engine: process
-    serves: [explore, judge]
+    serves: [explore, judge, screen]
     source: [explorer.env]
     max: 2
   campus:

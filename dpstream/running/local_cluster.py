@@ -121,11 +121,19 @@ class LocalCluster:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        queue, handlers, resources = _service(service, scratch, spec, self.device)
+        queues, handlers, resources = _service(service, scratch, spec, self.device)
         self.resources_in_use.append(resources)
         resources.start()
         worker: Worker[Any] = Worker(
-            name, self.bus, self.store, queue, handlers, resources, scratch, HEARTBEAT
+            name,
+            self.bus,
+            self.store,
+            queues[0],
+            handlers,
+            resources,
+            scratch,
+            HEARTBEAT,
+            others=queues[1:],
         )
         self.crew.append(worker)
         self._run(name, worker.run)
@@ -144,17 +152,17 @@ class LocalCluster:
 
 def _service(
     service: str, scratch: Path, spec: Spec, device: Device
-) -> tuple[str, Mapping[Any, Any], Any]:
-    """Queue, handlers and resources of one service. All models are the user's own, so every model
+) -> tuple[tuple[str, ...], Mapping[Any, Any], Any]:
+    """Queues, handlers and resources of one service. All models are the user's own, so every model
     format is allowed."""
     formats = frozenset({BACKENDS[spec.training.backend].suffix})
     if service == "trainer":
-        return "train", trainer.HANDLERS, TrainerResources(scratch, models=MODELS, device=device)
+        return ("train",), trainer.HANDLERS, TrainerResources(scratch, models=MODELS, device=device)
     if service in ("explorer", "judge"):
-        queue = "explore" if service == "explorer" else "judge"
-        return queue, explorer.HANDLERS, ExplorerResources(scratch, formats=formats, device=device)
+        queues = ("explore",) if service == "explorer" else ("judge", "screen")
+        return queues, explorer.HANDLERS, ExplorerResources(scratch, formats=formats, device=device)
     resources = LabelerResources.for_local_run(scratch, spec.labels)
-    return f"label.{spec.labels.capability}", labeler.HANDLERS, resources
+    return (f"label.{spec.labels.capability}",), labeler.HANDLERS, resources
 
 
 def _resume(campaign: str) -> CampaignResumed:

@@ -10,6 +10,7 @@ from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.services.explorer.handlers import HANDLERS
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
+from dpstream.shared.messages import Judge
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, versions_of
 from dpstream.shared.runtime.slots import Need, slots_of, this_process
@@ -35,7 +36,7 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
             device,
             batch,
             # Many slots of one batch need no child processes of their own.
-            warm=number == 0 or queue == "judge",
+            warm=number == 0 or queue == Judge.QUEUE,
             found_on_gpu=found_on_gpu,
         )
         plans.append(WorkerPlan((queue,), HANDLERS, resources, versions_of(PROGRAMS), device))
@@ -43,8 +44,9 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
 
 
 def queues_of_slots(settings: ExplorerSettings) -> Sequence[str]:
-    """The queue of each worker. Tasks of `judge` are short: one worker is enough beside others."""
-    queues = sorted(set(settings.explorer_queues))  # explore, then judge
+    """The queue of each worker. Tasks of `judge` and `screen` are short: one worker of each is
+    enough beside others."""
+    queues = sorted(set(settings.explorer_queues))  # explore, judge, screen
     need = Need(settings.threads, EXPLORING_MIB)
     count = slots_of(settings.explorer_slots, this_process(), need, beside=len(queues) - 1)
     return [queues[0]] * count + queues[1:]

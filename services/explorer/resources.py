@@ -19,10 +19,12 @@ from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.gpu_check import check_gpu
+from dpstream.shared.runtime.parser import Parser
 from dpstream.shared.tensorflow_graph import check_model
 from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"
+PARSING = "dpstream.services.explorer.parsing"
 GRAPH = ".pb"
 DATA_ONLY = frozenset({GRAPH})
 """Suffixes of model files that cannot execute code, once the operations of their graph are
@@ -69,6 +71,8 @@ class ExplorerResources:
     """Suffixes of models whose backend has been found to use the GPU; slots of one process share
     them."""
     engine: ChildProcess = field(init=False)
+    parser: Parser = field(init=False)
+    """Of frames from outside; starts with the first."""
     batch: BatchRunner = field(init=False)
     _checked: set[str] = field(default_factory=set)
     """Digests of models whose graph has been checked."""
@@ -76,6 +80,7 @@ class ExplorerResources:
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
         self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads, self.device)
+        self.parser = Parser(PARSING, self.scratch / "parser")
         own = self.scratch / "batch"
         self.batch = self.shared_batch or BatchRunner(own, self.threads, self.device)
 
@@ -90,6 +95,7 @@ class ExplorerResources:
 
     def close(self) -> None:
         self.engine.kill()
+        self.parser.close()
         self.batch.close()
         shutil.rmtree(self.scratch / "models", ignore_errors=True)
 

@@ -10,16 +10,20 @@ from dpstream.shared.settings import Separated, Slots, WorkerSettings
 
 
 class ExplorerSettings(WorkerSettings):
-    explorer_queues: Annotated[tuple[Literal["explore", "judge"], ...], Separated] = Field(
-        default=("explore", "judge"),
-        min_length=1,
-        description="comma-separated work queues, each with its own child process: explore "
-        "(trajectories), judge (short tasks on which others depend)",
+    explorer_queues: Annotated[tuple[Literal["explore", "judge", "screen"], ...], Separated] = (
+        Field(
+            default=("explore", "judge", "screen"),
+            min_length=1,
+            description="comma-separated work queues, each with its own child process: explore "
+            "(trajectories), judge (short tasks on which others depend), screen (frames that "
+            "generators offer)",
+        )
     )
     explorer_slots: Slots = Field(
         default=1,
         description="tasks of the queue explore at once, each in a child process of its own; "
-        "judge keeps one beside them, unless it is the only queue; auto: by cores and memory",
+        "judge and screen keep one each beside them; without explore, judge has the slots; "
+        "auto: by cores and memory",
     )
     explorer_models: Annotated[tuple[Literal[".pb", ".pth"], ...], Separated] = Field(
         default=(".pb",),

@@ -156,9 +156,12 @@ class Batch:
     @staticmethod
     def loads(data: bytes) -> Batch:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            species, positions = archive["species"], archive["positions"]
+            if positions.ndim == 3 and species.shape != positions.shape[1:2]:
+                raise ValueError(f"{species.size} species of {positions.shape[1]} atoms")
             return Batch(
-                tuple(str(s) for s in archive["species"]),
-                archive["positions"],
+                tuple(str(s) for s in species),
+                positions,
                 archive["cells"] if "cells" in archive.files else None,
                 {k[2:]: archive[k] for k in archive.files if k.startswith("x_")},
             )

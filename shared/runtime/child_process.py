@@ -5,8 +5,10 @@ worker's private folder (`confinement`). It keeps its libraries loaded between c
 secrets from the environment, and imports modules from its parent's path but never from its working
 directory, whose files are data. The engine module defines
 `OPERATIONS: dict[str, Callable[..., JSON]]`; with `FORK = True` every call runs in a fork of the
-child, for libraries that never release memory or global state. Requests and replies are JSON lines
-on two pipes; arrays are passed as files in the scratch folder.
+child, for libraries that never release memory or global state and for input that is not trusted: a
+fork may be limited in processor time, memory and size of files. Requests and replies are JSON lines
+on two pipes; arrays are passed as files in the scratch folder. An operation calls `progressed`
+whenever it has completed a step of its work.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import math
 import os
+import resource
 import select
 import signal
 import socket
@@ -25,6 +29,7 @@ import traceback
 import types
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,6 +77,16 @@ TICK_SECONDS = 1.0
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
 """Bytes; arrays are passed as files, so a longer reply is an error."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call in a fork may use: `seconds` of processor time, bytes of `memory` beyond those
+    of the idle child, and bytes of each `file` that it writes."""
+
+    seconds: float
+    memory: int
+    file: int
 
 
 def await_stop(tick: Callable[[], None]) -> None:
@@ -154,14 +169,18 @@ class ChildProcess:
         *,
         tick: Callable[[], None] | None = None,
         seconds: float | None = None,
+        progressed: Callable[[], None] | None = None,
+        limits: Limits | None = None,
     ) -> Any:
         """Run `operation(**arguments)` in the child and return its JSON result.
 
         Meanwhile `tick` is called about once a second; its exceptions kill the child and propagate.
-        Raises EngineError if the operation raised; MachineFault if it raised because of its
-        machine, after ending the child, whose CUDA context may be unusable; EngineCrashed if the
-        process died or the call took more than `seconds` of wall time; and EngineKilled if
-        something else killed it.
+        `progressed` is called for each step that the operation reports. `limits` need a module with
+        `FORK = True`. Raises EngineError if the operation raised; MachineFault if it raised because
+        of its machine, after ending the child, whose CUDA context may be unusable; EngineCrashed if
+        the process died or the call took more than `seconds` of wall time; and EngineKilled if
+        something else killed it. A call with `limits` blames no machine: EngineError for all that
+        the operation raises.
         """
         if self._calls == self.renew_after:
             self.kill()
@@ -169,9 +188,12 @@ class ChildProcess:
         self._number += 1
         self._calls += 1
         request = {"number": self._number, "operation": operation, "arguments": dict(arguments)}
+        if limits is not None:
+            request["limits"] = asdict(limits)
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
             self._send(request)
-            reply = self._receive(tick, None if seconds is None else time.monotonic() + seconds)
+            reply = self._receive(tick, deadline, progressed)
         except EngineCrashed as error:
             try:
                 raise self._crash(str(error), self._status(), tick) from error
@@ -184,12 +206,15 @@ class ChildProcess:
             text = f"{operation}: ended with status {reply['crashed']}; {self.log_tail()}"
             raise self._crash(text, reply["crashed"], tick)
         if "error" in reply:
-            raise self._error(str(reply["error"]), reply.get("kind", ""), reply.get("trace", ""))
+            text, kind = str(reply["error"]), str(reply.get("kind", ""))
+            raise self._error(text, kind, str(reply.get("trace", "")), limits)
         return reply["result"]
 
-    def _error(self, text: str, kind: str, trace: str) -> EngineError | MachineFault:
+    def _error(
+        self, text: str, kind: str, trace: str, limits: Limits | None
+    ) -> EngineError | MachineFault:
         """The exception of an operation."""
-        if not is_machines_fault(kind, text):
+        if limits is not None or not is_machines_fault(kind, text):
             return EngineError(text, kind, trace)
         self.kill()
         return MachineFault(f"{kind}: {text}")
@@ -210,7 +235,7 @@ class ChildProcess:
             await_stop(tick)
         if status in KILLED:
             return EngineKilled(f"{out_of_memory(self.module)}; {self.log_tail()}")
-        return EngineCrashed(text)
+        return EngineCrashed(text, status)
 
     def kill(self) -> None:
         """Kill the child; the next call starts a new one."""
@@ -258,7 +283,12 @@ class ChildProcess:
         except BrokenPipeError as error:
             raise EngineCrashed(f"{self.module} died; {self.log_tail()}") from error
 
-    def _receive(self, tick: Callable[[], None] | None, deadline: float | None) -> dict[str, Any]:
+    def _receive(
+        self,
+        tick: Callable[[], None] | None,
+        deadline: float | None,
+        progressed: Callable[[], None] | None,
+    ) -> dict[str, Any]:
         while not self._buffer.endswith(b"\n"):
             left = TICK_SECONDS
             if deadline is not None:
@@ -268,6 +298,8 @@ class ChildProcess:
             ready, _, _ = select.select([self._replies], [], [], left)
             if ready:
                 self._read()
+                if self._drop_steps() and progressed is not None:
+                    progressed()
             if tick is not None:
                 tick()
         line, self._buffer = bytes(self._buffer), bytearray()
@@ -280,6 +312,13 @@ class ChildProcess:
         self._buffer += data
         if len(self._buffer) > MAX_REPLY:
             raise EngineCrashed(f"{self.module} replied more than {MAX_REPLY} bytes")
+
+    def _drop_steps(self) -> bool:
+        """Remove the empty lines before a reply, which report steps; whether there were any."""
+        reply = self._buffer.lstrip(b"\n")
+        reported = len(reply) < len(self._buffer)
+        self._buffer = reply
+        return reported
 
     def _checked(self, line: bytes) -> dict[str, Any]:
         """The reply. Raises EngineCrashed if it is garbled or answers another request."""
@@ -300,6 +339,8 @@ def homes(folder: Path) -> dict[str, str]:
     return dict.fromkeys(("HOME", "TMPDIR"), str(folder))
 
 
+_STEPS: list[int] = []
+"""In the child: the pipe on which it reports steps."""
 _LIBC = ctypes.CDLL(None)  # loaded before any fork: loading between fork and exec is unsafe
 
 
@@ -329,16 +370,31 @@ def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> byt
     if child == 0:
         try:
             die_with_parent()
+            if "limits" in request:
+                _limit(Limits(**request["limits"]))
             _write(writing, _answer(module, request))
         finally:  # even after an exception, the fork must not return to the caller's loop
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        data = pipe.read()
+        data = pipe.read(MAX_REPLY + 1)  # a longer one ends with a broken pipe
     _, status = os.waitpid(child, 0)
     if not data.endswith(b"\n"):
         return _reply(request, crashed=os.waitstatus_to_exitcode(status))
     return data
+
+
+def _limit(limits: Limits) -> None:
+    """Limit this process for good."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    seconds = math.ceil(limits.seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then SIGKILL
+    for kind, limit in (
+        (resource.RLIMIT_AS, pages * resource.getpagesize() + limits.memory),
+        (resource.RLIMIT_FSIZE, limits.file),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _reply(request: Mapping[str, Any], **content: Any) -> bytes:
@@ -350,6 +406,12 @@ def _write(descriptor: int, data: bytes) -> None:
         pipe.write(data)
 
 
+def progressed() -> None:
+    """Called by an operation: it has completed a step of its work."""
+    if _STEPS:
+        os.write(_STEPS[0], b"\n")
+
+
 def serve() -> NoReturn:
     """Main loop of the child (`CHILD` module descriptor rulesets path…): answers requests until
     EOF."""
@@ -359,6 +421,7 @@ def serve() -> NoReturn:
         landlock.restrict(map(int, sys.argv[3].split(",")))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     module = importlib.import_module(module_name)
+    _STEPS.append(replies)
     answer = _answer_in_fork if getattr(module, "FORK", False) else _answer
     for line in sys.stdin.buffer:
         _write(replies, answer(module, json.loads(line)))

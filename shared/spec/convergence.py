@@ -80,6 +80,14 @@ class Proposals(Section):
         default=1000, ge=0, description="largest number of labels for frames proposed with --label"
     )
 
+    def wrong_size(self, atoms: int) -> str | None:
+        """Reason why a frame with so many atoms is refused, or None."""
+        return (
+            None
+            if 1 <= atoms <= self.max_atoms
+            else f"{atoms} atoms; allowed: 1 to {self.max_atoms}"
+        )
+
 
 class ReferenceMd(Section):
     """Held-out frames from dynamics with the labeling code itself (in-process codes only)."""

@@ -85,6 +85,7 @@ def test_the_coordinator_may_declare_whatever_it_declares(
         ("trainer", "train", "member-trained"),
         ("explorer", "explore", "chunk-explored"),
         ("explorer", "judge", "candidates-selected"),
+        ("explorer", "screen", "structures-screened"),
         ("labeler", "label.tblite", "labels-done"),
     ],
 )
@@ -258,6 +259,7 @@ def received(bus: RabbitBus, count: int) -> list[Delivery]:
         ("trainer", "explore"),
         ("explorer", "train"),
         ("generator", "judge"),
+        ("generator", "screen"),
         ("operator", "coordinator"),
     ],
 )

@@ -157,6 +157,7 @@ def deployment(
     crews: list[tuple[str, Any, Any]] = [
         ("train", training, None),
         ("judge", explorer.HANDLERS, benches[0]),
+        ("screen", explorer.HANDLERS, ExplorerResources(folder / "screen")),
         ("explore", explorer.HANDLERS, ExplorerResources(folder / "explore")),
         ("label.tblite", labeler.HANDLERS, benches[1]),
     ]

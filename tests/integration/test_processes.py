@@ -411,7 +411,7 @@ def test_a_job_style_worker_ends_by_itself(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "queues"), [("trainer", ["train"]), ("explorer", ["explore", "judge"])]
+    ("service", "queues"), [("trainer", ["train"]), ("explorer", ["explore", "judge", "screen"])]
 )
 def test_the_other_services_come_up_and_go(
     deployment: Deployment, port: str, service: str, queues: list[str]

@@ -25,7 +25,7 @@ from dpstream.shared.values import campaign_uri
 from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 LEASE, REISSUE = 100.0, 1000.0
-QUEUES = ("train", "explore", "judge", "label.tblite")
+QUEUES = ("train", "explore", "judge", "screen", "label.tblite")
 
 
 @dataclass

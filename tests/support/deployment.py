@@ -27,7 +27,7 @@ from dpstream.shared.settings import Settings
 from tests.support.campaign_simulator import CampaignSimulator
 
 ROOT = Path(__file__).parents[2]
-QUEUES = ("train", "explore", "judge", "label.tblite")
+QUEUES = ("train", "explore", "judge", "screen", "label.tblite")
 PROMPT = 60.0
 """Seconds, the limit of every wait."""
 

@@ -29,7 +29,7 @@ from tests.support.campaign_simulator import CampaignSimulator
 
 QUEUES = {
     "trainer": ("train",),
-    "explorer": ("explore", "judge"),
+    "explorer": ("explore", "judge", "screen"),
     "labeler": ("label.tblite",),
 }
 RIPE = 2

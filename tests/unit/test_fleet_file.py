@@ -146,13 +146,15 @@ def test_an_engine_that_does_not_answer_is_an_exit_status(
         (["explore", "judge"], 2, {"DPSTREAM_EXPLORER_SLOTS": "1"}, "16"),
         (["explore", "judge"], 5, {"DPSTREAM_EXPLORER_SLOTS": "4"}, "4"),
         (["explore"], 4, {"DPSTREAM_EXPLORER_SLOTS": "4"}, "4"),
+        (["explore", "judge", "screen"], 2, {"DPSTREAM_EXPLORER_SLOTS": "1"}, "16"),
+        (["explore", "judge", "screen"], 5, {"DPSTREAM_EXPLORER_SLOTS": "3"}, "5"),
         (["judge"], 2, {"DPSTREAM_EXPLORER_SLOTS": "2"}, "8"),
     ],
 )
 def test_workers_have_the_slots_of_their_pool_and_share_its_cores(
     serves: list[str], slots: int, given: dict[str, str], threads: str
 ) -> None:
-    """In an explorer of both queues, `judge` has one of them."""
+    """In an explorer of several queues, `judge` and `screen` have one each."""
     pool = {"engine": "process", "serves": serves, "max": 1, "cpus": 16, "slots": slots}
     found = worker_variables("p", PoolSettings.model_validate(pool))
     assert {name: found[name] for name in found if name.endswith("_SLOTS")} == given

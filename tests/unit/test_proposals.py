@@ -6,10 +6,12 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.views.why import why
+from dpstream.services.explorer.handlers import HANDLERS
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.screen import screen
 from dpstream.shared import messages as m
@@ -34,6 +37,8 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import MAX_BODY, decode, encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ANONYMOUS, OfferedFrame, Ref, campaign_uri, is_offered
@@ -504,9 +509,18 @@ def test_unreadable_frames_are_kept_as_such(words: list[str]) -> None:
 CH4 = molecule("CH4")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    Desk.resources = ExplorerResources(tmp_path_factory.mktemp("explorer"), warm=False)
+    yield
+    Desk.resources.close()
+
+
 class Desk:
     """A campaign's store and the judge's command over one object in it. No committee: nothing
     here needs an engine."""
+
+    resources: ClassVar[ExplorerResources]
 
     def __init__(self, root: Path, **limits: Any) -> None:
         self.root, self.store = root, FolderStore(root / "store")
@@ -517,8 +531,8 @@ class Desk:
         self.store.put(uri, data)
         return Ref.to(uri, data)
 
-    def screen(self, offered: Ref, count: int, first: int = 0) -> m.StructuresScreened:
-        command = m.Screen(
+    def command(self, offered: Ref, count: int, first: int = 0) -> m.Screen:
+        return m.Screen(
             id="i",
             campaign="world",
             time=0.0,
@@ -531,10 +545,13 @@ class Desk:
             count=count,
             first=first,
         )
+
+    def screen(self, offered: Ref, count: int, first: int = 0) -> m.StructuresScreened:
+        command = self.command(offered, count, first)
         scratch = self.root / command.task
         scratch.mkdir()
         context = Context(self.store, InProcessBus(), command, scratch, "w", threading.Event())
-        result = screen(cast(ExplorerResources, None), command, context)
+        result = screen(self.resources, command, context)
         assert len(encode(result)) < MAX_BODY
         return result
 
@@ -619,6 +636,21 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
+def empty_names(frames: int) -> bytes:
+    """A billion atoms whose symbols take no bytes, and positions of as many or of one."""
+    header = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        head = header.ljust(117) + b"\n"
+        start = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little")
+        archive.writestr("species.npy", start + head)
+        positions = io.BytesIO()
+        np.save(positions, np.zeros((frames, 1 if frames else 10**9, 3)))
+        archive.writestr("positions.npy", positions.getvalue())
+    assert len(out.getvalue()) < 500
+    return out.getvalue()
+
+
 def pickled() -> bytes:
     out = io.BytesIO()
     np.savez(out, species=np.array([object()]), positions=np.zeros((1, 1, 3)))
@@ -638,6 +670,8 @@ GOOD = extxyz(CH4)
         ("a.extxyz", GOOD * 1000, 1, "bytes; at most 100000 allowed"),
         ("a.npz", b"PK\x03\x04", 1, "unreadable: BadZipFile"),
         ("a.npz", bomb(), 1, "200000 bytes unpacked; at most 100000 allowed"),
+        ("a.npz", empty_names(1), 1, "unreadable: ValueError: 1000000000 species of 1 atoms"),
+        ("a.npz", empty_names(0), 1, "unreadable: takes more than 5.12 s of processor time"),
         ("a.npz", pickled(), 1, "unreadable: ValueError: Object arrays cannot be loaded"),
         ("a.npz", Batch(("H",), np.zeros((2, 3))).dumps(), 2, "numbers of shape"),
         (
@@ -654,6 +688,33 @@ def test_bytes_that_make_no_sense(
     result = Desk(tmp_path, max_bytes=100_000).bytes(data, name, count)
     assert why in result.refused
     assert (result.found, result.batches) == ((), ())
+
+
+def test_an_announced_quadrillion_of_atoms_ends_the_parser_alone(tmp_path: Path) -> None:
+    desk, began = Desk(tmp_path), time.monotonic()
+    desk.bytes(GOOD, "a.extxyz", 1)
+    parser = desk.resources.parser.child.pid
+    result = desk.bytes(b"1000000000000000\ncomment\n", "b.extxyz", 1)
+    assert "takes more than 5.12 s of processor time" in result.refused
+    assert time.monotonic() - began < 60
+    assert desk.bytes(GOOD, "c.extxyz", 1).found[0].verdict == "candidate"
+    assert desk.resources.parser.child.pid == parser
+
+
+def test_a_command_in_the_queue_of_earlier_releases_is_worked_off(tmp_path: Path) -> None:
+    desk, bus, stopping = Desk(tmp_path), InProcessBus(), threading.Event()
+    command = desk.command(desk.put("f.extxyz", GOOD), 1)
+    bus.publish([Outgoing(encode(command), queue="judge")])
+    bus.bind("results", "world.structures-screened")
+    limits = ExitLimits(max_tasks=1)
+    worker: Worker[Any] = Worker(
+        "w", bus, desk.store, "judge", HANDLERS, desk.resources, tmp_path, 60.0, stopping
+    )
+    worker.limits = limits
+    worker.run()
+    delivery = bus.consume("results").next(1.0)
+    assert delivery is not None
+    assert decode(delivery.body).found[0].verdict == "candidate"
 
 
 def test_references_to_nothing_and_to_something_else(tmp_path: Path) -> None:

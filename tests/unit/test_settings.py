@@ -164,7 +164,7 @@ def test_the_services_own_lists(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DPSTREAM_EXPLORER_QUEUES", "judge, explore")
     assert read_settings(ExplorerSettings).explorer_queues == ("judge", "explore")
     environment.setenv("DPSTREAM_EXPLORER_QUEUES", "explore,jugde")
-    said = "DPSTREAM_EXPLORER_QUEUES: 'jugde': must be 'explore' or 'judge'"
+    said = "DPSTREAM_EXPLORER_QUEUES: 'jugde': must be 'explore', 'judge' or 'screen'"
     assert complaint(ExplorerSettings) == said
     assert {"tblite", "pyscf", "ase"} <= set(read_settings(LabelerSettings).labeler_codes)
     environment.setenv("DPSTREAM_LABELER_CODES", "tblite,pyscf,tblite")

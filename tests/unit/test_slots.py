@@ -162,8 +162,8 @@ def test_each_slot_has_an_engine_and_a_folder_of_its_own(tmp_path: Path) -> None
         *explorer.plans(settings(ExplorerSettings, explorer_slots=3), tmp_path / "explorer"),
     ]
     engines = [engine_of(plan.resources) for plan in everything]
-    assert len({id(engine) for engine in engines}) == 10
-    assert len({engine.scratch for engine in engines}) == 10
+    assert len({id(engine) for engine in engines}) == 11
+    assert len({engine.scratch for engine in engines}) == 11
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,8 @@ def test_each_slot_has_an_engine_and_a_folder_of_its_own(tmp_path: Path) -> None
         ("explore", 2, ["explore", "explore"]),
         ("judge", 2, ["judge", "judge"]),
         ("judge,explore", "auto", ["explore"] * 15 + ["judge"]),
+        ("screen,judge,explore", "auto", ["explore"] * 14 + ["judge", "screen"]),
+        ("screen,judge", 1, ["judge", "screen"]),
     ],
 )
 def test_slots_of_an_explorer_are_for_trajectories(

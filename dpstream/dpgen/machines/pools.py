@@ -223,7 +223,7 @@ class _Conversion:
         return {key: value for key, value in settings.items() if value}, self.notes
 
     def _serves(self) -> list[str]:
-        queues = {"trainer": ["train"], "explorer": ["explore", "judge"]}
+        queues = {"trainer": ["train"], "explorer": ["explore", "judge", "screen"]}
         return queues.get(self.machine.service, [f"label.{self.labels.code}"])
 
     # ------------------------------------------------------------------------ cores, GPUs, memory

@@ -1,16 +1,13 @@
 """The `screen` task: checks and judges frames that an external generator offers.
 
 An invalid frame or proposal gives a verdict with a reason and never fails the task. Sizes are
-limited before anything is parsed.
+limited before anything is parsed, and a parser in an expendable process (`parsing`) reads it.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,19 +17,14 @@ from dpstream.services.explorer.evaluation import deviations
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.selection.geometry import GeometryLimits, limits_for, refusal
 from dpstream.shared.atoms.deviation import Verdict, verdict
-from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, frame_key, from_ase
+from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, frame_key
+from dpstream.shared.atoms.records import Record
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.messages import Screen, StructuresScreened
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.parser import Parser, Unreadable, limits_of
 from dpstream.shared.spec import Proposals, Spec
-from dpstream.shared.values import LONGEST_REASON, Offered, OfferedFrame, Ref, Screened
-
-Read = Frame | str
-"""A frame, or the reason why it is invalid."""
-
-
-class Unreadable(Exception):
-    """The proposal cannot be read."""
+from dpstream.shared.values import LONGEST_REASON, Ref, Screened
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +46,7 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
     """Judge every offered frame; candidates are stored, one batch per composition."""
     spec = context.spec()
     try:
-        frames = list(_read(command, context, spec.proposals))
+        frames = _read(resources.parser, command, context, spec.proposals)
     except Unreadable as error:
         reason = str(error)[:LONGEST_REASON]
         return StructuresScreened(**context.envelope(), version=command.version, refused=reason)
@@ -81,21 +73,23 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
 # ------------------------------------------------------------------------------------- reading
 
 
-def _read(command: Screen, context: Context, limits: Proposals) -> Iterator[Read]:
-    """The frames of the proposal. Raises `Unreadable` if their number differs from the
-    command's."""
+def _read(
+    parser: Parser, command: Screen, context: Context, limits: Proposals
+) -> list[Frame | str]:
+    """The frames of the proposal, or reasons why they are invalid. Raises `Unreadable` if their
+    number differs from the command's."""
     data = _bytes(command.frames, context, limits.max_bytes)
-    reader = READERS[command.frames.uri.rpartition(".")[2]]
+    kind = command.frames.uri.rpartition(".")[2]
+    arguments = {"kind": kind, "count": command.count, "limits": limits.model_dump()}
+    allowed = limits_of(command.count, command.count * limits.max_atoms)
     try:
-        frames = list(islice(reader(data, limits), command.count + 1))
-    except Unreadable:
-        raise
-    except Exception as error:  # parsers raise various exceptions for invalid input
-        raise Unreadable(f"unreadable: {type(error).__name__}: {error}") from error
-    if len(frames) != command.count:
-        found = "more" if len(frames) > command.count else len(frames)
+        records = parser.read("frames", data, arguments, allowed, context.check)
+    except Unreadable as error:
+        raise Unreadable(f"unreadable: {error}") from error
+    if len(records) != command.count:
+        found = "more" if len(records) > command.count else len(records)
         raise Unreadable(f"{command.count} frames were announced, found {found}")
-    yield from frames
+    return [_frame(record) for record in records]
 
 
 def _bytes(ref: Ref, context: Context, most: int) -> bytes:
@@ -110,61 +104,18 @@ def _bytes(ref: Ref, context: Context, most: int) -> bytes:
     return data
 
 
-def _written_out(data: bytes, limits: Proposals) -> Iterator[Read]:
-    for offered in Offered.model_validate_json(data).frames:
-        yield _frame(offered)
-
-
-def _frame(offered: OfferedFrame) -> Read:
-    if offered.malformed:
-        return offered.malformed
+def _frame(record: Record) -> Frame | str:
     try:
-        positions = np.array(offered.positions, dtype=np.float64).reshape(-1, 3)
-        cell = None if offered.cell is None else np.array(offered.cell, dtype=np.float64)
-        if len(positions) != len(offered.positions):
-            raise ValueError("positions must be three numbers per atom")
-        return Frame(offered.species, positions, cell)
+        return str(record.facts["refused"]) if "refused" in record.facts else record.frame()
     except ValueError as error:
         return f"malformed: {error}"
-
-
-def _archived(data: bytes, limits: Proposals) -> Iterator[Read]:
-    """Frames of an `.npz` batch, whose unpacked size is checked first."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > limits.max_bytes:
-        raise Unreadable(f"{size} bytes unpacked; at most {limits.max_bytes} allowed")
-    batch = Batch.loads(data)
-    if batch.positions.ndim != 3 or not np.issubdtype(batch.positions.dtype, np.floating):
-        raise Unreadable("positions must be numbers of shape (n_frames, n_atoms, 3)")
-    if batch.cells is not None and len(batch.cells) != len(batch):
-        raise Unreadable("the number of cells must equal the number of frames")
-    for row in range(len(batch)):
-        try:
-            yield batch[row]
-        except ValueError as error:
-            yield f"malformed: {error}"
-
-
-def _extended(data: bytes, limits: Proposals) -> Iterator[Read]:
-    """Frames of an extended xyz file."""
-    from ase.io import iread  # deferred: ASE is slow to import
-
-    for atoms in iread(io.StringIO(data.decode()), index=":", format="extxyz"):
-        try:
-            yield from_ase(atoms)
-        except ValueError as error:
-            yield str(error)
-
-
-READERS = {"json": _written_out, "npz": _archived, "extxyz": _extended}
 
 
 # ------------------------------------------------------------------------------------- checking
 
 
 def _checked(
-    frames: Sequence[Read], first: int, spec: Spec, limits: GeometryLimits
+    frames: Sequence[Frame | str], first: int, spec: Spec, limits: GeometryLimits
 ) -> tuple[list[Screened], list[ValidFrame]]:
     """Verdicts on refused frames and duplicates, and the valid frames."""
     verdicts: list[Screened] = []
@@ -184,12 +135,13 @@ def _checked(
     return verdicts, list(valid.values())
 
 
-def _usable(frame: Read, spec: Spec, limits: GeometryLimits) -> Read:
+def _usable(frame: Frame | str, spec: Spec, limits: GeometryLimits) -> Frame | str:
     """The canonical frame, or the reason why it is refused; inexpensive tests come first."""
     if isinstance(frame, str):
         return frame
-    if not 1 <= len(frame.species) <= spec.proposals.max_atoms:
-        return f"{len(frame.species)} atoms; allowed: 1 to {spec.proposals.max_atoms}"
+    refused = spec.proposals.wrong_size(len(frame.species))
+    if refused is not None:
+        return refused
     unknown = sorted(set(frame.species) - set(spec.type_map))
     if unknown:
         return f"element {unknown[0][:20]!r} is not in type_map ({', '.join(spec.type_map)})"
@@ -201,8 +153,8 @@ def _usable(frame: Read, spec: Spec, limits: GeometryLimits) -> Read:
         frame = canonical(frame).frame
     except (ValueError, np.linalg.LinAlgError) as error:
         return str(error)
-    refused = refusal(frame, limits)
-    return frame if refused is None else str(refused)
+    unsound = refusal(frame, limits)
+    return frame if unsound is None else str(unsound)
 
 
 # ------------------------------------------------------------------------------------- judging

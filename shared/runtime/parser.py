@@ -1,0 +1,117 @@
+"""Parses bytes from outside in an expendable child process.
+
+Every call runs in a fork of the warm child, limited in processor time, memory and the size of its
+result, so that a file can neither hang a worker nor take its memory. Whatever happens to the fork
+is a property of the file: `Unreadable`, with a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpstream.shared.atoms.records import Record, pack, unpack
+from dpstream.shared.errors import DpstreamError, EngineCrashed, EngineError
+from dpstream.shared.runtime.child_process import ChildProcess, Limits
+
+MIB = 2**20
+WAITING_SECONDS, WAITING_FACTOR = 60.0, 4.0
+"""Wall time of a call beyond its processor time, on a machine with other work to do: a read from a
+pipe without a writer takes no processor time."""
+
+
+class Unreadable(DpstreamError):
+    """The bytes cannot be parsed, or only with more than the limits allow."""
+
+
+def limits_of(frames: int, atoms: int) -> Limits:
+    """Limits for a file of `frames` with `atoms` in total. Ten times what ASE needs for extended
+    xyz: some 20 µs and 400 bytes per atom."""
+    return Limits(
+        seconds=5.0 + 0.02 * frames + 2e-4 * atoms,
+        memory=256 * MIB + 4096 * atoms,
+        file=MIB + 512 * atoms,
+    )
+
+
+class Parser:
+    """A warm child process that parses with the operations of one module, which sets `FORK`. It
+    starts with the first call."""
+
+    def __init__(self, module: str, scratch: Path) -> None:
+        """`scratch`: a private folder."""
+        self.child = ChildProcess(module, scratch)
+
+    def close(self) -> None:
+        self.child.kill()
+
+    def call(
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        limits: Limits,
+        tick: Callable[[], None] | None = None,
+    ) -> Any:
+        """The JSON result of an operation, which is not trusted. Raises Unreadable; exceptions of
+        `tick` end the child and propagate."""
+        seconds = WAITING_SECONDS + WAITING_FACTOR * limits.seconds
+        try:
+            return self.child.call(operation, arguments, tick=tick, seconds=seconds, limits=limits)
+        except EngineError as error:
+            if error.kind.endswith("MemoryError"):  # numpy has one of its own
+                raise Unreadable(f"needs more than {limits.memory // MIB} MiB of memory") from error
+            raise Unreadable(f"{error.kind}: {error}" if error.kind else str(error)) from error
+        except EngineCrashed as error:
+            raise Unreadable(_cause(error, limits)) from error
+
+    def read(
+        self,
+        operation: str,
+        data: bytes,
+        arguments: Mapping[str, Any],
+        limits: Limits,
+        tick: Callable[[], None] | None = None,
+    ) -> list[Record]:
+        """The records that `operation(source, result, **arguments)` writes with `write_records`,
+        from a file `source` with `data`. Raises Unreadable."""
+        source, result = self.child.scratch / "source", self.child.scratch / "result"
+        self.child.scratch.mkdir(parents=True, exist_ok=True)
+        source.write_bytes(data)
+        try:
+            paths = {"source": str(source), "result": str(result)}
+            self.call(operation, {**paths, **arguments}, limits, tick)
+            return unpack(_content(result, limits.file))
+        except ValueError as error:
+            raise Unreadable(f"the parser returned garbage: {error}") from error
+        finally:
+            for path in (source, result):
+                path.unlink(missing_ok=True)
+
+
+def write_records(result: str, records: list[Record]) -> None:
+    """In the child: write the records of a call to `read`."""
+    Path(result).write_bytes(pack(records))
+
+
+def _content(path: Path, most: int) -> bytes:
+    """Raises ValueError unless `path` is a file of at most `most` bytes."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+                return file.read()
+    raise ValueError("no result")
+
+
+def _cause(error: EngineCrashed, limits: Limits) -> str:
+    if error.status == -signal.SIGXCPU:
+        return f"takes more than {limits.seconds:g} s of processor time"
+    if error.status is not None and error.status < 0:
+        return f"crashes its parser ({signal.Signals(-error.status).name})"
+    return f"cannot be parsed: {error}"
