@@ -20,6 +20,7 @@
         ├── EngineError      the engine raised a Python exception in the child process
         ├── EngineCrashed    the engine process died; counts against the task's attempts
         │   └── EngineKilled by SIGKILL, as by the kernel of a machine without memory
+        ├── Stuck            no progress for too long; counts against the task's attempts
         └── Stopped          cancelled, superseded or worker stopping: no result is needed
 
 Anything else that escapes a handler counts as a crash of the task.
@@ -130,6 +131,10 @@ class EngineCrashed(TaskError):
 
 class EngineKilled(EngineCrashed):
     """SIGKILL ended the engine: usually its machine, or its share of the machine, lacks memory."""
+
+
+class Stuck(TaskError):
+    """The task made no progress for too long; counts against its attempts."""
 
 
 class Stopped(TaskError):

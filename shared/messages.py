@@ -147,6 +147,10 @@ class Command(Message):
     """The service that runs the command."""
     QUEUE: ClassVar[str]
     """The work queue; `{}` is filled by `capability`."""
+    STUCK_AFTER: ClassVar[float] = 3600.0
+    """Seconds without progress after which an attempt counts as stuck, whose worker ends it:
+    without a step, a frame, bytes read or, of a labeling program, processor time. Workers may set
+    another limit; none is below the lease."""
 
     task: TaskId
     attempt: int = Field(default=1, ge=1)
@@ -217,6 +221,7 @@ class Judge(Command):
 
     SERVICE = "explorer"
     QUEUE = "judge"
+    STUCK_AFTER = 1800.0
     type: Literal["judge/1"] = "judge/1"
     committee: Ref
     version: int
@@ -229,7 +234,8 @@ class Screen(Command):
     """Check the frames that a generator offers and judge them with a committee, if there is one."""
 
     SERVICE = "explorer"
-    QUEUE = "judge"
+    QUEUE = "screen"
+    STUCK_AFTER = 1800.0
     type: Literal["screen/1"] = "screen/1"
     proposal: str
     frames: Ref = Field(description="JSON object `Offered`, a batch as `.npz`, or `.extxyz`")
@@ -245,6 +251,7 @@ class Select(Command):
 
     SERVICE = "explorer"
     QUEUE = "judge"
+    STUCK_AFTER = 1800.0
     type: Literal["select/1"] = "select/1"
     committee: Ref
     version: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -27,9 +27,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dpstream.shared.codec import kind_of
 from dpstream.shared.environment import PASS, checked
 from dpstream.shared.errors import SpecError
 from dpstream.shared.logs import redacted
+from dpstream.shared.messages import COMMANDS
 from dpstream.shared.spec.errors import did_you_mean, message_of, shown
 from dpstream.shared.values import is_key
 
@@ -63,6 +65,25 @@ def _slots(value: Any) -> Any:
 
 Slots = Annotated[int | Literal["auto"], BeforeValidator(_slots)]
 """Tasks that a process has in hand at once; auto: as many as the machine can run."""
+
+
+def _pauses(value: Any) -> Any:
+    """Splits `label=7200,train=1800` into a mapping of known kinds of commands."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=")[::2] for pair in comma_separated(value)]
+    known = {kind_of(kind) for kind in COMMANDS}
+    try:
+        limits = {kind.strip(): float(seconds) for kind, seconds in pairs}
+    except ValueError:
+        limits = {}
+    if (
+        len(limits) < len(pairs)
+        or not limits.keys() <= known
+        or not all(seconds > 0 for seconds in limits.values())
+    ):
+        raise ValueError(f"must be KIND=SECONDS,…; kinds: {', '.join(sorted(known))}")
+    return limits
 
 
 def _broker_url(url: SecretStr) -> SecretStr:
@@ -246,6 +267,17 @@ class WorkerSettings(Settings):
     task_heartbeat: float = Field(
         default=60.0, gt=0, le=600, description="seconds between heartbeats of a running task"
     )
+    lease_seconds: float = Field(
+        default=900.0,
+        ge=1.0,
+        description="the coordinator's setting: a task without progress for "
+        "less than a lease is not stuck",
+    )
+    stuck_after: Annotated[Mapping[str, float], BeforeValidator(_pauses)] = Field(
+        default={},
+        description="seconds without progress after which a task counts as stuck, by kind: "
+        "label=7200,train=1800; default: 3600, judge, screen and select 1800",
+    )
     pass_: Annotated[tuple[str, ...], Separated, AfterValidator(checked)] = Field(
         default=(),
         validation_alias=PASS,
@@ -295,6 +327,12 @@ class WorkerSettings(Settings):
     idle_exit: float | None = Field(
         default=None, gt=0, description="exit with status 0 after this many seconds without a task"
     )
+
+    @property
+    def longest_pauses(self) -> Mapping[str, float]:
+        """Seconds without progress after which a task counts as stuck, by kind."""
+        stated = {kind_of(kind): kind.STUCK_AFTER for kind in COMMANDS} | dict(self.stuck_after)
+        return {kind: max(seconds, self.lease_seconds) for kind, seconds in stated.items()}
 
 
 def read_settings(kind: type[S], **given: Any) -> S:

@@ -17,15 +17,15 @@ from types import MappingProxyType
 
 from dpstream.shared.codec import encode, queue_of
 from dpstream.shared.errors import BusError
-from dpstream.shared.messages import CheckLabel, Command, Explore, Label, Reference, Screen, Train
+from dpstream.shared.messages import CheckLabel, Command, Explore, Label, Reference, Train
 from dpstream.shared.ports import Bus, Outgoing
 
 MINIMUM = 20
 """Smallest limit of published tasks per queue."""
 NO_WORKERS: Mapping[str, int] = MappingProxyType({})
-RANK = {Label: 1, Train: 1, Screen: 1, Explore: 2, CheckLabel: 2, Reference: 2}
+RANK = {Label: 1, Train: 1, Explore: 2, CheckLabel: 2, Reference: 2}
 """Lower ranks are published first. Commands not listed have rank 0: short tasks that the loop waits
-for (judge, select, audit, measure, verify)."""
+for (judge, select, audit, measure, verify), and screen, which has a queue of its own."""
 
 
 @dataclass(order=True)

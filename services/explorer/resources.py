@@ -144,8 +144,15 @@ class ExplorerResources:
     def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
         """Call the child process for a task, within the task's time limit and until it is
         stopped."""
-        seconds = context.command.max_seconds
-        return self.engine.call(operation, arguments, tick=context.check, seconds=seconds)
+        result = self.engine.call(
+            operation,
+            arguments,
+            tick=context.check,
+            seconds=context.command.max_seconds,
+            progressed=context.progressed,
+        )
+        context.progressed()
+        return result
 
     def evaluate(self, models: Sequence[Path], batch: Batch, context: Context) -> Evaluation:
         """Energies, forces and virials of every model on every frame."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ase.data import atomic_numbers
+from pydantic import BaseModel, ConfigDict
 
 from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel, min_distance
 from dpstream.shared.spec import DATASET, Dimers, LabelSettings
@@ -119,6 +120,29 @@ class Scope(Protocol):
         """Reason not to compute this frame unless the campaign sets `force`, or None."""
 
 
+class OutcomeFacts(BaseModel):
+    """The fields of an `Outcome` as JSON values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exit_status: int
+    end_marker: bool
+    converged: bool
+    not_converged: bool
+    energies: list[float]
+    frames: int
+    forces: list[list[float]] | None
+    virial: list[list[float]] | None
+    positions: list[list[float]] | None
+    fault: str | None
+    program: str | None
+    messages: list[str]
+    seconds: float
+
+    def arrays(self) -> dict[str, list[list[float]] | None]:
+        return {"forces": self.forces, "virial": self.virial, "positions": self.positions}
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Raw results of one single point, before the acceptance rules are applied.
@@ -159,13 +183,16 @@ class Outcome:
         }
 
     @staticmethod
-    def of(facts: dict[str, Any]) -> Outcome:
+    def of(facts: Any) -> Outcome:
+        """The inverse of `facts`. Raises ValueError for anything else: a child process may have
+        been led astray by what it has read."""
+        plain = OutcomeFacts.model_validate(facts, strict=True)
         arrays = {
-            name: None if facts[name] is None else np.array(facts[name], dtype=np.float64)
-            for name in ("forces", "virial", "positions")
+            name: None if values is None else np.array(values, dtype=np.float64)
+            for name, values in plain.arrays().items()
         }
-        lists = {name: tuple(facts[name]) for name in ("energies", "messages")}
-        return Outcome(**{**facts, **arrays, **lists})
+        lists = {"energies": tuple(plain.energies), "messages": tuple(plain.messages)}
+        return Outcome(**{**plain.model_dump(), **arrays, **lists})
 
     @staticmethod
     def of_label(frame: Frame, label: FrameLabel) -> Outcome:

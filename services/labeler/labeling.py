@@ -30,6 +30,7 @@ from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
 from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
 from dpstream.services.labeler.known_labels import KnownLabel, KnownLabels
+from dpstream.services.labeler.parsing import limits_for
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.restarts import (
@@ -62,7 +63,9 @@ from dpstream.shared.errors import (
 )
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Label
+from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.parser import Unreadable
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.spec.errors import first_of
@@ -309,6 +312,8 @@ class FrameLabeler:
                     cores=self.resources.engine.threads,
                     seconds=self.labels.max_seconds,
                     tick=self.context.check,
+                    read=self._read,
+                    progressed=self.context.progressed,
                     restart=restart,
                     patience=self._patience,
                 )
@@ -317,6 +322,21 @@ class FrameLabeler:
                 raise
         arguments = {"recipe": self.for_engine(recipe), "frames": [frame_facts(frame)]}
         return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
+
+    def _read(self, code: FileCode, folder: Path, frame: Frame, exit_status: int) -> Outcome:
+        """The outcome of a program's run. Output that cannot be read rejects the frame."""
+        arguments = {
+            "code": code.name,
+            "folder": str(folder.resolve()),
+            "frame": frame_facts(frame),
+            "exit_status": exit_status,
+        }
+        limits = limits_for(len(frame.species))
+        try:
+            call = self.resources.parser.call
+            return Outcome.of(call("read_outputs", arguments, limits, self.context.check))
+        except (Unreadable, ValueError) as error:
+            return Outcome(exit_status, fault="unreadable-output", messages=(str(error),))
 
     def _patience(self) -> float:
         """Seconds that an interrupted program has to write its restart files."""
@@ -343,7 +363,13 @@ class FrameLabeler:
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         """Call the child process. Raises Permanent for its errors, which concern the recipe."""
-        engine, tick = self.resources.engine, self.context.check
+        engine, activity = self.resources.engine, Activity(lambda: self.resources.engine.pid)
+
+        def tick() -> None:
+            self.context.check()
+            if activity.seen():
+                self.context.progressed()
+
         try:
             return engine.call(operation, arguments, tick=tick, seconds=seconds)
         except EngineError as error:

@@ -10,6 +10,7 @@ from dpstream.services.labeler.codes.ase import SHIPPED
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.parser import Parser
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
 
@@ -48,6 +49,8 @@ class LabelerResources:
             device,
             reads=(*machine_settings().labeler_potentials.values(), *reads),
         )
+        self.parser = Parser("dpstream.services.labeler.parsing", scratch.resolve() / "parser")
+        """Of the outputs of programs; starts with the first."""
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes
         self.allow_programs = allow_programs
@@ -86,6 +89,7 @@ class LabelerResources:
 
     def close(self) -> None:
         self.engine.kill()
+        self.parser.close()
 
 
 def _texts(value: object) -> Iterator[str]:

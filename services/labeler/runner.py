@@ -23,6 +23,7 @@ from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
+from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.child_process import KILLED, await_stop, out_of_memory
 from dpstream.shared.runtime.confinement.children import confined
 from dpstream.shared.runtime.confinement.supervisor import end, supervised
@@ -30,6 +31,9 @@ from dpstream.shared.values import Recipe
 
 POLL = 0.05
 """Seconds between checks of a running program."""
+
+Read = Callable[[FileCode, Path, Frame, int], Outcome]
+"""`read(code, folder, frame, exit_status)`: the outcome of a run in `folder`."""
 
 
 def run_files(
@@ -42,11 +46,13 @@ def run_files(
     cores: int,
     seconds: float,
     tick: Callable[[], None],
+    read: Read,
+    progressed: Callable[[], None] = lambda: None,
     restart: Mapping[str, bytes] | None = None,
     patience: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
     """One single point by a program in `folder`, which must not exist yet; `files` (by name) are
-    written there first.
+    written there first. `progressed` is called while the program is at work, see `Activity`.
 
     A `Restartable` code starts from the `restart` files of an earlier run. When `tick` raises
     `Stopped`, it has `patience()` seconds to end by itself and to write such files.
@@ -62,7 +68,25 @@ def run_files(
         attempt_folder = folder.with_name(f"{folder.name}-try-{number}") if number else folder
         left = seconds - (time.monotonic() - started)
         _prepare(code, each, frame, attempt_folder, files, restart or {})
-        outcome = _run_once(code, each, frame, attempt_folder, cores, left, tick, patience)
+
+        def stop(folder: Path = attempt_folder) -> float:
+            left = patience()
+            waits = left > 0 and isinstance(code, Restartable) and code.request_stop(folder)
+            return left if waits else 0.0
+
+        command = _command(code, each, cores)
+        status = run(
+            command,
+            attempt_folder,
+            cores=cores,
+            seconds=left,
+            tick=tick,
+            progressed=progressed,
+            stop=stop,
+        )
+        _check_status(command[0], status, tick)
+        outcome = read(code, attempt_folder, frame, status)
+        _check_version(recipe, outcome)
         if not outcome.unconverged:
             break
     return replace(outcome, seconds=time.monotonic() - started)
@@ -88,32 +112,14 @@ def _prepare(
         code.use_restart(folder)
 
 
-def _run_once(
-    code: FileCode,
-    recipe: Recipe,
-    frame: Frame,
-    folder: Path,
-    cores: int,
-    seconds: float,
-    tick: Callable[[], None],
-    patience: Callable[[], float],
-) -> Outcome:
-    def stop() -> float:
-        left = patience()
-        waits = left > 0 and isinstance(code, Restartable) and code.request_stop(folder)
-        return left if waits else 0.0
-
-    command = _command(code, recipe, cores)
-    status = run(command, folder, cores=cores, seconds=seconds, tick=tick, stop=stop)
+def _check_status(program: str, status: int, tick: Callable[[], None]) -> None:
+    """Raises EngineKilled or EngineCrashed if a signal ended the program."""
     if status != 0:
         await_stop(tick)
     if status in KILLED:
-        raise EngineKilled(out_of_memory(command[0]))
+        raise EngineKilled(out_of_memory(program))
     if status < 0:
         raise EngineCrashed(f"the program was ended by {signal.Signals(-status).name}")
-    outcome = code.read_outputs(folder, frame, status)
-    _check_version(recipe, outcome)
-    return outcome
 
 
 def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
@@ -137,6 +143,7 @@ def run(
     cores: int,
     seconds: float,
     tick: Callable[[], None],
+    progressed: Callable[[], None] = lambda: None,
     stop: Callable[[], float] = lambda: 0.0,
 ) -> int:
     """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
@@ -144,7 +151,8 @@ def run(
     to end by itself. Raises as `run_files`."""
     process = _start(command, folder, cores)
     try:
-        return _wait(process, time.monotonic() + seconds, tick)
+        activity = Activity(lambda: process.pid, folder)
+        return _wait(process, time.monotonic() + seconds, tick, progressed, activity)
     except Stopped:
         with suppress(OSError, subprocess.TimeoutExpired):
             process.wait(stop())
@@ -178,12 +186,20 @@ def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen
         )
 
 
-def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]) -> int:
+def _wait(
+    process: subprocess.Popen[bytes],
+    deadline: float,
+    tick: Callable[[], None],
+    progressed: Callable[[], None],
+    activity: Activity,
+) -> int:
     while True:
         try:
             return process.wait(POLL)
         except subprocess.TimeoutExpired:
             tick()
+            if activity.seen():
+                progressed()
         if time.monotonic() > deadline:
             raise EngineCrashed("the program took longer than its time limit")
 

@@ -238,7 +238,11 @@ class TrainingJob:
         left = self.command.max_seconds - (time.monotonic() - self._since)
         try:
             return self.resources.engine(self.spec.training.backend).call(
-                operation, arguments, tick=tick or self.context.check, seconds=max(1.0, left)
+                operation,
+                arguments,
+                tick=tick or self.context.check,
+                seconds=max(1.0, left),
+                progressed=self.context.progressed,
             )
         except EngineError as error:
             reason = f"{operation}: {error.kind}: {error}"

@@ -61,6 +61,7 @@ TOPOLOGY = (
     Queue("train"),
     Queue("explore"),
     Queue("judge"),
+    Queue("screen"),
     Queue("label.*"),
     Queue(COORDINATOR, patterns=("*.*",), single=True, redeliveries=UNLIMITED),
     Queue(CONTROL, patterns=REQUESTS, single=True, redeliveries=UNLIMITED),

@@ -385,7 +385,10 @@ def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> byt
 
 
 def _limit(limits: Limits) -> None:
-    """Limit this process for good."""
+    """Limit this process for good. Its output is dropped: the log may be longer than the limit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     seconds = math.ceil(limits.seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then SIGKILL

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpstream.shared.codec import encode, topic_of
-from dpstream.shared.errors import DigestMismatch, EngineCrashed, Stopped
+from dpstream.shared.errors import DigestMismatch, Stopped, Stuck
 from dpstream.shared.files import write_whole
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
@@ -74,8 +74,11 @@ class Context:
     secret: str | None = field(default=None, repr=False)
     """That of the attempt's claim; it accompanies all events of the attempt."""
     _stop_asked: threading.Event = field(default_factory=threading.Event)
-    _overdue: threading.Event = field(default_factory=threading.Event)
+    _stuck: str | None = None
+    """Why the task counts as stuck."""
     _progress: str = ""
+    _progressed: float = field(default_factory=time.monotonic)
+    """When the task last made progress, monotonic clock."""
     _kept: float = field(default_factory=time.monotonic)
     """When the last checkpoint or chunk was published, or the attempt began, monotonic clock."""
 
@@ -97,7 +100,9 @@ class Context:
 
     def fetch(self, ref: Ref) -> bytes:
         """The object that `ref` names, as `fetch`; retried during outages of the store."""
-        return self.retry(lambda: fetch(self.store, ref))
+        data = self.retry(lambda: fetch(self.store, ref))
+        self.progressed()
+        return data
 
     def download(self, ref: Ref, path: Path) -> Path:
         """Write the object that `ref` names to `path`."""
@@ -143,8 +148,20 @@ class Context:
         return envelope_of(self.command)
 
     def progress(self, text: str) -> None:
-        """Set the progress message of the next heartbeats."""
-        self._progress = text
+        """Set the progress message of the next heartbeats. A new one is progress."""
+        if text != self._progress:
+            self._progress = text
+            self.progressed()
+
+    def progressed(self) -> None:
+        """The task made progress: a step, a frame, bytes read, processor time of its program.
+        Without any for `Command.STUCK_AFTER` seconds it counts as stuck."""
+        self._progressed = time.monotonic()
+
+    @property
+    def idle(self) -> float:
+        """Seconds without progress."""
+        return time.monotonic() - self._progressed
 
     @property
     def is_cancelled(self) -> bool:
@@ -161,14 +178,14 @@ class Context:
         return time.monotonic() - self._kept
 
     def check(self) -> None:
-        """Raise `Stopped` if the task was cancelled or the worker is to stop, and `EngineCrashed`
-        if it should have ended long ago. Used as the `tick` of engine calls."""
+        """Raise `Stopped` if the task was cancelled or the worker is to stop, and `Stuck` if it
+        makes no progress or should have ended long ago. Used as the `tick` of engine calls."""
         if self.is_cancelled:
             raise Stopped("cancelled")
         if self.stopping.is_set():
             raise Stopped("the worker is stopping")
-        if self._overdue.is_set():
-            raise EngineCrashed("still running long after the task's time limit")
+        if self._stuck is not None:
+            raise Stuck(self._stuck)
 
 
 def envelope_of(attempt: Command | TaskCancelled) -> dict[str, Any]:

@@ -202,19 +202,21 @@ class WorkerThreads:
     def _is_hung(self) -> bool:
         """Aborts stuck tasks; True if a worker is not free a minute after that."""
         now = time.monotonic()
-        stuck = {worker.name for worker in self.workers if worker.is_stuck}
-        self._aborted = {name: at for name, at in self._aborted.items() if name in stuck}
+        stuck = {worker.name: worker.stuck for worker in self.workers}
+        self._aborted = {name: at for name, at in self._aborted.items() if stuck[name]}
         for worker in self.workers:
-            if worker.name in stuck and worker.name not in self._aborted:
-                log.error("task aborted: it should have ended long ago", worker=worker.name)
+            reason = stuck[worker.name]
+            if reason is not None and worker.name not in self._aborted:
+                log.error("task aborted", worker=worker.name, reason=reason)
                 self._aborted[worker.name] = now
-                worker.abort()
+                worker.abort(reason)
         return any(now - at > FREEING_SECONDS for at in self._aborted.values())
 
     def trouble(self) -> str | None:
         """Reason why this process must be restarted, or None."""
-        if any(worker.is_stuck for worker in self.workers):
-            return "a task is still running long after its time limit"
+        stuck = next(filter(None, (worker.stuck for worker in self.workers)), None)
+        if stuck is not None:
+            return f"a task is stuck: {stuck}"
         if self.failed:
             return "a worker died"
         return None
@@ -245,6 +247,7 @@ class WorkerThreads:
                 resources=plan.resources,
                 scratch=self.scratch / "tasks",
                 heartbeat_seconds=settings.task_heartbeat,
+                stuck_after=settings.longest_pauses,
                 stopping=stopping,
                 telemetry=self.metrics,
                 limits=limits,

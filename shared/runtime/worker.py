@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from dpstream.shared.codec import decode_leniently, decode_or_none, encode, topic_of
+from dpstream.shared.codec import decode_leniently, decode_or_none, encode, kind_of, topic_of
 from dpstream.shared.errors import BusError, DigestMismatch, NotFound, Refused, StoreError
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
@@ -74,6 +74,8 @@ class Worker(Generic[R]):
     resources: R
     scratch: Path
     heartbeat_seconds: float = 60.0
+    stuck_after: Mapping[str, float] = field(default_factory=dict)
+    """Seconds without progress, by kind of command, in place of its `STUCK_AFTER`."""
     stopping: threading.Event = field(default_factory=threading.Event)
     others: tuple[str, ...] = ()
     telemetry: Telemetry = field(default_factory=NoTelemetry)
@@ -106,17 +108,25 @@ class Worker(Generic[R]):
                 log.warning("stopped while broker or store did not answer", reason=str(error))
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether the running task should have ended long ago."""
-        deadline = self._deadline
-        return deadline is not None and time.monotonic() > deadline
+    def stuck(self) -> str | None:
+        """Why the running task counts as stuck; None if it does not."""
+        context, deadline = self._context, self._deadline
+        if context is None or deadline is None:
+            return None
+        if time.monotonic() > deadline:
+            return "still running long after the task's time limit"
+        limit = self._longest_pause(context.command)
+        return f"no progress for {limit:g} s" if context.idle > limit else None
 
-    def abort(self) -> None:
+    def abort(self, reason: str) -> None:
         """From another thread: the running task fails at its next check, which kills its
         engine."""
         context = self._context
         if context is not None:
-            context._overdue.set()
+            context._stuck = reason
+
+    def _longest_pause(self, command: Command) -> float:
+        return self.stuck_after.get(kind_of(command), command.STUCK_AFTER)
 
     def _run(self) -> None:
         queues = deque((self.queue, *self.others))
@@ -333,7 +343,8 @@ class Worker(Generic[R]):
             return ending_of(error, context)
 
     def _beat(self, context: Context, finished: threading.Event) -> None:
-        """Publish heartbeats while the handler works; with each, look for the stop object."""
+        """Publish heartbeats while the handler works and makes progress; with each, look for the
+        stop object. A task that is stuck is aborted."""
         command = context.command
         stop = claim_uri(command.campaign, command.task, command.attempt) + ".stop"
         while not finished.wait(self.heartbeat_seconds):
@@ -345,6 +356,10 @@ class Worker(Generic[R]):
                     "cannot check whether the task was cancelled; trying again later",
                     reason=str(error),
                 )
+            stuck = self.stuck
+            if stuck is not None:
+                self.abort(stuck)
+                continue
             try:
                 self._publish_heartbeat(context)
             except Exception as error:  # not retried: the lease allows for missed heartbeats

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +18,7 @@ from ase.build import bulk, molecule
 from structlog.testing import capture_logs
 
 from dpstream.services.labeler import handlers, recipes
-from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.ase import Ase
-from dpstream.services.labeler.codes.base import CodeSettings
 from dpstream.services.labeler.handlers import HANDLERS, check_label, label, reference
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
@@ -47,7 +42,8 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import SIGNERS, FrameRef, Recipe, Ref, label_uri
+from dpstream.shared.values import SIGNERS, FrameRef, Ref, label_uri
+from tests.support.pair_program import PairProgram
 
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
@@ -596,67 +592,11 @@ def test_reference_dynamics_that_breaks_down_is_permanent(lab: Lab) -> None:
         reference(lab.resources, command, lab.context(command))
 
 
-class PairProgram(Ase):
-    """A labeling program: ASE's EMT in a script that reads and writes files."""
-
-    name = "pair"
-    settings = type("NoSettings", (CodeSettings,), {})
-
-    def is_here(self) -> bool:
-        return True
-
-    def version(self, settings: dict[str, Any]) -> str:
-        return "1"
-
-    def method(self, settings: dict[str, Any]) -> str:
-        return "EMT"
-
-    def semi_empirical(self, settings: dict[str, Any]) -> bool:
-        return True
-
-    def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
-        assert frame.cell is not None
-        document = {
-            "symbols": frame.species,
-            "positions": frame.positions.tolist(),
-            "cell": frame.cell.tolist(),
-        }
-        (folder / "input.json").write_text(json.dumps(document))
-
-    def command(self, recipe: Recipe, cores: int) -> list[str]:
-        return [sys.executable, "-c", SCRIPT]
-
-    def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        text = (folder / "stdout").read_text()
-        if "DONE" not in text:
-            return Outcome(exit_status=exit_status, end_marker=False, energies=(), frames=0)
-        facts = json.loads(text.splitlines()[0])
-        return Outcome(
-            exit_status=exit_status,
-            energies=(facts["energy"],),
-            forces=np.array(facts["forces"]),
-            virial=np.array(facts["virial"]),
-        )
-
-
-SCRIPT = """
-import json, os, sys, time
-from ase import Atoms
-from ase.calculators.emt import EMT
-assert 'SECRET' not in os.environ
-atoms = Atoms(**json.load(open('input.json')), pbc=True, calculator=EMT())
-if len(atoms) == 1: time.sleep(60)
-if len(atoms) == 2: sys.exit(3)
-virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
-print(json.dumps({'energy': atoms.get_potential_energy(), 'forces': atoms.get_forces().tolist(),
-                  'virial': virial.tolist()}))
-print('DONE')
-"""
-
-
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> None:
+def program(resources: LabelerResources, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CODES, "pair", PairProgram())
+    monkeypatch.setattr(resources.parser.child, "module", "tests.support.pair_parsing")
+    resources.parser.close()
     monkeypatch.setenv("SECRET", "amqp://user:password@broker")
     assert recipes.CODES is CODES
 

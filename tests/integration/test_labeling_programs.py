@@ -22,7 +22,7 @@ from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.spec import LabelSettings, Spec
-from tests.support.labeling_programs import CUSTOM
+from tests.support.labeling_programs import CUSTOM, read_here
 
 SCRIPT = Path(__file__).parents[1] / "support" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
@@ -136,7 +136,15 @@ def test_a_worker_with_another_version_refuses(
         recipe = make_recipe(LabelSettings(code="vasp", settings=settings, version=version))
         place = tmp_path / folder
         outcome = run_files(
-            code, recipe, frame, place, files={}, cores=1, seconds=9, tick=lambda: None
+            code,
+            recipe,
+            frame,
+            place,
+            files={},
+            cores=1,
+            seconds=9,
+            tick=lambda: None,
+            read=read_here,
         )
         return outcome.program
 
@@ -168,7 +176,15 @@ def test_what_did_not_converge_is_tried_again_as_the_campaign_says(
         recipe = make_recipe(LabelSettings(code="vasp", settings=settings))
         place = tmp_path / folder
         return run_files(
-            code, recipe, frame, place, files={}, cores=1, seconds=9, tick=lambda: None
+            code,
+            recipe,
+            frame,
+            place,
+            files={},
+            cores=1,
+            seconds=9,
+            tick=lambda: None,
+            read=read_here,
         )
 
     assert run("never").unconverged

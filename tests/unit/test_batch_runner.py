@@ -23,6 +23,10 @@ class Task:
     def __init__(self, max_seconds: float = 60.0) -> None:
         self.command = SimpleNamespace(max_seconds=max_seconds)
         self.stopping = threading.Event()
+        self.steps = 0
+
+    def progressed(self) -> None:
+        self.steps += 1
 
     def check(self) -> None:
         if self.stopping.is_set():

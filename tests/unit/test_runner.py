@@ -18,6 +18,7 @@ from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Stopped
 from dpstream.shared.values import Recipe
+from tests.support.labeling_programs import read_here
 from tests.support.orphans import outlived
 from tests.support.worker import stop_after
 
@@ -138,6 +139,7 @@ def outcome_of(
         cores=1,
         seconds=60,
         tick=tick,  # type: ignore[arg-type]
+        read=read_here,
         **restart,
     )
 

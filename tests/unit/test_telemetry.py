@@ -229,14 +229,14 @@ def test_a_task_far_beyond_its_time_is_stuck(
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
     workers.send(label())
     worker: Worker[Any] = workers.worker(patient)
-    assert not worker.is_stuck
+    assert worker.stuck is None
     workers.next_event()
     waited = threading.Event()
-    while not worker.is_stuck:
+    while worker.stuck is None:
         assert not waited.wait(0.01)
     worker.stopping.set()
     workers.stop()
-    assert not worker.is_stuck
+    assert worker.stuck is None
 
 
 def test_an_idle_shift_ends_only_when_nobody_works() -> None:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from dpstream.shared.bus.topology import declared
 from dpstream.shared.environment import is_secret
-from dpstream.shared.messages import COMMANDS, Explore, Judge, Service
+from dpstream.shared.messages import COMMANDS, Explore, Judge, Screen, Service
 from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.values import Name
@@ -116,7 +116,8 @@ class PoolSettings(Section):
 
     engine: Literal["process", "slurm", "kubernetes"] = Field(description="what runs the workers")
     serves: tuple[str, ...] = Field(
-        min_length=1, description="queues of one service: train; explore, judge; label.CODE"
+        min_length=1,
+        description="queues of one service: train; explore, judge, screen; label.CODE",
     )
     command: tuple[str, ...] = Field(
         default=(),
@@ -206,9 +207,9 @@ class PoolSettings(Section):
 
     @property
     def service_slots(self) -> int:
-        """The slots of the service's own setting; an explorer of both queues has one more worker
-        beside them, for `judge`."""
-        beside = len({*self.serves} & {Explore.QUEUE, Judge.QUEUE}) - 1
+        """The slots of the service's own setting; an explorer of several queues has one more worker
+        for each further one."""
+        beside = len({*self.serves} & {Explore.QUEUE, Judge.QUEUE, Screen.QUEUE}) - 1
         return max(1, self.slots - max(0, beside))
 
     @property

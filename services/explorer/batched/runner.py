@@ -9,12 +9,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpstream.shared.errors import EngineCrashed, EngineError, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, Stopped, Stuck
 from dpstream.shared.runtime.child_process import TICK_SECONDS, ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
@@ -30,6 +30,7 @@ class Call:
     name: str
     arguments: Mapping[str, Any]
     seconds: float
+    progressed: Callable[[], None] = lambda: None
     ended: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: Exception | None = None
@@ -48,6 +49,8 @@ class BatchRunner:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._advancing: dict[str, Call] = {}
         self._closing = threading.Event()
+        self._hung = threading.Event()
+        """Set when no segment ends any more."""
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -57,7 +60,7 @@ class BatchRunner:
         """The result of an operation of the child on the replica `name`, within the task's time
         limit and until the task is stopped. Raises as `ChildProcess.call`; other replicas continue.
         """
-        call = Call(operation, name, arguments, context.command.max_seconds)
+        call = Call(operation, name, arguments, context.command.max_seconds, context.progressed)
         deadline = time.monotonic() + call.seconds
         self._submit(call)
         try:
@@ -65,7 +68,9 @@ class BatchRunner:
                 context.check()
                 if time.monotonic() > deadline:
                     raise EngineCrashed(f"{ENGINE} took longer than the task's time limit")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Stuck):
+                self._hung.set()
             self.end(name)
             raise
         if call.error is not None:
@@ -140,12 +145,15 @@ class BatchRunner:
             self.child.kill()  # after an error within a segment, no state is certain
             self._fail(error)
             return
+        for advancing in self._advancing.values():
+            advancing.progressed()
         for name, result in results.items():
             call = self._advancing.pop(name, None)
             if call is not None:
                 call.end(result)
 
     def _in_child(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
+        self._hung.clear()
         return self.child.call(operation, arguments, tick=self._tick, seconds=seconds)
 
     def _fail(self, error: Exception) -> None:
@@ -157,3 +165,5 @@ class BatchRunner:
     def _tick(self) -> None:
         if self._closing.is_set():
             raise Stopped("the worker is stopping")
+        if self._hung.is_set():
+            raise EngineCrashed(f"{ENGINE} hung")

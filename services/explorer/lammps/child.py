@@ -21,6 +21,7 @@ from dpstream.services.explorer.lammps.script import Script
 from dpstream.services.explorer.lammps.session import Sessions
 from dpstream.shared.atoms.deviation import max_force_deviation, verdict, virial_deviation
 from dpstream.shared.atoms.frames import PARAMETERS, Batch, Floats, Frame, Ints
+from dpstream.shared.runtime.child_process import progressed
 from dpstream.shared.runtime.machine_faults import is_gpus_fault
 from dpstream.shared.values import Trust
 
@@ -176,6 +177,7 @@ def _evaluated(models: Sequence[str], frames: Batch) -> tuple[Floats, Floats, Fl
         energies.append(energy.reshape(n))
         forces.append(force.reshape(n, atoms, 3))
         virials.append(virial.reshape(n, 3, 3))
+        progressed()
     return np.array(energies), np.array(forces), np.array(virials)
 
 
@@ -249,6 +251,7 @@ def _run(steps: int) -> str | None:
         if is_gpus_fault(str(error)):
             raise
         return str(error).strip().splitlines()[0]
+    progressed()
     return None
 
 

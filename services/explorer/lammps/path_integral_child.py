@@ -12,13 +12,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpstream.shared.atoms.frames import Floats
-from dpstream.shared.runtime.child_process import die_with_parent
+from dpstream.shared.runtime.child_process import die_with_parent, progressed
 
 BEAD, SEED = "<bead>", "<seed>"
 """Placeholders for a bead's number and seed in its LAMMPS commands."""
@@ -42,15 +43,27 @@ def path_integral(beads: int, folder: str, job: dict[str, Any]) -> str | None:
     rank = [sys.executable, "-I", "-c", RANK, "job.json", str(beads)]
     command = [str(MPIEXEC), "-n", str(beads), *rank, *map(os.path.abspath, sys.path)]
     with (working / LOG).open("wb") as log:
-        ended = subprocess.run(
-            command, cwd=working, stdout=log, stderr=log, check=False, preexec_fn=die_with_parent
+        started = subprocess.Popen(
+            command, cwd=working, stdout=log, stderr=log, preexec_fn=die_with_parent
         )
-    if ended.returncode == 0:
+        status = _ended(started, frames_file(working, 0))
+    if status == 0:
         return None
-    error = _error_in(working / LOG) or f"LAMMPS ended with status {ended.returncode}"
+    error = _error_in(working / LOG) or f"LAMMPS ended with status {status}"
     if not all(frames_file(working, number).exists() for number in range(beads)):
         raise RuntimeError(error)
     return error
+
+
+def _ended(job: subprocess.Popen[bytes], frames: Path) -> int:
+    """The exit status of the job, whose file of frames grows with each check."""
+    size = 0
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return job.wait(1.0)
+        if frames.exists() and frames.stat().st_size > size:
+            size = frames.stat().st_size
+            progressed()
 
 
 def _error_in(log: Path) -> str | None:

@@ -50,6 +50,7 @@ def screen(resources: ExplorerResources, command: Screen, context: Context) -> S
     except Unreadable as error:
         reason = str(error)[:LONGEST_REASON]
         return StructuresScreened(**context.envelope(), version=command.version, refused=reason)
+    context.progressed()
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
     verdicts, valid = _checked(frames, command.first, spec, limits)
     batches: list[Ref] = []
