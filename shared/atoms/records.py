@@ -58,7 +58,10 @@ def unpack(data: bytes) -> list[Record]:
     """The inverse of `pack`. Raises ValueError for anything else."""
     head, _, numbers = data.partition(b"\n")
     try:
-        rows = [(dict(row["facts"]), dict(row["shapes"])) for row in json.loads(head)]
+        listed = json.loads(head)
+        if not isinstance(listed, list):
+            raise TypeError("no list")
+        rows = [(dict(row["facts"]), dict(row["shapes"])) for row in listed]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"not a list of records: {error}") from error
     at, records = 0, []

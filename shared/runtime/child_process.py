@@ -376,12 +376,14 @@ def _answer_in_fork(module: types.ModuleType, request: Mapping[str, Any]) -> byt
         finally:  # even after an exception, the fork must not return to the caller's loop
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        data = pipe.read(MAX_REPLY + 1)  # a longer one ends with a broken pipe
+    data = bytearray()
+    while len(data) <= MAX_REPLY and (part := os.read(reading, 1 << 16)):
+        data += part
+    os.close(reading)  # which ends a fork with more to write
     _, status = os.waitpid(child, 0)
     if not data.endswith(b"\n"):
         return _reply(request, crashed=os.waitstatus_to_exitcode(status))
-    return data
+    return bytes(data)
 
 
 def _limit(limits: Limits) -> None:

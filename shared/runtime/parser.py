@@ -24,6 +24,9 @@ WAITING_SECONDS, WAITING_FACTOR = 60.0, 4.0
 """Wall time of a call beyond its processor time, on a machine with other work to do: a read from a
 pipe without a writer takes no processor time."""
 
+START_SECONDS = 300.0
+"""Wall time in which a new child has imported its libraries."""
+
 
 class Unreadable(DpstreamError):
     """The bytes cannot be parsed, or only with more than the limits allow."""
@@ -57,8 +60,9 @@ class Parser:
         limits: Limits,
         tick: Callable[[], None] | None = None,
     ) -> Any:
-        """The JSON result of an operation, which is not trusted. Raises Unreadable; exceptions of
-        `tick` end the child and propagate."""
+        """The JSON result of an operation, which is not trusted. Raises Unreadable, and
+        EngineCrashed if the child cannot start; exceptions of `tick` end the child and propagate.
+        """
         seconds = WAITING_SECONDS + WAITING_FACTOR * limits.seconds
         try:
             return self.child.call(operation, arguments, tick=tick, seconds=seconds, limits=limits)
@@ -67,7 +71,14 @@ class Parser:
                 raise Unreadable(f"needs more than {limits.memory // MIB} MiB of memory") from error
             raise Unreadable(f"{error.kind}: {error}" if error.kind else str(error)) from error
         except EngineCrashed as error:
+            self._check_child(tick)
             raise Unreadable(_cause(error, limits)) from error
+
+    def _check_child(self, tick: Callable[[], None] | None) -> None:
+        """Raise EngineCrashed if the child dies even without a file: then the worker, not the file,
+        is the cause."""
+        with suppress(EngineError):  # that there is no such operation
+            self.child.call("none", {}, tick=tick, seconds=START_SECONDS)
 
     def read(
         self,

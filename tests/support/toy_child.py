@@ -1,4 +1,4 @@
-"""A child process of the standard library alone, for the tests of
+"""A child process of the standard library and the runtime alone, for the tests of
 `dpstream.shared.runtime.child_process`."""
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from typing import Any
+
+from dpstream.shared.runtime.child_process import progressed
 
 CALLS: list[int] = []
 
@@ -57,6 +59,18 @@ def sleep(seconds: float) -> str:
     return "woken"
 
 
+def loop() -> None:
+    while True:
+        pass
+
+
+def work(count: int, seconds: float) -> str:
+    for _ in range(count):
+        time.sleep(seconds)
+        progressed()
+    return "worked"
+
+
 def spawn() -> int:
     """The id of a process that does not end by itself."""
     return subprocess.Popen(["sleep", "1000"]).pid
@@ -94,6 +108,8 @@ OPERATIONS = {
         die,
         leave,
         sleep,
+        loop,
+        work,
         spawn,
         write_lines,
         unserializable,

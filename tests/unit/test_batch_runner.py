@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dpstream.services.explorer.batched.runner import BatchRunner
-from dpstream.shared.errors import EngineCrashed, EngineError, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, Stopped, Stuck
 from dpstream.shared.runtime.child_process import ChildProcess
 
 
@@ -24,6 +24,7 @@ class Task:
         self.command = SimpleNamespace(max_seconds=max_seconds)
         self.stopping = threading.Event()
         self.steps = 0
+        self.stuck = False
 
     def progressed(self) -> None:
         self.steps += 1
@@ -31,6 +32,8 @@ class Task:
     def check(self) -> None:
         if self.stopping.is_set():
             raise Stopped("cancelled")
+        if self.stuck:
+            raise Stuck("no progress")
 
 
 @pytest.fixture
@@ -130,6 +133,27 @@ def test_a_child_that_hangs_is_killed_after_the_time_limit_of_its_tasks(
     with pytest.raises(EngineCrashed):
         advance(runner, "hangs", 1, Task(max_seconds=1.0))
     assert runner.call("put", "a", {}, Task()) == 1
+
+
+def test_a_child_that_hangs_is_killed_as_soon_as_a_task_is_stuck(
+    runner: BatchRunner, threads: ThreadPoolExecutor
+) -> None:
+    task = Task()
+    moving = submitted(runner, threads, "a")
+    hanging = threads.submit(advance, runner, "hangs", 1, task)
+    task.stuck = True
+    with pytest.raises(Stuck):
+        hanging.result()
+    with pytest.raises(EngineCrashed, match="hung"):
+        moving.result()
+    assert runner.call("put", "a", {}, Task()) == 1
+
+
+def test_every_segment_is_progress_of_all_that_move(runner: BatchRunner) -> None:
+    task = Task()
+    runner.call("put", "a", {}, task)
+    advance(runner, "a", 10, task)
+    assert task.steps == 10
 
 
 def test_closing_ends_a_batch_at_once(runner: BatchRunner, threads: ThreadPoolExecutor) -> None:
