@@ -6,10 +6,15 @@ DeePMD's virial; anything else through ASE, whose stress has the opposite sign p
 
 from __future__ import annotations
 
+import atexit
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
@@ -22,7 +27,10 @@ from dpstream.shared.atoms.frames import (
     canonical,
     from_ase,
 )
+from dpstream.shared.atoms.records import Record
 from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.runtime.child_process import Limits
+from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 
 HDF5 = (".hdf5", ".h5")
 
@@ -41,8 +49,9 @@ class Imported:
 def read_labelled(
     patterns: Sequence[str], folder: Path, type_map: Sequence[str], key: str
 ) -> list[Imported]:
-    """Read all labelled frames that `patterns` match, relative to `folder`. Raises `SpecError`
-    naming spec key `key` and the file that cannot be read."""
+    """Read all labelled frames that `patterns` match, relative to `folder`, in an expendable
+    process: the files may come from anywhere. Raises `SpecError` naming spec key `key` and the file
+    that cannot be read."""
     items = [item for p in patterns for item in _read_pattern(p, folder, type_map, key)]
     return [_checked(item, type_map, key) for item in items]
 
@@ -51,7 +60,77 @@ def _read_pattern(
     pattern: str, folder: Path, type_map: Sequence[str], key: str
 ) -> Iterator[Imported]:
     name, _, inside = pattern.partition("#")
-    for path in find_files(name, folder, key):
+    paths = find_files(name, folder, key)
+    arguments = {
+        "folder": os.getcwd(),
+        "paths": list(map(str, paths)),
+        "inside": inside,
+        "type_map": list(type_map),
+        "key": key,
+    }
+    try:
+        records = _parser().records("labelled", arguments, _limits(sum(map(_size, paths))))
+        for record in records[:1]:
+            for text in record.facts.get("warnings", ()):
+                warn(str(text), UserWarning, stacklevel=2)
+        yield from map(_imported, records[1:])
+    except Unreadable as error:
+        if error.kind == "SpecError":
+            raise SpecError(error.reason) from error
+        raise SpecError(f"{key}: {pattern}: cannot be read as a labelled set: {error}") from error
+
+
+@cache
+def _parser() -> Parser:
+    """The parser of this process."""
+    folder = tempfile.TemporaryDirectory(prefix="dpstream-")
+    parser = Parser("dpstream.inputs.parsing", Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(parser.close)
+    return parser
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _limits(size: int) -> Limits:
+    """Limits for files of `size` bytes, some of which are compressed."""
+    seconds = 60.0 + 5e-6 * size
+    return Limits(seconds, memory=1024 * MIB + 20 * size, file=256 * MIB + 16 * size)
+
+
+def _imported(record: Record) -> Imported:
+    """The inverse of `record_of`. Raises Unreadable for anything else."""
+    try:
+        frame, arrays = record.frame(), record.arrays
+        atoms = len(frame.species)
+        shapes = {"energy": (), "forces": (atoms, 3), "virial": (3, 3)}
+        shapes |= dict.fromkeys(WEIGHTS, (atoms,))
+        given = {name: arrays[name] for name in shapes if name in arrays}
+        if any(values.shape != shapes[name] for name, values in given.items()):
+            raise ValueError("arrays of a label have other shapes")
+        label = FrameLabel(float(given.pop("energy")), **given)
+        return Imported(frame, label, str(record.facts["source"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"the parser returned no labelled frame: {error}") from error
+
+
+def record_of(item: Imported) -> Record:
+    record, label = Record.of_frame(item.frame, source=item.source), item.label
+    own = {"energy": np.array(label.energy), "forces": label.forces, **label.weights}
+    if label.virial is not None:
+        own["virial"] = label.virial
+    return Record(record.facts, {**record.arrays, **own})
+
+
+def read_here(
+    paths: Sequence[Path], inside: str, type_map: Sequence[str], key: str
+) -> Iterator[Imported]:
+    """The labelled frames of `paths`, read in this process. Raises as `read_labelled`."""
+    for path in paths:
         try:
             items = list(_read(path, inside, type_map))
         except SpecError:

@@ -29,7 +29,12 @@ START_SECONDS = 300.0
 
 
 class Unreadable(DpstreamError):
-    """The bytes cannot be parsed, or only with more than the limits allow."""
+    """The bytes cannot be parsed, or only with more than the limits allow. `kind`: class of the
+    parser's exception, empty without one."""
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(f"{kind}: {reason}" if kind else reason)
+        self.reason, self.kind = reason, kind
 
 
 def limits_of(frames: int, atoms: int) -> Limits:
@@ -69,7 +74,7 @@ class Parser:
         except EngineError as error:
             if error.kind.endswith("MemoryError"):  # numpy has one of its own
                 raise Unreadable(f"needs more than {limits.memory // MIB} MiB of memory") from error
-            raise Unreadable(f"{error.kind}: {error}" if error.kind else str(error)) from error
+            raise Unreadable(str(error), error.kind) from error
         except EngineCrashed as error:
             self._check_child(tick)
             raise Unreadable(_cause(error, limits)) from error
@@ -88,20 +93,32 @@ class Parser:
         limits: Limits,
         tick: Callable[[], None] | None = None,
     ) -> list[Record]:
-        """The records that `operation(source, result, **arguments)` writes with `write_records`,
-        from a file `source` with `data`. Raises Unreadable."""
-        source, result = self.child.scratch / "source", self.child.scratch / "result"
-        self.child.scratch.mkdir(parents=True, exist_ok=True)
+        """As `records`, from a further argument `source`: a file with `data`."""
+        source = self.child.scratch / "source"
+        source.parent.mkdir(parents=True, exist_ok=True)
         source.write_bytes(data)
         try:
-            paths = {"source": str(source), "result": str(result)}
-            self.call(operation, {**paths, **arguments}, limits, tick)
+            return self.records(operation, {**arguments, "source": str(source)}, limits, tick)
+        finally:
+            source.unlink(missing_ok=True)
+
+    def records(
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        limits: Limits,
+        tick: Callable[[], None] | None = None,
+    ) -> list[Record]:
+        """The records that an operation writes with `write_records` to the file that is its further
+        argument `result`. Raises as `call`."""
+        result = self.child.scratch / "result"
+        try:
+            self.call(operation, {**arguments, "result": str(result)}, limits, tick)
             return unpack(_content(result, limits.file))
         except ValueError as error:
             raise Unreadable(f"the parser returned garbage: {error}") from error
         finally:
-            for path in (source, result):
-                path.unlink(missing_ok=True)
+            result.unlink(missing_ok=True)
 
 
 def write_records(result: str, records: list[Record]) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from dpstream.generators.client import Generator, Verdict
 from dpstream.generators.watch_folder import WatchedFolder
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.ledger.ledger import load_state
+from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
+from dpstream.shared import messages as m
 from dpstream.shared.atoms.frames import canonical, decode_labelled, frame_key, from_ase
 from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 from dpstream.shared.codec import encode, topic_of
@@ -45,7 +47,7 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import Rmse, is_offered
+from dpstream.shared.values import Ref, Rmse, campaign_uri, is_offered
 from tests.support.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
@@ -244,6 +246,46 @@ def test_offered_frames_are_judged_labelled_and_told_of(deployment: Deployment) 
     assert known.label is not None
     _, label, _ = decode_labelled(FolderStore(deployment.root).get(known.label.uri))
     assert labelled.energy == label.energy
+
+
+BOMB = b"1000000000000000\ncomment\n"
+
+
+def recorded(deployment: Deployment, kind: type[m.Message]) -> list[Any]:
+    messages = read_messages(FolderStore(deployment.root), "endless")
+    return [message for message in messages if isinstance(message, kind)]
+
+
+@pytest.mark.slow
+def test_no_selection_waits_for_bombs(deployment: Deployment) -> None:
+    """Each of the files costs its parser all its time; meanwhile the campaign goes on."""
+    store, count = FolderStore(deployment.root), 4
+    while not recorded(deployment, m.CandidatesSelected):
+        time.sleep(0.5)
+    with closing(RabbitBus(RabbitSettings.model_validate({"url": deployment.node.url}))) as bus:
+        for number in range(count):
+            data = BOMB + b"\n" * number
+            uri = campaign_uri("endless", "proposals", f"bomb-{number}.extxyz")
+            assert store.create(uri, data)
+            offer = m.StructuresProposed(
+                id=f"bomb-{number}",
+                campaign="endless",
+                time=time.time(),
+                generator="bomber",
+                correlation=f"bomb-{number}",
+                batch=Ref.to(uri, data),
+                count=1,
+            )
+            bus.publish([Outgoing(encode(offer), topic=topic_of(offer))])
+    refusals: list[str] = []
+    selections: list[int] = []
+    while len(refusals) < count:
+        time.sleep(1.0)
+        screened = recorded(deployment, m.StructuresScreened)
+        refusals = [event.refused for event in screened if event.refused]
+        selections.append(len(recorded(deployment, m.CandidatesSelected)))
+    assert set(refusals) == {"unreadable: takes more than 5.0216 s of processor time"}
+    assert selections[-1] > selections[0]
 
 
 def test_by_reference_and_straight_to_labeling(deployment: Deployment) -> None:

@@ -37,8 +37,9 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
 from dpstream.shared.messages import CheckLabel, Command, Label, LabelsDone, Message, Reference
-from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.child_process import ChildProcess, Limits
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.parser import MIB
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
@@ -632,6 +633,21 @@ def test_how_a_program_fails(lab: Lab) -> None:
     alone = Frame(("Cu",), np.zeros((1, 3)), np.eye(3) * 9)
     assert lab.rules({"code": "pair", "max_seconds": 0.5}, [alone]) == ["crashed"]
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("program")
+def test_output_that_never_ends_rejects_its_frame(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(seconds=5.0, memory=64 * MIB, file=MIB)
+    monkeypatch.setattr("dpstream.services.labeler.labeling.limits_for", lambda atoms: limits)
+    endless = canonical(Frame(("Cu",) * 3, np.diag([0.0, 3.0, 6.0]), np.eye(3) * 9)).frame
+    whole = canonical(from_ase(bulk("Cu", a=3.55, cubic=True))).frame
+    done = lab.label({"code": "pair"}, lab.refs([endless, whole]))
+    assert [(each.rule, each.detail) for each in done.rejected] == [
+        ("unreadable-output", "needs more than 64 MiB of memory")
+    ]
+    assert len(done.accepted) == 1
 
 
 @pytest.mark.usefixtures("program")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -23,6 +22,8 @@ from dpstream.inputs.gather import gather
 from dpstream.inputs.read_labelled import Imported, read_labelled
 from dpstream.shared.atoms.frames import canonical, closest_pair, frame_key, from_ase, min_distance
 from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.child_process import Limits
+from dpstream.shared.runtime.parser import MIB, Parser
 from dpstream.shared.spec import Spec
 
 RNG = np.random.default_rng(5)
@@ -345,6 +346,16 @@ def test_garbage_named_outcar(tmp_path: Path) -> None:
         read(tmp_path, "OUTCAR")
 
 
+def test_a_set_that_announces_a_quadrillion_of_atoms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(seconds=2.0, memory=256 * MIB, file=MIB)
+    monkeypatch.setattr("dpstream.inputs.read_labelled._limits", lambda size: limits)
+    (tmp_path / "set.extxyz").write_text("1000000000000000\ncomment\n")
+    with pytest.raises(SpecError, match=r"initial\.data: set\.extxyz: cannot be read as"):
+        read(tmp_path, "set.extxyz")
+
+
 def test_what_a_reader_warns_of_is_a_warning_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,14 +364,12 @@ def test_what_a_reader_warns_of_is_a_warning_of_ours(
     ase.io.write(tmp_path / "set.extxyz", atoms)
     atoms.write(tmp_path / "a.extxyz")
 
-    def reading(path: Path, index: str) -> list[Atoms]:
-        warnings.warn("structures were unconverged: [2]", UserWarning, stacklevel=2)
-        return [atoms]
-
+    parser = Parser("tests.support.warning_reader", tmp_path / "parser")
     wanted = spec(["Al", "Cu"], initial={"data": ["set.extxyz"]}, labels={"force": True})
     with monkeypatch.context() as patched:
-        patched.setattr(ase.io, "read", reading)
+        patched.setattr("dpstream.inputs.read_labelled._parser", lambda: parser)
         said = gather(wanted, tmp_path).warnings
+    parser.close()
     assert said[0] == "labelled sets: structures were unconverged: [2]"
 
 

@@ -1,0 +1,40 @@
+"""Reads labelled sets. Runs in the parser of a command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import ase.io
+import dpdata
+
+from dpstream.inputs.read_labelled import read_here, record_of
+from dpstream.shared.atoms.records import Record
+from dpstream.shared.runtime.parser import write_records
+
+FORK = True
+assert ase.io, dpdata  # imported here, not in every fork
+
+
+def labelled(
+    folder: str,
+    paths: Sequence[str],
+    inside: str,
+    type_map: Sequence[str],
+    key: str,
+    result: str,
+) -> None:
+    """Write the labelled frames of `paths`, relative to `folder`, as records, after one with the
+    warnings of their readers. Raises SpecError."""
+    os.chdir(folder)
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        items = list(read_here([Path(path) for path in paths], inside, type_map, key))
+    texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    write_records(result, [Record({"warnings": texts}), *map(record_of, items)])
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {"labelled": labelled}
