@@ -276,7 +276,7 @@ class WorkerSettings(Settings):
     stuck_after: Annotated[Mapping[str, float], BeforeValidator(_pauses)] = Field(
         default={},
         description="seconds without progress after which a task counts as stuck, by kind: "
-        "label=7200,train=1800; default: 3600, judge, screen and select 1800",
+        "label=7200,train=1800; default: 3600; judge, screen and select: 1800",
     )
     pass_: Annotated[tuple[str, ...], Separated, AfterValidator(checked)] = Field(
         default=(),
