@@ -149,8 +149,8 @@ class Command(Message):
     """The work queue; `{}` is filled by `capability`."""
     STUCK_AFTER: ClassVar[float] = 3600.0
     """Seconds without progress after which an attempt counts as stuck, whose worker ends it:
-    without a step, a frame, bytes read or, of a labeling program, processor time. Workers may set
-    another limit; none is below the lease."""
+    without a step, a frame, bytes read or, of a training or a label, processor time. Workers may
+    set another limit; none is below the lease."""
 
     task: TaskId
     attempt: int = Field(default=1, ge=1)

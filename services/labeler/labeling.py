@@ -363,13 +363,8 @@ class FrameLabeler:
 
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         """Call the child process. Raises Permanent for its errors, which concern the recipe."""
-        engine, activity = self.resources.engine, Activity(lambda: self.resources.engine.pid)
-
-        def tick() -> None:
-            self.context.check()
-            if activity.seen():
-                self.context.progressed()
-
+        engine = self.resources.engine
+        tick = Activity(lambda: engine.pid).watched(self.context)
         try:
             return engine.call(operation, arguments, tick=tick, seconds=seconds)
         except EngineError as error:

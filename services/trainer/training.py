@@ -36,6 +36,7 @@ from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import CheckpointSaved, Train
+from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -159,7 +160,7 @@ class TrainingJob:
             return resumed
         self.context.progress(f"step {resumed or 0}/{self.command.steps}")
         try:
-            self._call("train", tick=self._tick, **self._start.options())
+            self._call("train", tick=self._show_progress, **self._start.options())
         except Stopped:
             self._upload_newest()
             raise
@@ -168,8 +169,7 @@ class TrainingJob:
             raise Permanent("DeePMD-kit ended without a checkpoint")
         return step
 
-    def _tick(self) -> None:
-        self.context.check()
+    def _show_progress(self) -> None:
         self.context.progress(f"step {last_step(self.folder / LCURVE)}/{self.command.steps}")
         self._upload_newest()
 
@@ -236,14 +236,16 @@ class TrainingJob:
         """Call the child process within the remaining time of the task. Raises Permanent for its
         errors, Temporary if the machine is at fault."""
         left = self.command.max_seconds - (time.monotonic() - self._since)
+        engine = self.resources.engine(self.spec.training.backend)
+        check = Activity(lambda: engine.pid).watched(self.context)
+
+        def check_and_tick() -> None:
+            check()
+            if tick is not None:
+                tick()
+
         try:
-            return self.resources.engine(self.spec.training.backend).call(
-                operation,
-                arguments,
-                tick=tick or self.context.check,
-                seconds=max(1.0, left),
-                progressed=self.context.progressed,
-            )
+            return engine.call(operation, arguments, tick=check_and_tick, seconds=max(1.0, left))
         except EngineError as error:
             reason = f"{operation}: {error.kind}: {error}"
             if error.kind in DISK_FAULT:

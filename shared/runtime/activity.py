@@ -1,7 +1,7 @@
 """Whether a program is at work: by the processor time of its processes and the growth of its files.
 
-A single point may compute for hours without a word, so that silence is no sign of a program that
-waits for ever.
+A single point or the steps between two lines of a loss curve may take hours without a word, so that
+silence is no sign of a program that waits for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from dpstream.shared.runtime.context import Context
 
 SAMPLE_SECONDS = 5.0
 """Interval between measurements."""
@@ -32,6 +34,16 @@ class Activity:
     _next: float = 0.0
     _used: float = 0.0
     _size: int = 0
+
+    def watched(self, context: Context) -> Callable[[], None]:
+        """`context.check`, for which work is progress of the task."""
+
+        def check() -> None:
+            context.check()
+            if self.seen():
+                context.progressed()
+
+        return check
 
     def seen(self) -> bool:
         """Whether there has been work since the last time that there was."""

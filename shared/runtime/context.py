@@ -89,7 +89,16 @@ class Context:
 
     def retry(self, call: Callable[[], T]) -> T:
         """The result of a call to the store, retried during outages for `PATIENCE` seconds."""
-        return retry_outages(call, self.stopping, PATIENCE, self.telemetry)
+        return retry_outages(self._counted(call), self.stopping, PATIENCE, self.telemetry)
+
+    def _counted(self, call: Callable[[], T]) -> Callable[[], T]:
+        """`call`, which counts as progress: an outage of store or broker makes no task stuck."""
+
+        def counted() -> T:
+            self.progressed()
+            return call()
+
+        return counted
 
     def spec(self) -> Spec:
         """The campaign's spec, cached by digest."""
@@ -100,9 +109,7 @@ class Context:
 
     def fetch(self, ref: Ref) -> bytes:
         """The object that `ref` names, as `fetch`; retried during outages of the store."""
-        data = self.retry(lambda: fetch(self.store, ref))
-        self.progressed()
-        return data
+        return self.retry(lambda: fetch(self.store, ref))
 
     def download(self, ref: Ref, path: Path) -> Path:
         """Write the object that `ref` names to `path`."""
@@ -136,7 +143,8 @@ class Context:
     def publish(self, event: Message) -> None:
         """Publish an event and wait for the broker's confirmation; retried during outages."""
         outgoing = [self.outgoing(event)]
-        retry_outages(lambda: self.bus.publish(outgoing), self.stopping, telemetry=self.telemetry)
+        publish = self._counted(lambda: self.bus.publish(outgoing))
+        retry_outages(publish, self.stopping, telemetry=self.telemetry)
         if isinstance(event, KEEPS):
             self._kept = time.monotonic()
 

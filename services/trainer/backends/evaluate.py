@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from dpstream.shared.atoms.deep_pot import Potential
 from dpstream.shared.atoms.frames import PARAMETERS
-from dpstream.shared.runtime.child_process import progressed
 
 
 def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:
@@ -22,7 +21,6 @@ def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:
     sums = _Sums()
     for system in systems:
         _evaluate_system(potential, Path(system), sums)
-        progressed()
     return sums.result()
 
 
