@@ -644,7 +644,7 @@ def test_output_that_never_ends_rejects_its_frame(
     monkeypatch.setattr("dpstream.services.labeler.labeling.limits_for", lambda atoms: limits)
     endless = canonical(Frame(("Cu",) * 3, np.diag([0.0, 3.0, 6.0]), np.eye(3) * 9)).frame
     whole = canonical(from_ase(bulk("Cu", a=3.55, cubic=True))).frame
-    done = lab.label({"code": "pair"}, lab.refs([endless, whole]))
+    done = lab.label({"code": "pair"}, [*lab.refs([endless]), *lab.refs([whole])])
     assert [(each.rule, each.detail) for each in done.rejected] == [
         ("unreadable-output", "needs more than 64 MiB of memory")
     ]
