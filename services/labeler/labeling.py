@@ -29,8 +29,8 @@ from dpstream.services.labeler.acceptance import (
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
 from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
+from dpstream.services.labeler.codes.outputs import limits_for
 from dpstream.services.labeler.known_labels import KnownLabel, KnownLabels
-from dpstream.services.labeler.parsing import limits_for
 from dpstream.services.labeler.recipes import code_of, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.restarts import (
@@ -44,6 +44,7 @@ from dpstream.services.labeler.restarts import (
     unpack,
 )
 from dpstream.services.labeler.runner import run_files
+from dpstream.shared.activity import Activity
 from dpstream.shared.atoms.frames import (
     Batch,
     Frame,
@@ -63,7 +64,6 @@ from dpstream.shared.errors import (
 )
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Label
-from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.parser import Unreadable
 from dpstream.shared.spec import LabelSettings, Spec
@@ -364,7 +364,7 @@ class FrameLabeler:
     def call(self, operation: str, arguments: Mapping[str, Any], seconds: float) -> Any:
         """Call the child process. Raises Permanent for its errors, which concern the recipe."""
         engine = self.resources.engine
-        tick = Activity(lambda: engine.pid).watched(self.context)
+        tick = Activity(lambda: engine.pid).watched(self.context.check, self.context.progressed)
         try:
             return engine.call(operation, arguments, tick=tick, seconds=seconds)
         except EngineError as error:

@@ -49,7 +49,9 @@ class LabelerResources:
             device,
             reads=(*machine_settings().labeler_potentials.values(), *reads),
         )
-        self.parser = Parser("dpstream.services.labeler.parsing", scratch.resolve() / "parser")
+        self.parser = Parser(
+            "dpstream.services.labeler.codes.outputs", scratch.resolve() / "parser"
+        )
         """Of the outputs of programs; starts with the first."""
         self.allowed_calculators = allowed_calculators
         self.allowed_codes = allowed_codes

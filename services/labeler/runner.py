@@ -21,9 +21,9 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import FileCode, Restartable, Retrying
 from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.services.labeler.programs import environment, threads_of
+from dpstream.shared.activity import Activity
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
-from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.child_process import KILLED, await_stop, out_of_memory
 from dpstream.shared.runtime.confinement.children import confined
 from dpstream.shared.runtime.confinement.supervisor import end, supervised
@@ -151,8 +151,8 @@ def run(
     to end by itself. Raises as `run_files`."""
     process = _start(command, folder, cores)
     try:
-        activity = Activity(lambda: process.pid, folder)
-        return _wait(process, time.monotonic() + seconds, tick, progressed, activity)
+        check = Activity(lambda: process.pid, folder).watched(tick, progressed)
+        return _wait(process, time.monotonic() + seconds, check)
     except Stopped:
         with suppress(OSError, subprocess.TimeoutExpired):
             process.wait(stop())
@@ -186,20 +186,12 @@ def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen
         )
 
 
-def _wait(
-    process: subprocess.Popen[bytes],
-    deadline: float,
-    tick: Callable[[], None],
-    progressed: Callable[[], None],
-    activity: Activity,
-) -> int:
+def _wait(process: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]) -> int:
     while True:
         try:
             return process.wait(POLL)
         except subprocess.TimeoutExpired:
             tick()
-            if activity.seen():
-                progressed()
         if time.monotonic() > deadline:
             raise EngineCrashed("the program took longer than its time limit")
 

@@ -31,12 +31,12 @@ from dpstream.services.trainer.training_input import (
     TrainingRun,
     build_input,
 )
+from dpstream.shared.activity import Activity
 from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import CheckpointSaved, Train
-from dpstream.shared.runtime.activity import Activity
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -237,7 +237,8 @@ class TrainingJob:
         errors, Temporary if the machine is at fault."""
         left = self.command.max_seconds - (time.monotonic() - self._since)
         engine = self.resources.engine(self.spec.training.backend)
-        check = Activity(lambda: engine.pid).watched(self.context)
+        activity = Activity(lambda: engine.pid)
+        check = activity.watched(self.context.check, self.context.progressed)
 
         def check_and_tick() -> None:
             check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.parsing import FORK, OPERATIONS
+from dpstream.services.labeler.codes.outputs import FORK, OPERATIONS
 from tests.support.pair_program import PairProgram
 
 __all__ = ["FORK", "OPERATIONS"]

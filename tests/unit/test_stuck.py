@@ -15,10 +15,10 @@ import pytest
 
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.labeler.runner import run
+from dpstream.shared import activity
 from dpstream.shared import messages as m
 from dpstream.shared.codec import kind_of
 from dpstream.shared.errors import SpecError
-from dpstream.shared.runtime import activity
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.settings import WorkerSettings, read_settings
 from tests.support.worker import WorkerHarness, label, patient, succeed
