@@ -69,7 +69,8 @@ def _read_pattern(
         "key": key,
     }
     try:
-        records = _parser().records("labelled", arguments, _limits(sum(map(_size, paths))))
+        parser, limits = _parser(_around(paths, folder)), _limits(sum(map(_size, paths)))
+        records = parser.records("labelled", arguments, limits)
         for record in records[:1]:
             for text in record.facts.get("warnings", ()):
                 warn(str(text), UserWarning, stacklevel=2)
@@ -80,11 +81,19 @@ def _read_pattern(
         raise SpecError(f"{key}: {pattern}: cannot be read as a labelled set: {error}") from error
 
 
+def _around(paths: Sequence[Path], folder: Path) -> Path:
+    """`folder` if all paths are inside, else the innermost folder that they share."""
+    inside = [path.resolve() for path in paths]
+    if all(path.is_relative_to(folder.resolve()) for path in inside):
+        return folder.resolve()
+    return Path(os.path.commonpath([path.parent for path in inside]))
+
+
 @cache
-def _parser() -> Parser:
-    """The parser of this process."""
+def _parser(reads: Path) -> Parser:
+    """A parser for the files in a folder, which it may read."""
     folder = tempfile.TemporaryDirectory(prefix="dpstream-")
-    parser = Parser("dpstream.inputs.parsing", Path(folder.name))
+    parser = Parser("dpstream.inputs.parsing", Path(folder.name), [reads])
     atexit.register(folder.cleanup)
     atexit.register(parser.close)
     return parser

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ class Parser:
     """A warm child process that parses with the operations of one module, which sets `FORK`. It
     starts with the first call."""
 
-    def __init__(self, module: str, scratch: Path) -> None:
-        """`scratch`: a private folder."""
-        self.child = ChildProcess(module, scratch)
+    def __init__(self, module: str, scratch: Path, reads: Collection[Path] = ()) -> None:
+        """`scratch`: a private folder; `reads`: folders that it may read besides."""
+        self.child = ChildProcess(module, scratch, reads=reads)
 
     def close(self) -> None:
         self.child.kill()

@@ -38,6 +38,7 @@ from tests.support.coordinator import (
     small,
     status,
 )
+from tests.support.dead_letters import buried_bodies
 from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -764,8 +765,7 @@ def test_what_cannot_be_decoded_is_buried_and_blocks_nothing(harness: Coordinato
     for body in bodies:
         harness.bus.publish([Outgoing(body, topic="world.labels-done")])
     harness.submit(small())
-    buried = [harness.store.get(key) for key in harness.store.list("deadletters/")]
-    assert sorted(buried) == sorted(bodies)
+    assert sorted(buried_bodies(harness.store)) == sorted(bodies)
     assert harness.finish().finished
 
 

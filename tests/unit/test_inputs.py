@@ -346,6 +346,18 @@ def test_garbage_named_outcar(tmp_path: Path) -> None:
         read(tmp_path, "OUTCAR")
 
 
+def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DPSTREAM_CONFINE_READ")
+    monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
+    for place in (tmp_path / "spec", tmp_path / "elsewhere"):
+        place.mkdir()
+        ase.io.write(place / "set.extxyz", labelled(copper()))
+    for pattern in ("set.extxyz", "../elsewhere/*.extxyz", f"{tmp_path}/elsewhere/set.extxyz"):
+        assert len(read(tmp_path / "spec", pattern)) == 1
+
+
 def test_a_set_that_announces_a_quadrillion_of_atoms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +379,7 @@ def test_what_a_reader_warns_of_is_a_warning_of_ours(
     parser = Parser("tests.support.warning_reader", tmp_path / "parser")
     wanted = spec(["Al", "Cu"], initial={"data": ["set.extxyz"]}, labels={"force": True})
     with monkeypatch.context() as patched:
-        patched.setattr("dpstream.inputs.read_labelled._parser", lambda: parser)
+        patched.setattr("dpstream.inputs.read_labelled._parser", lambda reads: parser)
         said = gather(wanted, tmp_path).warnings
     parser.close()
     assert said[0] == "labelled sets: structures were unconverged: [2]"
