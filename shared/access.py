@@ -69,7 +69,8 @@ def _topics(publisher: Publisher) -> tuple[str, ...]:
     return tuple(name for kind in kinds for name in names_of(kind))
 
 
-WORKER_READS = (SPECS, INPUTS, MANIFESTS, COMMITTEES, CLAIMS, RESULTS, LABELS)
+WORKER_READS = (SPECS, INPUTS, CLAIMS, RESULTS, LABELS)
+MODELS = (MANIFESTS, COMMITTEES)
 WORKER_CREATES = (CLAIMS, RESULTS, DEADLETTERS, PROBES)
 
 
@@ -97,8 +98,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             lists=("campaigns/", DEADLETTER_PREFIX),
             connections=10,
         ),
-        "trainer": _worker("trainer"),
-        "explorer": _worker("explorer", reads=(PROPOSALS,)),
+        "trainer": _worker("trainer", reads=MODELS),
+        "explorer": _worker("explorer", reads=(*MODELS, PROPOSALS)),
         "labeler": _worker("labeler", reads=(SIGNERS,), creates=(LABELS,)),
         "generator": Role(
             publishes=_topics("generator"),

@@ -464,12 +464,17 @@ def test_a_worker_reads_what_its_task_refers_to(
         "campaigns/c/spec.json",
         "campaigns/c/inputs/1.npz",
         "campaigns/c/results/t/1/chosen.npz",
-        "campaigns/c/manifests/1.json",
-        "campaigns/c/committees/1.json",
         "labels/r/ab/2.json",
     ):
         as_admin(store_of).put(key, b"1")
         assert store_of(user).get(key) == b"1"
+    for key in ("campaigns/c/manifests/1.json", "campaigns/c/committees/1.json"):
+        as_admin(store_of).put(key, b"1")
+        if user == "labeler":  # it needs no datasets and no models
+            with pytest.raises(Refused):
+                store_of(user).get(key)
+        else:
+            assert store_of(user).get(key) == b"1"
     with pytest.raises(NotFound):
         store_of(user).get("labels/r/ab/absent.json")
     assert not store_of(user).exists("campaigns/c/claims/t/1.stop")

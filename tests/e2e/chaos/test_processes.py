@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import psutil
 import pytest
 
+from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.report.page import render
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.state import State, Task
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode
+from dpstream.shared.errors import BusError
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import Committee
 from tests.support.campaign_simulator import submission
@@ -27,6 +32,7 @@ from tests.support.deployed_cluster import (
     plan,
     undisturbed,
 )
+from tests.support.deployment import Started
 from tests.support.small_campaign import labelled
 from tests.support.soak import SOAK
 
@@ -59,6 +65,60 @@ def test_every_service_is_killed_at_random(cluster: Cluster) -> None:
     state = cluster.finish()
     assert sum(cluster.restarts.values()) == KILLS
     check(cluster, state)
+
+
+MANY_KILLS, RECONNECTS, PAUSES = 200, 50, 20
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_fifty_reconnects_and_pauses_over_a_whole_campaign(
+    cluster: Cluster, rabbit_node: RabbitNode
+) -> None:
+    """In random order, until the campaign's end; then nothing of the services is left."""
+    chance = random.Random(7)
+    cluster.start_services(simulated_seconds=str(0.1 * MANY_KILLS))
+    cluster.submit(plan(max_attempts=100))
+    blows = ["kill"] * MANY_KILLS + ["reconnect"] * RECONNECTS + ["pause"] * PAUSES
+    chance.shuffle(blows)
+    for blow in blows:
+        victim = chance.choice(["coordinator", *ROLES])
+        cluster.services[victim].wait_for("ready")
+        time.sleep(chance.uniform(0.0, 1.5))
+        if blow == "kill":
+            cluster.kill(victim)
+        elif blow == "pause":
+            _pause(cluster.services[victim], seconds=chance.uniform(0.5, 6.0))
+        else:
+            _close_connections(rabbit_node)
+        cluster.restart_dead()
+    assert verdict(cluster.store, NAME) is None
+    state = cluster.finish()
+    print(f"{sum(cluster.restarts.values())} restarts; {len(labelled(state))} labels")
+    check(cluster, state)
+    for name in list(cluster.services):
+        cluster.stop_restarting(name).process.kill()
+    own = set(cluster.environment.items())
+    assert [p for p in psutil.process_iter() if own <= set(_environment(p).items())] == []
+
+
+def _pause(started: Started, seconds: float) -> None:
+    """SIGSTOP and, longer than some leases later, SIGCONT."""
+    started.process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    started.process.send_signal(signal.SIGCONT)
+
+
+def _close_connections(node: RabbitNode) -> None:
+    for connection in node.manage("GET", "/api/connections"):
+        with suppress(OSError, BusError):  # closed meanwhile
+            node.manage("DELETE", f"/api/connections/{quote(connection['name'], safe='')}")
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 # --------------------------------------------------------------------------------------- overtaken
