@@ -133,6 +133,9 @@ def _secrets(users: Mapping[str, Role], file: Path) -> tuple[dict[str, Secrets],
         )
         for user, role in {ADMIN: None, **users}.items()
     }
+    for user in users:
+        if "_" in user:  # in names of variables, as a hyphen is
+            kept[variable(user, "USER")] = user
     keep(TOKEN, secrets.token_urlsafe)
     return known, _lines(kept)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpstream.services.labeler.handlers import HANDLERS
+from dpstream.services.labeler.known_labels import check_key
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.runtime.device import Device, chosen
@@ -52,7 +53,11 @@ def _programs(settings: LabelerSettings) -> dict[str, str]:
 
 
 LABELER = WorkerService(
-    "labeler", "Labels frames with first-principles and other codes.", LabelerSettings, plans
+    "labeler",
+    "Labels frames with first-principles and other codes.",
+    LabelerSettings,
+    plans,
+    lambda settings, store: check_key(_signing_key(settings), store),
 )
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from functools import cached_property, partial
 import numpy as np
 from pydantic import ValidationError
 
-from dpstream.services.labeler.signatures import Signers, sign, writer
+from dpstream.services.labeler.signatures import Signers, public_key, sign, writer
 from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled, frame_key
-from dpstream.shared.errors import DigestMismatch, NotFound, Permanent
+from dpstream.shared.errors import DigestMismatch, NotFound, Permanent, SpecError, errors_at
 from dpstream.shared.logs import logger
+from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec.errors import first_of
 from dpstream.shared.values import SIGNERS, Ref, label_uri
@@ -96,15 +97,35 @@ class KnownLabels:
 
     @cached_property
     def _signers(self) -> Signers | None:
-        """Those that the store lists; None: it lists none, and every label counts as its own."""
+        """Those that the store lists; None: it lists none, and signatures are not looked at."""
         try:
-            return Signers.model_validate_json(
-                self.context.retry(partial(self.context.store.get, SIGNERS))
-            )
-        except NotFound:
-            return None
+            return self.context.retry(partial(listed_signers, self.context.store))
         except ValidationError as error:
             raise Permanent(f"{SIGNERS}: {first_of(error)}") from error
+
+
+def listed_signers(store: Store) -> Signers | None:
+    """Whose labels the store's administrator trusts; None without a list. Raises ValidationError,
+    StoreError."""
+    try:
+        return Signers.model_validate_json(store.get(SIGNERS))
+    except NotFound:
+        return None
+
+
+def check_key(key: str | None, store: Store) -> None:
+    """Raises SpecError if labels that are signed with this private key would not be used again."""
+    with errors_at(f"{SIGNERS} in the store", ValidationError):
+        signers = listed_signers(store)
+    if signers is None:
+        return
+    if key is None:
+        log.warning("labels are not signed: set DPSTREAM_LABELER_SIGNING_KEY", signers=SIGNERS)
+    elif public_key(key) not in signers.keys:
+        raise SpecError(
+            f"{SIGNERS} in the store lacks this worker's key: copy the file label-signers.json "
+            "there that `dpstream access` has written"
+        )
 
 
 def verified(data: bytes, recipe: str, key: str) -> tuple[Frame, FrameLabel]:

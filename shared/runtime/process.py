@@ -92,6 +92,8 @@ class WorkerService(Generic[S]):
     plans: Callable[[S, Path], Sequence[WorkerPlan]]
     """`plans(settings, scratch)`; raises SpecError for settings that this machine does not
     support."""
+    check: Callable[[S, Store], None] = lambda settings, store: None
+    """Raises SpecError for settings that do not fit what is in the store."""
 
 
 def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +129,7 @@ def _run(service: WorkerService[S], settings: S) -> int:
             return 0
         bus, store = connected
         stack.enter_context(closing(bus))
+        service.check(settings, store)
         health.reach += [
             lambda: bus.depth(COORDINATOR),
             lambda: store.exists(NO_OBJECT),

@@ -129,6 +129,7 @@ FOLDERS = {
     "claims",
     "epoch",
     "finished.json",
+    "heads",
     "ledger",
     "manifests",
     "parked",

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from dpstream.services.labeler import handlers, recipes
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.handlers import HANDLERS, check_label, label, reference
+from dpstream.services.labeler.known_labels import check_key
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.signatures import Signers, new_key, public_key, sign
@@ -36,7 +37,7 @@ from dpstream.shared.atoms.frames import (
 )
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
-from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
 from dpstream.shared.messages import CheckLabel, Command, Label, LabelsDone, Message, Reference
 from dpstream.shared.runtime.child_process import ChildProcess, Limits
 from dpstream.shared.runtime.context import Context
@@ -302,6 +303,20 @@ def test_a_signed_label_names_its_writer_when_it_is_used_again(lab: Lab, signing
     first, again = (lab.label({}, refs).accepted[0] for _ in range(2))
     assert (first.reused, first.writer, again.reused, again.writer) == (False, None, True, "vasp")
     assert again.label == first.label
+
+
+def test_a_labeler_whose_key_the_store_does_not_list_does_not_start(lab: Lab, signing: str) -> None:
+    check_key(signing, lab.store)
+    with pytest.raises(SpecError, match=r"lacks this worker's key: copy the file"):
+        check_key(new_key(), lab.store)
+    with capture_logs() as logged:
+        check_key(None, lab.store)
+    assert "DPSTREAM_LABELER_SIGNING_KEY" in logged[0]["event"]
+    lab.store.put(SIGNERS, b"{")
+    with pytest.raises(SpecError, match=r"label-signers\.json in the store"):
+        check_key(signing, lab.store)
+    lab.store.delete(SIGNERS)
+    check_key(signing, lab.store)
 
 
 FORGED = {

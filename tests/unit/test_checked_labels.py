@@ -17,6 +17,7 @@ from dpstream.shared.store.folder import FolderStore
 from tests.support.campaign_simulator import CampaignSimulator, spec
 from tests.support.coordinator import CoordinatorHarness
 from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed
+from tests.support.single_tasks import give_up
 from tests.support.soak import examples
 
 
@@ -96,6 +97,47 @@ def test_the_report_lists_the_labels_of_each_writer(tmp_path: Path) -> None:
     line = re.search(r"signed by thief: \d+; 1 of them.*differ</b>(.*)not to be trusted", html)
     assert line is not None
     assert any(key[:12] in line[1] for key in thiefs)
+
+
+def test_a_label_reused_by_a_task_under_way_does_not_count_after_its_writer_is_distrusted() -> None:
+    campaign = streaming(CampaignSimulator(writer=lambda key: "thief", wrong=("thief",)))
+    campaign.until(lambda state: sum(isinstance(c, m.Label) for c in campaign.commands) >= 2)
+    first, second = [c for c in campaign.commands if isinstance(c, m.Label)][:2]
+    for command in (first, second):
+        campaign.commands.remove(command)
+    for event in campaign.world.answer(first):
+        campaign.deliver(event)
+    (check,) = checked(campaign)
+    campaign.commands.remove(check)
+    for event in (*campaign.world.answer(check), *campaign.world.answer(second)):
+        campaign.deliver(event)
+    assert campaign.state.paused is not None
+    frames = campaign.state.labels.frames
+    assert {frames[ref.key].status for ref in second.frames} == {"waiting"}
+    check_counters(campaign.state)
+    campaign.events.append(resumed(1))
+    state = campaign.run(check_counters)
+    assert {state.labels.frames[ref.key].status for ref in second.frames} == {"labelled"}
+    assert state.labels.reused == len(first.frames) + len(second.frames)
+
+
+@pytest.mark.parametrize("ending", ["abandoned", "unknown"])
+def test_the_next_label_of_a_writer_is_checked_if_the_first_check_came_to_nothing(
+    ending: str,
+) -> None:
+    campaign = streaming(CampaignSimulator(writer=lambda key: "vasp"))
+    campaign.until(lambda state: checked(campaign))
+    (check,) = checked(campaign)
+    campaign.commands.remove(check)
+    if ending == "abandoned":
+        give_up(campaign, check, permanent=True)
+    else:
+        done = m.LabelChecked(**CampaignSimulator.envelope(check), key=check.frame.key)
+        campaign.deliver(done)
+    assert campaign.state.labels.checks[check.frame.key].status == "unknown"
+    state = campaign.run(check_counters)
+    assert state.finished is not None
+    assert "agrees" in {check.status for check in state.labels.checks.values()}
 
 
 @examples(full=400, usual=30)

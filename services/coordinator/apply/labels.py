@@ -63,20 +63,30 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
         return state
     state = _without(state, task, verdicts.keys())
     for key, verdict in verdicts.items():
-        if isinstance(verdict, Accepted):
+        if isinstance(verdict, Accepted) and _is_distrusted(state, verdict):
+            state = _with_status(state, key, "waiting")
+        elif isinstance(verdict, Accepted):
             state = _accept(_sampled(state, verdict), key, verdict.label)
         elif task.status != "cancelled":
             state = reject_frame(state, key)
     return replace(state, labels=_counted(state.labels, verdicts.values()))
 
 
+def _is_distrusted(state: State, verdict: Accepted) -> bool:
+    """Whether a label was reused by a task that was issued before its writer was distrusted."""
+    writer = verdict.writer or ""
+    pending = _frame(state, verdict.key).status == "pending"
+    return verdict.reused and pending and writer in state.labels.distrusted
+
+
 def _sampled(state: State, verdict: Accepted) -> State:
-    """Has a reused label computed again if it is the first of its writer, or in the sample."""
+    """Has a reused label computed again if it is the first of its writer, or in the sample, as far
+    as the label budget allows."""
     share = state.spec.share_checked
-    if not verdict.reused or not share:
+    if not verdict.reused or not share or not state.label_room:
         return state
     writer, checks = verdict.writer or "", state.labels.checks
-    first = all(check.writer != writer for check in checks.values())
+    first = all(c.writer != writer or c.status == "unknown" for c in checks.values())
     if not first and stable_seed("check", state.spec.name, verdict.key) % 10_000 >= 10_000 * share:
         return state
     checks = checks.set(verdict.key, LabelCheck(verdict.label, writer))
@@ -84,7 +94,7 @@ def _sampled(state: State, verdict: Accepted) -> State:
 
 
 def check_issued(state: State, command: m.CheckLabel) -> State:
-    return _with_check(state, command.frame.key, "issued")
+    return with_check(state, command.frame.key, "issued")
 
 
 def label_checked(state: State, event: m.LabelChecked) -> State:
@@ -99,10 +109,11 @@ def label_checked(state: State, event: m.LabelChecked) -> State:
         state = replace(
             state, labels=replace(labels, computed=labels.computed + 1, microseconds=spent)
         )
-    return _with_check(state, event.key, outcome if event.forces is not None else "unknown")
+    return with_check(state, event.key, outcome if event.forces is not None else "unknown")
 
 
-def _with_check(state: State, key: str, status: CheckStatus) -> State:
+def with_check(state: State, key: str, status: CheckStatus) -> State:
+    """Records how the check of a reused label stands."""
     labels = state.labels
     if key not in labels.checks:
         return state

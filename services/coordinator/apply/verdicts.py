@@ -15,7 +15,7 @@ from dpstream.services.coordinator.apply.exploration import (
     count_checks,
     judge_abandoned,
 )
-from dpstream.services.coordinator.apply.labels import reject_frame
+from dpstream.services.coordinator.apply.labels import reject_frame, with_check
 from dpstream.services.coordinator.apply.tasks import live_task, settle
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import StageState, State, timeless
@@ -125,6 +125,8 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
     if isinstance(command, m.Label):
         for ref in command.frames:
             state = reject_frame(state, ref.key)
+    elif isinstance(command, m.CheckLabel):
+        state = with_check(state, command.frame.key, "unknown")
     elif isinstance(command, m.Explore):
         left = checks_left(state, command)
         state = count_checks(state, decision.task, Counts(), left, done=True)

@@ -43,6 +43,8 @@ def reissue_lost(decisions: Decisions) -> None:
 def _reissue(decisions: Decisions, task: Task) -> None:
     command, attempt = task.command, task.command.attempt + 1
     update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
+    if isinstance(command, m.Label):
+        update["distrusted"] = decisions.state.labels.distrusted
     if decisions.state.spec.starts_over:
         update |= FROM_THE_START.get(type(command), {})
     decisions.decide(command.model_copy(update={**update, "time": decisions.event.time}))
@@ -86,4 +88,4 @@ def is_of_use(state: State, task: Task) -> bool:
     abandoned trajectory or judgement has already counted it."""
     if isinstance(task.command, m.Reference):
         return state.dataset.test is None
-    return isinstance(task.command, (*ESSENTIAL, m.Label))
+    return isinstance(task.command, (*ESSENTIAL, m.Label, m.CheckLabel))

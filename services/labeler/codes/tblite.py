@@ -9,8 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dpstream.services.labeler.acceptance import Tolerance
-from dpstream.services.labeler.codes.base import CodeSettings, cell_widths, installed_version
+from dpstream.services.labeler.codes.base import (
+    CodeDefaults,
+    CodeSettings,
+    cell_widths,
+    installed_version,
+)
 from dpstream.shared.atoms.frames import Frame
 
 GAMMA_WIDTH = 8.0
@@ -36,7 +40,7 @@ class TbliteSettings(CodeSettings):
     electronic_temperature: float = Field(default=300.0, gt=0, description="K, Fermi smearing")
 
 
-class Tblite:
+class Tblite(CodeDefaults):
     """tblite in the child process."""
 
     name = "tblite"
@@ -45,7 +49,6 @@ class Tblite:
     electronic = True
     inputs = frozenset({"charge", "multiplicity"})
     max_z = 86
-    tolerance = Tolerance()
     settings: type[CodeSettings] = TbliteSettings
 
     def version(self, settings: dict[str, Any]) -> str:
