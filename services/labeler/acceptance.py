@@ -177,10 +177,7 @@ class Outcome:
 
     def facts(self) -> dict[str, Any]:
         """The fields as JSON values, without loss of precision."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @staticmethod
     def of(facts: Any) -> Outcome:
@@ -208,6 +205,12 @@ class Outcome:
         """The label of an accepted outcome."""
         assert self.forces is not None
         return FrameLabel(self.energies[0], self.forces, self.virial)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def largest_force(forces: Floats) -> float:

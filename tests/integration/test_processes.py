@@ -297,7 +297,12 @@ def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
         f"if ! mkdir {tmp_path}/first && mkdir {tmp_path}/second; then exec sleep 60; fi\n"
         f"exec {sys.executable} {ROOT}/tests/support/tblite_program.py 0 1\n"
     )
-    programs = {"labeler_codes": "custom", "labeler_commands": f"xtb-script=sh {script}"}
+    programs = {
+        "labeler_codes": "custom",
+        "labeler_commands": f"xtb-script=sh {script}",
+        "confine_read": str(ROOT / "tests"),
+        "confine_write": str(tmp_path),
+    }
     command = deployment.bundle("t1", CUSTOM)
     first, second = command.frames
     killed = deployment.start("labeler", **programs)

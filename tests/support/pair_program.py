@@ -68,8 +68,7 @@ atoms = Atoms(**json.load(open('input.json')), pbc=True, calculator=EMT())
 if len(atoms) == 1: time.sleep(60)
 if len(atoms) == 2: sys.exit(3)
 if len(atoms) == 3:
-    os.remove('stdout')
-    os.symlink('/dev/zero', 'stdout')
+    os.truncate('stdout', 1 << 40)
     sys.exit()
 virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
 print(json.dumps({'energy': atoms.get_potential_energy(), 'forces': atoms.get_forces().tolist(),
