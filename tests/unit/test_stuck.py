@@ -158,6 +158,10 @@ SLEEP = "import time; time.sleep(600)"
 ASLEEP_IN_A_SCRIPT = "import subprocess; subprocess.run(['sleep', '601'])"
 COMPUTE = f"import time; t = time.process_time() + {2 * LIMIT}\nwhile time.process_time() < t: pass"
 COMPUTE_BELOW = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {COMPUTE!r}])"
+IN_A_SESSION = (
+    f"import subprocess, sys; "
+    f"subprocess.run([sys.executable, '-c', {COMPUTE!r}], start_new_session=True)"
+)
 PRINT = f"import time\nfor i in range(20): print(i, flush=True); time.sleep({LIMIT / 10})"
 
 
@@ -166,10 +170,47 @@ def test_a_program_that_sleeps(workers: WorkerHarness, tmp_path: Path, script: s
     assert is_stuck(ending(workers, program(tmp_path, script)))
 
 
-@pytest.mark.parametrize("script", [COMPUTE, COMPUTE_BELOW, PRINT])
+@pytest.mark.parametrize("script", [COMPUTE, COMPUTE_BELOW, IN_A_SESSION, PRINT])
 def test_a_program_at_work(workers: WorkerHarness, tmp_path: Path, script: str) -> None:
     """It computes without a word, itself or by a process that it started, or it writes."""
     assert isinstance(ending(workers, program(tmp_path, script)), m.LabelsDone)
+
+
+def test_ranks_on_other_nodes_may_be_silent(workers: WorkerHarness, tmp_path: Path) -> None:
+    launcher = tmp_path / "srun"
+    launcher.write_text(f"#!/bin/sh\nsleep {2 * LIMIT}\n")
+    launcher.chmod(0o755)
+    wrapper = f"import subprocess; subprocess.run([{str(launcher)!r}], check=True)"
+    assert isinstance(ending(workers, program(tmp_path, wrapper)), m.LabelsDone)
+
+
+def test_folders_may_be_removed_while_they_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "SAMPLE_SECONDS", 0.0)
+    ended = threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            for name in "abcd":
+                (tmp_path / name / "inner").mkdir(parents=True)
+                (tmp_path / name / "inner" / "file").touch()
+            for name in "abcd":
+                shutil.rmtree(tmp_path / name)
+
+    program = threading.Thread(target=churn)
+    program.start()
+    look = activity.Activity(lambda: None, tmp_path)
+    try:
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0:
+            look.seen()
+    finally:
+        ended.set()
+        program.join()
+    (tmp_path / "file").write_bytes(b"x")
+    assert look.seen()
+    assert not look.seen()
 
 
 def test_the_limits_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
