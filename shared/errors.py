@@ -20,6 +20,8 @@
         ├── EngineError      the engine raised a Python exception in the child process
         ├── EngineCrashed    the engine process died; counts against the task's attempts
         │   └── EngineKilled by SIGKILL, as by the kernel of a machine without memory
+        ├── ParserFailed     no verdict on a file: its parser was killed, waited too long or does
+        │                    not start; counts against the task's attempts
         ├── Stuck            no progress for too long; counts against the task's attempts
         └── Stopped          cancelled, superseded or worker stopping: no result is needed
 
@@ -131,6 +133,12 @@ class EngineCrashed(TaskError):
 
 class EngineKilled(EngineCrashed):
     """SIGKILL ended the engine: usually its machine, or its share of the machine, lacks memory."""
+
+
+class ParserFailed(TaskError):
+    """A parser was killed, waited too long or does not start. The machine may be the cause: this is
+    no verdict on the file. Counts against the task's attempts, and a labeler does not take it for
+    a crash of its engine, after which it would compute the frame again."""
 
 
 class Stuck(TaskError):

@@ -28,7 +28,7 @@ from dpstream.shared.atoms.frames import (
     from_ase,
 )
 from dpstream.shared.atoms.records import Record
-from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.errors import ParserFailed, SpecError, errors_at
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 
@@ -75,8 +75,8 @@ def _read_pattern(
             for text in record.facts.get("warnings", ()):
                 warn(str(text), UserWarning, stacklevel=2)
         yield from map(_imported, records[1:])
-    except Unreadable as error:
-        if error.kind == "SpecError":
+    except (Unreadable, ParserFailed) as error:
+        if isinstance(error, Unreadable) and error.kind == "SpecError":
             raise SpecError(error.reason) from error
         raise SpecError(f"{key}: {pattern}: cannot be read as a labelled set: {error}") from error
 

@@ -324,7 +324,8 @@ class FrameLabeler:
         return Outcome.of(self.call("single_points", arguments, self.labels.max_seconds)[0])
 
     def _read(self, code: FileCode, folder: Path, frame: Frame, exit_status: int) -> Outcome:
-        """The outcome of a program's run. Output that cannot be read rejects the frame."""
+        """The outcome of a program's run. Output that cannot be read rejects the frame. Raises
+        ParserFailed."""
         arguments = {
             "code": code.name,
             "folder": str(folder.resolve()),

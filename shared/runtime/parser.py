@@ -1,8 +1,9 @@
 """Parses bytes from outside in an expendable child process.
 
 Every call runs in a fork of the warm child, limited in processor time, memory and the size of its
-result, so that a file can neither hang a worker nor take its memory. Whatever happens to the fork
-is a property of the file: `Unreadable`, with a reason.
+result, so that a file can neither hang a worker nor take its memory. That the fork exceeds these
+limits, crashes or raises is a property of the file: `Unreadable`, with a reason. SIGKILL and too
+much wall time may be the machine's fault: after a second try, `ParserFailed`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dpstream.shared.atoms.records import Record, pack, unpack
-from dpstream.shared.errors import DpstreamError, EngineCrashed, EngineError
+from dpstream.shared.errors import (
+    DpstreamError,
+    EngineCrashed,
+    EngineError,
+    EngineKilled,
+    ParserFailed,
+)
 from dpstream.shared.runtime.child_process import ChildProcess, Limits
 
 MIB = 2**20
+TRIES = 2
 WAITING_SECONDS, WAITING_FACTOR = 60.0, 4.0
 """Wall time of a call beyond its processor time, on a machine with other work to do: a read from a
 pipe without a writer takes no processor time."""
@@ -66,24 +75,35 @@ class Parser:
         tick: Callable[[], None] | None = None,
     ) -> Any:
         """The JSON result of an operation, which is not trusted. Raises Unreadable, and
-        EngineCrashed if the child cannot start; exceptions of `tick` end the child and propagate.
-        """
+        ParserFailed if the file may not be the cause; exceptions of `tick` end the child and
+        propagate."""
         seconds = WAITING_SECONDS + WAITING_FACTOR * limits.seconds
-        try:
-            return self.child.call(operation, arguments, tick=tick, seconds=seconds, limits=limits)
-        except EngineError as error:
-            if error.kind.endswith("MemoryError"):  # numpy has one of its own
-                raise Unreadable(f"needs more than {limits.memory // MIB} MiB of memory") from error
-            raise Unreadable(str(error), error.kind) from error
-        except EngineCrashed as error:
-            self._check_child(tick)
-            raise Unreadable(_cause(error, limits)) from error
+        reason = ""
+        for _ in range(TRIES):
+            deadline = time.monotonic() + seconds
+            try:
+                return self.child.call(
+                    operation, arguments, tick=tick, seconds=seconds, limits=limits
+                )
+            except EngineError as error:
+                raise _refusal(error, limits) from error
+            except EngineCrashed as error:
+                is_late = error.status is None and time.monotonic() >= deadline
+                if not is_late and not isinstance(error, EngineKilled):
+                    self._check_child(tick)
+                    raise Unreadable(_cause(error, limits)) from error
+                reason = str(error)
+            self.child.kill()  # a further try has a new one
+        raise ParserFailed(reason)
 
     def _check_child(self, tick: Callable[[], None] | None) -> None:
-        """Raise EngineCrashed if the child dies even without a file: then the worker, not the file,
+        """Raise ParserFailed if the child dies even without a file: then the worker, not the file,
         is the cause."""
-        with suppress(EngineError):  # that there is no such operation
-            self.child.call("none", {}, tick=tick, seconds=START_SECONDS)
+        try:
+            with suppress(EngineError):  # that there is no such operation
+                self.child.call("none", {}, tick=tick, seconds=START_SECONDS)
+        except EngineCrashed as error:
+            raise ParserFailed(str(error)) from error
 
     def read(
         self,
@@ -135,6 +155,12 @@ def _content(path: Path, most: int) -> bytes:
             if stat.S_ISREG(status.st_mode) and status.st_size <= most:
                 return file.read()
     raise ValueError("no result")
+
+
+def _refusal(error: EngineError, limits: Limits) -> Unreadable:
+    if error.kind.endswith("MemoryError"):  # numpy has one of its own
+        return Unreadable(f"needs more than {limits.memory // MIB} MiB of memory")
+    return Unreadable(str(error), error.kind)
 
 
 def _cause(error: EngineCrashed, limits: Limits) -> str:

@@ -19,11 +19,13 @@ from ase.build import bulk, molecule
 from structlog.testing import capture_logs
 
 from dpstream.services.labeler import handlers, recipes
+from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.handlers import HANDLERS, check_label, label, reference
 from dpstream.services.labeler.known_labels import check_key
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.resources import LabelerResources
+from dpstream.services.labeler.runner import run_files
 from dpstream.services.labeler.signatures import Signers, new_key, public_key, sign
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import (
@@ -37,7 +39,14 @@ from dpstream.shared.atoms.frames import (
 )
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
-from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, SpecError, Stopped
+from dpstream.shared.errors import (
+    EngineCrashed,
+    EngineKilled,
+    ParserFailed,
+    Permanent,
+    SpecError,
+    Stopped,
+)
 from dpstream.shared.messages import CheckLabel, Command, Label, LabelsDone, Message, Reference
 from dpstream.shared.runtime.child_process import ChildProcess, Limits
 from dpstream.shared.runtime.context import Context
@@ -664,6 +673,26 @@ def test_output_that_never_ends_rejects_its_frame(
         ("unreadable-output", "needs more than 64 MiB of memory")
     ]
     assert len(done.accepted) == 1
+
+
+@pytest.mark.usefixtures("program")
+def test_a_killed_parser_rejects_no_frame_and_computes_none_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Path] = []
+
+    def counted(*args: Any, **options: Any) -> Outcome:
+        runs.append(args[3])
+        return run_files(*args, **options)
+
+    monkeypatch.setattr("dpstream.services.labeler.labeling.run_files", counted)
+    monkeypatch.setattr(lab.resources.parser.child, "module", "tests.support.toy_parser")
+    lab.resources.parser.close()
+    frame = canonical(from_ase(bulk("Cu", a=3.57, cubic=True))).frame
+    with pytest.raises(ParserFailed, match="was killed"):
+        lab.label({"code": "pair"}, lab.refs([frame]))
+    lab.resources.parser.close()
+    assert len(runs) == 1
 
 
 @pytest.mark.usefixtures("program")

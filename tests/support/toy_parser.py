@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from dpstream.shared.atoms.records import Record
 from dpstream.shared.runtime.parser import write_records
@@ -23,6 +24,13 @@ def read(source: str, result: str) -> None:
             time.sleep(600)
         case "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "once":  # killed unless it finds the trace of an earlier try
+            if not Path(argument).exists():
+                Path(argument).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            write_records(result, [Record({"word": word, "pid": os.getppid()})])
         case "leave":
             os._exit(0)
         case "memory":
@@ -44,4 +52,9 @@ def read(source: str, result: str) -> None:
             write_records(result, [Record({"word": word, "pid": os.getppid()})])
 
 
-OPERATIONS = {"read": read}
+def read_outputs(**arguments: Any) -> None:
+    """As the operation of a labeler's parser; killed every time."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+OPERATIONS = {"read": read, "read_outputs": read_outputs}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.atoms.records import Record, pack, unpack
-from dpstream.shared.errors import EngineCrashed, Stopped
+from dpstream.shared.errors import ParserFailed, Stopped
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable, limits_of
 from tests.support.worker import stop_after
@@ -67,15 +67,25 @@ def test_a_refusal_costs_the_fork_alone(parser: Parser, text: str, reason: str) 
     assert sorted(path.name for path in parser.child.scratch.iterdir()) == ["engine.log"]
 
 
-def test_a_file_that_waits_costs_the_parser(
+def test_a_file_whose_parser_waits_is_tried_again_and_not_refused(
     parser: Parser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.parser.WAITING_SECONDS", 0.5)
     monkeypatch.setattr("dpstream.shared.runtime.parser.WAITING_FACTOR", 0.5)
     before = pid(parser)
-    assert "took longer than its time limit" in refusal(parser, "wait")
+    with pytest.raises(ParserFailed, match="took longer than its time limit"):
+        parser.read("read", b"wait", {}, LIMITS)
     monkeypatch.undo()
     assert pid(parser) != before
+
+
+def test_a_file_whose_parser_is_killed_is_tried_again_and_not_refused(parser: Parser) -> None:
+    before, trace = pid(parser), parser.child.scratch / "trace"
+    (record,) = parser.read("read", f"once {trace}".encode(), {}, LIMITS)
+    trace.unlink()
+    assert record.facts["pid"] == parser.child.pid != before
+    with pytest.raises(ParserFailed, match="was killed, probably because it ran out of memory"):
+        parser.read("read", b"kill", {}, LIMITS)
 
 
 def test_what_a_parser_prints_is_dropped(parser: Parser) -> None:
@@ -100,7 +110,7 @@ def test_the_limits_follow_what_was_announced() -> None:
 
 def test_a_parser_that_cannot_start_is_the_workers_fault(tmp_path: Path) -> None:
     parser = Parser("tests.support.no_such_parser", tmp_path)
-    with pytest.raises(EngineCrashed, match="No module named"):
+    with pytest.raises(ParserFailed, match="No module named"):
         parser.read("read", b"hello", {}, LIMITS)
     parser.close()
 

@@ -78,7 +78,7 @@ def _read(
     parser: Parser, command: Screen, context: Context, limits: Proposals
 ) -> list[Frame | str]:
     """The frames of the proposal, or reasons why they are invalid. Raises `Unreadable` if their
-    number differs from the command's."""
+    number differs from the command's, and `ParserFailed`."""
     data = _bytes(command.frames, context, limits.max_bytes)
     kind = command.frames.uri.rpartition(".")[2]
     arguments = {"kind": kind, "count": command.count, "limits": limits.model_dump()}
