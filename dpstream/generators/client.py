@@ -183,9 +183,13 @@ class Generator:
 
     def _is_mine(self, event: Any) -> bool:
         """Whether an event is a verdict on this generator's frames: others may use its name, but
-        not its user."""
-        is_verdict = isinstance(event, StructuresJudged)
-        return is_verdict and (event.generator, event.user) == (self.name, self.bus.user)
+        not its user. No user is stated by a coordinator without users and for proposals of release
+        0.1.0."""
+        return (
+            isinstance(event, StructuresJudged)
+            and event.generator == self.name
+            and event.user in (None, self.bus.user)
+        )
 
     def _committee(self, version: int) -> Committee | None:
         uri = campaign_uri(self.campaign, "committees", f"{version}.json")

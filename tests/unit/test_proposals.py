@@ -481,7 +481,9 @@ def test_a_generator_hears_no_verdict_on_frames_of_another_user_with_its_name(
         for user in ("other", None, "gen"):
             event = judged.model_copy(update={"user": user, "correlation": f"of-{user}"})
             bus.publish([Outgoing(encode(event), topic=topic_of(event))])
-        assert [each.correlation for each in generator.verdicts(timeout=0.2)] == ["of-gen"]
+        mine = [each.correlation for each in generator.verdicts(timeout=0.2)]
+        # Without a user: the coordinator knows none, or release 0.1.0 recorded the proposal.
+        assert mine == ["of-None", "of-gen"]
 
 
 def test_the_budgets_bound_what_generators_buy() -> None:
