@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -20,19 +19,18 @@ assert ase.io, dpdata  # imported here, not in every fork
 
 
 def labelled(
-    folder: str,
-    paths: Sequence[str],
+    paths: Mapping[str, str],
     inside: str,
     type_map: Sequence[str],
     key: str,
     result: str,
 ) -> None:
-    """Write the labelled frames of `paths`, relative to `folder`, as records, after one with the
+    """Write the labelled frames of `paths`, absolute and by name, as records, after one with the
     warnings of their readers. Raises SpecError."""
-    os.chdir(folder)
+    places = {name: Path(path) for name, path in paths.items()}
     with catch_warnings(record=True) as caught:
         simplefilter("always")
-        items = list(read_here([Path(path) for path in paths], inside, type_map, key))
+        items = list(read_here(places, inside, type_map, key))
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
     write_records(result, [Record({"warnings": texts}), *map(record_of, items)])
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,13 @@ def _read_pattern(
     name, _, inside = pattern.partition("#")
     paths = find_files(name, folder, key)
     arguments = {
-        "folder": os.getcwd(),
-        "paths": list(map(str, paths)),
+        "paths": {str(path): str(_absolute(path)) for path in paths},
         "inside": inside,
         "type_map": list(type_map),
         "key": key,
     }
     try:
-        parser, limits = _parser(_around(paths, folder)), _limits(sum(map(_size, paths)))
+        parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
         records = parser.records("labelled", arguments, limits)
         for record in records[:1]:
             for text in record.facts.get("warnings", ()):
@@ -81,19 +80,28 @@ def _read_pattern(
         raise SpecError(f"{key}: {pattern}: cannot be read as a labelled set: {error}") from error
 
 
-def _around(paths: Sequence[Path], folder: Path) -> Path:
-    """`folder` if all paths are inside, else the innermost folder that they share."""
-    inside = [path.resolve() for path in paths]
-    if all(path.is_relative_to(folder.resolve()) for path in inside):
-        return folder.resolve()
-    return Path(os.path.commonpath([path.parent for path in inside]))
+def _absolute(path: Path) -> Path:
+    """The parser need not reach the working directory. A link keeps its name, which may say what it
+    is."""
+    return path.parent.resolve() / path.name
+
+
+def _reads(paths: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+    """What a parser of `paths` may read: `folder` if all are inside, else the innermost folder that
+    they share; and the targets of links that lead elsewhere."""
+    absolute, around = [_absolute(path) for path in paths], folder.resolve()
+    if not all(path.is_relative_to(around) for path in absolute):
+        around = Path(os.path.commonpath([path.parent for path in absolute]))
+    entries = [*absolute, *(entry for path in absolute for entry in path.rglob("*"))]
+    targets = {Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink()}
+    return around, *sorted(path for path in targets if not path.is_relative_to(around))
 
 
 @cache
-def _parser(reads: Path) -> Parser:
-    """A parser for the files in a folder, which it may read."""
+def _parser(reads: tuple[Path, ...]) -> Parser:
+    """A parser that may read these files and folders."""
     folder = tempfile.TemporaryDirectory(prefix="dpstream-")
-    parser = Parser("dpstream.inputs.parsing", Path(folder.name), [reads])
+    parser = Parser("dpstream.inputs.parsing", Path(folder.name), reads)
     atexit.register(folder.cleanup)
     atexit.register(parser.close)
     return parser
@@ -136,21 +144,22 @@ def record_of(item: Imported) -> Record:
 
 
 def read_here(
-    paths: Sequence[Path], inside: str, type_map: Sequence[str], key: str
+    paths: Mapping[str, Path], inside: str, type_map: Sequence[str], key: str
 ) -> Iterator[Imported]:
-    """The labelled frames of `paths`, read in this process. Raises as `read_labelled`."""
-    for path in paths:
+    """The labelled frames of `paths`, by the names that messages use, read in this process. Raises
+    as `read_labelled`."""
+    for name, path in paths.items():
         try:
             items = list(_read(path, inside, type_map))
-        except SpecError:
-            raise
+        except SpecError as error:
+            raise SpecError(str(error).replace(str(path), name)) from error
         except Exception as error:  # dpdata, h5py and ASE raise many kinds
-            raise SpecError(
-                f"{key}: {path}: cannot be read as a labelled set: {one_line(error)}"
-            ) from error
+            reason = one_line(error).replace(str(path), name)
+            raise SpecError(f"{key}: {name}: cannot be read as a labelled set: {reason}") from error
         if not items:
-            raise SpecError(f"{key}: {path}: contains no converged frame with energy and forces")
-        yield from items
+            raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces")
+        for item in items:
+            yield replace(item, source=item.source.replace(str(path), name))
 
 
 def find_files(pattern: str, folder: Path, key: str) -> list[Path]:

@@ -358,6 +358,38 @@ def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
         assert len(read(tmp_path / "spec", pattern)) == 1
 
 
+def test_confined_the_parser_follows_the_links_of_a_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: dpdata.LabeledSystem
+) -> None:
+    monkeypatch.delenv("DPSTREAM_CONFINE_READ")
+    monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
+    system.to("deepmd/npy", str(tmp_path / "archive" / "system"))
+    data = tmp_path / "spec" / "data"
+    data.mkdir(parents=True)
+    for entry in (tmp_path / "archive" / "system").iterdir():
+        (data / entry.name).symlink_to(entry)
+    for name in ("gone", "itself"):
+        (data / name).symlink_to(name if name == "itself" else tmp_path / name)
+    ase.io.write(tmp_path / "archive" / "blob", labelled(copper()), format="extxyz")
+    (tmp_path / "spec" / "set.extxyz").symlink_to("../archive/blob")
+    assert read(tmp_path / "spec", "data")
+    assert read(tmp_path / "spec", "set.extxyz")
+
+
+def test_names_in_messages_are_those_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spec").mkdir()
+    (tmp_path / "bad.extxyz").write_text("garbage\n")
+    ase.io.write(tmp_path / "good.extxyz", labelled(copper()))
+    monkeypatch.chdir(tmp_path / "spec")
+    with pytest.raises(SpecError) as refused:
+        read(Path(), "../bad.extxyz")
+    assert str(refused.value).startswith("../bad.extxyz: cannot be read")
+    assert str(tmp_path) not in str(refused.value)
+    assert [item.source for item in read(Path(), "../good.extxyz")] == ["../good.extxyz"]
+
+
 def test_a_set_that_announces_a_quadrillion_of_atoms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
