@@ -398,7 +398,7 @@ class TaskEvent(Event):
 
 class TaskClaimed(TaskEvent):
     """A worker has an attempt. The message is stored as the claim itself: later events of the
-    attempt count if they come from `user` with the secret of this digest. `process`: name of the
+    attempt count if they come from `user` with the secret of the claim. `process`: name of the
     worker's process in the fleet engine that started it, if any did."""
 
     PUBLISHERS = SERVICES
@@ -411,10 +411,10 @@ class TaskClaimed(TaskEvent):
         exclude_if=lambda value: value is None,
         description="user of the worker at the broker; None: the broker states no users",
     )
-    secret_sha256: Sha256 | None = Field(
+    proof_sha256: Sha256 | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="SHA-256 of the secret that the worker sends beside its later events",
+        description="SHA-256 of the proof: the SHA-256 of the secret beside the later events",
     )
 
     def describe(self) -> str:

@@ -1,21 +1,20 @@
 """Whether an event about an attempt comes from the worker that has the attempt.
 
 A claim is an object that only one worker can create. It names the user of that worker at the broker
-and the digest of a secret that accompanies the worker's events. Claims of earlier releases name
+and the proof of a secret that accompanies the worker's events. Claims of earlier releases name
 neither; their attempts' events count without both. A claim is read once: what happens to its object
 later has no effect while the coordinator runs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Delivery, Store
+from dpstream.shared.runtime.proof import digest, proves
 from dpstream.shared.runtime.worker import claim_uri
 
 REMEMBERED = 10_000
@@ -45,7 +44,7 @@ class Claims:
             return None if lost else "is about an attempt that no worker has claimed"
         if self.users and claim.user is not None and delivery.user != claim.user:
             return f"is about an attempt that user {claim.user} has claimed"
-        if claim.secret_sha256 is not None and not _opens(claim.secret_sha256, delivery.secret):
+        if not proves(digest(delivery.secret or ""), claim):
             return "lacks the secret of its attempt"
         return None
 
@@ -66,8 +65,3 @@ def _is_lost(event: m.TaskEvent) -> bool:
     """Whether the event may report that a claim cannot be read: a failure that another attempt may
     follow."""
     return isinstance(event, m.TaskFailed) and not event.permanent
-
-
-def _opens(digest: str, secret: str | None) -> bool:
-    found = hashlib.sha256((secret or "").encode()).hexdigest()
-    return hmac.compare_digest(found, digest)

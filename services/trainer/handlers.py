@@ -53,7 +53,7 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
         lcurve=context.put(LCURVE, (job.folder / LCURVE).read_bytes()),
         **errors,
     )
-    context.put(TRAINED, encode(command) + b"\n" + encode(trained))
+    context.put(TRAINED, b"\n".join((encode(command), encode(trained), context.proof.encode())))
     return trained
 
 

@@ -27,6 +27,7 @@ from dpstream.shared.messages import (
     TaskCancelled,
 )
 from dpstream.shared.ports import Bus, Outgoing, Store
+from dpstream.shared.runtime.proof import digest
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 from dpstream.shared.spec import Spec
@@ -150,6 +151,11 @@ class Context:
 
     def outgoing(self, event: Message) -> Outgoing:
         return Outgoing(encode(event), topic=topic_of(event), secret=self.secret)
+
+    @property
+    def proof(self) -> str:
+        """Shows beside a result in the store that it comes from this attempt; no secret."""
+        return digest(self.secret or "")
 
     def envelope(self) -> dict[str, Any]:
         """Fields common to all events of this attempt: `Event(**envelope(), …)`."""

@@ -3,7 +3,7 @@
 A worker subscribes only while idle. It takes one delivery, creates the claim object of that
 attempt, publishes task-claimed, cancels its subscription, acknowledges the delivery, works,
 publishes the result and subscribes again. A long task thus holds no unacknowledged message; its
-claim and heartbeats show that it is running. The claim names the worker's user and the digest of a
+claim and heartbeats show that it is running. The claim names the worker's user and the proof of a
 new secret, which accompanies every later event of the attempt. A worker that loses a claim
 publishes the winner's task-claimed once more, in case the winner died before publishing, and
 acknowledges.
@@ -12,7 +12,6 @@ acknowledges.
 from __future__ import annotations
 
 import contextvars
-import hashlib
 import secrets
 import shutil
 import threading
@@ -41,6 +40,7 @@ from dpstream.shared.messages import (
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.proof import digest
 from dpstream.shared.runtime.retry import refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
@@ -249,7 +249,7 @@ class Worker(Generic[R]):
             worker=self.name,
             process=self.process,
             user=self.bus.user,
-            secret_sha256=hashlib.sha256(self._secret.encode()).hexdigest(),
+            proof_sha256=digest(digest(self._secret)),
         )
         winner = self._winner(claimed)
         claim = decode_leniently(winner)

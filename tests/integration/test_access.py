@@ -3,7 +3,6 @@ work, and nobody else's."""
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import threading
@@ -40,6 +39,7 @@ from dpstream.shared.codec import (
 )
 from dpstream.shared.errors import NotFound, Refused, StoreError
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
+from dpstream.shared.runtime.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
@@ -208,8 +208,8 @@ def test_results_count_from_the_user_that_has_claimed_the_task(
 ) -> None:
     """Two users of one role: the password of one publishes nothing about tasks of the other."""
     store, secret, event = FolderStore(tmp_path), "a fresh one", example(kind)
-    digest = hashlib.sha256(secret.encode()).hexdigest()
-    claim = example(m.TaskClaimed).model_copy(update={"user": "labeler", "secret_sha256": digest})
+    proof = digest(digest(secret))
+    claim = example(m.TaskClaimed).model_copy(update={"user": "labeler", "proof_sha256": proof})
     store.create(claim_uri(claim.campaign, claim.task, claim.attempt), encode(claim))
     inbox = Inbox(store, time.time, ParkedEvents(store), users=True)
     for user, given in (("vasp", secret), ("labeler", None), ("labeler", secret)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import encode, kind_of, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
@@ -40,7 +40,7 @@ def claim(**fields: Any) -> m.TaskClaimed:
     return example(m.TaskClaimed).model_copy(update=fields)
 
 
-OWN = claim(user="labeler", secret_sha256=hashlib.sha256(SECRET.encode()).hexdigest())
+OWN = claim(user="labeler", proof_sha256=digest(digest(SECRET)))
 OLD = claim()
 """Of release 0.1.0."""
 
@@ -83,7 +83,8 @@ def test_an_event_counts_from_the_user_of_the_claim_with_its_secret(
             ("labeler", None),
             ("labeler", ""),
             ("labeler", "a guess"),
-            ("another", OWN.secret_sha256),
+            ("labeler", digest(SECRET)),  # beside a result, where others read it
+            ("another", OWN.proof_sha256),
         ]:
             assert not taken(inbox, event, user, secret), (user, secret)
     assert taken(inbox, event, "labeler", SECRET)
@@ -127,7 +128,7 @@ def test_anybody_repeats_a_claim_and_nobody_changes_it(store: CountingStore) -> 
 def test_a_claim_of_an_earlier_release_is_enough(store: CountingStore, user: str | None) -> None:
     body = json.loads(encode(OLD))
     del body["process"]
-    assert not {"user", "secret_sha256"} & set(body)
+    assert not {"user", "proof_sha256"} & set(body)
     store.create(KEY, json.dumps(body).encode())
     inbox = inbox_of(store)
     assert taken(inbox, OLD, user, None)
@@ -220,9 +221,8 @@ def test_what_the_coordinator_alone_writes_never_arrives(
 def test_a_forged_failure_abandons_no_task(tmp_path: Path) -> None:
     harness = CoordinatorHarness(FolderStore(tmp_path))
     open_campaign, command = first_task(harness, small())
-    secret = hashlib.sha256(SECRET.encode()).hexdigest()
     claimed, *results = CampaignSimulator().answer(command)
-    harness.publish(claimed.model_copy(update={"secret_sha256": secret}))
+    harness.publish(claimed.model_copy(update={"proof_sha256": OWN.proof_sha256}))
     fields = CampaignSimulator.envelope(command)
     failed = m.TaskFailed(**fields, permanent=True, reason="forged")
     for guess in (None, "a guess"):

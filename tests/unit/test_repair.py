@@ -17,10 +17,19 @@ from dpstream.integrity.repair import plan, unflipped
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.chain import segment_uri
-from dpstream.services.coordinator.ledger.ledger import load_state, read_segments
+from dpstream.services.coordinator.ledger.ledger import (
+    Segment,
+    load_state,
+    read_messages,
+    read_segments,
+)
 from dpstream.shared import messages as m
+from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.proof import digest
+from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import TRAINED
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
 from tests.support.coordinator import CoordinatorHarness, first_task, small
@@ -152,19 +161,65 @@ def test_a_campaign_goes_on_without_a_lost_segment(store: FolderStore, number: i
     assert {member: after[member] for member in before} == before, "no training was repeated"
 
 
-def test_a_training_is_repeated_only_if_its_event_is_nowhere(store: FolderStore) -> None:
-    half_way(store)
-    trained = next(
+def trained_segment(store: FolderStore) -> Segment:
+    """The first one with the result of a training."""
+    return next(
         segment
         for segment in read_segments(store, "world")
         if any(isinstance(entry.event, m.MemberTrained) for entry in segment.entries)
     )
+
+
+def test_a_training_is_repeated_only_if_its_event_is_nowhere(store: FolderStore) -> None:
+    half_way(store)
+    trained = trained_segment(store)
     for key in list(store.list("campaigns/world/results/")):
         store.delete(key)
     store.delete(segment_uri("world", trained.seq, trained.epoch))
     assert "0 trainings" in of_ledger(repaired(store).recovered)[0]
     assert finished(resumed(store)).finished
     assert 2 in trainings(store).values()
+
+
+@pytest.mark.parametrize("planted", [None, "another path", "no proof", "wrong proof", "no claim"])
+def test_a_stored_training_counts_from_the_worker_that_has_claimed_it(
+    store: FolderStore, planted: str | None
+) -> None:
+    """Every worker can create results, also those of trainings that are not its own."""
+    half_way(store)
+    secret, trained = "a fresh one", trained_segment(store)
+    for key in [key for key in store.list("campaigns/world/results/") if key.endswith(TRAINED)]:
+        task, attempt, _ = key.removeprefix("campaigns/world/results/").split("/")
+        claim = example(m.TaskClaimed).model_copy(update={"proof_sha256": digest(digest(secret))})
+        store.put(claim_uri("world", task, int(attempt)), encode(claim))
+        proof = {"no proof": b"", "wrong proof": secret.encode()}.get(planted or "")
+        body = store.get(key) + b"\n" + (digest(secret).encode() if proof is None else proof)
+        store.delete(key)
+        store.put(key.replace(task, "another") if planted == "another path" else key, body)
+        if planted == "no claim":
+            store.delete(claim_uri("world", task, int(attempt)))
+    store.delete(segment_uri("world", trained.seq, trained.epoch))
+    found = of_ledger(repaired(store).recovered)[0]
+    assert ("0 trainings" in found) == (planted is not None)
+
+
+def test_a_stored_training_replaces_no_recorded_one(store: FolderStore) -> None:
+    half_way(store)
+    before = [each for each in read_messages(store, "world") if isinstance(each, m.MemberTrained)]
+    for key in list(store.list("campaigns/world/results/")):
+        command, event = map(decode, store.get(key).splitlines())
+        later = {"attempt": 5, "id": f"planted-{event.id}"}
+        body = b"\n".join(encode(each.model_copy(update=later)) for each in (command, event))
+        store.delete(key)
+        store.put(key.replace(f"/{event.attempt}/", "/5/"), body)
+        claim = example(m.TaskClaimed)
+        store.put(claim_uri("world", event.task, 5), encode(claim))
+    store.delete(segment_uri("world", 1, 1))
+    repaired(store)
+    assert finished(resumed(store)).finished
+    after = {each.id for each in read_messages(store, "world") if isinstance(each, m.MemberTrained)}
+    assert after >= {each.id for each in before}
+    assert not [each for each in after if each.startswith("planted")]
 
 
 @pytest.mark.parametrize("left", [0, 3, -1])

@@ -11,7 +11,7 @@ nowhere else is computed again; labels are found by their frames.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dpstream.services.coordinator.ledger import snapshots
@@ -23,14 +23,20 @@ from dpstream.services.coordinator.ledger.ledger import (
     read_segment,
     take_epoch,
 )
+from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
-from dpstream.shared.codec import decode_or_none
+from dpstream.shared.codec import MAX_BODY, decode_or_none
 from dpstream.shared.errors import DigestMismatch
 from dpstream.shared.ports import Store
+from dpstream.shared.runtime.proof import proves
+from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import TRAINED, campaign_uri
 
 REQUESTS = (m.CampaignPaused, m.CampaignResumed, m.TasksRetried)
 """Requests about a state that is gone; the campaign waits until it is resumed anew."""
+
+MOST_BYTES = 2 * MAX_BODY + 100
+"""Of a stored training: two messages and a proof."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def salvage(store: Store, campaign: str, ledger: Examination, now: float) -> Sal
         entry for number in later for entry in read_segment(store, campaign, number).segment.entries
     ]
     last = read_segment(store, campaign, ledger.valid[first - 2]).link if first > 1 else None
-    trainings = _trainings(store, campaign)
+    trainings = _trainings(store, campaign, entries)
     if trainings:  # as an overtaken writer would have left them
         _writer(store, campaign, last).append(trainings)
     why = (
@@ -77,14 +83,21 @@ def _writer(store: Store, campaign: str, last: Link | None) -> Ledger:
     return Ledger(store, campaign, take_epoch(store, campaign), seq, link=last)
 
 
-def _trainings(store: Store, campaign: str) -> list[LedgerEntry]:
-    """Results of trainings beside the ledger, with their commands."""
+def _trainings(store: Store, campaign: str, recorded: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+    """Results of trainings beside the ledger, with their commands. Of a training whose result is
+    `recorded`, no other one."""
+    results = {
+        entry.event.task: entry.event.id
+        for entry in reversed(recorded)
+        if isinstance(entry.event, m.MemberTrained)
+    }
     found = dict[str, LedgerEntry]()
     for command, event in (
         *_trained_in_snapshots(store, campaign),
         *_stored_trainings(store, campaign),
     ):
-        if event.campaign == campaign and event.task == command.task:
+        is_first = results.get(event.task, event.id) == event.id
+        if event.campaign == campaign and event.task == command.task and is_first:
             found[event.id] = LedgerEntry(event, (command,))
     return list(found.values())
 
@@ -102,12 +115,25 @@ def _trained_in_snapshots(
 
 
 def _stored_trainings(store: Store, campaign: str) -> Iterator[tuple[m.Command, m.MemberTrained]]:
-    """Those whose command and event a trainer stored with the model."""
-    for key in store.list(campaign_uri(campaign, "results", "")):
-        if key.endswith(f"/{TRAINED}"):
-            try:
-                command, event = map(decode_or_none, store.get(key).splitlines())
-            except (ValueError, DigestMismatch):
-                continue
-            if isinstance(command, m.Train) and isinstance(event, m.MemberTrained):
-                yield command, event
+    """Those whose command and event a trainer stored with the model, first attempts first."""
+    keys = store.list(campaign_uri(campaign, "results", ""))
+    stored = (_stored_training(store, key) for key in keys if key.endswith(f"/{TRAINED}"))
+    yield from sorted(filter(None, stored), key=lambda training: training[1].attempt)
+
+
+def _stored_training(store: Store, key: str) -> tuple[m.Command, m.MemberTrained] | None:
+    """Command and event in an object; None unless it is that of the event's attempt and comes from
+    the worker that has claimed the attempt: every worker can create results."""
+    try:
+        lines = store.get(key, most=MOST_BYTES).splitlines()
+    except DigestMismatch:
+        return None
+    command, event = map(decode_or_none, (*lines[:2], b"", b"")[:2])
+    if not isinstance(command, m.Train) or not isinstance(event, m.MemberTrained):
+        return None
+    about = (event.campaign, event.task, event.attempt)
+    claim = read_message(store, claim_uri(*about))
+    proof = lines[2].decode(errors="replace") if len(lines) > 2 else ""
+    is_own = key == campaign_uri(about[0], "results", *about[1:], TRAINED)
+    is_claimed = isinstance(claim, m.TaskClaimed) and proves(proof, claim)
+    return (command, event) if is_own and is_claimed else None
