@@ -54,19 +54,26 @@ class OpenCampaign:
     `state`."""
 
     def take_in_orphans(self) -> None:
-        """Takes in the events that only overtaken coordinators have handled."""
+        """Takes in the events that only overtaken coordinators have handled. Results of other work
+        under the same task do not count."""
         for event in self.ledger.orphans:
-            if isinstance(event, m.Result) and event.task not in self.state.tasks:
+            task = self.state.tasks.get(event.task) if isinstance(event, m.Result) else None
+            if isinstance(event, m.Result) and task is None:
                 self.early.setdefault(event.task, []).append(event)
-            else:
+            elif task is None or self._was_issued(task.command) is not False:
                 self.own_events.append(event)
+
+    def _was_issued(self, command: m.Command) -> bool | None:
+        """Whether an overtaken coordinator issued the same work under this task; None if it issued
+        none."""
+        former = self.ledger.former.get(command.task)
+        return None if former is None else _work_of(former) == _work_of(command)
 
     def _results_of(self, command: m.Command) -> list[m.Message]:
         """Results of a task that is issued now, if the overtaken coordinator had issued the same
         work."""
-        former = self.ledger.former.get(command.task)
         results = self.early.pop(command.task, [])
-        return results if former is not None and _work_of(former) == _work_of(command) else []
+        return results if self._was_issued(command) else []
 
     @property
     def active(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,7 @@ from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.chain import segment_uri
 from dpstream.services.coordinator.ledger.ledger import (
+    Ledger,
     Segment,
     load_state,
     read_messages,
@@ -241,6 +243,43 @@ def test_a_hole_behind_a_snapshot_is_repaired(
     store.delete(segment_uri("world", 3, 1))
     repaired(store)
     assert finished(resumed(store)).finished
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_later_results_outlast_snapshots_and_restarts(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    half_way(store)
+    before = trainings(store)
+    store.delete(segment_uri("world", number, 1))
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 10_000)
+    repaired(store)
+    harness = resumed(store)
+    for _ in range(20):
+        harness.step()
+        harness.restart().open_all()
+        harness.work()
+    assert finished(harness).finished
+    after = trainings(store)
+    assert {member: after[member] for member in before} == before, "no training was repeated"
+
+
+def test_a_repaired_ledger_is_read_about_once(store: FolderStore) -> None:
+    half_way(store)
+    store.delete(segment_uri("world", 2, 1))
+    repaired(store)
+    assert finished(resumed(store)).finished
+    read = Counter[str]()
+
+    class Counting(FolderStore):
+        def get(self, key: str, most: int | None = None) -> bytes:
+            read[key] += 1
+            return super().get(key, most)
+
+    Ledger.open(Counting(store.root), "world")
+    again = [key for key in segments(store) if read[key] > 1]
+    assert len(again) == 1, "where the new chain begins"
 
 
 def test_what_was_repaired_is_repaired_again(store: FolderStore) -> None:

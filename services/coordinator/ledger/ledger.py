@@ -45,7 +45,7 @@ from dpstream.services.coordinator.ledger.snapshots import code_version
 from dpstream.services.coordinator.state import State
 from dpstream.shared.codec import AnyMessage
 from dpstream.shared.errors import CorruptLedger, DigestMismatch, Fenced, NotFound, StoreError
-from dpstream.shared.messages import CampaignFinished, CampaignPaused, Command, Message
+from dpstream.shared.messages import CampaignFinished, CampaignPaused, Command, Message, Result
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.errors import first_of
@@ -134,11 +134,11 @@ class Ledger:
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
         valid, overtaken = _ranked(store, campaign)
         state, done = _from_snapshot(store, campaign, State(spec=spec), set(valid).__contains__)
-        late = [number for number in overtaken if number[0] >= done]
         orphans: dict[str, Message] = {}
-        for segment, _ in _fetched(store, campaign, late):
+        for segment, _ in _fetched(store, campaign, overtaken):
             for entry in segment.entries:
-                orphans[entry.event.id] = entry.event
+                if segment.seq >= done or _is_awaited(entry.event, state):
+                    orphans[entry.event.id] = entry.event
                 commands = (each for each in entry.decided if isinstance(each, Command))
                 ledger.former |= {command.task: command for command in commands}
         for segment, link in _chained(_fetched(store, campaign, valid[max(1, done) - 1 :])):
@@ -210,6 +210,14 @@ class Ledger:
         if self.headed < self.seq and (late or self.seq - self.headed >= HEAD_SEGMENTS):
             self.write_head()
             self.headed_at = now
+
+
+def _is_awaited(event: Message, state: State) -> bool:
+    """Whether the event is a result of a task that is open, or that may still be issued."""
+    if not isinstance(event, Result):
+        return False
+    task = state.tasks.get(event.task)
+    return task is None or task.is_live
 
 
 def _nonce(data: bytes) -> object:
@@ -297,11 +305,12 @@ def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number
 def _followed(store: Store, campaign: str, number: Number, epochs: Sequence[int]) -> int:
     """Which of the segments of these epochs a segment follows. A writer may have overtaken another
     one that wrote a segment of the same number afterwards."""
-    if len(epochs) == 1:
-        return epochs[0]
+    highest = max(epochs)
+    if len(epochs) == 1 or number[1] == highest:  # a writer follows its own segments
+        return highest
     follows = read_segment(store, campaign, number).segment.follows
     if follows is None:  # by release 0.1.0, for which the highest epoch counts
-        return max(epochs)
+        return highest
     return follows.epoch
 
 
