@@ -24,6 +24,16 @@ def status_by(release: Path, campaign: OldCampaign) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def decided(campaign: OldCampaign) -> list[str]:
+    folders = (f"campaigns/{campaign.name}/{each}/" for each in ("manifests", "committees"))
+    return [key for folder in folders for key in campaign.store.list(folder)]
+
+
+def written_at(campaign: OldCampaign, key: str) -> int:
+    """As a listing of the bucket shows it."""
+    return (campaign.root / key).stat().st_mtime_ns
+
+
 @pytest.mark.soak
 def test_back_before_the_first_segment_and_after_it(release: Path, tmp_path: Path) -> None:
     assert run(release, "-m", "dpstream", "--version").stdout.strip() == "dpstream 0.1.0"
@@ -37,8 +47,11 @@ def test_back_before_the_first_segment_and_after_it(release: Path, tmp_path: Pat
     claim = m.TaskClaimed(
         id="1", campaign=old.name, time=1.0, task=task.command.task, attempt=1, worker="newer"
     )
+    manifests = decided(old)
     ledger.append([LedgerEntry(claim)])
     ledger.write_head()
+    another = f"campaigns/{old.name}/manifests/dataset-9.json"
+    assert old.store.create(another, b"decided by 0.2.0")
     status, printed = status_by(release, old)
     assert status == 2
     assert f"{ends + 1:08d}-000002.json" in printed
@@ -49,10 +62,17 @@ def test_back_before_the_first_segment_and_after_it(release: Path, tmp_path: Pat
     assert found is not None
     last = int(found[1])
     assert last == ends
+    first_newer = written_at(old, f"campaigns/{old.name}/ledger/{last + 1:08d}-000002.json")
+    for key in decided(old):
+        if written_at(old, key) >= first_newer:
+            old.store.delete(key)
     for key in list(old.store.list(f"campaigns/{old.name}/")):
         newer = re.search(r"/(?:ledger|heads)/(\d{8})-", key)
         if newer is not None and int(newer[1]) > last:
             old.store.delete(key)
+    assert decided(old) == manifests
+    assert old.store.create(another, b"decided anew by 0.1.0")
+    old.store.delete(another)
     assert status_by(release, old) == before
     assert state_facts(load_state(old.store, old.name)) == old.expected["state"]
 
