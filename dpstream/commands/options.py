@@ -136,7 +136,7 @@ def within(root: str) -> Iterator[None]:
         yield
     except CorruptLedger as error:
         raise SpecError(
-            f"{root}: {error}; next: dpstream repair NAME says what can be recovered"
+            f"{root}: {error}; next: dpstream repair NAME lists what can be recovered"
         ) from error
     except StoreError as error:
         raise SpecError(f"{root}: {error}") from error

@@ -1,4 +1,4 @@
-"""What going back to release 0.1.0 means, as docs/upgrading.md says it."""
+"""The way back to release 0.1.0, as in docs/upgrading.md."""
 
 from __future__ import annotations
 

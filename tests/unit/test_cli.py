@@ -403,7 +403,7 @@ def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., st
 def test_a_damaged_campaign(begun: Path, refused: Callable[..., str], words: list[str]) -> None:
     campaign = begun / "campaigns/small"
     segment = next((campaign / "ledger").iterdir())
-    advice = "; next: dpstream repair NAME says what can be recovered"
+    advice = "; next: dpstream repair NAME lists what can be recovered"
     good = segment.read_bytes()
     segment.write_bytes(b"{}")
     key = segment.relative_to(begun)
@@ -436,7 +436,7 @@ def test_a_damaged_submission(
         file.write_text(bad)
         line = refused(*words)
         assert line.startswith(f"runs: campaigns/small/submitted.json: {said}")
-        assert line.endswith("; next: dpstream repair NAME says what can be recovered")
+        assert line.endswith("; next: dpstream repair NAME lists what can be recovered")
     file.write_text(good.replace('"time":0.0', '"time":1.0'))  # of every submission its own
     assert call(*words)[0] == 0
     spec = begun / "campaigns/small/spec.json"
