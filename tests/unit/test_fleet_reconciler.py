@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from dpstream.services.coordinator.fleet import reconciler as module
 from dpstream.services.coordinator.fleet.engines import engines_of
@@ -339,6 +340,21 @@ def test_a_hard_budget_asks_the_busy_ones_to_stop(harness: Harness) -> None:
     reconciler.post({QUEUE: Demand(waiting=8, running=4, seconds=60.0)})
     harness.turn(reconciler)
     assert harness.turn(reconciler, 60) == ["end cpu"]
+
+
+def test_tasks_in_a_queue_that_no_pool_serves_are_warned_of_once(harness: Harness) -> None:
+    harness.write(explorers={**POOL, "serves": ["explore", "judge"]})
+    reconciler, waiting = harness.start(), Demand(waiting=1)
+    with capture_logs() as logged:
+        for demand in (
+            {"explore": waiting, "screen": Demand(waiting=1, running=1), "train": waiting},
+            {"screen": waiting},
+            {"screen": Demand(waiting=2)},
+        ):
+            reconciler.post(demand)
+            harness.turn(reconciler)
+    warned = [line["queue"] for line in logged if "no pool serves" in line["event"]]
+    assert warned == ["screen"]
 
 
 def test_the_older_of_two_reconcilers_launches_nothing_more(harness: Harness) -> None:

@@ -23,7 +23,13 @@ from dpstream.services.coordinator.fleet.plan import (
     Retirement,
     plan,
 )
-from dpstream.services.coordinator.fleet.pools import Budget, FleetFile, read_fleet
+from dpstream.services.coordinator.fleet.pools import (
+    SERVICES,
+    Budget,
+    FleetFile,
+    queue_kind,
+    read_fleet,
+)
 from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
@@ -84,6 +90,8 @@ class Reconciler:
     _epoch: int = 0
     _low: set[str | None] = field(default_factory=set)
     """Pools of whose budget little is left, and None if little is left of the deployment's."""
+    _unserved: set[str] = field(default_factory=set)
+    """Queues without a pool that a warning has named."""
     _demand: Mapping[str, Demand] | None = None
     """None before the first pass of the loop: nothing is known yet, and nothing is taken back."""
     _posted_at: float = 0.0
@@ -135,6 +143,7 @@ class Reconciler:
             name: each.standing(now, used_up=bool(self._used_up(name)))
             for name, each in self._memory.items()
         }
+        self._warn_of_unserved(demand)
         found = plan(demand, standing, self._file.pools, now)
         self._publish(found, demand, now)
         self._carry_out(found, now)
@@ -235,6 +244,16 @@ class Reconciler:
             self._saved_hours = self._spending.hours
 
     # ------------------------------------------------------------------------ acting
+
+    def _warn_of_unserved(self, demand: Mapping[str, Demand]) -> None:
+        """Names, once, each queue whose tasks no worker takes, of a service that pools run."""
+        served = {queue for pool in self._file.pools.values() for queue in pool.serves}
+        services = {pool.service for pool in self._file.pools.values()}
+        for queue, each in demand.items():
+            ours = SERVICES[queue_kind(queue)] in services and queue not in served
+            if ours and each.waiting and not each.running and queue not in self._unserved:
+                self._unserved.add(queue)
+                log.warning("fleet: tasks wait in a queue that no pool serves", queue=queue)
 
     def _publish(self, found: FleetPlan, demand: Mapping[str, Demand], now: float) -> None:
         memory, verdicts, spent = self._memory, found.verdicts, self._spending
