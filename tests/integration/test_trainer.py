@@ -22,11 +22,13 @@ from dpstream.services.trainer.handlers import HANDLERS
 from dpstream.services.trainer.training_input import BACKENDS, TrainingRun, build_input
 from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.codec import decode
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped, Temporary
 from dpstream.shared.messages import MemberTrained, Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
-from dpstream.shared.values import DeviceFacts, Ref
+from dpstream.shared.runtime.proof import digest
+from dpstream.shared.values import TRAINED, DeviceFacts, Ref
 from tests.support.trainer import TrainerHarness, backends_loaded_by, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
@@ -223,6 +225,16 @@ def test_a_member_states_what_it_was_trained_on(short: MemberTrained) -> None:
     assert short.device == DeviceFacts(
         kind="cpu", backend=f"tensorflow {version('tensorflow-cpu')}", precision="float64"
     )
+
+
+def test_command_and_result_are_stored_with_the_proof_of_the_attempt(
+    trainer: TrainerHarness, short: MemberTrained
+) -> None:
+    key = f"{short.model.uri.rpartition('/')[0]}/{TRAINED}"
+    command, event, proof = trainer.store.get(key).splitlines()
+    assert isinstance(decode(command), Train)
+    assert decode(event) == short
+    assert proof.decode() == digest("")  # this harness claims nothing
 
 
 def test_a_demanded_gpu_that_deepmd_cannot_use_is_the_machines_fault(

@@ -13,10 +13,10 @@ from dpstream.services.coordinator import claims
 from dpstream.services.coordinator.inbox import Inbox
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
-from dpstream.shared.codec import encode, kind_of, topic_of
+from dpstream.shared.codec import decode, encode, kind_of, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
-from dpstream.shared.runtime.proof import digest
+from dpstream.shared.runtime.proof import digest, proves
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
@@ -271,6 +271,10 @@ def test_every_event_of_an_attempt_comes_with_the_secret_of_its_claim(
         assert context.secret not in repr(context.outgoing(OWN))
         stored = b"".join(map(workers.store.get, workers.store.list("")))
         assert context.secret.encode() not in stored
+        command = context.command
+        claim = decode(workers.store.get(claim_uri(command.campaign, command.task, 1)))
+        assert proves(context.proof, claim)
+        assert not proves(context.secret, claim)
 
 
 def test_a_worker_repeats_the_claim_of_a_newer_one(workers: WorkerHarness) -> None:

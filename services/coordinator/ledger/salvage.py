@@ -131,9 +131,8 @@ def _stored_training(store: Store, key: str) -> tuple[m.Command, m.MemberTrained
     command, event = map(decode_or_none, (*lines[:2], b"", b"")[:2])
     if not isinstance(command, m.Train) or not isinstance(event, m.MemberTrained):
         return None
-    about = (event.campaign, event.task, event.attempt)
-    claim = read_message(store, claim_uri(*about))
+    if key != campaign_uri(event.campaign, "results", event.task, event.attempt, TRAINED):
+        return None
+    claim = read_message(store, claim_uri(event.campaign, event.task, event.attempt))
     proof = lines[2].decode(errors="replace") if len(lines) > 2 else ""
-    is_own = key == campaign_uri(about[0], "results", *about[1:], TRAINED)
-    is_claimed = isinstance(claim, m.TaskClaimed) and proves(proof, claim)
-    return (command, event) if is_own and is_claimed else None
+    return (command, event) if isinstance(claim, m.TaskClaimed) and proves(proof, claim) else None
