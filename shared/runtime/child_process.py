@@ -34,9 +34,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dpstream.shared.environment import passed_environment
-from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault
+from dpstream.shared.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineKilled,
+    MachineFault,
+    Permanent,
+)
 from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.confinement.children import confined
+from dpstream.shared.runtime.confinement.files import open_inside
 from dpstream.shared.runtime.device import Device, cudart_folder
 from dpstream.shared.runtime.machine_faults import is_machines_fault
 from dpstream.shared.runtime.scratch import enclosing
@@ -74,6 +81,7 @@ CHILD = (
 TICK_SECONDS = 1.0
 """Interval at which `tick` is called while a caller waits for a reply."""
 
+LOG = "engine.log"
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
 """Bytes; arrays are passed as files, so a longer reply is an error."""
@@ -143,10 +151,9 @@ class ChildProcess:
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        log_file, within = self.scratch / "engine.log", enclosing(self.scratch.resolve())
+        within = enclosing(self.scratch.absolute())
         limits = confined(within, reads=self.reads, links=self.links)
-        with log_file.open("ab") as log, limits as (prefix, rulesets):
+        with open(self._log(), "ab") as log, limits as (prefix, rulesets):
             reading, writing = os.pipe()
             own = (self.module, str(writing), ",".join(map(str, rulesets)))
             self._process = subprocess.Popen(
@@ -161,6 +168,15 @@ class ChildProcess:
             )
         os.close(writing)
         self._replies, self._buffer = reading, bytearray()
+
+    def _log(self) -> int:
+        """Descriptor of the log, in a folder of its own. A child that made links has ended."""
+        log = self.scratch / LOG
+        for path in (self.scratch, log):
+            if path.is_symlink():
+                path.unlink()
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return open_inside(log, self.scratch.absolute(), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def call(
         self,
@@ -254,11 +270,12 @@ class ChildProcess:
 
     def log_tail(self) -> str:
         """The last lines of the engine's output."""
-        path = self.scratch / "engine.log"
-        if not path.exists():
+        try:
+            descriptor = open_inside(self.scratch / LOG, self.scratch.absolute())
+        except (OSError, Permanent):
             return ""
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - TAIL))
+        with open(descriptor, "rb") as log:
+            log.seek(max(0, os.fstat(descriptor).st_size - TAIL))
             text = log.read().decode(errors="replace")
         return " | ".join(line for line in text.splitlines()[-5:] if line.strip())
 

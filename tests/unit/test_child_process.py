@@ -19,6 +19,7 @@ from dpstream.deploy.devcluster.processes import ProcessRecord
 from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault, Stopped
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.scratch import STEM
 from tests.support.worker import stop_after
 
 TOY = Path(__file__).parents[1] / "support" / "toy_child.py"
@@ -256,6 +257,25 @@ def test_the_end_of_the_log_is_kept(engine: ChildProcess) -> None:
     engine.call("write_lines", {"text": "ERROR: lost atoms"})
     assert engine.log_tail().endswith("ERROR: lost atoms | ERROR: lost atoms")
     assert len(engine.log_tail()) < 3000
+
+
+@pytest.mark.parametrize("replaced", ["engine.log", "."])
+def test_the_log_is_in_the_childs_folder(tmp_path: Path, replaced: str) -> None:
+    private, home = tmp_path / f"{STEM}1", tmp_path / "home"
+    engine = ChildProcess("toy_child", private / "scratch", links=True)
+    for folder in (private, home):
+        folder.mkdir()
+    (home / "engine.log").write_text("secret")
+    if replaced == "engine.log":
+        engine.scratch.mkdir()
+    (engine.scratch / replaced).symlink_to(home / replaced)
+    assert engine.log_tail() == ""
+    try:
+        engine.call("write_lines", {"text": "was here"})
+    finally:
+        engine.kill()
+    assert (home / "engine.log").read_text() == "secret"
+    assert "was here" in engine.log_tail()
 
 
 # ------------------------------------------------------------------------------------------- forks
