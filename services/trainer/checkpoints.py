@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.services.trainer.training_input import CHECKPOINT, LCURVE, RESOLVED, Backend
+from dpstream.shared.runtime.confinement.files import read_inside
 
 STEP = re.compile(rf"{re.escape(CHECKPOINT)}-(\d+)")
 MOST_EXPANSION = 100
@@ -33,12 +34,12 @@ def newest_step(folder: Path, backend: Backend) -> int | None:
 
 
 def pack(folder: Path, backend: Backend, step: int) -> bytes:
-    """The checkpoint of `step` as one zip archive."""
+    """The checkpoint of `step` as one zip archive. Raises as `read_inside`."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in _files(folder, backend.checkpoint(step)):
             entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), EPOCH)
-            data = path.read_bytes()
+            data = read_inside(path, folder)
             if path.name == LCURVE:
                 data = _curve_until(data, step)
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED, 1)

@@ -15,6 +15,7 @@ from dpstream.services.trainer.training import TrainingJob
 from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.codec import encode
 from dpstream.shared.messages import Command, MemberTrained, Train
+from dpstream.shared.runtime.confinement.files import read_inside
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import TRAINED
 
@@ -22,7 +23,8 @@ from dpstream.shared.values import TRAINED
 def train(resources: TrainerResources, command: Train, context: Context) -> MemberTrained:
     """Train, freeze, compress and measure one member.
 
-    Raises Permanent for input that DeePMD-kit does not accept, Temporary if memory, disk space or
+    Raises Permanent for input that DeePMD-kit does not accept and for results that lead out of the
+    training's folder, Temporary if memory, disk space or
     GPU of the machine is at fault, EngineCrashed, and Stopped if the task is cancelled or the
     worker stops (in streaming mode, after storing the newest checkpoint).
     """
@@ -36,9 +38,9 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
     model = compressed or frozen
     errors = job.measure(model)
     device = job.device_facts()
-    frozen_ref = context.put(frozen.name, frozen.read_bytes())
+    frozen_ref = context.put(frozen.name, read_inside(frozen, job.folder))
     same = model == frozen
-    model_ref = frozen_ref if same else context.put(model.name, model.read_bytes())
+    model_ref = frozen_ref if same else context.put(model.name, read_inside(model, job.folder))
     checkpoint = checkpoints.pack(job.folder, job.backend, step)
     trained = MemberTrained(
         **context.envelope(),
@@ -50,7 +52,7 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
         compressed=compressed is not None,
         device=device,
         checkpoint=context.put("checkpoint.zip", checkpoint),
-        lcurve=context.put(LCURVE, (job.folder / LCURVE).read_bytes()),
+        lcurve=context.put(LCURVE, read_inside(job.folder / LCURVE, job.folder)),
         **errors,
     )
     context.put(TRAINED, b"\n".join((encode(command), encode(trained), context.proof.encode())))

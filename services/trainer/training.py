@@ -37,6 +37,7 @@ from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import CheckpointSaved, Train
+from dpstream.shared.runtime.confinement.files import read_inside
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -123,7 +124,8 @@ class TrainingJob:
     def device_facts(self) -> DeviceFacts:
         """What the training ran on."""
         resolved = self.folder / RESOLVED
-        document = json.loads((resolved if resolved.exists() else self.folder / INPUT).read_text())
+        used = resolved if resolved.exists() else self.folder / INPUT
+        document = json.loads(read_inside(used, self.folder))
         described = self.resources.described[self.spec.training.backend]
         return device_facts(described, self.resources.device, document)
 
@@ -170,7 +172,7 @@ class TrainingJob:
         return step
 
     def _show_progress(self) -> None:
-        self.context.progress(f"step {last_step(self.folder / LCURVE)}/{self.command.steps}")
+        self.context.progress(f"step {last_step(self.folder)}/{self.command.steps}")
         self._upload_newest()
 
     def _upload_newest(self) -> None:
@@ -254,10 +256,10 @@ class TrainingJob:
             raise Permanent(reason) from error
 
 
-def last_step(lcurve: Path) -> int:
-    """Step of the last line of a loss curve; 0 before the first."""
-    if not lcurve.exists():
+def last_step(folder: Path) -> int:
+    """Step of the last line of the loss curve in `folder`; 0 before the first."""
+    if not (folder / LCURVE).exists():
         return 0
-    rows = [line.split() for line in lcurve.read_text().splitlines()]
+    rows = [line.split() for line in read_inside(folder / LCURVE, folder).splitlines()]
     steps = [int(row[0]) for row in rows if row and row[0].isdigit()]
     return steps[-1] if steps else 0

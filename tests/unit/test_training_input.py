@@ -22,6 +22,8 @@ from dpstream.services.trainer.training_input import (
     jax_line,
     merge,
 )
+from dpstream.shared.errors import Permanent
+from dpstream.shared.runtime.scratch import STEM
 from dpstream.shared.spec import Training
 
 
@@ -259,6 +261,26 @@ def test_checkpoints_pack_and_unpack(name: str, tmp_path: Path) -> None:
     assert found == {n for n in names if "-500." in n} | {"lcurve.out", "out.json"}
     assert (there / "lcurve.out").read_text() == "# step\n 500 1 2\n"
     assert checkpoints.model_section(there) == {"descriptor": {"sel": [8, 4]}}
+
+
+@pytest.mark.parametrize("name", list(CHECKPOINTS))
+@pytest.mark.parametrize("replaced", ["lcurve.out", "weights", "folder"])
+def test_a_checkpoint_holds_no_file_of_another_folder(
+    name: str, replaced: str, tmp_path: Path
+) -> None:
+    here, secret = tmp_path / f"{STEM}here" / "task", tmp_path / "secret"
+    names, link = CHECKPOINTS[name]
+    here.mkdir(parents=True)
+    write_checkpoint(here, names, link)
+    secret.write_text("secret")
+    if replaced == "folder":
+        here.symlink_to(here.rename(tmp_path / "elsewhere"))
+    else:
+        path = here / ("lcurve.out" if replaced == "lcurve.out" else names[-1])
+        path.unlink()
+        path.symlink_to(secret)
+    with pytest.raises(Permanent, match="leads out of its folder"):
+        checkpoints.pack(here, BACKENDS[name], 500)
 
 
 @pytest.mark.parametrize("name", list(CHECKPOINTS))
