@@ -59,8 +59,8 @@ def run_files(
 
     A code with alternative convergence settings (`Retrying`) runs again in a folder beside it until
     it converges. Raises EngineCrashed after `seconds` or if a signal ended the program,
-    EngineKilled if it was SIGKILL, and Permanent if the program is not installed or has another
-    version. Exceptions of `tick` end the program and propagate.
+    EngineKilled if it was SIGKILL, and Permanent if the program is not installed, cannot start or
+    has another version. Exceptions of `tick` end the program and propagate.
     """
     started = time.monotonic()
     tries = code.tries(recipe) if isinstance(code, Retrying) else iter((recipe,))
@@ -149,22 +149,29 @@ def run(
     """Run `command` in `folder`; its exit status, or the negative number of the signal that ended
     it. `stop` is called when `tick` raises `Stopped`, and returns how many seconds the program has
     to end by itself. Raises as `run_files`."""
-    process = _start(command, folder, cores)
-    try:
-        check = Activity(lambda: process.pid, folder).watched(tick, progressed)
-        return _wait(process, time.monotonic() + seconds, check)
-    except Stopped:
-        with suppress(OSError, subprocess.TimeoutExpired):
-            process.wait(stop())
-        raise
-    finally:
-        end(process)
-        remove_links(folder)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as faults:
+        with open(writing, "wb"):
+            process = _start(command, folder, cores, writing)
+        try:
+            check = Activity(lambda: process.pid, folder).watched(tick, progressed)
+            status = _wait(process, time.monotonic() + seconds, check)
+            _check_start(command[0], faults.read())
+            return status
+        except Stopped:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                process.wait(stop())
+            raise
+        finally:
+            end(process)
+            remove_links(folder)
 
 
-def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], folder: Path, cores: int, faults: int
+) -> subprocess.Popen[bytes]:
     """Start the program, confined to `folder` and with a supervisor, so that nothing of it is
-    left when it or this worker ends."""
+    left when it or this worker ends. `faults`: see `supervised`."""
     if shutil.which(command[0]) is None:
         raise Permanent(
             f"{command[0]}: no such program on this worker; set DPSTREAM_LABELER_COMMANDS"
@@ -175,14 +182,24 @@ def _start(command: Sequence[str], folder: Path, cores: int) -> subprocess.Popen
         confined(folder, command) as (prefix, rulesets),
     ):
         return subprocess.Popen(
-            supervised([*prefix, *command], rulesets),
+            supervised([*prefix, *command], rulesets, faults),
             cwd=folder,
             env=environment(folder, threads_of(command, cores)),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             start_new_session=True,
-            pass_fds=rulesets,
+            pass_fds=(*rulesets, faults),
+        )
+
+
+def _check_start(program: str, fault: bytes) -> None:
+    """Raise Permanent for a program that could not start: a fault of the set-up, not of the
+    frame."""
+    if fault:
+        raise Permanent(
+            f"{program}: {fault.decode()}; DPSTREAM_CONFINE_READ names further folders that "
+            "programs and their interpreters are in"
         )
 
 

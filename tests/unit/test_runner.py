@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
+from dpstream.services.labeler import runner
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import Frame
-from dpstream.shared.errors import EngineCrashed, EngineKilled, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
+from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.values import Recipe
 from tests.support.labeling_programs import read_here
 from tests.support.orphans import outlived
@@ -35,6 +39,9 @@ WRAPPERS = {
     "daemon": "(setsid sh -c 'sleep 300; true' > /dev/null 2>&1 &); sleep 301; true",
 }
 """Scripts as sites have them around a program; of the last two, some left the session."""
+
+
+needs_landlock = pytest.mark.skipif(landlock.abi() == 0, reason="needs Landlock")
 
 
 @pytest.fixture
@@ -80,6 +87,44 @@ def test_links_out_of_its_folder_are_no_outputs(tmp_path: Path) -> None:
     outcome_of(f"{links}; echo label > good; ln -s good f; ln -s nowhere g", tmp_path)
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
     assert names - {"stdout", "stderr"} == {"d", "good", "f"}
+
+
+@needs_landlock
+def test_a_program_whose_interpreter_is_hidden_is_no_fault_of_the_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
+    interpreter, program = tmp_path / "sh", tmp_path / "programs" / "toy"
+    shutil.copy("/bin/sh", interpreter)
+    program.parent.mkdir()
+    program.write_text(f"#!{interpreter}\n")
+    program.chmod(0o755)
+    with pytest.raises(Permanent, match=r"toy: cannot be executed: Permission denied; DPSTREAM_CO"):
+        run_in(tmp_path / "run", program)
+    monkeypatch.setenv("DPSTREAM_CONFINE_READ", str(interpreter))
+    assert run_in(tmp_path / "again", program) == 0
+
+
+def test_a_program_that_cannot_be_confined_is_no_fault_of_the_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as no_ruleset:
+        descriptors = nullcontext(([], (no_ruleset.fileno(),)))
+        monkeypatch.setattr(runner, "confined", lambda *_: descriptors)
+        with pytest.raises(Permanent, match=r"/true: cannot be confined: "):
+            run_in(tmp_path / "run", Path("/bin/true"))
+
+
+@pytest.mark.parametrize("status", [127, 126])
+def test_a_status_as_of_a_shell_without_the_program_is_the_programs(
+    tmp_path: Path, status: int
+) -> None:
+    assert outcome_of(f"exit {status}", tmp_path).exit_status == status
+
+
+def run_in(folder: Path, program: Path) -> int:
+    folder.mkdir()
+    return runner.run([str(program)], folder, cores=1, seconds=60, tick=lambda: None)
 
 
 @pytest.mark.usefixtures("unconfined")

@@ -28,6 +28,7 @@ END_SECONDS = 5.0
 """Limit for processes that the kernel cannot end at once, such as those waiting for a disk."""
 NOT_STARTED = 127
 PARENT_DEATH_SIGNAL, CHILD_SUBREAPER = 1, 36
+_LIBC = ctypes.CDLL(None)
 SUPERVISOR = (
     sys.executable,
     "-I",
@@ -38,12 +39,14 @@ SUPERVISOR = (
 )
 
 
-def supervised(command: Sequence[str], rulesets: Sequence[int] = ()) -> list[str]:
-    """The command that runs `command` and restricts it to these rulesets (`landlock`), whose
-    descriptors it must inherit. Its status is the program's."""
+def supervised(command: Sequence[str], rulesets: Sequence[int], faults: int) -> list[str]:
+    """The command that runs `command` and restricts it to these rulesets (`landlock`). Its status
+    is the program's. It must inherit the descriptors of the rulesets and that of `faults`, a pipe
+    to which it writes why the program could not start, else nothing."""
     package = os.path.dirname(sys.modules["dpstream"].__file__ or "")
     path = os.pathsep.join([os.path.dirname(package), *map(os.path.abspath, sys.path)])
-    return [*SUPERVISOR, path, str(os.getpid()), ",".join(map(str, rulesets)), *command]
+    own = (path, str(os.getpid()), ",".join(map(str, rulesets)), str(faults))
+    return [*SUPERVISOR, *own, *command]
 
 
 def end(supervisor: subprocess.Popen[bytes]) -> None:
@@ -57,35 +60,47 @@ def end(supervisor: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> NoReturn:
-    """`SUPERVISOR path parent rulesets command…`."""
-    parent, rulesets, command = int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    """`SUPERVISOR path parent rulesets faults command…`."""
+    parent, rulesets, faults, command = (
+        int(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        sys.argv[5:],
+    )
     descriptors = [int(each) for each in rulesets.split(",") if each]
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
-    libc = ctypes.CDLL(None)
-    libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PARENT_DEATH_SIGNAL, END, 0, 0, 0)
+    _control(CHILD_SUBREAPER, 1)
+    _control(PARENT_DEATH_SIGNAL, END)
     if os.getppid() != parent:  # it died before the kernel knew
         os._exit(NOT_STARTED)
     program = os.fork()
     if program == 0:
-        _become(command, descriptors, libc)
-    for descriptor in descriptors:
+        _become(command, descriptors, faults)
+    for descriptor in (*descriptors, faults):
         os.close(descriptor)
     status = _wait(program)
     _end_descendants()
     _end_as(status)
 
 
-def _become(command: Sequence[str], rulesets: Sequence[int], libc: ctypes.CDLL) -> NoReturn:
-    """In the child: run the program."""
+def _control(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        _LIBC.prctl(option, value, 0, 0, 0)
+
+
+def _become(command: Sequence[str], rulesets: Sequence[int], faults: int) -> NoReturn:
+    """In the child: run the program, which does not inherit `faults`."""
+    failed = "cannot be confined"
     try:
-        libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        _control(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        os.set_inheritable(faults, False)
         if rulesets:
             landlock.restrict(rulesets)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        failed = "cannot be executed"
         os.execvp(command[0], list(command))
     except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os.write(faults, f"{failed}: {error.strerror}".encode())
     finally:
         os._exit(NOT_STARTED)
 
