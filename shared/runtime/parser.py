@@ -116,7 +116,7 @@ class Parser:
         """As `records`, from a further argument `source`: a file with `data`."""
         source = self.child.scratch / "source"
         source.parent.mkdir(parents=True, exist_ok=True)
-        source.write_bytes(data)
+        _write_new(source, data)
         try:
             return self.records(operation, {**arguments, "source": str(source)}, limits, tick)
         finally:
@@ -144,6 +144,14 @@ class Parser:
 def write_records(result: str, records: list[Record]) -> None:
     """In the child: write the records of a call to `read`."""
     Path(result).write_bytes(pack(records))
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that is no link to another one."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _content(path: Path, most: int) -> bytes:

@@ -67,6 +67,16 @@ def test_a_refusal_costs_the_fork_alone(parser: Parser, text: str, reason: str) 
     assert sorted(path.name for path in parser.child.scratch.iterdir()) == ["engine.log"]
 
 
+def test_a_file_to_parse_is_written_through_no_link(parser: Parser, tmp_path: Path) -> None:
+    """Under bubblewrap a child can make links."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("whole")
+    pid(parser)
+    (parser.child.scratch / "source").symlink_to(elsewhere)
+    pid(parser)
+    assert elsewhere.read_text() == "whole"
+
+
 def test_a_file_whose_parser_waits_is_tried_again_and_not_refused(
     parser: Parser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
