@@ -16,6 +16,10 @@ def read(path: str) -> str:
     return Path(path).read_bytes().decode(errors="replace")
 
 
+def folder() -> str:
+    return str(Path.cwd())
+
+
 def link(path: str, to: str) -> None:
     """A second name, in a folder of the child, of a file elsewhere."""
     os.link(path, to)
@@ -48,5 +52,5 @@ def kill(pid: int) -> None:
 
 OPERATIONS = {
     each.__name__: each
-    for each in (write, read, link, symlink, connect, send, connect_abstract, kill)
+    for each in (write, read, folder, link, symlink, connect, send, connect_abstract, kill)
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from dpstream.shared.errors import EngineError, SpecError
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.confinement import children as module
 from dpstream.shared.runtime.confinement import landlock
-from dpstream.shared.runtime.confinement.children import Confinement, confinement
+from dpstream.shared.runtime.confinement.children import Confinement, Hidden, Reach, confinement
 from dpstream.shared.runtime.scratch import private_folder
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -103,6 +105,55 @@ def test_a_home_can_neither_be_read_nor_written(start: Start, home: Path, mode: 
     copy = str(child.scratch / "letter")
     assert refused(child, "link", path=str(home / "letter"), to=copy) == confined
     assert (home / "note").exists() != confined
+
+
+@MODES
+def test_homes_of_others_cannot_be_read(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    home, other = tmp_path / "homes" / "own", tmp_path / "homes" / "other"
+    for each in (home, other):
+        each.mkdir(parents=True)
+    (other / "letter").write_text("private")
+    monkeypatch.setattr(module, "HIDDEN", ())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HOME", str(home))
+    assert refused(start(mode), "read", path=str(other / "letter")) == (mode != "off")
+
+
+@pytest.mark.parametrize("home", ["/", "/usr/sbin", "/opt/own"])
+def test_a_home_of_the_system_hides_no_more_of_it(
+    monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    places = Hidden.by(Path("/tmp/x")).places
+    assert places.isdisjoint(map(Path, ["/", "/usr", "/opt"]))
+
+
+@MODES
+def test_a_machine_may_hide_further_folders(
+    start: Start, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    (place,) = [path for path in [Path("/etc/hostname")] if path.exists()]
+    monkeypatch.setenv("DPSTREAM_CONFINE_HIDE", f"/nowhere, {place}")
+    assert refused(start(mode), "read", path=str(place)) == (mode != "off")
+
+
+@MODES
+def test_the_working_directory_is_the_childs_own(start: Start, mode: str) -> None:
+    child = start(mode)
+    assert child.call("folder", {}) == str(child.scratch)
+
+
+def test_of_a_program_in_a_home_its_installation_alone_is_read(home: Path, tmp_path: Path) -> None:
+    program = home / ".local" / "bin" / "toy"
+    (home / ".local" / "lib").mkdir(parents=True)
+    program.parent.mkdir()
+    shutil.copy("/bin/true", program)
+    reach = Reach.of("site", tmp_path / "task", [str(program)], [])
+    found = {path.relative_to(home) for path in reach.readable if home in path.parents}
+    assert Path(".local/lib") in found
+    assert found.isdisjoint(map(Path, [".local", ".local/share", ".local/state"]))
 
 
 @MODES

@@ -46,6 +46,7 @@ from dpstream.shared.environment import PASSED
 from dpstream.shared.errors import DpstreamError, FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Fleet
+from dpstream.shared.runtime.confinement.children import HIDE
 from dpstream.shared.store.s3 import S3Store
 from dpstream.shared.values import SIGNERS
 
@@ -238,6 +239,7 @@ class Cluster:
             "DPSTREAM_SCRATCH": str(self.folder / "scratch"),
             "DPSTREAM_HTTP_HOST": "127.0.0.1",
             "DPSTREAM_HTTP_PORT": str(port),
+            HIDE: ",".join(filter(None, (settings.get(HIDE), str(self.folder)))),
         }
         environment = {
             **{each: os.environ[each] for each in seen if each in os.environ},

@@ -33,10 +33,15 @@ from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.scratch import enclosing
 
 Mode = Literal["strict", "site", "off"]
-MODE, READ, WRITE = "DPSTREAM_CONFINE", "DPSTREAM_CONFINE_READ", "DPSTREAM_CONFINE_WRITE"
+MODE, HIDE = "DPSTREAM_CONFINE", "DPSTREAM_CONFINE_HIDE"
+READ, WRITE = "DPSTREAM_CONFINE_READ", "DPSTREAM_CONFINE_WRITE"
 
 SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
 HIDDEN = ("/tmp", "/var/tmp", "/run/secrets", "/var/run/secrets", "/run/user")
+DATA = ".local/share"
+"""Folder of a home in which desktops keep keyrings."""
+PREFIX = ("bin", "sbin", "lib", "lib32", "lib64", "libexec", "share")
+"""What a program needs of the folder below which it is installed."""
 SECRET_FILES = (
     "DPSTREAM_BROKER_KEY_FILE",
     "AWS_CONFIG_FILE",
@@ -161,11 +166,9 @@ class Hidden:
 
     @classmethod
     def by(cls, private: Path) -> Hidden:
-        """Homes, temporary folders, the store, credentials, and the folder in which the private
-        ones of workers are."""
-        places = [*HIDDEN, os.path.expanduser("~"), tempfile.gettempdir()]
-        with suppress(KeyError):  # a container's user may have no entry
-            places.append(pwd.getpwuid(os.geteuid()).pw_dir)
+        """Homes and the folders in which they are, temporary folders, the store, credentials, what
+        the machine's settings name, and the folder in which the private ones of workers are."""
+        places: list[str | Path] = [*HIDDEN, *_homes(), tempfile.gettempdir(), *_of_variable(HIDE)]
         places += filter(None, map(os.environ.get, SECRET_FILES))
         store = os.environ.get("DPSTREAM_STORE", "")
         if store and "://" not in store:
@@ -192,6 +195,14 @@ class Hidden:
                         yield from self.outside(Path(entry.path))
 
 
+@cache
+def _system(mode: Mode, hidden: Hidden) -> tuple[Path, ...]:
+    """What a child reads of the system. One list for all children: it takes a look at each folder
+    in which hidden places are."""
+    roots = SYSTEM if mode == "strict" else ("/",)
+    return tuple(part for root in roots for part in hidden.outside(Path(root)))
+
+
 @dataclass(frozen=True)
 class Reach:
     """Paths of one child."""
@@ -210,7 +221,8 @@ class Reach:
         hidden = Hidden.by(enclosing(folder))
         package = Path(sys.modules["dpstream"].__file__ or "").parent
         own = [path.resolve() for path in _own_modules(package)]
-        useful = [*_other_modules(package), *_of_program(command), *_of_path_variables()]
+        programs = _of_program(command, hidden)
+        useful = [*_other_modules(package), *programs, *_of_path_variables()]
         readable = [
             *(path.resolve() for path in [*reads, *_of_variable(READ)]),
             *(path for path in own if path in hidden.places),  # a home that is the environment
@@ -223,9 +235,7 @@ class Reach:
 
     def rules(self, writes: int) -> Iterator[tuple[Path, int]]:
         """For Landlock; `writes`: the rights in the child's own folder."""
-        roots = SYSTEM if self.mode == "strict" else ("/",)
-        system = [part for root in roots for part in self.hidden.outside(Path(root))]
-        for path in (*system, Path("/proc"), *self.readable):
+        for path in (*_system(self.mode, self.hidden), Path("/proc"), *self.readable):
             if path != Path("/dev"):
                 yield path, landlock.READS
         yield self.listed, landlock.LIST
@@ -236,7 +246,8 @@ class Reach:
         yield Path("/dev"), landlock.LIST
 
     def bubblewrap(self) -> list[str]:
-        """The words before a command. In place of each hidden folder is an empty one."""
+        """The words before a command, whose working directory remains. In place of each hidden
+        folder is an empty one."""
         words = [
             "bwrap",
             "--die-with-parent",
@@ -264,7 +275,7 @@ class Reach:
             words += ["--bind-try", str(path), str(path)]
         for folder in folders:
             words += ["--remount-ro", folder]
-        return [*words, "--chdir", str(self.writable[0]), "--"]
+        return [*words, "--"]
 
     def _further_devices(self) -> Iterator[Path]:
         yield from _devices(*GPUS)
@@ -295,7 +306,19 @@ def _other_modules(package: Path) -> Iterator[Path]:
     yield from (path for path in map(Path, sys.path) if path.is_absolute() and path not in others)
 
 
-def _of_program(command: Sequence[str]) -> Iterator[Path]:
+def _homes() -> Iterator[Path]:
+    """This user's, the folder of their data, and those in which homes of others are."""
+    homes = {Path(os.path.expanduser("~")).resolve()}
+    with suppress(KeyError):  # a container's user may have no entry
+        homes.add(Path(pwd.getpwuid(os.geteuid()).pw_dir).resolve())
+    for home in homes:
+        yield from (home, home / DATA)
+        around = home.parent
+        if not any(Path(root) in (around, *around.parents) for root in SYSTEM):
+            yield around
+
+
+def _of_program(command: Sequence[str], hidden: Hidden) -> Iterator[Path]:
     """Where the programs among the words of a command are installed."""
     for word in command:
         found = shutil.which(word)
@@ -305,7 +328,9 @@ def _of_program(command: Sequence[str]) -> Iterator[Path]:
         yield program
         yield program.parent
         if program.parent.name in ("bin", "sbin"):
-            yield program.parent.parent
+            prefix = program.parent.parent
+            is_hidden = not hidden.places.isdisjoint(prefix.parents)
+            yield from (prefix / name for name in PREFIX) if is_hidden else (prefix,)
 
 
 def _of_path_variables() -> Iterator[Path]:
