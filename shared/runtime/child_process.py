@@ -81,6 +81,8 @@ CHILD = (
 TICK_SECONDS = 1.0
 """Interval at which `tick` is called while a caller waits for a reply."""
 
+UNCONFINED = os.EX_CONFIG
+"""Status of a child that could not be confined."""
 LOG = "engine.log"
 TAIL = 2000
 MAX_REPLY = 16 * 1024 * 1024
@@ -195,8 +197,8 @@ class ChildProcess:
         `FORK = True`. Raises EngineError if the operation raised; MachineFault if it raised because
         of its machine, after ending the child, whose CUDA context may be unusable; EngineCrashed if
         the process died or the call took more than `seconds` of wall time; and EngineKilled if
-        something else killed it. A call with `limits` blames no machine: EngineError for all that
-        the operation raises.
+        something else killed it; Permanent if the child could not be confined. A call with `limits`
+        blames no machine: EngineError for all that the operation raises.
         """
         if self._calls == self.renew_after:
             self.kill()
@@ -212,7 +214,10 @@ class ChildProcess:
             reply = self._receive(tick, deadline, progressed)
         except EngineCrashed as error:
             try:
-                raise self._crash(str(error), self._status(), tick) from error
+                status = self._status()
+                if status == UNCONFINED and self._calls == 1:
+                    raise Permanent(f"{self.module}: {self.log_tail()}") from error
+                raise self._crash(str(error), status, tick) from error
             finally:
                 self.kill()
         except BaseException:
@@ -439,7 +444,11 @@ def serve() -> NoReturn:
     module_name, replies = sys.argv[1], int(sys.argv[2])
     die_with_parent()
     if sys.argv[3]:
-        landlock.restrict(map(int, sys.argv[3].split(",")))
+        try:
+            landlock.restrict(map(int, sys.argv[3].split(",")))
+        except OSError as error:
+            print(f"cannot be confined: {error.strerror}", file=sys.stderr, flush=True)
+            os._exit(UNCONFINED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     module = importlib.import_module(module_name)
     _STEPS.append(replies)

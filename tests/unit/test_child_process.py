@@ -9,14 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dpstream.deploy.devcluster.processes import ProcessRecord
-from dpstream.shared.errors import EngineCrashed, EngineError, EngineKilled, MachineFault, Stopped
+from dpstream.shared.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineKilled,
+    MachineFault,
+    Permanent,
+    Stopped,
+)
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.scratch import STEM
@@ -257,6 +264,22 @@ def test_the_end_of_the_log_is_kept(engine: ChildProcess) -> None:
     engine.call("write_lines", {"text": "ERROR: lost atoms"})
     assert engine.log_tail().endswith("ERROR: lost atoms | ERROR: lost atoms")
     assert len(engine.log_tail()) < 3000
+
+
+def test_an_engine_that_cannot_be_confined_is_no_crash(
+    engine: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as no_ruleset:
+        descriptors = nullcontext(([], (no_ruleset.fileno(),)))
+        monkeypatch.setattr(engine_module, "confined", lambda *_, **__: descriptors)
+        with pytest.raises(Permanent, match="toy_child: cannot be confined: "):
+            engine.call("echo", {"value": 1})
+
+
+def test_the_status_of_an_unconfined_engine_is_an_engines_own_later(engine: ChildProcess) -> None:
+    engine.call("echo", {"value": 1})
+    with pytest.raises(EngineCrashed):
+        engine.call("leave", {"status": engine_module.UNCONFINED})
 
 
 @pytest.mark.parametrize("replaced", ["engine.log", "."])
