@@ -235,6 +235,7 @@ def check_that_each_knows_only_its_own(site: Site) -> None:
         own |= {"SIGNING_KEY"} if name == "labeler-1" else set()
         assert seen == {f"{user}_{each}" for each in own}
         assert all(variable.startswith(("DPSTREAM_", *module.PASSED)) for variable in told)
+        assert told["DPSTREAM_CONFINE_HIDE"] == str(site.cluster)
 
 
 def check_that_all_listen_to_this_machine_alone(site: Site) -> None:
