@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Delivery, Store
-from dpstream.shared.runtime.proof import digest, proves
+from dpstream.shared.proof import digest, proves
 from dpstream.shared.runtime.worker import claim_uri
 
 REMEMBERED = 10_000

@@ -27,7 +27,7 @@ from dpstream.shared.messages import (
     TaskCancelled,
 )
 from dpstream.shared.ports import Bus, Outgoing, Store
-from dpstream.shared.runtime.proof import digest
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.retry import retry_outages
 from dpstream.shared.runtime.telemetry import NoTelemetry, Telemetry
 from dpstream.shared.spec import Spec

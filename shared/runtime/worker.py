@@ -38,9 +38,9 @@ from dpstream.shared.messages import (
     TaskHeartbeat,
 )
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.context import Context, Handler, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
-from dpstream.shared.runtime.proof import digest
 from dpstream.shared.runtime.retry import refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry

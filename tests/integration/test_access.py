@@ -39,7 +39,7 @@ from dpstream.shared.codec import (
 )
 from dpstream.shared.errors import NotFound, Refused, StoreError
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
-from dpstream.shared.runtime.proof import digest
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore

@@ -25,9 +25,9 @@ from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.codec import decode
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped, Temporary
 from dpstream.shared.messages import MemberTrained, Train
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
-from dpstream.shared.runtime.proof import digest
 from dpstream.shared.values import TRAINED, DeviceFacts, Ref
 from tests.support.trainer import TrainerHarness, backends_loaded_by, spec_of
 

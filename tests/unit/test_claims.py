@@ -15,8 +15,8 @@ from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode, kind_of, topic_of
 from dpstream.shared.ports import Outgoing
+from dpstream.shared.proof import digest, proves
 from dpstream.shared.runtime.context import Context
-from dpstream.shared.runtime.proof import digest, proves
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri

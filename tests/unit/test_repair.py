@@ -28,7 +28,7 @@ from dpstream.services.coordinator.ledger.ledger import (
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import SpecError
-from dpstream.shared.runtime.proof import digest
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import TRAINED

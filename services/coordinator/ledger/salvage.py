@@ -28,7 +28,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, decode_or_none
 from dpstream.shared.errors import DigestMismatch
 from dpstream.shared.ports import Store
-from dpstream.shared.runtime.proof import proves
+from dpstream.shared.proof import proves
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import TRAINED, campaign_uri
 
