@@ -32,7 +32,7 @@ from tests.support.random_messages import EVERY, JSON, instances
 from tests.support.recording_store import RecordingStore
 from tests.support.soak import SOAK
 
-INPUTS = 20_000 if SOAK else 2_000
+INPUTS = 20_000 if SOAK else 1_000
 PER_KIND = -(-INPUTS // len(EVERY))
 CAMPAIGN = "world"
 NASTY = st.sampled_from(

@@ -45,7 +45,7 @@ from tests.support.soak import SOAK
 
 STORES = 3_000 if SOAK else 200
 """Damaged stores."""
-INPUTS = 6_000 if SOAK else 600
+INPUTS = 6_000 if SOAK else 700
 """For each reader."""
 SICK, SOUND = "sick", "sound"
 BOMBS = (b"", b"[" * 5_000, b"\xff\x00", b"null", b"{}")
@@ -219,4 +219,4 @@ def test_a_reader_of_an_input_language_raises_nothing_but_value_errors(name: str
 def test_how_many() -> None:
     inputs = STORES + INPUTS * (len(READERS) + len(LANGUAGES))
     print(f"{inputs} inputs")
-    assert inputs >= (80_000 if SOAK else 8_000)
+    assert inputs >= (80_000 if SOAK else 9_000)
