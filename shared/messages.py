@@ -48,6 +48,8 @@ Publisher = Service | Literal["coordinator", "operator", "generator"]
 """A role that publishes events (`dpstream.shared.access`)."""
 LEDGER_ONLY: tuple[Publisher, ...] = ()
 """Publishers of an event that the coordinator writes to the ledger and does not publish."""
+MOST_ATTEMPTS = 1_000_000
+"""A number beyond it is no attempt, and would make keys that are too long."""
 M = TypeVar("M", bound="Message")
 
 
@@ -153,7 +155,7 @@ class Command(Message):
     set another limit; none is below the lease."""
 
     task: TaskId
-    attempt: int = Field(default=1, ge=1)
+    attempt: int = Field(default=1, ge=1, le=MOST_ATTEMPTS)
     title: str = Field(description="human-readable description of the task")
     max_seconds: float
     spec: Ref
@@ -393,7 +395,7 @@ class WorkerStarted(Event):
 
 class TaskEvent(Event):
     task: TaskId
-    attempt: int
+    attempt: int = Field(ge=1, le=MOST_ATTEMPTS)
 
 
 class TaskClaimed(TaskEvent):

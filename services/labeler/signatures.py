@@ -56,7 +56,8 @@ def writer(label: bytes, signers: Signers) -> str | None:
         raise ValueError("it is no JSON object") from error
     if signature is None:
         return None
-    if not isinstance(signature, Mapping) or signature.get("key") not in signers.keys:
+    named = signature.get("key") if isinstance(signature, Mapping) else None
+    if not isinstance(named, str) or named not in signers.keys:
         raise ValueError("its signature is of no known labeler")
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature["key"]))
     try:

@@ -65,6 +65,8 @@ def field_values(field: FieldInfo) -> st.SearchStrategy[Any]:
     if any(isinstance(x, Gt) for x in field.metadata):
         return st.floats(0, exclude_min=True, allow_nan=False)
     for most in (x.le for x in field.metadata if isinstance(x, Le)):
+        if field.annotation is int:
+            return st.integers(1, most)  # type: ignore[arg-type]
         return st.floats(0, most)  # type: ignore[arg-type]
     strings = tuple(x for x in field.metadata if isinstance(x, StringConstraints))
     return constrained(field.annotation, strings) if strings else values_of(field.annotation)

@@ -46,7 +46,7 @@ from dpstream.shared.environment import PASSED
 from dpstream.shared.errors import DpstreamError, FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Fleet
-from dpstream.shared.runtime.confinement.children import HIDE
+from dpstream.shared.runtime.confinement.children import HIDE, PORTS
 from dpstream.shared.store.s3 import S3Store
 from dpstream.shared.values import SIGNERS
 
@@ -240,6 +240,7 @@ class Cluster:
             "DPSTREAM_HTTP_HOST": "127.0.0.1",
             "DPSTREAM_HTTP_PORT": str(port),
             HIDE: ",".join(filter(None, (settings.get(HIDE), str(self.folder)))),
+            PORTS: ",".join(map(str, {*self.broker.ports.values(), *self.store.ports.values()})),
         }
         environment = {
             **{each: os.environ[each] for each in seen if each in os.environ},

@@ -33,7 +33,7 @@ from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.scratch import enclosing
 
 Mode = Literal["strict", "site", "off"]
-MODE, HIDE = "DPSTREAM_CONFINE", "DPSTREAM_CONFINE_HIDE"
+MODE, HIDE, PORTS = "DPSTREAM_CONFINE", "DPSTREAM_CONFINE_HIDE", "DPSTREAM_CONFINE_PORTS"
 READ, WRITE = "DPSTREAM_CONFINE_READ", "DPSTREAM_CONFINE_WRITE"
 
 SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
@@ -155,7 +155,9 @@ def _ports(mode: Mode, refused: frozenset[int]) -> int:
 def _refused_ports() -> frozenset[int]:
     urls = filter(None, map(os.environ.get, ("DPSTREAM_BROKER", "DPSTREAM_STORE_ENDPOINT")))
     parts = [urlsplit(url) for url in urls]
-    return WEB | {part.port or DEFAULT_PORTS.get(part.scheme, 443) for part in parts}
+    servers = {part.port or DEFAULT_PORTS.get(part.scheme, 443) for part in parts}
+    further = filter(str.isdecimal, map(str.strip, os.environ.get(PORTS, "").split(",")))
+    return WEB | servers | {int(port) for port in further}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Closes ways to a TCP connection past Landlock, which checks `connect` of TCP sockets alone.
+"""Closes ways past Landlock, which checks `connect` of TCP sockets alone, and signals.
 
 A seccomp filter refuses sockets of protocols that fall back to TCP (MPTCP, SMC), connecting with
-the first data sent (TCP Fast Open), and `io_uring`, whose requests no filter sees. System calls of
-another architecture (32-bit programs) are refused, because they have other numbers.
+the first data sent (TCP Fast Open), and `io_uring`, whose requests no filter sees; also limits on
+the resources of other processes, which end them as a signal does. System calls of another
+architecture (32-bit programs) are refused, because they have other numbers.
 
 Reference: Documentation/userspace-api/seccomp_filter.rst of the kernel.
 """
@@ -36,12 +37,13 @@ class Calls(NamedTuple):
     sendto: int
     sendmsg: int
     sendmmsg: int
+    prlimit: int
     io_uring_setup: int = 425
 
 
 CALLS = {
-    "x86_64": Calls(0xC000003E, 41, 44, 46, 307),
-    "aarch64": Calls(0xC00000B7, 198, 206, 211, 269),
+    "x86_64": Calls(0xC000003E, 41, 44, 46, 307, 302),
+    "aarch64": Calls(0xC00000B7, 198, 206, 211, 269, 261),
 }
 
 
@@ -83,6 +85,11 @@ def _filter(calls: Calls) -> Iterator[bytes]:
         yield _step(LOAD, 16 + 8 * argument)  # its lower half
         yield _step(operation, value, 0, 1)
         yield _step(RETURN, REFUSE)
+    yield _step(LOAD, NUMBER)
+    yield _step(EQUAL, calls.prlimit, 0, 3)
+    yield _step(LOAD, 16)
+    yield _step(EQUAL, 0, 1, 0)  # this process
+    yield _step(RETURN, REFUSE)
     yield _step(RETURN, ALLOW)
 
 
