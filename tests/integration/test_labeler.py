@@ -332,6 +332,7 @@ FORGED = {
     "energy": lambda data: re.sub(rb'"energy": -', b'"energy": -1', data),
     "virial": lambda data: data.replace(b'"virial": null', b'"virial": [[0,0,0],[0,0,0],[0,0,0]]'),
     "signature": lambda data: re.sub(rb'"ed25519": ".', b'"ed25519": "x', data),
+    "no key": lambda data: re.sub(rb'"key": "[^"]*"', b'"key": []', data),
     "another key": lambda data: sign(
         json.dumps({**json.loads(data), "energy": 0.0}).encode(), new_key()
     ),

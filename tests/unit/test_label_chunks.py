@@ -169,11 +169,20 @@ def test_a_result_of_an_earlier_release_is_whole() -> None:
     results = chunks(command.model_copy(update={"attempt": 3}))
     body = json.loads(encode(results[0]))
     del body["chunk"], body["last"]
+    body["attempt"] = command.attempt
     result = decode(json.dumps(body).encode())
     assert isinstance(result, m.LabelsDone)
     assert (result.chunk, result.last) == (0, True)
     campaign.deliver(result)
     assert task(campaign, command).status == "done"
+
+
+def test_a_result_of_an_attempt_that_was_never_issued_does_not_count() -> None:
+    campaign, command = labelling()
+    before = campaign.state
+    for result in chunks(command.model_copy(update={"attempt": 98})):
+        campaign.deliver(result)
+    assert campaign.state == before
 
 
 # ------------------------------------------------------------------------------- the coordinator

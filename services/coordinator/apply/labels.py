@@ -56,7 +56,7 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
     them. Labels are accepted even if the task was abandoned or revoked in the meantime; rejections
     of a revoked task are ignored, because another task may have its frames."""
     task = state.tasks.get(event.task)
-    if task is None or task.status == "done":
+    if task is None or task.status == "done" or event.attempt > task.command.attempt:
         return state
     verdicts = _new_verdicts(task, event)
     if not verdicts and task.label_frames:

@@ -31,9 +31,12 @@ def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool
 
 
 def live_task(state: State, event: m.Result) -> Task | None:
-    """The task that a result answers; None if it has ended."""
+    """The task that a result answers; None if it has ended, or if the attempt was never issued:
+    every worker can create the claim of an attempt that it makes up."""
     task = state.tasks.get(event.task)
-    return task if task is not None and task.is_live else None
+    if task is None or not task.is_live or event.attempt > task.command.attempt:
+        return None
+    return task
 
 
 def unfinished_task(state: State, event: m.Chunk) -> Task | None:
