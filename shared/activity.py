@@ -1,7 +1,7 @@
 """Whether a program is at work: by the processor time of its processes and the growth of its files.
 
-A single point or the steps between two lines of a loss curve may take hours without a word, so that
-silence is no sign of a program that waits for ever.
+A single point, or the steps between two lines of a loss curve, may take hours without output. A
+program without output may therefore be at work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SAMPLE_SECONDS = 5.0
 """Interval between measurements."""
 WORK_SECONDS = 1.0
 """Processor time that counts as work; launchers that wait use less in an hour."""
-LAUNCHERS = frozenset({"srun", "aprun", "jsrun"})
+BATCH_LAUNCHERS = frozenset({"srun", "aprun", "jsrun"})
 """Programs of batch systems whose ranks run on other nodes, or as children of a daemon."""
 
 
@@ -62,7 +62,7 @@ class Activity:
         is_new = not self._used <= used < self._used + WORK_SECONDS or size != self._size
         if is_new:
             self._used, self._size = used, size
-        return is_new or any(process.name in LAUNCHERS for process in tree)
+        return is_new or any(process.name in BATCH_LAUNCHERS for process in tree)
 
     def _bytes(self) -> int:
         """Size of all files. The program may remove files and folders meanwhile."""

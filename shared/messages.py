@@ -306,8 +306,7 @@ class Reference(Command):
 
 
 class CheckLabel(Command):
-    """Compute a label anew that was reused, and compare the two. `writer`: of the reused one; ''
-    without signature."""
+    """Compute a label anew that was reused, and compare the two."""
 
     SERVICE = "labeler"
     QUEUE = "label.{}"
@@ -316,7 +315,6 @@ class CheckLabel(Command):
     recipe: str
     frame: FrameRef
     label: Ref
-    writer: str
 
 
 class Audit(Command):
@@ -661,7 +659,6 @@ class LabelChecked(Result):
 
     ANSWERS = CheckLabel
     type: Literal["label-checked/1"] = "label-checked/1"
-    key: FrameKey
     forces: float | None = None
     energy: float | None = None
     differs: str = ""

@@ -15,8 +15,8 @@ from typing import Protocol
 @dataclass(frozen=True)
 class Outgoing:
     """A message to publish: a command to the work queue `queue`, or an event to the topic exchange
-    under `topic`. Exactly one of the two is set. `secret` proves the right to publish it; whoever
-    keeps or prints the body does not reveal it, because it travels beside the body."""
+    under `topic`. Exactly one of the two is set. `secret` proves the right to publish it. It is a
+    header and no part of the body, which is stored and logged."""
 
     body: bytes
     queue: str | None = None

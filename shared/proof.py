@@ -1,8 +1,8 @@
 """What shows that something about an attempt comes from the worker that has claimed it.
 
 A worker makes a secret for each claim. The secret accompanies the events of the attempt. Its digest
-is the *proof* beside a result in the store, and the claim names the digest of the proof. So whoever
-reads the proof can publish no event of the attempt.
+is the *proof* beside a result in the store, and the claim names the digest of the proof. To publish
+an event takes the secret, which does not follow from the proof.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Inbox:
 
 
 def _objection(message: m.Message | None, topic: str | None) -> str | None:
-    """Why a message is not taken in, whoever has published it, or None."""
+    """Why a message of any publisher is not taken in, or None."""
     if message is None:
         return "cannot be decoded"
     if topic is not None and not is_published_under(message, topic):

@@ -115,7 +115,8 @@ class KnownFrame:
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """A reused label that is computed again. `writer`: who signed it; '': nobody."""
+    """A reused label that is computed again. `writer`: the user that signed it, '' without
+    signature."""
 
     label: Ref
     writer: str

@@ -109,14 +109,9 @@ def check_label(resources: LabelerResources, command: CheckLabel, context: Conte
     found = labeler.compare(command.frame, reused)
     if isinstance(found, BrokenRule):
         log.warning("reused label not checked", frame=command.frame.key, reason=found.detail)
-        return LabelChecked(**context.envelope(), key=command.frame.key)
-    return LabelChecked(
-        **context.envelope(),
-        key=command.frame.key,
-        forces=found.forces,
-        energy=found.energy,
-        differs=found.differs,
-    )
+        return LabelChecked(**context.envelope())
+    facts = {"forces": found.forces, "energy": found.energy, "differs": found.differs}
+    return LabelChecked(**context.envelope(), **facts)
 
 
 def reference(resources: LabelerResources, command: Reference, context: Context) -> ReferenceDone:

@@ -187,8 +187,7 @@ class FrameLabeler:
         broken = check_after(known.frame, outcome, self.limits(key))
         if broken is not None:
             return rejected(key, broken, seconds)
-        label = accepted(key, known.ref, known.label, seconds, reused=True)
-        return label.model_copy(update={"writer": known.writer})
+        return accepted(key, known.ref, known.label, seconds, reused=True, writer=known.writer)
 
     def _new(self, key: str, frame: Frame, recipe: Recipe) -> Accepted | Rejected:
         outcome = self._compute(key, frame, recipe)
@@ -392,7 +391,15 @@ class FrameLabeler:
         }
 
 
-def accepted(key: str, ref: Ref, label: FrameLabel, seconds: float, *, reused: bool) -> Accepted:
+def accepted(
+    key: str,
+    ref: Ref,
+    label: FrameLabel,
+    seconds: float,
+    *,
+    reused: bool,
+    writer: str | None = None,
+) -> Accepted:
     return Accepted(
         key=key,
         label=ref,
@@ -400,6 +407,7 @@ def accepted(key: str, ref: Ref, label: FrameLabel, seconds: float, *, reused: b
         max_force=largest_force(label.forces),
         seconds=seconds,
         energy=label.energy,
+        writer=writer,
     )
 
 

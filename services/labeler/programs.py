@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from dpstream.services.labeler.machine_settings import machine_settings
+from dpstream.shared.activity import BATCH_LAUNCHERS
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import SpecError
 from dpstream.shared.runtime.child_process import PINNED, homes
 
-LAUNCHERS = frozenset({"mpirun", "mpiexec", "srun", "aprun", "jsrun"})
+LAUNCHERS = frozenset({"mpirun", "mpiexec"}) | BATCH_LAUNCHERS
 """Programs that start one process per core, each with one thread."""
 PROBE_SECONDS = 60.0
 """Time limit for a program to print its version."""

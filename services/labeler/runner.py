@@ -68,25 +68,9 @@ def run_files(
         attempt_folder = folder.with_name(f"{folder.name}-try-{number}") if number else folder
         left = seconds - (time.monotonic() - started)
         _prepare(code, each, frame, attempt_folder, files, restart or {})
-
-        def stop(folder: Path = attempt_folder) -> float:
-            left = patience()
-            waits = left > 0 and isinstance(code, Restartable) and code.request_stop(folder)
-            return left if waits else 0.0
-
-        command = _command(code, each, cores)
-        status = run(
-            command,
-            attempt_folder,
-            cores=cores,
-            seconds=left,
-            tick=tick,
-            progressed=progressed,
-            stop=stop,
+        outcome = _run_once(
+            code, each, frame, attempt_folder, cores, left, tick, progressed, patience, read
         )
-        _check_status(command[0], status, tick)
-        outcome = read(code, attempt_folder, frame, status)
-        _check_version(recipe, outcome)
         if not outcome.unconverged:
             break
     return replace(outcome, seconds=time.monotonic() - started)
@@ -110,6 +94,33 @@ def _prepare(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         code.use_restart(folder)
+
+
+def _run_once(
+    code: FileCode,
+    recipe: Recipe,
+    frame: Frame,
+    folder: Path,
+    cores: int,
+    seconds: float,
+    tick: Callable[[], None],
+    progressed: Callable[[], None],
+    patience: Callable[[], float],
+    read: Read,
+) -> Outcome:
+    def stop() -> float:
+        left = patience()
+        waits = left > 0 and isinstance(code, Restartable) and code.request_stop(folder)
+        return left if waits else 0.0
+
+    command = _command(code, recipe, cores)
+    status = run(
+        command, folder, cores=cores, seconds=seconds, tick=tick, progressed=progressed, stop=stop
+    )
+    _check_status(command[0], status, tick)
+    outcome = read(code, folder, frame, status)
+    _check_version(recipe, outcome)
+    return outcome
 
 
 def _check_status(program: str, status: int, tick: Callable[[], None]) -> None:

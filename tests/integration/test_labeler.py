@@ -375,7 +375,7 @@ def test_a_reused_label_is_computed_again_and_compared(lab: Lab, shift: float) -
     forces = made.forces + shift * np.eye(5, 3)
     body = encode_labelled(frame, replace(made, forces=forces), provenance)
     wrong = lab.put("wrong.json", body)
-    command = CheckLabel(**lab.envelope(make_spec({})), frame=ref, label=wrong, writer="vasp")
+    command = CheckLabel(**lab.envelope(make_spec({})), frame=ref, label=wrong)
     checked = check_label(lab.resources, command, lab.context(command))
     assert checked.forces == pytest.approx(shift, abs=1e-6)
     assert checked.energy == pytest.approx(0.0, abs=1e-6)
@@ -388,7 +388,7 @@ def test_a_label_that_cannot_be_computed_again_says_nothing_of_the_reused_one(la
     (ref,) = lab.refs(methanes(1))
     label = lab.label({}, (ref,)).accepted[0].label
     spec = make_spec({"settings": {"max_iterations": 1}})
-    command = CheckLabel(**lab.envelope(spec), frame=ref, label=label, writer="")
+    command = CheckLabel(**lab.envelope(spec), frame=ref, label=label)
     checked = check_label(lab.resources, command, lab.context(command))
     assert (checked.forces, checked.energy, checked.differs) == (None, None, "")
 

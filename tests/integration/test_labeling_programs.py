@@ -18,11 +18,10 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.recipes import make_recipe
-from dpstream.services.labeler.runner import run_files
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.spec import LabelSettings, Spec
-from tests.support.labeling_programs import CUSTOM, read_here
+from tests.support.labeling_programs import CUSTOM, point_of
 
 SCRIPT = Path(__file__).parents[1] / "support" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
@@ -134,19 +133,7 @@ def test_a_worker_with_another_version_refuses(
 
     def run(version: str, folder: str) -> str | None:
         recipe = make_recipe(LabelSettings(code="vasp", settings=settings, version=version))
-        place = tmp_path / folder
-        outcome = run_files(
-            code,
-            recipe,
-            frame,
-            place,
-            files={},
-            cores=1,
-            seconds=9,
-            tick=lambda: None,
-            read=read_here,
-        )
-        return outcome.program
+        return point_of(recipe, {}, frame, tmp_path / folder).program
 
     assert str(run("5.4", "a")).startswith("5.4.4")
     with pytest.raises(Permanent, match=r"is 5\.4\.4\S* PAW_PBE Ge 05Jan2001, the campaign's is 6"):
@@ -174,18 +161,7 @@ def test_what_did_not_converge_is_tried_again_as_the_campaign_says(
     def run(folder: str, *retries: dict[str, Any]) -> Outcome:
         settings = {"incar": "KSPACING = 0.3\n", "potentials": {"Ge": "Ge"}, "retries": retries}
         recipe = make_recipe(LabelSettings(code="vasp", settings=settings))
-        place = tmp_path / folder
-        return run_files(
-            code,
-            recipe,
-            frame,
-            place,
-            files={},
-            cores=1,
-            seconds=9,
-            tick=lambda: None,
-            read=read_here,
-        )
+        return point_of(recipe, {}, frame, tmp_path / folder)
 
     assert run("never").unconverged
     assert run("once", {"ALGO": "Normal"}).unconverged

@@ -345,11 +345,10 @@ class CampaignSimulator:
         )
 
     def _checklabel(self, command: m.CheckLabel) -> list[m.Message]:
-        wrong = command.writer in self.wrong
+        wrong = self.writer(command.frame.key) in self.wrong
         return [
             m.LabelChecked(
                 **self.envelope(command),
-                key=command.frame.key,
                 forces=0.5 if wrong else 1e-6,
                 energy=0.0,
                 differs="its forces differ by up to 0.5 eV/Å" if wrong else "",

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from dpstream.services.coordinator.apply.tasks import current_task, live_task, settle
+from dpstream.services.coordinator.apply.tasks import (
+    current_task,
+    issued_task,
+    live_task,
+    settle,
+)
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import (
     CheckStatus,
@@ -55,8 +60,8 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
     """Applies the verdicts on frames that the task has none for, and ends the task with the last of
     them. Labels are accepted even if the task was abandoned or revoked in the meantime; rejections
     of a revoked task are ignored, because another task may have its frames."""
-    task = state.tasks.get(event.task)
-    if task is None or task.status == "done" or event.attempt > task.command.attempt:
+    task = issued_task(state, event)
+    if task is None or task.status == "done":
         return state
     verdicts = _new_verdicts(task, event)
     if not verdicts and task.label_frames:
@@ -99,17 +104,13 @@ def check_issued(state: State, command: m.CheckLabel) -> State:
 
 def label_checked(state: State, event: m.LabelChecked) -> State:
     task = live_task(state, event)
-    if task is None:
+    if task is None or not isinstance(task.command, m.CheckLabel):
         return state
-    outcome: CheckStatus = "differs" if event.differs else "agrees"
+    compared: CheckStatus = "differs" if event.differs else "agrees"
     state = settle(state, task)
-    labels, seconds = state.labels, event.seconds
-    if 0 <= seconds < LONGEST_LABEL:
-        spent = labels.microseconds + round(1e6 * seconds)
-        state = replace(
-            state, labels=replace(labels, computed=labels.computed + 1, microseconds=spent)
-        )
-    return with_check(state, event.key, outcome if event.forces is not None else "unknown")
+    state = replace(state, labels=_timed(state.labels, [event.seconds]))
+    status = "unknown" if event.forces is None else compared
+    return with_check(state, task.command.frame.key, status)
 
 
 def with_check(state: State, key: str, status: CheckStatus) -> State:
@@ -139,18 +140,22 @@ def _without(state: State, task: Task, keys: Collection[str]) -> State:
 def _counted(labels: LabelState, verdicts: Collection[Accepted | Rejected]) -> LabelState:
     """With the reused labels among the verdicts, and the time that the others took."""
     reused = sum(isinstance(each, Accepted) and each.reused for each in verdicts)
-    times = [each.seconds for each in verdicts if _took_time(each)]
+    labels = replace(labels, reused=labels.reused + reused)
+    return _timed(labels, (each.seconds for each in verdicts if _took_time(each)))
+
+
+def _timed(labels: LabelState, times: Iterable[float]) -> LabelState:
+    """With computed labels that took these times, s; impossible times do not count."""
+    possible = [seconds for seconds in times if 0 <= seconds < LONGEST_LABEL]
     return replace(
         labels,
-        reused=labels.reused + reused,
-        computed=labels.computed + len(times),
-        microseconds=labels.microseconds + sum(round(1e6 * each) for each in times),
+        computed=labels.computed + len(possible),
+        microseconds=labels.microseconds + sum(round(1e6 * seconds) for seconds in possible),
     )
 
 
 def _took_time(verdict: Accepted | Rejected) -> bool:
-    new = not verdict.reused if isinstance(verdict, Accepted) else verdict.seconds > 0
-    return new and 0 <= verdict.seconds < LONGEST_LABEL
+    return not verdict.reused if isinstance(verdict, Accepted) else verdict.seconds > 0
 
 
 def _accept(state: State, key: str, label: Ref) -> State:

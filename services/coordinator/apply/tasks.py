@@ -30,13 +30,17 @@ def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool
     return state.with_task(task), False
 
 
-def live_task(state: State, event: m.Result) -> Task | None:
-    """The task that a result answers; None if it has ended, or if the attempt was never issued:
-    every worker can create the claim of an attempt that it makes up."""
+def issued_task(state: State, event: m.Result) -> Task | None:
+    """The task of a result; None if the attempt was never issued: every worker can create the claim
+    of an attempt that it makes up."""
     task = state.tasks.get(event.task)
-    if task is None or not task.is_live or event.attempt > task.command.attempt:
-        return None
-    return task
+    return task if task is not None and event.attempt <= task.command.attempt else None
+
+
+def live_task(state: State, event: m.Result) -> Task | None:
+    """The task that a result answers; None if it has ended."""
+    task = issued_task(state, event)
+    return task if task is not None and task.is_live else None
 
 
 def unfinished_task(state: State, event: m.Chunk) -> Task | None:

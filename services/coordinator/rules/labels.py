@@ -59,7 +59,6 @@ def check_reused(decisions: Decisions) -> None:
                 recipe=state.submitted.recipe.digest,
                 frame=state.labels.frames[key].ref,
                 label=check.label,
-                writer=check.writer,
                 max_seconds=state.spec.labels.max_seconds,
             )
 
@@ -68,14 +67,18 @@ def distrust(decisions: Decisions) -> None:
     """Pauses the campaign after a reused label that was wrong."""
     event = decisions.event
     assert isinstance(event, m.LabelChecked)
-    if not event.differs or event.key not in decisions.state.labels.checks:
+    command = decisions.state.tasks[event.task].command
+    assert isinstance(command, m.CheckLabel)
+    key = command.frame.key
+    check = decisions.state.labels.checks.get(key)
+    if check is None or check.status != "differs":
         return
-    writer = decisions.state.labels.checks[event.key].writer
+    writer = check.writer
     of = f"of the labeler {writer}" if writer else "without signature"
     decisions.fact(
         m.CampaignPaused,
-        event.key,
-        why=f"the reused label of frame {event.key} is wrong: {event.differs}. Labels {of} are not "
+        key,
+        why=f"the reused label of frame {key} is wrong: {event.differs}. Labels {of} are not "
         "used again in this campaign; those in its dataset are listed in its report. See "
         "docs/security.md before you resume it",
     )

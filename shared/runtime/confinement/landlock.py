@@ -37,7 +37,7 @@ RIGHTS = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 READS = EXECUTE | READ | LIST
 WRITES = ((1 << 16) - 1) & ~MAKE_DEVICES
 FILES_ONLY = WRITES & ~((1 << 10) | (1 << 12))
-"""No named pipes and symbolic links: whoever opens them finds something else than a file."""
+"""No named pipes and no symbolic links, which a worker could open in place of files."""
 DEVICE = READ | WRITE | LIST | IOCTL
 ON_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 """The rights that a rule for a single file may have."""
