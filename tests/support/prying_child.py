@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -50,7 +51,12 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def limit(pid: int) -> None:
+    """A process with one second of processor time ends soon."""
+    resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))
+
+
 OPERATIONS = {
     each.__name__: each
-    for each in (write, read, folder, link, symlink, connect, send, connect_abstract, kill)
+    for each in (write, read, folder, link, symlink, connect, send, connect_abstract, kill, limit)
 }

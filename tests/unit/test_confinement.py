@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dpstream.commands import doctor
@@ -191,6 +192,15 @@ def test_a_sibling_and_the_parent_are_not_killed(start: Start, mode: str) -> Non
         assert (sibling.poll() is None) == confined or sibling.wait(10) == -9
     if confined:
         assert refused(child, "kill", pid=os.getpid())
+
+
+@MODES
+def test_a_sibling_gets_no_limits(start: Start, mode: str) -> None:
+    child, means = start(mode), mode != "off"
+    with sleeping() as sibling:
+        assert refused(child, "limit", pid=sibling.pid) == means
+        limits = psutil.Process(sibling.pid).rlimit(psutil.RLIMIT_CPU)
+        assert (limits == (1, 1)) == (not means)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ publisher by the topic alone."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,33 @@ def test_a_worker_reports_failures_under_its_own_campaign_alone(
     failed = m.TaskFailed(**CampaignSimulator.envelope(command), permanent=True, reason="forged")
     forge(harness, failed, f"another.{kind_of(failed)}")
     assert campaign.state.tasks[command.task].status == "open"
+
+
+@pytest.mark.parametrize("kind", ["structures-proposed/2", "labels-done/1", "labels-done/2"])
+def test_an_attempt_without_bounds_is_a_dead_letter_and_no_outage(
+    harness: CoordinatorHarness, kind: str
+) -> None:
+    name = next(iter(harness.coordinator.open_campaigns))
+    body = {"type": kind, "campaign": name, "id": "1", "time": 1.0, "task": "t"}
+    text = json.dumps(body | {"attempt": 10**600})
+    harness.bus.publish([Outgoing(text.encode(), topic=f"{name}.{kind.partition('/')[0]}")])
+    harness.step()
+    assert harness.coordinator.inbox.dead_letters.count == 1
+    assert harness.finish().finished
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_newer_events_are_kept_of_workers_and_while_their_campaign_runs(
+    harness: CoordinatorHarness, finished: bool
+) -> None:
+    name = next(iter(harness.coordinator.open_campaigns))
+    if finished:
+        assert harness.finish(name).finished
+    for kind in ("structures-proposed", "models-doubted"):
+        body = {"type": f"{kind}/2", "campaign": name, "id": "1", "time": 1.0}
+        harness.bus.publish([Outgoing(json.dumps(body).encode(), topic=f"{name}.{kind}")])
+    harness.step()
+    assert len(list(harness.store.list(f"campaigns/{name}/parked/"))) == (not finished)
 
 
 def test_a_command_among_the_events_takes_no_claim(harness: CoordinatorHarness) -> None:
