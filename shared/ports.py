@@ -47,6 +47,10 @@ class Delivery(Protocol):
     def secret(self) -> str | None:
         """That of `Outgoing`."""
 
+    @property
+    def dropped(self) -> bool:
+        """Whether the message is a dead letter because it was too old or its queue too long."""
+
     def ack(self) -> None:
         """Settle the delivery; allowed after the subscription was cancelled. Settling twice, or
         after the connection was lost, has no effect; in the latter case the message is delivered

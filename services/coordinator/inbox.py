@@ -71,7 +71,7 @@ class Inbox:
     def read(self, delivery: Delivery) -> m.Message | None:
         """The event in a delivery; None if there is none, if its publisher may not publish it, or
         if it is of a newer version and was kept."""
-        message = decode_leniently(delivery.body)
+        message: m.Message | None = decode_leniently(delivery.body)
         newer = self._newer(delivery) if message is None else None
         reason = None if newer else _objection(message, delivery.topic)
         reason = reason or self.claims.objection(newer or message, delivery)
@@ -86,7 +86,9 @@ class Inbox:
         if isinstance(message, m.StructuresProposed):  # limits use this clock and this user
             user = delivery.user or ANONYMOUS if self.users else None
             return message.model_copy(update={"time": self.clock(), "user": user})
-        return self._given_up(message) if isinstance(message, m.Command) else message
+        if isinstance(message, m.Command):
+            return self._undelivered(message, delivery.dropped)
+        return message
 
     def _newer(self, delivery: Delivery) -> m.Event | None:
         """What this version knows of an event of a newer one: its campaign and its attempt, if it
@@ -124,6 +126,16 @@ class Inbox:
         except NotFound:
             return None
         return event
+
+    def _undelivered(self, command: m.Command, dropped: bool) -> m.Message | None:
+        if not dropped:
+            return self._given_up(command)
+        log.warning(
+            "the broker dropped a task; it is published again when it is due",
+            campaign=command.campaign,
+            task=command.task,
+        )
+        return None
 
     def _given_up(self, command: m.Command) -> m.Message | None:
         """Turns a command that the broker gave up into a failure of its attempt, unless a worker

@@ -101,7 +101,7 @@ class InProcessDelivery:
     """A message delivered by a subscription. Settling it twice, or after its bus was closed, has no
     effect."""
 
-    user = None
+    user, dropped = None, False
 
     def __init__(self, message: _Message, subscription: InProcessSubscription) -> None:
         self._message, self._subscription = message, subscription

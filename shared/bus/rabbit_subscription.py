@@ -23,6 +23,8 @@ log = logger()
 
 SECRET = "dpstream-secret"
 """The header with the secret of a message."""
+DEATH, DROPPED = "x-first-death-reason", ("expired", "maxlen")
+"""The header of a dead letter, and its values that no consumer is to blame for."""
 SILENCE = 30.0
 """Seconds without a delivery after which the consumer subscribes again, in case the broker lost
 it."""
@@ -38,6 +40,7 @@ class RabbitDelivery:
     topic: str | None
     user: str | None
     secret: str | None = field(repr=False)
+    dropped: bool
     tag: int
     subscription: RabbitSubscription
 
@@ -157,13 +160,15 @@ class RabbitSubscription:
             return
         topic = method.routing_key if method.exchange == self._events else None
         user = properties.user_id if self._users else None
-        secret = (properties.headers or {}).get(SECRET)
+        headers = properties.headers or {}
+        secret = headers.get(SECRET)
         delivery = RabbitDelivery(
             body[: self._limit + 1],
             method.redelivered,
             topic,
             user,
             secret if isinstance(secret, str) else None,
+            headers.get(DEATH) in DROPPED,
             method.delivery_tag,
             self,
         )

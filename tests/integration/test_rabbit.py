@@ -337,6 +337,28 @@ def test_a_broker_without_quorum_queues(connect: Connect) -> None:
     assert take(bus.consume(DEADLETTERS)).body == oversized
 
 
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_message_that_a_broker_keeps_for_a_limited_time(
+    connect: Connect, rabbit_node: RabbitNode, queue_type: str
+) -> None:
+    """It is no message that its consumers rejected."""
+    bus = connect(queue_type=queue_type, prefix=f"{queue_type}.")
+    bus.publish([Outgoing(b"x" * (MAX_BODY + 1), queue="train")])
+    consumer, deadletters = bus.consume("train"), bus.consume(DEADLETTERS)
+    oversized = take(deadletters)
+    assert not oversized.dropped
+    oversized.ack()
+    consumer.cancel()
+    policy = {"pattern": "train$", "definition": {"message-ttl": 100}, "apply-to": "queues"}
+    rabbit_node.manage("PUT", "/api/policies/%2F/retention", policy)
+    try:
+        bus.publish([Outgoing(b"old", queue="train")])
+        old = take(deadletters)
+        assert (old.body, old.dropped) == (b"old", True)
+    finally:
+        rabbit_node.manage("DELETE", "/api/policies/%2F/retention")
+
+
 def test_queues_that_an_operator_made_are_used_as_they_are(
     connect: Connect, rabbit_node: RabbitNode
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -23,13 +24,15 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         self.file = self._write("ca.pem", builder)
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of `name` at 127.0.0.1."""
+    def issue(self, name: str, hosts: Sequence[str] = ()) -> tuple[Path, Path]:
+        """Certificate and key of `name` at 127.0.0.1 and at the named hosts (`*.` at the front
+        stands for any one)."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         builder = self._builder(subject, key.public_key())
-        builder = builder.add_extension(x509.SubjectAlternativeName([address]), False)
+        names = [address, *map(x509.DNSName, hosts)]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         key_file = self.folder / f"{name}.key"
         key_file.write_bytes(
             key.private_bytes(

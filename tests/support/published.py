@@ -14,6 +14,7 @@ class Published:
     user: str | None = None
     secret: str | None = field(default=None, repr=False)
     redelivered: bool = False
+    dropped: bool = False
 
     def ack(self) -> None: ...
 

@@ -125,7 +125,7 @@ class RecordedBus(InProcessBus):
 
 
 class RecordedDelivery:
-    redelivered, topic, user, secret = False, None, None, None
+    redelivered, topic, user, secret, dropped = False, None, None, None, False
 
     def __init__(self, event: m.Message, recorder: Recorder) -> None:
         self.body, self.recorder = encode(event), recorder

@@ -25,6 +25,7 @@ from dpstream.shared.values import campaign_uri
 from tests.support.campaign_simulator import submission
 from tests.support.coordinator import LEASE, CoordinatorHarness, first_task, serving, small, status
 from tests.support.dead_letters import letters
+from tests.support.published import Published
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 ATTEMPTS = 3
@@ -140,6 +141,14 @@ def test_a_command_that_kills_its_workers_is_abandoned_after_its_attempts(
     assert status(open_campaign, label) == "abandoned"
     assert harness.coordinator.inbox.given_up == ATTEMPTS
     assert load_state(harness.store, "world").dumps() == open_campaign.state.dumps()
+
+
+def test_a_task_that_the_broker_dropped_has_not_failed(harness: CoordinatorHarness) -> None:
+    open_campaign, command = first_task(harness)
+    before = open_campaign.state
+    harness.coordinator.receive([Published(encode(command), dropped=True)])
+    assert open_campaign.state is before
+    assert harness.coordinator.inbox.given_up == 0
 
 
 def test_a_dead_letter_of_a_task_at_work_changes_nothing(harness: CoordinatorHarness) -> None:
