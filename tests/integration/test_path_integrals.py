@@ -1,4 +1,6 @@
-"""Path-integral dynamics with real LAMMPS processes, one for each of two beads."""
+"""Path-integral dynamics with real LAMMPS processes, one for each of two beads.
+
+Each bead loads TensorFlow: all but the refusal is for `make soak`."""
 
 from __future__ import annotations
 
@@ -72,6 +74,7 @@ def done(
     return Done(harness, *walk(resources, harness, pinned=False), models)
 
 
+@pytest.mark.soak
 def test_every_bead_of_every_check_is_judged(
     resources: ExplorerResources, done: Done, tmp_path: Path
 ) -> None:
@@ -85,6 +88,7 @@ def test_every_bead_of_every_check_is_judged(
     np.testing.assert_allclose(second.arrays["devi_f"], found, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.soak
 def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
     """Between the two beads of an atom, mean square, per atom of C and H: masses 12 and 1."""
     positions = np.concatenate(
@@ -95,6 +99,7 @@ def test_light_nuclei_spread_further_than_heavy_ones(done: Done) -> None:
     assert 0.02 < np.sqrt(apart[1:].mean()) < 0.4
 
 
+@pytest.mark.soak
 def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(
     resources: ExplorerResources, done: Done
 ) -> None:
@@ -116,6 +121,7 @@ def test_a_piece_goes_on_where_the_beads_of_the_one_before_were(
         assert Path(script.source.replace(BEAD, bead)).stat().st_size > 1000
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("md", "trust", "made", "why"),
     [
@@ -146,7 +152,7 @@ def test_a_trajectory_ends_early(
 
 
 def test_what_the_fix_has_not_is_refused(
-    resources: ExplorerResources, done: Done, tmp_path: Path, periodic_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, periodic_committee: list[Path]
 ) -> None:
     stage = {**STAGE, "pressures": [0.0], "engine": {"kind": "pimd", "beads": 2}}
     md = {**MD, "ensemble": "npt-tri"}
