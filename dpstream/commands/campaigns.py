@@ -29,6 +29,8 @@ from dpstream.commands.options import (
     Broker,
     Campaign,
     Code,
+    CrossCheck,
+    Force,
     MachineFile,
     Mode,
     NewName,
@@ -51,13 +53,13 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
-from dpstream.inputs.gather import gather
+from dpstream.inputs.gather import gather, plausible
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
 from dpstream.running.bench_train import Bench
 from dpstream.running.connection import is_folder
-from dpstream.running.label_here import check_imported
+from dpstream.running.cross_check import FirstChecks, check_imported, number_of_checks
 from dpstream.running.local_cluster import sole_runner
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
@@ -139,6 +141,8 @@ def run(
     broker: Broker = None,
     name: NewName = None,
     code: Code = None,
+    cross_check: CrossCheck = True,
+    force: Force = False,
 ) -> None:
     """Run a campaign on this machine, or resume it.
 
@@ -159,26 +163,38 @@ def run(
             f"--store: {root}: requires --broker; to run on this machine, give a folder"
         )
     check_machine(spec, machine)
-    loaded, gathered, recipe = prepared(spec, mode, name, engines=broker is None, code=code)
+    loaded, gathered, recipe = prepared(spec, mode, name, broker is None, code)
+    checks = FirstChecks(cross_check, force)
     with within(root):
         if broker is None:
-            raise typer.Exit(run_campaign(loaded, gathered, recipe, Path(root), crew, console))
-        raise typer.Exit(run_mixed(loaded, gathered, recipe, root, broker, crew, console))
+            raise typer.Exit(
+                run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console)
+            )
+        raise typer.Exit(run_mixed(loaded, gathered, recipe, checks, root, broker, crew, console))
 
 
 @app.command()
 def validate(
-    spec: SpecFile, machine: MachineFile = None, mode: Mode = None, code: Code = None
+    spec: SpecFile,
+    machine: MachineFile = None,
+    mode: Mode = None,
+    code: Code = None,
+    cross_check: CrossCheck = False,
+    force: Force = False,
 ) -> None:
     """Check a spec and all files it names, and print the plan. Starts nothing.
 
-    Imported labelled sets are cross-checked: a few frames are recomputed with the recipe.
+    With --cross-check, a few frames of imported labelled sets are computed again with the recipe.
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
-    check_imported(gathered, loaded, recipe)
+    gathered = plausible(gathered, force)
     for part in plan(loaded, gathered, recipe):
         console.print(part)
+    if cross_check:
+        check_imported(gathered, loaded, recipe)
+    elif count := number_of_checks(gathered, loaded):
+        say(console, f"--cross-check compares {count} imported labels with the recipe")
 
 
 @app.command()

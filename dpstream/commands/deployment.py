@@ -15,6 +15,8 @@ from dpstream.commands.options import (
     DEFAULT_ROOT,
     Broker,
     Campaign,
+    CrossCheck,
+    Force,
     Mode,
     NewName,
     Root,
@@ -35,7 +37,7 @@ from dpstream.running.connection import (
     say_it,
     word,
 )
-from dpstream.running.label_here import check_imported
+from dpstream.running.cross_check import FirstChecks
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.services.coordinator.fleet.pools import read_fleet
@@ -87,6 +89,8 @@ def submit(
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     wait: Wait = HEARD,
+    cross_check: CrossCheck = True,
+    force: Force = False,
 ) -> None:
     """Submit a campaign to a deployment. No engine has to be installed here.
 
@@ -96,7 +100,7 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            check_imported(gathered, loaded, recipe)
+            FirstChecks(cross_check, force).run(loaded, gathered, recipe)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         _answer(store, submitted, wait)

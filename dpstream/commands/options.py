@@ -85,6 +85,18 @@ Mode = Annotated[
         "(selects, labels and trains while trajectories run).",
     ),
 ]
+CrossCheck = Annotated[
+    bool,
+    typer.Option(
+        "--cross-check/--no-cross-check",
+        help="Label a few imported frames with the recipe and compare (single points on this "
+        "machine).",
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Accept numbers that are refused as absurd, as warnings."),
+]
 NewName = Annotated[
     str | None,
     typer.Option(
@@ -96,7 +108,11 @@ NewName = Annotated[
 
 
 def prepared(
-    path: Path, mode: str | None, name: str | None, engines: bool = True, code: str | None = None
+    path: Path,
+    mode: str | None,
+    name: str | None,
+    engines: bool = True,
+    code: str | None = None,
 ) -> tuple[Spec, Gathered, Recipe]:
     """Read and check the spec at `path` with all that it names, before anything starts.
 

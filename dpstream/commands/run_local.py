@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dpstream.export.folder import export
 from dpstream.inputs.gather import Gathered
-from dpstream.running.label_here import check_imported
+from dpstream.running.cross_check import FirstChecks
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.views.campaign import CampaignView, Status
@@ -37,6 +37,7 @@ def run_campaign(
     spec: Spec,
     gathered: Gathered,
     recipe: Recipe,
+    checks: FirstChecks,
     root: Path,
     workers: Mapping[str, int],
     console: Console,
@@ -54,16 +55,21 @@ def run_campaign(
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
         if not known:
-            check_imported(gathered, spec, recipe)
+            _show_plan(spec, gathered, recipe, console)
+            checks.run(spec, gathered, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         status = CampaignView.read(store, spec.name).status
         if status.overview.verdict is None:
-            for part in plan(spec, gathered, recipe):
-                console.print(part)
             if known:
+                _show_plan(spec, gathered, recipe, console)
                 say(console, _taken_up(status.overview))
             status = _grow(submitted, status.committees, root, workers, device, console)
         return _verdict(status.overview, store, root / spec.name, console)
+
+
+def _show_plan(spec: Spec, gathered: Gathered, recipe: Recipe, console: Console) -> None:
+    for part in plan(spec, gathered, recipe):
+        console.print(part)
 
 
 def _taken_up(now: CampaignOverview) -> str:

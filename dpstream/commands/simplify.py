@@ -31,6 +31,7 @@ from dpstream.dpgen.simplify import is_simplify, read_simplify
 from dpstream.export.results import CampaignResults
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import is_folder
+from dpstream.running.cross_check import FirstChecks
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, TrustLevels
 from dpstream.shared.spec.errors import read_document
@@ -93,7 +94,9 @@ def simplify(
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)
-        status = run_campaign(loaded, gathered, recipe, Path(root), crew, console)
+        status = run_campaign(
+            loaded, gathered, recipe, FirstChecks(True, False), Path(root), crew, console
+        )
         folder = Path(root) / loaded.name
         if status != INTERRUPTED and folder.is_dir():
             _report_left_out(loaded, pool, store, folder)

@@ -17,12 +17,10 @@ from dpstream.services.labeler.recipes import code_of, make_recipe, recipe_for
 from dpstream.services.trainer.training_input import NOT_THE_USERS
 from dpstream.shared.atoms.frames import Frame, frame_key
 from dpstream.shared.errors import SpecError, errors_at
-from dpstream.shared.spec import Md, Spec, expand_material
+from dpstream.shared.spec import Spec, expand_material
 
 CUTOFF = 6.0
 """Å, used if the spec's descriptor states none."""
-LONG_STEP = 0.005
-"""ps; a longer time step probably is in the wrong unit."""
 Systems = Mapping[str, list[Frame]]
 """Starting structures by name of the system."""
 
@@ -155,8 +153,6 @@ def warnings_of(spec: Spec, systems: Systems, labelled: Sequence[Imported]) -> I
     yield from loss_warnings(spec, labelled)
     yield from _overridden(spec)
     yield from _untrained_virial(spec)
-    for number, stage in enumerate(spec.stages):
-        yield from _long_steps(stage.md, f"stages.{number}.md.timestep")
     reachable = spec.audit.per_round * spec.budget.rounds
     if not spec.audit.per_round:
         yield (
@@ -222,8 +218,3 @@ def _untrained_virial(spec: Spec) -> Iterator[str]:
             f"stages {', '.join(barostats)}: the barostat uses models that are not trained on the "
             "virial: start_pref_v and limit_pref_v in training.input.loss are 0"
         )
-
-
-def _long_steps(md: Md, key: str) -> Iterator[str]:
-    if md.timestep > LONG_STEP:
-        yield f"{key}: {md.timestep:g} ps is {md.timestep * 1000:g} fs; note that the unit is ps"

@@ -8,7 +8,7 @@ value and allowed values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
@@ -26,6 +26,7 @@ from dpstream.inputs.check_spec import (
 from dpstream.inputs.check_training import check_training
 from dpstream.inputs.dimers import gather_dimers
 from dpstream.inputs.frames_as_given import picked, run_lengths, runs
+from dpstream.inputs.plausibility import findings
 from dpstream.inputs.read_labelled import Imported, read_labelled
 from dpstream.inputs.systems import SystemStructures
 from dpstream.inputs.training_files import TrainingFile, given_files
@@ -46,10 +47,11 @@ class Gathered:
     """What a campaign starts from; all frames are canonical.
 
     systems: starting structures by system; initial: frames to label first; labelled: imported
-    training data; test: held-out labelled frames; warnings: for the user; files: training files
-    by name; attachments: files that the labeling recipe names by digest; points: structures for
-    each property in verification.properties; lengths: structures per trajectory, for systems of
-    the engine `frames`.
+    training data; test: held-out labelled frames; warnings: for the user; absurd: what is so
+    implausible that only `--force` starts it; files: training files by name; attachments: files
+    that the labeling recipe names by digest; points: structures for each property in
+    verification.properties; lengths: structures per trajectory, for systems of the engine
+    `frames`.
     """
 
     systems: dict[str, list[Frame]]
@@ -57,6 +59,7 @@ class Gathered:
     labelled: list[tuple[Frame, FrameLabel]]
     test: list[tuple[Frame, FrameLabel]]
     warnings: list[str]
+    absurd: list[str] = field(default_factory=list)
     files: dict[str, TrainingFile] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     points: list[list[Frame]] = field(default_factory=list)
@@ -103,12 +106,14 @@ def gather(
     initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*reader_warnings, *left_out, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
+    found = findings(spec, systems, _pairs(labelled))
     gathered = Gathered(
         systems,
         initial,
         _pairs(labelled),
         _pairs(test),
-        warnings,
+        [*warnings, *(each.text for each in found if not each.absurd)],
+        [each.text for each in found if each.absurd],
         given_files(spec, folder),
         points=points,
         lengths=run_lengths(spec),
@@ -116,6 +121,14 @@ def gather(
     _check_number(gathered)
     check_budget(spec, gathered.first)
     return gathered
+
+
+def plausible(gathered: Gathered, force: bool) -> Gathered:
+    """What was gathered, with everything absurd as a warning if `force`. Raises `SpecError`
+    otherwise."""
+    if gathered.absurd and not force:
+        raise SpecError(f"{gathered.absurd[0]} (--force starts it all the same)")
+    return replace(gathered, warnings=[*gathered.absurd, *gathered.warnings], absurd=[])
 
 
 def _check_number(gathered: Gathered) -> None:

@@ -5,17 +5,21 @@ Labels from another method would make the training set inconsistent without any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from dpstream.inputs.gather import Gathered
+from dpstream.inputs.gather import Gathered, plausible
+from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import largest_force
 from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import DATASET, AutoTrust, Spec, expand_material
-from dpstream.shared.values import stable_seed
+from dpstream.shared.values import Recipe, stable_seed
+from dpstream.terminal.console import console, say
 from dpstream.terminal.plan import AUTO_LOW
+from dpstream.terminal.progress import progress
 
 CHECKED = 5
 """Number of imported frames to recompute."""
@@ -24,19 +28,62 @@ ENERGY_OFFSET = 0.05
 REMEDY = "set labels to the settings that computed this data"
 
 
+@dataclass(frozen=True)
+class FirstChecks:
+    """Checks of a campaign that begins; one that goes on has passed them. `imported`: whether
+    imported labels are compared with the recipe; `force`: whether absurd numbers are allowed."""
+
+    imported: bool
+    force: bool
+
+    def run(self, spec: Spec, gathered: Gathered, recipe: Recipe) -> Gathered:
+        """What was gathered, with its warnings. Raises `SpecError`."""
+        gathered = plausible(gathered, self.force)
+        if self.imported:
+            check_imported(gathered, spec, recipe)
+        return gathered
+
+
+def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
+    """`cross_check` with labels computed in this process, announced and with progress."""
+    count = number_of_checks(gathered, spec)
+    if not count:
+        return
+    say(
+        console,
+        f"cross-check: the recipe labels {count} of {len(gathered.labelled)} imported frames again "
+        "(--no-cross-check omits this)",
+    )
+    with progress("cross-check", count) as step:
+
+        def labels(frames: list[Frame]) -> Iterator[FrameLabel | str]:
+            for label in label_frames(spec, recipe, gathered.attachments, frames):
+                yield label
+                step("")
+
+        cross_check(gathered, spec, labels)
+
+
+def number_of_checks(gathered: Gathered, spec: Spec) -> int:
+    """How many single points `cross_check` computes; none where a dataset is the recipe."""
+    return 0 if spec.labels.code == DATASET else min(CHECKED, len(gathered.labelled))
+
+
 def cross_check(
-    gathered: Gathered, spec: Spec, label_frames: Callable[[list[Frame]], list[FrameLabel | str]]
+    gathered: Gathered,
+    spec: Spec,
+    label_frames: Callable[[list[Frame]], Iterable[FrameLabel | str]],
 ) -> None:
     """Recompute a few imported labels and compare them with the originals.
 
-    `label_frames` returns a label, or the reason of a rejection, per frame. Raises `SpecError` if
+    `label_frames` yields a label, or the reason of a rejection, per frame. Raises `SpecError` if
     a force differs by more than low / 2 (norm for one atom, eV/Å), if an energy differs by more
     than `ENERGY_OFFSET`, or if the recipe rejects a frame.
     """
-    if not gathered.labelled or spec.labels.code == DATASET:  # a dataset cannot be recomputed
+    count = number_of_checks(gathered, spec)
+    if not count:
         return
     rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
-    count = min(CHECKED, len(gathered.labelled))
     chosen = [gathered.labelled[i] for i in rng.choice(len(gathered.labelled), count, False)]
     answers = label_frames([frame for frame, _ in chosen])
     pairs = []

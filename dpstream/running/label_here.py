@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from dpstream.inputs.gather import Gathered
-from dpstream.running.cross_check import cross_check
 from dpstream.services.labeler.labeling import FrameLabeler
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled, frame_key
@@ -121,22 +118,18 @@ def label_in_parallel(
 
 def label_frames(
     spec: Spec, recipe: Recipe, files: Mapping[str, bytes], frames: list[Frame]
-) -> list[FrameLabel | str]:
-    """The label of each canonical frame, or the reason of its rejection. Nothing is stored.
-    `files`: files that the recipe refers to, by digest."""
+) -> Iterator[FrameLabel | str]:
+    """The label of each canonical frame, or the reason of its rejection, as they are computed.
+    Nothing is stored. `files`: files that the recipe refers to, by digest."""
     method = LabelMethod(spec.labels, recipe, files, spec)
     with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
         store = FolderStore(Path(folder))
         with frame_labeler(method, store, "relabel", threading.Event()) as labeler:
-            return [_answer(labeler.judge(frame_key(frame), frame), store) for frame in frames]
+            for frame in frames:
+                yield _answer(labeler.judge(frame_key(frame), frame), store)
 
 
 def _answer(verdict: Verdict, store: Store) -> FrameLabel | str:
     if isinstance(verdict, Rejected):
         return f"{verdict.rule}: {verdict.detail}"
     return decode_labelled(store.get(verdict.label.uri))[1]
-
-
-def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
-    """`cross_check` with labels computed in this process."""
-    cross_check(gathered, spec, partial(label_frames, spec, recipe, gathered.attachments))

@@ -508,13 +508,13 @@ def test_warnings(tmp_path: Path) -> None:
     bulk("Si", cubic=True).write(tmp_path / "a.extxyz")
     wanted = spec(
         ["Si"],
-        md={"timestep": 1.0},
+        md={"timestep": 0.008},
         audit={"per_round": 1, "min_frames": 30},
         stages=[{"name": "warm", "systems": ["a"], "temperatures": [300]}],
     )
     said = "\n".join(gather(wanted, tmp_path).warnings)
     assert "5.43 Å wide, less than the model's cutoff (6 Å)" in said
-    assert "1 ps is 1000 fs" in said
+    assert "0.008 ps is 8 fs" in said
     assert "audit.min_frames: 30 cannot be reached" in said
     assert "Gamma point only" in said
     unaudited = gather(spec(["Si"], audit={"per_round": 0}), tmp_path)
