@@ -385,6 +385,12 @@ class Recipe(Value):
     electron_temperature: Carrier | None = None
 
     @property
+    def program(self) -> str:
+        """The code and its version, for people; versions of calculators name their packages."""
+        named = self.version.startswith(f"{self.code} ")
+        return self.version if named else f"{self.code} {self.version}"
+
+    @property
     def digest(self) -> str:
         """Digest of the recipe's content; names the folder of its labels."""
         fields = self.model_dump(exclude_defaults=True)

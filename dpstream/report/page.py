@@ -99,7 +99,7 @@ class Page:
         return {
             "method": code.method(recipe.settings),
             "semi_empirical": code.semi_empirical(recipe.settings),
-            "code": f"{recipe.code} {recipe.version}",
+            "code": recipe.program,
             "settings": json.dumps(recipe.settings, sort_keys=True),
             "charge": recipe.charge,
             "multiplicity": recipe.multiplicity,

@@ -223,4 +223,4 @@ def _keys_of_points(event: CampaignSubmitted) -> list[list[str]]:
 
 def _recipe(event: CampaignSubmitted) -> str:
     recipe = event.recipe
-    return f"{recipe.code} {recipe.version} {recipe.digest}"
+    return f"{recipe.program} {recipe.digest}"

@@ -160,7 +160,7 @@ def recipe_words(recipe: Recipe) -> str:
     code = CODES[recipe.code]
     settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
     text = (
-        f"{code.method(recipe.settings)} with {recipe.code} {recipe.version} ({settings}; charge "
+        f"{code.method(recipe.settings)} with {recipe.program} ({settings}; charge "
         f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
     )
     if recipe.electron_temperature is not None:

@@ -58,7 +58,7 @@ def _labeler(
         raise Permanent(f"this worker cannot label for this campaign: {error}") from error
     if recipe.digest != command.recipe:
         raise Permanent(
-            f"this worker's recipe is {recipe.digest} ({recipe.code} {recipe.version}), the "
+            f"this worker's recipe is {recipe.digest} ({recipe.program}), the "
             f"campaign's is {command.recipe}: the code's version or its settings differ"
         )
     refusal = resources.refusal(recipe)

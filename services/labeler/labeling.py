@@ -28,7 +28,7 @@ from dpstream.services.labeler.acceptance import (
 )
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
-from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable
+from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable, Stated
 from dpstream.services.labeler.codes.outputs import limits_for
 from dpstream.services.labeler.known_labels import KnownLabel, KnownLabels
 from dpstream.services.labeler.recipes import code_of, recipe_for
@@ -109,6 +109,11 @@ class FrameLabeler:
     @cached_property
     def code(self) -> Code:
         return code_of(self.labels)
+
+    @cached_property
+    def installed(self) -> str | None:
+        """The exact version here; None if only outputs name it."""
+        return None if isinstance(self.code, Stated) else self.code.version(self.recipe.settings)
 
     @cached_property
     def known_labels(self) -> KnownLabels:
@@ -377,7 +382,7 @@ class FrameLabeler:
         return {
             "code": recipe.code,
             "version": recipe.version,
-            "program": outcome.program,
+            "program": outcome.program or self.installed,
             "charge": recipe.charge,
             "multiplicity": recipe.multiplicity,
             "method": self.code.method(settings),

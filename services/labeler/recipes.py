@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 from dpstream.services.labeler.attachments import ReadFiles
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import Brought, Code, Stated, Thermal
+from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.shared.atoms.electron_temperature import electron_temperature
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
@@ -50,11 +51,11 @@ def read_files(labels: LabelSettings, folder: Path) -> tuple[LabelSettings, Mapp
 
 
 def make_recipe(labels: LabelSettings) -> Recipe:
-    """The recipe of `labels`: settings complete and normalised; the version installed here or, if
-    the code is not installed, the one stated in `labels.version`.
+    """The recipe of `labels`: settings complete and normalised; the version that `labels.version`
+    states (6.3 also allows 6.3.2) or, if it states none, the one installed here.
 
     Raises SpecError for an unknown code or setting, a wrong value, a code that is neither installed
-    nor has a stated version, and an installed version that differs from the stated one.
+    nor has a stated version, and an installed version that the stated one does not allow.
     """
     code = code_of(labels)
     own = {"charge": labels.charge, "multiplicity": labels.multiplicity - 1}
@@ -125,11 +126,14 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
         if stated is None:
             raise
         return stated
-    if stated not in (None, installed):
+    if stated in (None, installed):
+        return installed
+    number, separator, files = installed.partition("; ")
+    if not is_stated(stated, number.removeprefix(f"{code.name} ")):
         raise SpecError(
             f"labels.version: {stated!r}, but {code.name} {installed} is installed here"
         )
-    return installed
+    return f"{stated}{separator}{files}"
 
 
 def installed_codes() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_a_bundle_is_labelled_with_its_provenance(lab: Lab) -> None:
         assert provenance["method"] == "GFN2-xTB"
         assert provenance["semi_empirical"] is True
         assert provenance["frame"] == accepted.key
+        assert provenance["program"] == metadata.version("tblite")
         assert provenance["worker"] == "worker-1"
         assert 0 < provenance["seconds"] < 5
 

@@ -97,6 +97,34 @@ def test_a_missing_code_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         make_recipe(LabelSettings())
 
 
+def test_a_stated_version_allows_its_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers with either share the recipe, and hence labels."""
+    recipes = []
+    for installed in ("0.4.0", "0.4.2"):
+        monkeypatch.setattr(metadata, "version", lambda _, installed=installed: installed)
+        recipes.append(make_recipe(LabelSettings(version="0.4")))
+        emt = {"code": "ase", "settings": {"calculator": EMT}, "version": "0.4"}
+        assert make_recipe(LabelSettings.model_validate(emt)).version == "0.4"
+        for other in ("0.40", "0.5", "0.4.1"):
+            with pytest.raises(SpecError, match=rf"labels.version: '{other}', but tblite 0"):
+                make_recipe(LabelSettings(version=other))
+    assert recipes[0] == recipes[1]
+    assert recipes[0].version == "0.4"
+
+
+def test_a_stated_version_keeps_the_digest_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "3.2.0")
+    settings = {"model": "teacher.pb", "sha256": "0123456789abcdef"}
+    labels = LabelSettings(code="deepmd", settings=settings, version="3.2")
+    assert make_recipe(labels).version == "3.2; model 0123456789abcdef"
+
+
+def test_programs_are_named_once() -> None:
+    emt = make_recipe(LabelSettings(code="ase", settings={"calculator": EMT}))
+    assert emt.program == f"ase {metadata.version('ase')}"
+    assert make_recipe(LabelSettings()).program == f"tblite {metadata.version('tblite')}"
+
+
 def test_an_ase_calculators_version_names_its_package() -> None:
     emt = make_recipe(LabelSettings(code="ase", settings={"calculator": EMT}))
     assert emt.version == f"ase {metadata.version('ase')}"
