@@ -26,6 +26,7 @@ from dpstream.commands.library import library
 from dpstream.commands.new import new_campaign
 from dpstream.commands.options import (
     DEFAULT_ROOT,
+    AsJson,
     Broker,
     Campaign,
     Code,
@@ -99,7 +100,7 @@ app = typer.Typer(
     epilog="To start: dpstream new NAME; edit NAME/campaign.yaml; dpstream validate "
     "NAME/campaign.yaml; dpstream run NAME/campaign.yaml.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -198,11 +199,15 @@ def validate(
 
 
 @app.command()
-def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT) -> None:
+def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show the progress of a campaign, running or ended, from its ledger."""
     with within(root):
         store, name = named(campaign, root)
-        console.print(summary(CampaignView.read(store, name).status))
+        found = CampaignView.read(store, name).status
+        if as_json:
+            say(console, found.overview.model_dump_json(indent=2))
+            return
+        console.print(summary(found))
         buried, spending = count_buried(store), spending_by_deployment(store)
     for name, spent in spending.items():
         console.print(f"workers of {name}: {spent.describe()}", highlight=False)

@@ -85,6 +85,9 @@ Mode = Annotated[
         "(selects, labels and trains while trajectories run).",
     ),
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON, the same as the coordinator's API.")
+]
 CrossCheck = Annotated[
     bool,
     typer.Option(

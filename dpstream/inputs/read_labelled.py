@@ -18,6 +18,7 @@ from warnings import warn
 
 import numpy as np
 
+from dpstream.inputs.structure_faults import fault_in
 from dpstream.shared.atoms.frames import (
     PARAMETERS,
     WEIGHTS,
@@ -311,7 +312,8 @@ def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
 
 
 def read_ase(path: Path) -> list[Any]:
-    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it."""
+    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it, naming line
+    and word where that is known."""
     import ase.io
 
     if not path.is_file():
@@ -321,7 +323,10 @@ def read_ase(path: Path) -> list[Any]:
     try:
         frames = list(ase.io.read(path, index=":"))
     except Exception as error:  # ASE's readers raise many kinds
-        raise SpecError(f"{path}: cannot be read as a structure: {one_line(error)}") from error
+        reason = fault_in(path) or f"cannot be read as a structure: {one_line(error)}"
+        raise SpecError(f"{path}: {reason}") from error
+    if (fault := fault_in(path)) is not None:  # ASE stops at the first line that it cannot read
+        raise SpecError(f"{path}: {fault}")
     if not frames or not all(len(atoms) for atoms in frames):
         raise SpecError(f"{path}: contains no atoms")
     return frames

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dpstream.inputs.read_labelled import one_line, read_ase
+from dpstream.inputs.structure_faults import fault_in
 from dpstream.shared.errors import SpecError
 
 
@@ -22,7 +23,7 @@ def read_structures(path: Path) -> list[Any]:
     try:
         return read_ase(path)
     except SpecError as error:
-        frames = _by_dpdata(path)
+        frames = [] if fault_in(path) else _by_dpdata(path)
         if not frames:
             raise error
         return frames

@@ -24,8 +24,9 @@ import dpstream.commands.run_local
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
-from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry
+from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry, load_state
 from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.views.overview import CampaignOverview, overview
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.messages import CampaignFinished, CampaignPaused
@@ -191,9 +192,9 @@ def test_structures_that_cannot_be_used(refused: Callable[..., str]) -> None:
     write("", "methane.xyz")
     assert refused("validate", spec) == f"{key} is empty"
     write("Cu\n1.0\nnot numbers\n", "POSCAR")
-    said = refused("validate", changed("systems.methane.structures", ["POSCAR"]))
-    assert said.startswith(
-        "bad.yaml: systems.methane.structures: POSCAR: cannot be read as a structure: "
+    assert refused("validate", changed("systems.methane.structures", ["POSCAR"])) == (
+        "bad.yaml: systems.methane.structures: POSCAR: line 3: 'not' is not a number; expected a "
+        "vector of the lattice"
     )
 
 
@@ -390,6 +391,17 @@ def test_status_of_a_campaign_begun(begun: Path, call: Call) -> None:
     assert out.startswith("small: stage cold (1 of 1)")
     assert "0 done (0 reused, 0 for the audit), 0 rejected, 2 waiting" in out
     assert out.endswith("workers of lab: 4.00 worker-hours, 25% of them idle\n")
+
+
+def test_status_as_json_is_that_of_the_api(begun: Path, call: Call) -> None:
+    status, out, _ = call("status", "--json")
+    assert status == 0
+    found = CampaignOverview.model_validate_json(out)
+    assert found == overview(load_state(FolderStore(begun), "small"))
+
+
+def test_help_is_short_and_long(call: Call) -> None:
+    assert call("status", "-h") == call("status", "--help")
 
 
 def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., str]) -> None:
