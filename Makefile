@@ -13,13 +13,14 @@ PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
 # The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 SLURM := /usr/sbin/slurmctld
+GRID_ENGINE := /usr/sbin/sge_qmaster
 # Keep compiled bytecode even if the environment disables it: every test starts Python processes.
 export PYTHONDONTWRITEBYTECODE :=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test check lint versions soak fleet-test k8s-test images images-test install servers codes \
+.PHONY: demo test check lint versions soak fleet-test k8s-test images images-test install servers grid-engine codes \
   builder schema clean
 
 demo: $(STAMP)
@@ -44,7 +45,7 @@ versions: $(STAMP)
 	for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version || exit 1; done
 
 # The images' tests are among all tests.
-soak: images $(PYTORCH)/.installed servers codes
+soak: images $(PYTORCH)/.installed servers grid-engine codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
 	DPSTREAM_SOAK=1 $(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
@@ -55,11 +56,13 @@ images-test: images servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/test_images.py
 
 FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
+  tests/unit/test_schedulers.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
   tests/integration/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
 
-# Fleet engines: processes, a real Slurm, and a Kubernetes API server of the tests' own.
-fleet-test: $(STAMP) servers
+# Fleet engines: processes, a real Slurm and a real Grid Engine, stand-ins for the commands of other
+# batch systems, and a Kubernetes API server of the tests' own.
+fleet-test: $(STAMP) servers grid-engine
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest $(FLEET)
 
 # The same on any cluster, and a campaign of a deployment from the manifests in k8s/, in namespaces that are
@@ -81,6 +84,11 @@ servers:
 	@test -x $(RABBITMQ) && test -x $(SLURM) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get \
 	  install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server slurm-wlm \
 	  munge >/dev/null; } || echo "RabbitMQ or Slurm cannot be installed: their tests are skipped"
+
+grid-engine:
+	@test -x $(GRID_ENGINE) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
+	  --no-install-recommends -o DPkg::Lock::Timeout=300 gridengine-master gridengine-exec \
+	  gridengine-client >/dev/null; } || echo "Grid Engine cannot be installed: its tests are skipped"
 
 codes:
 	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null || { \

@@ -1,5 +1,6 @@
-"""What every fleet engine does: processes of this machine, a real Slurm, and Kubernetes: a small
-server of our own or, with DPSTREAM_TEST_KUBECONFIG, any cluster."""
+"""What every fleet engine does: processes of this machine, a real Slurm and a real Grid Engine,
+stand-ins for the commands of PBS, Torque and LSF, and Kubernetes: a small server of our own or,
+with DPSTREAM_TEST_KUBECONFIG, any cluster."""
 
 from __future__ import annotations
 
@@ -13,11 +14,19 @@ from typing import Any
 import pytest
 
 from dpstream.services.coordinator.fleet.engines import ENGINES
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
+from dpstream.services.coordinator.fleet.pools import PASSES, PoolSettings
+from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet
-from tests.support.fleets import MADE, NAME, STAYING, end_all, until
+from tests.support.fleets import (
+    MADE,
+    NAME,
+    STAYING,
+    end_all,
+    engines,
+    environment_of,
+    until,
+)
 from tests.support.kube_namespace import KUBECONFIG, Namespace
 from tests.support.slurm_server import CPUS, SlurmServer
 
@@ -29,7 +38,7 @@ MakePools = Callable[..., dict[str, PoolSettings]]
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=engines())
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -57,10 +66,8 @@ def make(
     """Makes one more connection to the engine, for one deployment."""
     deployment = f"d{uuid.uuid4().hex[:8]}"
     monkeypatch.chdir(tmp_path)
-    if engine == "slurm":
-        server: SlurmServer = request.getfixturevalue("slurm_server")
-        for key, value in server.environment.items():
-            monkeypatch.setenv(key, value)
+    for key, value in environment_of(engine, request, tmp_path).items():
+        monkeypatch.setenv(key, value)
     made: list[Fleet] = []
 
     def connect(pools: Mapping[str, PoolSettings]) -> Fleet:
@@ -131,8 +138,8 @@ def test_only_what_waits_is_taken_back(pools: MakePools, make: Make, engine: str
     assert taken == (engine != "process")
     left = until(fleet, lambda each: each.waiting == expected[1] - taken)
     assert left.running == expected[0]
-    words = {"slurm": "Resources", "process": "", "kubernetes": "Unschedulable: 0/1 nodes"}
-    assert left.reason.startswith(words[engine])
+    words = {"slurm": "Resources", "kubernetes": "Unschedulable: 0/1 nodes"}
+    assert left.reason.startswith(words.get(engine, ""))
 
 
 def test_a_worker_sees_its_settings(
@@ -155,8 +162,8 @@ def test_a_worker_sees_its_settings(
         kube: Namespace = request.getfixturevalue("kube")
         kube.secret("dpstream-labeler", DPSTREAM_BROKER=SECRET)
         changes = {"kubernetes": {"secret": "dpstream-labeler"}}
-    if engine == "slurm":
-        expected["DPSTREAM_PASS"] = "SLURM_*,PMI*,PMIX_*,I_MPI_*,UCX_*,OMPI_*,GREETING"
+    if engine in PASSES:
+        expected["DPSTREAM_PASS"] = ",".join([*PASSES[engine], "GREETING"])
     tests = [f'test "${key}" = {shlex.quote(value)}' for key, value in expected.items()]
     fleet = make(
         pools(
@@ -203,15 +210,19 @@ def test_workers_of_a_pool_that_exists_no_more_can_be_ended(pools: MakePools, ma
     end_all(later)
 
 
-@pytest.mark.parametrize("engine", ["process", "slurm"])  # pods have no numbers
+@pytest.mark.parametrize("engine", engines("kubernetes"))  # it starts another pod
 def test_a_killed_worker_is_named_while_others_of_its_launch_run(
-    pools: MakePools, make: Make
+    pools: MakePools, make: Make, tmp_path: Path
 ) -> None:
-    dying = 'case "$DPSTREAM_PROCESS" in *-0) sleep 1; kill -9 $$;; esac; sleep 300 & wait'
+    dying = (
+        f"mkdir {tmp_path}/killed && touch {tmp_path}/killed/$DPSTREAM_PROCESS && sleep 1 && "
+        "kill -9 $$; sleep 300 & wait"
+    )
     fleet = make(pools("bash", "-c", dying))
     fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: bool(each.gone))
-    assert (launch.gone, launch.running) == ({f"{NAME}-0"}, 1)
+    (killed,) = (tmp_path / "killed").iterdir()
+    assert (launch.gone, launch.running) == ({killed.name}, 1)
 
 
 # --------------------------------------------------------------------------------- Slurm alone
@@ -231,7 +242,7 @@ def slurm_pools(*command: str, **changes: Any) -> dict[str, PoolSettings]:
 
 
 def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path) -> None:
-    fleet = SlurmFleet("away", slurm_pools(*STAYING), tmp_path)
+    fleet = BatchFleet("away", slurm_pools(*STAYING), tmp_path)
     fleet.launch("cpu", 1, NAME)
     until(fleet, lambda each: each.running == 1)
     slurm.stop_controller()
@@ -247,7 +258,7 @@ def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path
 def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmServer, tmp_path: Path) -> None:
     nowhere = slurm_pools(*STAYING, slurm={"partition": "nowhere"})
     with pytest.raises(FleetError, match="invalid partition") as caught:
-        SlurmFleet("x", nowhere, tmp_path).launch("cpu", 1, NAME)
+        BatchFleet("x", nowhere, tmp_path).launch("cpu", 1, NAME)
     assert not isinstance(caught.value, FleetLimit)
 
 
@@ -256,7 +267,7 @@ def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> Non
         "n=0; trap 'n=$((n+1))' TERM; touch up; "
         "for i in $(seq 40); do sleep 0.1; done; echo $n > seen"
     )
-    fleet = SlurmFleet("once", slurm_pools("bash", "-c", counting), tmp_path)
+    fleet = BatchFleet("once", slurm_pools("bash", "-c", counting), tmp_path)
     fleet.launch("cpu", 1, NAME)
     launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
     fleet.end(launch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.coordinator.fleet.pools import read_fleet
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
+from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from tests.support import dpgen_methane
 from tests.support.command_line import run_command
 from tests.support.slurm_server import SlurmServer
@@ -53,7 +53,7 @@ def test_programs_of_an_imported_pool_start_all_their_ranks(
     script = "".join(f"{each} bash -c 'echo {each} >> $RANK_FILE'; " for each in launchers)
     pool = read_fleet(fleet).pools["labelers"]
     pool = pool.model_copy(update={"command": ("bash", "-c", script)})
-    engine = SlurmFleet("ranks", {"labelers": pool}, tmp_path)
+    engine = BatchFleet("ranks", {"labelers": pool}, tmp_path)
     engine.launch("labelers", 1, "labelers-1")
     deadline = time.monotonic() + 60
     while not engine.running() or any(launch.alive for launch in engine.running()):

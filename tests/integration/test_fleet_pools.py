@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dpstream.services.coordinator.fleet.engines import ENGINES
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.shared.store.folder import FolderStore
+from tests.support.fleets import engines, environment_of
 from tests.support.kube_namespace import IMAGE, Namespace
-from tests.support.slurm_server import SlurmServer
 
 pytestmark = pytest.mark.server
 QUEUE = "label.toy"
@@ -104,12 +103,11 @@ def alive(pool: PoolStatus) -> int:
     return pool.waiting + pool.starting + pool.running
 
 
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=engines())
 def drain(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drain:
     section: dict[str, Any] = {}
-    if request.param == "slurm":
-        slurm: SlurmServer = request.getfixturevalue("slurm_server")
-        monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    for key, value in environment_of(request.param, request, tmp_path).items():
+        monkeypatch.setenv(key, value)
     if request.param == "kubernetes":
         kube: Namespace = request.getfixturevalue("kube")
         section = {"image": IMAGE, "kubernetes": {"namespace": kube.name}}

@@ -1,18 +1,46 @@
-"""A worker that stays, and waiting for what a fleet engine says of its launch."""
+"""The fleet engines with what they need, a worker that stays, and waiting for what a fleet engine
+says of its launch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from dpstream.services.coordinator.fleet.engines import ENGINES
 from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.shared.ports import Fleet, Launch
+from tests.support.stand_in_scheduler import COMMANDS, installed
 
 PROMPT = 30.0
 MADE = 1_700_000_000.0
 NAME = name_of("cpu", MADE)
 STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$ 2>/dev/null; sleep 300 & wait")
 """A worker that gives its task back when it is to stop; its file says that it is up."""
+
+USUAL = {"process", "slurm", "kubernetes"}
+"""Engines that `make test` tries; `make fleet-test` tries all."""
+SERVERS = {"slurm": "slurm_server", "sge": "grid_engine"}
+"""The fixture with the server of an engine."""
+
+
+def engines(*without: str) -> list[Any]:
+    """The names of all fleet engines, as parameters of a test."""
+    return [
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.soak)
+        for name in sorted(ENGINES.keys() - {*without})
+    ]
+
+
+def environment_of(engine: str, request: pytest.FixtureRequest, folder: Path) -> Mapping[str, str]:
+    """The variables with which the commands of a batch system find its server, or the stand-in."""
+    if engine in SERVERS:
+        found: Mapping[str, str] = request.getfixturevalue(SERVERS[engine]).environment
+        return found
+    return installed(folder / "stand-in", engine) if engine in COMMANDS else {}
 
 
 def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:

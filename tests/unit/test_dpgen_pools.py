@@ -25,8 +25,8 @@ from dpstream.dpgen.machines.pools import (
     walltime,
 )
 from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet, worker_variables
+from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.script import worker_script
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import SpecError
 from tests.support import dpgen_methane
@@ -137,7 +137,7 @@ def theirs(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], lis
 
 def ours(pool: Pool, folder: Path) -> tuple[dict[str, str], list[str]]:
     settings = settings_of(pool)
-    options = SlurmFleet("lab", {pool.name: settings}, folder).options(pool.name, 1, "a")
+    options = BatchFleet("lab", {pool.name: settings}, folder).options(pool.name, 1, "a")
     first, *lines, last = worker_script(pool.name, settings).splitlines()
     assert first == "#!/bin/bash -l"
     assert last.startswith("exec ")
@@ -543,7 +543,7 @@ def test_every_machine_file_through_the_commands(path: Path, tmp_path: Path, cal
     status, printed = call("fleet", "check", fleet)
     for name, pool in found.pools.items():
         (row,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
-        missing = [str(source) for source in pool.source if not pool.slurm.submit_prefix]
+        missing = [str(source) for source in pool.source if not pool.batch.submit_prefix]
         problem = (
             "source: "
             if missing

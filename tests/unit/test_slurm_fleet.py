@@ -12,11 +12,11 @@ import typer
 from dpstream.commands.fleet import status, stop
 from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
+from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.ports import Launch
 
 
-def fleet(folder: Path, *states: str) -> SlurmFleet:
+def fleet(folder: Path, *states: str) -> BatchFleet:
     """An array with one job in each of these states; `scancel` writes its arguments to a file."""
     rows = [f"7|{number}|dps.d.cpu.cpu-1|{state}|None|0|" for number, state in enumerate(states)]
     (folder / "rows").write_text("".join(f"{row}\n" for row in rows))
@@ -33,7 +33,7 @@ def fleet(folder: Path, *states: str) -> SlurmFleet:
         max=9,
         slurm={"submit_prefix": [str(program)]},
     )
-    return SlurmFleet("d", {"cpu": pool}, folder)
+    return BatchFleet("d", {"cpu": pool}, folder)
 
 
 def test_a_job_in_an_unknown_state_has_not_ended(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
+from dpstream.services.coordinator.fleet.pools import BATCH, FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.process import ProcessFleet
-from dpstream.services.coordinator.fleet.slurm import SlurmFleet
+from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import SpecError
 from dpstream.shared.ports import Fleet
 
@@ -41,7 +41,7 @@ def kubernetes_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: P
 Make = Callable[[str, Mapping[str, PoolSettings], Path], FleetEngine]
 ENGINES: Mapping[str, Make] = {
     "process": ProcessFleet,
-    "slurm": SlurmFleet,
+    **dict.fromkeys(BATCH, BatchFleet),
     "kubernetes": kubernetes_fleet,
 }
 """`make(deployment, pools, logs)`; `logs`: a folder for logs of workers on this machine."""

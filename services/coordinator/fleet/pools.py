@@ -10,10 +10,21 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from dpstream.services.coordinator.fleet.engine_settings import (
+    BatchPool,
+    GridEnginePool,
+    KubernetesPool,
+    LsfPool,
+    Memory,
+    PbsPool,
+    Seconds,
+    SlurmPool,
+    Variable,
+)
 from dpstream.shared.bus.topology import declared
 from dpstream.shared.environment import is_secret
 from dpstream.shared.messages import COMMANDS, Explore, Judge, Screen, Service
@@ -21,86 +32,31 @@ from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.values import Name
 
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-LARGEST: Mapping[str, int] = {"process": 100, "slurm": 1000, "kubernetes": 200}
-"""Most workers of one launch, by engine; Slurm's default MaxArraySize is 1001."""
+Engine = Literal["process", "slurm", "sge", "pbs", "torque", "lsf", "kubernetes"]
+BATCH = ("slurm", "sge", "pbs", "torque", "lsf")
+"""Engines that are batch systems."""
+SECTIONS = (*BATCH, "kubernetes")
+"""Engines with a section of their own."""
+LARGEST: Mapping[str, int] = {
+    "process": 100,
+    **dict.fromkeys(BATCH, 1000),
+    "kubernetes": 200,
+}
+"""Most workers of one launch, by engine; the default MaxArraySize of Slurm is 1001, that of LSF
+1000."""
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,50}")
-PASSES = {"slurm": ("SLURM_*", "PMI*", "PMIX_*", "I_MPI_*", "UCX_*", "OMPI_*")}
+MPI = ("PMI*", "PMIX_*", "I_MPI_*", "UCX_*", "OMPI_*")
+PASSES = {
+    "slurm": ("SLURM_*", *MPI),
+    "sge": ("SGE_*", "JOB_ID", "PE*", "NSLOTS", "NHOSTS", "QUEUE", *MPI),
+    "pbs": ("PBS_*", *MPI),
+    "torque": ("PBS_*", *MPI),
+    "lsf": ("LSB_*", "LSF_*", "LS_*", *MPI),
+}
 """What engines and labeling programs may see of a fleet engine's variables: without them `srun`
-asks for a second allocation."""
+asks for a second allocation, and `mpirun` does not know its machines."""
 LABEL = "label."
 """Prefix of the queues of labelers."""
-
-
-def seconds_of(value: Any) -> Any:
-    """Reads `90`, `90s`, `10m`, `23h` or `2d` as seconds."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
-    if found is None:
-        raise ValueError("must be a time such as 90s, 10m, 23h or 2d")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def size_of(value: Any) -> Any:
-    """A size such as `120G`, as it is."""
-    if not (isinstance(value, str) and re.fullmatch(SIZE, value)):
-        raise ValueError("must be a size such as 500M, 120G or 1T")
-    return value
-
-
-SIZE = r"^[1-9][0-9]*[KMGT]$"
-Seconds = Annotated[
-    float, BeforeValidator(seconds_of, json_schema_input_type=float | str), Field(gt=0)
-]
-Memory = Annotated[str, StringConstraints(pattern=SIZE), BeforeValidator(size_of)]
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-class SlurmPool(Section):
-    partition: str | None = Field(default=None, description="partition; default: the cluster's")
-    account: str | None = Field(default=None, description="account that is charged")
-    qos: str | None = Field(default=None, description="quality of service")
-    time_limit: str | None = Field(default=None, description="walltime of a worker, e.g. 24:00:00")
-    nodes: int = Field(
-        default=1,
-        ge=1,
-        description="nodes of a labeler; cpus, gpus and memory are those of each node",
-    )
-    submit_prefix: tuple[str, ...] = Field(
-        default=(),
-        description="command that runs sbatch, squeue and scancel elsewhere, e.g. [ssh, login1]",
-    )
-    flags: tuple[str, ...] = Field(
-        default=(), description="further options of sbatch, e.g. [--exclusive]"
-    )
-
-
-class KubernetesPool(Section):
-    context: str | None = Field(
-        default=None,
-        description="context of kubeconfig; default: the cluster the coordinator is in",
-    )
-    namespace: Label = Field(default="dpstream", description="namespace of the Jobs")
-    secret: Label | None = Field(
-        default=None, description="Secret whose keys are variables of the workers"
-    )
-    service_account: Label | None = Field(
-        default=None, description="ServiceAccount of the pods; default: dpstream-SERVICE"
-    )
-    pull_secrets: tuple[Label, ...] = Field(default=(), description="Secrets for pulling the image")
-    node_selector: dict[str, str] = Field(default={}, description="labels that a node must have")
-    tolerations: tuple[dict[str, Any], ...] = Field(
-        default=(), description="taints of nodes that the pods tolerate"
-    )
-    scratch: Memory = Field(default="20G", description="disk for the private files of tasks")
-    labels: dict[str, str] = Field(
-        default={}, description="further labels of the Job, e.g. kueue.x-k8s.io/queue-name"
-    )
-    patch: dict[str, Any] = Field(
-        default={}, description="merged into the pod template of the Job (JSON merge patch)"
-    )
 
 
 class Budget(Section):
@@ -114,7 +70,7 @@ class Budget(Section):
 class PoolSettings(Section):
     """One pool of workers: processes of one service on machines of one kind."""
 
-    engine: Literal["process", "slurm", "kubernetes"] = Field(description="what runs the workers")
+    engine: Engine = Field(description="what runs the workers")
     serves: tuple[str, ...] = Field(
         min_length=1,
         description="queues of one service: train; explore, judge, screen; label.CODE",
@@ -191,6 +147,14 @@ class PoolSettings(Section):
         default=(), description="shell lines to run last before the worker; no secrets"
     )
     slurm: SlurmPool = Field(default=SlurmPool(), description="for the engine slurm")
+    sge: GridEnginePool = Field(
+        default=GridEnginePool(), description="for the engine sge: Grid Engine"
+    )
+    pbs: PbsPool = Field(
+        default=PbsPool(), description="for the engine pbs: PBS Professional, OpenPBS"
+    )
+    torque: PbsPool = Field(default=PbsPool(), description="for the engine torque")
+    lsf: LsfPool = Field(default=LsfPool(), description="for the engine lsf")
     kubernetes: KubernetesPool = Field(
         default=KubernetesPool(), description="for the engine kubernetes"
     )
@@ -220,12 +184,15 @@ class PoolSettings(Section):
     @property
     def place(self) -> tuple[object, ...]:
         """The engine, and where it runs the workers: pools with the same are listed together."""
-        where = {
-            "process": (),
-            "slurm": self.slurm.submit_prefix,
-            "kubernetes": (self.kubernetes.context, self.kubernetes.namespace),
-        }
-        return (self.engine, *where[self.engine])
+        if self.engine == "kubernetes":
+            return (self.engine, self.kubernetes.context, self.kubernetes.namespace)
+        return (self.engine, *self.batch.submit_prefix)
+
+    @property
+    def batch(self) -> BatchPool:
+        """The section of the pool's batch system; that of other engines has the defaults."""
+        section: BatchPool = getattr(self, self.engine) if self.engine in BATCH else BatchPool()
+        return section
 
     @model_validator(mode="after")
     def _consistent(self) -> PoolSettings:
@@ -252,8 +219,11 @@ class PoolSettings(Section):
                 "modules, source, prepend: the engine kubernetes does not use them; programs "
                 "belong in the image, credentials in the Secret that kubernetes.secret names"
             )
-        if self.slurm.nodes > 1 and self.service != "labeler":
-            raise ValueError(f"slurm.nodes: a {self.service} uses one node")
+        if self.batch.nodes_of_a_worker > 1 and self.service != "labeler":
+            raise ValueError(f"{self.engine}.nodes: a {self.service} uses one node")
+        for section in SECTIONS:
+            if section in self.model_fields_set and section != self.engine:
+                raise ValueError(f"{section}: the engine {self.engine} does not use it; remove it")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         if (own := f"DPSTREAM_{self.service.upper()}_SLOTS") in self.envs:
@@ -327,7 +297,7 @@ def read_fleet(path: Path) -> FleetFile:
 
 def _with_paths(pool: PoolSettings, folder: Path) -> PoolSettings:
     """Paths of this machine become absolute; those of a login node are taken as they are."""
-    if pool.slurm.submit_prefix:
+    if pool.batch.submit_prefix:
         return pool
     source = tuple(folder / each.expanduser() for each in pool.source)
     return pool.model_copy(update={"source": source})
@@ -342,7 +312,7 @@ def worker_variables(name: str, pool: PoolSettings, *, warm: bool = False) -> di
         "LIFETIME": pool.lifetime,
         "GRACE": pool.grace,
         "PASS": ",".join(_passed(pool)) or None,
-        "THREADS": max(1, pool.cpus * pool.slurm.nodes // pool.service_slots),
+        "THREADS": max(1, pool.cpus * pool.batch.nodes_of_a_worker // pool.service_slots),
         f"{pool.service.upper()}_SLOTS": pool.service_slots,
         "DEVICE": "cuda" if pool.gpus and pool.service != "labeler" else None,
         "LABELER_CODES": served if pool.service == "labeler" else None,

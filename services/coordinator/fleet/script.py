@@ -1,27 +1,32 @@
 """The shell script that becomes a worker: modules, files, variables, further lines, then `exec`.
 
 All its parts come from the fleet file, none from a message. `exec` makes the worker the process
-that the fleet engine started, so that its signals reach it. It is the script of a login shell,
-because many clusters define `module` only there.
+that the fleet engine started, so that its signals reach it. Where a batch system announces the stop
+by other signals, the shell stays and turns them into one SIGTERM. It is the script of a login
+shell, because many clusters define `module` only there.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
 from dpstream.shared.errors import FleetError
 
-NAMED = {
-    "slurm": 'export DPSTREAM_PROCESS="${SLURM_JOB_NAME##*.}-$SLURM_ARRAY_TASK_ID'
-    '${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}"'
-}
-"""The name of the process, where the script alone knows it; a requeued job is another process."""
 
-
-def worker_script(name: str, pool: PoolSettings, *, warm: bool = False) -> str:
-    """The script of one worker of pool `name`."""
+def worker_script(
+    name: str,
+    pool: PoolSettings,
+    *,
+    warm: bool = False,
+    named: str = "",
+    announced_by: Sequence[str] = (),
+) -> str:
+    """The script of one worker of pool `name`. `named`: a line that exports the name of the
+    process, where the script alone knows it; `announced_by`: signals that announce the stop,
+    besides SIGTERM."""
     variables = {**worker_variables(name, pool, warm=warm), **pool.envs}
     lines = [
         "#!/bin/bash -l",
@@ -30,11 +35,26 @@ def worker_script(name: str, pool: PoolSettings, *, warm: bool = False) -> str:
         *(f"module load {shlex.quote(module)} || exit 2" for module in pool.modules),
         *(f". {_path(path)} || exit 2" for path in pool.source),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
-        *([NAMED[pool.engine]] if pool.engine in NAMED else []),
+        *([named] if named else []),
         *pool.prepend,
-        f"exec {shlex.join(pool.arguments)}",
+        *_worker(shlex.join(pool.arguments), " ".join(announced_by)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _worker(command: str, signals: str) -> list[str]:
+    """The last lines. Signals reach the whole process group: the worker ignores those that announce
+    the stop. A signal also ends `wait`, which then has to be repeated."""
+    if not signals:
+        return [f"exec {command}"]
+    return [
+        f"(trap '' {signals}; exec {command}) &",
+        "worker=$! woken=1",
+        "trap 'woken=1' TERM",
+        f"trap 'woken=1; trap \"woken=1\" {signals}; kill -TERM $worker' {signals}",
+        'while test -n "$woken"; do woken=; wait $worker; status=$?; done',
+        "exit $status",
+    ]
 
 
 def _path(path: Path) -> str:

@@ -22,7 +22,8 @@ from dpstream.shared import messages as m
 from dpstream.shared.ports import Fleet
 from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, computed_twice, plan
 from tests.support.deployment import ROOT
-from tests.support.fleets import until_gone
+from tests.support.fleets import environment_of, until_gone
+from tests.support.grid_engine_server import GridEngineServer
 from tests.support.kube_namespace import IMAGE, Namespace
 from tests.support.slurm_server import SlurmServer
 from tests.support.small_campaign import COLD, finish, labelled, state_of, write_spec
@@ -64,7 +65,10 @@ def alive(fleet: Fleet) -> int:
     return sum(launch.alive for launch in fleet.running())
 
 
-@pytest.mark.parametrize("engine", [pytest.param("process", marks=pytest.mark.soak), "slurm"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=pytest.mark.soak) for name in ("process", "sge")] + ["slurm"],
+)
 def test_from_zero_to_max_and_back(
     engine: str,
     cluster: Cluster,
@@ -72,14 +76,14 @@ def test_from_zero_to_max_and_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the way the coordinator is killed, a worker is taken away and the controller of Slurm is
-    absent for a while: the same frames are labelled, none twice, and no worker is left."""
-    slurm: SlurmServer | None = None
+    """On the way the coordinator is killed, and a worker is taken away and the master of Slurm or
+    Grid Engine absent for a while: the same frames are labelled, none twice, and no worker is
+    left."""
     monkeypatch.chdir(tmp_path)
-    if engine == "slurm":
-        slurm = request.getfixturevalue("slurm_server")
-        cluster.environment |= slurm.environment
-        monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    environment = environment_of(engine, request, tmp_path)
+    cluster.environment |= environment
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
     path = fleet_file(tmp_path, cluster, engine)
     fleet = engines_of(read_fleet(path), path)["labels"]
 
@@ -97,11 +101,18 @@ def test_from_zero_to_max_and_back(
     cluster.until(lambda: seen() == MOST, "the pool is full")
     cluster.until(lambda: cluster.recorded(m.LabelsDone), "a label")
     cluster.kill("coordinator")
-    if slurm is not None:
+    if engine == "slurm":
+        slurm: SlurmServer = request.getfixturevalue("slurm_server")
         subprocess.run(["scancel", "--batch", "--signal=KILL", *_jobs()[:1]], check=True)
         slurm.stop_controller()
         time.sleep(3)
         slurm.start_controller()
+    if engine == "sge":
+        grid_engine: GridEngineServer = request.getfixturevalue("grid_engine")
+        subprocess.run(["qdel", *grid_engine.running("dps.chaos.")[:1]], check=True)
+        grid_engine.stop_master()
+        time.sleep(3)
+        grid_engine.start_master()
     cluster.until(lambda: seen() and verdict(cluster.store, NAME), "the campaign's end")
     check(cluster, cluster.finish())
     assert most == MOST
