@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
@@ -117,6 +117,10 @@ class KubernetesPool(Section):
         default=(), description="taints of nodes that the pods tolerate"
     )
     scratch: Memory = Field(default="20G", description="disk for the private files of tasks")
+    actuator: Literal["coordinator", "keda"] = Field(
+        default="coordinator",
+        description="what creates the Jobs; keda: the ScaledJob that dpstream fleet render prints",
+    )
     labels: dict[str, str] = Field(
         default={}, description="further labels of the Job, e.g. kueue.x-k8s.io/queue-name"
     )

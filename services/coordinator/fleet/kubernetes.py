@@ -27,7 +27,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from dpstream.services.coordinator.fleet.plan import time_of
+from dpstream.services.coordinator.fleet.keda import scaled_job, scaled_job_name
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.worker_job import (
     DEPLOYMENT,
@@ -42,6 +42,7 @@ from dpstream.services.coordinator.fleet.worker_pods import (
     ending,
     has_success,
     launch_of,
+    launched_at,
     missing_pods,
     place_of,
     scheduling_reason,
@@ -92,6 +93,8 @@ class KubernetesFleet:
     def retire(self, launch: Launch, most: int) -> int:
         """Deletes the Job if nothing of it has started, else lowers its `parallelism`. A pod that
         starts meanwhile is asked to stop, like any other."""
+        if self._is_observed(launch.pool):
+            return 0
         jobs = self._list(self._batch.list_namespaced_job, launch)
         pods = self._list(self._core.list_namespaced_pod, launch)
         if not jobs:
@@ -106,6 +109,9 @@ class KubernetesFleet:
 
     def end(self, launch: Launch) -> None:
         """Deletes the Job after its pods, which get SIGTERM."""
+        if self._is_observed(launch.pool):
+            name = scaled_job_name(self.deployment, launch.pool)
+            raise FleetError(f"KEDA creates its Jobs: kubectl delete scaledjob {name}")
         name = job_name(self.deployment, launch.name)
         try:
             self._call(self._batch.delete_namespaced_job, name, propagation_policy="Foreground")
@@ -134,12 +140,22 @@ class KubernetesFleet:
 
     def check(self, pool: str) -> None:
         """Asks the API server whether it would accept a worker. Raises FleetError."""
+        if self._is_observed(pool):
+            self._call(self._batch.list_namespaced_job, limit=1)
+            return
         job = self._job(pool, f"{pool}-check")
         self._call(self._batch.create_namespaced_job, body=job, dry_run="All")
 
     def render(self, pool: str) -> str:
-        """The Job of one worker as YAML."""
+        """The Job of one worker, or the ScaledJob of the pool, as YAML."""
+        if self._is_observed(pool):
+            return "---\n" + yaml.safe_dump(
+                scaled_job(self.deployment, pool, self.pools[pool]), sort_keys=False
+            )
         return yaml.safe_dump(self._job(pool, f"{pool}-LAUNCH"), sort_keys=False)
+
+    def _is_observed(self, pool: str) -> bool:
+        return pool in self.pools and self.pools[pool].is_observed
 
     def _job(self, pool: str, name: str, count: int = 1, *, warm: bool = False) -> dict[str, Any]:
         return worker_job(self.deployment, pool, self.pools[pool], name, count, warm=warm)
@@ -161,7 +177,7 @@ class KubernetesFleet:
         name = launch_of(labelled)
         waits = [seconds_of(pod["metadata"]["creationTimestamp"]) for pod in waiting]
         if missing and any(reasons):
-            waits.append(time_of(name))
+            waits.append(launched_at(labelled))
         return Launch(
             name,
             labelled["metadata"]["labels"].get(POOL, ""),
@@ -172,7 +188,7 @@ class KubernetesFleet:
             ended=Counter(ending(pod) for pod in ended),
             up=frozenset(pod["metadata"]["name"] for pod in at["running"]),
             gone=frozenset(pod["metadata"]["name"] for pod in ended),
-            since=time_of(name),
+            since=launched_at(labelled),
             # A pod that takes the place of a preempted one has just begun to wait.
             waits_since=min(waits, default=time.time()),
             reason=next(filter(None, reasons), ""),

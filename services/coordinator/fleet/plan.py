@@ -152,6 +152,8 @@ class _PoolTurn:
         return PoolVerdict(self.wanted, busy, self._reason(worth))
 
     def launches(self) -> Iterator[NewLaunch]:
+        if self.pool.is_observed:
+            return
         largest = min(self.standing.most or math.inf, LARGEST[self.pool.engine])
         alive = self.standing.alive
         missing = max(0, min(self.pool.min, self.wanted) - alive)
@@ -161,7 +163,7 @@ class _PoolTurn:
 
     def retirements(self) -> Iterator[Retirement]:
         surplus = self.standing.alive - self.wanted
-        if self.standing.unknown_since is not None:
+        if self.standing.unknown_since is not None or self.pool.is_observed:
             return
         for launch in sorted(self.standing.launches, key=lambda each: -each.since):
             most = min(surplus, launch.waiting)

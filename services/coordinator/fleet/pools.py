@@ -194,6 +194,11 @@ class PoolSettings(Section):
         section: BatchPool = getattr(self, self.engine) if self.engine in BATCH else BatchPool()
         return section
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether something else than the coordinator starts the workers."""
+        return self.engine == "kubernetes" and self.kubernetes.actuator == "keda"
+
     @model_validator(mode="after")
     def _consistent(self) -> PoolSettings:
         for queue in self.serves:
@@ -224,6 +229,8 @@ class PoolSettings(Section):
         for section in SECTIONS:
             if section in self.model_fields_set and section != self.engine:
                 raise ValueError(f"{section}: the engine {self.engine} does not use it; remove it")
+        if self.is_observed and self.min:
+            raise ValueError(f"min: {self.min}: must be 0 with kubernetes.actuator: keda")
         if self.min > self.max:
             raise ValueError(f"min: {self.min}: must be at most max ({self.max})")
         if (own := f"DPSTREAM_{self.service.upper()}_SLOTS") in self.envs:

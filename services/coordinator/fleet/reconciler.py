@@ -281,6 +281,7 @@ class Reconciler:
             cost_today=spent.cost_today,
             budget_used=self._share(),
             history=tuple(self._history),
+            is_current=now - self._posted_at < STALE,
         )
         wanted: Counter[str] = Counter()
         for name, pool in self._file.pools.items():
@@ -307,7 +308,8 @@ class Reconciler:
         for launch in found.launches if now - self._posted_at < STALE else ():
             self._launch(launch, now)
         for name, memory in self._memory.items():
-            if any(budget.hard for budget in self._used_up(name)):
+            observed = self._file.pools[name].is_observed
+            if not observed and any(budget.hard for budget in self._used_up(name)):
                 for each in memory.launches:
                     self._end(each)
 

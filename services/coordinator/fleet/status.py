@@ -55,4 +55,7 @@ class FleetStatus(View):
     cost_per_label: float | None = Field(description="of all workers, per computed label")
     cost_today: float = Field(description="of the present day (UTC), in the file's currency")
     budget_used: float = Field(description="share of the deployment's budget; 1: used up")
+    is_current: bool = Field(
+        description="whether the coordinator reached broker and store within the last minute"
+    )
     history: tuple[Sample, ...] = Field(description="of the last hours, the newest last")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.worker_job import LAUNCH
 
 Object = Mapping[str, Any]
@@ -21,8 +22,18 @@ LOST_SECONDS = 30.0
 
 
 def launch_of(labelled: Object) -> str:
-    """The launch that a Job or a pod belongs to."""
-    return str(labelled["metadata"]["labels"].get(LAUNCH, ""))
+    """The launch that a Job or a pod belongs to; a Job of KEDA is a launch under its own name."""
+    metadata = labelled["metadata"]
+    labels = metadata["labels"]
+    return str(labels.get(LAUNCH) or labels.get("job-name") or metadata["name"])
+
+
+def launched_at(labelled: Object) -> float:
+    """When the launch was made, seconds since the epoch."""
+    metadata = labelled["metadata"]
+    if LAUNCH in metadata["labels"]:
+        return time_of(launch_of(labelled))
+    return seconds_of(metadata["creationTimestamp"])
 
 
 def place_of(pod: Object) -> Place:

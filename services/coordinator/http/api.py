@@ -62,6 +62,10 @@ class Standing(View):
     given_up: int
 
 
+class Wanted(View):
+    wanted: int
+
+
 class Why(View):
     lines: tuple[str, ...]
 
@@ -190,6 +194,15 @@ def _fleet(app: FastAPI, read_access: ReadAccess) -> None:
         if status is None:
             raise NotFound("no fleet file: DPSTREAM_FLEET is not set")
         return status
+
+    @app.get("/fleet/wanted/{pool}", summary="The wanted workers of one pool, for KEDA")
+    def wanted(pool: Name) -> Wanted:
+        status = fleet()
+        if pool not in status.pools:
+            raise NotFound(f"no pool {pool!r}")
+        if not status.is_current:  # KEDA then creates nothing
+            raise StoreError("broker or store do not answer")
+        return Wanted(wanted=status.pools[pool].wanted)
 
 
 def _pages(app: FastAPI, metrics: CoordinatorMetrics) -> None:
