@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BeforeValidator,
     Field,
     FilePath,
@@ -61,6 +62,11 @@ def _slots(value: Any) -> Any:
         if int(value) >= 1:
             return int(value)
     raise ValueError("must be a number from 1, or auto")
+
+
+def _without_colon(value: Any) -> Any:
+    """Children of AWS Batch are named `ARRAY:3`."""
+    return value.replace(":", ".") if isinstance(value, str) else value
 
 
 Slots = Annotated[int | Literal["auto"], BeforeValidator(_slots)]
@@ -303,11 +309,12 @@ class WorkerSettings(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the pool of workers that this process belongs to, for messages",
     )
-    process: str | None = Field(
+    process: Annotated[str | None, BeforeValidator(_without_colon)] = Field(
         default=None,
+        validation_alias=AliasChoices(f"{PREFIX}PROCESS", "AWS_BATCH_JOB_ID"),
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
         description="name of this process in the fleet engine, by which the coordinator learns "
-        "that the process has ended",
+        "that the process has ended; default: the job of AWS Batch",
     )
     grace: float = Field(
         default=25.0,

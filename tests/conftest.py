@@ -46,6 +46,7 @@ pytest_plugins = [
     "tests.support.worker",
     "tests.support.rabbit_server",
     "tests.support.s3_server",
+    "tests.support.batch_server",
     "tests.support.grid_engine_server",
     "tests.support.slurm_server",
     "tests.support.kube_namespace",

@@ -296,9 +296,11 @@ def access(
     DIR/passwords.env (mode 0600) holds all secrets. Existing secrets are kept; delete a line to
     have that secret generated again.
     RabbitMQ imports DIR/rabbitmq/definitions.json. SeaweedFS reads DIR/seaweedfs/s3.json (mode
-    0600). DIR/aws and DIR/alibaba hold one bucket policy per user.
+    0600). DIR/aws and DIR/alibaba hold one bucket policy per user. With pools of AWS Batch in the
+    fleet file, DIR/aws/coordinator-fleet.json is what the coordinator needs for them.
     """
-    everyone = with_pools(users, read_fleet(fleet) if fleet else None)
+    pools = read_fleet(fleet) if fleet else None
+    everyone = with_pools(users, pools)
     place = parse_deployment(everyone, bucket, prefix, vhost, broker_prefix)
-    for file in write_access(place, output):
+    for file in write_access(place, output, pools):
         say(console, f"wrote {file}")

@@ -16,6 +16,7 @@ from dpstream.deploy.rights import (
     Deployment,
     Secrets,
     definitions,
+    fleet_policy,
     identities,
     policy,
 )
@@ -46,8 +47,9 @@ BROKER_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,60}")
 PRIVATE, PUBLIC = 0o600, 0o644
 
 
-def write_access(place: Deployment, out: Path) -> list[Path]:
-    """Write all files to the folder `out` and return their paths. Raises `SpecError`."""
+def write_access(place: Deployment, out: Path, fleet: FleetFile | None = None) -> list[Path]:
+    """Write all files to the folder `out` and return their paths. Raises `SpecError`. With a
+    `fleet` that has pools of AWS Batch also what the coordinator needs for them."""
     try:
         known, lines = _secrets(place.users, out / PASSWORDS)
         documents = {
@@ -59,6 +61,9 @@ def write_access(place: Deployment, out: Path) -> list[Path]:
             for provider in ("aws", "alibaba"):
                 document = policy(role, place, DIALECTS[provider])
                 documents[Path(provider) / f"{user}.json"] = (document, PUBLIC)
+        batch = fleet_policy(fleet) if fleet else None
+        if batch is not None:
+            documents[Path("aws/coordinator-fleet.json")] = (batch, PUBLIC)
         write_whole(out / PASSWORDS, lines, PRIVATE)
         for name, (document, mode) in documents.items():
             write_whole(out / name, json.dumps(document, indent=1) + "\n", mode)

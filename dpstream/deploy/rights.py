@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.shared.access import LISTENERS, PROBES, SETTLING, Role, kept_from
 from dpstream.shared.bus.topology import DEAD, EVENTS, TASKS, TOPOLOGY
 
@@ -173,6 +174,33 @@ def policy(role: Role, place: Deployment, dialect: Dialect) -> dict[str, Any]:
     policy that allows it."""
     statements = [*_allowed(role, place, dialect), *_denied(role, place, dialect)]
     return {"Version": dialect.version, "Statement": statements}
+
+
+def fleet_policy(file: FleetFile) -> dict[str, Any] | None:
+    """What the coordinator needs on AWS to run the pools of AWS Batch; None without such a pool.
+    Batch has no rights by resource for lists and descriptions."""
+    pools = [each.aws_batch for each in file.pools.values() if each.engine == "aws_batch"]
+    if not pools:
+        return None
+    arn = "arn:aws:batch:*:*:"
+    definitions = f"{arn}job-definition/dpstream-{file.deployment.replace('.', '_')}-*"
+    queues = sorted({f"{arn}job-queue/{pool.queue}" for pool in pools})
+    roles = sorted(
+        {role for pool in pools for role in (pool.job_role, pool.execution_role) if role}
+    )
+    ours = {"StringEquals": {"aws:ResourceTag/dpstream-deployment": file.deployment}}
+    lists = ("ListJobs", "DescribeJobs", "DescribeJobDefinitions", "DescribeJobQueues")
+    tasks = {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+    granted: list[tuple[list[str], list[str], Mapping[str, Any]]] = [
+        ([f"batch:{each}" for each in lists], ["*"], {}),
+        (["batch:SubmitJob"], [*queues, definitions, f"{arn}job/*"], {}),
+        (["batch:RegisterJobDefinition"], [definitions], {}),
+        (["batch:TagResource"], [definitions, f"{arn}job/*"], {}),
+        (["batch:CancelJob", "batch:TerminateJob"], [f"{arn}job/*"], ours),
+        (["iam:PassRole"], roles, tasks),
+    ]
+    statements = [_statement("Allow", *each) for each in granted if each[1]]
+    return {"Version": DIALECTS["aws"].version, "Statement": statements}
 
 
 def identities(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The S3 store: objects in a bucket of Amazon S3, a compatible server or Alibaba OSS.
 
-The only module that imports boto3. A store is thread-safe: one client, one connection pool. The
-constructor sends no request; `probe` sends the first.
+The only module that uses S3 through boto3. A store is thread-safe: one client, one connection pool.
+The constructor sends no request; `probe` sends the first.
 """
 
 from __future__ import annotations

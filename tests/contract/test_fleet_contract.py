@@ -18,10 +18,13 @@ from dpstream.services.coordinator.fleet.pools import PASSES, PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet
+from tests.support.batch_server import BatchServer
 from tests.support.fleets import (
     MADE,
     NAME,
     STAYING,
+    USUAL,
+    aws_batch_pool,
     end_all,
     engines,
     environment_of,
@@ -50,6 +53,10 @@ def pools(engine: str, request: pytest.FixtureRequest) -> MakePools:
     if engine == "kubernetes":
         kube: Namespace = request.getfixturevalue("kube")
         return lambda *command, **changes: {"cpu": kube.pool(*command, **changes)}
+    if engine == "aws_batch":
+        return lambda *command, **changes: {
+            "cpu": PoolSettings(**aws_batch_pool(*command, **(SETTINGS | changes)))
+        }
     return lambda *command, **changes: {
         "cpu": PoolSettings(engine=engine, command=command, **(SETTINGS | changes))
     }
@@ -162,6 +169,10 @@ def test_a_worker_sees_its_settings(
         kube: Namespace = request.getfixturevalue("kube")
         kube.secret("dpstream-labeler", DPSTREAM_BROKER=SECRET)
         changes = {"kubernetes": {"secret": "dpstream-labeler"}}
+    if engine == "aws_batch":
+        server: BatchServer = request.getfixturevalue("aws_batch")
+        server.secrets["arn:broker"] = SECRET
+        changes = {"aws_batch": {"secrets": {"DPSTREAM_BROKER": "arn:broker"}}}
     if engine in PASSES:
         expected["DPSTREAM_PASS"] = ",".join([*PASSES[engine], "GREETING"])
     tests = [f'test "${key}" = {shlex.quote(value)}' for key, value in expected.items()]
@@ -191,7 +202,8 @@ def test_a_warm_worker_does_not_leave_when_it_is_idle(pools: MakePools, make: Ma
 
 def test_ended_workers_are_named(pools: MakePools, make: Make, engine: str, tmp_path: Path) -> None:
     """Their leases then end at once."""
-    writing = f'touch "{tmp_path}/$DPSTREAM_PROCESS.name"; sleep 1'
+    seconds = 1 if engine in USUAL else 5  # longer than a list takes
+    writing = f'touch "{tmp_path}/$DPSTREAM_PROCESS.name"; sleep {seconds}'
     fleet = make(pools("bash", "-c", writing))
     fleet.launch("cpu", 2, NAME)
     launch = until(fleet, lambda each: each.running == 2)

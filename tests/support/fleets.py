@@ -13,6 +13,7 @@ import pytest
 from dpstream.services.coordinator.fleet.engines import ENGINES
 from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.shared.ports import Fleet, Launch
+from tests.support.batch_server import QUEUE
 from tests.support.stand_in_scheduler import COMMANDS, installed
 
 PROMPT = 30.0
@@ -21,9 +22,9 @@ NAME = name_of("cpu", MADE)
 STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$ 2>/dev/null; sleep 300 & wait")
 """A worker that gives its task back when it is to stop; its file says that it is up."""
 
-USUAL = {"process", "slurm", "kubernetes"}
+USUAL = {"process", "slurm", "kubernetes", "aws_batch"}
 """Engines that `make test` tries; `make fleet-test` tries all."""
-SERVERS = {"slurm": "slurm_server", "sge": "grid_engine"}
+SERVERS = {"slurm": "slurm_server", "sge": "grid_engine", "aws_batch": "aws_batch"}
 """The fixture with the server of an engine."""
 
 
@@ -41,6 +42,19 @@ def environment_of(engine: str, request: pytest.FixtureRequest, folder: Path) ->
         found: Mapping[str, str] = request.getfixturevalue(SERVERS[engine]).environment
         return found
     return installed(folder / "stand-in", engine) if engine in COMMANDS else {}
+
+
+def aws_batch_pool(*command: str, **changes: Any) -> dict[str, Any]:
+    """A pool of the server of the tests; its command sees its name as only workers do."""
+    naming = 'export DPSTREAM_PROCESS="${AWS_BATCH_JOB_ID/:/.}"; exec "$@"'
+    section = {"queue": QUEUE, **changes.pop("aws_batch", {})}
+    return {
+        "engine": "aws_batch",
+        "image": "labeler:1",
+        "command": ("bash", "-c", naming, "bash", *command),
+        "aws_batch": section,
+        **changes,
+    }
 
 
 def until(fleet: Fleet, test: Callable[[Launch], bool], name: str = NAME) -> Launch:

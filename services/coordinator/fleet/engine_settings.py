@@ -99,6 +99,24 @@ class LsfPool(QueuedPool, SeveralNodes):
     pass
 
 
+class AwsBatchPool(Section):
+    queue: str = Field(default="", description="job queue")
+    region: str | None = Field(default=None, description="region; default: AWS_DEFAULT_REGION")
+    job_role: str | None = Field(default=None, description="ARN of the role of the workers")
+    execution_role: str | None = Field(
+        default=None, description="ARN of the role that pulls the image and reads the secrets"
+    )
+    secrets: dict[Variable, str] = Field(
+        default={},
+        description="variables of the workers with the ARNs of their values in Secrets Manager or "
+        "Parameter Store",
+    )
+    share_identifier: str | None = Field(
+        default=None, description="share of a queue with a fair-share policy"
+    )
+    tags: dict[str, str] = Field(default={}, description="further tags of jobs and definitions")
+
+
 class KubernetesPool(Section):
     context: str | None = Field(
         default=None,

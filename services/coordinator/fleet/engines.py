@@ -38,11 +38,19 @@ def kubernetes_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: P
     return KubernetesFleet(deployment, pools, logs)
 
 
+def aws_batch_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: Path) -> FleetEngine:
+    """Imports the engine when a pool needs it: boto3 is large."""
+    from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet
+
+    return AwsBatchFleet(deployment, pools, logs)
+
+
 Make = Callable[[str, Mapping[str, PoolSettings], Path], FleetEngine]
 ENGINES: Mapping[str, Make] = {
     "process": ProcessFleet,
     **dict.fromkeys(BATCH, BatchFleet),
     "kubernetes": kubernetes_fleet,
+    "aws_batch": aws_batch_fleet,
 }
 """`make(deployment, pools, logs)`; `logs`: a folder for logs of workers on this machine."""
 LOGS = "worker-logs"

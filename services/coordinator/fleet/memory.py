@@ -30,6 +30,7 @@ GOOD = frozenset({"0", "75"})
 """Exit statuses of workers that did what they should."""
 TAKEN = frozenset({"SIGTERM", "143", "signal 15"}) | {
     *("CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"),  # Slurm
+    "HostTerminated",  # AWS Batch
     "UNKNOWN",  # a batch system without a record
     *("DisruptionTarget", "Evicted", "NodeLost", "NodeShutdown"),  # Kubernetes
     *("Shutdown", "Terminated", "DeadlineExceeded"),

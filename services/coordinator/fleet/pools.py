@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dpstream.services.coordinator.fleet.engine_settings import (
+    AwsBatchPool,
     BatchPool,
     GridEnginePool,
     KubernetesPool,
@@ -32,15 +33,18 @@ from dpstream.shared.spec.base import Section
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.values import Name
 
-Engine = Literal["process", "slurm", "sge", "pbs", "torque", "lsf", "kubernetes"]
+Engine = Literal["process", "slurm", "sge", "pbs", "torque", "lsf", "kubernetes", "aws_batch"]
 BATCH = ("slurm", "sge", "pbs", "torque", "lsf")
 """Engines that are batch systems."""
-SECTIONS = (*BATCH, "kubernetes")
+IMAGES = ("kubernetes", "aws_batch")
+"""Engines whose workers are containers."""
+SECTIONS = (*BATCH, *IMAGES)
 """Engines with a section of their own."""
 LARGEST: Mapping[str, int] = {
     "process": 100,
     **dict.fromkeys(BATCH, 1000),
     "kubernetes": 200,
+    "aws_batch": 10_000,
 }
 """Most workers of one launch, by engine; the default MaxArraySize of Slurm is 1001, that of LSF
 1000."""
@@ -55,6 +59,11 @@ PASSES = {
 }
 """What engines and labeling programs may see of a fleet engine's variables: without them `srun`
 asks for a second allocation, and `mpirun` does not know its machines."""
+SECRET_PLACES = {
+    "kubernetes": "the Secret that kubernetes.secret names",
+    "aws_batch": "Secrets Manager; aws_batch.secrets names it",
+}
+"""Where secrets of workers in containers belong."""
 LABEL = "label."
 """Prefix of the queues of labelers."""
 
@@ -158,6 +167,9 @@ class PoolSettings(Section):
     kubernetes: KubernetesPool = Field(
         default=KubernetesPool(), description="for the engine kubernetes"
     )
+    aws_batch: AwsBatchPool = Field(
+        default=AwsBatchPool(), description="for the engine aws_batch: AWS Batch"
+    )
 
     @property
     def service(self) -> Service:
@@ -186,6 +198,8 @@ class PoolSettings(Section):
         """The engine, and where it runs the workers: pools with the same are listed together."""
         if self.engine == "kubernetes":
             return (self.engine, self.kubernetes.context, self.kubernetes.namespace)
+        if self.engine == "aws_batch":
+            return (self.engine, self.aws_batch.region, self.aws_batch.queue)
         return (self.engine, *self.batch.submit_prefix)
 
     @property
@@ -214,15 +228,20 @@ class PoolSettings(Section):
             raise ValueError(
                 "serves: queues of several classes of labelers; give each class its own pool"
             )
-        if self.engine == "kubernetes" and self.image is None:
-            raise ValueError("image: missing; the engine kubernetes needs it")
-        if self.engine != "kubernetes" and self.image is not None:
+        has_image = self.engine in IMAGES
+        if has_image and self.image is None:
+            raise ValueError(f"image: missing; the engine {self.engine} needs it")
+        if not has_image and self.image is not None:
             raise ValueError(f"image: the engine {self.engine} does not use it; remove it")
+        if self.engine == "aws_batch" and not self.aws_batch.queue:
+            raise ValueError("aws_batch.queue: missing")
+        if self.engine == "aws_batch" and self.memory is None:
+            raise ValueError("memory: missing; the engine aws_batch needs it")
         prepared = self.module_purge or self.module_unload or self.modules or self.prepend
-        if self.engine == "kubernetes" and (prepared or self.source):
+        if has_image and (prepared or self.source):
             raise ValueError(
-                "modules, source, prepend: the engine kubernetes does not use them; programs "
-                "belong in the image, credentials in the Secret that kubernetes.secret names"
+                f"modules, source, prepend: the engine {self.engine} does not use them; programs "
+                f"belong in the image, credentials in {SECRET_PLACES[self.engine]}"
             )
         if self.batch.nodes_of_a_worker > 1 and self.service != "labeler":
             raise ValueError(f"{self.engine}.nodes: a {self.service} uses one node")
@@ -239,11 +258,7 @@ class PoolSettings(Section):
         given += [("prepend", name) for line in self.prepend for name in assigned(line)]
         for key, name in given:
             if is_secret(name):
-                place = (
-                    "the Secret that kubernetes.secret names"
-                    if self.engine == "kubernetes"
-                    else "a file under source"
-                )
+                place = SECRET_PLACES.get(self.engine, "a file under source")
                 raise ValueError(f"{key}: {name}: a secret; it belongs in {place}")
         return self
 

@@ -1,0 +1,243 @@
+"""Workers on AWS Batch: moto checks the requests, and a server of our own lets jobs live."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from dpstream.deploy.rights import fleet_policy
+from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending
+from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
+from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.errors import FleetError
+from tests.support.batch_server import PAGE, BatchServer
+from tests.support.fleets import NAME, STAYING, aws_batch_pool, end_all, until
+
+SETTINGS: dict[str, Any] = {"serves": ["train"], "max": 9, "memory": "1G"}
+
+
+def pool(*command: str, **changes: Any) -> PoolSettings:
+    return PoolSettings(**aws_batch_pool(*(command or STAYING), **(SETTINGS | changes)))
+
+
+@pytest.fixture
+def server(aws_batch: BatchServer, monkeypatch: pytest.MonkeyPatch) -> BatchServer:
+    for key, value in aws_batch.environment.items():
+        monkeypatch.setenv(key, value)
+    return aws_batch
+
+
+def fleet(folder: Path, **changes: Any) -> AwsBatchFleet:
+    return AwsBatchFleet("lab", {"cpu": pool(**changes)}, folder)
+
+
+# -------------------------------------------------------------------------- as moto understands it
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of moto's server, which has a queue."""
+    moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    for key in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_BATCH"):
+        monkeypatch.setenv(key, url)
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    config = json.dumps({"batch": {"use_docker": False}}).encode()
+    with urllib.request.urlopen(f"{url}/moto-api/config", config, timeout=10):
+        pass
+    role = boto3.client("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]
+    client = boto3.client("batch")
+    machines = client.create_compute_environment(
+        computeEnvironmentName="machines",
+        type="UNMANAGED",
+        state="ENABLED",
+        serviceRole=role["Arn"],
+    )
+    order = [{"order": 1, "computeEnvironment": machines["computeEnvironmentArn"]}]
+    client.create_job_queue(
+        jobQueueName="main", state="ENABLED", priority=1, computeEnvironmentOrder=order
+    )
+    yield client
+    server.stop()
+
+
+def test_moto_accepts_every_request(moto: Any, tmp_path: Path) -> None:
+    """There every job succeeds at once, terminated or not."""
+    found = fleet(tmp_path, gpus=1, aws_batch={"tags": {"group": "chem"}})
+    for name, count in ((NAME, 3), ("cpu-1", 1)):
+        found.launch("cpu", count, name)
+    found.launch("cpu", 1, NAME)
+    assert {launch.name for launch in found.running()} == {NAME, "cpu-1"}
+    for launch in found.running():
+        found.retire(launch, 1)
+        found.end(launch)
+    (definition,) = moto.describe_job_definitions(status="ACTIVE")["jobDefinitions"]
+    strategy = definition["retryStrategy"]["evaluateOnExit"]
+    assert [(each["action"].upper(), each.get("onStatusReason")) for each in strategy] == [
+        ("RETRY", "Host EC2*"),
+        ("EXIT", None),
+    ]
+    resources = definition["containerProperties"]["resourceRequirements"]
+    assert {each["type"]: each["value"] for each in resources} == {
+        "VCPU": "1",
+        "MEMORY": "1024",
+        "GPU": "1",
+    }
+
+
+# ------------------------------------------------------------------------------------ life of jobs
+
+
+def test_a_job_definition_is_registered_only_if_it_differs(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    """Also by the next coordinator; warm workers share it."""
+    for number, found in enumerate([fleet(tmp_path)] * 2 + [fleet(tmp_path)]):
+        found.launch("cpu", 1, f"cpu-{number}", warm=number == 1)
+    assert server.requests["registerjobdefinition"] == 1
+    fleet(tmp_path, cpus=2).launch("cpu", 1, "cpu-9")
+    assert [each["revision"] for each in server.definitions] == [1, 2]
+    end_all(found)
+
+
+def test_one_worker_is_a_plain_job_and_several_are_an_array(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    found = fleet(tmp_path)
+    found.launch("cpu", 1, "cpu-1")
+    found.launch("cpu", 2 * PAGE + 1, "cpu-2")
+    one, several = sorted(found.running(), key=lambda launch: launch.name)
+    assert (one.alive, several.alive) == (1, 2 * PAGE + 1)
+    assert [job.is_array for job in server.jobs.values()] == [False, True]
+    end_all(found)
+
+
+def test_children_are_read_only_if_the_counts_have_changed(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    """Requests per turn do not depend on how many workers there are."""
+    found = fleet(tmp_path)
+    found.launch("cpu", 4, NAME)
+    until(found, lambda launch: launch.running == 4)
+    before = server.requests.copy()
+    for _ in range(3):
+        found.running()
+    assert server.requests - before == {"listjobs": 3, "describejobs": 3}
+    end_all(found)
+
+
+def test_a_worker_of_a_reclaimed_machine_starts_again(server: BatchServer, tmp_path: Path) -> None:
+    found = fleet(tmp_path)
+    found.launch("cpu", 2, NAME)
+    until(found, lambda launch: launch.running == 2)
+    (job,) = server.jobs.values()
+    server.reclaim(job.children[0].id)
+    launch = until(found, lambda launch: launch.running == 2)
+    assert launch.ended == {}
+    end_all(found)
+
+
+def test_what_waits_is_cancelled_and_what_runs_is_terminated(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    found = fleet(tmp_path)
+    found.launch("cpu", 6, NAME)
+    launch = until(found, lambda each: (each.running, each.waiting) == (4, 2))
+    assert found.retire(launch, 1) == 1
+    assert server.requests["terminatejob"] == 0
+    launch = until(found, lambda each: each.waiting == 1)
+    assert (launch.running, launch.ended) == (4, {"CANCELLED": 1})
+    found.end(launch)
+    launch = until(found, lambda each: each.alive == 0)
+    assert launch.ended == {"CANCELLED": 2, "75": 4}
+
+
+def test_check_refuses_a_queue_in_which_jobs_may_wait_for_ever(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    found = fleet(tmp_path)
+    found.check("cpu")
+    server.queue["state"] = "DISABLED"
+    with pytest.raises(FleetError, match="job queue main: DISABLED, VALID"):
+        found.check("cpu")
+    server.queue = {"state": "ENABLED", "status": "VALID"}
+    with pytest.raises(FleetError, match="RUNNABLE for ever: aws batch update-job-queue"):
+        found.check("cpu")
+    with pytest.raises(FleetError, match="job queue nowhere: does not exist"):
+        fleet(tmp_path, aws_batch={"queue": "nowhere"}).check("cpu")
+
+
+@pytest.mark.parametrize(
+    ("job", "ending"),
+    [
+        ({"status": "SUCCEEDED"}, "0"),
+        ({"status": "FAILED", "container": {"exitCode": 75}}, "75"),
+        ({"statusReason": "Host EC2 (instance i-0) terminated."}, "HostTerminated"),
+        ({"statusReason": "taken back"}, "CANCELLED"),
+        ({"statusReason": "Job attempt duration exceeded timeout"}, "TIMEOUT"),
+        ({"statusReason": "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"}, "MISCONFIGURATION:JOB"),
+    ],
+)
+def test_how_a_job_ended(job: dict[str, Any], ending: str) -> None:
+    assert _ending({"status": "FAILED", **job}).startswith(ending)
+
+
+def test_a_worker_knows_the_name_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"BROKER": "amqp://x", "STORE": "/tmp"}.items():
+        monkeypatch.setenv(f"DPSTREAM_{key}", value)
+    monkeypatch.setenv("AWS_BATCH_JOB_ID", "0af-1:3")
+    assert LabelerSettings().process == "0af-1.3"
+    monkeypatch.setenv("DPSTREAM_PROCESS", "cpu-1")
+    assert LabelerSettings().process == "cpu-1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": None}, "memory: missing; the engine aws_batch needs it"),
+        ({"aws_batch": {"queue": ""}}, "aws_batch.queue: missing"),
+        ({"envs": {"API_TOKEN": "x"}}, "envs: API_TOKEN: a secret; it belongs in Secrets Manager"),
+        ({"slurm": {}}, "slurm: the engine aws_batch does not use it; remove it"),
+        ({"source": ["a.env"]}, "the engine aws_batch does not use them"),
+    ],
+)
+def test_a_mistake_in_the_fleet_file_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        pool(**changes)
+
+
+# ---------------------------------------------------------------------------------------- rights
+
+
+def test_the_coordinator_may_use_batch_and_nothing_else() -> None:
+    role = "arn:aws:iam::1:role/worker"
+    pools = {"cpu": pool(aws_batch={"job_role": role})}
+    document = fleet_policy(FleetFile(deployment="lab", pools=pools))
+    assert document is not None
+    statements = {tuple(each["Action"]): each for each in document["Statement"]}
+    actions = {action for each in statements for action in each}
+    assert {action for action in actions if not action.startswith("batch:")} == {"iam:PassRole"}
+    (passed,) = (each for each in document["Statement"] if each["Action"] == ["iam:PassRole"])
+    assert passed["Resource"] == [role]
+    ending = statements["batch:CancelJob", "batch:TerminateJob"]
+    assert ending["Condition"] == {"StringEquals": {"aws:ResourceTag/dpstream-deployment": "lab"}}
+    operations = {
+        *("ListJobs", "DescribeJobs", "DescribeJobDefinitions", "DescribeJobQueues"),
+        *("SubmitJob", "RegisterJobDefinition", "CancelJob", "TerminateJob", "TagResource"),
+    }
+    assert actions - {"iam:PassRole"} == {f"batch:{each}" for each in operations}
+    local = {"engine": "process", "serves": ["train"], "max": 1}
+    assert (
+        fleet_policy(FleetFile.model_validate({"deployment": "x", "pools": {"a": local}})) is None
+    )
