@@ -20,8 +20,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test check lint versions soak fleet-test k8s-test images images-test install servers grid-engine codes \
-  builder schema clean
+.PHONY: demo test check lint versions soak fleet-test k8s-test images images-test install servers \
+  grid-engine codes builder schema clean
 
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
@@ -56,7 +56,7 @@ images-test: images servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/test_images.py
 
 FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
-  tests/unit/test_schedulers.py \
+  tests/unit/test_schedulers.py tests/unit/test_aws_batch.py tests/unit/test_keda.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
   tests/integration/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
 

@@ -27,8 +27,8 @@ from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
 fleet = typer.Typer(
-    help="Prepare and inspect workers on demand; the coordinator starts them, as processes, "
-    "Slurm jobs or Kubernetes Jobs.",
+    help="Prepare and inspect workers on demand; the coordinator starts them, as processes, as "
+    "jobs of a batch system (Slurm, Grid Engine, PBS, Torque, LSF, AWS Batch) or of Kubernetes.",
     epilog="The coordinator reads the fleet file that DPSTREAM_FLEET names. To start: dpstream "
     "fleet init; edit fleet.yaml; dpstream fleet check; then start the coordinator with "
     "DPSTREAM_FLEET=fleet.yaml.",
@@ -43,7 +43,7 @@ HERE = Path("fleet.yaml")
 EXAMPLE = """\
 # The pools of workers of one deployment. Times: 90s, 10m, 23h. Every key: dpstream fleet schema
 
-deployment: lab                  # in the name of every Slurm job; one per coordinator
+deployment: lab                  # in the name of every job; one per coordinator
 budget: {}                       # e.g. {worker_hours: 2000, currency_per_day: 150, hard: false}
 pools:
   trainers:

@@ -416,8 +416,8 @@ def test_lists_of_machines_become_several_pools() -> None:
 @pytest.mark.parametrize(
     ("machine", "why"),
     [
-        ({"batch_type": "PBS"}, "no fleet engine for PBS;"),
-        ({"batch_type": "SGE"}, "no fleet engine for SGE (Grid Engine);"),
+        ({"batch_type": "PBS"}, "the engine pbs runs the pool that you write;"),
+        ({"batch_type": "SGE"}, "the engine sge runs the pool that you write;"),
         ({"batch_type": "Bohrium"}, "no fleet engine for Bohrium (the cloud service Bohrium,"),
         ({"batch_type": "DistributedShell"}, "for DistributedShell (applications of a Hadoop"),
         ({"batch_type": "Shell", **ssh()}, "starts workers on the coordinator's machine only"),
@@ -500,7 +500,7 @@ def test_import_writes_a_fleet_file_to_read(tmp_path: Path, call: Call) -> None:
     words = ("import", param, machine, "--fleet", fleet, "-o", tmp_path / "campaign.yaml")
     status, printed = call(*words)
     assert status == 0, printed
-    assert "fp[1]: no pool: no fleet engine for LSF; start its workers yourself" in printed
+    assert "the engine lsf runs the pool that you write; start its workers yourself" in printed
     assert "a label task computes 3 frames one after another" in printed
     assert f"wrote {fleet} with 2 pools; next: dpstream fleet check {fleet}" in printed
     assert yaml.safe_load((tmp_path / "campaign.yaml").read_text())["labels"]["bundle"] == 3

@@ -27,11 +27,9 @@ Json = dict[str, Any]
 ENGINES = {"slurm": "slurm", "slurmjobarray": "slurm", "shell": "process", "local": "process"}
 """Fleet engines by batch_type, in lower case."""
 CLOUD = "the cloud service Bohrium, which runs jobs on machines of its own"
+UNCONVERTED = ("pbs", "torque", "sge", "lsf")
+"""Batch systems with a fleet engine of that name, whose directives are not converted."""
 ELSEWHERE = {
-    "pbs": "PBS",
-    "torque": "Torque",
-    "sge": "Grid Engine",
-    "lsf": "LSF",
     "fugaku": "the job system of Fugaku",
     "jh_unischeduler": "JH UniScheduler",
     "distributedshell": "applications of a Hadoop cluster (YARN)",
@@ -169,6 +167,11 @@ def _reason_for_none(machine: Machine) -> str:
     if not batch:
         return "it has no batch_type"
     engine = ENGINES.get(batch.lower())
+    if batch.lower() in UNCONVERTED:
+        return (
+            "only the directives of Slurm are converted, and the engine "
+            f"{batch.lower()} runs the pool that you write"
+        )
     if engine is None:
         other = ELSEWHERE.get(batch.lower(), "unknown")
         same = other.lower() == batch.lower()
