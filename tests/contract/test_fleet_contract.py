@@ -30,6 +30,7 @@ from tests.support.fleets import (
     environment_of,
     until,
 )
+from tests.support.grid_engine_server import GridEngineServer
 from tests.support.kube_namespace import KUBECONFIG, Namespace
 from tests.support.slurm_server import CPUS, SlurmServer
 
@@ -284,4 +285,50 @@ def test_a_walltime_sends_one_sigterm(slurm: SlurmServer, tmp_path: Path) -> Non
     launch = until(fleet, lambda each: each.running == 1 and (tmp_path / "up").exists())
     fleet.end(launch)
     until(fleet, lambda each: each.alive == 0)
+    assert (tmp_path / "seen").read_text() == "1\n"
+
+
+# -------------------------------------------------------------------------- Grid Engine alone
+
+
+@pytest.fixture
+def sge(
+    grid_engine: GridEngineServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> GridEngineServer:
+    for key, value in grid_engine.environment.items():
+        monkeypatch.setenv(key, value)
+    return grid_engine
+
+
+def sge_pools(*command: str, **changes: Any) -> dict[str, PoolSettings]:
+    return {"cpu": PoolSettings(engine="sge", command=command, **(SETTINGS | changes))}
+
+
+@pytest.mark.soak
+def test_what_grid_engine_refuses_is_told_in_its_words(
+    sge: GridEngineServer, tmp_path: Path
+) -> None:
+    BatchFleet("x", sge_pools(*STAYING), tmp_path).check("cpu")
+    nowhere = BatchFleet("x", sge_pools(*STAYING, sge={"queue": "nowhere"}), tmp_path)
+    for refused in (lambda: nowhere.check("cpu"), lambda: nowhere.launch("cpu", 1, NAME)):
+        with pytest.raises(FleetError, match='unknown queue "nowhere"'):
+            refused()
+    none_fits = BatchFleet("x", sge_pools(*STAYING, cpus=CPUS + 1), tmp_path)
+    with pytest.raises(FleetError, match="no suitable queues"):
+        none_fits.check("cpu")
+
+
+@pytest.mark.soak
+def test_a_time_limit_of_grid_engine_sends_one_sigterm(
+    sge: GridEngineServer, tmp_path: Path
+) -> None:
+    counting = (
+        "n=0; trap 'n=$((n+1))' TERM; for i in $(seq 600); do sleep 0.1; "
+        "test $n = 0 || break; done; sleep 1; echo $n > seen; exit 75"
+    )
+    limits: dict[str, Any] = {"grace": 115, "sge": {"time_limit": "2m"}}
+    fleet = BatchFleet("once", sge_pools("bash", "-c", counting, **limits), tmp_path)
+    fleet.launch("cpu", 1, NAME)
+    launch = until(fleet, lambda each: each.alive == 0 and bool(each.ended))
+    assert launch.ended == {"75": 1}
     assert (tmp_path / "seen").read_text() == "1\n"

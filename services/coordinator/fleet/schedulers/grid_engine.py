@@ -51,6 +51,12 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     return ["qsub", "-terse", "-cwd", "-notify", *options, *sge.flags]
 
 
+def _verify(pool: PoolSettings, command: list[str]) -> list[str]:
+    """A trial on an empty cluster without load values, so that no queue has free memory."""
+    without_memory = pool.model_copy(update={"memory": None})
+    return [*_submit("check", without_memory, 1), "-w", "v"]
+
+
 def _listed(run: Run, prefix: str) -> Iterator[Process]:
     """Also the last ones that ended (`z`), of which Grid Engine keeps some."""
     listed = run(["qstat", "-s", "prsz", "-g", "d", "-r", "-xml"])
@@ -107,7 +113,7 @@ def _delete(run: Run, processes: Sequence[Process]) -> None:
 
 GRID_ENGINE = Scheduler(
     submit=_submit,
-    check=lambda pool, command: [*command, "-w", "v"],
+    check=_verify,
     listed=_listed,
     cancel=_delete,
     stop=lambda run, job_name, processes: _delete(run, processes),
