@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     BeforeValidator,
     Field,
     FilePath,
@@ -64,9 +63,9 @@ def _slots(value: Any) -> Any:
     raise ValueError("must be a number from 1, or auto")
 
 
-def _without_colon(value: Any) -> Any:
-    """Children of AWS Batch are named `ARRAY:3`."""
-    return value.replace(":", ".") if isinstance(value, str) else value
+def _job_of_aws_batch() -> str | None:
+    """The name that only the worker itself sees there; children of arrays are `ARRAY:3`."""
+    return os.environ.get("AWS_BATCH_JOB_ID", "").replace(":", ".") or None
 
 
 Slots = Annotated[int | Literal["auto"], BeforeValidator(_slots)]
@@ -309,9 +308,8 @@ class WorkerSettings(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the pool of workers that this process belongs to, for messages",
     )
-    process: Annotated[str | None, BeforeValidator(_without_colon)] = Field(
-        default=None,
-        validation_alias=AliasChoices(f"{PREFIX}PROCESS", "AWS_BATCH_JOB_ID"),
+    process: str | None = Field(
+        default_factory=_job_of_aws_batch,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$",
         description="name of this process in the fleet engine, by which the coordinator learns "
         "that the process has ended; default: the job of AWS Batch",

@@ -26,7 +26,8 @@ import yaml
 from kubernetes_validate import utils
 
 from dpstream.deploy.access_files import parse_deployment, write_access
-from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet, seconds_of
+from dpstream.services.coordinator.fleet.engine_settings import seconds_of
+from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.services.coordinator.fleet.worker_job import worker_job
 from dpstream.services.coordinator.http.api import UNGUARDED
