@@ -142,7 +142,7 @@ def apply_events(settings: Settings, events: int) -> Applied:
         times.append(time.process_time())
         ledger.append(entries)
         times.append(time.process_time())
-        ledger.snapshot(state)
+        state = ledger.snapshot(state)
         times.append(time.process_time())
         spent.wall += time.monotonic() - began
         spent.events += len(entries)

@@ -136,7 +136,7 @@ class Page:
     @property
     def requested(self) -> int:
         """Frames whose label was requested."""
-        return len(self.view.state.labels.frames)
+        return self.view.state.requested
 
     @property
     def reused(self) -> list[Mapping[str, Any]]:

@@ -18,10 +18,10 @@ DAY = 86_400.0
 
 
 class Decisions:
-    """The event, the state after the decisions so far, and these decisions."""
+    """The event, the state before it and after the decisions so far, and these decisions."""
 
-    def __init__(self, state: State, event: m.Message) -> None:
-        self.state, self.event = state, event
+    def __init__(self, before: State, state: State, event: m.Message) -> None:
+        self.before, self.state, self.event = before, state, event
         self.decided: list[m.Message] = []
 
     def decide(self, decision: m.Message) -> None:

@@ -16,7 +16,6 @@ from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
 from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
-from dpstream.shared.codec import queue_of
 from dpstream.shared.runtime.context import KEEPS, envelope_of
 from dpstream.shared.values import stable_id
 
@@ -58,6 +57,8 @@ class OpenCampaign:
         under the same task do not count."""
         for event in self.ledger.orphans:
             task = self.state.tasks.get(event.task) if isinstance(event, m.Result) else None
+            if isinstance(event, m.Result) and self.state.archive.has_task(event.task):
+                continue
             if isinstance(event, m.Result) and task is None:
                 self.early.setdefault(event.task, []).append(event)
             elif task is None or self._was_issued(task.command) is not False:
@@ -117,17 +118,17 @@ class OpenCampaign:
             for message in (entry.event, *entry.decided):
                 if isinstance(message, m.Command):
                     self.own_events += self._results_of(message)
-                    task = self.state.tasks[message.task]
-                    if task.status == "open" and task.command.attempt == message.attempt:
+                    task = self.state.tasks.get(message.task)
+                    if task and task.status == "open" and task.command.attempt == message.attempt:
                         self.add_task(task, now)
                 elif isinstance(message, (m.TaskEvent, m.TaskCancelled)):
-                    self._update_queue(message.task)
                     if (
                         isinstance(message, m.Result)
                         and message.seconds
                         and not _is_reused(message)
                     ):
                         self._time(message)
+                    self._update_queue(message.task)
                     if isinstance(message, m.LabelsDone):
                         self.computed_labels += sum(not each.reused for each in message.accepted)
 
@@ -137,9 +138,8 @@ class OpenCampaign:
 
     def _time(self, result: m.Result) -> None:
         """Counts the time of a result in `usual_seconds`."""
-        task = self.state.tasks.get(result.task)
-        if task is not None and result.seconds:
-            queue = queue_of(task.command)
+        queue = self.task_queue.queue_of_task(result.task)
+        if queue is not None and result.seconds:
             before = self.usual_seconds.get(queue, result.seconds)
             self.usual_seconds[queue] = 0.8 * before + 0.2 * result.seconds
 

@@ -64,7 +64,7 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
     """
     if _is_own(event):
         return state, ()
-    decisions = Decisions(apply(state, event), event)
+    decisions = Decisions(state, apply(state, event), event)
     if decisions.state is state:
         return state, ()
     react = REACTIONS.get(type(event))

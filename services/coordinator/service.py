@@ -153,6 +153,7 @@ class Coordinator:
         with suppress(StoreError):
             for open_campaign in self.open_campaigns.values():
                 open_campaign.ledger.write_head()
+                open_campaign.state = open_campaign.ledger.written(open_campaign.state)
 
     def _passes(self, stopping: threading.Event) -> Iterator[None]:
         """Yields after every pass, until a subscription fails or `stopping` is set."""
@@ -423,7 +424,7 @@ class Coordinator:
         open_campaign.state = state
         open_campaign.track(segment, self.timer())
         self._act(open_campaign, segment)
-        open_campaign.ledger.snapshot(state)
+        open_campaign.state = open_campaign.ledger.snapshot(state)
 
     def _decide(self, state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]]:
         """Calls `decide`. If it raises, the event has no effect but to pause its campaign."""
@@ -477,7 +478,7 @@ class Coordinator:
         if self.store.create(key, encode(revoked)) or self._is_revoked(key):
             open_campaign.task_queue.claimed(decision.task)
             open_campaign.own_events.append(revoked)
-        elif not isinstance(open_campaign.state.tasks[decision.task].command, m.Label):
+        elif decision.task not in open_campaign.state.tasks:  # cancelled, or done meanwhile
             self.store.put(f"{key}.stop", b"{}")
 
     def _is_revoked(self, key: str) -> bool:

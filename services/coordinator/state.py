@@ -1,26 +1,31 @@
 """The state of one campaign, as `policy.decide` sees it.
 
-`State` has eight parts (labels, dataset, committee, exploration, candidates, proposals, final and
-lost work) and the table of tasks. Every part is a frozen dataclass with persistent maps: `apply/`
-makes a changed copy with `replace`, whose keywords mypy checks. Methods such as `with_frame` and
-`with_task` keep counters and indices consistent with the tables they are derived from.
+`State` has nine parts (labels, dataset, committee, exploration, candidates, proposals, final, lost
+work and archive) and the table of tasks. Every part is a frozen dataclass with persistent maps:
+`apply/` makes a changed copy with `replace`, whose keywords mypy checks. Methods such as
+`with_frame` and `with_task` keep counters and indices consistent with the tables they are derived
+from.
+
+A task that has ended and a frame in a dataset leave their tables for the archive: of these, no rule
+needs more than the id. What views show of them is in segments of the archive in the store.
 
 The state follows from the ledger; snapshots of it only save time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal, TypeVar
+from itertools import chain
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from immutables import Map
 from pydantic import ConfigDict, TypeAdapter
 
-from dpstream.services.coordinator.records import Table, replace
+from dpstream.services.coordinator.records import NO_KEYS, KeySet, Table, replace
 from dpstream.shared import messages as m
-from dpstream.shared.codec import AnyCommand
+from dpstream.shared.codec import AnyCommand, kind_of
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import (
     OFFERED,
@@ -31,10 +36,12 @@ from dpstream.shared.values import (
     PoolItem,
     Ref,
     Trust,
+    is_offered,
     stable_id,
 )
 
 M = TypeVar("M", bound=m.Message)
+V = TypeVar("V")
 
 NEVER_LEARNED = ("audit", "property")
 """Purposes of labels that models are tested on and never trained on."""
@@ -128,7 +135,7 @@ class LabelState:
     """Frames whose label was requested. The counters follow from `frames`."""
 
     frames: Table[KnownFrame] = Map()
-    """By frame key."""
+    """Those that are not in a dataset, by frame key."""
     waiting: Table[None] = Map()
     """Keys of frames in no label task yet."""
     pending: int = 0
@@ -318,6 +325,8 @@ class StageState:
     """Those of them that were rejected."""
     audits: Table[str] = Map()
     """Labelled audit frames of this stage: key → trajectory."""
+    learned: int = 0
+    """Frames that this stage has chosen for training and that are in a dataset."""
 
     def with_frame(self, frame: KnownFrame, before: KnownFrame | None) -> StageState:
         """With a frame, new or in place of `before`."""
@@ -361,7 +370,8 @@ class CandidateState:
     """Batches that a newer committee has to judge again, by URI."""
     taken: Table[tuple[float, ...]] = Map()
     """Times of chosen frames, ps: of each trajectory, and of the share that each committee version
-    has taken of it."""
+    has taken of it; without those of former versions, and of trajectories that no selection can
+    choose from any more."""
     selected: int = 0
     """Frames selected for training under the newest version."""
 
@@ -390,6 +400,12 @@ class CandidateState:
         for place, choice in places:
             taken = taken.set(place, tuple(sorted((*taken.get(place, ()), choice.time_ps))))
         return replace(self, taken=taken, selected=self.selected + len(labels))
+
+    def forgot_all_but(self, trajectories: Collection[str]) -> CandidateState:
+        """With the chosen frames of these trajectories alone, and without the shares, which are
+        those of former versions."""
+        taken = {name: self.taken[name] for name in trajectories if name in self.taken}
+        return replace(self, taken=Map(taken))
 
 
 def _share_key(version: int, trajectory: str) -> str:
@@ -483,6 +499,139 @@ class ProposalState:
     """By user, or by generator where the broker states no users."""
     labels: int = 0
     """Labels that generators have requested directly so far."""
+    chosen: Table[None] = Map()
+    """Those, by origin, of which a frame was chosen from the pool."""
+
+
+# ---------------------------------------------------------------------------------------- archive
+
+
+class EndedTask(NamedTuple):
+    """What views show of a task that has ended."""
+
+    kind: str
+    title: str
+    status: TaskStatus
+    attempt: int
+    lapses: int
+
+
+class SettledFrame(NamedTuple):
+    """What views show of a frame in a dataset, as in `KnownFrame`; `label`: the key of its
+    object."""
+
+    purpose: Purpose
+    stage: int
+    version: int
+    origin: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ArchiveSegment:
+    """An object with records of ended tasks and settled frames."""
+
+    stored: Ref
+    tasks: Table[int]
+    """Number by kind and status (`counted_as`)."""
+    frames: int
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Tasks that have ended and frames in a dataset: nothing changes them any more. A record is in
+    `ended` or `settled` until a segment with it is stored; then the state has its id alone."""
+
+    ended: Table[EndedTask] = Map()
+    settled: Table[SettledFrame] = Map()
+    """By frame key."""
+    tasks: KeySet = NO_KEYS
+    frames: KeySet = NO_KEYS
+    segments: tuple[ArchiveSegment, ...] = ()
+    """Oldest first."""
+    tasks_by_status: Table[int] = Map()
+    """Numbers of ended tasks by kind and status (`counted_as`)."""
+    frames_by_purpose: Table[int] = Map()
+    """Numbers of settled frames."""
+
+    def has_task(self, task: str) -> bool:
+        return task in self.ended or task in self.tasks
+
+    def has_frame(self, key: str) -> bool:
+        return key in self.settled or key in self.frames
+
+    @property
+    def frame_keys(self) -> Iterator[str]:
+        return chain(self.settled, self.frames)
+
+    @property
+    def requested(self) -> int:
+        """Number of frames."""
+        return len(self.settled) + len(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.ended) + len(self.tasks) + self.requested
+
+    def with_task(self, task: Task) -> Archive:
+        command, status = task.command, counted_as(kind_of(task.command), task.status)
+        record = EndedTask(
+            kind_of(command), command.title, task.status, command.attempt, task.lapses
+        )
+        counts = self.tasks_by_status
+        return replace(
+            self,
+            ended=self.ended.set(command.task, record),
+            tasks_by_status=counts.set(status, counts.get(status, 0) + 1),
+        )
+
+    def with_frame(self, frame: KnownFrame) -> Archive:
+        assert frame.label is not None
+        record = SettledFrame(
+            frame.purpose, frame.stage, frame.version, frame.origin, frame.label.uri
+        )
+        counts = self.frames_by_purpose
+        return replace(
+            self,
+            settled=self.settled.set(frame.ref.key, record),
+            frames_by_purpose=counts.set(frame.purpose, counts.get(frame.purpose, 0) + 1),
+        )
+
+    def stored(self, before: Archive, stored: Archive) -> Archive:
+        """Without the records that it had `before` they were stored in segments. `stored`: that
+        archive without records."""
+        return replace(
+            stored,
+            ended=_without(self.ended, before.ended),
+            settled=_without(self.settled, before.settled),
+            tasks_by_status=self.tasks_by_status,
+            frames_by_purpose=self.frames_by_purpose,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same tasks and frames, whatever is in segments."""
+        return isinstance(other, Archive) and vars(self.ids) == vars(other.ids)
+
+    @property
+    def ids(self) -> Archive:
+        """The ids alone, and the counts."""
+        tasks, frames = KeySet.of(self.ended), KeySet.of(self.settled)
+        return replace(
+            self,
+            ended=Map(),
+            settled=Map(),
+            tasks=self.tasks | tasks,
+            frames=self.frames | frames,
+            segments=(),
+        )
+
+
+def _without(table: Map[str, V], gone: Map[str, V]) -> Map[str, V]:
+    return Map({key: value for key, value in table.items() if key not in gone})
+
+
+def counted_as(kind: str, status: str) -> str:
+    """What a task counts as: its kind and its status."""
+    return f"{kind} {status}"
 
 
 # --------------------------------------------------------------------------------------- the whole
@@ -529,6 +678,7 @@ class State:
     handled: Table[None] = Map()
     """Ids of users' requests and of pauses: each takes effect once."""
     tasks: Table[Task] = Map()
+    """Those that something can still change, and the trainings of the models in the state."""
     live: Table[Table[None]] = Map()
     """Ids of open, running and lost tasks, by kind."""
     labels: LabelState = LabelState()
@@ -539,13 +689,29 @@ class State:
     proposals: ProposalState = ProposalState()
     final: FinalState = FinalState()
     lost: LostWork = LostWork()
+    archive: Archive = Archive()
+
+    @property
+    def requested(self) -> int:
+        """Frames whose label was requested."""
+        return len(self.labels.frames) + self.archive.requested
 
     @property
     def label_room(self) -> int:
         """Labels that the budget still allows to request."""
-        labels = self.labels
-        used = len(labels.frames) - labels.revoked + len(labels.checks)
+        used = self.requested - self.labels.revoked + len(self.labels.checks)
         return max(0, self.spec.budget.labels - used)
+
+    def has_task(self, task: str) -> bool:
+        """Whether the task was issued."""
+        return task in self.tasks or self.archive.has_task(task)
+
+    def frame_status(self, key: str) -> FrameStatus | None:
+        """None if the label of the frame was not requested."""
+        frame = self.labels.frames.get(key)
+        if frame is not None:
+            return frame.status
+        return "labelled" if self.archive.has_frame(key) else None
 
     @property
     def proposal_room(self) -> int:
@@ -590,6 +756,12 @@ class State:
             live = live.set(kind, ids.set(name, None) if task.is_live else ids.delete(name))
         return replace(self, tasks=self.tasks.set(name, task), live=live)
 
+    def without_task(self, task: Task) -> State:
+        """With a task in the archive."""
+        state = self.with_task(task)
+        tasks = state.tasks.delete(task.command.task)
+        return replace(state, tasks=tasks, archive=state.archive.with_task(task))
+
     def with_frame(self, frame: KnownFrame) -> State:
         """With a frame, new or changed: every counter and table that its status appears in
         follows."""
@@ -602,11 +774,29 @@ class State:
         stage = exploration.stage.with_frame(frame, before)
         if stage is not exploration.stage:
             exploration = replace(exploration, stage=stage)
-        labels = self.labels.with_frame(frame, before)
-        return replace(self, labels=labels, dataset=dataset, exploration=exploration)
+        labels, proposals = self.labels.with_frame(frame, before), self.proposals
+        if before is None and is_offered(frame.origin) and frame.purpose != "proposed":
+            chosen = proposals.chosen.set(frame.origin, None)
+            proposals = replace(proposals, chosen=chosen)
+        return replace(
+            self, labels=labels, dataset=dataset, exploration=exploration, proposals=proposals
+        )
+
+    def with_settled(self, keys: Iterable[str]) -> State:
+        """With labelled frames in the archive."""
+        labels, stage, archive = self.labels, self.exploration.stage, self.archive
+        frames, learned = labels.frames, stage.learned
+        for key in keys:
+            frame = frames[key]
+            frames, archive = frames.delete(key), archive.with_frame(frame)
+            learned += frame.stage == stage.index and frame.purpose == "train"
+        exploration = replace(self.exploration, stage=replace(stage, learned=learned))
+        labels = replace(labels, frames=frames)
+        return replace(self, labels=labels, exploration=exploration, archive=archive)
 
     def dumps(self) -> bytes:
-        return _adapter().dump_json(self)
+        """All that follows from the messages; not how much of it is in segments of the archive."""
+        return _adapter().dump_json(replace(self, archive=self.archive.ids))
 
 
 @cache

@@ -14,6 +14,7 @@ from ase.io import write
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import CandidatesSelected, Explore, StageEnded
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import frames_of
 from tests.support.small_campaign import finish, state_of, write_spec
 
 MORSE = ["pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253"]
@@ -74,5 +75,5 @@ def test_what_each_engine_found_is_labelled_and_trained_on(root: Path) -> None:
     chosen = [m for m in heard if isinstance(m, CandidatesSelected)]
     assert [(m.stage, len(m.labels)) for m in chosen] == [(0, 4), (1, 4)]
     state = state_of(root)
-    found = [f for f in state.labels.frames.values() if f.purpose == "train"]
+    found = [f for f in frames_of(state).values() if f.purpose == "train"]
     assert Counter((f.stage, f.status) for f in found) == {(0, "labelled"): 4, (1, "labelled"): 4}

@@ -23,6 +23,7 @@ from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
 from tests.support.deployment import Deployment, wait_until
@@ -215,7 +216,8 @@ def test_dead_letters_are_failures_and_strangers_are_kept(
     command = next(iter(load_state(deployment.store, "small").tasks.values())).command
     deployment.dead_letter(command)
     wait_until(
-        lambda: load_state(deployment.store, "small").tasks[command.task].lapses == 1, "a failure"
+        lambda: tasks_of(load_state(deployment.store, "small"))[command.task].lapses == 1,
+        "a failure",
     )
     with closing(deployment.bus()) as bus:
         alien = encode(m.CampaignResumed(id="x", campaign="small", time=0.0))

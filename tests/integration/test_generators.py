@@ -48,6 +48,7 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref, Rmse, campaign_uri, is_offered
+from tests.support.archived import frames_of
 from tests.support.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
@@ -241,10 +242,10 @@ def test_offered_frames_are_judged_labelled_and_told_of(deployment: Deployment) 
     assert candidate.deviation is not None
     assert 1e-6 < candidate.deviation < 100
     assert labelled.key == frame_key(canonical(from_ase(good[0])).frame)
-    known = deployment.state.labels.frames[str(labelled.key)]
+    known = frames_of(deployment.state)[str(labelled.key)]
     assert (known.status, known.purpose, known.stage) == ("labelled", "train", -1)
     assert known.label is not None
-    _, label, _ = decode_labelled(FolderStore(deployment.root).get(known.label.uri))
+    _, label, _ = decode_labelled(FolderStore(deployment.root).get(known.label))
     assert labelled.energy == label.energy
 
 
@@ -299,9 +300,7 @@ def test_by_reference_and_straight_to_labeling(deployment: Deployment) -> None:
     assert kinds(words) == [["candidate", "labelled"]] * 105
     assert {said[0].version for said in words.values()} == {0}
     state = deployment.state
-    mine = [
-        f for f in state.labels.frames.values() if f.origin.startswith("generator:dpstream/bulk/")
-    ]
+    mine = [f for f in frames_of(state).values() if f.origin.startswith("generator:dpstream/bulk/")]
     assert {frame.purpose for frame in mine} == {"proposed"}
     assert len(mine) == state.proposals.labels >= 105
     again = heard(generator, generator.propose(frames[:2]), 2)
@@ -356,7 +355,7 @@ def test_a_stream_is_offered_frame_by_frame(
         ["1", "candidate"],
         ["1", "labelled"],
     ]
-    origins = {frame.origin.rsplit("/", 1)[0] for frame in deployment.state.labels.frames.values()}
+    origins = {frame.origin.rsplit("/", 1)[0] for frame in frames_of(deployment.state).values()}
     assert sum(origin.startswith("generator:dpstream/pipe/") for origin in origins) == 1
 
 
@@ -438,11 +437,11 @@ def test_a_watched_folder_is_proposed_once(deployment: Deployment, tmp_path: Pat
 
 def test_offers_do_not_show_in_the_verdicts_on_rounds(deployment: Deployment) -> None:
     state = deployment.state
-    assert any(is_offered(frame.origin) for frame in state.labels.frames.values())
+    assert any(is_offered(frame.origin) for frame in frames_of(state).values())
     assert state.paused is None, state.paused
     current = state.exploration.round
     assert current is None or set(current.conditions) == {"methane 300 K"}
     assert state.exploration.stage.answered == sum(
         frame.stage == 0 and frame.status in ("labelled", "rejected")
-        for frame in state.labels.frames.values()
+        for frame in frames_of(state).values()
     )

@@ -9,6 +9,7 @@ import pytest
 
 from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
 from dpstream.shared.messages import LabelsDone
+from tests.support.archived import frames_of
 from tests.support.release_0_1 import OldCampaign, unpack
 from tests.support.small_campaign import finish
 
@@ -27,15 +28,15 @@ def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
     assert [end.verdict for end in state.exploration.ended] == ["converged", "converged"]
     assert state.final.model is not None
     assert state.labels.reused == 0
-    assert set(before.labels.frames) <= set(state.labels.frames)
-    assert {frame.status for frame in state.labels.frames.values()} == {"labelled"}
+    assert set(frames_of(before)) <= set(frames_of(state))
+    assert {frame.status for frame in frames_of(state).values()} == {"labelled"}
     computed = Counter(
         accepted.key
         for message in read_messages(old.store, old.name)
         if isinstance(message, LabelsDone)
         for accepted in message.accepted
     )
-    assert computed == dict.fromkeys(state.labels.frames, 1)
+    assert computed == dict.fromkeys(frames_of(state), 1)
     assert contents(old, "labels/").items() >= labels.items()
     assert contents(old, "campaigns/killed/ledger/").items() >= ledger.items()
     epochs = epochs_of(old)

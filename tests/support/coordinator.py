@@ -22,6 +22,7 @@ from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import campaign_uri
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 
 LEASE, REISSUE = 100.0, 1000.0
@@ -162,7 +163,7 @@ def first_task(
 
 
 def status(open_campaign: OpenCampaign, command: m.Command) -> str:
-    return open_campaign.state.tasks[command.task].status
+    return tasks_of(open_campaign.state)[command.task].status
 
 
 def serving(coordinator: Coordinator) -> tuple[threading.Event, threading.Thread, list[Any]]:

@@ -26,11 +26,13 @@ def half_way(store: Store, turns: int = 8) -> CoordinatorHarness:
     for _ in range(turns):
         harness.work()
         harness.step()
-    tasks = open_campaign.state.tasks
+    commands = dict[str, m.Train]()
     for message in read_messages(store, "world"):
-        if isinstance(message, m.MemberTrained):
+        if isinstance(message, m.Train):
+            commands[message.task] = message.model_copy(update={"time": 0.0, "cause": None})
+        elif isinstance(message, m.MemberTrained):
             key = campaign_uri("world", "results", message.task, message.attempt, TRAINED)
-            store.put(key, encode(tasks[message.task].command) + b"\n" + encode(message))
+            store.put(key, encode(commands[message.task]) + b"\n" + encode(message))
     harness.coordinator._write_heads()
     assert harness.coordinator.open_campaigns["world"].ledger.seq > 8
     return harness

@@ -21,6 +21,7 @@ from dpstream.shared.messages import LabelsDone
 from dpstream.shared.ports import Outgoing, Store
 from dpstream.shared.settings import Settings, read_settings
 from dpstream.shared.values import is_offered
+from tests.support.archived import frames_of
 
 HERE = Path(__file__).parent
 
@@ -39,7 +40,7 @@ def check(store: Store, campaign: str) -> None:
     frame that the generator offered."""
     while (finished := verdict(store, campaign)) is None:
         time.sleep(1)
-    frames = load_state(store, campaign).labels.frames.values()
+    frames = frames_of(load_state(store, campaign)).values()
     labelled = [frame for frame in frames if frame.status == "labelled"]
     offered = [frame for frame in labelled if is_offered(frame.origin)]
     computed = Counter(

@@ -15,13 +15,16 @@ from typing import TypeVar
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.archive import Records, read
+from dpstream.services.coordinator.ledger.chain import Link
 from dpstream.services.coordinator.policy import decide
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.state import NEVER_LEARNED, KnownFrame, State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import stable_id
-from tests.support.campaign_simulator import CampaignSimulator, submission
+from dpstream.shared.values import FrameRef, stable_id
+from tests.support.archived import frames_of
+from tests.support.campaign_simulator import CampaignSimulator, key, ref, submission
 
 Kind = TypeVar("Kind", bound=m.Message)
 Entry = tuple[m.Message, tuple[m.Message, ...]]
@@ -111,6 +114,12 @@ class LossyDelivery:
         self.deliver(claimed)
         return results
 
+    def learn(self, *names: str) -> None:
+        """Adds labelled training frames that are in no dataset yet."""
+        for name in names:
+            frame = FrameRef(batch=ref(name), index=0, key=key(name))
+            self.state = self.state.with_frame(KnownFrame(frame, "train", "labelled", ref(name)))
+
     def decisions(self, kind: type[Kind]) -> list[Kind]:
         """All decisions of a kind."""
         return [d for _, decided in self.ledger for d in decided if isinstance(d, kind)]
@@ -170,11 +179,15 @@ def check_snapshot(state: State) -> None:
     """A snapshot reads back as the state that was kept."""
     with TemporaryDirectory() as folder:
         store = FolderStore(Path(folder))
-        snapshots.write(store, "world", "1", 1, state)
+        archive = snapshots.write(store, "world", Link(1, 1, ""), 1, state)
         found = snapshots.newest(store, "world", lambda key: True)
-    assert found is not None
+        assert found is not None
+        for segment in found.state.archive.segments:
+            records = read(store, segment)
+            assert records == Records(state.archive.ended, state.archive.settled)
     assert found.state == state
     assert found.state.dumps() == state.dumps()
+    assert vars(found.state.archive) == vars(archive)
 
 
 def check_counters(state: State) -> None:
@@ -184,7 +197,7 @@ def check_counters(state: State) -> None:
         if task.is_live:
             live.setdefault(type(task.command).__name__, set()).add(name)
     assert {kind: set(names) for kind, names in state.live.items() if names} == live
-    frames = state.labels.frames
+    frames = frames_of(state)
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
     assert state.labels.pending == len(awaited)
     assert state.labels.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
@@ -200,22 +213,33 @@ def check_counters(state: State) -> None:
         if frames[ref.key].status == "pending"
     )
     assert asked == Counter(key for key, f in frames.items() if f.status == "pending")
+    archive = state.archive
+    assert set(archive.settled) == {
+        key
+        for key, f in frames.items()
+        if f.status == "labelled" and f.purpose not in NEVER_LEARNED
+    } - set(state.dataset.fresh)
+    assert dict(archive.frames_by_purpose) == Counter(f.purpose for f in archive.settled.values())
+    ended = Counter(f"{task.kind} {task.status}" for task in archive.ended.values())
+    assert dict(archive.tasks_by_status) == ended
+    chosen = [f for f in archive.settled.values() if f.stage == state.exploration.stage.index]
+    assert state.exploration.stage.learned == sum(f.purpose == "train" for f in chosen)
     _check_stage(state)
     _check_round(state)
 
 
 def _check_stage(state: State) -> None:
     running = state.exploration.stage
-    stage = [f for f in state.labels.frames.values() if f.stage == running.index]
+    stage = [f for f in frames_of(state).values() if f.stage == running.index]
     answered = Counter(f.status for f in stage if f.status in ("labelled", "rejected"))
     assert (running.answered, running.rejected) == (answered.total(), answered["rejected"])
     audits = [f for f in stage if f.purpose == "audit" and f.status == "labelled"]
-    assert dict(running.audits) == {f.ref.key: f.origin for f in audits}
-    labelled = [f for f in state.labels.frames.values() if f.status == "labelled"]
-    assert set(state.labels.audited) == {f.ref.key for f in labelled if f.purpose == "audit"}
+    assert dict(running.audits) == {f.key: f.origin for f in audits}
+    labelled = [f for f in frames_of(state).values() if f.status == "labelled"]
+    assert set(state.labels.audited) == {f.key for f in labelled if f.purpose == "audit"}
     learned = [f for f in labelled if f.purpose not in ("audit", "property")]
     assert state.dataset.size + len(state.dataset.fresh) == len(learned)
-    assert set(state.dataset.fresh) <= {f.ref.key for f in learned}
+    assert set(state.dataset.fresh) <= {f.key for f in learned}
 
 
 def _check_round(state: State) -> None:

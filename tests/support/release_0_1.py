@@ -18,6 +18,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.shared.messages import AuditDone
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import frames_of
 
 DATA = Path(__file__).parents[1] / "data" / "release-0.1.0"
 NAMES = ("streaming-proposals", "dpgen-lockstep", "killed")
@@ -55,7 +56,7 @@ def unpack(name: str, folder: Path) -> OldCampaign:
 def state_facts(state: State) -> dict[str, Any]:
     """What `expected.json` holds under `state`."""
     labels, exploration, proposals = state.labels, state.exploration, state.proposals
-    frames = labels.frames.values()
+    frames = frames_of(state)
     return {
         "verdict": None if state.finished is None else [state.finished.verdict, state.finished.why],
         "version": state.committee.version,
@@ -73,10 +74,10 @@ def state_facts(state: State) -> dict[str, Any]:
         "rounds": exploration.rounds,
         "pool": len(state.candidates.pool),
         "selected": state.candidates.selected,
-        "frames": dict(Counter(f"{frame.status}/{frame.purpose}" for frame in frames)),
+        "frames": dict(Counter(f"{frame.status}/{frame.purpose}" for frame in frames.values())),
         "lives": {
             key: f"{frame.status} {frame.purpose} {frame.stage} {frame.version} {frame.origin}"
-            for key, frame in labels.frames.items()
+            for key, frame in frames.items()
         },
         "tasks": overview(state).tasks,
         "errors": [error.model_dump(mode="json") for error in overview(state).errors],

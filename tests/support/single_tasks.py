@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.state import EndedTask, State
 from dpstream.shared import messages as m
+from tests.support.archived import frames_of, tasks_of
 from tests.support.campaign_simulator import CampaignSimulator, ref, spec
 from tests.support.lossy_delivery import LossyDelivery, check_counters
 
@@ -24,8 +25,8 @@ def campaign_with(
     return campaign, command
 
 
-def task(campaign: LossyDelivery, command: m.Command) -> Task:
-    return campaign.state.tasks[command.task]
+def task(campaign: LossyDelivery, command: m.Command) -> EndedTask:
+    return tasks_of(campaign.state)[command.task]
 
 
 def claim(campaign: LossyDelivery, command: m.Command) -> None:
@@ -65,7 +66,7 @@ def give_up(campaign: LossyDelivery, command: m.Command, permanent: bool) -> Non
 
 
 def statuses(state: State, command: m.Label) -> set[str]:
-    return {state.labels.frames[frame.key].status for frame in command.frames}
+    return {frames_of(state)[frame.key].status for frame in command.frames}
 
 
 def train_command(member: int) -> m.Train:

@@ -15,6 +15,7 @@ import yaml
 from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.state import State
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import frames_of
 from tests.support.soak import SOAK
 
 METHANE = """5
@@ -119,7 +120,7 @@ def state_of(root: Path, campaign: str = "small") -> State:
 
 def labelled(state: State) -> dict[str, str]:
     """Labelled frames by key, with what they are for."""
-    frames = state.labels.frames.items()
+    frames = frames_of(state).items()
     return {key: frame.purpose for key, frame in frames if frame.status == "labelled"}
 
 

@@ -110,7 +110,7 @@ def test_a_hole_behind_a_snapshot_is_noticed_by_the_writer(
 ) -> None:
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
     ledger = written(store)
-    ledger.snapshot(State(spec=spec()))
+    ledger.written(ledger.snapshot(State(spec=spec())))
     store.delete(key_of(2))
     with pytest.raises(CorruptLedger, match="segment 2 of the ledger is missing"):
         Ledger.open(store, "world")

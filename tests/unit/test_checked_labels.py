@@ -14,6 +14,7 @@ from dpstream.report.page import render
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, spec
 from tests.support.coordinator import CoordinatorHarness
 from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed
@@ -66,7 +67,7 @@ def test_checks_use_the_label_budget() -> None:
     campaign = streaming(CampaignSimulator(writer=by_turns), check_reused=1.0)
     campaign.until(lambda state: len(state.labels.checks) >= 3)
     labels = campaign.state.labels
-    used = len(labels.frames) - labels.revoked + len(labels.checks)
+    used = campaign.state.requested - labels.revoked + len(labels.checks)
     assert campaign.state.label_room == campaign.state.spec.budget.labels - used
 
 
@@ -93,7 +94,7 @@ def test_the_report_lists_the_labels_of_each_writer(tmp_path: Path) -> None:
     html = render(harness.store, "world")
     assert re.search(r"signed by vasp: \d+; 1 of them were computed again and agree", html)
     assert re.search(r"without signature: \d+; 1 of them were computed again and agree", html)
-    thiefs = [key for key in state.labels.frames if by_turns(key) == "thief"]
+    thiefs = [key for key in frames_of(state) if by_turns(key) == "thief"]
     line = re.search(r"signed by thief: \d+; 1 of them.*differ</b>(.*)not to be trusted", html)
     assert line is not None
     assert any(key[:12] in line[1] for key in thiefs)
@@ -112,12 +113,12 @@ def test_a_label_reused_by_a_task_under_way_does_not_count_after_its_writer_is_d
     for event in (*campaign.world.answer(check), *campaign.world.answer(second)):
         campaign.deliver(event)
     assert campaign.state.paused is not None
-    frames = campaign.state.labels.frames
+    frames = frames_of(campaign.state)
     assert {frames[ref.key].status for ref in second.frames} == {"waiting"}
     check_counters(campaign.state)
     campaign.events.append(resumed(1))
     state = campaign.run(check_counters)
-    assert {state.labels.frames[ref.key].status for ref in second.frames} == {"labelled"}
+    assert {frames_of(state)[ref.key].status for ref in second.frames} == {"labelled"}
     assert state.labels.reused == len(first.frames) + len(second.frames)
 
 

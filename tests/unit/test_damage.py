@@ -18,6 +18,7 @@ from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.coordinator import CoordinatorHarness, first_task, small
 from tests.support.sample_messages import example
@@ -66,7 +67,7 @@ def test_garbage_in_a_claim_stops_nobody(harness: CoordinatorHarness, body: byte
     harness.publish(cancelled)
     harness.step()
     assert open_campaign.state.finished is not None
-    assert open_campaign.state.tasks[command.task].status not in ("open", "running")
+    assert tasks_of(open_campaign.state)[command.task].status not in ("open", "running")
     harness.restart().open_all()
     assert set(harness.coordinator.open_campaigns) == {"sound"}
     assert harness.finish("sound").finished
@@ -93,7 +94,7 @@ def test_a_damaged_segment_concerns_its_own_campaign(
     harness.step()
     assert "sick" not in harness.coordinator.broken
     assert list(store.list("campaigns/sick/parked/")) == []
-    tasks = harness.coordinator.open_campaigns["sick"].state.tasks
+    tasks = tasks_of(harness.coordinator.open_campaigns["sick"].state)
     assert {tasks[each.task].status for each in results if isinstance(each, m.Result)} == {"done"}
     assert harness.finish("sick").finished
 
@@ -170,7 +171,7 @@ def test_a_result_with_a_field_more_counts(harness: CoordinatorHarness) -> None:
     assert decode_or_none(json.dumps(newer).encode()) is None
     harness.bus.publish([Outgoing(json.dumps(newer).encode(), topic=topic_of(result))])
     harness.step()
-    assert open_campaign.state.tasks[command.task].status == "done"
+    assert tasks_of(open_campaign.state)[command.task].status == "done"
     assert harness.coordinator.inbox.dead_letters.count == 0
 
 

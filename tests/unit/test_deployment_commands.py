@@ -22,6 +22,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
 from tests.support import sample_ledger
+from tests.support.archived import tasks_of
 from tests.support.command_line import run_command
 from tests.support.coordinator import CoordinatorHarness, first_task, small
 
@@ -205,7 +206,7 @@ def test_heartbeats_and_events_are_news(
     harness.publish(harness.world.answer(task)[0])
     harness.heartbeat(task)
     harness.step()
-    while seen.reading.state.tasks[task.task].status != "running":
+    while tasks_of(seen.reading.state)[task.task].status != "running":
         assert seen.goes_on()
     assert seen.progress == {task.task: "half way"}
 

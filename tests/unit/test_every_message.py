@@ -43,6 +43,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import screen, summary
 from tests.support import sample_ledger
+from tests.support.archived import tasks_of
 from tests.support.sample_messages import example
 
 HANDLERS = {
@@ -173,7 +174,7 @@ def test_a_message_of_no_known_class_is_an_error(state: State) -> None:
 @every_command
 def test_a_new_task_of_it_is_alive(kind: type[m.Command], state: State) -> None:
     assert state.alive(kind) == 1
-    assert state.tasks[task_of(kind)].status == "running"
+    assert tasks_of(state)[task_of(kind)].status == "running"
 
 
 @every_result
@@ -181,7 +182,7 @@ def test_a_task_ends_with_its_result(kind: type[m.Result], state: State) -> None
     update = {"task": task_of(kind.ANSWERS), "attempt": 1}
     result = example(kind).model_copy(update=update)
     after = apply(state, result)
-    assert after.tasks[result.task].status == "done"
+    assert tasks_of(after)[result.task].status == "done"
     assert apply(after, result) is after, "delivered twice"
 
 

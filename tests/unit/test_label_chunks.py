@@ -16,6 +16,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, spec
 from tests.support.coordinator import CoordinatorHarness, first_task, status
 from tests.support.lossy_delivery import (
@@ -55,7 +56,7 @@ def labelling() -> tuple[LossyDelivery, m.Label]:
 
 
 def frame_statuses(campaign: LossyDelivery, command: m.Label) -> list[str]:
-    return [campaign.state.labels.frames[frame.key].status for frame in command.frames]
+    return [frames_of(campaign.state)[frame.key].status for frame in command.frames]
 
 
 def test_a_label_counts_before_the_next_frame_is_computed() -> None:
@@ -258,11 +259,11 @@ def _check_views(campaign: LossyDelivery) -> None:
     for event, decided in campaign.ledger:
         for message in (event, *decided):
             history.add(message)
-    for key, frame in campaign.state.labels.frames.items():
+    for key, frame in frames_of(campaign.state).items():
         verdict = history.lives[key].verdict
         if frame.status == "labelled":
             assert isinstance(verdict, Accepted)
-            assert verdict.label == frame.label
+            assert verdict.label.uri == frame.label
         else:
             assert verdict is None or isinstance(verdict, Rejected)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.ledger import ledger as ledger_module
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.ledger import (
@@ -59,6 +60,11 @@ def entry(each: Entry) -> LedgerEntry:
 def write(ledger: Ledger, entries: Sequence[Entry], size: int = 1) -> None:
     for i in range(0, len(entries), size):
         ledger.append([entry(each) for each in entries[i : i + size]])
+
+
+def write_snapshot(ledger: Ledger, state: State) -> State:
+    """Writes a snapshot if one is due, and waits for it."""
+    return ledger.written(ledger.snapshot(state))
 
 
 def state_of(entries: Sequence[Entry]) -> State:
@@ -114,8 +120,8 @@ def test_a_snapshot_and_the_rest_tell_the_same(
     for each in entries[: often + 5]:
         ledger.append([entry(each)])
         state = ledger_module.replay(state, Segments.of(each))
-        ledger.snapshot(state)
-    assert len(list(store.list("campaigns/world/snapshots/"))) == 1
+        write_snapshot(ledger, state)
+    assert len(snapshots.listed(store, "world")) == 1
     for number in range(1, often):  # a snapshot spares reading what it covers
         store.put(f"{FOLDER}{number:08d}-000001.json", b"not read")
     reopened, found = Ledger.open(store, "world")
@@ -136,7 +142,7 @@ def test_a_snapshot_of_other_code_is_not_trusted(
     ledger, _ = Ledger.open(store, "world")
     write(ledger, entries)
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
-    ledger.snapshot(WRONG)
+    write_snapshot(ledger, WRONG)
     assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
     monkeypatch.setattr(snapshots, "code_version", lambda: "another")
     assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
@@ -162,27 +168,32 @@ def test_a_snapshot_of_another_format_is_passed_over(
     ledger, _ = Ledger.open(store, "world")
     write(ledger, entries)
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
-    ledger.snapshot(WRONG)
+    write_snapshot(ledger, WRONG)
     assert Ledger.open(store, "world")[1] == WRONG, "the snapshot is read, wrong as it is"
     monkeypatch.setattr(snapshots, "FORMAT", snapshots.FORMAT + 1)
     assert Ledger.open(store, "world")[1].dumps() == state_of(entries).dumps()
 
 
+@pytest.mark.parametrize("archived", [False, True])
 def test_snapshots_of_a_large_campaign_are_rarer(
-    store: FolderStore, entries: list[Entry], often: int, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore,
+    entries: list[Entry],
+    often: int,
+    monkeypatch: pytest.MonkeyPatch,
+    archived: bool,
 ) -> None:
-    ledger, _ = Ledger.open(store, "world")
-    state = state_of(entries)
-    size = len(state.tasks) + len(state.labels.frames)
-    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 2)
-    for ledger.seq, ledger.since_snapshot, expected in [
-        (1, often, 0),
-        (2, size // 2 - 1, 0),
-        (3, size // 2, 1),
-        (4, 0, 1),
-    ]:
-        ledger.snapshot(state)
-        assert len(list(store.list("campaigns/world/snapshots/"))) == expected
+    ledger, empty = Ledger.open(store, "world")
+    write(ledger, entries[:4], 1)
+    if archived:
+        state = state_of(entries)
+        size, setting = len(state.archive), "ARCHIVED_PER_EVENT"
+    else:
+        state = apply(empty, submission(spec(), frames=100))
+        size, setting = 100, "ENTRIES_PER_EVENT"
+    monkeypatch.setattr(snapshots, setting, 2)
+    for ledger.since_snapshot, expected in [(often, 0), (size // 2 - 1, 0), (size // 2, 1), (0, 1)]:
+        state = write_snapshot(ledger, state)
+        assert len(snapshots.listed(store, "world")) == expected
 
 
 def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
@@ -192,8 +203,8 @@ def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
         ledger, state = Ledger.open(store, "world")
         assert not list(store.list("campaigns/world/snapshots/"))
         state = ledger_module.replay(state, ledger.append([entry(each)]))
-        ledger.snapshot(state)
-    assert len(list(store.list("campaigns/world/snapshots/"))) == 1
+        write_snapshot(ledger, state)
+    assert len(snapshots.listed(store, "world")) == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +230,7 @@ def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
     old.append([entry(entries[1])])
     new.append([entry(entries[0])])
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
-    old.snapshot(WRONG)
+    write_snapshot(old, WRONG)
     assert Ledger.open(store, "world")[1].dumps() == state_of(entries[:1]).dumps()
 
 
@@ -411,7 +422,7 @@ def test_what_is_not_finite_stays_so(
         state = ledger_module.replay(state, Segments.of(each))
     state = ledger_module.replay(state, ledger.append([LedgerEntry(bad)]))
     assert state.dumps() == load_state(store, "world").dumps()
-    ledger.snapshot(state)
+    write_snapshot(ledger, state)
     audit = Ledger.open(store, "world")[1].exploration.stage.audit
     assert audit is not None
     assert audit.force_upper == math.inf

@@ -10,6 +10,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import LostWork
 from dpstream.shared import messages as m
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, ref, spec
 from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed, revoked
 from tests.support.single_tasks import (
@@ -54,10 +55,10 @@ def test_a_released_task_waits_as_long_as_it_asked_for() -> None:
     campaign, command = campaign_with(m.Train)
     claim(campaign, command)
     command = next_attempt(campaign, released(command, delay=30.0))
-    assert task(campaign, command).delay == 30.0
+    assert campaign.state.tasks[command.task].delay == 30.0
     claim(campaign, command)
     next_attempt(campaign, released(command))
-    assert task(campaign, command).delay == 0.0
+    assert campaign.state.tasks[command.task].delay == 0.0
 
 
 def test_what_an_earlier_attempt_says_of_its_end_is_old_news() -> None:
@@ -146,7 +147,7 @@ def test_a_label_given_up_rejects_its_frames(permanent: bool) -> None:
     campaign, command = campaign_with(m.Label)
     give_up(campaign, command, permanent)
     keys = {frame.key for frame in command.frames}
-    assert {campaign.state.labels.frames[key].status for key in keys} == {"rejected"}
+    assert {frames_of(campaign.state)[key].status for key in keys} == {"rejected"}
     state = campaign.run(check_counters)
     assert state.finished
     assert not keys & set(campaign.world.labelled)
@@ -160,10 +161,7 @@ def test_a_pool_nobody_could_judge_keeps_its_old_verdict(permanent: bool) -> Non
     campaign.until(lambda state: state.alive(m.Explore))
     late = campaign.take(campaign.commands.pop())
     campaign.until(lambda state: state.candidates.pool)
-    fresh = {f.ref.key: ref(f.ref.key) for f in list(campaign.state.labels.frames.values())[:3]}
-    dataset = campaign.state.dataset
-    dataset = replace(dataset, fresh=dataset.fresh.update(fresh))
-    campaign.state = replace(campaign.state, dataset=dataset)
+    campaign.learn("one", "two", "three")
     campaign.deliver(late[0])
     campaign.until(lambda state: state.alive(m.Judge))
     judge = next(c for c in campaign.commands if isinstance(c, m.Judge))

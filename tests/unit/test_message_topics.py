@@ -14,6 +14,7 @@ from dpstream.shared.codec import encode, is_published_under, kind_of, names_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.coordinator import CoordinatorHarness, first_task, small
 from tests.support.sample_messages import example
@@ -67,7 +68,7 @@ def test_a_worker_reports_failures_under_its_own_campaign_alone(
     campaign, command = first_task(harness)
     failed = m.TaskFailed(**CampaignSimulator.envelope(command), permanent=True, reason="forged")
     forge(harness, failed, f"another.{kind_of(failed)}")
-    assert campaign.state.tasks[command.task].status == "open"
+    assert tasks_of(campaign.state)[command.task].status == "open"
 
 
 @pytest.mark.parametrize("kind", ["structures-proposed/2", "labels-done/1", "labels-done/2"])

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from immutables import Map
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.policy import decide
-from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import ByCondition, State
 from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode
 from dpstream.shared.values import Counts, Pool, Trust
+from tests.support.archived import frames_of, tasks_of
 from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
 from tests.support.lossy_delivery import (
     LossyDelivery,
@@ -81,15 +80,15 @@ def _assert_audits_never_trained_on(campaign: LossyDelivery) -> None:
     frozen = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "dataset"]
     learned = Counter(label["uri"] for f in frozen for label in json.loads(f.body)["labels"])
     assert set(learned.values()) == {1}, "a label enters one version, and its children inherit it"
-    frames = campaign.state.labels.frames.values()
-    audits = {f.label.uri for f in frames if f.purpose == "audit" and f.label}
+    frames = frames_of(campaign.state).values()
+    audits = {f.label for f in frames if f.purpose == "audit" and f.label}
     assert not audits & set(learned)
 
 
 def test_a_quiet_campaign_trains_on_no_audit_frame_and_counts_them_all() -> None:
     campaign = LossyDelivery(CampaignSimulator(), spec())
     state = campaign.run(check_counters)
-    audits = [f for f in state.labels.frames.values() if f.purpose == "audit"]
+    audits = [f for f in frames_of(state).values() if f.purpose == "audit"]
     assert len(audits) > 5
     _assert_audits_never_trained_on(campaign)
 
@@ -134,7 +133,7 @@ def test_labels_of_other_frames_than_were_asked_for_change_nothing() -> None:
     assert campaign.state is before
     for answer in answers:
         campaign.deliver(answer)
-    assert campaign.state.tasks[first.task].status == "done"
+    assert tasks_of(campaign.state)[first.task].status == "done"
 
 
 def test_our_own_words_coming_back_change_nothing() -> None:
@@ -173,7 +172,7 @@ def test_streaming_labels_and_retrains_while_a_trajectory_is_still_going_on() ->
     assert campaign.state.exploration.round is not None
     assert campaign.state.exploration.round.unfinished == 1
     campaign.until(lambda state: state.committee.training == 2)
-    assert campaign.state.tasks[slow.task].status == "running"
+    assert tasks_of(campaign.state)[slow.task].status == "running"
 
 
 def test_in_lockstep_nothing_happens_until_the_last_trajectory_is_in() -> None:
@@ -192,9 +191,7 @@ def test_a_round_that_looks_good_is_let_finish_before_retraining(good: bool) -> 
     campaign = streaming(CampaignSimulator(ripe=1 if good else 5), selection={"select_every": 1000})
     slow = campaign.commands.pop()
     campaign.run()
-    labels = {key("new", i): ref(f"new-{i}") for i in range(3)}
-    dataset = replace(campaign.state.dataset, fresh=Map(labels))
-    campaign.state = replace(campaign.state, dataset=dataset)
+    campaign.learn("one", "two", "three")
     campaign.take(slow)
     assert campaign.state.committee.training == (None if good else 2)
 
@@ -221,16 +218,16 @@ def test_a_new_version_supersedes_rejudges_and_revokes() -> None:
     asked = [frame.key for command in rest for frame in _frames(command)]
     campaign.events += [*campaign.take(first), *campaign.take(second)]
     campaign.until(lambda state: state.committee.version == 2)
-    assert campaign.state.tasks[unclaimed.task].status == "cancelled"
+    assert tasks_of(campaign.state)[unclaimed.task].status == "cancelled"
     judge = next(c for c in campaign.issued if isinstance(c, m.Judge))
     assert sorted(frame.key for frame in judge.frames) == sorted(asked)
     assert {item.version for item in judge.pool} == {1}
 
     accurate = judge.frames[0].key
-    campaign.until(lambda state: state.labels.frames[accurate].status == "revoked")
+    campaign.until(lambda state: frames_of(state)[accurate].status == "revoked")
     check_counters(campaign.state)
     gone = next(c for c in rest if accurate in [frame.key for frame in _frames(c)])
-    assert campaign.state.tasks[gone.task].status == "cancelled"
+    assert tasks_of(campaign.state)[gone.task].status == "cancelled"
     mates = [frame.key for frame in _frames(gone) if frame.key != accurate]
     again = {frame.key for c in campaign.issued if c.task != gone.task for frame in _frames(c)}
     assert mates
@@ -247,7 +244,8 @@ def _frames(command: m.Command) -> tuple[Any, ...]:
 
 def test_the_last_judgement_of_a_frame_counts() -> None:
     campaign = streaming(CampaignSimulator(ripe=99), selection={"select_every": 2, "per_round": 12})
-    frame = campaign.state.labels.frames[next(iter(campaign.state.labels.frames))]
+    campaign.until(lambda state: state.labels.waiting or state.labels.pending)
+    frame = next(frame for frame in campaign.state.labels.frames.values() if frame.is_awaited)
     judge = m.Judge(
         id="j", campaign="world", time=0.0, task="j", title="", max_seconds=1.0, spec=ref("spec"),
         committee=ref("c"), version=1, trust=Trust(low=0.1, high=0.3), frames=(frame.ref,),
@@ -311,7 +309,7 @@ def test_the_end_of_a_stage_ends_what_was_still_judged_for_it() -> None:
     (judge,) = [c for c in decided if isinstance(c, m.Judge)]
     campaign.hold(m.Judge)
     campaign.until(lambda state: state.exploration.stage.index == 1)
-    assert campaign.state.tasks[judge.task].status == "cancelled"
+    assert tasks_of(campaign.state)[judge.task].status == "cancelled"
     campaign.until(lambda state: state.finished)
     check_counters(campaign.state)
 
@@ -423,7 +421,7 @@ def test_training_limited_trains_longer_instead_of_buying_labels(
     steps = {c.version: c.steps for c in campaign.issued if isinstance(c, m.Train)}
     assert [n / steps[1] for n in steps.values()] == lengthened
     assert not [c for c in campaign.issued if isinstance(c, m.Explore) and c.version < announced]
-    assert len(campaign.state.labels.frames) == 6, "no label was bought meanwhile"
+    assert len(frames_of(campaign.state)) == 6, "no label was bought meanwhile"
 
 
 def test_a_longer_training_starts_as_cold_as_the_one_it_replaces() -> None:
@@ -499,9 +497,9 @@ def test_given_trust_levels_never_move() -> None:
 def test_the_budget_of_labels_counts_audits_and_ends_the_stage(mode: str, labels: int) -> None:
     campaign = LossyDelivery(CampaignSimulator(ripe=99), spec(mode=mode, budget={"labels": labels}))
     state = campaign.run(check_counters)
-    assert len(state.labels.frames) == labels
+    assert len(frames_of(state)) == labels
     assert state.exploration.ended[-1].verdict == "out-of-budget"
-    assert {f.purpose for f in state.labels.frames.values()} == {"initial", "train"} | (
+    assert {f.purpose for f in frames_of(state).values()} == {"initial", "train"} | (
         {"audit"} if labels > 10 else set()
     )
 
@@ -519,10 +517,7 @@ def test_the_budget_of_rounds_ends_the_stage() -> None:
 def test_a_stage_begins_with_everything_the_last_one_taught() -> None:
     campaign = LossyDelivery(CampaignSimulator(ripe=1), spec(audit={"per_round": 0}))
     campaign.until(lambda state: state.alive(m.Explore))
-    late = {key("late"): ref("label-late")}
-    campaign.state = replace(
-        campaign.state, dataset=replace(campaign.state.dataset, fresh=Map(late))
-    )
+    campaign.learn("late")
     campaign.until(lambda state: state.exploration.stage.index == 1)
     assert campaign.state.committee.training == 2
     assert campaign.state.exploration.round is None
@@ -627,7 +622,7 @@ def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
     renewed = 0
     while renewed < 3:
         assert campaign.events or campaign.commands
-        known = set(campaign.state.labels.frames)
+        known = set(frames_of(campaign.state))
         if not campaign.step():
             continue
         heard, decided = campaign.ledger[-1]

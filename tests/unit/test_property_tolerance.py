@@ -14,6 +14,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Compared
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import PROPERTIES, CampaignSimulator, point_keys, spec
 from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
 from tests.support.soak import examples
@@ -125,9 +126,9 @@ def test_stages_before_the_last_and_warm_committees_are_not_measured() -> None:
 def test_property_labels_are_bought_and_never_trained_on() -> None:
     of = wanting()
     campaign = grown(lambda version: 0.04, of)
-    frames = campaign.state.labels.frames
+    frames = frames_of(campaign.state)
     assert {key for key, f in frames.items() if f.purpose == "property"} == point_keys(of)
-    uris = {frames[key].label.uri for key in point_keys(of)}  # type: ignore[union-attr]
+    uris = {frames[key].label for key in point_keys(of)}
     frozen = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "dataset"]
     assert not uris & {label["uri"] for f in frozen for label in json.loads(f.body)["labels"]}
 

@@ -42,6 +42,7 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ANONYMOUS, OfferedFrame, Ref, campaign_uri, is_offered
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, offered_key, spec
 from tests.support.lossy_delivery import (
     LossyDelivery,
@@ -155,7 +156,7 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
     campaign.deliver(proposed())
     state = campaign.run(check_counters)
     assert set(map(tuple, told(campaign).values())) == {("candidate", "labelled")}
-    bought = [f for f in state.labels.frames.values() if is_offered(f.origin)]
+    bought = [f for f in frames_of(state).values() if is_offered(f.origin)]
     assert {f.origin for f in bought} == {f"generator:ga/first/{n}" for n in range(3)}
     learned = {
         label["uri"]
@@ -163,7 +164,7 @@ def test_candidates_of_a_generator_are_labelled_and_trained_on() -> None:
         if frozen.purpose == "dataset"
         for label in json.loads(frozen.body)["labels"]
     }
-    assert {frame.label.uri for frame in bought if frame.label} <= learned
+    assert {frame.label for frame in bought if frame.label} <= learned
 
 
 def test_the_energy_is_told_with_the_label() -> None:
@@ -184,7 +185,7 @@ def test_the_energy_is_told_with_the_label() -> None:
 
 
 def _owners(campaign: LossyDelivery, command: m.Label) -> set[str]:
-    origins = [campaign.state.labels.frames[ref.key].origin for ref in command.frames]
+    origins = [frames_of(campaign.state)[ref.key].origin for ref in command.frames]
     return {origin.split(":")[1].split("/")[0] for origin in origins if is_offered(origin)}
 
 
@@ -193,7 +194,7 @@ def test_what_the_committee_is_sure_of_is_not_labelled() -> None:
     campaign.deliver(proposed())
     state = campaign.run(check_counters)
     assert set(map(tuple, told(campaign).values())) == {("accurate",)}
-    assert not any(is_offered(f.origin) for f in state.labels.frames.values())
+    assert not any(is_offered(f.origin) for f in frames_of(state).values())
 
 
 def test_a_candidate_that_a_newer_committee_is_sure_of_is_given_up() -> None:
@@ -217,7 +218,7 @@ def test_known_frames_are_duplicates() -> None:
     campaign.deliver(proposed("second", frames=frames(2.0, 5.0)))
     campaign.until(lambda state: len(state.proposals.offers) == 4)
     assert told(campaign, "second") == {0: ["duplicate"], 1: ["candidate"]}
-    campaign.until(lambda state: offered_key(frames(1.0)[0]) in state.labels.frames)
+    campaign.until(lambda state: offered_key(frames(1.0)[0]) in frames_of(state))
     campaign.run()
     assert all(words[-1] in FINAL for words in told(campaign).values())
 
@@ -429,7 +430,7 @@ def test_a_users_candidates_are_one_condition_and_their_origins_name_it() -> Non
         "generator:gen"
     }
     campaign.run(check_counters)
-    known = campaign.state.labels.frames.values()
+    known = frames_of(campaign.state).values()
     origins = {frame.origin.rpartition("/")[0] for frame in known if is_offered(frame.origin)}
     assert origins == {"generator:gen/ga/first", "generator:gen/pso/first"}
     judged = campaign.decisions(m.StructuresJudged)
@@ -760,9 +761,9 @@ def test_selection_passes_over_what_was_asked_for_before() -> None:
         LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming"))
     )
     campaign.deliver(proposed())
-    campaign.until(lambda state: any(is_offered(f.origin) for f in state.labels.frames.values()))
+    campaign.until(lambda state: any(is_offered(f.origin) for f in frames_of(state).values()))
     campaign.until(lambda state: not state.alive(m.Select))
-    asked = {f.origin for f in campaign.state.labels.frames.values() if is_offered(f.origin)}
+    asked = {f.origin for f in frames_of(campaign.state).values() if is_offered(f.origin)}
     campaign.until(lambda state: state.alive(m.Select))
     pools = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "pool"]
     assert asked <= json.loads(pools[-1].body)["taken"].keys()

@@ -87,7 +87,7 @@ def test_the_api_the_metrics_and_the_dashboard(store: FolderStore) -> None:
 
     assert get("/campaigns/told").json()["tasks"]["screen"] == {"done": 1, "running": 1}
     lines = get("/campaigns/told/tasks?kind=screen").json()
-    assert [line["status"] for line in lines] == ["done", "running"]
+    assert [line["status"] for line in lines] == ["running", "done"], "those of the state first"
     metrics = get("/metrics").text
     assert 'dpstream_tasks{campaign="told",kind="screen",status="running"} 1.0' in metrics
     assert get("/").text.startswith("<!doctype html>")

@@ -32,6 +32,7 @@ from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import TRAINED
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
 from tests.support.coordinator import CoordinatorHarness, first_task, small
@@ -131,7 +132,7 @@ def test_a_damaged_snapshot_is_set_aside(
 ) -> None:
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
     harness = half_way(store)
-    key = list(store.list("campaigns/world/snapshots/"))[-1]
+    key = snapshots.listed(store, "world")[-1]
     flip(store, key)
     planned = plan(store, "world")
     assert [line for line in planned.damaged if key in line]
@@ -158,7 +159,7 @@ def test_a_campaign_goes_on_without_a_lost_segment(store: FolderStore, number: i
     assert f"segment {number} of the ledger" in of_ledger(planned.lost)[0]
     state = finished(resumed(store))
     assert state.finished is not None
-    assert set(state.labels.frames) == set(load_state(undisturbed, "world").labels.frames)
+    assert set(frames_of(state)) == set(frames_of(load_state(undisturbed, "world")))
     after = trainings(store)
     assert {member: after[member] for member in before} == before, "no training was repeated"
 

@@ -24,7 +24,7 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.task_outcome import ending_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref
-from tests.support.single_tasks import campaign_with, claim, next_attempt, released, task
+from tests.support.single_tasks import campaign_with, claim, next_attempt, released
 from tests.support.worker import label
 
 REF = Ref.to("campaigns/world/results/t/1/restart-k.zip", b"files")
@@ -210,7 +210,7 @@ def test_the_next_attempts_of_a_label_continue_from_its_files() -> None:
     assert (second.attempt, second.resume) == (2, REF)
     claim(campaign, second)
     assert next_attempt(campaign, released(second)).resume == REF
-    assert task(campaign, command).command.resume == REF
+    assert campaign.state.tasks[command.task].command.resume == REF
 
 
 def test_a_reproducible_campaign_starts_from_the_beginning() -> None:

@@ -39,6 +39,7 @@ from dpstream.simplify.campaign import campaign, trajectory_length
 from dpstream.simplify.pool import SimplifyPool, read_pool
 from dpstream.simplify.remainder import Remainder
 from tests.support import dpgen_methane
+from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, spec
 from tests.support.lossy_delivery import LossyDelivery
 
@@ -173,7 +174,7 @@ def test_rounds_leave_out_what_was_asked_for() -> None:
     assert [command.version for command in commands] == [1, 2, 3], "one trajectory of one start"
     known = [json.loads(campaign.world.manifests[c.known.uri]) for c in commands if c.known]
     assert [len(keys) for keys in known] == [6, 8, 10], "initial ones, and the two of each round"
-    assert set(known[-1]) == set(state.labels.frames)
+    assert set(known[-1]) == set(frames_of(state))
 
 
 # ------------------------------------------------------------------------------ the last line

@@ -22,6 +22,7 @@ from dpstream.shared.store import dead_letters
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import submission
 from tests.support.coordinator import LEASE, CoordinatorHarness, first_task, serving, small, status
 from tests.support.dead_letters import letters
@@ -175,7 +176,7 @@ def test_a_dead_letter_that_was_cut_off_half_way_is_taken_up_again(
     delivery.reject()
     subscription.cancel()
     read_deadletters(harness)
-    assert open_campaign.state.tasks[command.task].lapses == 1
+    assert tasks_of(open_campaign.state)[command.task].lapses == 1
     assert harness.published("label.tblite")[-1].attempt == 2
 
 

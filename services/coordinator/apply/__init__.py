@@ -107,8 +107,9 @@ def _issued(state: State, command: Any) -> State:
     known = state.tasks.get(command.task)
     if known is not None:
         return _issued_again(state, known, command)
+    is_new = not state.archive.has_task(command.task)
     state = state.with_task(Task(command=timeless(command)))
-    change = ISSUED.get(type(command))
+    change = ISSUED.get(type(command)) if is_new else None
     return state if change is None else change(state, command)
 
 

@@ -115,8 +115,9 @@ def frames_judged(state: State, event: m.FramesJudged) -> State:
     state = add_candidates(settle(state, task), event.pool)
     accurate = set(event.accurate)
     for ref in task.command.frames:
-        frame = state.labels.frames[ref.key]
-        state = state.with_frame(replace(frame, accurate=ref.key in accurate))
+        frame = state.labels.frames.get(ref.key)
+        if frame is not None:
+            state = state.with_frame(replace(frame, accurate=ref.key in accurate))
     return state
 
 
@@ -139,9 +140,9 @@ def candidates_selected(state: State, event: m.CandidatesSelected) -> State:
     if task is None:
         return state
     state, over = chunk_counted(state, task, event)
-    known, room = state.labels.frames, state.label_room
-    new = [c for c in event.labels if c.key not in known][:room]
-    audits = [c for c in event.audits if c.key not in known][: room - len(new)]
+    room = state.label_room
+    new = [c for c in event.labels if state.frame_status(c.key) is None][:room]
+    audits = [c for c in event.audits if state.frame_status(c.key) is None][: room - len(new)]
     state = replace(state, candidates=state.candidates.took(event.version, new, audits))
     picked = [_chosen_frame(event, c, "train") for c in new]
     picked += [_chosen_frame(event, c, "audit") for c in audits]

@@ -45,7 +45,7 @@ def campaign_submitted(state: State, event: m.CampaignSubmitted) -> State:
 def request_labels(state: State, frames: Iterable[KnownFrame]) -> State:
     """Requests labels of the frames that are new to the campaign."""
     for frame in frames:
-        if frame.ref.key not in state.labels.frames:
+        if state.frame_status(frame.ref.key) is None:
             state = state.with_frame(frame)
     return state
 
@@ -68,6 +68,8 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
         return state
     state = _without(state, task, verdicts.keys())
     for key, verdict in verdicts.items():
+        if state.archive.has_frame(key):
+            continue
         if isinstance(verdict, Accepted) and _is_distrusted(state, verdict):
             state = _with_status(state, key, "waiting")
         elif isinstance(verdict, Accepted):
@@ -166,13 +168,14 @@ def _accept(state: State, key: str, label: Ref) -> State:
 
 
 def reject_frame(state: State, key: str) -> State:
-    return _with_status(state, key, "rejected") if _frame(state, key).is_awaited else state
+    awaited = state.frame_status(key) in ("waiting", "pending")
+    return _with_status(state, key, "rejected") if awaited else state
 
 
 def label_retried(state: State, command: m.Label) -> State:
     """Sets frames that were rejected with their abandoned task to *pending* again."""
     for ref in command.frames:
-        if _frame(state, ref.key).status == "rejected":
+        if state.frame_status(ref.key) == "rejected":
             state = _with_status(state, ref.key, "pending")
     return state
 
@@ -196,10 +199,10 @@ def task_revoked(state: State, event: m.TaskRevoked) -> State:
 
 
 def _revoke(state: State, ref: FrameRef) -> State:
-    frame = _frame(state, ref.key)
-    if frame.status != "pending":  # a lapsed attempt has delivered its label in the meantime
+    if state.frame_status(ref.key) != "pending":  # a lapsed attempt has delivered its label
         return state
-    return state.with_frame(replace(frame, status="revoked" if frame.accurate else "waiting"))
+    accurate = _frame(state, ref.key).accurate
+    return _with_status(state, ref.key, "revoked" if accurate else "waiting")
 
 
 def _frame(state: State, key: str) -> KnownFrame:

@@ -104,7 +104,7 @@ def _unknown(state: State, event: m.StructuresScreened) -> list[Screened]:
 
 
 def _is_known(state: State, key: str | None) -> bool:
-    return key is None or key in state.labels.frames or key in state.proposals.offers
+    return key is None or state.frame_status(key) is not None or key in state.proposals.offers
 
 
 def _offer(state: State, name: str, frames: list[Screened]) -> State:

@@ -17,8 +17,11 @@ from dpstream.shared import messages as m
 def settle(
     state: State, task: Task, status: Literal["done", "abandoned", "cancelled"] = "done"
 ) -> State:
-    """Ends the task."""
-    return state.with_task(replace(task, status=status))
+    """Ends the task. It leaves the state for the archive, unless it can be tried again, or the
+    label of one of its frames may still arrive."""
+    task = replace(task, status=status)
+    may_change = status == "abandoned" or task.label_frames
+    return state.with_task(task) if may_change else state.without_task(task)
 
 
 def chunk_counted(state: State, task: Task, event: m.Chunk) -> tuple[State, bool]:

@@ -1,7 +1,7 @@
 """Applies messages about training: dataset versions, trained members, ready committees.
 
-A frozen dataset takes over all fresh labels. A new committee makes every candidate in the pool
-stale: it has to be judged again before it can be selected.
+A frozen dataset takes over all fresh labels, whose frames are settled then. A new committee makes
+every candidate in the pool stale: it has to be judged again before it can be selected.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def _dataset_frozen(state: State, decision: m.ManifestFrozen) -> State:
         manifest=decision.manifest,
         size=old.size + len(old.fresh) + packs,
     )
-    return replace(state, dataset=dataset)
+    return replace(state.with_settled(old.fresh), dataset=dataset)
 
 
 def train_issued(state: State, command: m.Train) -> State:
     committee = state.committee
     if command.final or committee.training == command.version:
         return state
+    for member in committee.members.values():
+        state = settle(state, state.tasks[member.task])
     cold = command.start is None
     committee = replace(
         committee,
@@ -55,11 +57,12 @@ def member_trained(state: State, event: m.MemberTrained) -> State:
     task = live_task(state, event)
     if task is None:
         return state
-    state, committee = settle(state, task), state.committee
-    if isinstance(task.command, m.Train) and task.command.final:
+    committee, is_final = state.committee, isinstance(task.command, m.Train) and task.command.final
+    if not is_final and event.version != committee.training:
+        return settle(state, task)
+    state = state.with_task(replace(task, status="done"))
+    if is_final:
         return replace(state, final=replace(state.final, model=event))
-    if event.version != committee.training:
-        return state
     members = committee.members.set(str(event.member), event)
     return replace(state, committee=replace(committee, members=members))
 
@@ -86,5 +89,18 @@ def models_ready(state: State, decision: m.ModelsReady) -> State:
     )
     stale = candidates.stale.update(candidates.pool)
     candidates = replace(candidates, pool=Map(), added=0, stale=stale, selected=0)
+    candidates = candidates.forgot_all_but(_still_explored(state))
     exploration = replace(state.exploration, round=None, verdict=None)
     return replace(state, committee=committee, candidates=candidates, exploration=exploration)
+
+
+def _still_explored(state: State) -> set[str]:
+    """Trajectories that a later selection may choose from: they are under way, or have batches in
+    the pool, or waiting for the verdict of a newer committee."""
+    running, judged = state.under_way(m.Explore), state.under_way(m.Judge)
+    items = [*state.candidates.pool.values(), *state.candidates.stale.values()]
+    items += [
+        item for task in judged if isinstance(task.command, m.Judge) for item in task.command.pool
+    ]
+    explored = {task.command.trajectory for task in running if isinstance(task.command, m.Explore)}
+    return explored | {item.trajectory for item in items}

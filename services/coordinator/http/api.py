@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,6 @@ from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
     LabelLine,
     View,
-    label_line,
     overview,
 )
 from dpstream.services.coordinator.views.tasks import TaskLine
@@ -166,20 +164,13 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
         limit: Limit = 200,
         offset: Offset = 0,
     ) -> list[TaskLine]:
-        wanted = (
-            line
-            for line in read_access.tasks(name)
-            if status in (None, line.status) and kind in (None, line.kind)
-        )
-        return list(islice(wanted, offset, offset + limit))
+        return read_access.tasks(name, status, kind, offset, limit)
 
     @app.get("/campaigns/{name}/labels", summary="Frames whose label was requested")
     def labels(
         name: Name, status: str | None = None, limit: Limit = 200, offset: Offset = 0
     ) -> list[LabelLine]:
-        frames = sorted(read_access.state(name).labels.frames.items())
-        wanted = (frame for _, frame in frames if status in (None, frame.status))
-        return [label_line(frame) for frame in islice(wanted, offset, offset + limit)]
+        return read_access.labels(name, status, offset, limit)
 
     @app.get("/campaigns/{name}/why/{frame}", summary="The history of one frame")
     def life(name: Name, frame: str) -> Why:

@@ -8,7 +8,7 @@ Neither side waits for the other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.ledger.ledger import load_state, verdict
@@ -16,10 +16,12 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
+    LabelLine,
     finished_overview,
     overview,
 )
-from dpstream.services.coordinator.views.tasks import TaskLine, task_line
+from dpstream.services.coordinator.views.pages import label_page, task_page
+from dpstream.services.coordinator.views.tasks import TaskLine
 from dpstream.shared.errors import NotFound
 
 KEPT = 8
@@ -61,14 +63,23 @@ class ReadAccess:
         campaigns = dict(self.coordinator.open_campaigns).items()
         return {name: open_campaign.state for name, open_campaign in campaigns}
 
-    def tasks(self, campaign: str) -> Iterator[TaskLine]:
-        """The tasks of a campaign, by id. Raises NotFound for an unknown campaign."""
-        tasks = self.state(campaign).tasks
+    def tasks(
+        self, campaign: str, status: str | None, kind: str | None, offset: int, limit: int
+    ) -> list[TaskLine]:
+        """A page of the tasks of a campaign, as `task_page`. Raises NotFound for an unknown
+        campaign."""
+        state = self.state(campaign)
         open_campaign = self.coordinator.open_campaigns.get(campaign)
         workers = dict(open_campaign.workers) if open_campaign else {}
         progress = dict(open_campaign.progress) if open_campaign else {}
-        for task in sorted(tasks.values(), key=lambda task: task.command.task):
-            yield task_line(task, workers, progress)
+        store = self.coordinator.store
+        return task_page(store, state, status, kind, offset, limit, workers, progress)
+
+    def labels(self, campaign: str, status: str | None, offset: int, limit: int) -> list[LabelLine]:
+        """A page of the frames whose label was requested, as `label_page`. Raises NotFound for an
+        unknown campaign."""
+        store = self.coordinator.store
+        return label_page(store, self.state(campaign), status, offset, limit)
 
     def _verdict(self, campaign: str) -> CampaignOverview:
         """The overview of an ended campaign, without reading its ledger."""

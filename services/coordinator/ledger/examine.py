@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,16 +11,21 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from dpstream.services.coordinator.ledger import archive as archive_segments
 from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.archive import Known
 from dpstream.services.coordinator.ledger.chain import Link, check_link, heads, segment_uri
 from dpstream.services.coordinator.ledger.ledger import (
     AHEAD,
     LedgerReader,
     Number,
     messages_of,
+    number_in,
     numbers_of,
     read_segment,
 )
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import EndedTask, SettledFrame
 from dpstream.shared.errors import CorruptLedger
 from dpstream.shared.messages import CampaignSubmitted, ManifestFrozen
 from dpstream.shared.ports import Store
@@ -195,24 +200,40 @@ def refs_in(value: Any) -> Iterator[Ref]:
 
 
 def damaged_snapshots(store: Store, campaign: str) -> Iterator[Damage]:
-    """Snapshots that cannot be read. Those of other formats and versions are none of them."""
+    """Snapshots that cannot be read, or that name a segment of the archive that cannot. Those of
+    other formats and versions are none of them."""
+    known = Known()
     for key in snapshots.listed(store, campaign):
         try:
-            snapshots.check(store, key)
+            snapshots.check(store, key, known)
         except ValueError as error:
             yield Damage(key, f"cannot be read: {error}")
 
 
 def differing_snapshots(store: Store, campaign: str) -> Iterator[Damage]:
-    """Snapshots of this version whose state is not that to which the segments lead. Raises
-    CorruptLedger if the ledger is damaged."""
-    found = {}
-    for key in snapshots.listed(store, campaign):
-        snapshot = snapshots.read(store, key)
-        if snapshot is not None:
-            found[snapshot.seq] = key, snapshot
-    reader = LedgerReader.begin(store, campaign)
+    """Snapshots of this version whose state, or a segment of whose archive, is not that to which
+    the segments of the ledger lead. Raises CorruptLedger if the ledger is damaged."""
+    keys = {number_in(key): key for key in snapshots.listed(store, campaign)}
+    reader, known, compared = LedgerReader.begin(store, campaign), Known(), set[str]()
+    tasks, frames = dict[str, EndedTask](), dict[str, SettledFrame]()
     for segment in reader.new_segments():
-        key, snapshot = found.get(segment.seq, ("", None))
-        if snapshot is not None and snapshot.state.dumps() != reader.state.dumps():
+        key = keys.get((segment.seq, segment.epoch))
+        snapshot = None if key is None else snapshots.read(store, key, known)
+        if key is None or snapshot is None:
+            continue
+        archive = reader.state.archive
+        tasks |= archive.ended
+        frames |= archive.settled
+        reader.state = replace(reader.state, archive=archive.ids)
+        if snapshot.state.dumps() != reader.state.dumps():
             yield Damage(key, "differs from the state that the segments lead to")
+        for each in snapshot.state.archive.segments:
+            if each.stored.uri not in compared:
+                compared.add(each.stored.uri)
+                records = archive_segments.read(store, each)
+                if not _is_part(records.tasks, tasks) or not _is_part(records.frames, frames):
+                    yield Damage(key, f"{each.stored.uri} differs from what the segments lead to")
+
+
+def _is_part(some: Mapping[str, object], all_of_them: Mapping[str, object]) -> bool:
+    return all(all_of_them.get(key) == value for key, value in some.items())

@@ -37,20 +37,22 @@ from dpstream.services.coordinator.ledger.chain import (
     Link,
     check_heads,
     check_link,
-    segment_name,
     segment_uri,
     write_head,
 )
 from dpstream.services.coordinator.ledger.snapshots import code_version
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import Archive, State
 from dpstream.shared.codec import AnyMessage
 from dpstream.shared.errors import CorruptLedger, DigestMismatch, Fenced, NotFound, StoreError
+from dpstream.shared.logs import logger
 from dpstream.shared.messages import CampaignFinished, CampaignPaused, Command, Message, Result
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.errors import first_of
 from dpstream.shared.values import campaign_uri
 
+log = logger()
 AHEAD = 8
 """Segments fetched in advance while one is applied."""
 
@@ -125,6 +127,10 @@ class Ledger:
     """When one was due last, s, on a clock that is never set back."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Identifies the segments of this writer."""
+    _beside: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
+    """The thread that writes snapshots."""
+    _snapshot: tuple[Archive, Future[Archive]] | None = None
+    """The one that is being written: the archive of its state, and what it is to become."""
 
     @staticmethod
     def open(store: Store, campaign: str) -> tuple[Ledger, State]:
@@ -144,10 +150,10 @@ class Ledger:
         for segment, link in _chained(_fetched(store, campaign, valid[max(1, done) - 1 :])):
             for entry in segment.entries:
                 orphans.pop(entry.event.id, None)
-            if segment.seq > done:
-                state = replay(state, segment)
-                ledger.since_snapshot += len(segment.entries)
             ledger.seq, ledger.last, ledger.link = segment.seq, segment, link
+            if segment.seq > done:
+                ledger.since_snapshot += len(segment.entries)
+                state = ledger.snapshot(replay(state, segment))
         check_heads(store, campaign, ledger.link)
         ledger.orphans = tuple(orphans.values())
         return ledger, state
@@ -188,15 +194,34 @@ class Ledger:
         if self.store.exists(_epoch_uri(self.campaign, self.epoch + 1)):
             raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
 
-    def snapshot(self, state: State) -> None:
-        """Writes a snapshot of `state` if one is due, and a head with it and at the end."""
-        if snapshots.is_due(state, self.since_snapshot):
-            name = segment_name(self.seq, self.epoch)
-            snapshots.write(self.store, self.campaign, name, self.seq, state)
+    def snapshot(self, state: State) -> State:
+        """Begins to write a snapshot of `state` in another thread if one is due, and writes a head
+        with it and at the end. Returns the state without the records in a segment of the archive
+        that has been written since."""
+        if self._snapshot is not None and self._snapshot[1].done():
+            state = self.written(state)
+        if self._snapshot is None and snapshots.is_due(state, self.since_snapshot):
+            assert self.link is not None
+            where = self.store, self.campaign, self.link, self.epoch
+            self._snapshot = state.archive, self._beside.submit(snapshots.write, *where, state)
             self.since_snapshot = 0
             self.write_head()
         elif state.finished is not None:
             self.write_head()
+        return state
+
+    def written(self, state: State) -> State:
+        """Waits for the snapshot that is being written; returns as `snapshot`."""
+        if self._snapshot is None:
+            return state
+        before, writing = self._snapshot
+        self._snapshot = None
+        try:
+            archive = state.archive.stored(before, writing.result())
+        except StoreError as error:
+            log.warning("no snapshot written", campaign=self.campaign, reason=str(error))
+            return state
+        return replace(state, archive=archive)
 
     def write_head(self) -> None:
         """Writes a head of the newest segment, if this writer has not yet."""
@@ -217,7 +242,7 @@ def _is_awaited(event: Message, state: State) -> bool:
     if not isinstance(event, Result):
         return False
     task = state.tasks.get(event.task)
-    return task is None or task.is_live
+    return not state.archive.has_task(event.task) if task is None else task.is_live
 
 
 def _nonce(data: bytes) -> object:
@@ -271,7 +296,7 @@ def _chained(fetched: Iterable[Stored], before: Link | None = None) -> Iterator[
 def numbers_of(store: Store, campaign: str, from_seq: int = 1) -> list[Number]:
     """Numbers of all segments with this number and above, in order."""
     folder = campaign_uri(campaign, "ledger", "")
-    return [_numbers(key) for key in store.list(folder, after=f"{folder}{from_seq:08d}")]
+    return [number_in(key) for key in store.list(folder, after=f"{folder}{from_seq:08d}")]
 
 
 def read_segment(store: Store, campaign: str, number: Number) -> Stored:
@@ -463,7 +488,7 @@ def _epoch_uri(campaign: str, epoch: int) -> str:
     return campaign_uri(campaign, "epoch", f"{epoch:06d}")
 
 
-def _numbers(key: str) -> Number:
+def number_in(key: str) -> Number:
     """Number and epoch of a segment or snapshot, from its key."""
     try:
         seq, epoch = key.rsplit("/", 1)[1].partition(".")[0].split("-")
@@ -476,7 +501,7 @@ def _from_snapshot(
     store: Store, campaign: str, empty: State, is_valid: Callable[[Number], bool]
 ) -> tuple[State, int]:
     """The state of the newest snapshot after a valid segment, and the number of that segment."""
-    found = snapshots.newest(store, campaign, lambda key: is_valid(_numbers(key)))
+    found = snapshots.newest(store, campaign, lambda key: is_valid(number_in(key)))
     return (empty, 0) if found is None else (found.state, found.seq)
 
 

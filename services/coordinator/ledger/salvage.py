@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.archive import Known
 from dpstream.services.coordinator.ledger.chain import Link
 from dpstream.services.coordinator.ledger.examine import Examination
 from dpstream.services.coordinator.ledger.ledger import (
@@ -105,8 +106,9 @@ def _trainings(store: Store, campaign: str, recorded: Sequence[LedgerEntry]) -> 
 def _trained_in_snapshots(
     store: Store, campaign: str
 ) -> Iterator[tuple[m.Command, m.MemberTrained]]:
+    known = Known()
     for key in snapshots.listed(store, campaign):
-        snapshot = snapshots.read(store, key)
+        snapshot = snapshots.read(store, key, known)
         if snapshot is not None:
             state = snapshot.state
             final = () if state.final.model is None else (state.final.model,)

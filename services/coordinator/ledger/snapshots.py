@@ -1,14 +1,16 @@
-"""Snapshots of the state: the cost of opening a ledger depends on the size of the state, not on the
-length of its history.
+"""Snapshots of the state, so that opening a ledger does not apply all of its segments.
+
+A snapshot holds the state without the archive, and names the segments of the archive, which follow
+one another: what ended before the snapshot before is not written again.
 
 A snapshot is an optional shortcut. One that is missing, damaged or of another format or version of
-the package is skipped, and the segments are applied instead.
+the package is skipped, and the segments of the ledger are applied instead; so is one that names a
+missing or damaged segment of the archive.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +19,25 @@ from importlib.metadata import version as package_version
 from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
+from pydantic_core import from_json
 
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.ledger import archive as archive_segments
+from dpstream.services.coordinator.ledger.archive import COMPRESSION_LEVEL, Known
+from dpstream.services.coordinator.ledger.chain import Link, segment_name
+from dpstream.services.coordinator.records import NO_KEYS, replace
+from dpstream.services.coordinator.state import Archive, State
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
-FORMAT = 6
+FORMAT = 7
 """Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
 removed."""
-SNAPSHOT_EVERY, ENTRIES_PER_EVENT = 1000, 2
-"""Events between two snapshots: `SNAPSHOT_EVERY` or, in a large campaign, one per
-`ENTRIES_PER_EVENT` tasks and frames, whichever is more. The cost of snapshots per event then stays
-constant as the campaign grows."""
-COMPRESSION_LEVEL = 1
-"""Of gzip: the fastest level, which takes less time than it saves in the transfer."""
+SNAPSHOT_EVERY, ENTRIES_PER_EVENT, ARCHIVED_PER_EVENT = 1000, 2, 128
+"""Events between two snapshots: `SNAPSHOT_EVERY`; where the state is large, one per
+`ENTRIES_PER_EVENT` tasks and frames in it, so that the cost of snapshots per event stays constant;
+in a long campaign, one per `ARCHIVED_PER_EVENT` in the archive, so that it has few segments.
+Whichever is most."""
 
 
 @dataclass(frozen=True)
@@ -56,45 +62,57 @@ def code_version() -> str:
 
 def is_due(state: State, events: int) -> bool:
     """Whether a snapshot is due, `events` after the last one."""
-    entries = len(state.tasks) + len(state.labels.frames)
-    return events >= max(SNAPSHOT_EVERY, entries // ENTRIES_PER_EVENT)
+    entries = (len(state.tasks) + len(state.labels.frames)) // ENTRIES_PER_EVENT
+    return events >= max(SNAPSHOT_EVERY, entries, len(state.archive) // ARCHIVED_PER_EVENT)
 
 
-def write(store: Store, campaign: str, name: str, seq: int, state: State) -> None:
-    snapshot = Snapshot(FORMAT, seq, code_version(), state)
+def write(store: Store, campaign: str, after: Link, epoch: int, state: State) -> Archive:
+    """Writes a snapshot of the state `after` a segment, and the records of its archive as a segment
+    of that under the `epoch` of the writer; returns the archive with their ids alone."""
+    name = segment_name(after.seq, epoch)
+    archive = archive_segments.write(store, campaign, name, state.archive)
+    named = replace(archive, tasks=NO_KEYS, frames=NO_KEYS)
+    snapshot = Snapshot(FORMAT, after.seq, code_version(), replace(state, archive=named))
     data = gzip.compress(_SNAPSHOT.dump_json(snapshot), COMPRESSION_LEVEL, mtime=0)
-    store.create(f"{_folder(campaign)}{name}.json.gz", data)
+    store.create(f"{_folder(campaign)}{segment_name(after.seq, after.epoch)}.json.gz", data)
+    return archive
 
 
 def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snapshot | None:
     """The newest readable snapshot of this version of the package whose key `is_valid`; None if
     there is none."""
+    known = Known()
     for key in reversed(listed(store, campaign)):
-        if is_valid(key) and (snapshot := read(store, key)) is not None:
+        if is_valid(key) and (snapshot := read(store, key, known)) is not None:
             return snapshot
     return None
 
 
 def listed(store: Store, campaign: str) -> list[str]:
     """The keys of all snapshots, oldest first."""
-    return sorted(store.list(_folder(campaign)))
+    archive = archive_segments.folder(campaign)
+    return sorted(key for key in store.list(_folder(campaign)) if not key.startswith(archive))
 
 
-def read(store: Store, key: str) -> Snapshot | None:
-    """A snapshot; None if it cannot be read or is not of this version of the package."""
+def read(store: Store, key: str, known: Known) -> Snapshot | None:
+    """A snapshot; None if it cannot be read or is not of this version of the package. `known`: ids
+    in segments of the archive that were read before; those that are read now are added."""
     try:
-        snapshot = _SNAPSHOT.validate_json(_unpacked(store, key))
+        return check(store, key, known)
     except ValueError:
         return None
-    return snapshot if (snapshot.format, snapshot.code) == (FORMAT, code_version()) else None
 
 
-def check(store: Store, key: str) -> None:
-    """Raises ValueError for a snapshot that is damaged, of whatever version it is."""
+def check(store: Store, key: str, known: Known) -> Snapshot | None:
+    """A snapshot; None if it is not of this version of the package. Raises ValueError if it is
+    damaged, of whatever version it is, or if a segment of its archive is. `known`: as in `read`."""
     data = _unpacked(store, key)
-    document = json.loads(data)
-    if (document.get("format"), document.get("code")) == (FORMAT, code_version()):
-        _SNAPSHOT.validate_json(data)
+    document = from_json(data)
+    if (document.get("format"), document.get("code")) != (FORMAT, code_version()):
+        return None
+    snapshot = _SNAPSHOT.validate_json(data)
+    archive = archive_segments.with_ids(store, snapshot.state.archive, known)
+    return replace(snapshot, state=replace(snapshot.state, archive=archive))
 
 
 def _unpacked(store: Store, key: str) -> bytes:

@@ -95,7 +95,8 @@ def _frames_to_judge(state: State) -> tuple[FrameRef, ...]:
     if state.spec.mode == "lockstep":
         return ()
     refs = (ref for task in tasks_of(state, m.Label, "open") for ref in task.label_frames)
-    return tuple(ref for ref in refs if state.labels.frames[ref.key].purpose == "train")
+    frames = state.labels.frames
+    return tuple(ref for ref in refs if ref.key in frames and frames[ref.key].purpose == "train")
 
 
 def revoke_accurate(decisions: Decisions) -> None:
@@ -128,7 +129,7 @@ def _known_frames(decisions: Decisions) -> Ref | None:
     state = decisions.state
     if not isinstance(stage_of(state).engine, AsGiven):
         return None
-    body = json.dumps(sorted(state.labels.frames))
+    body = json.dumps(sorted({*state.labels.frames, *state.archive.frame_keys}))
     return frozen_once(decisions, "known", f"known-{stable_id(body)[:8]}", body)
 
 

@@ -67,7 +67,7 @@ def distrust(decisions: Decisions) -> None:
     """Pauses the campaign after a reused label that was wrong."""
     event = decisions.event
     assert isinstance(event, m.LabelChecked)
-    command = decisions.state.tasks[event.task].command
+    command = decisions.before.tasks[event.task].command
     assert isinstance(command, m.CheckLabel)
     key = command.frame.key
     check = decisions.state.labels.checks.get(key)
@@ -140,7 +140,7 @@ def _busy_labelers(state: State) -> int:
 def _new_task_identity(state: State, *what: object) -> tuple[object, ...]:
     """`what`, extended until no task has this identity: the same frames may be requested again
     after their task was revoked."""
-    while stable_id(state.spec.name, m.Label.__name__, *what) in state.tasks:
+    while state.has_task(stable_id(state.spec.name, m.Label.__name__, *what)):
         what = (*what, "again")
     return what
 

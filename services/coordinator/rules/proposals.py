@@ -150,7 +150,7 @@ def report_to_generators(decisions: Decisions) -> None:
 
 
 def _screened(decisions: Decisions, event: m.StructuresScreened) -> None:
-    command = decisions.state.tasks[event.task].command
+    command = decisions.before.tasks[event.task].command
     assert isinstance(command, m.Screen)
     name = command.proposal
     proposal = decisions.state.proposals.waiting.get(name)
@@ -169,14 +169,14 @@ def _screen_verdict(state: State, name: str, found: Screened) -> FrameVerdict:
     verdict = FrameVerdict.model_validate(found.model_dump(exclude={"batch", "row"}))
     if found.row is None or found.key is None:
         return verdict
-    offer, frame = state.proposals.offers.get(found.key), state.labels.frames.get(found.key)
+    offer, status = state.proposals.offers.get(found.key), state.frame_status(found.key)
     if offer is not None and (offer.proposal, offer.index) == (name, found.index):
         return verdict
     if offer is not None:
         why = f"already offered by {offer.generator} in {offer.correlation}"[:LONGEST_REASON]
         return verdict.model_copy(update={"verdict": "duplicate", "reason": why})
-    if frame is not None:
-        why = f"already in the campaign: {frame.status}"
+    if status is not None:
+        why = f"already in the campaign: {status}"
         return verdict.model_copy(update={"verdict": "duplicate", "reason": why})
     return verdict.model_copy(update={"verdict": "refused", "reason": "label budget exhausted"})
 
@@ -198,19 +198,18 @@ def _label_verdicts(state: State, event: m.LabelsDone) -> Iterator[OfferVerdict]
 
 def _is_offer(state: State, key: str, status: FrameStatus) -> bool:
     """Whether the frame is offered and has this status."""
-    frame = state.labels.frames.get(key)
-    return key in state.proposals.offers and frame is not None and frame.status == status
+    return key in state.proposals.offers and state.frame_status(key) == status
 
 
 def _revoked(decisions: Decisions, event: m.TaskRevoked) -> None:
     state = decisions.state
-    keys = [ref.key for ref in state.tasks[event.task].label_frames]
+    keys = [ref.key for ref in decisions.before.tasks[event.task].label_frames]
     idle = [k for k in keys if k in state.proposals.offers and _is_idle(state, k)]
     if state.finished is not None:
         _report_all(decisions, idle, "dropped", "the campaign has ended")
         return
     why = f"accurate under committee {state.committee.version}"
-    dropped = [key for key in idle if state.labels.frames[key].status == "revoked"]
+    dropped = [key for key in idle if state.frame_status(key) == "revoked"]
     _report_all(decisions, dropped, "dropped", why)
 
 
@@ -223,7 +222,7 @@ def _judged_again(decisions: Decisions, event: m.FramesJudged) -> None:
 
 def _is_unrequested(state: State, key: str) -> bool:
     """Whether the frame is offered and its label not requested."""
-    return key in state.proposals.offers and key not in state.labels.frames
+    return key in state.proposals.offers and state.frame_status(key) is None
 
 
 def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
@@ -232,7 +231,7 @@ def _abandoned(decisions: Decisions, decision: m.TaskAbandoned) -> None:
         _refuse(decisions, command.proposal, f"abandoned {decision.why}"[:LONGEST_REASON])
     elif isinstance(command, m.Label):
         keys = [ref.key for ref in command.frames if ref.key in state.proposals.offers]
-        lost = [key for key in keys if state.labels.frames[key].status == "rejected"]
+        lost = [key for key in keys if state.frame_status(key) == "rejected"]
         _report_all(decisions, lost, "rejected", f"abandoned {decision.why}")
 
 
@@ -246,7 +245,7 @@ def _finished(decisions: Decisions, decision: m.CampaignFinished) -> None:
 
 def _is_idle(state: State, key: str) -> bool:
     """Whether no label task for this frame is in progress; those are allowed to finish."""
-    return key not in state.labels.frames or state.labels.frames[key].status != "pending"
+    return state.frame_status(key) != "pending"
 
 
 def _offer_verdict(

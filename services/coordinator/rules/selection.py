@@ -81,9 +81,9 @@ def _earlier_choices(state: State, reservoirs: Iterable[PoolItem]) -> dict[str, 
     taken = {name: candidates.taken[name] for name in explored if name in candidates.taken}
     used = {name: len(times) for name, times in shares.items() if times}
     if len(explored) < len(here):
-        requested = {f.origin for f in state.labels.frames.values() if is_offered(f.origin)}
-        taken |= dict.fromkeys(sorted(requested), (0.0,))
-        used |= dict.fromkeys(sorted(requested), state.spec.selection.per_trajectory)
+        chosen = sorted(state.proposals.chosen)
+        taken |= dict.fromkeys(chosen, (0.0,))
+        used |= dict.fromkeys(chosen, state.spec.selection.per_trajectory)
     return {"taken": taken, "used": used}
 
 

@@ -125,12 +125,9 @@ def _first_of_new_systems(state: State) -> bool:
     seen = {name for stage in stages[:current] for name in stage.systems}
     if not set(stages[current].systems) - seen:
         return False
-    labels = {
-        key
-        for key, frame in state.labels.frames.items()
-        if frame.stage == current and frame.purpose == "train" and frame.label
-    }
-    return bool(labels) and all(key in state.dataset.fresh for key in labels)
+    fresh = [state.labels.frames[key] for key in state.dataset.fresh]
+    chosen_here = any(each.stage == current and each.purpose == "train" for each in fresh)
+    return chosen_here and not state.exploration.stage.learned
 
 
 def _training_steps(state: State, cold: bool, factor: float = 1.0) -> int:

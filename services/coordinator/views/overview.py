@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dpstream.services.coordinator.rules.convergence import by_condition
-from dpstream.services.coordinator.state import KnownFrame, State
+from dpstream.services.coordinator.state import KnownFrame, SettledFrame, State, counted_as
 from dpstream.shared.codec import kind_of
 from dpstream.shared.messages import CampaignFinished, Message
 from dpstream.shared.values import Counts
@@ -210,7 +210,8 @@ def label_counts(state: State) -> LabelCounts:
 def labels_by_purpose(state: State) -> Counter[str]:
     """Labelled frames."""
     frames = state.labels.frames.values()
-    return Counter(frame.purpose for frame in frames if frame.status == "labelled")
+    counted = Counter[str](frame.purpose for frame in frames if frame.status == "labelled")
+    return counted + Counter(state.archive.frames_by_purpose)
 
 
 def pool_size(state: State) -> int:
@@ -219,9 +220,10 @@ def pool_size(state: State) -> int:
 
 def task_counts(state: State) -> dict[str, dict[str, int]]:
     """By kind and status."""
-    counted = Counter((kind_of(t.command), t.status) for t in state.tasks.values())
+    counted = Counter(counted_as(kind_of(t.command), t.status) for t in state.tasks.values())
     kinds: dict[str, dict[str, int]] = {}
-    for (kind, status), count in sorted(counted.items()):
+    for name, count in sorted((counted + Counter(state.archive.tasks_by_status)).items()):
+        kind, status = name.split()
         kinds.setdefault(kind, {})[status] = count
     return kinds
 
@@ -262,4 +264,16 @@ def label_line(frame: KnownFrame) -> LabelLine:
         version=frame.version,
         trajectory=frame.origin,
         label=frame.label.uri if frame.label else None,
+    )
+
+
+def settled_line(key: str, frame: SettledFrame) -> LabelLine:
+    return LabelLine(
+        key=key,
+        status="labelled",
+        purpose=frame.purpose,
+        stage=frame.stage + 1,
+        version=frame.version,
+        trajectory=frame.origin,
+        label=frame.label,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
-from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.state import EndedTask, State, Task
 from dpstream.services.coordinator.views.overview import View
 from dpstream.shared import messages as m
 from dpstream.shared.codec import kind_of
@@ -54,6 +54,10 @@ def task_line(
         worker=workers.get(command.task),
         progress=progress.get(command.task) or None,
     )
+
+
+def ended_line(task: str, ended: EndedTask) -> TaskLine:
+    return TaskLine(task=task, worker=None, progress=None, **ended._asdict())
 
 
 def service_work(state: State, progress: Mapping[str, str] = UNKNOWN) -> list[ServiceWork]:

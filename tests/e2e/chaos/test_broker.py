@@ -18,6 +18,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode, queue_of, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.values import Ref
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import submission
 from tests.support.deployed_cluster import (
     NAME,
@@ -198,7 +199,7 @@ def _outlast(cluster: Cluster, gate: Path) -> None:
     state = cluster.finish()
     check(cluster, state)
     assert computations(cluster).most_common(1)[0][1] == 1
-    assert state.tasks[task.task].command.attempt == 1
+    assert tasks_of(state)[task.task].attempt == 1
     assert not cluster.recorded(m.LeaseLapsed)
     assert [line for line in labeler.log_lines if "trying again" in line["event"]] == []
 

@@ -22,6 +22,7 @@ from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import BusError
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import Committee
+from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import submission
 from tests.support.deployed_cluster import (
     NAME,
@@ -159,7 +160,7 @@ def test_workers_that_wake_too_late_change_nothing(cluster: Cluster, tmp_path: P
     ]
     state = cluster.finish()
     check(cluster, state)
-    assert [state.tasks[name].command.attempt for name in late] == [2, 2]
+    assert [tasks_of(state)[name].attempt for name in late] == [2, 2]
     lapsed = {event.task for event in cluster.recorded(m.LeaseLapsed)}
     assert lapsed >= set(late)
     folder = f"campaigns/{NAME}/results/{late[1]}"
@@ -176,7 +177,7 @@ def _oversleep(cluster: Cluster, role: str, kind: type[m.Command], folder: Path)
     sleeper.process.send_signal(signal.SIGSTOP)
     cluster.start_worker(role)
     name = str(found.command.task)
-    cluster.until_state(lambda state: state.tasks[name].status == "done", "another's result")
+    cluster.until_state(lambda state: tasks_of(state)[name].status == "done", "another's result")
     results = list(cluster.store.list(f"campaigns/{NAME}/results/{name}/"))
     before = {uri: cluster.store.get(uri) for uri in results}
     (folder / role).touch()
@@ -227,7 +228,7 @@ def test_a_claim_whose_worker_died_before_saying_so(cluster: Cluster) -> None:
     cluster.start_worker("labeler")
     state = cluster.finish()
     check(cluster, state)
-    assert state.tasks[task.task].command.attempt == 2
+    assert tasks_of(state)[task.task].attempt == 2
     assert dead in cluster.recorded(m.TaskClaimed)
     assert decode(cluster.store.get(claim_uri(NAME, task.task, 1))) == dead
 
