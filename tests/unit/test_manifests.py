@@ -26,7 +26,6 @@ import yaml
 from kubernetes_validate import utils
 
 from dpstream.deploy.access_files import parse_deployment, write_access
-from dpstream.services.coordinator.fleet.engine_settings import seconds_of
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.services.coordinator.fleet.worker_job import worker_job
@@ -38,6 +37,7 @@ from dpstream.shared.access import ROLES
 from dpstream.shared.codec import decode
 from dpstream.shared.messages import StructuresProposed
 from dpstream.shared.settings import Settings, read_settings, variable_of
+from dpstream.shared.spec.times import seconds_of
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"

@@ -8,18 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from dpstream.shared.spec.base import Section
-
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds_of(value: Any) -> Any:
-    """Reads `90`, `90s`, `10m`, `23h` or `2d` as seconds."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
-    if found is None:
-        raise ValueError("must be a time such as 90s, 10m, 23h or 2d")
-    return float(found[1]) * UNITS[found[2]]
+from dpstream.shared.spec.times import Seconds
 
 
 def size_of(value: Any) -> Any:
@@ -30,9 +19,6 @@ def size_of(value: Any) -> Any:
 
 
 SIZE = r"^[1-9][0-9]*[KMGT]$"
-Seconds = Annotated[
-    float, BeforeValidator(seconds_of, json_schema_input_type=float | str), Field(gt=0)
-]
 Memory = Annotated[str, StringConstraints(pattern=SIZE), BeforeValidator(size_of)]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

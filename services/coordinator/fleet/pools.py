@@ -22,15 +22,16 @@ from dpstream.services.coordinator.fleet.engine_settings import (
     LsfPool,
     Memory,
     PbsPool,
-    Seconds,
     SlurmPool,
     Variable,
 )
+from dpstream.services.coordinator.simulation.settings import Assumptions
 from dpstream.shared.bus.topology import declared
 from dpstream.shared.environment import is_secret
 from dpstream.shared.messages import COMMANDS, Explore, Judge, Screen, Service
 from dpstream.shared.spec.base import Section
-from dpstream.shared.spec.errors import read_document, validated
+from dpstream.shared.spec.errors import did_you_mean, read_document, validated
+from dpstream.shared.spec.times import Seconds
 from dpstream.shared.values import Name
 
 Engine = Literal["process", "slurm", "sge", "pbs", "torque", "lsf", "kubernetes", "aws_batch"]
@@ -271,6 +272,16 @@ class FleetFile(Section):
     )
     budget: Budget = Budget()
     pools: dict[Name, PoolSettings] = Field(min_length=1)
+    simulation: Assumptions = Field(
+        default=Assumptions(), description="what dpstream simulate assumes; see docs/simulation.md"
+    )
+
+    @model_validator(mode="after")
+    def _assumed_pools(self) -> FleetFile:
+        for name in self.simulation.pools.keys() - self.pools.keys():
+            hint = did_you_mean(name, self.pools)
+            raise ValueError(f"simulation.pools.{name}: no such pool{hint}")
+        return self
 
     @model_validator(mode="after")
     def _names_of_jobs(self) -> FleetFile:
