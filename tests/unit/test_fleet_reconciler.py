@@ -16,7 +16,6 @@ import yaml
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
-from dpstream.services.coordinator.fleet import reconciler as module
 from dpstream.services.coordinator.fleet.engines import engines_of
 from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
@@ -81,12 +80,9 @@ class MemoryFleet:
 
 
 class Harness:
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.fleet, self.path = MemoryFleet(), folder / "fleet.yaml"
         self.store, self.now = FolderStore(folder / "store"), 1_000_000.0
-        monkeypatch.setattr(
-            module, "engines_of", lambda file, path, before: dict.fromkeys(file.pools, self.fleet)
-        )
         self.write(cpu=POOL)
         self.wanted: dict[str, int] = {}
         self.silent = False
@@ -97,7 +93,13 @@ class Harness:
         self.path.write_text(yaml.safe_dump(data))
 
     def start(self) -> Reconciler:
-        made = Reconciler(self.path, self.store, lambda w: self.wanted.update(w), lambda: self.now)
+        made = Reconciler(
+            self.path,
+            self.store,
+            lambda w: self.wanted.update(w),
+            lambda: self.now,
+            make_engines=lambda file, path, before: dict.fromkeys(file.pools, self.fleet),
+        )
         made.start()
         return made
 
@@ -114,8 +116,8 @@ class Harness:
 
 
 @pytest.fixture
-def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
-    return Harness(tmp_path, monkeypatch)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def test_from_zero_to_what_is_wanted_and_back(harness: Harness) -> None:

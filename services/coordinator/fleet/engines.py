@@ -45,6 +45,8 @@ def aws_batch_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: Pa
     return AwsBatchFleet(deployment, pools, logs)
 
 
+MakeEngines = Callable[[FleetFile, Path, Mapping[str, FleetEngine]], Mapping[str, FleetEngine]]
+"""As `engines_of`."""
 Make = Callable[[str, Mapping[str, PoolSettings], Path], FleetEngine]
 ENGINES: Mapping[str, Make] = {
     "process": ProcessFleet,

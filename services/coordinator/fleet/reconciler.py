@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from dpstream.services.coordinator.fleet.engines import FleetEngine, each_once, engines_of
+from dpstream.services.coordinator.fleet.engines import (
+    FleetEngine,
+    MakeEngines,
+    each_once,
+    engines_of,
+)
 from dpstream.services.coordinator.fleet.memory import PoolMemory
 from dpstream.services.coordinator.fleet.plan import (
     Demand,
@@ -75,6 +80,7 @@ class Reconciler:
     """Labels that were computed since the coordinator started."""
     processes: Processes = field(default_factory=Processes)
     """Of the workers; shared with the coordinator's loop."""
+    make_engines: MakeEngines = engines_of
     status: FleetStatus | None = None
     """Of the last turn; read by other threads."""
     _file: FleetFile = field(init=False)
@@ -151,7 +157,7 @@ class Reconciler:
     # ---------------------------------------------------------------------- the fleet file
 
     def _use(self, file: FleetFile) -> None:
-        self._file, self._engines = file, engines_of(file, self.path, self._engines)
+        self._file, self._engines = file, self.make_engines(file, self.path, self._engines)
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
         for name, pool in file.pools.items():
             self._memory[name].spot = pool.spot

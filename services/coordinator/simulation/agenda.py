@@ -20,8 +20,8 @@ class Agenda:
 
     def after(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
         """Schedules `action(*arguments)`."""
-        entry = self.now + seconds, next(self._number), partial(action, *arguments)
-        heapq.heappush(self._due, entry)
+        due = self.now + seconds
+        heapq.heappush(self._due, (due, next(self._number), partial(action, *arguments)))
 
     def step(self) -> bool:
         """Runs the next action; False if there is none."""

@@ -55,8 +55,10 @@ class SimulatedResults:
     """Of a trajectory that is not pinned."""
     named: int = 3
     """Frames that one event names."""
-    per_trajectory: int | None = None
-    """Most frames selected from a trajectory under one committee."""
+    force_error: float = 0.03
+    """Force RMSE of every model, eV/Å."""
+    reservoir: int = 3
+    """Frames of a trajectory from which audits are drawn."""
     device: DeviceFacts | None = None
     """What trainers train on."""
     manifests: dict[str, str] = field(default_factory=dict)
@@ -90,6 +92,10 @@ class SimulatedResults:
         counts as version 0."""
         return 0.0
 
+    def audit_errors(self, version: int) -> tuple[float, float]:
+        """Force RMSE on audit frames, eV/Å, and the upper bound of the share above the target."""
+        return 0.05 if self.is_ripe(version) else 0.5, 0.1
+
     def difference(self, frame: str) -> str:
         """How a reused label differs from a new one; empty if it agrees."""
         return ""
@@ -122,7 +128,7 @@ class SimulatedResults:
         }
 
     def _train(self, command: m.Train) -> list[m.Message]:
-        rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
+        rmse = Rmse(frames=5, energy=0.001, force=self.force_error, rms_force=1.0)
         model = ref(f"model-{command.version}-{command.member}")
         return [
             m.MemberTrained(
@@ -143,11 +149,17 @@ class SimulatedResults:
         ]
 
     def _explore(self, command: m.Explore) -> list[m.Message]:
-        chunks = 1 if command.pinned else self.chunks
+        chunks = self.chunks_of(command)
         return [
-            self._chunk(command, number, self.checks // chunks, last=number == chunks - 1)
-            for number in range(command.from_chunk, chunks)
+            self._chunk(command, number, checks, last=number == len(chunks) - 1)
+            for number, checks in enumerate(chunks)
+            if number >= command.from_chunk
         ]
+
+    def chunks_of(self, command: m.Explore) -> list[int]:
+        """Checks of each chunk of a trajectory."""
+        chunks = 1 if command.pinned else self.chunks
+        return [self.checks // chunks] * chunks
 
     def _chunk(self, command: m.Explore, number: int, checks: int, last: bool) -> m.Message:
         found = self.found(command, checks)
@@ -160,7 +172,7 @@ class SimulatedResults:
             planned_ps=0.1,
         )
         reservoir = item.model_copy(
-            update={"frames": ref(f"reservoir-{command.trajectory}"), "count": 3}
+            update={"frames": ref(f"reservoir-{command.trajectory}"), "count": self.reservoir}
         )
         return m.ChunkExplored(
             **self.envelope(command, number),
@@ -224,7 +236,7 @@ class SimulatedResults:
         pool = Pool.model_validate_json(self.manifests[command.pool.uri])
         labels = [self._pick(i, n, "candidate") for i in pool.candidates for n in range(i.count)]
         audits = [self._pick(i, n, "reservoir") for i in pool.reservoirs for n in range(i.count)]
-        labels = self._spread(sorted(labels, key=lambda c: c.key), pool)[: command.labels]
+        labels = self.choose(command, sorted(labels, key=lambda c: c.key), pool)
         audits = sorted(audits, key=lambda c: c.key)[: command.audits]
         picks = [*((c, True) for c in labels), *((c, False) for c in audits)]
         starts = range(0, max(len(picks), 1), self.named)
@@ -242,17 +254,9 @@ class SimulatedResults:
             for number, first in enumerate(starts)
         ]
 
-    def _spread(self, chosen: Sequence[Chosen], pool: Pool) -> list[Chosen]:
-        """Those within the share of each trajectory."""
-        if self.per_trajectory is None:
-            return list(chosen)
-        left = {c.trajectory: self.per_trajectory - pool.used.get(c.trajectory, 0) for c in chosen}
-        kept = []
-        for each in chosen:
-            if left[each.trajectory] > 0:
-                left[each.trajectory] -= 1
-                kept.append(each)
-        return kept
+    def choose(self, command: m.Select, found: Sequence[Chosen], pool: Pool) -> Sequence[Chosen]:
+        """The candidates that are labelled."""
+        return found[: command.labels]
 
     def _pick(self, item: PoolItem, number: int, why: str) -> Chosen:
         trajectory, name = item.trajectory, key(item.frames.uri, number)
@@ -336,7 +340,7 @@ class SimulatedResults:
         ]
 
     def _audit(self, command: m.Audit) -> list[m.Message]:
-        error = 0.05 if self.is_ripe(command.version) else 0.5
+        error, exceed = self.audit_errors(command.version)
         return [
             m.AuditDone(
                 **self.envelope(command),
@@ -347,7 +351,7 @@ class SimulatedResults:
                 force=error,
                 force_upper=error * 1.2,
                 exceed=0.0,
-                exceed_upper=0.1,
+                exceed_upper=exceed,
                 deviation_over_error=0.5,
                 pairs=ref("pairs"),
             )
@@ -373,7 +377,7 @@ class SimulatedResults:
         )
 
     def _verify(self, command: m.Verify) -> list[m.Message]:
-        rmse = Rmse(frames=5, energy=0.001, force=0.03, rms_force=1.0)
+        rmse = Rmse(frames=5, energy=0.001, force=self.force_error, rms_force=1.0)
         return [
             m.Verified(
                 **self.envelope(command),
