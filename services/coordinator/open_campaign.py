@@ -48,6 +48,8 @@ class OpenCampaign:
     """Seconds of a usual task by queue: an average that favours the latest."""
     computed_labels: int = 0
     """Since the campaign was opened."""
+    _earliest: float = 0.0
+    """No lease ends before, so that the leases need not be looked through in every pass."""
     needs_recovery: bool = False
     """Whether a call to bus or store failed part-way, so that the ledger may be ahead of
     `state`."""
@@ -154,8 +156,13 @@ class OpenCampaign:
             table.pop(task_id, None)
 
     def overdue(self, now: float) -> list[str]:
-        """Ids of tasks whose lease has ended."""
-        return [task for task, deadline in self.leases.items() if now > deadline]
+        """Ids of tasks whose lease has ended. Leases are only prolonged, and a new one ends after
+        those that stand."""
+        if now <= self._earliest:
+            return []
+        late = [task for task, deadline in self.leases.items() if now > deadline]
+        self._earliest = now if late else min(self.leases.values(), default=now)
+        return late
 
     def orphaned(self, ended: Collection[str]) -> list[str]:
         """Ids of tasks with a lease whose process is among `ended`."""

@@ -77,6 +77,9 @@ WAIT = 0.5
 """Longest time without checking the clock, s."""
 PAUSE, LONGEST_PAUSE = 0.1, 30.0
 """Delay before a retry during an outage, s: the first one, doubled up to the second."""
+PROCESS_CHECK = 1.0
+"""Interval at which all running tasks are compared with the processes of the workers, s: as often
+as the reconciler brings news."""
 FENCE_CHECK = 20.0
 """Interval of checks for a newer coordinator, s. An idle coordinator needs them: it writes no
 segment that would reveal that it was overtaken, but consumes heartbeats."""
@@ -114,6 +117,9 @@ class Coordinator:
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
     _clock_checked: float | None = None
     _fences_checked: float = -FENCE_CHECK
+    _processes_checked: float = -PROCESS_CHECK
+    _ended: Collection[str] = ()
+    """Ended processes of the last comparison."""
 
     def __post_init__(self) -> None:
         self.parked = ParkedEvents(self.store)
@@ -288,17 +294,28 @@ class Coordinator:
         now = self.timer()
         self._extend_leases_after_absence(now)
         self._check_fences(now)
+        with_processes = self._is_process_check_due(now, ended)
         for campaign, open_campaign in list(self.open_campaigns.items()):
-            lapsed = self._lapsed(open_campaign, now, ended)
+            lapsed = self._lapsed(open_campaign, now, ended if with_processes else ())
             resolvable = self._resolvable(open_campaign)
             if open_campaign.own_events or lapsed or open_campaign.needs_recovery or resolvable:
                 self._serve(campaign, lapsed)
             self._publish_tasks(open_campaign)
             open_campaign.ledger.write_due_head(now)
         if self.on_demand is not None:
-            running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
-            self.processes.occupied = frozenset(filter(None, running))
+            if with_processes:
+                running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
+                self.processes.occupied = frozenset(filter(None, running))
             self.on_demand(self.demand())
+
+    def _is_process_check_due(self, now: float, ended: Collection[str]) -> bool:
+        """Whether to compare the running tasks with the processes: after news, and at intervals,
+        because claims may arrive after the news that their process has ended."""
+        is_news = bool(ended) and ended is not self._ended
+        if not is_news and now - self._processes_checked < PROCESS_CHECK:
+            return False
+        self._ended, self._processes_checked = ended or self._ended, now
+        return True
 
     def demand(self) -> dict[str, Demand]:
         """The tasks of active campaigns by queue. Those of paused and ended ones need no worker."""

@@ -123,14 +123,14 @@ class Cluster(Deployment):
 
     # -------------------------------------------------------------------------------- campaigns
 
-    def submit(self, of: Spec) -> m.CampaignSubmitted:
-        """As `dpstream submit` does."""
+    def submit(self, of: Spec, frames: int = 6) -> m.CampaignSubmitted:
+        """As `dpstream submit` does, with this many frames to label first."""
         body = of.model_dump_json().encode()
         key = campaign_uri(of.name, "spec.json")
         self.store.create(key, body)
         recipe = RECIPE.model_copy(update={"settings": {"method": "GFN2-xTB"}})
         spec_ref = Ref.to(key, body)
-        event = submission(of).model_copy(update={"spec": spec_ref, "recipe": recipe})
+        event = submission(of, frames).model_copy(update={"spec": spec_ref, "recipe": recipe})
         self.store.create(campaign_uri(of.name, "submitted.json"), encode(event))
         with closing(self.bus()) as bus:
             bus.publish([Outgoing(encode(event), topic=topic_of(event))])

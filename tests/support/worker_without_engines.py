@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import dpstream.shared.runtime.task_outcome
+from dpstream.services.coordinator.simulation.settings import Times
 from dpstream.shared import messages as m
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main
@@ -33,6 +34,8 @@ QUEUES = {
     "labeler": ("label.tblite",),
 }
 RIPE = 2
+SEED = 1
+"""Of the times of labels, as in a simulation."""
 WAVEFUNCTION = 256 * 1024
 """Bytes that every task writes to its scratch folder, as engines do."""
 COMPUTED = "computed"
@@ -43,6 +46,9 @@ FULL_SECONDS = 1.0
 class SimulatedWorkerSettings(WorkerSettings):
     labeler_slots: int = Field(default=1, description="tasks of a labeler at once")
     simulated_seconds: float = Field(default=0.05, description="per task")
+    simulated_labels: str = Field(
+        default="", description="JSON: Times of each frame of a label task"
+    )
     simulated_gate: Path | None = Field(
         default=None, description="a task goes on when this file is there"
     )
@@ -97,11 +103,18 @@ def _stored(result: m.Result, context: Context) -> m.Result:
 def _work(settings: SimulatedWorkerSettings, command: m.Command, context: Context) -> None:
     if isinstance(command, m.Label) and settings.simulated_fatal in [f.key for f in command.frames]:
         os.kill(os.getpid(), signal.SIGKILL)
-    over = time.monotonic() + settings.simulated_seconds
+    over = time.monotonic() + _seconds(settings, command)
     gate = settings.simulated_gate
     while time.monotonic() < over or (gate is not None and not gate.exists()):
         context.check()
         time.sleep(0.01)
+
+
+def _seconds(settings: SimulatedWorkerSettings, command: m.Command) -> float:
+    if not settings.simulated_labels or not isinstance(command, m.Label):
+        return settings.simulated_seconds
+    times = Times.model_validate_json(settings.simulated_labels)
+    return sum(times.draw(SEED, frame.key) for frame in command.frames)
 
 
 def _label(label: Accepted, context: Context) -> Accepted:

@@ -274,6 +274,36 @@ def test_a_task_whose_worker_falls_silent_is_issued_again(harness: CoordinatorHa
     assert tasks_of(open_campaign.state)[command.task].lapses == 1
 
 
+class Looked(dict[str, float]):
+    """Leases that count how often all of them are looked through."""
+
+    times = 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return super().items()
+
+
+def test_leases_are_looked_through_only_when_one_may_have_ended(
+    harness: CoordinatorHarness,
+) -> None:
+    """Passes are many, and so are running tasks: their product must not grow."""
+    open_campaign, command = first_task(harness)
+    harness.publish(*harness.world.answer(command)[:1])
+    harness.step()
+    open_campaign.leases = looked = Looked(open_campaign.leases)
+    for _ in range(1000):
+        harness.now += LEASE / 2000
+        harness.coordinator.check_clock()
+    assert looked.times <= 1
+    harness.heartbeat(command)
+    harness.step()
+    harness.pass_time(LEASE - 1)
+    assert status(open_campaign, command) == "running"
+    harness.pass_time(2)
+    assert status(open_campaign, command) == "open"
+
+
 def test_heartbeats_renew_a_lease_and_are_not_ledgered(harness: CoordinatorHarness) -> None:
     open_campaign, command = first_task(harness)
     harness.publish(harness.world.answer(command)[0])

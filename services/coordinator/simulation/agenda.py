@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+Due = tuple[float, int, Callable[[], object]]
+
 
 @dataclass
 class Agenda:
@@ -15,13 +17,13 @@ class Agenda:
 
     now: float = 0.0
     """Seconds since the simulation began."""
-    _due: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
+    _due: list[Due] = field(default_factory=list)
     _number: count[int] = field(default_factory=count)
 
     def after(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
         """Schedules `action(*arguments)`."""
-        due = self.now + seconds
-        heapq.heappush(self._due, (due, next(self._number), partial(action, *arguments)))
+        entry: Due = (self.now + seconds, next(self._number), partial(action, *arguments))
+        heapq.heappush(self._due, entry)
 
     def step(self) -> bool:
         """Runs the next action; False if there is none."""

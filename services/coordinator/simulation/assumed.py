@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Sequence
+from collections.abc import Container
 
 from dpstream.services.coordinator.simulation.results import SimulatedResults
 from dpstream.services.coordinator.simulation.settings import Assumptions
@@ -71,7 +71,7 @@ class AssumedResults(SimulatedResults):
         drawn = random.Random(f"{self.seed} found {command.trajectory} {command.version}")
         return min(checks, int(expected + drawn.random()))
 
-    def choose(self, command: m.Select, found: Sequence[Chosen], pool: Pool) -> Sequence[Chosen]:
+    def choose(self, command: m.Select, found: list[Chosen], pool: Pool) -> list[Chosen]:
         """New ones only, within the share of each trajectory."""
         share = self.spec.selection.per_trajectory
         left = {name: share - pool.used.get(name, 0) for name in {c.trajectory for c in found}}

@@ -254,7 +254,7 @@ class SimulatedResults:
             for number, first in enumerate(starts)
         ]
 
-    def choose(self, command: m.Select, found: Sequence[Chosen], pool: Pool) -> Sequence[Chosen]:
+    def choose(self, command: m.Select, found: list[Chosen], pool: Pool) -> list[Chosen]:
         """The candidates that are labelled."""
         return found[: command.labels]
 

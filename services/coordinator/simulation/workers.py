@@ -163,7 +163,8 @@ class Crew:
         if isinstance(command, m.Label):
             for result in results:
                 assert isinstance(result, m.LabelsDone)
-                keys = [each.key for each in (*result.accepted, *result.rejected)]
+                keys = [each.key for each in result.accepted]
+                keys += [each.key for each in result.rejected]
                 yield sum(map(self._label_seconds, keys)), result
         elif isinstance(command, Explore):
             total = self.assumptions.times("explore").draw(self.seed, command.trajectory)
