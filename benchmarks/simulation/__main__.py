@@ -14,18 +14,20 @@ from dpstream.shared.logs import configure
 
 @dataclass(frozen=True)
 class Size:
-    """`wave`: workers, and labels of a round; `waves`: labels of a campaign in waves."""
+    """`wave`: workers, and labels of a round; `small`: the same where several runs are compared;
+    `waves`: labels of a campaign in waves."""
 
     wave: int
+    small: int
     waves: int
     workers: tuple[int, ...]
     frames: tuple[int, ...]
     sleeping: int
 
 
-TINY = Size(20, 4, (8, 16), (50, 100), 8)
-USUAL = Size(1000, 10, (64, 10_000), (10_000, 100_000), 80)
-FULL = Size(1000, 10, (64, 10_000, 65_536), (10_000, 100_000, 1_000_000), 80)
+TINY = Size(20, 10, 4, (8, 16), (50, 100), 8)
+USUAL = Size(1000, 200, 10, (64, 10_000), (10_000, 100_000), 80)
+FULL = Size(1000, 1000, 10, (64, 10_000, 65_536), (10_000, 100_000, 1_000_000), 80)
 
 
 def barrier(size: Size) -> Iterator[Figure]:
@@ -53,7 +55,7 @@ def barrier(size: Size) -> Iterator[Figure]:
 
 def preemption(size: Size) -> Iterator[Figure]:
     """The same labels, with and without workers that are reclaimed."""
-    workers, labels = size.wave, size.wave * size.waves
+    workers, labels = size.small, size.small * size.waves
     pools = fixed(workers, spot=True)
     calm = run(queue(labels), fleet(pools))
     for notice in (30, 0):
@@ -71,7 +73,7 @@ def preemption(size: Size) -> Iterator[Figure]:
 
 def elastic(size: Size) -> Iterator[Figure]:
     """Money and hours of one campaign in lockstep and one in streaming mode."""
-    wave = size.wave // 5 or 1
+    wave = size.small
     start = {"start": 90, "image_pull": 60}
     ways = {
         "fixed at peak": (fixed(wave, price=1.0), {"labels": {"start": 90}}),

@@ -65,7 +65,7 @@ def queue(labels: int) -> Submission:
     return Submission(of, submission(of, labels))
 
 
-def fleet(pools: Mapping[str, Mapping[str, Any]], **assumed: Any) -> FleetFile:
+def fleet(pools: Mapping[str, Mapping[str, Any]], /, **assumed: Any) -> FleetFile:
     """`assumed`: of the section `simulation`, beside what all benchmarks assume."""
     usual = {"engine": "process", "serves": [QUEUE], "lifetime": "60d", "price": 1.0}
     data = {

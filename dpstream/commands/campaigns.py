@@ -45,9 +45,10 @@ from dpstream.commands.options import (
     within,
 )
 from dpstream.commands.propose import propose
-from dpstream.commands.run_joined import run_mixed
-from dpstream.commands.run_local import run_campaign
+from dpstream.commands.run.joined import run_mixed
+from dpstream.commands.run.local import run_campaign
 from dpstream.commands.simplify import simplify
+from dpstream.commands.simulate import simulate_campaign
 from dpstream.commands.test import compare_properties
 from dpstream.commands.up import down, up
 from dpstream.dpgen.load import load_campaign
@@ -479,6 +480,7 @@ app.command()(propose)
 app.command()(up)
 app.command()(down)
 app.add_typer(fleet, name="fleet")
+app.command("simulate")(simulate_campaign)
 
 command = typer.main.get_command(app)
 """The Click command that `dpstream.cli` runs."""

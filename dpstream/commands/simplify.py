@@ -24,7 +24,7 @@ from dpstream.commands.options import (
     parse_workers,
     within,
 )
-from dpstream.commands.run_local import run_campaign
+from dpstream.commands.run.local import run_campaign
 from dpstream.dpgen.key_table import without_comments
 from dpstream.dpgen.load import named_after
 from dpstream.dpgen.simplify import is_simplify, read_simplify

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import dpstream.commands.campaigns
-import dpstream.commands.run_local
+import dpstream.commands.run.local
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
@@ -63,7 +63,7 @@ def call(
     def nothing_starts(*_: Any) -> None:
         raise Started
 
-    monkeypatch.setattr(dpstream.commands.run_local, "LocalCluster", nothing_starts)
+    monkeypatch.setattr(dpstream.commands.run.local, "LocalCluster", nothing_starts)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
@@ -333,7 +333,7 @@ def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/scratch")
 
-    monkeypatch.setattr(dpstream.commands.run_local, "LocalCluster", full)
+    monkeypatch.setattr(dpstream.commands.run.local, "LocalCluster", full)
     status, _, err = call("run", "good.yaml")
     assert (status, err) == (2, "dpstream: /scratch: No space left on device\n")
 

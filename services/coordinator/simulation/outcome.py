@@ -59,6 +59,11 @@ class Outcome(View):
     moments: tuple[Moment, ...]
 
     @property
+    def ended(self) -> bool:
+        """Whether the campaign has reached its end."""
+        return self.verdict in ("converged", "not-converged", "cancelled")
+
+    @property
     def hours(self) -> float:
         return sum(pool.hours for pool in self.pools.values())
 

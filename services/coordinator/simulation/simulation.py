@@ -55,8 +55,11 @@ FULL_PASS = 0.02
 """Seconds between two passes of the loop while more events are ready than one takes."""
 MOMENTS = 1000
 """Points of the picture: when there are twice as many, every other one is dropped."""
-STANDSTILL = 2 * 86_400.0
-"""Seconds without a task that begins or ends, after which a campaign stands still."""
+STANDSTILL = 25 * 3600.0
+"""Seconds without any work after which a campaign stands still: a budget per day lasts until
+midnight."""
+QUIET, SLOW = 600.0, 60.0
+"""After so many seconds without any work, passes and turns are this far apart."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class Simulation:
         """A pass without events, in which leases and delays end."""
         if not self._pass_due:
             self._pass()
-        self.agenda.after(LONGEST, self._tick)
+        self.agenda.after(self._paced(LONGEST), self._tick)
 
     def _pass(self) -> None:
         """As one of `Coordinator.run`."""
@@ -213,13 +216,24 @@ class Simulation:
         self.reconciler.turn()
         self.costs.turns += time.process_time() - began
         pause = IDLE_SHARE * LISTING * self.fleet.alive
-        self.agenda.after(max(SHORTEST, min(pause, LONGEST_PAUSE)), self._turn_or_wait)
+        pause = self._paced(max(SHORTEST, min(pause, LONGEST_PAUSE)))
+        self.agenda.after(pause, self._turn_or_wait)
 
     def _turn_or_wait(self) -> None:
         if self._changed:
             self._turn()
         else:
             self.agenda.after(LONGEST - SHORTEST, self._turn)
+
+    @property
+    def _quiet(self) -> float:
+        """Seconds without any work."""
+        if any(use.busy for use in self.crew.use.values()):
+            return 0.0
+        return self.agenda.now - self.crew.worked_at
+
+    def _paced(self, seconds: float) -> float:
+        return max(seconds, SLOW) if self._quiet > QUIET else seconds
 
     def _count_decision(self, seconds: float) -> None:
         self._decided += 1
@@ -240,7 +254,7 @@ class Simulation:
         state, now = self.open.state, self.agenda.now
         if state.finished is None:
             self._ended_at = now
-            return state.paused is not None or now - self.crew.worked_at > STANDSTILL
+            return state.paused is not None or self._quiet > STANDSTILL
         return not self.fleet.passing
 
     # ---------------------------------------------------------------------------- the outcome

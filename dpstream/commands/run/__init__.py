@@ -1,0 +1,1 @@
+"""`dpstream run`: on this machine alone, or joined to a deployment."""

@@ -1,0 +1,130 @@
+"""`dpstream simulate`: how long a campaign takes, and what it costs, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpstream.commands.options import (
+    DEFAULT_ROOT,
+    Code,
+    Mode,
+    NewName,
+    Root,
+    SpecFile,
+    named,
+    prepared,
+    within,
+)
+from dpstream.report.simulation import picture
+from dpstream.running.submit import submit
+from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.simulation.observed import observed
+from dpstream.services.coordinator.simulation.simulation import EPOCH, Submission, simulate
+from dpstream.services.coordinator.simulation.store import MemoryStore
+from dpstream.services.coordinator.simulation.variants import difference, given, usual
+from dpstream.services.coordinator.views.campaign import CampaignView
+from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.files import write_whole
+from dpstream.shared.logs import configure
+from dpstream.terminal.console import console, say
+from dpstream.terminal.simulation import facts_table, pools_table
+
+
+def simulate_campaign(
+    spec: SpecFile,
+    fleet: Annotated[
+        Path, typer.Option("--fleet", metavar="FILE", help="The fleet file.", show_default=True)
+    ] = Path("fleet.yaml"),
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="The same seed gives the same result.")
+    ] = 1,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="NAME",
+            help="Take times of tasks, shares of candidates and rejections, and how often workers "
+            "are reclaimed from this campaign in --store.",
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="POOL.KEY=VALUE",
+            help="Also simulate the fleet file with this change, e.g. spot.max=400; may be "
+            "repeated. Default: fewer workers and, where max was reached, twice as many.",
+        ),
+    ] = None,
+    picture_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", metavar="FILE", help="Write workers, tasks and cost over time as SVG."
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    mode: Mode = None,
+    name: NewName = None,
+    code: Code = None,
+) -> None:
+    """Simulate a campaign on the pools of a fleet file: how long it takes, what it costs, and what
+    other limits would change. Starts nothing.
+
+    The coordinator is the real one, in virtual time. Workers, machines, broker and store are
+    simulated: what they take is stated in the section simulation of the fleet file, or comes from a
+    campaign that has run (--like). What is not stated is assumed; dpstream fleet schema prints the
+    defaults.
+
+    A fleet file with the times of a label, of a training, of a start, and with reclaimed machines:
+
+    \b
+      simulation:
+        tasks: {label: {mean: 6m, sd: 5m, most: 17m}, train: 4m, explore: 10m}
+        candidates: [0.5, 0.2, 0.1]
+        pools:
+          spot: {start: 90s, image_pull: 60s, capacity: 600, preemptions: 0.3}
+
+    Example: dpstream simulate campaign.yaml --fleet fleet.yaml --vary spot.max=400
+
+    Exit status: 0 the campaign ends, 1 it pauses or stands still, 2 bad input.
+    """
+    configure("error")
+    file = read_fleet(fleet)
+    if like is not None:
+        with within(root):
+            store, campaign = named(like, root)
+            assumed = observed(CampaignView.read(store, campaign), file)
+        file = file.model_copy(update={"simulation": assumed})
+    campaign_to_run = _submission(spec, mode, name, code)
+    with errors_at(str(fleet), SpecError):
+        variants = [given(file, text) for text in vary or ()]
+        with console.status("simulating"):
+            outcome = simulate(campaign_to_run, file, seed)
+    console.print(facts_table(outcome))
+    console.print(pools_table(outcome))
+    if picture_file is not None:
+        write_whole(picture_file, picture(outcome))
+        say(console, f"wrote {picture_file}")
+    if json_file is not None:
+        write_whole(json_file, outcome.model_dump_json(indent=1) + "\n")
+        say(console, f"wrote {json_file}")
+    if outcome.ended:
+        for variant in variants or usual(file, outcome):
+            with errors_at(str(fleet), SpecError), console.status(variant.change):
+                other = simulate(campaign_to_run, variant.file, seed)
+            say(console, f"{variant.change}: {difference(outcome, other)}")
+    else:
+        raise typer.Exit(1)
+
+
+def _submission(spec: Path, mode: str | None, name: str | None, code: str | None) -> Submission:
+    """The campaign, as it would be submitted. Raises SpecError."""
+    loaded, gathered, recipe = prepared(spec, mode, name, engines=False, code=code)
+    event = submit(loaded, gathered, recipe, MemoryStore(), EPOCH)
+    return Submission(loaded, event)
