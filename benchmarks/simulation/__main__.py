@@ -26,7 +26,7 @@ class Size:
 
 
 TINY = Size(20, 10, 4, (8, 16), (50, 100), 8)
-USUAL = Size(1000, 200, 10, (64, 10_000), (10_000, 100_000), 80)
+USUAL = Size(1000, 200, 10, (64, 10_000), (3_000, 30_000), 80)
 FULL = Size(1000, 1000, 10, (64, 10_000, 65_536), (10_000, 100_000, 1_000_000), 80)
 
 
@@ -101,9 +101,10 @@ def elastic(size: Size) -> Iterator[Figure]:
 
 
 def scale(size: Size) -> Iterator[Figure]:
+    """At most 1,000 workers in a launch, as Slurm allows."""
     for workers in size.workers:
-        labels = max(workers, size.workers[-1] if size is TINY else 10_000)
-        pools = {"labels": {"max": workers, "step": 1000}}
+        labels = max(workers, 2 * size.frames[0] // 3)
+        pools = {"labels": {"engine": "slurm", "max": workers, "step": 1000}}
         yield from _costs(
             f"{workers:,} workers, {labels:,} labels", run(queue(labels), fleet(pools))
         )

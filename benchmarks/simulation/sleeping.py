@@ -20,7 +20,7 @@ import yaml
 
 from benchmarks.services.figures import Figure
 from benchmarks.services.site import ROOT, servers
-from benchmarks.simulation.campaigns import QUEUE, queue, run
+from benchmarks.simulation.campaigns import QUEUE, Run, queue, run
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.simulation.settings import PoolAssumptions, Times
@@ -48,6 +48,15 @@ class Measured:
 
 
 def compare(labels: int) -> Iterator[Figure]:
+    real, simulated = both(labels)
+    starts = ", ".join(f"{each:.1f}" for each in real.starts)
+    yield Figure(f"{labels} labels on {WORKERS} processes, which start in", f"{starts} s")
+    yield _beside("first label to last", real.labeling, simulated.labeling, "within 10 %")
+    yield _beside("submission to verdict", real.whole, simulated.outcome.seconds)
+    yield _beside("time of the workers with a task", real.busy, 3600 * simulated.label_hours)
+
+
+def both(labels: int) -> tuple[Measured, Run]:
     """The simulation is given the times that workers took to start: they depend on the machine's
     load, and are what a fleet file states."""
     with tempfile.TemporaryDirectory() as folder:
@@ -55,12 +64,7 @@ def compare(labels: int) -> Iterator[Figure]:
         with servers(Path(folder) / "servers", fsync=True) as on:
             real = _measured(deployed(on.node, on.server), path, labels)
         file = read_fleet(path)
-    starts = ", ".join(f"{each:.1f}" for each in real.starts)
-    simulated = run(queue(labels), _started_in(file, real.starts), SEED)
-    yield Figure(f"{labels} labels on {WORKERS} processes, which start in", f"{starts} s")
-    yield _beside("first label to last", real.labeling, simulated.labeling, "within 10 %")
-    yield _beside("submission to verdict", real.whole, simulated.outcome.seconds)
-    yield _beside("time of the workers with a task", real.busy, 3600 * simulated.label_hours)
+    return real, run(queue(labels), _started_in(file, real.starts), SEED)
 
 
 def _beside(what: str, real: float, simulated: float, wanted: str = "") -> Figure:

@@ -9,6 +9,8 @@ from dpstream.report.plots import Line, Plot, Scale, linear, number, polyline
 from dpstream.services.coordinator.simulation.outcome import Moment, Outcome
 
 WIDTH, HEIGHT = 760.0, 190.0
+POINTS = 400
+"""Of a curve, at most."""
 HOUR, MINUTE = 3600.0, 60.0
 Curve = tuple[str, Callable[[Moment], float]]
 """Its kind, which is also its name in the legend, and its value at a moment."""
@@ -23,10 +25,11 @@ COST: tuple[Curve, ...] = (("cost", lambda moment: moment.cost),)
 
 def picture(outcome: Outcome) -> str:
     """The SVG."""
+    moments = outcome.moments[:: len(outcome.moments) // POINTS + 1]
     plots = [
-        _plot("workers", "workers", outcome.moments, WORKERS),
-        _plot("tasks that wait", "tasks", outcome.moments, TASKS),
-        _plot("cost", "cost", outcome.moments, COST),
+        _plot("workers", "workers", moments, WORKERS),
+        _plot("tasks that wait", "tasks", moments, TASKS),
+        _plot("cost", "cost", moments, COST),
     ]
     legend = [name for name, _ in WORKERS]
     template = ENVIRONMENT.get_template("simulation.svg.j2")

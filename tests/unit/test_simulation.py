@@ -3,6 +3,7 @@ whatever happens to messages and machines, and what is assumed is what is found.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -17,14 +18,20 @@ import yaml
 from dpstream.report.simulation import picture
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.simulation.agenda import Agenda
+from dpstream.services.coordinator.simulation.observed import observed
 from dpstream.services.coordinator.simulation.outcome import Outcome
 from dpstream.services.coordinator.simulation.settings import Times
 from dpstream.services.coordinator.simulation.simulation import Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual
+from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.messages import LabelsDone, TaskClaimed, TaskReleased
 from dpstream.shared.ports import Store
-from tests.support.campaign_simulator import spec, submission
+from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.command_line import run_command
+from tests.support.lossy_delivery import LossyDelivery
+from tests.support.small_campaign import write_spec
 from tests.support.soak import SOAK
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +225,70 @@ def test_the_picture_shows_workers_tasks_and_cost() -> None:
     assert svg.count("<polyline") == 5 + 3  # curves and legend
     for word in ("workers", "tasks that wait", "cost", "minutes"):
         assert word in svg
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_a_campaign_takes_and_what_fewer_workers_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_spec(tmp_path)
+    document = {"deployment": "lab", "pools": {"cpu": POOL}, "simulation": {"tasks": TASKS}}
+    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(document))
+    files = {name: tmp_path / name for name in ("run.svg", "run.json")}
+    words = ["simulate", str(path), "--fleet", str(tmp_path / "fleet.yaml")]
+    words += ["--picture", str(files["run.svg"]), "--json", str(files["run.json"])]
+    status, out, err = run_command(monkeypatch, capsys, *words, "--vary", "cpu.max=2")
+    assert (status, err) == (0, "")
+    outcome = Outcome.model_validate_json(files["run.json"].read_text())
+    assert f"{outcome.cost:,.2f}, " in out
+    assert "cpu: max 2 instead of 8: " in out
+    assert "</svg>" in files["run.svg"].read_text()
+    (tmp_path / "fleet.yaml").write_text(
+        yaml.safe_dump({"deployment": "lab", "pools": {"cpu": POOL | {"serves": ["label.vasp"]}}})
+    )
+    status, out, err = run_command(monkeypatch, capsys, *words)
+    assert status == 2
+    assert err.startswith(f"dpstream: {tmp_path / 'fleet.yaml'}: pools: none serves label.tblite")
+
+
+# --------------------------------------------------------------------- a campaign that has run
+
+
+def test_what_a_campaign_shows_takes_the_place_of_what_is_assumed() -> None:
+    world = CampaignSimulator(label_seconds=5.0, reject=lambda frame: frame[0] in "01")
+    run = LossyDelivery(world, spec(mode="lockstep"))
+    state = run.run()
+    messages = tuple(m for event, decided in run.ledger for m in (event, *decided))
+    assumed = fleet(workers={"train": 3})
+    found = observed(CampaignView(state, messages), assumed)
+    assert set(found.times("label").values) == {5.0}
+    assert found.candidates == (0.2, 0.2)  # two of ten checks, up to the third committee
+    rejected = sum(frame.status == "rejected" for frame in state.labels.frames.values())
+    assert found.rejected == pytest.approx(rejected / len(state.labels.frames), rel=0.2)
+    assert found.workers == {"train": 3}
+    assert found.times("screen") == assumed.simulation.times("screen")
+
+
+def test_how_often_workers_were_reclaimed_follows_from_their_interrupted_tasks() -> None:
+    """One worker in two hours, of four with a task for half an hour each."""
+    run = LossyDelivery(CampaignSimulator(label_seconds=5.0), spec())
+    state = run.run()
+    messages = [m for event, decided in run.ledger for m in (event, *decided)]
+    changed = [_by_process(each) for each in messages]
+    labels = [each for each in changed if isinstance(each, LabelsDone) and each.last]
+    fields = CampaignSimulator.envelope(labels[0], "released") | {"time": 1802.0}
+    stopped = TaskReleased(**fields, reason="reclaimed", preempted=True)
+    place = changed.index(labels[0])
+    found = observed(CampaignView(state, (*changed[:place], stopped, *changed[place:])), fleet())
+    hours = 0.5 * len(labels)
+    assert found.of_pool("cpu").preemptions == pytest.approx(1 - math.exp(-1 / hours))
+
+
+def _by_process(message: Any) -> Any:
+    """Of workers of the pool `cpu` that need half an hour for each label task."""
+    if isinstance(message, TaskClaimed):
+        return message.model_copy(update={"process": "cpu-18b-0", "time": 2.0})
+    return message.model_copy(update={"time": 1802.0 if isinstance(message, LabelsDone) else 2.0})
 
 
 # ------------------------------------------------------------------------------------ the parts
