@@ -119,6 +119,12 @@ class Run:
         first, last = self.span
         return last - first
 
+    def until(self, share: float) -> float:
+        """Seconds from the first label to this share of the labels."""
+        moments = self.outcome.moments
+        wanted = share * moments[-1].labels
+        return next(each.time for each in moments if each.labels >= wanted) - self.span[0]
+
     @property
     def label_hours(self) -> float:
         return self.outcome.busy_hours

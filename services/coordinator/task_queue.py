@@ -87,15 +87,19 @@ class TaskQueue:
     _running: dict[str, str] = field(default_factory=dict)
     _tasks: dict[str, QueuedTask] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
+    """Numbers of the tasks in the order in which they were first added."""
     _added: int = 0
 
     def add(self, command: Command, due: float = 0.0) -> None:
         """Adds a task to be published at `due` or later, 0 for at once. It replaces an earlier
-        attempt of the same task."""
-        self.ended(command.task)
+        attempt of the same task, and takes its place: long tasks are interrupted most often, and
+        behind all others they would run when little else is left to do."""
+        self._stopped(command.task)
         self._added += 1
+        place = self._places.setdefault(command.task, self._added)
         rank = RANK.get(type(command), 0), -getattr(command, "priority", 0)
-        task = QueuedTask(rank, self._added, command, due)
+        task = QueuedTask(rank, place, command, due)
         self._tasks[command.task] = task
         self.waiting[queue_of(command)] += 1
         self._lanes.setdefault(queue_of(command), Lane()).push(task)
@@ -116,7 +120,12 @@ class TaskQueue:
             self.busy[queue] += 1
 
     def ended(self, task: str) -> None:
-        """Forgets a task: it has ended, or another attempt follows."""
+        """Forgets a task."""
+        self._stopped(task)
+        self._places.pop(task, None)
+
+    def _stopped(self, task: str) -> None:
+        """The task neither waits nor runs: it has ended, or another attempt follows."""
         self.claimed(task)
         queue = self._running.pop(task, None)
         if queue is not None:

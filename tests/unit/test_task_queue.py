@@ -73,6 +73,22 @@ def test_no_more_than_the_limit_is_in_flight_and_claims_make_room() -> None:
     assert tasks(bus, "explore") == ["explore-20", "explore-21"]
 
 
+def test_the_next_attempt_takes_the_place_of_the_interrupted_one() -> None:
+    """Behind 80 other tasks it would run when the other workers have nothing left to do."""
+    bus, task_queue = InProcessBus(), task_queue_of(100)
+    task_queue.publish(bus, 0.0, share=1)
+    assert len(tasks(bus, "explore")) == MINIMUM
+    task_queue.started(command(Explore, 3))
+    task_queue.started(command(Explore, 5))
+    task_queue.add(command(Explore, 3, attempt=2), 0.0)
+    task_queue.publish(bus, 1.0, share=1)
+    assert tasks(bus, "explore") == ["explore-3", "explore-20"]
+    task_queue.ended("explore-3")
+    task_queue.add(command(Explore, 3, attempt=3), 0.0)  # tried again by an operator
+    task_queue.publish(bus, 2.0, share=1)
+    assert tasks(bus, "explore") == ["explore-21"]
+
+
 def test_the_limit_of_a_queue_is_twice_its_busy_workers() -> None:
     bus, task_queue = InProcessBus(), task_queue_of(50)
     for number in range(50):
