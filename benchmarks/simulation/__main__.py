@@ -129,16 +129,13 @@ def real(size: Size) -> Iterator[Figure]:
 
 def _costs(what: str, each: Run) -> Iterator[Figure]:
     outcome, minutes = each.outcome, each.outcome.seconds / 60
-    messages = outcome.messages["published"]
+    messages, labels = outcome.messages["published"], outcome.labels
     calls = sum(outcome.calls.values()) / minutes
     yield Figure(what, f"{outcome.events:,} events and {messages:,} messages ({each.wall:.0f} s)")
-    loop = f"{1e6 * each.loop / outcome.events:.0f} µs per event"
-    yield Figure("  coordinator", f"{loop}, {1e6 * each.loop / messages:.0f} µs per message")
-    yield Figure("  ledger", f"{outcome.ledger_bytes / outcome.events:,.0f} bytes per event")
-    memory = (
-        f"{each.memory / 2**20:,.0f} MiB, {each.memory / outcome.events / 1024:.1f} KiB per event"
-    )
-    yield Figure("  memory, with the simulated workers", memory)
+    loop = f"{1e6 * each.loop / messages:.0f} µs per message"
+    yield Figure("  coordinator", f"{loop}, {1e3 * each.loop / labels:.2f} ms per label")
+    yield Figure("  ledger", f"{outcome.ledger_bytes / labels:,.0f} bytes per label")
+    yield Figure("  memory, with the simulated workers", f"{each.memory / 2**20:,.0f} MiB")
     yield Figure("  longest plan", f"{1e3 * each.longest_plan:.1f} ms", "< 10 ms")
     yield Figure("  requests to the fleet engine", f"{calls:.0f} per minute")
 

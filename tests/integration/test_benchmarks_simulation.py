@@ -13,8 +13,8 @@ PRINTED = {
     "barrier": ("while work waits", "hours of lockstep over streaming", "0 lost, 0 doubled"),
     "preemption": ("throughput lost", "0 lost, 0 doubled"),
     "elastic": ("streaming, spot, elastic", "of the money"),
-    "scale": ("µs per event", "longest plan", "per minute"),
-    "frames": ("µs per event", "bytes per event"),
+    "scale": ("µs per message", "longest plan", "per minute"),
+    "frames": ("ms per label", "bytes per label"),
 }
 
 
