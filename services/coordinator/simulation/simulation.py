@@ -40,6 +40,7 @@ from dpstream.services.coordinator.simulation.outcome import (
 )
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.workers import Crew, Use
+from dpstream.services.coordinator.views.overview import label_counts
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import BATCH_SECONDS, take_ready
 from dpstream.shared.bus.topology import COORDINATOR
@@ -282,8 +283,8 @@ class Simulation:
         return use.total_hours(self.agenda.now) * self.file.pools[pool].price
 
     def _outcome(self) -> Outcome:
-        state, frames = self.open.state, Counter[str]()
-        frames.update(frame.status for frame in state.labels.frames.values())
+        state = self.open.state
+        labels = label_counts(state)
         verdict, why = self._verdict()
         again = sum(self.crew.computed.values()) - len(self.crew.computed)
         return Outcome(
@@ -292,13 +293,13 @@ class Simulation:
             verdict=verdict,
             why=why,
             seconds=self._ended_at,
-            labels=frames["labelled"],
-            rejected=frames["rejected"],
-            lost=frames["waiting"] + frames["pending"],
+            labels=labels.labelled,
+            rejected=labels.rejected,
+            lost=labels.pending,
             doubled=self._doubled(),
             computed_again=again,
             committees=state.committee.version,
-            tasks=len(state.tasks),
+            tasks=len(state.tasks) + sum(state.archive.tasks_by_status.values()),
             events=self._decided,
             pools={name: self._pool(name) for name in self.file.pools},
             services={name: _service(use) for name, use in self.crew.use.items()},

@@ -1,7 +1,6 @@
 """A store in memory that counts its requests and bytes (`ports.Store`).
 
-Segments and snapshots of ledgers are what a simulation writes most and never reads: of each, only
-the newest is kept.
+Segments of ledgers are what a simulation writes most and never reads: only the newest is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from dpstream.shared.errors import NotFound
 from dpstream.shared.store.keys import bounded, checked, checked_prefix
 
-KEPT_ONCE = ("ledger", "snapshots", "heads")
+KEPT_ONCE = ("ledger", "heads")
 """Folders of a campaign of which only the newest object is kept."""
 
 
