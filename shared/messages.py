@@ -364,12 +364,10 @@ class Verify(Command):
 # ---------------------------------------------------------------------------- events about workers
 
 
-class WorkerStarted(Event):
+class ProcessStarted(Event):
     """A worker process is connected and takes tasks from now on. It belongs to no campaign and to
     no ledger, and nothing depends on its arrival."""
 
-    PUBLISHERS = SERVICES
-    type: Literal["worker-started/1"] = "worker-started/1"
     campaign: Literal["-"] = Field(default="-", description="in place of a campaign's name")
     worker: str
     host: str
@@ -386,6 +384,22 @@ class WorkerStarted(Event):
 
     def describe(self) -> str:
         return f"{self.worker} on {self.host} for {', '.join(self.queues)}"
+
+
+class WorkerStarted(ProcessStarted):
+    """A worker process is connected and takes tasks from now on. It belongs to no campaign and to
+    no ledger, and nothing depends on its arrival."""
+
+    PUBLISHERS = SERVICES
+    type: Literal["worker-started/1"] = "worker-started/1"
+
+
+class TrainerStarted(ProcessStarted):
+    """As worker-started, of a trainer. Its GPUs decide what `training.batch_atoms: auto` means, so
+    that trainers alone may publish it."""
+
+    PUBLISHERS = ("trainer",)
+    type: Literal["trainer-started/1"] = "trainer-started/1"
 
 
 # ---------------------------------------------------------------------------- events about tasks

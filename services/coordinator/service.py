@@ -544,7 +544,7 @@ class Coordinator:
 
 
 def _campaign_of(event: m.Message | None) -> str | None:
-    return None if event is None or isinstance(event, m.WorkerStarted) else event.campaign
+    return None if event is None or isinstance(event, m.ProcessStarted) else event.campaign
 
 
 def _demand(queue: str, active: Sequence[OpenCampaign]) -> Demand:

@@ -29,7 +29,7 @@ from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.connect import FOREVER, connect
 from dpstream.shared.errors import BusError, DpstreamError, Refused
 from dpstream.shared.logs import configure, logger, redacted
-from dpstream.shared.messages import Command, WorkerStarted
+from dpstream.shared.messages import Command, Train, TrainerStarted, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.confinement.children import confinement
 from dpstream.shared.runtime.context import Handler
@@ -264,7 +264,8 @@ class WorkerThreads:
     def _announce(self, bus: Bus) -> None:
         """Publishes that the process is up. Nothing depends on it, so that a failure, such as
         access rights of an earlier release, changes nothing."""
-        started = WorkerStarted(
+        kind = TrainerStarted if Train.QUEUE in self.queues else WorkerStarted
+        started = kind(
             id=str(uuid.uuid4()),
             time=time.time(),
             worker=self.name,

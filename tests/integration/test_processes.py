@@ -107,7 +107,7 @@ class Deployment:
             assert delivery is not None, "no event"
             delivery.ack()
             event = decode(delivery.body)
-            if not isinstance(event, (m.TaskHeartbeat, m.WorkerStarted)):
+            if not isinstance(event, (m.TaskHeartbeat, m.ProcessStarted)):
                 return event
 
     def put(self, name: str, data: bytes) -> Ref:

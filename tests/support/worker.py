@@ -67,7 +67,7 @@ class WorkerHarness:
         delivery = self.events.next(PROMPT)
         assert delivery is not None, "no event"
         event = decode(delivery.body)
-        return self.next_event() if isinstance(event, m.WorkerStarted) else event
+        return self.next_event() if isinstance(event, m.ProcessStarted) else event
 
     def next_types(self, count: int) -> list[type[m.Message]]:
         return [type(self.next_event()) for _ in range(count)]

@@ -104,6 +104,7 @@ def test_what_each_role_may_publish() -> None:
     assert {*ROLES["trainer"].publishes} - {*ROLES["labeler"].publishes} == {
         "checkpoint-saved",
         "member-trained",
+        "trainer-started",
     }
 
 

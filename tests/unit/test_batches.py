@@ -32,14 +32,14 @@ def harness(tmp_path: Path) -> CoordinatorHarness:
     return CoordinatorHarness(FolderStore(tmp_path))
 
 
-def trainer(*devices: str, queue: str = "train") -> m.WorkerStarted:
-    return m.WorkerStarted(
-        id=f"up-{queue}-{len(devices)}",
+def trainer(*devices: str, kind: type[m.ProcessStarted] = m.TrainerStarted) -> m.ProcessStarted:
+    return kind(
+        id=f"up-{len(devices)}",
         time=1.0,
         worker="t",
         host="h",
         slots=1,
-        queues=(queue,),
+        queues=("train",),
         devices=devices,
     )
 
@@ -63,9 +63,14 @@ def finish(harness: CoordinatorHarness, **changes: Any) -> set[int | None]:
 
 
 def test_without_a_gpu_it_is_a_cpus(harness: CoordinatorHarness) -> None:
-    harness.publish(trainer(), trainer("NVIDIA H200", queue="explore"))
+    harness.publish(trainer())
     assert finish(harness) == {CPU_BATCH}
     assert resolved(harness) == [(CPU_BATCH, "no trainer on a GPU has started")]
+
+
+def test_what_any_worker_may_publish_decides_nothing(harness: CoordinatorHarness) -> None:
+    harness.publish(trainer("NVIDIA H200", kind=m.WorkerStarted))
+    assert finish(harness) == {CPU_BATCH}
 
 
 def test_a_trainer_on_a_gpu_decides_for_all_members_and_versions(

@@ -159,7 +159,7 @@ def test_the_state_knows_what_it_changes(kind: type[m.Message]) -> None:
 
 def test_only_messages_about_workers_are_without_effect() -> None:
     without = {kind for kind, change in APPLY.items() if change.__name__ == "_no_effect"}
-    assert without == {m.TaskHeartbeat, m.WorkerStarted}
+    assert without == {m.TaskHeartbeat, m.WorkerStarted, m.TrainerStarted}
 
 
 def test_a_message_of_no_known_class_is_an_error(state: State) -> None:

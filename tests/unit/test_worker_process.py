@@ -113,6 +113,15 @@ def test_a_process_announces_itself_and_names_itself_in_its_messages(
     assert office.end() == 0
 
 
+def test_a_trainer_announces_itself_as_one(workers: WorkerHarness) -> None:
+    office = Office(workers, succeed, queues=(("train",),))
+    delivery = workers.events.next(PROMPT)
+    assert delivery is not None
+    assert isinstance(decode(delivery.body), m.TrainerStarted)
+    office.stopping.set()
+    assert office.end() == 0
+
+
 @pytest.mark.parametrize(
     ("device", "names"),
     [

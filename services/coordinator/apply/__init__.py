@@ -145,6 +145,7 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.TaskClaimed: task_claimed,
     m.TaskHeartbeat: _no_effect,  # extends a lease, which is not part of the state
     m.WorkerStarted: _no_effect,  # belongs to no campaign
+    m.TrainerStarted: _no_effect,
     m.TaskReleased: task_lost(counts=False),
     m.TaskFailed: task_lost(counts=True),
     m.LeaseLapsed: task_lost(counts=True),

@@ -15,7 +15,7 @@ from dpstream.shared import messages as m
 REMEMBERED = 3600.0
 """Seconds for which an ended process is remembered: a claim may arrive after the news of the end,
 and fleet engines list ended processes for minutes only."""
-ABOUT_PROCESSES = (m.WorkerStarted, m.TaskClaimed, m.TaskHeartbeat)
+ABOUT_PROCESSES = (m.ProcessStarted, m.TaskClaimed, m.TaskHeartbeat)
 """Messages that name the process they come from."""
 
 
@@ -33,24 +33,24 @@ class Processes:
     nameless_at: float | None = None
     """When a worker of an earlier release, which does not name its process, last sent a message,
     seconds since the epoch."""
-    _started: dict[str, m.WorkerStarted] = field(default_factory=dict)
+    _started: dict[str, m.ProcessStarted] = field(default_factory=dict)
     _ended_at: dict[str, float] = field(default_factory=dict)
 
     def take_in(self, message: m.Message | None, now: float) -> None:
         """Takes in a message from the bus; called by the loop."""
         if not isinstance(message, ABOUT_PROCESSES):
             return
-        if isinstance(message, m.WorkerStarted):
+        if isinstance(message, m.TrainerStarted):
             self._look_for_gpu(message)
         if "process" not in message.model_fields_set:
             self.nameless_at = now
         elif message.process is not None:
             self.up.setdefault(message.process, now)
-            if isinstance(message, m.WorkerStarted):
+            if isinstance(message, m.ProcessStarted):
                 self._started[message.process] = message
 
-    def _look_for_gpu(self, started: m.WorkerStarted) -> None:
-        if started.devices and m.Train.QUEUE in started.queues:
+    def _look_for_gpu(self, started: m.TrainerStarted) -> None:
+        if started.devices:
             self.gpu_trainer = f"{started.worker} trains on {started.devices[0]}"
 
     def end(self, names: Iterable[str], now: float) -> None:
