@@ -51,7 +51,7 @@ from dpstream.services.coordinator.ledger.ledger import (
 from dpstream.services.coordinator.views.overview import headline, verdict_line
 from dpstream.services.coordinator.views.tasks import TaskLine, retryable
 from dpstream.shared.access import ROLES
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import CorruptLedger, DigestMismatch, SpecError
 from dpstream.shared.messages import (
     CampaignCancelled,
     CampaignPaused,
@@ -112,10 +112,18 @@ def list_(root: Root = DEFAULT_ROOT) -> None:
     with within(root):
         store = there(root)
         for name in campaigns(store):
-            last = verdict(store, name)
-            stands = verdict_line(last) if last else headline(load_state(store, name))
-            table.add_row(name, stands)
+            table.add_row(name, _standing(store, name))
     console.print(table if table.row_count else "no campaigns")
+
+
+def _standing(store: Store, name: str) -> str:
+    """Where a campaign stands; its damage, so that the others are listed all the same."""
+    try:
+        last = verdict(store, name)
+        return verdict_line(last) if last else headline(load_state(store, name))
+    except (CorruptLedger, DigestMismatch, ValueError) as error:
+        reason = " ".join(str(error).split())
+        return f"damaged: {reason}; next: dpstream repair {name} lists what can be recovered"
 
 
 def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker = None) -> None:

@@ -482,6 +482,17 @@ def test_half_requests_take_few_connections_and_are_closed(
             each.close()
 
 
+def test_half_requests_keep_no_health_check_from_its_answer(served: str) -> None:
+    opened = half_requests(served, server.MOST_CONNECTIONS + 1)
+    try:
+        for _ in range(3):
+            assert httpx.get(f"{served}/healthz").status_code == 200
+        assert is_closed(opened[0])
+    finally:
+        for each in opened:
+            each.close()
+
+
 def test_a_kept_connection_is_answered_again(served: str) -> None:
     with httpx.Client(base_url=served) as kept:
         for _ in range(3):

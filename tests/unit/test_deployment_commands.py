@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,21 @@ def test_list_logs_and_watch_read_a_folder(call: Call) -> None:
     assert call("logs", "--follow")[1] == said  # it has ended: nothing to wait for
     assert call("watch")[0] == 1
     assert call("list", "--store", "runs") == call("list", "--root", "runs")
+
+
+@pytest.mark.parametrize("place", ["ledger", "spec.json", "finished.json"])
+def test_a_damaged_campaign_is_listed_with_the_others(call: Call, place: str) -> None:
+    sample_ledger.write_sample(Path("runs"))
+    campaigns = Path("runs/campaigns")
+    damaged = campaigns / "another"
+    shutil.copytree(campaigns / sample_ledger.NAME, damaged)
+    spoilt = damaged / place
+    (min(spoilt.iterdir()) if spoilt.is_dir() else spoilt).write_bytes(b"{}")
+    status, said = call("list")
+    assert status == 0
+    assert re.search(r"^another +damaged: ", said, re.MULTILINE)
+    assert "next: dpstream repair another" in " ".join(said.split())
+    assert "not-converged: stage cold ended stuck" in said
 
 
 def test_the_store_may_be_named_in_the_environment(

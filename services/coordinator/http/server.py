@@ -1,7 +1,8 @@
 """The server of the API, which shares its process with the coordinator's main loop.
 
 Open connections hold file descriptors that the main loop needs for the ledger, so that their number
-is bounded, and a client has little time to send a request.
+is bounded, and a client has little time to send a request. At the bound the connection that has
+waited longest without a request is closed: whoever opens many delays no one who sends one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dpstream.shared.errors import SpecError
 
 MOST_CONNECTIONS = 64
-"""Connections at once; more are closed at once."""
+"""Connections at once."""
 REQUEST_SECONDS = 10.0
 """Time for a request to arrive, from the connection or from the end of the request before."""
 
@@ -31,10 +32,9 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._await_request()
         if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
-        else:
-            self._await_request()
+            self._longest_waiting()._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -48,6 +48,16 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._await_request()
         super().on_response_complete()
+
+    def _longest_waiting(self) -> BoundedProtocol:
+        """The connection whose time for a request ends first; at worst this one."""
+        opened = (each for each in self.connections if isinstance(each, BoundedProtocol))
+        deadlines = {each: each._late.when() for each in opened if each._late is not None}
+        return min(deadlines, key=deadlines.__getitem__)
+
+    def _abort(self) -> None:
+        self._stop_waiting()
+        self.transport.abort()
 
     @property
     def _is_busy(self) -> bool:
@@ -65,7 +75,7 @@ class BoundedProtocol(H11Protocol):
 
     def _close_if_idle(self) -> None:
         if not self._is_busy:
-            self.transport.abort()
+            self._abort()
 
 
 @contextmanager
