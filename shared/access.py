@@ -138,7 +138,9 @@ def merged(names: Sequence[str]) -> Role:
 
 
 def kept_from(role: Role) -> tuple[str, ...]:
-    """Keys that only the coordinator writes. They are denied explicitly, because the `*` of a
-    granted pattern (`campaigns/*/results/*`) also matches slashes and so other folders' keys."""
-    own = ROLES["coordinator"].creates + ROLES["coordinator"].replaces
-    return tuple(pattern for pattern in own if pattern not in role.creates + role.replaces)
+    """Keys that only other roles write. They are denied explicitly, because the `*` of a granted
+    pattern (`campaigns/*/results/*`) also matches slashes and so other folders' keys."""
+    if role.commands:
+        return ()
+    written = dict.fromkeys(key for each in ROLES.values() for key in each.creates + each.replaces)
+    return tuple(pattern for pattern in written if pattern not in role.creates + role.replaces)

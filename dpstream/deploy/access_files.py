@@ -105,10 +105,19 @@ def parse_users(text: str) -> dict[str, Role]:
 
 def with_pools(users: str, fleet: FleetFile | None) -> str:
     """The list `users` with a user of its own for each pool of a fleet file. A pool with the name
-    of its service has the user of that service."""
+    of its service has the user of that service. Raises SpecError for a name that is no user's."""
     pools = {} if fleet is None else fleet.pools
-    own = (f"{name}={pool.service}" for name, pool in pools.items() if name != pool.service)
-    return ",".join((users, *own))
+    own = {name: pool.service for name, pool in pools.items() if name != pool.service}
+    taken = {ADMIN, *ROLES, *(part.partition("=")[0].strip() for part in users.split(","))}
+    for name in own:
+        if not USER.fullmatch(name) or variable(name, "") in {variable(each, "") for each in taken}:
+            raise SpecError(
+                f"--fleet: pools.{name}: the pool gives its name to a user: a-z, 0-9, '-' and '_', "
+                "beginning with a letter; not the name of another user or role ('-' and '_' count "
+                f"as the same). Only a pool of the service {own[name]} may be called {own[name]}"
+            )
+        taken.add(name)
+    return ",".join((users, *(f"{name}={service}" for name, service in own.items())))
 
 
 def _role(name: str) -> str:

@@ -51,11 +51,11 @@ class StartingModel:
 
 
 def lay_out(
-    command: Train, spec: Spec, context: Context, allowed: Collection[str]
+    command: Train, spec: Spec, context: Context, allowed: Collection[str], folder: Path
 ) -> StartingModel:
-    """Write the starting model to the training's folder. Raises Permanent if the file is not a
-    model or its suffix is not in `allowed`."""
-    backend, folder = BACKENDS[spec.training.backend], context.scratch
+    """Write the starting model to `folder`. Raises Permanent if the file is not a model or its
+    suffix is not in `allowed`."""
+    backend = BACKENDS[spec.training.backend]
     if command.resume is not None and not spec.starts_over:
         step = _unpack(command.resume, folder, context)
         section = checkpoints.model_section(folder)
@@ -64,10 +64,12 @@ def lay_out(
         step = _unpack(command.start, folder / START, context)
         section = checkpoints.model_section(folder / START)
         return StartingModel("init-model", f"{START}/{backend.checkpoint(step)}", section=section)
-    return _given(command, spec, context, allowed)
+    return _given(command, spec, context, allowed, folder)
 
 
-def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str]) -> StartingModel:
+def _given(
+    command: Train, spec: Spec, context: Context, allowed: Collection[str], folder: Path
+) -> StartingModel:
     """The user's model for this member, or for all members."""
     init = spec.training.init
     if init is None:
@@ -80,16 +82,16 @@ def _given(command: Train, spec: Spec, context: Context, allowed: Collection[str
     if suffix not in allowed:
         raise Permanent(f"{name}: this worker's DPSTREAM_TRAINER_MODELS lacks {suffix}")
     if init.how == "init-model":
-        step = _unpack(ref, context.scratch / START, context)
+        step = _unpack(ref, folder / START, context)
         checkpoint = BACKENDS[spec.training.backend].checkpoint(step)
-        for graph in _graphs(context.scratch / START):
+        for graph in _graphs(folder / START):
             _check(name, lambda data: check_script(graph_of(data)), graph.read_bytes())
         return StartingModel(init.how, f"{START}/{checkpoint}", given=True)
     model, data = f"given{suffix}", context.fetch(ref)
     if suffix == BACKENDS["tensorflow"].suffix:
         _check(name, check_model, data)
         _check(name, check_script, data)
-    (context.scratch / model).write_bytes(data)
+    (folder / model).write_bytes(data)
     return StartingModel(init.how, model, given=True, branch=init.branch or "")
 
 

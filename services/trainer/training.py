@@ -37,7 +37,7 @@ from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import EngineError, Permanent, Stopped, Temporary
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import CheckpointSaved, Train
-from dpstream.shared.runtime.confinement.files import read_inside
+from dpstream.shared.runtime.confinement.files import arriving_in, read_inside
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
@@ -78,7 +78,12 @@ class TrainingJob:
         """Write the training set, the starting model and `input.json`. Raises Permanent for an
         input that may name files: spec and checkpoint arrive unchecked."""
         self._check_device()
-        self._start = lay_out(self.command, self.spec, self.context, self.resources.models)
+        with arriving_in(self.folder) as fresh:
+            self._prepare(fresh)
+
+    def _prepare(self, fresh: Path) -> None:
+        models = self.resources.models
+        self._start = lay_out(self.command, self.spec, self.context, models, fresh)
         self._uploaded = self._start.resumed or 0
         run = TrainingRun(
             type_map=self.spec.type_map,
@@ -94,13 +99,13 @@ class TrainingJob:
         )
         table = table_text(self.spec, self.command.files, self.context.fetch)
         if table is not None:
-            (self.folder / TABLE).write_text(table)
+            (fresh / TABLE).write_text(table)
         document = build_input(self.spec.training, run)
         try:
             check_words(document, run.systems)
         except ValueError as error:
             raise Permanent(f"training.input: {error}") from error
-        (self.folder / INPUT).write_text(json.dumps(document, indent=1))
+        (fresh / INPUT).write_text(json.dumps(document, indent=1))
 
     def _check_device(self) -> None:
         """Raises Temporary, for another machine, if DeePMD-kit cannot use the GPU that this
@@ -141,12 +146,13 @@ class TrainingJob:
             labelled = load_dataset(self.context.fetch, manifest)
             if name == "measured":
                 labelled = self._without_dimers(labelled)
-            systems = write_deepmd(labelled, self.folder / name, self.spec.type_map)
+            with arriving_in(self.folder) as fresh:
+                systems = write_deepmd(labelled, fresh / name, self.spec.type_map)
         except ValueError as error:
             raise Permanent(f"{name}: {error}") from error
         if not systems and name == "train":
             raise Permanent("the dataset has no labelled frames")
-        paths = tuple(str(system.relative_to(self.folder)) for system in systems)
+        paths = tuple(str(system.relative_to(fresh)) for system in systems)
         self._written[name, manifest] = paths
         return paths
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dpstream.shared.errors import SpecError
@@ -25,11 +25,20 @@ def private_folder(base: Path | None) -> Iterator[Path]:
     """A new folder below `base` (default: a folder of this user in the system's temporary folder),
     deleted at the end of the block. Raises `SpecError` if it cannot be created."""
     base = _own_base() if base is None else base.absolute()
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder, lock = _claim(base)
-    except OSError as error:
-        raise SpecError(f"DPSTREAM_SCRATCH: {base}: cannot be used: {error.strerror}") from error
+    with ExitStack() as stack:
+        try:
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = stack.enter_context(folder_in(base))
+        except OSError as error:
+            reason = f"cannot be used: {error.strerror}"
+            raise SpecError(f"DPSTREAM_SCRATCH: {base}: {reason}") from error
+        yield folder
+
+
+@contextmanager
+def folder_in(base: Path) -> Iterator[Path]:
+    """As `private_folder`, in a folder that exists. Raises OSError."""
+    folder, lock = _claim(base)
     try:
         yield folder
     finally:

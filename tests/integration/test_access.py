@@ -393,6 +393,8 @@ WRITERS = {
     "campaigns/c/ledger/{}": {"coordinator"},
     "campaigns/c/parked/{}": {"coordinator"},
     "campaigns/c/ledger/results/{}": {"coordinator"},
+    "campaigns/c/results/proposals/{}": set[str](),
+    "campaigns/c/inputs/proposals/{}": set[str](),
     "campaigns/c/heads/{}": {"coordinator"},
     "campaigns/c/epoch/{}": {"coordinator"},
     "campaigns/c/snapshots/{}": {"coordinator"},

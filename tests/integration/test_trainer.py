@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 
 from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.handlers import HANDLERS
+from dpstream.services.trainer.resources import TrainerResources
+from dpstream.services.trainer.training import TrainingJob
 from dpstream.services.trainer.training_input import BACKENDS, TrainingRun, build_input
 from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
@@ -28,6 +31,7 @@ from dpstream.shared.messages import MemberTrained, Train
 from dpstream.shared.proof import digest
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
+from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.values import TRAINED, DeviceFacts, Ref
 from tests.support.trainer import TrainerHarness, backends_loaded_by, spec_of
 
@@ -218,6 +222,29 @@ def test_input_that_names_a_file_is_permanent(trainer: TrainerHarness, tmp_path:
     with pytest.raises(Permanent, match=r"training\.input: training\.profiling_file: .*must be"):
         trainer.train({"input": {"training": section}}, steps=2)
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("laid", ["input.json", "train", "."])
+def test_no_link_of_an_engine_leads_what_a_trainer_writes_elsewhere(
+    trainer: TrainerHarness, tmp_path: Path, laid: str
+) -> None:
+    """An engine that an earlier training has subverted can make links in the folder of the next."""
+    command, elsewhere = trainer.command({}), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    with private_folder(tmp_path / "scratch") as private:
+        folder = private / "tasks" / "next"
+        folder.parent.mkdir()
+        if laid != ".":
+            folder.mkdir()
+        (folder / laid).symlink_to(elsewhere / "kept" if laid == "input.json" else elsewhere)
+        context = Context(trainer.store, trainer.bus, command, folder, "w", threading.Event())
+        resources = TrainerResources(private / "engine")
+        resources.described["tensorflow"] = {}
+        with nullcontext() if laid == "input.json" else pytest.raises(NotADirectoryError):
+            TrainingJob(resources, command, context).prepare()
+        assert laid != "input.json" or json.loads((folder / laid).read_text())
+    assert {path.name: path.read_text() for path in elsewhere.iterdir()} == {"kept": "kept"}
 
 
 def test_element_outside_the_type_map_is_permanent(trainer: TrainerHarness) -> None:

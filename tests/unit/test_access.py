@@ -209,6 +209,24 @@ def test_a_wildcard_opens_no_way_into_the_ledger(name: str) -> None:
         assert not may(ROLES[name], "PutObject", f"group/campaigns/c/{key}", if_none_match=True)
 
 
+OWNERS = {
+    "results": set(WORKERS),
+    "claims": {*WORKERS, "coordinator"},
+    "inputs": {"operator"},
+    "proposals": {"generator"},
+    "manifests": {"coordinator"},
+}
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "generator", "operator"])
+@pytest.mark.parametrize("place", OWNERS)
+def test_a_wildcard_opens_no_way_into_the_folder_of_others(name: str, place: str) -> None:
+    for folder in OWNERS:
+        key = f"group/campaigns/c/{place}/{folder}/x"
+        granted = may(ROLES[name], "PutObject", key, if_none_match=True)
+        assert not granted or name in OWNERS[place], key
+
+
 @pytest.mark.parametrize("name", [*WORKERS, "generator", "operator"])
 def test_only_the_coordinator_asks_a_worker_to_stop(name: str) -> None:
     key = f"group/{claim_uri('c', 't', 1)}"
@@ -318,6 +336,30 @@ def test_each_pool_of_a_fleet_file_has_a_user_of_its_own(tmp_path: Path) -> None
     text = (tmp_path / "passwords.env").read_text()
     assert "\nGPU_A100_PASSWORD=" in text
     assert "\nVASP_SPOT_SIGNING_KEY=" in text
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        {"labeler": "train"},
+        {"4090": "train"},
+        {"admin": "train"},
+        {"lab": "train"},
+        {"gpu-a": "train", "gpu_a": "train"},
+    ],
+)
+def test_a_pool_whose_name_no_user_may_have_is_named(tmp_path: Path, pools: dict[str, str]) -> None:
+    given = {
+        name: {"engine": "slurm", "serves": [queue], "max": 1} for name, queue in pools.items()
+    }
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump({"deployment": "lab", "pools": given}))
+    users = f"--users={','.join(ROLES)},lab=labeler"
+    done = run("--output", str(tmp_path / "out"), "--fleet", str(fleet), users)
+    assert isinstance(done.exception, SpecError)
+    name = list(pools)[-1]
+    assert str(done.exception).startswith(f"--fleet: pools.{name}: the pool gives its name to a us")
+    assert "--users" not in str(done.exception)
 
 
 def test_another_user_leaves_the_others_as_they_are(tmp_path: Path) -> None:
