@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from dpstream.shared.bus.topology import CONTROL, COORDINATOR
 from dpstream.shared.bus.topology import DEADLETTERS as DEADLETTER_QUEUE
+from dpstream.shared.bus.topology import PROPOSALS as PROPOSAL_QUEUE
 from dpstream.shared.codec import names_of
 from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
 from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX, SIGNERS
@@ -87,7 +88,7 @@ def _worker(service: Service, reads: Keys = (), creates: Keys = ()) -> Role:
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "coordinator": Role(
-            consumes=(COORDINATOR, CONTROL, DEADLETTER_QUEUE),
+            consumes=(COORDINATOR, CONTROL, PROPOSAL_QUEUE, DEADLETTER_QUEUE),
             commands=True,
             publishes=_topics("coordinator"),
             subscribes=("*",),

@@ -13,7 +13,7 @@ from inspect import getdoc
 from typing import Any
 
 from dpstream.shared import messages as m
-from dpstream.shared.bus.topology import EVENTS, TASKS
+from dpstream.shared.bus.topology import TASKS, exchange_of
 from dpstream.shared.codec import ADAPTER, kind_of
 
 OUTSIDE: tuple[m.Publisher, ...] = ("operator", "generator")
@@ -75,7 +75,7 @@ def _topic(event: type[m.Message]) -> dict[str, Any]:
         "bindings": {
             "amqp": {
                 "is": "routingKey",
-                "exchange": {"name": EVENTS, "type": "topic", "durable": True},
+                "exchange": {"name": exchange_of(kind_of(event)), "type": "topic", "durable": True},
             }
         },
     }

@@ -87,7 +87,8 @@ class Bus(Protocol):
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Return once the broker has confirmed every message.
 
-        Raises `Unroutable` if no queue receives a message, `BusError` if one is not confirmed.
+        Raises `Unroutable` if no queue receives a message, `Rejected` if a queue is full, and
+        `BusError` if one is not confirmed.
         """
 
     def consume(self, queue: str, prefetch: int = 1) -> Subscription:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.shared.access import LISTENERS, PROBES, SETTLING, Role, kept_from
-from dpstream.shared.bus.topology import DEAD, EVENTS, TASKS, TOPOLOGY
+from dpstream.shared.bus.topology import DEAD, EVENTS, OFFERS, TASKS, TOPOLOGY, exchange_of
 
 ADMIN = "admin"
 """The user that creates the bucket; no service uses it."""
@@ -71,8 +71,9 @@ def definitions(place: Deployment, known: Mapping[str, Secrets]) -> dict[str, An
             for user, role in place.users.items()
         ],
         "topic_permissions": [
-            {"user": user, "vhost": place.vhost, **topic_permission(role, place.broker_prefix)}
+            {"user": user, "vhost": place.vhost, **each}
             for user, role in place.users.items()
+            for each in topic_permissions(role, place.broker_prefix)
         ],
     }
 
@@ -83,9 +84,9 @@ def permission(role: Role, prefix: str = "") -> dict[str, str]:
     it."""
     listeners = (LISTENERS,) if role.subscribes else ()
     if role.commands:
-        every = (EVENTS, TASKS, DEAD, *(row.name for row in TOPOLOGY), *listeners, SETTLING)
+        every = (EVENTS, OFFERS, TASKS, DEAD, *(row.name for row in TOPOLOGY), *listeners, SETTLING)
         return dict.fromkeys(("configure", "write", "read"), _names(every, prefix))
-    published = (EVENTS,) if role.publishes else ()
+    published = tuple(dict.fromkeys(map(exchange_of, role.publishes)))
     subscribed = (EVENTS,) if role.subscribes else ()
     return {
         "configure": _names(listeners, prefix),
@@ -94,10 +95,13 @@ def permission(role: Role, prefix: str = "") -> dict[str, str]:
     }
 
 
-def topic_permission(role: Role, prefix: str = "") -> dict[str, str]:
-    """Patterns of topics `<campaign>.<kind>` that a user may publish and subscribe to."""
-    written, read = _topics(role.publishes), _topics(role.subscribes)
-    return {"exchange": prefix + EVENTS, "write": written, "read": read}
+def topic_permissions(role: Role, prefix: str = "") -> Iterator[dict[str, str]]:
+    """For each exchange, patterns of topics `<campaign>.<kind>` that a user may publish and
+    subscribe to."""
+    for exchange in (EVENTS, OFFERS):
+        written = [kind for kind in role.publishes if exchange_of(kind) == exchange]
+        read = _topics(role.subscribes)
+        yield {"exchange": prefix + exchange, "write": _topics(written), "read": read}
 
 
 def _names(patterns: Sequence[str], prefix: str) -> str:

@@ -24,18 +24,24 @@ from pydantic import TypeAdapter, ValidationError
 from dpstream.running.connection import open_bus, open_store
 from dpstream.shared.atoms.frames import Frame, as_frame, to_ase
 from dpstream.shared.codec import decode, encode, topic_of
-from dpstream.shared.errors import BusError, NotFound, SpecError
+from dpstream.shared.errors import BusError, NotFound, Rejected, SpecError
 from dpstream.shared.files import write_whole
+from dpstream.shared.logs import logger
 from dpstream.shared.messages import StructuresJudged, StructuresProposed
 from dpstream.shared.ports import Bus, Outgoing, Store, Subscription
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec.errors import NAMES
 from dpstream.shared.values import Committee, Name, OfferedFrame, Ref, campaign_uri, stable_id
 
+log = logger()
+
 PART = 100
 """Largest number of frames per message."""
 POLL = 0.5
 """Seconds to wait for a delivery before the timeout is checked."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between attempts to publish while the queue of proposals is full: the first, doubled up
+to the second."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ class Generator:
 
         The committee screens them first unless `label` is true. Labels of higher `priority` are
         computed earlier. Returns, once the broker has the frames, the correlation that their
-        verdicts carry. To add frames to an earlier `correlation`, give the index of the `first`.
+        verdicts carry; waits while the queue of proposals is full. To add frames to an earlier
+        `correlation`, give the index of the `first`.
         Raises `SpecError` for an invalid frame.
         """
         correlation = correlation or str(uuid.uuid4())
@@ -105,8 +112,20 @@ class Generator:
         }
         starts = range(0, len(plain), PART)
         parts = [self._message(about, plain[n : n + PART], first + n) for n in starts]
-        self.bus.publish([Outgoing(encode(part), topic=topic_of(part)) for part in parts])
+        for part in parts:
+            self._offer(Outgoing(encode(part), topic=topic_of(part)))
         return correlation
+
+    def _offer(self, part: Outgoing) -> None:
+        """Publish; while the queue of proposals is full, wait and try again."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return self.bus.publish([part])
+            except Rejected:
+                log.warning("the queue of proposals is full, trying again", after=pause)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def verdicts(self, timeout: float | None = None) -> Iterator[Verdict]:
         """Yield verdicts on this generator's frames as they arrive, until none arrives for

@@ -20,6 +20,7 @@ from dpstream.services.coordinator.ledger.ledger import finished_uri
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
+from dpstream.shared.bus.topology import OFFERED
 from dpstream.shared.codec import (
     decode,
     decode_leniently,
@@ -27,7 +28,6 @@ from dpstream.shared.codec import (
     is_newer,
     is_published_under,
     kind_of,
-    names_of,
 )
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
@@ -37,11 +37,6 @@ from dpstream.shared.store.dead_letters import DeadLetter, DeadLetters
 from dpstream.shared.values import ANONYMOUS, campaign_uri, is_key
 
 log = logger()
-
-OF_GENERATORS = frozenset(
-    name for kind in m.EVENTS if "generator" in kind.PUBLISHERS for name in names_of(kind)
-)
-"""Kinds that are not kept for a later version: a generator proposes again."""
 
 
 @dataclass
@@ -95,8 +90,8 @@ class Inbox:
         is about one. None if the body is something else."""
         campaign, _, kind = (delivery.topic or "").partition(".")
         known = is_key(campaign) and self.store.exists(campaign_uri(campaign, "spec.json"))
-        if not (known and is_newer(delivery.body, campaign, kind)) or kind in OF_GENERATORS:
-            return None
+        if not (known and is_newer(delivery.body, campaign, kind)) or kind in OFFERED:
+            return None  # a generator proposes again
         if self.store.exists(finished_uri(campaign)):
             return None
         document = json.loads(delivery.body)

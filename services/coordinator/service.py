@@ -11,7 +11,7 @@ The order matters. An event is acknowledged only when it is in the ledger, and n
 that is not. If the coordinator dies in between, the bus delivers the events again and `_recover`
 repeats the actions of the last segment; both have no further effect. Between batches,
 `check_clock` looks for leases that have ended and tasks that are due. Before each batch, the
-requests of operators are taken from a queue of their own.
+requests of operators are taken from a queue of their own; after it, proposals of generators.
 
 A failure of bus or store (`BusError`, `StoreError`) leaves the affected campaigns marked
 `needs_recovery` and is retried. `Fenced`, raised when a newer coordinator has taken over, ends the
@@ -50,7 +50,7 @@ from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.services.coordinator.untrusted import read_message
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import take, take_ready
-from dpstream.shared.bus.topology import CONTROL, COORDINATOR, DEADLETTERS
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR, DEADLETTERS, PROPOSALS
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import (
     BusError,
@@ -73,6 +73,11 @@ DAMAGE = (CorruptLedger, DigestMismatch)
 BATCH = 64
 WELL_STOCKED = 10
 """Published tasks per queue above which no worker is about to run out of work."""
+WITHOUT = {
+    CONTROL: "operators' requests wait behind all other events",
+    PROPOSALS: "generators cannot propose",
+}
+"""What follows if a queue may not be read."""
 WAIT = 0.5
 """Longest time without checking the clock, s."""
 PAUSE, LONGEST_PAUSE = 0.1, 30.0
@@ -164,7 +169,8 @@ class Coordinator:
     def _passes(self, stopping: threading.Event) -> Iterator[None]:
         """Yields after every pass, until a subscription fails or `stopping` is set."""
         with ExitStack() as subscriptions:
-            requests = self._subscribe_to_requests(subscriptions)
+            requests = self._subscribe_if_granted(CONTROL, subscriptions)
+            proposals = self._subscribe_if_granted(PROPOSALS, subscriptions)
             events = self._subscribe(COORDINATOR, subscriptions)
             dead = self._subscribe(DEADLETTERS, subscriptions)
             while not stopping.is_set():
@@ -174,9 +180,12 @@ class Coordinator:
                 taken = take(events, BATCH, WAIT, self.can_wait)
                 self.receive(taken)
                 self.receive(take_ready(dead, BATCH))
+                if proposals is not None:
+                    self.receive(take_ready(proposals, BATCH))
                 # After a full batch, more messages of theirs may be on the way.
                 self.check_clock(ended if len(taken) < BATCH else frozenset())
-                if not all(each.open for each in (requests, events, dead) if each is not None):
+                every = (requests, proposals, events, dead)
+                if not all(each.open for each in every if each is not None):
                     raise BusError("the subscription ended")
                 yield
 
@@ -193,16 +202,15 @@ class Coordinator:
     def _in_flight(self, queue: str) -> int:
         return sum(each.task_queue.in_flight(queue) for each in self.open_campaigns.values())
 
-    def _subscribe_to_requests(self, subscriptions: ExitStack) -> Subscription | None:
-        """None where this user has the rights of an earlier release: requests then wait with all
-        other events."""
+    def _subscribe_if_granted(self, queue: str, subscriptions: ExitStack) -> Subscription | None:
+        """None where this user has the rights of an earlier release: operators' requests then wait
+        with all other events, and generators of this release cannot propose."""
         try:
-            return self._subscribe(CONTROL, subscriptions)
+            return self._subscribe(queue, subscriptions)
         except Refused as error:
             log.warning(
-                "operators' requests wait behind all other events; write the rights of this user "
-                "anew with dpstream access",
-                queue=CONTROL,
+                f"{WITHOUT[queue]}; write the rights of this user anew with dpstream access",
+                queue=queue,
                 reason=str(error),
             )
             return None

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from dpstream.shared.bus.topology import TOPOLOGY, declared, matches
-from dpstream.shared.errors import BusError, Unroutable
+from dpstream.shared.bus.topology import EVENTS, TOPOLOGY, declared, exchange_of, matches
+from dpstream.shared.errors import BusError, Rejected, Unroutable
 from dpstream.shared.ports import Outgoing
 
 
@@ -29,6 +29,8 @@ class _Message:
 class _Queue:
     name: str
     patterns: tuple[str, ...] = ()
+    exchange: str = EVENTS
+    most: int | None = None
     temporary: bool = False
     ready: deque[_Message] = field(default_factory=deque)
     consumers: deque[InProcessSubscription] = field(default_factory=deque)
@@ -44,6 +46,10 @@ class _Queue:
                     break
             else:
                 return
+
+    def receives(self, topic: str) -> bool:
+        bound = any(matches(pattern, topic) for pattern in self.patterns)
+        return bound and self.exchange == exchange_of(topic)
 
     def put_back(self, messages: Sequence[_Message]) -> None:
         """Return messages to the head of the queue in their order, marked redelivered."""
@@ -61,7 +67,7 @@ class Broker:
         self.queues: dict[str, _Queue] = {}
         for row in TOPOLOGY:
             if not row.name.endswith("*"):
-                self.queues[row.name] = _Queue(row.name, row.patterns)
+                self.queues[row.name] = _Queue(row.name, row.patterns, row.exchange, row.most)
 
     def queue(self, name: str) -> _Queue | None:
         """The queue, declared on demand if the topology allows it; None if there is no such
@@ -83,9 +89,7 @@ class Broker:
             targets = [] if queue is None else [queue]
         else:
             topic = message.topic or ""
-            targets = [
-                q for q in self.queues.values() if any(matches(p, topic) for p in q.patterns)
-            ]
+            targets = [queue for queue in self.queues.values() if queue.receives(topic)]
         if not targets:
             raise Unroutable(f"nothing receives {message.queue or message.topic}")
         return targets
@@ -189,11 +193,13 @@ class InProcessBus:
         self._open = True
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Publish all messages or none: `Unroutable` is raised before anything is stored."""
+        """As the port; `Unroutable` is raised before anything is stored."""
         with self._connected():
             routed = [(message, self.broker.route(message)) for message in messages]
             for message, queues in routed:
                 for queue in queues:
+                    if queue.most is not None and len(queue.ready) >= queue.most:
+                        raise Rejected(f"the queue {queue.name} is full")
                     queue.ready.append(_Message(message.body, message.topic, message.secret))
                     queue.dispatch()
 

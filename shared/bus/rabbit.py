@@ -36,7 +36,7 @@ from dpstream.shared.bus.rabbit_channel import (
 from dpstream.shared.bus.rabbit_queues import DeclaredQueues
 from dpstream.shared.bus.rabbit_settings import RabbitSettings
 from dpstream.shared.bus.rabbit_subscription import SECRET, RabbitSubscription
-from dpstream.shared.bus.topology import DEADLETTERS, EVENTS, TASKS, declared
+from dpstream.shared.bus.topology import DEADLETTERS, EVENTS, OFFERS, TASKS, declared, exchange_of
 from dpstream.shared.codec import MAX_BODY
 from dpstream.shared.errors import BusError, Refused, Unroutable
 from dpstream.shared.logs import logger
@@ -308,9 +308,9 @@ class RabbitBus:
         if (message.queue is None) == (message.topic is None):
             raise BusError("a message goes either to a queue or to a topic")
         if message.queue is None:
-            return Routed(
-                message.body, self.settings.name(EVENTS), message.topic or "", message.secret
-            )
+            topic = message.topic or ""
+            exchange = self.settings.name(exchange_of(topic))
+            return Routed(message.body, exchange, topic, message.secret)
         if declared(message.queue) is None:
             raise Unroutable(f"there is no work queue {message.queue!r}")
         queues.ensure(message.queue)
@@ -332,7 +332,7 @@ class RabbitBus:
             prefetch,
             MAX_BODY,
             queue == DEADLETTERS,
-            self.settings.name(EVENTS),
+            {self.settings.name(exchange) for exchange in (EVENTS, OFFERS)},
             self.settings.users,
             connection.give_channel,
             lambda: self._forget(queue),

@@ -15,13 +15,22 @@ from typing import Any, Protocol
 
 from dpstream.shared.bus.rabbit_channel import Channel, Missing
 from dpstream.shared.bus.rabbit_settings import RabbitSettings
-from dpstream.shared.bus.topology import DEAD, DEADLETTERS, EVENTS, TASKS, TOPOLOGY, Queue, declared
+from dpstream.shared.bus.topology import (
+    DEAD,
+    DEADLETTERS,
+    EVENTS,
+    OFFERS,
+    TASKS,
+    TOPOLOGY,
+    Queue,
+    declared,
+)
 from dpstream.shared.errors import BusError, Refused
 from dpstream.shared.logs import logger
 
 log = logger()
 
-EXCHANGES = {EVENTS: "topic", TASKS: "direct", DEAD: "fanout"}
+EXCHANGES = {EVENTS: "topic", OFFERS: "topic", TASKS: "direct", DEAD: "fanout"}
 
 
 class Lender(Protocol):
@@ -163,6 +172,8 @@ def queue_arguments(plain: str, settings: RabbitSettings) -> dict[str, Any]:
         arguments["x-dead-letter-exchange"] = settings.name(DEAD)
     if row.single:
         arguments["x-single-active-consumer"] = True
+    if row.most is not None:
+        arguments |= {"x-max-length": row.most, "x-overflow": "reject-publish"}
     if settings.queue_type == "quorum":
         arguments |= {"x-queue-type": "quorum", "x-delivery-limit": row.redeliveries}
         if row.name != DEADLETTERS:  # confirmed transfer, which requires this overflow policy
@@ -174,6 +185,6 @@ def _bindings(row: Queue, plain: str) -> Iterator[tuple[str, str]]:
     """Pairs of exchange and routing key."""
     yield TASKS, plain
     for pattern in row.patterns:
-        yield EVENTS, pattern
+        yield row.exchange, pattern
     if plain == DEADLETTERS:
         yield DEAD, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,14 +66,14 @@ class RabbitSubscription:
         prefetch: int,
         limit: int,
         cut: bool,
-        events: str,
+        events: Collection[str],
         users: bool,
         release: Callable[[Channel], None],
         left: Callable[[], None],
         another: Callable[[], Channel] | None,
     ) -> None:
         """`limit`: bytes; a longer body becomes a dead letter, or is `cut` to one byte more, so
-        that it cannot fill the memory. `events`: full name of the exchange of events. `users`:
+        that it cannot fill the memory. `events`: full names of the exchanges of events. `users`:
         whether the broker checks the `user_id` of messages. `release` returns the channel to the
         pool (I/O thread); `left` is called after `cancel`; `another` opens a channel to subscribe
         again, None for a queue that is deleted with its consumer."""
@@ -158,7 +158,7 @@ class RabbitSubscription:
             )
             self._channel.raw.basic_reject(method.delivery_tag, requeue=False)
             return
-        topic = method.routing_key if method.exchange == self._events else None
+        topic = method.routing_key if method.exchange in self._events else None
         user = properties.user_id if self._users else None
         headers = properties.headers or {}
         secret = headers.get(SECRET)

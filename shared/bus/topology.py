@@ -2,7 +2,8 @@
 
 Commands go through `TASKS` to the work queue of their service. Events go through `EVENTS` to the
 coordinator's queue and to temporary queues of other subscribers; those of operators also go to a
-queue that the coordinator reads first. Messages that no consumer could
+queue that the coordinator reads first. Those of generators go through `OFFERS` to a bounded queue
+of their own. Messages that no consumer could
 settle go through `DEAD` to the dead-letter queue.
 """
 
@@ -15,6 +16,9 @@ from dpstream.shared.messages import EVENTS as KINDS
 
 EVENTS = "dpstream.events"
 """The topic exchange of public events; topics are `<campaign>.<event>`."""
+
+OFFERS = "dpstream.proposals"
+"""The topic exchange of what generators publish."""
 
 TASKS = "dpstream.tasks"
 """The direct exchange of commands; the routing key is the queue's name."""
@@ -30,6 +34,10 @@ CONTROL = "control"
 in the coordinator's queue too, where releases without this queue find them; each takes effect
 once."""
 
+PROPOSALS = "proposals"
+"""The queue of what generators publish. At its limit the broker refuses more: a backlog of
+proposals neither delays other events nor fills the broker's disk."""
+
 DEADLETTERS = "deadletters"
 """Dead-letter queue: messages redelivered too often. The coordinator stores and reports them."""
 
@@ -37,13 +45,16 @@ DEADLETTERS = "deadletters"
 @dataclass(frozen=True)
 class Queue:
     """A durable queue. A `name` that ends in `*` stands for one queue per capability, declared on
-    demand. `patterns` bind the queue to public events (`*` one word, `#` any number). `single`: one
+    demand. `patterns` bind the queue to events of an `exchange` (`*` one word, `#` any number).
+    `most`: messages beyond which the broker refuses further ones. `single`: one
     active consumer, the others stand by, if the broker supports that. A message redelivered
     `redeliveries` times, because its consumers rejected it or died, becomes a dead letter, if the
     broker counts deliveries (quorum queues)."""
 
     name: str
     patterns: tuple[str, ...] = ()
+    exchange: str = EVENTS
+    most: int | None = None
     single: bool = False
     redeliveries: int = 20
 
@@ -57,6 +68,11 @@ REQUESTS = tuple(
 )
 """Topics of the events that operators publish."""
 
+OFFERED = tuple(name for kind in KINDS if "generator" in kind.PUBLISHERS for name in names_of(kind))
+"""Kinds of events that generators publish."""
+MOST_OFFERED = 1000
+"""Messages of up to 64 KB and 100 frames."""
+
 TOPOLOGY = (
     Queue("train"),
     Queue("explore"),
@@ -65,8 +81,21 @@ TOPOLOGY = (
     Queue("label.*"),
     Queue(COORDINATOR, patterns=("*.*",), single=True, redeliveries=UNLIMITED),
     Queue(CONTROL, patterns=REQUESTS, single=True, redeliveries=UNLIMITED),
+    Queue(
+        PROPOSALS,
+        patterns=tuple(f"*.{name}" for name in OFFERED),
+        exchange=OFFERS,
+        most=MOST_OFFERED,
+        single=True,
+        redeliveries=UNLIMITED,
+    ),
     Queue(DEADLETTERS, redeliveries=UNLIMITED),
 )
+
+
+def exchange_of(topic: str) -> str:
+    """The exchange for events of this topic, or of this kind."""
+    return OFFERS if topic.rpartition(".")[2] in OFFERED else EVENTS
 
 
 def declared(queue: str) -> Queue | None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dpstream.shared.errors import BusError, Unroutable
+from dpstream.shared.bus.topology import MOST_OFFERED
+from dpstream.shared.errors import BusError, Rejected, Unroutable
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
 from tests.support.faulty_adapters import FaultyBus
 
@@ -68,6 +69,19 @@ def test_a_command_reaches_its_work_queue_and_no_other(bus: Bus) -> None:
     assert drain(bus.consume("train")) == [b"t"]
     assert drain(bus.consume("explore")) == [b"e"]
     assert drain(bus.consume("coordinator")) == []
+
+
+def test_a_full_queue_of_proposals_rejects_more_and_delays_no_other_event(bus: Bus) -> None:
+    proposal = event(b"p", "methane.structures-proposed")
+    with pytest.raises(Rejected):
+        for _ in range(3):
+            bus.publish([proposal] * MOST_OFFERED)
+    bus.publish([event(b"e")])
+    assert drain(bus.consume("coordinator")) == [b"e"]
+    waiting = bus.consume("proposals", prefetch=1000)
+    assert len(drain(waiting)) >= MOST_OFFERED
+    bus.publish([proposal])
+    assert take(waiting).topic == "methane.structures-proposed"
 
 
 def test_bodies_arrive_to_the_bit(bus: Bus) -> None:

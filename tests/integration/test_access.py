@@ -3,6 +3,7 @@ work, and nobody else's."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ from dpstream.shared.access import ROLES
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key, from_ase
 from dpstream.shared.bus.rabbit import RabbitBus
 from dpstream.shared.bus.rabbit_subscription import SECRET
-from dpstream.shared.bus.topology import CONTROL, COORDINATOR
+from dpstream.shared.bus.topology import CONTROL, COORDINATOR, MOST_OFFERED, PROPOSALS
 from dpstream.shared.codec import (
     encode,
     is_published_under,
@@ -37,7 +38,7 @@ from dpstream.shared.codec import (
     queue_of,
     topic_of,
 )
-from dpstream.shared.errors import NotFound, Refused, StoreError
+from dpstream.shared.errors import NotFound, Refused, Rejected, StoreError
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
 from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
@@ -151,7 +152,7 @@ def test_a_role_publishes_its_own_kinds_of_events_and_no_others(
             published.add(kind)
     assert published == set(ROLES[user].publishes)
     if published:
-        assert received(bus_of("coordinator"), len(published))
+        assert received(bus_of("coordinator"), len(published), queue_of_events(user))
 
 
 @pytest.mark.parametrize("user", [user for user, role in ROLES.items() if role.publishes])
@@ -171,7 +172,7 @@ def test_under_its_own_topics_a_role_says_nothing_else(
     claim = example(m.TaskClaimed)
     store.create(claim_uri(claim.campaign, claim.task, claim.attempt), encode(claim))
     inbox = Inbox(store, time.time, ParkedEvents(store), users=True)
-    read = inbox.read_all(received(bus_of("coordinator"), len(sent)))
+    read = inbox.read_all(received(bus_of("coordinator"), len(sent), queue_of_events(user)))
     for (topic, message), (delivery, taken) in zip(sent, read, strict=True):
         assert (delivery.topic, delivery.user) == (topic, user)
         assert (taken is not None) == is_published_under(message, topic), (topic, message)
@@ -196,7 +197,7 @@ def test_a_message_that_no_service_would_read_is_refused(url_of: Callable[[str],
         channel = connection.channel()
         channel.confirm_delivery()
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=r"too large|larger"):
-            channel.basic_publish("dpstream.events", "x.structures-proposed", bytes(200_000))
+            channel.basic_publish("dpstream.proposals", "x.structures-proposed", bytes(200_000))
 
 
 @pytest.mark.parametrize("kind", [m.LabelsDone, m.TaskHeartbeat, m.TaskFailed, m.TaskReleased])
@@ -233,13 +234,17 @@ def test_nobody_publishes_in_the_name_of_another(url_of: Callable[[str], str]) -
         channel.confirm_delivery()
         stolen = pika.BasicProperties(user_id="operator")
         with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
-            channel.basic_publish("dpstream.events", "x.structures-proposed", b"{}", stolen)
+            channel.basic_publish("dpstream.proposals", "x.structures-proposed", b"{}", stolen)
     assert refused.value.reply_code == 406
 
 
-def received(bus: RabbitBus, count: int) -> list[Delivery]:
-    """The next deliveries from the coordinator's queue, settled."""
-    subscription = bus.consume("coordinator", prefetch=count)
+def queue_of_events(user: str) -> str:
+    return PROPOSALS if user == "generator" else COORDINATOR
+
+
+def received(bus: RabbitBus, count: int, queue: str = COORDINATOR) -> list[Delivery]:
+    """The next deliveries from a queue of the coordinator, settled."""
+    subscription = bus.consume(queue, prefetch=count)
     found = []
     for _ in range(count):
         delivery = subscription.next(timeout=10)
@@ -310,6 +315,15 @@ def test_a_generator_proposes_and_hears_the_verdict(bus_of: Callable[[str], Rabb
     verdict.ack()
 
 
+def test_a_generator_publishes_nothing_among_other_events(url_of: Callable[[str], str]) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url_of("generator"))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+            channel.basic_publish("dpstream.events", "x.structures-proposed", b"{}")
+    assert refused.value.reply_code == 403
+
+
 @pytest.mark.parametrize("pattern", ["methane.labels-done", "methane.*", "#", "*.task-claimed"])
 def test_a_generator_hears_nothing_else(bus_of: Callable[[str], RabbitBus], pattern: str) -> None:
     with pytest.raises(Refused):
@@ -327,14 +341,16 @@ def test_a_request_is_answered_before_a_generators_backlog(
     empty(coordinator.bus)
     offered = example(m.StructuresProposed).model_copy(update={"campaign": "world"})
     backlog = [offered.model_copy(update={"correlation": str(n)}) for n in range(3000)]
-    bus_of("generator").publish([Outgoing(encode(e), topic=topic_of(e)) for e in backlog])
+    with pytest.raises(Rejected):
+        bus_of("generator").publish([Outgoing(encode(e), topic=topic_of(e)) for e in backlog])
+    assert MOST_OFFERED <= coordinator.bus.depth(PROPOSALS) < 2 * MOST_OFFERED
     paused = m.CampaignPaused(id="pause", campaign="world", time=0.0, why="maintenance")
     bus_of("operator").publish([Outgoing(encode(paused), topic=topic_of(paused))])
     passes = coordinator._passes(threading.Event())
-    for _ in range(10):
+    for _ in range(3):
         next(passes)
     assert open_campaign.state.paused == "maintenance"
-    assert coordinator.bus.depth(COORDINATOR) > 1000
+    assert coordinator.bus.depth(PROPOSALS) > MOST_OFFERED / 2
     passes.close()
     empty(coordinator.bus)
 
@@ -344,7 +360,8 @@ def test_a_coordinator_with_the_rights_of_an_earlier_release_serves(
 ) -> None:
     rights = f"/api/permissions/{VHOST}/coordinator"
     present = rabbit_node.manage("GET", rights)
-    earlier = {key: present[key].replace("control|", "") for key in RIGHTS}
+    since = r"\|(control|proposals|dpstream\\\.proposals)(?=\|)"
+    earlier = {key: re.sub(since, "", present[key]) for key in RIGHTS}
     assert earlier["read"] != present["read"]
     bus_of("coordinator").depth(CONTROL)
     bus = RabbitBus(bus_of("coordinator").settings)
@@ -352,7 +369,7 @@ def test_a_coordinator_with_the_rights_of_an_earlier_release_serves(
     try:
         with capture_logs() as logged:
             next(Coordinator(bus, FolderStore(tmp_path))._passes(threading.Event()))
-        assert [line["queue"] for line in logged if "queue" in line] == [CONTROL]
+        assert [line["queue"] for line in logged if "queue" in line] == [CONTROL, PROPOSALS]
     finally:
         rabbit_node.manage("PUT", rights, {key: present[key] for key in RIGHTS})
         bus.close()
@@ -360,7 +377,7 @@ def test_a_coordinator_with_the_rights_of_an_earlier_release_serves(
 
 def empty(bus: Bus) -> None:
     """Empties the coordinator's queues."""
-    for queue in (COORDINATOR, CONTROL):
+    for queue in (COORDINATOR, CONTROL, PROPOSALS):
         subscription = bus.consume(queue, prefetch=1000)
         while (delivery := subscription.next(timeout=0.5)) is not None:
             delivery.ack()

@@ -20,7 +20,7 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
-from dpstream.shared.bus.topology import matches
+from dpstream.shared.bus.topology import COORDINATOR, PROPOSALS, matches
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.context import Context
@@ -90,7 +90,8 @@ class Target:
             None,
             self.scratch,
         )
-        self.events = self.bus.consume("coordinator", prefetch=1000)
+        queues = (COORDINATOR, PROPOSALS)
+        self.subscriptions = [self.bus.consume(queue, prefetch=1000) for queue in queues]
         self.say(encode(submission(spec())))
         assert self.state.submitted is not None
         self.tasks = tuple(self.state.tasks)
@@ -102,8 +103,9 @@ class Target:
     def say(self, body: bytes) -> None:
         """To the coordinator, which then does all that the clock asks for."""
         self.bus.publish([Outgoing(body, topic=topic_of(body))])
-        while (delivery := self.events.next(0.0)) is not None:
-            self.coordinator.receive([delivery])
+        for subscription in self.subscriptions:
+            while (delivery := subscription.next(0.0)) is not None:
+                self.coordinator.receive([delivery])
         self.coordinator.check_clock()
 
     def order(self, body: bytes) -> None:

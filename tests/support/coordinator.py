@@ -16,7 +16,7 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
-from dpstream.shared.bus.topology import COORDINATOR
+from dpstream.shared.bus.topology import COORDINATOR, PROPOSALS
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.worker import claim_uri
@@ -74,15 +74,18 @@ class CoordinatorHarness:
         """One turn of a coordinator: whatever has come in, then the clock."""
         coordinator = of or self.coordinator
         ended = coordinator.processes.ended
-        subscription = self.bus.consume(COORDINATOR, prefetch=service.BATCH)
+        queues = (COORDINATOR, PROPOSALS)
+        subscriptions = [self.bus.consume(queue, prefetch=service.BATCH) for queue in queues]
         deliveries = []
-        while (delivery := subscription.next(timeout=0.0)) is not None:
-            deliveries.append(delivery)
+        for subscription in subscriptions:
+            while (delivery := subscription.next(timeout=0.0)) is not None:
+                deliveries.append(delivery)
         try:
             coordinator.receive(deliveries)
             coordinator.check_clock(ended)
         finally:
-            subscription.cancel()
+            for subscription in subscriptions:
+                subscription.cancel()
 
     def pass_time(self, seconds: float) -> None:
         """Time passes while the coordinator runs."""

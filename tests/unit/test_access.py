@@ -18,7 +18,7 @@ import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
 from dpstream.commands.campaigns import app
 from dpstream.deploy.access_files import parse_deployment, parse_users, write_access
-from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permission
+from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permissions
 from dpstream.services.coordinator.ledger.ledger import finished_uri
 from dpstream.services.labeler.signatures import public_key
 from dpstream.shared import messages as m
@@ -270,7 +270,8 @@ def test_names_are_matched_whole_and_literally() -> None:
 
 
 def test_topics_cannot_be_smuggled_in() -> None:
-    write = topic_permission(ROLES["generator"])["write"]
+    among_events, write = (each["write"] for each in topic_permissions(ROLES["generator"]))
+    assert not re.match(among_events, "methane.structures-proposed")
     assert re.match(write, "methane.structures-proposed")
     for topic in ("methane.labels-done", "a.b.structures-proposed", "structures-proposed"):
         assert not re.match(write, topic)

@@ -939,9 +939,7 @@ def pause() -> m.CampaignPaused:
 
 def test_a_request_overtakes_a_backlog_and_takes_effect_once(harness: CoordinatorHarness) -> None:
     open_campaign = harness.submit(small())
-    junk = [
-        Outgoing(str(number).encode(), topic="world.structures-proposed") for number in range(200)
-    ]
+    junk = [Outgoing(str(number).encode(), topic="world.task-heartbeat") for number in range(200)]
     harness.bus.publish(junk)
     harness.publish(pause())
     passes = harness.coordinator._passes(threading.Event())

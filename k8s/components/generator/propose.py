@@ -58,7 +58,9 @@ def main(campaign):
     channel.queue_declare(inbox, exclusive=True)
     channel.queue_bind(inbox, "dpstream.events", f"{campaign}.structures-judged")
     offered = proposal(campaign)
-    channel.basic_publish("dpstream.events", f"{campaign}.structures-proposed", json.dumps(offered))
+    channel.basic_publish(
+        "dpstream.proposals", f"{campaign}.structures-proposed", json.dumps(offered)
+    )
     waiting, end = set(range(FRAMES)), time.monotonic() + SECONDS
     while waiting and time.monotonic() < end:
         for _, _, body in channel.consume(inbox, auto_ack=True, inactivity_timeout=5):
