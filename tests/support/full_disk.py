@@ -1,11 +1,18 @@
-"""`python -m tests.support.full_disk FOLDER MODULE …`: the same program, for which the disk under
-FOLDER is full: in a mount namespace of its own, which needs no root."""
+"""Disks that are full.
+
+`python -m tests.support.full_disk FOLDER MODULE …`: the same program, for which the disk under FOLDER
+is full: in a mount namespace of its own, which needs no root. `small_disk` is seen by all processes,
+and needs root and a loop device.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 MOUNT = 'mount -t tmpfs -o size=64k full "$0" && exec "$@"'
@@ -18,6 +25,39 @@ def can_be_had() -> bool:
     except FileNotFoundError:
         return False
     return tried.returncode == 0
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """`folder` is a disk of its own, of this size (`3G`). Raises CalledProcessError."""
+    image = folder.with_name(f"{folder.name}.img")
+    folder.mkdir(parents=True)
+    subprocess.run(["truncate", "--size", size, image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """The disk of `folder` has no free space."""
+    ballast, disk = folder / "ballast", os.statvfs(folder)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (disk.f_bavail - 64) * disk.f_frsize)
+        while True:  # what the file's own blocks on the disk have left
+            try:
+                file.seek(0, os.SEEK_END)
+                file.write(bytes(4096))
+                file.flush()
+            except OSError:
+                break
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
 if __name__ == "__main__":

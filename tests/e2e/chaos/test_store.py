@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -13,7 +14,7 @@ from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.shared import messages as m
 from tests.support.deployed_cluster import PATIENT, WORKER_MODULE, Cluster, check, deployed, plan
 from tests.support.faulty_s3 import Handler, Proxy
-from tests.support.full_disk import can_be_had
+from tests.support.full_disk import can_be_had, filled, small_disk
 from tests.support.small_campaign import labelled
 from tests.support.soak import SOAK
 
@@ -89,3 +90,33 @@ def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path
     assert reasons == {"this worker's machine: No space left on device"}
     assert {task.lapses for task in state.tasks.values()} == {0}
     assert not cluster.restarts
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk of its own needs root")
+def test_a_store_whose_disk_is_full(rabbit_node: RabbitNode, tmp_path: Path) -> None:
+    """Nothing is lost or doubled once there is space again and the server was started anew."""
+    server = SeaweedServer(tmp_path / "seaweed")
+    with small_disk(server.folder / "data", "3G"):
+        server.start()
+        cluster = deployed(rabbit_node, server)
+        try:
+            cluster.start_services(simulated_seconds="0.5")
+            cluster.submit(plan())
+            cluster.until_state(labelled, "a label")
+            with filled(server.folder / "data"):
+                cluster.until(lambda: _outages(cluster), "a write that fails")
+                time.sleep(DOWN)
+            server.kill()
+            server.start()
+            check(cluster, cluster.finish())
+            assert not cluster.restarts
+        finally:
+            cluster.close()
+            server.kill()
+
+
+def _outages(cluster: Cluster) -> list[str]:
+    """Services that have logged that the store fails."""
+    lines = ("broker or store failed, trying again", "store failed, trying again")
+    return [name for name, each in cluster.services.items() if any(map(each.logged, lines))]
