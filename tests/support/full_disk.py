@@ -1,8 +1,8 @@
 """Disks that are full.
 
-`python -m tests.support.full_disk FOLDER MODULE …`: the same program, for which the disk under FOLDER
-is full: in a mount namespace of its own, which needs no root. `small_disk` is seen by all processes,
-and needs root and a loop device.
+`python -m tests.support.full_disk FOLDER MODULE …`: the same program, for which the disk under
+FOLDER is full: in a mount namespace of its own, which needs no root. All processes see a
+`small_disk`, which needs root and a loop device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -45,15 +45,11 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 def filled(folder: Path) -> Iterator[None]:
     """The disk of `folder` has no free space."""
     ballast, disk = folder / "ballast", os.statvfs(folder)
-    with ballast.open("wb") as file:
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, (disk.f_bavail - 64) * disk.f_frsize)
-        while True:  # what the file's own blocks on the disk have left
-            try:
-                file.seek(0, os.SEEK_END)
-                file.write(bytes(4096))
-                file.flush()
-            except OSError:
-                break
+        file.seek(0, os.SEEK_END)
+        while True:  # until nothing is left
+            file.write(bytes(4096))
     try:
         yield
     finally:

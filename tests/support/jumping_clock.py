@@ -1,5 +1,7 @@
-"""`python -m tests.support.jumping_clock FILE MODULE …`: the same program, with a wall clock that is
-ahead by the seconds in FILE. Whoever writes the file sets the clock of a live process."""
+"""`python -m tests.support.jumping_clock FILE MODULE …`: the same program, with another wall clock.
+
+It is ahead by the seconds in FILE. Whoever writes the file sets the clock of a live process.
+"""
 
 from __future__ import annotations
 
