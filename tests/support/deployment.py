@@ -25,11 +25,12 @@ from dpstream.shared.ports import Bus, Delivery, Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
 from tests.support.campaign_simulator import CampaignSimulator
+from tests.support.soak import SOAK
 
 ROOT = Path(__file__).parents[2]
 QUEUES = ("train", "explore", "judge", "screen", "label.tblite")
-PROMPT = 60.0
-"""Seconds, the limit of every wait."""
+PROMPT = 180.0 if SOAK else 60.0
+"""Seconds, the limit of every wait. Soak tests load the machine for long."""
 
 
 def wait_until(met: Callable[[], Any], what: str) -> None:

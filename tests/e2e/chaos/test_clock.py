@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.files import write_whole
 from tests.support.deployed_cluster import NAME, PATIENT, ROLES, WORKER_MODULE, Cluster, check, plan
@@ -20,7 +21,8 @@ JUMPS = (DAY, -DAY, 3600.0, 0.0, -3600.0, 30 * DAY, -30 * DAY)
 
 @pytest.mark.soak
 def test_clocks_that_are_set_forward_and_back(cluster: Cluster, tmp_path: Path) -> None:
-    """No lease ends and no task waits because of it, also after the coordinator started again."""
+    """No lease ends because of it and none lasts longer, also after the coordinator started
+    again."""
     clocks = {name: tmp_path / name for name in ("coordinator", *ROLES)}
     for clock in clocks.values():
         write_whole(clock, "0")
@@ -28,7 +30,7 @@ def test_clocks_that_are_set_forward_and_back(cluster: Cluster, tmp_path: Path) 
     program = ("dpstream.services.coordinator",)
     cluster.keep_running("coordinator", CLOCK, str(clocks["coordinator"]), *program, **given)
     for role in ROLES:
-        given = {"name": role, "task_heartbeat": "0.3", "simulated_seconds": "1"}
+        given = {"name": role, "task_heartbeat": "0.3", "simulated_seconds": "1.5"}
         cluster.keep_running(role, CLOCK, str(clocks[role]), WORKER_MODULE, role, **given)
     cluster.submit(plan())
     jumps = 0
@@ -37,7 +39,9 @@ def test_clocks_that_are_set_forward_and_back(cluster: Cluster, tmp_path: Path) 
             break
         write_whole(clocks[name], str(ahead))
         jumps += 1
-        if jumps == 20:
+        if jumps == 10:
+            _lose_a_worker(cluster, clocks["coordinator"])
+        elif jumps == 20:
             cluster.kill("coordinator")
         time.sleep(0.5)
         cluster.restart_dead()
@@ -45,6 +49,21 @@ def test_clocks_that_are_set_forward_and_back(cluster: Cluster, tmp_path: Path) 
     print(f"{jumps} jumps; {len(state.tasks)} tasks")
     assert jumps > 20
     check(cluster, state)
-    assert cluster.restarts == {"coordinator": 1}
-    assert not cluster.recorded(m.LeaseLapsed)
-    assert {task.command.attempt for task in state.tasks.values()} == {1}
+    assert cluster.restarts == {"coordinator": 1, "labeler": 1}
+    (lapsed,) = cluster.recorded(m.LeaseLapsed)
+    attempts = {name: task.command.attempt for name, task in state.tasks.items()}
+    assert attempts == dict.fromkeys(attempts, 1) | {lapsed.task: 2}
+
+
+def _lose_a_worker(cluster: Cluster, clock: Path) -> None:
+    """A worker is killed with a task in hand, and then the coordinator's clock is set far back."""
+    cluster.until_state(_labelling, "a label under way")
+    labeler = cluster.services["labeler"].process
+    labeler.kill()
+    labeler.wait()
+    write_whole(clock, str(-90 * DAY))
+
+
+def _labelling(state: State) -> bool:
+    tasks = state.tasks.values()
+    return any(t.status == "running" and isinstance(t.command, m.Label) for t in tasks)
