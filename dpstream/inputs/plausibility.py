@@ -46,6 +46,9 @@ MOLECULAR = 10.0
 UNBOUND = 2.0
 """Distance of neighbours in units of the sum of their covalent radii."""
 
+LOOKED_AT = 100
+"""Structures of a system that are judged; a wrong unit is in all of them."""
+
 Systems = Mapping[str, Sequence[Frame]]
 
 
@@ -144,7 +147,7 @@ def _level(key: str, trust: TrustLevels | AutoTrust, rms: float | None) -> Itera
         return
     level, name = (trust.low, "low") if isinstance(trust, TrustLevels) else (trust.target, "target")
     usual = "usual are 0.05 to 0.3"
-    if rms is not None and level > OVER_FORCES[0] * rms:
+    if rms and level > OVER_FORCES[0] * rms:
         yield Finding(
             f"{key}.{name}: {level:g} eV/Å, {level / rms:.0f} times the RMS force of the given "
             f"labels ({rms:.2g} eV/Å), so that every frame is accurate; {usual} eV/Å",
@@ -160,9 +163,9 @@ def _level(key: str, trust: TrustLevels | AutoTrust, rms: float | None) -> Itera
 
 
 def _structures(name: str, frames: Sequence[Frame], barostat: bool) -> Iterator[Finding]:
-    """The first finding of each kind."""
+    """The first finding of each kind in the first structures."""
     kinds: dict[str, Finding] = {}
-    for number, frame in enumerate(frames, 1):
+    for number, frame in enumerate(frames[:LOOKED_AT], 1):
         where = f"systems.{name}: structure {number} ({frame.formula})"
         bonds = _bonds(frame)
         if not bonds.bound and len(frame.species) > 1:

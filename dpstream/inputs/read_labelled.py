@@ -18,7 +18,7 @@ from warnings import warn
 
 import numpy as np
 
-from dpstream.inputs.structure_faults import fault_in
+from dpstream.inputs.structure_faults import XYZ, fault_in
 from dpstream.shared.atoms.frames import (
     PARAMETERS,
     WEIGHTS,
@@ -325,7 +325,8 @@ def read_ase(path: Path) -> list[Any]:
     except Exception as error:  # ASE's readers raise many kinds
         reason = fault_in(path) or f"cannot be read as a structure: {one_line(error)}"
         raise SpecError(f"{path}: {reason}") from error
-    if (fault := fault_in(path)) is not None:  # ASE stops at the first line that it cannot read
+    fault = fault_in(path) if path.suffix in XYZ else None
+    if fault is not None:  # ASE reads xyz files up to the first line that begins no frame
         raise SpecError(f"{path}: {fault}")
     if not frames or not all(len(atoms) for atoms in frames):
         raise SpecError(f"{path}: contains no atoms")

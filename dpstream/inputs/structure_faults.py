@@ -6,13 +6,17 @@ formats that people write by hand this module reads the lines again and names th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ase.data import atomic_numbers
 
 XYZ = (".xyz", ".extxyz")
+COMPRESSED = (".gz", ".bz2", ".xz")
 POSCAR = ("POSCAR", "CONTCAR")
+PLAIN = re.compile(r"Properties=\"?species:S:1:pos:R:3")
+"""Lines of extended xyz that begin as those of plain xyz."""
 LARGEST = 10_000_000
 """Bytes; the fault in a larger file is not looked for."""
 
@@ -24,7 +28,7 @@ class _FaultFound(Exception):
 def fault_in(path: Path) -> str | None:
     """`line 6: 'CU' is not an element; did you mean Cu?`, or None if no line is wrong or the format
     is another one."""
-    if not path.is_file() or not 0 < path.stat().st_size <= LARGEST:
+    if path.suffix in COMPRESSED or not path.is_file() or not 0 < path.stat().st_size <= LARGEST:
         return None
     lines = path.read_text(errors="replace").splitlines()
     try:
@@ -38,8 +42,8 @@ def fault_in(path: Path) -> str | None:
 
 
 def _check_xyz(lines: Sequence[str]) -> None:
-    start = 0
-    while start < len(lines) and any(line.strip() for line in lines[start:]):
+    start, end = 0, max((n for n, line in enumerate(lines, 1) if line.strip()), default=0)
+    while start < end:
         if lines[start].startswith("VEC"):  # vectors of the cell, after the atoms
             start += 1
             continue
@@ -50,7 +54,7 @@ def _check_xyz(lines: Sequence[str]) -> None:
             words = lines[number].split()
             if not words:
                 raise _FaultFound(f"line {number + 1}: empty; expected an element and x y z")
-            if "Properties" not in lines[start + 1] or "species:S:1:pos:R:3" in lines[start + 1]:
+            if "Properties" not in lines[start + 1] or PLAIN.search(lines[start + 1]):
                 _check_elements(number, [words[0].capitalize()])  # as ASE reads it
                 _check_words(number, words[1:], 3, float, "x y z")
         start += 2 + count

@@ -304,10 +304,12 @@ class Coordinator:
         self._check_fences(now)
         with_processes = self._is_process_check_due(now, ended)
         for campaign, open_campaign in list(self.open_campaigns.items()):
+            # Kept until they are in the ledger: a lapse ends the lease.
             lapsed = self._lapsed(open_campaign, now, ended if with_processes else ())
+            open_campaign.own_events += lapsed
             resolvable = self._resolvable(open_campaign)
-            if open_campaign.own_events or lapsed or open_campaign.needs_recovery or resolvable:
-                self._serve(campaign, lapsed)
+            if open_campaign.own_events or open_campaign.needs_recovery or resolvable:
+                self._serve(campaign, ())
             self._publish_tasks(open_campaign)
             open_campaign.ledger.write_due_head(now)
         if self.on_demand is not None:

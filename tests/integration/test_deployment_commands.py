@@ -147,14 +147,19 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     deployment.coordinator()
     with deployment.prompt_worker(fails=m.Label):
         call("submit", "small.yaml")
-        wait_until(lambda: verdict(deployment.store, "small"), "no initial label: it ends")
+        wait_until(lambda: load_state(deployment.store, "small").paused, "it pauses")
     _, said = call("logs")
     assert "task-failed" in said
     assert "        there" in said
+    paused = "small     paused: no initial label was accepted; label "
+    assert paused in call("list")[1]
+    assert call("resume", "small")[0] == 0
+    with deployment.prompt_worker():
+        wait_until(lambda: load_state(deployment.store, "small").committee.version, "it goes on")
+    call("cancel", "small", "--why", "enough")
     assert call("retry", "small") == (
         2,
-        "dpstream: small: the campaign has already ended "
-        "(not-converged: no initial label was accepted)\n",
+        "dpstream: small: the campaign has already ended (cancelled: enough)\n",
     )
     call("submit", "small.yaml", "--name", "again")
     with deployment.prompt_worker(fails=m.Train):

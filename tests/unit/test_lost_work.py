@@ -9,6 +9,8 @@ import pytest
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import LostWork
+from dpstream.services.coordinator.views.frames import ABANDONED, History
+from dpstream.services.coordinator.views.overview import overview
 from dpstream.shared import messages as m
 from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, ref, spec
@@ -151,6 +153,36 @@ def test_a_label_given_up_rejects_its_frames(permanent: bool) -> None:
     state = campaign.run(check_counters)
     assert state.finished
     assert not keys & set(campaign.world.labelled)
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_without_one_label_it_pauses_and_goes_on_when_resumed(permanent: bool) -> None:
+    """A calculator that does not import, for example, is mended on the workers' machines."""
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.until(lambda state: state.submitted)
+    for command in campaign.hold(m.Label):
+        give_up(campaign, command, permanent)
+    paused = campaign.run(check_counters)
+    assert paused.paused is not None
+    assert paused.paused.startswith("no initial label was accepted; label ")
+    assert "it broke" in paused.paused
+    assert paused.finished is None
+    rejected = [life.rejected for life in history_of(campaign).lives.values() if life.rejected]
+    assert len(rejected) == overview(paused).labels.rejected > 0
+    assert all(each.rule == ABANDONED and "it broke" in each.detail for each in rejected)
+    for command in [c for c in campaign.deliver(resumed()) if isinstance(c, m.Label)]:
+        campaign.commands = [c for c in campaign.commands if c.task != command.task]
+        give_up(campaign, command, permanent=True)
+    assert campaign.run(check_counters).paused, "not mended yet"
+    campaign.events.append(resumed(2))
+    state = campaign.run(check_counters)
+    assert state.finished is not None
+    assert state.finished.verdict == "converged"
+    assert not any(life.rejected for life in history_of(campaign).lives.values())
+
+
+def history_of(campaign: LossyDelivery) -> History:
+    return History.of(each for event, decided in campaign.ledger for each in (event, *decided))
 
 
 @pytest.mark.parametrize("permanent", [True, False])

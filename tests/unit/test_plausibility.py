@@ -132,6 +132,7 @@ def test_trust_levels_of_stages_are_named() -> None:
     (finding,) = found(COPPER, stage=stage)
     assert finding.text.startswith("stages.0.trust.low: 20 eV/Å")
     assert found(COPPER, 0.5, trust={"low": 0.05, "high": 0.2}) == []
+    assert found(COPPER, 0.0) == [], "an ideal crystal"
     assert found(COPPER, 0.5, trust={"low": 20, "high": 40, "relative": 1.0}) == []
 
 

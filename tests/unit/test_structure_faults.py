@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,19 @@ def test_the_first_wrong_line_is_named(tmp_path: Path, name: str, text: str, fau
         XYZ + XYZ + "\n",
         XYZ.replace("Cu", "CU"),
         "2\nProperties=pos:R:3:species:S:1\n0 0 0 Cu\n0 0 2.5 Cu\n",
+        "2\nProperties=id:I:1:species:S:1:pos:R:3\n1 Cu 0 0 0\n2 Cu 0 0 2.5\n",
         XYZ + "VEC1 9 0 0\nVEC2 0 9 0\nVEC3 0 0 9\n",
     ],
 )
 def test_what_ase_reads_to_the_end_has_no_fault(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.xyz").write_text(text)
     assert all(set(atoms.symbols) == {"Cu"} for atoms in read_structures(tmp_path / "a.xyz"))
+
+
+def test_compressed_files_are_left_to_ase(tmp_path: Path) -> None:
+    (tmp_path / "POSCAR.gz").write_bytes(gzip.compress(POSCAR.encode()))
+    (atoms,) = read_structures(tmp_path / "POSCAR.gz")
+    assert str(atoms.symbols) == "Cu"
 
 
 def test_another_format_keeps_the_readers_words(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ def _dataset_frozen(state: State, decision: m.ManifestFrozen) -> State:
         manifest=decision.manifest,
         size=old.size + len(old.fresh) + packs,
     )
-    return replace(state.with_settled(old.fresh), dataset=dataset)
+    points = () if submitted is None else (ref.key for refs in submitted.points for ref in refs)
+    measured = frozenset(points)  # properties are computed from their labels
+    settled = (key for key in old.fresh if key not in measured)
+    return replace(state.with_settled(settled), dataset=dataset)
 
 
 def train_issued(state: State, command: m.Train) -> State:

@@ -61,10 +61,18 @@ def _abandon(decisions: Decisions, task: Task, reason: str) -> None:
 
 
 def retry_abandoned(decisions: Decisions) -> None:
-    """After `resume`, issues another attempt of the tasks that paused the campaign."""
+    """After `resume`, issues another attempt of the tasks that paused the campaign: label tasks,
+    too, while it has no label."""
+    kinds = ESSENTIAL if has_labels(decisions.state) else (*ESSENTIAL, m.Label)
     for task in abandoned(decisions.state):
-        if isinstance(task.command, ESSENTIAL):
+        if isinstance(task.command, kinds):
             _reissue(decisions, task)
+
+
+def has_labels(state: State) -> bool:
+    """Whether there is anything to train on."""
+    assert state.submitted is not None
+    return bool(state.dataset.size or state.dataset.fresh or state.submitted.pack_frames)
 
 
 def retry_requested(decisions: Decisions) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.rules import convergence
 from dpstream.services.coordinator.rules.labels import audit_manifest
+from dpstream.services.coordinator.rules.lost_work import abandoned, has_labels
 from dpstream.services.coordinator.rules.trust import current_trust, stage_of
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
@@ -25,14 +26,23 @@ def train_first(decisions: Decisions) -> None:
     state, committee = decisions.state, decisions.state.committee
     if committee.version or committee.training is not None or state.awaited or state.stages_over:
         return
-    if state.spec.mode == "lockstep" and state.alive(m.Reference):
-        return
-    assert state.submitted is not None
-    if not state.dataset.fresh and not state.submitted.pack_frames:
-        why = "no initial label was accepted"
+    if not has_labels(state):
+        _end_without_labels(decisions)
+    elif state.spec.mode != "lockstep" or not state.alive(m.Reference):
+        start_training(decisions)
+
+
+def _end_without_labels(decisions: Decisions) -> None:
+    """Pauses if label tasks were abandoned, which is a fault of the set-up; ends the campaign if
+    all frames were rejected."""
+    why = "no initial label was accepted"
+    given_up = [each for each in abandoned(decisions.state) if isinstance(each.command, m.Label)]
+    if not given_up:
         decisions.fact(m.CampaignFinished, verdict="not-converged", why=why)
         return
-    start_training(decisions)
+    ends = [each for each in decisions.decided if isinstance(each, m.TaskAbandoned)]
+    reason = f"{ends[-1].title}: {ends[-1].why}" if ends else "dpstream logs shows the reasons"
+    decisions.fact(m.CampaignPaused, decisions.event.id, why=f"{why}; {reason}")
 
 
 def start_training(decisions: Decisions, again_cold: bool = False) -> None:

@@ -21,10 +21,14 @@ from dpstream.shared.messages import (
     LabelsDone,
     ManifestFrozen,
     StructuresJudged,
+    TaskAbandoned,
     TaskClaimed,
     Train,
 )
 from dpstream.shared.values import Accepted, Chosen, Dataset, FrameRef, FrameVerdict, Ref, Rejected
+
+ABANDONED = "abandoned"
+"""The rule of frames whose label task was abandoned before it gave a verdict on them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class FrameHistory:
     selection: CandidatesSelected | None = None
     tasks: list[Label] = field(default_factory=list)
     verdict: Accepted | Rejected | None = None
-    answered: LabelsDone | None = None
+    answered: LabelsDone | TaskAbandoned | None = None
     trained: Trained | None = None
     judged_accurate: list[FramesJudged] = field(default_factory=list)
 
@@ -118,7 +122,10 @@ class History(Projection):
     def _issued(self, command: Label) -> None:
         for ref in command.frames:
             new = FrameHistory(ref, "proposed", command.time)
-            self.lives.setdefault(ref.key, new).tasks.append(command)
+            life = self.lives.setdefault(ref.key, new)
+            life.tasks.append(command)
+            if isinstance(life.answered, TaskAbandoned):  # it is tried again
+                life.verdict = life.answered = None
 
     def _labelled(self, event: LabelsDone) -> None:
         verdicts: list[Accepted | Rejected] = [*event.accepted, *event.rejected]
@@ -130,6 +137,13 @@ class History(Projection):
                 life.verdict, life.answered = verdict, event
             if isinstance(verdict, Accepted):
                 self._by_label[verdict.label.uri] = life
+
+    def _abandoned(self, event: TaskAbandoned) -> None:
+        why = f"{event.title}: {event.why}"
+        for life in self.lives.values():
+            if life.verdict is None and any(each.task == event.task for each in life.tasks):
+                life.verdict = Rejected(key=life.ref.key, rule=ABANDONED, detail=why)
+                life.answered = event
 
     def _frozen(self, decision: ManifestFrozen) -> None:
         if decision.purpose == "test":
@@ -161,6 +175,7 @@ class History(Projection):
         ),
         FramesJudged: _judged,
         StructuresJudged: _screened,
+        TaskAbandoned: _abandoned,
         Label: _issued,
         LabelsDone: _labelled,
         ManifestFrozen: _frozen,
