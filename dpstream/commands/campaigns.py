@@ -55,13 +55,13 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
-from dpstream.inputs.gather import gather, plausible
+from dpstream.inputs.gather import Gathered, gather
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
 from dpstream.running.bench_train import Bench
 from dpstream.running.connection import is_folder
-from dpstream.running.cross_check import FirstChecks, check_imported, number_of_checks
+from dpstream.running.cross_check import FirstChecks, number_of_checks
 from dpstream.running.local_cluster import sole_runner
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
@@ -190,12 +190,13 @@ def validate(
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
-    gathered = plausible(gathered, force)
-    for part in plan(loaded, gathered, recipe):
-        console.print(part)
-    if cross_check:
-        check_imported(gathered, loaded, recipe)
-    elif count := number_of_checks(gathered, loaded):
+
+    def show(found: Gathered) -> None:
+        for part in plan(loaded, found, recipe):
+            console.print(part)
+
+    FirstChecks(cross_check, force).run(loaded, gathered, recipe, show)
+    if not cross_check and (count := number_of_checks(gathered, loaded)):
         say(console, f"--cross-check compares {count} imported labels with the recipe")
 
 

@@ -37,7 +37,7 @@ from dpstream.running.connection import (
     say_it,
     word,
 )
-from dpstream.running.cross_check import FirstChecks
+from dpstream.running.cross_check import FirstChecks, show_warnings
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.services.coordinator.fleet.pools import read_fleet
@@ -100,7 +100,7 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            FirstChecks(cross_check, force).run(loaded, gathered, recipe)
+            FirstChecks(cross_check, force).run(loaded, gathered, recipe, show_warnings)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         _answer(store, submitted, wait)

@@ -36,12 +36,19 @@ class FirstChecks:
     imported: bool
     force: bool
 
-    def run(self, spec: Spec, gathered: Gathered, recipe: Recipe) -> Gathered:
-        """What was gathered, with its warnings. Raises `SpecError`."""
-        gathered = plausible(gathered, self.force)
+    def run(
+        self, spec: Spec, gathered: Gathered, recipe: Recipe, show: Callable[[Gathered], None]
+    ) -> None:
+        """Refuses what is absurd, calls `show`, then compares imported labels. Raises
+        `SpecError`."""
+        show(plausible(gathered, self.force))
         if self.imported:
             check_imported(gathered, spec, recipe)
-        return gathered
+
+
+def show_warnings(gathered: Gathered) -> None:
+    for warning in gathered.warnings:
+        say(console, f"warning: {warning}")
 
 
 def check_imported(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
 from dpstream.shared.store.folder import FolderStore
+from tests.support.archived import frames_of
 from tests.support.small_campaign import WARM, finish, state_of, write_spec
 
 STREAMING = {
@@ -53,7 +54,7 @@ def _first(heard: list[Message], explored: set[str]) -> float:
 @pytest.mark.soak
 def test_no_trajectory_dominates_the_labels(messages: tuple[Path, list[Message]]) -> None:
     root, _ = messages
-    frames = [f for f in state_of(root).labels.frames.values() if f.purpose == "train"]
+    frames = [f for f in frames_of(state_of(root)).values() if f.purpose == "train"]
     per_version = Counter((frame.origin, frame.version) for frame in frames)
     assert max(per_version.values()) <= STREAMING["selection"]["per_trajectory"]  # type: ignore[index]
     assert len({frame.origin for frame in frames}) > 1

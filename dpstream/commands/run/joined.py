@@ -22,7 +22,7 @@ from dpstream.commands.deployment import look_on
 from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
-from dpstream.running.cross_check import FirstChecks
+from dpstream.running.cross_check import FirstChecks, show_warnings
 from dpstream.running.submit import announced, submit
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
@@ -87,7 +87,7 @@ def run_mixed(
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
-            checks.run(spec, gathered, recipe)
+            checks.run(spec, gathered, recipe, show_warnings)
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         with ExitStack() as stack:

@@ -54,22 +54,21 @@ def run_campaign(
     with sole_runner(root, spec.name):
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
+
+        def show(found: Gathered) -> None:
+            for part in plan(spec, found, recipe):
+                console.print(part)
+
         if not known:
-            _show_plan(spec, gathered, recipe, console)
-            checks.run(spec, gathered, recipe)
+            checks.run(spec, gathered, recipe, show)
         submitted = submit(spec, gathered, recipe, store, time.time())
         status = CampaignView.read(store, spec.name).status
         if status.overview.verdict is None:
             if known:
-                _show_plan(spec, gathered, recipe, console)
+                show(gathered)
                 say(console, _taken_up(status.overview))
             status = _grow(submitted, status.committees, root, workers, device, console)
         return _verdict(status.overview, store, root / spec.name, console)
-
-
-def _show_plan(spec: Spec, gathered: Gathered, recipe: Recipe, console: Console) -> None:
-    for part in plan(spec, gathered, recipe):
-        console.print(part)
 
 
 def _taken_up(now: CampaignOverview) -> str:
