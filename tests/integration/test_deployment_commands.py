@@ -23,7 +23,7 @@ from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
-from tests.support.archived import tasks_of
+from tests.support.archived import tasks_of, whole_state
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
 from tests.support.deployment import Deployment, wait_until
@@ -221,7 +221,7 @@ def test_dead_letters_are_failures_and_strangers_are_kept(
     command = next(iter(load_state(deployment.store, "small").tasks.values())).command
     deployment.dead_letter(command)
     wait_until(
-        lambda: tasks_of(load_state(deployment.store, "small"))[command.task].lapses == 1,
+        lambda: tasks_of(whole_state(deployment.store, "small"))[command.task].lapses == 1,
         "a failure",
     )
     with closing(deployment.bus()) as bus:

@@ -30,7 +30,7 @@ from dpstream.generators.client import Generator, Verdict
 from dpstream.generators.watch_folder import WatchedFolder
 from dpstream.inputs.gather import gather
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages
+from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.services.explorer.resources import ExplorerResources
@@ -48,7 +48,7 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref, Rmse, campaign_uri, is_offered
-from tests.support.archived import frames_of
+from tests.support.archived import frames_of, whole_state
 from tests.support.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
@@ -84,7 +84,7 @@ class Deployment:
 
     @property
     def state(self) -> State:
-        return load_state(FolderStore(self.root), "endless")
+        return whole_state(FolderStore(self.root), "endless")
 
     @property
     def environment(self) -> dict[str, str]:

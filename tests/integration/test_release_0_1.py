@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, read_segments
+from dpstream.services.coordinator.ledger.ledger import read_messages, read_segments
 from dpstream.shared.messages import LabelsDone
-from tests.support.archived import frames_of
+from tests.support.archived import frames_of, whole_state
 from tests.support.release_0_1 import OldCampaign, unpack
 from tests.support.small_campaign import finish
 
@@ -18,13 +18,13 @@ from tests.support.small_campaign import finish
 def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
     old = unpack("killed", tmp_path)
     ledger, labels = contents(old, "campaigns/killed/ledger/"), contents(old, "labels/")
-    before = load_state(old.store, old.name)
+    before = whole_state(old.store, old.name)
 
     output = finish(old.folder / "campaign.yaml", old.root)
 
     assert "killed: resumed: stage warm (2 of 2)" in output
     assert "14 labels" in output
-    state = load_state(old.store, old.name)
+    state = whole_state(old.store, old.name)
     assert [end.verdict for end in state.exploration.ended] == ["converged", "converged"]
     assert state.final.model is not None
     assert state.labels.reused == 0

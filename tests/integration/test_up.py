@@ -23,11 +23,10 @@ from dpstream.deploy.devcluster import cluster as module
 from dpstream.deploy.devcluster import rabbitmq, seaweed
 from dpstream.deploy.devcluster.cluster import Cluster
 from dpstream.deploy.devcluster.processes import ProcessRecord, end, spawn
-from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.shared.connect import connect_store
 from dpstream.shared.ports import Store
 from dpstream.shared.settings import StoreSettings
-from tests.support.archived import frames_of
+from tests.support.archived import frames_of, whole_state
 from tests.support.rabbit_server import require_rabbitmq
 from tests.support.s3_server import require_seaweed
 from tests.support.small_campaign import COLD, wait_until, write_spec
@@ -86,7 +85,7 @@ class Site:
         return connect_store(StoreSettings(**given))  # type: ignore[arg-type]
 
     def labels(self) -> int:
-        frames = frames_of(load_state(self.store, "small")).values()
+        frames = frames_of(whole_state(self.store, "small")).values()
         return sum(frame.status == "labelled" for frame in frames)
 
     def pid(self, name: str) -> int:

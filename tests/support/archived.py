@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dpstream.services.coordinator.ledger.ledger import LedgerReader
 from dpstream.services.coordinator.state import (
     EndedTask,
     FrameStatus,
@@ -13,6 +14,7 @@ from dpstream.services.coordinator.state import (
     TaskStatus,
 )
 from dpstream.shared.codec import kind_of
+from dpstream.shared.ports import Store
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,16 @@ class Seen:
     """The key of its object."""
 
 
+def whole_state(store: Store, campaign: str) -> State:
+    """The state that follows from the whole ledger, without snapshots: all records are in it."""
+    reader = LedgerReader.begin(store, campaign)
+    reader.update()
+    return reader.state
+
+
 def frames_of(state: State) -> Mapping[str, Seen]:
-    """By key. Those whose record is in a segment of the archive are left out."""
+    """By key. The state must have all records."""
+    assert not state.archive.segments
     unsettled = {
         key: Seen(key, f.status, f.purpose, f.stage, f.version, f.origin, f.label and f.label.uri)
         for key, f in state.labels.frames.items()
@@ -44,7 +54,8 @@ def frames_of(state: State) -> Mapping[str, Seen]:
 
 
 def tasks_of(state: State) -> Mapping[str, EndedTask]:
-    """By id. Those whose record is in a segment of the archive are left out."""
+    """By id. The state must have all records."""
+    assert not state.archive.segments
     known = {
         name: EndedTask(
             kind_of(task.command),

@@ -20,7 +20,6 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
-    load_state,
     read_messages,
     verdict,
 )
@@ -31,6 +30,7 @@ from dpstream.shared.ports import Outgoing
 from dpstream.shared.settings import Settings
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Ref, campaign_uri
+from tests.support.archived import whole_state
 from tests.support.campaign_simulator import RECIPE, CampaignSimulator, spec, submission
 from tests.support.deployment import Deployment, Started
 from tests.support.lossy_delivery import LossyDelivery, check_counters
@@ -167,7 +167,7 @@ class Cluster(Deployment):
 
     def finish(self) -> State:
         self.until(lambda: verdict(self.store, NAME), "the campaign's end")
-        return load_state(self.store, NAME)
+        return whole_state(self.store, NAME)
 
     def until_state(self, met: Callable[[State], Any], what: str) -> Any:
         """The first true value of `met` for the state in the ledger."""
@@ -185,7 +185,7 @@ class Cluster(Deployment):
 
     def latest_log_lines(self) -> str:
         lines = {name: (s.log_lines[-3:], s.other_lines[-5:]) for name, s in self.services.items()}
-        state = load_state(self.store, NAME)
+        state = whole_state(self.store, NAME)
         tasks = [t for t in state.tasks.values() if t.status in ("open", "running", "lost")]
         return f"{lines}; {[(t.command.title, t.command.attempt, t.status) for t in tasks]}"
 

@@ -14,14 +14,14 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from dpstream.services.coordinator.ledger.ledger import load_state, read_messages, verdict
+from dpstream.services.coordinator.ledger.ledger import read_messages, verdict
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.messages import LabelsDone
 from dpstream.shared.ports import Outgoing, Store
 from dpstream.shared.settings import Settings, read_settings
 from dpstream.shared.values import is_offered
-from tests.support.archived import frames_of
+from tests.support.archived import frames_of, whole_state
 
 HERE = Path(__file__).parent
 
@@ -40,7 +40,7 @@ def check(store: Store, campaign: str) -> None:
     frame that the generator offered."""
     while (finished := verdict(store, campaign)) is None:
         time.sleep(1)
-    frames = frames_of(load_state(store, campaign)).values()
+    frames = frames_of(whole_state(store, campaign)).values()
     labelled = [frame for frame in frames if frame.status == "labelled"]
     offered = [frame for frame in labelled if is_offered(frame.origin)]
     computed = Counter(

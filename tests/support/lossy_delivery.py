@@ -213,12 +213,18 @@ def check_counters(state: State) -> None:
         if frames[ref.key].status == "pending"
     )
     assert asked == Counter(key for key, f in frames.items() if f.status == "pending")
-    archive = state.archive
-    assert set(archive.settled) == {
-        key
-        for key, f in frames.items()
-        if f.status == "labelled" and f.purpose not in NEVER_LEARNED
-    } - set(state.dataset.fresh)
+    archive, points = state.archive, state.submitted.points if state.submitted else ()
+    needed = {ref.key for refs in points for ref in refs}
+    assert (
+        set(archive.settled)
+        == {
+            key
+            for key, f in frames.items()
+            if f.status == "labelled" and f.purpose not in NEVER_LEARNED
+        }
+        - set(state.dataset.fresh)
+        - needed
+    )
     assert dict(archive.frames_by_purpose) == Counter(f.purpose for f in archive.settled.values())
     ended = Counter(f"{task.kind} {task.status}" for task in archive.ended.values())
     assert dict(archive.tasks_by_status) == ended

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.state import State
 from dpstream.shared.store.folder import FolderStore
-from tests.support.archived import frames_of
+from tests.support.archived import frames_of, whole_state
 from tests.support.soak import SOAK
 
 METHANE = """5
@@ -115,7 +114,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 
 
 def state_of(root: Path, campaign: str = "small") -> State:
-    return load_state(FolderStore(root), campaign)
+    return whole_state(FolderStore(root), campaign)
 
 
 def labelled(state: State) -> dict[str, str]:

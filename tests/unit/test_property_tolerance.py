@@ -51,6 +51,20 @@ def test_within_tolerance_the_campaign_converges_and_measures_once(mode: str) ->
     assert campaign.state.exploration.ended[-1].why.endswith("properties within tolerance")
 
 
+@pytest.mark.parametrize("mode", ["lockstep", "streaming"])
+def test_a_structure_of_a_property_may_be_an_initial_frame(mode: str) -> None:
+    """Its label is in the dataset, and needed until the end."""
+    campaign = LossyDelivery(CampaignSimulator(off=lambda version: 0.04), wanting(mode))
+    (submitted,) = campaign.events
+    assert isinstance(submitted, m.CampaignSubmitted)
+    shared = submitted.points[0][0]
+    frames = (*submitted.frames, shared)
+    campaign.events = [submitted.model_copy(update={"frames": frames})]
+    state = campaign.run(check_counters)
+    assert verdict(campaign)[0] == "converged"
+    assert state.labels.frames[shared.key].purpose == "initial"
+
+
 def test_beyond_tolerance_it_goes_on_and_ends_stuck_naming_the_number() -> None:
     """Nothing is left to learn: the same committee is tried on fresh trajectories, in vain."""
     campaign = grown(lambda version: 0.12, wanting())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.files import write_whole
+from tests.support.archived import whole_state
 from tests.support.deployed_cluster import NAME, PATIENT, ROLES, WORKER_MODULE, Cluster, check, plan
 
 CLOCK = "tests.support.jumping_clock"
@@ -46,7 +47,7 @@ def test_clocks_that_are_set_forward_and_back(cluster: Cluster, tmp_path: Path) 
             _lose_a_worker(cluster, clocks["coordinator"])
         time.sleep(0.5)
         cluster.restart_dead()
-    state = load_state(cluster.store, NAME)
+    state = whole_state(cluster.store, NAME)
     print(f"{jumps} jumps; {len(state.tasks)} tasks")
     assert jumps > 20
     check(cluster, state)

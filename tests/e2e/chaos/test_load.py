@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.services.coordinator.ledger.ledger import verdict
+from tests.support.archived import whole_state
 from tests.support.deployed_cluster import PATIENT, ROLES, Cluster, computations, plan
 from tests.support.small_campaign import labelled
 
@@ -31,7 +32,7 @@ def test_the_load_of_an_hour_leaves_nothing_behind(cluster: Cluster, tmp_path: P
         cluster.submit(plan(name=name))
         ended = cluster.until(lambda name=name: verdict(cluster.store, name), name)
         assert ended.verdict == "converged"
-        state = load_state(cluster.store, name)
+        state = whole_state(cluster.store, name)
         tasks += len(state.tasks)
         wanted |= set(labelled(state))
         used.append({role: _used(each.process.pid) for role, each in cluster.services.items()})
