@@ -1,7 +1,8 @@
 """Torque: job arrays, through `qsub`, `qstat`, `qsig` and `qdel`.
 
 It ends jobs as PBS does: SIGTERM, and SIGKILL after `kill_delay` (2 s). The login shell, which gets
-the name of the script, has to ignore SIGTERM: `trap '' TERM` in its start-up file.
+the name of the script, has to survive SIGTERM without its children inheriting that: `trap : TERM`
+in its start-up file.
 """
 
 from __future__ import annotations
