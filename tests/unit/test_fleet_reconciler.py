@@ -424,6 +424,17 @@ def heartbeat(**process: str | None) -> m.TaskHeartbeat:
     return m.TaskHeartbeat(**about, worker="w", **process)  # type: ignore[arg-type]
 
 
+def test_a_process_that_is_listed_as_up_again_has_not_ended(harness: Harness) -> None:
+    """A list may lack it for a time, or its claims would be taken as those of a dead one."""
+    reconciler = harness.start()
+    up = Launch("cpu-1", "cpu", running=1, up=frozenset({"cpu-1-0"}))
+    for gone in (True, False):
+        lost = replace(up, running=0, up=frozenset(), ended={"UNKNOWN": 1}, gone=up.up)
+        harness.fleet.launches["cpu-1"] = lost if gone else up
+        harness.turn(reconciler)
+        assert reconciler.processes.ended == (up.up if gone else frozenset())
+
+
 def test_workers_that_run_and_take_no_task_have_failed_to_start(harness: Harness) -> None:
     """The next pool gets the tasks; what one of them has said counts, however it says it."""
     harness.write(near=POOL | {"idle_exit": 60}, far=POOL | {"price": 1.0})

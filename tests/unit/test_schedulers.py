@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from dpstream.services.coordinator.fleet.pools import BATCH, PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import Process
 from dpstream.services.coordinator.fleet.schedulers.table import SCHEDULERS
 from dpstream.services.coordinator.fleet.script import worker_script
+from dpstream.shared.errors import FleetError
 
 ENGINES = {"Slurm": "slurm", "SlurmJobArray": "slurm"} | {
     "SGE": "sge",
@@ -209,7 +211,31 @@ def test_lists_of_lsf() -> None:
         ("7[7]", "ended", "CANCELLED"),
     ]
     assert {each.job_name for each in found} == {"dps.d.cpu.cpu-1"}
-    assert listed("lsf", "", 255) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "is_list"),
+    [
+        ("No unfinished job found", True),
+        ("No job found", True),
+        ("Job <dps.d.*> is not found", True),
+        ("ssh: connect to host login1 port 22: Connection refused", False),
+        ("ssh: Could not resolve hostname login1: Name or service not known", False),
+        ("LSF is down. Please wait ...", False),
+        ("sh: bjobs: command not found", False),
+        ("exit status 255", False),
+    ],
+)
+def test_an_outage_of_lsf_is_no_empty_list(words: str, is_list: bool) -> None:
+    def run(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> str:
+        assert 255 not in accept
+        raise FleetError(f"bjobs: {words}")
+
+    if is_list:
+        assert list(SCHEDULERS["lsf"].listed(run, "dps.d.")) == []
+    else:
+        with pytest.raises(FleetError, match=re.escape(words)):
+            list(SCHEDULERS["lsf"].listed(run, "dps.d."))
 
 
 def test_lists_of_torque() -> None:

@@ -53,9 +53,12 @@ class Processes:
         if started.devices:
             self.gpu_trainer = f"{started.worker} trains on {started.devices[0]}"
 
-    def end(self, names: Iterable[str], now: float) -> None:
-        """Takes in processes that a fleet engine lists as ended; called by the reconciler."""
+    def end(self, names: Iterable[str], now: float, up: Iterable[str] = ()) -> None:
+        """Takes in processes that a fleet engine lists as ended, and those that it lists as `up`,
+        perhaps after a list without them; called by the reconciler."""
         self._ended_at |= dict.fromkeys(names, now)
+        for name in up:
+            self._ended_at.pop(name, None)
         for name, at in list(self._ended_at.items()):
             self.up.pop(name, None)
             self._started.pop(name, None)

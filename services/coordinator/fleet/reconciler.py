@@ -208,7 +208,9 @@ class Reconciler:
                     "fleet: engine does not answer", pools=names, reason=reason, exc_info=ours
                 )
                 continue
-            self.processes.end(chain.from_iterable(launch.gone for launch in launches), now)
+            gone = chain.from_iterable(launch.gone for launch in launches)
+            up = chain.from_iterable(launch.up for launch in launches)
+            self.processes.end(gone, now, up)
             for name in names:
                 memory = self._memory[name]
                 memory.update([each for each in launches if each.pool == name], now)

@@ -19,6 +19,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Run,
     Scheduler,
 )
+from dpstream.shared.errors import FleetError
 
 FIELDS = ("jobid", "jobindex", "job_name", "stat", "exit_code", "exit_reason", "pend_reason")
 PLACES: Mapping[str, Place] = {
@@ -38,8 +39,9 @@ ENDINGS = {
     "TERM_MEMLIMIT": "OUT_OF_MEMORY",
 }
 """Beginnings of LSF's reasons, in the words of the other batch systems."""
-NONE = 255
-"""Exit status of `bjobs` if no job is found."""
+NONE = re.compile(r"\bNo (\w+ )?job found|Job <.*> is not found")
+"""Words of `bjobs` if there is no job. Its exit status, 255, is also the one of an LSF that is down,
+and of `ssh` without a connection."""
 
 
 def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
@@ -64,7 +66,12 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
 def _listed(run: Run, prefix: str) -> Iterator[Process]:
     """Also those that ended in the last hour (CLEAN_PERIOD)."""
     form = f"{' '.join(FIELDS)} delimiter='|'"
-    listed = run(["bjobs", "-a", "-noheader", "-o", form, "-J", f"{prefix}*"], accept=(0, NONE))
+    try:
+        listed = run(["bjobs", "-a", "-noheader", "-o", form, "-J", f"{prefix}*"])
+    except FleetError as error:
+        if NONE.search(str(error)):
+            return
+        raise
     for line in listed.splitlines():
         values = [value.strip() for value in line.split("|", len(FIELDS) - 1)]
         job = dict(zip(FIELDS, ("" if each == "-" else each for each in values), strict=False))
