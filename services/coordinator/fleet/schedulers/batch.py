@@ -149,14 +149,16 @@ class BatchFleet:
             self._gone.setdefault(process.id, (now, process))
         self._alive = {each.id: each for each in listed if each.place != "ended"}
         told = [each for each in listed if each.place != "ended" or each.ending]
-        return [*told, *self._ended({each.id for each in told}, now)]
+        kept = {each.id for each in mute}
+        return [*told, *self._ended({each.id for each in told}, kept, now)]
 
-    def _ended(self, told: set[str], now: float) -> Iterable[Process]:
-        """The ended processes that the list does not have, or without their ending."""
+    def _ended(self, told: set[str], kept: set[str], now: float) -> Iterable[Process]:
+        """The ended processes that the list does not have, or without their ending; `kept`: as
+        long as they are listed, or their endings would count again."""
         self._gone = {
             name: (since, each)
             for name, (since, each) in self._gone.items()
-            if name not in told and now - since < REMEMBERED
+            if name in kept or (name not in told and now - since < REMEMBERED)
         }
         asked = [each for _, each in self._gone.values() if not each.ending]
         endings = self._scheduler.endings(self._run, asked) if asked else {}
