@@ -10,6 +10,7 @@ import pytest
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers import batch
 from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
+from dpstream.services.coordinator.fleet.schedulers.scheduler import UNKNOWN
 
 JOB = (
     "<job_list><JB_job_number>7</JB_job_number><full_job_name>dps.d.cpu.cpu-1</full_job_name>"
@@ -62,3 +63,18 @@ def test_what_grid_engine_goes_on_listing_has_ended_once(tmp_path: Path, clock: 
         clock.now += batch.REMEMBERED / 3
     list_jobs(tmp_path)
     assert endings(found) == {}
+
+
+@pytest.mark.parametrize("command", ["echo no accounting >&2; exit 3", "exec sleep 9"])
+def test_the_list_does_not_wait_for_the_records(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(batch, "SECONDS", 2.0)
+    list_jobs(tmp_path, "r", "z")
+    (tmp_path / "qacct").write_text(f"{command}\n")
+    found = fleet(tmp_path)
+    (launch,) = found.running()
+    assert (launch.running, launch.ended) == (1, {})
+    clock.now += batch.RECORDED + 1
+    (launch,) = found.running()
+    assert (launch.running, launch.ended) == (1, {UNKNOWN: 1})

@@ -160,14 +160,20 @@ class BatchFleet:
             for name, (since, each) in self._gone.items()
             if name in kept or (name not in told and now - since < REMEMBERED)
         }
-        asked = [each for _, each in self._gone.values() if not each.ending]
-        endings = self._scheduler.endings(self._run, asked) if asked else {}
+        endings = self._endings([each for _, each in self._gone.values() if not each.ending])
         for name, (since, each) in self._gone.items():
             ending = each.ending or endings.get(name, "")
             if not ending and now - since > RECORDED:
                 ending = CANCELLED if each.place == "waiting" else UNKNOWN
             self._gone[name] = (since, replace(each, ending=ending))
         return [replace(each, place="ended") for _, each in self._gone.values()]
+
+    def _endings(self, processes: Sequence[Process]) -> Mapping[str, str]:
+        """Those that are recorded; none if the record cannot be read: the list is valid without."""
+        try:
+            return self._scheduler.endings(self._run, processes) if processes else {}
+        except FleetError:
+            return {}
 
     def _launch(self, job_name: str, processes: Sequence[Process]) -> Launch:
         pool, _, name = job_name.removeprefix(self._prefix).partition(".")
