@@ -11,6 +11,8 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers import batch
 from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.schedulers.scheduler import UNKNOWN
+from dpstream.shared.errors import FleetError
+from dpstream.shared.ports import Launch
 
 JOB = (
     "<job_list><JB_job_number>7</JB_job_number><full_job_name>dps.d.cpu.cpu-1</full_job_name>"
@@ -78,3 +80,27 @@ def test_the_list_does_not_wait_for_the_records(
     clock.now += batch.RECORDED + 1
     (launch,) = found.running()
     assert (launch.running, launch.ended) == (1, {UNKNOWN: 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "is_over"),
+    [
+        ("Job <7[1]>: No matching job found", True),
+        ("Job <7[1]>: Job has already finished", True),
+        ("Job <7[1]> is not found", True),
+        ("Job <7[1]>: Operation permission denied", False),
+        ("sh: bkill: command not found", False),
+        ("sh: 1: bkill: not found", False),
+    ],
+)
+def test_a_command_of_lsf_that_is_missing_has_ended_nothing(
+    tmp_path: Path, words: str, is_over: bool
+) -> None:
+    found = fleet(tmp_path, "lsf")
+    (tmp_path / "bjobs").write_text("echo '7|1|dps.d.cpu.cpu-1[1]|RUN|-|-|-'\n")
+    (tmp_path / "bkill").write_text(f"echo '{words}' >&2; exit 127\n")
+    if is_over:
+        found.end(Launch("cpu-1", "cpu"))
+    else:
+        with pytest.raises(FleetError, match="bkill"):
+            found.end(Launch("cpu-1", "cpu"))

@@ -40,8 +40,8 @@ ENDINGS = {
 }
 """Beginnings of LSF's reasons, in the words of the other batch systems."""
 NONE = re.compile(r"\bNo (\w+ )?job found|Job <.*> is not found")
-"""Words of `bjobs` if there is no job. Its exit status, 255, is also the one of an LSF that is down,
-and of `ssh` without a connection."""
+"""Words of `bjobs` if there is no job. Its exit status, 255, is also that of an LSF that is down, and
+of `ssh` without a connection."""
 
 
 def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
@@ -120,5 +120,5 @@ LSF = Scheduler(
     '"${DPSTREAM_PROCESS%%\\[*}-$LSB_JOBINDEX"',
     limits=re.compile(r"limit|quota|MAX_JOB_ARRAY_SIZE", re.IGNORECASE),
     announced_by=("INT", "USR2"),
-    over=re.compile(r"not found|already finished|No matching job", re.IGNORECASE),
+    over=re.compile(r"Job <.*>.*(is not found|already finished|No matching job)", re.IGNORECASE),
 )
