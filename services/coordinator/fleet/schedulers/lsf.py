@@ -40,8 +40,8 @@ ENDINGS = {
 }
 """Beginnings of LSF's reasons, in the words of the other batch systems."""
 NONE = re.compile(r"\bNo (\w+ )?job found|Job <.*> is not found")
-"""Words of `bjobs` if there is no job. Its exit status, 255, is also that of an LSF that is down, and
-of `ssh` without a connection."""
+"""Words of `bjobs` if there is no job. Its exit status, 255, is also that of an LSF that is down,
+and of `ssh` without a connection."""
 
 
 def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
