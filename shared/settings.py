@@ -64,8 +64,10 @@ def _slots(value: Any) -> Any:
 
 
 def _job_of_aws_batch() -> str | None:
-    """The name that only the worker itself sees there; children of arrays are `ARRAY:3`."""
-    return os.environ.get("AWS_BATCH_JOB_ID", "").replace(":", ".") or None
+    """The name that only the worker itself sees there; children of arrays are `ARRAY:3`. Another
+    attempt of the job is another process."""
+    job, attempt = (os.environ.get(f"AWS_BATCH_JOB_{each}", "") for each in ("ID", "ATTEMPT"))
+    return f"{job.replace(':', '.')}-{attempt}" if job else None
 
 
 Slots = Annotated[int | Literal["auto"], BeforeValidator(_slots)]

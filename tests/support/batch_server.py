@@ -39,6 +39,8 @@ class Container:
     exit_code: int | None = None
     reason: str = ""
     stopped: float | None = None
+    attempts: list[Json] = field(default_factory=list)
+    """Those that have ended."""
     process: subprocess.Popen[bytes] | None = None
 
 
@@ -126,6 +128,9 @@ class BatchServer:
 
     def _ended(self, child: Container, status: int) -> None:
         child.process = None
+        child.attempts.append(
+            {"stoppedAt": round(time.time() * 1000), "statusReason": child.reason}
+        )
         if child.reason.startswith("Host EC2"):  # the retry strategy of the definition
             child.status, child.reason = "RUNNABLE", ""
             return
@@ -145,6 +150,7 @@ class BatchServer:
             properties["command"],
             cwd=self.folder,
             env={"PATH": os.environ["PATH"], "AWS_BATCH_JOB_ID": child.id}
+            | {"AWS_BATCH_JOB_ATTEMPT": str(len(child.attempts) + 1)}
             | (index | variables | secrets | child.environment),
             start_new_session=True,
         )
@@ -198,7 +204,14 @@ class BatchServer:
         return {"jobSummaryList": rows[first : first + PAGE], **more}
 
     def _describejobs(self, jobs: list[str]) -> Json:
-        return {"jobs": [self._row(self.jobs[name], counts=True) for name in jobs]}
+        return {"jobs": [self._described(name) for name in jobs]}
+
+    def _described(self, name: str) -> Json:
+        job = self.jobs[name.partition(":")[0]]
+        if ":" in name or not job.is_array:
+            child = self._child(name)
+            return self._child_row(job, child) | {"attempts": child.attempts}
+        return self._row(job, counts=True)
 
     def _row(self, job: Submitted, counts: bool = False) -> Json:
         name = {"jobId": job.id, "jobName": job.request["jobName"], "status": job.status}

@@ -46,7 +46,7 @@ def environment_of(engine: str, request: pytest.FixtureRequest, folder: Path) ->
 
 def aws_batch_pool(*command: str, **changes: Any) -> dict[str, Any]:
     """A pool of the server of the tests; its command sees its name as only workers do."""
-    naming = 'export DPSTREAM_PROCESS="${AWS_BATCH_JOB_ID/:/.}"; exec "$@"'
+    naming = 'export DPSTREAM_PROCESS="${AWS_BATCH_JOB_ID/:/.}-$AWS_BATCH_JOB_ATTEMPT"; exec "$@"'
     section = {"queue": QUEUE, **changes.pop("aws_batch", {})}
     return {
         "engine": "aws_batch",

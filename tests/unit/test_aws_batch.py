@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from dpstream.deploy.rights import fleet_policy
+from dpstream.services.coordinator.fleet import aws_batch
 from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
 from dpstream.services.labeler.settings import LabelerSettings
@@ -137,14 +138,49 @@ def test_children_are_read_only_if_the_counts_have_changed(
     end_all(found)
 
 
-def test_a_worker_of_a_reclaimed_machine_starts_again(server: BatchServer, tmp_path: Path) -> None:
+def test_a_worker_of_a_reclaimed_machine_starts_again(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two lists, so that the counts are the same."""
+    monkeypatch.setattr(aws_batch, "READ_AGAIN", 0.0)
     found = fleet(tmp_path)
     found.launch("cpu", 2, NAME)
     until(found, lambda launch: launch.running == 2)
     (job,) = server.jobs.values()
+    first, other = (f"{child.id.replace(':', '.')}-1" for child in job.children)
     server.reclaim(job.children[0].id)
     launch = until(found, lambda launch: launch.running == 2)
     assert launch.ended == {}
+    assert launch.up == {first.removesuffix("1") + "2", other}, "of the second attempt"
+    assert launch.gone == {first}, "its tasks need not wait for their leases"
+    assert fleet(tmp_path).running() == [launch], "as the next coordinator sees it"
+    end_all(found)
+
+
+def test_a_reclaimed_worker_that_waits_again_has_gone(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws_batch, "READ_AGAIN", 0.0)
+    found = fleet(tmp_path)
+    found.launch("cpu", 5, NAME)
+    launch = until(found, lambda launch: (launch.running, launch.waiting) == (4, 1))
+    (job,) = server.jobs.values()
+    job.children = job.children[::-1]  # the one that waits starts in place of the reclaimed one
+    server.reclaim(job.children[1].id)
+    again = until(found, lambda each: each.up != launch.up and each.waiting == 1)
+    assert again.gone == launch.up - again.up
+    assert len(again.gone) == 1
+    end_all(found)
+
+
+def test_a_plain_job_is_known_by_its_attempts_too(server: BatchServer, tmp_path: Path) -> None:
+    found = fleet(tmp_path)
+    found.launch("cpu", 1, NAME)
+    until(found, lambda launch: launch.running == 1)
+    (job,) = server.jobs
+    server.reclaim(job)
+    launch = until(found, lambda launch: bool(launch.gone))
+    assert (launch.gone, launch.ended) == ({f"{job}-1"}, {})
     end_all(found)
 
 
@@ -193,11 +229,12 @@ def test_how_a_job_ended(job: dict[str, Any], ending: str) -> None:
     assert _ending({"status": "FAILED", **job}).startswith(ending)
 
 
-def test_a_worker_knows_the_name_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_knows_the_attempt_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"BROKER": "amqp://x", "STORE": "/tmp"}.items():
         monkeypatch.setenv(f"DPSTREAM_{key}", value)
     monkeypatch.setenv("AWS_BATCH_JOB_ID", "0af-1:3")
-    assert LabelerSettings().process == "0af-1.3"
+    monkeypatch.setenv("AWS_BATCH_JOB_ATTEMPT", "2")
+    assert LabelerSettings().process == "0af-1.3-2"
     monkeypatch.setenv("DPSTREAM_PROCESS", "cpu-1")
     assert LabelerSettings().process == "cpu-1"
 

@@ -1,7 +1,7 @@
 """Workers as jobs of AWS Batch: a launch is one array job, or a plain job if it has one worker.
 
 What stands is read from the list of jobs and the counts of each array. The children of an array
-are read page by page, only if the counts have changed.
+are read page by page, only if the counts have changed, and every two minutes.
 
 The only module that uses Batch through boto3.
 """
@@ -37,6 +37,9 @@ WAITING = ("SUBMITTED", "PENDING", "RUNNABLE")
 ENDED = ("SUCCEEDED", "FAILED")
 REMEMBERED = 600.0
 """Seconds for which an ended launch is listed; Batch keeps its jobs for days."""
+READ_AGAIN = 120.0
+"""Seconds after which the children of an array are read again though its counts are the same: one
+may be in another attempt."""
 MANY = 100
 """Jobs in one request, and most children that one call takes back."""
 TAKEN_BACK, STOPPED = "taken back", "stopped"
@@ -63,17 +66,18 @@ class AwsBatchFleet:
     logs: Path
     _definitions: dict[str, str] = field(default_factory=dict)
     """Job definitions that are registered, by digest."""
-    _children: dict[str, tuple[Mapping[str, int], list[Job]]] = field(default_factory=dict)
-    """The children of each array that have started, with the counts for which they were read."""
+    _children: dict[str, tuple[Mapping[str, int], float, list[Job]]] = field(default_factory=dict)
+    """The children of each array that have started at least once, with the counts for which they
+    were read, and when."""
 
     # ------------------------------------------------------------------ what every engine does
 
     def running(self) -> Sequence[Launch]:
         recent = (time.time() - REMEMBERED) * 1000
         jobs = [each for each in self._jobs() if each.get("stoppedAt", recent + 1) > recent]
-        arrays = [each["jobId"] for each in jobs if "arrayProperties" in each]
-        detail = {each["jobId"]: each for each in self._described(arrays)}
-        self._children = {name: self._children[name] for name in arrays if name in self._children}
+        names = [each["jobId"] for each in jobs]
+        detail = {each["jobId"]: each for each in self._described(names)}
+        self._children = {name: self._children[name] for name in names if name in self._children}
         return [self._launch(detail.get(each["jobId"], each)) for each in jobs]
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
@@ -252,8 +256,14 @@ class AwsBatchFleet:
             starting=len(at.get("STARTING", ())),
             running=len(at.get("RUNNING", ())),
             ended=Counter(map(_ending, ended)),
-            up=frozenset(map(_process, at.get("RUNNING", ()))),
-            gone=frozenset(map(_process, ended)),
+            up=frozenset(
+                _process(each, _ended_attempts(each) + 1) for each in at.get("RUNNING", ())
+            ),
+            gone=frozenset(
+                _process(each, 1 + number)
+                for each in processes
+                for number in range(_ended_attempts(each))
+            ),
             since=time_of(name),
             reason=job.get("statusReason", "") if waiting else "",
         )
@@ -264,13 +274,17 @@ class AwsBatchFleet:
         return next((pool for pool in self.pools if pool.replace(".", "_") == name), name)
 
     def _started(self, array: str, counts: Mapping[str, int]) -> list[Job]:
-        """The children that do not wait."""
-        before, children = self._children.get(array, ({}, []))
-        if before != counts:
+        """The children that do not wait, and those that wait again. Only their descriptions have
+        their attempts."""
+        before, read_at, children = self._children.get(array, ({}, 0.0, []))
+        now = time.monotonic()
+        if before != counts or now - read_at > READ_AGAIN:
             states = ("STARTING", "RUNNING", *ENDED)
             some = [state for state in states if counts.get(state)]
-            children = [each for state in some for each in self._list(array, state)]
-            self._children[array] = (dict(counts), children)
+            started = [each for state in some for each in self._list(array, state)]
+            names = {each["jobId"] for each in (*children, *started)}
+            children = list(self._described(sorted(names)))
+            self._children[array] = (dict(counts), now, children)
         return children
 
     # ------------------------------------------------------------------------------- the service
@@ -313,9 +327,16 @@ def _mebibytes(size: str) -> int:
     return math.ceil(int(size[:-1]) * 1024.0 ** ("KMGT".index(size[-1]) - 1))
 
 
-def _process(job: Job) -> str:
-    """The name that a worker takes from its job's id: `ID.3` of the child `ID:3`."""
-    return str(job["jobId"]).replace(":", ".")
+def _process(job: Job, attempt: int) -> str:
+    """The name that a worker takes from its job: `ID.3-1` in the first attempt of the child
+    `ID:3`."""
+    return f"{job['jobId'].replace(':', '.')}-{attempt}"
+
+
+def _ended_attempts(job: Job) -> int:
+    """How many attempts have ended; all but the last with their machines."""
+    stopped = [n for n, each in enumerate(job.get("attempts", ()), 1) if "stoppedAt" in each]
+    return max([*stopped, int(job["status"] in ENDED)])
 
 
 def _ending(job: Job) -> str:
