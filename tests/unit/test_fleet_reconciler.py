@@ -29,7 +29,7 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.codec import encode, topic_of
-from dpstream.shared.errors import FleetError, FleetLimit, SpecError
+from dpstream.shared.errors import FleetError, FleetLimit, SpecError, StoreError
 from dpstream.shared.logs import configure
 from dpstream.shared.ports import Launch, Outgoing
 from dpstream.shared.store.folder import FolderStore
@@ -622,6 +622,24 @@ def test_the_status_is_for_the_api_and_metrics(harness: Harness) -> None:
     assert 'dpstream_fleet_wanted{pool="cpu"} 8.0' in metrics
     assert 'dpstream_fleet_workers{pool="cpu",status="idle"} 4.0' in metrics
     assert 'dpstream_fleet_launched_total{pool="cpu"} 4.0' in metrics
+
+
+def test_a_status_whose_turns_fail_is_soon_not_current(harness: Harness) -> None:
+    """KEDA would go on creating workers for it."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    harness.turn(reconciler)
+    harness.turn(reconciler)
+
+    def fail(key: str, data: bytes) -> None:
+        raise StoreError("no space left on device")
+
+    harness.store.put = fail  # type: ignore[method-assign]
+    for current in (True, False):
+        assert reconciler.status is not None
+        assert reconciler.status.is_current == current
+        with pytest.raises(StoreError):
+            harness.turn(reconciler, 61)
 
 
 def test_cost_idle_time_and_labels_are_counted_across_restarts(harness: Harness) -> None:

@@ -81,8 +81,10 @@ class Reconciler:
     processes: Processes = field(default_factory=Processes)
     """Of the workers; shared with the coordinator's loop."""
     make_engines: MakeEngines = engines_of
-    status: FleetStatus | None = None
-    """Of the last turn; read by other threads."""
+    _status: FleetStatus | None = None
+    """Of the last turn that was completed up to its plan."""
+    _status_posted_at: float = 0.0
+    """When the demand behind it was posted."""
     _file: FleetFile = field(init=False)
     _spending: Spending = field(init=False)
     _engines: Mapping[str, FleetEngine] = field(default_factory=dict)
@@ -102,6 +104,12 @@ class Reconciler:
     """None before the first pass of the loop: nothing is known yet, and nothing is taken back."""
     _posted_at: float = 0.0
     _changed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def status(self) -> FleetStatus | None:
+        """Of the last turn; read by other threads. It ages while turns fail."""
+        is_current = self.clock() - self._status_posted_at < STALE
+        return self._status and self._status.model_copy(update={"is_current": is_current})
 
     def post(self, demand: Mapping[str, Demand]) -> None:
         """Takes the demand of one pass of the loop."""
@@ -233,7 +241,7 @@ class Reconciler:
             name: sum(launch.started for launch in memory.launches)
             for name, memory in self._memory.items()
         }
-        pools = self.status.pools if self.status else {}
+        pools = self._status.pools if self._status else {}
         idle = {
             name: pool.idle_slots / self._file.pools[name].slots
             for name, pool in pools.items()
@@ -279,7 +287,8 @@ class Reconciler:
             for name, each in verdicts.items()
         }
         self._remember(pools, demand, now)
-        self.status = FleetStatus(
+        self._status_posted_at = self._posted_at
+        self._status = FleetStatus(
             deployment=self._file.deployment,
             pools=pools,
             worker_hours=spent.hours,
@@ -289,7 +298,7 @@ class Reconciler:
             cost_today=spent.cost_today,
             budget_used=self._share(),
             history=tuple(self._history),
-            is_current=now - self._posted_at < STALE,
+            is_current=True,
         )
         wanted: Counter[str] = Counter()
         for name, pool in self._file.pools.items():

@@ -56,6 +56,6 @@ class FleetStatus(View):
     cost_today: float = Field(description="of the present day (UTC), in the file's currency")
     budget_used: float = Field(description="share of the deployment's budget; 1: used up")
     is_current: bool = Field(
-        description="whether the coordinator reached broker and store within the last minute"
+        description="whether it is of the last minute, and broker and store answered in it"
     )
     history: tuple[Sample, ...] = Field(description="of the last hours, the newest last")
