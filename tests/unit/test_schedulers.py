@@ -156,6 +156,32 @@ def test_a_single_worker_of_pbs_is_no_array() -> None:
     assert ["-J" in each for each in words] == [False, True]
 
 
+# ----------------------------------------------------------------------------- what is a limit
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "is_limit"),
+    [
+        ("pbs", "would exceed queue small's per-user limit of jobs in 'Q' state", True),
+        ("pbs", "would exceed complex's per-group limit", True),
+        ("pbs", "would exceed user me's limit on resource ncpus in queue small", True),
+        ("pbs", "Maximum number of jobs for user me already in queue small", True),
+        ("pbs", "Array job exceeds server or queue size limit", True),
+        ("pbs", "Job exceeds queue resource limits", False),
+        ("pbs", "Job violates queue and/or server resource limits", False),
+        ("torque", "submit error (Maximum number of jobs already in queue MSG=8 in main)", True),
+        ("torque", "submit error (Job exceeds queue resource limits MSG=no such memory)", False),
+        ("lsf", "User <me>: Pending job threshold reached. Retrying in 60 seconds...", True),
+        ("lsf", "Job array index too large. Job not submitted.", True),
+        ("lsf", "RUNLIMIT: Cannot exceed queue's hard limit(s). Job not submitted.", False),
+        ("lsf", "Too many processors requested. Job not submitted.", False),
+    ],
+)
+def test_a_job_that_no_queue_takes_is_no_quota(engine: str, words: str, is_limit: bool) -> None:
+    """A quota makes launches smaller; a pool whose jobs are refused pauses."""
+    assert bool(SCHEDULERS[engine].limits.search(words)) == is_limit
+
+
 # ------------------------------------------------------------------------------ how lists are read
 
 

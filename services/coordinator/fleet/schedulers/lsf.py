@@ -118,7 +118,7 @@ LSF = Scheduler(
     stop=_stop,
     named='export DPSTREAM_PROCESS="${LSB_JOBNAME##*.}"; export DPSTREAM_PROCESS='
     '"${DPSTREAM_PROCESS%%\\[*}-$LSB_JOBINDEX"',
-    limits=re.compile(r"limit|quota|MAX_JOB_ARRAY_SIZE", re.IGNORECASE),
+    limits=re.compile(r"job threshold reached|array index too large|quota", re.IGNORECASE),
     announced_by=("INT", "USR2"),
     over=re.compile(r"Job <.*>.*(is not found|already finished|No matching job)", re.IGNORECASE),
 )

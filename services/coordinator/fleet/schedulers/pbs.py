@@ -123,7 +123,8 @@ def signal_term(run: Run, job_name: str, processes: Sequence[Process]) -> None:
 
 
 OVER = re.compile(r"Unknown Job|has finished|invalid state", re.IGNORECASE)
-LIMITS = re.compile(r"limit|exceeds|quota|maximum number", re.IGNORECASE)
+LIMITS = re.compile(r"Maximum number of jobs|would exceed .*limit|size limit|quota", re.IGNORECASE)
+"""Not `Job exceeds queue resource limits`: no worker of the pool would be accepted."""
 PBS = Scheduler(
     submit=_submit,
     check=lambda pool, command: queue_status(pool.pbs.queue),
