@@ -60,10 +60,10 @@ def preemption(size: Size) -> Iterator[Figure]:
     workers, labels = size.small, size.small * size.waves
     pools = fixed(workers, spot=True)
     calm = run(queue(labels), fleet(pools))
-    for notice in (30, 0):
+    for notice in (True, False):
         assumed = {"labels": {"preemptions": 0.3, "notice": notice}}
         spot = run(queue(labels), fleet(pools, pools=assumed))
-        how = f"{notice} s of notice" if notice else "no notice"
+        how = "with notice" if notice else "without notice"
         steady = 1 - calm.until(STEADY) / spot.until(STEADY)
         whole = 1 - calm.labeling / spot.labeling
         share = spot.outcome.lost_seconds / 3600 / spot.label_hours

@@ -20,7 +20,7 @@ from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.observed import observed
 from dpstream.services.coordinator.simulation.outcome import Outcome
-from dpstream.services.coordinator.simulation.settings import Times
+from dpstream.services.coordinator.simulation.settings import PoolAssumptions, Times
 from dpstream.services.coordinator.simulation.simulation import Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual
@@ -111,9 +111,16 @@ def test_the_same_seed_gives_the_same_outcome_in_another_process(tmp_path: Path)
     assert Outcome.model_validate_json(found.pop()).ended
 
 
+def test_a_notice_is_a_flag_and_no_time() -> None:
+    """Workers release their tasks at once, however long the notice is."""
+    assert PoolAssumptions().notice
+    with pytest.raises(ValueError, match="notice"):
+        PoolAssumptions.model_validate({"notice": "5s"})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("notice", [0, 30])
-def test_no_label_is_lost_or_doubled_whatever_happens(notice: int) -> None:
+@pytest.mark.parametrize("notice", [False, True])
+def test_no_label_is_lost_or_doubled_whatever_happens(notice: bool) -> None:
     """Half of the workers are reclaimed in an hour, one message in ten is lost, one in ten doubled,
     and one label in ten rejected."""
     storm = {

@@ -99,9 +99,9 @@ class PoolAssumptions(Section):
     preemptions: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="share of the running workers that are reclaimed in an hour"
     )
-    notice: SecondsOrZero = Field(
-        default=30.0,
-        description="between SIGTERM and the end of a reclaimed worker; 0: killed without notice",
+    notice: bool = Field(
+        default=True,
+        description="whether a reclaimed worker gets SIGTERM and releases its tasks before it ends",
     )
 
 
