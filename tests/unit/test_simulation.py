@@ -323,3 +323,16 @@ def test_the_store_keeps_the_newest_segment_alone() -> None:
     assert store.written == {"ledger": 4, "claims": 1}
     with pytest.raises(NotFound):
         port.get("campaigns/a/ledger/1")
+
+
+def test_objects_are_listed_while_others_are_created() -> None:
+    """The ledger writes its snapshots in a thread."""
+    store = MemoryStore()
+
+    class Key(str):
+        def startswith(self, *where: Any) -> bool:
+            store.put("campaigns/a/snapshots/2", b"")
+            return super().startswith(*where)
+
+    store.put(Key("campaigns/a/snapshots/1"), b"")
+    assert list(store.list("campaigns/a/snapshots/")) == ["campaigns/a/snapshots/1"]

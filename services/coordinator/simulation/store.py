@@ -51,7 +51,7 @@ class MemoryStore:
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
         self.requests["list"] += 1
         start = checked_prefix(prefix)
-        return sorted(key for key in self._objects if key.startswith(start) and key > after)
+        return sorted(key for key in list(self._objects) if key.startswith(start) and key > after)
 
     def delete(self, key: str) -> None:
         self.requests["delete"] += 1
