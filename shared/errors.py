@@ -85,7 +85,7 @@ class Fenced(DpstreamError):
 
 
 class CorruptLedger(DpstreamError):
-    """A segment of a campaign's ledger is missing or differs from what was written."""
+    """A segment of a campaign's ledger or archive is missing or differs from what was written."""
 
 
 class FleetError(DpstreamError):

@@ -23,6 +23,7 @@ from dpstream.services.coordinator.http.api import STUCK_AFTER, make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.http.server import serving
+from dpstream.services.coordinator.ledger import archive
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared import messages as m
@@ -151,6 +152,20 @@ def test_a_broken_campaign_and_dead_letters_are_shown(site: CoordinatorHarness) 
     told = get(site, "/campaigns")
     assert told["undecodable"] == 1
     assert [(c["name"], c["standing"]) for c in told["campaigns"]] == [("sick", "broken")]
+
+
+@pytest.mark.parametrize("page", ["tasks", "labels"])
+def test_a_damaged_segment_of_the_archive_is_one_line(site: CoordinatorHarness, page: str) -> None:
+    open_campaign = site.submit(small())
+    state = site.finish()
+    stored = archive.write(site.store, "world", "1", state.archive)
+    open_campaign.state = replace(state, archive=stored)
+    site.coordinator.open_campaigns["world"] = open_campaign
+    assert get(site, f"/campaigns/world/{page}")
+    site.store.put(stored.segments[0].stored.uri, b"?")
+    answer = client(site, raise_server_exceptions=False).get(f"/campaigns/world/{page}")
+    assert answer.status_code == 503
+    assert "archive" in answer.json()["detail"]
 
 
 # ----------------------------------------------------------------------------- tasks and labels

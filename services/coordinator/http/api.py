@@ -32,7 +32,7 @@ from dpstream.services.coordinator.views.overview import (
 )
 from dpstream.services.coordinator.views.tasks import TaskLine
 from dpstream.services.coordinator.views.why import why
-from dpstream.shared.errors import NotFound, SpecError, StoreError
+from dpstream.shared.errors import CorruptLedger, NotFound, SpecError, StoreError
 from dpstream.shared.values import Name
 
 UNGUARDED = ("/healthz", "/readyz")
@@ -86,6 +86,7 @@ def make_app(
     app.add_exception_handler(NotFound, _answer(404))
     app.add_exception_handler(SpecError, _answer(404))
     app.add_exception_handler(StoreError, _answer(503))
+    app.add_exception_handler(CorruptLedger, _answer(503))
     if token is not None:
         app.middleware("http")(_guard(token))
     else:  # against DNS rebinding: a foreign page must not reach it under another name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
-from dpstream.services.coordinator.ledger.archive import read
+from dpstream.services.coordinator.ledger.archive import Records, read
 from dpstream.services.coordinator.state import (
     ArchiveSegment,
     EndedTask,
@@ -16,6 +16,7 @@ from dpstream.services.coordinator.state import (
 )
 from dpstream.services.coordinator.views.overview import LabelLine, label_line, settled_line
 from dpstream.services.coordinator.views.tasks import UNKNOWN, TaskLine, ended_line, task_line
+from dpstream.shared.errors import CorruptLedger
 from dpstream.shared.ports import Store
 
 L = TypeVar("L")
@@ -33,7 +34,7 @@ def task_page(
     workers: Mapping[str, str] = UNKNOWN,
     progress: Mapping[str, str] = UNKNOWN,
 ) -> list[TaskLine]:
-    """Tasks of this status and kind (None: of any). Raises ValueError if a segment cannot be
+    """Tasks of this status and kind (None: of any). Raises CorruptLedger if a segment cannot be
     read."""
 
     def is_wanted(line: TaskLine) -> bool:
@@ -48,7 +49,7 @@ def task_page(
         yield _part(ended(state.archive.ended))
         for segment in reversed(state.archive.segments):
             count = _tasks_in(segment, status, kind)
-            yield count, partial(lambda each: ended(read(store, each).tasks), segment)
+            yield count, partial(lambda each: ended(_records(store, each).tasks), segment)
 
     return _page(parts(), offset, limit)
 
@@ -68,9 +69,19 @@ def label_page(
             return
         yield _part(settled(state.archive.settled))
         for segment in reversed(state.archive.segments):
-            yield segment.frames, partial(lambda each: settled(read(store, each).frames), segment)
+            yield (
+                segment.frames,
+                partial(lambda each: settled(_records(store, each).frames), segment),
+            )
 
     return _page(parts(), offset, limit)
+
+
+def _records(store: Store, segment: ArchiveSegment) -> Records:
+    try:
+        return read(store, segment)
+    except ValueError as error:
+        raise CorruptLedger(f"{segment.stored.uri}: missing or not as written") from error
 
 
 def _part(lines: Iterable[L]) -> Part[L]:
