@@ -208,10 +208,11 @@ class BatchServer:
 
     def _described(self, name: str) -> Json:
         job = self.jobs[name.partition(":")[0]]
+        tags = {"tags": job.request["tags"]}
         if ":" in name or not job.is_array:
             child = self._child(name)
-            return self._child_row(job, child) | {"attempts": child.attempts}
-        return self._row(job, counts=True)
+            return self._child_row(job, child) | {"attempts": child.attempts} | tags
+        return self._row(job, counts=True) | tags
 
     def _row(self, job: Submitted, counts: bool = False) -> Json:
         name = {"jobId": job.id, "jobName": job.request["jobName"], "status": job.status}

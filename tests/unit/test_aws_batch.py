@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ def test_one_worker_is_a_plain_job_and_several_are_an_array(
     assert (one.alive, several.alive) == (1, 2 * PAGE + 1)
     assert [job.is_array for job in server.jobs.values()] == [False, True]
     end_all(found)
+
+
+def test_a_deployment_has_no_jobs_of_one_whose_name_begins_with_its_own(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    one, other = (AwsBatchFleet(name, {"cpu": pool()}, tmp_path) for name in ("lab", "lab-2"))
+    for found in (one, other):
+        found.launch("cpu", 2, NAME)
+    launch = until(one, lambda launch: launch.running == 2)
+    assert list(one.running()) == [launch]
+    one.end(replace(launch, name=f"2-{NAME}"))
+    end_all(one)
+    assert until(other, lambda launch: launch.running == 2).pool == "cpu"
+    end_all(other)
 
 
 def test_children_are_read_only_if_the_counts_have_changed(

@@ -46,8 +46,8 @@ TAKEN_BACK, STOPPED = "taken back", "stopped"
 """Our reasons for ending a job, which Batch repeats."""
 ATTEMPTS = 10
 """Most attempts of one worker on machines that were reclaimed; the most that Batch allows."""
-DIGEST = "dpstream-definition"
-"""Tag with the digest of a job definition."""
+DEPLOYMENT, DIGEST = "dpstream-deployment", "dpstream-definition"
+"""Tags with the name of the deployment, and with the digest of a job definition."""
 LIMITS = re.compile(r"TooManyRequests|Throttling|limit", re.IGNORECASE)
 STUCK_QUEUE = (
     "aws batch update-job-queue --job-queue {queue} --job-state-time-limit-actions "
@@ -73,15 +73,13 @@ class AwsBatchFleet:
     # ------------------------------------------------------------------ what every engine does
 
     def running(self) -> Sequence[Launch]:
-        recent = (time.time() - REMEMBERED) * 1000
-        jobs = [each for each in self._jobs() if each.get("stoppedAt", recent + 1) > recent]
-        names = [each["jobId"] for each in jobs]
-        detail = {each["jobId"]: each for each in self._described(names)}
-        self._children = {name: self._children[name] for name in names if name in self._children}
-        return [self._launch(detail.get(each["jobId"], each)) for each in jobs]
+        jobs = self._jobs(f"{self._job_name('')}*", since=time.time() - REMEMBERED)
+        known = {each["jobId"] for each in jobs} & self._children.keys()
+        self._children = {name: self._children[name] for name in known}
+        return list(map(self._launch, jobs))
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
-        if list(self._jobs(self._job_name(name))):
+        if self._jobs(self._job_name(name)):
             return
         settings = self.pools[pool]
         request = {
@@ -146,7 +144,7 @@ class AwsBatchFleet:
         return f"dps-{self.deployment}-{name}".replace(".", "_")
 
     def _tags(self, pool: str) -> dict[str, str]:
-        own = {"dpstream-deployment": self.deployment, "dpstream-pool": pool}
+        own = {DEPLOYMENT: self.deployment, "dpstream-pool": pool}
         return {**self.pools[pool].aws_batch.tags, **own}
 
     def _idle_exit(self, pool: str) -> list[dict[str, str]]:
@@ -218,15 +216,18 @@ class AwsBatchFleet:
 
     # ------------------------------------------------------------------------ reading what stands
 
-    def _jobs(self, name: str = "") -> Iterator[Job]:
-        """The jobs of this deployment, or those of one launch."""
-        pattern = name or f"{self._job_name('')}*"
-        return self._pages(
+    def _jobs(self, pattern: str, since: float = 0.0) -> list[Job]:
+        """The jobs of this deployment with such a name that live or have ended `since` then,
+        seconds since the epoch. Names alone do not tell `lab` from `lab-2`."""
+        listed = self._pages(
             "list_jobs",
             "jobSummaryList",
             jobQueue=self._queue,
             filters=[{"name": "JOB_NAME", "values": [pattern]}],
         )
+        names = [each["jobId"] for each in listed if each.get("stoppedAt", math.inf) > since * 1000]
+        found = self._described(names)
+        return [each for each in found if each.get("tags", {}).get(DEPLOYMENT) == self.deployment]
 
     def _list(self, array: str, state: str) -> Iterator[Job]:
         return self._pages("list_jobs", "jobSummaryList", arrayJobId=array, jobStatus=state)
