@@ -187,7 +187,7 @@ def fleet_policy(file: FleetFile) -> dict[str, Any] | None:
     if not pools:
         return None
     arn = "arn:aws:batch:*:*:"
-    definitions = f"{arn}job-definition/dpstream-{file.deployment.replace('.', '_')}-*"
+    definitions = f"{arn}job-definition/dpstream-{file.deployment}-*"
     queues = sorted({f"{arn}job-queue/{pool.queue}" for pool in pools})
     roles = sorted(
         {role for pool in pools for role in (pool.job_role, pool.execution_role) if role}

@@ -140,8 +140,7 @@ class AwsBatchFleet:
     # ------------------------------------------------------------------------ what is submitted
 
     def _job_name(self, name: str) -> str:
-        """Letters, digits, hyphens and underscores are allowed."""
-        return f"dps-{self.deployment}-{name}".replace(".", "_")
+        return f"dps-{self.deployment}-{name}"
 
     def _tags(self, pool: str) -> dict[str, str]:
         own = {DEPLOYMENT: self.deployment, "dpstream-pool": pool}
@@ -197,7 +196,7 @@ class AwsBatchFleet:
         }
         longest = math.ceil(settings.lifetime + settings.longest_task + settings.grace)
         return {
-            "jobDefinitionName": f"dpstream-{self.deployment}-{pool}".replace(".", "_"),
+            "jobDefinitionName": f"dpstream-{self.deployment}-{pool}",
             "type": "container",
             "containerProperties": {key: value for key, value in container.items() if value},
             # Only what a reclaimed machine ended starts again: the pool judges all other endings.
@@ -252,7 +251,7 @@ class AwsBatchFleet:
         ended = [*at.get("SUCCEEDED", ()), *at.get("FAILED", ())]
         return Launch(
             name,
-            self._pool_of(name),
+            pool=name.rpartition("-")[0],
             waiting=waiting,
             starting=len(at.get("STARTING", ())),
             running=len(at.get("RUNNING", ())),
@@ -268,11 +267,6 @@ class AwsBatchFleet:
             since=time_of(name),
             reason=job.get("statusReason", "") if waiting else "",
         )
-
-    def _pool_of(self, launch: str) -> str:
-        """The pool's name, which a launch begins with; dots are underscores in names of jobs."""
-        name = launch.rpartition("-")[0]
-        return next((pool for pool in self.pools if pool.replace(".", "_") == name), name)
 
     def _started(self, array: str, counts: Mapping[str, int]) -> list[Job]:
         """The children that do not wait, and those that wait again. Only their descriptions have
