@@ -21,9 +21,9 @@ import yaml
 from benchmarks.services.figures import Figure
 from benchmarks.services.site import ROOT, servers
 from benchmarks.simulation.campaigns import QUEUE, Run, queue, run
+from dpstream.services.coordinator.fleet.assumptions import PoolAssumptions, Times
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
-from dpstream.services.coordinator.simulation.settings import PoolAssumptions, Times
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared import messages as m
 from dpstream.shared.settings import PREFIX

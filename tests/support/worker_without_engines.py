@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import dpstream.shared.runtime.task_outcome
-from dpstream.services.coordinator.simulation.settings import Times
+from dpstream.services.coordinator.fleet.assumptions import Times
 from dpstream.shared import messages as m
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main

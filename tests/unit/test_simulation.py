@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from dpstream.report.simulation import picture
+from dpstream.services.coordinator.fleet.assumptions import PoolAssumptions, Times
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.observed import observed
 from dpstream.services.coordinator.simulation.outcome import Outcome
-from dpstream.services.coordinator.simulation.settings import PoolAssumptions, Times
 from dpstream.services.coordinator.simulation.simulation import Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dpstream.services.coordinator.fleet.assumptions import Assumptions
 from dpstream.services.coordinator.fleet.engine_settings import (
     AwsBatchPool,
     BatchPool,
@@ -25,7 +26,6 @@ from dpstream.services.coordinator.fleet.engine_settings import (
     SlurmPool,
     Variable,
 )
-from dpstream.services.coordinator.simulation.settings import Assumptions
 from dpstream.shared.bus.topology import declared
 from dpstream.shared.environment import is_secret
 from dpstream.shared.messages import COMMANDS, Explore, Judge, Screen, Service

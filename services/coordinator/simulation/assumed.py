@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Container
 
+from dpstream.services.coordinator.fleet.assumptions import Assumptions
 from dpstream.services.coordinator.simulation.results import SimulatedResults
-from dpstream.services.coordinator.simulation.settings import Assumptions
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dpstream.services.coordinator.fleet.assumptions import Messages
 from dpstream.services.coordinator.simulation.agenda import Agenda
-from dpstream.services.coordinator.simulation.settings import Messages
 from dpstream.shared.bus.memory import InProcessBus, InProcessSubscription
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.ports import Outgoing

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dpstream.services.coordinator.fleet.assumptions import Assumptions, PoolAssumptions
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.simulation.agenda import Agenda
-from dpstream.services.coordinator.simulation.settings import Assumptions, PoolAssumptions
 from dpstream.shared.ports import Launch
 
 LISTED = 300.0

@@ -11,8 +11,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
+from dpstream.services.coordinator.fleet.assumptions import Assumptions, PoolAssumptions, Times
 from dpstream.services.coordinator.fleet.pools import FleetFile
-from dpstream.services.coordinator.simulation.settings import Assumptions, PoolAssumptions, Times
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared import messages as m
 from dpstream.shared.errors import SpecError

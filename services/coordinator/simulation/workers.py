@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpstream.services.coordinator.fleet.assumptions import Assumptions
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.bus import LossyBus
 from dpstream.services.coordinator.simulation.fleet import Process, SimulatedFleet
 from dpstream.services.coordinator.simulation.results import SimulatedResults
-from dpstream.services.coordinator.simulation.settings import Assumptions
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessDelivery, InProcessSubscription
