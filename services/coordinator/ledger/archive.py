@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ def write(store: Store, campaign: str, name: str, archive: Archive) -> Archive:
 def read(store: Store, segment: ArchiveSegment) -> Records:
     """The records of a segment. Raises ValueError if it is missing or not the one that was
     written."""
-    return _RECORDS.validate_json(_unpacked(store, segment))
+    return _RECORDS.validate_json(unpacked(partial(fetch, store, segment.stored)))
 
 
 def with_ids(store: Store, archive: Archive, known: Known) -> Archive:
@@ -92,14 +93,15 @@ def with_ids(store: Store, archive: Archive, known: Known) -> Archive:
 
 def _ids(store: Store, segment: ArchiveSegment) -> tuple[str, tuple[KeySet, KeySet] | ValueError]:
     try:
-        records = from_json(_unpacked(store, segment))
+        records = from_json(unpacked(partial(fetch, store, segment.stored)))
     except ValueError as error:
         return segment.stored.uri, error
     return segment.stored.uri, (KeySet.of(records["tasks"]), KeySet.of(records["frames"]))
 
 
-def _unpacked(store: Store, segment: ArchiveSegment) -> bytes:
+def unpacked(fetched: Callable[[], bytes]) -> bytes:
+    """The content of a compressed object. Raises ValueError if it is missing or damaged."""
     try:
-        return gzip.decompress(fetch(store, segment.stored))
+        return gzip.decompress(fetched())
     except (NotFound, DigestMismatch, OSError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error

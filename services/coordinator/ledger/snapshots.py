@@ -11,10 +11,9 @@ missing or damaged segment of the archive.
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version as package_version
 from typing import ClassVar
 
@@ -26,7 +25,6 @@ from dpstream.services.coordinator.ledger.archive import COMPRESSION_LEVEL, Know
 from dpstream.services.coordinator.ledger.chain import Link, segment_name
 from dpstream.services.coordinator.records import NO_KEYS, replace
 from dpstream.services.coordinator.state import Archive, State
-from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
@@ -106,21 +104,13 @@ def read(store: Store, key: str, known: Known) -> Snapshot | None:
 def check(store: Store, key: str, known: Known) -> Snapshot | None:
     """A snapshot; None if it is not of this version of the package. Raises ValueError if it is
     damaged, of whatever version it is, or if a segment of its archive is. `known`: as in `read`."""
-    data = _unpacked(store, key)
+    data = archive_segments.unpacked(partial(store.get, key))
     document = from_json(data)
     if (document.get("format"), document.get("code")) != (FORMAT, code_version()):
         return None
     snapshot = _SNAPSHOT.validate_json(data)
     archive = archive_segments.with_ids(store, snapshot.state.archive, known)
     return replace(snapshot, state=replace(snapshot.state, archive=archive))
-
-
-def _unpacked(store: Store, key: str) -> bytes:
-    """Raises ValueError if there is no such archive."""
-    try:
-        return gzip.decompress(store.get(key))
-    except (NotFound, DigestMismatch, OSError, EOFError, zlib.error) as error:
-        raise ValueError(str(error)) from error
 
 
 def _folder(campaign: str) -> str:
