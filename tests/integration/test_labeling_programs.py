@@ -39,7 +39,7 @@ def labelled(labels: dict[str, Any], frames: Iterable[Frame]) -> list[FrameLabel
             "labels": labels,
         }
     )
-    return label_frames(spec, make_recipe(spec.labels), {}, list(frames))
+    return list(label_frames(spec, make_recipe(spec.labels), {}, list(frames)))
 
 
 @pytest.fixture

@@ -35,6 +35,10 @@ from tests.support.lossy_delivery import LossyDelivery
 from tests.support.small_campaign import write_spec
 from tests.support.soak import SOAK
 
+# The command configures the logs of its process.
+pytestmark = pytest.mark.usefixtures("log_stream")
+
+
 ROOT = Path(__file__).parents[2]
 POOL = {"engine": "process", "serves": ["label.tblite"], "max": 8, "price": 2.0}
 TASKS = {"label": {"mean": 60, "sd": 40}, "train": 120, "explore": 60, "reference": 90}

@@ -64,7 +64,7 @@ class FrameHistory:
 
     def awaits(self, task: str) -> bool:
         """Whether the verdict of that task on the frame would be its first."""
-        answered = self.answered is not None and self.answered.task == task
+        answered = isinstance(self.answered, LabelsDone) and self.answered.task == task
         return not answered and any(command.task == task for command in self.tasks)
 
     @property
@@ -133,7 +133,8 @@ class History(Projection):
             life = self.lives.get(verdict.key)
             if life is None or life.accepted is not None or not life.awaits(event.task):
                 continue
-            if life.verdict is None or isinstance(verdict, Accepted):
+            is_first = life.verdict is None or isinstance(life.answered, TaskAbandoned)
+            if is_first or isinstance(verdict, Accepted):
                 life.verdict, life.answered = verdict, event
             if isinstance(verdict, Accepted):
                 self._by_label[verdict.label.uri] = life
