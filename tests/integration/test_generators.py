@@ -170,7 +170,7 @@ def deployment(
         scratch = folder / f"scratch-{queue}"
         scratch.mkdir()
         worker: Worker[Any] = Worker(
-            queue, buses[1], store, queue, handlers, resources, scratch, 60.0, stopping
+            queue, buses[1], store, queue, handlers, resources, scratch, stopping=stopping
         )
         threads.append(threading.Thread(target=worker.run))
     made: list[Generator] = []

@@ -711,7 +711,7 @@ def test_a_command_in_the_queue_of_earlier_releases_is_worked_off(tmp_path: Path
     bus.bind("results", "world.structures-screened")
     limits = ExitLimits(max_tasks=1)
     worker: Worker[Any] = Worker(
-        "w", bus, desk.store, "judge", HANDLERS, desk.resources, tmp_path, 60.0, stopping
+        "w", bus, desk.store, "judge", HANDLERS, desk.resources, tmp_path, stopping=stopping
     )
     worker.limits = limits
     worker.run()
