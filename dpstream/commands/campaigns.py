@@ -55,7 +55,7 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
-from dpstream.inputs.gather import Gathered, gather
+from dpstream.inputs.gather import gather
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
@@ -73,7 +73,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, say
-from dpstream.terminal.plan import plan
+from dpstream.terminal.plan import show_plan
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
     Measured,
@@ -190,12 +190,8 @@ def validate(
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, code=code)
-
-    def show(found: Gathered) -> None:
-        for part in plan(loaded, found, recipe):
-            console.print(part)
-
-    FirstChecks(cross_check, force).run(loaded, gathered, recipe, show)
+    checks = FirstChecks(cross_check, force)
+    checks.run(loaded, gathered, recipe, lambda found: show_plan(console, loaded, found, recipe))
     if not cross_check and (count := number_of_checks(gathered, loaded)):
         say(console, f"--cross-check compares {count} imported labels with the recipe")
 

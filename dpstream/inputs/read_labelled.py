@@ -18,7 +18,7 @@ from warnings import warn
 
 import numpy as np
 
-from dpstream.inputs.structure_faults import XYZ, fault_in
+from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
 from dpstream.shared.atoms.frames import (
     PARAMETERS,
     WEIGHTS,
@@ -312,8 +312,8 @@ def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
 
 
 def read_ase(path: Path) -> list[Any]:
-    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it, naming line
-    and word where that is known."""
+    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it: `WrongLine`
+    where the line is known."""
     import ase.io
 
     if not path.is_file():
@@ -323,11 +323,12 @@ def read_ase(path: Path) -> list[Any]:
     try:
         frames = list(ase.io.read(path, index=":"))
     except Exception as error:  # ASE's readers raise many kinds
-        reason = fault_in(path) or f"cannot be read as a structure: {one_line(error)}"
-        raise SpecError(f"{path}: {reason}") from error
+        if (fault := fault_in(path)) is not None:
+            raise WrongLine(f"{path}: {fault}") from error
+        raise SpecError(f"{path}: cannot be read as a structure: {one_line(error)}") from error
     fault = fault_in(path) if path.suffix in XYZ else None
     if fault is not None:  # ASE reads xyz files up to the first line that begins no frame
-        raise SpecError(f"{path}: {fault}")
+        raise WrongLine(f"{path}: {fault}")
     if not frames or not all(len(atoms) for atoms in frames):
         raise SpecError(f"{path}: contains no atoms")
     return frames

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dpstream.inputs.read_labelled import one_line, read_ase
-from dpstream.inputs.structure_faults import fault_in
+from dpstream.inputs.structure_faults import WrongLine
 from dpstream.shared.errors import SpecError
 
 
@@ -22,8 +22,10 @@ def read_structures(path: Path) -> list[Any]:
         return list(_gathered(path))
     try:
         return read_ase(path)
+    except WrongLine:
+        raise
     except SpecError as error:
-        frames = [] if fault_in(path) else _by_dpdata(path)
+        frames = _by_dpdata(path)
         if not frames:
             raise error
         return frames

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ase.data import atomic_numbers
 
+from dpstream.shared.errors import SpecError
+
 XYZ = (".xyz", ".extxyz")
 COMPRESSED = (".gz", ".bz2", ".xz")
 POSCAR = ("POSCAR", "CONTCAR")
@@ -19,6 +21,10 @@ PLAIN = re.compile(r"Properties=\"?species:S:1:pos:R:3")
 """Lines of extended xyz that begin as those of plain xyz."""
 LARGEST = 10_000_000
 """Bytes; the fault in a larger file is not looked for."""
+
+
+class WrongLine(SpecError):
+    """A file of structures that cannot be read because of a line that is known."""
 
 
 class _FaultFound(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +26,11 @@ AUTO_LOW = 0.2
 """Initial `low` of automatic trust levels, relative to the RMS force (DP-GEN's practical guide)."""
 LONGEST_SETTING = 60
 """Largest number of characters shown of one label setting."""
+
+
+def show_plan(console: Console, spec: Spec, gathered: Gathered, recipe: Recipe) -> None:
+    for part in plan(spec, gathered, recipe):
+        console.print(part)
 
 
 def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:

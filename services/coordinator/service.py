@@ -123,7 +123,7 @@ class Coordinator:
     _clock_checked: float | None = None
     _fences_checked: float = -FENCE_CHECK
     _processes_checked: float = -PROCESS_CHECK
-    _ended: Collection[str] = ()
+    _compared: Collection[str] = ()
     """Ended processes of the last comparison."""
 
     def __post_init__(self) -> None:
@@ -321,10 +321,10 @@ class Coordinator:
     def _is_process_check_due(self, now: float, ended: Collection[str]) -> bool:
         """Whether to compare the running tasks with the processes: after news, and at intervals,
         because claims may arrive after the news that their process has ended."""
-        is_news = bool(ended) and ended is not self._ended
+        is_news = bool(ended) and ended is not self._compared
         if not is_news and now - self._processes_checked < PROCESS_CHECK:
             return False
-        self._ended, self._processes_checked = ended or self._ended, now
+        self._compared, self._processes_checked = ended or self._compared, now
         return True
 
     def demand(self) -> dict[str, Demand]:

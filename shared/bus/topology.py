@@ -3,8 +3,7 @@
 Commands go through `TASKS` to the work queue of their service. Events go through `EVENTS` to the
 coordinator's queue and to temporary queues of other subscribers; those of operators also go to a
 queue that the coordinator reads first. Those of generators go through `OFFERS` to a bounded queue
-of their own. Messages that no consumer could
-settle go through `DEAD` to the dead-letter queue.
+of their own. Messages that no consumer could settle go through `DEAD` to the dead-letter queue.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from dpstream.terminal.console import say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
-from dpstream.terminal.plan import plan
+from dpstream.terminal.plan import show_plan
 from dpstream.terminal.status import figures_table
 
 LOOK = 0.5
@@ -54,18 +54,15 @@ def run_campaign(
     with sole_runner(root, spec.name):
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
-
-        def show(found: Gathered) -> None:
-            for part in plan(spec, found, recipe):
-                console.print(part)
-
         if not known:
-            checks.run(spec, gathered, recipe, show)
+            checks.run(
+                spec, gathered, recipe, lambda found: show_plan(console, spec, found, recipe)
+            )
         submitted = submit(spec, gathered, recipe, store, time.time())
         status = CampaignView.read(store, spec.name).status
         if status.overview.verdict is None:
             if known:
-                show(gathered)
+                show_plan(console, spec, gathered, recipe)
                 say(console, _taken_up(status.overview))
             status = _grow(submitted, status.committees, root, workers, device, console)
         return _verdict(status.overview, store, root / spec.name, console)

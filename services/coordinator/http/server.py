@@ -2,7 +2,7 @@
 
 Open connections hold file descriptors that the main loop needs for the ledger, so that their number
 is bounded, and a client has little time to send a request. At the bound the connection that has
-waited longest without a request is closed: whoever opens many delays no one who sends one.
+waited longest without a request is closed, so that many open connections keep no request out.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ order of deliveries, in tests and in simulations. Nothing is computed: reference
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,7 @@ def ref(name: str) -> Ref:
 
 
 @dataclass
-class SimulatedResults:
+class SimulatedResults(ABC):
     """The results of a campaign's commands. Subclasses say what exploration finds, and what is
     accepted, reused and measured."""
 
@@ -68,13 +69,13 @@ class SimulatedResults:
 
     # ------------------------------------------------------------------- what subclasses say
 
+    @abstractmethod
     def is_ripe(self, version: int) -> bool:
         """Whether a committee finds all candidates and offered frames accurate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def found(self, command: m.Explore, checks: int) -> int:
         """Candidates among this many checks of a trajectory."""
-        raise NotImplementedError
 
     def rejects(self, frame: str) -> bool:
         return False

@@ -64,10 +64,10 @@ class MemoryStore:
         path.write_bytes(self.get(key))
 
     def _write(self, key: str, data: bytes) -> None:
-        self._objects[key] = data
         folder = key.split("/")[2] if key.count("/") > 2 else ""
         self.written[folder] += len(data)
         if folder in KEPT_ONCE:
-            self._objects.pop(self._newest.get(key.rpartition("/")[0], ""), None)
-            self._objects[key] = data
-            self._newest[key.rpartition("/")[0]] = key
+            where = key.rpartition("/")[0]
+            self._objects.pop(self._newest.get(where, ""), None)
+            self._newest[where] = key
+        self._objects[key] = data

@@ -275,7 +275,7 @@ class Crew:
         assert self.fleet is not None
         pool = self.fleet.pools[process.pool]
         worker = SimulatedWorker(self, process.name, process.pool, pool.service, process)
-        worker.slots = [Slot(worker, queues) for queues in _posts(pool)]
+        worker.slots = [Slot(worker, queues) for queues in _queues_of_slots(pool)]
         worker.idle_exit = None if process.warm else pool.idle_exit
         stagger = random.Random(f"{self.seed} lifetime {process.name}").uniform(1 - STAGGER, 1)
         self.agenda.after(pool.lifetime * stagger, worker.close)
@@ -338,14 +338,18 @@ class Crew:
                 self.lost_seconds += self.agenda.now - slot.work.kept
                 self._finish(slot, slot.work)
 
+    def withdraw(self, worker: SimulatedWorker) -> None:
+        """Its slots wait for no task any more."""
+        for slot in worker.slots:
+            for queue in slot.queues:
+                self._idle[queue].pop(slot, None)
+
     def leave(self, worker: SimulatedWorker, how: str | None) -> None:
         """The worker takes no more tasks; `how` it ends, None if its fleet engine knows."""
         if worker.left:
             return
         worker.left = worker.closed = True
-        for slot in worker.slots:
-            for queue in slot.queues:
-                self._idle[queue].pop(slot, None)
+        self.withdraw(worker)
         use = self.use[worker.service]
         use.count(self.agenda.now)
         use.present -= len(worker.slots)
@@ -379,9 +383,7 @@ class SimulatedWorker:
         self.closed = True
         if self.is_idle:
             self.crew.leave(self, DONE)
-        for slot in self.slots:
-            for queue in slot.queues:
-                self.crew._idle[queue].pop(slot, None)
+        self.crew.withdraw(self)
 
     def stop(self) -> None:
         if self.left:
@@ -396,8 +398,8 @@ class SimulatedWorker:
         self.crew.leave(self, None)
 
 
-def _posts(pool: PoolSettings) -> Sequence[tuple[str, ...]]:
-    """The queues of each slot of a worker. An explorer of several queues has a slot for each of the
+def _queues_of_slots(pool: PoolSettings) -> Sequence[tuple[str, ...]]:
+    """Of each slot of a worker. An explorer of several queues has a slot for each of the
     short ones."""
     short = tuple(queue for queue in pool.serves if queue != Explore.QUEUE)
     if Explore.QUEUE not in pool.serves or not short:

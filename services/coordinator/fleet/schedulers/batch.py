@@ -51,7 +51,7 @@ class BatchFleet:
     _alive: dict[str, Process] = field(default_factory=dict)
     """Of the last list, by id."""
     _gone: dict[str, tuple[float, Process]] = field(default_factory=dict)
-    """Ended processes whose ending the list does not tell, and since when."""
+    """Ended processes whose ending the list does not say, and since when."""
 
     def running(self) -> Sequence[Launch]:
         launches: dict[str, list[Process]] = defaultdict(list)
@@ -144,21 +144,22 @@ class BatchFleet:
             if each.job_name.startswith(self._prefix)
         ]
         names = {each.id for each in listed}
-        mute = [each for each in listed if each.place == "ended" and not each.ending]
-        for process in (*mute, *(each for name, each in self._alive.items() if name not in names)):
+        unexplained = [each for each in listed if each.place == "ended" and not each.ending]
+        absent = [each for name, each in self._alive.items() if name not in names]
+        for process in (*unexplained, *absent):
             self._gone.setdefault(process.id, (now, process))
         self._alive = {each.id: each for each in listed if each.place != "ended"}
-        told = [each for each in listed if each.place != "ended" or each.ending]
-        kept = {each.id for each in mute}
-        return [*told, *self._ended({each.id for each in told}, kept, now)]
+        still_listed = {each.id for each in unexplained}
+        complete = [each for each in listed if each.id not in still_listed]
+        return [*complete, *self._ended({each.id for each in complete}, still_listed, now)]
 
-    def _ended(self, told: set[str], kept: set[str], now: float) -> Iterable[Process]:
-        """The ended processes that the list does not have, or without their ending; `kept`: as
-        long as they are listed, or their endings would count again."""
+    def _ended(self, complete: set[str], still_listed: set[str], now: float) -> Iterable[Process]:
+        """The ended processes that the list does not have, or has without their ending: these stay
+        as long as they are listed, or their endings would count again."""
         self._gone = {
             name: (since, each)
             for name, (since, each) in self._gone.items()
-            if name in kept or (name not in told and now - since < REMEMBERED)
+            if name in still_listed or (name not in complete and now - since < REMEMBERED)
         }
         endings = self._endings([each for _, each in self._gone.values() if not each.ending])
         for name, (since, each) in self._gone.items():

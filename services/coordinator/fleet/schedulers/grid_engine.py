@@ -18,6 +18,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Process,
     Run,
     Scheduler,
+    options_of,
 )
 from dpstream.shared.errors import FleetError
 
@@ -42,13 +43,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
         "-P": sge.project,
         "-l": ",".join(f"{key}={value}" for key, value in requests.items() if value is not None),
     }
-    options = [
-        word
-        for key, value in given.items()
-        if value
-        for word in (key, *(value if isinstance(value, list) else [value]))
-    ]
-    return ["qsub", "-terse", "-cwd", "-notify", *options, *sge.flags]
+    return ["qsub", "-terse", "-cwd", "-notify", *options_of(given), *sge.flags]
 
 
 def _verify(pool: PoolSettings, command: list[str]) -> list[str]:

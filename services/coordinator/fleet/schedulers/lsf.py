@@ -18,6 +18,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Process,
     Run,
     Scheduler,
+    options_of,
 )
 from dpstream.shared.errors import FleetError
 
@@ -58,9 +59,16 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
         "-wt": None if limit is None else str(math.ceil(pool.grace / 60)),
         "-wa": None if limit is None else "TERM",
     }
-    options = [word for key, value in given.items() if value for word in (key, value)]
     memory = ["-R", f"rusage[mem={pool.memory}]"] if pool.memory else []
-    return ["bsub", "-rn", *options, "-R", f"span[ptile={pool.cpus}]", *memory, *lsf.flags]
+    return [
+        "bsub",
+        "-rn",
+        *options_of(given),
+        "-R",
+        f"span[ptile={pool.cpus}]",
+        *memory,
+        *lsf.flags,
+    ]
 
 
 def _listed(run: Run, prefix: str) -> Iterator[Process]:

@@ -20,6 +20,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Process,
     Run,
     Scheduler,
+    options_of,
 )
 from dpstream.shared.errors import FleetError
 
@@ -44,10 +45,6 @@ KILLED = {-26: "OUT_OF_MEMORY", -27: "OUT_OF_MEMORY", -29: "TIMEOUT"}
 NUMBER = re.compile(r"(\d+)\[(\d*)\]")
 
 
-def qsub_options(options: Mapping[str, str | None]) -> list[str]:
-    return [word for key, value in options.items() if value for word in (key, value)]
-
-
 def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     """An array has at least two members: a single worker is a plain job."""
     pbs = pool.pbs
@@ -68,7 +65,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
         "-P": pbs.project,
     }
     limit = [] if pbs.time_limit is None else ["-l", f"walltime={round(pbs.time_limit)}"]
-    return ["qsub", *qsub_options(options), *limit, *pbs.flags, "--", "/bin/bash", "-lc"]
+    return ["qsub", *options_of(options), *limit, *pbs.flags, "--", "/bin/bash", "-lc"]
 
 
 def _listed(run: Run, prefix: str) -> Iterator[Process]:

@@ -42,6 +42,15 @@ class Run(Protocol):
         not among `accept`."""
 
 
+def options_of(given: Mapping[str, str | Sequence[str] | None]) -> list[str]:
+    """The words of a command's options; those without a value are left out."""
+    words = list[str]()
+    for key, value in given.items():
+        if value:
+            words += [key, *([value] if isinstance(value, str) else value)]
+    return words
+
+
 def no_record(run: Run, processes: Sequence[Process]) -> Mapping[str, str]:
     """For batch systems that list ended processes, or keep no record of them."""
     return {}

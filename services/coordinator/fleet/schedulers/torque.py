@@ -18,7 +18,6 @@ from dpstream.services.coordinator.fleet.schedulers.pbs import (
     OVER,
     delete,
     exit_status,
-    qsub_options,
     queue_status,
     signal_term,
 )
@@ -28,6 +27,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Process,
     Run,
     Scheduler,
+    options_of,
 )
 from dpstream.shared.errors import FleetError
 
@@ -52,7 +52,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
         "-A": torque.account,
         "-W": f"group_list={torque.project}" if torque.project else None,
     }
-    return ["qsub", *qsub_options(options), *torque.flags]
+    return ["qsub", *options_of(options), *torque.flags]
 
 
 def _listed(run: Run, prefix: str) -> Iterator[Process]:
