@@ -267,6 +267,7 @@ def sound(store: FolderStore) -> bool:
     return not [*damaged, *differing_snapshots(store, "world")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [FolderStore.delete, cut, rewritten])
 def test_a_damaged_segment_of_the_archive_costs_time_only(
     store: FolderStore,

@@ -21,6 +21,8 @@ from dpstream.shared.errors import FleetError
 from tests.support.batch_server import PAGE, BatchServer
 from tests.support.fleets import NAME, STAYING, aws_batch_pool, end_all, until
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {"serves": ["train"], "max": 9, "memory": "1G"}
 
 

@@ -67,6 +67,7 @@ def test_what_grid_engine_goes_on_listing_has_ended_once(tmp_path: Path, clock: 
     assert endings(found) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["echo no accounting >&2; exit 3", "exec sleep 9"])
 def test_the_list_does_not_wait_for_the_records(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, command: str

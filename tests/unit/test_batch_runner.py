@@ -16,6 +16,8 @@ from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.shared.errors import EngineCrashed, EngineError, Stopped, Stuck
 from dpstream.shared.runtime.child_process import ChildProcess
 
+pytestmark = pytest.mark.slow
+
 
 class Task:
     """The part of a `Context` that the runner uses."""

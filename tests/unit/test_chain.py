@@ -131,6 +131,7 @@ def test_a_segment_without_its_link_is_noticed(store: FolderStore) -> None:
         load_state(store, "world")
 
 
+@pytest.mark.slow
 @given(number=st.integers(1, 4), bit=st.integers(0, 10_000))
 @examples(500, 40)
 def test_any_flipped_bit_is_noticed(number: int, bit: int) -> None:
@@ -148,6 +149,7 @@ def test_any_flipped_bit_is_noticed(number: int, bit: int) -> None:
 # ------------------------------------------------------------------------------- several writers
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 3), max_size=12))
 @examples(500, 60)
 def test_late_writes_of_overtaken_writers_lose_no_event_and_damage_nothing(

@@ -140,6 +140,7 @@ def test_the_next_label_of_a_writer_is_checked_if_the_first_check_came_to_nothin
     assert "agrees" in {check.status for check in state.labels.checks.values()}
 
 
+@pytest.mark.slow
 @examples(full=400, usual=30)
 @given(seed=st.integers(0, 2**31), wrong=st.booleans())
 def test_in_any_order_with_lost_and_doubled_messages(seed: int, wrong: bool) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TOP_LEVEL = re.compile(r"^\s*(?:from|import)\s+(?:services|shared)\b", re.MULTILINE)
 IMPORT_ALL = """
@@ -30,6 +32,7 @@ print(sum(name.startswith("dpstream.") for name in sys.modules), *skipped)
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_under_one_name() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

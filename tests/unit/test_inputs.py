@@ -346,6 +346,7 @@ def test_garbage_named_outcar(tmp_path: Path) -> None:
         read(tmp_path, "OUTCAR")
 
 
+@pytest.mark.slow
 def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +359,7 @@ def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
         assert len(read(tmp_path / "spec", pattern)) == 1
 
 
+@pytest.mark.slow
 def test_confined_the_parser_follows_the_links_of_a_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: dpdata.LabeledSystem
 ) -> None:
@@ -390,6 +392,7 @@ def test_names_in_messages_are_those_of_the_user(
     assert [item.source for item in read(Path(), "../good.extxyz")] == ["../good.extxyz"]
 
 
+@pytest.mark.slow
 def test_a_set_that_announces_a_quadrillion_of_atoms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

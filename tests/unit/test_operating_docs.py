@@ -85,6 +85,7 @@ def service_model(service: str) -> Any:
     return botocore.session.get_session().get_service_model(service)
 
 
+@pytest.mark.slow
 def test_calls_of_aws_exist() -> None:
     calls = [words[1:] for words in commands(CLOUDS[0], "aws") if words[1] != "s3"]
     assert len(calls) > 20

@@ -22,6 +22,8 @@ from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable, limits_of
 from tests.support.worker import stop_after
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(seconds=1.0, memory=64 * MIB, file=MIB)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 import zipfile
@@ -663,6 +664,7 @@ def pickled() -> bytes:
 GOOD = extxyz(CH4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data", "count", "why"),
     [
@@ -674,7 +676,8 @@ GOOD = extxyz(CH4)
         ("a.npz", b"PK\x03\x04", 1, "unreadable: BadZipFile"),
         ("a.npz", bomb(), 1, "200000 bytes unpacked; at most 100000 allowed"),
         ("a.npz", empty_names(1), 1, "unreadable: ValueError: 1000000000 species of 1 atoms"),
-        ("a.npz", empty_names(0), 1, "unreadable: takes more than 5.12 s of processor time"),
+        # Which limit ends it first depends on the machine.
+        ("a.npz", empty_names(0), 1, "unreadable: (takes|needs) more than (5.12 s|257 MiB) of "),
         ("a.npz", pickled(), 1, "unreadable: ValueError: Object arrays cannot be loaded"),
         ("a.npz", Batch(("H",), np.zeros((2, 3))).dumps(), 2, "numbers of shape"),
         (
@@ -689,10 +692,11 @@ def test_bytes_that_make_no_sense(
     tmp_path: Path, name: str, data: bytes, count: int, why: str
 ) -> None:
     result = Desk(tmp_path, max_bytes=100_000).bytes(data, name, count)
-    assert why in result.refused
+    assert re.search(why, result.refused)
     assert (result.found, result.batches) == ((), ())
 
 
+@pytest.mark.slow
 def test_an_announced_quadrillion_of_atoms_ends_the_parser_alone(tmp_path: Path) -> None:
     desk, began = Desk(tmp_path), time.monotonic()
     desk.bytes(GOOD, "a.extxyz", 1)

@@ -246,6 +246,7 @@ def test_a_hole_behind_a_snapshot_is_repaired(
     assert finished(resumed(store)).finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_later_results_outlast_snapshots_and_restarts(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, number: int
@@ -334,6 +335,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WAYS = st.sampled_from(["flip", "cut", "delete", "empty", "change"])
 
 
+@pytest.mark.slow
 @given(hits=st.lists(st.tuples(st.integers(0, 99), WAYS), min_size=1, max_size=4))
 @examples(100, 3)
 def test_whatever_is_damaged_in_the_ledger_the_campaign_comes_to_its_end(

@@ -85,6 +85,7 @@ def read(cloud: Cloud, times: int = 1) -> None:
             store.get("absent")
 
 
+@pytest.mark.slow
 def test_requests_are_signed_with_the_keys_of_the_role(cloud: Cloud) -> None:
     read(cloud, times=2)
     (request,) = cloud.requests

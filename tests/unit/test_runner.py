@@ -26,6 +26,8 @@ from tests.support.labeling_programs import read_here
 from tests.support.orphans import outlived
 from tests.support.worker import stop_after
 
+pytestmark = pytest.mark.slow
+
 LABELER = """
 from pathlib import Path
 from dpstream.services.labeler.runner import run

@@ -115,6 +115,7 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyP
     assert simplified(mixed, labels={"code": "tblite"}).labels.code == "tblite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -23,6 +23,8 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.settings import WorkerSettings, read_settings
 from tests.support.worker import WorkerHarness, label, patient, succeed
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "support" / "toy_child.py"
 LIMIT = 1.5
 HURRY = {"heartbeat_seconds": 0.1, "stuck_after": {"label": LIMIT}}

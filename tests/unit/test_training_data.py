@@ -102,6 +102,7 @@ def write_hdf5(path: Path, arrays: dict[str, Any]) -> None:
         file["a/nopbc"] = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["npy", "hdf5"])
 def test_imported_parameters_and_weights_follow_their_atoms(form: str, tmp_path: Path) -> None:
     arrays = columns()
@@ -149,6 +150,7 @@ def test_extxyz_takes_them_along_both_ways(tmp_path: Path) -> None:
             assert found == pytest.approx(values, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_arrays_of_some_sets_only_are_refused(tmp_path: Path) -> None:
     write_system(tmp_path / "set", columns())
     plain = {name: values for name, values in columns().items() if name != "atom_pref"}

@@ -624,6 +624,7 @@ def test_a_worker_outlives_an_outage_of_the_bus(workers: WorkerHarness, operatio
     assert sorted(set(done)) == ["t1", "t2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["create", "created", "get"])
 def test_a_worker_outlives_an_outage_of_the_store(workers: WorkerHarness, operation: str) -> None:
     workers.send(label("t1"), label("t1"), label("t2"))

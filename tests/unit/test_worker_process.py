@@ -34,6 +34,8 @@ from tests.support.faulty_adapters import FlakyBus
 from tests.support.nvml import A100, DRIVER, H200, has_gpus
 from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
 
+pytestmark = pytest.mark.slow
+
 
 class Bench:
     def __init__(self) -> None:
