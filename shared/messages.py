@@ -446,6 +446,16 @@ class TaskHeartbeat(TaskEvent):
     progress: str = ""
 
 
+class TaskDeclined(TaskEvent):
+    """A worker cannot serve the task, for want of a program, a version or a permission, and leaves
+    it unclaimed. The coordinator publishes it again. `reason`: what the worker lacks."""
+
+    PUBLISHERS = SERVICES
+    type: Literal["task-declined/1"] = "task-declined/1"
+    worker: str
+    reason: str = Field(max_length=2000)
+
+
 class TaskReleased(TaskEvent):
     """The worker returned the task for a reason other than the task itself. `preempted`: because
     the worker had to stop. `seconds`: work of this attempt since its last checkpoint or chunk,
@@ -760,6 +770,16 @@ class BatchResolved(Event):
 
     def describe(self) -> str:
         return f"batches of {self.batch_atoms} atoms: {self.why}"
+
+
+class WorkersMissing(Event):
+    """No worker has claimed a task of the queue since the first was declined. The campaign pauses
+    with this reason, until a worker claims one or an operator resumes the campaign."""
+
+    PUBLISHERS = LEDGER_ONLY
+    type: Literal["workers-missing/1"] = "workers-missing/1"
+    queue: str
+    why: str
 
 
 class TrainingJudged(Event):

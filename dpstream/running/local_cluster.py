@@ -28,6 +28,7 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignResumed, CampaignSubmitted
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.process import WorkerPlan
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
@@ -53,7 +54,10 @@ class LocalCluster:
 
     def __post_init__(self) -> None:
         self.store = FolderStore(self.root)
-        self.coordinator = Coordinator(self.bus, self.store, lease_seconds=60 * HEARTBEAT)
+        # All workers are alike: what one declines, all decline.
+        self.coordinator = Coordinator(
+            self.bus, self.store, lease_seconds=60 * HEARTBEAT, patience=0.0
+        )
         if self.device.gpu is not None:
             gpu = f"this machine has {self.device.gpu.name}"
             self.coordinator.processes.gpu_trainer = gpu
@@ -121,19 +125,20 @@ class LocalCluster:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        queues, handlers, resources = _service(service, scratch, spec, self.device)
-        self.resources_in_use.append(resources)
-        resources.start()
+        plan = _plan(service, scratch, spec, self.device)
+        self.resources_in_use.append(plan.resources)
+        plan.resources.start()
         worker: Worker[Any] = Worker(
             name,
             self.bus,
             self.store,
-            queues[0],
-            handlers,
-            resources,
+            plan.queues[0],
+            plan.handlers,
+            plan.resources,
             scratch,
             HEARTBEAT,
-            others=queues[1:],
+            others=plan.queues[1:],
+            unserved=plan.unserved,
         )
         self.crew.append(worker)
         self._run(name, worker.run)
@@ -150,19 +155,19 @@ class LocalCluster:
         thread.start()
 
 
-def _service(
-    service: str, scratch: Path, spec: Spec, device: Device
-) -> tuple[tuple[str, ...], Mapping[Any, Any], Any]:
-    """Queues, handlers and resources of one service. All models are the user's own, so every model
-    format is allowed."""
-    formats = frozenset({BACKENDS[spec.training.backend].suffix})
+def _plan(service: str, scratch: Path, spec: Spec, device: Device) -> WorkerPlan:
+    """All models are the user's own, so every model format is allowed."""
     if service == "trainer":
-        return ("train",), trainer.HANDLERS, TrainerResources(scratch, models=MODELS, device=device)
+        training = TrainerResources(scratch, models=MODELS, device=device)
+        return WorkerPlan(("train",), trainer.HANDLERS, training, unserved=trainer.unserved)
     if service in ("explorer", "judge"):
         queues = ("explore",) if service == "explorer" else ("judge", "screen")
-        return queues, explorer.HANDLERS, ExplorerResources(scratch, formats=formats, device=device)
-    resources = LabelerResources.for_local_run(scratch, spec.labels)
-    return (f"label.{spec.labels.capability}",), labeler.HANDLERS, resources
+        formats = frozenset({BACKENDS[spec.training.backend].suffix})
+        exploring = ExplorerResources(scratch, formats=formats, device=device)
+        return WorkerPlan(queues, explorer.HANDLERS, exploring, unserved=explorer.unserved)
+    labeling = LabelerResources.for_local_run(scratch, spec.labels)
+    queue = f"label.{spec.labels.capability}"
+    return WorkerPlan((queue,), labeler.HANDLERS, labeling, unserved=labeler.unserved)
 
 
 def _resume(campaign: str) -> CampaignResumed:

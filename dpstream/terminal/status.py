@@ -33,6 +33,7 @@ def figures(status: Status) -> dict[str, str]:
         **_trained_on(status),
         "finished stages": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
         **_lost_work(now),
+        **_declined(now),
     }
 
 
@@ -119,6 +120,12 @@ def _lost_work(now: CampaignOverview) -> dict[str, str]:
         return {}
     count, seconds = now.preemptions, now.work_lost_seconds
     return {"work lost": f"{seconds:.0f} s with stopped and lost workers; preemptions: {count}"}
+
+
+def _declined(now: CampaignOverview) -> dict[str, str]:
+    """What the workers lack that have declined tasks; nothing once a worker serves the queue."""
+    lines = [f"{queue}: {reason}" for queue, reasons in now.declined.items() for reason in reasons]
+    return {"declined by workers": "\n".join(lines)} if lines else {}
 
 
 def _models(status: Status) -> list[str]:

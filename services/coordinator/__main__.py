@@ -58,7 +58,9 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
         return
     bus, store = connected
     with closing(bus):
-        coordinator = Coordinator(bus, store, settings.lease_seconds, settings.reissue_after)
+        coordinator = Coordinator(
+            bus, store, settings.lease_seconds, settings.reissue_after, settings.patience
+        )
         with _fleet(coordinator, settings), _api(coordinator, settings):
             retry_outages(coordinator.open_all, stopping)
             log.info("ready", campaigns=len(coordinator.open_campaigns))

@@ -32,8 +32,8 @@ class Claims:
     def objection(self, event: m.Message | None, delivery: Delivery) -> str | None:
         """Why an event about an attempt does not come from the worker that has it, or None. A claim
         itself may come from anyone who has read it: a worker that loses a claim repeats the
-        winner's."""
-        if not isinstance(event, m.TaskEvent):
+        winner's. Who declines a task has no claim."""
+        if not isinstance(event, m.TaskEvent) or isinstance(event, m.TaskDeclined):
             return None
         key = claim_uri(event.campaign, event.task, event.attempt)
         claim = self._claim(key)

@@ -8,7 +8,7 @@ rebuilt from the state and the next heartbeats when the campaign is opened. Afte
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.runtime.context import KEEPS, envelope_of
 from dpstream.shared.values import stable_id
+
+DECLINED_DELAY = 2.0
+"""Seconds until a task that was declined is published again."""
 
 
 @dataclass
@@ -48,6 +51,8 @@ class OpenCampaign:
     """Seconds of a usual task by queue: an average that favours the latest."""
     computed_labels: int = 0
     """Since the campaign was opened."""
+    declined_since: dict[str, float] = field(default_factory=dict)
+    """When the first task of a queue was declined since one was last claimed, likewise."""
     _earliest: float = 0.0
     """No lease ends before, so that the leases need not be looked through in every pass."""
     needs_recovery: bool = False
@@ -154,6 +159,25 @@ class OpenCampaign:
             self.task_queue.ended(task_id)
         for table in (self.leases, self.progress, self.workers, self.processes, self.kept):
             table.pop(task_id, None)
+
+    def put_back(self, event: m.TaskDeclined, now: float) -> None:
+        """Queues a task again that a worker declined, for another one."""
+        task = self.state.tasks.get(event.task)
+        if task and task.status == "open" and task.command.attempt == event.attempt:
+            self.task_queue.declined(event.task, now + DECLINED_DELAY)
+
+    def unserved(self, now: float, patience: float, busy: Mapping[str, int]) -> list[str]:
+        """Queues of which tasks were declined `patience` seconds ago, and none was claimed since.
+        While workers are busy with tasks of a queue, one of them may serve it next."""
+        for queue in self.state.declined:
+            if busy.get(queue) or not self.task_queue.waiting[queue]:
+                self.declined_since[queue] = now
+            self.declined_since.setdefault(queue, now)
+        for queue in self.declined_since.keys() - self.state.declined.keys():
+            del self.declined_since[queue]
+        late = [queue for queue, at in self.declined_since.items() if now - at >= patience]
+        self.declined_since.update(dict.fromkeys(late, now))
+        return late if self.active else []
 
     def overdue(self, now: float) -> list[str]:
         """Ids of tasks whose lease has ended. Leases are only prolonged, and a new one ends after

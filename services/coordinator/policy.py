@@ -29,6 +29,7 @@ from dpstream.services.coordinator.rules.labels import (
     label_waiting,
 )
 from dpstream.services.coordinator.rules.lost_work import (
+    pause_until_served,
     reissue_lost,
     retry_abandoned,
     retry_requested,
@@ -81,8 +82,8 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
 
 def _is_own(event: m.Message) -> bool:
     """Whether the event is one that only the coordinator publishes, returned by the bus. Events
-    about tasks and batches are those that its loop itself hands in."""
-    if isinstance(event, (m.TaskEvent, m.BatchResolved)):
+    about tasks, batches and workers are those that its loop itself hands in."""
+    if isinstance(event, (m.TaskEvent, m.BatchResolved, m.WorkersMissing)):
         return False
     return not isinstance(event, m.Event) or set(event.PUBLISHERS) <= {"coordinator"}
 
@@ -97,6 +98,7 @@ REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.TaskReleased: reissue_lost,
     m.TaskFailed: reissue_lost,
     m.LeaseLapsed: reissue_lost,
+    m.WorkersMissing: pause_until_served,
     m.FramesJudged: revoke_accurate,
     m.LabelChecked: distrust,
     m.CampaignResumed: retry_abandoned,

@@ -98,6 +98,8 @@ class Coordinator:
     store: Store
     lease_seconds: float = 900.0
     reissue_after: float = 600.0
+    patience: float = 600.0
+    """Seconds after which a campaign pauses whose tasks are declined by all workers."""
     clock: Callable[[], float] = time.time
     """For the times in messages, seconds since the epoch."""
     timer: Callable[[], float] = time.monotonic
@@ -306,7 +308,7 @@ class Coordinator:
         for campaign, open_campaign in list(self.open_campaigns.items()):
             # Kept until they are in the ledger: a lapse ends the lease.
             lapsed = self._lapsed(open_campaign, now, ended if with_processes else ())
-            open_campaign.own_events += lapsed
+            open_campaign.own_events += lapsed + self._missing(open_campaign, now)
             resolvable = self._resolvable(open_campaign)
             if open_campaign.own_events or open_campaign.needs_recovery or resolvable:
                 self._serve(campaign, ())
@@ -317,6 +319,23 @@ class Coordinator:
                 running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
                 self.processes.occupied = frozenset(filter(None, running))
             self.on_demand(self.demand())
+
+    def _missing(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
+        """Reports queues whose tasks no worker has served for too long."""
+        if not open_campaign.state.declined and not open_campaign.declined_since:
+            return []
+        queues = open_campaign.unserved(now, self.patience, self._busy())
+        return [self._without_workers(open_campaign.state, queue) for queue in queues]
+
+    def _without_workers(self, state: State, queue: str) -> m.WorkersMissing:
+        reasons = "; ".join(state.declined[queue].reasons)
+        return m.WorkersMissing(
+            id=str(uuid.uuid4()),
+            campaign=state.spec.name,
+            time=self.clock(),
+            queue=queue,
+            why=f"no worker serves {queue}: {reasons}. The campaign continues as soon as one does",
+        )
 
     def _is_process_check_due(self, now: float, ended: Collection[str]) -> bool:
         """Whether to compare the running tasks with the processes: after news, and at intervals,
@@ -352,12 +371,18 @@ class Coordinator:
                 open_campaign.ledger.check()
 
     def _publish_tasks(self, open_campaign: OpenCampaign) -> None:
+        missing = open_campaign.state.missing
         if open_campaign.active:
-            others = self.open_campaigns.values()
-            share = sum(other.active for other in others)
-            busy = sum((other.task_queue.busy for other in others), Counter[str]())
-            workers = busy | Counter(self.wanted)
+            share = sum(other.active for other in self.open_campaigns.values())
+            workers = self._busy() | Counter(self.wanted)
             open_campaign.task_queue.publish(self.bus, self.timer(), share, workers)
+        elif missing:
+            open_campaign.task_queue.publish_one(self.bus, self.timer(), missing)
+
+    def _busy(self) -> Counter[str]:
+        """Workers that are busy, by queue."""
+        every = self.open_campaigns.values()
+        return sum((each.task_queue.busy for each in every), Counter[str]())
 
     def _serve(self, campaign: str, events: Sequence[m.Message]) -> None:
         if any(isinstance(event, m.CampaignResumed) for event in events):
@@ -441,6 +466,8 @@ class Coordinator:
         for event in events:
             if open_campaign.extend_lease(event, self.timer(), self.lease_seconds):
                 continue
+            if isinstance(event, m.TaskDeclined):
+                open_campaign.put_back(event, self.timer())
             after, decided = self._decide(state, event)
             if after is not state:
                 entries.append(LedgerEntry(event, decided))

@@ -29,6 +29,11 @@ class CoordinatorSettings(Settings):
     reissue_after: float = Field(
         default=600.0, ge=1.0, description="seconds until an unclaimed task is published again"
     )
+    patience: float = Field(
+        default=600.0,
+        ge=0.0,
+        description="seconds after which a campaign pauses whose tasks all workers decline",
+    )
 
     fleet: FilePath | None = Field(
         default=None,

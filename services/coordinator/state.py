@@ -1,10 +1,10 @@
 """The state of one campaign, as `policy.decide` sees it.
 
 `State` has nine parts (labels, dataset, committee, exploration, candidates, proposals, final, lost
-work and archive) and the table of tasks. Every part is a frozen dataclass with persistent maps:
-`apply/` makes a changed copy with `replace`, whose keywords mypy checks. Methods such as
-`with_frame` and `with_task` keep counters and indices consistent with the tables they are derived
-from.
+work and archive), the table of tasks, and what workers have declined. Every part is a frozen
+dataclass with persistent maps: `apply/` makes a changed copy with `replace`, whose keywords mypy
+checks. Methods such as `with_frame` and `with_task` keep counters and indices consistent with the
+tables they are derived from.
 
 A task that has ended and a frame in a dataset leave their tables for the archive: of these, no rule
 needs more than the id. What views show of them is in segments of the archive in the store.
@@ -664,6 +664,16 @@ class LostWork:
 
 
 @dataclass(frozen=True)
+class Declined:
+    """What workers lack that have declined tasks of a queue, since one was last claimed."""
+
+    reasons: tuple[str, ...] = ()
+    """The first few different ones."""
+    pause: str | None = None
+    """Why the campaign was paused, if it was for this."""
+
+
+@dataclass(frozen=True)
 class State:
     """One campaign. Tasks and frames are changed by `with_task` and `with_frame` alone, which keep
     whatever is counted of them in step."""
@@ -688,8 +698,16 @@ class State:
     candidates: CandidateState = CandidateState()
     proposals: ProposalState = ProposalState()
     final: FinalState = FinalState()
+    declined: Table[Declined] = Map()
+    """By queue."""
     lost: LostWork = LostWork()
     archive: Archive = Archive()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Queues for whose workers the paused campaign waits."""
+        waits = (queue for queue, each in self.declined.items() if each.pause)
+        return frozenset(waits) if self.paused is not None else frozenset()
 
     @property
     def requested(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -112,6 +112,12 @@ class TaskQueue:
             self._lanes[queue].in_flight.pop(task, None)
             self.waiting[queue] -= 1
 
+    def declined(self, task: str, due: float) -> None:
+        """A worker has declined the published task: it is published again at `due`."""
+        queued = self._tasks.get(task)
+        if queued is not None:
+            self.add(queued.command, due)
+
     def started(self, command: Command) -> None:
         """Counts the task as running."""
         self.claimed(command.task)
@@ -147,11 +153,22 @@ class TaskQueue:
         for any campaign, at least `MINIMUM`, divided by `share`, the number of active campaigns.
         Idle workers need no counting: they take a published task and are then busy. Raises
         BusError; the tasks are then published by a later call."""
-        due = [
-            task
-            for queue in self._lanes
-            for task in self._due(queue, now, max(MINIMUM, 2 * busy.get(queue, 0)) // share)
-        ]
+        self._publish(
+            bus,
+            [
+                task
+                for queue in self._lanes
+                for task in self._due(queue, now, max(MINIMUM, 2 * busy.get(queue, 0)) // share)
+            ],
+        )
+
+    def publish_one(self, bus: Bus, now: float, queues: Iterable[str]) -> None:
+        """Publishes one task of each queue, unless one is published: a worker that can serve it
+        will claim it. Raises BusError, as `publish`."""
+        lanes = [queue for queue in queues if queue in self._lanes]
+        self._publish(bus, [task for queue in lanes for task in self._due(queue, now, 1)])
+
+    def _publish(self, bus: Bus, due: Sequence[QueuedTask]) -> None:
         if not due:
             return
         try:

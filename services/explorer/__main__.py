@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpstream.services.explorer.batched.runner import BatchRunner
-from dpstream.services.explorer.handlers import HANDLERS
+from dpstream.services.explorer.handlers import HANDLERS, unserved
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.shared.messages import Judge
@@ -39,7 +39,8 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
             warm=number == 0 or queue == Judge.QUEUE,
             found_on_gpu=found_on_gpu,
         )
-        plans.append(WorkerPlan((queue,), HANDLERS, resources, versions_of(PROGRAMS), device))
+        programs = versions_of(PROGRAMS)
+        plans.append(WorkerPlan((queue,), HANDLERS, resources, programs, device, unserved))
     return plans
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.audit import audit
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.services.explorer.tasks.judge import judge
@@ -12,7 +13,23 @@ from dpstream.services.explorer.tasks.screen import screen
 from dpstream.services.explorer.tasks.select import select
 from dpstream.services.explorer.tasks.verify import verify
 from dpstream.shared.messages import Audit, Command, Explore, Judge, Measure, Screen, Select, Verify
-from dpstream.shared.runtime.context import Handler
+from dpstream.shared.runtime.context import Context, Handler
+from dpstream.shared.values import Committee, Ref
+
+
+def unserved(resources: ExplorerResources, command: Command, context: Context) -> str | None:
+    """What this worker lacks to load the command's models; None: nothing."""
+    return next(filter(None, map(resources.lacks, _models(command, context))), None)
+
+
+def _models(command: Command, context: Context) -> tuple[Ref, ...]:
+    if isinstance(command, Verify):
+        return (command.model,)
+    manifest = getattr(command, "committee", None)
+    if manifest is None:
+        return ()
+    return Committee.model_validate_json(context.fetch(manifest)).models
+
 
 HANDLERS: Mapping[type[Command], Handler] = {
     Explore: explore,

@@ -111,10 +111,10 @@ class ExplorerResources:
         """Path of a model, as a file named by its digest. Raises Permanent for a suffix that this
         worker does not load and for a graph that does more than compute, and as
         `_check_device`."""
+        lacking = self.lacks(ref)
+        if lacking is not None:
+            raise Permanent(lacking)
         suffix = Path(ref.uri).suffix
-        if suffix not in self.formats:
-            allowed = ", ".join(sorted(self.formats))
-            raise Permanent(f"{ref.uri}: this worker's DPSTREAM_EXPLORER_MODELS allows {allowed}")
         self._check_device(suffix, context)
         path = self.scratch / "models" / f"{ref.sha256}{suffix}"
         if not path.exists():
@@ -124,6 +124,13 @@ class ExplorerResources:
             self._check_graph(ref, path)
         os.utime(path)
         return path
+
+    def lacks(self, model: Ref) -> str | None:
+        """Why this worker does not load a model; None if it does."""
+        if Path(model.uri).suffix in self.formats:
+            return None
+        allowed = ", ".join(sorted(self.formats))
+        return f"{model.uri}: this worker's DPSTREAM_EXPLORER_MODELS allows {allowed}"
 
     def _check_graph(self, ref: Ref, path: Path) -> None:
         try:

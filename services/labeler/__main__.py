@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpstream.services.labeler.handlers import HANDLERS
+from dpstream.services.labeler.handlers import HANDLERS, unserved
 from dpstream.services.labeler.known_labels import check_key
+from dpstream.services.labeler.recipes import is_installed
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
+from dpstream.shared.errors import SpecError
 from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, version_of
 from dpstream.shared.runtime.slots import Need, slots_of, this_process
@@ -21,7 +23,14 @@ LABELING_MIB = 400.0
 
 
 def plans(settings: LabelerSettings, scratch: Path) -> Sequence[WorkerPlan]:
-    """A worker for all codes in each slot: two codes at once in one would compete for its cores."""
+    """A worker for all codes in each slot: two codes at once in one would compete for its cores.
+    Raises SpecError if this machine can run none of them."""
+    if not any(map(is_installed, settings.labeler_codes)):
+        raise SpecError(
+            f"DPSTREAM_LABELER_CODES: this machine can run none of "
+            f"{', '.join(settings.labeler_codes)}: install one, or name its program in "
+            "DPSTREAM_LABELER_COMMANDS"
+        )
     device = None if settings.device == "auto" else chosen(settings.device)
     count = slots_of(settings.labeler_slots, this_process(), Need(settings.threads, LABELING_MIB))
     return [_plan(settings, scratch / f"slot-{number}", device) for number in range(count)]
@@ -38,7 +47,7 @@ def _plan(settings: LabelerSettings, scratch: Path, device: Device | None) -> Wo
         signing_key=_signing_key(settings),
         reuse_unsigned=settings.labeler_unsigned == "reuse",
     )
-    return WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device)
+    return WorkerPlan(settings.queues, HANDLERS, resources, _programs(settings), device, unserved)
 
 
 def _signing_key(settings: LabelerSettings) -> str | None:

@@ -37,7 +37,8 @@ from dpstream.shared.messages import (
     ReferenceDone,
 )
 from dpstream.shared.runtime.context import Context, Handler
-from dpstream.shared.values import Accepted, Rejected
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Accepted, Recipe, Rejected
 
 log = logger()
 
@@ -46,24 +47,43 @@ CHUNK_SECONDS = 1.0
 frame."""
 
 
-def _labeler(
+def unserved(
     resources: LabelerResources, command: Label | CheckLabel | Reference, context: Context
-) -> FrameLabeler:
-    """Raises Permanent if this worker's recipe differs from the campaign's, or if the worker's
-    settings do not allow it."""
-    spec = context.spec()
+) -> str | None:
+    """What this worker lacks to compute labels for the campaign; None: nothing."""
     try:
-        recipe = make_recipe(spec.labels)
+        _recipe(resources, command, context.spec())
     except SpecError as error:
-        raise Permanent(f"this worker cannot label for this campaign: {error}") from error
+        return str(error)
+    return None
+
+
+def _recipe(
+    resources: LabelerResources, command: Label | CheckLabel | Reference, spec: Spec
+) -> Recipe:
+    """The campaign's recipe. Raises SpecError if this worker's differs, or if the worker's settings
+    do not allow it."""
+    recipe = make_recipe(spec.labels)
     if recipe.digest != command.recipe:
-        raise Permanent(
+        raise SpecError(
             f"this worker's recipe is {recipe.digest} ({recipe.program}), the "
             f"campaign's is {command.recipe}: the code's version or its settings differ"
         )
     refusal = resources.refusal(recipe)
     if refusal is not None:
-        raise Permanent(refusal)
+        raise SpecError(refusal)
+    return recipe
+
+
+def _labeler(
+    resources: LabelerResources, command: Label | CheckLabel | Reference, context: Context
+) -> FrameLabeler:
+    """Raises Permanent as `_recipe` does SpecError."""
+    spec = context.spec()
+    try:
+        recipe = _recipe(resources, command, spec)
+    except SpecError as error:
+        raise Permanent(f"this worker cannot label for this campaign: {error}") from error
     return FrameLabeler(resources, context, spec.labels, recipe, spec)
 
 

@@ -138,11 +138,12 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
 
 def installed_codes() -> tuple[str, ...]:
     """Names of the labeling codes that this machine can run."""
-    return tuple(name for name, code in CODES.items() if _is_installed(code))
+    return tuple(filter(is_installed, CODES))
 
 
-def _is_installed(code: Code) -> bool:
-    """Whether this machine can run `code`; also True if only a campaign's settings can decide."""
+def is_installed(name: str) -> bool:
+    """Whether this machine can run a code; also True if only a campaign's settings can decide."""
+    code = CODES[name]
     if isinstance(code, Brought):
         return code.is_here()
     try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpstream.services.trainer.handlers import HANDLERS
+from dpstream.services.trainer.handlers import HANDLERS, unserved
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.shared.logs import logger
@@ -33,7 +33,9 @@ def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     for number in range(slots(settings, device)):
         own = scratch / f"slot-{number}"
         resources = TrainerResources(own, settings.threads, models, device)
-        plans.append(WorkerPlan((Train.QUEUE,), HANDLERS, resources, versions_of(PROGRAMS), device))
+        programs = versions_of(PROGRAMS)
+        plan = WorkerPlan((Train.QUEUE,), HANDLERS, resources, programs, device, unserved)
+        plans.append(plan)
     return plans
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.resources import TrainerResources
+from dpstream.services.trainer.start_from import lacks
 from dpstream.services.trainer.training import TrainingJob
 from dpstream.services.trainer.training_input import LCURVE
 from dpstream.shared.codec import encode
@@ -57,6 +58,12 @@ def train(resources: TrainerResources, command: Train, context: Context) -> Memb
     )
     context.put(TRAINED, b"\n".join((encode(command), encode(trained), context.proof.encode())))
     return trained
+
+
+def unserved(resources: TrainerResources, command: Train, context: Context) -> str | None:
+    """What this worker lacks to train for the campaign; None: nothing."""
+    spec = context.spec()
+    return resources.lacks(spec.training.backend) or lacks(command, spec, resources.models)
 
 
 HANDLERS: Mapping[type[Command], Callable[[Any, Any, Context], MemberTrained]] = {Train: train}

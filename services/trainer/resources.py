@@ -50,15 +50,19 @@ class TrainerResources:
         self.described: dict[str, dict[str, str]] = {}
         """What the child processes report of themselves, by backend."""
 
+    def lacks(self, backend: str) -> str | None:
+        """What is not installed for a backend; None if nothing is missing."""
+        chosen = BACKENDS[backend]
+        if _is_installed(chosen.package):
+            return None
+        return f"backend {backend} needs the package {chosen.package}: pip install {chosen.install}"
+
     def engine(self, backend: str) -> ChildProcess:
         """The child process of a backend, after ending that of another. Raises Permanent if the
         backend is not installed."""
-        chosen = BACKENDS[backend]
-        if not _is_installed(chosen.package):
-            raise Permanent(
-                f"backend {backend} needs the package {chosen.package}: "
-                f"pip install '{chosen.install}'"
-            )
+        lacking = self.lacks(backend)
+        if lacking is not None:
+            raise Permanent(lacking)
         for name, engine in self._engines.items():
             if name != backend:
                 engine.kill()

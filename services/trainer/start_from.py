@@ -78,9 +78,10 @@ def _given(
     if name not in command.files:
         raise Permanent(f"the campaign was submitted without {name}")
     ref = command.files[name]
+    refusal = lacks(command, spec, allowed)
+    if refusal is not None:
+        raise Permanent(refusal)
     suffix = Path(ref.uri).suffix
-    if suffix not in allowed:
-        raise Permanent(f"{name}: this worker's DPSTREAM_TRAINER_MODELS lacks {suffix}")
     if init.how == "init-model":
         step = _unpack(ref, folder / START, context)
         checkpoint = BACKENDS[spec.training.backend].checkpoint(step)
@@ -93,6 +94,19 @@ def _given(
         _check(name, check_script, data)
     (folder / model).write_bytes(data)
     return StartingModel(init.how, model, given=True, branch=init.branch or "")
+
+
+def lacks(command: Train, spec: Spec, allowed: Collection[str]) -> str | None:
+    """Why a worker must not start from the user's model of this member; None if it may, or if the
+    training starts from none. `allowed`: suffixes."""
+    init = spec.training.init
+    if init is None or command.resume is not None or command.start is not None:
+        return None
+    name = given_model(command.member % len(init.model))
+    suffix = Path(command.files[name].uri).suffix if name in command.files else None
+    if suffix is None or suffix in allowed:
+        return None
+    return f"{name}: this worker's DPSTREAM_TRAINER_MODELS lacks {suffix}"
 
 
 def check_script(graph: bytes) -> None:

@@ -38,6 +38,10 @@ log = logger()
 Handler = Callable[[Any, Any, "Context"], Result]
 """`handler(resources, command, context) -> result`; `resources` are the service's warm engines."""
 
+Unserved = Callable[[Any, Any, "Context"], str | None]
+"""`unserved(resources, command, context) -> reason`: what this worker lacks to serve the command;
+None if it lacks nothing."""
+
 PATIENCE = 600.0
 """Seconds for which a handler's reads and writes are retried during an outage of the store."""
 

@@ -32,7 +32,7 @@ from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, Train, TrainerStarted, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
 from dpstream.shared.runtime.confinement.children import confinement
-from dpstream.shared.runtime.context import Handler
+from dpstream.shared.runtime.context import Handler, Unserved
 from dpstream.shared.runtime.device import Device, gpus
 from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.health import Health, served
@@ -77,6 +77,7 @@ class WorkerPlan:
     """Codes and engines that its tasks may use, with their versions where they are known."""
     device: Device | None = None
     """What its engines compute on; None: what its programs choose."""
+    unserved: Unserved = lambda resources, command, context: None
 
 
 S = TypeVar("S", bound=WorkerSettings)
@@ -255,6 +256,7 @@ class WorkerThreads:
                 telemetry=self.metrics,
                 limits=limits,
                 process=settings.process,
+                unserved=plan.unserved,
             )
             self.workers.append(worker)
             thread = threading.Thread(target=self._guarded, args=(worker,), daemon=True)

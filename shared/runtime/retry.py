@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tenacity import (
@@ -26,6 +27,8 @@ log = logger()
 
 T = TypeVar("T")
 
+FIRST_REST, LONGEST_REST = 5.0, 600.0
+"""Seconds for which a worker leaves a queue alone, first and at most."""
 REFUSED_SECONDS = 60.0
 """How long an idle worker may be refused its rights: new ones need time to take effect, and a
 restarted broker may refuse them at first."""
@@ -70,6 +73,28 @@ def refused_for_long() -> Callable[[BaseException], bool]:
         return since is not None and time.monotonic() - since >= REFUSED_SECONDS
 
     return given_up
+
+
+@dataclass
+class Rests:
+    """The queues from which a worker takes nothing for a while, because it declined their last
+    task: each time in a row twice as long."""
+
+    _ends: dict[str, float] = field(default_factory=dict)
+    _lengths: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, queue: str) -> float:
+        """The seconds for which the queue rests from now on."""
+        length = min(2 * self._lengths.get(queue, FIRST_REST / 2), LONGEST_REST)
+        self._lengths[queue], self._ends[queue] = length, time.monotonic() + length
+        return length
+
+    def forget(self, queue: str) -> None:
+        """The worker serves the queue."""
+        self._lengths.pop(queue, None)
+
+    def includes(self, queue: str) -> bool:
+        return time.monotonic() < self._ends.get(queue, 0.0)
 
 
 def _error_of(state: RetryCallState) -> BaseException:

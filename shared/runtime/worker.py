@@ -26,22 +26,37 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from dpstream.shared.codec import decode_leniently, decode_or_none, encode, kind_of, topic_of
-from dpstream.shared.errors import BusError, DigestMismatch, NotFound, Refused, StoreError
+from dpstream.shared.codec import (
+    decode_leniently,
+    decode_or_none,
+    encode,
+    kind_of,
+    queue_of,
+    topic_of,
+)
+from dpstream.shared.errors import (
+    BusError,
+    DigestMismatch,
+    NotFound,
+    Refused,
+    StoreError,
+    TaskError,
+)
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
     Command,
     Message,
     Result,
     TaskClaimed,
+    TaskDeclined,
     TaskFailed,
     TaskHeartbeat,
 )
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.proof import digest
-from dpstream.shared.runtime.context import Context, Handler, envelope_of
+from dpstream.shared.runtime.context import Context, Handler, Unserved, envelope_of
 from dpstream.shared.runtime.exit_limits import ExitLimits
-from dpstream.shared.runtime.retry import refused_for_long, retry_outages
+from dpstream.shared.runtime.retry import Rests, refused_for_long, retry_outages
 from dpstream.shared.runtime.task_outcome import ending_of, outcome_of
 from dpstream.shared.runtime.telemetry import NoTelemetry, Phase, Telemetry
 from dpstream.shared.store.dead_letters import DeadLetter, bury
@@ -82,6 +97,8 @@ class Worker(Generic[R]):
     limits: ExitLimits = field(default_factory=ExitLimits)
     process: str | None = None
     """Name of this process in the fleet engine that started it, if any did."""
+    unserved: Unserved = lambda resources, command, context: None
+    """Called before a task is claimed."""
     gave_back: bool = False
     """Whether a task was released because the worker is to stop."""
     refusal: str | None = None
@@ -92,6 +109,7 @@ class Worker(Generic[R]):
     """Time on the monotonic clock after which the running task counts as stuck."""
     _context: Context | None = None
     """Of the running task."""
+    _rests: Rests = field(default_factory=Rests)
     _secret: str = field(default="", repr=False)
     """Of the last claim: it proves that the events of the attempt come from this worker."""
 
@@ -131,6 +149,9 @@ class Worker(Generic[R]):
     def _run(self) -> None:
         queues = deque((self.queue, *self.others))
         while self._may_continue():
+            if all(map(self._rests.includes, queues)):
+                self.stopping.wait(TURN_SECONDS)
+                continue
             command = self._taken(partial(self._take, self._next_in_turn(queues)))
             if command is not None:
                 self._work_on(command)
@@ -149,12 +170,14 @@ class Worker(Generic[R]):
 
     def _next_in_turn(self, queues: deque[str]) -> str:
         """The first queue with messages, else the first that exists; moved to the end of `queues`.
-        Queues that are not declared yet are skipped, so that they do not delay the others."""
+        Queues that are not declared yet are skipped, so that they do not delay the others; those
+        that rest, too."""
         if self.others:
-            depths = {queue: self._depth(queue) for queue in queues}
-            existing = [queue for queue in queues if depths[queue] is not None]
+            awake = [queue for queue in queues if not self._rests.includes(queue)]
+            depths = {queue: self._depth(queue) for queue in awake}
+            existing = [queue for queue in awake if depths[queue] is not None]
             filled = (queue for queue in existing if depths[queue])
-            chosen = next(filled, existing[0] if existing else queues[0])
+            chosen = next(filled, existing[0] if existing else awake[0])
             queues.remove(chosen)
             queues.append(chosen)
         return queues[-1]
@@ -243,6 +266,8 @@ class Worker(Generic[R]):
             self._retry(lambda: bury(self.store, [DeadLetter(delivered)]))
             self.telemetry.buried()
             return None
+        if self._declines(command):
+            return None
         self._secret = secrets.token_urlsafe()
         claimed = TaskClaimed(
             **envelope_of(command),
@@ -261,6 +286,30 @@ class Worker(Generic[R]):
             return command
         self.telemetry.lost_claim(command)
         return None
+
+    def _declines(self, command: Command) -> bool:
+        """Whether this worker cannot serve the command. The coordinator then publishes it again,
+        and the worker leaves the queue to others for a while."""
+        queue = queue_of(command)
+        reason = self._lacks(command)
+        if reason is None:
+            self._rests.forget(queue)
+            return False
+        fields = {**envelope_of(command), "worker": self.name, "reason": reason[:2000]}
+        outgoing = [Outgoing(encode(event := TaskDeclined(**fields)), topic=topic_of(event))]
+        self._retry(lambda: self.bus.publish(outgoing))
+        seconds = self._rests.begin(queue)
+        log.warning("task declined", queue=queue, reason=reason, next_in_seconds=seconds)
+        return True
+
+    def _lacks(self, command: Command) -> str | None:
+        """What this worker lacks to serve the command. If that cannot be found out, the task is
+        claimed, and fails with the reason."""
+        try:
+            return self.unserved(self.resources, command, self._context_of(command))
+        except (TaskError, NotFound, DigestMismatch, ValueError) as error:
+            log.info("not known whether this worker serves the task", reason=str(error))
+            return None
 
     def _winner(self, claimed: TaskClaimed) -> bytes:
         """The body of the claim object: `claimed`, or that of an earlier claim. Every claim has a
@@ -293,18 +342,7 @@ class Worker(Generic[R]):
                 self.limits.release(worked=True)
 
     def _work(self, command: Command) -> None:
-        scratch = self.scratch / f"{command.task}-{command.attempt}"
-        context = Context(
-            self.store,
-            self.bus,
-            command,
-            scratch,
-            self.name,
-            self.stopping,
-            self.telemetry,
-            secret=self._secret,
-        )
-        self._context = context
+        self._context = context = self._context_of(command)
         finished = threading.Event()
         bound = contextvars.copy_context()
         beat = threading.Thread(target=bound.run, args=(self._beat, context, finished), daemon=True)
@@ -316,7 +354,7 @@ class Worker(Generic[R]):
             self._context = None
             finished.set()
             beat.join()
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(context.scratch, ignore_errors=True)
         outcome = outcome_of(event, context)
         self.gave_back = self.gave_back or outcome == "preempted"
         if isinstance(event, Result):
@@ -325,6 +363,18 @@ class Worker(Generic[R]):
         with self._spending("publish"):
             context.publish(event)
         log.info("task ended", title=command.title, outcome=outcome)
+
+    def _context_of(self, command: Command) -> Context:
+        return Context(
+            self.store,
+            self.bus,
+            command,
+            self.scratch / f"{command.task}-{command.attempt}",
+            self.name,
+            self.stopping,
+            self.telemetry,
+            secret=self._secret,
+        )
 
     def _event(self, command: Command, context: Context) -> Message:
         """The handler's result, or its failure as an event."""

@@ -325,6 +325,32 @@ def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
     assert [accepted.key for accepted in done.accepted] == [second.key]
 
 
+def test_a_labeler_leaves_what_it_cannot_serve_to_another(deployment: Deployment) -> None:
+    """No attempt is used up, and the worker goes on."""
+    wrong = deployment.start(
+        "labeler", "--name", "wrong", labeler_codes="ase", labeler_calculators="ase.toy.Toy"
+    )
+    command = deployment.bundle("t1", EMT)
+    deployment.send(command)
+    declined = deployment.hear()
+    assert isinstance(declined, m.TaskDeclined), declined
+    assert (declined.worker, declined.task, declined.attempt) == ("wrong", "t1", 1)
+    calculator = EMT["settings"]["calculator"]
+    assert declined.reason == f"{calculator} is not in this worker's DPSTREAM_LABELER_CALCULATORS"
+    assert deployment.bus.depth("label.ase") == 0
+    deployment.start("labeler", "--name", "right", labeler_codes="ase")
+    deployment.send(command)
+    assert [type(deployment.hear()) for _ in range(2)] == [m.TaskClaimed, m.LabelsDone]
+    assert wrong.poll() is None
+
+
+def test_a_labeler_that_can_run_none_of_its_codes_ends_with_status_2(
+    deployment: Deployment,
+) -> None:
+    process = deployment.start("labeler", labeler_codes="vasp")
+    assert process.wait(PROMPT) == 2
+
+
 def test_sigterm_gives_the_tasks_of_all_slots_back(deployment: Deployment) -> None:
     """Three of four tasks are computed at once, each under the name of its slot."""
     tasks = {"t1", "t2", "t3", "t4"}

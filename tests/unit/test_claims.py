@@ -31,7 +31,8 @@ SECRET = "a fresh one"
 OF_WORKERS = [
     kind
     for kind in m.EVENTS
-    if issubclass(kind, m.TaskEvent) and kind.PUBLISHERS and kind is not m.TaskClaimed
+    if issubclass(kind, m.TaskEvent) and kind.PUBLISHERS
+    if kind not in (m.TaskClaimed, m.TaskDeclined)
 ]
 KEY = claim_uri(example(m.TaskFailed).campaign, "x", 1)
 

@@ -42,7 +42,9 @@ from dpstream.services.coordinator.apply.tasks import (
     checkpoint_saved,
     task_cancelled,
     task_claimed,
+    task_declined,
     task_lost,
+    workers_missing,
 )
 from dpstream.services.coordinator.apply.training import (
     batch_resolved,
@@ -147,6 +149,7 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.WorkerStarted: _no_effect,  # belongs to no campaign
     m.TrainerStarted: _no_effect,
     m.TaskReleased: task_lost(counts=False),
+    m.TaskDeclined: task_declined,
     m.TaskFailed: task_lost(counts=True),
     m.LeaseLapsed: task_lost(counts=True),
     m.TaskRevoked: task_revoked,
@@ -166,6 +169,7 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.Verified: verified,
     m.ManifestFrozen: manifest_frozen,
     m.BatchResolved: batch_resolved,
+    m.WorkersMissing: workers_missing,
     m.TrainingJudged: training_judged,
     m.ModelsReady: models_ready,
     m.RoundJudged: round_judged,

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import LostWork, State, Task
+from dpstream.services.coordinator.state import Declined, LostWork, State, Task
 from dpstream.shared import messages as m
+from dpstream.shared.codec import queue_of
+
+MOST_REASONS = 5
+"""Different reasons that are kept of workers that declined tasks of one queue."""
 
 
 def settle(
@@ -64,7 +68,38 @@ def task_claimed(state: State, event: m.TaskClaimed) -> State:
     task = current_task(state, event)
     if task is None or task.status == "running":
         return state
+    state = _served(state, queue_of(task.command))
     return state.with_task(replace(task, status="running"))
+
+
+def _served(state: State, queue: str) -> State:
+    """A worker serves the queue: a campaign that was paused for want of one continues."""
+    declined = state.declined.get(queue)
+    if declined is None:
+        return state
+    paused = None if state.paused == declined.pause else state.paused
+    return replace(state, declined=state.declined.delete(queue), paused=paused)
+
+
+def task_declined(state: State, event: m.TaskDeclined) -> State:
+    """Notes what the worker lacks, unless it is known or many reasons are."""
+    task = current_task(state, event)
+    if task is None or task.status == "running":
+        return state
+    queue = queue_of(task.command)
+    declined = state.declined.get(queue, Declined())
+    if event.reason in declined.reasons or len(declined.reasons) == MOST_REASONS:
+        return state
+    declined = replace(declined, reasons=(*declined.reasons, event.reason))
+    return replace(state, declined=state.declined.set(queue, declined))
+
+
+def workers_missing(state: State, event: m.WorkersMissing) -> State:
+    declined = state.declined.get(event.queue)
+    if declined is None or state.paused is not None or state.finished is not None:
+        return state
+    declined = replace(declined, pause=event.why)
+    return replace(state, declined=state.declined.set(event.queue, declined))
 
 
 def task_lost(counts: bool) -> Callable[[State, Any], State]:

@@ -143,7 +143,9 @@ def campaign_paused(state: State, event: m.CampaignPaused) -> State:
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
-    return _handled(state, event, paused=None)
+    """Whoever resumes it has mended what workers lacked."""
+    after = _handled(state, event, paused=None)
+    return after if after is state else replace(after, declined=Map())
 
 
 def campaign_cancelled(state: State, event: m.CampaignCancelled) -> State:

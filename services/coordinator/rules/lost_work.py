@@ -60,6 +60,13 @@ def _abandon(decisions: Decisions, task: Task, reason: str) -> None:
         decisions.fact(m.CampaignPaused, task_id, attempt, why=f"{title}: {why}")
 
 
+def pause_until_served(decisions: Decisions) -> None:
+    """Pauses the campaign until a worker claims a task of the queue."""
+    event = decisions.event
+    assert isinstance(event, m.WorkersMissing)
+    decisions.fact(m.CampaignPaused, event.id, why=event.why)
+
+
 def retry_abandoned(decisions: Decisions) -> None:
     """After `resume`, issues another attempt of the tasks that paused the campaign: label tasks,
     too, while it has no label."""

@@ -83,6 +83,10 @@ class CampaignOverview(View):
     errors: tuple[MemberErrors, ...] = ()
     audit: AuditError | None = None
     tasks: dict[str, dict[str, int]] = Field(default={}, description="by kind and status")
+    declined: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="what workers lack that have declined tasks, by queue, since one was claimed",
+    )
     preemptions: int = Field(
         default=0, description="attempts released because their worker had to stop"
     )
@@ -185,6 +189,7 @@ def overview(state: State) -> CampaignOverview:
         errors=tuple(_errors(state)),
         audit=_audit(state),
         tasks=task_counts(state),
+        declined={queue: each.reasons for queue, each in state.declined.items()},
         preemptions=state.lost.preemptions,
         work_lost_seconds=state.lost.microseconds / 1e6,
     )
