@@ -23,7 +23,7 @@ from dpstream.commands.import_dpgen import check_machine, import_
 from dpstream.commands.init import init_bulk, init_surf
 from dpstream.commands.label import label
 from dpstream.commands.library import library
-from dpstream.commands.new import new_campaign
+from dpstream.commands.new import new
 from dpstream.commands.options import (
     DEFAULT_ROOT,
     AsJson,
@@ -370,23 +370,7 @@ def repair(
     raise typer.Exit(DAMAGED if planned.lost else 0)
 
 
-@app.command()
-def new(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="Name of the campaign and of the folder to create."),
-    ],
-) -> None:
-    """Create a folder with a commented spec to edit."""
-    created = new_campaign(name, Path.cwd())
-    say(console, f"wrote {created}")
-    say(
-        console,
-        f"next: put structures into {created.parent / 'structures'}, edit the spec, then run: "
-        f"dpstream validate {Path(name) / created.name}",
-    )
-
-
+app.command()(new)
 app.command("import")(import_)
 
 

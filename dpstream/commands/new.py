@@ -1,227 +1,73 @@
-"""`dpstream new`: writes a folder with a commented spec.
-
-The first part is written out here; all other keys, defaults, comments and bounds come from the
-fields of `dpstream.shared.spec`, so that the template always matches the code.
-"""
+"""The command `dpstream new`: the folder of a new campaign, with a spec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+import typer
 
+from dpstream.new_campaign.folder import check_name, create
+from dpstream.new_campaign.full import template
+from dpstream.new_campaign.labels import SETTINGS
+from dpstream.new_campaign.short import Kind, given, short_spec, symbols_in
 from dpstream.shared.errors import SpecError
-from dpstream.shared.spec import (
-    AutoTrust,
-    Dimers,
-    Init,
-    Initial,
-    Material,
-    Perturb,
-    ReferenceMd,
-    Repulsion,
-    Spec,
-    TrustLevels,
-)
-from dpstream.shared.spec.errors import NAMES, shown
-from dpstream.shared.values import Name
-
-COLUMN = 44
-"""Column in which comments start."""
-
-HEAD = """\
-# {name}: a concurrent-learning campaign. Units: eV, Å, ps, K, bar.
-# Put your structures into structures/, edit the first part, then run:
-#   dpstream validate campaign.yaml     checks everything and prints the plan
-#   dpstream run campaign.yaml
-# All keys after the first part show their defaults and may be deleted.
-
-name: {name}
-type_map: [C, H]                            # chemical symbols, in model order
-
-systems:                                    # starting structures for exploration, by name
-  start:
-    structures: ["structures/*.xyz"]        # files that ASE reads: POSCAR, extxyz, xyz, cif…
-    # periodic: false                       # default: as the file says; false drops the cell
-
-initial:                                    # labels for the first training: at least one of these
-{perturb}
-  # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
-  #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
-  # pick: 20                                # unperturbed structures, drawn at random
-{dimers}
-
-stages:                                     # explored in order, each until it converges
-  - name: warm
-    systems: [start]                        # names from systems
-    temperatures: [300]                     # K
-    # pressures: [1]                        # bar; requires an npt ensemble
-    # md: {{steps: 2000}}                     # overrides keys of md below, in this stage
-    # trust: {{low: 0.05, high: 0.2}}         # overrides trust below, in this stage
-    # engine: md                            # for other engines see docs/exploration.md
-  - name: hot
-    systems: [start]
-    temperatures: [450, 600]
-
-# material:                                 # instead of stages: derived from the melting point
-{material}
-"""
-
-NOTE = """\
-Put the starting structures of the campaign here, in any format that ASE reads: POSCAR, extxyz, xyz,
-cif and others. `systems.start.structures` in campaign.yaml selects files by name. A file without a
-cell is a molecule in vacuum.
-"""
-
-OWN = ("name", "type_map", "systems", "initial", "stages", "material")
-"""Keys that HEAD writes."""
-OPTIONAL: dict[str, type[BaseModel]] = {
-    "dimers": Dimers,
-    "repulsion": Repulsion,
-    "init": Init,
-    "reference_md": ReferenceMd,
-}
-"""Optional sections; the template has them commented out."""
+from dpstream.terminal.console import console, say
 
 
-def new_campaign(name: str, parent: Path) -> Path:
-    """Create `parent/name/` with a commented campaign.yaml and a folder for structures.
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name of the campaign and of the folder to create."),
+    ],
+    structure: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--structure",
+            metavar="FILE",
+            help="Starting structure: POSCAR, extxyz, xyz, cif…; may be repeated. The spec is then "
+            "short, and valid as it is.",
+        ),
+    ] = None,
+    code: Annotated[
+        str, typer.Option(metavar="CODE", help=f"Labeling code: {', '.join(SETTINGS)}.")
+    ] = "tblite",
+    elements: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SYMBOLS",
+            help="Elements of the model, separated by commas, in its order; one element without "
+            "--structure: its crystal.",
+        ),
+    ] = None,
+    kind: Annotated[
+        Kind | None,
+        typer.Option(help="What the structures are. [default: molecule without a cell, else bulk]"),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write every key with its default and a comment.")
+    ] = False,
+) -> None:
+    """Create a folder with a spec: a short one for given structures, else one with every key.
 
-    Returns the path of the spec. Raises `SpecError` for an invalid name, or a folder that exists or
-    cannot be created.
+    Examples:  dpstream new copper --elements Cu --code vasp
+               dpstream new water --structure water.xyz --code pyscf
     """
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise SpecError(f"NAME: {shown(name)}: {NAMES}") from error
-    folder = parent / name
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise FileExistsError(folder)
-        (folder / "structures").mkdir(parents=True)
-        (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
-        (folder / "campaign.yaml").write_text(template(name), encoding="utf-8")
-    except FileExistsError as error:
-        raise SpecError(f"{folder}: already exists; choose another name") from error
-    except OSError as error:
-        raise SpecError(f"{folder}: cannot be written: {error.strerror}") from error
-    return folder / "campaign.yaml"
-
-
-def template(name: str) -> str:
-    """The commented spec: first the keys to edit, then all other keys with their defaults."""
-    head = HEAD.format(
-        name=name,
-        perturb="\n".join(_section("perturb", _field(Perturb), Perturb, "  ")),
-        dimers="\n".join(_optional("dimers", Initial.model_fields["dimers"], "  ")),
-        material="\n".join(f"# {line}" for line in _keys(Material, "  ")),
-    )
-    lines = [line for key, field in Spec.model_fields.items() for line in _top(key, field)]
-    return "\n".join([head, *lines, ""])
-
-
-def _top(key: str, field: FieldInfo) -> Iterator[str]:
-    if key in OWN:
+    symbols = symbols_in(elements or "")
+    check_name(name)
+    if full and (structure or symbols):
+        raise SpecError("--full: leave out --structure and --elements; edit the first part instead")
+    if not structure and not symbols:
+        _write(name, template(name), {}, "put structures into {folder}/structures, edit the spec, ")
         return
-    model = _model(field)
-    if model is not None:
-        yield ""
-        yield from _section(key, field, model, "")
-    elif key == "trust":
-        yield ""
-        yield from _trust(field)
-    else:
-        yield _line(key, field, "")
+    structures = given(structure or [], symbols)
+    spec = short_spec(name, structures, code, symbols, kind)
+    _write(name, spec, structures.files, "")
 
 
-def _field(model: type[BaseModel]) -> FieldInfo:
-    return FieldInfo(default=model(), description=(model.__doc__ or "").split("\n")[0].rstrip("."))
-
-
-def _model(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it always holds one."""
-    annotation: Any = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
-
-
-def _trust(field: FieldInfo) -> Iterator[str]:
-    yield from _section("trust", field, TrustLevels, "", field.default)
-    yield _comment("# trust:", "or levels calibrated from the labels")
-    yield from (f"# {line}" for line in _keys(AutoTrust, "  "))
-
-
-def _section(
-    key: str, field: FieldInfo, model: type[BaseModel], indent: str, values: Any = None
-) -> Iterator[str]:
-    yield _comment(f"{indent}{key}:", field.description or "")
-    yield from _keys(model, indent + "  ", values)
-
-
-def _keys(model: type[BaseModel], indent: str, values: Any = None) -> Iterator[str]:
-    for key, field in model.model_fields.items():
-        inner = _model(field)
-        if inner is not None:
-            yield from _section(key, field, inner, indent)
-        elif key in OPTIONAL:
-            yield from _optional(key, field, indent)
-        else:
-            yield _line(key, field, indent, values)
-
-
-def _optional(key: str, field: FieldInfo, indent: str) -> Iterator[str]:
-    """An optional section, commented out."""
-    yield _comment(f"{indent}# {key}:", field.description or "")
-    yield from (f"{indent}# {line}" for line in _keys(OPTIONAL[key], "  "))
-
-
-def _line(key: str, field: FieldInfo, indent: str, values: Any = None) -> str:
-    """`key: default` and a comment; commented out if there is no default."""
-    if field.is_required() and values is None:
-        text = f"{indent}{key}:"
-    else:
-        value = field.default if values is None else getattr(values, key)
-        text = f"{indent}# {key}:" if value is None else f"{indent}{key}: {_yaml(value)}"
-    return _comment(text, "; ".join(filter(None, (field.description, allowed(field)))))
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = list(value)
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
-
-
-def _comment(text: str, comment: str) -> str:
-    return f"{text.ljust(COLUMN - 1)} # {' '.join(comment.split())}" if comment else text
-
-
-def allowed(field: FieldInfo) -> str:
-    """The allowed values of a field as text; empty if its type is the only restriction."""
-    annotation = field.annotation
-    if get_origin(annotation) is Literal:
-        return ", ".join(str(choice) for choice in get_args(annotation))
-    bounds = [
-        f"{sign} {bound:g}"
-        for item in _metadata(field)
-        for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        if (bound := getattr(item, name, None)) is not None
-    ]
-    return ", ".join(bounds)
-
-
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """The constraints of a field and of its annotated types."""
-    for item in [*field.metadata, *_inner_metadata(field.annotation)]:
-        yield from getattr(item, "metadata", [item])
-
-
-def _inner_metadata(annotation: Any) -> Iterator[Any]:
-    yield from getattr(annotation, "__metadata__", ())
-    for argument in get_args(annotation):
-        if argument is not type(None):
-            yield from getattr(argument, "__metadata__", ())
+def _write(name: str, spec: str, files: Mapping[str, bytes], first: str) -> None:
+    created = create(name, Path.cwd(), spec, files)
+    say(console, f"wrote {created}")
+    before = first.format(folder=name)
+    say(console, f"next: {before}dpstream validate {Path(name) / created.name}")

@@ -8,10 +8,11 @@ from rich.table import Table
 
 
 def text_table(*columns: str, **style: Any) -> Table:
-    """A table with bold headings whose columns fold long text. `style` is passed to `Table`."""
+    """A table with bold headings whose columns fold long text, but no heading. `style` is passed to
+    `Table`."""
     table = Table(box=None, pad_edge=False, header_style="bold", **style)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", min_width=len(column))
     return table
 
 

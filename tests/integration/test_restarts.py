@@ -58,10 +58,14 @@ def program_at_work(scratch: Path) -> psutil.Process:
     deadline = time.monotonic() + SECONDS
     while iterations(scratch) < STOP_AT and time.monotonic() < deadline:
         time.sleep(0.01)
-    (program,) = (
-        each for each in psutil.Process().children() if Path(each.cwd()).is_relative_to(scratch)
-    )
+    (program,) = (each for each in psutil.Process().children() if _works_in(each, scratch))
     return program
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    with suppress(psutil.ZombieProcess):  # another child has just ended
+        return Path(process.cwd()).is_relative_to(folder)
+    return False
 
 
 End = Callable[[Context, psutil.Process], None]

@@ -11,8 +11,9 @@ import pytest
 from ase.build import molecule
 from rich.console import Console, RenderableType
 
-from dpstream.commands.new import new_campaign, template
 from dpstream.inputs.gather import Gathered, gather
+from dpstream.new_campaign.folder import create
+from dpstream.new_campaign.full import template
 from dpstream.running.cross_check import CHECKED, cross_check
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
@@ -158,7 +159,7 @@ def test_cross_check_of_fewer_frames_or_none() -> None:
 
 
 def test_the_template_is_a_spec_with_every_default(tmp_path: Path) -> None:
-    path = new_campaign("mine", tmp_path)
+    path = create("mine", tmp_path, template("mine"), {})
     molecule("CH4").write(path.parent / "structures" / "methane.xyz")
     loaded = load_spec(path)
     needed = {key: loaded.model_dump()[key] for key in ("name", "type_map", "systems", "stages")}
@@ -177,10 +178,10 @@ def test_the_template_names_every_key() -> None:
 
 def test_new_refuses_bad_names_and_existing_folders(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="'My One': use at most 63 lower-case"):
-        new_campaign("My One", tmp_path)
-    new_campaign("mine", tmp_path)
+        create("My One", tmp_path, "", {})
+    create("mine", tmp_path, template("mine"), {})
     with pytest.raises(SpecError, match="already exists"):
-        new_campaign("mine", tmp_path)
+        create("mine", tmp_path, template("mine"), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="cannot be written"):
-        new_campaign("mine", tmp_path / "file")
+        create("mine", tmp_path / "file", "", {})
