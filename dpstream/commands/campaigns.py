@@ -189,7 +189,7 @@ def validate(
     With --cross-check, a few frames of imported labelled sets are computed again with the recipe.
     """
     check_machine(spec, machine)
-    loaded, gathered, recipe = prepared(spec, mode, None, code=code)
+    loaded, gathered, recipe = prepared(spec, mode, None, engines=None, code=code)
     checks = FirstChecks(cross_check, force)
     checks.run(loaded, gathered, recipe, lambda found: show_plan(console, loaded, found, recipe))
     if not cross_check and (count := number_of_checks(gathered, loaded)):

@@ -114,12 +114,13 @@ def prepared(
     path: Path,
     mode: str | None,
     name: str | None,
-    engines: bool = True,
+    engines: bool | None = True,
     code: str | None = None,
 ) -> tuple[Spec, Gathered, Recipe]:
     """Read and check the spec at `path` with all that it names, before anything starts.
 
-    `mode`, `name` and `code` override the spec; `engines`: they must be installed on this machine.
+    `mode`, `name` and `code` override the spec; `engines`: whether they must be installed on this
+    machine, None: if they are not, that is a warning.
     Raises `SpecError` with one line naming file and key.
     """
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
@@ -132,7 +133,7 @@ def prepared(
 def checked(
     spec: Spec,
     folder: Path,
-    engines: bool = True,
+    engines: bool | None = True,
     given: Mapping[str, Sequence[Frame]] = MappingProxyType({}),
 ) -> tuple[Spec, Gathered, Recipe]:
     """Read and check everything that `spec` names, relative to `folder`. `given`: structures, by
@@ -141,11 +142,23 @@ def checked(
     structures = SystemStructures(spec, folder, given)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
     recipe = make_recipe(spec.labels)
-    if engines:
+    missing = None if engines is False else _missing(spec, recipe)
+    if missing is not None and engines:
+        raise missing
+    gathered = gather(spec, folder, engines is False, structures)
+    if missing is not None:
+        gathered.warnings.append(f"this machine can submit the campaign, not run it: {missing}")
+    return expand_material(spec), replace(gathered, attachments=attachments), recipe
+
+
+def _missing(spec: Spec, recipe: Recipe) -> SpecError | None:
+    """The first thing that this machine lacks to run the campaign."""
+    try:
         check_engines(spec)
         check_program(recipe)
-    gathered = gather(spec, folder, not engines, structures)
-    return expand_material(spec), replace(gathered, attachments=attachments), recipe
+    except SpecError as error:
+        return error
+    return None
 
 
 @contextmanager

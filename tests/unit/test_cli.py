@@ -250,7 +250,6 @@ def absent(distribution: str) -> Callable[[str], str]:
     return version
 
 
-@pytest.mark.parametrize("command", ["run", "validate"])
 @pytest.mark.parametrize(
     ("distribution", "line"),
     [
@@ -263,13 +262,26 @@ def absent(distribution: str) -> Callable[[str], str]:
 def test_an_engine_that_is_not_installed(
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
-    command: str,
     distribution: str,
     line: str,
 ) -> None:
     code = "pyscf" if distribution == "pyscf" else "tblite"
     monkeypatch.setattr(metadata, "version", absent(distribution))
-    assert refused(command, changed("labels.code", code)).startswith(f"bad.yaml: {line}")
+    assert refused("run", changed("labels.code", code)).startswith(f"bad.yaml: {line}")
+
+
+def test_without_engines_a_campaign_is_checked_for_submission(
+    call: Call, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", absent("deepmd-kit"))
+    status, out, _ = call("validate", changed("labels.code", "tblite"))
+    assert status == 0
+    words = " ".join(out.split())
+    assert "this machine can submit the campaign, not run it: the trainer needs deepmd-kit" in words
+    monkeypatch.setattr(metadata, "version", absent("tblite"))
+    assert "state the workers' version in labels.version" in refused(
+        "validate", changed("labels.code", "tblite")
+    )
 
 
 @pytest.mark.parametrize(

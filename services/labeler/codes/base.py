@@ -163,7 +163,8 @@ def installed_version(distribution: str, extra: str = "labeler") -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         raise SpecError(
-            f"labels.code: {distribution} is not installed; pip install 'dpstream[{extra}]'"
+            f"labels.code: {distribution} is not installed; pip install 'dpstream[{extra}]', or "
+            "state the workers' version in labels.version to submit it from here"
         ) from None
 
 
