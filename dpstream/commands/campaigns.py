@@ -55,7 +55,7 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
-from dpstream.inputs.gather import gather
+from dpstream.inputs.gather import Gathered, gather
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
@@ -73,7 +73,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, say
-from dpstream.terminal.plan import show_plan
+from dpstream.terminal.plan import plan_facts, show_plan
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
     Measured,
@@ -183,6 +183,7 @@ def validate(
     code: Code = None,
     cross_check: CrossCheck = False,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a spec and all files it names, and print the plan. Starts nothing.
 
@@ -190,8 +191,16 @@ def validate(
     """
     check_machine(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, engines=None, code=code)
-    checks = FirstChecks(cross_check, force)
-    checks.run(loaded, gathered, recipe, lambda found: show_plan(console, loaded, found, recipe))
+
+    def show(found: Gathered) -> None:
+        if as_json:
+            console.print_json(data=plan_facts(loaded, found, recipe))
+        else:
+            show_plan(console, loaded, found, recipe)
+
+    FirstChecks(cross_check, force).run(loaded, gathered, recipe, show)
+    if as_json:
+        return
     if not cross_check and (count := number_of_checks(gathered, loaded)):
         say(console, f"--cross-check compares {count} imported labels with the recipe")
 
@@ -273,14 +282,19 @@ def why(
     ],
     campaign: Campaign = None,
     root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
 ) -> None:
     """Explain why a frame was or was not labelled: its history from the ledger."""
     if not frame:
         raise SpecError("FRAME: '' is not a frame key; give a key, or the first characters of it")
     with within(root):
         store, name = named(campaign, root)
-        for line in why_frame(store, name, frame):
-            say(console, line)
+        lines = [*why_frame(store, name, frame)]
+    if as_json:
+        console.print_json(data={"campaign": name, "frame": frame, "history": lines})
+        return
+    for line in lines:
+        say(console, line)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import typer
 
 from dpstream.commands.options import (
     DEFAULT_ROOT,
+    AsJson,
     Broker,
     Campaign,
     CrossCheck,
@@ -48,7 +49,12 @@ from dpstream.services.coordinator.ledger.ledger import (
     messages_of,
     verdict,
 )
-from dpstream.services.coordinator.views.overview import headline, verdict_line
+from dpstream.services.coordinator.views.overview import (
+    CampaignOverview,
+    finished_overview,
+    overview,
+    verdict_line,
+)
 from dpstream.services.coordinator.views.tasks import TaskLine, retryable
 from dpstream.shared.access import ROLES
 from dpstream.shared.errors import CorruptLedger, DigestMismatch, SpecError
@@ -106,24 +112,29 @@ def submit(
         _answer(store, submitted, wait)
 
 
-def list_(root: Root = DEFAULT_ROOT) -> None:
+def list_(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """List all campaigns with their progress."""
-    table = listing_table("campaign", "progress")
     with within(root):
         store = there(root)
-        for name in campaigns(store):
-            table.add_row(name, _standing(store, name))
-    console.print(table if table.row_count else "no campaigns")
+        found = [_overview(store, name) for name in campaigns(store)]
+    if as_json:
+        console.print_json(data=[each.model_dump(mode="json") for each in found])
+        return
+    table = listing_table("campaign", "progress")
+    for each in found:
+        table.add_row(each.name, each.headline)
+    console.print(table if found else "no campaigns")
 
 
-def _standing(store: Store, name: str) -> str:
+def _overview(store: Store, name: str) -> CampaignOverview:
     """Where a campaign stands; its damage, so that the others are listed all the same."""
     try:
         last = verdict(store, name)
-        return verdict_line(last) if last else headline(load_state(store, name))
+        return finished_overview(last) if last else overview(load_state(store, name))
     except (CorruptLedger, DigestMismatch, ValueError) as error:
         reason = " ".join(str(error).split())
-        return f"damaged: {reason}; next: dpstream repair {name} lists what can be recovered"
+        line = f"damaged: {reason}; next: dpstream repair {name} lists what can be recovered"
+        return CampaignOverview(name=name, standing="broken", headline=line)
 
 
 def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker = None) -> None:
@@ -161,11 +172,15 @@ def logs(
         bool,
         typer.Option("--follow", "-f", help="Keep printing new lines until the campaign ends."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the history of a campaign from its ledger: events, decisions, failures."""
+    """Print the history of a campaign from its ledger: events, decisions, failures.
+
+    With --json, one message in each line, as in docs/messages.schema.json.
+    """
     with within(root):
         store, name = named(campaign, root)
-        reading, lines = LedgerReader.begin(store, name), LedgerLines(task)
+        reading, lines = LedgerReader.begin(store, name), LedgerLines(task, as_json)
         while True:
             for line in lines.of(messages_of(reading.new_segments())):
                 say(console, line)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dpstream.commands.options import DEFAULT_ROOT, Broker, Root, prepared
+from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root, prepared
 from dpstream.inputs.check_installed import check_engines
 from dpstream.running.connection import is_folder, open_bus, open_store
 from dpstream.running.label_here import LabelMethod, frame_labeler
@@ -105,6 +105,7 @@ def doctor(
     ] = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine: engines, labeling codes, disk, cores; broker and store if given.
 
@@ -114,10 +115,14 @@ def doctor(
     Exit status: 0 everything needed works, 1 something is missing.
     """
     findings = examine(spec, root, broker)
-    console.print(_table(findings))
+    if as_json:
+        console.print_json(data=[asdict(finding) for finding in findings])
+    else:
+        console.print(_table(findings))
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
-    say(console, f"this machine meets all requirements of {spec or 'a campaign'}")
+    if not as_json:
+        say(console, f"this machine meets all requirements of {spec or 'a campaign'}")
 
 
 def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:

@@ -85,9 +85,7 @@ Mode = Annotated[
         "(selects, labels and trains while trajectories run).",
     ),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON, the same as the coordinator's API.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrossCheck = Annotated[
     bool,
     typer.Option(

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dpstream.shared import messages as m
-from dpstream.shared.codec import kind_of
+from dpstream.shared.codec import encode, kind_of
 
 INDENT = " " * 8
 
 
 @dataclass
 class LedgerLines:
-    """Formats messages. `task`: restricts the output to tasks whose id starts with it."""
+    """Formats messages. `task`: restricts the output to tasks whose id starts with it; `as_json`:
+    the messages themselves."""
 
     task: str = ""
+    as_json: bool = False
     _titles: dict[str, str] = field(default_factory=dict)
 
     def of(self, messages: Iterable[m.Message]) -> Iterator[str]:
@@ -26,6 +28,9 @@ class LedgerLines:
                 self._titles[message.task] = message.title
             task = getattr(message, "task", "")
             if isinstance(message, m.ManifestFrozen) or not task.startswith(self.task):
+                continue
+            if self.as_json:
+                yield encode(message).decode()
                 continue
             yield self._line(message, task)
             trace = getattr(message, "trace", "")

@@ -258,6 +258,19 @@ def held_out_frames(spec: Spec) -> int:
     return 0 if reference is None else reference.trajectories * reference.frames
 
 
+def plan_facts(spec: Spec, gathered: Gathered, recipe: Recipe) -> dict[str, Any]:
+    """The plan for programs: the spec with its defaults, and what follows from it."""
+    return {
+        "spec": expand_material(spec).model_dump(mode="json"),
+        "recipe": {"digest": recipe.digest, **recipe.model_dump(mode="json")},
+        "systems": {name: len(frames) for name, frames in gathered.systems.items()},
+        "initial_frames": len(gathered.initial),
+        "imported_labels": len(gathered.labelled),
+        "labels_at_most": most_labels(spec, gathered.first),
+        "warnings": gathered.warnings,
+    }
+
+
 def most_labels(spec: Spec, first: int) -> int:
     """Largest number of labels of a campaign: the `first` frames, then the limits of every round of
     every stage (including audit), bounded by the budget. Reused labels count."""

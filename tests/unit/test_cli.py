@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import importlib.util
+import json
 import shutil
 import signal
 import subprocess
@@ -29,9 +31,11 @@ from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.views.overview import CampaignOverview, overview
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.bus.memory import InProcessBus
+from dpstream.shared.codec import decode
 from dpstream.shared.messages import CampaignFinished, CampaignPaused
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
+from tests.support import sample_ledger
 from tests.support.command_line import run_command
 from tests.support.nvml import has_gpus
 
@@ -556,3 +560,22 @@ def test_help_teaches(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_version_is_the_packages(call: Call) -> None:
     assert call("--version") == (0, f"dpstream {metadata.version('dpstream')}\n", "")
+
+
+# ------------------------------------------------------------------------------ JSON
+
+
+def test_facts_are_printed_as_json(call: Call, tmp_path: Path) -> None:
+    writer = sample_ledger.LedgerWriter(tmp_path / "root")
+    writer.beginning()
+    writer.write()
+    store, name = ["--store", str(tmp_path / "root")], sample_ledger.NAME
+    status, out, _ = call("list", "--json", *store)
+    assert (status, [each["name"] for each in json.loads(out)]) == (0, [name])
+    status, out, _ = call("logs", name, "--json", *store)
+    messages = [decode(line.encode()) for line in out.splitlines()]
+    assert {message.campaign for message in messages} == {name}
+    status, out, _ = call("validate", "good.yaml", "--json")
+    plan = json.loads(out)
+    assert (plan["spec"]["name"], plan["imported_labels"]) == (SPEC["name"], 0)
+    assert len(plan["recipe"]["digest"]) == 16
