@@ -15,6 +15,7 @@ from dpstream.services.coordinator.rules.labels import (
     pairs_manifest,
     points_manifest,
 )
+from dpstream.services.coordinator.rules.likely_cause import likely_cause
 from dpstream.services.coordinator.rules.training import start_training, train_final
 from dpstream.services.coordinator.rules.trust import current_trust, stage_of
 from dpstream.services.coordinator.state import Round, State
@@ -126,6 +127,9 @@ def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
     for kind in (m.Explore, m.Judge):
         for task in tasks_of(decisions.state, kind, "open", "running"):
             cancel(decisions, task, "the stage has ended")
+    last = decisions.state.exploration.verdict
+    if last is not None and verdict in ("stuck", "out-of-budget"):
+        why = "; ".join(filter(None, (why, likely_cause(decisions.state, last))))
     decisions.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
 
 
