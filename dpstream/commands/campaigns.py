@@ -7,6 +7,7 @@ are in modules of their own and only registered here.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -56,6 +57,7 @@ from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
 from dpstream.inputs.gather import Gathered, gather
+from dpstream.integrity.deletion import objects_of, still_runs
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
@@ -74,6 +76,7 @@ from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, say
 from dpstream.terminal.plan import plan_facts, show_plan
+from dpstream.terminal.progress import progress
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
     Measured,
@@ -382,6 +385,42 @@ def repair(
             planned.write()
             say(console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/")
     raise typer.Exit(DAMAGED if planned.lost else 0)
+
+
+@app.command()
+def delete(
+    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
+    root: Root = DEFAULT_ROOT,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if the campaign has not ended.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a campaign that has ended: ledger, models, datasets, inputs. Frees its name.
+
+    Labels stay: other campaigns use them. `dpstream export NAME --full` keeps a copy first. Needs
+    the keys of the store's administrator.
+    """
+    with within(root):
+        store, name = resolved(campaign, root)
+        if still_runs(store, name) and not force:
+            raise SpecError(
+                f"{name}: has not ended; first dpstream cancel {name}, or, if nothing runs it any "
+                f"more, dpstream delete {name} --force"
+            )
+        with ExitStack() as held:
+            if is_folder(root):
+                held.enter_context(sole_runner(Path(root), name))
+            keys = objects_of(store, name)
+            if not yes:
+                typer.confirm(f"Delete {len(keys)} objects of {name} for good?", abort=True)
+            with progress("deleted", len(keys)) as step:
+                for key in keys:
+                    store.delete(key)
+                    step(key)
+            if is_folder(root):  # empty folders and the lock
+                shutil.rmtree(Path(root) / "campaigns" / name, ignore_errors=True)
+    say(console, f"deleted {name}: {len(keys)} objects; its labels stay")
 
 
 app.command()(new)

@@ -24,9 +24,17 @@ import yaml
 import dpstream.commands.campaigns
 import dpstream.commands.run.local
 from dpstream.inputs.gather import gather
+from dpstream.integrity.deletion import objects_of
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
-from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry, load_state
+from dpstream.services.coordinator.ledger.ledger import (
+    Ledger,
+    LedgerEntry,
+    begun_and_ended,
+    campaigns,
+    finished_uri,
+    load_state,
+)
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.views.overview import CampaignOverview, overview
 from dpstream.services.labeler.recipes import make_recipe
@@ -579,3 +587,40 @@ def test_facts_are_printed_as_json(call: Call, tmp_path: Path) -> None:
     plan = json.loads(out)
     assert (plan["spec"]["name"], plan["imported_labels"]) == (SPEC["name"], 0)
     assert len(plan["recipe"]["digest"]) == 16
+
+
+# ------------------------------------------------------------------------------ delete
+
+
+def test_delete_frees_the_name_and_keeps_the_labels(
+    call: Call, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    writer, root = sample_ledger.LedgerWriter(tmp_path / "root"), str(tmp_path / "root")
+    name = sample_ledger.NAME
+    writer.beginning()
+    store = writer.write()
+    store.create("labels/0/0.json", b"a label")
+    assert refused("delete", name, "--store", root).startswith(f"{name}: has not ended; first ")
+    status, out, _ = call("delete", name, "--force", "--yes", "--store", root)
+    assert status == 0
+    assert out.startswith(f"deleted {name}: ")
+    assert list(store.list("campaigns/")) == []
+    assert not (tmp_path / "root" / "campaigns" / name).exists()
+    assert store.exists("labels/0/0.json")
+    assert "no campaign" in call("list", "--store", root)[1]
+
+
+def test_a_deletion_that_was_interrupted_can_be_repeated(tmp_path: Path) -> None:
+    writer = sample_ledger.LedgerWriter(tmp_path)
+    writer.beginning()
+    store = writer.write()
+    store.create(finished_uri(sample_ledger.NAME), b"{}")
+    keys = objects_of(store, sample_ledger.NAME)
+    for key in keys:
+        assert campaigns(store) == [sample_ledger.NAME]
+        assert begun_and_ended(store)[1], "no coordinator opens it"
+        store.delete(key)
+        if key.endswith("/spec.json"):
+            break
+    assert campaigns(store) == []
+    assert key == keys[-2]
