@@ -91,6 +91,8 @@ def simplify(
         raise SpecError(f"--store: {root}: must be a folder on this machine for simplify")
     options = _options(dataset, spec, name, code)
     loaded, gathered, recipe, pool = _prepared(options)
+    for report in pool.reports:
+        say(console, str(report))
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.generators.client import PART, Generator, Verdict
-from dpstream.inputs.read_labelled import one_line
 from dpstream.inputs.read_structures import read_structures
+from dpstream.inputs.reading.ase_files import one_line
 from dpstream.shared.atoms.frames import Frame, as_frame, canonical, frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import stable_id

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from warnings import catch_warnings, simplefilter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,11 @@ from dpstream.inputs.dimers import gather_dimers
 from dpstream.inputs.frames_as_given import picked, run_lengths, runs
 from dpstream.inputs.plausibility import findings
 from dpstream.inputs.read_labelled import Imported, read_labelled
+from dpstream.inputs.reading.found import EnergyKind
+from dpstream.inputs.reading.sets import check_one_energy
 from dpstream.inputs.systems import SystemStructures
 from dpstream.inputs.training_files import TrainingFile, given_files
+from dpstream.services.labeler.acceptance import Tolerance
 from dpstream.shared.atoms.builders import perturbed_apart, scaled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_key
 from dpstream.shared.atoms.properties import PROPERTIES
@@ -37,6 +40,7 @@ from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Perturb, Spec
 from dpstream.shared.values import stable_seed
 
+USUAL = Tolerance()
 MOST_FRAMES = 10_000
 """Largest number of structures that a campaign starts with; every snapshot of its state lists
 them all."""
@@ -51,7 +55,7 @@ class Gathered:
     implausible that only `--force` starts it; files: training files by name; attachments: files
     that the labeling recipe names by digest; points: structures for each property in
     verification.properties; lengths: structures per trajectory, for systems of the engine
-    `frames`.
+    `frames`; sources: what became of each labelled set that deserves no warning.
     """
 
     systems: dict[str, list[Frame]]
@@ -64,6 +68,7 @@ class Gathered:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     points: list[list[Frame]] = field(default_factory=list)
     lengths: Mapping[str, int] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> int:
@@ -95,7 +100,7 @@ def gather(
     check_training(spec)
     structures = structures or SystemStructures(spec, folder)
     systems = {name: _starting_structures(spec, name, structures) for name in spec.systems}
-    labelled, test, reader_warnings = _labelled_sets(spec, folder)
+    labelled, test, reports = _labelled_sets(spec, folder)
     check_loss(spec, labelled, test)
     points = _points(spec, systems)
     check_computable(spec, _to_label(systems, points), labelled + test)
@@ -104,7 +109,8 @@ def gather(
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
-    warnings = [*reader_warnings, *left_out, *misnumbered(spec, structures)]
+    warnings = [*(r.line for r in reports if r.is_warning), *repeated(labelled), *left_out]
+    warnings += [*structures.remarks, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
     found = findings(spec, systems, _pairs(labelled))
     gathered = Gathered(
@@ -117,6 +123,7 @@ def gather(
         given_files(spec, folder),
         points=points,
         lengths=run_lengths(spec),
+        sources=[r.line for r in reports if not r.is_warning],
     )
     _check_number(gathered)
     check_budget(spec, gathered.first)
@@ -157,14 +164,53 @@ def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]
     return points
 
 
-def _labelled_sets(spec: Spec, folder: Path) -> tuple[list[Imported], list[Imported], list[str]]:
-    """Training data, held-out data, and warnings of their readers (omitted frames…)."""
-    with catch_warnings(record=True) as caught:
-        simplefilter("always")
-        labelled = read_labelled(spec.initial.data, folder, spec.type_map, "initial.data")
-        test = read_labelled(spec.verification.data, folder, spec.type_map, "verification.data")
-    reader_warnings = [f"labelled sets: {w.message}" for w in caught if w.category is UserWarning]
-    return labelled, test, list(dict.fromkeys(reader_warnings))
+class SourceLine(NamedTuple):
+    """What became of a labelled set, with its spec key."""
+
+    line: str
+    is_warning: bool
+
+
+def _labelled_sets(
+    spec: Spec, folder: Path
+) -> tuple[list[Imported], list[Imported], list[SourceLine]]:
+    """Training data, held-out data, and a line per source."""
+    lines: list[SourceLine] = []
+    kinds: dict[EnergyKind, str] = {}
+    sets = []
+    for key, sources in (
+        ("initial.data", spec.initial.data),
+        ("verification.data", spec.verification.data),
+    ):
+        found = read_labelled(sources, folder, spec.type_map, key)
+        sets.append(found.items)
+        lines += (SourceLine(f"{key}: {r}", r.is_worth_a_warning) for r in found.reports)
+        kinds = {**kinds, **found.energies}
+        check_one_energy(kinds, key)
+    return sets[0], sets[1], lines
+
+
+def repeated(items: Sequence[Imported]) -> Iterator[str]:
+    """Warnings of frames that occur more than once, of which the last is kept, and of labels that
+    differ between them."""
+    last = {frame_key(item.frame): item for item in items}
+    if len(last) == len(items):
+        return
+    yield (
+        f"initial.data: {len(items) - len(last)} of {len(items)} frames occur again in it or in "
+        "another set; each is taken once"
+    )
+    for item in items:
+        kept = last[frame_key(item.frame)]
+        forces = float(np.abs(item.label.forces - kept.label.forces).max())
+        energy = abs(item.label.energy - kept.label.energy) / len(item.frame.species)
+        if forces > USUAL.forces or energy > USUAL.energy:
+            yield (
+                f"initial.data: a frame of {item.frame.formula} has two labels, which differ by "
+                f"{energy:.2g} eV/atom and {forces:.2g} eV/Å: in {item.source} and {kept.source}, "
+                "of which the last is taken; remove one"
+            )
+            return
 
 
 def _pairs(items: Sequence[Imported]) -> list[tuple[Frame, FrameLabel]]:

@@ -11,6 +11,7 @@ import ase.io
 import dpdata
 
 from dpstream.inputs.read_labelled import read_here, record_of
+from dpstream.inputs.reading.sets import SetOptions
 from dpstream.shared.atoms.records import Record
 from dpstream.shared.runtime.parser import write_records
 
@@ -21,18 +22,23 @@ assert ase.io, dpdata  # imported here, not in every fork
 def labelled(
     paths: Mapping[str, str],
     inside: str,
+    columns: Mapping[str, str],
     type_map: Sequence[str],
     key: str,
+    name: str,
     result: str,
 ) -> None:
     """Write the labelled frames of `paths`, absolute and by name, as records, after one with the
-    warnings of their readers. Raises SpecError."""
-    places = {name: Path(path) for name, path in paths.items()}
+    report on them, which includes the warnings of the readers. Raises SpecError."""
+    places = {file: Path(path) for file, path in paths.items()}
+    options = SetOptions(inside, columns, type_map)
     with catch_warnings(record=True) as caught:
         simplefilter("always")
-        items = list(read_here(places, inside, type_map, key))
+        report, items = read_here(places, options, key, name)
     texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
-    write_records(result, [Record({"warnings": texts}), *map(record_of, items)])
+    told = {**report.told, **{text: texts.count(text) for text in texts}}
+    facts = {"report": report.model_copy(update={"told": told}).model_dump(mode="json")}
+    write_records(result, [Record(facts), *map(record_of, items)])
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {"labelled": labelled}

@@ -1,7 +1,7 @@
-"""Reads existing labelled sets into canonical frames and labels.
+"""Reads existing labelled sets into canonical frames and labels, and reports what became of each.
 
-DeePMD-kit folders and HDF5 files and VASP's OUTCAR go through dpdata, which converts to eV, Å and
-DeePMD's virial; anything else through ASE, whose stress has the opposite sign per volume.
+The files may come from anywhere, so an expendable process reads them (`parsing`), with the readers
+of `reading/`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,24 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-from warnings import warn
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
-from dpstream.shared.atoms.frames import (
-    PARAMETERS,
-    WEIGHTS,
-    Floats,
-    Frame,
-    FrameLabel,
-    canonical,
-    from_ase,
-)
+from dpstream.inputs.reading.ase_files import one_line
+from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind
+from dpstream.inputs.reading.patterns import find_files, folders
+from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
+from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
 from dpstream.shared.atoms.records import Record
-from dpstream.shared.errors import ParserFailed, SpecError, errors_at
+from dpstream.shared.errors import ParserFailed, SpecError
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
-
-HDF5 = (".hdf5", ".h5")
+from dpstream.shared.spec import LabelledSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,38 +40,118 @@ class Imported:
     source: str
 
 
+class SourceReport(BaseModel):
+    """What became of one source, a name or pattern of the spec. `formats`: numbers of files;
+    `left_out`: numbers of frames by rule; `examples`: the first of each; `told`: remarks;
+    `energies`: a file of each kind of energy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    formats: dict[str, int] = {}
+    found: int = 0
+    taken: int = 0
+    left_out: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    told: dict[str, int] = {}
+    energies: dict[EnergyKind, str] = {}
+
+    def __str__(self) -> str:
+        """`runs/*/OUTCAR: 120 frames found (VASP OUTCAR, 3 files), 117 taken; 3 left out: …`"""
+        taken = "all" if self.taken == self.found else str(self.taken)
+        frames = "1 frame" if self.found == 1 else f"{self.found} frames"
+        parts = [f"{frames} found ({self._format_words()}), {taken} taken"]
+        left_out = [
+            f"{count} {rule} ({self.examples.get(rule, '')})"
+            for rule, count in self.left_out.items()
+        ]
+        if left_out:
+            parts.append(f"{self.found - self.taken} left out: {', '.join(left_out)}")
+        parts += [KIND_WORDS[kind] for kind in sorted(self.energies, reverse=True)]
+        parts += [text if n == 1 else f"{text} ({n} times)" for text, n in self.told.items()]
+        return f"{self.name}: {'; '.join(parts)}"
+
+    @property
+    def is_worth_a_warning(self) -> bool:
+        """Whether a frame was left out, or something was not read as usual."""
+        return bool(self.left_out or self.told)
+
+    def _format_words(self) -> str:
+        each = (f"{name}, {n} files" if n > 1 else name for name, n in self.formats.items())
+        return "; ".join(each)
+
+
+@dataclass(frozen=True)
+class LabelledSets:
+    """All labels that were taken, in the order of the files, and a report per source."""
+
+    items: list[Imported]
+    reports: list[SourceReport]
+
+    @property
+    def energies(self) -> dict[EnergyKind, str]:
+        """A file of each kind of energy."""
+        return {kind: file for r in self.reports for kind, file in r.energies.items()}
+
+
 def read_labelled(
-    patterns: Sequence[str], folder: Path, type_map: Sequence[str], key: str
-) -> list[Imported]:
-    """Read all labelled frames that `patterns` match, relative to `folder`, in an expendable
-    process: the files may come from anywhere. Raises `SpecError` naming spec key `key` and the file
-    that cannot be read."""
-    items = [item for p in patterns for item in _read_pattern(p, folder, type_map, key)]
-    return [_checked(item, type_map, key) for item in items]
+    sources: Sequence[str | LabelledSet], folder: Path, type_map: Sequence[str], key: str
+) -> LabelledSets:
+    """Read all labelled frames of `sources`, relative to `folder`, in an expendable process: the
+    files may come from anywhere. Raises `SpecError` naming spec key `key` and the file that cannot
+    be read or has no valid label, and for sets with different kinds of energies."""
+    items: list[Imported] = []
+    reports: list[SourceReport] = []
+    for source in sources:
+        records = _read_source(source, folder, type_map, key)
+        reports.append(_report(records[0]))
+        items += (_known(_imported(record), type_map, key) for record in records[1:])
+    sets = LabelledSets(items, reports)
+    check_one_energy(sets.energies, key)
+    return sets
 
 
-def _read_pattern(
-    pattern: str, folder: Path, type_map: Sequence[str], key: str
-) -> Iterator[Imported]:
-    name, _, inside = pattern.partition("#")
-    paths = find_files(name, folder, key)
+def _read_source(
+    source: str | LabelledSet, folder: Path, type_map: Sequence[str], key: str
+) -> list[Record]:
+    given = LabelledSet(file=source) if isinstance(source, str) else source
+    paths, inside = _files(given.file, folder, key)
     arguments = {
         "paths": {str(path): str(_absolute(path)) for path in paths},
         "inside": inside,
-        "type_map": list(type_map),
+        "columns": given.columns,
+        "type_map": list(given.type_map or type_map),
         "key": key,
+        "name": given.file,
     }
     try:
         parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
         records = parser.records("labelled", arguments, limits)
-        for record in records[:1]:
-            for text in record.facts.get("warnings", ()):
-                warn(str(text), UserWarning, stacklevel=2)
-        yield from map(_imported, records[1:])
+        if not records:
+            raise Unreadable("the parser returned no report")
+        return records
     except (Unreadable, ParserFailed) as error:
         if isinstance(error, Unreadable) and error.kind == "SpecError":
             raise SpecError(error.reason) from error
-        raise SpecError(f"{key}: {pattern}: cannot be read as a labelled set: {error}") from error
+        raise SpecError(
+            f"{key}: {given.file}: cannot be read as a labelled set: {error}"
+        ) from error
+
+
+def _files(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
+    """The files that a name or pattern means, and the group inside them: `data.hdf5#/group`. A file
+    whose name contains # is taken by its name."""
+    if "#" not in name or (folder / Path(name).expanduser()).exists():
+        return find_files(name, folder, key), ""
+    file, _, inside = name.partition("#")
+    return find_files(file, folder, key), inside
+
+
+def _report(record: Record) -> SourceReport:
+    try:
+        return SourceReport.model_validate(record.facts.get("report"), strict=True)
+    except ValidationError as error:
+        raise SpecError("the parser of labelled sets returned no report") from error
 
 
 def _absolute(path: Path) -> Path:
@@ -93,9 +166,15 @@ def _reads(paths: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     absolute, around = [_absolute(path) for path in paths], folder.resolve()
     if not all(path.is_relative_to(around) for path in absolute):
         around = Path(os.path.commonpath([path.parent for path in absolute]))
-    entries = [*absolute, *(entry for path in absolute for entry in path.rglob("*"))]
+    entries = [*absolute, *(entry for path in absolute for entry in _entries(path))]
     targets = {Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink()}
     return around, *sorted(path for path in targets if not path.is_relative_to(around))
+
+
+def _entries(path: Path) -> Iterator[Path]:
+    """Everything in a folder, behind links too."""
+    for folder in folders(path):
+        yield from folder.iterdir()
 
 
 @cache
@@ -110,7 +189,7 @@ def _parser(reads: tuple[Path, ...]) -> Parser:
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in _entries(path) if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
@@ -145,228 +224,69 @@ def record_of(item: Imported) -> Record:
 
 
 def read_here(
-    paths: Mapping[str, Path], inside: str, type_map: Sequence[str], key: str
-) -> Iterator[Imported]:
-    """The labelled frames of `paths`, by the names that messages use, read in this process. Raises
-    as `read_labelled`."""
-    for name, path in paths.items():
-        try:
-            items = list(_read(path, inside, type_map))
-        except SpecError as error:
-            raise SpecError(str(error).replace(str(path), name)) from error
-        except Exception as error:  # dpdata, h5py and ASE raise many kinds
-            reason = one_line(error).replace(str(path), name)
-            raise SpecError(f"{key}: {name}: cannot be read as a labelled set: {reason}") from error
-        if not items:
-            raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces")
-        for item in items:
-            yield replace(item, source=item.source.replace(str(path), name))
+    paths: Mapping[str, Path], options: SetOptions, key: str, name: str
+) -> tuple[SourceReport, list[Imported]]:
+    """The valid labels of `paths`, by the names that messages use, read in this process, and what
+    became of the others. Raises as `read_labelled`."""
+    items: list[Imported] = []
+    counts: dict[str, SetCount] = {}
+    for file, path in paths.items():
+        count = counts[file] = SetCount()
+        items += (
+            Imported(t.frame, t.label, file) for t in _read_file(file, path, options, count, key)
+        )
+        count.examples = {r: text.replace(str(path), file) for r, text in count.examples.items()}
+    return _summed(name, counts), items
 
 
-def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
-    """Existing paths that match `pattern`, sorted. Raises `SpecError` if there are none."""
-    base = Path(pattern).expanduser()
-    if base.is_absolute():
-        folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
-    if not pattern:
-        raise SpecError(f"{key}: '' is not a file name")
-    exact = folder / pattern
+def _read_file(
+    name: str, path: Path, options: SetOptions, count: SetCount, key: str
+) -> list[Taken]:
     try:
-        matches = [exact] if exact.exists() else sorted(folder.glob(pattern))
-    except (ValueError, OSError) as error:
-        raise SpecError(f"{key}: {pattern!r}: {one_line(error)}") from error
-    if not matches:
-        raise SpecError(f"{key}: no file matches {pattern!r} in {folder.absolute()}")
-    return matches
+        taken = list(read_set(path, options, count))
+    except SpecError as error:
+        text = str(error).replace(str(path), name)
+        raise SpecError(text if text.startswith(f"{key}: ") else f"{key}: {text}") from error
+    except Exception as error:  # dpdata, h5py and ASE raise many kinds
+        reason = one_line(error).replace(str(path), name)
+        raise SpecError(f"{key}: {name}: cannot be read as a labelled set: {reason}") from error
+    if not taken:
+        reasons = "; ".join(text.replace(str(path), name) for text in count.examples.values())
+        why = f": {count.found} left out ({reasons})" if count.found else ""
+        raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces{why}")
+    return taken
 
 
-def one_line(error: Exception) -> str:
-    """An exception as one line; its class is added if the message is a single word."""
-    text = " ".join(str(error).split())
-    return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
+def _summed(name: str, counts: Mapping[str, SetCount]) -> SourceReport:
+    """The report of a source with these files."""
+    examples: dict[str, str] = {}
+    energies: dict[EnergyKind, str] = {}
+    for file, count in counts.items():
+        examples = {**count.examples, **examples}
+        energies = {**dict.fromkeys(count.energies, file), **energies}
+    return SourceReport(
+        name=name,
+        formats=_added({c.format: 1} for c in counts.values()),
+        found=sum(c.found for c in counts.values()),
+        taken=sum(c.taken for c in counts.values()),
+        left_out=_added(c.left_out for c in counts.values()),
+        examples=examples,
+        told=_added(c.told for c in counts.values()),
+        energies=energies,
+    )
 
 
-def _read(path: Path, inside: str, type_map: Sequence[str]) -> Iterator[Imported]:
-    if path.suffix in HDF5:
-        for group in [inside.strip("/")] if inside else _groups(path):
-            source = f"{path}#/{group}"
-            yield from _through_dpdata(source, "deepmd/hdf5", type_map, source)
-    elif path.is_dir():
-        for system in sorted(p.parent for p in path.rglob("type.raw")):
-            yield from _deepmd_folder(system, type_map)
-    elif "OUTCAR" in path.name:
-        yield from _through_dpdata(str(path), "vasp/outcar", type_map, str(path))
-    else:
-        yield from _through_ase(path)
+def _added(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for table in tables:
+        for name, count in table.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
-def _groups(path: Path) -> list[str]:
-    """DeePMD systems inside an HDF5 file."""
-    import h5py
-
-    groups: list[str] = []
-    with h5py.File(path, "r") as file:
-        file.visit(lambda name: groups.append(name) if name.endswith("type.raw") else None)
-    return sorted(name.removesuffix("type.raw").strip("/") for name in groups)
-
-
-def _deepmd_folder(folder: Path, type_map: Sequence[str]) -> Iterator[Imported]:
-    sets = sorted(folder.glob("set.*"))
-    form = "deepmd/npy" if sets else "deepmd/raw"
-    for part in sets or [folder]:
-        _require(part, ".npy" if sets else ".raw")
-    if any((part / "real_atom_types.npy").exists() for part in sets):
-        form = "deepmd/npy/mixed"
-    yield from _through_dpdata(str(folder), form, type_map, str(folder))
-
-
-def _require(folder: Path, suffix: str) -> None:
-    for name in ("energy", "force"):
-        if not (folder / f"{name}{suffix}").exists():
-            raise SpecError(
-                f"{folder}: {name}{suffix} is missing; a labelled set needs energy and force"
-            )
-
-
-def _through_dpdata(
-    name: str, form: str, type_map: Sequence[str], source: str
-) -> Iterator[Imported]:
-    import dpdata  # deferred: slow to import
-
-    _register_further(dpdata)
-    if form == "deepmd/npy/mixed":
-        systems = list(dpdata.MultiSystems().load_systems_from_file(name, fmt=form))
-    else:
-        systems = [_load(dpdata, name, form, type_map)]
-    for system in systems:
-        yield from _frames(system.data, source)
-
-
-def _register_further(dpdata: Any) -> None:
-    """Register arrays with dpdata that it would ignore otherwise."""
-    from dpdata.data_type import Axis, DataType
-
-    shapes = {"fparam": (-1,), "aparam": (Axis.NATOMS, -1)} | dict.fromkeys(WEIGHTS, (Axis.NATOMS,))
-    for name, shape in shapes.items():
-        kind = DataType(name, np.ndarray, (Axis.NFRAMES, *shape), required=False, deepmd_name=name)
-        dpdata.System.register_data_type(kind)
-        dpdata.LabeledSystem.register_data_type(kind)
-
-
-def _load(dpdata: Any, name: str, form: str, type_map: Sequence[str]) -> Any:
-    """One system. Without a type_map.raw, DeePMD's types follow the model's order."""
-    system = dpdata.LabeledSystem(name, fmt=form)
-    if any(str(n).startswith("Type_") for n in system.data["atom_names"]):
-        return dpdata.LabeledSystem(name, fmt=form, type_map=list(type_map))
-    return system
-
-
-def _frames(data: dict[str, Any], source: str) -> Iterator[Imported]:
-    """Frames of a dpdata system: coords and forces `(n, a, 3)`, cells and virials `(n, 3, 3)`,
-    virial = −dE/dε in eV."""
-    species = tuple(str(data["atom_names"][t]) for t in data["atom_types"])
-    periodic, virials = not data.get("nopbc", False), data.get("virials")
-    further = [name for name in (*PARAMETERS, *WEIGHTS) if name in data]
-    for i, positions in enumerate(data["coords"]):
-        cell = np.array(data["cells"][i], dtype=np.float64) if periodic else None
-        virial = None if virials is None else np.array(virials[i], dtype=np.float64)
-        own = {name: np.array(data[name][i], dtype=np.float64) for name in further}
-        parameters = {name: own.pop(name) for name in PARAMETERS if name in own}
-        frame = Frame(species, np.array(positions, dtype=np.float64), cell, **parameters)
-        forces = np.array(data["forces"][i], dtype=np.float64)
-        label = FrameLabel(float(data["energies"][i]), forces, virial, **own)
-        yield _canonical(frame, label, source)
-
-
-def _through_ase(path: Path) -> Iterator[Imported]:
-    for number, atoms in enumerate(read_ase(path)):
-        results = {} if atoms.calc is None else atoms.calc.results
-        # Forces are derivatives of the free energy if there is smearing.
-        energy = results.get("free_energy", results.get("energy"))
-        if energy is None or results.get("forces") is None:
-            absent = "energy" if energy is None else "forces"
-            raise SpecError(
-                f"{path}: frame {number}: {absent} missing; a labelled set needs energy and forces"
-            )
-        with errors_at(f"{path}: frame {number}", ValueError):
-            frame = from_ase(atoms)
-        forces = np.array(results["forces"], dtype=np.float64)
-        given = [name for name in WEIGHTS if name in atoms.arrays]
-        own = {name: np.array(atoms.arrays[name], dtype=np.float64) for name in given}
-        label = FrameLabel(float(energy), forces, _ase_virial(atoms, results), **own)
-        yield _canonical(frame, label, str(path))
-
-
-def _ase_virial(atoms: Any, results: dict[str, Any]) -> Floats | None:
-    """−dE/dε in eV: the info key `virial` (as in QUIP), or −stress · V from ASE's stress."""
-    given = atoms.info.get("virial")
-    if given is not None:
-        return np.array(given, dtype=np.float64).reshape(3, 3)
-    stress = results.get("stress")
-    if stress is None:
-        return None
-    from ase.stress import voigt_6_to_full_3x3_stress
-
-    full = stress if np.shape(stress) == (3, 3) else voigt_6_to_full_3x3_stress(stress)
-    return np.array(-full * atoms.get_volume(), dtype=np.float64)
-
-
-def read_ase(path: Path) -> list[Any]:
-    """Every frame of a file as `ase.Atoms`. Raises `SpecError` if ASE cannot read it: `WrongLine`
-    where the line is known."""
-    import ase.io
-
-    if not path.is_file():
-        raise SpecError(f"{path}: is a folder, not a file of structures")
-    if path.stat().st_size == 0:
-        raise SpecError(f"{path}: is empty")
-    try:
-        frames = list(ase.io.read(path, index=":"))
-    except Exception as error:  # ASE's readers raise many kinds
-        if (fault := fault_in(path)) is not None:
-            raise WrongLine(f"{path}: {fault}") from error
-        raise SpecError(f"{path}: cannot be read as a structure: {one_line(error)}") from error
-    fault = fault_in(path) if path.suffix in XYZ else None
-    if fault is not None:  # ASE reads xyz files up to the first line that begins no frame
-        raise WrongLine(f"{path}: {fault}")
-    if not frames or not all(len(atoms) for atoms in frames):
-        raise SpecError(f"{path}: contains no atoms")
-    return frames
-
-
-def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
-    """Every frame of a file in dpdata's format `form` as `ase.Atoms`. Types in files without
-    chemical symbols follow the model's order. Raises `SpecError`."""
-    import dpdata  # deferred: slow to import
-
-    try:
-        system = dpdata.System(str(path), fmt=form, type_map=list(type_map))
-        return list(system.to("ase/structure"))
-    except Exception as error:  # dpdata's readers raise many kinds
-        raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
-
-
-def _canonical(frame: Frame, label: FrameLabel, source: str) -> Imported:
-    """The frame in canonical form, with its label rotated and reordered accordingly."""
-    with errors_at(source, ValueError):
-        form = canonical(frame)
-    turned = label.forces[form.order] @ form.rotation
-    virial = None  # meaningless without a cell
-    if label.virial is not None and form.frame.cell is not None:
-        virial = form.rotation.T @ label.virial @ form.rotation
-    weights = {name: values[form.order] for name, values in label.weights.items()}
-    return Imported(form.frame, FrameLabel(label.energy, turned, virial, **weights), source)
-
-
-def _checked(item: Imported, type_map: Sequence[str], key: str) -> Imported:
+def _known(item: Imported, type_map: Sequence[str], key: str) -> Imported:
     unknown = sorted(set(item.frame.species) - set(type_map))
     if unknown:
         known = ", ".join(type_map)
         raise SpecError(f"{key}: {item.source}: element {unknown[0]} is not in type_map ({known})")
-    arrays = [np.array(item.label.energy), item.frame.positions, item.label.forces]
-    arrays += item.label.weights.values()
-    if item.label.virial is not None:
-        arrays.append(item.label.virial)
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise SpecError(f"{key}: {item.source}: contains numbers that are not finite")
     return item

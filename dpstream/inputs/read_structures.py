@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from dpstream.inputs.read_labelled import one_line, read_ase
+from dpstream.inputs.reading.ase_files import one_line, read_ase
 from dpstream.inputs.structure_faults import WrongLine
 from dpstream.shared.errors import SpecError
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dpstream.inputs.read_labelled import find_files, read_ase, read_dpdata
+from dpstream.inputs.reading.ase_files import read_ase, read_dpdata
+from dpstream.inputs.reading.patterns import find_files
+from dpstream.inputs.reading.sets import LEFT_HANDED
 from dpstream.shared.atoms.builders import slab, supercell
-from dpstream.shared.atoms.frames import Canonical, Frame, canonical, from_ase
+from dpstream.shared.atoms.frames import Canonical, Frame, canonical, from_ase, is_left_handed
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, System
 
@@ -27,6 +29,8 @@ class SystemStructures:
         self.given = given
         self._spec, self._folder = spec, folder
         self._read: dict[str, list[tuple[str, Canonical]]] = {}
+        self.remarks: list[str] = []
+        """On structures that were not read as usual."""
 
     def __call__(self, system: str) -> list[tuple[str, Canonical]]:
         if system not in self._read:
@@ -35,30 +39,33 @@ class SystemStructures:
 
     def _load(self, system: str) -> Iterator[tuple[str, Canonical]]:
         if system not in self.given:
-            yield from _structures(self._spec, system, self._folder)
+            yield from self._structures(system)
             return
         for number, frame in enumerate(self.given[system]):
             yield f"systems.{system}: frame {number}", canonical(frame)
 
+    def _structures(self, name: str) -> Iterator[tuple[str, Canonical]]:
+        system, key, turned = self._spec.systems[name], f"systems.{name}.structures", []
+        paths = [p for pattern in system.structures for p in find_files(pattern, self._folder, key)]
+        for path in dict.fromkeys(paths):
+            for number, atoms in enumerate(_read(path, system.format, self._spec.type_map, key)):
+                where = f"{path}: frame {number}" if number else str(path)
+                with errors_at(f"{key}: {where}", ValueError):
+                    frame = from_ase(atoms, system.periodic)
+                    built = _built_from(canonical(frame), system)
+                turned += [where] if is_left_handed(frame) else []
+                for each in built:
+                    yield f"{key}: {where}", replace(each, frame=_with_parameters(each, system))
+        if turned:
+            self.remarks.append(f"{key}: {len(turned)} with {LEFT_HANDED}: {turned[0]}")
 
-def _structures(spec: Spec, name: str, folder: Path) -> Iterator[tuple[str, Canonical]]:
-    system, key = spec.systems[name], f"systems.{name}.structures"
-    paths = [p for pattern in system.structures for p in find_files(pattern, folder, key)]
-    for path in dict.fromkeys(paths):
-        for number, atoms in enumerate(_read(path, system.format, spec.type_map, key)):
-            where = f"{path}: frame {number}" if number else str(path)
-            with errors_at(f"{key}: {where}", ValueError):
-                built = _built_from(canonical(from_ase(atoms, system.periodic)), system)
-            for each in built:
-                yield f"{key}: {where}", replace(each, frame=_with_parameters(each.frame, system))
 
-
-def _with_parameters(frame: Frame, system: System) -> Frame:
-    """The structure with the fparam and aparam of its system."""
+def _with_parameters(structure: Canonical, system: System) -> Frame:
+    """The frame of a structure with the fparam and aparam of its system."""
     own = {"fparam": np.array(system.fparam, dtype=np.float64)} if system.fparam else {}
     if system.aparam:
-        own["aparam"] = np.tile(np.array(system.aparam), (len(frame.species), 1))
-    return frame.with_parameters(own)
+        own["aparam"] = np.tile(np.array(system.aparam), (len(structure.frame.species), 1))
+    return structure.frame.with_parameters(own)
 
 
 def _built_from(structure: Canonical, system: System) -> list[Canonical]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dpstream.inputs.read_labelled import find_files, one_line
+from dpstream.inputs.reading.ase_files import one_line
+from dpstream.inputs.reading.patterns import find_files
 from dpstream.services.trainer.checkpoints import pack_given
 from dpstream.services.trainer.repulsion import check_table
 from dpstream.services.trainer.training_input import BACKENDS, TABLE
@@ -92,7 +93,9 @@ def _table(spec: Spec, folder: Path) -> Iterator[tuple[str, TrainingFile]]:
     if repulsion is None or repulsion.table == ZBL:
         return
     key = "training.repulsion.table"
-    (path,) = find_files(repulsion.table, folder, key)[:1]
+    path, *more = find_files(repulsion.table, folder, key)
+    if more:
+        raise SpecError(f"{key}: {len(more) + 1} files match {repulsion.table!r}; name one of them")
     data = _bytes(path, key)
     try:
         check_table(data.decode(), spec.type_map)

@@ -10,8 +10,12 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from dpstream.inputs.read_labelled import HDF5, find_files, read_dpdata, read_labelled
+from dpstream.inputs.read_labelled import SourceReport, read_labelled
 from dpstream.inputs.read_structures import read_structures
+from dpstream.inputs.reading.ase_files import read_dpdata
+from dpstream.inputs.reading.deepmd_systems import is_mixed, systems_in
+from dpstream.inputs.reading.patterns import find_files
+from dpstream.inputs.reading.recognise import HDF5, format_of
 from dpstream.shared.atoms.frames import (
     Frame,
     FrameLabel,
@@ -30,12 +34,13 @@ ALL = tuple(chemical_symbols[1:])
 
 @dataclass(frozen=True)
 class SimplifyPool:
-    """Canonical frames by key without duplicates, their numbers (from 0) in the dataset, and
-    their labels if those are used."""
+    """Canonical frames by key without duplicates, their numbers (from 0) in the dataset, their
+    labels if those are used, and what became of each source of labels."""
 
     frames: Mapping[str, Frame]
     numbers: Mapping[str, list[int]]
     labels: Mapping[str, FrameLabel]
+    reports: Sequence[SourceReport] = ()
 
     @property
     def elements(self) -> list[str]:
@@ -66,7 +71,12 @@ def read_pool(
     if not type_map:
         _check_named(sources, folder)
     symbols = type_map or ALL
-    items = _labelled(sources, folder, symbols) if labelled else _plain(sources, folder, symbols)
+    reports: list[SourceReport] = []
+    items: Iterable[tuple[Frame, FrameLabel | None]]
+    if labelled:
+        items, reports = _labelled(sources, folder, symbols)
+    else:
+        items = _plain(sources, folder, symbols)
     frames: dict[str, Frame] = {}
     numbers: dict[str, list[int]] = {}
     labels: dict[str, FrameLabel] = {}
@@ -75,7 +85,7 @@ def read_pool(
         numbers.setdefault(key, []).append(number)
         if frames.setdefault(key, frame) is frame and label is not None:
             labels[key] = label
-    return SimplifyPool(frames, numbers, labels)
+    return SimplifyPool(frames, numbers, labels, reports)
 
 
 def _check_named(sources: Sequence[str], folder: Path) -> None:
@@ -92,15 +102,15 @@ def _paths(sources: Sequence[str], folder: Path) -> Iterator[Path]:
 
 def _systems(path: Path) -> list[Path]:
     """DeePMD-kit's systems in a folder, at any depth."""
-    return sorted(items.parent for items in path.rglob("type.raw")) if path.is_dir() else []
+    return systems_in(path) if path.is_dir() else []
 
 
 def _labelled(
     sources: Sequence[str], folder: Path, symbols: Sequence[str]
-) -> Iterator[tuple[Frame, FrameLabel]]:
+) -> tuple[list[tuple[Frame, FrameLabel | None]], list[SourceReport]]:
     try:
-        for item in read_labelled(sources, folder, symbols, KEY):
-            yield item.frame, item.label
+        sets = read_labelled(sources, folder, symbols, KEY)
+        return [(item.frame, item.label) for item in sets.items], sets.reports
     except SpecError as error:
         raise SpecError(
             f"{error}; if the dataset has no labels, give a --spec with labels.code"
@@ -118,7 +128,7 @@ def _plain(
 
 
 def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:
-    if path.suffix in HDF5:
+    if path.is_file() and format_of(path) == HDF5:
         raise SpecError(
             f"{KEY}: {path}: HDF5 files are supported only if their own labels are used"
         )
@@ -129,10 +139,9 @@ def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:
 
 
 def _form(system: Path) -> str:
-    sets = list(system.glob("set.*"))
-    if any((part / "real_atom_types.npy").exists() for part in sets):
+    if is_mixed(system):
         raise SpecError(
             f"{KEY}: {system}: mixed-type systems are not supported here; give one system per "
             "composition"
         )
-    return "deepmd/npy" if sets else "deepmd/raw"
+    return "deepmd/npy" if list(system.glob("set.*")) else "deepmd/raw"

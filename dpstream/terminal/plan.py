@@ -42,6 +42,7 @@ def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]
         _systems_table(spec, gathered),
         _stages_table(spec, gathered),
         _facts_table(spec, gathered, recipe),
+        *map(Text, gathered.sources),
         *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
     ]
 

@@ -213,9 +213,10 @@ class Canonical:
 def canonical(frame: Frame) -> Canonical:
     """The canonical form: lower-triangular cell, atoms sorted by species (stable), coordinates
     rounded to the 1e-6 Å grid and wrapped in integer arithmetic, so that canonical frames are fixed
-    points.
+    points. The vectors of a left-handed cell are replaced by their negatives, which span the same
+    lattice: no atom moves, and energy, forces and virial stay as they are.
 
-    Raises ValueError for a left-handed or flat cell and for coordinates that are not finite.
+    Raises ValueError for a flat cell and for coordinates that are not finite.
     """
     for array in (frame.positions, frame.cell):
         if array is not None:
@@ -228,14 +229,24 @@ def canonical(frame: Frame) -> Canonical:
     if frame.cell is None:
         positions = _to_floats(_on_grid(frame.positions[order]))
         return Canonical(Frame(species, positions, None, frame.fparam, aparam), order, np.eye(3))
-    rotation = np.eye(3) if _is_lower_triangular(frame.cell) else _to_lower_triangular(frame.cell)
-    cell = _on_grid(frame.cell @ rotation)
+    vectors = right_handed(frame.cell)
+    rotation = np.eye(3) if _is_lower_triangular(vectors) else _to_lower_triangular(vectors)
+    cell = _on_grid(vectors @ rotation)
     cell[np.triu_indices(3, k=1)] = 0
     if not np.all(np.diag(cell) > 0):
         raise ValueError("the cell has (almost) no volume")
     positions = _to_floats(_wrap(_on_grid(frame.positions[order] @ rotation), cell))
     sorted_frame = Frame(species, positions, _to_floats(cell), frame.fparam, aparam)
     return Canonical(sorted_frame, order, rotation)
+
+
+def is_left_handed(frame: Frame) -> bool:
+    return frame.cell is not None and bool(np.linalg.det(frame.cell) < 0)
+
+
+def right_handed(cell: Floats) -> Floats:
+    """The cell vectors `(3, 3)`, or their negatives if they are left-handed."""
+    return -cell if np.linalg.det(cell) < 0 else cell
 
 
 def frame_key(frame: Frame) -> str:
@@ -271,10 +282,10 @@ def _is_lower_triangular(cell: Floats) -> bool:
 
 
 def _to_lower_triangular(cell: Floats) -> Floats:
-    """The rotation R with `cell @ R` lower triangular and a positive diagonal. Raises ValueError
-    for a left-handed or flat cell."""
+    """The rotation R with `cell @ R` lower triangular and a positive diagonal, of a right-handed
+    cell. Raises ValueError for a flat one."""
     if np.linalg.det(cell) <= 0:
-        raise ValueError("the cell vectors must be right-handed and enclose a volume")
+        raise ValueError("the cell vectors must enclose a volume")
     q, r = np.linalg.qr(cell.T)
     signs = np.sign(np.diag(r))
     rotation: Floats = q * signs
@@ -348,15 +359,14 @@ def from_ase(atoms: Any, periodic: bool | None = None) -> Frame:
 
 
 def as_frame(given: Any, where: str) -> Frame:
-    """Converts a user's `ase.Atoms` to a frame without parameters; a `Frame` is kept. Exchanges two
-    cell vectors of a left-handed cell. Raises `SpecError`, naming `where`."""
+    """Converts a user's `ase.Atoms` to a frame without parameters; a `Frame` is kept. The
+    vectors of a left-handed cell are replaced by their negatives. Raises `SpecError`, naming
+    `where`."""
     with errors_at(where, ValueError):
         frame = given if isinstance(given, Frame) else from_ase(given).with_parameters({})
     if not np.isfinite(frame.positions).all():
         raise SpecError(f"{where}: has positions that are not finite numbers")
-    if frame.cell is None or np.linalg.det(frame.cell) > 0:
-        return frame
-    return replace(frame, cell=frame.cell[[1, 0, 2]])
+    return frame if frame.cell is None else replace(frame, cell=right_handed(frame.cell))
 
 
 def _parameters_in(atoms: Any) -> dict[str, Floats]:

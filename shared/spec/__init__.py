@@ -27,12 +27,21 @@ from dpstream.shared.spec.exploration import (
     TrustLevels,
 )
 from dpstream.shared.spec.labels import DATASET, LabelSettings
-from dpstream.shared.spec.systems import Dimers, Initial, Perturb, System, SystemLabel
+from dpstream.shared.spec.systems import (
+    AnySet,
+    Dimers,
+    Initial,
+    LabelledSet,
+    Perturb,
+    System,
+    SystemLabel,
+)
 from dpstream.shared.spec.training import ZBL, Final, Init, Repulsion, Training
 
 __all__ = [
     "DATASET",
     "ZBL",
+    "AnySet",
     "AnyTrust",
     "AuditSettings",
     "AutoTrust",
@@ -43,6 +52,7 @@ __all__ = [
     "Init",
     "Initial",
     "LabelSettings",
+    "LabelledSet",
     "Material",
     "Md",
     "Perturb",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dpstream.shared.spec.base import Positive, Section, Share
+from dpstream.shared.spec.systems import AnySet
 
 
 class AuditSettings(Section):
@@ -120,7 +121,9 @@ class PropertyTolerance(Section):
 class Verification(Section):
     """Tests that the final model must pass."""
 
-    data: tuple[str, ...] = Field(default=(), description="held-out labelled sets")
+    data: tuple[AnySet, ...] = Field(
+        default=(), description="held-out labelled sets, as initial.data"
+    )
     reference_md: ReferenceMd | None = Field(
         default=None, description="held-out frames generated with the labeling code"
     )

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.engines import KINDS, VARIABLES
 from dpstream.shared.spec.exploration import TRUST_TAGS
+from dpstream.shared.spec.systems import SET_TAGS
 from dpstream.shared.values import NAME
 
 B = TypeVar("B", bound=BaseModel)
@@ -136,7 +137,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 def _location(problem: ErrorDetails) -> list[Any]:
     """The path of the key, without the names that pydantic inserts for union members."""
-    keys = [part for part in problem["loc"] if part not in TRUST_TAGS]
+    keys = [part for part in problem["loc"] if part not in (*TRUST_TAGS, *SET_TAGS)]
     return [
         part for n, part in enumerate(keys) if not (n and part in FORMS.get(_last(keys[:n]), ()))
     ]

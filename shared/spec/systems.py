@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from dpstream.shared.spec.base import Positive, Section
 from dpstream.shared.values import Kpoints
@@ -116,10 +116,50 @@ class Dimers(Section):
         return self
 
 
+class LabelledSet(Section):
+    """A labelled set whose numbers or elements have names of its own."""
+
+    file: str = Field(min_length=1, description="file, folder or pattern, relative to the spec")
+    energy: str | None = Field(default=None, description="name of the energy (eV), e.g. REF_energy")
+    forces: str | None = Field(default=None, description="name of the forces (eV/Å)")
+    virial: str | None = Field(default=None, description="name of the virial −dE/dε (eV)")
+    stress: str | None = Field(
+        default=None, description="name of the stress (eV/Å³, positive under tension), if no virial"
+    )
+    type_map: tuple[str, ...] = Field(
+        default=(), description="elements of types 0, 1, … of a set without type_map.raw"
+    )
+
+    @model_validator(mode="after")
+    def _one_tensor(self) -> LabelledSet:
+        if self.virial is not None and self.stress is not None:
+            raise ValueError("virial, stress: give one of them")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The names that are given, by quantity."""
+        given = {name: getattr(self, name) for name in ("energy", "forces", "virial", "stress")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _form_of_set(value: object) -> str:
+    return "as-a-mapping" if isinstance(value, dict | LabelledSet) else "as-a-name"
+
+
+SET_TAGS = ("as-a-mapping", "as-a-name")
+AnySet = Annotated[
+    Annotated[str, Tag("as-a-name")] | Annotated[LabelledSet, Tag("as-a-mapping")],
+    Discriminator(_form_of_set),
+]
+"""Files of a labelled set, or a mapping that also names what is in them."""
+
+
 class Initial(Section):
-    data: tuple[str, ...] = Field(
+    data: tuple[AnySet, ...] = Field(
         default=(),
-        description="labelled sets: DeePMD npy folders or HDF5 files, extxyz, VASP OUTCAR",
+        description="labelled sets: DeePMD folders and HDF5 files, extxyz, outputs of labeling "
+        "codes (OUTCAR, vasprun.xml, QE, CP2K…); or {file: …, energy: …, forces: …} with names",
     )
     pick: int = Field(
         default=0,

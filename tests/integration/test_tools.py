@@ -80,7 +80,7 @@ def test_label_computes_once_lists_rejections_and_writes_a_dataset(
     assert "0 computed, 3 cached, 1 rejected" in said
     assert len(Path("labelled/rejected.jsonl").read_text().splitlines()) == 1
     assert kept == {path: path.stat().st_mtime_ns for path in Path("runs/labels").rglob("*.json")}
-    imported = read_labelled(["labelled/deepmd"], tmp_path, ["Cu"], "initial.data")
+    imported = read_labelled(["labelled/deepmd"], tmp_path, ["Cu"], "initial.data").items
     expected = []
     for atoms in frames:
         atoms.calc = EMT()
@@ -272,7 +272,7 @@ def test_init_bulk_relaxes_perturbs_moves_and_collects(call: Call, tmp_path: Pat
     assert "bulk: relaxed, -0.0049 eV/atom" in said  # EMT's zero is fcc near its minimum
     assert "4 structures, at most 12 labels" in said
     assert "coll_ndata: 11 of 12 labelled frames are written" in said
-    imported = read_labelled(["init-bulk/deepmd"], tmp_path, ["Al"], "initial.data")
+    imported = read_labelled(["init-bulk/deepmd"], tmp_path, ["Al"], "initial.data").items
     assert len(imported) == 11
     assert all(item.label.virial is not None for item in imported)
     assert len({item.label.energy for item in imported}) == 11

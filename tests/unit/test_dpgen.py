@@ -23,7 +23,7 @@ from dpstream.dpgen.machines.machine import MACHINE, PART, RESOURCES, TOP, read_
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.training import DEEPMD
 from dpstream.inputs.check_training import check_training
-from dpstream.inputs.read_labelled import read_dpdata
+from dpstream.inputs.reading.ase_files import read_dpdata
 from dpstream.services.labeler.recipes import read_files
 from dpstream.services.trainer.training_input import DEFAULTS, TrainingRun, build_input
 from dpstream.shared.errors import SpecError

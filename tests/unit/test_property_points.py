@@ -12,7 +12,7 @@ from ase.build import bulk, molecule
 from dpstream.commands.options import prepared
 from dpstream.inputs import systems
 from dpstream.inputs.gather import gather
-from dpstream.inputs.read_labelled import read_ase
+from dpstream.inputs.reading.ase_files import read_ase
 from dpstream.running.submit import submit
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Batch, canonical, frame_key

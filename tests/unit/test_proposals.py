@@ -599,7 +599,7 @@ def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
         "0 atoms; allowed: 1 to 6": OfferedFrame(),
         "7 atoms; allowed: 1 to 6": offered(Atoms("H7", np.eye(7)[:, :3] * 9)),
         "C-H too close": offered(close),
-        "the cell vectors must be right-handed": offered(flat),
+        "the cell vectors must enclose a volume": offered(flat),
         "cell has shape (2, 3)": offered(CH4, cell=[[1, 0, 0], [0, 1, 0]]),
     }
     result = Desk(tmp_path, max_atoms=6).written(

@@ -80,7 +80,7 @@ def write_system(folder: Path, arrays: dict[str, Any]) -> Path:
 
 
 def read(folder: Path, name: str = "set") -> list[Imported]:
-    return read_labelled([name], folder, ["C", "H"], "initial.data")
+    return read_labelled([name], folder, ["C", "H"], "initial.data").items
 
 
 def problem(wanted: Spec, items: list[Imported], test: list[Imported] | None = None) -> str:

@@ -1,0 +1,154 @@
+"""Reads DeePMD-kit's systems, in folders and HDF5 files, standard and mixed type, through dpdata.
+
+dpdata expands patterns in the names that it is given and takes what follows `#` for a group, so it
+is never shown a name of the user's: folders are read from within, groups as open objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.inputs.reading.found import FoundFrame, results
+from dpstream.inputs.reading.patterns import folders
+from dpstream.shared.atoms.frames import PARAMETERS, WEIGHTS, Frame
+from dpstream.shared.errors import SpecError
+
+MIXED = "real_atom_types"
+
+
+def systems_in(folder: Path) -> list[Path]:
+    """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once."""
+    return [each for each in folders(folder) if (each / "type.raw").exists()]
+
+
+def is_mixed(system: Path) -> bool:
+    return any((part / f"{MIXED}.npy").exists() for part in system.glob("set.*"))
+
+
+def read_system(folder: Path, names: Sequence[str], tell: Callable[[str], None]) -> Iterator[Any]:
+    """The frames of a system. `names`: elements of its types if it has no type_map.raw, which is
+    told. Raises `SpecError` without energy or force."""
+    import dpdata  # deferred: slow to import
+
+    sets = sorted(folder.glob("set.*"))
+    for part in sets or [folder]:
+        _require(part, ".npy" if sets else ".raw")
+    _register_further(dpdata)
+    with _inside(folder):
+        if is_mixed(folder):
+            parts = dpdata.formats.deepmd.mixed.to_system_data(".", labels=True)
+        else:
+            form = "deepmd/npy" if sets else "deepmd/raw"
+            parts = [dpdata.LabeledSystem(".", fmt=form).data]
+    for data in parts:
+        yield from _frames(_named(data, names, str(folder), tell))
+
+
+def read_hdf5(
+    path: Path, inside: str, names: Sequence[str], tell: Callable[[str], None]
+) -> Iterator[Any]:
+    """The frames of one group of an HDF5 file, or of all systems in it; as `read_system`."""
+    import dpdata
+    import h5py
+
+    _register_further(dpdata)
+    with h5py.File(path, "r") as file:
+        groups = [inside.strip("/")] if inside else _groups(file)
+        for name in groups:
+            if name and name not in file:
+                raise SpecError(f"{path}#/{name}: no such group; it has {', '.join(_groups(file))}")
+            group = file[name] if name else file
+            for data in _of_group(dpdata, group):
+                yield from _frames(_named(data, names, f"{path}#/{name}", tell))
+
+
+def _of_group(dpdata: Any, group: Any) -> list[dict[str, Any]]:
+    sets = [each for key, each in group.items() if key.startswith("set.")]
+    if not any(f"{MIXED}.npy" in each for each in sets):
+        return [dpdata.LabeledSystem(group, fmt="deepmd/hdf5").data]
+    found: list[dict[str, Any]] = dpdata.formats.deepmd.mixed.to_system_data(
+        group,
+        labels=True,
+        load_func=lambda g, type_map, labels: dpdata.formats.deepmd.hdf5.to_system_data(
+            g, "", type_map=type_map, labels=labels
+        ),
+    )
+    return found
+
+
+def _groups(file: Any) -> list[str]:
+    """DeePMD systems inside an HDF5 file."""
+    groups: list[str] = []
+    file.visit(lambda name: groups.append(name) if name.endswith("type.raw") else None)
+    return sorted(name.removesuffix("type.raw").strip("/") for name in groups)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _require(folder: Path, suffix: str) -> None:
+    for name in ("energy", "force"):
+        if not (folder / f"{name}{suffix}").exists():
+            raise SpecError(
+                f"{folder}: {name}{suffix} is missing; a labelled set needs energy and force"
+            )
+
+
+def _register_further(dpdata: Any) -> None:
+    """Register arrays with dpdata that it would ignore otherwise."""
+    from dpdata.data_type import Axis, DataType
+
+    shapes = {"fparam": (-1,), "aparam": (Axis.NATOMS, -1)} | dict.fromkeys(WEIGHTS, (Axis.NATOMS,))
+    for name, shape in shapes.items():
+        kind = DataType(name, np.ndarray, (Axis.NFRAMES, *shape), required=False, deepmd_name=name)
+        dpdata.System.register_data_type(kind)
+        dpdata.LabeledSystem.register_data_type(kind)
+
+
+def _named(
+    data: dict[str, Any], names: Sequence[str], where: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The data with elements for types that dpdata has no names for."""
+    kinds, needed = [str(name) for name in data["atom_names"]], int(max(data["atom_types"])) + 1
+    if not any(name.startswith("Type_") for name in kinds):
+        if needed > len(kinds):
+            raise SpecError(
+                f"{where}: has atoms of type {needed - 1}, but type_map.raw names only "
+                f"{', '.join(kinds)}"
+            )
+        return data
+    if needed > len(names):
+        raise SpecError(
+            f"{where}: has atoms of type {needed - 1} and no type_map.raw, but type_map has only "
+            f"{', '.join(names)}; give the set's own elements: {{file: …, type_map: […]}}"
+        )
+    tell(f"no type_map.raw, so types 0, 1, … are read as {', '.join(names)}")
+    return {**data, "atom_names": list(names)}
+
+
+def _frames(data: dict[str, Any]) -> Iterator[FoundFrame]:
+    """Frames of a dpdata system: coords and forces `(n, a, 3)`, cells and virials `(n, 3, 3)`,
+    virial = −dE/dε in eV."""
+    species = tuple(str(data["atom_names"][t]) for t in data["atom_types"])
+    periodic, virials = not data.get("nopbc", False), data.get("virials")
+    further = [name for name in (*PARAMETERS, *WEIGHTS) if name in data]
+    for i, positions in enumerate(data["coords"]):
+        cell = np.array(data["cells"][i], dtype=np.float64) if periodic else None
+        own = {name: np.array(data[name][i], dtype=np.float64) for name in further}
+        parameters = {name: own.pop(name) for name in PARAMETERS if name in own}
+        frame = Frame(species, np.array(positions, dtype=np.float64), cell, **parameters)
+        virial = None if virials is None else virials[i]
+        yield FoundFrame(frame, results(data["energies"][i], data["forces"][i], virial), own)

@@ -1,0 +1,198 @@
+"""Reads outputs of labeling programs: one frame per single point or ionic step.
+
+dpdata and ASE say where the atoms are. The numbers, and whether they are converged, come from the
+parsers of `services/labeler/codes`, step by step, so that an imported label passes the tests of a
+computed one.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.inputs.reading.found import FoundFrame
+from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.abacus import SUFFIX
+from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.codes.parse import read_text
+from dpstream.shared.atoms.frames import Frame, from_ase
+from dpstream.shared.errors import SpecError
+
+NOWHERE = Frame(("H",), np.zeros((1, 3)), np.eye(3))
+"""In place of a frame that is unknown, to find out whether an output is converged at all."""
+OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*$", re.MULTILINE)
+OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =).*$", re.MULTILINE)
+OUTCAR_END = "\n Voluntary context switches: 0\n"
+QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
+QE_THRESHOLD = re.compile(r"^.*convergence threshold +=.*$", re.MULTILINE)
+QE_END = "JOB DONE."
+
+
+def _outcome(code: str, files: Mapping[str, str], frame: Frame) -> Outcome:
+    """What the parser of `code` reads from these files of a program that ended normally."""
+    program = CODES[code]
+    assert isinstance(program, FileCode)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, text in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text)
+        return program.read_outputs(folder, frame, 0)
+
+
+def _found(code: str, files: Mapping[str, str], frame: Frame | None, problem: str) -> FoundFrame:
+    outcome = _outcome(code, files, frame or NOWHERE)
+    return FoundFrame(frame, outcome, energy="free", problem=problem)
+
+
+# ------------------------------------------------------------------------------ VASP
+
+
+def read_outcar(path: Path) -> Iterator[FoundFrame]:
+    """All ionic steps of an OUTCAR; the last may be cut off."""
+    import dpdata.formats.vasp.outcar as reader  # deferred: slow to import
+
+    text = read_text(path)
+    header, _, _ = text.partition(" Iteration ")
+    names, _, types, *_ = reader.system_info(header.splitlines(), type_idx_zero=True)
+    species = tuple(names[kind] for kind in types)
+    facts = "\n".join(OUTCAR_FACTS.findall(header))
+    for block in _outcar_blocks(text[len(header) :]):
+        frame, problem = _outcar_frame(reader, block, species)
+        yield _found("vasp", {"OUTCAR": facts + "\n" + block}, frame, problem)
+
+
+def _outcar_blocks(text: str) -> Iterator[str]:
+    """The steps, each ended as a run of its own; a step that is cut off has no end."""
+    start = 0
+    for match in OUTCAR_STEP.finditer(text):
+        yield text[start : match.end()] + OUTCAR_END
+        start = match.end()
+    if "Iteration" in text[start:] and "Voluntary context" not in text[start:]:
+        yield text[start:]
+
+
+def _outcar_frame(reader: Any, block: str, species: tuple[str, ...]) -> tuple[Frame | None, str]:
+    try:
+        positions, cell, *_ = reader.analyze_block(block.splitlines(), len(species), 10**9)
+        return Frame(species, np.array(positions), np.array(cell)), ""
+    except Exception as error:  # dpdata's readers raise many kinds
+        return None, f"incomplete: {error}"
+
+
+# ------------------------------------------------------------------------------ Quantum ESPRESSO
+
+
+def read_qe(path: Path) -> Iterator[FoundFrame]:
+    """All steps of an output of pw.x. A step is complete if another follows or the run ended."""
+    text = read_text(path)
+    starts = [match.start() for match in QE_STEP.finditer(text)]
+    threshold = "\n".join(QE_THRESHOLD.findall(text)[:1])
+    frames = _qe_frames(path)
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        step, (frame, problem) = text[start:end], next(frames, (None, "cannot be read by ASE"))
+        if "iteration #" not in step:  # positions that are only printed again
+            continue
+        followed = end is not None and "Program PWSCF" not in text[end : text.find("\n", end)]
+        whole = f"{step}\n{threshold}\n{QE_END if followed else ''}\n"
+        yield _found("qe", {"stdout": whole}, frame, problem)
+
+
+def _qe_frames(path: Path) -> Iterator[tuple[Frame | None, str]]:
+    from ase.io.espresso import read_espresso_out
+
+    try:
+        with path.open(errors="replace") as file:
+            for atoms in read_espresso_out(file, slice(None), results_required=False):
+                yield from_ase(atoms), ""
+    except Exception as error:  # ASE's readers raise many kinds
+        yield None, f"{type(error).__name__}: {error}"
+
+
+# ------------------------------------------------------------------------------ single points
+
+
+def _single_point(code: str, form: str, name: str, periodic: bool = True) -> Reader:
+    """A reader of outputs with one configuration, which the code's parser calls `name`. dpdata
+    reads the atoms in its format `form`."""
+
+    def read(path: Path) -> Iterator[FoundFrame]:
+        frame, problem = _dpdata_frame(path, form, periodic)
+        files = {name: read_text(path)}
+        report = path.parent / "REPORT"
+        if code == "pwmat" and report.is_file():
+            files["REPORT"] = read_text(report)
+        yield _found(code, files, frame, problem)
+
+    return read
+
+
+def _dpdata_frame(path: Path, form: str, periodic: bool) -> tuple[Frame | None, str]:
+    import dpdata
+
+    try:
+        data = dpdata.LabeledSystem(str(path), fmt=form).data
+        species = tuple(str(data["atom_names"][kind]) for kind in data["atom_types"])
+        cell = np.array(data["cells"][0]) if periodic else None
+        return Frame(species, np.array(data["coords"][0]), cell), ""
+    except Exception as error:  # dpdata's readers raise many kinds
+        return None, f"dpdata reads no frame ({type(error).__name__}: {error})"
+
+
+def read_abacus(path: Path) -> Iterator[FoundFrame]:
+    """The log of a single point; the atoms are in INPUT and STRU, two folders above."""
+    if path.name != "running_scf.log":
+        raise SpecError(f"{path}: only running_scf.log of single points is read")
+    frame, problem = _dpdata_frame(path.parent.parent, "abacus/scf", True)
+    yield _found("abacus", {f"OUT.{SUFFIX}/running_scf.log": read_text(path)}, frame, problem)
+
+
+# ------------------------------------------------------------------------------ read by ASE
+
+
+def _through_ase(form: str, good: str, bad: str, kind: str) -> Reader:
+    """A reader of a program that dpstream has no parser for: numbers of ASE, and convergence by the
+    markers `good`, one per step (empty: none is printed), and `bad`."""
+
+    def read(path: Path) -> Iterator[FoundFrame]:
+        import ase.io
+
+        from dpstream.inputs.reading.columns import labelled_frames
+
+        text = read_text(path)
+        frames = list(ase.io.read(path, index=":", format=form))
+        is_sure = not re.search(bad, text)
+        if good:
+            is_sure &= len(re.findall(good, text)) >= len(frames)
+        for each in labelled_frames(frames, {}, str(path), lambda _: None):
+            outcome = replace(each.outcome, converged=is_sure, not_converged=not is_sure)
+            yield replace(each, outcome=outcome)
+
+    return read
+
+
+Reader = Callable[[Path], Iterator[FoundFrame]]
+READERS: Mapping[str, Reader] = {
+    "VASP OUTCAR": read_outcar,
+    "VASP vasprun.xml": read_vasprun,
+    "QE": read_qe,
+    "QE XML": read_qe_xml,
+    "CP2K": _single_point("cp2k", "cp2k/output", "stdout"),
+    "ABACUS": read_abacus,
+    "SIESTA": _single_point("siesta", "siesta/output", "stdout"),
+    "Gaussian": _single_point("gaussian", "gaussian/log", "input.log", periodic=False),
+    "PWmat": _single_point("pwmat", "pwmat/mlmd", "OUT.MLMD"),
+    "FHI-aims": _through_ase(
+        "aims-output", "Self-consistency cycle converged", "cycle not converged", "free"
+    ),
+    "ABINIT": _through_ase("abinit-out", "", "not enough SCF cycles to converge", ""),
+}
+"""Readers by format. All energies are those whose derivatives are the forces."""

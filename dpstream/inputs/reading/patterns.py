@@ -1,0 +1,74 @@
+"""Resolves the names and patterns of a spec to files, as the shell does.
+
+`*`, `?` and `[…]` do not match hidden files and folders. `**` stands for any number of folders,
+including none. Links to folders are followed, each folder once; files are in natural order
+(`frame.2` before `frame.10`).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dpstream.shared.errors import SpecError
+
+ANY_DEPTH = "**"
+
+
+def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
+    """Files and folders that `pattern` names, relative to `folder`, in natural order. The name of
+    an existing file is no pattern, whatever its characters. Raises `SpecError` naming `key` if
+    there are none."""
+    base = Path(pattern).expanduser()
+    if base.is_absolute():
+        folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
+    if not pattern:
+        raise SpecError(f"{key}: '' is not a file name")
+    exact = folder / pattern
+    try:
+        if exact.exists():
+            return [exact]
+        matches = sorted(set(_matches(folder, Path(pattern).parts)), key=natural)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{key}: {pattern!r}: {reason}") from error
+    if not matches:
+        raise SpecError(f"{key}: no file matches {pattern!r} in {folder.absolute()}")
+    return matches
+
+
+def natural(path: Path) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """Sort key with which numbers in names are compared as numbers."""
+    words = re.split(r"(\d+)", str(path))
+    return tuple((0, int(w)) if w.isdecimal() else (1, w) for w in words), str(path)
+
+
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    if ANY_DEPTH not in parts:
+        names = glob.glob(os.path.join(*parts), root_dir=folder)
+        yield from (folder / name for name in names)
+        return
+    at = parts.index(ANY_DEPTH)
+    rest = parts[at + 1 :] or ("*",)
+    for start in _matches(folder, parts[:at]) if at else [folder]:
+        for inside in folders(start):
+            yield from _matches(inside, rest)
+
+
+def folders(start: Path) -> Iterator[Path]:
+    """`start` and all folders below it that are not hidden, behind links too; each once, in natural
+    order."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen or not folder.is_dir():
+            continue
+        seen.add(real)
+        yield folder
+        inside = [each for each in folder.iterdir() if not each.name.startswith(".")]
+        waiting += sorted((each for each in inside if each.is_dir()), key=natural, reverse=True)

@@ -1,0 +1,121 @@
+"""Reads the XML outputs of VASP and Quantum ESPRESSO, which hold every ionic step."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dpstream.inputs.reading.found import FoundFrame, results
+from dpstream.services.labeler.units import BOHR, HARTREE
+from dpstream.shared.atoms.frames import Floats, Frame, from_ase
+from dpstream.shared.errors import SpecError
+
+
+def read_vasprun(path: Path) -> Iterator[FoundFrame]:
+    """All ionic steps of a vasprun.xml. A step is converged if its electronic loop ended before
+    NELM, or changed the energy by less than EDIFF at last."""
+    import ase.io
+
+    frames = ase.io.read(path, index=":", format="vasp-xml")
+    converged = list(_converged_steps(path))
+    for number, atoms in enumerate(frames):
+        if atoms.calc is None:  # cut off before the first step ended
+            return
+        stress = atoms.calc.results.get("stress")
+        outcome = results(
+            atoms.calc.results.get("free_energy"),
+            atoms.calc.results.get("forces"),
+            None if stress is None else _virial_of(atoms),
+        )
+        is_converged = number < len(converged) and converged[number]
+        outcome = replace(outcome, converged=is_converged, not_converged=not is_converged)
+        yield FoundFrame(from_ase(atoms), outcome, energy="free")
+
+
+def _virial_of(atoms: object) -> Floats:
+    """−stress · V, eV."""
+    virial: Floats = -atoms.get_stress(voigt=False) * atoms.get_volume()  # type: ignore[attr-defined]
+    return virial
+
+
+def _converged_steps(path: Path) -> Iterator[bool]:
+    """Whether each step's electronic loop converged. The file may be cut off."""
+    limits = {"NELM": 60.0, "EDIFF": 1e-4}  # VASP's defaults
+    try:
+        for _, element in ET.iterparse(path):
+            if element.tag in ("incar", "parameters"):
+                limits |= _numbers(element, limits)
+            elif element.tag == "calculation":
+                yield _settled(element, limits)
+                element.clear()
+    except ET.ParseError:
+        return
+
+
+def _numbers(element: ET.Element, names: dict[str, float]) -> dict[str, float]:
+    given = {each.get("name"): each.text for each in element.iter("i")}
+    return {name: float(given[name] or 0) for name in names if name in given}
+
+
+def _settled(calculation: ET.Element, limits: dict[str, float]) -> bool:
+    steps = calculation.findall("scstep")
+    if len(steps) < limits["NELM"]:
+        return bool(steps)
+    energies = [step.findtext("energy/i[@name='e_fr_energy']") for step in steps[-2:]]
+    if len(energies) < 2 or None in energies:
+        return False
+    before, last = (float(energy or 0) for energy in energies)
+    return abs(last - before) < limits["EDIFF"]
+
+
+# ------------------------------------------------------------------------------ Quantum ESPRESSO
+
+
+def read_qe_xml(path: Path) -> Iterator[FoundFrame]:
+    """All steps of the XML file that pw.x writes (Hartree atomic units). The last is written as a
+    step and as the output; a single point only as the output."""
+    try:
+        root = ET.parse(path).getroot()
+    except ET.ParseError as error:
+        raise SpecError(f"{path}: is cut off or not XML: {error}") from error
+    steps = [each for each in root.findall("step") if each.find("forces") is not None]
+    output = root.find("output")
+    if not steps and output is not None:
+        steps = [output]
+    for step in steps:
+        yield _qe_step(step, root)
+
+
+def _qe_step(step: ET.Element, root: ET.Element) -> FoundFrame:
+    structure = step.find("atomic_structure")
+    assert structure is not None, "a step without atoms"
+    atoms = structure.findall("atomic_positions/atom")
+    species = tuple((atom.get("name") or "").rstrip("0123456789_-") for atom in atoms)
+    cell = np.stack([_row(structure.findtext(f"cell/a{axis}")) for axis in "123"]) * BOHR
+    frame = Frame(species, np.stack([_row(atom.text) for atom in atoms]) * BOHR, cell)
+    forces, stress = _matrix(step, "forces"), _matrix(step, "stress")
+    energy = step.findtext("total_energy/etot")
+    outcome = results(
+        None if energy is None else float(energy) * HARTREE,
+        None if forces is None else forces * (HARTREE / BOHR),
+        None if stress is None else stress * (HARTREE / BOHR**3 * abs(np.linalg.det(cell))),
+    )
+    told = step.findtext("scf_conv/convergence_achieved") or root.findtext(
+        "output/convergence_info/scf_conv/convergence_achieved"
+    )
+    is_converged = (told or "").strip().lower() == "true"
+    outcome = replace(outcome, converged=is_converged, not_converged=not is_converged)
+    return FoundFrame(frame, outcome, energy="free")
+
+
+def _row(text: str | None) -> Floats:
+    return np.array((text or "").split(), dtype=np.float64)
+
+
+def _matrix(step: ET.Element, tag: str) -> Floats | None:
+    text = step.findtext(tag)
+    return None if text is None else _row(text).reshape(-1, 3)

@@ -1,0 +1,91 @@
+"""Patterns name the files that the shell lists."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dpstream.inputs.reading.patterns import find_files, folders
+from dpstream.shared.errors import SpecError
+
+FILES = (
+    "conf/a/POSCAR",
+    "conf/b.2/POSCAR",
+    "conf/b.10/POSCAR",
+    "conf/.ipynb_checkpoints/POSCAR",
+    "flat/POSCAR.2",
+    "flat/POSCAR.10",
+    "flat/.DS_Store",
+    "flat/._POSCAR.2",
+    "elsewhere/deep/er/POSCAR",
+    "elsewhere/.git/POSCAR",
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text\n")
+    (tmp_path / "conf/link").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/deep/back").symlink_to("../../elsewhere")
+    return tmp_path
+
+
+def found(pattern: str, folder: Path) -> list[str]:
+    return [os.path.relpath(path, folder) for path in find_files(pattern, folder, "key")]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["conf/*/POSCAR", "flat/*", "flat/POSCAR.?", "conf/[ab]*/POSCAR", "conf/link/deep/*", "con*"],
+)
+def test_what_the_shell_lists(tree: Path, pattern: str) -> None:
+    shell = subprocess.run(
+        ["bash", "-c", f"ls -d {pattern}"], cwd=tree, capture_output=True, text=True, check=True
+    )
+    assert set(found(pattern, tree)) == set(shell.stdout.split())
+
+
+def test_hidden_files_match_where_the_pattern_names_the_dot(tree: Path) -> None:
+    assert found("flat/.*", tree) == ["flat/.DS_Store", "flat/._POSCAR.2"]
+
+
+def test_numbers_in_names_are_in_the_order_of_numbers(tree: Path) -> None:
+    assert found("flat/*", tree) == ["flat/POSCAR.2", "flat/POSCAR.10"]
+    assert found("conf/b*/POSCAR", tree) == ["conf/b.2/POSCAR", "conf/b.10/POSCAR"]
+
+
+def test_two_stars_are_any_depth_behind_links_too_and_each_folder_once(tree: Path) -> None:
+    assert found("conf/**/POSCAR", tree) == [
+        "conf/a/POSCAR",
+        "conf/b.2/POSCAR",
+        "conf/b.10/POSCAR",
+        "conf/link/deep/er/POSCAR",
+    ]
+    assert found("elsewhere/**/er/**", tree) == ["elsewhere/deep/er/POSCAR"]
+    assert len(list(folders(tree / "elsewhere"))) == 3, "a link back does not end in a circle"
+
+
+def test_a_name_with_brackets_is_a_name(tree: Path) -> None:
+    (tree / "flat[1]").write_text("text\n")
+    assert found("flat[1]", tree) == ["flat[1]"]
+
+
+def test_home_and_absolute_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tree))
+    for pattern in ("~/flat/*", f"{tree}/flat/*"):
+        assert find_files(pattern, Path("/nowhere"), "key") == [
+            tree / "flat/POSCAR.2",
+            tree / "flat/POSCAR.10",
+        ]
+
+
+@pytest.mark.parametrize("pattern", ["none/*", "flat/.trash/*", "none", "**/none"])
+def test_without_a_match_key_and_pattern_are_named(tree: Path, pattern: str) -> None:
+    with pytest.raises(SpecError, match="key: no file matches ") as refused:
+        find_files(pattern, tree, "key")
+    assert repr(pattern) in str(refused.value)
