@@ -318,7 +318,7 @@ def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
 def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     ase.io.write(tmp_path / "bare.extxyz", molecule("CH4"))
     with pytest.raises(
-        SpecError, match="energy missing; a labelled set needs energy and forces. It has no numbers"
+        SpecError, match=r"energy missing; a labelled set needs .*\. It has no numbers"
     ):
         read(tmp_path, "bare.extxyz", ["C", "H"])
     ase.io.write(tmp_path / "half.extxyz", frozen(molecule("CH4"), energy=-1.0))

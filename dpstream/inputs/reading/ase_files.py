@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpstream.inputs.reading.lammps_data import check_has_elements, elements_by_mass
+from dpstream.inputs.reading.patterns import inside
 from dpstream.inputs.reading.recognise import ase_format, unpacked
 from dpstream.inputs.reading.site_occupancy import check_occupancy
 from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
+
+LAMMPS_FORMS = ("lammps/lmp", "lmp")
 
 
 def one_line(error: Exception) -> str:
@@ -27,20 +31,21 @@ def read_ase(path: Path) -> list[Any]:
         raise SpecError(f"{path}: is a folder, not a file of structures")
     if path.stat().st_size == 0:
         raise SpecError(f"{path}: is empty")
-    try:
-        with unpacked(path) as plain:
+    with unpacked(path) as plain:
+        try:
             return _read(plain)
-    except OSError as error:  # not what its first bytes say
-        raise SpecError(f"{path}: cannot be unpacked: {one_line(error)}") from error
-    except SpecError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
+        except SpecError as error:
+            raise type(error)(f"{path}: {error}") from error.__cause__
 
 
 def _read(path: Path) -> list[Any]:
     import ase.io
 
+    known = ase_format(path)
+    if known.get("format") == "lammps-data":
+        check_has_elements(path.read_text(errors="replace"))
     try:
-        frames = list(ase.io.read(path, index=":", **ase_format(path)))
+        frames = list(ase.io.read(path, index=":", do_not_split_by_at_sign=True, **known))
     except Exception as error:  # ASE's readers raise many kinds
         if (fault := fault_in(path)) is not None:
             raise WrongLine(fault) from error
@@ -56,12 +61,27 @@ def _read(path: Path) -> list[Any]:
 
 
 def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
-    """Every frame of a file in dpdata's format `form` as `ase.Atoms`. Types in files without
-    chemical symbols follow the model's order. Raises `SpecError`."""
+    """Every frame of a file, compressed or not, or folder in dpdata's format `form` as `ase.Atoms`.
+    Types in files without chemical symbols follow their masses, else the model's order. Raises
+    `SpecError`."""
     import dpdata  # deferred: slow to import
 
+    if path.is_dir():
+        with inside(path):
+            return _by_dpdata(dpdata, Path(), form, type_map, path)
+    if not path.exists():
+        raise SpecError(f"{path}: no such file")
+    with unpacked(path) as plain:
+        names = type_map
+        if form in LAMMPS_FORMS:
+            with errors_at(str(path), SpecError):
+                names = elements_by_mass(plain, type_map)
+        return _by_dpdata(dpdata, plain, form, names, path)
+
+
+def _by_dpdata(dpdata: Any, path: Path, form: str, names: Sequence[str], shown: Path) -> list[Any]:
     try:
-        system = dpdata.System(str(path), fmt=form, type_map=list(type_map))
+        system = dpdata.System(str(path), fmt=form, type_map=list(names))
         return list(system.to("ase/structure"))
     except Exception as error:  # dpdata's readers raise many kinds
-        raise SpecError(f"{path}: cannot be read as {form}: {one_line(error)}") from error
+        raise SpecError(f"{shown}: cannot be read as {form}: {one_line(error)}") from error

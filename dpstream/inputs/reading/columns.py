@@ -46,17 +46,12 @@ class Columns:
 
     @property
     def are_usual(self) -> bool:
+        """Whether every calculator of ASE uses these names."""
         return (self.energy, self.forces) in (("energy", "forces"), ("free_energy", "forces"))
 
 
-def labelled_frames(
-    frames: Sequence[Any], named: Mapping[str, str], where: str, tell: Callable[[str], None]
-) -> Iterator[FoundFrame]:
-    """The labels of `frames` (`ase.Atoms`), by the names that the user gives or by known ones.
-    Raises `SpecError`, with the names that there are, if several or none fit."""
-    columns = choose(frames, named, where, tell)
-    if not columns.are_usual or named:
-        tell(f"read as {columns}")
+def labelled_frames(frames: Sequence[Any], columns: Columns, where: str) -> Iterator[FoundFrame]:
+    """The labels of `frames` (`ase.Atoms`) in `columns`."""
     for number, atoms in enumerate(frames):
         yield _labelled(atoms, columns, f"{where}: frame {number}")
 
@@ -67,7 +62,8 @@ def choose(
     where: str,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Columns:
-    """The columns of the labels of all `frames`."""
+    """The columns of the labels of all `frames` (`ase.Atoms`), by the names that the user gives or
+    by known ones. Raises `SpecError`, with the names that there are, if several or none fit."""
     present = list(dict.fromkeys(name for atoms in frames for name in _numbers(atoms)))
     energy = _one("energy", present, named, where)
     if energy.endswith("free_energy") and "energy" not in named:

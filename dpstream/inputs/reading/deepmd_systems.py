@@ -6,16 +6,14 @@ is never shown a name of the user's: folders are read from within, groups as ope
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame, results
-from dpstream.inputs.reading.patterns import folders
+from dpstream.inputs.reading.patterns import folders, inside
 from dpstream.shared.atoms.frames import PARAMETERS, WEIGHTS, Frame
 from dpstream.shared.errors import SpecError
 
@@ -40,7 +38,8 @@ def read_system(folder: Path, names: Sequence[str], tell: Callable[[str], None])
     for part in sets or [folder]:
         _require(part, ".npy" if sets else ".raw")
     _register_further(dpdata)
-    with _inside(folder):
+    _check_types(np.loadtxt(folder / "type.raw", dtype=int), _type_map(folder), str(folder))
+    with inside(folder):
         if is_mixed(folder):
             parts = dpdata.formats.deepmd.mixed.to_system_data(".", labels=True)
         else:
@@ -51,7 +50,7 @@ def read_system(folder: Path, names: Sequence[str], tell: Callable[[str], None])
 
 
 def read_hdf5(
-    path: Path, inside: str, names: Sequence[str], tell: Callable[[str], None]
+    path: Path, group_name: str, names: Sequence[str], tell: Callable[[str], None]
 ) -> Iterator[Any]:
     """The frames of one group of an HDF5 file, or of all systems in it; as `read_system`."""
     import dpdata
@@ -59,11 +58,13 @@ def read_hdf5(
 
     _register_further(dpdata)
     with h5py.File(path, "r") as file:
-        groups = [inside.strip("/")] if inside else _groups(file)
+        groups = [group_name.strip("/")] if group_name else _groups(file)
         for name in groups:
             if name and name not in file:
                 raise SpecError(f"{path}#/{name}: no such group; it has {', '.join(_groups(file))}")
             group = file[name] if name else file
+            given = [str(each, "utf-8") for each in group.get("type_map.raw", ())]
+            _check_types(group["type.raw"][:], given, f"{path}#/{name}")
             for data in _of_group(dpdata, group):
                 yield from _frames(_named(data, names, f"{path}#/{name}", tell))
 
@@ -89,16 +90,6 @@ def _groups(file: Any) -> list[str]:
     return sorted(name.removesuffix("type.raw").strip("/") for name in groups)
 
 
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def _require(folder: Path, suffix: str) -> None:
     for name in ("energy", "force"):
         if not (folder / f"{name}{suffix}").exists():
@@ -118,17 +109,27 @@ def _register_further(dpdata: Any) -> None:
         dpdata.LabeledSystem.register_data_type(kind)
 
 
+def _type_map(folder: Path) -> list[str]:
+    path = folder / "type_map.raw"
+    return path.read_text().split() if path.exists() else []
+
+
+def _check_types(types: Any, names: Sequence[str], where: str) -> None:
+    """Raises `SpecError` for types that the set's own type map does not name."""
+    if names and np.max(types, initial=-1) >= len(names):
+        raise SpecError(
+            f"{where}: has atoms of type {np.max(types)}, but type_map.raw names only "
+            f"{', '.join(names)}"
+        )
+
+
 def _named(
     data: dict[str, Any], names: Sequence[str], where: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """The data with elements for types that dpdata has no names for."""
     kinds, needed = [str(name) for name in data["atom_names"]], int(max(data["atom_types"])) + 1
     if not any(name.startswith("Type_") for name in kinds):
-        if needed > len(kinds):
-            raise SpecError(
-                f"{where}: has atoms of type {needed - 1}, but type_map.raw names only "
-                f"{', '.join(kinds)}"
-            )
+        _check_types(data["atom_types"], kinds, where)
         return data
     if needed > len(names):
         raise SpecError(

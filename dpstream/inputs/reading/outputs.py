@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dpstream.inputs.reading.columns import choose, labelled_frames
 from dpstream.inputs.reading.found import FoundFrame
 from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
 from dpstream.services.labeler.acceptance import Outcome
@@ -61,7 +62,7 @@ def read_outcar(path: Path) -> Iterator[FoundFrame]:
     import dpdata.formats.vasp.outcar as reader  # deferred: slow to import
 
     text = read_text(path)
-    header, _, _ = text.partition(" Iteration ")
+    header = text[: text.rfind("\n", 0, max(0, text.find("Iteration "))) + 1]
     names, _, types, *_ = reader.system_info(header.splitlines(), type_idx_zero=True)
     species = tuple(names[kind] for kind in types)
     facts = "\n".join(OUTCAR_FACTS.findall(header))
@@ -158,21 +159,20 @@ def read_abacus(path: Path) -> Iterator[FoundFrame]:
 # ------------------------------------------------------------------------------ read by ASE
 
 
-def _through_ase(form: str, good: str, bad: str, kind: str) -> Reader:
+def _through_ase(form: str, good: str, bad: str) -> Reader:
     """A reader of a program that dpstream has no parser for: numbers of ASE, and convergence by the
     markers `good`, one per step (empty: none is printed), and `bad`."""
 
     def read(path: Path) -> Iterator[FoundFrame]:
         import ase.io
 
-        from dpstream.inputs.reading.columns import labelled_frames
-
         text = read_text(path)
-        frames = list(ase.io.read(path, index=":", format=form))
+        frames = list(ase.io.read(path, index=":", format=form, do_not_split_by_at_sign=True))
         is_sure = not re.search(bad, text)
         if good:
             is_sure &= len(re.findall(good, text)) >= len(frames)
-        for each in labelled_frames(frames, {}, str(path), lambda _: None):
+        columns = choose(frames, {}, str(path))
+        for each in labelled_frames(frames, columns, str(path)):
             outcome = replace(each.outcome, converged=is_sure, not_converged=not is_sure)
             yield replace(each, outcome=outcome)
 
@@ -191,8 +191,8 @@ READERS: Mapping[str, Reader] = {
     "Gaussian": _single_point("gaussian", "gaussian/log", "input.log", periodic=False),
     "PWmat": _single_point("pwmat", "pwmat/mlmd", "OUT.MLMD"),
     "FHI-aims": _through_ase(
-        "aims-output", "Self-consistency cycle converged", "cycle not converged", "free"
+        "aims-output", "Self-consistency cycle converged", "cycle not converged"
     ),
-    "ABINIT": _through_ase("abinit-out", "", "not enough SCF cycles to converge", ""),
+    "ABINIT": _through_ase("abinit-out", "", "not enough SCF cycles to converge"),
 }
 """Readers by format. All energies are those whose derivatives are the forces."""

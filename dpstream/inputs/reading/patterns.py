@@ -11,6 +11,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpstream.shared.errors import SpecError
@@ -72,3 +73,14 @@ def folders(start: Path) -> Iterator[Path]:
         yield folder
         inside = [each for each in folder.iterdir() if not each.name.startswith(".")]
         waiting += sorted((each for each in inside if each.is_dir()), key=natural, reverse=True)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder, for libraries that expand patterns in the names that they are given."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -8,10 +8,13 @@ import lzma
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dpstream.shared.errors import SpecError
 
 HEAD = 64 * 1024
 """Bytes of a file that are looked at."""
@@ -64,7 +67,7 @@ def format_of(path: Path) -> str | None:
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """The file itself, or a temporary copy of what is compressed in it, whose name is that of the
-    file without the suffix."""
+    file without the suffix. Raises `SpecError` if it is cut off."""
     with path.open("rb") as file:
         start = file.read(8)
     opener = next((each for mark, each in PACKED.items() if start.startswith(mark)), None)
@@ -73,8 +76,11 @@ def unpacked(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / _without_suffix(path.name)
-        with opener(path, "rb") as source, plain.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+        try:
+            with opener(path, "rb") as source, plain.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise SpecError(f"{path}: cannot be unpacked: {error}") from error
         yield plain
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dpstream.inputs.reading.ase_files import read_ase
-from dpstream.inputs.reading.columns import labelled_frames
+from dpstream.inputs.reading.columns import choose, labelled_frames
 from dpstream.inputs.reading.deepmd_systems import read_hdf5, read_system, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind, FoundFrame
 from dpstream.inputs.reading.outputs import READERS
@@ -109,7 +109,7 @@ def _in_file(path: Path, options: SetOptions, count: SetCount) -> Iterator[Found
     elif form is not None and form in READERS:
         yield from _of_program(READERS[form], path, options)
     else:
-        yield from _of_data(path, form, options, count.tell)
+        yield from _of_data(path, form, options, count)
 
 
 def _of_program(
@@ -124,12 +124,15 @@ def _of_program(
 
 
 def _of_data(
-    path: Path, form: str | None, options: SetOptions, tell: Callable[[str], None]
+    path: Path, form: str | None, options: SetOptions, count: SetCount
 ) -> Iterator[FoundFrame]:
     frames = read_ase(path)
     if form != EXTXYZ and path.suffix.lstrip(".") not in FULL_OF_DATA:
-        tell(UNKNOWN_PROGRAM)
-    yield from labelled_frames(frames, options.columns, str(path), tell)
+        count.tell(UNKNOWN_PROGRAM)
+    columns = choose(frames, options.columns, str(path), count.tell)
+    if not columns.are_usual:
+        count.format += f": {columns}"
+    yield from labelled_frames(frames, columns, str(path))
 
 
 def _taken(found: FoundFrame, where: str, count: SetCount) -> Taken | None:
@@ -149,7 +152,7 @@ def _taken(found: FoundFrame, where: str, count: SetCount) -> Taken | None:
 
 def _broken(found: FoundFrame) -> BrokenRule | None:
     """The first rule that a found frame breaks."""
-    if found.outcome.unconverged:
+    if found.outcome.unconverged or found.outcome.not_converged:
         return BrokenRule("not-converged", "the electronic iterations did not converge")
     if found.frame is None:
         return BrokenRule("frame", found.problem)

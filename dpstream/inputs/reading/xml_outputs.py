@@ -20,7 +20,7 @@ def read_vasprun(path: Path) -> Iterator[FoundFrame]:
     NELM, or changed the energy by less than EDIFF at last."""
     import ase.io
 
-    frames = ase.io.read(path, index=":", format="vasp-xml")
+    frames = ase.io.read(path, index=":", format="vasp-xml", do_not_split_by_at_sign=True)
     converged = list(_converged_steps(path))
     for number, atoms in enumerate(frames):
         if atoms.calc is None:  # cut off before the first step ended
@@ -104,12 +104,18 @@ def _qe_step(step: ET.Element, root: ET.Element) -> FoundFrame:
         None if forces is None else forces * (HARTREE / BOHR),
         None if stress is None else stress * (HARTREE / BOHR**3 * abs(np.linalg.det(cell))),
     )
-    told = step.findtext("scf_conv/convergence_achieved") or root.findtext(
-        "output/convergence_info/scf_conv/convergence_achieved"
-    )
-    is_converged = (told or "").strip().lower() == "true"
+    is_converged = _is_accurate(step, root.findtext("input/electron_control/conv_thr"))
     outcome = replace(outcome, converged=is_converged, not_converged=not is_converged)
     return FoundFrame(frame, outcome, energy="free")
+
+
+def _is_accurate(step: ET.Element, threshold: str | None) -> bool:
+    """Whether the density converged: with `scf_must_converge=.false.` pw.x says so of any."""
+    loop = next(step.iter("scf_conv"), None)
+    if loop is None or threshold is None:
+        return False
+    achieved = (loop.findtext("convergence_achieved") or "").strip().lower() == "true"
+    return achieved and float(loop.findtext("scf_error") or "inf") <= float(threshold)
 
 
 def _row(text: str | None) -> Floats:
