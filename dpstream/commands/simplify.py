@@ -8,7 +8,7 @@ measured (`dpstream.simplify.remainder`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,7 @@ from dpstream.terminal.interrupt import INTERRUPTED
 
 SETTINGS = (".json", ".yaml", ".yml")
 WORKERS = {"trainer": 2, "explorer": 1, "labeler": 1}
+QUANTITIES = ("energy", "forces", "virial", "stress")
 CREW = ",".join(f"{service}={count}" for service, count in WORKERS.items())
 
 
@@ -54,9 +55,9 @@ def simplify(
         list[str],
         typer.Argument(
             metavar="DATASET...",
-            help="Labelled sets (DeePMD-kit folders or HDF5, extxyz, OUTCAR); with labels.code in "
-            "--spec also unlabelled frames in any format of ASE or dpdata. Or DP-GEN's simplify "
-            "param.json and machine.json.",
+            help="Labelled sets (DeePMD-kit folders or HDF5, extxyz, outputs of labeling codes); "
+            "with labels.code in --spec also unlabelled frames in any format of ASE or dpdata. Or "
+            "DP-GEN's simplify param.json and machine.json.",
         ),
     ],
     spec: Annotated[
@@ -71,6 +72,14 @@ def simplify(
     workers: Annotated[
         str, typer.Option(metavar="LIST", help="Workers of each service on this machine.")
     ] = CREW,
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Names of the numbers in DATASET: energy=REF_energy,forces=REF_forces; virial or "
+            "stress too.",
+        ),
+    ] = "",
     root: Root = DEFAULT_ROOT,
     name: NewName = None,
     code: Code = None,
@@ -89,7 +98,7 @@ def simplify(
     crew = {**WORKERS, **parse_workers(workers, tuple(WORKERS), least=1)}
     if not is_folder(root):
         raise SpecError(f"--store: {root}: must be a folder on this machine for simplify")
-    options = _options(dataset, spec, name, code)
+    options = replace(_options(dataset, spec, name, code), columns=parse_columns(columns))
     loaded, gathered, recipe, pool = _prepared(options)
     for report in pool.reports:
         say(console, str(report))
@@ -114,6 +123,18 @@ class SimplifyOptions:
     folder: Path
     name: str
     where: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Names by quantity from `energy=REF_energy,forces=REF_forces`. Raises `SpecError`."""
+    names: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        quantity, _, name = (piece.strip() for piece in part.partition("="))
+        if quantity not in QUANTITIES or not name:
+            raise SpecError(f"--columns: {part!r}: must be {'=NAME, '.join(QUANTITIES)}=NAME")
+        names[quantity] = name
+    return names
 
 
 def _options(
@@ -171,7 +192,7 @@ def _prepared(options: SimplifyOptions) -> tuple[Spec, Gathered, Recipe, Simplif
     """Read and check the dataset and the campaign made of it, before anything starts."""
     own = own_labels(options.settings)
     type_map = options.settings.get("type_map", ())
-    pool = read_pool(options.sources, options.folder, type_map, own)
+    pool = read_pool(options.sources, options.folder, type_map, own, options.columns)
     with errors_at(options.where, SpecError):
         spec = campaign(options.settings, options.name, options.sources, pool)
         given = {SYSTEM: list(pool.frames.values())}

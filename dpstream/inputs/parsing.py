@@ -24,6 +24,7 @@ def labelled(
     inside: str,
     columns: Mapping[str, str],
     type_map: Sequence[str],
+    own_types: bool,
     key: str,
     name: str,
     result: str,
@@ -31,7 +32,7 @@ def labelled(
     """Write the labelled frames of `paths`, absolute and by name, as records, after one with the
     report on them, which includes the warnings of the readers. Raises SpecError."""
     places = {file: Path(path) for file, path in paths.items()}
-    options = SetOptions(inside, columns, type_map)
+    options = SetOptions(inside, columns, type_map, own_types)
     with catch_warnings(record=True) as caught:
         simplefilter("always")
         report, items = read_here(places, options, key, name)

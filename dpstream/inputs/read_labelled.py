@@ -10,16 +10,18 @@ import atexit
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind
 from dpstream.inputs.reading.patterns import find_files, folders
+from dpstream.inputs.reading.recognise import is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
 from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
 from dpstream.shared.atoms.records import Record
@@ -28,16 +30,21 @@ from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 from dpstream.shared.spec import LabelledSet
 
+UNPACKED = 12
+"""Bytes that a byte of a compressed text may stand for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A canonical frame, its label in the frame's order and orientation, and its source file.
-    Frame parameters and atomic weights come from files with DeePMD-kit's names or, in extended
-    xyz, from info keys and columns with these names."""
+    """A canonical frame, its label in the frame's order and orientation, its source file, and its
+    number among all frames found in the sources, from 0. Frame parameters and atomic weights come
+    from files with DeePMD-kit's names or, in extended xyz, from info keys and columns with these
+    names."""
 
     frame: Frame
     label: FrameLabel
     source: str
+    number: int = 0
 
 
 class SourceReport(BaseModel):
@@ -103,9 +110,10 @@ def read_labelled(
     items: list[Imported] = []
     reports: list[SourceReport] = []
     for source in sources:
-        records = _read_source(source, folder, type_map, key)
-        reports.append(_report(records[0]))
-        items += (_known(_imported(record), type_map, key) for record in records[1:])
+        before = sum(report.found for report in reports)
+        report, found = _read_source(source, folder, type_map, key)
+        reports.append(report)
+        items += (_known(item, type_map, key, before) for item in found)
     sets = LabelledSets(items, reports)
     check_one_energy(sets.energies, key)
     return sets
@@ -113,7 +121,7 @@ def read_labelled(
 
 def _read_source(
     source: str | LabelledSet, folder: Path, type_map: Sequence[str], key: str
-) -> list[Record]:
+) -> tuple[SourceReport, list[Imported]]:
     given = LabelledSet(file=source) if isinstance(source, str) else source
     paths, inside = _files(given.file, folder, key)
     arguments = {
@@ -121,15 +129,14 @@ def _read_source(
         "inside": inside,
         "columns": given.columns,
         "type_map": list(given.type_map or type_map),
+        "own_types": bool(given.type_map),
         "key": key,
         "name": given.file,
     }
     try:
         parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
         records = parser.records("labelled", arguments, limits)
-        if not records:
-            raise Unreadable("the parser returned no report")
-        return records
+        return _report(records), list(map(_imported, records[1:]))
     except (Unreadable, ParserFailed) as error:
         if isinstance(error, Unreadable) and error.kind == "SpecError":
             raise SpecError(error.reason) from error
@@ -147,11 +154,12 @@ def _files(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
     return find_files(file, folder, key), inside
 
 
-def _report(record: Record) -> SourceReport:
+def _report(records: Sequence[Record]) -> SourceReport:
+    """The report of the first record. Raises Unreadable for anything else."""
     try:
-        return SourceReport.model_validate(record.facts.get("report"), strict=True)
-    except ValidationError as error:
-        raise SpecError("the parser of labelled sets returned no report") from error
+        return SourceReport.model_validate(records[0].facts["report"], strict=True)
+    except (ValidationError, LookupError) as error:
+        raise Unreadable("the parser returned no report") from error
 
 
 def _absolute(path: Path) -> Path:
@@ -189,8 +197,9 @@ def _parser(reads: tuple[Path, ...]) -> Parser:
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
-    files = [path] if path.is_file() else [file for file in _entries(path) if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    if path.is_file():
+        return path.stat().st_size * (UNPACKED if is_packed(path) else 1)
+    return sum(file.stat().st_size for file in _entries(path) if file.is_file())
 
 
 def _limits(size: int) -> Limits:
@@ -210,13 +219,15 @@ def _imported(record: Record) -> Imported:
         if any(values.shape != shapes[name] for name, values in given.items()):
             raise ValueError("arrays of a label have other shapes")
         label = FrameLabel(float(given.pop("energy")), **given)
-        return Imported(frame, label, str(record.facts["source"]))
+        facts = record.facts
+        return Imported(frame, label, str(facts["source"]), int(facts["number"]))
     except (ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"the parser returned no labelled frame: {error}") from error
 
 
 def record_of(item: Imported) -> Record:
-    record, label = Record.of_frame(item.frame, source=item.source), item.label
+    record = Record.of_frame(item.frame, source=item.source, number=item.number)
+    label = item.label
     own = {"energy": np.array(label.energy), "forces": label.forces, **label.weights}
     if label.virial is not None:
         own["virial"] = label.virial
@@ -231,9 +242,11 @@ def read_here(
     items: list[Imported] = []
     counts: dict[str, SetCount] = {}
     for file, path in paths.items():
+        before = sum(each.found for each in counts.values())
         count = counts[file] = SetCount()
         items += (
-            Imported(t.frame, t.label, file) for t in _read_file(file, path, options, count, key)
+            Imported(t.frame, t.label, file, before + t.number)
+            for t in _read_file(file, path, options, count, key)
         )
         count.examples = {r: text.replace(str(path), file) for r, text in count.examples.items()}
     return _summed(name, counts), items
@@ -284,9 +297,15 @@ def _added(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def _known(item: Imported, type_map: Sequence[str], key: str) -> Imported:
+def _known(item: Imported, type_map: Sequence[str], key: str, before: int) -> Imported:
+    """The item with its number among all frames, `before` of which are in earlier sources. Raises
+    `SpecError` for an element that is not in the type map."""
     unknown = sorted(set(item.frame.species) - set(type_map))
     if unknown:
         known = ", ".join(type_map)
-        raise SpecError(f"{key}: {item.source}: element {unknown[0]} is not in type_map ({known})")
-    return item
+        hint = "; give the elements of the set's types: {file: …, type_map: […]}"
+        raise SpecError(
+            f"{key}: {item.source}: element {unknown[0]} is not in type_map ({known})"
+            f"{'' if unknown[0] in atomic_numbers else hint}"
+        )
+    return replace(item, number=before + item.number)

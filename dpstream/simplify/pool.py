@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ase.data import chemical_symbols
@@ -26,6 +28,7 @@ from dpstream.shared.atoms.frames import (
 )
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.ports import Store
+from dpstream.shared.spec import LabelledSet
 from dpstream.shared.values import Recipe, label_uri
 
 KEY = "DATASET"
@@ -64,23 +67,29 @@ class SimplifyPool:
 
 
 def read_pool(
-    sources: Sequence[str], folder: Path, type_map: Sequence[str], labelled: bool
+    sources: Sequence[str],
+    folder: Path,
+    type_map: Sequence[str],
+    labelled: bool,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> SimplifyPool:
     """Read all frames of files and folders, by name or glob relative to `folder`. `labelled`:
-    require labels. Raises `SpecError` naming what cannot be read or has no labels."""
+    require labels, in `columns` of those names. Raises `SpecError` naming what cannot be read or
+    has no labels."""
     if not type_map:
         _check_named(sources, folder)
     symbols = type_map or ALL
     reports: list[SourceReport] = []
-    items: Iterable[tuple[Frame, FrameLabel | None]]
+    items: Iterable[tuple[int, Frame, FrameLabel | None]]
     if labelled:
-        items, reports = _labelled(sources, folder, symbols)
+        sets = [LabelledSet.model_validate({"file": source, **columns}) for source in sources]
+        items, reports = _labelled(sets, folder, symbols)
     else:
         items = _plain(sources, folder, symbols)
     frames: dict[str, Frame] = {}
     numbers: dict[str, list[int]] = {}
     labels: dict[str, FrameLabel] = {}
-    for number, (frame, label) in enumerate(items):
+    for number, frame, label in items:
         key = frame_key(frame)
         numbers.setdefault(key, []).append(number)
         if frames.setdefault(key, frame) is frame and label is not None:
@@ -106,25 +115,27 @@ def _systems(path: Path) -> list[Path]:
 
 
 def _labelled(
-    sources: Sequence[str], folder: Path, symbols: Sequence[str]
-) -> tuple[list[tuple[Frame, FrameLabel | None]], list[SourceReport]]:
+    sources: Sequence[LabelledSet], folder: Path, symbols: Sequence[str]
+) -> tuple[list[tuple[int, Frame, FrameLabel | None]], list[SourceReport]]:
     try:
         sets = read_labelled(sources, folder, symbols, KEY)
-        return [(item.frame, item.label) for item in sets.items], sets.reports
+        return [(item.number, item.frame, item.label) for item in sets.items], sets.reports
     except SpecError as error:
         raise SpecError(
-            f"{error}; if the dataset has no labels, give a --spec with labels.code"
+            f"{error} (--columns names numbers; if the dataset has no labels, give a --spec with "
+            "labels.code)"
         ) from error
 
 
 def _plain(
     sources: Sequence[str], folder: Path, symbols: Sequence[str]
-) -> Iterator[tuple[Frame, None]]:
+) -> Iterator[tuple[int, Frame, None]]:
+    total = itertools.count()
     for path in _paths(sources, folder):
         for number, atoms in enumerate(_structures(path, symbols)):
             where = f"{KEY}: {path}: frame {number}"
             with errors_at(where, ValueError):
-                yield canonical(as_frame(atoms, where)).frame, None
+                yield next(total), canonical(as_frame(atoms, where)).frame, None
 
 
 def _structures(path: Path, symbols: Sequence[str]) -> Iterable[Any]:

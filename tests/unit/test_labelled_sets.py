@@ -19,10 +19,11 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.inputs.gather import repeated
-from dpstream.inputs.read_labelled import Imported, SourceReport, read_here
+from dpstream.inputs.read_labelled import Imported, SourceReport, read_here, read_labelled
 from dpstream.inputs.reading.sets import SetOptions, check_one_energy
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase, to_ase
 from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelledSet
 from tests.support.vasprun import EDGE, vasprun
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
@@ -400,9 +401,21 @@ def test_types_without_names_are_told_or_refused(tmp_path: Path) -> None:
     report, (item,) = read(folder, names=("O", "H"))
     assert item.frame.formula == "H1O2"
     assert "no type_map.raw, so types 0, 1, … are read as O, H" in str(report)
-    assert "has atoms of type 1 and no type_map.raw" in refusal(folder, names=("O",))
+    assert "has atoms of type 1, but type_map has only O; give" in refusal(folder, names=("O",))
     (folder / "type_map.raw").write_text("H\n")
     assert "has atoms of type 1, but type_map.raw names only H" in refusal(folder)
+
+
+def test_a_set_with_types_of_its_own_is_given_elements(tmp_path: Path) -> None:
+    folder = system(tmp_path / "data")
+    (folder / "type_map.raw").write_text("H_wat\nO_wat\n")
+    write_hdf5(tmp_path / "mixed.hdf5", mixed=True)
+    with pytest.raises(SpecError, match=r"element H_wat is not in type_map .*type_map: \[…\]"):
+        read_labelled(["data"], tmp_path, ["H", "O"], "initial.data")
+    for name, formulas in (("data", ["C2O1"]), ("mixed.hdf5", ["C1O2", "C2O1"])):
+        source = LabelledSet(file=name, type_map=("C", "O"))
+        items = read_labelled([source], tmp_path, ["C", "O"], "initial.data").items
+        assert sorted(item.frame.formula for item in items) == formulas
 
 
 def test_left_handed_cells_are_turned_and_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from dpstream import cli
+from dpstream.commands.simplify import parse_columns
 from dpstream.dpgen.simplify import TABLE, read_simplify
 from dpstream.inputs.frames_as_given import runs
 from dpstream.inputs.gather import Gathered, gather
@@ -89,6 +90,30 @@ def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> N
     with pytest.raises(SpecError, match=r"type_map\.raw is missing; set type_map in --spec"):
         read_pool(["set"], tmp_path, (), labelled=True)
     assert read_pool(["set"], tmp_path, ("H", "C"), labelled=False).frames.keys() == {key}
+
+
+def test_frames_that_are_left_out_keep_their_numbers_and_are_told(tmp_path: Path) -> None:
+    frames = shaken(count=4)
+    frames[1].calc.results["forces"][0, 0] = np.nan
+    write(tmp_path / "a.extxyz", frames)
+    write(tmp_path / "b.extxyz", shaken("C2H6", 2))
+    pool = read_pool(["[ab].extxyz"], tmp_path, (), labelled=True)
+    assert sorted(n for each in pool.numbers.values() for n in each) == [0, 2, 3, 4, 5]
+    (report,) = pool.reports
+    assert (report.found, report.taken, report.left_out) == (6, 5, {"forces": 1})
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    atoms = shaken()[0]
+    atoms.info["E"], atoms.arrays["F"] = -7.0, atoms.get_forces()
+    atoms.calc = None
+    write(tmp_path / "a.extxyz", atoms)
+    columns = parse_columns("energy=E, forces=F")
+    pool = read_pool(["a.extxyz"], tmp_path, (), labelled=True, columns=columns)
+    assert [label.energy for label in pool.labels.values()] == [-7.0]
+    for text in ("E", "energy", "enrgy=E"):
+        with pytest.raises(SpecError, match=r"--columns: '.*': must be energy=NAME, forces=NAME"):
+            parse_columns(text)
 
 
 def test_a_set_without_labels_needs_a_code(tmp_path: Path) -> None:

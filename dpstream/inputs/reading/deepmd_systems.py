@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from dpstream.shared.errors import SpecError
 MIXED = "real_atom_types"
 
 
+class TypeNames(NamedTuple):
+    """Elements of types 0, 1, …: of sets without type_map.raw, or, if `is_given`, of all."""
+
+    names: Sequence[str]
+    is_given: bool = False
+
+
 def systems_in(folder: Path) -> list[Path]:
     """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once."""
     return [each for each in folders(folder) if (each / "type.raw").exists()]
@@ -29,16 +36,19 @@ def is_mixed(system: Path) -> bool:
     return any((part / f"{MIXED}.npy").exists() for part in system.glob("set.*"))
 
 
-def read_system(folder: Path, names: Sequence[str], tell: Callable[[str], None]) -> Iterator[Any]:
-    """The frames of a system. `names`: elements of its types if it has no type_map.raw, which is
-    told. Raises `SpecError` without energy or force."""
+def read_system(
+    folder: Path, names: TypeNames, tell: Callable[[str], None]
+) -> Iterator[FoundFrame]:
+    """The frames of a system. That it has no names of its own for its types is told. Raises
+    `SpecError` without energy or force."""
     import dpdata  # deferred: slow to import
 
     sets = sorted(folder.glob("set.*"))
     for part in sets or [folder]:
         _require(part, ".npy" if sets else ".raw")
     _register_further(dpdata)
-    _check_types(np.loadtxt(folder / "type.raw", dtype=int), _type_map(folder), str(folder))
+    if not names.is_given:
+        _check_types(np.loadtxt(folder / "type.raw", dtype=int), _type_map(folder), str(folder))
     with inside(folder):
         if is_mixed(folder):
             parts = dpdata.formats.deepmd.mixed.to_system_data(".", labels=True)
@@ -50,8 +60,8 @@ def read_system(folder: Path, names: Sequence[str], tell: Callable[[str], None])
 
 
 def read_hdf5(
-    path: Path, group_name: str, names: Sequence[str], tell: Callable[[str], None]
-) -> Iterator[Any]:
+    path: Path, group_name: str, names: TypeNames, tell: Callable[[str], None]
+) -> Iterator[FoundFrame]:
     """The frames of one group of an HDF5 file, or of all systems in it; as `read_system`."""
     import dpdata
     import h5py
@@ -64,7 +74,8 @@ def read_hdf5(
                 raise SpecError(f"{path}#/{name}: no such group; it has {', '.join(_groups(file))}")
             group = file[name] if name else file
             given = [str(each, "utf-8") for each in group.get("type_map.raw", ())]
-            _check_types(group["type.raw"][:], given, f"{path}#/{name}")
+            if not names.is_given:
+                _check_types(group["type.raw"][:], given, f"{path}#/{name}")
             for data in _of_group(dpdata, group):
                 yield from _frames(_named(data, names, f"{path}#/{name}", tell))
 
@@ -124,19 +135,21 @@ def _check_types(types: Any, names: Sequence[str], where: str) -> None:
 
 
 def _named(
-    data: dict[str, Any], names: Sequence[str], where: str, tell: Callable[[str], None]
+    data: dict[str, Any], given: TypeNames, where: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """The data with elements for types that dpdata has no names for."""
     kinds, needed = [str(name) for name in data["atom_names"]], int(max(data["atom_types"])) + 1
-    if not any(name.startswith("Type_") for name in kinds):
+    names = given.names
+    if not given.is_given and not any(name.startswith("Type_") for name in kinds):
         _check_types(data["atom_types"], kinds, where)
         return data
     if needed > len(names):
         raise SpecError(
-            f"{where}: has atoms of type {needed - 1} and no type_map.raw, but type_map has only "
-            f"{', '.join(names)}; give the set's own elements: {{file: …, type_map: […]}}"
+            f"{where}: has atoms of type {needed - 1}, but type_map has only {', '.join(names)}; "
+            "give the elements of the set's types: {file: …, type_map: […]}"
         )
-    tell(f"no type_map.raw, so types 0, 1, … are read as {', '.join(names)}")
+    if not given.is_given:
+        tell(f"no type_map.raw, so types 0, 1, … are read as {', '.join(names)}")
     return {**data, "atom_names": list(names)}
 
 

@@ -64,13 +64,21 @@ def format_of(path: Path) -> str | None:
     return next((name for name, pattern in PATTERNS.items() if pattern.match(text)), None)
 
 
+def is_packed(path: Path) -> bool:
+    return _opener(path) is not None
+
+
+def _opener(path: Path) -> Callable[..., Any] | None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((each for mark, each in PACKED.items() if start.startswith(mark)), None)
+
+
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """The file itself, or a temporary copy of what is compressed in it, whose name is that of the
     file without the suffix. Raises `SpecError` if it is cut off."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    opener = next((each for mark, each in PACKED.items() if start.startswith(mark)), None)
+    opener = _opener(path)
     if opener is None:
         yield path
         return

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpstream.inputs.reading.ase_files import read_ase
 from dpstream.inputs.reading.columns import choose, labelled_frames
-from dpstream.inputs.reading.deepmd_systems import read_hdf5, read_system, systems_in
+from dpstream.inputs.reading.deepmd_systems import TypeNames, read_hdf5, read_system, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind, FoundFrame
 from dpstream.inputs.reading.outputs import READERS
 from dpstream.inputs.reading.recognise import EXTXYZ, HDF5, format_of, unpacked
@@ -38,19 +38,26 @@ LEFT_HANDED = "a left-handed cell turned (−a, −b, −c: the same lattice, no
 @dataclass(frozen=True)
 class SetOptions:
     """What the user says about a set: `inside`: a group of an HDF5 file; `columns`: names of its
-    numbers, by quantity; `names`: elements of numbered types."""
+    numbers, by quantity; `names`: elements of numbered types, which `are_given` if the user names
+    them for this set."""
 
     inside: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
+    are_given: bool = False
+
+    @property
+    def types(self) -> TypeNames:
+        return TypeNames(self.names, self.are_given)
 
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A valid label, of the canonical `frame`."""
+    """A valid label, of the canonical `frame`. `number`: of the frame in the file, from 0."""
 
     frame: Frame
     label: FrameLabel
+    number: int
 
 
 @dataclass
@@ -79,8 +86,7 @@ def read_set(path: Path, options: SetOptions, count: SetCount) -> Iterator[Taken
     if it cannot be read, and what dpdata, h5py and ASE raise."""
     for number, found in enumerate(_found(path, options, count)):
         count.found += 1
-        where = f"{path}: frame {number}"
-        taken = _taken(found, where, count)
+        taken = _taken(found, number, f"{path}: frame {number}", count)
         if taken is not None:
             count.taken += 1
             count.energies.add(found.energy)
@@ -92,7 +98,7 @@ def _found(path: Path, options: SetOptions, count: SetCount) -> Iterator[FoundFr
         systems = systems_in(path)
         count.format = f"{DEEPMD}, {len(systems)} systems" if len(systems) != 1 else DEEPMD
         for system in systems:
-            yield from read_system(system, options.names, count.tell)
+            yield from read_system(system, options.types, count.tell)
         return
     with unpacked(path) as plain:
         try:
@@ -105,7 +111,7 @@ def _in_file(path: Path, options: SetOptions, count: SetCount) -> Iterator[Found
     form = format_of(path)
     count.format = form or path.suffix.removeprefix(".") or "format by name"
     if form == HDF5:
-        yield from read_hdf5(path, options.inside, options.names, count.tell)
+        yield from read_hdf5(path, options.inside, options.types, count.tell)
     elif form is not None and form in READERS:
         yield from _of_program(READERS[form], path, options)
     else:
@@ -135,7 +141,7 @@ def _of_data(
     yield from labelled_frames(frames, columns, str(path))
 
 
-def _taken(found: FoundFrame, where: str, count: SetCount) -> Taken | None:
+def _taken(found: FoundFrame, number: int, where: str, count: SetCount) -> Taken | None:
     broken, form = _broken(found), None
     if broken is None and found.frame is not None:
         try:
@@ -147,7 +153,7 @@ def _taken(found: FoundFrame, where: str, count: SetCount) -> Taken | None:
         return None
     if is_left_handed(found.frame):
         count.tell(LEFT_HANDED)
-    return Taken(form.frame, _turned(found, form))
+    return Taken(form.frame, _turned(found, form), number)
 
 
 def _broken(found: FoundFrame) -> BrokenRule | None:
