@@ -46,8 +46,8 @@ systems:                                    # starting structures for exploratio
 
 initial:                                    # labels for the first training: at least one of these
 {perturb}
-  # data: ["old/*.extxyz"]                  # labelled sets: DeePMD npy folders or HDF5 files
-  #                                         # (file.hdf5#/system), extxyz, VASP OUTCAR
+  # data: ["old/*.extxyz"]                  # labelled sets: DeePMD folders and HDF5, extxyz,
+  #                                         # outputs of VASP, QE, CP2K…; see docs/data.md
   # pick: 20                                # unperturbed structures, drawn at random
 {dimers}
 

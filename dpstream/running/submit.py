@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpstream.inputs.frames_as_given import runs
@@ -23,6 +23,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
 BATCH = "training.batch_atoms"
+Packs = tuple[Ref, ...]
 MOST_CHANGES = 5
 """Number of changed keys that an error lists."""
 
@@ -41,7 +42,7 @@ def submit(
     if store.create(key, event.model_dump_json().encode()):
         return event
     earlier = _submitted(key, store.get(key))
-    _check_same(earlier, event)
+    _check_same(earlier, event, store)
     return earlier
 
 
@@ -189,15 +190,19 @@ class _Inputs:
 # ------------------------------------------------------------------------------ resubmission
 
 
-def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
+def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted, store: Store) -> None:
     """Raises `SpecError` naming the first input that differs from the existing campaign. Frames are
-    compared by content, packs by digest."""
+    compared by content, in any order: earlier releases read `conf.10` before `conf.2`. What
+    structures in another order lead to is not compared."""
+    order_kept = _keys_by_system(earlier) == _keys_by_system(event)
     for key, before, after in (
-        ("the structures of systems", _keys_by_system(earlier), _keys_by_system(event)),
-        ("the initial frames", _keys(earlier.frames), _keys(event.frames)),
-        ("the structures of properties", *map(_keys_of_points, (earlier, event))),
-        ("initial.data", earlier.packs, event.packs),
-        ("verification.data", earlier.test, event.test),
+        ("the structures of systems", _sorted_keys(earlier), _sorted_keys(event)),
+        *((name, *map(of, (earlier, event))) for name, of in DERIVED if order_kept),
+        ("initial.data", *_labels(earlier.packs, event.packs, store)),
+        (
+            "verification.data",
+            *_labels(_test_packs(earlier, store), _test_packs(event, store), store),
+        ),
         ("the training files", earlier.files, event.files),
         ("the labeling recipe", _recipe(earlier), _recipe(event)),
     ):
@@ -207,6 +212,33 @@ def _check_same(earlier: CampaignSubmitted, event: CampaignSubmitted) -> None:
                 f"campaign {event.campaign} already exists with different inputs: {key} "
                 f"changed{shown}; choose another name"
             )
+
+
+def _labels(earlier: Packs, later: Packs, store: Store) -> tuple[Any, Any]:
+    """What to compare of two lists of packs: their digests or, if these differ, frames with their
+    energies in any order."""
+    if earlier == later:
+        return earlier, later
+    return _sorted_labels(earlier, store), _sorted_labels(later, store)
+
+
+def _sorted_labels(packs: Packs, store: Store) -> list[tuple[str, float]]:
+    batches = [Batch.loads(store.get(pack.uri)) for pack in packs]
+    return sorted(
+        (frame_key(frame), float(energy))
+        for batch in batches
+        for frame, energy in zip(batch, batch.arrays["energy"], strict=True)
+    )
+
+
+def _test_packs(event: CampaignSubmitted, store: Store) -> Packs:
+    if event.test is None:
+        return ()
+    return Dataset.model_validate_json(store.get(event.test.uri)).packs
+
+
+def _sorted_keys(event: CampaignSubmitted) -> dict[str, list[str]]:
+    return {name: sorted(keys) for name, keys in _keys_by_system(event).items()}
 
 
 def _keys(frames: Sequence[FrameRef]) -> list[str]:
@@ -224,3 +256,10 @@ def _keys_of_points(event: CampaignSubmitted) -> list[list[str]]:
 def _recipe(event: CampaignSubmitted) -> str:
     recipe = event.recipe
     return f"{recipe.program} {recipe.digest}"
+
+
+DERIVED: tuple[tuple[str, Callable[[CampaignSubmitted], Any]], ...] = (
+    ("the initial frames", lambda event: _keys(event.frames)),
+    ("the structures of properties", _keys_of_points),
+)
+"""Inputs that depend on the order of the structures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from dpstream.inputs.read_labelled import read_labelled
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.qe import Qe
 from dpstream.services.labeler.recipes import make_recipe, read_files
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
-from dpstream.shared.errors import EngineKilled
+from dpstream.shared.errors import EngineKilled, SpecError
 from dpstream.shared.spec import LabelSettings, Spec
 from tests.support.labeling_programs import (
     direction,
@@ -243,3 +245,69 @@ def test_a_label_through_the_handler_with_the_campaigns_own_files(
     (label,) = label_frames(spec, make_recipe(labels), files, [aluminium()])
     assert isinstance(label, FrameLabel)
     assert label.energy == pytest.approx(done[0].energies[0], abs=1e-6)
+
+
+# ------------------------------------------------------------------------------ imported
+
+
+RELAXATION = """&control
+ calculation='vc-relax', prefix='s', outdir='./out', pseudo_dir='/usr/share/espresso/pseudo',
+ nstep=2, tprnfor=.true., tstress=.true.
+/
+&system
+ ibrav=0, nat=2, ntyp=1, ecutwfc=12
+/
+&electrons
+ conv_thr=1e-8 {electrons}
+/
+&ions
+/
+&cell
+/
+ATOMIC_SPECIES
+Si 28.0 Si.pz-vbc.UPF
+CELL_PARAMETERS angstrom
+0 2.6 2.6
+2.6 0 2.6
+2.6 2.6 0
+ATOMIC_POSITIONS angstrom
+Si 0 0 0
+Si 1.35 1.35 1.30
+K_POINTS gamma
+"""
+
+
+def relaxed(folder: Path, electrons: str = "", calculation: str = "vc-relax") -> list[Path]:
+    """The text and the XML that pw.x writes."""
+    require("qe")
+    text = RELAXATION.format(electrons=electrons).replace("vc-relax", calculation)
+    (folder / "pw.in").write_text(text)
+    with (folder / "pw.out").open("w") as out:
+        subprocess.run(["pw.x", "-in", "pw.in"], cwd=folder, stdout=out, check=False)
+    return [folder / "pw.out", folder / "out" / "s.xml"]
+
+
+def test_every_step_of_a_relaxation_is_a_label_in_text_and_xml(tmp_path: Path) -> None:
+    files = relaxed(tmp_path)
+    sets = [read_labelled([file.name], file.parent, ["Si"], "initial.data") for file in files]
+    assert [[(r.found, r.taken) for r in each.reports] for each in sets] == [[(2, 2)]] * 2
+    for one, other in zip(*(each.items for each in sets), strict=True):
+        assert one.label.energy == pytest.approx(other.label.energy, abs=1e-6)
+        np.testing.assert_allclose(one.frame.positions, other.frame.positions, atol=1e-5)
+        np.testing.assert_allclose(one.label.forces, other.label.forces, atol=1e-6)
+
+
+def test_the_xml_of_a_single_point_has_the_virial_of_the_text(tmp_path: Path) -> None:
+    files = relaxed(tmp_path, calculation="scf")
+    sets = [read_labelled([file.name], file.parent, ["Si"], "initial.data") for file in files]
+    text, xml = (each.items[0].label.virial for each in sets)
+    assert text is not None
+    assert xml is not None
+    np.testing.assert_allclose(text, xml, atol=1e-4)
+
+
+def test_steps_that_pw_x_only_calls_converged_are_left_out(tmp_path: Path) -> None:
+    loose = ", electron_maxstep=2, scf_must_converge=.false."
+    for file in relaxed(tmp_path, loose, "scf"):
+        with pytest.raises(SpecError, match="the electronic iterations did not converge"):
+            read_labelled([file.name], file.parent, ["Si"], "initial.data")

@@ -179,6 +179,26 @@ def test_other_inputs_of_the_same_name_are_refused(
         submit(spec(), gathered, newer, store, 100.0)
 
 
+def test_structures_and_labels_in_another_order_are_the_same_inputs(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    further = canonical(Frame(("C",), np.ones((1, 3)))).frame
+    pairs = [*gathered.labelled, (further, FrameLabel(-3.0, np.zeros((1, 3))))]
+    begun = replace(gathered, systems={"a": [*gathered.systems["a"], further]}, labelled=pairs)
+    first = submit(spec(), begun, recipe, store, 100.0)
+    turned = replace(
+        begun,
+        systems={"a": begun.systems["a"][::-1]},
+        labelled=pairs[::-1],
+        test=begun.test[::-1],
+        initial=begun.initial[:1],
+    )
+    assert submit(spec(), turned, recipe, store, 200.0) == first
+    relabelled = [*pairs[:-1], (further, FrameLabel(-4.0, np.zeros((1, 3))))]
+    with pytest.raises(SpecError, match=r"initial\.data changed"):
+        submit(spec(), replace(turned, labelled=relabelled), recipe, store, 200.0)
+
+
 def test_a_spec_written_before_a_key_existed_is_the_same(
     gathered: Gathered, recipe: Recipe, store: FolderStore
 ) -> None:
