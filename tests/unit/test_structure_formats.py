@@ -12,6 +12,7 @@ import ase.io
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 
 from dpstream.inputs.read_structures import read_structures
 from dpstream.inputs.reading.ase_files import read_ase, read_dpdata
@@ -131,6 +132,29 @@ def test_compressed_structures(
     if name == "conf.lmp":
         (atoms,) = read_dpdata(packed, "lammps/lmp", ["O", "H"])
         assert atoms.get_chemical_formula() == "H2O"
+
+
+@pytest.mark.parametrize("name", ["gatheredPOSCARS", "found.dat"])
+@pytest.mark.parametrize("fixed", [[], [0]], ids=["plain", "selective"])
+def test_several_poscars_in_one_file_are_several_structures(
+    name: str, fixed: list[int], tmp_path: Path
+) -> None:
+    atoms = bulk("Si", cubic=True)
+    atoms.set_constraint(FixAtoms(fixed) if fixed else None)
+    ase.io.write(tmp_path / "one", atoms, format="vasp", direct=True)
+    text = (tmp_path / "one").read_text()
+    assert ("Selective" in text) == bool(fixed)
+    (tmp_path / name).write_text(text * 3)
+    assert [len(atoms) for atoms in read_ase(tmp_path / name)] == [8] * 3
+    (tmp_path / name).write_text(text * 2 + text.replace("8\n", "8 x\n"))
+    assert "must be numbers of atoms" in refusal(tmp_path / name)
+
+
+def test_velocities_are_no_second_structure(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "CONTCAR", bulk("Si", cubic=True), format="vasp")
+    with (tmp_path / "CONTCAR").open("a") as file:
+        file.write("\n" + "  0.1E-02  0.2E-02  0.3E-02\n" * 8)
+    assert len(read_ase(tmp_path / "CONTCAR")) == 1
 
 
 def test_a_file_that_is_cut_off_is_no_compressed_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpstream.inputs.reading.lammps_data import check_has_elements, elements_by_mass
 from dpstream.inputs.reading.patterns import inside
+from dpstream.inputs.reading.poscars import are_several, read_several
 from dpstream.inputs.reading.recognise import ase_format, unpacked
 from dpstream.inputs.reading.site_occupancy import check_occupancy
 from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
@@ -42,6 +43,8 @@ def _read(path: Path) -> list[Any]:
     import ase.io
 
     known = ase_format(path)
+    if known.get("format") == "vasp" and are_several(path.read_text(errors="replace")):
+        return list(read_several(path.read_text(errors="replace")))
     if known.get("format") == "lammps-data":
         check_has_elements(path.read_text(errors="replace"))
     try:
