@@ -27,6 +27,7 @@ from dpstream.shared.values import (
     FrameKey,
     FrameRef,
     FrameVerdict,
+    ImportedSet,
     Name,
     OfferedFrame,
     PoolItem,
@@ -91,6 +92,10 @@ class CampaignSubmitted(Event):
         default={}, description="starting structures by system"
     )
     test: Ref | None = Field(default=None, description="held-out set, as a dataset manifest")
+    # Left out where it is empty, as in the ledgers of earlier releases.
+    imported: tuple[ImportedSet, ...] = Field(
+        default=(), exclude_if=lambda value: not value, description="sources of the imported labels"
+    )
     atoms: dict[str, int] = Field(description="atoms per frame, by system")
     recipe: Recipe
     files: dict[FileName, Ref] = Field(

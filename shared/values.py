@@ -353,6 +353,18 @@ Carrier = Literal["fparam", "aparam"]
 """The parameter that holds the electron temperature: one number per frame, or per atom."""
 
 
+class ImportedSet(Value):
+    """What became of a source of imported labels, a name or pattern of the spec."""
+
+    name: str
+    found: int = Field(ge=0, description="frames")
+    taken: int = Field(ge=0, description="frames with a valid label")
+    left_out: dict[str, int] = Field(default={}, description="frames by broken rule")
+    energies: tuple[str, ...] = Field(
+        default=(), description="kinds of energies: free, internal, or empty if not stated"
+    )
+
+
 class LabelInputs(Value):
     """Inputs of the labels of one composition that override those of the recipe."""
 

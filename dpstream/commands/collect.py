@@ -16,10 +16,11 @@ import typer
 from dpstream.commands.options import DEFAULT_ROOT, Root, named, within
 from dpstream.export.dataset_folder import OutputFolder, TypeMap, claim, type_map_for, write_dataset
 from dpstream.export.results import CampaignResults
+from dpstream.inputs.reading.sets import check_one_energy
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import SpecError
-from dpstream.shared.values import Recipe
+from dpstream.shared.values import ImportedSet, Recipe
 from dpstream.terminal.console import console, say
 from dpstream.terminal.plan import recipe_words
 
@@ -67,6 +68,8 @@ def collect(
     with within(root):
         selected = [_campaign_labels(name, root, audit) for name in dict.fromkeys(campaigns)]
         chosen = _of_recipe(selected, recipe, mix)
+        if not mix:
+            _check_energies(chosen)
         labelled = list(_unique(chosen))
     default = list(dict.fromkeys(symbol for y in chosen for symbol in y.type_map))
     elements = {symbol for item in labelled for symbol in item.frame.species}
@@ -79,12 +82,14 @@ def collect(
 
 @dataclass(frozen=True)
 class CampaignLabels:
-    """The labels of one campaign, and the recipe that computed them."""
+    """The labels of one campaign, the recipe that computed them, and the sources of imported
+    ones."""
 
     campaign: str
     recipe: Recipe
     type_map: tuple[str, ...]
     labelled: list[Labelled]
+    imported: tuple[ImportedSet, ...] = ()
 
 
 def _campaign_labels(campaign: str, root: str, audit: bool) -> CampaignLabels:
@@ -95,7 +100,9 @@ def _campaign_labels(campaign: str, root: str, audit: bool) -> CampaignLabels:
     labelled = results.training_set()
     if audit:
         labelled += [*results.audit_set(), *results.test_set()]
-    return CampaignLabels(name, results.recipe, results.spec.type_map, labelled)
+    submitted = results.history.submitted
+    imported = submitted.imported if submitted else ()
+    return CampaignLabels(name, results.recipe, results.spec.type_map, labelled, imported)
 
 
 def _of_recipe(
@@ -113,6 +120,16 @@ def _of_recipe(
             "--recipe, or give --mix-recipes"
         )
     return selected
+
+
+def _check_energies(selected: Sequence[CampaignLabels]) -> None:
+    """Raises `SpecError` if the sets that were imported have different kinds of energies."""
+    kinds: dict[str, str] = {}
+    for y in selected:
+        for each in y.imported:
+            for kind in each.energies:
+                kinds.setdefault(kind, f"{y.campaign} ({each.name})")
+    check_one_energy(kinds, "CAMPAIGN")
 
 
 def _recipes(selected: Sequence[CampaignLabels]) -> str:
@@ -133,4 +150,5 @@ def _unique(selected: Sequence[CampaignLabels]) -> Iterator[Labelled]:
 def _about(selected: Sequence[CampaignLabels]) -> dict[str, Any]:
     recipes = {y.recipe.digest: y.recipe.model_dump() for y in selected}
     counts = {y.campaign: len(y.labelled) for y in selected}
-    return {"recipes": recipes, "campaigns": counts}
+    imported = {y.campaign: [s.model_dump() for s in y.imported] for y in selected if y.imported}
+    return {"recipes": recipes, "campaigns": counts, "imported": imported}

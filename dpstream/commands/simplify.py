@@ -196,7 +196,9 @@ def _prepared(options: SimplifyOptions) -> tuple[Spec, Gathered, Recipe, Simplif
     with errors_at(options.where, SpecError):
         spec = campaign(options.settings, options.name, options.sources, pool)
         given = {SYSTEM: list(pool.frames.values())}
-        return (*checked(spec, options.folder, given=given), pool)
+        loaded, gathered, recipe = checked(spec, options.folder, given=given)
+    imported = (*gathered.imported, *(report.record for report in pool.reports))
+    return loaded, replace(gathered, imported=imported), recipe, pool
 
 
 def _report_left_out(spec: Spec, pool: SimplifyPool, store: FolderStore, folder: Path) -> None:

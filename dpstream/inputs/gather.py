@@ -38,8 +38,9 @@ from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_
 from dpstream.shared.atoms.properties import PROPERTIES
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Perturb, Spec
-from dpstream.shared.values import stable_seed
+from dpstream.shared.values import ImportedSet, stable_seed
 
+INITIAL = "initial.data"
 USUAL = Tolerance()
 MOST_FRAMES = 10_000
 """Largest number of structures that a campaign starts with; every snapshot of its state lists
@@ -55,7 +56,8 @@ class Gathered:
     implausible that only `--force` starts it; files: training files by name; attachments: files
     that the labeling recipe names by digest; points: structures for each property in
     verification.properties; lengths: structures per trajectory, for systems of the engine
-    `frames`; sources: what became of each labelled set that deserves no warning.
+    `frames`; sources: what became of each labelled set that deserves no warning; imported: what
+    became of the sets in initial.data, for the ledger.
     """
 
     systems: dict[str, list[Frame]]
@@ -69,6 +71,7 @@ class Gathered:
     points: list[list[Frame]] = field(default_factory=list)
     lengths: Mapping[str, int] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    imported: tuple[ImportedSet, ...] = ()
 
     @property
     def first(self) -> int:
@@ -124,6 +127,7 @@ def gather(
         points=points,
         lengths=run_lengths(spec),
         sources=[r.line for r in reports if not r.is_warning],
+        imported=tuple(r.record for r in reports if r.key == INITIAL),
     )
     _check_number(gathered)
     check_budget(spec, gathered.first)
@@ -165,10 +169,12 @@ def _points(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[list[Frame]]
 
 
 class SourceLine(NamedTuple):
-    """What became of a labelled set, with its spec key."""
+    """What became of a labelled set, with its spec key: for the user, and for the ledger."""
 
+    key: str
     line: str
     is_warning: bool
+    record: ImportedSet
 
 
 def _labelled_sets(
@@ -179,12 +185,14 @@ def _labelled_sets(
     kinds: dict[EnergyKind, str] = {}
     sets = []
     for key, sources in (
-        ("initial.data", spec.initial.data),
+        (INITIAL, spec.initial.data),
         ("verification.data", spec.verification.data),
     ):
         found = read_labelled(sources, folder, spec.type_map, key)
         sets.append(found.items)
-        lines += (SourceLine(f"{key}: {r}", r.is_worth_a_warning) for r in found.reports)
+        lines += (
+            SourceLine(key, f"{key}: {r}", r.is_worth_a_warning, r.record) for r in found.reports
+        )
         kinds = {**kinds, **found.energies}
         check_one_energy(kinds, key)
     return sets[0], sets[1], lines

@@ -29,6 +29,7 @@ from dpstream.shared.errors import ParserFailed, SpecError
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 from dpstream.shared.spec import LabelledSet
+from dpstream.shared.values import ImportedSet
 
 UNPACKED = 12
 """Bytes that a byte of a compressed text may stand for."""
@@ -77,6 +78,18 @@ class SourceReport(BaseModel):
         parts += [KIND_WORDS[kind] for kind in sorted(self.energies, reverse=True)]
         parts += [text if n == 1 else f"{text} ({n} times)" for text, n in self.told.items()]
         return f"{self.name}: {'; '.join(parts)}"
+
+    @property
+    def record(self) -> ImportedSet:
+        """The part that the ledger keeps."""
+        kinds = tuple(sorted(self.energies))
+        return ImportedSet(
+            name=self.name,
+            found=self.found,
+            taken=self.taken,
+            left_out=self.left_out,
+            energies=kinds,
+        )
 
     @property
     def is_worth_a_warning(self) -> bool:

@@ -71,6 +71,7 @@ def _event(
             for system, frames in gathered.systems.items()
         },
         test=inputs.dataset(gathered.test) if gathered.test else None,
+        imported=gathered.imported,
         atoms={
             system: max(len(frame.species) for frame in frames)
             for system, frames in gathered.systems.items()

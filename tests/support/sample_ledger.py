@@ -33,6 +33,7 @@ from dpstream.shared.values import (
     DeviceFacts,
     FrameRef,
     FrameVerdict,
+    ImportedSet,
     OfferedFrame,
     Pool,
     PoolItem,
@@ -57,6 +58,8 @@ RECIPE = Recipe(
 TRUST = Trust(low=0.1, high=0.3)
 TRAJECTORY = "cold/1/methane-50-K/0"
 INITIAL, TRAINED, AUDITED, REJECTED, PASSED_OVER = range(5)
+
+IMPORTED: tuple[ImportedSet, ...] = ()
 
 
 def spec() -> Spec:
@@ -144,6 +147,7 @@ class LedgerWriter:
         """Submitted; the initial frame labelled."""
         self.record(
             m.CampaignSubmitted,
+            imported=IMPORTED,
             spec=self.spec,
             frames=(self.frame_ref(INITIAL),),
             systems={"methane": (self.frame_ref(INITIAL),)},

@@ -11,7 +11,7 @@ from ase.io import read
 from dpstream.commands.collect import collect
 from dpstream.shared.atoms.frames import frame_key, from_ase
 from dpstream.shared.errors import SpecError
-from dpstream.shared.values import Recipe
+from dpstream.shared.values import ImportedSet, Recipe
 from tests.support import sample_ledger
 
 HARSH = Recipe(
@@ -21,11 +21,19 @@ HARSH = Recipe(
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two campaigns of one recipe, and one of another."""
+    """Campaigns of one recipe, two with imported sets, and one of another."""
     folder = tmp_path / "root"
     sample_ledger.write_sample(folder)
     with monkeypatch.context() as changed:
         changed.setattr(sample_ledger, "NAME", "twin")
+        sample_ledger.write_beginning(folder)
+        free = ImportedSet(name="a", found=3, taken=2, left_out={"forces": 1}, energies=("free",))
+        internal = ImportedSet(name="b", found=1, taken=1, energies=("internal",))
+        changed.setattr(sample_ledger, "NAME", "free")
+        changed.setattr(sample_ledger, "IMPORTED", (free,))
+        sample_ledger.write_beginning(folder)
+        changed.setattr(sample_ledger, "NAME", "internal")
+        changed.setattr(sample_ledger, "IMPORTED", (internal,))
         sample_ledger.write_beginning(folder)
         changed.setattr(sample_ledger, "NAME", "harsh")
         changed.setattr(sample_ledger, "RECIPE", HARSH)
@@ -65,6 +73,16 @@ def test_recipes_are_not_mixed_unless_told(tmp_path: Path, root: Path) -> None:
     assert keys(out) == [sample_ledger.KEYS[sample_ledger.INITIAL]]
     collect(both, out, mix=True, root=str(root))
     assert len(keys(out)) == 3
+
+
+def test_imported_energies_of_two_kinds_do_not_mix(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"CAMPAIGN: free \(a\) has the free energy and internal \(b"
+    ):
+        collect(["free", "internal"], tmp_path / "out", root=str(root))
+    collect(["free", "twin"], tmp_path / "out", root=str(root))
+    about = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert about["imported"]["free"][0]["left_out"] == {"forces": 1}
 
 
 def test_what_cannot_be_collected(tmp_path: Path, root: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.running.submit import announced, submit
@@ -177,6 +179,22 @@ def test_other_inputs_of_the_same_name_are_refused(
     newer = recipe.model_copy(update={"version": "99"})
     with pytest.raises(SpecError, match=r"the labeling recipe changed \(tblite .* → tblite 99 "):
         submit(spec(), gathered, newer, store, 100.0)
+
+
+def test_the_ledger_keeps_what_became_of_imported_sets(
+    tmp_path: Path, recipe: Recipe, store: FolderStore
+) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    good, bad = molecule("CH4"), molecule("CH4")
+    for atoms, energy in ((good, -1.0), (bad, np.nan)):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((5, 3)))
+    write(tmp_path / "set.extxyz", [good, bad])
+    wanted = spec(initial={"data": ["set.extxyz"]})
+    event = submit(wanted, gather(wanted, tmp_path), recipe, store, 100.0)
+    (kept,) = decode(encode(event)).imported
+    assert (kept.name, kept.found, kept.taken) == ("set.extxyz", 2, 1)
+    assert kept.left_out == {"one-energy": 1}
+    assert b"imported" not in encode(event.model_copy(update={"imported": ()}))
 
 
 def test_structures_and_labels_in_another_order_are_the_same_inputs(

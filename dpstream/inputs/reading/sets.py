@@ -184,12 +184,13 @@ def _turned(found: FoundFrame, form: Canonical) -> FrameLabel:
     return FrameLabel(label.energy, forces, virial, **weights)
 
 
-def check_one_energy(kinds: Mapping[EnergyKind, str], key: str) -> None:
+def check_one_energy(kinds: Mapping[EnergyKind, str] | Mapping[str, str], key: str) -> None:
     """Raises `SpecError` if sets of one dataset have free and internal energies. `kinds`: a source
     of each kind."""
-    if "free" in kinds and "internal" in kinds:
+    sources = {str(kind): source for kind, source in kinds.items()}
+    if sources.keys() >= {"free", "internal"}:
         raise SpecError(
-            f"{key}: {kinds['free']} has the {KIND_WORDS['free']} and {kinds['internal']} the "
+            f"{key}: {sources['free']} has the {KIND_WORDS['free']} and {sources['internal']} the "
             f"{KIND_WORDS['internal']}; one model cannot learn both: give files with one of them, "
             "or name it: {file: …, energy: NAME}"
         )
