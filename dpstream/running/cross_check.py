@@ -13,7 +13,7 @@ import numpy as np
 from dpstream.inputs.gather import Gathered, plausible
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import largest_force
-from dpstream.shared.atoms.frames import Frame, FrameLabel
+from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import DATASET, AutoTrust, Spec, expand_material
 from dpstream.shared.values import Recipe, stable_seed
@@ -25,6 +25,8 @@ CHECKED = 5
 """Number of imported frames to recompute."""
 ENERGY_OFFSET = 0.05
 """eV per atom; other settings of the same method differ by less, another energy zero by more."""
+OPPOSED = 0.2
+"""Largest relative size of the sum of two virials of opposite sign."""
 REMEDY = "set labels to the settings that computed this data"
 
 
@@ -85,7 +87,7 @@ def cross_check(
 
     `label_frames` yields a label, or the reason of a rejection, per frame. Raises `SpecError` if
     a force differs by more than low / 2 (norm for one atom, eV/Å), if an energy differs by more
-    than `ENERGY_OFFSET`, or if the recipe rejects a frame.
+    than `ENERGY_OFFSET`, if all virials have the opposite sign, or if the recipe rejects a frame.
     """
     count = number_of_checks(gathered, spec)
     if not count:
@@ -123,6 +125,18 @@ def _compare(pairs: Sequence[tuple[FrameLabel, FrameLabel]], tolerance: float) -
             f"labels by up to {max(energies):.3g} eV per atom (forces agree within "
             f"{max(forces):.3g} eV/Å); allowed: {ENERGY_OFFSET:g}; {REMEDY}"
         )
+    known = [(a.virial, b.virial) for a, b in pairs]
+    opposed = [_are_opposed(a, b) for a, b in known if a is not None and b is not None]
+    if opposed and all(opposed):
+        raise SpecError(
+            f"initial.data: virials of {len(opposed)} recomputed frames have the opposite sign "
+            "(forces and energies agree); a virial is −dE/dε = −stress · V, positive in a "
+            "compressed cell; correct the file, or give {file: …, stress: NAME}"
+        )
+
+
+def _are_opposed(one: Floats, other: Floats) -> bool:
+    return bool(np.abs(one + other).max() < OPPOSED * np.abs(one - other).max())
 
 
 def _lowest(spec: Spec, gathered: Gathered) -> float:
