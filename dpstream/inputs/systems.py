@@ -48,7 +48,7 @@ class SystemStructures:
         system, key, turned = self._spec.systems[name], f"systems.{name}.structures", []
         paths = [p for pattern in system.structures for p in find_files(pattern, self._folder, key)]
         for path in dict.fromkeys(paths):
-            for number, atoms in enumerate(_read(path, system.format, self._spec.type_map, key)):
+            for number, atoms in enumerate(self._frames_of(path, system, key)):
                 where = f"{path}: frame {number}" if number else str(path)
                 with errors_at(f"{key}: {where}", ValueError):
                     frame = from_ase(atoms, system.periodic)
@@ -58,6 +58,15 @@ class SystemStructures:
                     yield f"{key}: {where}", replace(each, frame=_with_parameters(each, system))
         if turned:
             self.remarks.append(f"{key}: {len(turned)} with {LEFT_HANDED}: {turned[0]}")
+
+    def _frames_of(self, path: Path, system: System, key: str) -> list[Any]:
+        def tell(text: str) -> None:
+            self.remarks.append(f"{key}: {path}: {text}")
+
+        with errors_at(key, SpecError):
+            if system.format is None:
+                return read_ase(path)
+            return read_dpdata(path, system.format, self._spec.type_map, tell)
 
 
 def _with_parameters(structure: Canonical, system: System) -> Frame:
@@ -81,8 +90,3 @@ def _built_from(structure: Canonical, system: System) -> list[Canonical]:
             for vacuum in cuts.vacuum
         ]
     return [canonical(f if repeat is None else supercell(f, repeat)) for f in built]
-
-
-def _read(path: Path, form: str | None, type_map: Sequence[str], key: str) -> list[Any]:
-    with errors_at(key, SpecError):
-        return read_ase(path) if form is None else read_dpdata(path, form, type_map)

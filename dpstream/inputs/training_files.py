@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.patterns import find_files
+from dpstream.inputs.reading.recognise import unpacked
 from dpstream.services.trainer.checkpoints import pack_given
 from dpstream.services.trainer.repulsion import check_table
 from dpstream.services.trainer.training_input import BACKENDS, TABLE
@@ -96,7 +97,8 @@ def _table(spec: Spec, folder: Path) -> Iterator[tuple[str, TrainingFile]]:
     path, *more = find_files(repulsion.table, folder, key)
     if more:
         raise SpecError(f"{key}: {len(more) + 1} files match {repulsion.table!r}; name one of them")
-    data = _bytes(path, key)
+    with unpacked(path) as plain:
+        data = _bytes(plain, key)
     try:
         check_table(data.decode(), spec.type_map)
     except ValueError as error:  # not text, not numbers, or not a table for these elements

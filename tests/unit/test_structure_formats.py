@@ -106,6 +106,38 @@ def test_lammps_data_without_masses_is_refused_or_read_in_the_order_of_types(
     assert atoms.get_chemical_formula() == "H2O"
 
 
+DUMP = """ITEM: TIMESTEP
+0
+ITEM: NUMBER OF ATOMS
+3
+ITEM: BOX BOUNDS pp pp pp
+0 6
+0 6
+0 6
+ITEM: ATOMS id type {element}x y z
+1 1 {O}1.0 1.0 1.0
+2 2 {H}1.8 1.6 1.0
+3 2 {H}0.2 1.6 1.0
+"""
+
+
+def test_elements_of_a_dump_are_its_own_or_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = tmp_path / "a.dump"
+    path.write_text(DUMP.format(element="element ", O="O ", H="H "))
+    (atoms,) = read_dpdata(path, "lammps/dump", ["H", "O"], told.append)
+    assert (atoms.get_chemical_formula(), told) == ("H2O", [])
+    path.write_text(DUMP.format(element="", O="", H=""))
+    (atoms,) = read_dpdata(path, "lammps/dump", ["H", "O"], told.append)
+    assert (atoms.get_chemical_formula(), told) == ("HO2", ["types 1, 2, … are read as H, O"])
+
+
+@pytest.mark.parametrize("name", ["run[1].lmp", "a#b.lmp"])
+def test_dpdata_is_shown_plain_names(name: str, tmp_path: Path) -> None:
+    (atoms,) = read_dpdata(lammps(tmp_path / name), "lammps/lmp", ["O", "H"])
+    assert atoms.get_chemical_formula() == "H2O"
+
+
 def test_masses_of_no_element_of_the_type_map_are_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"conf.lmp: Masses: type 1 has the mass 15.999, of no el"):
         read_dpdata(lammps(tmp_path / "conf.lmp"), "lammps/lmp", ["C", "H"])
@@ -148,6 +180,13 @@ def test_several_poscars_in_one_file_are_several_structures(
     assert [len(atoms) for atoms in read_ase(tmp_path / name)] == [8] * 3
     (tmp_path / name).write_text(text * 2 + text.replace("8\n", "8 x\n"))
     assert "must be numbers of atoms" in refusal(tmp_path / name)
+
+
+def test_left_handed_poscars_by_dpdatas_name_of_the_format(tmp_path: Path) -> None:
+    cell = [[0, 6, 0], [6, 0, 0], [0, 0, 6]]
+    ase.io.write(tmp_path / "one", Atoms("C", cell=cell, pbc=True), format="vasp")
+    (atoms,) = read_dpdata(tmp_path / "one", "vasp/poscar", ["C"])
+    assert atoms.get_chemical_formula() == "C"
 
 
 def test_velocities_are_no_second_structure(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpstream.inputs.reading.lammps_data import check_has_elements, elements_by_mass
+from dpstream.inputs.reading.lammps_data import check_has_elements, elements_of_types
 from dpstream.inputs.reading.patterns import inside
 from dpstream.inputs.reading.poscars import are_several, read_several
-from dpstream.inputs.reading.recognise import ase_format, unpacked
+from dpstream.inputs.reading.recognise import ase_format, plainly_named, unpacked
 from dpstream.inputs.reading.site_occupancy import check_occupancy
 from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
 from dpstream.shared.errors import SpecError, errors_at
 
-LAMMPS_FORMS = ("lammps/lmp", "lmp")
+POSCAR_FORMS = ("vasp/poscar", "poscar", "vasp/contcar", "contcar")
+LAMMPS_FORMS = ("lammps/lmp", "lmp", "lammps/dump", "dump")
 
 
 def one_line(error: Exception) -> str:
@@ -23,9 +24,9 @@ def one_line(error: Exception) -> str:
     return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def read_ase(path: Path) -> list[Any]:
-    """Every frame of a file, compressed or not, as `ase.Atoms`. Raises `SpecError` if ASE cannot
-    read it: `WrongLine` where the line is known."""
+def read_ase(path: Path, **known: str) -> list[Any]:
+    """Every frame of a file, compressed or not, as `ase.Atoms`. `known`: `format`, if it is known.
+    Raises `SpecError` if ASE cannot read it: `WrongLine` where the line is known."""
     if path.is_symlink() and not path.exists():
         raise SpecError(f"{path}: is a link to {path.readlink()}, which does not exist")
     if not path.is_file():
@@ -34,15 +35,14 @@ def read_ase(path: Path) -> list[Any]:
         raise SpecError(f"{path}: is empty")
     with unpacked(path) as plain:
         try:
-            return _read(plain)
+            return _read(plain, known or ase_format(plain))
         except SpecError as error:
             raise type(error)(f"{path}: {error}") from error.__cause__
 
 
-def _read(path: Path) -> list[Any]:
+def _read(path: Path, known: Mapping[str, str]) -> list[Any]:
     import ase.io
 
-    known = ase_format(path)
     if known.get("format") == "vasp" and are_several(path.read_text(errors="replace")):
         return list(read_several(path.read_text(errors="replace")))
     if known.get("format") == "lammps-data":
@@ -63,9 +63,14 @@ def _read(path: Path) -> list[Any]:
     return frames
 
 
-def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
+def read_dpdata(
+    path: Path,
+    form: str,
+    type_map: Sequence[str],
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Any]:
     """Every frame of a file, compressed or not, or folder in dpdata's format `form` as `ase.Atoms`.
-    Types in files without chemical symbols follow their masses, else the model's order. Raises
+    Numbered types have the elements of their masses or, which is told, the model's order. Raises
     `SpecError`."""
     import dpdata  # deferred: slow to import
 
@@ -74,12 +79,23 @@ def read_dpdata(path: Path, form: str, type_map: Sequence[str]) -> list[Any]:
             return _by_dpdata(dpdata, Path(), form, type_map, path)
     if not path.exists():
         raise SpecError(f"{path}: no such file")
-    with unpacked(path) as plain:
-        names = type_map
-        if form in LAMMPS_FORMS:
-            with errors_at(str(path), SpecError):
-                names = elements_by_mass(plain, type_map)
-        return _by_dpdata(dpdata, plain, form, names, path)
+    if form in POSCAR_FORMS:  # dpdata refuses left-handed cells
+        return read_ase(path, format="vasp")
+    with unpacked(path) as plain, plainly_named(plain) as file:
+        return _by_dpdata(dpdata, file, form, _names(file, path, form, type_map, tell), path)
+
+
+def _names(
+    file: Path, shown: Path, form: str, type_map: Sequence[str], tell: Callable[[str], None]
+) -> Sequence[str]:
+    """The elements of numbered types."""
+    if form not in LAMMPS_FORMS:
+        return type_map
+    with errors_at(str(shown), SpecError):
+        names = elements_of_types(file, type_map)
+    if names is None:
+        tell(f"types 1, 2, … are read as {', '.join(type_map)}")
+    return names or type_map
 
 
 def _by_dpdata(dpdata: Any, path: Path, form: str, names: Sequence[str], shown: Path) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Elements of LAMMPS data files, whose atoms have numbered types and, mostly, masses."""
+"""Elements of LAMMPS data files and dumps, whose atoms have numbered types."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dpstream.shared.errors import SpecError
 MASSES = re.compile(
     r"^[ \t]*Masses\b[^\n]*\n\s*((?:[ \t]*\d+[ \t]+[\d.eE+-]+[^\n]*\n?)+)", re.MULTILINE
 )
+COLUMNS = re.compile(r"^ITEM: ATOMS (.*)\n", re.MULTILINE)
 LABELS = re.compile(r"^[ \t]*Atom Type Labels\b", re.MULTILINE)
 CLOSE = 1.5
 """amu; deuterium is hydrogen, and masses are rounded."""
@@ -29,15 +30,26 @@ def check_has_elements(text: str) -> None:
         )
 
 
-def elements_by_mass(path: Path, type_map: Sequence[str]) -> list[str]:
-    """The elements of types 1, 2, … of a LAMMPS data file by its masses, or `type_map` if it has
-    none. Raises `SpecError` for a mass of no element in `type_map`."""
-    found = MASSES.search(path.read_text(errors="replace"))
+def elements_of_types(path: Path, type_map: Sequence[str]) -> list[str] | None:
+    """The elements of types 1, 2, … of a LAMMPS data file by its masses, or of a dump by its column
+    `element`; None if it has neither. Raises `SpecError` for a mass of no element in `type_map`."""
+    text = path.read_text(errors="replace")
+    found, columns = MASSES.search(text), COLUMNS.search(text)
     if found is None:
-        return list(type_map)
+        return _elements_of_dump(text, columns) if columns else None
     rows = [line.split()[:2] for line in found[1].splitlines() if line.strip()]
     masses = {int(number): float(mass) for number, mass in rows}
     return [_element(number, masses.get(number), type_map) for number in range(1, max(masses) + 1)]
+
+
+def _elements_of_dump(text: str, columns: re.Match[str]) -> list[str] | None:
+    """The elements in the first frame of a dump."""
+    names = columns[1].split()
+    if "element" not in names or "type" not in names:
+        return None
+    rows = (line.split() for line in text[columns.end() :].partition("ITEM:")[0].splitlines())
+    found = {int(row[names.index("type")]): row[names.index("element")] for row in rows if row}
+    return [found.get(number, "X") for number in range(1, max(found, default=0) + 1)]
 
 
 def _element(number: int, mass: float | None, type_map: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dpstream.inputs.reading.columns import choose, labelled_frames
 from dpstream.inputs.reading.found import FoundFrame
+from dpstream.inputs.reading.recognise import plainly_named
 from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes import CODES
@@ -140,7 +141,8 @@ def _dpdata_frame(path: Path, form: str, periodic: bool) -> tuple[Frame | None, 
     import dpdata
 
     try:
-        data = dpdata.LabeledSystem(str(path), fmt=form).data
+        with plainly_named(path) as file:
+            data = dpdata.LabeledSystem(str(file), fmt=form).data
         species = tuple(str(data["atom_names"][kind]) for kind in data["atom_types"])
         cell = np.array(data["cells"][0]) if periodic else None
         return Frame(species, np.array(data["coords"][0]), cell), ""

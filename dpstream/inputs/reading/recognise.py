@@ -24,6 +24,7 @@ PACKED: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
 }
 """Openers of compressed files by their first bytes."""
+SPECIAL = "[]*?#"
 SUFFIXES = (".gz", ".bz2", ".xz")
 HDF5 = "DeePMD-kit HDF5"
 EXTXYZ = "extxyz"
@@ -90,6 +91,19 @@ def unpacked(path: Path) -> Iterator[Path]:
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise SpecError(f"{path}: cannot be unpacked: {error}") from error
         yield plain
+
+
+@contextmanager
+def plainly_named(path: Path) -> Iterator[Path]:
+    """The file, or a link to it if its path holds characters that dpdata takes for a pattern or for
+    the group of an HDF5 file."""
+    if not set(str(path)) & set(SPECIAL):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"file{path.suffix}"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def _without_suffix(name: str) -> str:
