@@ -262,7 +262,12 @@ def read_here(
             for t in _read_file(file, path, options, count, key)
         )
         count.examples = {r: text.replace(str(path), file) for r, text in count.examples.items()}
-    return _summed(name, counts), items
+    report = _summed(name, counts)
+    if not items:
+        reasons = "; ".join(report.examples.values())
+        why = f": {report.found} left out ({reasons})" if report.found else ""
+        raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces{why}")
+    return report, items
 
 
 def _read_file(
@@ -276,10 +281,8 @@ def _read_file(
     except Exception as error:  # dpdata, h5py and ASE raise many kinds
         reason = one_line(error).replace(str(path), name)
         raise SpecError(f"{key}: {name}: cannot be read as a labelled set: {reason}") from error
-    if not taken:
-        reasons = "; ".join(text.replace(str(path), name) for text in count.examples.values())
-        why = f": {count.found} left out ({reasons})" if count.found else ""
-        raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces{why}")
+    if not count.found:
+        count.tell(f"{name} holds no labelled frame")
     return taken
 
 

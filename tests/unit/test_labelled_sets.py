@@ -82,6 +82,40 @@ def test_a_vasprun_without_a_converged_step_is_no_labelled_set(tmp_path: Path) -
     assert "frame 0: the electronic iterations did not converge" in text
 
 
+def test_a_file_without_a_valid_label_among_others_is_left_out(tmp_path: Path) -> None:
+    for name, loop in (("a.xml", SETTLED), ("b.xml", FALLING)):
+        (tmp_path / name).write_text(vasprun(loop, nelm=4))
+    (tmp_path / "empty").mkdir()
+    report, items = read(tmp_path / "a.xml", tmp_path / "b.xml", tmp_path / "empty")
+    assert len(items) == 1
+    assert (report.found, report.left_out) == (2, {"not-converged": 1})
+    assert report.examples["not-converged"].startswith("b.xml: frame 0: ")
+    assert "empty holds no labelled frame" in str(report)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        " vasp.6.3.2\n running on 4 total cores\n",
+        '<?xml version="1.0"?>\n<modeling>\n <generator>',
+        '<?xml version="1.0"?>\n<qes:espresso>\n <output>',
+        "\n     Program PWSCF v.6.7 starts on\n",
+        " Entering Gaussian System, Link 0=g16\n",
+        "Siesta Version  : v4.0.2\n",
+        " DBCSR| Multiplication driver\n CP2K| version\n",
+        "   5 atoms,Iteration (fs) =   -0.1E+01, Etot,Ep,Ek (eV) =\n",
+        "  Invoking FHI-aims ...\n",
+        "\n.Version 9.6.2 of ABINIT\n",
+    ],
+)
+def test_a_run_that_was_killed_at_once_is_left_out(start: str, tmp_path: Path) -> None:
+    (tmp_path / "good.xml").write_text(vasprun(SETTLED))
+    (tmp_path / "killed").write_text(start)
+    report, items = read(tmp_path / "good.xml", tmp_path / "killed")
+    assert len(items) == 1
+    assert "killed" in str(report)
+
+
 def test_one_iteration_of_one_is_not_converged(tmp_path: Path) -> None:
     path = tmp_path / "vasprun.xml"
     path.write_text(vasprun((-7.5,), nelm=1))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpstream.inputs.reading.ase_files import read_ase
+from dpstream.inputs.reading.ase_files import one_line, read_ase
 from dpstream.inputs.reading.columns import choose, labelled_frames
 from dpstream.inputs.reading.deepmd_systems import TypeNames, read_hdf5, read_system, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind, FoundFrame
@@ -21,6 +21,7 @@ from dpstream.inputs.reading.recognise import EXTXYZ, HDF5, format_of, unpacked
 from dpstream.services.labeler.acceptance import (
     AcceptanceLimits,
     BrokenRule,
+    Outcome,
     check_after,
 )
 from dpstream.shared.atoms.frames import Canonical, Frame, FrameLabel, canonical, is_left_handed
@@ -126,7 +127,11 @@ def _of_program(
             f"{path}: {', '.join(options.columns)}: not allowed: the output of a program names its "
             "own numbers; remove it"
         )
-    yield from reader(path)
+    try:
+        yield from reader(path)
+    except Exception as error:  # a run that was killed or failed; dpdata and ASE raise many kinds
+        reason = f"not a whole output: {one_line(error)}"
+        yield FoundFrame(None, Outcome(end_marker=False), problem=reason)
 
 
 def _of_data(
