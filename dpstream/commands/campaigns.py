@@ -256,21 +256,33 @@ def export(
             "--full", help="Include the ledger and all labels; the folder then works as --store."
         ),
     ] = False,
+    archive: Annotated[
+        bool,
+        typer.Option("--archive", help="Also write DIR.zip, with everything that --full includes."),
+    ] = False,
+    licence: Annotated[
+        str, typer.Option(metavar="TEXT", help="Licence of the dataset, for its card: CC-BY-4.0.")
+    ] = "",
     layout: Annotated[
         str, typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as in DP-GEN.")
     ] = "dpstream",
 ) -> None:
-    """Write models, dataset (DeePMD-kit and extxyz) and report to a folder."""
+    """Write models, dataset and report to a folder.
+
+    The dataset is written for DeePMD-kit (standard and mixed type), as extxyz, for MACE and as an
+    ASE database, with a card that states its contents, recipe and licence.
+    """
     if layout not in ("dpstream", "dpgen"):
         raise SpecError(f"--layout: {layout!r}: allowed: dpstream, dpgen")
-    if layout == "dpgen" and full:
-        raise SpecError("--full: allowed only with --layout dpstream")
+    if layout == "dpgen" and (full or archive or licence):
+        option = "--full" if full else "--archive" if archive else "--licence"
+        raise SpecError(f"{option}: allowed only with --layout dpstream")
     with within(root):
         store, name = named(campaign, root)
         if layout == "dpgen":
             lines = export_layout(store, name, output)
         else:
-            lines = export_campaign(store, name, output, full)
+            lines = export_campaign(store, name, output, full, archive=archive, licence=licence)
         for line in lines:
             say(console, line)
 

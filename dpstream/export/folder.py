@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from dpstream.export.archive import write_archive
 from dpstream.export.checksums import write_checksums
+from dpstream.export.dataset_card import CARD, write_card
+from dpstream.export.dataset_formats import write_formats
+from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
 from dpstream.report import write_report
 from dpstream.services.explorer.lammps.script import data_file, parameter_words
@@ -39,20 +41,21 @@ README = "README.txt"
 """The last file of an export: where it exists, the export is complete."""
 ELSEWHERE = "give another folder with dpstream export --output"
 EXAMPLE_STEPS = 2000
-ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # plain text
-)
 
 
-def export(store: Store, campaign: str, folder: Path, full: bool = False) -> list[str]:
+def export(
+    store: Store,
+    campaign: str,
+    folder: Path,
+    full: bool = False,
+    *,
+    archive: bool = False,
+    licence: str = "",
+) -> list[str]:
     """Write the campaign's models, data sets, report and an MD example into `folder`; with `full`
-    also the campaign itself with all labels it points to, so that the folder can be a store. The
-    lines returned say what is where.
+    also the campaign itself with all labels it points to, so that the folder can be a store. With
+    `archive` all this is also one zip file beside the folder. `licence`: of the dataset, for its
+    card. The lines returned say what is where.
 
     Raises SpecError for a folder that holds anything but an earlier export of this campaign, or
     that cannot be written; NotFound where the store has no such campaign.
@@ -60,7 +63,11 @@ def export(store: Store, campaign: str, folder: Path, full: bool = False) -> lis
     results = CampaignResults.of(store, campaign)
     with written_into(folder):
         prepare(folder, results)
-        return list(_written(results, folder, full))
+        lines = list(_written(results, folder, full or archive, licence))
+        if archive:
+            path = write_archive(folder)
+            lines.append(f"{path}: all of it, with the ledger; unpacked it works as --store")
+        return lines
 
 
 @contextmanager
@@ -74,9 +81,9 @@ def written_into(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _written(results: CampaignResults, folder: Path, full: bool) -> Iterator[str]:
+def _written(results: CampaignResults, folder: Path, full: bool, licence: str) -> Iterator[str]:
     yield from _models(results, folder / "models")
-    yield from _data(results, folder)
+    yield from _data(results, folder, licence)
     write_report(results.store, results.campaign, folder / "report.html")
     yield f"{folder / 'report.html'}: report of the campaign"
     if results.best is not None:
@@ -155,7 +162,7 @@ def download(store: Store, ref: Ref, path: Path) -> None:
     path.write_bytes(fetch(store, ref))
 
 
-def _data(results: CampaignResults, folder: Path) -> Iterator[str]:
+def _data(results: CampaignResults, folder: Path, licence: str) -> Iterator[str]:
     trained = results.training_set()
     systems = write_deepmd(trained, folder / "dataset" / "deepmd", results.spec.type_map)
     if trained:
@@ -163,6 +170,9 @@ def _data(results: CampaignResults, folder: Path) -> Iterator[str]:
     names = [f"deepmd/{system.name}" for system in systems]
     _write_input(results, folder / "dataset", names)
     yield f"{folder / 'dataset'}: {len(trained)} labelled frames, for DeePMD-kit and as extxyz"
+    yield write_formats(trained, folder / "dataset", results.spec.type_map)
+    write_card(results, trained, folder / "dataset", licence)
+    yield f"{folder / 'dataset' / CARD}: what is in the dataset, and how it was computed"
     for name, items in (("audit", results.audit_set()), ("held-out", results.test_set())):
         if items:
             (folder / name).mkdir()
@@ -227,7 +237,7 @@ def _write_structure(frame: Frame, path: Path) -> None:
 def lammps_input(spec: Spec, frame: Frame, model: Path) -> str:
     """A complete LAMMPS input: thermostatted dynamics of `frame` at constant volume, from
     `structure.data`. Units `metal`."""
-    return _render(
+    return render(
         "in.lammps.j2",
         name=spec.name,
         vacuum=frame.cell is None,
@@ -263,7 +273,7 @@ def _copy_campaign(results: CampaignResults, folder: Path) -> str:
 
 def _write_readme(results: CampaignResults, folder: Path, full: bool) -> None:
     recipe, best = results.recipe, results.best
-    text = _render(
+    text = render(
         "README.txt.j2",
         campaign=results.campaign,
         final=results.final,
@@ -278,7 +288,3 @@ def _write_readme(results: CampaignResults, folder: Path, full: bool) -> None:
         full=full,
     )
     (folder / README).write_text(text)
-
-
-def _render(template: str, **facts: object) -> str:
-    return ENVIRONMENT.get_template(template).render(facts)

@@ -175,6 +175,24 @@ def write_deepmd(labelled: Iterable[Labelled], folder: Path, type_map: Sequence[
     return systems
 
 
+def write_deepmd_mixed(
+    labelled: Iterable[Labelled], folder: Path, type_map: Sequence[str]
+) -> list[Path]:
+    """Systems of DeePMD-kit's mixed type under `folder`, one per number of atoms and whatever else
+    the frames of a system share; as `write_deepmd`. The types of the atoms of each frame are in
+    set.000/real_atom_types.npy."""
+    groups: dict[str, list[Labelled]] = {}
+    for item in labelled:
+        _, *rest = _system_name(item).split("-")
+        groups.setdefault("-".join([str(len(item.frame.species)), *rest]), []).append(item)
+    for name, items in groups.items():
+        _write_system(items, folder / name, list(type_map))
+        types = [sorted(map(list(type_map).index, item.frame.species)) for item in items]
+        np.save(folder / name / "set.000" / "real_atom_types.npy", np.array(types))
+        (folder / name / "type.raw").write_text("0\n" * len(types[0]))
+    return [folder / name for name in sorted(groups)]
+
+
 def _system_name(item: Labelled) -> str:
     words = [item.frame.formula, *(["nopbc"] if item.frame.cell is None else [])]
     if item.frame.cell is not None and item.label.virial is None:
@@ -184,7 +202,7 @@ def _system_name(item: Labelled) -> str:
 
 
 def _write_system(items: Sequence[Labelled], folder: Path, type_map: list[str]) -> None:
-    unknown = sorted(set(items[0].frame.species) - set(type_map))
+    unknown = sorted({symbol for item in items for symbol in item.frame.species} - set(type_map))
     if unknown:
         raise ValueError(f"{folder.name}: {', '.join(unknown)} not in type_map {type_map}")
     orders = [_by_type(item.frame, type_map) for item in items]
@@ -228,10 +246,11 @@ def write_extxyz(labelled: Iterable[Labelled], path: Path) -> None:
     are written under their own names."""
     from ase.io import write  # deferred: ASE is slow to import
 
-    write(path, [_atoms(item) for item in labelled], format="extxyz")
+    write(path, [labelled_atoms(item) for item in labelled], format="extxyz")
 
 
-def _atoms(item: Labelled) -> Any:
+def labelled_atoms(item: Labelled) -> Any:
+    """The frame as `ase.Atoms` with its label as results of a calculator, in ASE's units."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     atoms = to_ase(item.frame)
