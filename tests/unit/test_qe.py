@@ -14,11 +14,14 @@ from dpstream.services.labeler.attachments import attached
 from dpstream.services.labeler.codes.kpoints import mesh_of
 from dpstream.services.labeler.codes.qe import Qe, input_lines
 from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.services.labeler.units import RYDBERG
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
 from tests.support.labeling_programs import recorded
+from tests.support.qe_keywords import SILICON, SLAB
 
+OUTPUTS = Path(__file__).parents[1] / "data/outputs"
 ALLOY = Frame(
     ("Al", "Al", "Ni"),
     np.array([[0.0, 0, 0], [2.0, 2.1, 0.1], [0.1, 2.0, 2.2]]),
@@ -153,6 +156,19 @@ def test_they_are_found_where_pw_x_finds_them(
         ({"control": {"pseudo_dir": "/etc"}}, "pseudo_dir: remove it"),
         ({"system": {"nat": 7}}, "nat: remove it"),
         ({"system": {"a b": 7}}, "'a b' is not a keyword"),
+        ({"system": {"celldm(1)": 7}}, "celldm(1): remove it; dpstream writes the cell"),
+        ({"system": {"cosAB": 0.5}}, "cosAB: remove it; dpstream writes the cell"),
+        ({"system": {"space_group": 227}}, "space_group: remove it"),
+        ({"system": {"occupations": "From_Input"}}, "a card that dpstream does not write"),
+        ({"system": {"assume_isolated": "m-p"}}, "use mt"),
+        ({"system": {"lspinorb": ".TRUE."}}, "lspinorb: needs system.noncolin"),
+        ({"system": {"noncolin": True}, "nspin": 2}, "nspin: remove it"),
+        ({"system": {"lda_plus_u": True, "lda_plus_u_kind": 1}}, "no forces for kind 1; use 0"),
+        (
+            {"system": {"lda_plus_u": ".t.", "U_projection_type": "pseudo"}},
+            "no forces for 'pseudo'; use atomic or ortho-atomic",
+        ),
+        ({"control": {"max_seconds": 60}}, "max_seconds: remove it; give labels.max_seconds"),
         ({"system": {"input_dft": "pbe'\n/"}}, "one line of text"),
     ],
 )
@@ -176,6 +192,102 @@ def test_an_element_without_pseudopotential_is_refused(folder: Path) -> None:
     refusal = Qe().refusal(ALLOY, settings(folder, pseudopotentials={"Al": "Al.upf"}))
     assert refusal == "Ni has no pseudopotential; give labels.settings.pseudopotentials.Ni"
     assert Qe().refusal(ALLOY, settings(folder)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"system": {"occupations": "smearing"}}, "give smearing and degauss"),
+        ({"system": {"exxdiv_treatment": "vcut_ws"}}, "orthorhombic cells only"),
+    ],
+)
+def test_what_pw_x_would_refuse_is_refused(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    assert words in str(Qe().refusal(ALLOY, settings(folder, **changes)))
+
+
+def test_smearing_may_be_named_twice(folder: Path) -> None:
+    twice = {"smearing": "gaussian", "degauss": 0.1, "system": {"occupations": "smearing"}}
+    assert Qe().refusal(ALLOY, settings(folder, **twice)) is None
+
+
+@pytest.mark.parametrize(
+    ("system", "ends"),
+    [
+        ({}, "K_POINTS gamma"),
+        ({"noncolin": True}, "1 1 1 0 0 0"),
+        ({"occupations": "tetrahedra_opt"}, "1 1 1 0 0 0"),
+    ],
+)
+def test_what_needs_complex_wave_functions_gets_a_mesh(
+    folder: Path, system: dict[str, Any], ends: str
+) -> None:
+    assert written(folder, kpoints=[1, 1, 1], system=system)[-1] == ends
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, None),
+        ({"system": {"assume_isolated": "esm", "esm_bc": "pbc"}}, None),
+        ({"system": {"assume_isolated": "esm", "esm_bc": "bc2"}}, "system.assume_isolated: esm"),
+        ({"system": {"assume_isolated": "'MT'"}}, "system.assume_isolated: mt"),
+        ({"control": {"tefield": ".true."}}, "control.tefield"),
+        ({"control": {"tefield": False}}, None),
+    ],
+)
+def test_settings_without_stress_are_known(
+    folder: Path, changes: dict[str, Any], key: str | None
+) -> None:
+    assert Qe().no_virial(settings(folder, **changes)) == key
+
+
+# ------------------------------------------------------------------------------- outputs
+
+
+def own(tmp_path: Path, name: str, frame: Frame) -> tuple[BrokenRule | None, Any]:
+    """Verdict and outcome of an output of `tests/data`."""
+    (tmp_path / "stdout").write_text((OUTPUTS / f"{name}.out").read_text())
+    outcome = Qe().read_outputs(tmp_path, frame, 0)
+    return check_after(frame, outcome, AcceptanceLimits()), outcome
+
+
+def test_a_hybrid_has_the_energy_of_self_consistent_exchange(tmp_path: Path) -> None:
+    """With verbose output, which also repeats the positions in crystal coordinates."""
+    broken, outcome = own(tmp_path, "qe-hybrid-verbose", SILICON)
+    assert broken is None
+    assert outcome.energies == (-14.52827416 * RYDBERG,)
+    np.testing.assert_allclose(outcome.positions, SILICON.positions, atol=1e-6)
+
+
+def test_a_hybrid_killed_between_its_cycles_is_no_label(tmp_path: Path) -> None:
+    text = (OUTPUTS / "qe-hybrid-verbose.out").read_text()
+    before, last, after = text.partition("!!   total energy")
+    (tmp_path / "stdout").write_text(before + after)
+    outcome = Qe().read_outputs(tmp_path, SILICON, 0)
+    broken = check_after(SILICON, outcome, AcceptanceLimits())
+    assert last
+    assert broken is not None
+    assert broken.rule == "one-energy"
+
+
+def test_exchange_that_is_not_self_consistent_is_not_converged(tmp_path: Path) -> None:
+    """Though every cycle converged, and forces and stress follow."""
+    broken, outcome = own(tmp_path, "qe-hybrid-unconverged", SILICON)
+    assert broken is not None
+    assert broken.rule == "not-converged"
+    assert outcome.end_marker
+    assert outcome.forces is not None
+
+
+def test_a_screened_slab_has_no_virial(tmp_path: Path) -> None:
+    """pw.x prints zeros for the components along z."""
+    broken, outcome = own(tmp_path, "qe-screened", SLAB)
+    assert broken is not None
+    assert broken.rule == "virial"
+    assert outcome.virial is None
+    assert len(outcome.energies) == 1
 
 
 # ------------------------------------------------------------------------------- recorded outputs
@@ -203,6 +315,15 @@ def read(
         kbar = 0.005 * volume / 1602.18  # dpdata reads the columns with two digits
         np.testing.assert_allclose(label.virial, data["virials"][0], atol=kbar + 1e-4)
     return frame, broken, outcome
+
+
+@pytest.mark.parametrize("case", ["qe-hybrid", "qe-verbosity-high"])
+def test_recorded_cases_are_read(tmp_path: Path, case: str) -> None:
+    (tmp_path / "stdout").write_text(recorded(f"cases/{case}/stdout").read_text())
+    outcome = Qe().read_outputs(tmp_path, SILICON, 0)
+    assert check_after(SILICON, outcome, AcceptanceLimits()) is None
+    energy = {"qe-hybrid": -14.52827415, "qe-verbosity-high": -14.46492154}[case]
+    assert outcome.energies == pytest.approx([energy * RYDBERG], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["01", "02", "Al"])

@@ -29,6 +29,14 @@ from dpstream.services.labeler.codes.parse import (
     rows,
     scaled,
 )
+from dpstream.services.labeler.codes.qe_keywords import (
+    Namelist,
+    check_together,
+    checked_namelist,
+    needs_mesh,
+    unsuitable,
+    without_stress,
+)
 from dpstream.services.labeler.codes.write import vector
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.services.labeler.units import BOHR, BOLTZMANN, RYDBERG
@@ -40,38 +48,25 @@ INPUT = "pw.in"
 PREFIX, OUT = "dpstream", "out"
 SAVE = f"{OUT}/{PREFIX}.save"
 DEBIAN = Path("/usr/share/espresso/pseudo")
-NAME = re.compile(r"[A-Za-z]\w*(?:\(\d+(?:, ?\d+)*\))?")
 LITERAL = re.compile(rf"{NUMBER}|\.(?:true|false)\.", re.IGNORECASE)
-OURS: Mapping[str, frozenset[str]] = {
-    "control": frozenset(
-        {
-            "calculation",
-            "prefix",
-            "outdir",
-            "wfcdir",
-            "pseudo_dir",
-            "tprnfor",
-            "tstress",
-            "restart_mode",
-        }
-    ),
-    "system": frozenset(
-        {"ibrav", "nat", "ntyp", "ecutwfc", "ecutrho", "nspin", "smearing", "degauss", "tot_charge"}
-    ),
-    "electrons": frozenset({"conv_thr"}),
-}
-"""Keywords that have settings of their own or are set by dpstream."""
 
 END_OF_SCF = "End of self-consistent calculation"
 """With verbose output, pw.x also prints energies of iterations, before this line."""
 ENERGY = rf"^! +total energy += +({NUMBER}) Ry"
+EXCHANGE = "EXX: now go back to refine exchange calculation"
+"""Begins another SCF of a hybrid functional, each of which prints an `ENERGY`."""
+HYBRID_ENERGY = rf"^!! +total energy += +({NUMBER}) Ry"
+"""Printed once, after the last of them, if the exchange is self-consistent."""
 ACCURACY = rf"estimated scf accuracy +< +({NUMBER}) Ry"
 THRESHOLD = rf"convergence threshold += +({NUMBER})"
 FORCES, FORCES_END = r"Forces acting on atoms.*$", r"Total force|contrib\."
 FORCE = rf"^ +atom +\d+ +type +\d+ +force = +({NUMBER}) +({NUMBER}) +({NUMBER}) *$"
 STRESS = r"total +stress +\(Ry/bohr\*\*3\).*$"
+SCREENED = re.compile(r"Boundary Conditions: (?:Vacuum|Metal)")
+"""With these of the effective screening medium, the components normal to the slab are zeros."""
 STRESS_ROW = rf"^ +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +\S+){{3}} *$"
-POSITIONS, POSITIONS_END = r"site n\. +atom +positions \(alat units\)", r"number of k points"
+POSITIONS, POSITIONS_END = r"site n\. +atom +positions \(alat units\)", r"\n *\n"
+"""Verbose output repeats the positions in crystal coordinates."""
 POSITION = rf"tau\( *\d+\) = \( +({NUMBER}) +({NUMBER}) +({NUMBER}) +\)"
 ERROR = re.compile(r"%{20,}\s*(.*?)\s*%{20,}", re.DOTALL)
 
@@ -84,7 +79,6 @@ def pseudopotential_folders() -> list[Path]:
 
 Pseudopotential = Annotated[Attached, attachment(pseudopotential_folders)]
 Smearing = Literal["gaussian", "methfessel-paxton", "marzari-vanderbilt", "fermi-dirac"]
-Namelist = dict[str, bool | int | float | str]
 
 
 class QeSettings(CodeSettings):
@@ -130,8 +124,7 @@ class QeSettings(CodeSettings):
     @field_validator("system", "electrons", "control")
     @classmethod
     def _free(cls, given: Namelist, info: Any) -> Namelist:
-        check_namelist(given, OURS[info.field_name])
-        return {key.lower(): value for key, value in given.items()}
+        return checked_namelist(info.field_name, given)
 
     @model_validator(mode="after")
     def _consistent(self) -> QeSettings:
@@ -144,25 +137,8 @@ class QeSettings(CodeSettings):
         unknown = self.starting_magnetization.keys() - self.pseudopotentials.keys()
         if unknown:
             raise ValueError(f"starting_magnetization.{min(unknown)}: has no pseudopotential")
+        check_together(self.system, self.nspin)
         return self
-
-
-def check_namelist(given: Namelist, ours: frozenset[str]) -> None:
-    """Raises ValueError for an invalid keyword, for one that has a setting of its own or is set by
-    dpstream, and for one that would accept an unconverged result."""
-    for key, value in given.items():
-        if not NAME.fullmatch(key):
-            raise ValueError(f"{key!r} is not a keyword")
-        if key.lower() in ours:
-            raise ValueError(f"{key}: remove it; it has its own setting or dpstream writes it")
-        if key.lower() == "scf_must_converge" and _is_false(value):
-            raise ValueError(f"{key}: remove it; unconverged labels are always rejected")
-        if isinstance(value, str) and "\n" in value:
-            raise ValueError(f"{key}: a value is one line of text")
-
-
-def _is_false(value: Any) -> bool:
-    return value is False or str(value).lower().strip(". ") in ("false", "f")
 
 
 class Qe(CodeDefaults):
@@ -197,7 +173,12 @@ class Qe(CodeDefaults):
     def refusal(self, frame: Frame, settings: dict[str, Any]) -> str | None:
         missing = sorted(set(frame.species) - settings["pseudopotentials"].keys())
         named = f"labels.settings.pseudopotentials.{missing[0]}" if missing else ""
-        return f"{missing[0]} has no pseudopotential; give {named}" if missing else None
+        if missing:
+            return f"{missing[0]} has no pseudopotential; give {named}"
+        return unsuitable(frame, settings)
+
+    def no_virial(self, settings: dict[str, Any]) -> str | None:
+        return without_stress(settings)
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         lines = input_lines(frame, recipe.settings, recipe.charge)
@@ -231,7 +212,7 @@ class Qe(CodeDefaults):
             end_marker="JOB DONE." in text,
             converged="convergence has been achieved" in text and is_accurate(text),
             not_converged="convergence NOT achieved" in text,
-            energies=tuple(energy * RYDBERG for energy in numbers(ENERGY, ended)),
+            energies=energies(ended),
             frames=max(1, len(re.findall(FORCES, text, re.MULTILINE))),
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
             virial=virial(text, frame),
@@ -309,7 +290,7 @@ def _word(value: Any) -> str:
 def _kpoints(cell: Floats, settings: Mapping[str, Any]) -> list[str]:
     mesh = settings["kpoints"] or mesh_of(cell, settings["kspacing"])
     offset = settings["koffset"]
-    if (*mesh, *offset) == (1, 1, 1, 0, 0, 0):
+    if (*mesh, *offset) == (1, 1, 1, 0, 0, 0) and not needs_mesh(settings["system"]):
         return ["K_POINTS gamma"]
     return ["K_POINTS automatic", " ".join(map(str, (*mesh, *offset)))]
 
@@ -323,11 +304,18 @@ def is_accurate(text: str) -> bool:
     return bool(wanted and reached) and reached[-1] <= wanted[-1]
 
 
+def energies(text: str) -> tuple[float, ...]:
+    """Final energies in the text after the self-consistent cycle, eV. Of a hybrid functional only
+    the energy with self-consistent exchange counts."""
+    pattern = HYBRID_ENERGY if EXCHANGE in text else ENERGY
+    return tuple(energy * RYDBERG for energy in numbers(pattern, text))
+
+
 def virial(text: str, frame: Frame) -> Floats | None:
     """The stress times the volume, from the columns in Ry/bohr³: those in kbar have two
     decimals."""
     found = re.search(STRESS, text, re.MULTILINE)
-    if found is None or frame.cell is None:
+    if found is None or frame.cell is None or SCREENED.search(text):
         return None
     stress = rows(STRESS_ROW, "\n".join(text[found.end() :].splitlines()[:4]))
     return scaled(stress, RYDBERG / BOHR**3 * abs(float(np.linalg.det(frame.cell))))
