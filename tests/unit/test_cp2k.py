@@ -298,3 +298,53 @@ def test_a_template_writes_its_wavefunction_at_each_iteration(given: str, at: st
     assert [line for line in found if not line.startswith(own)][: expected.count("\n")] == (
         expected.splitlines()
     )
+
+
+# ---------------------------------------------------------------------------- what is printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("PROJECT mine", "PROJECT mine\n  PRINT_LEVEL silent", "must be ON (GLOBAL.PRINT_LEVEL"),
+        ("&FORCES ON", "&FORCES ON\n FILENAME forces", "FORCES.FILENAME: remove it"),
+        ("&FORCES ON", "&FORCES OFF", "FORCE_EVAL.PRINT.FORCES: must be ON"),
+        ("ANALYTICAL", "numerical", "STRESS_TENSOR: NUMERICAL: use ANALYTICAL"),
+        ("ANALYTICAL", "\\\n DIAGONAL_ANALYTICAL", "DIAGONAL_ANALYTICAL: use ANALYTICAL"),
+        ("&MGRID", "&PERIODIC_EFIELD\n &END\n &MGRID", "give NONE"),
+        ("PROJECT mine", "PROJECT mine \\\n RUN_TYPE MD", None),
+        ("METHOD QS", "METHOD QS # STRESS_TENSOR NUMERICAL", None),
+        ("&FORCES ON", "&FORCES", None),
+        ("&FORCES ON", "&FORCES HIGH\n FILENAME __STD_OUT__", "FORCES: must be ON"),
+        ("ANALYTICAL", "${TENSOR}", None),
+    ],
+)
+def test_a_template_prints_what_a_label_needs(old: str, new: str, words: str | None) -> None:
+    template = TEMPLATE.replace(old, new, 1)
+    assert template != TEMPLATE
+    if words is None:
+        Cp2kSettings(template=template)
+        return
+    with pytest.raises(ValidationError) as raised:
+        Cp2kSettings(template=template)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("@SET", "@SET", None),
+        ("STRESS_TENSOR ANALYTICAL", "", "template: FORCE_EVAL.STRESS_TENSOR: NONE"),
+        ("&STRESS_TENSOR ON", "&STRESS_TENSOR OFF", "template: FORCE_EVAL.PRINT.STRESS_TENSOR"),
+    ],
+)
+def test_a_template_without_stress_is_known(old: str, new: str, reason: str | None) -> None:
+    settings = Cp2kSettings(template=TEMPLATE.replace(old, new, 1)).model_dump(mode="json")
+    assert Cp2k().no_virial(settings) == reason
+
+
+def test_the_defaults_have_a_stress_and_keywords_may_remove_it() -> None:
+    assert Cp2k().no_virial(recipe().settings) is None
+    without = recipe(keywords={"FORCE_EVAL": {"STRESS_TENSOR": "none"}})
+    assert Cp2k().no_virial(without.settings) == "keywords: FORCE_EVAL.STRESS_TENSOR: NONE"
+    assert "STRESS_TENSOR none" in lines(without)

@@ -19,6 +19,7 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
+from dpstream.services.labeler.codes.cp2k_printed import check_printed, tree_of, without_stress
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
@@ -57,6 +58,14 @@ FIGURE = re.compile(r"^ *\* *(?:\\___/|\||O/\||/\| \||/ \\)?")
 MAX_MESSAGE = 300
 MISSING = re.compile(r"not found in the (?:potential file|basis set files?)", re.IGNORECASE)
 
+
+PRINTED: cp2k.Tree = {
+    "FORCE_EVAL": {
+        "STRESS_TENSOR": "ANALYTICAL",
+        "PRINT": {"FORCES": {"_": "ON"}, "STRESS_TENSOR": {"_": "ON"}},
+    }
+}
+"""The defaults of what is printed."""
 
 Named = Annotated[str, StringConstraints(pattern=r"^[\w .+():,*-]+$")]
 
@@ -119,6 +128,20 @@ class Cp2kSettings(CodeSettings):
             raise ValueError("kpoints and kspacing: give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _read_from(self) -> Cp2kSettings:
+        try:
+            check_printed(_tree(self.keywords, self.template))
+        except ValueError as error:
+            key = "keywords" if self.template is None else "template"
+            raise ValueError(f"{key}: {error}") from error
+        return self
+
+
+def _tree(keywords: Mapping[str, Any], template: str | None) -> cp2k.Tree:
+    """The parts of the input that do not depend on the frame."""
+    return cp2k.merged(PRINTED, keywords) if template is None else tree_of(template)
+
 
 class Cp2k(CodeDefaults):
     """CP2K, run in a new folder for every frame."""
@@ -167,6 +190,11 @@ class Cp2k(CodeDefaults):
         smear = {"_": True, "METHOD": "FERMI_DIRAC", "ELECTRONIC_TEMPERATURE": kelvin}
         over = {"FORCE_EVAL": {"DFT": {"SCF": {"SMEAR": smear}}}}
         return {**settings, "keywords": cp2k.merged(settings["keywords"], over)}
+
+    def no_virial(self, settings: dict[str, Any]) -> str | None:
+        key = "keywords" if settings["template"] is None else "template"
+        reason = without_stress(_tree(settings["keywords"], settings["template"]))
+        return None if reason is None else f"{key}: {reason}"
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         (folder / INPUT).write_text(input_text(frame, recipe))
@@ -257,10 +285,9 @@ def _defaults(frame: Frame, recipe: Recipe) -> dict[str, Any]:
         "GLOBAL": {"PROJECT": "dpstream", "RUN_TYPE": "ENERGY_FORCE"},
         "FORCE_EVAL": {
             "METHOD": "QS",
-            "STRESS_TENSOR": "ANALYTICAL",
             "DFT": dft,
             "SUBSYS": subsys,
-            "PRINT": {"FORCES": {"_": "ON"}, "STRESS_TENSOR": {"_": "ON"}},
+            **PRINTED["FORCE_EVAL"],
         },
     }
 

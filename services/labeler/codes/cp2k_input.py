@@ -154,11 +154,12 @@ class InputLine:
 
 
 def lines_of(template: str) -> list[InputLine]:
-    """The lines of a template. Raises ValueError if a section is not closed."""
+    """The lines of a template; one that is continued by a backslash has the words of those that
+    follow, which have none. Raises ValueError if a section is not closed."""
     path: Path = ()
     found = []
-    for text in template.splitlines():
-        line = InputLine(text, path, tuple(re.split(r"[!#]", text)[0].upper().split()))
+    for text, words in _continued(template.splitlines()):
+        line = InputLine(text, path, words)
         if line.opens:
             path = (*path, line.words[0][1:])
         found.append(InputLine(text, path, line.words))
@@ -167,6 +168,27 @@ def lines_of(template: str) -> list[InputLine]:
     if path:
         raise ValueError(f"section &{path[-1]} is not closed")
     return found
+
+
+def _continued(texts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each line with its words in capitals, without comments."""
+    for number, text in enumerate(texts):
+        if number and _words(texts[number - 1])[1]:
+            yield text, ()
+            continue
+        words, continues = _words(text)
+        for further in texts[number + 1 :] if continues else ():
+            more, continues = _words(further)
+            words += more
+            if not continues:
+                break
+        yield text, words
+
+
+def _words(text: str) -> tuple[tuple[str, ...], bool]:
+    """The words of one line, and whether the next one continues it."""
+    code = re.split(r"[!#]", text)[0].rstrip()
+    return tuple(code.removesuffix("\\").upper().split()), code.endswith("\\")
 
 
 def check_template(template: str) -> None:

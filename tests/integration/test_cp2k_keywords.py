@@ -1,0 +1,60 @@
+"""Keywords of CP2K, family by family and for real: what `validate` lets through gives a label, the
+same as the machine-readable output of the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpstream.services.labeler.codes.cp2k import Cp2k
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import LabelSettings
+from tests.support.cp2k_keywords import (
+    ACCEPTED,
+    REFUSED,
+    WITHOUT_VIRIAL,
+    Family,
+    machine_readable,
+)
+from tests.support.labeling_programs import point, require, rule
+
+soak = pytest.mark.soak
+
+
+@soak
+@pytest.mark.parametrize("family", ACCEPTED, ids=str)
+def test_a_family_of_keywords_gives_the_label_of_the_files(family: Family, tmp_path: Path) -> None:
+    require("cp2k")
+    outcome = point("cp2k", family.settings, family.frame, tmp_path / "run", **family.labels)
+    assert rule(family.frame, outcome) is None, outcome.messages
+    expected, label = machine_readable(tmp_path / "run", family.frame), outcome.label()
+    assert label.energy == pytest.approx(expected.energy, abs=1e-6)
+    np.testing.assert_allclose(label.forces, expected.forces, atol=1e-6)
+    np.testing.assert_allclose(label.virial, expected.virial, atol=1e-5)
+    assert no_virial(family) is None
+
+
+@soak
+@pytest.mark.parametrize("family", WITHOUT_VIRIAL, ids=str)
+def test_a_family_without_stress_has_energy_and_forces(family: Family, tmp_path: Path) -> None:
+    require("cp2k")
+    outcome = point("cp2k", family.settings, family.frame, tmp_path / "run", **family.labels)
+    assert rule(family.frame, outcome) == "virial"
+    assert no_virial(family) is not None
+
+
+def no_virial(family: Family) -> str | None:
+    recipe = make_recipe(LabelSettings(code="cp2k", version="2023.1", settings=family.settings))
+    return Cp2k().no_virial(recipe.settings)
+
+
+@pytest.mark.parametrize(("family", "words"), REFUSED, ids=str)
+def test_what_can_give_no_label_is_refused_with_what_to_write_instead(
+    family: Family, words: str
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        no_virial(family)
+    assert words in str(raised.value)
