@@ -13,7 +13,7 @@ import pytest
 
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.base import FileCode
+from dpstream.services.labeler.codes.base import FileCode, Stressless
 from dpstream.services.labeler.codes.user_program import UNSTATED, is_stated
 from dpstream.services.labeler.machine_settings import MachineSettings
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
@@ -101,7 +101,24 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
         ("vasp", {"sha256": {"Na": "0" * 16}}, ["potentials.Na", "as stated"]),
         ("vasp", {"retries": [{"ENCUT": 300}]}, ["retries", "ENCUT may change", "ALGO"]),
         ("vasp", {"encut": 400}, ["encut", "unknown key"]),
+        ("vasp", {"incar": "ENCUT=400; MAGMOM = 5*0\nKSPACING=1"}, ["MAGMOM", "label.magmom"]),
+        ("vasp", {"incar": "ENCUT=400 ! KSPACING = 1"}, ["kpoints", "KSPACING"]),
+        ("vasp", {"incar": "# KSPACING = 1"}, ["kpoints", "KSPACING"]),
+        ("vasp", {"incar": "KSPACING=1\nnsw = 10"}, ["NSW: remove it", "single point"]),
+        ("vasp", {"incar": "KSPACING=1; ML_LMLFF = .True."}, ["ML_LMLFF: remove it"]),
+        ("vasp", {"incar": "KSPACING=1; ICHARG = 11"}, ["ICHARG: remove it", "CHGCAR"]),
+        ("vasp", {"incar": "KSPACING=1; ALGO = EVGW0"}, ["ALGO: EVGW0 computes no forces"]),
+        ("vasp", {"incar": "KSPACING=1; IMAGES = 4"}, ["IMAGES: remove it"]),
         ("gaussian", {"keywords": "b3lyp/6-31g**"}, ["keywords", "force"]),
+        ("gaussian", {"keywords": "#p force opt=(ts, calcfc) pbe1pbe/sto-3g"}, ["opt: remove it"]),
+        ("gaussian", {"keywords": "force ump2/6-31g**"}, ["ump2/6-31g**", "only SCF energies"]),
+        ("gaussian", {"keywords": "force td=(nstates=3) b3lyp/sto-3g"}, ["td: ", "only SCF"]),
+        ("siesta", {"fdf": "MD.NumCGsteps 20"}, ["MD.NumCGsteps", "single point"]),
+        ("abacus", {"input": "ecutwfc 80\ngamma_only 0"}, ["kpoints", "gamma_only 1"]),
+        ("abacus", {"input": "ecutwfc 80\n# kspacing 0.1"}, ["kpoints", "kspacing"]),
+        ("abacus", {"input": "kspacing 1\nCal_Force 1"}, ["cal_force", "dpstream writes"]),
+        ("abacus", {"input": "kspacing 1\ninit_chg file"}, ["init_chg file: remove it"]),
+        ("abacus", {"input": "kspacing 1\nesolver_type lj"}, ["esolver_type", "ksdft"]),
         ("abacus", {"input": "ecutwfc 80\nkspacing 1\nstru_file S"}, ["stru_file", "dpstream"]),
         ("abacus", {"input": "ecutwfc 80"}, ["kpoints", "kspacing"]),
         ("abacus", {"input": "basis_type lcao\nkspacing 1"}, ["orbitals", "Cl, Na"]),
@@ -117,6 +134,52 @@ def test_what_is_not_the_users_is_refused(
     message = complaint(code, changes)
     for word in words:
         assert word in message
+
+
+@pytest.mark.usefixtures("potentials_folder")
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("vasp", {"incar": "KSPACING = 0.2\n# MAGMOM = 5*0 is for a later day"}),
+        ("vasp", {"incar": "SYSTEM = x ; NSW = 0 ; KSPACING = 0.2 # NELECT = 8"}),
+        ("vasp", {"incar": "ALGO = Normal\nML_LMLFF = F\nICHARG = 2\nKSPACING = 0.2"}),
+        ("vasp", {"incar": 'SYSTEM = "MAGMOM = 3; NELECT = 2"\nKSPACING = 0.2'}),
+        ("vasp", {"incar": "ENCUT = \\\n 400\nKSPACING = 0.2"}),
+        ("abacus", {"input": "ecutwfc 80 # nelec 3\ngamma_only 1"}),
+        ("abacus", {"input": "INPUT_PARAMETERS\nKSPACING 0.1 0.1 0.2\ninit_chg atomic"}),
+        ("gaussian", {"keywords": "#p force cc-pvdz b3lyp scf=(xqc, tight) nosymm"}),
+        ("gaussian", {"keywords": "#force b3lyp/6-31g(d,p) integral ( grid = ultrafine )"}),
+        ("siesta", {"fdf": "MD.NumCGsteps 0\nMeshCutoff 300 Ry"}),
+    ],
+)
+def test_comments_quotes_and_several_tags_a_line_are_read_as_the_programs_do(
+    code: str, changes: dict[str, Any]
+) -> None:
+    make_recipe(LabelSettings(code=code, settings={**SETTINGS[code], **changes}))
+
+
+@pytest.mark.parametrize(
+    ("code", "key", "text", "found"),
+    [
+        ("vasp", "incar", "ISIF = 2", None),
+        ("vasp", "incar", "ENCUT = 400", None),
+        ("vasp", "incar", "ISIF = 3", None),
+        ("vasp", "incar", "ISIF = 0", "incar: ISIF = 0; give ISIF = 2"),
+        ("vasp", "incar", "ISIF = 1; ISIF = 2", "incar: ISIF = 1; give ISIF = 2"),
+        ("vasp", "incar", "LHFCALC = .TRUE.", "incar: ISIF is 0 with LHFCALC; give ISIF = 2"),
+        ("vasp", "incar", "LHFCALC = T; ISIF = 2", None),
+        ("vasp", "incar", "IBRION = 0", "incar: ISIF is 0 with IBRION = 0; give ISIF = 2"),
+        ("pwmat", "etot_input", "ECUT = 50\nout.stress = T", None),
+        ("pwmat", "etot_input", "ECUT = 50\nOUT.STRESS = F", "etot_input: OUT.STRESS is not T;"),
+    ],
+)
+def test_settings_without_stress_are_known(
+    code: str, key: str, text: str, found: str | None
+) -> None:
+    program = CODES[code]
+    assert isinstance(program, Stressless)
+    reason = program.no_virial({key: text})
+    assert reason is None if found is None else str(reason).startswith(found)
 
 
 @pytest.mark.usefixtures("potentials_folder")
@@ -179,7 +242,8 @@ def test_abacus_in_plane_waves(potentials_folder: Path) -> None:
 
 def test_abacus_in_orbitals_with_moments_and_a_mesh(potentials_folder: Path) -> None:
     orbitals = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
-    changes = {"input": {"basis_type": "lcao", "gamma_only": 0}, "orbitals": orbitals}
+    words = {"basis_type": "lcao", "gamma_only": 0}
+    changes = {"input": words, "orbitals": orbitals, "kpoints": [2, 2, 2]}
     inputs = {"Cl1Na1": {"magmom": [0, 1.5], "kpoints": [3, 3, 3]}}
     files = written("abacus", potentials_folder, changes=changes, compositions=inputs)
     assert {"Cl.orb", "Na.orb", "KPT"} < files.keys()

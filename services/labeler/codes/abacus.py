@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.input_words import abacus_words, number_of, refuse
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
     first,
@@ -33,7 +34,7 @@ from dpstream.services.labeler.codes.potentials import (
     lacking,
     potential,
 )
-from dpstream.services.labeler.codes.user_program import Program, refuse
+from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import (
     by_element,
     fractions,
@@ -54,11 +55,15 @@ NOT_THE_USERS = {
     **dict.fromkeys(("CALCULATION", "CAL_FORCE", "CAL_STRESS", "NTYPE"), OURS),
     **dict.fromkeys(("NELEC", "NELEC_DELTA"), "give systems.NAME.label.charge"),
 }
+FROM_FILES = (("init_chg", "file"), ("init_wfc", "file"))
+CLASSICAL = ("lj", "dp", "nep")
 SMEARING = re.compile(r"\s*smearing(_method|_sigma|_sigma_temp)?\s", re.IGNORECASE)
-CONVERGED = ("charge density convergence is achieved", "#SCF IS CONVERGED#")
-BROKEN = re.compile("convergence has not been achieved|SCF IS NOT CONVERGED", re.IGNORECASE)
-ENERGIES = (r"FINAL_ETOT_IS", r"final etot is", r"#TOTAL ENERGY#")
+CONVERGED = re.compile("(?i)charge density convergence is achieved|#SCF IS CONVERGED#")
+BROKEN = re.compile("(?i)convergence has not been achieved|SCF IS NOT CONVERGED")
+ENERGIES = (r"(?i)FINAL_ETOT_IS", r"(?i)final etot is", r"(?i)#TOTAL ENERGY#")
 """Labels of the final energy in versions 2 to 3, long-term and development versions."""
+FORCES, STRESS = r"(?i)TOTAL-FORCE \(eV/Angstrom\)", r"(?i)TOTAL-STRESS \(kbar\)"
+"""Headings, in capitals or not by version."""
 
 
 def _input(given: Any) -> Any:
@@ -83,15 +88,23 @@ class AbacusSettings(WithPotentials):
     @field_validator("input")
     @classmethod
     def _general(cls, text: str) -> str:
-        return refuse(text.replace("INPUT_PARAMETERS", ""), NOT_THE_USERS)
+        words = abacus_words(text)
+        refuse(words, NOT_THE_USERS)
+        for key, value in FROM_FILES:
+            if words.get(key, "").lower().startswith(value):
+                raise ValueError(f"{key} {words[key]}: remove it; there is no such file in a run")
+        if words.get("esolver_type", "").lower().startswith(CLASSICAL):
+            raise ValueError("esolver_type: must be a method with electrons, e.g. ksdft")
+        return text
 
     @model_validator(mode="after")
     def _whole(self) -> AbacusSettings:
-        text = self.input.lower()
-        if self.kpoints is None and "kspacing" not in text and "gamma_only" not in text:
-            raise ValueError("kpoints: give them, or kspacing or gamma_only in the input")
+        words = abacus_words(self.input)
+        at_gamma = words.get("gamma_only", "").lower().startswith(("1", "t"))
+        if self.kpoints is None and not at_gamma and number_of(words.get("kspacing", ""), 0) <= 0:
+            raise ValueError("kpoints: give them, or kspacing or gamma_only 1 in the input")
         missing = sorted(self.potentials.keys() - self.orbitals.keys())
-        if re.search(r"basis_type\s+lcao", text) and missing:
+        if words.get("basis_type", "").lower().startswith("lcao") and missing:
             raise ValueError(f"orbitals: basis_type lcao needs one of {', '.join(missing)}")
         return self
 
@@ -141,12 +154,12 @@ class Abacus(Program):
         found = (numbers(rf"{words}\s*=?\s*({NUMBER})", text) for words in ENERGIES)
         return Outcome(
             exit_status=exit_status,
-            end_marker=re.search(r"^\s*Total\s+Time\s*:", text, re.MULTILINE) is not None,
-            converged=any(words in text for words in CONVERGED),
+            end_marker=re.search(r"(?im)^\s*Total\s+Time\s*:", text) is not None,
+            converged=CONVERGED.search(text) is not None,
             not_converged=BROKEN.search(text) is not None,
             energies=next((energies for energies in found if energies), ()),
-            frames=len(re.findall(r"TOTAL-FORCE \(eV/Angstrom\)", text)),
-            forces=_block(lines, r"TOTAL-FORCE \(eV/Angstrom\)", slice(1, 4)),
+            frames=len(re.findall(FORCES, text)),
+            forces=_block(lines, FORCES, slice(1, 4)),
             virial=_virial(lines, frame),
             positions=_positions(lines, frame),
             program=first(r"\bv(\d+(?:\.\d+)+\S*)", text),
@@ -219,14 +232,14 @@ def _block(lines: list[str], heading: str, columns: slice) -> Floats | None:
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
     """Virial from the printed stress, which has the sign of a pressure: −dE/dε over the volume."""
-    stress = _block(lines, r"TOTAL-STRESS \(KBAR\)", slice(0, None))
+    stress = _block(lines, STRESS, slice(0, None))
     return None if stress is None else stress * KBAR * volume(frame)
 
 
 def _positions(lines: list[str], frame: Frame) -> Floats | None:
     """Positions from the table of coordinates, either fractional or in units of the lattice
     constant."""
-    at = last_line(lines, r"^\s*(DIRECT|CARTESIAN) COORDINATES")
+    at = last_line(lines, r"(?i)^\s*(DIRECT|CARTESIAN) COORDINATES")
     found = None if at is None else triples(lines, at + 2, slice(1, 4))
     if at is None or found is None or frame.cell is None:
         return None

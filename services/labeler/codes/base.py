@@ -105,6 +105,15 @@ class Thermal(Protocol):
 
 
 @runtime_checkable
+class Stressless(Protocol):
+    """A program that computes no stress with some settings."""
+
+    def no_virial(self, settings: dict[str, Any]) -> str | None:
+        """The setting because of which labels of periodic frames have no virial; None if they
+        have one."""
+
+
+@runtime_checkable
 class Retrying(Protocol):
     """A program with alternative convergence settings."""
 

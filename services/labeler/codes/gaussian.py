@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.input_words import route_words
 from dpstream.services.labeler.codes.parse import NUMBER, numbers, read_text, rows_after, scaled
 from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import table
@@ -23,6 +24,12 @@ from dpstream.shared.values import Recipe
 
 INPUT = "input.gjf"
 BEYOND_SCF = "forces of a post-SCF method: only SCF energies (HF, DFT) are supported"
+OTHER_TASKS = frozenset({"opt", "freq", "scan", "irc", "ircmax", "bomd", "admp", "cphf", "stable"})
+POST_SCF = re.compile(
+    r"(?:ro|r|u)?(?:mp[2-5]|ccsd|ccd|qcisd|cisd|cid|cis|eomccsd|bd|b2plyp|mpw2plyp)(?![a-z])"
+    r"|td(?:a|$|-)"
+)
+"""Methods of which the forces are not the derivative of an SCF energy."""
 CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
 """Markers of a correlated energy; the forces are then the derivative of that energy."""
 RUNS_PROGRAM = re.compile(r"\bext(?!ra)", re.IGNORECASE)
@@ -40,9 +47,14 @@ class GaussianSettings(CodeSettings):
     @field_validator("keywords")
     @classmethod
     def _with_forces(cls, text: str) -> str:
-        words = text.lower().lstrip("#pnt ").split()
-        if not any(re.split(r"[=(]", word)[0] == "force" for word in words):
+        words = route_words(text)
+        if "force" not in words:
             raise ValueError("should contain force: a label needs forces")
+        for word in words:
+            if word in OTHER_TASKS:
+                raise ValueError(f"{word}: remove it; a label is the single point of one frame")
+            if POST_SCF.match(word):
+                raise ValueError(f"{word}: {BEYOND_SCF}")
         if "\n" in text.strip():
             raise ValueError("must be one line; what follows the geometry is `extra`")
         if RUNS_PROGRAM.search(text):

@@ -31,6 +31,7 @@ from dpstream.shared.values import Recipe
 
 NOT_THE_USERS = re.compile(r"^\s*(in\.atom|in\.psp\d*|job|out\.mlmd)\s*=", re.IGNORECASE)
 PARALLEL = re.compile(r"\s*\d+\s+\d+\s*$")
+STRESS = re.compile(r"^\s*out\.stress\s*=\s*(?:\.?t|1)", re.IGNORECASE | re.MULTILINE)
 REASON = re.compile(r"ending_scf_reason\s*=\s*(\S+)")
 
 
@@ -63,6 +64,10 @@ class Pwmat(Program):
     default_command = ("PWmat",)
     settings: type[CodeSettings] = PwmatSettings
     inputs = frozenset({"magmom"})
+
+    def no_virial(self, settings: dict[str, Any]) -> str | None:
+        asked = STRESS.search(settings["etot_input"])
+        return None if asked else "etot_input: OUT.STRESS is not T; give OUT.STRESS = T"
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         settings = recipe.settings

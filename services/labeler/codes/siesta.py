@@ -31,6 +31,7 @@ NOT_THE_USERS = frozenset({
     "dminitspin", "writeforces",
 })
 # fmt: on
+STEPS = frozenset({"mdsteps", "mdnumcgsteps"})
 COMMANDED = ("lua", "master", "%include")
 """Beginnings of keywords that run a script, obey another process or include a file."""
 CONVERGED = re.compile(r"SCF cycle converged after|SCF Convergence by")
@@ -59,6 +60,8 @@ class SiestaSettings(WithPotentials):
             key = re.sub(r"[-_.]", "", words[0])
             if key in NOT_THE_USERS:
                 raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
+            if key in STEPS and not words[1:] == ["0"]:
+                raise ValueError(f"{line.strip()!r}: remove it; a label is a single point")
             if key.startswith(COMMANDED):
                 raise ValueError(
                     f"{line.strip()!r}: not allowed: it includes, runs or obeys others"

@@ -56,14 +56,3 @@ def is_stated(version: str, found: str | None) -> bool:
     if stated == UNSTATED or found is None:
         return True
     return found == stated or found.startswith((f"{stated}.", f"{stated}-", f"{stated} "))
-
-
-def refuse(text: str, owned: dict[str, str]) -> str:
-    """`text`, unless one of its lines (`KEY = value` or `key value`) sets a keyword of `owned`.
-    Raises ValueError with the remedy."""
-    for line in text.splitlines():
-        words = line.replace("=", " ").split()
-        remedy = owned.get(words[0].upper()) if words else None
-        if remedy is not None:
-            raise ValueError(f"{words[0]}: remove it; {remedy}")
-    return text

@@ -7,7 +7,7 @@ own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.input_words import (
+    incar_tags,
+    is_true,
+    number_of,
+    refuse,
+)
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
+    first,
     last_line,
     number,
     numbers,
@@ -25,7 +32,7 @@ from dpstream.services.labeler.codes.parse import (
     rows_after,
 )
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
-from dpstream.services.labeler.codes.user_program import Program, refuse
+from dpstream.services.labeler.codes.user_program import Program
 from dpstream.services.labeler.codes.write import (
     by_element,
     fractions,
@@ -51,6 +58,7 @@ ALGORITHM = frozenset({
 })
 # fmt: on
 """Tags that change the convergence but not the ground state; a retry may change only these."""
+FORCELESS = re.compile(r"NONE|NOTHING|CHI|BSE|TDHF|TIMEEV|RPA|ACFDT|\w*GW")
 REACHED = "aborting loop because EDIFF is reached"
 NOT_REACHED = "EDIFF was not reached"
 END = "Voluntary context switches"
@@ -93,19 +101,45 @@ class VaspSettings(WithPotentials):
     def _general(cls, text: str) -> str:
         if "PLUGINS" in text.upper():
             raise ValueError("PLUGINS: remove it; it runs Python code")
-        return refuse(text, NOT_THE_USERS)
+        check_tags(incar_tags(text))
+        return text
 
     @model_validator(mode="after")
     def _sampled(self) -> VaspSettings:
-        if self.kpoints is None and "KSPACING" not in self.incar.upper():
+        if self.kpoints is None and "KSPACING" not in incar_tags(self.incar):
             raise ValueError("kpoints: give them, or KSPACING in the incar")
         return self
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raises ValueError for tags that are not the user's, and for those with which VASP gives
+    anything but energy and forces of one frame."""
+    refuse(tags, NOT_THE_USERS)
+    if number_of(tags.get("NSW", ""), 0) > 0:
+        raise ValueError("NSW: remove it; a label is a single point, so that atoms must not move")
+    if number_of(tags.get("IMAGES", ""), 0) > 0:
+        raise ValueError("IMAGES: remove it; a label is the single point of one frame")
+    if is_true(tags.get("ML_LMLFF", "")):
+        raise ValueError("ML_LMLFF: remove it; its forces are not those of the functional")
+    if number_of(tags.get("ICHARG", ""), 0) >= 10:
+        raise ValueError("ICHARG: remove it; from 10 on VASP needs a CHGCAR and keeps its density")
+    if FORCELESS.match(tags.get("ALGO", "").upper()):
+        raise ValueError(f"ALGO: {tags['ALGO']} computes no forces; use e.g. Normal or Fast")
 
 
 class Vasp(Program):
     name = "vasp"
     default_command = ("vasp_std",)
     settings: type[CodeSettings] = VaspSettings
+
+    def no_virial(self, settings: dict[str, Any]) -> str | None:
+        tags = incar_tags(settings["incar"])
+        isif = tags.get("ISIF")
+        if isif is not None:
+            return f"incar: ISIF = {isif}; give ISIF = 2" if number_of(isif, 2) < 2 else None
+        moves, exact = number_of(tags.get("IBRION", ""), -1) == 0, is_true(tags.get("LHFCALC", ""))
+        because = "IBRION = 0" if moves else "LHFCALC" if exact else None
+        return None if because is None else f"incar: ISIF is 0 with {because}; give ISIF = 2"
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """`free energy TOTEN` is E − TS. VASP uses the first of repeated tags."""
@@ -217,7 +251,10 @@ def _settled(text: str) -> bool:
 
 
 def _virial(lines: list[str], frame: Frame) -> Floats | None:
-    """Virial from `in kB` (XX YY ZZ XY YZ ZX), which is −dE/dε over the volume."""
+    """Virial from `in kB` (XX YY ZZ XY YZ ZX), which is −dE/dε over the volume. With ISIF = 1 only
+    its trace is that of the stress."""
+    if first(r"ISIF +=\s*(\d+)", "\n".join(lines)) == "1":
+        return None
     at = last_line(lines, r"^\s*in kB ")
     try:
         found = [float(word) for word in lines[at].split()[2:8]] if at is not None else []
