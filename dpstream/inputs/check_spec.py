@@ -13,11 +13,12 @@ from dpstream.services.explorer.engines.check import check_engine
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import Code, cell_widths
-from dpstream.services.labeler.recipes import code_of, make_recipe, recipe_for
+from dpstream.services.labeler.recipes import code_of, make_recipe, recipe_for, virial_less
 from dpstream.services.trainer.training_input import NOT_THE_USERS
 from dpstream.shared.atoms.frames import Frame, frame_key
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, expand_material
+from dpstream.shared.spec.virial import needs_virial, uses_of_virial, virial_prefactors
 
 CUTOFF = 6.0
 """Å, used if the spec's descriptor states none."""
@@ -41,7 +42,8 @@ def check_computable(
     """Check that the labeling code can compute the frames `to_label`, which are listed by spec
     key, and that labelled sets match its periodicity. Raises `SpecError`."""
     code, recipe = code_of(spec.labels), make_recipe(spec.labels)
-    limits = AcceptanceLimits.of(spec.labels)
+    limits = AcceptanceLimits.of(spec.labels, spec)
+    _check_virial(spec, code, recipe.settings, to_label)
     for key, frames in to_label.items():
         for frame in frames:
             _check_periodicity(frame, code, key)
@@ -53,6 +55,21 @@ def check_computable(
                 )
     for item in labelled:
         _check_periodicity(item.frame, code, item.source)
+
+
+def _check_virial(
+    spec: Spec, code: Code, settings: dict[str, Any], to_label: Mapping[str, Sequence[Frame]]
+) -> None:
+    """Raises `SpecError` if the campaign uses the virial of periodic frames and the labels have
+    none."""
+    uses = uses_of_virial(spec)
+    if uses and spec.labels.virial is False:
+        raise SpecError(f"labels.virial: false, but {uses[0]} uses the virial; remove one of them")
+    periodic = any(frame.cell is not None for frames in to_label.values() for frame in frames)
+    reason = virial_less(code, settings)
+    if periodic and reason is not None and needs_virial(spec):
+        use = uses[0] if uses else "labels.virial"
+        raise SpecError(f"labels.settings.{reason}: no virial, but {use} needs it; change one")
 
 
 def _check_periodicity(frame: Frame, code: Code, where: str) -> None:
@@ -95,19 +112,11 @@ def _check_barostat(spec: Spec, systems: Systems) -> None:
                 raise SpecError(
                     f"{key}: {stage.md.ensemble} requires a cell; systems.{name} has none"
                 )
-        if not _virial_prefactors(spec):
+        if not virial_prefactors(spec):
             raise SpecError(
                 f"{key}: {stage.md.ensemble} requires models trained on the virial; set "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
             )
-
-
-def _virial_prefactors(spec: Spec) -> list[float]:
-    """All virial prefactors in the spec, of all members."""
-    inputs = (spec.training.input, *spec.training.member_input.values())
-    losses = [given.get("loss", {}) for given in inputs]
-    keys = ("start_pref_v", "limit_pref_v")
-    return [float(loss[key]) for loss in losses for key in keys if key in loss]
 
 
 def _check_stage_engines(spec: Spec, systems: Systems, trusting: bool) -> None:
@@ -213,7 +222,7 @@ def _overridden(spec: Spec) -> Iterator[str]:
 
 def _untrained_virial(spec: Spec) -> Iterator[str]:
     barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
-    if barostats and not any(_virial_prefactors(spec)):
+    if barostats and not any(virial_prefactors(spec)):
         yield (
             f"stages {', '.join(barostats)}: the barostat uses models that are not trained on the "
             "virial: start_pref_v and limit_pref_v in training.input.loss are 0"

@@ -14,9 +14,11 @@ from rich.text import Text
 
 from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.recipes import virial_less
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
+from dpstream.shared.spec.virial import needs_virial, uses_of_virial
 from dpstream.shared.values import Recipe
 from dpstream.terminal.tables import text_table
 from dpstream.terminal.training_speed import new_labels, rounds_of, speed_words
@@ -143,6 +145,7 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
     table.add_column(overflow="fold")
     for name, text in (
         ("labels", recipe_words(recipe)),
+        ("virial", _virial_words(spec, gathered, recipe)),
         ("initial data", _initial_words(gathered)),
         ("training", _training_words(spec)),
         ("training time", speed_words(spec, gathered)),
@@ -151,7 +154,8 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
         ("verification", _verification_words(spec, gathered)),
         ("labels at most", _budget_words(spec, gathered)),
     ):
-        table.add_row(name, text)
+        if text:
+            table.add_row(name, text)
     return table
 
 
@@ -174,6 +178,17 @@ def recipe_words(recipe: Recipe) -> str:
     for formula, inputs in recipe.compositions.items():
         text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
     return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
+
+
+def _virial_words(spec: Spec, gathered: Gathered, recipe: Recipe) -> str:
+    """Whether labels must have a virial; empty if no frame has a cell."""
+    if all(frame.cell is None for frames in gathered.systems.values() for frame in frames):
+        return ""
+    if needs_virial(spec):
+        return f"required of every label, by {(uses_of_virial(spec) or ['labels.virial'])[0]}"
+    reason = virial_less(CODES[recipe.code], recipe.settings)
+    have = f"; these labels have none ({reason})" if reason else ""
+    return f"not used, so that labels of periodic frames may have none{have}"
 
 
 def _initial_words(gathered: Gathered) -> str:

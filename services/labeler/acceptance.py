@@ -16,7 +16,8 @@ from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict
 
 from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel, min_distance
-from dpstream.shared.spec import DATASET, Dimers, LabelSettings
+from dpstream.shared.spec import DATASET, Dimers, LabelSettings, Spec
+from dpstream.shared.spec.virial import needs_virial
 from dpstream.shared.values import Recipe
 
 POSITION_TOLERANCE = 1e-5
@@ -51,11 +52,11 @@ class AcceptanceLimits:
     virial: bool = True
 
     @staticmethod
-    def of(labels: LabelSettings) -> AcceptanceLimits:
-        is_given = labels.code == DATASET
-        return AcceptanceLimits(
-            labels.min_distance, labels.max_force, labels.force, virial=not is_given
-        )
+    def of(labels: LabelSettings, spec: Spec | None = None) -> AcceptanceLimits:
+        """Those of `labels` in the campaign `spec`; None: outside campaigns."""
+        needed = labels.virial is not False if spec is None else needs_virial(spec)
+        needed = needed and labels.code != DATASET
+        return AcceptanceLimits(labels.min_distance, labels.max_force, labels.force, needed)
 
     @staticmethod
     def of_dimers(dimers: Dimers, labels: LabelSettings) -> AcceptanceLimits:

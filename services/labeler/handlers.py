@@ -172,7 +172,8 @@ def _accepted(
     for number, item in enumerate(kept):
         frame = frame_from_facts(item["frame"]).with_parameters(start.parameters)
         outcome = Outcome.of(item["outcome"])
-        recipe, limits = recipe_for(labeler.recipe, frame), AcceptanceLimits.of(labeler.labels)
+        limits = AcceptanceLimits.of(labeler.labels, labeler.spec)
+        recipe = recipe_for(labeler.recipe, frame)
         refused = check_before(frame, recipe, labeler.code, limits)
         broken = refused or check_after(frame, outcome, limits)
         if broken is not None:

@@ -128,7 +128,7 @@ class FrameLabeler:
         dimers = None if self.spec is None else self.spec.initial.dimers
         if self.spec is not None and dimers is not None and key in dimer_keys(self.spec):
             return AcceptanceLimits.of_dimers(dimers, self.labels)
-        return AcceptanceLimits.of(self.labels)
+        return AcceptanceLimits.of(self.labels, self.spec)
 
     @cached_property
     def files(self) -> dict[str, bytes]:

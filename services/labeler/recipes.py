@@ -14,7 +14,7 @@ from ase.data import atomic_numbers
 
 from dpstream.services.labeler.attachments import ReadFiles
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.base import Brought, Code, Stated, Thermal
+from dpstream.services.labeler.codes.base import Brought, Code, Stated, Stressless, Thermal
 from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.shared.atoms.electron_temperature import electron_temperature
 from dpstream.shared.atoms.frames import Frame
@@ -74,6 +74,12 @@ def make_recipe(labels: LabelSettings) -> Recipe:
         compositions=labels.compositions,
         electron_temperature=labels.electron_temperature,
     )
+
+
+def virial_less(code: Code, settings: dict[str, Any]) -> str | None:
+    """The setting because of which labels of periodic frames have no virial; None if they have one,
+    or if that is not known before the first label."""
+    return code.no_virial(settings) if isinstance(code, Stressless) else None
 
 
 def check_inputs(code: Code, given: Iterable[str], where: str) -> None:

@@ -53,6 +53,11 @@ class LabelSettings(Section):
     force: bool = Field(
         default=False, description="also compute frames that the code refuses by default"
     )
+    virial: bool | None = Field(
+        default=None,
+        description="whether labels of periodic frames must have a virial; default: if the loss, "
+        "an npt stage, trust.low_v or an elastic property uses it, and outside campaigns",
+    )
     max_seconds: Positive = Field(default=3600.0, description="wall time limit per frame, s")
     version: str | None = Field(
         default=None,
