@@ -20,7 +20,7 @@ from dpstream.commands import deployment
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
-from dpstream.commands.import_dpgen import check_machine, import_
+from dpstream.commands.import_dpgen import import_, read_machine_file
 from dpstream.commands.init import init_bulk, init_surf
 from dpstream.commands.label import label
 from dpstream.commands.library import library
@@ -33,7 +33,7 @@ from dpstream.commands.options import (
     Code,
     CrossCheck,
     Force,
-    MachineFile,
+    MachinePath,
     Mode,
     NewName,
     Root,
@@ -132,7 +132,7 @@ def everywhere(
 @app.command()
 def run(
     spec: SpecFile,
-    machine: MachineFile = None,
+    machine: MachinePath = None,
     mode: Mode = None,
     workers: Annotated[
         str,
@@ -167,8 +167,8 @@ def run(
         raise SpecError(
             f"--store: {root}: requires --broker; to run on this machine, give a folder"
         )
-    check_machine(spec, machine)
-    loaded, gathered, recipe = prepared(spec, mode, name, broker is None, code)
+    given = read_machine_file(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, name, broker is None, code, given)
     checks = FirstChecks(cross_check, force)
     with within(root):
         if broker is None:
@@ -181,7 +181,7 @@ def run(
 @app.command()
 def validate(
     spec: SpecFile,
-    machine: MachineFile = None,
+    machine: MachinePath = None,
     mode: Mode = None,
     code: Code = None,
     cross_check: CrossCheck = False,
@@ -192,8 +192,8 @@ def validate(
 
     With --cross-check, a few frames of imported labelled sets are computed again with the recipe.
     """
-    check_machine(spec, machine)
-    loaded, gathered, recipe = prepared(spec, mode, None, engines=None, code=code)
+    machines = read_machine_file(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, None, None, code, machines)
 
     def show(found: Gathered) -> None:
         if as_json:

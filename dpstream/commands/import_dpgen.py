@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dpstream.dpgen.key_table import KeyLine, is_param, read
 from dpstream.dpgen.load import convert_file, spec_of
+from dpstream.dpgen.machines.here import MachineFile, read_here
 from dpstream.dpgen.machines.machine import Machine, read_machine
 from dpstream.dpgen.machines.pools import Labels, Pool, fleet_text, read_bundle, read_pools
 from dpstream.dpgen.param import Converted
@@ -79,8 +80,8 @@ def import_(
             raise SpecError(f"{option}: {path}: already exists; give another file name")
     if fleet is not None and machine is None:
         raise SpecError("--fleet: give DP-GEN's machine file after the param file")
-    converted = convert_file(param, output.parent, name, code, from_run)
     machines, lines = _machine(machine)
+    converted = convert_file(param, output.parent, name, code, from_run, machines)
     section = converted.document["labels"]
     with errors_at(f"{machine}", SpecError):
         bundle = read_bundle(machines)
@@ -99,21 +100,16 @@ def import_(
         say(console, text)
 
 
-def check_machine(param: Path, machine: Path | None) -> None:
-    """Check a machine file, and print that workers on this machine do not use it."""
+def read_machine_file(param: Path, machine: Path | None) -> MachineFile | None:
+    """The machine file that was given with a param file. Raises `SpecError` if it was given with
+    another file, or cannot be read."""
     if machine is None:
-        return
+        return None
     if not is_param(read_document(param)):
         raise SpecError(
             f"{machine}: a machine file is allowed only with DP-GEN's param.json, not with {param}"
         )
-    say(console, machine_note(machine))
-
-
-def machine_note(machine: Path) -> str:
-    """How a run on this machine treats a machine file. Raises `SpecError` if it is invalid."""
-    _machine(machine)
-    return f"{machine}: not used by workers on this machine; dpstream import explains its keys"
+    return read_here(machine)
 
 
 def _machine(path: Path | None) -> tuple[list[Machine], list[KeyLine]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
@@ -16,6 +17,8 @@ from typing import Annotated
 import typer
 
 from dpstream.dpgen.load import load_campaign
+from dpstream.dpgen.machines.here import MachineFile, adopt
+from dpstream.dpgen.machines.pools import Labels
 from dpstream.inputs.check_installed import check_engines, check_program
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.inputs.label_inputs import with_label_inputs
@@ -30,6 +33,7 @@ from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
+from dpstream.terminal.console import console, say
 
 DEFAULT_ROOT = "runs"
 MOST_WORKERS = 64
@@ -42,9 +46,12 @@ SpecFile = Annotated[
         "param.json (JSON or YAML).",
     ),
 ]
-MachineFile = Annotated[
+MachinePath = Annotated[
     Path | None,
-    typer.Argument(metavar="[MACHINE]", help="DP-GEN's machine file; it is checked but not used."),
+    typer.Argument(
+        metavar="[MACHINE]",
+        help="DP-GEN's machine file; this machine uses the command of fp, if it starts here.",
+    ),
 ]
 Code = Annotated[
     str | None,
@@ -114,15 +121,19 @@ def prepared(
     name: str | None,
     engines: bool | None = True,
     code: str | None = None,
+    machine: MachineFile | None = None,
 ) -> tuple[Spec, Gathered, Recipe]:
     """Read and check the spec at `path` with all that it names, before anything starts.
 
     `mode`, `name` and `code` override the spec; `engines`: whether they must be installed on this
-    machine, None: if they are not, that is a warning.
-    Raises `SpecError` with one line naming file and key.
+    machine, None: if they are not, that is a warning; `machine`: DP-GEN's, of which it says what
+    this machine uses. Raises `SpecError` with one line naming file and key.
     """
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
-    loaded = load_campaign(path, code)
+    machines = () if machine is None else machine.machines
+    loaded = load_campaign(path, code, name, machines, partial(say, console))
+    if machine is not None:
+        say(console, adopt(machine, Labels(loaded.labels.code, is_own=code is None)))
     spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)

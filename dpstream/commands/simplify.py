@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpstream.commands.import_dpgen import key_table, machine_note
+from dpstream.commands.import_dpgen import key_table
 from dpstream.commands.options import (
     DEFAULT_ROOT,
     Code,
@@ -27,6 +27,9 @@ from dpstream.commands.options import (
 from dpstream.commands.run.local import run_campaign
 from dpstream.dpgen.key_table import without_comments
 from dpstream.dpgen.load import named_after
+from dpstream.dpgen.machines.here import adopt, read_here, with_program
+from dpstream.dpgen.machines.pools import Labels
+from dpstream.dpgen.param import Places
 from dpstream.dpgen.simplify import is_simplify, read_simplify
 from dpstream.export.results import CampaignResults
 from dpstream.inputs.gather import Gathered
@@ -173,15 +176,18 @@ def _of_dpgen(
     console.print(key_table(str(param), converted.lines))
     for text in converted.differences:
         say(console, f"differs from DP-GEN: {text}")
-    if len(dataset) == 2:
-        say(console, machine_note(Path(dataset[1])))
-    return SimplifyOptions(
-        converted.settings,
-        converted.sources,
-        param.parent,
-        name or _default_name(param),
-        str(param),
-    )
+    name, labels = name or _default_name(param), converted.settings["labels"]
+    machine = read_here(Path(dataset[1])) if len(dataset) == 2 else None
+    settings = converted.settings
+    if labels:
+        machines = () if machine is None else machine.machines
+        place = Places(param.parent, param.parent).place
+        own, _ = with_program({"name": name, "labels": labels}, machines, param.parent, place)
+        settings = {**settings, "labels": own["labels"]}
+    if machine is not None:
+        is_own = bool(labels) and code is None
+        say(console, adopt(machine, Labels(labels.get("code", ""), is_own)))
+    return SimplifyOptions(settings, converted.sources, param.parent, name, str(param))
 
 
 def _default_name(path: Path) -> str:

@@ -60,13 +60,16 @@ class FpParam:
 @dataclass(frozen=True)
 class FpStyle:
     """One `fp_style`. `keys`: its keys in the param file; `params`: the keys inside `fp_params`, if
-    they are a closed set; `read`: builds the labels section."""
+    they are a closed set, and also inside `user_fp_params` if it is `alike`; `read`: builds the
+    labels section."""
 
     keys: tuple[Key, ...]
     read: Callable[[FpParam], Json]
     params: tuple[Key, ...] = ()
+    alike: bool = False
 
 
+ALIKE = mapped("user_fp_params", "as fp_params, instead of which it is used")
 POTENTIALS = (
     unused("fp_pp_path", WORKERS_FOLDER),
     mapped("fp_pp_files", "labels.settings.potentials, by element"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dpstream.dpgen.fp_style import PARALLEL, POTENTIALS, FpParam, FpStyle, Json
+from dpstream.dpgen.fp_style import ALIKE, PARALLEL, POTENTIALS, FpParam, FpStyle, Json
 from dpstream.dpgen.key_table import mapped, refused, unused
 from dpstream.dpgen.plane_waves import QE, VASP
 from dpstream.shared.errors import SpecError
@@ -46,10 +46,14 @@ CP2K = FpStyle(
 
 
 def _gaussian(given: FpParam) -> Json:
-    params = given.mapping("fp_params")
-    if not isinstance(params.get("keywords"), str):
-        raise SpecError("fp_params.keywords: must be a string with one route section")
-    settings = {"keywords": params["keywords"]}
+    source = given.first("user_fp_params", "fp_params")
+    params = given.mapping(source)
+    route = params.get("keywords")
+    if isinstance(route, list) and len(route) == 1:
+        route = route[0]
+    if not isinstance(route, str):
+        raise SpecError(f"{source}.keywords: must be a string with one route section")
+    settings = {"keywords": route}
     if "basis_set" in params:
         settings["extra"] = params["basis_set"]
     spin = params.get("multiplicity", "auto")
@@ -65,7 +69,8 @@ CLUSTERS = (
     unused("cluster_minify", "belongs to use_clusters"),
 )
 GAUSSIAN = FpStyle(
-    keys=(*CLUSTERS, mapped("fp_params", "labels.settings")),
+    keys=(*CLUSTERS, mapped("fp_params", "labels.settings"), ALIKE),
+    alike=True,
     params=(
         mapped("keywords", "labels.settings.keywords"),
         mapped("multiplicity", "labels.multiplicity; auto: 1, else systems.*.label.multiplicity"),
@@ -120,7 +125,7 @@ ABACUS = FpStyle(
 
 
 def _siesta(given: FpParam) -> Json:
-    params = given.mapping("fp_params")
+    params = given.mapping(given.first("user_fp_params", "fp_params"))
     fdf: Json = {"XC.functional": "GGA", "XC.authors": "PBE"}
     fdf |= {FDF[key][0]: f"{params[key]}{FDF[key][1]}" for key in FDF if key in params}
     if "kspacing" in params:
@@ -136,7 +141,8 @@ FDF = {
     "NumberPulay": ("DM.NumberPulay", ""),
 }
 SIESTA = FpStyle(
-    keys=(*CLUSTERS[:2], *POTENTIALS, mapped("fp_params", "labels.settings.fdf")),
+    keys=(*CLUSTERS[:2], *POTENTIALS, mapped("fp_params", "labels.settings.fdf"), ALIKE),
+    alike=True,
     params=(
         *(mapped(key, f"labels.settings.fdf.{name}{unit}") for key, (name, unit) in FDF.items()),
         mapped("kspacing", "labels.settings.fdf.kgrid.Cutoff, π / kspacing"),

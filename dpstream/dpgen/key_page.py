@@ -26,7 +26,9 @@ HEAD = """# Every key of DP-GEN
 This page lists how `dpstream import` treats each key of `dpgen run` 0.14, and `dpstream simplify`
 each key of `dpgen simplify`, including older names that are still in use. A refused key stops the
 import with a message that names the alternative; a value without effect (`false`, an empty list) is
-accepted. Keys that begin with an underscore are comments. [dp-gen.md](dp-gen.md) introduces the
+accepted. Keys that are not in these tables are ignored and named, as are those of another `fp_style`;
+only a probable misspelling of a key that matters is refused. Keys that begin with an underscore are
+comments. [dp-gen.md](dp-gen.md) introduces the
 import. `make schema` generates this page from the tables that the import uses.
 """
 PREFIXES = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}

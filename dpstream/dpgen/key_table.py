@@ -1,26 +1,27 @@
 """Reads DP-GEN's files as plain mappings, and accounts for every key in them.
 
-Every known key is mapped, unused or refused. An unknown key is an error, so that no setting is lost
-silently.
+Every known key is mapped, unused or refused. DP-GEN ignores keys that it does not know, and so does
+the import, which names them. Only a probable misspelling of a key that matters is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from dpstream.shared.errors import SpecError
-from dpstream.shared.spec.errors import did_you_mean, read_document, shown
+from dpstream.shared.spec.errors import read_document, shown
 
-Fate = Literal["mapped", "unused", "refused"]
+Fate = Literal["mapped", "unused", "refused", "ignored"]
 MOST_SHOWN = 40
 """Largest number of characters of a value in the table."""
 
 MISSPELT = 0.8
 """Similarity of a misspelt key to the one that is meant."""
+STRAY = "DP-GEN ignores it, too"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ def mapped(name: str, words: str) -> Key:
 
 def unused(name: str, words: str) -> Key:
     return Key(name, "unused", words)
+
+
+def ignored(name: str, words: str) -> Key:
+    return Key(name, "ignored", words)
 
 
 def refused(name: str, words: str, *harmless: Any) -> Key:
@@ -83,38 +88,38 @@ def is_param(document: Mapping[Any, Any]) -> bool:
     return bool(theirs & document.keys()) and not ours & document.keys()
 
 
-def account(values: Mapping[str, Any], table: Sequence[Key], where: str = "") -> list[KeyLine]:
-    """What each key of `values` becomes. Raises `SpecError` for the first refused or unknown key;
-    refused keys come first."""
+def account(
+    values: Mapping[str, Any],
+    table: Sequence[Key],
+    where: str = "",
+    elsewhere: Sequence[Key] = (),
+) -> list[KeyLine]:
+    """What each key of `values` becomes. `elsewhere`: further keys that a misspelt one may mean.
+    Raises `SpecError` for the first refused key, then for the first that is probably misspelt."""
     known = {key.name: key for key in table}
     names = sorted(values, key=lambda name: name not in known)
-    return [_line(where, name, values[name], known) for name in names]
+    meant = [key.name for key in (*table, *elsewhere) if key.fate in ("mapped", "refused")]
+    return [_line(where, name, values[name], known, meant) for name in names]
 
 
-def is_misspelt(name: str, known: Sequence[str]) -> bool:
-    """Whether an unknown key is probably a misspelt known one."""
-    return bool(get_close_matches(name, known, n=1, cutoff=MISSPELT))
-
-
-def stray(where: str, name: str, value: Any) -> KeyLine:
-    """The line of a key that DP-GEN ignores as well."""
-    return KeyLine(where + name, _brief(value), "unused", "DP-GEN ignores it, too")
-
-
-def _line(where: str, name: str, value: Any, known: Mapping[str, Key]) -> KeyLine:
+def _line(
+    where: str, name: str, value: Any, known: Mapping[str, Key], meant: Sequence[str]
+) -> KeyLine:
+    """The line of one key. `meant`: the keys that matter."""
     key = known.get(name)
     if key is None:
-        raise SpecError(f"{where}{name}: unknown key{_hint(name, known)}")
+        for close in get_close_matches(str(name), meant, n=1, cutoff=MISSPELT):
+            raise SpecError(
+                f"{where}{name}: unknown key; did you mean {close!r}? If it is a comment, write "
+                f"_{name}"
+            )
+        return KeyLine(f"{where}{name}", _brief(value), "ignored", STRAY)
     harmless = any(value is given or value == given for given in key.harmless)
     if key.fate == "refused" and not harmless:
         raise SpecError(f"{where}{name}: {_brief(value)}: {key.words}")
     words = "this value has no effect" if key.fate == "refused" else key.words
     fate: Fate = "unused" if key.fate == "refused" else key.fate
     return KeyLine(where + name, _brief(value), fate, words)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known) or "; comments begin with an underscore"
 
 
 def _brief(value: Any) -> str:

@@ -23,7 +23,10 @@ DATA: tuple[Key, ...] = (
     mapped("sys_configs_prefix", "prepended to systems.*.structures"),
     mapped("sys_configs", "systems.sys-000 … by index, if a job explores them; globs are kept"),
     mapped("sys_batch_size", "as init_batch_size"),
-    refused("sys_charges", "set labels.charge, or systems.*.label.charge in the imported spec", []),
+    unused(
+        "sys_charges",
+        "DP-GEN uses it with gromacs only; set systems.*.label.charge in the imported spec",
+    ),
 )
 
 TRAINING: tuple[Key, ...] = (
@@ -141,7 +144,7 @@ JOB: tuple[Key, ...] = (
     mapped("model_devi_v_trust_lo", "stages[].trust.low_v; by system: stages[].system_trust"),
     mapped("model_devi_v_trust_hi", "stages[].trust.high_v; by system: stages[].system_trust"),
     *(
-        refused(name, "training always precedes the next job; remove it", False)
+        unused(name, "training always precedes the next job")
         for name in ("skip_training", "skip_train", "sk_tr", "s_t")
     ),
 )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpstream.dpgen.fp_style import FpParam, Json
+from dpstream.dpgen.fp_style import FpParam, FpStyle, Json
 from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
-from dpstream.dpgen.key_table import Key, KeyLine, account
+from dpstream.dpgen.key_table import Key, KeyLine, account, ignored
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
 
 STYLE_KEYS = {key.name for style in STYLES.values() for key in style.keys}
+
+
+def keys_of(values: Mapping[str, Any]) -> Sequence[Key]:
+    """The keys of the fp_style of a param file."""
+    style = STYLES.get(str(values.get("fp_style")))
+    return () if style is None else style.keys
 
 
 def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
@@ -22,10 +28,18 @@ def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[Key
     if style is None or not isinstance(name, str):
         why = ELSEWHERE.get(str(name)) or _other(name)
         raise SpecError(f"fp_style: {name!r}: {why}")
-    lines = account(keys, style.keys)
-    if style.params and isinstance(keys.get("fp_params"), dict):
-        lines += account(keys["fp_params"], style.params, "fp_params.")
+    lines = account(keys, _with_others(name, style))
+    for source in ("fp_params", "user_fp_params")[: 2 if style.alike else 1]:
+        if style.params and isinstance(keys.get(source), dict):
+            lines += account(keys[source], style.params, f"{source}.")
     return style.read(given), lines
+
+
+def _with_others(name: str, style: FpStyle) -> list[Key]:
+    """The table of a style, and the keys of the others, which it does not use."""
+    own = {key.name for key in style.keys}
+    others = sorted(STYLE_KEYS - own)
+    return [*style.keys, *(ignored(key, f"fp_style {name} has no such key") for key in others)]
 
 
 def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dpstream.dpgen.key_table import is_param, read
+from dpstream.dpgen.machines.here import with_program
+from dpstream.dpgen.machines.machine import Machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.resume import look_at
 from dpstream.inputs.check_training import check_training
@@ -16,11 +19,20 @@ from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.spec.inline_files import with_texts
 
 
-def load_campaign(path: Path, code: str | None) -> Spec:
+def load_campaign(
+    path: Path,
+    code: str | None,
+    name: str | None = None,
+    machines: Sequence[Machine] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> Spec:
     """Load a spec, or convert a DP-GEN param file. `code`: labeling code that replaces the param
-    file's fp_style. Raises `SpecError`."""
+    file's fp_style; `name`: of the campaign; `say` gets a line on keys that are ignored. Raises
+    `SpecError`."""
     if is_param(read_document(path)):
-        converted = convert_file(path, path.parent, None, code, None)
+        converted = convert_file(path, path.parent, name, code, None, machines)
+        for text in _ignored(converted, path):
+            say(text)
         document = with_engine_texts(with_texts(converted.document, path), path)
         return spec_of(replace(converted, document=document), path)
     if code is not None:
@@ -30,11 +42,23 @@ def load_campaign(path: Path, code: str | None) -> Spec:
     return load_spec(path)
 
 
+def _ignored(converted: Converted, path: Path) -> Iterator[str]:
+    keys = [line.key for line in converted.lines if line.fate == "ignored"]
+    if keys:
+        yield f"{path}: ignored, as by DP-GEN: {', '.join(keys)}; dpstream import explains all keys"
+
+
 def convert_file(
-    path: Path, target: Path, name: str | None, code: str | None, run: Path | None
+    path: Path,
+    target: Path,
+    name: str | None,
+    code: str | None,
+    run: Path | None,
+    machines: Sequence[Machine] = (),
 ) -> Converted:
     """Convert a param file to a campaign whose spec will be in folder `target`. `run`: working
-    folder of a DP-GEN run to continue. Raises `SpecError` naming file and key."""
+    folder of a DP-GEN run to continue; `machines`: of its machine file. Raises `SpecError` naming
+    file and key."""
     places = Places(path.parent, target)
     values = read(path)
     if not is_param(values):
@@ -44,7 +68,9 @@ def convert_file(
         )
     begun = Begun() if run is None else look_at(run, places.place)
     with errors_at(str(path), SpecError):
-        return convert(values, name or named_after(path), places, code, begun)
+        converted = convert(values, name or named_after(path), places, code, begun)
+    document, notes = with_program(converted.document, machines, path.parent, places.place)
+    return replace(converted, document=document, differences=(*notes, *converted.differences))
 
 
 def spec_of(converted: Converted, path: Path) -> Spec:

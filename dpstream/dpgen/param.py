@@ -19,7 +19,7 @@ from typing import Any
 from dpstream.dpgen.fp_style import FpParam, Json
 from dpstream.dpgen.key_table import KeyLine, account
 from dpstream.dpgen.keys import PARAM
-from dpstream.dpgen.labels import STYLE_KEYS, read_labels, relabelled
+from dpstream.dpgen.labels import STYLE_KEYS, keys_of, read_labels, relabelled
 from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import (
     CARRIERS,
@@ -94,7 +94,8 @@ def convert(
     line naming the key.
     """
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
-    lines = account({k: v for k, v in values.items() if k not in style}, PARAM)
+    own = {key: value for key, value in values.items() if key not in style}
+    lines = account(own, PARAM, elsewhere=keys_of(values))
     lines += _account_jobs(values)
     param = validated(RunParam, dict(values))
     given = FpParam(values, param.type_map, places.place)

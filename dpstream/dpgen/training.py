@@ -48,8 +48,12 @@ DEEPMD: Json = {
 }
 """DeePMD-kit's defaults where dpstream's defaults differ."""
 STEPS = ("numb_steps", "stop_batch")
-DEAD = {"coord_norm", "type_fitting_net"}
+DEAD = {"coord_norm", "type_fitting_net", "numb_test", "load_ckpt"}
 """Keys of older DeePMD-kit versions that have no effect."""
+SEEDS = ("seed", "sedd")
+"""Seeds, also as misspelt in several of DP-GEN's examples; dpstream sets its own."""
+FLAT = ("stop_batch", "numb_steps")
+"""Keys at the top of inputs of DeePMD-kit 0.x, which have no sections."""
 MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
 """Keys of `training` that are converted elsewhere, and those of DeePMD-kit 1.x."""
 BACKENDS = ("tensorflow", "pytorch", "jax")
@@ -175,6 +179,12 @@ TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"
 def _steps(inputs: Sequence[Json]) -> int:
     values = [_section(given, "training").get(key) for given in inputs for key in STEPS]
     steps = {value for value in values if value is not None}
+    for key in FLAT:
+        if any(key in given for given in inputs):
+            raise SpecError(
+                f"default_training_param.{key}: the format of DeePMD-kit 0.x; write the sections "
+                "model, learning_rate, loss and training of DeePMD-kit 2 or 3"
+            )
     if len(steps) != 1 or not all(isinstance(n, int) and n > 0 for n in steps):
         what = "missing" if not steps else f"{sorted(map(str, steps))}: must be one integer"
         raise SpecError(f"default_training_param.training.numb_steps: {what}")
@@ -238,7 +248,7 @@ def _defaults(document: Json) -> Json:
 def _without_seeds(value: Any) -> Any:
     """Remove seeds: dpstream sets one per member and version."""
     if isinstance(value, dict):
-        return {k: _without_seeds(v) for k, v in value.items() if k != "seed"}
+        return {k: _without_seeds(v) for k, v in value.items() if k not in SEEDS}
     if isinstance(value, list):
         return [_without_seeds(item) for item in value]
     return value

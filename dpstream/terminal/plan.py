@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.custom import UNVERSIONED
 from dpstream.services.labeler.recipes import virial_less
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.engines import AsGiven
@@ -173,6 +174,8 @@ def recipe_words(recipe: Recipe) -> str:
         f"{code.method(recipe.settings)} with {recipe.program} ({settings}; charge "
         f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
     )
+    if UNVERSIONED in recipe.version.split():
+        text += "; the program has no stated version: labels are not shared with other campaigns"
     if recipe.electron_temperature is not None:
         text += f"; electron temperature from {recipe.electron_temperature} of each frame, K"
     for formula, inputs in recipe.compositions.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpstream.dpgen.key_table import Key, KeyLine, account, is_misspelt, mapped, stray, unused
+from dpstream.dpgen.key_table import KeyLine, account, mapped, unused
 from dpstream.shared.errors import SpecError
 
 SERVICES = {"train": "trainer", "model_devi": "explorer", "fp": "labeler"}
@@ -36,7 +36,11 @@ PART = (
     mapped("machine", "engine, slurm.submit_prefix: see below"),
     mapped("resources", "what a worker of the pool gets: see below"),
     mapped("group_size", "fp: labels.bundle"),
-    unused("user_forward_files", "each worker has the files of its codes in a folder of its own"),
+    mapped(
+        "user_forward_files",
+        "fp with fp_style custom: labels.settings.files; else each worker has the files of its "
+        "codes in a folder of its own",
+    ),
     unused(
         "user_backward_files", "workers return energy, forces and virial, and a log of failures"
     ),
@@ -130,13 +134,15 @@ EXPLORATION = {"lmp_command": "model_devi_command"}
 @dataclass(frozen=True)
 class Machine:
     """One machine of `part`. `where`: its place in the file, e.g. `fp[1]`; `connection`: the keys
-    of `machine` and `remote_profile`; `resources`: by their present names."""
+    of `machine` and `remote_profile`; `resources`: by their present names; `files`: those of
+    user_forward_files."""
 
     part: str
     where: str
     command: str | None
     connection: Mapping[str, Any]
     resources: Mapping[str, Any]
+    files: tuple[str, ...] = ()
 
     @property
     def service(self) -> str:
@@ -164,22 +170,15 @@ def _machine(part: str, where: str, values: dict[str, Any], lines: list[KeyLine]
     connection = {**machine, **profile}
     connection.pop("remote_profile", None)
     lines += account(values, PART, f"{where}.")
-    lines += _hidden(_account(connection, MACHINE, f"{where}.machine."))
-    lines += _account(resources, RESOURCES, f"{where}.resources.")
+    lines += _hidden(account(connection, MACHINE, f"{where}.machine."))
+    lines += account(resources, RESOURCES, f"{where}.resources.")
     resources = {RENAMED.get(key, key): value for key, value in resources.items()}
     if "group_size" in values:
         resources.setdefault("group_size", values["group_size"])
     command = values.get("command")
-    return Machine(part, where, None if command is None else str(command), connection, resources)
-
-
-def _account(values: Mapping[str, Any], table: Sequence[Key], where: str) -> list[KeyLine]:
-    """As `account`, but dpdispatcher ignores keys that it does not know: only misspelt ones are
-    refused."""
-    known = [key.name for key in table]
-    strays = [key for key in values if key not in known and not is_misspelt(key, known)]
-    rest = {key: value for key, value in values.items() if key not in strays}
-    return [*account(rest, table, where), *(stray(where, key, values[key]) for key in strays)]
+    files = tuple(map(str, values.get("user_forward_files") or ()))
+    command = None if command is None else str(command)
+    return Machine(part, where, command, connection, resources, files)
 
 
 def _hidden(lines: Sequence[KeyLine]) -> Iterator[KeyLine]:

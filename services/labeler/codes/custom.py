@@ -29,6 +29,8 @@ RECIPE = "recipe.json"
 VACUUM = 100.0
 """Å; edge of the cell of a molecule, for formats that require one."""
 MAX_MESSAGE = 300
+UNVERSIONED = "unversioned"
+"""Begins a version that stands in for one that nobody stated; it belongs to one campaign."""
 
 
 def _known(name: str) -> str:
