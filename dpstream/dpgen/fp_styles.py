@@ -114,7 +114,11 @@ ABACUS = FpStyle(
         mapped("fp_orb_files", "labels.settings.orbitals, by element"),
         mapped("fp_incar", "labels.settings.input, the file's text"),
         refused("fp_kpt_file", "give its mesh as k_points"),
-        refused("fp_dpks_descriptor", "DeePKS labels are not supported; remove it"),
+        refused(
+            "fp_dpks_descriptor",
+            "labels of DeePKS are not supported; remove it and the keys deepks_… of user_fp_params "
+            "to label with ABACUS' own functional",
+        ),
         mapped(
             "user_fp_params", "labels.settings.input, except for the keywords that dpstream sets"
         ),
@@ -211,7 +215,9 @@ STYLES: dict[str, FpStyle] = {
     "custom": CUSTOM,
 }
 ELSEWHERE = {
-    "cpx": "Car–Parrinello dynamics has no single points; use pwscf",
-    "amber/diff": "labels that are differences of two levels of theory are not supported",
+    "cpx": "Car–Parrinello dynamics, where single points are needed; set fp_style: pwscf, the same "
+    "functional and pseudopotentials",
+    "amber/diff": "labels that are differences of two levels of theory (DPRc) are not supported; "
+    "continue with dpgen run",
 }
 """Styles of DP-GEN without an equivalent in dpstream."""

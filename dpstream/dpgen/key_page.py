@@ -9,6 +9,7 @@ from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
 from dpstream.dpgen.key_table import Key
 from dpstream.dpgen.keys import (
     DATA,
+    ENGINES,
     EXPLORATION,
     JOBS,
     LABELING,
@@ -26,12 +27,17 @@ HEAD = """# Every key of DP-GEN
 This page lists how `dpstream import` treats each key of `dpgen run` 0.14, and `dpstream simplify`
 each key of `dpgen simplify`, including older names that are still in use. A refused key stops the
 import with a message that names the alternative; a value without effect (`false`, an empty list) is
-accepted. Keys that are not in these tables are ignored and named, as are those of another `fp_style`;
-only a probable misspelling of a key that matters is refused. Keys that begin with an underscore are
+accepted. Other keys, and those of another `fp_style` or engine, are ignored and named; only a
+probable misspelling of a key that matters is refused. Keys that begin with an underscore are
 comments. [dp-gen.md](dp-gen.md) introduces the
 import. `make schema` generates this page from the tables that the import uses.
 """
-PREFIXES = {"mapped": "", "unused": "*not used:* ", "refused": "*refused:* "}
+PREFIXES = {
+    "mapped": "",
+    "unused": "*not used:* ",
+    "refused": "*refused:* ",
+    "ignored": "*ignored:* ",
+}
 
 
 def markdown() -> str:
@@ -59,8 +65,12 @@ def markdown() -> str:
         ("machine.json: resources", RESOURCES),
     ]
     body = "".join(line for title, keys in parts for line in _section(title, keys))
+    engines = "".join(f"| `{name}` | {why} |\n" for name, why in ENGINES.items())
     other = "".join(f"| `{name}` | {why} |\n" for name, why in ELSEWHERE.items())
-    return f"{HEAD}{body}\n## Other fp_styles\n\n| fp_style | |\n|---|---|\n{other}"
+    return (
+        f"{HEAD}{body}\n## Other fp_styles\n\n| fp_style | |\n|---|---|\n{other}"
+        f"\n## Other engines\n\n| model_devi_engine | |\n|---|---|\n{engines}"
+    )
 
 
 def _section(title: str, keys: Sequence[Key]) -> Iterator[str]:

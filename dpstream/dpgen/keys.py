@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from dpstream.dpgen.key_table import Key, mapped, refused, unused
+from collections.abc import Iterable, Iterator, Mapping
+
+from dpstream.dpgen.key_table import Key, ignored, mapped, refused, unused
 
 LOGGED = "complete trajectories are not stored"
 
@@ -64,11 +66,7 @@ TRAINING: tuple[Key, ...] = (
 )
 
 EXPLORATION: tuple[Key, ...] = (
-    refused(
-        "model_devi_engine",
-        "only lammps is supported; offer structures of other programs with `dpstream propose`",
-        "lammps",
-    ),
+    mapped("model_devi_engine", "lammps: the committee's dynamics; others are refused, see below"),
     mapped("model_devi_jobs", "stages, each explored once (repeat: false), in order"),
     mapped("model_devi_dt", "md.timestep, ps"),
     mapped("model_devi_taut", "md.tau_t, ps"),
@@ -175,7 +173,15 @@ LABELING: tuple[Key, ...] = (
     mapped("ratio_failed", "convergence.max_rejected; a round above it fails"),
 )
 
-OTHERS = "only for a model_devi_engine other than lammps"
+ENGINES = {
+    "amber": "DPRc's labels are differences of two levels of theory, which is not supported; "
+    "continue with dpgen run",
+    "calypso": "remove it and CALYPSO's keys, let CALYPSO search beside the campaign, and offer "
+    "its structures: dpstream propose --watch DIR",
+    "gromacs": "explore with LAMMPS (remove it and gromacs_settings), or offer frames of GROMACS "
+    "to the campaign: dpstream propose FILE",
+}
+"""Values of model_devi_engine that are refused, and what to do."""
 OTHER_ENGINES: dict[str, tuple[str, ...]] = {
     "amber": (
         *("low_level", "cutoff", "parm7_prefix", "parm7", "mdin_prefix", "mdin", "qm_region"),
@@ -184,18 +190,27 @@ OTHER_ENGINES: dict[str, tuple[str, ...]] = {
     "calypso": ("calypso_input_path", "model_devi_max_iter", "vsc"),
     "gromacs": ("gromacs_settings",),
 }
-OTHER_JOBS = (
-    *("restart_from_iter", "lambdas", "times", "NameOfAtoms", "NumberOfAtoms", "NumberOfFormula"),
-    *("Volume", "DistanceOfIon", "PsoRatio", "PopSize", "MaxStep", "ICode", "Split", "VSC"),
-    *("MaxNumAtom", "CtrlRange", "PSTRESS", "fmax", "task_min"),
-)
+OTHER_JOBS: dict[str, tuple[str, ...]] = {
+    "gromacs": ("restart_from_iter", "lambdas"),
+    "calypso": (
+        *("times", "NameOfAtoms", "NumberOfAtoms", "NumberOfFormula", "Volume", "DistanceOfIon"),
+        *("PsoRatio", "PopSize", "MaxStep", "ICode", "Split", "VSC", "MaxNumAtom", "CtrlRange"),
+        *("PSTRESS", "fmax", "task_min"),
+    ),
+}
 """Keys of jobs that only other engines use."""
+
+
+def _of_engines(keys: Mapping[str, Iterable[str]]) -> Iterator[Key]:
+    for engine, names in keys.items():
+        yield from (ignored(name, f"only model_devi_engine {engine} uses it") for name in names)
+
 
 PARAM = (
     *DATA,
     *TRAINING,
     *EXPLORATION,
     *LABELING,
-    *(refused(name, OTHERS) for names in OTHER_ENGINES.values() for name in names),
+    *_of_engines(OTHER_ENGINES),
 )
-JOBS = (*JOB, *(refused(name, OTHERS) for name in OTHER_JOBS))
+JOBS = (*JOB, *_of_engines(OTHER_JOBS))

@@ -20,14 +20,19 @@ def keys_of(values: Mapping[str, Any]) -> Sequence[Key]:
     return () if style is None else style.keys
 
 
-def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
-    """The labels section, and a line for each of `keys`, the keys that belong to the style.
-    Raises `SpecError` for an unknown style."""
-    name = given.values.get("fp_style")
-    style = STYLES.get(name) if isinstance(name, str) else None
-    if style is None or not isinstance(name, str):
+def check_style(values: Mapping[str, Any]) -> None:
+    """Raises `SpecError` for an fp_style that is missing, unknown or not supported."""
+    name = values.get("fp_style")
+    if not isinstance(name, str) or name not in STYLES:
         why = ELSEWHERE.get(str(name)) or _other(name)
         raise SpecError(f"fp_style: {name!r}: {why}")
+
+
+def read_labels(given: FpParam, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
+    """The labels section of a known style, and a line for each of `keys`, the keys that belong to
+    the style. Raises `SpecError`."""
+    name = str(given.values["fp_style"])
+    style = STYLES[name]
     lines = account(keys, _with_others(name, style))
     for source in ("fp_params", "user_fp_params")[: 2 if style.alike else 1]:
         if style.params and isinstance(keys.get(source), dict):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpstream.dpgen.key_table import is_param, read
+from dpstream.dpgen.kind import refuse_others
 from dpstream.dpgen.machines.here import with_program
 from dpstream.dpgen.machines.machine import Machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
@@ -29,12 +30,14 @@ def load_campaign(
     """Load a spec, or convert a DP-GEN param file. `code`: labeling code that replaces the param
     file's fp_style; `name`: of the campaign; `say` gets a line on keys that are ignored. Raises
     `SpecError`."""
-    if is_param(read_document(path)):
+    document = read_document(path)
+    refuse_others(document, path)
+    if is_param(document):
         converted = convert_file(path, path.parent, name, code, None, machines)
         for text in _ignored(converted, path):
             say(text)
-        document = with_engine_texts(with_texts(converted.document, path), path)
-        return spec_of(replace(converted, document=document), path)
+        whole = with_engine_texts(with_texts(converted.document, path), path)
+        return spec_of(replace(converted, document=whole), path)
     if code is not None:
         raise SpecError(
             f"--code: allowed only with DP-GEN's param.json; set labels.code in {path} instead"
@@ -61,6 +64,7 @@ def convert_file(
     file and key."""
     places = Places(path.parent, target)
     values = read(path)
+    refuse_others(values, path)
     if not is_param(values):
         raise SpecError(
             f"{path}: not a param.json of `dpgen run`: has none of model_devi_jobs, sys_configs, "

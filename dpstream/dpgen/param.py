@@ -18,8 +18,8 @@ from typing import Any
 
 from dpstream.dpgen.fp_style import FpParam, Json
 from dpstream.dpgen.key_table import KeyLine, account
-from dpstream.dpgen.keys import PARAM
-from dpstream.dpgen.labels import STYLE_KEYS, keys_of, read_labels, relabelled
+from dpstream.dpgen.keys import ENGINES, PARAM
+from dpstream.dpgen.labels import STYLE_KEYS, check_style, keys_of, read_labels, relabelled
 from dpstream.dpgen.param_model import RunParam
 from dpstream.dpgen.stages import (
     CARRIERS,
@@ -94,6 +94,9 @@ def convert(
     line naming the key.
     """
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
+    _check_engine(values.get("model_devi_engine", "lammps"))
+    if code is None:
+        check_style(values)
     own = {key: value for key, value in values.items() if key not in style}
     lines = account(own, PARAM, elsewhere=keys_of(values))
     lines += _account_jobs(values)
@@ -103,6 +106,11 @@ def convert(
     document, differences = _document(param, name, places, labels, begun)
     notes = (*dict.fromkeys(differences), *begun.notes, *ALWAYS)
     return Converted(document, (*lines, *more), notes)
+
+
+def _check_engine(name: Any) -> None:
+    if name != "lammps":
+        raise SpecError(f"model_devi_engine: {name!r}: {ENGINES.get(name) or 'must be lammps'}")
 
 
 def _document(

@@ -13,7 +13,7 @@ from dpstream.dpgen import param_model
 from dpstream.dpgen.fp_style import FpParam, Json
 from dpstream.dpgen.key_table import KeyLine, account, mapped, refused, unused
 from dpstream.dpgen.keys import DATA, LABELING, TRAINING
-from dpstream.dpgen.labels import STYLE_KEYS, keys_of, read_labels, relabelled
+from dpstream.dpgen.labels import STYLE_KEYS, check_style, keys_of, read_labels, relabelled
 from dpstream.dpgen.param import Places
 from dpstream.dpgen.training import read_training
 from dpstream.shared.spec.errors import validated
@@ -83,6 +83,8 @@ def is_simplify(document: Mapping[Any, Any]) -> bool:
 def read_simplify(document: Mapping[str, Any], folder: Path, code: str | None) -> Simplified:
     """Convert the `document` of a file in `folder`. `code`: labeling code, with its defaults, that
     replaces fp_style. Raises `SpecError` with one line naming the key."""
+    if not document.get("labeled") and code is None:
+        check_style(document)
     style = {k: v for k, v in document.items() if k in STYLE_KEYS and k not in OWN}
     own = {key: value for key, value in document.items() if key not in style}
     lines = account(own, TABLE, elsewhere=keys_of(document))

@@ -461,7 +461,16 @@ def test_another_code_may_label_instead() -> None:
         ({"numb_model": 4}, "numb_model: unknown key; did you mean 'numb_models'?"),
         ({"fp_incarr": "x"}, "fp_incarr: unknown key; did you mean 'fp_incar'? If it is a comment"),
         ({"model_devi_jobs": job(temp=[1])}, "model_devi_jobs.0.temp: unknown key; did you mean"),
-        ({"model_devi_engine": "amber", "parm7": []}, "model_devi_engine: 'amber': only lammps"),
+        ({"model_devi_engine": "amber", "parm7": []}, "model_devi_engine: 'amber': DPRc's labels"),
+        (
+            {"model_devi_engine": "calypso", "vsc": True},
+            "offer its structures: dpstream propose --",
+        ),
+        ({"model_devi_engine": "gromacs", "gromacs_settings": {}}, "dpstream propose FILE"),
+        ({"model_devi_engine": "lmp"}, "model_devi_engine: 'lmp': must be lammps"),
+        ({"fp_style": "amber/diff", "high_level": "x"}, "(DPRc) are not supported; continue with"),
+        ({"fp_style": "abacus", "fp_dpks_descriptor": "jle.orb"}, "labels of DeePKS are not"),
+        ({"default_training_param": {"stop_batch": 9}}, "stop_batch: the format of DeePMD-kit 0.x"),
         ({"use_ele_temp": 3}, "use_ele_temp: 3: "),
         ({"model_devi_jobs": job(temps=[[50, 5e3]])}, "model_devi_jobs.0.temps: [(50.0, 5000.0)]"),
         ({"training_iter0_model_path": ["x"], "training_init_model": True}, "'x': no such file"),
@@ -597,7 +606,9 @@ def test_a_spec_of_ours_takes_neither_machine_nor_code(tmp_path: Path, call: Cal
     for words, why in (
         (("run", ours, machine), "a machine file is allowed only with DP-GEN's param.json"),
         (("validate", ours, "--code", "tblite"), "--code: allowed only with DP-GEN's param.json"),
-        (("import", machine, "-o", tmp_path / "x"), "not a param.json of `dpgen run`"),
+        (("import", ours, "-o", tmp_path / "x"), "not a param.json of `dpgen run`"),
+        (("import", machine, "-o", tmp_path / "x"), f"dpstream run param.json {machine}"),
+        (("run", machine), f"dpstream run param.json {machine}"),
     ):
         status, said = call(*words)
         assert status == 2

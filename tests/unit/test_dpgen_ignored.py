@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,36 @@ def test_user_fp_params_are_used_instead_of_fp_params(code: str, tmp_path: Path)
     settings = convert_file(path, tmp_path, None, None, None).document["labels"]["settings"]
     assert settings.get("keywords", own["keywords"]) == own["keywords"]
     assert settings.get("fdf", {"MeshCutoff": "300 Ry"})["MeshCutoff"] == "300 Ry"
+
+
+def test_keys_of_other_engines_are_ignored(tmp_path: Path) -> None:
+    jobs = [{**job, "PopSize": 5, "s_t": True} for job in dpgen_methane.PARAM["model_devi_jobs"]]
+    path = written(tmp_path, {"vsc": False, "cutoff": 6.0, "model_devi_jobs": jobs})
+    fates = {line.key: line.fate for line in convert_file(path, tmp_path, None, None, None).lines}
+    keys = ("vsc", "cutoff", "model_devi_jobs[].PopSize", "model_devi_jobs[].s_t")
+    assert [fates[key] for key in keys] == ["ignored", "ignored", "ignored", "unused"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"pick_data": "x"}, "a param.json of `dpgen simplify`; run: dpstream simplify"),
+        ({"super_cell": [1, 1, 1], "md_nstep": 9}, "run: dpstream init-bulk"),
+        ({"super_cell": [1, 1, 1], "millers": []}, "run: dpstream init-surf"),
+        ({"train_machine": {}, "fp_machine": {}}, "run param.json"),
+    ],
+)
+def test_files_of_other_commands_name_the_command(
+    keys: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(keys))
+    for load in (
+        lambda: load_campaign(path, None),
+        lambda: convert_file(path, tmp_path, None, None, None),
+    ):
+        with pytest.raises(SpecError, match=re.escape(words)):
+            load()
 
 
 # ----------------------------------------------------------------------------------- machine.json
