@@ -156,17 +156,37 @@ SIESTA = FpStyle(
 
 
 def _pwmat(given: FpParam) -> Json:
-    given.first("fp_incar")
-    settings = {"potentials": given.by_element("fp_pp_files"), "etot_input": given.file("fp_incar")}
-    return {"code": "pwmat", "settings": settings}
+    source = given.first("fp_incar", "user_fp_params")
+    settings: Json = {"potentials": given.by_element("fp_pp_files")}
+    if source == "fp_incar":
+        return {"code": "pwmat", "settings": settings | {"etot_input": given.file(source)}}
+    tags = {str(key).lower(): value for key, value in given.mapping(source).items()}
+    if "mp_n123" not in tags:
+        raise SpecError(
+            f"{source}.mp_n123: missing; PWmat's mesh does not follow the cell by kspacing here, "
+            "so give one mesh for all frames"
+        )
+    parallel = [tags.get("node1", 1), tags.get("node2", 1)]
+    left = {
+        key.upper(): value
+        for key, value in tags.items()
+        if key not in PWMAT_OURS and not key.startswith("in.psp")
+    }
+    return {"code": "pwmat", "settings": settings | {"etot_input": left, "parallel": parallel}}
 
 
-ETOT = "write them to an etot.input, with MP_N123, and set fp_incar to it"
+PWMAT_OURS = ("node1", "node2", "job", "in.atom", "out.mlmd", "kspacing", "flag_symm")
+"""Tags that dpstream sets, and those from which DP-GEN makes a mesh."""
+ETOT = "give them as user_fp_params, with mp_n123, or as an etot.input in fp_incar"
 PWMAT = FpStyle(
     keys=(
         *POTENTIALS,
         mapped("fp_incar", "labels.settings.etot_input, the file's text"),
-        refused("user_fp_params", ETOT),
+        mapped(
+            "user_fp_params",
+            "labels.settings.etot_input, except for the tags that dpstream sets; node1, node2: "
+            "labels.settings.parallel",
+        ),
         refused("fp_params", ETOT),
     ),
     read=_pwmat,

@@ -14,7 +14,7 @@ from dpstream.dpgen.key_table import STRAY, read
 from dpstream.dpgen.load import convert_file, load_campaign
 from dpstream.dpgen.machines.here import COMMANDS, adopt, read_here
 from dpstream.dpgen.machines.machine import read_machine
-from dpstream.dpgen.machines.pools import Labels
+from dpstream.dpgen.machines.pools import Labels, read_pools
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.errors import SpecError
 from dpstream.terminal.plan import recipe_words
@@ -106,6 +106,27 @@ def test_files_of_other_commands_name_the_command(
     ):
         with pytest.raises(SpecError, match=re.escape(words)):
             load()
+
+
+def test_user_fp_params_of_pwmat(tmp_path: Path) -> None:
+    own = {"node1": 4, "node2": 1, "job": "SCF", "in.atom": "atom.config", "in.psp1": "H.UPF"}
+    own |= {"ecut": 50, "mp_n123": "2 2 2 0 0 0 2"}
+    document = dpgen_methane.param(fp_style="pwmat", user_fp_params=own)
+    del document["fp_incar"]
+    path = dpgen_methane.write_files(tmp_path, document)
+    settings = convert_file(path, tmp_path, None, None, None).document["labels"]["settings"]
+    assert settings["parallel"] == [4, 1]
+    assert settings["etot_input"] == {"ECUT": 50, "MP_N123": "2 2 2 0 0 0 2"}
+    document["user_fp_params"].pop("mp_n123")
+    path.write_text(json.dumps(document))
+    with pytest.raises(SpecError, match=r"user_fp_params.mp_n123: missing; PWmat's mesh"):
+        convert_file(path, tmp_path, None, None, None)
+
+
+def test_null_is_the_default_of_resources() -> None:
+    nothing = {"number_node": None, "cpu_per_node": None, "gpu_per_node": None}
+    pools, _ = read_pools(read_machine(machine(resources=nothing))[0][2:], OWN)
+    assert pools[0].settings["cpus"] == 1
 
 
 # ----------------------------------------------------------------------------------- machine.json

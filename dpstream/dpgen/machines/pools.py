@@ -182,7 +182,8 @@ def _reason_for_none(machine: Machine) -> str:
 
 
 def _number(machine: Machine, key: str, default: int) -> int:
-    value = machine.resources.get(key, default)
+    given = machine.resources.get(key)
+    value = default if given is None else given
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SpecError(f"{machine.where}.resources.{key}: {value!r}: must be a whole number")
     return value
