@@ -146,8 +146,8 @@ ALWAYS = (
     "a frame that is failed by its force deviation and candidate by its virial deviation (or vice "
     "versa) counts as failed; DP-GEN counts it as candidate",
     "the first frame of a trajectory (step 0) is not judged",
-    "candidates are drawn at random, in turn over temperatures and pressures; frames with atoms "
-    "too close or cells too skewed are skipped (selection.min_distance, max_skew)",
+    "frames with atoms too close or cells too skewed are not drawn (selection.min_distance, "
+    "max_skew)",
     "every new label is trained on, also of systems with fewer than fp_task_min",
     "after the last job one final model is trained on all labels, in addition to the committee",
 )
@@ -232,7 +232,7 @@ def _masses(param: RunParam) -> Json:
 
 def _selection(param: RunParam, jobs: Jobs, differences: list[str]) -> Json:
     return {
-        "policy": "random",
+        "policy": "uniform",
         "per_round": max(_labels_of(param, jobs)),
         "per_system": param.fp_task_max,
         "min_per_system": param.fp_task_min,

@@ -103,8 +103,10 @@ AnyTrust = Annotated[
 
 
 class Selection(Section):
-    policy: Literal["random", "max-deviation", "diverse"] = Field(
-        default="random", description="which candidates are labelled"
+    policy: Literal["random", "uniform", "max-deviation", "diverse"] = Field(
+        default="random",
+        description="which candidates are labelled; random: drawn from conditions and time bins in "
+        "turn; uniform: each with the same probability, as by DP-GEN",
     )
     per_round: int = Field(default=20, ge=1, description="largest number of new labels per round")
     per_system: int | None = Field(

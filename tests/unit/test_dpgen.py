@@ -107,7 +107,7 @@ def test_the_campaign_runs_as_dpgen_would() -> None:
     assert of.stages[0].md.stop_after == 10, "a trajectory is never cut short"
     assert of.md.masses == {"H": 1, "C": 12}
     assert of.audit.per_round == 0
-    assert of.selection.policy == "random"
+    assert of.selection.policy == "uniform"
     assert (of.selection.per_system, of.selection.min_per_system) == (3, 1)
     assert of.budget.labels == converted().labels == 6
     assert of.systems["sys-000"].structures == ("data/00000*/POSCAR",)

@@ -234,7 +234,7 @@ def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
     assert [c.trajectory for c in event.labels] == ["a0", "a3"]
 
 
-@pytest.mark.parametrize("policy", ["random", "max-deviation", "diverse"])
+@pytest.mark.parametrize("policy", ["random", "uniform", "max-deviation", "diverse"])
 def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     place = Workplace(tmp_path, selection={"policy": policy})
     items = [place.item(f"a{i}", [place.frame() for _ in range(3)]) for i in range(12)]

@@ -82,7 +82,7 @@ rules_of = st.builds(
     SelectionRules,
     labels=st.integers(0, 12),
     seed=st.integers(0, 5),
-    policy=st.sampled_from(["random", "max-deviation", "diverse", "least-deviation"]),
+    policy=st.sampled_from(["random", "uniform", "max-deviation", "diverse", "least-deviation"]),
     per_system=st.none() | st.integers(1, 5),
     per_trajectory=st.integers(1, 3),
     min_separation=st.sampled_from([0.0, 0.1, 0.3]),
@@ -130,7 +130,7 @@ def test_no_slot_stays_empty_while_a_candidate_would_fit(pool, rules, taken):
         assert OVER not in selected.refused
 
 
-@pytest.mark.parametrize("policy", ["random", "max-deviation", "diverse"])
+@pytest.mark.parametrize("policy", ["random", "uniform", "max-deviation", "diverse"])
 def test_every_refusal_is_counted_under_its_reason(policy):
     pool = [
         candidate(0, "a", 0.00, deviation=0.9),
@@ -215,6 +215,25 @@ def test_the_draw_of_a_frame_does_not_depend_on_frames_that_were_refused():
 def test_reason_of_a_random_draw_is_for_people():
     pick = choose([candidate(0, time=0.3)], SelectionRules(1, 1)).picks[0]
     assert pick.reason == "random draw from ch4 50 K, time bin 2 of 4"
+
+
+def test_a_uniform_draw_takes_conditions_in_proportion_to_their_candidates():
+    """Each of the 100 candidates is drawn in a tenth of the draws, whatever its condition, time or
+    deviation; by turns, each of the 10 cold ones would be drawn in half of them."""
+    pool = one_each(90, HOT) + one_each(10, COLD, first=500, time=0.9)
+    draws = [choose(pool, SelectionRules(10, seed, "uniform")).picks for seed in range(400)]
+    cold = sum(p.condition == COLD for picks in draws for p in picks)
+    assert 330 < cold < 470  # 400 expected, standard deviation 18
+    counts = Counter(p.key for picks in draws for p in picks)
+    assert min(counts.values()) > 15
+    assert max(counts.values()) < 70
+    assert draws[0][0].reason.startswith("uniform draw, from ch4 ")
+
+
+def test_a_uniform_draw_takes_from_each_system_up_to_its_limit():
+    pool = one_each(40, HOT) + one_each(5, WATER, first=500)
+    picks = choose(pool, SelectionRules(20, 1, "uniform", per_system=8)).picks
+    assert Counter(p.condition.system for p in picks) == {HOT.system: 8, WATER.system: 5}
 
 
 # ------------------------------------------------------------------------------- by deviation

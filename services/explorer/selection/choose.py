@@ -99,7 +99,7 @@ class SelectionRules:
 
     labels: int
     seed: int
-    policy: Literal["random", "max-deviation", "diverse", "least-deviation"] = "random"
+    policy: Literal["random", "uniform", "max-deviation", "diverse", "least-deviation"] = "random"
     per_system: int | None = None
     caps: Mapping[str, int] = field(default_factory=dict)
     min_per_system: int = 0
@@ -197,6 +197,8 @@ def choose(
         picks = _diverse(pool, limits, describe)
     elif rules.policy == "random":
         picks = _random(pool, limits)
+    elif rules.policy == "uniform":
+        picks = _uniform(pool, limits)
     else:
         picks = _by_deviation(pool, limits)
     chosen = {pick.key for pick in picks}
@@ -293,6 +295,13 @@ def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidat
     )
     text = "random draw from {}, time bin {} of {}"
     return [c.picked(text.format(c.condition, c.time_bin(bins) + 1, bins)) for c in limits.chosen]
+
+
+def _uniform(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidate]:
+    """A seeded random draw in which every candidate is equally likely."""
+    for candidate in sorted(pool, key=lambda c: draw_number(limits.rules.seed, c.key)):
+        limits.admit(candidate)
+    return [c.picked(f"uniform draw, from {c.condition}") for c in limits.chosen]
 
 
 def _by_deviation(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidate]:
