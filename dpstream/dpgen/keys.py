@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from dpstream.dpgen.key_table import Key, ignored, mapped, refused, unused
 
+NO_VIRIAL = "candidates are ranked by their force deviation; set it to 0"
 LOGGED = "complete trajectories are not stored"
 
 DATA: tuple[Key, ...] = (
@@ -79,15 +80,14 @@ EXPLORATION: tuple[Key, ...] = (
     mapped("model_devi_v_trust_hi", "stages[].trust.high_v; from 1e9 on: not judged"),
     refused("model_devi_e_trust_lo", "renamed by DP-GEN: use model_devi_v_trust_lo", 1e10),
     refused("model_devi_e_trust_hi", "renamed by DP-GEN: use model_devi_v_trust_hi", 1e10),
-    refused(
+    mapped(
         "model_devi_adapt_trust_lo",
-        "use fixed levels, or trust: {target: …} in the imported spec",
-        False,
+        "stages[].trust.low: 0, and labels are drawn from the largest deviations of each system",
     ),
-    unused("model_devi_numb_candi_f", "belongs to model_devi_adapt_trust_lo"),
-    unused("model_devi_numb_candi_v", "belongs to model_devi_adapt_trust_lo"),
-    unused("model_devi_perc_candi_f", "belongs to model_devi_adapt_trust_lo"),
-    unused("model_devi_perc_candi_v", "belongs to model_devi_adapt_trust_lo"),
+    mapped("model_devi_numb_candi_f", "with model_devi_adapt_trust_lo: selection.pool_size"),
+    mapped("model_devi_perc_candi_f", "with model_devi_adapt_trust_lo: selection.pool_share"),
+    refused("model_devi_numb_candi_v", NO_VIRIAL, 0),
+    refused("model_devi_perc_candi_v", NO_VIRIAL, 0, 0.0),
     refused(
         "model_devi_f_avg_relative",
         "use use_relative and epsilon, which are relative per atom",

@@ -240,6 +240,7 @@ def _selection(param: RunParam, jobs: Jobs, differences: list[str]) -> Json:
         "min_separation": 0.0,
         "time_bins": 1,
         **_thresholds(param),
+        **_adapted(param),
         **_bad_box(param, differences),
     }
 
@@ -254,6 +255,25 @@ def _thresholds(param: RunParam) -> Json:
     if soft is not None:
         return {"none_above": 1.0 if full is None else full, "fewer_above": soft}
     return {} if full is None else {"none_above": full}
+
+
+def _adapted(param: RunParam) -> Json:
+    """The candidates of DP-GEN's adaptive lower trust level: a number or share of the frames of
+    each system that are not failed."""
+    if not param.model_devi_adapt_trust_lo:
+        return {}
+    if param.fp_accurate_threshold is not None or param.fp_accurate_soft_threshold is not None:
+        raise SpecError(
+            "fp_accurate_threshold: not supported with model_devi_adapt_trust_lo, which makes the "
+            "accurate share a constant; remove one"
+        )
+    count, share = param.model_devi_numb_candi_f, param.model_devi_perc_candi_f / 100
+    if not count and not share:
+        raise SpecError(
+            "model_devi_numb_candi_f: 0: model_devi_adapt_trust_lo requires it or "
+            "model_devi_perc_candi_f"
+        )
+    return ({"pool_size": count} if count else {}) | ({"pool_share": share} if share else {})
 
 
 def _bad_box(param: RunParam, differences: list[str]) -> Json:

@@ -208,6 +208,8 @@ def _levels(param: RunParam, job: ModelDeviJob, index: int, where: str) -> Json:
         _level(param, job, f"model_devi_{name}", index, where)
         for name in ("f_trust_lo", "f_trust_hi", "v_trust_lo", "v_trust_hi")
     )
+    if param.model_devi_adapt_trust_lo:
+        low, low_v = 0.0, min(low_v, high_v / 2)
     levels = {"low": low, "high": high}
     if min(low_v, high_v) < NOT_JUDGED:
         levels |= {"low_v": low_v, "high_v": high_v}

@@ -125,6 +125,16 @@ class Selection(Section):
         description="accurate share from which `per_system` decreases, linearly to 0 at "
         "`none_above`",
     )
+    pool_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="candidates of each system from which labels are drawn, those with the largest "
+        "deviations; default: all",
+    )
+    pool_share: Share | None = Field(
+        default=None,
+        description="as pool_size, as a share of a system's candidates; the larger number counts",
+    )
     per_trajectory: int = Field(
         default=1, ge=1, description="largest number of frames per trajectory and committee version"
     )

@@ -283,6 +283,25 @@ def test_virial_and_relative_levels() -> None:
     assert refusal(use_relative=True) == "epsilon: missing; use_relative requires it"
 
 
+def test_an_adaptive_lower_level_draws_from_the_largest_deviations() -> None:
+    found = spec(model_devi_adapt_trust_lo=True, model_devi_perc_candi_f=5, fp_task_max=4)
+    assert found.stages[0].trust == TrustLevels(low=0, high=100)
+    assert (found.selection.pool_size, found.selection.pool_share) == (10, 0.05)
+    fixed = spec(model_devi_numb_candi_f=7)
+    assert (fixed.selection.pool_size, fixed.stages[0].trust) == (
+        None,
+        TrustLevels(low=0.05, high=100),
+    )
+    virial = {"model_devi_v_trust_lo": 0.3, "model_devi_v_trust_hi": 0.2}
+    assert spec(model_devi_adapt_trust_lo=True, **virial).stages[0].trust == TrustLevels(
+        low=0, high=100, low_v=0.1, high_v=0.2
+    )
+    adapt = {"model_devi_adapt_trust_lo": True}
+    assert "fp_accurate_threshold: not" in refusal(**adapt, fp_accurate_threshold=0.9)
+    assert "model_devi_numb_candi_f: 0" in refusal(**adapt, model_devi_numb_candi_f=0)
+    assert "ranked by their force deviation" in refusal(**adapt, model_devi_numb_candi_v=5)
+
+
 def test_thresholds_and_bad_boxes() -> None:
     rules = spec(
         fp_accurate_threshold=0.95,

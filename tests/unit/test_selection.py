@@ -236,6 +236,19 @@ def test_a_uniform_draw_takes_from_each_system_up_to_its_limit():
     assert Counter(p.condition.system for p in picks) == {HOT.system: 8, WATER.system: 5}
 
 
+@pytest.mark.parametrize(("size", "share", "most"), [(8, None, 8), (3, 0.2, 8), (12, 0.2, 12)])
+def test_labels_are_drawn_from_the_largest_deviations_of_each_system(size, share, most):
+    pool = [replace(c, deviation=0.01 * c.row) for c in one_each(40, HOT)]
+    pool += [replace(c, deviation=1.0) for c in one_each(5, WATER, first=500)]
+    rules = SelectionRules(99, 1, "uniform", pool_size=size, pool_share=share)
+    found = choose(pool, rules)
+    drawn = sorted(p.row for p in found.picks if p.condition == HOT)
+    assert drawn == list(range(40 - most, 40))
+    assert Counter(p.condition for p in found.picks)[WATER] == min(5, max(size, int(5 * 0.2)))
+    refused = 40 - most + max(0, 5 - size)
+    assert found.refused == {"not among the largest deviations of its system": refused}
+
+
 # ------------------------------------------------------------------------------- by deviation
 
 

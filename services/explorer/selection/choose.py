@@ -28,6 +28,7 @@ DUPLICATE = "duplicate"
 SHARE = "limit of its trajectory reached"
 NEAR = "too close in time to another frame of its trajectory"
 OVER_SYSTEM = "limit of its system reached"
+NOT_LARGE = "not among the largest deviations of its system"
 TOO_FEW = "too few candidates of its system"
 OVER = "limit of the selection reached"
 
@@ -103,6 +104,8 @@ class SelectionRules:
     per_system: int | None = None
     caps: Mapping[str, int] = field(default_factory=dict)
     min_per_system: int = 0
+    pool_size: int | None = None
+    pool_share: float | None = None
     per_trajectory: int = 1
     min_separation: float = 0.1
     time_bins: int = 4
@@ -191,7 +194,8 @@ def choose(
     atoms of the given candidates, required by the policy `diverse` (else ValueError).
     """
     refusals = Refusals()
-    pool = _worthwhile(distinct(candidates, refusals), rules, refusals)
+    pool = _largest(distinct(candidates, refusals), rules, refusals)
+    pool = _worthwhile(pool, rules, refusals)
     limits = SelectionLimits(rules, taken or {}, used or {})
     if rules.policy == "diverse":
         picks = _diverse(pool, limits, describe)
@@ -221,6 +225,25 @@ def distinct(candidates: Iterable[Candidate], refusals: Refusals) -> list[Candid
         else:
             pool[c.key] = c
     return list(pool.values())
+
+
+def _largest(
+    pool: Sequence[Candidate], rules: SelectionRules, refusals: Refusals
+) -> Sequence[Candidate]:
+    """Per system the `pool_size` candidates, or `pool_share` of them, with the largest deviations;
+    the others are added to `refusals`. Offered frames belong to no system and are kept."""
+    if rules.pool_size is None and rules.pool_share is None:
+        return pool
+    kept = {c for c in pool if is_offered(c.trajectory)}
+    systems: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(set(pool) - kept, key=lambda c: (-c.deviation, c.key)):
+        systems[candidate.condition.system].append(candidate)
+    for ranked in systems.values():
+        count = max(rules.pool_size or 0, int((rules.pool_share or 0.0) * len(ranked)))
+        kept.update(ranked[:count])
+        for candidate in ranked[count:]:
+            refusals.add(candidate, Refusal(NOT_LARGE, f"{count} of {len(ranked)}"))
+    return [c for c in pool if c in kept]
 
 
 def _worthwhile(

@@ -175,6 +175,8 @@ def _rules(spec: Spec, command: Select, failed_instead: bool) -> SelectionRules:
         per_system=command.per_system,
         caps=command.caps,
         min_per_system=selection.min_per_system,
+        pool_size=None if failed_instead else selection.pool_size,
+        pool_share=None if failed_instead else selection.pool_share,
         per_trajectory=selection.per_trajectory,
         min_separation=selection.min_separation,
         time_bins=selection.time_bins,
