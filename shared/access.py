@@ -31,9 +31,10 @@ CLAIMS, RESULTS = "campaigns/*/claims/*", "campaigns/*/results/*"
 STOPS = "campaigns/*/claims/*.stop"
 LEDGERS, EPOCHS = "campaigns/*/ledger/*", "campaigns/*/epoch/*"
 HEADS = "campaigns/*/heads/*"
-SNAPSHOTS, ENDS = "campaigns/*/snapshots/*", "campaigns/*/finished.json"
+SNAPSHOTS, PLANS = "campaigns/*/snapshots/*", "campaigns/*/plans/*"
+ENDS, LATER_ENDS = "campaigns/*/finished.json", "campaigns/*/finished-*.json"
 FLEET, SPENT = f"{FLEET_PREFIX}*", f"{FLEET_PREFIX}*/spent.json"
-RECORDS = (LEDGERS, HEADS, EPOCHS, SNAPSHOTS, ENDS)
+RECORDS = (LEDGERS, HEADS, EPOCHS, SNAPSHOTS, PLANS, ENDS, LATER_ENDS)
 PARKED = "campaigns/*/parked/*"
 LABELS, DEADLETTERS, PROBES = "labels/*", f"{DEADLETTER_PREFIX}*", ".probe/*"
 EVERYTHING = "*"
@@ -70,7 +71,7 @@ def _topics(publisher: Publisher) -> tuple[str, ...]:
     return tuple(name for kind in kinds for name in names_of(kind))
 
 
-WORKER_READS = (SPECS, INPUTS, CLAIMS, RESULTS, LABELS)
+WORKER_READS = (SPECS, PLANS, INPUTS, CLAIMS, RESULTS, LABELS)
 MODELS = (MANIFESTS, COMMITTEES)
 WORKER_CREATES = (CLAIMS, RESULTS, DEADLETTERS, PROBES)
 

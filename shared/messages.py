@@ -109,6 +109,32 @@ class CampaignSubmitted(Event):
         return f"{len(self.frames)} frames to label, recipe {self.recipe.code}"
 
 
+class CampaignAmended(Event):
+    """An operator changes the plan of a campaign. On the bus the message omits the spec and the
+    lists, whose length is unbounded; the object `complete` holds all of it. The coordinator
+    replaces `author` on receipt where the broker states users."""
+
+    PUBLISHERS = ("operator",)
+    type: Literal["campaign-amended/1"] = "campaign-amended/1"
+    id: str = Field(max_length=100)
+    follows: int = Field(
+        ge=1, description="number of the plan that it changes; the submitted one is 1"
+    )
+    author: str = Field(default="", max_length=200)
+    complete: Ref | None = Field(default=None, description="the complete message, as an object")
+    spec: dict[str, Any] = Field(default={}, description="the amended spec, with all its defaults")
+    systems: dict[str, tuple[FrameRef, ...]] = Field(
+        default={}, description="starting structures of the systems that it adds"
+    )
+    atoms: dict[str, int] = Field(default={}, description="atoms per frame of these systems")
+    frames: tuple[FrameRef, ...] = Field(
+        default=(), description="frames of these systems to be labelled at once"
+    )
+
+    def describe(self) -> str:
+        return f"plan {self.follows}, by {self.author or 'an operator'}"
+
+
 class StructuresProposed(Event):
     """An external generator offers frames, either inline in `frames` or as an object under
     `campaigns/<campaign>/proposals/` (a `.npz` batch or `.extxyz`). *screen*: the committee judges
@@ -759,7 +785,16 @@ class ManifestFrozen(Event):
     PUBLISHERS = LEDGER_ONLY
     type: Literal["manifest-frozen/1"] = "manifest-frozen/1"
     purpose: Literal[
-        "dataset", "audit", "pairs", "test", "pool", "committee", "proposal", "points", "known"
+        "dataset",
+        "audit",
+        "pairs",
+        "test",
+        "pool",
+        "committee",
+        "proposal",
+        "points",
+        "known",
+        "plan",
     ]
     manifest: Ref
     body: str
@@ -929,11 +964,47 @@ class TasksRetried(Event):
         return ", ".join(task[:8] for task in self.tasks) or "all"
 
 
+class AmendmentRefused(Event):
+    """An amendment has no effect, and why."""
+
+    PUBLISHERS = LEDGER_ONLY
+    type: Literal["amendment-refused/1"] = "amendment-refused/1"
+    amendment: str = Field(description="id of the campaign-amended event")
+    author: str
+    why: str
+
+    def describe(self) -> str:
+        return f"by {self.author or 'an operator'}: {self.why}"
+
+
+class PlanChanged(Event):
+    """A plan is in force from now on; the plan itself is the manifest frozen just before."""
+
+    PUBLISHERS = LEDGER_ONLY
+    type: Literal["plan-changed/1"] = "plan-changed/1"
+    amendment: str = Field(description="id of the campaign-amended event")
+    number: int
+    author: str
+    plan: Ref
+    changes: tuple[str, ...] = Field(description="what differs from the plan before")
+    effects: tuple[str, ...] = Field(default=(), description="what is done again, or given up")
+
+    def describe(self) -> str:
+        return f"plan {self.number} by {self.author or 'an operator'}: {'; '.join(self.changes)}"
+
+
 class CampaignFinished(Event):
     PUBLISHERS = ("coordinator",)
     type: Literal["campaign-finished/1"] = "campaign-finished/1"
     verdict: Literal["converged", "not-converged", "cancelled"]
     why: str
+    # Left out where it is 1, as by earlier releases.
+    plan: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda value: value == 1,
+        description="number of the plan that has ended; an amended campaign goes on",
+    )
 
     def describe(self) -> str:
         return f"{self.verdict}: {self.why}"

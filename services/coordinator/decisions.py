@@ -49,6 +49,12 @@ class Decisions:
         return ref
 
 
+def plan_identity(state: State) -> tuple[object, ...]:
+    """What tells a decision from the same one under an earlier plan; nothing under the first."""
+    number = state.plan.number
+    return () if number == 1 else (f"plan {number}",)
+
+
 def tasks_of(state: State, kind: type[m.Command], *statuses: str) -> list[Task]:
     return [task for task in state.under_way(kind) if task.status in statuses]
 

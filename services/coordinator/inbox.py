@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from dpstream.services.coordinator.claims import Claims
-from dpstream.services.coordinator.ledger.ledger import finished_uri
+from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.shared import messages as m
@@ -32,6 +32,7 @@ from dpstream.shared.codec import (
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
+from dpstream.shared.runtime.context import fetch
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import DeadLetter, DeadLetters
 from dpstream.shared.values import ANONYMOUS, campaign_uri, is_key
@@ -78,6 +79,8 @@ class Inbox:
             return None
         if isinstance(message, m.CampaignSubmitted):  # published without its lists
             return self._in_full(message)
+        if isinstance(message, m.CampaignAmended):  # likewise
+            return self._amendment(message, delivery)
         if isinstance(message, m.StructuresProposed):  # limits use this clock and this user
             user = delivery.user or ANONYMOUS if self.users else None
             return message.model_copy(update={"time": self.clock(), "user": user})
@@ -92,7 +95,7 @@ class Inbox:
         known = is_key(campaign) and self.store.exists(campaign_uri(campaign, "spec.json"))
         if not (known and is_newer(delivery.body, campaign, kind)) or kind in OFFERED:
             return None  # a generator proposes again
-        if self.store.exists(finished_uri(campaign)):
+        if verdict(self.store, campaign) is not None:
             return None
         document = json.loads(delivery.body)
         fields = {"id": "newer", "campaign": campaign, "time": 0.0}
@@ -113,6 +116,18 @@ class Inbox:
                 reason=str(error),
             )
             return None
+
+    def _amendment(self, announced: m.CampaignAmended, delivery: Delivery) -> m.Message | None:
+        """The complete amendment, by the user who has published it; a dead letter if the object
+        that it names is not the one that was stored for it."""
+        author = (delivery.user if self.users else None) or announced.author
+        try:
+            full = completed(self.store, announced)
+        except (ValueError, NotFound, DigestMismatch) as error:
+            reason = f"names no amendment: {error}"
+            self._rejected.append(DeadLetter(delivery.body, reason, delivery.topic, delivery.user))
+            return None
+        return full.model_copy(update={"author": author})
 
     def submission(self, campaign: str) -> m.Message | None:
         """The complete event that begins a campaign; None if the store has none."""
@@ -150,6 +165,19 @@ class Inbox:
             return failed
         ours = failed.id.encode() in self.store.get(key)  # written before a crash or a lost reply
         return failed if ours else None
+
+
+def completed(store: Store, announced: m.CampaignAmended) -> m.CampaignAmended:
+    """The complete amendment that a published one names. Raises ValueError, NotFound or
+    DigestMismatch if there is none."""
+    ref, folder = announced.complete, campaign_uri(announced.campaign, "inputs", "")
+    if ref is None or not ref.uri.startswith(folder):
+        raise ValueError(f"the complete message must be an object under {folder}")
+    full = decode(fetch(store, ref))
+    lists = {"spec": {}, "systems": {}, "atoms": {}, "frames": (), "complete": ref}
+    if not isinstance(full, m.CampaignAmended) or full.model_copy(update=lists) != announced:
+        raise ValueError(f"{ref.uri} is another message")
+    return full
 
 
 def _objection(message: m.Message | None, topic: str | None) -> str | None:

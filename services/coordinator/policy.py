@@ -34,6 +34,7 @@ from dpstream.services.coordinator.rules.lost_work import (
     retry_abandoned,
     retry_requested,
 )
+from dpstream.services.coordinator.rules.plan import answer_amendment, change_plan
 from dpstream.services.coordinator.rules.proposals import (
     accept_proposal,
     report_to_generators,
@@ -94,6 +95,7 @@ def _may_go_on(state: State) -> bool:
 
 REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.CampaignSubmitted: begin_references,
+    m.CampaignAmended: answer_amendment,
     m.StructuresProposed: accept_proposal,
     m.TaskReleased: reissue_lost,
     m.TaskFailed: reissue_lost,
@@ -123,6 +125,7 @@ RULES: tuple[Callable[[Decisions], None], ...] = (
     measure_properties,
     judge_round,
     act_on_verdict,
+    change_plan,
     begin_stage,
     begin_round,
     finish,

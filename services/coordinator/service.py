@@ -254,7 +254,7 @@ class Coordinator:
 
     def _mark_finished(self, finished: m.CampaignFinished) -> None:
         """Stores the verdict where it can be read without the ledger."""
-        self.store.create(finished_uri(finished.campaign), encode(finished))
+        self.store.create(finished_uri(finished.campaign, finished.plan), encode(finished))
 
     def _recover(self, open_campaign: OpenCampaign) -> None:
         """Completes what an outage or a restart interrupted: applies a segment that was written
@@ -520,6 +520,8 @@ class Coordinator:
                     public.append(Outgoing(encode(decision), topic=topic_of(decision)))
                 if isinstance(decision, m.CampaignFinished):
                     self._mark_finished(decision)
+                elif isinstance(decision, m.PlanChanged):
+                    self.ended.discard(decision.campaign)
         if public:
             self.bus.publish(public)
 

@@ -14,7 +14,8 @@ The state follows from the ledger; snapshots of it only save time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -213,6 +214,8 @@ class CommitteeState:
     """Of that committee."""
     training: int | None = None
     """The version in training."""
+    size: int = 0
+    """Members of that version, or else of the newest."""
     members: Table[m.MemberTrained] = Map()
     """Trained members, by number: of the version in training, or else of the newest."""
     checkpoints: tuple[Ref, ...] = ()
@@ -350,12 +353,62 @@ class ExplorationState:
     stage: StageState = StageState()
     """The running stage."""
     ended: tuple[m.StageEnded, ...] = ()
+    """Verdicts on the stages that the plan does not return to."""
+    left: Table[StageState] = Map()
+    """Stages that were begun and are not the running one, by index."""
     rounds: int = 0
     """Rounds begun so far, in all stages."""
     round: Round | None = None
     """The running round."""
     verdict: m.RoundJudged | None = None
     """The last round's verdict, until the rules have acted upon it."""
+
+    def with_learned(self, learned: Mapping[int, int]) -> ExplorationState:
+        """With more chosen frames in a dataset, by stage."""
+        stage, left = self.stage, self.left
+        for index, count in learned.items():
+            if index == stage.index:
+                stage = replace(stage, learned=stage.learned + count)
+            elif (other := left.get(str(index))) is not None:
+                left = left.set(str(index), replace(other, learned=other.learned + count))
+        return replace(self, stage=stage, left=left)
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """How a plan came about. The plan that was submitted has no record."""
+
+    number: int
+    author: str
+    time: float
+    """Seconds since the epoch, by the clock of the person who amended the plan."""
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """Which plan is in force. `State.spec` is that plan, with the stages that were ever begun
+    first: the index of a stage never changes once it has begun."""
+
+    number: int = 1
+    order: tuple[str, ...] = ()
+    """Names of the stages as the plan lists them; empty: as `State.spec` does."""
+    records: tuple[PlanRecord, ...] = ()
+    asked: tuple[m.CampaignAmended, ...] = ()
+    """Amendments that wait for the end of a round, in the order of their plans."""
+    upcoming: Spec | None = None
+    """The plan that the next decision puts in force."""
+
+    @property
+    def newest(self) -> int:
+        """Number of the plan that an amendment has to follow."""
+        return self.number + len(self.asked)
+
+
+# ------------------------------------------------------------------------------------- candidates
 
 
 @dataclass(frozen=True)
@@ -681,7 +734,10 @@ class State:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
     spec: Spec
+    """The plan in force."""
+    plan: PlanState = PlanState()
     submitted: m.CampaignSubmitted | None = None
+    """With the inputs that amendments have added."""
     paused: str | None = None
     """Why the campaign is paused."""
     finished: m.CampaignFinished | None = None
@@ -745,9 +801,24 @@ class State:
         return self.committee.batch_atoms if given == "auto" else given
 
     @property
+    def planned(self) -> tuple[int, ...]:
+        """Indices of the stages that the plan lists, in its order."""
+        stages = self.spec.stages
+        if not self.plan.order:
+            return tuple(range(len(stages)))
+        indices = {stage.name: index for index, stage in enumerate(stages)}
+        return tuple(indices[name] for name in self.plan.order)
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Those of them that have not ended."""
+        over = {ended.stage for ended in self.exploration.ended}
+        return tuple(index for index in self.planned if index not in over)
+
+    @property
     def stages_over(self) -> bool:
         ended = self.exploration.ended
-        stuck = bool(ended) and ended[-1].verdict not in ("converged", "explored")
+        stuck = any(each.verdict not in ("converged", "explored") for each in ended)
         return stuck or self.exploration.stage.index >= len(self.spec.stages)
 
     @property
@@ -792,6 +863,9 @@ class State:
         stage = exploration.stage.with_frame(frame, before)
         if stage is not exploration.stage:
             exploration = replace(exploration, stage=stage)
+        elif (left := exploration.left.get(str(frame.stage))) is not None:
+            after = left.with_frame(frame, before)
+            exploration = replace(exploration, left=exploration.left.set(str(frame.stage), after))
         labels, proposals = self.labels.with_frame(frame, before), self.proposals
         if before is None and is_offered(frame.origin) and frame.purpose != "proposed":
             chosen = proposals.chosen.set(frame.origin, None)
@@ -802,13 +876,13 @@ class State:
 
     def with_settled(self, keys: Iterable[str]) -> State:
         """With labelled frames in the archive."""
-        labels, stage, archive = self.labels, self.exploration.stage, self.archive
-        frames, learned = labels.frames, stage.learned
+        labels, archive, learned = self.labels, self.archive, Counter[int]()
+        frames = labels.frames
         for key in keys:
             frame = frames[key]
             frames, archive = frames.delete(key), archive.with_frame(frame)
-            learned += frame.stage == stage.index and frame.purpose == "train"
-        exploration = replace(self.exploration, stage=replace(stage, learned=learned))
+            learned[frame.stage] += frame.purpose == "train"
+        exploration = self.exploration.with_learned(learned)
         labels = replace(labels, frames=frames)
         return replace(self, labels=labels, exploration=exploration, archive=archive)
 

@@ -95,6 +95,7 @@ def test_what_each_role_may_publish() -> None:
     }
     assert set(ROLES["operator"].publishes) == {
         "campaign-submitted",
+        "campaign-amended",
         "campaign-paused",
         "campaign-resumed",
         "campaign-cancelled",

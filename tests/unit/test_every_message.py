@@ -218,6 +218,8 @@ OWN = {
     m.StageEnded,
     m.TaskCancelled,
     m.TaskAbandoned,
+    m.AmendmentRefused,
+    m.PlanChanged,
     m.CampaignFinished,
 }
 """Decisions that only the coordinator may publish."""

@@ -5,8 +5,8 @@ through the same table, so applying the messages of a ledger in order rebuilds t
 byte, and no rule runs again.
 
 The state does not depend on times, message ids or the order of deliveries. The exception are the
-requests of users (pause, resume, cancel, retry): their ids are kept, so that each takes effect
-once.
+requests of users (pause, resume, cancel, retry, amend): their ids are kept, so that each takes
+effect once, and so is what they say of amendments.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from dpstream.services.coordinator.apply.labels import (
     labels_done,
     reference_done,
     task_revoked,
+)
+from dpstream.services.coordinator.apply.plan import (
+    amendment_refused,
+    campaign_amended,
+    plan_changed,
 )
 from dpstream.services.coordinator.apply.proposals import (
     screen_issued,
@@ -143,6 +148,7 @@ ISSUED: dict[type[m.Command], Callable[[State, Any], State]] = {
 
 APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CampaignSubmitted: campaign_submitted,
+    m.CampaignAmended: campaign_amended,
     **dict.fromkeys(m.COMMANDS, _issued),
     m.TaskClaimed: task_claimed,
     m.TaskHeartbeat: _no_effect,  # extends a lease, which is not part of the state
@@ -181,6 +187,8 @@ APPLY: dict[type[m.Message], Callable[[State, Any], State]] = {
     m.CampaignResumed: campaign_resumed,
     m.CampaignCancelled: campaign_cancelled,
     m.TasksRetried: tasks_retried,
+    m.AmendmentRefused: amendment_refused,
+    m.PlanChanged: plan_changed,
     m.CampaignFinished: campaign_finished,
 }
 """The function that applies each class of messages; every class is listed."""

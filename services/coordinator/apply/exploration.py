@@ -112,13 +112,26 @@ def frames_judged(state: State, event: m.FramesJudged) -> State:
     if task is None:
         return state
     assert isinstance(task.command, m.Judge)
-    state = add_candidates(settle(state, task), event.pool)
+    state = settle(state, task)
+    if _other_levels(state, task.command):
+        candidates = state.candidates
+        for item in event.pool:
+            candidates = candidates.outdated(item)
+        state = replace(state, candidates=candidates)
+    else:
+        state = add_candidates(state, event.pool)
     accurate = set(event.accurate)
     for ref in task.command.frames:
         frame = state.labels.frames.get(ref.key)
         if frame is not None:
             state = state.with_frame(replace(frame, accurate=ref.key in accurate))
     return state
+
+
+def _other_levels(state: State, command: m.Judge) -> bool:
+    """Whether an amendment has set other trust levels since the task was issued."""
+    now = state.exploration.stage.trust
+    return state.plan.number > 1 and now is not None and now != command.trust
 
 
 def judge_abandoned(state: State, command: m.Judge) -> State:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from immutables import Map
 
+from dpstream.services.coordinator.apply.plan import plan_frozen
 from dpstream.services.coordinator.apply.tasks import live_task, settle
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import State, timeless
@@ -17,6 +18,8 @@ from dpstream.shared import messages as m
 def manifest_frozen(state: State, decision: m.ManifestFrozen) -> State:
     if decision.purpose == "dataset":
         return _dataset_frozen(state, decision)
+    if decision.purpose == "plan":
+        return plan_frozen(state, decision)
     if decision.purpose == "test":
         return replace(state, dataset=replace(state.dataset, test=decision.manifest))
     return state
@@ -40,14 +43,17 @@ def _dataset_frozen(state: State, decision: m.ManifestFrozen) -> State:
 
 def train_issued(state: State, command: m.Train) -> State:
     committee = state.committee
-    if command.final or committee.training == command.version:
+    if command.final:
         return state
+    if committee.training == command.version:
+        return replace(state, committee=replace(committee, size=committee.size + 1))
     for member in committee.members.values():
         state = settle(state, state.tasks[member.task])
     cold = command.start is None
     committee = replace(
         committee,
         training=command.version,
+        size=1,
         members=Map(),
         cold_version=command.version if cold else committee.cold_version,
         force_cold=False if cold else committee.force_cold,

@@ -16,11 +16,12 @@ from dpstream.services.coordinator.apply.exploration import (
     judge_abandoned,
 )
 from dpstream.services.coordinator.apply.labels import reject_frame, with_check
+from dpstream.services.coordinator.apply.plan import entered, offered
 from dpstream.services.coordinator.apply.tasks import live_task, settle
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import StageState, State, timeless
+from dpstream.services.coordinator.state import State, timeless
 from dpstream.shared import messages as m
-from dpstream.shared.values import Counts, PoolItem, is_offered
+from dpstream.shared.values import Counts
 
 R = TypeVar("R", bound=m.Result)
 
@@ -78,7 +79,7 @@ def round_judged(state: State, decision: m.RoundJudged) -> State:
     suspect = passed >= state.spec.convergence.rounds and not committee.is_cold
     candidates = replace(state.candidates, selected=0)
     if state.spec.mode == "lockstep":
-        pool = _offered(candidates.pool)
+        pool = offered(candidates.pool)
         candidates = replace(candidates, pool=pool, added=0, taken=Map())
     return replace(
         state,
@@ -95,21 +96,15 @@ def trust_changed(state: State, decision: m.TrustChanged) -> State:
 
 def stage_ended(state: State, decision: m.StageEnded) -> State:
     exploration, candidates = state.exploration, state.candidates
-    pool, stale = _offered(candidates.pool), _offered(candidates.stale)
+    pool, stale = offered(candidates.pool), offered(candidates.stale)
     candidates = replace(candidates, pool=pool, added=0, stale=stale)
     exploration = replace(
         exploration,
         ended=(*exploration.ended, timeless(decision)),
-        stage=StageState(index=exploration.stage.index + 1),
-        round=None,
-        verdict=None,
+        left=exploration.left.set(str(exploration.stage.index), exploration.stage),
     )
-    return replace(state, exploration=exploration, candidates=candidates)
-
-
-def _offered(pool: Map[str, PoolItem]) -> Map[str, PoolItem]:
-    """The batches that generators have offered: later rounds and stages do not find them again."""
-    return Map({uri: item for uri, item in pool.items() if is_offered(item.trajectory)})
+    state = replace(state, exploration=exploration, candidates=candidates)
+    return replace(state, exploration=entered(state))
 
 
 def verified(state: State, event: m.Verified) -> State:

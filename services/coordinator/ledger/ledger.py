@@ -17,6 +17,7 @@ writer is recognised by its epoch and left out; its events are handled again (`L
 from __future__ import annotations
 
 import gc
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -453,22 +454,33 @@ def campaigns(store: Store) -> list[str]:
 
 def begun_and_ended(store: Store) -> tuple[set[str], set[str]]:
     """Names of all campaigns in a store, and of those that have ended. Reads only the keys."""
-    begun, ended = set[str](), set[str]()
+    begun, plans, ends = set[str](), dict[str, int](), set[tuple[str, int]]()
     for key in store.list("campaigns/"):
         _, name, *rest = key.split("/")
         if rest == ["spec.json"]:
             begun.add(name)
-        elif rest == ["finished.json"]:
-            ended.add(name)
-    return begun, ended
+        elif len(rest) == 2 and rest[0] == "plans":
+            plans[name] = max(plans.get(name, 1), _number_of(key))
+        elif len(rest) == 1 and rest[0].startswith("finished"):
+            ends.add((name, _number_of(key)))
+    return begun, {name for name, plan in ends if plan == plans.get(name, 1)}
 
 
 def verdict(store: Store, campaign: str) -> CampaignFinished | None:
-    """The verdict on a campaign, without reading its ledger; None if it has not ended."""
+    """The verdict on a campaign, without reading its ledger; None if it has not ended by its newest
+    plan."""
+    plans = store.list(campaign_uri(campaign, "plans", ""))
+    plan = max((_number_of(key) for key in plans), default=1)
     try:
-        return CampaignFinished.model_validate_json(store.get(finished_uri(campaign)))
+        return CampaignFinished.model_validate_json(store.get(finished_uri(campaign, plan)))
     except NotFound:
         return None
+
+
+def _number_of(key: str) -> int:
+    """The number of a plan, or of the plan that has ended, from its key."""
+    number = re.search(r"(\d+)\.json$", key)
+    return int(number[1]) if number else 1
 
 
 def take_epoch(store: Store, campaign: str) -> int:
@@ -480,8 +492,9 @@ def take_epoch(store: Store, campaign: str) -> int:
     return epoch
 
 
-def finished_uri(campaign: str) -> str:
-    return campaign_uri(campaign, "finished.json")
+def finished_uri(campaign: str, plan: int = 1) -> str:
+    """The key of the verdict on a campaign under a plan."""
+    return campaign_uri(campaign, "finished.json" if plan == 1 else f"finished-{plan}.json")
 
 
 def _epoch_uri(campaign: str, epoch: int) -> str:

@@ -17,6 +17,7 @@ from dpstream.services.coordinator.decisions import (
     already_decided,
     cancel,
     frozen_once,
+    plan_identity,
     tasks_of,
 )
 from dpstream.services.coordinator.rules.training import must_train_first
@@ -63,7 +64,7 @@ def rejudge(decisions: Decisions) -> None:
     for pool, waiting in zip_longest(pools, waits, fillvalue=()):
         decisions.command(
             m.Judge,
-            state.committee.version,
+            *(state.committee.version, *plan_identity(state)),
             *(item.frames.uri for item in pool),
             *(ref.key for ref in waiting),
             title=f"re-judge {sum(item.count for item in pool) + len(waiting)} frames",
@@ -154,7 +155,7 @@ def _issue_trajectory(
         condition=condition,
         structure=structures[start % len(structures)],
         seed=stable_seed(state.spec.seed, "explore", name),
-        driver=index % state.spec.training.members,
+        driver=index % state.committee.size,
         trust=trust_of(state, condition.system),
         pinned=state.spec.mode == "lockstep",
         known=known,

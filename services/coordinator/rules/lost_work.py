@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
 from dpstream.services.coordinator.state import State, Task
 from dpstream.shared import messages as m
 from dpstream.shared.values import stable_id
@@ -45,9 +45,40 @@ def _reissue(decisions: Decisions, task: Task) -> None:
     update: dict[str, Any] = {"attempt": attempt, "id": stable_id(command.task, attempt)}
     if isinstance(command, m.Label):
         update["distrusted"] = decisions.state.labels.distrusted
+    if decisions.state.plan.number > 1:
+        update |= _as_planned(decisions.state, command)
     if decisions.state.spec.starts_over:
         update |= FROM_THE_START.get(type(command), {})
     decisions.decide(command.model_copy(update={**update, "time": decisions.event.time}))
+
+
+def _as_planned(state: State, command: m.Command) -> dict[str, Any]:
+    """Where and for how long a task runs under an amended plan."""
+    labels = state.spec.labels
+    if isinstance(command, m.Label):
+        seconds = labels.max_seconds * len(command.frames)
+        return {"capability": labels.capability, "max_seconds": seconds}
+    if isinstance(command, m.CheckLabel):
+        return {"capability": labels.capability, "max_seconds": labels.max_seconds}
+    if isinstance(command, m.Reference):
+        return {"capability": labels.capability}
+    if isinstance(command, m.Train):
+        return {"max_seconds": state.spec.training.max_hours * 3600}
+    return {}
+
+
+def move_open_labels(decisions: Decisions) -> None:
+    """Has the label tasks that no worker has taken done by the workers that the plan names."""
+    capability = decisions.state.spec.labels.capability
+    for kind in (m.Label, m.CheckLabel, m.Reference):
+        for task in tasks_of(decisions.state, kind, "open"):
+            assert isinstance(task.command, (m.Label, m.CheckLabel, m.Reference))
+            if task.command.capability == capability:
+                continue
+            if isinstance(task.command, m.Label):  # its frames go to a new task
+                cancel(decisions, task, "the plan names other workers")
+            else:
+                _reissue(decisions, task)
 
 
 def _abandon(decisions: Decisions, task: Task, reason: str) -> None:

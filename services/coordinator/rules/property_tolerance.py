@@ -16,7 +16,7 @@ from dpstream.shared.values import Compared
 def decide_now(state: State) -> bool:
     """Whether the properties decide on the running round: it could end the last stage. A warm
     committee has to be confirmed by a cold one, so its properties are not tested."""
-    last = state.exploration.stage.index == len(state.spec.stages) - 1
+    last = state.ahead == (state.exploration.stage.index,)
     return bool(state.spec.verification.properties) and last and state.committee.is_cold
 
 

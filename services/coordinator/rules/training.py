@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.decisions import Decisions, plan_identity
 from dpstream.services.coordinator.rules import convergence
 from dpstream.services.coordinator.rules.labels import audit_manifest
 from dpstream.services.coordinator.rules.lost_work import abandoned, has_labels
@@ -38,11 +38,17 @@ def _end_without_labels(decisions: Decisions) -> None:
     why = "no initial label was accepted"
     given_up = [each for each in abandoned(decisions.state) if isinstance(each.command, m.Label)]
     if not given_up:
-        decisions.fact(m.CampaignFinished, verdict="not-converged", why=why)
+        end_campaign(decisions, "not-converged", why)
         return
     ends = [each for each in decisions.decided if isinstance(each, m.TaskAbandoned)]
     reason = f"{ends[-1].title}: {ends[-1].why}" if ends else "dpstream logs shows the reasons"
     decisions.fact(m.CampaignPaused, decisions.event.id, why=f"{why}; {reason}")
+
+
+def end_campaign(decisions: Decisions, verdict: str, why: str) -> None:
+    state = decisions.state
+    what = plan_identity(state)
+    decisions.fact(m.CampaignFinished, *what, verdict=verdict, why=why, plan=state.plan.number)
 
 
 def start_training(decisions: Decisions, again_cold: bool = False) -> None:
@@ -121,7 +127,7 @@ def _is_cold(state: State, version: int) -> bool:
     training, committee = state.spec.training, state.committee
     return (
         not training.warm
-        or not committee.checkpoints
+        or len(committee.checkpoints) != training.members
         or committee.force_cold
         or version - committee.cold_version >= training.cold_every
     )
@@ -132,7 +138,7 @@ def _first_of_new_systems(state: State) -> bool:
     if state.stages_over or not state.exploration.ended:
         return False
     stages, current = state.spec.stages, state.exploration.stage.index
-    seen = {name for stage in stages[:current] for name in stage.systems}
+    seen = {name for index in state.exploration.left for name in stages[int(index)].systems}
     if not set(stages[current].systems) - seen:
         return False
     fresh = [state.labels.frames[key] for key in state.dataset.fresh]
@@ -158,7 +164,7 @@ def complete_committee(decisions: Decisions) -> None:
     """Judges the training once all members are in; publishes the committee, or trains again for
     longer if it is training-limited."""
     state, committee = decisions.state, decisions.state.committee
-    if committee.training is None or len(committee.members) < state.spec.training.members:
+    if committee.training is None or len(committee.members) < committee.size:
         return
     judged = convergence.judge_training(state, current_trust(state))
     decisions.fact(m.TrainingJudged, committee.training, version=committee.training, **judged)
@@ -217,9 +223,10 @@ def begin_stage(decisions: Decisions) -> None:
 
 
 def must_train_first(state: State) -> bool:
-    """Whether a new stage has to wait for a training on the labels of the last one."""
+    """Whether a stage that no round was begun of, since it is the running one, has to wait for a
+    training on the labels of the last one."""
     exploration = state.exploration
-    follows = exploration.stage.rounds == 0 and bool(exploration.ended)
+    follows = exploration.stage.trust is None and bool(exploration.left)
     return follows and bool(state.dataset.fresh)
 
 
@@ -232,6 +239,7 @@ def train_final(decisions: Decisions) -> None:
     decisions.command(
         m.Train,
         "final",
+        *plan_identity(state),
         title="train the final model",
         version=_next_version(state),
         member=0,

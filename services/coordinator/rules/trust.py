@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpstream.services.coordinator.decisions import Decisions, already_decided
+from dpstream.services.coordinator.decisions import Decisions, already_decided, plan_identity
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import AutoTrust, Stage
@@ -38,9 +38,8 @@ def opening_trust(state: State) -> tuple[Trust, str]:
 def set_trust(decisions: Decisions, trust: Trust, why: str) -> None:
     state = decisions.state
     stage, version = state.exploration.stage.index, state.committee.version
-    decisions.fact(
-        m.TrustChanged, stage, version, stage=stage, version=version, trust=trust, why=why
-    )
+    what = stage, version, *plan_identity(state)
+    decisions.fact(m.TrustChanged, *what, stage=stage, version=version, trust=trust, why=why)
 
 
 def calibrate_trust(decisions: Decisions) -> None:

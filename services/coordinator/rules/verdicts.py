@@ -8,7 +8,7 @@ After the last stage, `finish` trains and verifies the final model and ends the 
 
 from __future__ import annotations
 
-from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
+from dpstream.services.coordinator.decisions import Decisions, cancel, plan_identity, tasks_of
 from dpstream.services.coordinator.rules import convergence
 from dpstream.services.coordinator.rules.labels import (
     audit_manifest,
@@ -16,7 +16,11 @@ from dpstream.services.coordinator.rules.labels import (
     points_manifest,
 )
 from dpstream.services.coordinator.rules.likely_cause import likely_cause
-from dpstream.services.coordinator.rules.training import start_training, train_final
+from dpstream.services.coordinator.rules.training import (
+    end_campaign,
+    start_training,
+    train_final,
+)
 from dpstream.services.coordinator.rules.trust import current_trust, stage_of
 from dpstream.services.coordinator.state import Round, State
 from dpstream.shared import messages as m
@@ -68,6 +72,7 @@ def measure_properties(decisions: Decisions) -> None:
         decisions.command(
             m.Measure,
             committee.version,
+            *plan_identity(state),
             title=f"measure properties of committee {committee.version}",
             committee=committee.manifest,
             version=committee.version,
@@ -124,13 +129,14 @@ def act_on_verdict(decisions: Decisions) -> None:
 
 def _end_stage(decisions: Decisions, verdict: str, why: str) -> None:
     stage = decisions.state.exploration.stage.index
+    what = stage, *plan_identity(decisions.state)
     for kind in (m.Explore, m.Judge):
         for task in tasks_of(decisions.state, kind, "open", "running"):
             cancel(decisions, task, "the stage has ended")
     last = decisions.state.exploration.verdict
     if last is not None and verdict in ("stuck", "out-of-budget"):
         why = "; ".join(filter(None, (why, likely_cause(decisions.state, last))))
-    decisions.fact(m.StageEnded, stage, stage=stage, verdict=verdict, why=why)
+    decisions.fact(m.StageEnded, *what, stage=stage, verdict=verdict, why=why)
 
 
 def finish(decisions: Decisions) -> None:
@@ -147,7 +153,7 @@ def finish(decisions: Decisions) -> None:
             _verify_final(decisions)
     else:
         verdict, why = convergence.judge_campaign(state)
-        decisions.fact(m.CampaignFinished, verdict=verdict, why=why)
+        end_campaign(decisions, verdict, why)
 
 
 def cancel_campaign(decisions: Decisions) -> None:
@@ -158,7 +164,7 @@ def cancel_campaign(decisions: Decisions) -> None:
     why = event.why or "cancelled on request"
     for task in decisions.state.under_way():
         cancel(decisions, task, "the campaign was cancelled")
-    decisions.fact(m.CampaignFinished, verdict="cancelled", why=why)
+    end_campaign(decisions, "cancelled", why)
 
 
 def _verify_final(decisions: Decisions) -> None:
@@ -169,6 +175,7 @@ def _verify_final(decisions: Decisions) -> None:
     system = reference.system if reference else next(iter(state.submitted.systems))
     decisions.command(
         m.Verify,
+        *plan_identity(state),
         title="verify the final model",
         model=state.final.model.model,
         type_map=state.spec.type_map,

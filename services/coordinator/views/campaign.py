@@ -20,7 +20,7 @@ from dpstream.services.coordinator.views.overview import CampaignOverview, overv
 from dpstream.services.coordinator.views.rounds import Rounds
 from dpstream.services.coordinator.views.tasks import UNKNOWN, ServiceWork, service_work
 from dpstream.services.coordinator.views.work import Work
-from dpstream.shared.messages import Message, Verified
+from dpstream.shared.messages import CampaignSubmitted, Message, Verified
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 
@@ -53,7 +53,8 @@ class CampaignView:
         is not the one of the campaign that was submitted."""
         reader = LedgerReader.begin(store, campaign)
         messages = tuple(messages_of(reader.new_segments()))
-        check_submitted(store, campaign, reader.state.submitted)
+        begun = (each for each in messages if isinstance(each, CampaignSubmitted))
+        check_submitted(store, campaign, next(begun, None))
         return CampaignView(reader.state, messages)
 
     @property

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dpstream.services.coordinator.rules.convergence import by_condition
 from dpstream.services.coordinator.state import KnownFrame, SettledFrame, State, counted_as
 from dpstream.shared.codec import kind_of
-from dpstream.shared.messages import CampaignFinished, Message
+from dpstream.shared.messages import CampaignAmended, CampaignFinished, Message
 from dpstream.shared.values import Counts
 
 
@@ -58,11 +58,24 @@ class StageVerdict(View):
     why: str
 
 
+class AmendedPlan(View):
+    """An amended plan in force, and how it differs from the one before."""
+
+    number: int
+    author: str
+    time: float = Field(description="s since the epoch")
+    changes: tuple[str, ...]
+
+
 class CampaignOverview(View):
     name: str
     standing: Literal["running", "paused", "finished", "broken"]
     headline: str
     mode: str = ""
+    plan: AmendedPlan | None = Field(default=None, description="None: as it was submitted")
+    plans_waiting: int = Field(
+        default=0, description="amendments that wait for the end of the round"
+    )
     stage: str | None = None
     stages: int = 0
     stages_over: int = 0
@@ -122,7 +135,7 @@ def headline(state: State) -> str:
     training = "" if committee.training is None else f", training {committee.training}"
     return (
         f"stage {state.spec.stages[stage.index].name}"
-        f" ({stage.index + 1} of {len(state.spec.stages)})"
+        f" ({len(state.exploration.ended) + 1} of {len(state.planned)})"
         f" · committee {committee.version or 'none yet'}{training}"
         f" · round {stage.rounds} of at most {state.spec.budget.rounds}"
     )
@@ -150,7 +163,9 @@ def finished_overview(finished: CampaignFinished) -> CampaignOverview:
 
 def has_taken_in(state: State, message: Message) -> bool:
     """Whether the coordinator has written down a person's message, or will no longer need it."""
-    if state.finished is not None or message.id in state.handled:
+    if message.id in state.handled:
+        return True
+    if state.finished is not None and not isinstance(message, CampaignAmended):
         return True
     return state.submitted is not None and state.submitted.id == message.id
 
@@ -168,8 +183,10 @@ def overview(state: State) -> CampaignOverview:
         standing=standing(state),
         headline=headline(state),
         mode=spec.mode,
+        plan=_amended_plan(state),
+        plans_waiting=len(state.plan.asked),
         stage=None if state.stages_over else spec.stages[stage.index].name,
-        stages=len(spec.stages),
+        stages=len(state.planned),
         stages_over=len(state.exploration.ended),
         ended=tuple(
             StageVerdict(name=spec.stages[end.stage].name, verdict=end.verdict, why=end.why)
@@ -193,6 +210,13 @@ def overview(state: State) -> CampaignOverview:
         preemptions=state.lost.preemptions,
         work_lost_seconds=state.lost.microseconds / 1e6,
     )
+
+
+def _amended_plan(state: State) -> AmendedPlan | None:
+    if not state.plan.records:
+        return None
+    last = state.plan.records[-1]
+    return AmendedPlan(number=last.number, author=last.author, time=last.time, changes=last.changes)
 
 
 def _shares(state: State) -> dict[str, Counts]:

@@ -1,0 +1,346 @@
+"""What an amendment makes of a campaign: the next plan in force, what ends, what is judged again.
+
+Everything follows from the state and the amended spec, so that the command line shows before
+sending what the coordinator decides afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import ValidationError
+
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import StageState, State
+from dpstream.shared import messages as m
+from dpstream.shared.spec import AnyTrust, Spec, Stage, TrustLevels, expand_material
+from dpstream.shared.spec.amendment import (
+    changes_below,
+    differences,
+    is_at_any_time,
+    unchangeable,
+)
+from dpstream.shared.spec.errors import explain
+
+HIGHER = ("convergence.accurate_ratio", "convergence.rounds")
+LOWER = ("convergence.max_failed", "convergence.max_rejected")
+AUDIT_HIGHER = ("audit.min_frames", "audit.min_trajectories")
+AUDIT_LOWER = ("audit.force_rmse", "audit.error_target", "audit.exceed")
+"""Limits that are stricter the higher, or the lower, they are."""
+RULES = (
+    *("trust", "md", "selection", "labels", "audit", "convergence"),
+    *("budget", "training", "streaming"),
+)
+"""Sections that a stage which found no end may owe it to."""
+ARCHITECTURE = ("training.input", "training.member_input", "training.members")
+"""What no warm start survives."""
+
+
+def plan_in_force(state: State) -> Spec:
+    """The plan in force, with its stages in the order that the user gave them."""
+    stages = tuple(state.spec.stages[index] for index in state.planned)
+    return state.spec.model_copy(update={"stages": stages})
+
+
+def newest_plan(state: State) -> Spec:
+    """The plan that the next amendment changes."""
+    asked = state.plan.asked
+    return _spec_of(asked[-1]) if asked else plan_in_force(state)
+
+
+def objection(state: State, event: m.CampaignAmended) -> str | None:
+    """Why an amendment is refused, or None. `state`: before the event."""
+    if state.submitted is None:
+        return "the campaign has not begun"
+    if state.finished is not None and state.finished.verdict == "cancelled":
+        return "the campaign was cancelled for good; start a new one under another name"
+    if event.follows != state.plan.newest:
+        return _stale(state, event)
+    try:
+        after = _spec_of(event)
+    except ValidationError as error:
+        return f"the spec is not valid: {explain(error, Spec)}"
+    before = newest_plan(state)
+    missing = after.systems.keys() - _systems(state) - event.systems.keys()
+    problem = unchangeable(before, after)
+    if problem is None and missing:
+        problem = f"systems.{min(missing)}: the amendment lacks its structures"
+    if problem is None and not differences(before, after):
+        problem = "nothing differs from the plan in force"
+    return problem
+
+
+def _spec_of(event: m.CampaignAmended) -> Spec:
+    return expand_material(Spec.model_validate(event.spec))
+
+
+def _systems(state: State) -> set[str]:
+    """Systems whose structures are known, or come with an amendment that waits."""
+    assert state.submitted is not None
+    return {*state.submitted.systems, *(name for each in state.plan.asked for name in each.systems)}
+
+
+def _stale(state: State, event: m.CampaignAmended) -> str:
+    asked, records = state.plan.asked, state.plan.records
+    newest = state.plan.newest
+    author = asked[-1].author if asked else records[-1].author if records else ""
+    by = f", by {author}," if author else ""
+    how = "waits for the end of the round" if asked else "is in force"
+    return (
+        f"it follows plan {event.follows}, but plan {newest}{by} {how}; look at it with dpstream "
+        "status, and amend that one"
+    )
+
+
+def is_due(state: State, event: m.CampaignAmended) -> bool:
+    """Whether the first amendment that waits may take effect now. In lockstep the labelled frames
+    follow from the plans and the rounds between them, so that a round has one plan."""
+    if state.spec.mode == "streaming" or state.finished is not None:
+        return True
+    if state.exploration.round is None:
+        return True
+    return is_at_any_time(plan_in_force(state), _spec_of(event))
+
+
+# ------------------------------------------------------------------------------ the next plan
+
+
+@dataclass(frozen=True)
+class Amended:
+    """A campaign's next plan."""
+
+    state: State
+    """Before it."""
+    given: Spec
+    """As the user gave it."""
+
+    @staticmethod
+    def by(state: State, event: m.CampaignAmended) -> Amended:
+        return Amended(state, _spec_of(event))
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.given.stages)
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The plan as the state holds it: stages that were ever begun first, in their order."""
+        new = {stage.name: stage for stage in self.given.stages}
+        begun = [self.state.spec.stages[index] for index in self._begun]
+        names = {stage.name for stage in begun}
+        stages = [new.get(stage.name, stage) for stage in begun]
+        stages += [stage for stage in self.given.stages if stage.name not in names]
+        return self.given.model_copy(update={"stages": tuple(stages)})
+
+    @property
+    def _begun(self) -> list[int]:
+        exploration = self.state.exploration
+        running = [exploration.stage.index] if exploration.stage.rounds else []
+        return sorted({*map(int, exploration.left), *running})
+
+    @property
+    def running(self) -> StageState | None:
+        """The stage under way, if it goes on."""
+        stage = self.state.exploration.stage
+        return stage if self._is_under_way and self._name in self.order else None
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the plan drops the stage under way."""
+        return self._is_under_way and self.running is None
+
+    @property
+    def _is_under_way(self) -> bool:
+        stages = len(self.state.spec.stages)
+        return (
+            self.state.exploration.stage.rounds > 0 and self.state.exploration.stage.index < stages
+        )
+
+    @property
+    def _name(self) -> str:
+        return self.state.spec.stages[self.state.exploration.stage.index].name
+
+    @cached_property
+    def reopened(self) -> dict[int, str]:
+        """Ended stages that are judged again, and why."""
+        found = {}
+        for ended in self.state.exploration.ended:
+            why = self._why_again(ended)
+            if why is not None:
+                found[ended.stage] = why
+        return found
+
+    def _why_again(self, ended: m.StageEnded) -> str | None:
+        old = self.state.spec.stages[ended.stage]
+        new = next((stage for stage in self.given.stages if stage.name == old.name), None)
+        if new is None:
+            return None
+        if _explores_otherwise(old, new):
+            return "it explores something else"
+        if ended.verdict in ("stuck", "out-of-budget"):
+            return "its rules have changed" if self._rules_changed(old, new) else None
+        if new.repeat and ended.verdict == "explored":
+            return "it has to converge now"
+        return self._stricter(old, new) if new.repeat else None
+
+    def _rules_changed(self, old: Stage, new: Stage) -> bool:
+        return old != new or changes_below(self.state.spec, self.spec, *RULES)
+
+    def _stricter(self, old: Stage, new: Stage) -> str | None:
+        """Which rule judges the stage more strictly, if any does."""
+        before, after = self.state.spec, self.given
+        for key in (*HIGHER, *LOWER, *_audit_limits(before, after)):
+            was, now = _value(before, key), _value(after, key)
+            if now > was if key in (*HIGHER, *AUDIT_HIGHER) else now < was:
+                return f"{key} {was:g} → {now:g}"
+        if not before.audit.per_round and after.audit.per_round:
+            return f"audit.per_round 0 → {after.audit.per_round}"
+        trusts = [(old.trust or before.trust, new.trust or after.trust)]
+        systems = {*old.system_trust, *new.system_trust}
+        trusts += [
+            (old.system_trust.get(name, trusts[0][0]), new.system_trust.get(name, trusts[0][1]))
+            for name in sorted(systems)
+        ]
+        if not all(_is_looser(was, now) for was, now in trusts):
+            return "its trust levels are stricter"
+        return self._stricter_properties(old)
+
+    def _stricter_properties(self, stage: Stage) -> str | None:
+        """Properties decide on the last stage."""
+        pairs = zip(
+            self.state.spec.verification.properties, self.given.verification.properties, strict=True
+        )
+        is_last = stage.name == self.order[-1]
+        if is_last and any(now.tolerance < was.tolerance for was, now in pairs):
+            return "tolerances of properties are stricter"
+        return None
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether the passed rounds of the stage under way count no longer."""
+        if self.running is None:
+            return False
+        old = self.state.spec.stages[self.running.index]
+        new = self.spec.stages[self.running.index]
+        return _explores_otherwise(old, new) or self._stricter(old, new) is not None
+
+    @property
+    def new_trust(self) -> bool:
+        """Whether the levels of the stage under way are others."""
+        if self.running is None:
+            return False
+        old = self.state.spec.stages[self.running.index]
+        new = self.spec.stages[self.running.index]
+        was = old.trust or self.state.spec.trust, old.system_trust
+        return was != (new.trust or self.given.trust, new.system_trust)
+
+    @property
+    def gives_up_round(self) -> bool:
+        """Whether the round under way is given up: one committee explores by one pair of levels."""
+        if self.state.exploration.round is None:
+            return False
+        index = self.state.exploration.stage.index
+        if self.running is None:
+            return True
+        otherwise = _explores_otherwise(self.state.spec.stages[index], self.spec.stages[index])
+        return otherwise or self.new_trust
+
+    @cached_property
+    def ahead(self) -> tuple[int, ...]:
+        """Indices of the stages that are explored from now on."""
+        plan = replace(self.state.plan, order=self.order)
+        exploration = self.state.exploration
+        ended = tuple(each for each in exploration.ended if each.stage not in self.reopened)
+        after = replace(
+            self.state,
+            spec=self.spec,
+            plan=plan,
+            exploration=replace(exploration, ended=ended),
+        )
+        return after.ahead
+
+    @property
+    def trains_final_again(self) -> bool:
+        return bool(self.ahead) or changes_below(self.state.spec, self.given, "training")
+
+    @property
+    def verifies_again(self) -> bool:
+        keys = ("nve_ps", "nve_temperature", "max_drift")
+        changed = (f"verification.{key}" for key in keys)
+        return self.trains_final_again or changes_below(self.state.spec, self.given, *changed)
+
+    @property
+    def trains_from_scratch(self) -> bool:
+        return changes_below(self.state.spec, self.given, *ARCHITECTURE)
+
+    @property
+    def changes(self) -> list[str]:
+        return differences(plan_in_force(self.state), self.given)
+
+    def effects(self) -> Iterator[str]:
+        """What is done again and what is given up, for users."""
+        state, stages = self.state, self.state.spec.stages
+        if state.finished is not None:
+            yield f"the campaign, which ended {state.finished.verdict}, goes on"
+        for ended in state.exploration.ended:
+            name = f"stage `{stages[ended.stage].name}`"
+            if ended.stage in self.reopened:
+                why = self.reopened[ended.stage]
+                yield f"{name}, which ended {ended.verdict}, is judged again: {why}"
+            elif (
+                ended.verdict in ("stuck", "out-of-budget")
+                and stages[ended.stage].name in self.order
+            ):
+                yield (
+                    f"{name} stays {ended.verdict}, and no later stage is explored until its rules "
+                    "change or the plan drops it"
+                )
+        if self.leaves:
+            yield f"stage `{self._name}` is left as it is; its labels stay"
+        elif self.gives_up_round:
+            yield f"the round of stage `{self._name}` starts again; what it found is judged again"
+        if self.running is not None and self.running.passed and self.starts_anew:
+            yield f"passed rounds of stage `{self._name}` no longer count"
+        if state.final.model is not None and self.trains_final_again:
+            yield "the final model is trained again at the end"
+        if self.trains_from_scratch and state.committee.version:
+            yield "the next training starts from scratch"
+
+
+def _value(spec: Spec, key: str) -> float:
+    section, name = key.split(".")
+    return float(getattr(getattr(spec, section), name))
+
+
+def _audit_limits(before: Spec, after: Spec) -> tuple[str, ...]:
+    """Limits of the audit, where there is one."""
+    both = before.audit.per_round and after.audit.per_round
+    return (*AUDIT_HIGHER, *AUDIT_LOWER) if both else ()
+
+
+def _explores_otherwise(old: Stage, new: Stage) -> bool:
+    apart = {"trust", "system_trust", "repeat"}
+    return old.model_dump(exclude=apart) != new.model_dump(exclude=apart)
+
+
+def _is_looser(was: AnyTrust, now: AnyTrust) -> bool:
+    """Whether everything that was accurate still is, and nothing fails that did not."""
+    if was == now:
+        return True
+    if isinstance(was, TrustLevels) and isinstance(now, TrustLevels):
+        scales = (was.relative, was.relative_v) == (now.relative, now.relative_v)
+        pairs = ((was.low, now.low), (was.high, now.high))
+        return scales and all(b >= a for a, b in pairs) and _is_looser_virial(was, now)
+    if isinstance(was, TrustLevels) or isinstance(now, TrustLevels):
+        return False
+    return now.target >= was.target
+
+
+def _is_looser_virial(was: TrustLevels, now: TrustLevels) -> bool:
+    if now.low_v is None or now.high_v is None:
+        return True
+    if was.low_v is None or was.high_v is None:
+        return False
+    return now.low_v >= was.low_v and now.high_v >= was.high_v

@@ -1,0 +1,69 @@
+"""Decides on amendments of the plan: refuses them, or puts the next plan in force."""
+
+from __future__ import annotations
+
+from dpstream.services.coordinator.amendment import Amended, is_due, objection
+from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
+from dpstream.services.coordinator.rules.lost_work import move_open_labels
+from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
+from dpstream.shared import messages as m
+from dpstream.shared.values import Ref, campaign_uri
+
+OF_A_ROUND = (m.Explore, m.Audit, m.Measure)
+"""Tasks that are of no use without the round that they belong to; selections and judgements are."""
+
+
+def answer_amendment(decisions: Decisions) -> None:
+    """Refuses an amendment, or puts it in force if it need not wait. This also happens while the
+    campaign is paused or has ended."""
+    event = decisions.event
+    assert isinstance(event, m.CampaignAmended)
+    why = objection(decisions.before, event)
+    if why is not None:
+        decisions.fact(
+            m.AmendmentRefused, event.id, amendment=event.id, author=event.author, why=why
+        )
+    else:
+        change_plan(decisions)
+
+
+def change_plan(decisions: Decisions) -> None:
+    """Puts the plans in force that wait, as far as they are due."""
+    while decisions.state.plan.asked and is_due(decisions.state, decisions.state.plan.asked[0]):
+        _put_in_force(decisions, decisions.state.plan.asked[0])
+
+
+def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
+    state = decisions.state
+    amended = Amended.by(state, event)
+    _cancel_outdated(decisions, amended)
+    number, body = state.plan.number + 1, amended.spec.model_dump_json()
+    ref = Ref.to(campaign_uri(state.spec.name, "plans", f"{number}.json"), body.encode())
+    decisions.fact(m.ManifestFrozen, ref.uri, purpose="plan", manifest=ref, body=body)
+    decisions.fact(
+        m.PlanChanged,
+        number,
+        amendment=event.id,
+        number=number,
+        author=event.author,
+        plan=ref,
+        changes=tuple(amended.changes),
+        effects=tuple(amended.effects()),
+    )
+    if amended.new_trust and decisions.state.exploration.stage.trust is not None:
+        set_trust(decisions, opening_trust(decisions.state)[0], f"by plan {number}")
+    move_open_labels(decisions)
+
+
+def _cancel_outdated(decisions: Decisions, amended: Amended) -> None:
+    kinds: list[type[m.Command]] = []
+    if amended.gives_up_round:
+        kinds += OF_A_ROUND
+    if amended.leaves:
+        kinds.append(m.Judge)
+    if decisions.state.stages_over:  # nothing but the final model is under way
+        kinds += [m.Train] if amended.trains_final_again else []
+        kinds += [m.Verify] if amended.verifies_again else []
+    for kind in dict.fromkeys(kinds):
+        for task in tasks_of(decisions.state, kind, "open", "running"):
+            cancel(decisions, task, "the plan has changed")

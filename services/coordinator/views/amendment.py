@@ -1,0 +1,69 @@
+"""What an amendment would do, before it is sent; and the coordinator's answer to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dpstream.services.coordinator.amendment import (
+    Amended,
+    is_due,
+    newest_plan,
+    objection,
+    plan_in_force,
+)
+from dpstream.services.coordinator.state import State
+from dpstream.shared.messages import AmendmentRefused, CampaignAmended, Message
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import FrameRef
+
+
+@dataclass(frozen=True)
+class Preview:
+    """`refused`: why it would be refused. `changes`: what differs, `effects`: what is done again or
+    given up. `waits`: for the end of the running round."""
+
+    refused: str | None = None
+    changes: tuple[str, ...] = ()
+    effects: tuple[str, ...] = ()
+    waits: bool = False
+
+
+def preview(state: State, event: CampaignAmended) -> Preview:
+    """What an amendment does to a campaign in this state."""
+    why = objection(state, event)
+    if why is not None:
+        return Preview(refused=why)
+    amended = Amended.by(state, event)
+    changes, effects = tuple(amended.changes), tuple(amended.effects())
+    return Preview(None, changes, effects, not is_due(state, event))
+
+
+def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None:
+    """Why the coordinator has refused an amendment; None if it has not."""
+    for message in messages:
+        if isinstance(message, AmendmentRefused) and message.amendment == event.id:
+            return message.why
+    return None
+
+
+def current_plan(state: State) -> Spec:
+    """The plan in force, its stages in the order of the spec that it comes from."""
+    return plan_in_force(state)
+
+
+def plan_to_amend(state: State) -> tuple[int, Spec]:
+    """Number and content of the plan that the next amendment follows."""
+    return state.plan.newest, newest_plan(state)
+
+
+def known_inputs(state: State) -> tuple[dict[str, tuple[FrameRef, ...]], set[str]]:
+    """The starting structures of the systems, and the keys of the frames that were submitted to be
+    labelled; with those of amendments."""
+    submitted, asked = state.submitted, state.plan.asked
+    assert submitted is not None
+    systems, frames = dict(submitted.systems), list(submitted.frames)
+    for event in asked:
+        systems |= event.systems
+        frames += event.frames
+    return systems, {frame.key for frame in frames}
