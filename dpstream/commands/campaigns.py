@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from typing import Annotated
 import typer
 
 from dpstream.commands import deployment
+from dpstream.commands.amend import agree, amend
 from dpstream.commands.collect import collect
 from dpstream.commands.doctor import doctor
 from dpstream.commands.fleet import fleet
@@ -148,11 +150,20 @@ def run(
     code: Code = None,
     cross_check: CrossCheck = True,
     force: Force = False,
+    amend: Annotated[
+        bool,
+        typer.Option(
+            "--amend",
+            help="If SPEC differs from the plan of the campaign, change the plan after a question.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --amend: do not ask.")] = False,
 ) -> None:
     """Run a campaign on this machine, or resume it.
 
     Models, dataset and report are written to DIR/NAME.
     After Ctrl-C or a crash, run the same command to continue; only work in progress is lost.
+    From a second terminal, status, watch, pause, resume, cancel, retry and amend reach the run.
 
     With --broker and --store, submits the campaign to that deployment, adds workers on this
     machine and waits for the end. The deployment needs a coordinator; --workers coordinator=1
@@ -167,13 +178,16 @@ def run(
         raise SpecError(
             f"--store: {root}: requires --broker; to run on this machine, give a folder"
         )
+    if broker is not None and amend:
+        raise SpecError("--amend: in a deployment, type: dpstream amend NAME SPEC")
     given = read_machine_file(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, name, broker is None, code, given)
     checks = FirstChecks(cross_check, force)
     with within(root):
         if broker is None:
+            agreed = partial(agree, yes=yes) if amend else None
             raise typer.Exit(
-                run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console)
+                run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console, agreed)
             )
         raise typer.Exit(run_mixed(loaded, gathered, recipe, checks, root, broker, crew, console))
 
@@ -521,6 +535,7 @@ app.command()(deployment.pause)
 app.command()(deployment.resume)
 app.command()(deployment.cancel)
 app.command()(deployment.retry)
+app.command("amend")(amend)
 app.command()(deployment.access)
 app.command()(propose)
 app.command()(up)

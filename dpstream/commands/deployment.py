@@ -1,5 +1,6 @@
 """The commands for a deployment. They read from its store, where the ledger is authoritative. Their
-requests go over the bus, and wait there while no coordinator runs."""
+requests go over the bus, and wait there while no coordinator runs. For a store in a folder, without
+a broker, they go to the `dpstream run` that is at work there."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from dpstream.running.connection import (
     word,
 )
 from dpstream.running.cross_check import FirstChecks, show_warnings
+from dpstream.running.requests import way_to
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.services.coordinator.fleet.pools import read_fleet
@@ -72,6 +74,10 @@ from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.tables import listing_table
 
+GOES_ON = (
+    "; it goes on with a changed plan: dpstream run SPEC --amend (in a deployment: dpstream amend "
+    "NAME SPEC)"
+)
 LEAVES = "Ctrl-C stops watching; the campaign continues"
 
 Wait = Annotated[
@@ -191,7 +197,7 @@ def logs(
 
 def pause(
     campaign: Name,
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)] = "on request",
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     wait: Wait = HEARD,
@@ -261,13 +267,14 @@ def _checked(campaign: str, root: str) -> str:
         store, name = named(campaign, root)
         last = verdict(store, name)
     if last is not None:
-        raise SpecError(f"{name}: the campaign has already ended ({verdict_line(last)})")
+        instead = "" if last.verdict == "cancelled" else GOES_ON
+        raise SpecError(f"{name}: the campaign has already ended ({verdict_line(last)}){instead}")
     return name
 
 
 def _tell(message: Message, root: str, broker: str | None, wait: float) -> None:
-    with within(root), closing(open_bus(broker)) as bus:
-        say_it(bus, message)
+    with within(root), way_to(root, broker, message.campaign) as send:
+        send(message)
         _answer(there(root), message, wait)
 
 

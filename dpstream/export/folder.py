@@ -101,17 +101,20 @@ def _written(results: CampaignResults, folder: Path, full: bool, licence: str) -
 def prepare(folder: Path, results: CampaignResults) -> None:
     """An empty folder, or one that this campaign was exported to before."""
     identity = {"campaign": results.campaign, "spec": Ref.to("spec", results.spec_bytes).sha256}
+    plan = results.view.overview.plan
+    number = {} if plan is None else {"plan": plan.number}
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder}: is a file; {ELSEWHERE}")
     if (room := _kept_room(results.store, folder)) is not None:
         raise SpecError(f"{folder}: is within {room}, a folder of the store; {ELSEWHERE}")
-    if folder.exists() and any(folder.iterdir()) and _marker(folder) != identity:
+    known = {key: _marker(folder).get(key) for key in identity}
+    if folder.exists() and any(folder.iterdir()) and known != identity:
         raise SpecError(
             f"{folder}: contains files that are not from an export of {results.campaign}; "
             f"{ELSEWHERE}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps(identity) + "\n")
+    (folder / MARKER).write_text(json.dumps(identity | number) + "\n")
     for part in PARTS:
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / README).unlink(missing_ok=True)
@@ -126,11 +129,17 @@ def _kept_room(store: Store, folder: Path) -> Path | None:
     return next((room for room in rooms if folder.resolve().is_relative_to(room)), None)
 
 
-def _marker(folder: Path) -> object:
+def is_exported(folder: Path, plan: int) -> bool:
+    """Whether a complete export of a campaign under this plan is there."""
+    return (folder / README).exists() and _marker(folder).get("plan", 1) == plan
+
+
+def _marker(folder: Path) -> dict[str, object]:
     try:
-        return json.loads((folder / MARKER).read_text())
+        document = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
-        return None
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _models(results: CampaignResults, folder: Path) -> Iterator[str]:

@@ -111,7 +111,7 @@ def gather(
     check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
-    initial = [*_perturbed(spec, systems), *picked(spec, systems), *dimers]
+    initial = [*perturbed_copies(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*(r.line for r in reports if r.is_warning), *repeated(labelled), *left_out]
     warnings += [*structures.remarks, *misnumbered(spec, structures)]
     warnings += warnings_of(spec, systems, labelled)
@@ -260,7 +260,7 @@ def _check_frame(frame: Frame, spec: Spec, where: str) -> None:
 # ------------------------------------------------------------------------------ initial frames
 
 
-def _perturbed(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
+def perturbed_copies(spec: Spec, systems: Mapping[str, list[Frame]]) -> list[Frame]:
     """Perturbed copies, distributed evenly over each system's structures."""
     perturb = spec.initial.perturb
     if perturb is None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -109,7 +110,7 @@ class Page:
     @property
     def committees(self) -> int:
         """Complete ones."""
-        return self.view.committees.complete(self.spec.training.members)
+        return self.view.committees.complete
 
     @property
     def held_out(self) -> Rmse | None:
@@ -159,7 +160,27 @@ class Page:
         ]
 
     @property
+    def plans(self) -> list[Mapping[str, Any]]:
+        """The plans one after another; empty if the first was never amended."""
+        plans, submitted = self.view.plans, self.view.history.submitted
+        if not plans.changed and not plans.refused:
+            return []
+        began = 0.0 if submitted is None else submitted.time
+        rows = [_plan_row(1, began, "", ("as it was submitted",))]
+        rows += [
+            _plan_row(each.number, each.time, each.author, each.changes, each.effects)
+            for each in plans.changed
+        ]
+        rows += [
+            _plan_row(0, each.time, each.author, (f"refused: {each.why}",))
+            for each in plans.refused
+        ]
+        return sorted(rows, key=lambda row: row["time"])
+
+    @property
     def stages(self) -> Iterator[Mapping[str, Any]]:
+        ends = {ended.stage: ended for ended in self.view.state.exploration.ended}
+        planned = self.view.state.planned
         for index, stage in enumerate(self.spec.stages):
             rounds, lives = self.view.rounds, self.view.history.lives.values()
             judged = [r for r in rounds.judged if r.stage == index]
@@ -170,8 +191,10 @@ class Page:
                 "stage": stage,
                 "rounds": judged,
                 "labels": len(mine),
-                "ended": rounds.ended.get(index),
-                "begun": begun,
+                "ended": ends.get(index),
+                "standing": "dropped"
+                if index not in planned
+                else ("under way" if begun else "not begun"),
             }
 
     # --------------------------------------------------------------------------- charts
@@ -354,6 +377,21 @@ class Page:
     @property
     def rules_broken(self) -> list[tuple[str, int]]:
         return Counter(row["rule"] for row in self.rejections).most_common()
+
+
+def _plan_row(
+    number: int, time: float, author: str, changes: Sequence[str], effects: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """`number` 0: no plan came of it."""
+    at = datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return {
+        "number": number,
+        "time": time,
+        "at": at,
+        "author": author,
+        "changes": changes,
+        "effects": effects,
+    }
 
 
 def _spread(

@@ -18,6 +18,8 @@ from typing import Any
 import dpstream.services.explorer.handlers as explorer
 import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
+from dpstream.running.connection import say_it
+from dpstream.running.requests import RequestFolder
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.explorer.resources import ExplorerResources
@@ -26,7 +28,7 @@ from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
-from dpstream.shared.messages import CampaignResumed, CampaignSubmitted
+from dpstream.shared.messages import CampaignAmended, CampaignResumed, CampaignSubmitted
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.process import WorkerPlan
 from dpstream.shared.runtime.scratch import private_folder
@@ -37,6 +39,8 @@ from dpstream.shared.values import stable_id
 
 HEARTBEAT = 2.0
 """Seconds between heartbeats of a worker."""
+LOOK = 0.2
+"""Seconds between two looks for requests of other terminals."""
 
 
 @dataclass
@@ -67,23 +71,44 @@ class LocalCluster:
         self.threads: list[threading.Thread] = []
         self.crew: list[Worker[Any]] = []
 
-    def start(self, submitted: CampaignSubmitted) -> OpenCampaign:
-        """Take over the campaign and start all services."""
+    def start(
+        self, submitted: CampaignSubmitted, amended: CampaignAmended | None = None
+    ) -> OpenCampaign:
+        """Take over the campaign, change its plan, and start all services."""
         open_campaign = self.coordinator.open(submitted.campaign, workers_are_gone=True)
+        if amended is not None:
+            open_campaign.own_events.append(amended)
         if open_campaign.state.paused is not None:
             open_campaign.own_events.append(_resume(submitted.campaign))
+        self.coordinator.check_clock()  # workers start for the plan in force
+        self.requests = RequestFolder.of(self.root, submitted.campaign)
+        self.requests.clear()
         for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
                 self._start_worker(service, number, open_campaign.state.spec)
         self._run("coordinator", self.coordinator.run, self.stopping)
+        self._run("requests", self._take_requests, self.requests)
         return open_campaign
 
+    def awaits_resume(self, open_campaign: OpenCampaign) -> bool:
+        """Whether the campaign is paused because a person has asked this run for it."""
+        why = open_campaign.state.paused
+        return why is not None and why == self.requests.pause
+
+    def _take_requests(self, requests: RequestFolder) -> None:
+        """Hands requests from other terminals to the coordinator."""
+        while not self.stopping.wait(LOOK):
+            for message in requests.take():
+                say_it(self.bus, message)
+
     @contextmanager
-    def at_work(self, submitted: CampaignSubmitted) -> Iterator[OpenCampaign]:
+    def at_work(
+        self, submitted: CampaignSubmitted, amended: CampaignAmended | None = None
+    ) -> Iterator[OpenCampaign]:
         """Started, and stopped in good order; at once on KeyboardInterrupt."""
         try:
             try:
-                yield self.start(submitted)
+                yield self.start(submitted, amended)
             except Exception:
                 self.stop()
                 raise
@@ -94,7 +119,8 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Let all workers return their tasks, wait until the ledger has them, and clean up."""
-        workers = [thread for thread in self.threads if thread.name != "coordinator"]
+        others = ("coordinator", "requests")
+        workers = [thread for thread in self.threads if thread.name not in others]
         for worker in self.crew:
             worker.stopping.set()
         for thread in workers:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpstream.inputs.frames_as_given import runs
 from dpstream.inputs.gather import Gathered
+from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.ledger.submission import _submitted, stored_spec
+from dpstream.services.coordinator.views.amendment import known_inputs, plan_to_amend
 from dpstream.shared.atoms.dataset import labelled_batch
 from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
+from dpstream.shared.spec.amendment import differences
 from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
-BATCH = "training.batch_atoms"
 Packs = tuple[Ref, ...]
 MOST_CHANGES = 5
 """Number of changed keys that an error lists."""
@@ -42,8 +44,19 @@ def submit(
     if store.create(key, event.model_dump_json().encode()):
         return event
     earlier = _submitted(key, store.get(key))
-    _check_same(earlier, event, store)
+    _check_same(_as_amended(store, earlier, event), event, store)
     return earlier
+
+
+def _as_amended(
+    store: Store, earlier: CampaignSubmitted, event: CampaignSubmitted
+) -> CampaignSubmitted:
+    """What was submitted, with the systems that amendments have added since."""
+    state = load_state(store, earlier.campaign)
+    if plan_to_amend(state)[0] == 1:
+        return earlier
+    systems, _ = known_inputs(state)
+    return earlier.model_copy(update={"systems": systems, "frames": event.frames})
 
 
 def announced(event: CampaignSubmitted) -> CampaignSubmitted:
@@ -54,7 +67,7 @@ def announced(event: CampaignSubmitted) -> CampaignSubmitted:
 def _event(
     spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
 ) -> CampaignSubmitted:
-    inputs = _Inputs(name, store)
+    inputs = Inputs(name, store.create)
     inputs.attachments(gathered.attachments)
     return CampaignSubmitted(
         id=stable_id("campaign", name),
@@ -64,12 +77,7 @@ def _event(
         packs=inputs.packs(gathered.labelled),
         pack_frames=len(gathered.labelled),
         frames=inputs.frames(gathered.initial),
-        systems={
-            system: inputs.starts(frames, gathered.lengths[system])
-            if system in gathered.lengths
-            else inputs.frames(frames)
-            for system, frames in gathered.systems.items()
-        },
+        systems={system: inputs.of_system(gathered, system) for system in gathered.systems},
         test=inputs.dataset(gathered.test) if gathered.test else None,
         imported=gathered.imported,
         atoms={
@@ -89,11 +97,22 @@ def _freeze_spec(spec: Spec, store: Store) -> Ref:
     key = campaign_uri(spec.name, "spec.json")
     body = _canonical_json(spec.model_dump(mode="json"))
     if not store.create(key, body):
+        number, plan = _newest_plan(store, spec.name)
         earlier = store.get(key)
-        if earlier != body:
-            _check_unchanged(spec, stored_spec(store, spec.name))
-            body = earlier  # an older version of dpstream wrote fewer keys
+        if earlier != body or number > 1:
+            _check_unchanged(spec, plan)
+            body = earlier  # an older version of dpstream wrote fewer keys, or it was amended
     return Ref.to(key, body)
+
+
+def _newest_plan(store: Store, campaign: str) -> tuple[int, Spec]:
+    """Number and content of the plan that the campaign follows, or is about to. Raises
+    CorruptLedger if it cannot be read."""
+    submitted = stored_spec(store, campaign)
+    if not store.exists(campaign_uri(campaign, "submitted.json")):
+        return 1, submitted
+    number, plan = plan_to_amend(load_state(store, campaign))
+    return number, submitted if number == 1 else plan
 
 
 def _canonical_json(document: Any) -> bytes:
@@ -102,52 +121,39 @@ def _canonical_json(document: Any) -> bytes:
 
 def _check_unchanged(spec: Spec, earlier: Spec) -> None:
     """Raises `SpecError` naming the keys that differ from the stored spec; defaults count."""
-    before = _flat(earlier.model_dump(mode="json"))
-    after = _flat(spec.model_dump(mode="json"))
-    if spec.training.batch_atoms == "auto":  # also the number that was the default up to 0.1
-        after[BATCH] = before[BATCH]
-    changes = [
-        f"{key} ({_shown(before, key)} → {_shown(after, key)})"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
-    ]
+    changes = differences(earlier, as_before(spec, earlier))
     if changes:
         more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         raise SpecError(
             f"campaign {spec.name} already exists with a different spec: changed: "
-            f"{', '.join(changes[:MOST_CHANGES])}{more}; choose another name"
+            f"{'; '.join(changes[:MOST_CHANGES])}{more}; change its plan with dpstream run SPEC "
+            "--amend (in a deployment: dpstream amend NAME SPEC), or choose another name"
         )
 
 
-_ABSENT = object()
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings and lists, by dotted key. Lists of plain values are leaves."""
-    if isinstance(value, dict) and value:
-        items: Iterator[tuple[Any, Any]] = iter(value.items())
-    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
-        items = iter(enumerate(value))
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in items:
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not set"
+def as_before(spec: Spec, earlier: Spec) -> Spec:
+    """The spec, with the number that was the default of `batch_atoms` up to 0.1 in place of
+    today's default."""
+    if spec.training.batch_atoms != "auto":
+        return spec
+    training = spec.training.model_copy(update={"batch_atoms": earlier.training.batch_atoms})
+    return spec.model_copy(update={"training": training})
 
 
 # ------------------------------------------------------------------------------ the inputs
 
 
-class _Inputs:
-    """Writes objects to `campaigns/<name>/inputs/`, named by a hash of their content."""
+class Inputs:
+    """Hands objects under `campaigns/<name>/inputs/`, named by a hash of their content, to
+    `create`."""
 
-    def __init__(self, campaign: str, store: Store) -> None:
-        self._campaign, self._store = campaign, store
+    def __init__(self, campaign: str, create: Callable[[str, bytes], object]) -> None:
+        self._campaign, self._create = campaign, create
+
+    def of_system(self, gathered: Gathered, system: str) -> tuple[FrameRef, ...]:
+        """References to the structures that trajectories of a system start from."""
+        frames, lengths = gathered.systems[system], gathered.lengths
+        return self.starts(frames, lengths[system]) if system in lengths else self.frames(frames)
 
     def frames(self, frames: Sequence[Frame]) -> tuple[FrameRef, ...]:
         """References to frames, in their order; one batch per composition."""
@@ -179,12 +185,12 @@ class _Inputs:
     def attachments(self, attachments: Mapping[str, bytes]) -> None:
         """Store the files that the labeling recipe refers to by digest."""
         for digest, data in attachments.items():
-            self._store.create(campaign_uri(self._campaign, "inputs", digest), data)
+            self._create(campaign_uri(self._campaign, "inputs", digest), data)
 
     def put(self, data: bytes, suffix: str) -> Ref:
         digest = hashlib.sha256(data).hexdigest()[:16]
         key = campaign_uri(self._campaign, "inputs", f"{digest}.{suffix}")
-        self._store.create(key, data)
+        self._create(key, data)
         return Ref.to(key, data)
 
 

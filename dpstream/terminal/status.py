@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from statistics import fmean
 
 from rich.console import Group, RenderableType
@@ -28,6 +29,7 @@ def figures(status: Status) -> dict[str, str]:
     explored = {} if now.stage is None else {"frames explored": _shares(now)}
     return {
         **explored,
+        **_plan(now),
         "labels": _labels(now),
         "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
         **_trained_on(status),
@@ -103,6 +105,16 @@ def _shares(now: CampaignOverview) -> str:
     shares = counts.model_dump().items()
     words = ", ".join(f"{part / counts.total:.1%} {name}" for name, part in shares)
     return f"{words} of {counts.total}"
+
+
+def _plan(now: CampaignOverview) -> dict[str, str]:
+    """The amended plan in force; nothing if the plan was never amended."""
+    waiting = f"; {now.plans_waiting} more when the round has ended" if now.plans_waiting else ""
+    if now.plan is None:
+        return {"plan": f"1{waiting}"} if waiting else {}
+    at = datetime.fromtimestamp(now.plan.time).strftime("%Y-%m-%d %H:%M")
+    by = f" by {now.plan.author}" if now.plan.author else ""
+    return {"plan": f"{now.plan.number}, {at}{by}: {'; '.join(now.plan.changes)}{waiting}"}
 
 
 def _labels(now: CampaignOverview) -> str:

@@ -7,7 +7,7 @@ difference is always something that a user wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from dpstream.shared.spec.campaign import Spec
@@ -60,7 +60,9 @@ def differences(before: Spec, after: Spec) -> list[str]:
     """What an amendment changes, a line per change; empty if the two are the same plan."""
     lines = [*_stages(before, after)]
     lines += [f"system `{name}` added" for name in after.systems if name not in before.systems]
-    old, new = _flat_settings(before), _flat_settings(after)
+    lines += [f"system `{name}` removed" for name in before.systems if name not in after.systems]
+    common = before.systems.keys() & after.systems.keys()
+    old, new = _flat_settings(before, common), _flat_settings(after, common)
     return lines + [f"{key} {_change(old, new, key)}" for key in changed_keys(old, new)]
 
 
@@ -125,9 +127,10 @@ def _why_fixed(key: str, before: Spec) -> str | None:
     return None
 
 
-def _flat_settings(spec: Spec) -> Flat:
-    """The leaves beside the stages and the systems."""
-    document = spec.model_dump(mode="json", exclude={"stages", "systems", "material"})
+def _flat_settings(spec: Spec, systems: Set[str]) -> Flat:
+    """The leaves beside the stages; of the systems, those of these names."""
+    document = spec.model_dump(mode="json", exclude={"stages", "material"})
+    document["systems"] = {name: document["systems"][name] for name in systems}
     return _flat(document)
 
 

@@ -434,8 +434,9 @@ def test_help_is_short_and_long(call: Call) -> None:
 
 def test_another_spec_under_the_same_name(begun: Path, refused: Callable[..., str]) -> None:
     assert refused("run", changed("seed", 7)) == (
-        "campaign small already exists with a different spec: changed: seed (1 → 7); "
-        "choose another name"
+        "campaign small already exists with a different spec: changed: seed 1 → 7; change its plan "
+        "with dpstream run SPEC --amend (in a deployment: dpstream amend NAME SPEC), or choose "
+        "another name"
     )
 
 

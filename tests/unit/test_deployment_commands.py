@@ -113,7 +113,6 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
             ("list",),
             "--store: runs: no such folder; give the store of the campaign, or set DPSTREAM_STORE",
         ),
-        (("pause", "told"), "Missing option '--why'; see dpstream pause --help"),
         (
             ("list", "--store", "s3://UPPER"),
             "--store: 's3://UPPER': bucket 'UPPER': must be 3 to 63",
@@ -128,12 +127,15 @@ def test_bad_input_is_one_line(call: Call, words: tuple[str, ...], line: str) ->
 
 
 @pytest.mark.parametrize("words", [("pause", "--why", "x"), ("resume",), ("cancel",)])
-def test_who_says_something_needs_a_broker(call: Call, words: tuple[str, ...]) -> None:
+def test_who_says_something_needs_a_broker_or_a_run(call: Call, words: tuple[str, ...]) -> None:
     sample_ledger.write_half(Path("runs"))
     command, *options = words
     status, said = call(command, sample_ledger.NAME, *options)
     assert (status, said.count("\n")) == (2, 1)
-    assert said.startswith("dpstream: --broker: missing; give amqp://")
+    assert said == (
+        f"dpstream: {sample_ledger.NAME}: no dpstream run is at work on it in runs; type: dpstream "
+        "run SPEC --store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n"
+    )
 
 
 def test_what_has_ended_is_told_no_more(call: Call) -> None:
@@ -144,7 +146,8 @@ def test_what_has_ended_is_told_no_more(call: Call) -> None:
     store.put(f"campaigns/{sample_ledger.NAME}/finished.json", last.model_dump_json().encode())
     assert call("resume", sample_ledger.NAME) == (
         2,
-        "dpstream: told: the campaign has already ended (converged: good)\n",
+        "dpstream: told: the campaign has already ended (converged: good); it goes on with a "
+        "changed plan: dpstream run SPEC --amend (in a deployment: dpstream amend NAME SPEC)\n",
     )
 
 

@@ -130,13 +130,13 @@ def test_a_submission_cut_short_is_completed(
 
 
 CHANGES: list[tuple[Mapping[str, Any], str]] = [
-    ({"seed": 2}, "seed (1 → 2)"),
+    ({"seed": 2}, "seed 1 → 2"),
     (
         {"md": {"timestep": 0.002}},
-        "md.timestep (0.001 → 0.002), stages.0.md.timestep (0.001 → 0.002)",
+        "changed: md.timestep 0.001 → 0.002; change its plan",
     ),
-    ({"trust": {"low": 0.2, "high": 0.3}}, "trust.low (0.1 → 0.2)"),
-    ({"type_map": ["H", "C"]}, 'type_map (["C", "H"] → ["H", "C"])'),
+    ({"trust": {"low": 0.2, "high": 0.3}}, "trust.low 0.1 → 0.2"),
+    ({"type_map": ["H", "C"]}, 'type_map ["C", "H"] → ["H", "C"]'),
     ({"training": {"input": {"loss": {"start_pref_f": 1}}}}, "training.input.loss.start_pref_f"),
 ]
 
@@ -151,7 +151,7 @@ def test_another_spec_of_the_same_name_is_refused(
     text = str(caught.value)
     assert text.startswith(f"campaign {NAME} already exists with a different spec: changed: ")
     assert named in text
-    assert text.endswith("; choose another name")
+    assert text.endswith("dpstream amend NAME SPEC), or choose another name")
 
 
 def test_auto_is_the_number_that_an_earlier_release_stored(
@@ -159,7 +159,7 @@ def test_auto_is_the_number_that_an_earlier_release_stored(
 ) -> None:
     first = submit(spec(training={"batch_atoms": 32}), gathered, recipe, store, 100.0)
     assert submit(spec(), gathered, recipe, store, 200.0) == first
-    with pytest.raises(SpecError, match=r"training\.batch_atoms \(32 → 64\)"):
+    with pytest.raises(SpecError, match=r"training.batch_atoms 32 → 64"):
         submit(spec(training={"batch_atoms": 64}), gathered, recipe, store, 200.0)
 
 

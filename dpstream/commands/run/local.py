@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
-from dpstream.export.folder import export
+from dpstream.export.folder import export, is_exported
 from dpstream.inputs.gather import Gathered
+from dpstream.running.amend import Draft, draft
 from dpstream.running.cross_check import FirstChecks
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
+from dpstream.services.coordinator.ledger.submission import submission
 from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
-from dpstream.shared.messages import CampaignSubmitted
-from dpstream.shared.runtime.device import Device, device_of_environment
+from dpstream.shared.messages import CampaignAmended, CampaignSubmitted
+from dpstream.shared.runtime.device import device_of_environment
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Recipe, campaign_uri
@@ -41,13 +43,15 @@ def run_campaign(
     root: Path,
     workers: Mapping[str, int],
     console: Console,
+    agree: Callable[[Draft], None] | None = None,
 ) -> int:
     """Run to the end, or to Ctrl-C. Exit status: 0 converged, 1 not converged or paused, 130
     interrupted (everything finished is kept; run again to go on).
 
-    The result of a campaign that has ended before is printed at once. Raises `SpecError` before
-    anything starts where `root` cannot be written, another run is at work there, the name is taken
-    by a campaign with another spec, imported labels do not fit the recipe, or DPSTREAM_DEVICE
+    `agree`: asks a person whether the plan may become that of `spec` where it differs; None: it may
+    not. The result of a campaign that has ended before is printed at once. Raises `SpecError`
+    before anything starts where `root` cannot be written, another run is at work there, the name is
+    taken by a campaign with another spec, imported labels do not fit the recipe, or DPSTREAM_DEVICE
     demands a GPU that is not there.
     """
     device = device_of_environment()
@@ -58,13 +62,22 @@ def run_campaign(
             checks.run(
                 spec, gathered, recipe, lambda found: show_plan(console, spec, found, recipe)
             )
-        submitted = submit(spec, gathered, recipe, store, time.time())
+        amended = draft(store, spec, gathered, time.time()) if known and agree else None
+        if amended is None:
+            submitted = submit(spec, gathered, recipe, store, time.time())
+        else:
+            submitted = submission(store, spec.name)
         status = CampaignView.read(store, spec.name).status
-        if status.overview.verdict is None:
+        if status.overview.verdict is None or amended is not None:
             if known:
                 show_plan(console, spec, gathered, recipe)
                 say(console, _taken_up(status.overview))
-            status = _grow(submitted, status.committees, root, workers, device, console)
+            if amended is not None and agree is not None:
+                agree(amended)
+                amended.store_inputs(store)
+            cluster = LocalCluster(root, workers, device)
+            first = None if amended is None else amended.event
+            status = _grow(submitted, status.committees, cluster, first, console)
         return _verdict(status.overview, store, root / spec.name, console)
 
 
@@ -77,26 +90,30 @@ def _taken_up(now: CampaignOverview) -> str:
 def _grow(
     submitted: CampaignSubmitted,
     committees: Committees,
-    root: Path,
-    workers: Mapping[str, int],
-    device: Device,
+    cluster: LocalCluster,
+    amended: CampaignAmended | None,
     console: Console,
 ) -> Status:
-    """The status when the campaign was over, or when a person stopped it. Raises the error that
-    ended a service; KeyboardInterrupt at the second request to stop."""
+    """The status when the campaign was over, or when a person stopped it; `amended`: changes its
+    plan first. Raises the error that ended a service; KeyboardInterrupt at the second request to
+    stop."""
 
     def status() -> Status:
         return Status.of(open_campaign.state, committees, open_campaign.progress)
 
-    folder = root / campaign_uri(submitted.campaign)
-    with LogFile(folder / "run.log") as journal, signals(console) as asked:
-        cluster = LocalCluster(root, workers, device)
-        with cluster.at_work(submitted) as open_campaign:
-            LiveView(status, console, STOPS, lambda: journal.worst).watch(
-                lambda: not (is_over(open_campaign.state) or cluster.errors or asked.wait(LOOK))
-            )
-            if asked.is_set():
-                say(console, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
+    def is_done() -> bool:
+        over = is_over(open_campaign.state) and not cluster.awaits_resume(open_campaign)
+        return bool(over or cluster.errors or asked.wait(LOOK))
+
+    folder = cluster.root / campaign_uri(submitted.campaign)
+    with (
+        LogFile(folder / "run.log") as journal,
+        signals(console) as asked,
+        cluster.at_work(submitted, amended) as open_campaign,
+    ):
+        LiveView(status, console, STOPS, lambda: journal.worst).watch(lambda: not is_done())
+        if asked.is_set():
+            say(console, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return status()
@@ -112,7 +129,7 @@ def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: C
         say(console, "all finished results are kept; run the same command to continue")
         return INTERRUPTED if now.paused is None else 1
     console.print(figures_table(CampaignView.read(store, now.name).status))
-    if (folder / "README.txt").exists():  # an export's last file
+    if is_exported(folder, now.plan.number if now.plan else 1):
         say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
         for line in export(store, now.name, folder):

@@ -6,6 +6,7 @@ live view builds this once and then adds what is new in each state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -36,7 +37,7 @@ class Version:
 @dataclass
 class Committees(Projection):
     """`versions`: by number, from the first training command on; `judged`: verdicts on trainings;
-    `commands`: the training of each model, by task."""
+    `commands`: the training of each model, by task; `final`: of the newest plan that has one."""
 
     versions: dict[int, Version] = field(default_factory=dict)
     final: m.MemberTrained | None = None
@@ -62,7 +63,8 @@ class Committees(Projection):
     def _trained(self, member: m.MemberTrained, final: bool) -> None:
         """The first result of a training counts."""
         if final:
-            self.final = self.final or member
+            again = self.final is not None and self.final.task == member.task
+            self.final = self.final if again else member
         else:
             self._version(member.version).members.setdefault(member.member, member)
 
@@ -80,9 +82,12 @@ class Committees(Projection):
         named["final model"] = [] if self.final is None else [self.final]
         return {name: members for name, members in named.items() if members}
 
-    def complete(self, size: int) -> int:
-        """Number of versions with all of their `size` members."""
-        return sum(len(version.members) == size for version in self.versions.values())
+    @property
+    def complete(self) -> int:
+        """Number of versions with all of their members."""
+        due = Counter(command.version for command in self.commands.values() if not command.final)
+        versions = self.versions.values()
+        return sum(len(version.members) == due[version.number] for version in versions)
 
     @property
     def limited_by(self) -> tuple[str, str]:

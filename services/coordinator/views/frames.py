@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dpstream.services.coordinator.state import NEVER_LEARNED, Purpose
+from dpstream.services.coordinator.views.plans import Plans
 from dpstream.services.coordinator.views.projection import Changes, Projection
 from dpstream.shared.messages import (
+    CampaignAmended,
     CampaignSubmitted,
     CandidatesSelected,
     Explore,
@@ -20,6 +22,7 @@ from dpstream.shared.messages import (
     Label,
     LabelsDone,
     ManifestFrozen,
+    PlanChanged,
     StructuresJudged,
     TaskAbandoned,
     TaskClaimed,
@@ -56,6 +59,8 @@ class FrameHistory:
     answered: LabelsDone | TaskAbandoned | None = None
     trained: Trained | None = None
     judged_accurate: list[FramesJudged] = field(default_factory=list)
+    plan: int = 1
+    """Number of the plan under which its label was requested."""
 
     @property
     def is_for_training(self) -> bool:
@@ -90,6 +95,7 @@ class History(Projection):
     datasets: list[ManifestFrozen] = field(default_factory=list)
     test: Ref | None = None
     screened: dict[str, list[tuple[StructuresJudged, FrameVerdict]]] = field(default_factory=dict)
+    plans: Plans = field(default_factory=Plans)
     _by_label: dict[str, FrameHistory] = field(default_factory=dict)
 
     def _submitted(self, event: CampaignSubmitted) -> None:
@@ -106,8 +112,15 @@ class History(Projection):
         for purpose, picks in picked.items():
             for chosen in picks:
                 ref = chosen.frame_ref(event.batches)
-                life = FrameHistory(ref, purpose, event.time, chosen, event)
+                life = FrameHistory(ref, purpose, event.time, chosen, event, plan=self.plans.number)
                 self.lives.setdefault(chosen.key, life)
+
+    def _planned(self, decision: PlanChanged) -> None:
+        self.plans.add(decision)
+        amendment = self.plans.asked.get(decision.amendment)
+        for ref in () if amendment is None else amendment.frames:
+            life = FrameHistory(ref, "initial", decision.time, plan=decision.number)
+            self.lives.setdefault(ref.key, life)
 
     def _judged(self, event: FramesJudged) -> None:
         for key in event.accurate:
@@ -169,6 +182,8 @@ class History(Projection):
 
     CHANGES: ClassVar[Changes] = {
         CampaignSubmitted: _submitted,
+        CampaignAmended: lambda history, event: history.plans.add(event),
+        PlanChanged: _planned,
         CandidatesSelected: _selected,
         Explore: lambda history, command: history.explored.setdefault(command.trajectory, command),
         TaskClaimed: lambda history, claim: history.claims.setdefault(

@@ -170,6 +170,13 @@ def has_taken_in(state: State, message: Message) -> bool:
     return state.submitted is not None and state.submitted.id == message.id
 
 
+def headline_of(now: CampaignOverview, plan: int) -> str:
+    """That a plan is in force, or waits, and where the campaign stands."""
+    number = now.plan.number if now.plan is not None else 1
+    how = "in force" if number >= plan else "accepted; in force when the running round has ended"
+    return f"{now.name}: plan {plan} is {how}; {now.headline}"
+
+
 def standing(state: State) -> Literal["running", "paused", "finished"]:
     if state.finished is not None:
         return "finished"

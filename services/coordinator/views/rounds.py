@@ -1,4 +1,4 @@
-"""What exploration has found: verdicts on rounds and stages, deviations, trust levels, audits.
+"""What exploration has found: verdicts on rounds, deviations, trust levels, audits.
 
 Built from the ledger. The numbers of the running round are in the overview.
 """
@@ -23,12 +23,11 @@ Place = tuple[int, int]
 
 @dataclass
 class Rounds(Projection):
-    """`judged`: verdicts on rounds; `ended`: verdicts on stages, by stage; `histograms`: frames by
-    deviation in `BINS`, `(48,)`, by stage and version; `stopped`: reasons why trajectories stopped
-    early; `refused`: reasons why candidates were not chosen."""
+    """`judged`: verdicts on rounds; `histograms`: frames by deviation in `BINS`, `(48,)`, by stage
+    and version; `stopped`: reasons why trajectories stopped early; `refused`: reasons why
+    candidates were not chosen."""
 
     judged: list[m.RoundJudged] = field(default_factory=list)
-    ended: dict[int, m.StageEnded] = field(default_factory=dict)
     trusts: list[m.TrustChanged] = field(default_factory=list)
     audits: list[m.AuditDone] = field(default_factory=list)
     histograms: dict[Place, Ints] = field(default_factory=dict)
@@ -67,14 +66,10 @@ class Rounds(Projection):
         if event.stopped:
             self.stopped[event.stopped] += 1
 
-    def _stage(self, decision: m.StageEnded) -> None:
-        self.ended[decision.stage] = decision
-
     CHANGES: ClassVar[Changes] = {
         m.ChunkExplored: _chunk,
         m.AuditDone: lambda rounds, event: rounds.audits.append(event),
         m.RoundJudged: lambda rounds, decision: rounds.judged.append(decision),
-        m.StageEnded: _stage,
         m.TrustChanged: lambda rounds, decision: rounds.trusts.append(decision),
         m.CandidatesSelected: lambda rounds, event: rounds.refused.update(event.refused),
     }

@@ -87,7 +87,11 @@ def _origin(history: History, life: FrameHistory) -> Iterator[str]:
     yield from _screened(history, life.ref.key)
     if life.chosen is None or life.selection is None:
         if life.purpose == "initial":
-            yield "submitted with the campaign, to be labelled before the first training"
+            yield (
+                "submitted with the campaign, to be labelled before the first training"
+                if life.plan == 1
+                else f"added by plan {life.plan}, to be labelled at once"
+            )
         elif life.purpose == "property":
             yield "submitted with the campaign, to compare a property with the recipe's"
         return
@@ -98,8 +102,13 @@ def _origin(history: History, life: FrameHistory) -> Iterator[str]:
     weight = f", weight {chosen.weight:g}" if life.purpose == "audit" else ""
     yield (
         f"{_at(history, event.time)}: chosen for {purpose} in stage {event.stage + 1}, "
-        f"under committee {event.version}{weight}: {chosen.reason}"
+        f"under committee {event.version}{_plan(history, life)}{weight}: {chosen.reason}"
     )
+
+
+def _plan(history: History, life: FrameHistory) -> str:
+    """The plan that was in force, if there was more than one."""
+    return f" and plan {life.plan}" if history.plans.changed else ""
 
 
 def _screened(history: History, key: str) -> Iterator[str]:

@@ -1,0 +1,117 @@
+"""`dpstream amend`: changes the plan of a campaign that runs, is paused or has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from dpstream.commands.import_dpgen import check_machine
+from dpstream.commands.options import (
+    DEFAULT_ROOT,
+    Broker,
+    Code,
+    Force,
+    MachineFile,
+    Mode,
+    Root,
+    SpecFile,
+    named,
+    prepared,
+    within,
+)
+from dpstream.inputs.gather import plausible
+from dpstream.running.amend import Draft, draft
+from dpstream.running.connection import HEARD, heard, is_folder
+from dpstream.running.requests import way_to
+from dpstream.services.coordinator.ledger.ledger import read_messages
+from dpstream.services.coordinator.views.amendment import answer_to
+from dpstream.services.coordinator.views.overview import headline_of
+from dpstream.shared.errors import SpecError
+from dpstream.shared.ports import Store
+from dpstream.shared.spec import Spec
+from dpstream.terminal.console import console, say
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def amend(
+    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
+    spec: SpecFile,
+    machine: MachineFile = None,
+    mode: Mode = None,
+    code: Code = None,
+    root: Root = DEFAULT_ROOT,
+    broker: Broker = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=3600.0,
+            metavar="SECONDS",
+            help="How long to wait for the coordinator's answer.",
+        ),
+    ] = HEARD,
+    force: Force = False,
+    yes: Yes = False,
+) -> None:
+    """Change the plan of a campaign to that of SPEC, while it runs, is paused or has ended.
+
+    Stages can be added, dropped and changed; so can trust levels, selection, audit, convergence,
+    budgets, the training of later committees, and workers. Labels and models stay. What has
+    converged by looser rules is judged again.
+
+    Shows what differs and what follows from it, and asks. A campaign of dpstream run on this
+    machine has to be at work; otherwise type dpstream run SPEC --amend.
+    """
+    check_machine(spec, machine)
+    with within(root):
+        store, name = named(campaign, root)
+    loaded, gathered, _ = prepared(spec, mode, name, engines=False, code=code)
+    with within(root):
+        found = draft(store, loaded, plausible(gathered, force), time.time())
+        if found is None:
+            say(console, f"{name}: nothing differs from its plan")
+            return
+        if broker is None and is_folder(root):
+            check_workers(found, loaded)
+        with way_to(root, broker, name, f"dpstream run {spec} --amend") as send:
+            agree(found, yes)
+            message = found.announced(store)
+            send(message)
+            _answer(store, found, wait)
+
+
+def agree(found: Draft, yes: bool) -> None:
+    """Show an amendment and ask; ends the program without a yes."""
+    for line in found.lines():
+        say(console, line)
+    if not yes:
+        typer.confirm("Change the plan?", abort=True)
+
+
+def check_workers(found: Draft, after: Spec) -> None:
+    """Raises SpecError if the labelers of a run on this machine would not serve the new plan."""
+    changed = any(line.startswith("labels.worker_class ") for line in found.preview.changes)
+    if changed:
+        raise SpecError(
+            f"{after.name}: labels.worker_class: the workers of this run serve the former class; "
+            "stop it with Ctrl-C, then type: dpstream run SPEC --amend"
+        )
+
+
+def _answer(store: Store, found: Draft, wait: float) -> None:
+    """Print what the coordinator has made of an amendment. Raises SpecError if it was refused."""
+    name = found.event.campaign
+    now = heard(store, found.event, wait)
+    if now is None:
+        say(
+            console,
+            f"{name}: no coordinator answered within {wait:g} s; the plan changes when one runs",
+        )
+        return
+    why = answer_to(read_messages(store, name), found.event)
+    if why is not None:
+        raise SpecError(f"{name}: refused: {why}")
+    say(console, headline_of(now, found.event.follows + 1))

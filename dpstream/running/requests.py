@@ -1,0 +1,105 @@
+"""Requests of a person to a campaign that `dpstream run` has under way on this machine.
+
+A request is a message in a file in the campaign's folder. Whoever may write to the store may leave
+one. The run looks there at intervals, hands the message to its coordinator like one from a broker,
+and removes the file. Without a run there is nobody to take a request in, so that none may be left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpstream.running.connection import is_folder, open_bus, say_it
+from dpstream.shared.codec import decode_leniently, encode
+from dpstream.shared.errors import SpecError, write_errors
+from dpstream.shared.files import write_whole
+from dpstream.shared.logs import logger
+from dpstream.shared.messages import (
+    CampaignPaused,
+    Event,
+    Message,
+)
+from dpstream.shared.values import campaign_uri
+
+log = logger()
+LARGEST = 64 * 1024
+"""Bytes of a message, as on every bus."""
+
+
+@dataclass
+class RequestFolder:
+    """The requests that wait for the run of a campaign."""
+
+    folder: Path
+    pause: str | None = None
+    """Why a person last asked for a pause."""
+
+    @staticmethod
+    def of(root: Path, campaign: str) -> RequestFolder:
+        return RequestFolder(root / campaign_uri(campaign, "requests"))
+
+    def leave(self, message: Message) -> None:
+        """Raises SpecError if the folder cannot be written."""
+        with write_errors(f"--store: {self.folder}"):
+            write_whole(self.folder / f"{message.id}.json", encode(message), mode=0o600)
+
+    def clear(self) -> None:
+        """Drops what earlier runs have not taken in."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def take(self) -> Iterator[Message]:
+        """The requests that have come since; each is taken once."""
+        for file in self._files():
+            body = file.read_bytes() if file.stat().st_size <= LARGEST else b""
+            file.unlink(missing_ok=True)
+            message = decode_leniently(body)
+            if not isinstance(message, Event) or "operator" not in message.PUBLISHERS:
+                log.warning("a request cannot be read", file=str(file))
+                continue
+            if isinstance(message, CampaignPaused):
+                self.pause = message.why
+            yield message
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self.folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        except FileNotFoundError:  # one was taken meanwhile
+            return []
+
+
+@contextmanager
+def way_to(
+    root: str, broker: str | None, campaign: str, instead: str = "dpstream run SPEC"
+) -> Iterator[Callable[[Message], None]]:
+    """What takes a request to the coordinator of a campaign: the broker of a deployment or, for a
+    store in a folder, the run that is under way there. Raises SpecError, which names the command
+    `instead`, if there is none."""
+    if broker is None and is_folder(root):
+        if not is_at_work(Path(root), campaign):
+            raise SpecError(
+                f"{campaign}: no dpstream run is at work on it in {root}; type: {instead} --store "
+                f"{root} (for a deployment: give --broker, or set DPSTREAM_BROKER)"
+            )
+        yield RequestFolder.of(Path(root), campaign).leave
+        return
+    with closing(open_bus(broker)) as bus:
+        yield lambda message: say_it(bus, message)
+
+
+def is_at_work(root: Path, campaign: str) -> bool:
+    """Whether a run holds the campaign's lock."""
+    try:
+        lock = (root / campaign_uri(campaign, "lock")).open("rb")
+    except OSError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
