@@ -27,7 +27,7 @@ from dpstream.services.coordinator.views.work import SERVICES, Span
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import NotFound, write_errors
 from dpstream.shared.files import arriving
-from dpstream.shared.messages import AuditDone, MemberTrained
+from dpstream.shared.messages import AmendmentRefused, AuditDone, MemberTrained, PlanChanged
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec import Spec
@@ -163,19 +163,11 @@ class Page:
     def plans(self) -> list[Mapping[str, Any]]:
         """The plans one after another; empty if the first was never amended."""
         plans, submitted = self.view.plans, self.view.history.submitted
-        if not plans.changed and not plans.refused:
+        if not plans.answers:
             return []
         began = 0.0 if submitted is None else submitted.time
-        rows = [_plan_row(1, began, "", ("as it was submitted",))]
-        rows += [
-            _plan_row(each.number, each.time, each.author, each.changes, each.effects)
-            for each in plans.changed
-        ]
-        rows += [
-            _plan_row(0, each.time, each.author, (f"refused: {each.why}",))
-            for each in plans.refused
-        ]
-        return sorted(rows, key=lambda row: row["time"])
+        first = _plan_row(1, began, "", ("as it was submitted",))
+        return [first, *(_answer_row(each) for each in plans.answers)]
 
     @property
     def stages(self) -> Iterator[Mapping[str, Any]]:
@@ -379,19 +371,24 @@ class Page:
         return Counter(row["rule"] for row in self.rejections).most_common()
 
 
+def _answer_row(answer: PlanChanged | AmendmentRefused) -> Mapping[str, Any]:
+    if isinstance(answer, AmendmentRefused):
+        return _plan_row(None, answer.time, answer.author, (f"refused: {answer.why}",))
+    changes, effects = answer.changes, answer.effects
+    return _plan_row(answer.number, answer.time, answer.author, changes, effects)
+
+
 def _plan_row(
-    number: int, time: float, author: str, changes: Sequence[str], effects: Sequence[str] = ()
+    number: int | None,
+    time: float,
+    author: str,
+    changes: Sequence[str],
+    effects: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """`number` 0: no plan came of it."""
+    """A row of the table of plans; `number` None: no plan came of it. `time`: s since the epoch."""
     at = datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return {
-        "number": number,
-        "time": time,
-        "at": at,
-        "author": author,
-        "changes": changes,
-        "effects": effects,
-    }
+    fields = {"number": number, "at": at, "author": author}
+    return {**fields, "changes": changes, "effects": effects}
 
 
 def _spread(

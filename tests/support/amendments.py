@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpstream.running.amend import Draft
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.amendment import Preview
 from dpstream.shared import messages as m
+from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.amendment import flat
 from tests.support.campaign_simulator import key, ref
@@ -59,3 +62,8 @@ def new_frames(system: str, count: int) -> dict[str, Any]:
     """The fields of an amendment that adds a system."""
     frames = tuple(m.FrameRef(batch=ref(system), index=i, key=key(system, i)) for i in range(count))
     return {"systems": {system: frames[:1]}, "atoms": {system: 5}, "frames": frames[1:]}
+
+
+def announced(store: Store, event: m.CampaignAmended) -> m.CampaignAmended:
+    """The message as it is published, after its complete form was stored."""
+    return Draft(event, {}, Preview()).announced(store)

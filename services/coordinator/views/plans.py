@@ -14,23 +14,30 @@ from dpstream.shared import messages as m
 
 @dataclass
 class Plans(Projection):
-    """`changed`: the plans after the first; `refused`: amendments without effect; `asked`:
-    amendments by id."""
+    """`answers`: what became of the amendments, in order; `asked`: amendments by id."""
 
-    changed: list[m.PlanChanged] = field(default_factory=list)
-    refused: list[m.AmendmentRefused] = field(default_factory=list)
+    answers: list[m.PlanChanged | m.AmendmentRefused] = field(default_factory=list)
     asked: dict[str, m.CampaignAmended] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[m.PlanChanged]:
+        """The plans after the first."""
+        return [each for each in self.answers if isinstance(each, m.PlanChanged)]
+
+    @property
+    def refused(self) -> list[m.AmendmentRefused]:
+        return [each for each in self.answers if isinstance(each, m.AmendmentRefused)]
 
     @property
     def number(self) -> int:
         """Of the plan in force."""
-        return self.changed[-1].number if self.changed else 1
+        return max((plan.number for plan in self.changed), default=1)
 
     def _asked(self, event: m.CampaignAmended) -> None:
         self.asked.setdefault(event.id, event)
 
     CHANGES: ClassVar[Changes] = {
         m.CampaignAmended: _asked,
-        m.PlanChanged: lambda plans, decision: plans.changed.append(decision),
-        m.AmendmentRefused: lambda plans, decision: plans.refused.append(decision),
+        m.PlanChanged: lambda plans, decision: plans.answers.append(decision),
+        m.AmendmentRefused: lambda plans, decision: plans.answers.append(decision),
     }
