@@ -1,0 +1,256 @@
+"""What a second terminal says to a `dpstream run`, and the amendments that it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpstream.commands.options import prepared
+from dpstream.running.requests import RequestFolder, is_at_work
+from dpstream.running.submit import submit
+from dpstream.services.coordinator.ledger.ledger import load_state
+from dpstream.shared import messages as m
+from dpstream.shared.codec import encode
+from dpstream.shared.store.folder import FolderStore
+from tests.support.command_line import run_command
+from tests.support.local_run import LocalRun, at_work
+from tests.support.small_campaign import METHANE
+
+pytestmark = pytest.mark.usefixtures("no_log_lines")
+Call = Callable[..., tuple[int, str, str]]
+ROOT = Path("runs")
+SPEC: dict[str, Any] = {
+    "name": "small",
+    "type_map": ["H", "C"],
+    "systems": {"methane": {"structures": ["methane.xyz"]}},
+    "initial": {"perturb": {"copies": 2}},
+    "md": {"steps": 100, "every": 10, "trajectories": 2, "chunk": 5},
+    "stages": [{"name": "cold", "systems": ["methane"], "temperatures": [50]}],
+    "audit": {"per_round": 0},
+    "verification": {"nve_ps": 0},
+}
+HOT = {"name": "hot", "systems": ["methane"], "temperatures": [300]}
+
+
+def write(name: str, **changes: Any) -> str:
+    Path(name).write_text(yaml.safe_dump({**SPEC, **changes}))
+    return name
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command line as typed in a folder with a spec and its campaign in `runs`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    for variable in ("DPSTREAM_BROKER", "DPSTREAM_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+    Path("methane.xyz").write_text(METHANE)
+    spec, gathered, recipe = prepared(Path(write("campaign.yaml")), None, None, engines=False)
+    submit(spec, gathered, recipe, FolderStore(ROOT), 100.0)
+    return lambda *words: run_command(monkeypatch, capsys, *words)
+
+
+def exploring(run: LocalRun) -> None:
+    run.until(lambda state: state.exploration.round)
+
+
+# ------------------------------------------------------------------------- requests
+
+
+def test_a_run_is_paused_resumed_and_cancelled(call: Call) -> None:
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        assert call("pause", "small", "--why", "lunch") == (0, "small: paused: lunch\n", "")
+        assert run.requests.pause == "lunch"
+        status, said, _ = call("status", "small")
+        assert (status, said.splitlines()[0]) == (0, "small: paused: lunch")
+        assert call("resume", "small")[1].startswith("small: stage cold (1 of 1)")
+        assert call("cancel", "small")[1] == "small: cancelled: cancelled on request\n"
+        assert run.state.finished is not None
+    assert list(run.requests.folder.iterdir()) == [], "every request is taken once"
+
+
+def test_abandoned_tasks_of_a_run_are_retried(call: Call) -> None:
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        assert call("retry", "small")[2] == "dpstream: small: no abandoned task can be retried\n"
+
+
+@pytest.mark.parametrize("words", [["pause", "small"], ["resume", "small"], ["cancel", "small"]])
+def test_without_a_run_the_command_says_what_to_type(call: Call, words: list[str]) -> None:
+    assert call(*words) == (
+        2,
+        "",
+        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run SPEC --store "
+        "runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n",
+    )
+    assert not RequestFolder.of(ROOT, "small").folder.exists()
+
+
+def test_after_the_end_the_command_says_how_it_goes_on(call: Call) -> None:
+    with at_work(ROOT, "small") as run:
+        run.until(lambda state: state.finished)
+    status, _, said = call("pause", "small")
+    assert status == 2
+    assert said.endswith(
+        "; it goes on with a changed plan: dpstream run SPEC --amend (in a "
+        "deployment: dpstream amend NAME SPEC)\n"
+    )
+    assert call("amend", "small", write("hot.yaml", stages=[*SPEC["stages"], HOT]), "--yes")[2] == (
+        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run hot.yaml "
+        "--amend --store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n"
+    )
+
+
+def test_the_lock_tells_whether_a_run_is_at_work(call: Call) -> None:
+    assert not is_at_work(ROOT, "small")
+    with at_work(ROOT, "small"):
+        assert is_at_work(ROOT, "small")
+        assert not is_at_work(ROOT, "another")
+    assert not is_at_work(ROOT, "small")
+
+
+def test_only_what_operators_may_say_is_taken_from_the_folder(tmp_path: Path) -> None:
+    requests = RequestFolder(tmp_path / "requests")
+    assert list(requests.take()) == [], "no folder, no request"
+    fields: dict[str, Any] = {"campaign": "small", "time": 0.0}
+    ready = m.StageEnded(id="stage", stage=0, verdict="converged", why="", **fields)
+    requests.leave(m.CampaignResumed(id="first", **fields))
+    (requests.folder / "second.json").write_bytes(encode(ready))
+    (requests.folder / "third.json").write_bytes(b"{}")
+    (requests.folder / "fourth.json").write_bytes(b" " * 100_000)
+    assert [message.id for message in requests.take()] == ["first"]
+    assert list(requests.folder.iterdir()) == []
+    assert list(requests.take()) == []
+
+
+def test_requests_that_no_run_took_in_are_dropped(tmp_path: Path) -> None:
+    requests = RequestFolder(tmp_path / "requests")
+    requests.leave(m.CampaignCancelled(id="old", campaign="small", time=0.0))
+    requests.clear()
+    assert list(requests.take()) == []
+
+
+def test_a_request_is_readable_by_its_user_alone(tmp_path: Path) -> None:
+    requests = RequestFolder(tmp_path / "requests")
+    requests.leave(m.CampaignResumed(id="one", campaign="small", time=0.0))
+    assert (requests.folder / "one.json").stat().st_mode & 0o777 == 0o600
+
+
+# ------------------------------------------------------------------------- amendments
+
+
+def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
+    hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        status, said, errors = call("amend", "small", hot, "--yes")
+        assert (status, errors) == (0, "")
+        first, *lines = said.splitlines()
+        assert first == "small: plan 1 becomes plan 2:"
+        assert lines[:2] == [
+            "  stage `hot` added after `cold`: methane at 300 K",
+            "nothing that exists becomes invalid",
+        ]
+        assert lines[2].startswith("small: plan 2 is in force; stage cold (1 of 2)")
+        assert call("amend", "small", hot, "--yes") == (
+            0,
+            "small: nothing differs from its plan\n",
+            "",
+        )
+        run.until(lambda state: state.finished)
+        assert run.state.plan.records[0].author
+    said = call("status", "small")[1]
+    assert "stage `hot` added after `cold`" in said
+    assert "cold converged, hot converged" in said
+
+
+def test_without_a_yes_nothing_is_sent(call: Call) -> None:
+    hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        before = sorted(FolderStore(ROOT).list("campaigns/small/inputs/"))
+        status, said, _ = call("amend", "small", hot)
+        assert status == 1
+        assert "Change the plan? [y/N]" in said
+        run.step()
+        assert run.state.plan.number == 1
+        assert sorted(FolderStore(ROOT).list("campaigns/small/inputs/")) == before
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 5}, "small: refused: seed: 1 → 5: cannot change in a campaign: all random numbers"),
+    ({"trust": {"low": 0.3, "high": 0.1}}, "bad.yaml: trust: low (0.3) must be below high (0.1)"),
+    (
+        {"stages": [{**HOT, "systems": ["nothing"]}]},
+        "bad.yaml: stages.0.systems: 'nothing' is not in systems (methane)",
+    ),
+    (
+        {"labels": {"worker_class": "big"}},
+        "small: labels.worker_class: the workers of this run serve the former class; stop it",
+    ),
+    (
+        {"systems": {"methane": {"structures": ["methane.xyz", "other.xyz"]}}},
+        "small: refused: systems.methane: its files hold other structures than those that",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), BAD)
+def test_a_bad_amendment_is_refused_before_anything_is_sent(
+    call: Call, changes: dict[str, Any], line: str
+) -> None:
+    Path("other.xyz").write_text(METHANE.replace("0.629", "0.640"))
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        status, said, errors = call("amend", "small", write("bad.yaml", **changes), "--yes")
+        assert (status, said, errors.count("\n")) == (2, "", 1)
+        assert errors.startswith(f"dpstream: {line}")
+        run.step()
+        assert run.state.plan == load_state(FolderStore(ROOT), "small").plan
+        assert not run.state.plan.asked
+        assert run.state.plan.number == 1
+
+
+def test_a_new_system_is_stored_and_explored(call: Call) -> None:
+    Path("other.xyz").write_text(METHANE.replace("0.629", "0.640"))
+    wider = {**SPEC["systems"], "wide": {"structures": ["other.xyz"]}}
+    after = write(
+        "wide.yaml", systems=wider, stages=[*SPEC["stages"], {**HOT, "systems": ["wide"]}]
+    )
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        said = call("amend", "small", after, "--yes")[1]
+        assert "  system `wide` added" in said.splitlines()
+        (frame,) = run.state.submitted.systems["wide"] if run.state.submitted else ()
+        assert FolderStore(ROOT).exists(frame.batch.uri)
+        initial = [f for f in run.state.labels.frames.values() if f.purpose == "initial"]
+        assert len(initial) == 2, "its two perturbed copies; those of methane are learned"
+        run.until(lambda state: state.finished)
+    assert call("amend", "small", "campaign.yaml", "--yes")[2].startswith(
+        "dpstream: small: refused: systems.wide"
+    )
+
+
+def test_the_same_spec_resumes_an_amended_campaign_and_the_former_one_does_not(call: Call) -> None:
+    hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        call("amend", "small", hot, "--yes")
+    spec, gathered, recipe = prepared(Path(hot), None, None, engines=False)
+    assert submit(spec, gathered, recipe, FolderStore(ROOT), 100.0).campaign == "small"
+    status, _, said = call("run", "campaign.yaml", "--workers", "trainer=1")
+    assert status == 2
+    assert "changed: stage `hot` dropped; change its plan with dpstream run SPEC --amend" in said
+
+
+def test_an_amendment_of_a_deployment_is_no_option_of_run(call: Call) -> None:
+    status, _, said = call("run", "campaign.yaml", "--amend", "--broker", "amqp://u:p@h:1/v")
+    assert status == 2
+    assert said == "dpstream: --amend: in a deployment, type: dpstream amend NAME SPEC\n"
