@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def test_without_a_run_the_command_says_what_to_type(call: Call, words: list[str
     assert call(*words) == (
         2,
         "",
-        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run SPEC --store "
-        "runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n",
+        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run SPEC "
+        "--store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n",
     )
     assert not RequestFolder.of(ROOT, "small").folder.exists()
 
@@ -171,7 +172,8 @@ def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
     assert "cold converged, hot converged" in said
 
 
-def test_without_a_yes_nothing_is_sent(call: Call) -> None:
+def test_without_a_yes_nothing_is_sent(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
     with at_work(ROOT, "small") as run:
         exploring(run)
