@@ -1,8 +1,8 @@
 """The entry point of the `dpstream` command, which turns every exception into one line.
 
-Exit status: 2 for bad input and for what the machine refuses (permissions, a full disk), 3 for an
-internal error, whose traceback is written to a file, 130 for an interruption. The commands are in
-`dpstream.commands.campaigns`.
+Exit status: 1 for a question that was not answered with yes, 2 for bad input and for what the
+machine refuses (permissions, a full disk), 3 for an internal error, whose traceback is written to a
+file, 130 for an interruption. The commands are in `dpstream.commands.campaigns`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from dpstream.shared.errors import DpstreamError, is_machines_fault
 
-BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
+NOT_CONFIRMED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 3, 130
 
 
 def main() -> None:
@@ -54,6 +54,8 @@ def _described(error: Exception) -> tuple[str, int]:
     """The error as one line, and the exit status."""
     if isinstance(error, DpstreamError):
         return str(error), BAD_INPUT
+    if type(error).__name__ == "Abort":  # of the command line parser: a question without a yes
+        return "not confirmed; nothing was changed", NOT_CONFIRMED
     if hasattr(error, "format_message"):
         return _usage(error), BAD_INPUT
     if isinstance(error, PermissionError) or is_machines_fault(error):

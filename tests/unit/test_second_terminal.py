@@ -178,8 +178,8 @@ def test_without_a_yes_nothing_is_sent(call: Call, monkeypatch: pytest.MonkeyPat
     with at_work(ROOT, "small") as run:
         exploring(run)
         before = sorted(FolderStore(ROOT).list("campaigns/small/inputs/"))
-        status, said, _ = call("amend", "small", hot)
-        assert status == 1
+        status, said, errors = call("amend", "small", hot)
+        assert (status, errors) == (1, "dpstream: not confirmed; nothing was changed\n")
         assert "Change the plan? [y/N]" in said
         run.step()
         assert run.state.plan.number == 1
