@@ -132,7 +132,7 @@ class CampaignAmended(Event):
     )
 
     def describe(self) -> str:
-        return f"plan {self.follows}, by {self.author or 'an operator'}"
+        return f"of plan {self.follows}, by {self.author or 'an operator'}"
 
 
 class StructuresProposed(Event):

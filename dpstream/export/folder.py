@@ -269,8 +269,8 @@ def _copy_campaign(results: CampaignResults, folder: Path) -> str:
     earlier export stay."""
     store = results.store
     prefix = campaign_uri(results.campaign) + "/"
-    lock = prefix + "lock"
-    keys = [key for key in store.list(prefix) if key != lock]
+    of_runs = (prefix + "lock", prefix + "requests/")
+    keys = [key for key in store.list(prefix) if not key.startswith(of_runs)]
     lives = results.history.lives.values()
     keys += [life.accepted.label.uri for life in lives if life.accepted is not None]
     for key in keys:

@@ -16,7 +16,7 @@ from dpstream.integrity.overlay import Overlay
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger.chain import heads, segment_uri
 from dpstream.services.coordinator.ledger.examine import Damage, Examination, examine
-from dpstream.services.coordinator.ledger.ledger import Segment, finished_uri
+from dpstream.services.coordinator.ledger.ledger import Segment
 from dpstream.services.coordinator.ledger.salvage import Salvaged, salvage
 from dpstream.services.coordinator.ledger.submission import stored_spec
 from dpstream.shared.errors import CorruptLedger, DigestMismatch, NotFound, SpecError
@@ -198,8 +198,10 @@ def _continue_without(repair: Repair, campaign: str, ledger: Examination) -> Non
     for number in lost:
         _set_aside(repair.store, campaign, segment_uri(campaign, *number))
     result = salvage(repair.store, campaign, ledger, time.time())
-    _set_aside(repair.store, campaign, finished_uri(campaign))
-    folders = (campaign_uri(campaign, folder, "") for folder in ("manifests", "committees"))
+    for key in list(repair.store.list(campaign_uri(campaign, "finished"))):  # of every plan
+        _set_aside(repair.store, campaign, key)
+    rooms = ("manifests", "committees", "plans")
+    folders = (campaign_uri(campaign, folder, "") for folder in rooms)
     for key in [key for folder in folders for key in repair.store.list(folder)]:
         # One that is decided again may have the same name and another content.
         if key not in ledger.manifests or ledger.manifests[key].seq >= lost[0][0]:

@@ -479,7 +479,7 @@ def verdict(store: Store, campaign: str) -> CampaignFinished | None:
 
 def _number_of(key: str) -> int:
     """The number of a plan, or of the plan that has ended, from its key."""
-    number = re.search(r"(\d+)\.json$", key)
+    number = re.search(r"/(?:plans/|finished-)(\d+)", key)
     return int(number[1]) if number else 1
 
 

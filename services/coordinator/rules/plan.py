@@ -7,7 +7,7 @@ from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
 from dpstream.services.coordinator.rules.lost_work import move_open_labels
 from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
 from dpstream.shared import messages as m
-from dpstream.shared.values import Ref, campaign_uri
+from dpstream.shared.values import Ref, campaign_uri, stable_id
 
 OF_A_ROUND = (m.Explore, m.Audit, m.Measure)
 """Tasks that are of no use without the round that they belong to; selections and judgements are."""
@@ -38,7 +38,8 @@ def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
     amended = Amended.by(state, event)
     _cancel_outdated(decisions, amended)
     number, body = state.plan.number + 1, amended.spec.model_dump_json()
-    ref = Ref.to(campaign_uri(state.spec.name, "plans", f"{number}.json"), body.encode())
+    name = f"{number}-{stable_id(body)[:8]}.json"  # an overtaken coordinator's may differ
+    ref = Ref.to(campaign_uri(state.spec.name, "plans", name), body.encode())
     decisions.fact(m.ManifestFrozen, ref.uri, purpose="plan", manifest=ref, body=body)
     decisions.fact(
         m.PlanChanged,
