@@ -66,6 +66,14 @@ def import_(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Name of the campaign.")
     ] = None,
+    amend: Annotated[
+        bool,
+        typer.Option(
+            "--amend",
+            help="Replace the spec of an earlier import, e.g. by one with more model_devi_jobs; "
+            "its campaign keeps its name.",
+        ),
+    ] = False,
 ) -> None:
     """Convert DP-GEN's param.json to a campaign spec, and machine.json to a fleet file.
 
@@ -75,9 +83,11 @@ def import_(
     order, random selection, no audit. To use more of dpstream, set `repeat: true` in a stage,
     `mode: streaming` or `audit.per_round`.
     """
-    for option, path in (("--output", output), ("--fleet", fleet)):
+    name = _name_to_keep(output, name) if amend else name
+    for option, path in (("--output", None if amend else output), ("--fleet", fleet)):
         if path is not None and path.exists():
-            raise SpecError(f"{option}: {path}: already exists; give another file name")
+            instead = " (--amend replaces it)" if path == output else ""
+            raise SpecError(f"{option}: {path}: already exists; give another file name{instead}")
     if fleet is not None and machine is None:
         raise SpecError("--fleet: give DP-GEN's machine file after the param file")
     machines, lines = _machine(machine)
@@ -96,8 +106,19 @@ def import_(
     console.print(key_table(f"{param}", converted.lines))
     if machine is not None:
         console.print(key_table(f"{machine}", lines))
-    for text in (*notes, *_closing(converted, output)):
+    for text in (*notes, *_closing(converted, output, amend)):
         say(console, text)
+
+
+def _name_to_keep(output: Path, name: str | None) -> str:
+    """The name of the campaign whose spec is replaced. Raises SpecError if there is none."""
+    document = read_document(output, "dpstream import PARAM")
+    known = document.get("name")
+    if not isinstance(known, str) or is_param(document):
+        raise SpecError(f"--output: {output}: is not the spec of a campaign; leave out --amend")
+    if name not in (None, known):
+        raise SpecError(f"--name: {name}: {output} is the spec of {known}; leave out --name")
+    return known
 
 
 def read_machine_file(param: Path, machine: Path | None) -> MachineFile | None:
@@ -162,7 +183,7 @@ def key_table(title: str, lines: Iterable[KeyLine]) -> Table:
     return table
 
 
-def _closing(converted: Converted, output: Path) -> list[str]:
+def _closing(converted: Converted, output: Path, amend: bool) -> list[str]:
     jobs = len(converted.document["stages"])
     bundle = converted.document["labels"].get("bundle", 1)
     serial = f"labels.bundle: {bundle}: a label task computes {bundle} frames one after another"
@@ -170,5 +191,11 @@ def _closing(converted: Converted, output: Path) -> list[str]:
         *(f"differs from DP-GEN: {text}" for text in converted.differences),
         *([f"{serial}; with less, more workers compute at once"] if bundle > 1 else []),
         f"at most {converted.labels} labels: {jobs} jobs, each explored once",
-        f"wrote {output}; next: dpstream validate {output}",
+        f"wrote {output}; next: {_next(converted.document['name'], output, amend)}",
     ]
+
+
+def _next(campaign: str, output: Path, amend: bool) -> str:
+    if not amend:
+        return f"dpstream validate {output}"
+    return f"dpstream amend {campaign} {output}, or dpstream run {output} --amend"
