@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -117,6 +118,35 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
     assert started.ended() == 0
     assert started.logged("stopped")
     assert deployment.settings.broker.get_secret_value() not in str(started.log_lines)
+
+
+def test_an_amendment_while_it_runs_and_after_its_end(deployment: Deployment, call: Call) -> None:
+    hot = {"name": "hot", "systems": ["methane"], "temperatures": [300]}
+    longer = {**SPEC, "stages": [*SPEC["stages"], hot]}  # type: ignore[misc]
+    Path("longer.yaml").write_text(yaml.safe_dump(longer))
+    Path("richer.yaml").write_text(yaml.safe_dump({**longer, "trust": {"low": 0.09, "high": 0.3}}))
+    Path("other.yaml").write_text(yaml.safe_dump({**longer, "seed": 3}))
+    deployment.coordinator()
+    call("submit", "small.yaml")
+    status, said = call("amend", "small", "longer.yaml", "--yes")
+    assert status == 0, said
+    assert said.splitlines()[1] == "  stage `hot` added after `cold`: methane at 300 K"
+    assert said.splitlines()[-1].startswith("small: plan 2 is in force; stage cold (1 of 2)")
+    with deployment.prompt_worker():
+        assert call("watch")[0] == 0
+        status, said = call("amend", "small", "richer.yaml", "--yes")
+        assert status == 0, said
+        assert "the campaign, which ended converged, goes on" in said
+        assert call("watch")[0] == 0
+    last = verdict(deployment.store, "small")
+    assert last is not None
+    assert last.plan == 3
+    user = urlsplit(deployment.settings.broker.get_secret_value()).username
+    state = load_state(deployment.store, "small")
+    assert {record.author for record in state.plan.records} == {user}
+    status, said = call("amend", "small", "other.yaml", "--yes")
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith("dpstream: small: refused: seed: 1 → 3: cannot change in a campaign")
 
 
 def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
