@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands.import_dpgen import check_machine
+from dpstream.commands.import_dpgen import read_machine_file
 from dpstream.commands.options import (
     DEFAULT_ROOT,
     Broker,
     Code,
     Force,
-    MachineFile,
+    MachinePath,
     Mode,
     Root,
     SpecFile,
@@ -39,7 +39,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def amend(
     campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
     spec: SpecFile,
-    machine: MachineFile = None,
+    machine: MachinePath = None,
     mode: Mode = None,
     code: Code = None,
     root: Root = DEFAULT_ROOT,
@@ -65,10 +65,10 @@ def amend(
     Shows what differs and what follows from it, and asks. A campaign of dpstream run on this
     machine has to be at work; otherwise type dpstream run SPEC --amend.
     """
-    check_machine(spec, machine)
+    machines = read_machine_file(spec, machine)
     with within(root):
         store, name = named(campaign, root)
-    loaded, gathered, _ = prepared(spec, mode, name, engines=False, code=code)
+    loaded, gathered, _ = prepared(spec, mode, name, False, code, machines)
     with within(root):
         found = draft(store, loaded, plausible(gathered, force), time.time())
         if found is None:
