@@ -182,7 +182,7 @@ def run(
         raise SpecError("--amend: in a deployment, type: dpstream amend NAME SPEC")
     given = read_machine_file(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, name, broker is None, code, given)
-    checks = FirstChecks(cross_check, force)
+    checks = FirstChecks(spec, cross_check, force)
     with within(root):
         if broker is None:
             agreed = partial(agree, yes=yes) if amend else None
@@ -215,7 +215,7 @@ def validate(
         else:
             show_plan(console, loaded, found, recipe)
 
-    FirstChecks(cross_check, force).run(loaded, gathered, recipe, show)
+    FirstChecks(spec, cross_check, force).run(loaded, gathered, recipe, show)
     if as_json:
         return
     if not cross_check and (count := number_of_checks(gathered, loaded)):

@@ -112,7 +112,7 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            FirstChecks(cross_check, force).run(loaded, gathered, recipe, show_warnings)
+            FirstChecks(spec, cross_check, force).run(loaded, gathered, recipe, show_warnings)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         _answer(store, submitted, wait)

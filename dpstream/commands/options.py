@@ -19,7 +19,7 @@ import typer
 from dpstream.dpgen.load import load_campaign
 from dpstream.dpgen.machines.here import MachineFile, adopt
 from dpstream.dpgen.machines.pools import Labels
-from dpstream.inputs.check_installed import check_engines, check_program
+from dpstream.inputs.check_installed import check_class, check_engines, check_program
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.inputs.label_inputs import with_label_inputs
 from dpstream.inputs.systems import SystemStructures
@@ -151,6 +151,8 @@ def checked(
     structures = SystemStructures(spec, folder, given)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
     recipe = make_recipe(spec.labels)
+    if engines is not False:
+        check_class(recipe)
     missing = None if engines is False else _missing(spec, recipe)
     if missing is not None and engines:
         raise missing

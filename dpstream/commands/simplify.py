@@ -108,9 +108,8 @@ def simplify(
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)
-        status = run_campaign(
-            loaded, gathered, recipe, FirstChecks(True, False), Path(root), crew, console
-        )
+        checks = FirstChecks(spec or Path(options.sources[0]), True, False)
+        status = run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console)
         folder = Path(root) / loaded.name
         if status != INTERRUPTED and folder.is_dir():
             _report_left_out(loaded, pool, store, folder)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from dpstream.services.explorer.engines.batched import INSTALL, LIBRARY
 from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.codes.ase import Ase, check_calculator
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
@@ -36,6 +37,15 @@ def check_program(recipe: Recipe) -> None:
     code = CODES[recipe.code]
     if isinstance(code, FileCode):
         code.command(recipe, cores=1)
+
+
+def check_class(recipe: Recipe) -> None:
+    """Raises `SpecError` if the recipe names a calculator that its package does not have."""
+    if not isinstance(CODES[recipe.code], Ase):
+        return
+    calculator = str(recipe.settings["calculator"])
+    if find_spec(calculator.partition(".")[0]) is not None:
+        check_calculator(calculator)
 
 
 def _require(distribution: str, service: str) -> None:

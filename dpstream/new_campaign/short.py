@@ -85,7 +85,7 @@ def symbols_in(text: str) -> list[str]:
     symbols = [each.strip() for each in text.split(",") if each.strip()]
     for symbol in symbols:
         if symbol not in chemical_symbols[1:]:
-            hint = did_you_mean(symbol.capitalize(), chemical_symbols[1:])
+            hint = did_you_mean(symbol, chemical_symbols[1:])
             raise SpecError(f"--elements {symbol}: no chemical symbol{hint}")
     return symbols
 

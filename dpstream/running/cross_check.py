@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from dpstream.inputs.gather import Gathered, plausible
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import largest_force
 from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import DATASET, AutoTrust, Spec, expand_material
 from dpstream.shared.values import Recipe, stable_seed
 from dpstream.terminal.console import console, say
@@ -32,9 +33,11 @@ REMEDY = "set labels to the settings that computed this data"
 
 @dataclass(frozen=True)
 class FirstChecks:
-    """Checks of a campaign that begins; one that goes on has passed them. `imported`: whether
-    imported labels are compared with the recipe; `force`: whether absurd numbers are allowed."""
+    """Checks of a campaign that begins; one that goes on has passed them. `spec`: its file, for
+    errors; `imported`: whether imported labels are compared with the recipe; `force`: whether
+    absurd numbers are allowed."""
 
+    spec: Path
     imported: bool
     force: bool
 
@@ -43,9 +46,10 @@ class FirstChecks:
     ) -> None:
         """Refuses what is absurd, calls `show`, then compares imported labels. Raises
         `SpecError`."""
-        show(plausible(gathered, self.force))
-        if self.imported:
-            check_imported(gathered, spec, recipe)
+        with errors_at(str(self.spec), SpecError):
+            show(plausible(gathered, self.force))
+            if self.imported:
+                check_imported(gathered, spec, recipe)
 
 
 def show_warnings(gathered: Gathered) -> None:

@@ -629,3 +629,26 @@ def test_a_deletion_that_was_interrupted_can_be_repeated(tmp_path: Path) -> None
             break
     assert campaigns(store) == []
     assert key == keys[-2]
+
+
+# ------------------------------------------------------------------------------ calculators
+
+
+@pytest.mark.parametrize(
+    ("calculator", "line"),
+    [
+        ("ase.calculators.emt.ETM", "ase.calculators.emt has no class 'ETM'; did you mean 'EMT'?"),
+        ("ase.calculators.emtt.EMT", "ase.calculators.emtt.EMT: cannot be imported: No module "),
+        ("nomodule.Calculator", "no package 'nomodule' is installed"),
+    ],
+)
+def test_a_calculator_that_does_not_exist(
+    refused: Callable[..., str], calculator: str, line: str
+) -> None:
+    spec = changed("labels", {"code": "ase", "settings": {"calculator": calculator}})
+    assert refused("validate", spec).startswith(f"bad.yaml: labels.settings.calculator: {line}")
+
+
+def test_absurd_numbers_are_refused_with_the_name_of_the_spec(refused: Callable[..., str]) -> None:
+    line = refused("validate", changed("trust", {"low": 100, "high": 300}))
+    assert line.startswith("bad.yaml: trust.low: 100 eV/Å; the unit is eV/Å")

@@ -6,6 +6,7 @@ calculators in its allow-list.
 
 from __future__ import annotations
 
+import importlib
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator
 
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 from dpstream.shared.errors import SpecError
+from dpstream.shared.spec.errors import did_you_mean
 
 SHIPPED = frozenset(
     {
@@ -60,6 +62,18 @@ class Ase(CodeDefaults):
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return str(settings["calculator"]) in SHIPPED
+
+
+def check_calculator(name: str) -> None:
+    """Raises SpecError if no class of this dotted name can be imported. Imports its module."""
+    key, (module, _, own) = "labels.settings.calculator", name.rpartition(".")
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise SpecError(f"{key}: {name}: cannot be imported: {error}") from error
+    if own not in found:
+        classes = [each for each, value in found.items() if isinstance(value, type)]
+        raise SpecError(f"{key}: {module} has no class {own!r}{did_you_mean(own, classes)}")
 
 
 def _distribution_of(package: str) -> str:
