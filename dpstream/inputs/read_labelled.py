@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind
+from dpstream.inputs.reading.outputs import ABACUS_LOG
 from dpstream.inputs.reading.patterns import find_files, folders
 from dpstream.inputs.reading.recognise import is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
@@ -183,13 +184,14 @@ def _absolute(path: Path) -> Path:
 
 def _reads(paths: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """What a parser of `paths` may read: `folder` if all are inside, else the innermost folder that
-    they share; and the targets of links that lead elsewhere."""
+    they share; the targets of links that lead elsewhere; and inputs that an output lacks."""
     absolute, around = [_absolute(path) for path in paths], folder.resolve()
     if not all(path.is_relative_to(around) for path in absolute):
         around = Path(os.path.commonpath([path.parent for path in absolute]))
     entries = [*absolute, *(entry for path in absolute for entry in _entries(path))]
-    targets = {Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink()}
-    return around, *sorted(path for path in targets if not path.is_relative_to(around))
+    further = {Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink()}
+    further |= {path.parents[1] for path in absolute if path.name == ABACUS_LOG}
+    return around, *sorted(path for path in further if not path.is_relative_to(around))
 
 
 def _entries(path: Path) -> Iterator[Path]:
@@ -264,9 +266,12 @@ def read_here(
         count.examples = {r: text.replace(str(path), file) for r, text in count.examples.items()}
     report = _summed(name, counts)
     if not items:
-        reasons = "; ".join(report.examples.values())
-        why = f": {report.found} left out ({reasons})" if report.found else ""
-        raise SpecError(f"{key}: {name}: contains no converged frame with energy and forces{why}")
+        left_out = f"{report.found} left out ({'; '.join(report.examples.values())})"
+        reasons = [*([left_out] if report.found else []), *report.told]
+        raise SpecError(
+            f"{key}: {name}: contains no converged frame with energy and forces: "
+            f"{'; '.join(reasons)}"
+        )
     return report, items
 
 
@@ -282,7 +287,8 @@ def _read_file(
         reason = one_line(error).replace(str(path), name)
         raise SpecError(f"{key}: {name}: cannot be read as a labelled set: {reason}") from error
     if not count.found:
-        count.tell(f"{name} holds no labelled frame")
+        hint = "; name other files than DeePMD-kit's by a pattern, e.g. **/OUTCAR"
+        count.tell(f"{name} holds no labelled frame{hint if path.is_dir() else ''}")
     return taken
 
 

@@ -116,6 +116,27 @@ def test_a_run_that_was_killed_at_once_is_left_out(start: str, tmp_path: Path) -
     assert "killed" in str(report)
 
 
+def test_a_folder_of_outputs_is_told_how_to_name_them(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "vasprun.xml").write_text(vasprun(SETTLED))
+    assert "runs holds no labelled frame; name other files" in refusal(tmp_path / "runs")
+
+
+@recorded
+def test_an_abacus_log_is_read_with_its_inputs_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DPSTREAM_CONFINE_READ", raising=False)
+    run = tmp_path / "run"
+    shutil.copytree(OUTPUTS / "abacus" / "OUT.ch4", run / "OUT.ch4")
+    shutil.copy(OUTPUTS / "abacus" / "INPUT.ok", run / "INPUT")
+    shutil.copy(OUTPUTS / "abacus" / "STRU.ch4", run)
+    (tmp_path / "spec").mkdir()
+    name = str(run / "OUT.ch4" / "running_scf.log")
+    (item,) = read_labelled([name], tmp_path / "spec", ["C", "H"], "initial.data").items
+    assert item.label.energy == pytest.approx(-219.64991404)
+
+
 def test_one_iteration_of_one_is_not_converged(tmp_path: Path) -> None:
     path = tmp_path / "vasprun.xml"
     path.write_text(vasprun((-7.5,), nelm=1))

@@ -35,6 +35,7 @@ OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =).*$", re.MULTILI
 OUTCAR_END = "\n Voluntary context switches: 0\n"
 QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
 QE_THRESHOLD = re.compile(r"^.*convergence threshold +=.*$", re.MULTILINE)
+ABACUS_LOG = "running_scf.log"
 QE_END = "JOB DONE."
 
 
@@ -152,8 +153,8 @@ def _dpdata_frame(path: Path, form: str, periodic: bool) -> tuple[Frame | None, 
 
 def read_abacus(path: Path) -> Iterator[FoundFrame]:
     """The log of a single point; the atoms are in INPUT and STRU, two folders above."""
-    if path.name != "running_scf.log":
-        raise SpecError(f"{path}: only running_scf.log of single points is read")
+    if path.name != ABACUS_LOG:
+        raise SpecError(f"{path}: only {ABACUS_LOG} of single points is read")
     frame, problem = _dpdata_frame(path.parent.parent, "abacus/scf", True)
     yield _found("abacus", {f"OUT.{SUFFIX}/running_scf.log": read_text(path)}, frame, problem)
 
