@@ -25,7 +25,10 @@ def unit_cell(params: InitParams, folder: Path) -> Frame:
     if params.from_poscar and params.from_poscar_path is not None:
         path = folder / params.from_poscar_path
         with errors_at("from_poscar_path", SpecError, ValueError):
-            return canonical(as_frame(read_structures(path)[0], str(path))).frame
+            first, *more = read_structures(path)
+            if more:
+                raise SpecError(f"{path}: has {len(more) + 1} structures; give a file with one")
+            return canonical(as_frame(first, str(path))).frame
     from ase.build import bulk  # deferred: slow to import
 
     cubic = params.cell_type != "hcp"

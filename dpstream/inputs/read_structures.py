@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from dpstream.inputs.reading.ase_files import read_ase
 from dpstream.inputs.reading.patterns import inside
 from dpstream.inputs.reading.poscars import parsed
+from dpstream.inputs.reading.recognise import ase_format, unpacked
 from dpstream.inputs.structure_faults import WrongLine
 from dpstream.shared.errors import SpecError
 
@@ -24,10 +25,16 @@ def read_structures(path: Path) -> list[Any]:
     except WrongLine:
         raise
     except SpecError as error:
-        frames = _by_dpdata(path)
+        # What is wrong in a format of ASE's is no reason to read a part of it by another reader.
+        frames = [] if path.is_file() and _is_ases(path) else _by_dpdata(path)
         if not frames:
             raise error
         return frames
+
+
+def _is_ases(path: Path) -> bool:
+    with unpacked(path) as plain:
+        return bool(ase_format(plain))
 
 
 def _by_dpdata(path: Path) -> list[Any]:

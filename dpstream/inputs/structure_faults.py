@@ -31,20 +31,32 @@ class _FaultFound(Exception):
     """With the number of a line and what is wrong there."""
 
 
-def fault_in(path: Path) -> str | None:
+def fault_in(path: Path, is_xyz: bool = False) -> str | None:
     """`line 6: 'CU' is not an element; did you mean Cu?`, or None if no line is wrong or the format
-    is another one."""
+    is another one. `is_xyz`: whatever the name."""
     if path.suffix in COMPRESSED or not path.is_file() or not 0 < path.stat().st_size <= LARGEST:
         return None
     lines = path.read_text(errors="replace").splitlines()
     try:
-        if path.suffix in XYZ:
+        if is_xyz or path.suffix in XYZ:
             _check_xyz(lines)
         elif path.name.startswith(POSCAR) or path.suffix in (".poscar", ".vasp"):
             _check_poscar(lines)
     except _FaultFound as found:
         return str(found)
     return None
+
+
+def line_after(path: Path, frames: Sequence[int]) -> str | None:
+    """The line of an xyz file at which its readers stop without a word, after frames of these
+    numbers of atoms; None if nothing follows. For files of any size."""
+    with path.open("rb") as file:
+        last, vectors = 0, 0
+        for number, line in enumerate(file, 1):
+            last = number if line.strip() else last
+            vectors += line.startswith(b"VEC")
+    read = sum(frames) + 2 * len(frames) + vectors
+    return f"line {read + 1}: not the number of atoms of a frame" if last > read else None
 
 
 def _check_xyz(lines: Sequence[str]) -> None:

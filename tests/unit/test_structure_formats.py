@@ -196,6 +196,25 @@ def test_velocities_are_no_second_structure(tmp_path: Path) -> None:
     assert len(read_ase(tmp_path / "CONTCAR")) == 1
 
 
+@pytest.mark.parametrize("name", ["train.xyz", "train.dat"])
+@pytest.mark.parametrize("largest", [10_000_000, 10])
+def test_no_frame_after_a_wrong_line_is_lost_without_a_word(
+    name: str, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpstream.inputs.structure_faults.LARGEST", largest)
+    atoms = Atoms("CH", [[0, 0, 0], [0, 0, 1.1]], cell=[6, 6, 6], pbc=True)
+    path = tmp_path / name
+    ase.io.write(path, [atoms] * 3, format="extxyz")
+    assert len(read_ase(path)) == 3
+    text = path.read_text()
+    path.write_text(text + "\n\n")
+    assert len(read_ase(path)) == 3
+    path.write_text(f"{text}what is this\n{text}")
+    assert f"{name}: {'line 13' if largest > 10 else 'cannot be read'}" in refusal(path)
+    path.write_text(f"{text}\n{text}")
+    assert f"{name}: line 13: " in refusal(path)
+
+
 def test_a_file_that_is_cut_off_is_no_compressed_file(tmp_path: Path) -> None:
     path = tmp_path / "POSCAR.gz"
     path.write_bytes(gzip.compress(b"Si\n" * 1000)[:20])

@@ -11,7 +11,7 @@ from dpstream.inputs.reading.patterns import inside
 from dpstream.inputs.reading.poscars import are_several, read_several
 from dpstream.inputs.reading.recognise import ase_format, plainly_named, unpacked
 from dpstream.inputs.reading.site_occupancy import check_occupancy
-from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in
+from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in, line_after
 from dpstream.shared.errors import SpecError, errors_at
 
 POSCAR_FORMS = ("vasp/poscar", "poscar", "vasp/contcar", "contcar")
@@ -47,15 +47,17 @@ def _read(path: Path, known: Mapping[str, str]) -> list[Any]:
         return list(read_several(path.read_text(errors="replace")))
     if known.get("format") == "lammps-data":
         check_has_elements(path.read_text(errors="replace"))
+    is_xyz = known.get("format") == "extxyz"
     try:
         frames = list(ase.io.read(path, index=":", do_not_split_by_at_sign=True, **known))
     except Exception as error:  # ASE's readers raise many kinds
-        if (fault := fault_in(path)) is not None:
+        if (fault := fault_in(path, is_xyz)) is not None:
             raise WrongLine(fault) from error
         raise SpecError(f"cannot be read as a structure: {one_line(error)}") from error
-    fault = fault_in(path) if path.suffix in XYZ else None
-    if fault is not None:  # ASE reads xyz files up to the first line that begins no frame
-        raise WrongLine(fault)
+    if path.suffix in XYZ or is_xyz:  # ASE reads them up to the first line that begins no frame
+        fault = fault_in(path, True) or line_after(path, list(map(len, frames)))
+        if fault is not None:
+            raise WrongLine(fault)
     if not frames or not all(len(atoms) for atoms in frames):
         raise SpecError("contains no atoms")
     for atoms in frames:
