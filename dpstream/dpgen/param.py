@@ -188,6 +188,8 @@ def _systems(param: RunParam, jobs: Jobs, places: Places, differences: list[str]
 
 
 def _system(param: RunParam, patterns: list[str], places: Places) -> Json:
+    # DP-GEN's `**` is a `*`; in a spec it stands for any number of folders.
+    patterns = [re.sub(r"\*\*+", "*", pattern) for pattern in patterns]
     paths = [places.place(pattern, param.sys_configs_prefix) for pattern in patterns]
     known = all(ASE_KNOWS.search(Path(path).name) for path in paths)
     plain = param.sys_format in ("vasp/poscar", "poscar", "vasp/contcar", "contcar") and known

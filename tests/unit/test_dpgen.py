@@ -114,6 +114,11 @@ def test_the_campaign_runs_as_dpgen_would() -> None:
     assert of.initial.data == ("data/init",)
 
 
+def test_two_stars_of_dp_gen_are_one_folder() -> None:
+    of = spec(sys_configs=[["conf/**/POSCAR"], ["00001*/POSCAR"]])
+    assert of.systems["sys-000"].structures == ("data/conf/*/POSCAR",)
+
+
 def test_training_is_deepmd_kits_own_where_the_file_is_silent() -> None:
     of = spec()
     run = TrainingRun(type_map=of.type_map, systems=("data",), steps=100, seed=1, member=0)
