@@ -37,7 +37,7 @@ from dpstream.shared.atoms.builders import perturbed_apart, scaled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_key
 from dpstream.shared.atoms.properties import PROPERTIES
 from dpstream.shared.errors import SpecError, errors_at
-from dpstream.shared.spec import Perturb, Spec
+from dpstream.shared.spec import DATASET, Perturb, Spec
 from dpstream.shared.values import ImportedSet, stable_seed
 
 INITIAL = "initial.data"
@@ -113,7 +113,8 @@ def gather(
     dimers, left_out = gather_dimers(spec)
     initial = [*perturbed_copies(spec, systems), *picked(spec, systems), *dimers]
     warnings = [*(r.line for r in reports if r.is_warning), *repeated(labelled), *left_out]
-    warnings += [*structures.remarks, *misnumbered(spec, structures)]
+    warnings += [*other_energies(spec, reports), *structures.remarks]
+    warnings += misnumbered(spec, structures)
     warnings += warnings_of(spec, systems, labelled)
     found = findings(spec, systems, _pairs(labelled))
     gathered = Gathered(
@@ -196,6 +197,17 @@ def _labelled_sets(
         kinds = {**kinds, **found.energies}
         check_one_energy(kinds, key)
     return sets[0], sets[1], lines
+
+
+def other_energies(spec: Spec, reports: Sequence[SourceLine]) -> Iterator[str]:
+    """Warnings of sets with another energy than the labels that the campaign computes."""
+    for report in reports:
+        if "internal" in report.record.energies and spec.labels.code != DATASET:
+            yield (
+                f"{report.key}: {report.record.name}: has the internal energy, but labels.code "
+                f"{spec.labels.code} computes the free energy, of which forces are the derivative; "
+                "with smearing they differ"
+            )
 
 
 def repeated(items: Sequence[Imported]) -> Iterator[str]:

@@ -308,6 +308,18 @@ def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
     assert item.label.virial is None
 
 
+def test_an_internal_energy_among_free_energies_is_warned_of(tmp_path: Path) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
+    ase.io.write(tmp_path / "set.extxyz", atoms)
+    source: dict[str, Any] = {"file": "set.extxyz"}
+    free = spec(initial={"data": [source]})
+    internal = spec(initial={"data": [source | {"energy": "energy"}]})
+    said = [[w for w in gather(s, tmp_path).warnings if "energy" in w] for s in (free, internal)]
+    assert said[0] == []
+    assert said[1][0].startswith("initial.data: set.extxyz: has the internal energy, but labels.")
+
+
 def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
     atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
     ase.io.write(tmp_path / "set.extxyz", atoms)
