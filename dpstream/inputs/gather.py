@@ -112,10 +112,8 @@ def gather(
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*perturbed_copies(spec, systems), *picked(spec, systems), *dimers]
-    warnings = [*(r.line for r in reports if r.is_warning), *repeated(labelled), *left_out]
-    warnings += [*other_energies(spec, reports), *structures.remarks]
-    warnings += misnumbered(spec, structures)
-    warnings += warnings_of(spec, systems, labelled)
+    warnings = [*_about_sets(spec, reports, labelled), *left_out, *structures.remarks]
+    warnings += [*misnumbered(spec, structures), *warnings_of(spec, systems, labelled)]
     found = findings(spec, systems, _pairs(labelled))
     gathered = Gathered(
         systems,
@@ -197,6 +195,15 @@ def _labelled_sets(
         kinds = {**kinds, **found.energies}
         check_one_energy(kinds, key)
     return sets[0], sets[1], lines
+
+
+def _about_sets(
+    spec: Spec, reports: Sequence[SourceLine], labelled: Sequence[Imported]
+) -> Iterator[str]:
+    """Warnings of labelled sets."""
+    yield from (report.line for report in reports if report.is_warning)
+    yield from repeated(labelled)
+    yield from other_energies(spec, reports)
 
 
 def other_energies(spec: Spec, reports: Sequence[SourceLine]) -> Iterator[str]:
