@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -25,6 +26,8 @@ ANONYMOUS = "-"
 """In place of the user of a message that states none, where the broker knows users."""
 LONGEST_REASON = 100
 """Characters of a verdict's reason: a hundred verdicts must fit in one message."""
+
+NUMBERS = re.compile(r"\d[\d.,eEdD+-]*")
 
 NAMESPACE = uuid.UUID("5d7c1c3e-8d0f-5d2c-9a51-0f3e6a9b7d11")
 
@@ -303,6 +306,11 @@ class Rejected(Value):
     rule: str
     detail: str
     seconds: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """Equal for rejections that differ only in their numbers."""
+        return f"{self.rule}: {NUMBERS.sub('#', self.detail)}"
 
 
 class Pool(Value):

@@ -27,6 +27,7 @@ from dpstream.services.coordinator.rules.labels import (
     distrust,
     freeze_test,
     label_waiting,
+    pause_failing,
 )
 from dpstream.services.coordinator.rules.lost_work import (
     pause_until_served,
@@ -103,6 +104,7 @@ REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
     m.WorkersMissing: pause_until_served,
     m.FramesJudged: revoke_accurate,
     m.LabelChecked: distrust,
+    m.LabelsDone: pause_failing,
     m.CampaignResumed: retry_abandoned,
     m.CampaignCancelled: cancel_campaign,
     m.TasksRetried: retry_requested,

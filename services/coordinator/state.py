@@ -155,6 +155,9 @@ class LabelState:
     """Keys of the labelled audit frames of all stages."""
     checks: Table[LabelCheck] = Map()
     """Reused labels that are computed again, by frame key."""
+    failures: Table[tuple[str, ...]] | None = Map()
+    """Keys of the frames rejected after they were computed, in alphabetical order, by
+    `Rejected.kind`; None once a label was accepted."""
 
     @property
     def distrusted(self) -> tuple[str, ...]:
@@ -775,6 +778,20 @@ class State:
         """Labels that the budget still allows to request."""
         used = self.requested - self.labels.revoked + len(self.labels.checks)
         return max(0, self.spec.budget.labels - used)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether no label was accepted and `labels.pause_after` frames were rejected alike."""
+        most, failures = self.spec.labels.pause_after, self.labels.failures or Map()
+        alike = max(map(len, failures.values()), default=0)
+        return 0 < most <= alike and not self._is_labelled
+
+    @property
+    def _is_labelled(self) -> bool:
+        """Whether a label was accepted; snapshots of earlier releases have no `failures`."""
+        if self.archive.frames_by_purpose:
+            return True
+        return any(frame.status == "labelled" for frame in self.labels.frames.values())
 
     def has_task(self, task: str) -> bool:
         """Whether the task was issued."""

@@ -8,6 +8,7 @@ status and output files become an `Outcome`; whether that is a valid label is de
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,11 @@ from dpstream.shared.values import Recipe
 
 POLL = 0.05
 """Seconds between checks of a running program."""
+TAIL, LINES, MAX_WORDS = 4096, 2, 200
+"""Bytes of a program's output of which the last lines are shown, their number, and their
+characters."""
+EMPTY = re.compile("floating-point exceptions are signalling")
+"""Fortran programs end with this line whether they failed or not."""
 
 Read = Callable[[FileCode, Path, Frame, int], Outcome]
 """`read(code, folder, frame, exit_status)`: the outcome of a run in `folder`."""
@@ -120,7 +126,25 @@ def _run_once(
     _check_status(command[0], status, tick)
     outcome = read(code, folder, frame, status)
     _check_version(recipe, outcome)
-    return outcome
+    silent = not outcome.messages and (status != 0 or not outcome.end_marker)
+    return replace(outcome, messages=last_lines(folder)) if silent else outcome
+
+
+def last_lines(folder: Path) -> tuple[str, ...]:
+    """The last lines that a program wrote to its standard output and error, for a rejection of
+    which its reader names no reason."""
+    lines = [*_last_lines(folder / "stdout"), *_last_lines(folder / "stderr")]
+    return (" / ".join(lines)[-MAX_WORDS:],) if lines else ()
+
+
+def _last_lines(path: Path) -> list[str]:
+    if not path.is_file():  # the program may have removed it
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        text = file.read().decode(errors="replace")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return [line for line in lines if re.search(r"\w", line) and not EMPTY.search(line)][-LINES:]
 
 
 def _check_status(program: str, status: int, tick: Callable[[], None]) -> None:

@@ -58,6 +58,12 @@ class LabelSettings(Section):
         description="whether labels of periodic frames must have a virial; default: if the loss, "
         "an npt stage, trust.low_v or an elastic property uses it, and outside campaigns",
     )
+    pause_after: int = Field(
+        default=5,
+        ge=0,
+        description="frames rejected alike after they were computed that pause the campaign, while "
+        "none has been accepted; 0: never",
+    )
     max_seconds: Positive = Field(default=3600.0, description="wall time limit per frame, s")
     version: str | None = Field(
         default=None,

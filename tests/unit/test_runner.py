@@ -227,6 +227,25 @@ def test_without_a_stop_a_failed_program_is_judged(tmp_path: Path) -> None:
     assert outcome_of("exit 143", tmp_path).exit_status == 143
 
 
+@pytest.mark.usefixtures("prompt")
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo one; echo two >&2; exit 1", ("one / two",)),
+        ("seq 9; echo ---; exit 1", ("8 / 9",)),
+        ("echo The following floating-point exceptions are signalling: X >&2; exit 1", ()),
+        ("echo a  b; rm stderr; exit 1", ("a b",)),
+        ("exit 1", ()),
+        ("echo done", ()),
+        ("yes 2>/dev/null | head -n 9999; exit 1", ("y / y",)),
+    ],
+)
+def test_a_rejection_has_the_programs_last_lines(
+    tmp_path: Path, script: str, words: tuple[str, ...]
+) -> None:
+    assert outcome_of(script, tmp_path).messages == words
+
+
 # ------------------------------------------------------------------- programs that can continue
 
 UNTIL_STOPPED = "until [ -e stop ]; do sleep 0.02; done; echo half > state"

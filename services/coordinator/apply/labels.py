@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from immutables import Map
+
 from dpstream.services.coordinator.apply.tasks import (
     current_task,
     issued_task,
@@ -26,7 +28,7 @@ from dpstream.services.coordinator.state import (
     timeless,
 )
 from dpstream.shared import messages as m
-from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected, stable_seed
+from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected, is_offered, stable_seed
 
 LONGEST_LABEL = 1e7
 """Seconds; a longer time of a label is an error of its worker and does not count."""
@@ -76,7 +78,8 @@ def labels_done(state: State, event: m.LabelsDone) -> State:
             state = _accept(_sampled(state, verdict), key, verdict.label)
         elif task.status != "cancelled":
             state = reject_frame(state, key)
-    return replace(state, labels=_counted(state.labels, verdicts.values()))
+    labels = _with_failures(state.labels, verdicts.values())
+    return replace(state, labels=_counted(labels, verdicts.values()))
 
 
 def _is_distrusted(state: State, verdict: Accepted) -> bool:
@@ -154,6 +157,32 @@ def _timed(labels: LabelState, times: Iterable[float]) -> LabelState:
         computed=labels.computed + len(possible),
         microseconds=labels.microseconds + sum(round(1e6 * seconds) for seconds in possible),
     )
+
+
+def _with_failures(labels: LabelState, verdicts: Collection[Accepted | Rejected]) -> LabelState:
+    """With the rejections among the verdicts, until a label is accepted."""
+    if labels.failures is None:
+        return labels
+    if any(isinstance(each, Accepted) for each in verdicts):
+        return replace(labels, failures=None)
+    failures = labels.failures
+    for each in verdicts:
+        if isinstance(each, Rejected) and _took_time(each):
+            known = failures.get(each.kind, ())
+            failures = failures.set(each.kind, tuple(sorted({*known, each.key})))
+    return replace(labels, failures=failures)
+
+
+def request_failed_again(state: State) -> State:
+    """If frames were rejected alike so often that the campaign paused: requests their labels again.
+    Frames of generators keep the verdict that was reported."""
+    failures = state.labels.failures or Map()
+    if not state.is_failing:
+        return state
+    for key in sorted(key for keys in failures.values() for key in keys):
+        if state.frame_status(key) == "rejected" and not is_offered(_frame(state, key).origin):
+            state = _with_status(state, key, "waiting")
+    return replace(state, labels=replace(state.labels, failures=Map()))
 
 
 def _took_time(verdict: Accepted | Rejected) -> bool:

@@ -15,7 +15,11 @@ from dpstream.services.coordinator.apply.exploration import (
     count_checks,
     judge_abandoned,
 )
-from dpstream.services.coordinator.apply.labels import reject_frame, with_check
+from dpstream.services.coordinator.apply.labels import (
+    reject_frame,
+    request_failed_again,
+    with_check,
+)
 from dpstream.services.coordinator.apply.plan import entered, offered
 from dpstream.services.coordinator.apply.tasks import live_task, settle
 from dpstream.services.coordinator.records import replace
@@ -138,9 +142,9 @@ def campaign_paused(state: State, event: m.CampaignPaused) -> State:
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
-    """Whoever resumes it has mended what workers lacked."""
-    after = _handled(state, event, paused=None)
-    return after if after is state else replace(after, declined=Map())
+    """Whoever resumes it has mended what workers lacked and why labels were rejected."""
+    resumed = _handled(state, event, paused=None)
+    return resumed if resumed is state else request_failed_again(replace(resumed, declined=Map()))
 
 
 def campaign_cancelled(state: State, event: m.CampaignCancelled) -> State:

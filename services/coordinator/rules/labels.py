@@ -84,6 +84,27 @@ def distrust(decisions: Decisions) -> None:
     )
 
 
+def pause_failing(decisions: Decisions) -> None:
+    """Pauses the campaign after so many frames were rejected alike, and none accepted, that the
+    recipe or the labelers must be the cause."""
+    event, state = decisions.event, decisions.state
+    assert isinstance(event, m.LabelsDone)
+    failures = state.labels.failures
+    if failures is None or not state.is_failing or state.paused is not None:
+        return
+    alike = {kind: len(keys) for kind, keys in failures.items()}
+    last = max(event.rejected, key=lambda each: (alike.get(each.kind, 0), each.key), default=None)
+    if last is None or state.finished is not None:
+        return
+    decisions.fact(
+        m.CampaignPaused,
+        event.id,
+        why=f"{alike.get(last.kind, 0)} frames were rejected alike and no label was accepted: "
+        f"{last.rule}: {last.detail}. If a labeler is the cause, mend it and resume: these frames "
+        "are labelled again. If labels.settings are, cancel and start a campaign with others",
+    )
+
+
 def label_waiting(decisions: Decisions) -> None:
     """Issues Label tasks for the frames that wait for one, in bundles."""
     state = decisions.state

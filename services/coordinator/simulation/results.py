@@ -293,7 +293,12 @@ class SimulatedResults(ABC):
         self, command: m.Label, number: int, frames: Sequence[FrameRef], last: bool
     ) -> m.Message:
         rejected = [
-            Rejected(key=frame.key, rule="not-converged", detail="no")
+            Rejected(
+                key=frame.key,
+                rule="not-converged",
+                detail="no",
+                seconds=self.label_seconds(frame.key),
+            )
             for frame in frames
             if self.rejects(frame.key)
         ]

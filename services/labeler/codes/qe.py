@@ -24,6 +24,7 @@ from dpstream.services.labeler.codes.parse import (
     NUMBER,
     are_whole_records,
     block,
+    first,
     numbers,
     read_text,
     rows,
@@ -57,6 +58,7 @@ EXCHANGE = "EXX: now go back to refine exchange calculation"
 """Begins another SCF of a hybrid functional, each of which prints an `ENERGY`."""
 HYBRID_ENERGY = rf"^!! +total energy += +({NUMBER}) Ry"
 """Printed once, after the last of them, if the exchange is self-consistent."""
+NOT_CONVERGED = r"^ *((?:EXX )?convergence NOT achieved.*?) *$"
 ACCURACY = rf"estimated scf accuracy +< +({NUMBER}) Ry"
 THRESHOLD = rf"convergence threshold += +({NUMBER})"
 FORCES, FORCES_END = r"Forces acting on atoms.*$", r"Total force|contrib\."
@@ -200,18 +202,18 @@ class Qe(CodeDefaults):
         """The density, unlike pw.x's own restart, does not depend on the number of processes."""
         text = (folder / INPUT).read_text()
         own = "".join(re.split(r"^ *startingpot *=.*\n", text, flags=re.MULTILINE))
-        first = "&ELECTRONS\n"
-        (folder / INPUT).write_text(own.replace(first, f"{first}  startingpot = 'file'\n", 1))
+        begin = "&ELECTRONS\n"
+        (folder / INPUT).write_text(own.replace(begin, f"{begin}  startingpot = 'file'\n", 1))
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
-        message = error_message(text)
+        message = error_message(text) or first(NOT_CONVERGED, text) or ""
         _, _, ended = text.partition(END_OF_SCF)
         return Outcome(
             exit_status=exit_status,
             end_marker="JOB DONE." in text,
             converged="convergence has been achieved" in text and is_accurate(text),
-            not_converged="convergence NOT achieved" in text,
+            not_converged=re.search(NOT_CONVERGED, text) is not None,
             energies=energies(ended),
             frames=max(1, len(re.findall(FORCES, text, re.MULTILINE))),
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
