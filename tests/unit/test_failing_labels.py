@@ -120,10 +120,11 @@ def test_a_run_on_this_machine_takes_it_up_before_it_looks_whether_it_is_paused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = CoordinatorHarness(FolderStore(tmp_path))
-    harness.submit(small())
-    pause = m.CampaignPaused(id="pause", campaign="small", time=2.0, why="rejected alike")
+    campaign = harness.submit(small())
+    pause = m.CampaignPaused(id="pause", campaign="world", time=2.0, why="rejected alike")
     harness.publish(pause)
     harness.step()
+    assert campaign.state.paused == "rejected alike"
     cluster = LocalCluster(tmp_path, {}, chosen("cpu"))
     run = cluster.coordinator.run
 
