@@ -1,16 +1,35 @@
-"""Checks the training input with DeePMD-kit's own checker before anything starts."""
+"""Checks the training input with DeePMD-kit's own checker before anything starts, and builds its
+models with DeePMD-kit's NumPy implementation, which needs neither TensorFlow nor PyTorch."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
+
+import numpy as np
 
 from dpstream.inputs.check_backend import check_backend, check_compressed
 from dpstream.services.trainer.input_words import check_words
-from dpstream.services.trainer.training_input import TrainingRun, build_input
+from dpstream.services.trainer.training_input import ALIASES, TrainingRun, build_input
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.errors import did_you_mean
+
+BY_TYPE = frozenset({"se_e2_a", "se_e2_r", "se_e3"})
+"""Descriptors with a number of neighbours for each element; they cut off those beyond it."""
+BUILT = frozenset({*BY_TYPE, "dpa1", "se_atten"})
+"""Descriptors that are built; larger ones take many seconds."""
+PROBE = 8
+"""Neighbours per element of the model that is built where DeePMD-kit counts them."""
+
+
+def deepmd_is_here() -> bool:
+    """Whether this machine can check training inputs; otherwise the trainers do."""
+    return find_spec("deepmd") is not None
 
 
 def check_training(spec: Spec) -> None:
@@ -35,12 +54,13 @@ def _check_with_deepmd(spec: Spec, members: Sequence[int]) -> None:
         document = build_input(spec.training, _run(spec, member))
         _check_reach(spec, document["model"])
         try:
-            normalize(document)
+            complete = normalize(document)
         except SpecError:
             raise
         except Exception as error:  # its checker raises several kinds, all with one-line messages
             raise SpecError(f"{_key(spec, member)}: {_plain(str(error))}") from error
         check_backend(spec.training.backend, document)
+        _check_model(complete["model"], f"{_key(spec, member)}.model", spec.type_map)
 
 
 def _check_words(spec: Spec, member: int) -> None:
@@ -83,3 +103,112 @@ def _plain(message: str) -> str:
     where = (match["where"] or "").replace("/", ".")
     what = match["what"].replace(" in strict mode", "")
     return f"{where}: {what}" if where else what
+
+
+# ------------------------------------------------------------------------------ models
+
+
+def _check_model(model: dict[str, Any], key: str, elements: Sequence[str]) -> None:
+    """Raises `SpecError` for a wrong name or number in a model that DeePMD-kit's checker accepts,
+    and for one that DeePMD-kit cannot build."""
+    from deepmd.common import VALID_ACTIVATION, VALID_PRECISION
+
+    known = {"activation_function": {*VALID_ACTIVATION, "custom_silu"}}
+    known["precision"] = set(VALID_PRECISION)
+    for where, name, value in _named(model, key):
+        if name in known and isinstance(value, str):
+            _check_name(f"{where}.{name}", value, known[name])
+    descriptors = [*_descriptors(model, key)]
+    for where, descriptor in descriptors:
+        _check_sel(where, descriptor, elements)
+    if all(_kind(each) in BUILT for _, each in descriptors) and "fitting_net" in model:
+        fault = _fault(json.dumps(_probe(model), sort_keys=True))
+        if fault:
+            raise SpecError(f"{key}: DeePMD-kit cannot build it: {fault}")
+
+
+def _named(section: Any, key: str) -> Iterator[tuple[str, str, Any]]:
+    """All keys of a section and of those in it, with where they stand."""
+    if isinstance(section, dict):
+        for name, value in section.items():
+            yield key, name, value
+            yield from _named(value, f"{key}.{name}")
+    elif isinstance(section, list):
+        for number, value in enumerate(section):
+            yield from _named(value, f"{key}.{number}")
+
+
+def _check_name(key: str, value: str, known: set[str]) -> None:
+    if value.lower().partition(":")[0] not in known:
+        hint = did_you_mean(value, known) or f"; known: {', '.join(sorted(known))}"
+        raise SpecError(f"{key}: {value!r} is not known to DeePMD-kit{hint}")
+
+
+def _descriptors(model: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The descriptors of a model, those in a hybrid one by one, with where they stand."""
+    descriptor = model.get("descriptor")
+    if not isinstance(descriptor, dict):
+        return
+    if descriptor.get("type") != "hybrid":
+        yield f"{key}.descriptor", descriptor
+        return
+    for number, each in enumerate(descriptor.get("list", [])):
+        yield f"{key}.descriptor.list.{number}", each
+
+
+def _kind(descriptor: dict[str, Any]) -> str:
+    kind = str(descriptor.get("type"))
+    return ALIASES.get(kind, kind)
+
+
+def _check_sel(key: str, descriptor: dict[str, Any], elements: Sequence[str]) -> None:
+    sel = descriptor.get("sel")
+    if _kind(descriptor) in BY_TYPE and isinstance(sel, list) and len(sel) != len(elements):
+        raise SpecError(
+            f"{key}.sel: {len(sel)} numbers {sel} for the {len(elements)} elements of type_map "
+            f"({', '.join(elements)}); give one for each, or auto"
+        )
+
+
+def counted_by_type(spec: Spec) -> Iterator[tuple[str, float, list[int]]]:
+    """Where a descriptor of the spec states how many neighbours of each element it takes, its
+    cutoff in Å, and these numbers."""
+    for member in [0, *sorted(set(spec.training.member_input) - {0})]:
+        model = build_input(spec.training, _run(spec, member))["model"]
+        for where, descriptor in _descriptors(model, f"{_key(spec, member)}.model"):
+            sel = descriptor.get("sel")
+            if _kind(descriptor) in BY_TYPE and isinstance(sel, list):
+                yield f"{where}.sel", float(descriptor.get("rcut", 6.0)), sel
+
+
+def _probe(model: dict[str, Any]) -> dict[str, Any]:
+    """The model with few neighbours where they are counted from the data, and without files."""
+    probe = json.loads(json.dumps(model))
+    probe.pop("use_srtab", None)
+    for _, descriptor in _descriptors(probe, ""):
+        if isinstance(descriptor.get("sel", "auto"), str):
+            by_type = _kind(descriptor) in BY_TYPE
+            descriptor["sel"] = [PROBE] * len(model["type_map"]) if by_type else PROBE
+    return dict(probe)
+
+
+@lru_cache(maxsize=64)
+def _fault(model: str) -> str:
+    """Why DeePMD-kit cannot build a model, given as JSON, or not evaluate it; empty if it can."""
+    from deepmd.dpmodel.model.model import get_model
+
+    section = json.loads(model)
+    kinds = np.arange(len(section["type_map"]))[None]
+    apart = np.arange(kinds.size)[:, None] * np.array([1.1, 0.3, 0.2])
+    parameters = {
+        name: np.zeros((1, *shape, int(number)))
+        for name, shape in (("fparam", ()), ("aparam", (kinds.size,)))
+        if (number := section["fitting_net"].get(f"numb_{name}", 0))
+    }
+    try:
+        get_model(section)(apart[None], kinds, box=None, **parameters)
+    except (NotImplementedError, ImportError):
+        return ""  # the backends support more than the NumPy implementation
+    except Exception as error:  # of any kind, for any reason
+        return _plain(f"{type(error).__name__}: {error}")[:200]
+    return ""

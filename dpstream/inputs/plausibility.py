@@ -16,6 +16,7 @@ from ase.build import bulk
 from ase.data import atomic_masses, atomic_numbers
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
+from dpstream.inputs.check_training import counted_by_type
 from dpstream.shared.atoms.frames import Frame, FrameLabel, to_ase
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels
 from dpstream.shared.spec.engines import AsGiven, Search
@@ -63,7 +64,7 @@ def findings(
     spec: Spec, systems: Systems, labelled: Sequence[tuple[Frame, FrameLabel]]
 ) -> list[Finding]:
     """All findings, each once. `spec`: with its stages expanded."""
-    found = [*_trust(spec, labelled)]
+    found = [*_trust(spec, labelled), *_neighbours(spec, systems, labelled)]
     barostats = {
         name
         for stage in spec.stages
@@ -76,6 +77,40 @@ def findings(
         if not isinstance(stage.engine, (AsGiven, Search)):
             found += [*_dynamics(f"stages.{number}", stage, systems)]
     return list(dict.fromkeys(found))
+
+
+# ------------------------------------------------------------------------------ neighbours
+
+
+def _neighbours(
+    spec: Spec, systems: Systems, labelled: Sequence[tuple[Frame, FrameLabel]]
+) -> Iterator[Finding]:
+    """Descriptors that take fewer neighbours than there are: the model then jumps where an atom
+    becomes one too many."""
+    given = {f"systems.{name}": frames for name, frames in systems.items()}
+    given["initial.data"] = [frame for frame, _ in labelled]
+    for key, cutoff, sel in counted_by_type(spec):
+        for source, frames in given.items():
+            most = _most_neighbours(frames[:LOOKED_AT], cutoff, spec.type_map)
+            for element, number, taken in zip(spec.type_map, most, sel, strict=True):
+                if number > taken:
+                    yield Finding(
+                        f"{key}: {taken} {element}, but an atom of {source} has {number} of them "
+                        f"within {cutoff:g} Å; give more, as they come closer in dynamics, or auto",
+                        absurd=True,
+                    )
+
+
+def _most_neighbours(frames: Sequence[Frame], cutoff: float, elements: Sequence[str]) -> list[int]:
+    """The largest number of neighbours of an atom, element by element."""
+    most = np.zeros(len(elements), dtype=int)
+    for frame in frames:
+        kinds = np.array([elements.index(symbol) for symbol in frame.species])
+        centers, others = neighbor_list("ij", to_ase(frame), cutoff)
+        counts = np.zeros((len(kinds), len(elements)), dtype=int)
+        np.add.at(counts, (centers, kinds[others]), 1)
+        most = np.maximum(most, counts.max(axis=0))
+    return [int(number) for number in most]
 
 
 # ------------------------------------------------------------------------------ dynamics
