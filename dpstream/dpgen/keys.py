@@ -102,7 +102,7 @@ EXPLORATION: tuple[Key, ...] = (
         "reference paths are not transferred with a PLUMED input; avoid PATHMSD",
         False,
     ),
-    refused("shuffle_poscar", "write the shuffled structures to files and list those", False),
+    mapped("shuffle_poscar", "systems.*.shuffle"),
     mapped("use_relative", "stages[].trust.relative, with epsilon"),
     mapped("epsilon", "stages[].trust.relative, eV/Å"),
     mapped("use_relative_v", "stages[].trust.relative_v, with epsilon_v"),

@@ -121,6 +121,8 @@ def _document(
     differences = template_differences(param, jobs)
     if not jobs:
         raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
+    if param.shuffle_poscar:
+        differences.append(SHUFFLED)
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
     document = {
         "name": name,
@@ -142,6 +144,7 @@ def _document(
 
 
 OWN = {key.name for key in PARAM}
+SHUFFLED = "shuffle_poscar: each structure is shuffled once; DP-GEN does it again in each job"
 ALWAYS = (
     "a frame that is failed by its force deviation and candidate by its virial deviation (or vice "
     "versa) counts as failed; DP-GEN counts it as candidate",
@@ -196,6 +199,7 @@ def _system(param: RunParam, patterns: list[str], places: Places) -> Json:
     return {
         "structures": paths,
         **({"periodic": False} if param.model_devi_nopbc else {}),
+        **({"shuffle": True} if param.shuffle_poscar else {}),
         **({} if plain else {"format": param.sys_format}),
     }
 

@@ -125,6 +125,7 @@ class RunParam(ParamSection):
     model_devi_f_trust_hi: PerSystem
     model_devi_v_trust_lo: PerSystem = 1e10
     model_devi_v_trust_hi: PerSystem = 1e10
+    shuffle_poscar: bool = False
     model_devi_adapt_trust_lo: bool = False
     model_devi_numb_candi_f: int = Field(default=10, ge=0)
     model_devi_perc_candi_f: float = Field(default=0.0, ge=0, le=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 from dpstream.inputs.reading.ase_files import read_ase, read_dpdata
 from dpstream.inputs.reading.patterns import find_files
 from dpstream.inputs.reading.sets import LEFT_HANDED
-from dpstream.shared.atoms.builders import slab, supercell
+from dpstream.shared.atoms.builders import shuffled, slab, supercell
 from dpstream.shared.atoms.frames import Canonical, Frame, canonical, from_ase, is_left_handed
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, System
+from dpstream.shared.values import stable_seed
 
 
 class SystemStructures:
@@ -46,6 +48,7 @@ class SystemStructures:
 
     def _structures(self, name: str) -> Iterator[tuple[str, Canonical]]:
         system, key, turned = self._spec.systems[name], f"systems.{name}.structures", []
+        number_of = count()
         paths = [p for pattern in system.structures for p in find_files(pattern, self._folder, key)]
         for path in dict.fromkeys(paths):
             for number, atoms in enumerate(self._frames_of(path, system, key)):
@@ -55,6 +58,7 @@ class SystemStructures:
                     built = _built_from(canonical(frame), system)
                 turned += [where] if is_left_handed(frame) else []
                 for each in built:
+                    each = _shuffled(each, self._spec, name, next(number_of))
                     yield f"{key}: {where}", replace(each, frame=_with_parameters(each, system))
         if turned:
             self.remarks.append(f"{key}: {len(turned)} with {LEFT_HANDED}: {turned[0]}")
@@ -67,6 +71,15 @@ class SystemStructures:
             if system.format is None:
                 return read_ase(path)
             return read_dpdata(path, system.format, self._spec.type_map, tell)
+
+
+def _shuffled(structure: Canonical, spec: Spec, system: str, number: int) -> Canonical:
+    """The structure with its atoms shuffled, if its system asks for it; `number`: its place among
+    the structures of the system."""
+    if not spec.systems[system].shuffle:
+        return structure
+    rng = np.random.default_rng(stable_seed(spec.seed, "shuffle", system, number))
+    return canonical(shuffled(structure.frame, rng))
 
 
 def _with_parameters(structure: Canonical, system: System) -> Frame:

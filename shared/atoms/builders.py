@@ -63,6 +63,12 @@ def scaled(frame: Frame, factor: float) -> Frame:
     return canonical(replace(frame, positions=centre + factor * (frame.positions - centre))).frame
 
 
+def shuffled(frame: Frame, rng: np.random.Generator) -> Frame:
+    """`frame` with the positions of its atoms permuted at random, so that the elements occupy the
+    same sites in another order."""
+    return canonical(replace(frame, positions=rng.permutation(frame.positions))).frame
+
+
 def supercell(frame: Frame, repeat: tuple[int, int, int]) -> Frame:
     """`frame` repeated along its cell vectors. Raises ValueError for a molecule."""
     return canonical(from_ase(_crystal(frame) * repeat)).frame

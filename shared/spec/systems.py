@@ -75,6 +75,10 @@ class System(Section):
     supercell: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         default=None, description="repeats along the cell vectors, also of slabs"
     )
+    shuffle: bool = Field(
+        default=False,
+        description="distribute the elements of each structure at random over its sites",
+    )
 
 
 class Perturb(Section):

@@ -320,6 +320,13 @@ def test_thresholds_and_bad_boxes() -> None:
     assert any(text.startswith("fp_skip_bad_box: length_ratio: not used") for text in said)
 
 
+def test_shuffled_structures() -> None:
+    found = converted(shuffle_poscar=True)
+    assert [system["shuffle"] for system in found.document["systems"].values()] == [True, True]
+    assert any("DP-GEN does it again in each job" in text for text in found.differences)
+    assert not spec().systems["sys-000"].shuffle
+
+
 def test_a_round_takes_as_many_labels_as_are_asked_for() -> None:
     found = converted(fp_task_max=2000)
     assert found.labels == found.document["selection"]["per_round"] * 2 == 4000

@@ -569,6 +569,27 @@ def test_copies_are_dealt_over_scales(tmp_path: Path) -> None:
     assert volumes == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_elements_of_an_alloy_are_distributed_over_its_sites(tmp_path: Path) -> None:
+    alloy = bulk("Cu", "fcc", a=3.6, cubic=True) * (2, 2, 1)
+    alloy.symbols[:4] = "Au"
+    ase.io.write(tmp_path / "a.extxyz", [alloy, alloy])
+
+    def gold(**system: Any) -> list[set[tuple[float, ...]]]:
+        """The sites of gold in each structure; the sites as a whole stay the same."""
+        systems = {"a": {"structures": ["a.extxyz"], **system}}
+        wanted = spec(["Au", "Cu"], systems=systems, labels={"force": True})
+        frames = gather(wanted, tmp_path).systems["a"]
+        sites = [np.round(frame.positions, 6).tolist() for frame in frames]
+        assert len({frozenset(map(tuple, each)) for each in sites}) == 1
+        return [set(map(tuple, each[:4])) for each in sites]
+
+    (given,), (first, second) = gold(), gold(shuffle=True)
+    assert len(first) == len(second) == 4
+    assert given != first
+    assert first != second
+    assert gold(shuffle=True) == [first, second], "reproducible"
+
+
 def test_slabs_and_supercells_of_a_structure(tmp_path: Path) -> None:
     bulk("Cu", cubic=True).write(tmp_path / "a.extxyz")
     slabs = {"miller": [[1, 0, 0], [1, 1, 1]], "layers": 2, "vacuum": [8, 12]}
