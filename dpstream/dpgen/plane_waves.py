@@ -12,6 +12,11 @@ from dpstream.shared.errors import SpecError
 
 
 def _vasp(given: FpParam) -> Json:
+    if given.values.get("use_ele_temp") and given.values.get("fp_nbands_esti_data") is not None:
+        raise SpecError(
+            "fp_nbands_esti_data: NBANDS is not estimated for each frame; remove it, and set NBANDS "
+            "in the INCAR to a number that suffices for the largest cell and temperature"
+        )
     source = given.first("fp_incar", "user_fp_params", "fp_params")
     incar: Any = given.file(source) if source == "fp_incar" else given.mapping(source)
     settings: Json = {"potentials": given.by_element("fp_pp_files")}
@@ -77,7 +82,10 @@ VASP = FpStyle(
         refused("fp_aniso_kspacing", "set a mesh in labels.settings.kpoints"),
         unused("cvasp", "a failed label is rejected with its reason; see labels.settings.retries"),
         BAD_BOX,
-        refused("fp_nbands_esti_data", "set NBANDS in the INCAR"),
+        unused(
+            "fp_nbands_esti_data",
+            "DP-GEN uses it with use_ele_temp only; there it is refused: set NBANDS in the INCAR",
+        ),
     ),
     params=(
         *(mapped(ours, f"labels.settings.incar.{theirs}") for ours, theirs in INCAR.items()),

@@ -513,6 +513,7 @@ def test_another_code_may_label_instead() -> None:
         ({"model_devi_jobs": job(ensemble="nvz")}, "model_devi_jobs.0.ensemble: 'nvz': must be"),
         ({"fp_style": "vsap"}, "fp_style: 'vsap': did you mean 'vasp'?"),
         ({"fp_style": "cpx"}, "fp_style: 'cpx': Car–Parrinello"),
+        ({"use_ele_temp": 1, "fp_nbands_esti_data": "x"}, "NBANDS is not estimated for each frame"),
         ({"fp_pp_files": ["POTCAR"]}, "fp_pp_files: 1 files for 2 elements"),
         ({"fp_incar": ...}, "fp_incar: missing; fp_style requires fp_incar or user_fp_params"),
         ({"mass_map": [1]}, "mass_map: 1 masses for 2 elements"),
