@@ -57,23 +57,27 @@ def _gaussian(given: FpParam) -> Json:
     if "basis_set" in params:
         settings["extra"] = params["basis_set"]
     spin = params.get("multiplicity", "auto")
-    own = {} if spin == "auto" else {"multiplicity": spin}
+    lowest = {"multiplicity": 0} if given.values.get("use_clusters") else {}
+    own = lowest if spin == "auto" else {"multiplicity": spin}
     return {"code": "gaussian", "settings": settings, "charge": params.get("charge", 0), **own}
 
 
-NO_CLUSTERS = "cutting clusters from cells is not supported; explore the clusters as molecules"
 CLUSTERS = (
-    refused("use_clusters", NO_CLUSTERS, False),
-    unused("cluster_cutoff", "belongs to use_clusters"),
-    unused("cluster_cutoff_hard", "belongs to use_clusters"),
-    unused("cluster_minify", "belongs to use_clusters"),
+    mapped("use_clusters", "selection.clusters, around the atom with the largest deviation"),
+    mapped("cluster_cutoff", "selection.clusters.radius, Å"),
+    refused("cluster_cutoff_hard", "molecules are not cut; remove it to label them whole"),
+    unused("cluster_minify", "molecules are not cut, and no hydrogen atoms are added"),
 )
 GAUSSIAN = FpStyle(
     keys=(*CLUSTERS, mapped("fp_params", "labels.settings"), ALIKE),
     alike=True,
     params=(
         mapped("keywords", "labels.settings.keywords"),
-        mapped("multiplicity", "labels.multiplicity; auto: 1, else systems.*.label.multiplicity"),
+        mapped(
+            "multiplicity",
+            "labels.multiplicity; auto: 1, with use_clusters the lowest possible; others: "
+            "systems.*.label.multiplicity",
+        ),
         unused("nproc", PARALLEL),
         mapped("charge", "labels.charge"),
         refused("fragment_guesses", "not supported; Gaussian makes the initial guess", False),

@@ -168,7 +168,7 @@ LABELING: tuple[Key, ...] = (
     mapped("fp_task_min", "selection.min_per_system"),
     mapped("fp_accurate_threshold", "selection.none_above"),
     mapped("fp_accurate_soft_threshold", "selection.fewer_above"),
-    refused("fp_cluster_vacuum", "clusters are not cut; remove it"),
+    refused("fp_cluster_vacuum", "frames are not judged by the vacuum around them; remove it"),
     unused("detailed_report_make_fp", "use `dpstream why FRAME`"),
     mapped("ratio_failed", "convergence.max_rejected; a round above it fails"),
 )

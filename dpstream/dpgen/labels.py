@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpstream.dpgen.fp_style import FpParam, FpStyle, Json
-from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
-from dpstream.dpgen.key_table import Key, KeyLine, account, ignored
+from dpstream.dpgen.fp_styles import CLUSTERS, ELSEWHERE, STYLES
+from dpstream.dpgen.key_table import Key, KeyLine, account, ignored, unused
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
 
@@ -49,7 +49,8 @@ def _with_others(name: str, style: FpStyle) -> list[Key]:
 
 def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
     """The labels section for `code` with its defaults, used instead of fp_style."""
-    table = [Key(key, "unused", f"--code {code} computes the labels") for key in STYLE_KEYS]
+    own = {key.name: key for key in CLUSTERS}
+    table = [own.get(key, unused(key, f"--code {code} computes the labels")) for key in STYLE_KEYS]
     return {"code": code}, account(keys, table)
 
 

@@ -247,6 +247,7 @@ def _selection(param: RunParam, jobs: Jobs, differences: list[str]) -> Json:
         "time_bins": 1,
         **_thresholds(param),
         **_adapted(param),
+        **_clusters(param, differences),
         **_bad_box(param, differences),
     }
 
@@ -280,6 +281,20 @@ def _adapted(param: RunParam) -> Json:
             "model_devi_perc_candi_f"
         )
     return ({"pool_size": count} if count else {}) | ({"pool_share": share} if share else {})
+
+
+def _clusters(param: RunParam, differences: list[str]) -> Json:
+    if not param.use_clusters:
+        return {}
+    if param.cluster_cutoff is None:
+        raise SpecError("cluster_cutoff: missing; use_clusters requires it")
+    differences.append(
+        "use_clusters: a chosen frame gives one cluster, around the atom with the largest "
+        "deviation, and a frame with a failed atom is failed; DP-GEN draws among candidate atoms"
+    )
+    if param.cluster_minify:
+        differences.append("cluster_minify: molecules are kept whole, so clusters may be larger")
+    return {"clusters": {"radius": param.cluster_cutoff}}
 
 
 def _bad_box(param: RunParam, differences: list[str]) -> Json:

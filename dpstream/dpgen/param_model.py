@@ -142,3 +142,6 @@ class RunParam(ParamSection):
     fp_accurate_soft_threshold: float | None = Field(default=None, ge=0, le=1)
     ratio_failed: float = Field(default=0.05, ge=0, le=1)
     fp_skip_bad_box: str | None = None
+    use_clusters: bool = False
+    cluster_cutoff: float | None = Field(default=None, gt=0)
+    cluster_minify: bool = False

@@ -14,8 +14,8 @@ from dpstream.shared.errors import SpecError
 def _vasp(given: FpParam) -> Json:
     if given.values.get("use_ele_temp") and given.values.get("fp_nbands_esti_data") is not None:
         raise SpecError(
-            "fp_nbands_esti_data: NBANDS is not estimated for each frame; remove it, and set NBANDS "
-            "in the INCAR to a number that suffices for the largest cell and temperature"
+            "fp_nbands_esti_data: NBANDS is not estimated for each frame; remove it, and set in "
+            "the INCAR an NBANDS that suffices for the largest cell and temperature"
         )
     source = given.first("fp_incar", "user_fp_params", "fp_params")
     incar: Any = given.file(source) if source == "fp_incar" else given.mapping(source)

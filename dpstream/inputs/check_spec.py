@@ -72,6 +72,24 @@ def _check_virial(
         raise SpecError(f"labels.settings.{reason}: no virial, but {use} needs it; change one")
 
 
+def check_clusters(spec: Spec) -> None:
+    """Check that the labeling code can compute clusters, and that nothing else of a campaign with
+    clusters is labelled. Raises `SpecError`."""
+    if spec.selection.clusters is None:
+        return
+    code = code_of(spec.labels)
+    if not code.molecular:
+        raise SpecError(
+            f"selection.clusters: labels.code {code.name} supports periodic cells only; choose "
+            f"another code ({_codes('molecular')})"
+        )
+    if spec.audit.per_round:
+        raise SpecError(
+            "selection.clusters: audit frames are labelled whole; set audit.per_round: 0, and "
+            "measure errors on held-out clusters (verification.data)"
+        )
+
+
 def _check_periodicity(frame: Frame, code: Code, where: str) -> None:
     if frame.cell is not None and not code.periodic:
         raise SpecError(

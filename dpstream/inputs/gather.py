@@ -18,6 +18,7 @@ from dpstream.inputs.check_atom_order import misnumbered
 from dpstream.inputs.check_loss import check_loss
 from dpstream.inputs.check_spec import (
     check_budget,
+    check_clusters,
     check_computable,
     check_held_out,
     check_stages,
@@ -106,7 +107,8 @@ def gather(
     labelled, test, reports = _labelled_sets(spec, folder)
     check_loss(spec, labelled, test)
     points = _points(spec, systems)
-    check_computable(spec, _to_label(systems, points), labelled + test)
+    check_clusters(spec)
+    check_computable(spec, _to_label(spec, systems, points), labelled + test)
     spec = check_stages(spec, systems, trusting)
     check_held_out(labelled, test)
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
@@ -150,10 +152,13 @@ def _check_number(gathered: Gathered) -> None:
 
 
 def _to_label(
-    systems: Mapping[str, list[Frame]], points: list[list[Frame]]
+    spec: Spec, systems: Mapping[str, list[Frame]], points: list[list[Frame]]
 ) -> dict[str, list[Frame]]:
-    """Frames that the labeling code must be able to compute, by spec key."""
-    starts = {f"systems.{name}": frames for name, frames in systems.items()}
+    """Frames that the labeling code must be able to compute, by spec key: not the structures from
+    which only clusters are labelled."""
+    labelled = (spec.initial.perturb, spec.initial.pick, spec.verification.reference_md)
+    whole = spec.selection.clusters is None or any(labelled)
+    starts = {f"systems.{name}": frames for name, frames in systems.items() if whole}
     return starts | {f"verification.properties.{n}": frames for n, frames in enumerate(points)}
 
 

@@ -236,9 +236,11 @@ def _batch_words(spec: Spec) -> str:
 
 
 def _selection_words(spec: Spec) -> str:
-    selection = spec.selection
+    selection, cut = spec.selection, ""
+    if selection.clusters is not None:
+        cut = f"clusters of {selection.clusters.radius:g} Å, "
     return (
-        f"{selection.policy}, at most {selection.per_round} labels per round and "
+        f"{cut}{selection.policy}, at most {selection.per_round} labels per round and "
         f"{selection.per_trajectory} per trajectory and version, {selection.min_separation:g} ps "
         f"apart; {spec.audit.per_round} audit labels per round, never trained on"
     )

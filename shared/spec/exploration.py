@@ -102,6 +102,21 @@ AnyTrust = Annotated[
 ]
 
 
+class Clusters(Section):
+    """Molecular clusters cut from periodic frames, which are labelled instead of the frames: the
+    whole molecules with an atom within `radius` of the atom with the largest deviation."""
+
+    radius: Positive = Field(description="Å; at most half the width of the cell")
+    per_frame: int = Field(
+        default=1,
+        ge=1,
+        description="clusters of a frame, around the atoms with the largest deviations",
+    )
+    separation: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Å between the centres of a frame's clusters"
+    )
+
+
 class Selection(Section):
     policy: Literal["random", "uniform", "max-deviation", "diverse"] = Field(
         default="random",
@@ -146,6 +161,9 @@ class Selection(Section):
     )
     select_every: int = Field(
         default=10, ge=1, description="streaming mode: candidates per selection"
+    )
+    clusters: Clusters | None = Field(
+        default=None, description="label clusters of molecules instead of whole periodic frames"
     )
     min_distance: dict[str, Positive] = Field(
         default={}, description="Å by pair, e.g. {C-H: 0.6}; default: 0.5 × sum of covalent radii"

@@ -327,6 +327,19 @@ def test_shuffled_structures() -> None:
     assert not spec().systems["sys-000"].shuffle
 
 
+def test_clusters_are_cut_around_the_worst_atom() -> None:
+    gaussian: dict[str, Any] = {"fp_style": "gaussian", "fp_params": {"keywords": "force pbe/sto"}}
+    clusters = {**gaussian, "use_clusters": True, "cluster_cutoff": 5.0, "cluster_minify": True}
+    found = converted(**clusters)
+    assert found.document["selection"]["clusters"] == {"radius": 5.0}
+    assert found.document["labels"]["multiplicity"] == 0
+    assert any("molecules are kept whole" in text for text in found.differences)
+    Spec.model_validate(found.document)
+    assert spec(**gaussian).selection.clusters is None
+    assert "cluster_cutoff: missing" in refusal(**gaussian, use_clusters=True)
+    assert "cluster_cutoff_hard: 7.0: molecules" in refusal(**clusters, cluster_cutoff_hard=7.0)
+
+
 def test_a_round_takes_as_many_labels_as_are_asked_for() -> None:
     found = converted(fp_task_max=2000)
     assert found.labels == found.document["selection"]["per_round"] * 2 == 4000
@@ -690,7 +703,7 @@ REAL: dict[str, str | None] = {
     "examples/run/dp-lammps-enhance_sampling/param.json": None,
     "examples/run/dp2.x-lammps-ABACUS-pw/methane/param.json": None,
     "examples/run/dp2.x-lammps-cp2k/methane/param-ch4.json": None,
-    "examples/run/dp2.x-lammps-gaussian/param_C4H16N4_deepmd-kit-2.0.1.json": "use_clusters: True",
+    "examples/run/dp2.x-lammps-gaussian/param_C4H16N4_deepmd-kit-2.0.1.json": None,
     "examples/run/dp2.x-lammps-pwscf/Al/param_al_all_gpu-deepmd-kit-2.x.json": None,
     "examples/run/dp2.x-lammps-vasp/Al/param_al_all_gpu-deepmd-kit-2.x.json": None,
     "examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json": None,

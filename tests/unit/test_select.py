@@ -132,6 +132,41 @@ def test_chosen_frames_are_where_the_event_says_one_batch_per_composition(place)
     assert event.refused == {}
 
 
+def water_box(width=9.0):
+    """27 water molecules 3 Å apart; the last molecule has the largest coordinates."""
+    water = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
+    sites = 3.0 * np.array([[i, j, k] for i in range(3) for j in range(3) for k in range(3)])
+    positions = np.vstack([site + water for site in sites])
+    return canonical(Frame(("O", "H", "H") * 27, positions, width * np.eye(3))).frame
+
+
+@pytest.mark.parametrize(("per_frame", "labels", "count"), [(1, 10, 2), (3, 10, 6), (3, 4, 4)])
+def test_clusters_around_the_worst_atoms_are_labelled_instead(tmp_path, per_frame, labels, count):
+    clusters = {"radius": 3.2, "per_frame": per_frame, "separation": 1.0}
+    place = Workplace(tmp_path, selection={"clusters": clusters}, type_map=["C", "H", "O"])
+    frames = [water_box(), water_box(9.2)]
+    items = [place.item(f"t{n}", [frame]) for n, frame in enumerate(frames)]
+    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=labels)
+    assert len(event.labels) == count
+    for chosen in event.labels:
+        cut = place.frame_of(event, chosen)
+        assert frame_key(cut) == chosen.key
+        assert cut.cell is None
+        assert cut.species.count("H") == 2 * cut.species.count("O") > 6, "molecules are whole"
+        assert "; cluster of" in chosen.reason
+    assert len({chosen.key for chosen in event.labels}) == count
+
+
+def test_a_frame_without_a_cluster_is_refused(tmp_path):
+    place = Workplace(tmp_path, selection={"clusters": {"radius": 4.9}}, type_map=["H", "O"])
+    items = (place.item("t", [water_box()]),)
+    event = place.select(Pool(candidates=items), Descriptors())
+    assert event.labels == ()
+    assert event.refused == {"no cluster can be cut": 1}
+    reasons = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri))
+    assert "9 Å wide, less than twice the radius" in str(reasons)
+
+
 def test_garbage_is_refused_and_counted(place):
     close = place.frame()
     close.positions[1] = close.positions[0] + [0.3, 0, 0]

@@ -6,6 +6,7 @@ Loads the pool's frames, applies the geometry filters, chooses (`selection.choos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,8 +25,14 @@ from dpstream.services.explorer.selection.choose import (
     Used,
     choose,
 )
+from dpstream.services.explorer.selection.clusters import centres, cluster
 from dpstream.services.explorer.selection.diversity import Environments
-from dpstream.services.explorer.selection.geometry import GeometryLimits, limits_for, refusal
+from dpstream.services.explorer.selection.geometry import (
+    GeometryLimits,
+    Refusal,
+    limits_for,
+    refusal,
+)
 from dpstream.shared.atoms.frames import Batch, Floats, Frame, frame_key
 from dpstream.shared.messages import CandidatesSelected, Select
 from dpstream.shared.runtime.context import Context
@@ -34,6 +41,7 @@ from dpstream.shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, s
 
 FRAMES_PER_EVENT = 75
 """Frames per event, such that it fits in a message even with the longest names."""
+NO_CLUSTER = "no cluster can be cut"
 MAX_REASONS = 2000
 """Maximum refused frames whose individual reasons are stored: about 200 KB."""
 DIGITS = 6
@@ -88,6 +96,8 @@ def select(resources: DescriptorSource, command: Select, context: Context) -> Ca
         loaded.used,
     )
     audits = _audits(spec, command, loaded, limits, labels, refusals)
+    if spec.selection.clusters is not None:
+        loaded, labels = _cut(resources, command, context, loaded, labels, refusals)
     refusals.counts.update(labels.refused)
     refusals.by_key |= labels.reasons
     *chunks, rest = _chunks(labels.picks, audits.picks)
@@ -205,6 +215,40 @@ def _audits(
     counted = {f"audit: {why}": n for why, n in drawn.refused.items() if why != OVER}
     refusals.counts.update(counted)
     return drawn
+
+
+def _cut(
+    resources: DescriptorSource,
+    command: Select,
+    context: Context,
+    loaded: LoadedPool,
+    labels: Selected,
+    refusals: Refusals,
+) -> tuple[LoadedPool, Selected]:
+    """Clusters in place of the frames of `labels`, and the pool with them: at most as many as the
+    command and its limits per system allow."""
+    spec = context.spec()
+    rules, limits = spec.selection.clusters, _rules(spec, command, failed_instead=False)
+    assert rules is not None
+    described = _described(resources, command, context, loaded, labels.picks)
+    batches, picks, systems = list(loaded.batches), dict[str, Candidate](), Counter[str]()
+    for pick, deviation in zip(labels.picks, described.deviations, strict=True):
+        frame, system = loaded.frame(pick), pick.condition.system
+        most = min(
+            rules.per_frame, command.labels - len(picks), limits.cap(system) - systems[system]
+        )
+        for atom in centres(frame, deviation, described.low, rules.separation, int(most)):
+            try:
+                own = cluster(frame, atom, rules.radius)
+            except ValueError as error:
+                refusals.add(pick, Refusal(NO_CLUSTER, str(error)))
+                break
+            systems[system] += 1
+            batches.append(Batch.of([own]))
+            why = f"{pick.reason}; cluster of {len(own.species)} atoms around its atom {atom + 1}"
+            place = replace(pick, key=frame_key(own), item=len(batches) - 1, row=0, reason=why)
+            picks.setdefault(place.key, place)
+    return replace(loaded, batches=batches), replace(labels, picks=tuple(picks.values()))
 
 
 def _described(
