@@ -33,11 +33,8 @@ PURPOSE = re.compile(
     )
 )
 """Refusals of what dpstream does not do on purpose."""
-INVALID = re.compile(
-    r"fp_pp_files: \d+ files for|default_training_param.\w+: the format of DeePMD-kit 0.x|"
-    r".*: unknown key; did you mean"
-)
-"""Refusals of what DP-GEN 0.14 or its DeePMD-kit cannot run, either."""
+INVALID = re.compile(r"fp_pp_files: \d+ files for|.*: unknown key; did you mean")
+"""Refusals of what DP-GEN 0.14 cannot run, either."""
 VALUE = re.compile(r"^([\w.\[\]\"]+: )('[^']*'|\{.*?…|\[[^\]]*\]?…?|True)(?=: )")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,8 +53,8 @@ DEAD = {"coord_norm", "type_fitting_net", "numb_test", "load_ckpt"}
 """Keys of older DeePMD-kit versions that have no effect."""
 SEEDS = ("seed", "sedd")
 """Seeds, also as misspelt in several of DP-GEN's examples; dpstream sets its own."""
-FLAT = ("stop_batch", "numb_steps")
-"""Keys at the top of inputs of DeePMD-kit 0.x, which have no sections."""
+FLAT = "stop_batch"
+"""A key at the top of inputs of DeePMD-kit 0.x, which have no sections."""
 MOVED = ("set_prefix", "systems", "batch_size", *STEPS)
 """Keys of `training` that are converted elsewhere, and those of DeePMD-kit 1.x."""
 BACKENDS = ("tensorflow", "pytorch", "jax")
@@ -74,7 +75,8 @@ def read_training(
         raise SpecError(
             f"train_backend: {param.train_backend!r}: must be one of {', '.join(BACKENDS)}"
         )
-    inputs = [merge(given, _shared(param)) for given in map(copy.deepcopy, _inputs(param))]
+    written = [_sectioned(given, differences) for given in _inputs(param)]
+    inputs = [merge(given, _shared(param)) for given in map(copy.deepcopy, written)]
     given = _repulsion(param, inputs, place) | _init(param, place, matching, differences)
     steps = _steps(inputs)
     batch = _batch_size(param, inputs, differences)
@@ -108,6 +110,25 @@ def _inputs(param: RunParam) -> list[Json]:
             "for each"
         )
     return list(given)
+
+
+def _sectioned(given: Json, differences: list[str]) -> Json:
+    """`given`, or its form with sections if it is an input of DeePMD-kit 0.x."""
+    if FLAT not in given:
+        return given
+    try:
+        from deepmd.utils.compat import convert_input_v0_v1  # deferred: not needed to submit
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the keys that it converts
+            converted: Json = convert_input_v0_v1(dict(given), warning=False)
+    except (ImportError, KeyError, AssertionError) as error:
+        raise SpecError(
+            f"default_training_param.{FLAT}: the format of DeePMD-kit 0.x, which cannot be "
+            f"converted here ({error}); write the sections model, learning_rate, loss and training"
+        ) from error
+    differences.append("default_training_param: converted from the format of DeePMD-kit 0.x")
+    return converted
 
 
 def _shared(param: RunParam) -> Json:
@@ -179,12 +200,6 @@ TABLE_KEYS = {"sw_rmin": "inner", "sw_rmax": "outer", "smin_alpha": "smin_alpha"
 def _steps(inputs: Sequence[Json]) -> int:
     values = [_section(given, "training").get(key) for given in inputs for key in STEPS]
     steps = {value for value in values if value is not None}
-    for key in FLAT:
-        if any(key in given for given in inputs):
-            raise SpecError(
-                f"default_training_param.{key}: the format of DeePMD-kit 0.x; write the sections "
-                "model, learning_rate, loss and training of DeePMD-kit 2 or 3"
-            )
     if len(steps) != 1 or not all(isinstance(n, int) and n > 0 for n in steps):
         what = "missing" if not steps else f"{sorted(map(str, steps))}: must be one integer"
         raise SpecError(f"default_training_param.training.numb_steps: {what}")

@@ -159,6 +159,27 @@ def test_deepmd_kits_defaults_are_what_it_says() -> None:
     assert DEEPMD["learning_rate"].items() <= own["learning_rate"].items()
 
 
+def test_inputs_of_deepmd_kit_0_have_no_sections() -> None:
+    flat = {"use_smooth": True, "sel_a": [16, 4], "rcut": 5, "rcut_smth": 0.5, "stop_batch": 400}
+    flat |= {"filter_neuron": [10, 20], "filter_resnet_dt": False, "n_axis_neuron": 12}
+    flat |= {"n_neuron": [30, 30], "resnet_dt": True, "start_lr": 0.002, "decay_steps": 200}
+    flat |= {"decay_rate": 0.95, "numb_test": 4, "batch_size": 1, "systems": [], "seed": 0}
+    flat |= {"start_pref_e": 0.02, "limit_pref_e": 2, "type_fitting_net": False}
+    flat |= {"disp_file": "lcurve.out", "disp_freq": 100, "save_freq": 100, "save_ckpt": "x"}
+    flat |= {"disp_training": True, "time_training": True}
+    found = converted(default_training_param=flat)
+    of = Spec.model_validate(found.document)
+    check_training(of)
+    assert of.training.min_steps == of.training.max_steps == 400
+    model = of.training.input["model"]
+    assert model["descriptor"]["sel"] == [16, 4]
+    assert model["descriptor"]["neuron"] == [10, 20]
+    assert model["fitting_net"]["neuron"] == [30, 30]
+    assert of.training.input["learning_rate"]["start_lr"] == 0.002
+    assert of.training.input["loss"]["limit_pref_e"] == 2
+    assert any("converted from the format of DeePMD-kit 0.x" in t for t in found.differences)
+
+
 def test_warm_starts_are_those_of_training_reuse() -> None:
     training = spec(
         training_reuse_iter=1,
@@ -514,7 +535,10 @@ def test_another_code_may_label_instead() -> None:
         ({"model_devi_engine": "lmp"}, "model_devi_engine: 'lmp': must be lammps"),
         ({"fp_style": "amber/diff", "high_level": "x"}, "(DPRc) are not supported; continue with"),
         ({"fp_style": "abacus", "fp_dpks_descriptor": "jle.orb"}, "labels of DeePKS are not"),
-        ({"default_training_param": {"stop_batch": 9}}, "stop_batch: the format of DeePMD-kit 0.x"),
+        (
+            {"default_training_param": {"stop_batch": 9}},
+            "0.x, which cannot be converted here ('use_",
+        ),
         ({"use_ele_temp": 3}, "use_ele_temp: 3: "),
         ({"model_devi_jobs": job(temps=[[50, 5e3]])}, "model_devi_jobs.0.temps: [(50.0, 5000.0)]"),
         ({"training_iter0_model_path": ["x"], "training_init_model": True}, "'x': no such file"),
