@@ -46,6 +46,7 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
 from dpstream.shared.values import DEADLETTER_PREFIX, SIGNERS, FrameRef, Ref, campaign_uri
+from tests.support.amendments import announced
 from tests.support.campaign_simulator import submission
 from tests.support.certificate_authority import Authority
 from tests.support.coordinator import small
@@ -163,12 +164,13 @@ def test_under_its_own_topics_a_role_says_nothing_else(
     the coordinator takes in those that are what their topic says."""
     kinds = [*m.COMMANDS, *m.EVENTS]
     topics = [f"{of}.{kind}" for kind in ROLES[user].publishes for of in (NAME, NO_CAMPAIGN)]
-    messages = [example(kind) for kind in kinds]
+    store = FolderStore(tmp_path)
+    amended = announced(store, example(m.CampaignAmended))
+    messages = [amended if kind is m.CampaignAmended else example(kind) for kind in kinds]
     others = [example(kind) for kind in kinds if not issubclass(kind, m.ProcessStarted)]
     messages += [each.model_copy(update={"campaign": "another"}) for each in others]
     sent = [(topic, message) for topic in topics for message in messages]
     bus_of(user).publish([Outgoing(encode(each), topic=topic) for topic, each in sent])
-    store = FolderStore(tmp_path)
     claim = example(m.TaskClaimed)
     store.create(claim_uri(claim.campaign, claim.task, claim.attempt), encode(claim))
     inbox = Inbox(store, time.time, ParkedEvents(store), users=True)
